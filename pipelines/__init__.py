@@ -1,0 +1,5 @@
+"""Turns a dataset into batches on the device: manifest, sampling plan, decoding, augmentation."""
+
+
+class DataError(Exception):
+    """Something about the data that its owner can mend; the message says what, where and how."""

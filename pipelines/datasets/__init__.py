@@ -1,0 +1,1 @@
+"""One reader per published annotation format, each turning it into manifest rows."""

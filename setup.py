@@ -1,0 +1,38 @@
+"""Packaging: `pip install -e .` makes launch, trainer, pipelines and models importable.
+
+Every dependency stands with the reason it is here. Exact versions are pinned in requirements.lock,
+which `make install` installs from; the bounds below say only what is known to be needed.
+"""
+
+from setuptools import setup
+
+setup(
+    name="uniformerv2-trainer",
+    version="0.1.0",
+    description="Train UniFormerV2 video models with DALI, DeepSpeed and MLflow",
+    python_requires=">=3.11",
+    packages=["launch", "trainer", "pipelines", "pipelines.datasets", "models"],
+    install_requires=[
+        "torch>=2.9",  # tensors, autograd, scaled-dot-product attention
+        "deepspeed>=0.19.8",  # ZeRO partitioning, mixed precision, the multi-process launcher
+        "nvidia-dali-cuda120>=2.4",  # decoding and augmentation, on the GPU where there is one
+        "open_clip_torch>=3.2",  # the published CLIP image weights that a backbone starts from
+        "numpy>=2.0",  # the sampling plan: every random number of a run
+        "pyyaml>=6.0",  # recipes
+        "pydantic>=2.10",  # recipe validation with messages that name the field
+        "mlflow>=3.17",  # experiment tracking
+        "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
+        "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read
+        "rich>=13.9",  # progress and tables in the terminal
+        "safetensors>=0.5",  # weights that travel: no pickle
+        "matplotlib>=3.9",  # the confusion matrix as a picture
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8.3",  # test runner
+            "ruff>=0.9",  # formatting and lint
+            "mypy>=1.14",  # type checks
+            "types-PyYAML>=6.0",  # type stubs for yaml
+        ],
+    },
+)
