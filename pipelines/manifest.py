@@ -1,0 +1,309 @@
+"""The dataset on disk: one memory-mapped Arrow IPC file, one row per video.
+
+Opening reads the footer and the first page only, whatever the number of rows: record batches are mapped when
+a row in them is asked for, and the operating system shares their pages between all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import DataError
+
+FORMAT_VERSION = 1
+
+# Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
+ROWS_PER_BATCH = 65_536
+
+_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "path": pa.string(),
+            "offset": pa.int64(),
+            "length": pa.int64(),
+            "label": pa.int32(),
+            "frames": pa.int32(),
+            "fps": pa.float32(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "codec": pa.string(),
+        }.items()
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One video: where its bytes are, what it shows, what its frames are like."""
+
+    path: str
+    """The file; a relative path is relative to the manifest's folder."""
+    offset: int
+    """First byte of the video inside the file."""
+    length: int
+    """Number of bytes; with offset 0, a length of 0 means the whole file."""
+    label: int
+    """Index into the manifest's class names."""
+    frames: int
+    """Number of video frames, counted, not taken from the container's header."""
+    fps: float
+    """Average frames per second, in single precision once stored."""
+    width: int
+    """Pixels, as coded: rotation metadata is not applied."""
+    height: int
+    """Pixels, as coded: rotation metadata is not applied."""
+    codec: str
+    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
+
+
+class _Batch(NamedTuple):
+    """The columns of one record batch as views of the mapped file: numbers in NumPy, strings in Arrow."""
+
+    path: Any
+    offset: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    frames: np.ndarray
+    fps: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    codec: Any
+
+
+class Manifest:
+    """A dataset that is open for reading; made by `Manifest.open` or `write_manifest`.
+
+    Pickles as its path and fingerprint, so handing it to a worker process costs nothing; the worker maps the
+    same file again and refuses it if it was replaced meanwhile.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        reader: pa.RecordBatchFileReader,
+        rows: int,
+        rows_per_batch: int,
+        fingerprint: str,
+        class_names: tuple[str, ...],
+    ) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.class_names = class_names
+        self._reader = reader
+        self._rows = rows
+        self._rows_per_batch = rows_per_batch
+        self._batches: dict[int, _Batch] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Manifest:
+        """Map the manifest at `path`; time and memory do not depend on its length.
+
+        Raises:
+            DataError: there is no such file, it is no manifest, or a newer program wrote it.
+        """
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise DataError(
+                f"no manifest at {path}. Make one with `python launch/prepare.py`, "
+                f"for example `python launch/prepare.py folder VIDEOS --out {path}`."
+            )
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"{path} is not a manifest, or was cut short: {error}. Make it again with "
+                "`python launch/prepare.py`."
+            ) from error
+        metadata = {key.decode(): value for key, value in (reader.schema.metadata or {}).items()}
+        if "manifest_version" not in metadata:
+            raise DataError(f"{path} is an Arrow file, but not a manifest: it has no manifest version.")
+        version = int(metadata["manifest_version"])
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"{path} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
+                "Update the program, or make the manifest again with `python launch/prepare.py`."
+            )
+        if not reader.schema.equals(_SCHEMA):
+            raise DataError(f"{path} does not have the columns of a manifest, but {reader.schema.names}.")
+        return cls(
+            path,
+            reader,
+            rows=int(metadata["rows"]),
+            rows_per_batch=int(metadata["rows_per_batch"]),
+            fingerprint=metadata["fingerprint"].decode(),
+            class_names=tuple(json.loads(metadata["class_names"])),
+        )
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def row(self, index: int) -> Row:
+        """The row at `index`, 0 <= index < len(self).
+
+        Raises:
+            IndexError: there is no such row; negative indices are not counted from the end.
+        """
+        if not 0 <= index < self._rows:
+            raise IndexError(f"row {index} of {self.path}, which has {self._rows} rows")
+        number, inside = divmod(int(index), self._rows_per_batch)
+        batch = self._batches.get(number)
+        if batch is None:
+            batch = self._batches[number] = self._map_batch(number)
+        return Row(
+            path=batch.path[inside].as_py(),
+            offset=int(batch.offset[inside]),
+            length=int(batch.length[inside]),
+            label=int(batch.label[inside]),
+            frames=int(batch.frames[inside]),
+            fps=float(batch.fps[inside]),
+            width=int(batch.width[inside]),
+            height=int(batch.height[inside]),
+            codec=batch.codec[inside].as_py(),
+        )
+
+    def absolute_path(self, row: Row) -> Path:
+        """Where the row's file is, resolved against the manifest's folder."""
+        return self.path.parent / row.path
+
+    def verify(self) -> None:
+        """Read everything once and compare it with the fingerprint.
+
+        Raises:
+            DataError: the content is not what was written.
+        """
+        digest = _Fingerprint()
+        for number in range(self._reader.num_record_batches):
+            digest.update(self._reader.get_batch(number))
+        found = digest.hexdigest(self.class_names)
+        if found != self.fingerprint:
+            raise DataError(
+                f"{self.path} is damaged: its content has fingerprint {found[:12]}, its header says "
+                f"{self.fingerprint[:12]}. Make it again with `python launch/prepare.py`."
+            )
+
+    def _map_batch(self, number: int) -> _Batch:
+        columns = self._reader.get_batch(number).columns
+        return _Batch(*(c if pa.types.is_string(c.type) else c.to_numpy() for c in columns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.fingerprint)
+
+
+def write_manifest(path: str | Path, rows: Iterable[Row], class_names: Sequence[str]) -> Manifest:
+    """Write `rows` in their order and open the result.
+
+    Memory is bounded by one record batch. The file appears under its name only when it is complete; a
+    manifest that was there before stays untouched until then.
+
+    Raises:
+        DataError: a class name is given twice, or a label is not an index of `class_names`.
+    """
+    path = Path(path).absolute()
+    names = tuple(class_names)
+    if len(set(names)) != len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"class names must differ; given more than once: {', '.join(repeated)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
+        # The fingerprint stands in the schema, at the head of the file, and is known only after the last row:
+        # the batches are written once to be hashed, and once behind their final header.
+        digest = _Fingerprint()
+        with pa.ipc.new_file(str(body), _SCHEMA) as writer:
+            for batch in _record_batches(rows, names):
+                digest.update(batch)
+                writer.write_batch(batch)
+        schema = _SCHEMA.with_metadata(
+            {
+                "manifest_version": str(FORMAT_VERSION),
+                "fingerprint": digest.hexdigest(names),
+                "class_names": json.dumps(names, ensure_ascii=False),
+                "rows": str(digest.rows),
+                "rows_per_batch": str(ROWS_PER_BATCH),
+            }
+        )
+        with pa.memory_map(str(body)) as source, whole.open("wb") as sink:
+            reader = pa.ipc.open_file(source)
+            with pa.ipc.new_file(sink, schema) as writer:
+                for number in range(reader.num_record_batches):
+                    writer.write_batch(reader.get_batch(number).replace_schema_metadata(schema.metadata))
+            sink.flush()
+            os.fsync(sink.fileno())
+        whole.replace(path)
+    return Manifest.open(path)
+
+
+class _Fingerprint:
+    """SHA-256 of a table's content, the same however the table is cut into batches.
+
+    Every column has a hash of its own that batches are fed to one after another; strings have two, of their
+    lengths and of their bytes, so that moving a character to the next row is seen.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in _SCHEMA.names}
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            fixed, variable = self._columns[name]
+            if pa.types.is_string(column.type):
+                _, offsets, data = column.buffers()
+                ends = np.frombuffer(offsets, "<i4")[column.offset : column.offset + len(column) + 1]
+                fixed.update(np.diff(ends).tobytes())
+                if data is not None:
+                    variable.update(memoryview(data)[ends[0] : ends[-1]])
+            else:
+                fixed.update(column.to_numpy().tobytes())
+
+    def hexdigest(self, class_names: Sequence[str]) -> str:
+        columns = {name: [part.hexdigest() for part in parts] for name, parts in self._columns.items()}
+        content = {"rows": self.rows, "columns": columns, "class_names": list(class_names)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _record_batches(rows: Iterable[Row], class_names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, ROWS_PER_BATCH)):
+        for row in chunk:
+            if not 0 <= row.label < len(class_names):
+                raise DataError(
+                    f"{row.path} has label {row.label}, but there are {len(class_names)} classes: "
+                    f"labels go from 0 to {len(class_names) - 1}"
+                )
+        yield pa.record_batch(
+            [
+                pa.array([getattr(row, field.name) for row in chunk], type=field.type, from_pandas=False)
+                for field in _SCHEMA
+            ],
+            schema=_SCHEMA,
+        )
+
+
+@contextmanager
+def _temporary(path: Path, part: str) -> Iterator[Path]:
+    """A name beside `path`, of this process alone, whose file is gone afterwards unless it was renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{part}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reopen(path: Path, fingerprint: str) -> Manifest:
+    manifest = Manifest.open(path)
+    if manifest.fingerprint != fingerprint:
+        raise DataError(f"{path} was replaced by another manifest while a run was using it")
+    return manifest
