@@ -35,7 +35,8 @@ def split_batch(
         repeated = f" x {repeats} repeats" if repeats > 1 else ""
         raise RecipeError(
             f"optimisation.global_batch {global_batch} cannot be divided evenly over {world_size} "
-            f"ranks{repeated}; possible near by: {_either(worlds)} ranks, or a global batch of {_either(batches)}"
+            f"ranks{repeated}; possible near by: {_either(worlds)} ranks, "
+            f"or a global batch of {_either(batches)}"
         )
     share = videos // world_size
     limit = share if micro_batch_limit is None else micro_batch_limit // repeats

@@ -36,11 +36,12 @@ class Model(Section):
     """What turns a clip into logits."""
 
     preset: Literal["tiny", "b16", "l14", "l14_336"] = Field(
-       default= description="Size of the backbone: a small one for tests, ViT-B/16, ViT-L/14, or "
-"ViT-L/14 at 336 pixels."
+        description="Size of the backbone: a small one for tests, ViT-B/16, ViT-L/14, or "
+        "ViT-L/14 at 336 pixels."
     )
     form: Literal["scene", "temporal"] = Field(
-       default= description="`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local temporal "
+        description="`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local "
+        "temporal "
         "blocks and temporal downsampling (Something-Something)."
     )
     frames: Positive = Field(description="Frames in a clip, sampled sparsely over the whole video.")
@@ -52,9 +53,9 @@ class Model(Section):
         description="Safetensors file of CLIP image weights to start from; null starts from random weights.",
     )
     overrides: dict[str, JsonValue] = Field(
-       default= default_factory=dict,
+        default_factory=dict,
         description="Fields of the model configuration to set beside the preset's, checked "
-"by `models.create_model`.",
+        "by `models.create_model`.",
     )
 
 
@@ -63,7 +64,9 @@ class Embedded(Section):
 
     train_clips: Positive = Field(description="Clips to render for training.")
     val_clips: Positive = Field(description="Clips to render for validation.")
-    seed: int = Field(default=0, ge=0, description="Seed of the rendering; the same seed renders the same clips.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the rendering; the same seed renders the same clips."
+    )
     size: Annotated[int, Field(ge=16)] | None = Field(
         default=None, description="Side of a rendered frame in pixels; null leaves it to the renderer."
     )
@@ -77,10 +80,13 @@ class Data(Section):
     embedded: Embedded | None = Field(
         default=None,
         description="Render the embedded motion data set where the two manifests are missing; "
-"null never does.",
+        "null never does.",
     )
     bad_share: float = Field(
-        default=0.01, ge=0, le=1, description="Stop when more than this share of the clips seen could not be read."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Stop when more than this share of the clips seen could not be read.",
     )
     workers: Positive | Literal["auto"] = Field(
         default="auto",
@@ -114,13 +120,20 @@ class Augmentation(Section):
         description="Smallest and largest area of the random crop, as a share of the frame's area.",
     )
     crop_ratio: Range = Field(
-        default=(0.75, 1.3333), description="Smallest and largest aspect ratio (width / height) of the random crop."
+        default=(0.75, 1.3333),
+        description="Smallest and largest aspect ratio (width / height) of the random crop.",
     )
     flip: float = Field(
-        default=0.5, ge=0, le=1, description="Probability of a horizontal flip; 0 where left and right are labels."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Probability of a horizontal flip; 0 where left and right are labels.",
     )
     color_jitter: float = Field(
-        default=0.0, ge=0, le=1, description="Strength of random brightness, contrast and saturation; 0 is none."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Strength of random brightness, contrast and saturation; 0 is none.",
     )
     rand_augment: str | None = Field(
         default=None,
@@ -129,11 +142,15 @@ class Augmentation(Section):
         "per clip, spread of the magnitude, operations that grow with it; null is none.",
     )
     mean: PerChannel = Field(
-        default=(0.45, 0.45, 0.45), description="Subtracted from the red, green and blue of a pixel scaled to 0..1."
+        default=(0.45, 0.45, 0.45),
+        description="Subtracted from the red, green and blue of a pixel scaled to 0..1.",
     )
     std: tuple[
         Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-    ] = Field(default=(0.225, 0.225, 0.225), description="Divides red, green and blue after the mean was subtracted.")
+    ] = Field(
+        default=(0.225, 0.225, 0.225),
+        description="Divides red, green and blue after the mean was subtracted.",
+    )
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
@@ -154,8 +171,8 @@ class Optimisation(Section):
     """How the weights are changed: AdamW, linear warm-up, then a cosine, per step."""
 
     global_batch: Positive = Field(
-       default= description="Clips per optimiser step over all ranks, repeats included; the micro-batch "
-"follows from it."
+        description="Clips per optimiser step over all ranks, repeats included; the micro-batch "
+        "follows from it."
     )
     epochs: float | None = Field(
         default=None, gt=0, description="Length of the training in passes over the manifest; or give `steps`."
@@ -172,7 +189,9 @@ class Optimisation(Section):
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Length of the warm-up in optimiser steps; or give `warmup_epochs`."
     )
-    warmup_start: float = Field(default=1e-6, ge=0, description="Learning rate of the first step of the warm-up.")
+    warmup_start: float = Field(
+        default=1e-6, ge=0, description="Learning rate of the first step of the warm-up."
+    )
     end_learning_rate: float = Field(default=1e-6, ge=0, description="Learning rate that the cosine ends in.")
     weight_decay: float = Field(
         default=0.05, ge=0, description="AdamW's weight decay, on tensors of two or more dimensions only."
@@ -213,12 +232,14 @@ class Engine(Section):
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
-        description="What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 gradients "
+        description="What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 "
+        "gradients "
         "too, 3 weights too.",
     )
     precision: Literal["auto", "fp32", "bf16", "autocast"] = Field(
         default="auto",
-        description="`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and "
+        description="`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights "
+        "and "
         "computes matrix products in bf16, `auto` is bf16 on a GPU and fp32 on a CPU.",
     )
     micro_batch: Positive | None = Field(
@@ -254,9 +275,11 @@ class Evaluation(Section):
     crops: Literal[1, 3] = Field(
         default=1,
         description="Crops per clip: 1 is the centre, 3 are left, centre and right (or top, centre "
-"and bottom).",
+        "and bottom).",
     )
-    batch: Positive = Field(default=8, description="Videos per rank and forward pass; each has clips x crops views.")
+    batch: Positive = Field(
+        default=8, description="Videos per rank and forward pass; each has clips x crops views."
+    )
     at_end: bool = Field(default=True, description="Evaluate once more after the last step.")
 
     @model_validator(mode="after")
@@ -279,7 +302,8 @@ class Tracking(Section):
     uri: str | None = Field(
         default=None,
         min_length=1,
-        description="MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without that "
+        description="MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without "
+        "that "
         "`sqlite:///mlflow.db` in the current directory.",
     )
     experiment: str = Field(
@@ -297,10 +321,13 @@ class Run(Section):
         default=Path("runs"), description="Folder that holds the run's own folder, named after the recipe."
     )
     checkpoint_every_steps: Positive | None = Field(
-        default=None, description="Save a checkpoint every so many optimiser steps; null does not count steps."
+        default=None,
+        description="Save a checkpoint every so many optimiser steps; null does not count steps.",
     )
     checkpoint_every_minutes: float | None = Field(
-        default=15.0, gt=0, description="Save a checkpoint every so many minutes; null does not look at the clock."
+        default=15.0,
+        gt=0,
+        description="Save a checkpoint every so many minutes; null does not look at the clock.",
     )
     keep_last: Positive = Field(default=3, description="Checkpoints kept; older ones are deleted.")
     log_every_steps: Positive = Field(
@@ -312,7 +339,7 @@ class Recipe(Section):
     """All that a training run is told."""
 
     name: str = Field(
-       default= pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the run and of its folder: letters, digits, dot, underscore, hyphen.",
     )
     seed: int = Field(
@@ -323,9 +350,7 @@ class Recipe(Section):
     model: Model = Field(description="What turns a clip into logits.")
     data: Data = Field(description="Where the clips come from and how they are read.")
     sampling: Sampling = Field(default=Sampling(), description="Which clips make up a batch.")
-    augmentation: Augmentation = Field(
-       default= default=Augmentation(), description="What is done to a training clip."
-    )
+    augmentation: Augmentation = Field(default=Augmentation(), description="What is done to a training clip.")
     optimisation: Optimisation = Field(description="How the weights are changed.")
     engine: Engine = Field(default=Engine(), description="How the work is laid out on the devices.")
     evaluation: Evaluation = Field(default=Evaluation(), description="How accuracy is measured.")
