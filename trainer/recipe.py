@@ -1,8 +1,8 @@
 """The schema of a recipe: every field a run can be told, with its type, range, default and meaning.
 
 A `Recipe` is frozen and complete: it holds every value the run will use, defaults included, and
-nothing else. `trainer.recipe_file.load_recipe` makes one from YAML files and overrides;
-`docs/recipes.md` is generated from the descriptions below by `trainer.recipe_words`.
+nothing else. `trainer.recipe_file.load_recipe` makes one from YAML files and overrides. The sentence
+after each field is its description in the schema: `docs/recipes.md` is generated from it.
 """
 
 import json
@@ -14,9 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from trainer.recipe_yaml import dump_yaml
 
 Scalar = str | int | float | bool | None
-Positive = Annotated[int, Field(ge=1)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-PerChannel = tuple[float, float, float]
+Count = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+RandAugment = Annotated[str, Field(pattern=r"^rand-m(10|[0-9])-n[1-9][0-9]*-mstd[0-9]+(\.[0-9]+)?-inc1$")]
 
 ALTERNATIVES = (
     ("optimisation", "epochs", "steps"),
@@ -29,182 +35,164 @@ ALTERNATIVES = (
 class Section(BaseModel):
     """What all sections share: no unknown fields, no change after construction, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
     """What turns a clip into logits."""
 
-    preset: Literal["tiny", "b16", "l14", "l14_336"] = Field(
-        description="Size of the backbone: a small one for tests, ViT-B/16, ViT-L/14, or "
-        "ViT-L/14 at 336 pixels."
-    )
-    form: Literal["scene", "temporal"] = Field(
-        description="`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local "
-        "temporal "
-        "blocks and temporal downsampling (Something-Something)."
-    )
-    frames: Positive = Field(description="Frames in a clip, sampled sparsely over the whole video.")
-    num_classes: Positive | None = Field(
-        default=None, description="Classes of the head; null takes the number the training manifest names."
-    )
-    image_weights: Path | None = Field(
-        default=None,
-        description="Safetensors file of CLIP image weights to start from; null starts from random weights.",
-    )
-    overrides: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description="Fields of the model configuration to set beside the preset's, checked "
-        "by `models.create_model`.",
-    )
+    preset: Literal["tiny", "b16", "l14", "l14_336"]
+    """Backbone: a small one for tests, ViT-B/16, ViT-L/14, or ViT-L/14 at 336 pixels."""
+
+    form: Literal["scene", "temporal"]
+    """`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local temporal blocks and
+    temporal downsampling (Something-Something)."""
+
+    frames: Count
+    """Frames in a clip, sampled sparsely over the whole video."""
+
+    num_classes: Count | None = None
+    """Classes of the head; null takes the number that the training manifest names."""
+
+    image_weights: Path | None = None
+    """Safetensors file of CLIP image weights to start from; null starts from random weights."""
+
+    overrides: dict[str, JsonValue] = {}
+    """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
 
 
 class Embedded(Section):
     """The data set that needs no download: rendered clips of moving shapes."""
 
-    train_clips: Positive = Field(description="Clips to render for training.")
-    val_clips: Positive = Field(description="Clips to render for validation.")
-    seed: int = Field(
-        default=0, ge=0, description="Seed of the rendering; the same seed renders the same clips."
-    )
-    size: Annotated[int, Field(ge=16)] | None = Field(
-        default=None, description="Side of a rendered frame in pixels; null leaves it to the renderer."
-    )
+    train_clips: Count
+    """Clips to render for training."""
+
+    val_clips: Count
+    """Clips to render for validation."""
+
+    seed: WholeNumber = 0
+    """Seed of the rendering; the same seed renders the same clips."""
+
+    size: Annotated[int, Field(ge=16)] | None = None
+    """Side of a rendered frame in pixels; null leaves it to the renderer."""
 
 
 class Data(Section):
     """Where the clips come from and how they are read."""
 
-    train: Path = Field(description="Manifest of the training videos.")
-    val: Path = Field(description="Manifest of the validation videos.")
-    embedded: Embedded | None = Field(
-        default=None,
-        description="Render the embedded motion data set where the two manifests are missing; "
-        "null never does.",
-    )
-    bad_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="Stop when more than this share of the clips seen could not be read.",
-    )
-    workers: Positive | Literal["auto"] = Field(
-        default="auto",
-        description="Processes per rank that read videos; `auto` divides the node's cores among its ranks.",
-    )
-    prefetch: Positive = Field(default=2, description="Batches prepared ahead of the step that uses them.")
-    threads: Positive | Literal["auto"] = Field(
-        default="auto", description="DALI threads per rank; `auto` divides the node's cores among its ranks."
-    )
-    decoder: Literal["auto", "dali", "pyav"] = Field(
-        default="auto",
-        description="Who decodes: DALI, PyAV (any codec), or whichever suits the device and the codecs.",
-    )
+    train: Path
+    """Manifest of the training videos."""
+
+    val: Path
+    """Manifest of the validation videos."""
+
+    embedded: Embedded | None = None
+    """Render the embedded motion data set where the two manifests are missing; null never does."""
+
+    bad_share: Share = 0.01
+    """Stop when more than this share of the clips seen could not be read."""
+
+    workers: Count | Literal["auto"] = "auto"
+    """Processes per rank that read videos; `auto` divides the node's cores among its ranks."""
+
+    prefetch: Count = 2
+    """Batches prepared ahead of the step that uses them."""
+
+    threads: Count | Literal["auto"] = "auto"
+    """DALI threads per rank; `auto` divides the node's cores among its ranks."""
+
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    """Who decodes: DALI, PyAV (any codec), or whichever suits the device and the codecs."""
 
 
 class Sampling(Section):
     """Which clips make up a batch."""
 
-    repeats: Positive = Field(
-        default=1,
-        description="Repeated sampling: augmentations of each decoded clip that enter the same global batch.",
-    )
-    shuffle: bool = Field(default=True, description="Draw a new order of the training clips every epoch.")
+    repeats: Count = 1
+    """Repeated sampling: how many augmentations of each decoded clip enter the same global batch."""
+
+    shuffle: bool = True
+    """Draw a new order of the training clips every epoch."""
 
 
 class Augmentation(Section):
     """What is done to a training clip; one draw holds for all frames of a clip."""
 
-    crop_scale: Range = Field(
-        default=(0.08, 1.0),
-        description="Smallest and largest area of the random crop, as a share of the frame's area.",
-    )
-    crop_ratio: Range = Field(
-        default=(0.75, 1.3333),
-        description="Smallest and largest aspect ratio (width / height) of the random crop.",
-    )
-    flip: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Probability of a horizontal flip; 0 where left and right are labels.",
-    )
-    color_jitter: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Strength of random brightness, contrast and saturation; 0 is none.",
-    )
-    rand_augment: str | None = Field(
-        default=None,
-        pattern=r"^rand-m(10|[0-9])-n[1-9][0-9]*-mstd[0-9]+(\.[0-9]+)?-inc1$",
-        description="RandAugment in the form `rand-m7-n4-mstd0.5-inc1`: magnitude of 10, operations "
-        "per clip, spread of the magnitude, operations that grow with it; null is none.",
-    )
-    mean: PerChannel = Field(
-        default=(0.45, 0.45, 0.45),
-        description="Subtracted from the red, green and blue of a pixel scaled to 0..1.",
-    )
-    std: tuple[
-        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-    ] = Field(
-        default=(0.225, 0.225, 0.225),
-        description="Divides red, green and blue after the mean was subtracted.",
-    )
+    crop_scale: tuple[AboveZero, AboveZero] = (0.08, 1.0)
+    """Smallest and largest area of the random crop, as a share of the frame's area."""
+
+    crop_ratio: tuple[AboveZero, AboveZero] = (0.75, 1.3333)
+    """Smallest and largest aspect ratio (width / height) of the random crop."""
+
+    flip: Share = 0.5
+    """Probability of a horizontal flip; 0 where left and right are labels."""
+
+    color_jitter: Share = 0.0
+    """Strength of random brightness, contrast and saturation; 0 is none."""
+
+    rand_augment: RandAugment | None = None
+    """RandAugment in the form `rand-m7-n4-mstd0.5-inc1`: magnitude of 10, operations per clip, spread of the
+    magnitude, operations that grow with it; null is none."""
+
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    """Subtracted from the red, green and blue of a pixel scaled to 0..1."""
+
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.225, 0.225, 0.225)
+    """Divides red, green and blue after the mean was subtracted."""
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
-            raise ValueError("the first of the two may not be larger than the second")
+            raise ValueError(f"the first of the two may not be larger than the second, found {list(value)}")
         return value
 
     @field_validator("crop_scale")
     @classmethod
     def _within_the_frame(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[1] > 1:
-            raise ValueError("a crop cannot be larger than the frame, so the second is at most 1")
+            raise ValueError(f"a crop is at most the whole frame (1), found {value[1]:g}")
         return value
 
 
 class Optimisation(Section):
     """How the weights are changed: AdamW, linear warm-up, then a cosine, per step."""
 
-    global_batch: Positive = Field(
-        description="Clips per optimiser step over all ranks, repeats included; the micro-batch "
-        "follows from it."
-    )
-    epochs: float | None = Field(
-        default=None, gt=0, description="Length of the training in passes over the manifest; or give `steps`."
-    )
-    steps: Positive | None = Field(
-        default=None, description="Length of the training in optimiser steps; or give `epochs`."
-    )
-    learning_rate: float = Field(gt=0, description="Peak learning rate; it belongs to the global batch.")
-    warmup_epochs: float | None = Field(
-        default=None,
-        ge=0,
-        description="Length of the warm-up in epochs; or give `warmup_steps`; neither means no warm-up.",
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="Length of the warm-up in optimiser steps; or give `warmup_epochs`."
-    )
-    warmup_start: float = Field(
-        default=1e-6, ge=0, description="Learning rate of the first step of the warm-up."
-    )
-    end_learning_rate: float = Field(default=1e-6, ge=0, description="Learning rate that the cosine ends in.")
-    weight_decay: float = Field(
-        default=0.05, ge=0, description="AdamW's weight decay, on tensors of two or more dimensions only."
-    )
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), description="AdamW's decay rates of the first and the second moment."
-    )
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's term that keeps the division finite.")
-    clip_norm: float | None = Field(
-        default=20.0,
-        gt=0,
-        description="Global gradient norm above which gradients are scaled down; null never clips.",
-    )
+    global_batch: Count
+    """Clips per optimiser step over all ranks, repeats included; the micro-batch follows from it."""
+
+    epochs: AboveZero | None = None
+    """Length of the training in passes over the manifest; or give `steps`."""
+
+    steps: Count | None = None
+    """Length of the training in optimiser steps; or give `epochs`."""
+
+    learning_rate: AboveZero
+    """Peak learning rate; it belongs to the global batch."""
+
+    warmup_epochs: NotNegative | None = None
+    """Length of the warm-up in epochs; or give `warmup_steps`; neither means no warm-up."""
+
+    warmup_steps: WholeNumber | None = None
+    """Length of the warm-up in optimiser steps; or give `warmup_epochs`."""
+
+    warmup_start: NotNegative = 1e-6
+    """Learning rate of the first step of the warm-up."""
+
+    end_learning_rate: NotNegative = 1e-6
+    """Learning rate that the cosine ends in."""
+
+    weight_decay: NotNegative = 0.05
+    """AdamW's weight decay, on tensors of two or more dimensions only."""
+
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates of the first and the second moment."""
+
+    eps: AboveZero = 1e-8
+    """AdamW's term that keeps the division finite."""
+
+    clip_norm: AboveZero | None = 20.0
+    """Global gradient norm above which gradients are scaled down; null never clips."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -222,65 +210,56 @@ class Optimisation(Section):
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
     def total_warmup_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps of the warm-up, at most the whole training."""
+        """Optimiser steps of the warm-up, at most those of the whole training."""
         steps = self.warmup_steps or round((self.warmup_epochs or 0) * steps_per_epoch)
         return min(steps, self.total_steps(steps_per_epoch))
 
 
 class Engine(Section):
-    """How the work is laid out on the devices; it changes speed and memory, not the result."""
+    """How the work is laid out on the devices: it changes speed and memory, and results by rounding only."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=1,
-        description="What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 "
-        "gradients "
-        "too, 3 weights too.",
-    )
-    precision: Literal["auto", "fp32", "bf16", "autocast"] = Field(
-        default="auto",
-        description="`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights "
-        "and "
-        "computes matrix products in bf16, `auto` is bf16 on a GPU and fp32 on a CPU.",
-    )
-    micro_batch: Positive | None = Field(
-        default=None,
-        description="Most clips per rank in one forward pass; gradients are accumulated up to the global "
-        "batch; null takes the rank's whole share at once.",
-    )
-    recomputed_blocks: int = Field(
-        default=0,
-        ge=0,
-        description="Backbone blocks whose activations are recomputed in the backward pass to save memory.",
-    )
-    compile: bool = Field(default=False, description="Compile the model with `torch.compile`.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to compute; `auto` takes a GPU where there is one."
-    )
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 gradients too, 3 weights
+    too."""
+
+    precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
+    """`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and multiplies
+    matrices in bf16, `auto` is bf16 on a GPU and fp32 on a CPU."""
+
+    micro_batch: Count | None = None
+    """Most clips per rank in one forward pass, gradients being accumulated up to the global batch; null takes
+    the rank's whole share at once."""
+
+    recomputed_blocks: WholeNumber = 0
+    """Backbone blocks whose activations are recomputed in the backward pass to save memory."""
+
+    compile: bool = False
+    """Compile the model with `torch.compile`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
 
 
 class Evaluation(Section):
     """How accuracy is measured on the validation videos."""
 
-    every_epochs: float | None = Field(
-        default=None,
-        gt=0,
-        description="Evaluate every so many epochs; or give `every_steps`; neither means not in between.",
-    )
-    every_steps: Positive | None = Field(
-        default=None, description="Evaluate every so many optimiser steps; or give `every_epochs`."
-    )
-    clips: Positive = Field(
-        default=1, description="Clips per video, at different times; softmax is averaged over views."
-    )
-    crops: Literal[1, 3] = Field(
-        default=1,
-        description="Crops per clip: 1 is the centre, 3 are left, centre and right (or top, centre "
-        "and bottom).",
-    )
-    batch: Positive = Field(
-        default=8, description="Videos per rank and forward pass; each has clips x crops views."
-    )
-    at_end: bool = Field(default=True, description="Evaluate once more after the last step.")
+    every_epochs: AboveZero | None = None
+    """Evaluate every so many epochs; or give `every_steps`; neither means not in between."""
+
+    every_steps: Count | None = None
+    """Evaluate every so many optimiser steps; or give `every_epochs`."""
+
+    clips: Count = 1
+    """Clips per video, at different times; the softmax is averaged over all views."""
+
+    crops: Literal[1, 3] = 1
+    """Crops per clip: 1 is the centre; 3 are left, centre and right, or top, centre and bottom."""
+
+    batch: Count = 8
+    """Videos per rank and forward pass, each with clips x crops views."""
+
+    at_end: bool = True
+    """Evaluate once more after the last step."""
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
@@ -298,64 +277,57 @@ class Evaluation(Section):
 class Tracking(Section):
     """What is told to MLflow."""
 
-    enabled: bool = Field(default=True, description="Record the run in MLflow.")
-    uri: str | None = Field(
-        default=None,
-        min_length=1,
-        description="MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without "
-        "that "
-        "`sqlite:///mlflow.db` in the current directory.",
-    )
-    experiment: str = Field(
-        default="uniformerv2", min_length=1, description="MLflow experiment that the run belongs to."
-    )
-    every_steps: Positive = Field(
-        default=10, description="Optimiser steps between two records of the training metrics."
-    )
+    enabled: bool = True
+    """Record the run in MLflow."""
+
+    uri: Text | None = None
+    """MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without that
+    `sqlite:///mlflow.db` in the current directory."""
+
+    experiment: Text = "uniformerv2"
+    """MLflow experiment that the run belongs to."""
+
+    every_steps: Count = 10
+    """Optimiser steps between two records of the training metrics."""
 
 
 class Run(Section):
     """What is left on disk and shown in the terminal."""
 
-    dir: Path = Field(
-        default=Path("runs"), description="Folder that holds the run's own folder, named after the recipe."
-    )
-    checkpoint_every_steps: Positive | None = Field(
-        default=None,
-        description="Save a checkpoint every so many optimiser steps; null does not count steps.",
-    )
-    checkpoint_every_minutes: float | None = Field(
-        default=15.0,
-        gt=0,
-        description="Save a checkpoint every so many minutes; null does not look at the clock.",
-    )
-    keep_last: Positive = Field(default=3, description="Checkpoints kept; older ones are deleted.")
-    log_every_steps: Positive = Field(
-        default=10, description="Optimiser steps between two lines of output where the output is no terminal."
-    )
+    dir: Path = Path("runs")
+    """Folder that holds the run's own folder, which is named after the recipe."""
+
+    checkpoint_every_steps: Count | None = None
+    """Save a checkpoint every so many optimiser steps; null does not count steps."""
+
+    checkpoint_every_minutes: AboveZero | None = 15.0
+    """Save a checkpoint every so many minutes; null does not look at the clock."""
+
+    keep_last: Count = 3
+    """Checkpoints kept; older ones are deleted."""
+
+    log_every_steps: Count = 10
+    """Optimiser steps between two lines of output where the output is no terminal."""
 
 
 class Recipe(Section):
     """All that a training run is told."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Name of the run and of its folder: letters, digits, dot, underscore, hyphen.",
-    )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        description="Seed of every random number: order, frames, augmentation, initial weights, dropout.",
-    )
-    model: Model = Field(description="What turns a clip into logits.")
-    data: Data = Field(description="Where the clips come from and how they are read.")
-    sampling: Sampling = Field(default=Sampling(), description="Which clips make up a batch.")
-    augmentation: Augmentation = Field(default=Augmentation(), description="What is done to a training clip.")
-    optimisation: Optimisation = Field(description="How the weights are changed.")
-    engine: Engine = Field(default=Engine(), description="How the work is laid out on the devices.")
-    evaluation: Evaluation = Field(default=Evaluation(), description="How accuracy is measured.")
-    tracking: Tracking = Field(default=Tracking(), description="What is told to MLflow.")
-    run: Run = Field(default=Run(), description="What is left on disk and shown in the terminal.")
+    name: RunName
+    """Name of the run and of its folder: letters, digits, dot, underscore, hyphen."""
+
+    seed: WholeNumber = 0
+    """Seed of every random number: order, frames, augmentation, initial weights, dropout."""
+
+    model: Model
+    data: Data
+    sampling: Sampling = Sampling()
+    augmentation: Augmentation = Augmentation()
+    optimisation: Optimisation
+    engine: Engine = Engine()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    run: Run = Run()
 
     @model_validator(mode="after")
     def _whole_repeats(self) -> Self:

@@ -1,0 +1,139 @@
+"""The recipe's schema in words: what a field allows, and the reference page for users.
+
+Messages about wrong values and `docs/recipes.md` take their words from here, so they cannot disagree
+with the schema. `python -m trainer.recipe_words` writes the page anew.
+"""
+
+import json
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.recipe import Recipe
+
+REFERENCE_PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+_PREAMBLE = """\
+# Recipes
+
+A recipe is a YAML file that holds everything a run is told. This page is generated from the schema:
+`python -m trainer.recipe_words` writes it anew.
+
+- `base: other.yaml` inherits from another recipe, named relative to the file that names it. Sections are
+  merged field by field; the inheriting file wins. Where two fields are two units of one quantity
+  (`epochs` and `steps`, `warmup_epochs` and `warmup_steps`, `every_epochs` and `every_steps`), setting one
+  replaces an inherited value of the other.
+- `--set section.field=value` overrides one field from the command line, after all files. The value is read
+  as YAML: `--set optimisation.steps=20 --set augmentation.crop_scale='[0.5, 1]'`.
+- Paths are relative to the current directory, as with every command-line tool; only `base` is relative to
+  its file.
+- Unknown fields, duplicate keys and values of the wrong type are refused before anything starts.
+- The run's folder keeps the resolved recipe, which is complete and can be started again as it is.
+"""
+
+_NAMES: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class behind a field's annotation, `Embedded | None` included; None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a field may hold, such as `an integer, at least 1, or null`."""
+    return _describe(field.annotation, field.metadata)
+
+
+def _describe(annotation: Any, metadata: list[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        constraints = [
+            part
+            for each in arguments[1:]
+            for part in (each.metadata if isinstance(each, FieldInfo) else [each])
+        ]
+        return _describe(arguments[0], [*constraints, *metadata])
+    if origin in (Union, types.UnionType):
+        # Constraints of the field hold for its values, not for null: they follow the first member.
+        first, *others = arguments
+        return ", or ".join([_describe(first, metadata), *(_describe(other, []) for other in others)])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_describe(arguments[0], [])}"
+    if section_of(annotation):
+        return "a section"
+    name = "a mapping of names to values" if origin is dict else _NAMES[annotation]
+    return ", ".join([name, *_constraints(metadata)])
+
+
+def _constraints(metadata: list[Any]) -> list[str]:
+    words = []
+    for item in metadata:
+        match item:
+            case annotated_types.Ge(ge=bound):
+                words.append(f"at least {bound}")
+            case annotated_types.Gt(gt=bound):
+                words.append(f"above {bound}")
+            case annotated_types.Le(le=bound):
+                words.append(f"at most {bound}")
+            case annotated_types.Lt(lt=bound):
+                words.append(f"below {bound}")
+            case annotated_types.MinLen():
+                words.append("not empty")
+            case _ if getattr(item, "pattern", None):
+                words.append(f"matching `{item.pattern}`")
+    return words
+
+
+def reference() -> str:
+    """The Markdown page that lists every field with what it allows, its default and its meaning."""
+    top = [(name, field) for name, field in Recipe.model_fields.items() if not section_of(field.annotation)]
+    parts = [_PREAMBLE, "## Top level\n", _table(top, "")]
+    for name, field in Recipe.model_fields.items():
+        if section := section_of(field.annotation):
+            fields = list(section.model_fields.items())
+            parts += [f"## {name}\n\n{section.__doc__}\n", _table(fields, f"{name}.")]
+    return "\n".join(parts)
+
+
+def _table(fields: list[tuple[str, FieldInfo]], prefix: str) -> str:
+    lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields:
+        section = section_of(field.annotation)
+        meaning = field.description or (section.__doc__ if section else "") or ""
+        cells = [f"`{prefix}{name}`", _table_cell(allowed(field)), _default(field), _table_cell(meaning)]
+        lines.append(f"| {' | '.join(cells)} |")
+        if section:
+            lines += _table(list(section.model_fields.items()), f"{prefix}{name}.").splitlines()[2:]
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    return f"`{value if isinstance(value, str | Path) else json.dumps(value)}`"
+
+
+def _table_cell(text: str) -> str:
+    """One line, its vertical bars escaped: both would end the table's row or cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    REFERENCE_PAGE.write_text(reference(), encoding="utf-8")
