@@ -1,0 +1,100 @@
+"""Multi-stage fusion, section 3.3: the video tokens of all global blocks become one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.config import UniFormerV2Config
+from models.drop import linear_rates
+from models.global_block import GlobalUniBlock
+
+
+class Fusion(nn.Module):
+    """The global blocks and their zero-initialised queries; a subclass says how they are joined.
+
+    `forward` takes the tokens after each of `config.global_layers`, B T 1+N C, and returns the video token,
+    B C.
+    """
+
+    def __init__(self, config: UniFormerV2Config, query_count: int) -> None:
+        super().__init__()
+        rates = linear_rates(config.global_drop_path, len(config.global_layers))
+        self.blocks = nn.ModuleList([GlobalUniBlock(config, rate) for rate in rates])
+        self.query = nn.Parameter(torch.zeros(1, query_count, config.width))
+
+    def _queries(self, batch: int) -> list[Tensor]:  # each B 1 C
+        return list(self.query.expand(batch, -1, -1).split(1, dim=1))
+
+
+class Sequential(Fusion):
+    """(a) The video token of one block is the query of the next. This is what the paper releases."""
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__(config, query_count=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (token,) = self._queries(len(features[0]))
+        for block, tokens in zip(self.blocks, features, strict=True):
+            token = block(token, tokens)
+        return token.squeeze(1)
+
+
+class Parallel(Fusion):
+    """(b) A query of its own for every block; the video tokens are concatenated and projected."""
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        count = len(config.global_layers)
+        super().__init__(config, query_count=count)
+        self.project = nn.Linear(count * config.width, config.width, bias=False)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        queries = self._queries(len(features[0]))
+        stages = zip(self.blocks, queries, features, strict=True)
+        video_tokens = [block(query, tokens) for block, query, tokens in stages]
+        return self.project(torch.cat(video_tokens, dim=-1)).squeeze(1)
+
+
+class HierarchicalKV(Fusion):
+    """(c) A query of its own for every block; the previous video token is one more context token."""
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__(config, query_count=len(config.global_layers))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        token: Tensor | None = None
+        queries = self._queries(len(features[0]))
+        for block, query, tokens in zip(self.blocks, queries, features, strict=True):
+            token = block(query, tokens, context=token)
+        assert token is not None  # the config refuses a fusion of no blocks
+        return token.squeeze(1)
+
+
+class HierarchicalQ(Fusion):
+    """(d) Every block adds a query of its own to the video tokens so far, and works on all of them.
+
+    The paper leaves open how several tokens become the final one: here it is their mean.
+    """
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__(config, query_count=len(config.global_layers))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        queries = self._queries(len(features[0]))
+        video_tokens = queries[0][:, :0]  # B 0 C
+        for block, query, tokens in zip(self.blocks, queries, features, strict=True):
+            video_tokens = block(torch.cat([video_tokens, query], dim=1), tokens)
+        return video_tokens.mean(dim=1)
+
+
+_KINDS: dict[str, type[Sequential | Parallel | HierarchicalKV | HierarchicalQ]] = {
+    "sequential": Sequential,
+    "parallel": Parallel,
+    "hierarchical_kv": HierarchicalKV,
+    "hierarchical_q": HierarchicalQ,
+}
+
+
+def create_fusion(config: UniFormerV2Config) -> Fusion:
+    """The fusion that `config.fusion` names, with its global blocks."""
+    return _KINDS[config.fusion](config)

@@ -1,0 +1,84 @@
+"""Local temporal MHRA and the Local UniBlock, section 3.1."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from models.config import UniFormerV2Config
+from models.drop import DropPath
+from models.vit import Mlp, SpatialAttention, initialise_vit_block
+
+
+class LocalTemporalMHRA(nn.Module):
+    """Local temporal MHRA, equations (5) and (6): each patch mixes with itself one frame before and after.
+
+    Batch norm, reduction to r channels, a depthwise convolution over 3 frames, expansion to C channels. The
+    1x1x1 convolutions are linear layers on the last dimension: the same numbers, a faster backward. The batch
+    norm sees tokens as rows: the statistics of `BatchNorm3d`, and `SyncBatchNorm` can replace it. The
+    expansion starts at zero, so a new model computes what its image ViT computes.
+    """
+
+    def __init__(self, width: int, reduced: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.reduce = nn.Linear(width, reduced)
+        self.temporal = nn.Conv2d(reduced, reduced, (3, 1), padding=(1, 0), groups=reduced)
+        self.expand = nn.Linear(reduced, width)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:  # B T N C -> B T N C
+        x = self.norm(patches.flatten(0, 2)).view(patches.shape)
+        x = self.reduce(x).permute(0, 3, 1, 2)  # B r T N, channels last in memory
+        x = self.temporal(x).permute(0, 2, 3, 1)  # B T N r
+        return self.expand(x)
+
+
+class LocalUniBlock(nn.Module):
+    """[local MHRA] → spatial attention → [second local MHRA] → MLP, equations (1) to (3).
+
+    Each is a residual branch; with no local MHRA this is the block of the image ViT.
+    """
+
+    def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
+        super().__init__()
+        width, eps = config.width, config.norm_eps
+        self.local_1 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra >= 1 else None
+        self.norm_1 = nn.LayerNorm(width, eps)
+        self.attention = SpatialAttention(width, config.heads, config.qkv_bias)
+        self.local_2 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra == 2 else None
+        self.norm_2 = nn.LayerNorm(width, eps)
+        self.mlp = Mlp(width, config.mlp_width, config.activation)
+        self.drop_path = DropPath(drop_path)
+        initialise_vit_block(self.attention, self.mlp, config.depth)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T 1+N C -> B T 1+N C
+        if self.local_1 is not None:
+            x = self._add_to_patches(x, self.local_1)
+        x = x + self.drop_path(self.attention(self.norm_1(x)))
+        if self.local_2 is not None:
+            x = self._add_to_patches(x, self.local_2)
+        return x + self.drop_path(self.mlp(self.norm_2(x)))
+
+    def _add_to_patches(self, x: Tensor, local: LocalTemporalMHRA) -> Tensor:
+        class_token, patches = x[:, :, :1], x[:, :, 1:]
+        return torch.cat([class_token, patches + self.drop_path(local(patches))], dim=2)
+
+
+@contextlib.contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms use the batch's statistics but leave the running ones alone.
+
+    Recomputation runs a block twice on the same batch; the second run must not count it again.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, was_tracked in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was_tracked

@@ -1,0 +1,118 @@
+"""The assembly: a clip becomes logits."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.config import ModelError, UniFormerV2Config, build_config
+from models.drop import linear_rates
+from models.fusion import create_fusion
+from models.local_block import LocalUniBlock, statistics_kept
+from models.vit import PatchEmbedding
+
+
+class UniFormerV2(nn.Module):
+    """UniFormerV2 (arXiv 2211.09552): an image ViT armed with local and global UniBlocks.
+
+    `config` says everything about it; `forward` turns clips into logits.
+    """
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embedding = PatchEmbedding(config)
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.position_embedding = nn.Parameter(torch.empty(1 + config.grid**2, width))
+        self.ln_pre = nn.LayerNorm(width, config.norm_eps) if config.ln_pre else nn.Identity()
+        rates = linear_rates(config.drop_path, config.depth)
+        self.blocks = nn.ModuleList([LocalUniBlock(config, rate) for rate in rates])
+        has_video_token = bool(config.global_layers)
+        self.fusion = create_fusion(config) if has_video_token else None
+        is_balanced = has_video_token and not config.frozen_backbone
+        self.balance = nn.Parameter(torch.zeros(width)) if is_balanced else None
+        self.head_norm = nn.LayerNorm(width)
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(width, config.num_classes)
+        self._initialise_embeddings()
+        if config.frozen_backbone:
+            self._freeze_backbone()
+
+    def _initialise_embeddings(self) -> None:
+        scale = self.config.width**-0.5
+        nn.init.normal_(self.class_token, std=scale)
+        nn.init.normal_(self.position_embedding, std=scale)
+        fan_in = self.patch_embedding.weight[0].numel()
+        nn.init.normal_(self.patch_embedding.weight, std=fan_in**-0.5)
+
+    def _freeze_backbone(self) -> None:
+        for part in (self.patch_embedding, self.ln_pre, self.blocks):
+            part.requires_grad_(False)
+        self.class_token.requires_grad_(False)
+        self.position_embedding.requires_grad_(False)
+
+    def forward(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B K
+        """Logits of normalised RGB clips.
+
+        Raises `ModelError` unless they have exactly `config.frames` frames of `config.resolution` pixels.
+        """
+        self._check(clips)
+        x, features = self._backbone(clips)
+        frame_mean = x[:, :, 0].mean(dim=1)  # B C
+        if self.fusion is None:
+            summary = frame_mean
+        elif self.balance is None:
+            summary = self.fusion(features)
+        else:
+            summary = torch.lerp(self.fusion(features), frame_mean, self.balance.sigmoid())
+        return self.head(self.head_dropout(self.head_norm(summary)))
+
+    def _backbone(self, clips: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Tokens after the last block, and after each of the global layers; all B T 1+N C.
+
+        A frozen backbone has no tensor that takes a gradient, so autograd keeps nothing of it.
+        """
+        x = self._embed(clips)
+        features = []
+        for index, block in enumerate(self.blocks):
+            x = self._recomputed(block, x) if self._recomputes(index) else block(x)
+            if index in self.config.global_layers:
+                features.append(x)
+        return x, features
+
+    def _embed(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B T 1+N C
+        patches = self.patch_embedding(clips)
+        class_tokens = self.class_token.to(patches.dtype).expand(*patches.shape[:2], 1, -1)  # B T 1 C
+        return self.ln_pre(torch.cat([class_tokens, patches], dim=2) + self.position_embedding)
+
+    def _recomputes(self, index: int) -> bool:
+        return self.training and index < self.config.recomputed_blocks and torch.is_grad_enabled()
+
+    @staticmethod
+    def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+        contexts = partial(_recomputation_contexts, block)
+        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+    def _check(self, clips: Tensor) -> None:
+        if clips.dim() != 5:
+            raise ModelError(f"clips have {clips.dim()} dimensions, the model takes 5: B 3 T H W")
+        side = self.config.resolution
+        expected = {"channels": 3, "frames": self.config.frames, "rows": side, "columns": side}
+        for (name, count), given in zip(expected.items(), clips.shape[1:], strict=True):
+            if given != count:
+                raise ModelError(f"clips have {given} {name}, the model was built for {count}")
+
+
+def _recomputation_contexts(block: nn.Module) -> tuple[Any, Any]:
+    return torch.enable_grad(), statistics_kept(block)
+
+
+def create_model(preset: str, *, form: str, frames: int, num_classes: int, **overrides: Any) -> UniFormerV2:
+    """A freshly initialised model; the arguments are those of `build_config`.
+
+    Raises `ModelError` for an unknown name or a value that is not allowed.
+    """
+    return UniFormerV2(build_config(preset, form=form, frames=frames, num_classes=num_classes, **overrides))

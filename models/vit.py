@@ -1,0 +1,108 @@
+"""The image ViT: patch embedding, spatial attention, MLP. What differs between families is in the config."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import UniFormerV2Config
+
+QUICK_GELU_SLOPE = 1.702
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of a clip as tokens: the convolution of stride (1, p, p), or (2, p, p) over 3 frames.
+
+    Patches do not overlap in space, so the convolution is one gather and one matrix product. The weight keeps
+    the convolution's shape (C, 3, kt, p, p), so image weights and released weights fit as they are.
+    """
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.halves_frames = config.temporal_downsample
+        self.weight = nn.Parameter(torch.empty(config.width, 3, *config.patch_kernel))
+        self.bias = nn.Parameter(torch.zeros(config.width)) if config.patch_bias else None
+
+    def forward(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B T' N C
+        taps = self.weight.shape[2]
+        if self.halves_frames:
+            clips = F.pad(clips, (0, 0, 0, 0, 1, 1))
+        p = self.patch_size
+        patches = (
+            clips.unfold(2, taps, 2 if self.halves_frames else 1)  # B 3 T' H W taps
+            .unflatten(4, (-1, p))
+            .unflatten(3, (-1, p))  # B 3 T' h p w p taps
+            .permute(0, 2, 3, 5, 1, 7, 4, 6)  # B T' h w 3 taps p p
+            .flatten(4)
+            .flatten(2, 3)  # B T' N 3*taps*p*p
+        )
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class SpatialAttention(nn.Module):
+    """Multi-head self-attention inside one frame, class token included, equation (7)."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # B T L C -> B T L C
+        qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1))  # BT L 3 heads D
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # BT heads L D
+        mixed = F.scaled_dot_product_attention(query, key, value)  # BT heads L D
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer whose weight, and bias if `scale_bias`, count `scale` times."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float, scale_bias: bool) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = scale
+        self.bias_scale = scale if scale_bias else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias if self.bias_scale == 1.0 else self.bias * self.bias_scale
+        return F.linear(x, self.weight * self.scale, bias)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, dropout, linear.
+
+    QuickGELU is `x * sigmoid(s x) = silu(s x) / s` with `s = 1.702`. Both factors are moved into the weights,
+    which are far smaller than the activations: one kernel instead of three on the widest tensor of the model,
+    and one tensor kept for the backward instead of two.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.expand: nn.Linear
+        self.contract: nn.Linear
+        self.activation: nn.Module
+        if activation == "quick_gelu":
+            self.expand = ScaledLinear(width, hidden, scale=QUICK_GELU_SLOPE, scale_bias=True)
+            self.activation = nn.SiLU()
+            self.contract = ScaledLinear(hidden, width, scale=1 / QUICK_GELU_SLOPE, scale_bias=False)
+        else:
+            self.expand = nn.Linear(width, hidden)
+            self.activation = nn.GELU()
+            self.contract = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # ... C -> ... C
+        return self.contract(self.dropout(self.activation(self.expand(x))))
+
+
+def initialise_vit_block(attention: SpatialAttention, mlp: Mlp, depth: int) -> None:
+    """CLIP's initialisation of one of `depth` blocks: what ends a residual branch shrinks with the depth."""
+    width = attention.out.in_features
+    branch = (2 * depth) ** -0.5
+    nn.init.normal_(attention.qkv.weight, std=width**-0.5)
+    nn.init.normal_(attention.out.weight, std=width**-0.5 * branch)
+    nn.init.normal_(mlp.expand.weight, std=(2 * width) ** -0.5)
+    nn.init.normal_(mlp.contract.weight, std=width**-0.5 * branch)
+    for layer in (attention.qkv, attention.out, mlp.expand, mlp.contract):
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
