@@ -1,0 +1,30 @@
+"""Which frames of a video make a clip: sparse sampling over its whole length.
+
+With `n` frames and a clip of `T`, the video is cut into `T` segments of `(n - 1) / T` frames; one frame is
+taken from each. Rounding is half-to-even throughout, as in the released implementation.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def train_indices(frames: int, clip_frames: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """One frame drawn from each segment, both ends of a segment included.
+
+    frames: length of the video. clip_frames: T. Returns T ascending frame indices. A video shorter than
+    the clip repeats frames, so every length of at least one works.
+    """
+    edges = np.round((frames - 1) / clip_frames * np.arange(clip_frames + 1)).astype(np.int64)
+    drawn = rng.integers(edges[:-1], edges[1:], endpoint=True)
+    return np.minimum(drawn, frames - 1).astype(np.int32)
+
+
+def view_indices(frames: int, clip_frames: int, clips: int) -> NDArray[np.int32]:
+    """The frames of `clips` evenly shifted clips: clip c takes `round(s*i) + int(s/(K+1)*(c+1))`.
+
+    Returns an array of shape (clips, clip_frames), each row ascending.
+    """
+    segment = (frames - 1) / clip_frames
+    starts = np.round(segment * np.arange(clip_frames)).astype(np.int64)
+    shifts = (segment / (clips + 1) * np.arange(1, clips + 1)).astype(np.int64)
+    return np.minimum(starts[None, :] + shifts[:, None], frames - 1).astype(np.int32)
