@@ -1,0 +1,114 @@
+"""Costs against the released implementation's and the paper's tables, and against what PyTorch really keeps."""
+
+import pytest
+import torch
+
+from models import UniFormerV2, build_config
+from models.cost import (
+    activation_bytes,
+    multiply_accumulates,
+    parameter_count,
+    train_step_flops,
+    trainable_parameter_count,
+)
+
+TABLE = [  # preset, form, frames, classes, parameters, GMACs of a view
+    ("b16", "scene", 8, 400, 114_552_208, 148.1),
+    ("b16", "scene", 16, 400, 114_552_208, 296.2),
+    ("l14", "scene", 8, 400, 354_099_600, 665.6),
+    ("l14", "scene", 32, 400, 354_099_600, 2662.4),
+    ("l14_336", "scene", 8, 400, 354_427_280, 1567.0),
+    ("l14_336", "scene", 64, 400, 354_427_280, 12535.6),
+    ("b16", "temporal", 16, 174, 162_992_814, 187.2),
+    ("l14", "temporal", 16, 174, 573_949_966, 858.2),
+    ("l14", "temporal", 32, 174, 573_949_966, 1716.2),
+]
+
+
+def config_of(preset, form, frames, classes, **overrides):
+    return build_config(preset, form=form, frames=frames, num_classes=classes, **overrides)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:3])))
+def test_parameters_and_multiply_accumulates_of_the_paper(row):
+    *model, parameters, gmacs = row
+    config = config_of(*model)
+    assert parameter_count(config) == parameters
+    assert round(multiply_accumulates(config) / 1e9, 1) == gmacs
+
+
+def test_the_frozen_model_of_the_paper():
+    config = config_of("l14_336", "scene", 8, 400, frozen_backbone=True)
+    assert parameter_count(config) == 354_426_256
+    assert round(trainable_parameter_count(config) / 1e6, 2) == 50.92
+    assert round(multiply_accumulates(config) / 1e9, 1) == 1567.0
+    # Little more than the forward: only global blocks and head have a backward.
+    assert 1.0 < train_step_flops(config) / (2 * multiply_accumulates(config)) < 1.1
+
+
+def test_a_training_step_of_the_largest_model():
+    config = config_of("l14_336", "scene", 64, 400)
+    # The reference rounds the forward to 25.1 TFLOP before it multiplies by 3 and 4.
+    assert train_step_flops(config) / 1e12 == pytest.approx(75.3, rel=2e-3)
+    # It recomputes everything; here global blocks and head, 0.8% of the model, are not.
+    assert train_step_flops(config, recomputed_blocks=24) / 1e12 == pytest.approx(100.4, rel=1e-2)
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+@pytest.mark.parametrize("fusion", ["sequential", "parallel"])
+def test_multiply_accumulates_agree_with_the_flop_counter(form, fusion):
+    """Every product that PyTorch runs is counted; the cross attention alone runs fewer than it is counted for."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = config_of("tiny", form, 8, 10, fusion=fusion)
+    with torch.device("meta"):
+        model = UniFormerV2(config)
+        clips = torch.empty(1, 3, 8, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(clips)
+    width, tokens = config.width, config.inner_frames * (1 + config.grid**2)
+    as_written = 2 * tokens * width**2 + 2 * tokens * width
+    as_computed = 2 * width**2 + 2 * config.global_heads * tokens * width
+    saved = len(config.global_layers) * (as_written - as_computed)
+    assert counter.get_total_flops() / 2 == multiply_accumulates(config) - saved
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"form": "scene"},
+        {"form": "temporal"},
+        {"form": "scene", "activation": "gelu"},
+        {"form": "scene", "frozen_backbone": True},
+        {"form": "temporal", "recomputed_blocks": 4},
+    ],
+    ids=str,
+)
+def test_activation_bytes_are_near_what_autograd_keeps(overrides):
+    config = config_of("tiny", overrides.pop("form"), 8, 10, **overrides)
+    model = UniFormerV2(config).train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.randn(2, 3, 8, 64, 64))
+    assert logits.requires_grad
+    expected = activation_bytes(config, batch=2, bytes_per_element=4)
+    if config.recomputed_blocks:
+        one_block = activation_bytes(config, batch=2, bytes_per_element=4, recomputed_blocks=3)
+        assert sum(kept.values()) < one_block
+    else:
+        assert expected == pytest.approx(sum(kept.values()), rel=0.15)
+
+
+def test_recomputation_trades_bytes_for_operations():
+    config = config_of("b16", "scene", 8, 400)
+    few, many = (activation_bytes(config, batch=1, recomputed_blocks=n) for n in (0, 12))
+    assert many < few / 3
+    assert train_step_flops(config, recomputed_blocks=12) > train_step_flops(config)
