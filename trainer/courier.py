@@ -1,0 +1,85 @@
+"""A background thread that empties a spool, however often the other end fails."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from trainer.spool import Spool
+
+GATHER = 1.0  # seconds between two deliveries, so that records travel together
+FIRST_PAUSE = 1.0  # seconds after a failed delivery, doubled after each further failure
+LONGEST_PAUSE = 60.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+
+class Courier:
+    """Delivers a spool's lines from a daemon thread until it is closed. Nothing it does raises."""
+
+    def __init__(self, spool: Spool, name: str, connect: Callable[[], Callable[[], None]]) -> None:
+        """Start the thread.
+
+        Args:
+            spool: what to empty.
+            name: who receives, for messages.
+            connect: gives a function that delivers all complete lines of the spool; either may raise
+                anything. It is called anew until it succeeds once.
+        """
+        self._spool = spool
+        self._name = name
+        self._connect = connect
+        self._news = threading.Event()
+        self._closing = threading.Event()
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"{name} courier", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that the spool has grown."""
+        self._news.set()
+
+    def close(self, timeout: float) -> int:
+        """Let the thread finish; after `timeout` seconds it is left behind.
+
+        Returns:
+            Lines not delivered.
+        """
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout)
+        self._given_up.set()
+        return self._spool.lines_left()
+
+    def _work(self) -> None:
+        deliver: Callable[[], None] | None = None
+        pause = 0.0
+        while not self._given_up.is_set():
+            # Both before delivering: what is recorded meanwhile leads to one more round.
+            closing = self._closing.is_set()
+            self._news.clear()
+            try:
+                deliver = deliver or self._connect()
+                deliver()
+            except Exception as error:  # whatever goes wrong here, the run goes on
+                if not pause:
+                    _log.warning(
+                        "%s takes nothing for now, the run goes on: %s", self._name, first_line(error)
+                    )
+                pause = min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
+                if closing:
+                    self._given_up.wait(FIRST_PAUSE)
+                else:
+                    self._closing.wait(pause)
+                continue
+            if pause:
+                _log.warning("%s is back and has all that was recorded meanwhile", self._name)
+                pause = 0.0
+            if closing:
+                return
+            self._closing.wait(GATHER)
+            self._news.wait()
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line: servers answer with pages."""
+    return str(error).partition("\n")[0] or repr(error)
