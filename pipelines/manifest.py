@@ -194,8 +194,9 @@ class Manifest:
             )
 
     def _map_batch(self, number: int) -> _Batch:
+        # Not Array.to_numpy(), which imports pandas where it is installed: 45 MB in every worker.
         columns = self._reader.get_batch(number).columns
-        return _Batch(*(c if pa.types.is_string(c.type) else c.to_numpy() for c in columns))
+        return _Batch(*(c if pa.types.is_string(c.type) else np.from_dlpack(c) for c in columns))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.fingerprint)
@@ -266,7 +267,7 @@ class _Fingerprint:
                 if data is not None:
                     variable.update(memoryview(data)[ends[0] : ends[-1]])
             else:
-                fixed.update(column.to_numpy().tobytes())
+                fixed.update(np.from_dlpack(column).tobytes())
 
     def hexdigest(self, class_names: Sequence[str]) -> str:
         columns = {name: [part.hexdigest() for part in parts] for name, parts in self._columns.items()}

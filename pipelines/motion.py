@@ -1,0 +1,222 @@
+"""The embedded data set: rendered videos of moving shapes, in classes that differ in time only.
+
+The eight classes are four pairs, each the other played backwards. Clips come in twins: one set of random
+numbers is drawn as frames of the pair's first class, and the same frames in reverse order are the clip of the
+second. So a model that ignores order sees both classes of a pair as one and can be right half the time at
+most, whatever it looks at: position, speed, easing, background.
+
+All motion stays inside the central square of the frame, so a central crop loses none of it. Mirroring a clip
+changes its class: train on it without flips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import DataError
+from pipelines.encoder import H264, MJPEG, VP9, encode_video
+from pipelines.manifest import Row, write_manifest
+from pipelines.motion_drawing import ShapePath, draw_clip
+from pipelines.parallel import ordered_map
+
+CLASS_NAMES = (
+    "move_left",
+    "move_right",
+    "move_up",
+    "move_down",
+    "turn_clockwise",
+    "turn_counterclockwise",
+    "grow",
+    "shrink",
+)
+
+# Apart streams of random numbers: no clip of one split can be a clip of the other.
+_SPLITS = {"train": 0, "val": 1}
+
+_FORMATS = (VP9, H264, MJPEG)
+_RATES = (Fraction(8), Fraction(12), Fraction(25, 2), Fraction(24000, 1001), Fraction(30))
+# Short enough that a clip has a keyframe to seek to, long enough that most frames depend on others.
+_KEYFRAME_INTERVAL = 12
+# A shape keeps within this distance of the frame's centre, in units of the shorter side: 0.5 is the edge.
+_REACH = 0.47
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all clips of a data set have in common."""
+
+    seed: int
+    size: int = 72
+    """Pixels on the shorter side, even."""
+    frames: tuple[int, int] = (16, 24)
+    """A clip has at least and at most so many frames."""
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 2:
+            raise DataError(f"clips of {self.size} pixels: the size must be even, and at least 32")
+        if not 2 <= self.frames[0] <= self.frames[1]:
+            raise DataError(f"clips of {self.frames[0]} to {self.frames[1]} frames: motion needs at least 2")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip before it is encoded."""
+
+    label: int
+    frames: np.ndarray
+    """T H W 3, uint8."""
+    fps: Fraction
+
+
+def draw(settings: Settings, split: str, index: int) -> Clip:
+    """Clip `index` of a split ("train" or "val"), a function of its arguments alone.
+
+    Clips 2k and 2k + 1 are twins: the same frames, in the second one in reverse order.
+    """
+    twin, reverse = divmod(index, 2)
+    motion = twin % len(_MOTIONS)
+    rng = np.random.default_rng([settings.seed, _SPLITS[split], twin])
+    fps = _RATES[rng.integers(len(_RATES))]
+    height, width = _frame_size(rng, settings.size)
+    frames = int(rng.integers(settings.frames[0], settings.frames[1] + 1))
+    path = _MOTIONS[motion](rng, _progress(rng, frames))
+    pictures = draw_clip(rng, path, height, width)
+    return Clip(2 * motion + reverse, pictures[::-1] if reverse else pictures, fps)
+
+
+def render(
+    root: Path,
+    *,
+    train_clips: int,
+    val_clips: int,
+    seed: int,
+    size: int = 72,
+    frames: tuple[int, int] = (16, 24),
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, Path]:
+    """Write videos under `root/{train,val}/CLASS/` and the manifests `root/train.arrow` and `root/val.arrow`.
+
+    The bytes of a file depend on seed, size, frames and its index, not on the number of workers. A file
+    appears under its name when it is complete, and a manifest after its last video: after an interruption,
+    make the same call again.
+
+    Args:
+        size: pixels on the shorter side of a clip, even.
+        frames: a clip has at least and at most so many frames.
+        workers: processes; with more than one, the caller's main module must be importable.
+        progress: called after each clip with the number of clips written and of those to write.
+
+    Returns:
+        The paths of the training and the validation manifest.
+
+    Raises:
+        DataError: a number is out of its range.
+    """
+    if train_clips < 1 or val_clips < 1:
+        raise DataError(f"{train_clips} training and {val_clips} validation clips: each needs at least one")
+    settings = Settings(seed, size, frames)
+    manifests = root / "train.arrow", root / "val.arrow"
+    for manifest in manifests:
+        manifest.unlink(missing_ok=True)
+    for split in _SPLITS:
+        for name in CLASS_NAMES:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+
+    jobs = [("train", i) for i in range(train_clips)] + [("val", i) for i in range(val_clips)]
+    with closing(ordered_map(partial(_write_clip, root, settings), jobs, workers, progress)) as rows:
+        write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
+        write_manifest(manifests[1], rows, CLASS_NAMES)
+    return manifests
+
+
+def _write_clip(root: Path, settings: Settings, job: tuple[str, int]) -> Row:
+    split, index = job
+    clip = draw(settings, split, index)
+    # Formats change after every round of all eight classes, so none of them tells a class.
+    video_format = _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
+    name = f"{split}/{CLASS_NAMES[clip.label]}/{index:06d}{video_format.extension}"
+    unfinished = root / f"{name}.part"
+    encode_video(unfinished, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
+    unfinished.replace(root / name)
+    frames, height, width, _ = clip.frames.shape
+    return Row(
+        path=name,
+        offset=0,
+        length=0,
+        label=clip.label,
+        frames=frames,
+        fps=float(clip.fps),
+        width=width,
+        height=height,
+        codec=video_format.codec,
+    )
+
+
+def _frame_size(rng: np.random.Generator, size: int) -> tuple[int, int]:
+    """Height and width: the shorter side is `size`, the ratio 1:1, 4:3, 3:4 or 3:2."""
+    third, half = 2 * round(size * 2 / 3), 2 * round(size * 3 / 4)
+    return ((size, size), (size, third), (third, size), (size, half))[rng.integers(4)]
+
+
+def _progress(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """How much of the motion is done in each frame, from 0 to 1: evenly, gently, or faster at one end."""
+    time = np.linspace(0, 1, frames)
+    easings = (time, time * time * (3 - 2 * time), time**1.4, 1 - (1 - time) ** 1.4)
+    return easings[rng.integers(len(easings))]
+
+
+def _sway(rng: np.random.Generator, amount: float, progress: np.ndarray) -> np.ndarray:
+    """A small steady change by at most `amount` either way, which says nothing about the class."""
+    return rng.uniform(-amount, amount) * (progress - 0.5)
+
+
+def _move(rng: np.random.Generator, progress: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Along, across, radius and angle of a shape that goes from the positive to the negative side."""
+    radius = rng.uniform(0.14, 0.2)
+    distance = rng.uniform(0.42, 2 * (_REACH - radius))
+    middle = rng.uniform(-1, 1) * (_REACH - radius - distance / 2)
+    along = middle + distance * (0.5 - progress)
+    across = rng.uniform(-1, 1) * (_REACH - radius - 0.03) + _sway(rng, 0.06, progress)
+    angle = rng.uniform(0, 2 * np.pi) + _sway(rng, 0.3, progress)
+    return along, across, np.full_like(along, radius), angle
+
+
+def _move_left(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
+    along, across, radius, angle = _move(rng, progress)
+    return ShapePath(along, across, radius, angle)
+
+
+def _move_up(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
+    along, across, radius, angle = _move(rng, progress)
+    return ShapePath(across, along, radius, angle)
+
+
+def _turn_clockwise(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
+    radius = rng.uniform(0.24, 0.34)
+    # Between two of eight frames that sample the clip it turns by 50 degrees at most, where easing is
+    # steepest: far from the half turn at which the two directions look alike.
+    angle = rng.uniform(0, 2 * np.pi) + np.deg2rad(rng.uniform(110, 220)) * progress
+    x, y = (rng.uniform(-1, 1) * (_REACH - radius - 0.03) + _sway(rng, 0.06, progress) for _ in range(2))
+    return ShapePath(x, y, np.full_like(x, radius), angle)
+
+
+def _grow(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
+    smallest = rng.uniform(0.09, 0.14)
+    largest = smallest * rng.uniform(2.2, 3.0)
+    radius = smallest * (largest / smallest) ** progress
+    angle = rng.uniform(0, 2 * np.pi) + _sway(rng, 0.3, progress)
+    x, y = (rng.uniform(-1, 1) * (_REACH - largest) + _sway(rng, 0.04, progress) for _ in range(2))
+    return ShapePath(x, y, radius, angle)
+
+
+# One for each pair of classes: the motion of its first.
+_MOTIONS = (_move_left, _move_up, _turn_clockwise, _grow)
