@@ -1,0 +1,87 @@
+"""What a run leaves on disk: one folder that is enough to evaluate, predict and continue.
+
+```
+runs/<name>/
+  recipe.yaml            the resolved recipe
+  environment.json       versions, devices, host of the latest start
+  checkpoints/           step-0000123/, ...
+  events.jsonl           one line per step, evaluation, checkpoint, start and end
+  quarantine.jsonl       videos that could not be used, and why
+  confusion.png          of the latest evaluation
+  summary.json           what came out
+  weights.safetensors    the final weights, with class names and preprocessing inside
+  mlflow*.json*          what goes to MLflow, delivered or not
+```
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trainer import RunError
+
+
+class RunFolder:
+    """The folder of one run; only rank 0 writes into it, except for checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.checkpoints = path / "checkpoints"
+        self.events = path / "events.jsonl"
+        self.quarantine = path / "quarantine.jsonl"
+        self.confusion = path / "confusion.png"
+        self.summary = path / "summary.json"
+        self.weights = path / "weights.safetensors"
+
+    def create(self) -> None:
+        """Make the folder. Raises RunError where that cannot be."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another with --run-dir"
+            ) from error
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one line to the events, with the time in seconds since 1970."""
+        _append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
+
+    def quarantined(self) -> set[str]:
+        """Paths of the videos in quarantine so far."""
+        if not self.quarantine.exists():
+            return set()
+        lines = self.quarantine.read_text(encoding="utf-8").splitlines()
+        return {json.loads(line)["path"] for line in lines}
+
+    def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Append videos that are not there yet; each entry has at least `path` and `reason`."""
+        known = self.quarantined()
+        fresh = {entry["path"]: entry for entry in entries if entry["path"] not in known}
+        _append_lines(self.quarantine, fresh.values())
+
+    @staticmethod
+    def write(path: Path, text: str) -> None:
+        """Write a file whole or not at all: a reader never sees half of it."""
+        temporary = path.with_name(f".{path.name}.partial")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    @classmethod
+    def write_json(cls, path: Path, values: dict[str, Any]) -> None:
+        cls.write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records, each as one line, in one write: a crash cuts off the last line at most."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if text:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)

@@ -1,0 +1,77 @@
+"""`weights.safetensors`: the trained weights with all that is needed to use them, and no pickle.
+
+The file's metadata holds, as JSON: the model's configuration, the class names, the preprocessing, the recipe.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models import UniFormerV2, UniFormerV2Config
+from trainer import RunError
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that was read from a weights file, in evaluation mode, and what belongs to it."""
+
+    model: UniFormerV2
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def save_weights(
+    path: Path,
+    state: dict[str, Tensor],
+    config: UniFormerV2Config,
+    *,
+    class_names: Sequence[str],
+    preprocessing: dict[str, Any],
+    recipe: dict[str, Any],
+) -> None:
+    """Write the file whole or not at all."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format_version": FORMAT,
+        "model": json.dumps(dataclasses.asdict(config)),
+        "class_names": json.dumps(list(class_names)),
+        "preprocessing": json.dumps(preprocessing),
+        "recipe": json.dumps(recipe),
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(state, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def load_weights(path: Path) -> Weights:
+    """Rebuild the model from the file alone.
+
+    Raises RunError when the file is missing, no safetensors file, or was not written by `save_weights`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read as weights: {error}") from error
+    if metadata.get("format_version") != FORMAT:
+        raise RunError(f"{path} holds tensors, but not a model's description of this program's format {FORMAT}")
+    model = UniFormerV2(UniFormerV2Config(**json.loads(metadata["model"])))
+    model.load_state_dict(state)
+    return Weights(
+        model.eval(),
+        tuple(json.loads(metadata["class_names"])),
+        json.loads(metadata["preprocessing"]),
+        json.loads(metadata["recipe"]),
+    )
