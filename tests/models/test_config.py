@@ -41,7 +41,9 @@ def test_released_regularisation_belongs_to_the_form():
 def test_tiny_is_tiny_and_has_no_dropout(form):
     config = build(form=form)
     assert 300_000 < parameter_count(config) < 800_000
-    assert config.drop_path == config.global_drop_path == config.head_dropout == config.global_mlp_dropout == 0
+    assert (
+        config.drop_path == config.global_drop_path == config.head_dropout == config.global_mlp_dropout == 0
+    )
 
 
 def test_an_override_of_depth_and_heads_moves_what_depends_on_them():

@@ -1,0 +1,163 @@
+"""The whole model: what it accepts, what order means to it, freezing, recomputation, its first logits."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models import ModelError, UniFormerV2, build_config, create_model
+
+
+def gradients(model, clips):
+    model.zero_grad(set_to_none=True)
+    logits = model(clips)
+    F.cross_entropy(logits, torch.arange(len(clips))).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), grads
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 8, 16, 16), "clips have 8 frames, the model was built for 4"),
+        ((2, 1, 4, 16, 16), "clips have 1 channels, the model was built for 3"),
+        ((2, 3, 4, 24, 16), "clips have 24 rows, the model was built for 16"),
+        ((2, 3, 4, 16, 8), "clips have 8 columns, the model was built for 16"),
+        ((3, 4, 16, 16), "clips have 4 dimensions, the model takes 5"),
+    ],
+)
+def test_a_clip_of_another_shape_is_refused(small, shape, message):
+    with pytest.raises(ModelError, match=message):
+        small()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+def test_clips_do_not_see_each_other(small, clips, form):
+    model = small(form).eval()
+    torch.testing.assert_close(model(clips)[1:], model(clips[1:]), atol=1e-6, rtol=1e-5)
+
+
+def test_without_global_blocks_the_scene_form_is_blind_to_order(small, clips):
+    model = small("scene", global_layers=()).eval()
+    assert model.fusion is None
+    assert model.balance is None
+    shuffled = clips[:, :, [2, 0, 3, 1]]
+    torch.testing.assert_close(model(shuffled), model(clips), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"global_layers": ()}, {"temporal_downsample": False}], ids=str)
+def test_the_temporal_form_sees_order(small, clips, overrides):
+    model = small("temporal", **overrides).eval()
+    assert (model(clips[:, :, [2, 0, 3, 1]]) - model(clips)).abs().max() > 1e-3
+
+
+def test_global_blocks_see_order_through_their_position_encoding(small, clips):
+    model = small("scene").eval()
+    assert (model(clips[:, :, [2, 0, 3, 1]]) - model(clips)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+def test_a_new_model_is_its_image_model(form):
+    """What video adds starts at zero, and the head's norm undoes the halving by the balance."""
+    fields = {"frames": 8, "num_classes": 7, "norm_eps": 1e-12}
+    model = create_model("tiny", form=form, **fields).eval()
+    image = create_model("tiny", form=form, global_layers=(), local_mhra=0, **fields).eval()
+    image.load_state_dict(model.state_dict(), strict=False)
+    for both in (model, image):
+        both.head_norm.eps = 1e-12
+    clips = torch.randn(2, 3, 8, 64, 64)
+    torch.testing.assert_close(model(clips), image(clips), atol=1e-5, rtol=0)
+
+
+def test_the_first_loss_is_that_of_guessing():
+    model = create_model("tiny", form="temporal", frames=8, num_classes=10)
+    loss = F.cross_entropy(model(torch.randn(8, 3, 8, 64, 64)), torch.arange(8))
+    assert loss.item() == pytest.approx(torch.tensor(10.0).log().item(), abs=0.5)
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+def test_every_parameter_takes_part(small, clips, form):
+    model = small(form).train()
+    _, grads = gradients(model, clips)
+    assert grads.keys() == dict(model.named_parameters()).keys()
+    assert [name for name, grad in grads.items() if not grad.any()] == []
+
+
+def test_initialisation_at_zero_and_with_batch_norm_untouched():
+    model = create_model("tiny", form="temporal", frames=8, num_classes=10)
+    zero = [name for name, p in model.named_parameters() if p.dim() != 1 and not p.any()]
+    local = [f"blocks.{i}.local_{j}.expand.weight" for i in range(4) for j in (1, 2)]
+    last = ["attention.out.weight", "mlp.contract.weight"]
+    added = ["fusion.query"] + [f"fusion.blocks.{i}.{name}" for i in range(2) for name in last]
+    assert sorted(zero) == sorted(local + added)
+    assert not model.balance.any()
+    cross = model.fusion.blocks[0].attention.in_proj_weight
+    xavier_bound = (6 / (cross.shape[0] + cross.shape[1])) ** 0.5
+    assert cross.abs().max().item() == pytest.approx(xavier_bound, rel=0.01)
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_no_graph(small, clips):
+    model = small(frozen_backbone=True).train()
+    seen = []
+    model.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    _, grads = gradients(model, clips)
+    assert model.balance is None
+    assert {name.split(".")[0] for name in grads} == {"fusion", "head_norm", "head"}
+    assert not seen[0].requires_grad
+    frozen = {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"patch_embedding", "class_token", "position_embedding", "ln_pre", "blocks"}
+
+
+def test_a_frozen_model_answers_from_the_video_token_only(small, clips):
+    model = small(frozen_backbone=True, global_layers=(0,)).eval()
+    before = model(clips)
+    nn.init.zeros_(model.blocks[1].mlp.contract.weight)
+    torch.testing.assert_close(model(clips), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_recomputation_changes_no_gradient_and_no_statistic(small, clips, form, count):
+    regularised = {"drop_path": 0.3, "global_drop_path": 0.3, "head_dropout": 0.3}
+    plain = small(form, **regularised).train()
+    frugal = UniFormerV2(small(form, **regularised, recomputed_blocks=count).config).train()
+    frugal.load_state_dict(plain.state_dict())
+    results = []
+    for model in (plain, frugal):
+        torch.manual_seed(3)
+        results.append((*gradients(model, clips), dict(model.named_buffers())))
+    for expected, given in zip(*results, strict=True):
+        torch.testing.assert_close(given, expected, atol=0, rtol=0)
+
+
+def test_recomputation_runs_the_asked_blocks_twice(small, clips):
+    model = small(recomputed_blocks=1).train()
+    runs = [0, 0]
+    for index, block in enumerate(model.blocks):
+        # Recomputation stops once it has what the backward needs, so the end of a block may not run again.
+        block.norm_1.register_forward_hook(lambda *_, index=index: runs.__setitem__(index, runs[index] + 1))
+    gradients(model, clips)
+    assert runs == [2, 1]
+
+
+def test_bfloat16_weights_stay_near_float32(small, clips):
+    model = small("temporal").eval()
+    expected = model(clips)
+    given = model.bfloat16()(clips.bfloat16())
+    assert given.dtype == torch.bfloat16
+    torch.testing.assert_close(given.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_autocast_runs_forward_and_backward(small, clips):
+    model = small("temporal").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(clips)
+    logits.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_config_is_on_the_model():
+    config = build_config("tiny", form="scene", frames=8, num_classes=3)
+    model = create_model("tiny", form="scene", frames=8, num_classes=3)
+    assert model.config == config
+    assert model(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)
