@@ -1,0 +1,228 @@
+"""What a person sees of a run: a live bar in a terminal, plain lines in a file, nothing from other ranks."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from trainer.meters import Rates
+
+_LOGGERS = ("trainer", "pipelines", "models")
+"""Whose warnings are shown; what the libraries below them say is theirs."""
+
+
+class Display:
+    """Shows nothing: what every rank but the first has. Also what the others share."""
+
+    def __enter__(self) -> Self:
+        self._handler = _ToDisplay(self)
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self._handler)
+            logging.getLogger(name).propagate = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self._handler)
+            logging.getLogger(name).propagate = True
+
+    def step(
+        self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
+    ) -> None:
+        """Show how the training stands.
+
+        Args:
+            step: optimiser steps done.
+            epoch: passes over the data done.
+            loss: of this step.
+            learning_rate: of this step.
+            rates: see `Meters.rates`.
+            seconds_left: until the last step.
+        """
+
+    def note(self, text: str) -> None:
+        """Show a line that stays: an evaluation, a checkpoint."""
+
+    def warn(self, text: str) -> None:
+        """Show a line that stays and stands out."""
+
+    def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
+        """Show the table that ends a run."""
+
+
+class PlainDisplay(Display):
+    """One line every so many steps, for log files."""
+
+    def __init__(self, total_steps: int, every: int, file: TextIO) -> None:
+        self._total = total_steps
+        self._every = every
+        self._file = file
+
+    def step(
+        self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
+    ) -> None:
+        if step % self._every == 0 or step in (1, self._total):
+            figures = "  ".join(_figures(loss, learning_rate, rates))
+            left = f"{duration(seconds_left)} left"
+            self.note(f"step {step}/{self._total}  epoch {epoch:.2f}  {figures}  {left}")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.note(f"warning: {text}")
+
+    def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
+        _print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
+
+
+class _BarWithFigures(Progress):
+    """A bar, and the figures on a line of their own: together they do not fit into 80 columns."""
+
+    figures = "starting"
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
+class LiveDisplay(Display):
+    """A bar over all steps with the latest figures; lines that stay scroll above it."""
+
+    def __init__(self, total_steps: int, first_step: int, console: Console) -> None:
+        self._console = console
+        self._progress = _BarWithFigures(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            expand=True,
+        )
+        self._task = self._progress.add_task("", total=total_steps, completed=first_step, left="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._progress.stop()
+
+    def step(
+        self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
+    ) -> None:
+        self._progress.figures = f"epoch {epoch:.2f} · " + " · ".join(_figures(loss, learning_rate, rates))
+        self._progress.update(self._task, completed=step, left=f"{duration(seconds_left)} left")
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False, highlight=False)
+
+    def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
+        self._progress.stop()
+        _print_whole(self._console, summary_table(summary, run_dir, mlflow_command))
+
+
+def open_display(
+    *, is_main: bool, total_steps: int, first_step: int, every: int, file: TextIO | None = None
+) -> Display:
+    """The display that suits this rank and this output.
+
+    Args:
+        is_main: whether this is rank 0; any other rank shows nothing.
+        total_steps: optimiser steps of the whole training.
+        first_step: steps done already, by an earlier start.
+        every: steps between two lines where the output is no terminal.
+        file: where to write; None is standard output.
+    """
+    if not is_main:
+        return Display()
+    file = file or sys.stdout
+    console = Console(file=file)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveDisplay(total_steps, first_step, console)
+    return PlainDisplay(total_steps, every, file)
+
+
+def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> Table:
+    """What a run came to.
+
+    Args:
+        summary: with `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `seconds`,
+            `steps`, `parameters` and `gmacs`; what is missing or None is left out.
+        run_dir: the run's folder.
+        mlflow_command: see `Tracker.ui_command`; None where nothing was tracked.
+    """
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "top-1": ("top1", lambda value: f"{100 * value:.2f} %"),
+        "top-5": ("top5", lambda value: f"{100 * value:.2f} %"),
+        "clips/s": ("clips_per_second", lambda value: f"{value:.1f}"),
+        "data wait": ("data_wait_share", lambda value: f"{100 * value:.1f} %"),
+        "time": ("seconds", duration),
+        "steps": ("steps", lambda value: f"{value:,}"),
+        "parameters": ("parameters", lambda value: f"{value:,}"),
+        "GMACs per view": ("gmacs", lambda value: f"{value:,.1f}"),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for label, (name, text) in shown.items():
+        if summary.get(name) is not None:
+            table.add_row(label, text(summary[name]))
+    table.add_row("run", str(run_dir))
+    if mlflow_command is not None:
+        table.add_row("MLflow", mlflow_command)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:02:03`, days in front where there are any."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
+    figures = [
+        f"loss {loss:.4f}",
+        f"lr {learning_rate:.2e}",
+        f"{rates.clips_per_second:.1f} clips/s",
+        f"wait {100 * rates.data_wait_share:.0f} %",
+        f"{rates.memory_peak / 2**30:.1f} GiB",
+    ]
+    if rates.mfu is not None:
+        figures.append(f"MFU {100 * rates.mfu:.0f} %")
+    return figures
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Without breaking a path or a command over lines: a narrow terminal wraps it, and it can be copied."""
+    unbound = Console(width=10_000).measure(table).maximum
+    wide = Console(file=console.file, width=max(console.width, unbound), force_terminal=console.is_terminal)
+    with wide.capture() as capture:
+        wide.print(table)
+    console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    console.file.flush()
+
+
+class _ToDisplay(logging.Handler):
+    """Warnings of our packages go where the display shows them, above its bar."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.warn(record.getMessage())

@@ -1,0 +1,189 @@
+"""How fast, how much of it waiting, how much memory, how long still: measured, never guessed."""
+
+import re
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+Activity = Literal["training", "waiting", "saving", "evaluating"]
+
+_TERA = 1e12
+_PEAKS = {
+    r"B200": 2250,
+    r"GH200 .*": 989,
+    r"H200": 989,
+    r"H100 80GB HBM3": 989,  # SXM
+    r"H100 NVL": 835,
+    r"H100 PCIe": 756,
+    r"A100[- ].*": 312,
+    r"A40": 150,
+    r"A10": 125,
+    r"L40S": 362,
+    r"L40": 181,
+    r"L4": 121,
+    r"V100-.*": 125,  # fp16: it has no bf16
+    r"GeForce RTX 4090": 165,
+    r"GeForce RTX 3090": 71,
+}
+"""Dense bf16 peak in TFLOP/s by the name torch gives, vendor left out; from the makers' data sheets."""
+
+
+def peak_flops(gpu_name: str | None) -> float | None:
+    """Dense bf16 peak of a GPU in FLOP/s; None for one not in the table, a slice of one, or a CPU."""
+    if gpu_name is None or "MIG" in gpu_name:
+        return None
+    name = re.sub(r"^(NVIDIA|Tesla) ", "", gpu_name)
+    return next((peak * _TERA for pattern, peak in _PEAKS.items() if re.fullmatch(pattern, name)), None)
+
+
+@dataclass
+class Totals:
+    """What a run has spent since its first start, over all restarts; seconds are wall-clock."""
+
+    steps: int = 0
+    """Optimiser steps."""
+    clips: int = 0
+    """Clips trained on, over all ranks."""
+    training: float = 0.0
+    """Seconds in forward, backward and optimiser."""
+    waiting: float = 0.0
+    """Seconds without a batch."""
+    saving: float = 0.0
+    """Seconds writing checkpoints."""
+    evaluating: float = 0.0
+    """Seconds measuring accuracy."""
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips per second of training and waiting, saving and evaluating left out."""
+        return _ratio(self.clips, self.training + self.waiting)
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the steps' time that was spent without a batch, 0..1."""
+        return _ratio(self.waiting, self.training + self.waiting)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.training + self.waiting + self.saving + self.evaluating
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How it goes at the moment: means over the latest steps."""
+
+    clips_per_second: float
+    """Over all ranks."""
+    data_wait_share: float
+    """Share of the time spent without a batch, 0..1."""
+    seconds_per_step: float
+    """Waiting included."""
+    memory_peak: int
+    """Bytes: the most that the GPU's allocator has held, or the process's largest resident set."""
+    mfu: float | None
+    """Model FLOPs per second as a share of the GPUs' dense bf16 peak; None where the peak is not known."""
+
+
+class Meters:
+    """Clocks of one rank.
+
+    with meters.spend("waiting"):
+        batch = next(batches)
+    with meters.spend("training"):
+        ...
+    meters.step(clips)
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        world_size: int = 1,
+        flops_per_clip: float | None = None,
+        window: int = 50,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """
+        Args:
+            device: whose memory to look at, and whose peak the utilisation refers to.
+            world_size: devices that share the work.
+            flops_per_clip: floating-point operations of one training step per clip; None leaves out MFU.
+            window: optimiser steps that rates are averaged over.
+            clock: seconds from any beginning.
+        """
+        self.totals = Totals()
+        self._device = device
+        self._clock = clock
+        self._window: deque[tuple[int, float, float]] = deque(maxlen=window)
+        self._spent: dict[str, float] = {"training": 0.0, "waiting": 0.0}
+        gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        peak = peak_flops(gpu_name)
+        self._clips_per_second_at_peak = (
+            peak * world_size / flops_per_clip if peak is not None and flops_per_clip else None
+        )
+
+    @contextmanager
+    def spend(self, activity: Activity) -> Iterator[None]:
+        """Count the time inside towards an activity; a stop by exception counts too."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            seconds = self._clock() - start
+            setattr(self.totals, activity, getattr(self.totals, activity) + seconds)
+            if activity in self._spent:
+                self._spent[activity] += seconds
+
+    def step(self, clips: int) -> None:
+        """End an optimiser step of `clips` over all ranks, in the time spent since the step before."""
+        self.totals.steps += 1
+        self.totals.clips += clips
+        self._window.append((clips, self._spent["waiting"], self._spent["training"]))
+        self._spent = dict.fromkeys(self._spent, 0.0)
+
+    def rates(self) -> Rates:
+        """Means over the window; zeros before the first step."""
+        clips = sum(entry[0] for entry in self._window)
+        waited = sum(entry[1] for entry in self._window)
+        seconds = waited + sum(entry[2] for entry in self._window)
+        clips_per_second = _ratio(clips, seconds)
+        at_peak = self._clips_per_second_at_peak
+        return Rates(
+            clips_per_second=clips_per_second,
+            data_wait_share=_ratio(waited, seconds),
+            seconds_per_step=_ratio(seconds, len(self._window)),
+            memory_peak=memory_peak(self._device),
+            mfu=None if at_peak is None else clips_per_second / at_peak,
+        )
+
+    def time_left(self, steps_left: int) -> float:
+        """Seconds for so many steps at the present pace, evaluations and checkpoints not counted."""
+        return steps_left * self.rates().seconds_per_step
+
+    def state_dict(self) -> dict[str, float]:
+        """The totals as plain numbers, for a checkpoint."""
+        return asdict(self.totals)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on counting where a checkpoint stopped."""
+        self.totals = Totals(**state)  # type: ignore[arg-type]
+
+
+def memory_peak(device: torch.device) -> int:
+    """Bytes: the most the GPU's allocator has held so far, or this process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _ratio(amount: float, whole: float) -> float:
+    return amount / whole if whole else 0.0
