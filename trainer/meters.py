@@ -6,13 +6,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 
-Activity = Literal["training", "waiting", "saving", "evaluating"]
+Activity = Literal["waiting", "saving", "evaluating"]
 
 _TERA = 1e12
 _PEAKS = {
@@ -95,11 +95,10 @@ class Rates:
 class Meters:
     """Clocks of one rank.
 
-    with meters.spend("waiting"):
-        batch = next(batches)
-    with meters.spend("training"):
+    with meters.step(clips):
+        with meters.waiting():
+            batch = next(batches)
         ...
-    meters.step(clips)
     """
 
     def __init__(
@@ -119,11 +118,10 @@ class Meters:
             window: optimiser steps that rates are averaged over.
             clock: seconds from any beginning.
         """
-        self.totals = Totals()
+        self.spent = Totals()
         self._device = device
         self._clock = clock
         self._window: deque[tuple[int, float, float]] = deque(maxlen=window)
-        self._spent: dict[str, float] = {"training": 0.0, "waiting": 0.0}
         gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         peak = peak_flops(gpu_name)
         self._clips_per_second_at_peak = (
@@ -131,23 +129,34 @@ class Meters:
         )
 
     @contextmanager
-    def spend(self, activity: Activity) -> Iterator[None]:
-        """Count the time inside towards an activity; a stop by exception counts too."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            seconds = self._clock() - start
-            setattr(self.totals, activity, getattr(self.totals, activity) + seconds)
-            if activity in self._spent:
-                self._spent[activity] += seconds
+    def step(self, clips: int) -> Iterator[None]:
+        """Time an optimiser step of `clips` over all ranks; what is no waiting inside is training."""
+        start, waited_before = self._clock(), self.spent.waiting
+        yield
+        waited = self.spent.waiting - waited_before
+        trained = self._clock() - start - waited
+        self.spent.steps += 1
+        self.spent.clips += clips
+        self.spent.training += trained
+        self._window.append((clips, waited, trained))
 
-    def step(self, clips: int) -> None:
-        """End an optimiser step of `clips` over all ranks, in the time spent since the step before."""
-        self.totals.steps += 1
-        self.totals.clips += clips
-        self._window.append((clips, self._spent["waiting"], self._spent["training"]))
-        self._spent = dict.fromkeys(self._spent, 0.0)
+    def waiting(self) -> AbstractContextManager[None]:
+        """Time a wait for a batch."""
+        return self._spend("waiting")
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Time the writing of a checkpoint."""
+        return self._spend("saving")
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Time a measurement of accuracy."""
+        return self._spend("evaluating")
+
+    @contextmanager
+    def _spend(self, activity: Activity) -> Iterator[None]:
+        start = self._clock()
+        yield
+        setattr(self.spent, activity, getattr(self.spent, activity) + self._clock() - start)
 
     def rates(self) -> Rates:
         """Means over the window; zeros before the first step."""
@@ -168,13 +177,13 @@ class Meters:
         """Seconds for so many steps at the present pace, evaluations and checkpoints not counted."""
         return steps_left * self.rates().seconds_per_step
 
-    def state_dict(self) -> dict[str, float]:
-        """The totals as plain numbers, for a checkpoint."""
-        return asdict(self.totals)
+    def totals(self) -> dict[str, float]:
+        """What was spent since the run's first start, as plain numbers for a checkpoint."""
+        return asdict(self.spent)
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def restore(self, totals: Mapping[str, float]) -> None:
         """Go on counting where a checkpoint stopped."""
-        self.totals = Totals(**state)  # type: ignore[arg-type]
+        self.spent = Totals(**totals)  # type: ignore[arg-type]
 
 
 def memory_peak(device: torch.device) -> int:
