@@ -1,6 +1,6 @@
 """Multi-stage fusion, section 3.3: the video tokens of all global blocks become one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class HierarchicalQ(Fusion):
         return video_tokens.mean(dim=1)
 
 
-_KINDS: dict[str, type[Sequential | Parallel | HierarchicalKV | HierarchicalQ]] = {
+_KINDS: Mapping[str, Callable[[UniFormerV2Config], Fusion]] = {
     "sequential": Sequential,
     "parallel": Parallel,
     "hierarchical_kv": HierarchicalKV,

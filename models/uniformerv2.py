@@ -1,5 +1,6 @@
 """The assembly: a clip becomes logits."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,8 @@ class UniFormerV2(nn.Module):
         elif self.balance is None:
             summary = self.fusion(features)
         else:
-            summary = torch.lerp(self.fusion(features), frame_mean, self.balance.sigmoid())
+            share = self.balance.sigmoid()  # C
+            summary = (1 - share) * self.fusion(features) + share * frame_mean
         return self.head(self.head_dropout(self.head_norm(summary)))
 
     def _backbone(self, clips: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -85,11 +87,12 @@ class UniFormerV2(nn.Module):
 
     def _embed(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B T 1+N C
         patches = self.patch_embedding(clips)
-        class_tokens = self.class_token.to(patches.dtype).expand(*patches.shape[:2], 1, -1)  # B T 1 C
+        class_tokens = self.class_token.expand(*patches.shape[:2], 1, -1)  # B T 1 C
         return self.ln_pre(torch.cat([class_tokens, patches], dim=2) + self.position_embedding)
 
     def _recomputes(self, index: int) -> bool:
-        return self.training and index < self.config.recomputed_blocks and torch.is_grad_enabled()
+        is_asked = index < self.config.recomputed_blocks and not self.config.frozen_backbone
+        return is_asked and self.training and torch.is_grad_enabled()
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
@@ -106,8 +109,9 @@ class UniFormerV2(nn.Module):
                 raise ModelError(f"clips have {given} {name}, the model was built for {count}")
 
 
-def _recomputation_contexts(block: nn.Module) -> tuple[Any, Any]:
-    return torch.enable_grad(), statistics_kept(block)
+def _recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What the first run and the recomputation of a block run in."""
+    return nullcontext(), statistics_kept(block)
 
 
 def create_model(preset: str, *, form: str, frames: int, num_classes: int, **overrides: Any) -> UniFormerV2:

@@ -3,13 +3,14 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.config import ModelError
 
-WeightSource = str | Path | Mapping[str, Tensor]
+WeightSource = str | Path | Mapping[str, Any]
 
 _NESTED_UNDER = ("model_state", "state_dict", "module", "model")
 

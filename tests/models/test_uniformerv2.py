@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import ModelError, UniFormerV2, build_config, create_model
+from models.config import FUSIONS
 
 
 def gradients(model, clips):
@@ -148,8 +149,9 @@ def test_bfloat16_weights_stay_near_float32(small, clips):
     torch.testing.assert_close(given.float(), expected, atol=0.1, rtol=0.1)
 
 
-def test_autocast_runs_forward_and_backward(small, clips):
-    model = small("temporal").train()
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_autocast_runs_forward_and_backward(small, clips, fusion):
+    model = small("temporal", fusion=fusion).train()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(clips)
     logits.float().square().mean().backward()
@@ -161,3 +163,24 @@ def test_the_config_is_on_the_model():
     model = create_model("tiny", form="scene", frames=8, num_classes=3)
     assert model.config == config
     assert model(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)
+
+
+def loss_on_time_directions(model, steps):
+    """Trains to tell clips from the same clips played backwards; returns the last loss."""
+    forwards = torch.randn(8, 3, 4, 16, 16)
+    clips = torch.cat([forwards, forwards.flip(2)])
+    labels = torch.arange(2).repeat_interleave(8)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss = F.cross_entropy(model(clips), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def test_the_direction_of_time_is_learned_from_scratch_by_the_temporal_form_only(small):
+    temporal = small("temporal", randomised=False, num_classes=2)
+    blind = small("scene", randomised=False, num_classes=2, global_layers=())
+    assert loss_on_time_directions(temporal, steps=60) < 0.05
+    assert loss_on_time_directions(blind, steps=60) > 0.69
