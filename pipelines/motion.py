@@ -132,7 +132,8 @@ def render(
             (root / split / name).mkdir(parents=True, exist_ok=True)
 
     jobs = [("train", i) for i in range(train_clips)] + [("val", i) for i in range(val_clips)]
-    with closing(ordered_map(partial(_write_clip, root, settings), jobs, workers, progress)) as rows:
+    write = partial(_write_clip, root, settings)
+    with closing(ordered_map(write, jobs, total=len(jobs), workers=workers, progress=progress)) as rows:
         write_manifest(manifests[0], islice(rows, train_clips), CLASS_NAMES)
         write_manifest(manifests[1], rows, CLASS_NAMES)
     return manifests

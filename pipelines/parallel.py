@@ -5,61 +5,75 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Handing over one item costs about what a short probe costs; in chunks it does not show.
+# Handing over one item costs about what probing one small video costs; by the chunk it does not show.
 _CHUNK = 16
+# Chunks under way for each worker: enough that none waits, few enough that a million items need no memory.
+_AHEAD = 4
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container or SLURM can make fewer than the machine has."""
+    """Cores this process may run on, which a container or a batch system can make fewer than there are."""
     return len(os.sched_getaffinity(0))
 
 
 def ordered_map(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
+    *,
+    total: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order.
 
-    With one worker the work is done here. With more, processes are spawned: `function` must be importable by
-    name, and the program's main module must keep its work behind `if __name__ == "__main__":`. What
-    `function` raises is raised here. Closing the generator drops what has not begun.
+    With one worker, or few items, the work is done here. Otherwise processes are spawned: `function` must be
+    importable by name, and the program's main module must keep its work behind
+    `if __name__ == "__main__":`. What `function` raises is raised here. Closing the generator, or Ctrl-C,
+    drops what has not begun.
 
     Args:
-        progress: called after each item with the number of items done and of all items.
+        total: the number of items.
+        progress: called after each item with the number of items done, and `total`.
     """
-    with _mapper(min(workers, len(items) // _CHUNK)) as mapped:
-        for done, result in enumerate(mapped(function, items), start=1):
-            if progress is not None:
-                progress(done, len(items))
-            yield result
+    workers = min(workers, total // _CHUNK)
+    results = _in_processes(function, iter(items), workers) if workers > 1 else map(function, items)
+    for done, result in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield result
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` over this many processes, or the built-in one when more than one would have nothing to do."""
-    if workers <= 1:
-        yield map
-        return
+def _in_processes(
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+) -> Iterator[Result]:
     executor = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_leave_interrupts_to_the_parent,
     )
+    under_way: deque[Future[list[Result]]] = deque()
     try:
-        yield partial(executor.map, chunksize=_CHUNK)
+        while chunk := list(islice(items, _CHUNK)):
+            under_way.append(executor.submit(_apply, function, chunk))
+            if len(under_way) > _AHEAD * workers:
+                yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
+    return [function(item) for item in chunk]
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -1,0 +1,99 @@
+"""Make a manifest, render the embedded data set, or check a manifest's videos.
+
+    python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
+    python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
+    python launch/prepare.py motion data/motion
+    python launch/prepare.py check data/train.arrow --deep
+
+Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done and the message says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from launch.progress import shown_progress
+from pipelines import DataError
+from pipelines.datasets.build import Report, build_manifest, check_manifest
+from pipelines.datasets.folder import read_folder
+from pipelines.datasets.listing import Listing, read_class_names
+from pipelines.datasets.table import read_table
+from pipelines.motion import render
+from pipelines.parallel import usable_cores
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
+    deep = argparse.ArgumentParser(add_help=False)
+    deep.add_argument("--deep", action="store_true", help="decode every frame: finds damage inside a video")
+    making = argparse.ArgumentParser(add_help=False)
+    making.add_argument("--out", type=Path, required=True, help="the manifest to write, such as train.arrow")
+    making.add_argument("--classes", type=Path, help="text file, a class name a line, in the labels' order")
+
+    folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
+    folder.add_argument("videos", type=Path, help="the folder of the class folders")
+
+    table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video a line")
+    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
+    table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
+
+    motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
+    motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
+    motion.add_argument("--train-clips", type=int, default=3600, help="(%(default)s)")
+    motion.add_argument("--val-clips", type=int, default=800, help="(%(default)s)")
+    motion.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+    check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
+    check.add_argument("manifest", type=Path)
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.job == "motion":
+        with shown_progress("rendering") as progress:
+            clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
+            made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
+        print("wrote", *made)
+        return 0
+    if args.job == "check":
+        with shown_progress("checking") as progress:
+            report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
+        print(summary(report))
+        return 1 if report.bad else 0
+    listing = read_listing(args)
+    with shown_progress("probing") as progress:
+        report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=progress)
+    print(summary(report))
+    return 0
+
+
+def read_listing(args: argparse.Namespace) -> Listing:
+    names = read_class_names(args.classes) if args.classes else None
+    return (
+        read_folder(args.videos, names) if args.job == "folder" else read_table(args.table, args.root, names)
+    )
+
+
+def summary(report: Report) -> str:
+    manifest = report.manifest
+    bad = f"; {report.bad} bad videos are listed in {report.bad_list}" if report.bad else ""
+    return f"{manifest.path}: {len(manifest)} videos of {len(manifest.class_names)} classes{bad}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(parse()))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts anew", file=sys.stderr)
+        sys.exit(130)

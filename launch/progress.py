@@ -1,0 +1,53 @@
+"""Progress of long work: a bar in a terminal, a line now and then where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+# A log file of a ten-hour job gets about a thousand lines.
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def shown_progress(work: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes (done, total) and shows them with rate and time left."""
+    if not sys.stdout.isatty():
+        yield _Lines(work)
+        return
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(work, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s")
+
+
+class _Lines:
+    def __init__(self, work: str) -> None:
+        self._work = work
+        self._begin = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = done / max(now - self._begin, 1e-9)
+        left = "" if done == total else f", {(total - done) / rate:.0f} s left"
+        print(f"{self._work}: {done} of {total}, {rate:.0f}/s{left}", flush=True)
