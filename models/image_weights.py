@@ -36,7 +36,7 @@ _TIMM_NAMES = (  # the same for timm's plain ViTs: supervised, DINO, MAE
     (r"blocks\.(\d+)\.mlp\.fc1\.(\w+)", r"blocks.\1.mlp.expand.\2"),
     (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"blocks.\1.mlp.contract.\2"),
 )
-_NOT_USED = re.compile(r"ln_post\..*|proj|norm\..*|fc_norm\..*|head\..*|blocks\.\d+\.\w+_token")
+_NOT_USED = re.compile(r"ln_post\..*|proj|norm\..*|fc_norm\..*|head\..*")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
 
     `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip names it
     (`visual.conv1.weight`; text tower and `logit_scale` are passed over), its visual tower alone, or a plain
-    ViT as timm names it. A 2-D patch weight is inflated at the centre tap, the other taps zero, so that one
+    ViT as timm names it (not DeiT III or BEiT, whose layer scale has no place here). A 2-D patch weight is inflated at the centre tap, the other taps zero, so that one
     image repeated gives the image model's tokens. The position embedding is interpolated to the model's grid,
     which the log says.
 

@@ -158,6 +158,17 @@ def test_autocast_runs_forward_and_backward(small, clips, fusion):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("rate", ["global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path"])
+def test_every_regulariser_acts_in_training_and_only_there(small, clips, rate):
+    model = small(**{rate: 0.5}, global_layers=(0, 1))
+    plain = UniFormerV2(small(global_layers=(0, 1)).config)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(clips), plain.eval()(clips), atol=0, rtol=0)
+    outputs = [model.train()(clips) for _ in range(10)]
+    assert max((output - outputs[0]).abs().max() for output in outputs) > 1e-3
+    torch.testing.assert_close(plain.train()(clips), plain(clips), atol=0, rtol=0)
+
+
 def test_the_config_is_on_the_model():
     config = build_config("tiny", form="scene", frames=8, num_classes=3)
     model = create_model("tiny", form="scene", frames=8, num_classes=3)
