@@ -58,9 +58,9 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
 
     `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip names it
     (`visual.conv1.weight`; text tower and `logit_scale` are passed over), its visual tower alone, or a plain
-    ViT as timm names it (not DeiT III or BEiT, whose layer scale has no place here). A 2-D patch weight is inflated at the centre tap, the other taps zero, so that one
-    image repeated gives the image model's tokens. The position embedding is interpolated to the model's grid,
-    which the log says.
+    ViT as timm names it (not DeiT III or BEiT, whose layer scale has no place here). A 2-D patch weight is
+    inflated at the centre tap, the other taps zero, so that one image repeated gives the image model's
+    tokens. The position embedding is interpolated to the model's grid, which the log says.
 
     The model is changed only if everything fits; otherwise `ModelError` lists missing, unexpected and
     mis-shaped tensors.
