@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,6 +278,7 @@ class _Fingerprint:
 
 def _record_batches(rows: Iterable[Row], class_names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
+    values = attrgetter(*_SCHEMA.names)
     while chunk := list(islice(iterator, ROWS_PER_BATCH)):
         for row in chunk:
             if not 0 <= row.label < len(class_names):
@@ -284,11 +286,9 @@ def _record_batches(rows: Iterable[Row], class_names: tuple[str, ...]) -> Iterat
                     f"{row.path} has label {row.label}, but there are {len(class_names)} classes: "
                     f"labels go from 0 to {len(class_names) - 1}"
                 )
+        columns = zip(*map(values, chunk), strict=True)
         yield pa.record_batch(
-            [
-                pa.array([getattr(row, field.name) for row in chunk], type=field.type, from_pandas=False)
-                for field in _SCHEMA
-            ],
+            [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
             schema=_SCHEMA,
         )
 

@@ -150,7 +150,7 @@ def _triangle(u: np.ndarray, v: np.ndarray, base: float, half_width: float, tip:
 
 
 def _arrow(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.minimum(_box(u, v, -1, 0.1, -0.24, 0.24), _triangle(u, v, 0.0, 0.75, 1.0))
+    return np.minimum(_box(u, v, -0.97, 0.1, -0.24, 0.24), _triangle(u, v, 0.0, 0.75, 1.0))
 
 
 def _mouth(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -171,13 +171,13 @@ def _corner(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _hammer(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.minimum(_box(u, v, -1, 0.5, -0.2, 0.2), _box(u, v, 0.2, 0.75, -0.65, 0.65))
+    return np.minimum(_box(u, v, -0.97, 0.5, -0.2, 0.2), _box(u, v, 0.2, 0.75, -0.65, 0.65))
 
 
 def _key(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     ring = np.maximum(_disc(u, v, -0.5, 0, 0.5), -_disc(u, v, -0.5, 0, 0.2))
-    shaft = _box(u, v, -0.1, 1.0, -0.15, 0.15)
-    return np.minimum(np.minimum(ring, shaft), _box(u, v, 0.65, 0.95, -0.1, 0.5))
+    shaft = _box(u, v, -0.1, 0.97, -0.15, 0.15)
+    return np.minimum(np.minimum(ring, shaft), _box(u, v, 0.58, 0.88, -0.1, 0.45))
 
 
 def _half_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -1,0 +1,188 @@
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import DataError, manifest
+from pipelines.manifest import Manifest, Row, write_manifest
+
+CLASSES = ("fall", "rise", "überholen")
+
+
+def some_rows(count: int) -> list[Row]:
+    return [
+        Row(f"videos/клип {i}.mp4", i * 7, i * 11, i % 3, 100 + i, 24000 / 1001, 320, 240 + i, "h264")
+        for i in range(count)
+    ]
+
+
+def test_rows_come_back_as_they_were_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
+    rows = some_rows(10)
+    write_manifest(tmp_path / "m.arrow", iter(rows), CLASSES)
+    read = Manifest.open(tmp_path / "m.arrow")
+    assert len(read) == 10
+    assert read.class_names == CLASSES
+    assert read.path == tmp_path / "m.arrow"
+    for index in (9, 0, 3, 4, 7, 8):
+        expected = replace(rows[index], fps=float(np.float32(rows[index].fps)))
+        assert read.row(index) == expected
+        assert read.row(np.int64(index)) == expected
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_an_index_out_of_range_is_an_index_error(tmp_path, index):
+    with pytest.raises(IndexError, match=f"row {index} .* 3 rows"):
+        write_manifest(tmp_path / "m.arrow", some_rows(3), CLASSES).row(index)
+
+
+def test_relative_paths_belong_to_the_manifest_s_folder(tmp_path, monkeypatch):
+    rows = [*some_rows(1), replace(some_rows(1)[0], path="/far/away.mp4")]
+    monkeypatch.chdir(tmp_path)
+    opened = write_manifest(Path("m.arrow"), rows, CLASSES)
+    monkeypatch.chdir("/")
+    assert opened.absolute_path(opened.row(0)) == tmp_path / "videos/клип 0.mp4"
+    assert opened.absolute_path(opened.row(1)) == Path("/far/away.mp4")
+
+
+def test_the_fingerprint_does_not_see_batches_or_the_place(tmp_path, monkeypatch):
+    here = write_manifest(tmp_path / "a" / "m.arrow", some_rows(10), CLASSES)
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 3)
+    in_batches = write_manifest(tmp_path / "b.arrow", some_rows(10), CLASSES)
+    in_batches.verify()
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    assert Manifest.open(tmp_path / "moved" / "m.arrow").fingerprint == here.fingerprint
+    assert in_batches.fingerprint == here.fingerprint
+
+
+def test_the_fingerprint_sees_every_column_and_the_classes(tmp_path):
+    rows = some_rows(3)
+    changes = {
+        "path": "other",
+        "offset": 1,
+        "length": 1,
+        "label": 0,
+        "frames": 9,
+        "fps": 9.0,
+        "width": 9,
+        "height": 9,
+        "codec": "vp9",
+    }
+    variants = {
+        name: [rows[0], replace(rows[1], **{name: value}), rows[2]] for name, value in changes.items()
+    }
+    variants["order"] = rows[::-1]
+    variants["border"] = [replace(rows[0], path="ab"), replace(rows[1], path="c"), rows[2]]
+    variants["other border"] = [replace(rows[0], path="a"), replace(rows[1], path="bc"), rows[2]]
+    seen = {write_manifest(tmp_path / "m.arrow", rows, CLASSES).fingerprint}
+    seen.add(write_manifest(tmp_path / "m.arrow", rows, CLASSES[::-1]).fingerprint)
+    seen |= {
+        write_manifest(tmp_path / "m.arrow", variant, CLASSES).fingerprint for variant in variants.values()
+    }
+    assert len(seen) == 2 + len(variants)
+
+
+def test_verify_finds_a_changed_byte(tmp_path):
+    path = write_manifest(tmp_path / "m.arrow", some_rows(50), CLASSES).path
+    Manifest.open(path).verify()
+    content = path.read_bytes()
+    path.write_bytes(content.replace("клип 33".encode(), "клип 34".encode()))
+    with pytest.raises(DataError, match="damaged"):
+        Manifest.open(path).verify()
+
+
+def test_opening_a_million_rows_reads_next_to_nothing(tmp_path):
+    one = Row("videos/of_a_class/with_a_long_name/0123456789.mp4", 0, 0, 1, 300, 25.0, 340, 256, "h264")
+    big = write_manifest(tmp_path / "big.arrow", repeat(one, 1_000_000), CLASSES).path
+    small = write_manifest(tmp_path / "small.arrow", [one], CLASSES).path
+    # In a process of its own, because this one has the big manifest's pages in its memory already.
+    program = """
+import sys
+from pipelines.manifest import Manifest
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+Manifest.open(sys.argv[1]).row(0)
+before = resident()
+manifest = Manifest.open(sys.argv[2])
+print(len(manifest), resident() - before)
+manifest.row(999_999)
+"""
+    command = [sys.executable, "-c", program, str(small), str(big)]
+    count, growth = map(
+        int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    )
+    assert count == 1_000_000
+    assert big.stat().st_size > 90e6
+    assert growth < 4e6
+
+
+def test_a_pickled_manifest_is_its_path_and_refuses_a_replacement(tmp_path):
+    first = write_manifest(tmp_path / "m.arrow", some_rows(1000), CLASSES)
+    first.row(5)
+    pickled = pickle.dumps(first)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).row(7) == first.row(7)
+    write_manifest(tmp_path / "m.arrow", some_rows(999), CLASSES)
+    with pytest.raises(DataError, match="replaced"):
+        pickle.loads(pickled)
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(DataError, match=r"no manifest at .*none\.arrow.*python launch/prepare\.py"):
+        Manifest.open(tmp_path / "none.arrow")
+
+
+def test_what_is_no_manifest_is_refused(tmp_path):
+    path = write_manifest(tmp_path / "m.arrow", some_rows(50), CLASSES).path
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes(path.read_bytes()[:-40])
+    text = tmp_path / "text.arrow"
+    text.write_text("path,label\n")
+    empty = tmp_path / "empty.arrow"
+    empty.touch()
+    for wrong in (cut, text, empty):
+        with pytest.raises(DataError, match=f"{wrong.name} is not a manifest"):
+            Manifest.open(wrong)
+
+
+def rewritten(path: Path, schema: pa.Schema) -> Path:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema):
+        return path
+
+
+def test_other_arrow_files_and_newer_formats_are_refused(tmp_path):
+    schema = pa.schema([("path", pa.string())])
+    with pytest.raises(DataError, match="not a manifest"):
+        Manifest.open(rewritten(tmp_path / "other.arrow", schema))
+    newer = schema.with_metadata({"manifest_version": "2"})
+    with pytest.raises(DataError, match="manifest format 2; this program reads up to 1"):
+        Manifest.open(rewritten(tmp_path / "newer.arrow", newer))
+    columns = schema.with_metadata({"manifest_version": "1"})
+    with pytest.raises(DataError, match="columns"):
+        Manifest.open(rewritten(tmp_path / "columns.arrow", columns))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_leaves_the_old_manifest_alone(tmp_path, label):
+    before = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
+    with pytest.raises(DataError, match=f"away.mp4 has label {label}.* 3 classes"):
+        write_manifest(
+            before.path, [*some_rows(9), replace(some_rows(1)[0], path="away.mp4", label=label)], CLASSES
+        )
+    assert Manifest.open(before.path).fingerprint == before.fingerprint
+    assert list(tmp_path.iterdir()) == [before.path]
+
+
+def test_class_names_must_differ(tmp_path):
+    with pytest.raises(DataError, match="rise"):
+        write_manifest(tmp_path / "m.arrow", some_rows(1), ["rise", "fall", "rise"])

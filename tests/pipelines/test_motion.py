@@ -1,0 +1,212 @@
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import DataError, motion
+from pipelines.manifest import Manifest
+from pipelines.motion import CLASS_NAMES, Settings, draw, render
+from pipelines.motion_drawing import SHAPES, ShapePath, draw_clip
+from pipelines.probe import probe_many
+from pipelines.pyav_decode import decode_frames
+
+SETTINGS = Settings(seed=3)
+
+
+def content(root: Path) -> dict[str, str]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("pair", range(4))
+def test_a_clip_played_backwards_is_the_clip_of_its_pair(pair):
+    first, second = draw(SETTINGS, "train", 2 * pair), draw(SETTINGS, "train", 2 * pair + 1)
+    assert (first.label, second.label) == (2 * pair, 2 * pair + 1)
+    assert first.fps == second.fps
+    assert np.array_equal(first.frames[::-1], second.frames)
+    assert not np.array_equal(first.frames, second.frames)
+
+
+@pytest.fixture
+def drawn_paths(monkeypatch):
+    """The paths that shapes take in the first clips of each pair, by the name of its first class."""
+    paths: dict[str, list[ShapePath]] = {name: [] for name in CLASS_NAMES[::2]}
+    seen: list[ShapePath] = []
+
+    def only_the_path(rng, path, height, width):
+        seen.append(path)
+        return np.zeros((len(path.x), 2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(motion, "draw_clip", only_the_path)
+    for index in range(0, 800, 2):
+        paths[CLASS_NAMES[draw(SETTINGS, "train", index).label]].append(seen[-1])
+    return paths
+
+
+def test_shapes_move_as_their_class_says(drawn_paths):
+    moved = {
+        name: [(p.x[-1] - p.x[0], p.y[-1] - p.y[0]) for p in paths] for name, paths in drawn_paths.items()
+    }
+    for along, across in moved["move_left"]:
+        assert along < -0.35 and abs(across) < 0.1
+    for across, along in moved["move_up"]:
+        assert along < -0.35 and abs(across) < 0.1
+    for path in drawn_paths["turn_clockwise"]:
+        assert path.angle[-1] - path.angle[0] > np.pi / 2
+    for path in drawn_paths["grow"]:
+        assert path.radius[-1] > 2 * path.radius[0]
+    for name in ("turn_clockwise", "grow"):
+        assert np.abs(moved[name]).max() < 0.1
+
+
+def test_no_clip_is_ambiguous(drawn_paths):
+    for path in (path for paths in drawn_paths.values() for path in paths):
+        reach = np.maximum(np.abs(path.x), np.abs(path.y)) + path.radius
+        assert reach.max() < 0.5, "the shape leaves the frame"
+    for path in drawn_paths["turn_clockwise"]:
+        # Eight frames, wherever in its eighth each is: two frames are two eighths apart at most.
+        ahead = -(-2 * len(path.angle) // 8)
+        assert np.abs(path.angle[ahead:] - path.angle[:-ahead]).max() < np.deg2rad(110)
+        sampled = path.angle[((np.arange(8) + 0.5) * len(path.angle) / 8).astype(int)]
+        assert np.abs(np.diff(sampled)).max() < np.deg2rad(60)
+
+
+def mask(seed: int, **place: float) -> np.ndarray:
+    """Where the shape is: H W. The same random numbers with the shape out of sight give the background."""
+
+    def picture(**place: float) -> np.ndarray:
+        path = ShapePath(**{name: np.full(2, value) for name, value in place.items()})
+        return draw_clip(np.random.default_rng(seed), path, 64, 80)[0].astype(int)
+
+    return (picture(**place) != picture(**{**place, "x": 9.0})).any(axis=-1)
+
+
+def centre(shape: np.ndarray) -> np.ndarray:
+    y, x = np.nonzero(shape)
+    return np.array([x.mean() + 0.5 - shape.shape[1] / 2, y.mean() + 0.5 - shape.shape[0] / 2]) / 64
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_screen_s_directions_are_those_of_the_class_names(seed):
+    here = mask(seed, x=0.0, y=0.0, radius=0.25, angle=0.0)
+    right = mask(seed, x=0.125, y=0.0, radius=0.25, angle=0.0)
+    down = mask(seed, x=0.0, y=0.125, radius=0.25, angle=0.0)
+    assert np.allclose(centre(right) - centre(here), [0.125, 0], atol=0.01)
+    assert np.allclose(centre(down) - centre(here), [0, 0.125], atol=0.01)
+    assert mask(seed, x=0.0, y=0.0, radius=0.4, angle=0.0).sum() > 2 * here.sum()
+    # A quarter turn clockwise takes what is right to below: (x, y) to (-y, x).
+    x, y = centre(here)
+    quarter = mask(seed, x=0.0, y=0.0, radius=0.25, angle=np.pi / 2)
+    assert np.allclose(centre(quarter), [-y, x], atol=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_every_angle_of_a_shape_is_another_picture(name):
+    u, v = np.meshgrid(np.linspace(-1.2, 1.2, 97), np.linspace(-1.2, 1.2, 97))
+    upright = SHAPES[name](u, v) < 0
+    assert not (upright & (u * u + v * v > 1)).any(), "it does not fit its disc"
+    for turn in np.deg2rad(np.arange(30, 331, 30)):
+        cos, sin = np.cos(turn), np.sin(turn)
+        turned = SHAPES[name](cos * u + sin * v, cos * v - sin * u) < 0
+        assert (upright ^ turned).sum() > 0.2 * upright.sum()
+
+
+def test_motion_below_a_pixel_shows():
+    clip = [
+        draw_clip(np.random.default_rng(0), ShapePath(*(np.full(1, v) for v in (x, 0.0, 0.2, 0.3))), 64, 64)
+        for x in (0.0, 0.2 / 64, 0.4 / 64)
+    ]
+    assert not np.array_equal(clip[0], clip[1])
+    assert not np.array_equal(clip[1], clip[2])
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(motion_set, tmp_path):
+    calls = []
+    render(
+        tmp_path, train_clips=32, val_clips=16, seed=0, workers=2, progress=lambda *call: calls.append(call)
+    )
+    assert content(tmp_path) == content(motion_set.root)
+    assert calls == [(done, 48) for done in range(1, 49)]
+
+
+def test_seeds_splits_and_twins_are_different_clips():
+    clips = [
+        draw(settings, split, index).frames
+        for settings in (SETTINGS, Settings(seed=4))
+        for split in ("train", "val")
+        for index in (0, 8, 16)
+    ]
+    assert len({clip.tobytes() for clip in clips}) == len(clips)
+
+
+def test_lengths_and_sizes_are_mixed():
+    clips = [draw(SETTINGS, "train", index) for index in range(0, 96, 2)]
+    assert {len(clip.frames) for clip in clips} == set(range(16, 25))
+    assert {clip.frames.shape[1:3] for clip in clips} == {(72, 72), (72, 96), (96, 72), (72, 108)}
+
+
+def test_the_manifests_say_what_the_videos_are(motion_set):
+    train, val = Manifest.open(motion_set.train), Manifest.open(motion_set.val)
+    assert (len(train), len(val)) == (32, 16)
+    assert train.class_names == val.class_names == CLASS_NAMES
+    rows = [(m, m.row(index)) for m in (train, val) for index in range(len(m))]
+    assert set(Counter(train.row(i).label for i in range(32)).values()) == {4}
+    assert set(Counter(val.row(i).label for i in range(16)).values()) == {2}
+    of_class = [Counter(row.codec for _, row in rows if row.label == label) for label in range(8)]
+    assert of_class == [{"vp9": 3, "h264": 2, "mjpeg": 1}] * 8
+    for (m, row), info in zip(
+        rows, probe_many([m.absolute_path(r) for m, r in rows], workers=1), strict=True
+    ):
+        assert (info.frames, info.width, info.height, info.codec) == (
+            row.frames,
+            row.width,
+            row.height,
+            row.codec,
+        )
+        assert info.fps == pytest.approx(row.fps, rel=1e-3)
+        assert m.absolute_path(row).parent.name == CLASS_NAMES[row.label]
+
+
+def test_videos_show_what_was_drawn_and_no_frame_stands_out(motion_set):
+    errors = []
+    manifest = Manifest.open(motion_set.train)
+    for index in range(0, 32, 2):
+        row = manifest.row(index)
+        drawn = draw(Settings(seed=0), "train", index).frames.mean(axis=-1)
+        decoded = decode_frames(manifest.absolute_path(row), np.arange(row.frames)).mean(axis=-1)
+        assert np.abs(decoded - drawn).mean() < 4
+        errors.append([np.abs(decoded[t] - drawn[t]).mean() for t in (0, 5, -1)])
+    first, middle, last = np.mean(errors, axis=0)
+    assert max(first, middle, last) - min(first, middle, last) < 0.5
+
+
+def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_made_again(motion_set, tmp_path):
+    def stop(done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render(tmp_path, train_clips=32, val_clips=16, seed=0, progress=stop)
+    assert not list(tmp_path.glob("*.arrow*"))
+    some_video = next(tmp_path.rglob("*.mp4"))
+    some_video.with_name(f"{some_video.name}.part").write_bytes(some_video.read_bytes()[:100])
+    some_video.unlink()
+    render(tmp_path, train_clips=32, val_clips=16, seed=0)
+    assert content(tmp_path) == content(motion_set.root)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_clips": 0}, "0 training"),
+        ({"size": 71}, "71 pixels"),
+        ({"size": 16}, "16 pixels"),
+        ({"frames": (20, 16)}, "20 to 16 frames"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, wrong, message):
+    with pytest.raises(DataError, match=message):
+        render(tmp_path, **{"train_clips": 8, "val_clips": 8, "seed": 0, **wrong})
+    assert not list(tmp_path.iterdir())
