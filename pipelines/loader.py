@@ -61,12 +61,20 @@ class LoaderOptions:
 
 @dataclass
 class Defects:
-    """What was bad so far: each video once, however often it comes up, and how many clips it cost."""
+    """What was bad so far: each video once, however often it comes up.
+
+    seen, bad: clips since they were last taken. videos: all bad ones, by row. fresh: those not yet taken.
+    """
 
     seen: int = 0
     bad: int = 0
     videos: dict[int, Defect] = field(default_factory=dict)
     fresh: list[Defect] = field(default_factory=list)
+
+    def take_counts(self) -> tuple[int, int]:
+        """Clips seen and clips bad since the last call."""
+        counts, self.seen, self.bad = (self.seen, self.bad), 0, 0
+        return counts
 
     def take_fresh(self) -> list[Defect]:
         """The defects found since the last call."""

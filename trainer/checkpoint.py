@@ -9,8 +9,10 @@ Loading unpickles, so it is confined to a run's own folder.
 
 import json
 import logging
+import math
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,20 @@ class TrainState:
 class Checkpoints:
     """The checkpoints of one run.
 
-    folder: holds `step-0000123/`, .... keep_last: how many stay. All methods but `newest` are collective.
+    folder: holds `step-0000123/`, .... keep_last: how many stay. every_minutes: when rank 0 finds the next
+    one due; None never does. `save` and `load` are collective.
     """
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    def __init__(self, folder: Path, *, keep_last: int, every_minutes: float | None) -> None:
         self.folder = folder
         self._keep_last = keep_last
+        self._seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self._saved_at = time.monotonic()
         self._is_main = dist.get_rank() == 0
+
+    def is_due(self) -> bool:
+        """Whether, on rank 0, enough time has gone by since the last save; other ranks never find so."""
+        return self._is_main and time.monotonic() - self._saved_at > self._seconds
 
     def save(self, engine: Engine, state: TrainState) -> Path:
         """Save, make visible, delete the oldest. Returns the checkpoint's folder."""
@@ -78,6 +87,7 @@ class Checkpoints:
             _flush_folder(self.folder)
             self._prune()
         dist.barrier()
+        self._saved_at = time.monotonic()
         return final
 
     def newest(self) -> Path | None:

@@ -27,7 +27,7 @@ RENDEZVOUS_LIMIT = timedelta(minutes=30)
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """Resolve `auto`: bf16 on a GPU, fp32 on a CPU, where a bf16 product is a hundred times slower.
 
-    Raises RunError for bf16 on a CPU: its batch norm takes no bf16 weights there; autocast does the same work.
+    Raises RunError for bf16 on a CPU: its batch norm takes no bf16 weights there; autocast does that work.
     """
     if wanted == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
@@ -135,10 +135,12 @@ class Engine:
     def eval(self) -> None:
         self.deepspeed.eval()
 
-    def gradient_norm(self) -> float | None:
-        """Norm of the whole gradient before clipping, at the last step; None before the first."""
-        norm = self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def gradient_norm(self) -> Tensor | float | None:
+        """Norm of the whole gradient before clipping, at the last step; None before the first.
+
+        A tensor may still be on its way to being computed: turning it into a number waits for it.
+        """
+        return self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
 
     def average_statistics(self) -> None:
         """Make the batch norms' running statistics the same on all ranks, their mean.

@@ -1,6 +1,5 @@
 """Multi-view evaluation over all ranks, with exact counts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,19 +38,17 @@ class Evaluation:
         return self.top5_videos / self.videos if self.videos else float("nan")
 
 
-def evaluate(
-    engine: Engine, loader: ClipLoader, num_classes: int, progress: Callable[[int], None] | None = None
-) -> Evaluation:
+def evaluate(engine: Engine, loader: ClipLoader, num_classes: int) -> Evaluation:
     """See every video of the loader once: softmax of each view, their mean, the classes by likelihood.
 
-    progress: told the number of batches done on this rank. Collective; all ranks get the same result.
+    Collective; all ranks get the same result.
     """
     engine.average_statistics()
     engine.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # in the top five; bad
     with torch.no_grad():
-        for done, batch in enumerate(loader, start=1):
+        for batch in loader:
             videos, views = batch.clips.shape[:2]
             logits = engine.forward(batch.clips.flatten(0, 1))  # B V 3 T H W -> BV K
             scores = logits.softmax(dim=-1).unflatten(0, (videos, views)).mean(dim=1)  # B K
@@ -61,8 +58,6 @@ def evaluate(
             confusion += torch.bincount(flat, minlength=num_classes**2).view_as(confusion)
             counts[0] += (ranked == labels[:, None]).sum()
             counts[1] += ((batch.ids >= 0) & ~batch.valid).sum()
-            if progress is not None:
-                progress(done)
     dist.all_reduce(confusion)
     dist.all_reduce(counts)
     engine.train()

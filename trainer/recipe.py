@@ -73,8 +73,8 @@ class Embedded(Section):
     seed: WholeNumber = 0
     """Seed of the rendering; the same seed renders the same clips."""
 
-    size: Annotated[int, Field(ge=16)] | None = None
-    """Side of a rendered frame in pixels; null leaves it to the renderer."""
+    size: Annotated[int, Field(ge=16, multiple_of=2)] = 72
+    """Shorter side of a rendered frame in pixels, even."""
 
 
 class Data(Section):
@@ -205,11 +205,11 @@ class Optimisation(Section):
                 raise ValueError(f"the warm-up ({warmup:g}) is longer than the training ({length:g})")
         return self
 
-    def total_steps(self, steps_per_epoch: int) -> int:
+    def total_steps(self, steps_per_epoch: float) -> int:
         """Optimiser steps of the whole training, at least 1."""
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
-    def total_warmup_steps(self, steps_per_epoch: int) -> int:
+    def total_warmup_steps(self, steps_per_epoch: float) -> int:
         """Optimiser steps of the warm-up, at most those of the whole training."""
         steps = self.warmup_steps or round((self.warmup_epochs or 0) * steps_per_epoch)
         return min(steps, self.total_steps(steps_per_epoch))
@@ -267,7 +267,7 @@ class Evaluation(Section):
             raise ValueError("give at most one of `every_epochs` and `every_steps`")
         return self
 
-    def interval(self, steps_per_epoch: int) -> int | None:
+    def interval(self, steps_per_epoch: float) -> int | None:
         """Optimiser steps between two evaluations, at least 1; None where there are none in between."""
         if self.every_epochs is not None:
             return max(1, round(self.every_epochs * steps_per_epoch))

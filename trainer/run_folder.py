@@ -58,11 +58,12 @@ class RunFolder:
         lines = self.quarantine.read_text(encoding="utf-8").splitlines()
         return {json.loads(line)["path"] for line in lines}
 
-    def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Append videos that are not there yet; each entry has at least `path` and `reason`."""
+    def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Append videos, each with at least `path` and `reason`; returns those that were not there yet."""
         known = self.quarantined()
-        fresh = {entry["path"]: entry for entry in entries if entry["path"] not in known}
-        _append_lines(self.quarantine, fresh.values())
+        fresh = list({entry["path"]: entry for entry in entries if entry["path"] not in known}.values())
+        _append_lines(self.quarantine, fresh)
+        return fresh
 
     @staticmethod
     def write(path: Path, text: str) -> None:

@@ -66,7 +66,9 @@ def load_weights(path: Path) -> Weights:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read as weights: {error}") from error
     if metadata.get("format_version") != FORMAT:
-        raise RunError(f"{path} holds tensors, but not a model's description of this program's format {FORMAT}")
+        raise RunError(
+            f"{path} holds tensors, but not a model's description of this program's format {FORMAT}"
+        )
     model = UniFormerV2(UniFormerV2Config(**json.loads(metadata["model"])))
     model.load_state_dict(state)
     return Weights(

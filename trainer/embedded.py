@@ -1,0 +1,41 @@
+"""Renders the embedded data set where a recipe asks for it and its manifests are missing."""
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipelines.motion import render
+from trainer import RecipeError
+from trainer.recipe import Recipe
+
+
+def render_missing(recipe: Recipe, *, workers: int) -> None:
+    """Render unless both manifests are there. To be called on rank 0 only.
+
+    workers: processes. Raises RecipeError when the manifests' names are not those that are rendered.
+    """
+    embedded = recipe.data.embedded
+    if embedded is None or (recipe.data.train.exists() and recipe.data.val.exists()):
+        return
+    root = recipe.data.train.parent
+    if (recipe.data.train.name, recipe.data.val) != ("train.arrow", root / "val.arrow"):
+        raise RecipeError(
+            f"data.embedded renders {root}/train.arrow and {root}/val.arrow, but data.train is "
+            f"{recipe.data.train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
+        )
+    columns = (
+        TextColumn(f"rendering {root}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips, "),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=None)
+        render(
+            root,
+            train_clips=embedded.train_clips,
+            val_clips=embedded.val_clips,
+            seed=embedded.seed,
+            size=embedded.size,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )

@@ -1,0 +1,180 @@
+"""`Trainer.fit`: the training loop, and nothing of how its parts work."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.loader import ClipBatch, ClipLoader
+from pipelines.plan import TrainPlan
+from trainer import RunError
+from trainer.checkpoint import Checkpoints, TrainState
+from trainer.engine import Engine
+from trainer.evaluate import Evaluation, evaluate
+from trainer.meters import Meters
+from trainer.record import Record
+from trainer.schedule import Schedule
+from trainer.stop import StopRequest
+from trainer.tally import StepTotals, Tally
+
+
+@dataclass
+class Trainer:
+    """One run: what `fit` works with.
+
+    step: optimiser steps done so far. bad_share: share of the clips seen, or of the training set while less
+    than that was seen, above which the run stops. final: the last evaluation, once there was one.
+    """
+
+    engine: Engine
+    plan: TrainPlan
+    schedule: Schedule
+    train_loader: ClipLoader
+    val_loader: ClipLoader
+    classes: int
+    checkpoints: Checkpoints
+    record: Record
+    meters: Meters
+    stop: StopRequest
+    fingerprint: str
+    bad_share: float
+    evaluates_at_end: bool
+    step: int = 0
+    clips: int = 0
+    bad: int = 0
+    saved_step: int = -1
+    final: Evaluation | None = None
+
+    def fit(self) -> bool:
+        """Train to the last step. Returns False when the run was asked to leave before."""
+        tally = Tally(self.engine.device)
+        batches = iter(self.train_loader)
+        self.engine.train()
+        while self.step < self.schedule.total_steps:
+            loss = self.train_step(batches)
+            totals = self.exchange(tally, loss)
+            self.step += 1
+            if totals is not None:
+                self.take_note(totals)
+            if self.schedule.evaluates_after(self.step):
+                self.evaluate()
+            leaving = totals is not None and (totals.interrupts or totals.requeues)
+            if leaving or self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
+                self.save()
+            if leaving and self.step < self.schedule.total_steps:
+                return False
+        last = tally.last()
+        if last is not None:
+            self.take_note(last)
+        if self.saved_step != self.step:
+            self.save()
+        if self.evaluates_at_end:
+            self.evaluate()
+        return True
+
+    def train_step(self, batches: Iterator[ClipBatch]) -> Tensor:
+        """One optimiser step over all micro-batches; returns the sum of this rank's losses."""
+        loss_sum = torch.zeros((), device=self.engine.device)
+        rate = self.schedule.learning_rate(self.step)
+        with self.meters.step(self.plan.global_batch):
+            for _ in range(self.engine.accumulation):
+                with self.meters.waiting():
+                    batch = next(batches)
+                losses = clip_losses(self.engine.forward(batch.clips), batch)
+                # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs
+                # to know how many clips of the others are bad.
+                self.engine.backward(losses.sum() / self.engine.micro_batch)
+                self.engine.step(rate)
+                loss_sum += losses.detach().sum()
+        self.record.launched(self.step, rate, self.engine.gradient_norm())
+        return loss_sum
+
+    def exchange(self, tally: Tally, loss: Tensor) -> StepTotals | None:
+        """Tell the other ranks of this step, and hear what all say of the one before."""
+        clips, bad = self.train_loader.defects.take_counts()
+        return tally.exchange(
+            self.step,
+            loss,
+            clips=clips,
+            bad=bad,
+            defects=len(self.train_loader.defects.fresh),
+            interrupted=self.stop.requested == "SIGINT",
+            requeue=self.stop.requested not in (None, "SIGINT"),
+            wants_save=self.checkpoints.is_due(),
+        )
+
+    def take_note(self, totals: StepTotals) -> None:
+        """Record a finished step; stop on numbers that make going on useless.
+
+        Raises RunError for a loss that is not finite, or too many bad clips.
+        """
+        self.clips += totals.clips
+        self.bad += totals.bad
+        if totals.defects:
+            self.record.quarantine(self.train_loader.defects)
+        self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
+        if self.bad > self.bad_share * max(self.clips, self.plan.samples):
+            self.save()
+            raise RunError(
+                f"{self.bad} of {self.clips} clips could not be read, more than data.bad_share "
+                f"({self.bad_share:g}) allows. {self.record.where_quarantined()} names them; mend or leave "
+                "them out, or raise data.bad_share, and start again to continue"
+            )
+        if not math.isfinite(totals.loss) and totals.bad < totals.clips:
+            raise RunError(
+                f"the loss of step {totals.step} is {totals.loss}; the run stops at its last checkpoint. "
+                "Lower optimisation.learning_rate, or set engine.precision to fp32"
+            )
+
+    def evaluate(self) -> None:
+        with self.meters.evaluating():
+            self.final = evaluate(self.engine, self.val_loader, self.classes)
+        self.record.quarantine(self.val_loader.defects)
+        self.record.evaluation(self.step, self.final)
+
+    def save(self) -> None:
+        with self.meters.saving():
+            path = self.checkpoints.save(
+                self.engine,
+                TrainState(
+                    self.step,
+                    dist.get_world_size(),
+                    self.engine.zero_stage,
+                    self.fingerprint,
+                    self.meters.totals(),
+                ),
+            )
+        self.saved_step = self.step
+        self.record.checkpoint(self.step, path)
+
+    def rehearse(self, clips: Tensor) -> None:
+        """A dry-run batch through forward, backward and optimiser, which leaves no trace.
+
+        clips: (B, 3, T, H, W) of one micro-batch. A wrong size or too little memory shows now, not after the
+        data has been read. Raises RunError when the model's loss is not finite, or memory runs out.
+        """
+        self.engine.train()
+        labels = torch.arange(len(clips), device=clips.device) % self.classes
+        try:
+            with self.engine.without_trace():
+                for _ in range(self.engine.accumulation):
+                    loss = F.cross_entropy(self.engine.forward(clips), labels)
+                    if not torch.isfinite(loss):
+                        raise RunError(f"the loss of random clips is {float(loss)} before the first step")
+                    self.engine.backward(loss * 0.0)
+                    self.engine.step(0.0)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"out of memory with {len(clips)} clips per rank: {str(error).splitlines()[0]} Lower "
+                "engine.micro_batch, or raise engine.recomputed_blocks or engine.zero_stage"
+            ) from error
+
+
+def clip_losses(logits: Tensor, batch: ClipBatch) -> Tensor:  # B K -> B
+    """Cross-entropy of each clip, zero for clips that could not be read."""
+    losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
+    return losses * batch.valid

@@ -1,0 +1,155 @@
+"""What a run tells: to its folder, to MLflow, to whoever watches. Rank 0 tells, the others help to gather."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.loader import Defects
+from trainer.confusion import draw_confusion
+from trainer.display import Display, duration
+from trainer.evaluate import Evaluation
+from trainer.meters import Meters
+from trainer.run_folder import RunFolder
+from trainer.tally import StepTotals
+from trainer.tracking import Status, Tracker
+
+
+class Record:
+    """folder, tracker: of the run; used on rank 0 only. every_steps: between two records in MLflow."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tracker: Tracker,
+        display: Display,
+        *,
+        total_steps: int,
+        every_steps: int,
+        class_names: tuple[str, ...],
+    ) -> None:
+        self._folder = folder
+        self._tracker = tracker
+        self._display = display
+        self._total_steps = total_steps
+        self._every_steps = every_steps
+        self._class_names = class_names
+        self._is_main = dist.get_rank() == 0
+        self._launched: dict[int, tuple[float, Tensor | float | None]] = {}
+
+    def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
+        """Keep what is known of a step at once, until its totals are there."""
+        if self._is_main:
+            self._launched[step] = (learning_rate, gradient_norm)
+
+    def step(self, totals: StepTotals, meters: Meters, epoch: float) -> None:
+        """Tell of a finished step; its number is shown as the steps done."""
+        if not self._is_main:
+            return
+        learning_rate, norm = self._launched.pop(totals.step)
+        done = totals.step + 1
+        rates = meters.rates()
+        gradient_norm = None if norm is None else float(norm)
+        self._folder.event(
+            "step",
+            step=done,
+            loss=totals.loss,
+            learning_rate=learning_rate,
+            gradient_norm=gradient_norm,
+            clips_per_second=round(rates.clips_per_second, 3),
+            data_wait_share=round(rates.data_wait_share, 4),
+            bad_clips=totals.bad,
+        )
+        if done % self._every_steps == 0 or done in (1, self._total_steps):
+            values = {
+                "train/loss": totals.loss,
+                "train/learning_rate": learning_rate,
+                "train/epoch": epoch,
+                "train/bad_clips": totals.bad,
+                "speed/clips_per_second": rates.clips_per_second,
+                "speed/data_wait_share": rates.data_wait_share,
+                "speed/memory_peak_gib": rates.memory_peak / 2**30,
+            }
+            if gradient_norm is not None:
+                values["train/gradient_norm"] = gradient_norm
+            if rates.mfu is not None:
+                values["speed/mfu"] = rates.mfu
+            self._tracker.metrics(done, values)
+        self._display.step(
+            done,
+            epoch=epoch,
+            loss=totals.loss,
+            learning_rate=learning_rate,
+            rates=rates,
+            seconds_left=meters.time_left(self._total_steps - done),
+        )
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        """Tell of an evaluation after `step` steps, and draw its confusion matrix."""
+        if not self._is_main:
+            return
+        values = {"top1": result.top1, "top5": result.top5}
+        self._folder.event("evaluation", step=step, videos=result.videos, bad=result.bad, **values)
+        self._tracker.metrics(step, {f"val/{name}": value for name, value in values.items()})
+        bad = f", {result.bad} could not be read" if result.bad else ""
+        self._display.note(
+            f"evaluation after step {step}: top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} % "
+            f"of {result.videos} videos{bad}"
+        )
+        title = f"step {step}, top-1 {100 * result.top1:.1f} %"
+        draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
+        self._tracker.artifact(self._folder.confusion)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        if self._is_main:
+            self._folder.event("checkpoint", step=step, path=str(path))
+            self._display.note(f"checkpoint after step {step}: {path}")
+
+    def quarantine(self, defects: Defects) -> None:
+        """Gather the videos that any rank found bad and write them down. Collective."""
+        fresh = [asdict(defect) for defect in defects.take_fresh()]
+        gathered: list[Any] | None = [None] * dist.get_world_size() if self._is_main else None
+        dist.gather_object(fresh, gathered)
+        if gathered is None:
+            return
+        entries = [entry for part in gathered for entry in part]
+        for entry in self._folder.add_to_quarantine(entries):
+            self._display.warn(f"bad video, left out: {entry['path']} {entry['reason']}")
+            self._folder.event("quarantine", **entry)
+
+    def where_quarantined(self) -> Path:
+        return self._folder.quarantine
+
+    def started(self, text: str, **values: Any) -> None:
+        """Tell that the run begins or goes on."""
+        if self._is_main:
+            self._folder.event("start", **values)
+            self._display.note(text)
+
+    def left(self, step: int, reason: str, seconds: float) -> None:
+        """Tell that the run leaves before its end."""
+        if self._is_main:
+            self._folder.event("left", step=step, reason=reason)
+            self._display.note(
+                f"stopped by {reason} after step {step} of {self._total_steps}, {duration(seconds)} in. All "
+                "is saved: give the same command again to continue"
+            )
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        """Write what came out. Rank 0 only."""
+        self._folder.write_json(self._folder.summary, summary)
+        self._folder.event("end", **summary)
+        self._tracker.artifact(self._folder.summary)
+
+    def finished(self) -> None:
+        """Show what came out."""
+        if self._is_main:
+            summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
+            self._display.summary(summary, self._folder.path, self._tracker.ui_command())
+
+    def close(self, status: Status, timeout: float) -> None:
+        """End the MLflow run, waiting so many seconds at most for what is still on its way."""
+        self._tracker.close(status, timeout)

@@ -1,0 +1,290 @@
+"""From a recipe to a run: find out who we are, check everything, build the parts, train, leave."""
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from models import UniFormerV2
+from models.cost import multiply_accumulates, parameter_count, train_step_flops
+from models.image_weights import load_image_weights
+from pipelines.loader import LoaderOptions, train_loader, view_loader
+from pipelines.plan import ViewPlan
+from trainer import RunError
+from trainer.agreement import together
+from trainer.checkpoint import Checkpoints
+from trainer.display import open_display
+from trainer.embedded import render_missing
+from trainer.engine import Engine, connect, disconnect
+from trainer.environment import Environment, describe, find_environment
+from trainer.loop import Trainer
+from trainer.meters import Meters
+from trainer.preparation import Preparation, prepare, preprocessing
+from trainer.recipe import Recipe
+from trainer.record import Record
+from trainer.run_folder import RunFolder
+from trainer.schedule import Schedule
+from trainer.stop import INTERRUPTED, REQUEUE, StopRequest
+from trainer.tracking import Status, Tracker
+from trainer.weights import save_weights
+
+MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
+
+
+def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> int:
+    """Train, or go on training, as the recipe says. Returns the process's exit code.
+
+    run_dir: the run's own folder. resume: `auto` goes on from the newest good checkpoint in it, `never` wants
+    none to be there, anything else is the path of the checkpoint to go on from.
+
+    Raises UserError for what its maker can mend; all ranks raise it together.
+    """
+    environment = find_environment(recipe.engine.device)
+    if environment.device.type == "cuda":
+        torch.cuda.set_device(environment.device)
+    torch.set_num_threads(cores_per_rank(environment))
+    connect(environment)
+    try:
+        return Run(recipe, RunFolder(run_dir), environment).train(resume)
+    finally:
+        disconnect()
+
+
+def cores_per_rank(environment: Environment) -> int:
+    """This node's cores, divided among its ranks."""
+    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+
+
+class Run:
+    """One rank's part in a run."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, environment: Environment) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.environment = environment
+        self.is_main = environment.is_main
+
+    def train(self, resume: str) -> int:
+        together(self._render)
+        prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
+        together(lambda: self._open_folder(resume))
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            trainer = self._build(prepared, resume, stop, stack)
+            status: Status = "FAILED"
+            try:
+                if trainer.step == 0:
+                    together(lambda: trainer.rehearse(self._random_clips(prepared)))
+                finished = trainer.fit()
+                if finished:
+                    self._write_results(prepared, trainer)
+                status = "FINISHED" if finished else "KILLED"
+            finally:
+                trainer.record.close(status, MLFLOW_PATIENCE)
+            if finished:
+                trainer.record.finished()
+                return 0
+            return self._leave(trainer, stop)
+
+    def _render(self) -> None:
+        if self.is_main:
+            render_missing(self.recipe, workers=len(os.sched_getaffinity(0)))
+
+    def _open_folder(self, resume: str) -> None:
+        """Rank 0 makes the folder and writes who runs what; all check that it may be used.
+
+        Raises RunError when there is a run already that is not to be continued, or cannot be.
+        """
+        holds_run = self.folder.recipe.exists() and any(self.folder.checkpoints.glob("step-*"))
+        if holds_run and resume == "never":
+            raise RunError(
+                f"{self.folder.path} holds a run with checkpoints, and --resume never was asked for; choose "
+                "another folder with --run-dir, or continue it with --resume auto"
+            )
+        if resume not in ("auto", "never") and not Path(resume).is_dir():
+            raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
+        dist.barrier()  # the look at the folder comes before rank 0 changes it
+        if self.is_main:
+            self.folder.create()
+            self.folder.write(self.folder.recipe, self.recipe.to_yaml())
+            self.folder.write_json(self.folder.environment, describe())
+
+    def _build(self, prepared: Preparation, resume: str, stop: StopRequest, stack: ExitStack) -> Trainer:
+        recipe, environment = self.recipe, self.environment
+        torch.manual_seed(recipe.seed)
+        engine = Engine(
+            together(lambda: self._model(prepared)),
+            recipe,
+            environment,
+            micro_batch=prepared.micro_batch,
+            accumulation=prepared.accumulation,
+        )
+        schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
+        checkpoints = Checkpoints(
+            self.folder.checkpoints,
+            keep_last=recipe.run.keep_last,
+            every_minutes=recipe.run.checkpoint_every_minutes,
+        )
+        meters = Meters(
+            device=environment.device,
+            world_size=environment.world_size,
+            flops_per_clip=train_step_flops(prepared.config),
+        )
+        found = checkpoints.newest() if resume in ("auto", "never") else Path(resume)
+        step = 0
+        if found is not None:
+            fingerprint = prepared.train.fingerprint
+            state = together(lambda: checkpoints.load(engine, found, fingerprint=fingerprint))
+            step = state.step
+            meters.restore(state.seconds)
+        record = self._open_record(prepared, schedule, step, found, stack)
+        options = self._loader_options()
+        mean, std = recipe.augmentation.mean, recipe.augmentation.std
+        train = together(
+            lambda: train_loader(
+                prepared.train,
+                prepared.plan,
+                prepared.train_clip,
+                mean=mean,
+                std=std,
+                micro_batch=prepared.micro_batch,
+                rank=environment.rank,
+                world_size=environment.world_size,
+                first_step=step,
+                options=options,
+            )
+        )
+        stack.callback(train.close)
+        val = together(
+            lambda: view_loader(
+                prepared.val,
+                ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size),
+                prepared.view_clip,
+                mean=mean,
+                std=std,
+                rank=environment.rank,
+                options=options,
+            )
+        )
+        stack.callback(val.close)
+        return Trainer(
+            engine=engine,
+            plan=prepared.plan,
+            schedule=schedule,
+            train_loader=train,
+            val_loader=val,
+            classes=prepared.config.num_classes,
+            checkpoints=checkpoints,
+            record=record,
+            meters=meters,
+            stop=stop,
+            fingerprint=prepared.train.fingerprint,
+            bad_share=recipe.data.bad_share,
+            evaluates_at_end=recipe.evaluation.at_end,
+            step=step,
+            saved_step=-1 if found is None else step,
+        )
+
+    def _model(self, prepared: Preparation) -> UniFormerV2:
+        model = UniFormerV2(prepared.config)
+        if self.recipe.model.image_weights is not None:
+            load_image_weights(model, self.recipe.model.image_weights)
+        return model
+
+    def _open_record(
+        self, prepared: Preparation, schedule: Schedule, step: int, found: Path | None, stack: ExitStack
+    ) -> Record:
+        recipe, environment = self.recipe, self.environment
+        display = stack.enter_context(
+            open_display(
+                is_main=self.is_main,
+                total_steps=schedule.total_steps,
+                first_step=step,
+                every=recipe.run.log_every_steps,
+            )
+        )
+        tracker = Tracker(
+            self.folder.path,
+            uri=recipe.tracking.uri,
+            experiment=recipe.tracking.experiment,
+            run_name=recipe.name,
+            enabled=self.is_main and recipe.tracking.enabled,
+        )
+        tracker.params(recipe.flattened())
+        tracker.artifact(self.folder.recipe)
+        tracker.artifact(self.folder.environment)
+        record = Record(
+            self.folder,
+            tracker,
+            display,
+            total_steps=schedule.total_steps,
+            every_steps=recipe.tracking.every_steps,
+            class_names=prepared.train.class_names,
+        )
+        ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
+        begins = "starting" if found is None else f"going on after step {step} ({found})"
+        record.started(
+            f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.plan.global_batch} clips "
+            f"({ranks} on {environment.device.type} x {prepared.micro_batch} clips x {prepared.accumulation} "
+            f"accumulated); {len(prepared.train):,} training and {len(prepared.val):,} validation videos",
+            step=step,
+            total_steps=schedule.total_steps,
+            world_size=environment.world_size,
+        )
+        return record
+
+    def _loader_options(self) -> LoaderOptions:
+        data = self.recipe.data
+        cores = cores_per_rank(self.environment)
+        return LoaderOptions(
+            device=self.environment.device,
+            decoder=data.decoder,
+            workers=cores if data.workers == "auto" else data.workers,
+            threads=cores if data.threads == "auto" else data.threads,
+            prefetch=data.prefetch,
+        )
+
+    def _random_clips(self, prepared: Preparation) -> torch.Tensor:
+        config = prepared.config
+        shape = (prepared.micro_batch, 3, config.frames, config.resolution, config.resolution)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        return torch.randn(shape, generator=generator).to(self.environment.device)
+
+    def _write_results(self, prepared: Preparation, trainer: Trainer) -> None:
+        state = trainer.engine.weights()
+        if not self.is_main:
+            return
+        save_weights(
+            self.folder.weights,
+            state,
+            prepared.config,
+            class_names=prepared.train.class_names,
+            preprocessing=preprocessing(self.recipe, prepared.config),
+            recipe=json.loads(self.recipe.model_dump_json()),
+        )
+        final, totals = trainer.final, trainer.meters.spent
+        trainer.record.summarise(
+            {
+                "top1": None if final is None else final.top1,
+                "top5": None if final is None else final.top5,
+                "videos": None if final is None else final.videos,
+                "bad_videos": None if final is None else final.bad,
+                "steps": trainer.step,
+                "clips_per_second": totals.clips_per_second,
+                "data_wait_share": totals.data_wait_share,
+                "seconds": totals.seconds,
+                "parameters": parameter_count(prepared.config),
+                "gmacs": multiply_accumulates(prepared.config) / 1e9,
+            }
+        )
+
+    def _leave(self, trainer: Trainer, stop: StopRequest) -> int:
+        """Say how to go on; all ranks leave with the same code, whichever of them was asked."""
+        heard: list[str | None] = [None] * self.environment.world_size
+        dist.all_gather_object(heard, stop.requested)
+        reasons = sorted({reason for reason in heard if reason is not None})
+        trainer.record.left(trainer.step, " and ".join(reasons), trainer.meters.spent.seconds)
+        return INTERRUPTED if "SIGINT" in reasons else REQUEUE

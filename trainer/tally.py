@@ -1,0 +1,82 @@
+"""What all ranks say of a step, added up: one small all-reduce, read one step later.
+
+Reading late keeps a GPU from waiting: the numbers of step k are fetched when step k + 1 is on its way. All
+ranks read the same sums at the same step, so they agree on what follows from them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over all ranks. step: counted from 0. loss: mean over the clips that counted, NaN without any.
+
+    clips: that were to be seen; bad: of those, the ones that could not be read; defects: videos found bad for
+    the first time. interrupts, requeues: ranks that were asked to leave for good, or to be started again.
+    wants_save: whether rank 0 finds a checkpoint due.
+    """
+
+    step: int
+    loss: float
+    clips: int
+    bad: int
+    defects: int
+    interrupts: int
+    requeues: int
+    wants_save: bool
+
+
+class Tally:
+    """Adds up one step after another; every method is collective."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: tuple[int, Tensor, dist.Work | None] | None = None
+
+    def exchange(
+        self,
+        step: int,
+        loss_sum: Tensor,
+        *,
+        clips: int,
+        bad: int,
+        defects: int,
+        interrupted: bool,
+        requeue: bool,
+        wants_save: bool,
+    ) -> StepTotals | None:
+        """Hand in this rank's part of `step`; get the totals of the step handed in before, None at first.
+
+        loss_sum: sum of the losses of the clips that counted, on the device.
+        """
+        numbers = [clips - bad, clips, bad, defects, interrupted, requeue, wants_save]
+        part = torch.tensor([0.0, *numbers], dtype=torch.float64)
+        part = part.to(self._device, non_blocking=True)
+        part[0] = loss_sum.double()
+        before = self.last()
+        self._pending = (step, part, dist.all_reduce(part, async_op=True))
+        return before
+
+    def last(self) -> StepTotals | None:
+        """The totals of the step handed in last, once."""
+        if self._pending is None:
+            return None
+        step, sums, work = self._pending
+        self._pending = None
+        if work is not None:
+            work.wait()
+        loss, counted, clips, bad, defects, interrupts, requeues, saves = sums.tolist()
+        return StepTotals(
+            step,
+            loss / counted if counted else float("nan"),
+            int(clips),
+            int(bad),
+            int(defects),
+            int(interrupts),
+            int(requeues),
+            saves > 0,
+        )
