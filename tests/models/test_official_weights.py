@@ -140,11 +140,13 @@ def test_bgr_weights_can_be_turned_to_rgb(temporal, caplog):
     assert "expect BGR" in caplog.text
 
 
-def test_loading_changes_nothing_of_the_source(temporal):
+def test_neither_loading_nor_exporting_shares_tensors(temporal):
     state = to_official(temporal)
     loaded = load_official(state, **LAYOUT)
     torch.nn.init.zeros_(loaded.head.weight)
     assert state["transformer.proj.2.weight"].any()
+    torch.nn.init.zeros_(state["transformer.proj.0.weight"])
+    assert temporal.head_norm.weight.any()
 
 
 @pytest.mark.parametrize("overrides", [{"fusion": "parallel"}, {"activation": "gelu"}, {"patch_bias": True}])

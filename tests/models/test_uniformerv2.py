@@ -97,6 +97,22 @@ def test_initialisation_at_zero_and_with_batch_norm_untouched():
     assert cross.abs().max().item() == pytest.approx(xavier_bound, rel=0.01)
 
 
+def test_the_backbone_starts_as_clip_does():
+    model = create_model("tiny", form="scene", frames=8, num_classes=10, width=256, depth=2)
+    block = model.blocks[0]
+    for tensor, std in [
+        (model.class_token, 1 / 16),
+        (model.position_embedding, 1 / 16),
+        (model.patch_embedding.weight, 192**-0.5),
+        (block.attention.qkv.weight, 1 / 16),
+        (block.attention.out.weight, 1 / 32),
+        (block.mlp.expand.weight, 512**-0.5),
+        (block.mlp.contract.weight, 1 / 32),
+    ]:
+        assert tensor.std().item() == pytest.approx(std, rel=0.15)
+    assert not block.attention.qkv.bias.any()
+
+
 def test_a_frozen_backbone_gets_no_gradient_and_keeps_no_graph(small, clips):
     model = small(frozen_backbone=True).train()
     seen = []
