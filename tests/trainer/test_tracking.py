@@ -1,0 +1,353 @@
+"""MLflow for real: a sqlite store, and a server process that is killed and comes back."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import RunError, courier
+from trainer.spool import Spool
+from trainer.tracking import Tracker, deliver_spool
+
+PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests here: making its tables takes seconds. Each has its own experiment."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def start(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
+    """Start a tracker on the test's run directory."""
+
+    def tracker(**changes: Any) -> Tracker:
+        arguments = {"uri": store, "experiment": request.node.name, "run_name": "a run"} | changes
+        return Tracker(tmp_path, **arguments)
+
+    return tracker
+
+
+def client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def runs(uri: str, experiment: str) -> list[Any]:
+    mlflow = client(uri)
+    return list(mlflow.search_runs([mlflow.get_experiment_by_name(experiment).experiment_id]))
+
+
+def rejected(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "mlflow.rejected.jsonl").read_text().splitlines()]
+
+
+def test_everything_arrives_with_the_times_of_the_calls(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    tracker = start()
+    tracker.params({f"section.field{i}": i for i in range(130)} | {"none": None})
+    tracker.tags({"commit": "abc"})
+    for step in range(600):
+        tracker.metrics(step, {"loss": 1 / (step + 1), "train/rate": step})
+    tracker.metrics(600, {"odd": float("nan")})
+    tracker.metrics(601, {"odd": float("inf")})
+    picture = tmp_path / "picture.txt"
+    picture.write_text("pixels")
+    tracker.artifact(picture, "evaluation")
+    assert tracker.close("FINISHED", PATIENCE) == 0
+
+    (run,) = runs(store, request.node.name)
+    mlflow = client(store)
+    assert (run.info.run_name, run.info.status) == ("a run", "FINISHED")
+    assert len(run.data.params) == 131
+    assert (run.data.params["section.field129"], run.data.params["none"]) == ("129", "None")
+    assert run.data.tags["commit"] == "abc"
+    history = mlflow.get_metric_history(run.info.run_id, "loss")
+    recorded = [
+        (line["step"], line["values"]["loss"], line["time"])
+        for line in map(json.loads, (tmp_path / "mlflow.jsonl").read_text().splitlines())
+        if line["kind"] == "metrics" and "loss" in line["values"]
+    ]
+    assert [(value.step, value.value, value.timestamp) for value in history] == recorded
+    assert len(recorded) == 600
+    odd = [value.value for value in mlflow.get_metric_history(run.info.run_id, "odd")]
+    assert odd[0] != odd[0]
+    assert odd[1] == sys.float_info.max
+    (stored,) = Path(store.removeprefix("sqlite:///")).parent.glob("mlartifacts/*/artifacts/evaluation/*")
+    assert stored.read_text() == "pixels"
+
+
+def test_a_restart_continues_the_same_run(
+    store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    first = start()
+    first.metrics(1, {"loss": 3.0})
+    assert first.close("KILLED", PATIENCE) == 0
+    (run,) = runs(store, request.node.name)
+    assert run.info.status == "KILLED"
+    second = start()
+    second.metrics(2, {"loss": 2.0})
+    assert second.close("FINISHED", PATIENCE) == 0
+    (same,) = runs(store, request.node.name)
+    assert (same.info.run_id, same.info.status) == (run.info.run_id, "FINISHED")
+    assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
+
+
+def test_a_refused_value_holds_up_nothing(
+    tmp_path: Path,
+    store: str,
+    start: Callable[..., Tracker],
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracker = start()
+    tracker.params({"kept": 1})
+    tracker.tags({"between": "so that the two sets of parameters go in two calls"})
+    assert tracker.close("KILLED", PATIENCE) == 0
+    tracker = start()
+    tracker.params({"kept": 2, "new": 3, "later": 4})
+    tracker.metrics(1, {"good": 1.0, "bad!": 2.0, "fine": 3.0})
+    tracker.artifact(tmp_path / "nowhere.txt")
+    tracker.metrics(2, {"good": 5.0})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    (run,) = runs(store, request.node.name)
+    assert run.data.params == {"kept": "1", "new": "3", "later": "4"}
+    assert run.data.metrics == {"good": 5.0, "fine": 3.0}
+    reasons = {record.get("key", record.get("path")): record["reason"] for record in rejected(tmp_path)}
+    assert reasons.keys() == {"kept", "bad!", str(tmp_path / "nowhere.txt")}
+    assert "Changing param values is not allowed" in reasons["kept"]
+    assert sum("refuses a line" in record.getMessage() for record in caplog.records) == 3
+
+
+def test_delivering_twice_stores_once(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    tracker = start()
+    tracker.metrics(1, {"loss": 3.0})
+    tracker.metrics(2, {"loss": float("nan")})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    # A process that dies after the call and before the offset is written.
+    Spool(tmp_path).advance(0)
+    assert deliver_spool(tmp_path) == 4
+    (run,) = runs(store, request.node.name)
+    assert len(client(store).get_metric_history(run.info.run_id, "loss")) == 2
+
+
+def test_a_run_whose_creation_was_cut_off_is_found_again(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    assert start().close("KILLED", PATIENCE) == 0
+    place = tmp_path / "mlflow_run.json"
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps(known | {"run_id": None}))
+    assert start().close("FINISHED", PATIENCE) == 0
+    (run,) = runs(store, request.node.name)
+    assert run.info.run_id == known["run_id"] == json.loads(place.read_text())["run_id"]
+
+
+def test_a_line_torn_by_a_crash_is_put_aside(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    assert start().close("KILLED", PATIENCE) == 0
+    with (tmp_path / "mlflow.jsonl").open("a") as file:
+        file.write('{"kind": "metrics", "step": 1, "val')
+    tracker = start()
+    tracker.metrics(2, {"loss": 2.0})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    (run,) = runs(store, request.node.name)
+    assert run.data.metrics == {"loss": 2.0}
+    (torn,) = rejected(tmp_path)
+    assert torn["line"] == '{"kind": "metrics", "step": 1, "val\n'
+
+
+def test_another_experiment_or_address_gets_the_whole_history(
+    store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> None:
+    tracker = start()
+    tracker.metrics(1, {"loss": 3.0})
+    assert tracker.close("KILLED", PATIENCE) == 0
+    moved = start(experiment="elsewhere")
+    moved.metrics(2, {"loss": 2.0})
+    assert moved.close("FINISHED", PATIENCE) == 0
+    (run,) = runs(store, "elsewhere")
+    assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
+
+
+def test_without_an_address_the_run_stays_where_it_was(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert start().close("KILLED", PATIENCE) == 0
+    before = (tmp_path / "mlflow_run.json").read_text()
+    assert start(uri=None).close("FINISHED", PATIENCE) == 0
+    assert (tmp_path / "mlflow_run.json").read_text() == before
+
+
+def test_the_environment_s_address_and_the_command_that_shows_the_run(
+    tmp_path: Path, start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    remote = start(uri=None)
+    assert remote.ui_command() == "http://127.0.0.1:9"
+    remote.close("KILLED", timeout=0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trainer.tracking.Courier", lambda *_: None)
+    command = start(uri=None).ui_command()
+    assert command is not None
+    program, *arguments = command.split()
+    assert arguments == ["ui", "--backend-store-uri", "sqlite:///mlflow.db"]
+    assert shutil.which(program)
+
+
+def test_a_disk_that_is_full_stops_nothing(
+    start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.tracking.Courier", lambda *_: None)
+    tracker = start()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Spool, "append", full)
+    tracker.metrics(1, {"loss": 1.0})
+    tracker.metrics(2, {"loss": 1.0})
+    assert [record.getMessage().endswith("the run goes on untracked") for record in caplog.records] == [True]
+
+
+def test_disabled_does_nothing(tmp_path: Path, start: Callable[..., Tracker]) -> None:
+    tracker = start(enabled=False)
+    tracker.params({"a": 1})
+    tracker.metrics(1, {"loss": 1.0})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.ui_command() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_imports_mlflow_before_there_is_something_to_deliver() -> None:
+    code = "import sys, trainer.tracking; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
+    tmp_path: Path, start: Callable[..., Tracker]
+) -> None:
+    with pytest.raises(RunError, match="nothing was tracked there"):
+        deliver_spool(tmp_path)
+    assert start().close("FINISHED", PATIENCE) == 0
+    with Spool(tmp_path).delivering(), pytest.raises(RunError, match="another process is delivering"):
+        deliver_spool(tmp_path)
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[None]:
+    """An MLflow server on loopback, killed without notice at the end."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    stores = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, *stores],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # its workers are killed with it
+            env=os.environ
+            | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(address: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise AssertionError(f"{address} does not answer")
+
+
+def test_a_server_that_is_killed_costs_a_warning_and_nothing_else(
+    tmp_path: Path,
+    start: Callable[..., Tracker],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    picture = tmp_path / "picture.txt"
+    picture.write_text("pixels")
+    with server(tmp_path, port):
+        tracker = start(uri=uri)
+        tracker.metrics(1, {"loss": 3.0})
+        deadline = time.monotonic() + PATIENCE
+        while Spool(tmp_path).lines_left() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert Spool(tmp_path).lines_left() == 0
+    tracker.metrics(2, {"loss": 2.0})
+    tracker.artifact(picture)
+    assert tracker.close("KILLED", timeout=0.5) == 3
+    assert "python launch/deliver.py" in caplog.text
+    with pytest.raises(RunError, match="3 lines are left"):
+        deliver_spool(tmp_path)
+
+    with server(tmp_path, port):
+        by_hand = [sys.executable, str(ROOT / "launch" / "deliver.py"), str(tmp_path)]
+        result = subprocess.run(by_hand, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert result.stdout == f"3 lines delivered from {tmp_path}\n"
+        tracker = start(uri=uri)
+        tracker.metrics(3, {"loss": 1.0})
+        assert tracker.close("FINISHED", PATIENCE) == 0
+        (run,) = runs(uri, request.node.name)
+        assert run.info.status == "FINISHED"
+        mlflow = client(uri)
+        assert [v.step for v in mlflow.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+        assert [file.path for file in mlflow.list_artifacts(run.info.run_id)] == ["picture.txt"]
+        assert tracker.ui_command() == f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
