@@ -1,0 +1,135 @@
+"""Rates, totals and peaks, by a clock that the tests turn."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trainer.meters import Meters, Totals, memory_peak, peak_flops
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meters(clock: Clock) -> Meters:
+    return Meters(device=CPU, window=3, clock=clock)
+
+
+@pytest.fixture
+def step(meters: Meters, clock: Clock) -> Callable[..., None]:
+    def run(clips: int, *, waited: float, trained: float) -> None:
+        with meters.step(clips):
+            for _ in range(2):  # two micro-batches
+                with meters.waiting():
+                    clock.now += waited / 2
+                clock.now += trained / 2
+
+    return run
+
+
+def test_nothing_measured_is_no_error(meters: Meters) -> None:
+    rates = meters.rates()
+    assert (rates.clips_per_second, rates.data_wait_share, rates.seconds_per_step) == (0, 0, 0)
+    assert rates.mfu is None
+    assert meters.time_left(10) == 0
+
+
+def test_rates_are_means_over_the_window(meters: Meters, step: Callable[..., None]) -> None:
+    step(32, waited=100.0, trained=100.0)
+    for _ in range(3):
+        step(32, waited=0.5, trained=1.5)
+    rates = meters.rates()
+    assert rates.clips_per_second == 16
+    assert rates.data_wait_share == 0.25
+    assert rates.seconds_per_step == 2
+    assert meters.time_left(50) == 100
+
+
+def test_saving_and_evaluating_do_not_slow_the_rates(
+    meters: Meters, clock: Clock, step: Callable[..., None]
+) -> None:
+    step(8, waited=0.0, trained=1.0)
+    with meters.saving():
+        clock.now += 30
+    with meters.evaluating():
+        clock.now += 60
+    step(8, waited=0.0, trained=1.0)
+    assert meters.rates().clips_per_second == 8
+    assert (meters.spent.saving, meters.spent.evaluating, meters.spent.seconds) == (30, 60, 92)
+
+
+def test_totals_go_on_after_a_restart(clock: Clock, meters: Meters, step: Callable[..., None]) -> None:
+    step(32, waited=1.0, trained=3.0)
+    saved = meters.totals()
+    assert saved == {"steps": 1, "clips": 32, "training": 3, "waiting": 1, "saving": 0, "evaluating": 0}
+    later = Meters(device=CPU, clock=clock)
+    later.restore(saved)
+    with later.step(32):
+        clock.now += 4
+    assert later.spent == Totals(steps=2, clips=64, training=7, waiting=1)
+    assert later.spent.clips_per_second == 8
+    assert later.spent.data_wait_share == 0.125
+    assert saved["steps"] == 1
+
+
+def test_utilisation_of_known_gpus_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "NVIDIA H100 80GB HBM3"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 123)
+
+    def mfu(**changes: object) -> float | None:
+        measured = Meters(device=torch.device("cuda", 0), clock=clock, **changes)  # type: ignore[arg-type]
+        with measured.step(989):
+            clock.now += 2
+        assert measured.rates().memory_peak == 123
+        return measured.rates().mfu
+
+    assert mfu(flops_per_clip=1e12) == pytest.approx(0.5)
+    assert mfu(flops_per_clip=1e12, world_size=2) == pytest.approx(0.25)
+    assert mfu() is None
+    name = "NVIDIA Something New"
+    assert mfu(flops_per_clip=1e12) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("AMD Instinct MI300X", None),
+        (None, None),
+    ],
+)
+def test_peaks(name: str | None, tera: float | None) -> None:
+    assert peak_flops(name) == (None if tera is None else tera * 1e12)
+
+
+def test_the_resident_set_is_in_bytes() -> None:
+    before = memory_peak(CPU)
+    ballast = bytearray(before + 50_000_000)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    assert memory_peak(CPU) >= before + 50_000_000
+    assert memory_peak(CPU) < 4 * before + 400_000_000
