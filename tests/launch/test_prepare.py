@@ -1,0 +1,80 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.manifest import Manifest
+from pipelines.motion import CLASS_NAMES
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, str(ROOT / "launch" / "prepare.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
+    videos = Path(shutil.copytree(motion_set.root / "train", tmp_path / "videos"))
+    (videos / "grow" / "empty.mp4").touch()
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(CLASS_NAMES) + "\n")
+    out = tmp_path / "folder.arrow"
+    done = prepare("folder", videos, "--out", out, "--classes", classes, "--workers", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    progress, summary = done.stdout.splitlines()
+    assert progress.startswith("probing: 33 of 33, ")
+    assert summary == f"{out}: 32 videos of 8 classes; 1 bad videos are listed in {out}.bad.txt"
+
+    manifest = Manifest.open(out)
+    rows = [manifest.row(index) for index in range(32)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("".join(f"{row.path},{CLASS_NAMES[row.label]}\n" for row in rows))
+    table = tmp_path / "table.arrow"
+    done = prepare(
+        "table", listed, "--root", tmp_path, "--out", table, "--classes", classes, "--deep", "--workers", 2
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Manifest.open(table).fingerprint == manifest.fingerprint
+
+    assert prepare("check", table, "--workers", 1).returncode == 0
+    manifest.absolute_path(rows[0]).unlink()
+    done = prepare("check", table, "--workers", 1)
+    assert done.returncode == 1
+    assert "1 bad videos" in done.stdout
+
+
+def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
+    done = prepare("table", tmp_path / "none.csv", "--out", tmp_path / "m.arrow")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/none.csv: cannot be read")
+    assert done.stderr.count("\n") == 1
+
+
+def test_rendering_can_be_interrupted(tmp_path):
+    root = tmp_path / "motion"
+    command = [*COMMAND, "motion", str(root), "--workers", "2"]
+    process = subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(root.rglob("*.webm")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends for Ctrl-C: to all processes
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command starts anew\n"
+    assert not list(root.glob("*.arrow*"))
+    done = prepare("motion", root, "--train-clips", 8, "--val-clips", 8, "--seed", 5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(Manifest.open(root / "train.arrow")) == len(Manifest.open(root / "val.arrow")) == 8

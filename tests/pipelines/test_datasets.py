@@ -1,0 +1,197 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import DataError
+from pipelines.datasets.build import build_manifest, check_manifest
+from pipelines.datasets.folder import read_folder
+from pipelines.datasets.listing import Listing, read_class_names
+from pipelines.datasets.table import read_table
+from pipelines.manifest import Manifest, write_manifest
+from pipelines.motion import CLASS_NAMES
+
+
+def files(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_a_folder_per_class(tmp_path):
+    root = files(
+        tmp_path, "b/2.mp4", "b/1.MKV", "a/deep/3.webm", "a/notes.txt", "a/._4.mp4", ".git/5.mp4", "6.mp4"
+    )
+    (root / "c").mkdir()
+    listing = read_folder(root)
+    assert listing.class_names == ("a", "b", "c")
+    assert list(listing.videos) == [(root / "a/deep/3.webm", 0), (root / "b/1.MKV", 1), (root / "b/2.mp4", 1)]
+
+
+def test_a_split_can_share_the_labels_of_another(tmp_path):
+    root = files(tmp_path, "b/1.mp4")
+    assert list(read_folder(root, ["a", "b"]).videos) == [(root / "b/1.mp4", 1)]
+    with pytest.raises(DataError, match=r"class 'b' is not among the class names; did you mean 'bb'"):
+        read_folder(root, ["aa", "bb"])
+
+
+def test_a_folder_without_videos_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_folder(tmp_path / "none")
+    with pytest.raises(DataError, match=r"holds no video; expected .*/CLASS/VIDEO"):
+        read_folder(files(tmp_path, "1.mp4", "a/notes.txt"))
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "videos"),
+    [
+        ("a.mp4,1\nb.mp4,0\n", ("0", "1"), [("a.mp4", 1), ("b.mp4", 0)]),
+        ("path,label\na.mp4, run\n\nb.mp4,jump\n", ("jump", "run"), [("a.mp4", 1), ("b.mp4", 0)]),
+        ("\ufeffPath,Label\r\na.mp4,run\r\n", ("run",), [("a.mp4", 0)]),
+        ('"a, b.mp4",long jump\n', ("long jump",), [("a, b.mp4", 0)]),
+        ("my video.mp4 2\nb.mp4\t0\n", ("0", "1", "2"), [("my video.mp4", 2), ("b.mp4", 0)]),
+        ("path label\na.mp4 run\n", ("run",), [("a.mp4", 0)]),
+    ],
+)
+def test_tables(tmp_path, text, names, videos):
+    listing = read_table(table(tmp_path, text))
+    assert listing.class_names == names
+    assert list(listing.videos) == [(tmp_path / path, label) for path, label in videos]
+
+
+def test_a_table_s_paths_start_at_the_root_it_is_given(tmp_path):
+    listing = read_table(table(tmp_path, "a.mp4,0\n/b.mp4,0\n"), root=Path("/videos"))
+    assert [path for path, _ in listing.videos] == [Path("/videos/a.mp4"), Path("/b.mp4")]
+
+
+def test_given_class_names_take_names_and_indices(tmp_path):
+    listing = read_table(table(tmp_path, "a,run\nb,1\nc,7\n"), class_names=["7", "jump", "run"])
+    assert [label for _, label in listing.videos] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "message"),
+    [
+        ("", None, "list.csv: holds no video"),
+        ("path,label\n", None, "list.csv: holds no video"),
+        ("a.mp4,0\nb.mp4\n", None, r"list.csv, line 2: expected a path and a label, found 1 field"),
+        ("a.mp4,0\nb, c.mp4,1\n", None, r"line 2: .*found 3 field\(s\)\. A path with a comma"),
+        ("a.mp4 0\nb.mp4\n", None, "line 2: expected a path and a label"),
+        ("a.mp4,0\nb.mp4,\n", None, "line 2: expected a path and a label"),
+        ("a.mp4,0\n\nb.mp4,run\n", None, "line 3: label 'run' is a name, the first is an index"),
+        ("a.mp4,0\nb.mp4,20230101120000\n", None, "line 2: label 20230101120000 is more than"),
+        ("a.mp4,0\nb.mp4,2\n", ["run", "jump"], "line 2: label 2, but labels end at 1"),
+        ("a.mp4,run\nb.mp4,jumb\n", ["run", "jump"], "line 2: class 'jumb' .* did you mean 'jump'"),
+        ('a.mp4,0\n"b.mp4,1\n', None, "list.csv: cannot be read as a table"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path, text, names, message):
+    with pytest.raises(DataError, match=message):
+        read_table(table(tmp_path, text), class_names=names)
+
+
+def test_a_table_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
+        read_table(tmp_path / "none.csv")
+    (tmp_path / "video.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(DataError, match=r"video\.csv: cannot be read"):
+        read_table(tmp_path / "video.csv")
+
+
+def test_class_names_from_a_file(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("long jump\nrun\n")
+    assert read_class_names(path) == ("long jump", "run")
+    for text, message in (
+        ("run\n\njump\n", "line 2: no class name"),
+        ("run\njump\nrun\n", "line 3: class 'run' already stands in line 1"),
+        ("", "holds no class name"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_class_names(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_class_names(tmp_path / "none.txt")
+
+
+@pytest.fixture
+def videos(motion_set, tmp_path) -> Path:
+    """A folder per class with 16 good videos."""
+    return Path(shutil.copytree(motion_set.root / "val", tmp_path / "videos"))
+
+
+def test_a_manifest_is_built_and_bad_videos_are_listed(videos, motion_set):
+    files(videos, "grow/empty.mp4", "shrink/empty.avi")
+    calls = []
+    report = build_manifest(
+        videos / "m.arrow", read_folder(videos), workers=1, progress=lambda *call: calls.append(call)
+    )
+    assert calls[-1] == (18, 18)
+    assert (len(report.manifest), report.bad) == (16, 2)
+    assert report.bad_list == videos / "m.arrow.bad.txt"
+    assert report.bad_list.read_text().splitlines() == [
+        f"{videos}/grow/empty.mp4\tis empty (0 bytes)",
+        f"{videos}/shrink/empty.avi\tis empty (0 bytes)",
+    ]
+    rendered = Manifest.open(motion_set.val)
+    truth = {rendered.row(i).path.removeprefix("val/"): rendered.row(i) for i in range(16)}
+    assert sorted(report.manifest.class_names) == sorted(CLASS_NAMES)
+    for row in map(report.manifest.row, range(16)):
+        expected = truth[row.path]
+        assert report.manifest.class_names[row.label] == CLASS_NAMES[expected.label]
+        assert row == replace(expected, path=row.path, label=row.label, fps=row.fps)
+        assert row.fps == pytest.approx(expected.fps, rel=1e-3)
+
+    (videos / "grow/empty.mp4").unlink()
+    (videos / "shrink/empty.avi").unlink()
+    assert build_manifest(videos / "m.arrow", read_folder(videos), workers=1).bad == 0
+    assert not report.bad_list.exists()
+
+
+def test_only_files_under_the_manifest_s_folder_are_written_relative(videos, tmp_path):
+    inside = build_manifest(tmp_path / "m.arrow", read_folder(videos), workers=1).manifest
+    outside = build_manifest(tmp_path / "other" / "m.arrow", read_folder(videos), workers=1).manifest
+    assert inside.row(0).path.startswith("videos/")
+    assert outside.row(0).path.startswith(str(videos))
+
+
+def test_without_a_good_video_there_is_no_manifest(tmp_path):
+    listing = Listing([(tmp_path / "a.mp4", 0), (tmp_path / "b.mp4", 0)], ("run",))
+    with pytest.raises(DataError, match=r"none of 2 videos can be used; .*m\.arrow\.bad\.txt says why"):
+        build_manifest(tmp_path / "m.arrow", listing, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.arrow.bad.txt"]
+
+
+def test_check_compares_a_manifest_with_its_videos(videos):
+    manifest = build_manifest(videos / "m.arrow", read_folder(videos), workers=1).manifest
+    assert check_manifest(manifest.path, workers=1).bad == 0
+    changed, gone = (manifest.absolute_path(manifest.row(i)) for i in (3, 5))
+    shutil.copy(manifest.absolute_path(manifest.row(4)), changed)
+    gone.unlink()
+    report = check_manifest(manifest.path, workers=1)
+    assert report.bad == 2
+    first, second = report.bad_list.read_text().splitlines()
+    assert first.startswith(f"{changed}\thas ") and "the manifest says" in first
+    assert second == f"{gone}\tcannot be read: No such file or directory"
+
+
+def test_check_finds_videos_inside_a_shard(videos, tmp_path):
+    built = build_manifest(videos / "m.arrow", read_folder(videos), workers=1).manifest
+    rows, content = [], b""
+    for row in map(built.row, range(3)):
+        data = built.absolute_path(row).read_bytes()
+        rows.append(replace(row, path="shard", offset=len(content), length=len(data)))
+        content += data
+    (tmp_path / "shard").write_bytes(content)
+    manifest = write_manifest(tmp_path / "sharded.arrow", rows, built.class_names)
+    assert check_manifest(manifest.path, workers=1).bad == 0
+    (tmp_path / "shard").write_bytes(content[: rows[2].offset])
+    assert check_manifest(manifest.path, workers=1).bad_list.read_text().endswith("\tis empty (0 bytes)\n")
