@@ -92,7 +92,7 @@ class UniFormerV2(nn.Module):
 
     def _recomputes(self, index: int) -> bool:
         is_asked = index < self.config.recomputed_blocks and not self.config.frozen_backbone
-        return is_asked and self.training and torch.is_grad_enabled()
+        return is_asked and torch.is_grad_enabled()
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def test_the_frozen_model_of_the_paper():
     assert parameter_count(config) == 354_426_256
     assert round(trainable_parameter_count(config) / 1e6, 2) == 50.92
     assert round(multiply_accumulates(config) / 1e9, 1) == 1567.0
-    # Little more than the forward: only global blocks and head have a backward.
-    assert 1.0 < train_step_flops(config) / (2 * multiply_accumulates(config)) < 1.1
+    # Global blocks and head, 2.5% of the model, alone have a backward, of twice their forward.
+    assert train_step_flops(config) / (2 * multiply_accumulates(config)) == pytest.approx(1.05, abs=0.002)
 
 
 def test_a_training_step_of_the_largest_model():
@@ -110,6 +110,8 @@ def test_activation_bytes_are_near_what_autograd_keeps(overrides):
 
 def test_recomputation_trades_bytes_for_operations():
     config = config_of("b16", "scene", 8, 400)
-    few, many = (activation_bytes(config, batch=1, recomputed_blocks=n) for n in (0, 12))
-    assert many < few / 3
+    none, one, every = (activation_bytes(config, batch=8, recomputed_blocks=n) for n in (0, 1, 12))
+    assert every < none / 3
+    # A single one saves nothing: while its backward runs, all of it is there again.
+    assert one >= none
     assert train_step_flops(config, recomputed_blocks=12) > train_step_flops(config)

@@ -92,9 +92,11 @@ def test_initialisation_at_zero_and_with_batch_norm_untouched():
     added = ["fusion.query"] + [f"fusion.blocks.{i}.{name}" for i in range(2) for name in last]
     assert sorted(zero) == sorted(local + added)
     assert not model.balance.any()
-    cross = model.fusion.blocks[0].attention.in_proj_weight
-    xavier_bound = (6 / (cross.shape[0] + cross.shape[1])) ** 0.5
-    assert cross.abs().max().item() == pytest.approx(xavier_bound, rel=0.01)
+    block = model.fusion.blocks[0]
+    for weight in (block.attention.in_proj_weight, block.mlp.expand.weight):
+        xavier_bound = (6 / sum(weight.shape)) ** 0.5
+        assert weight.abs().max().item() == pytest.approx(xavier_bound, rel=0.01)
+    assert not block.dpe.bias.any()
 
 
 def test_the_backbone_starts_as_clip_does():
