@@ -91,7 +91,7 @@ def summary(report: Report) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(run(parse()))
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -54,12 +54,15 @@ class Settings:
     """What all clips of a data set have in common."""
 
     seed: int
+    """Not negative."""
     size: int = 72
     """Pixels on the shorter side, even."""
     frames: tuple[int, int] = (16, 24)
     """A clip has at least and at most so many frames."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise DataError(f"seed {self.seed}: it must not be negative")
         if self.size < 32 or self.size % 2:
             raise DataError(f"clips of {self.size} pixels: the size must be even, and at least 32")
         if not 2 <= self.frames[0] <= self.frames[1]:

@@ -54,6 +54,11 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}/none.csv: cannot be read")
     assert done.stderr.count("\n") == 1
+    occupied = tmp_path / "file"
+    occupied.touch()
+    done = prepare("motion", occupied / "motion")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_rendering_can_be_interrupted(tmp_path):

@@ -46,7 +46,8 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path, index):
 def test_relative_paths_belong_to_the_manifest_s_folder(tmp_path, monkeypatch):
     rows = [*some_rows(1), replace(some_rows(1)[0], path="/far/away.mp4")]
     monkeypatch.chdir(tmp_path)
-    opened = write_manifest(Path("m.arrow"), rows, CLASSES)
+    write_manifest(Path("m.arrow"), rows, CLASSES)
+    opened = Manifest.open("m.arrow")
     monkeypatch.chdir("/")
     assert opened.absolute_path(opened.row(0)) == tmp_path / "videos/клип 0.mp4"
     assert opened.absolute_path(opened.row(1)) == Path("/far/away.mp4")
