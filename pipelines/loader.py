@@ -1,7 +1,12 @@
 """`ClipLoader`: iterate and get `ClipBatch`es on the device, from any step on."""
 
+import gc
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +20,8 @@ from .decode import choose_decoder, decode_in_graph
 from .manifest import Manifest
 from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan
 from .source import Reader, TrainSource, ViewSource
+
+WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,10 @@ class ClipLoader:
         self._options = options
         self._batches = batches
         self._served = 0
-        pipeline.build()
+        before = set(multiprocessing.active_children())
+        with _signals_blocked():
+            pipeline.build()
+        self._workers = set(multiprocessing.active_children()) - before
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Training: an endless stream that goes on where the last iteration stopped. Evaluation: one pass."""
@@ -137,7 +147,31 @@ class ClipLoader:
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""
+        # DALI asks the workers to leave and, after a second, terminates those in the middle of a video. They
+        # do not hear that signal either, and DALI would wait for ever.
+        deadline = threading.Timer(WORKER_PATIENCE, self._kill_workers)
+        deadline.start()
         self._pipeline = None
+        gc.collect()
+        deadline.cancel()
+
+    def _kill_workers(self) -> None:
+        for process in self._workers:
+            process.kill()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes and threads that start inside never hear the signals that ask a run to leave.
+
+    Ctrl-C and a scheduler's signals go to all processes at once. The main one finishes its step, and needs
+    the workers' clips for that.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_loader(

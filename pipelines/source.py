@@ -7,7 +7,11 @@ a stand-in clip with `valid` 0 and a reason in words.
 Importing this module must stay cheap: every worker does it.
 """
 
+import ctypes
 import logging
+import multiprocessing
+import signal
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -21,6 +25,8 @@ from .frames import view_indices
 from .manifest import Manifest, Row
 from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan, draw_clip
 from .pyav_decode import decode_frames
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -55,6 +61,7 @@ class Reader:
 
     @cached_property
     def manifest(self) -> Manifest:
+        _die_with_parent()
         return Manifest.open(self.manifest_path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,6 +100,15 @@ class Reader:
             return Loaded((np.full((frames, side, side, 3), 128, np.uint8),), side, side, reason)
         data = np.frombuffer(stand_in(self.codecs), np.uint8)
         return Loaded((data, np.zeros(frames, np.int32)), side, side, reason)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this worker when the process that started it dies, however it dies.
+
+    Without, a run that is killed hard leaves its workers behind, waiting for ever.
+    """
+    if multiprocessing.parent_process() is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read_bytes(path: Any, row: Row) -> bytes:

@@ -1,0 +1,230 @@
+"""Batches from real files through real worker processes."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.loader import ClipBatch, ClipLoader, LoaderOptions, train_loader, view_loader
+from pipelines.manifest import Manifest, write_manifest
+from pipelines.plan import TrainClip, TrainPlan, ViewClip, ViewPlan, draw_clip
+from pipelines.pyav_decode import decode_frames
+from tests.conftest import MotionSet
+
+HALF = (0.5, 0.5, 0.5)
+ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
+
+
+def options(decoder: str = "pyav", workers: int = 1, prefetch: int = 2) -> LoaderOptions:
+    return LoaderOptions(torch.device("cpu"), decoder, workers, threads=1, prefetch=prefetch)
+
+
+def loader(
+    manifest: Path,
+    clip: TrainClip,
+    *,
+    batch: int = 8,
+    micro: int = 8,
+    rank: int = 0,
+    ranks: int = 1,
+    first_step: int = 0,
+    how: LoaderOptions | None = None,
+) -> ClipLoader:
+    opened = Manifest.open(manifest)
+    return train_loader(
+        opened, TrainPlan(len(opened), batch, seed=3), clip, mean=HALF, std=HALF, micro_batch=micro,
+        rank=rank, world_size=ranks, first_step=first_step, options=how or options(),
+    )  # fmt: skip
+
+
+def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
+    batches = [batch for _, batch in zip(range(count), loader, strict=False)]
+    loader.close()
+    return batches
+
+
+def joined(batches: list[ClipBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([batch.clips for batch in batches]), torch.cat([batch.ids for batch in batches])
+
+
+def test_batches_do_not_depend_on_ranks_workers_accumulation_or_the_step_started_at(
+    motion_set: MotionSet,
+) -> None:
+    whole = take(loader(motion_set.train, ALL), 3)
+    assert whole[0].clips.shape == (8, 3, 4, 32, 32)
+    assert all(batch.valid.all() for batch in whole)
+    later = take(loader(motion_set.train, ALL, first_step=2, how=options(workers=2, prefetch=1)), 1)
+    assert torch.equal(later[0].clips, whole[2].clips)
+    # two ranks, two micro-batches of two clips a step: rank 0 has places 0-1 and 4-5, rank 1 the others
+    parts = [take(loader(motion_set.train, ALL, micro=2, rank=rank, ranks=2), 2) for rank in (0, 1)]
+    clips, ids = joined([parts[0][0], parts[1][0], parts[0][1], parts[1][1]])
+    assert torch.equal(ids, whole[0].ids)
+    assert torch.equal(clips, whole[0].clips)
+
+
+def test_a_clip_without_augmentation_is_its_resized_frames(motion_set: MotionSet) -> None:
+    """A crop of just the wanted size needs no interpolation, so it must be exact."""
+    manifest = Manifest.open(motion_set.train)
+    clip = TrainClip(4, 72, crop_scale=(1, 1), crop_ratio=(1, 1), flip=1.0)
+    square = [i for i in range(len(manifest)) if manifest.row(i).width == manifest.row(i).height == 72]
+    batches = take(loader(motion_set.train, clip, batch=16, micro=16), 2)
+    clips, ids = joined(batches)
+    checked = 0
+    for pixels, sample in zip(clips, ids.tolist(), strict=True):
+        if sample not in square:
+            continue
+        row = manifest.row(sample)
+        drawn = draw_clip(
+            clip, seed=3, epoch=0, sample=sample, repeat=0, frames=row.frames, height=72, width=72
+        )
+        frames = decode_frames(manifest.absolute_path(row), drawn.indices)
+        expected = torch.from_numpy(frames[:, :, ::-1].copy()).permute(3, 0, 1, 2) / 255
+        torch.testing.assert_close(pixels, (expected - 0.5) / 0.5, atol=1e-5, rtol=0)
+        checked += 1
+    assert checked > 3
+
+
+def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
+    manifest = Manifest.open(motion_set.train)
+    for batch in take(loader(motion_set.train, TrainClip(4, 32)), 2):
+        assert batch.labels.tolist() == [manifest.row(sample).label for sample in batch.ids.tolist()]
+
+
+def test_decoding_in_the_graph_agrees_with_pyav(motion_set: MotionSet, tmp_path: Path) -> None:
+    """On MJPEG, which both decode; they differ in how chroma is brought to full size, by a few levels."""
+    manifest = Manifest.open(motion_set.train)
+    rows = [manifest.row(i) for i in range(len(manifest))]
+    absolute = [replace(row, path=str(manifest.absolute_path(row))) for row in rows if row.codec == "mjpeg"]
+    path = write_manifest(tmp_path / "mjpeg.arrow", absolute, manifest.class_names).path
+    clip = TrainClip(4, 64, flip=0)
+    in_graph, in_source = (
+        take(loader(path, clip, batch=4, micro=4, how=options(decoder)), 2) for decoder in ("dali", "pyav")
+    )
+    for one, other in zip(in_graph, in_source, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        difference = (one.clips - other.clips).abs().mean() * 127.5
+        assert difference < 4.0  # wrong frames or channels differ by more than 20
+
+
+def broken_set(motion_set: MotionSet, folder: Path) -> Path:
+    """A copy of the training set whose rows 0..4 are broken, each in another way."""
+    shutil.copytree(motion_set.root, folder)
+    path = folder / "train.arrow"
+    manifest = Manifest.open(path)
+    files = [manifest.absolute_path(manifest.row(i)) for i in range(5)]
+    files[0].unlink()
+    files[1].write_bytes(b"")
+    files[2].write_text("no video")
+    files[3].write_bytes(files[3].read_bytes()[: files[3].stat().st_size // 2])
+    rows = [manifest.row(i) for i in range(len(manifest))]
+    rows[4] = replace(rows[4], width=rows[4].width + 2)
+    return write_manifest(path, rows, manifest.class_names).path
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "dali"])
+def test_bad_files_keep_the_batch_whole_and_are_named(
+    motion_set: MotionSet, tmp_path: Path, decoder: str
+) -> None:
+    path = broken_set(motion_set, tmp_path / "set")
+    manifest = Manifest.open(path)
+    clips = loader(path, TrainClip(4, 32), how=options(decoder))
+    batches = [batch for _, batch in zip(range(4), clips, strict=False)]
+    clips.close()
+    _, ids = joined(batches)
+    valid = torch.cat([batch.valid for batch in batches])
+    assert sorted(ids.tolist()) == list(range(32))
+    bad = set(ids[~valid].tolist())
+    not_taken = {i for i in range(32) if decoder == "dali" and manifest.row(i).codec == "h264"}
+    assert bad == {0, 1, 2, 3, 4} | not_taken
+    assert clips.defects.take_counts() == (32, len(bad))
+    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    assert set(reasons) == bad
+    assert "No such file" in reasons[0]
+    assert "empty" in reasons[1]
+    assert "cannot be decoded" in reasons[2]
+    assert "the manifest says" in reasons[4]
+    assert clips.defects.take_fresh() == []
+
+
+def test_a_short_video_repeats_frames(motion_set: MotionSet, tmp_path: Path) -> None:
+    manifest = Manifest.open(motion_set.train)
+    row = replace(manifest.row(0), path=str(manifest.absolute_path(manifest.row(0))), frames=2)
+    path = write_manifest(tmp_path / "short.arrow", [row], manifest.class_names).path
+    (batch,) = take(loader(path, TrainClip(8, 32), batch=2, micro=2), 1)
+    assert batch.valid.all()
+    assert batch.clips.shape == (2, 3, 8, 32, 32)
+
+
+def test_views_of_every_video_once_per_pass(motion_set: MotionSet) -> None:
+    manifest = Manifest.open(motion_set.val)
+    clip = ViewClip(frames=4, size=48, clips=2, crops=3)
+    seen: list[int] = []
+    for rank in (0, 1):
+        views = view_loader(
+            manifest, ViewPlan(16, 3, 2), clip, mean=HALF, std=HALF, rank=rank, options=options()
+        )
+        first, second = list(views), list(views)
+        for one, other in zip(first, second, strict=True):
+            assert torch.equal(one.clips, other.clips)
+            assert one.clips.shape == (3, 6, 3, 4, 48, 48)
+        seen += [sample for batch in first for sample in batch.ids[batch.valid].tolist()]
+        views.close()
+    assert sorted(seen) == list(range(16))
+
+
+def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet) -> None:
+    manifest = Manifest.open(motion_set.val)
+
+    def views(clips: int, crops: int) -> torch.Tensor:
+        loader = view_loader(
+            manifest, ViewPlan(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF, rank=0,
+            options=options(),
+        )  # fmt: skip
+        (batch,) = list(loader)
+        loader.close()
+        return batch.clips
+
+    many, centre = views(3, 3), views(1, 1)
+    # with three clips the middle one is shifted by half a segment, as the only one is
+    torch.testing.assert_close(many[:, 4], centre[:, 0])
+    wide = [i for i in range(16) if manifest.row(i).width > manifest.row(i).height]
+    for sample in wide:
+        assert not torch.equal(many[sample, 3], many[sample, 5])
+
+
+def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: MotionSet) -> None:
+    manifest = Manifest.open(motion_set.val)
+    views = view_loader(
+        manifest, ViewPlan(16, 8, 1), ViewClip(4, 48), mean=HALF, std=HALF, rank=0, options=options()
+    )
+    next(iter(views))
+    with pytest.raises(RuntimeError, match="left in the middle"):
+        next(iter(views))
+    views.close()
+
+
+def test_view_pixels_are_the_resized_centre(motion_set: MotionSet) -> None:
+    """At the video's own size nothing is interpolated."""
+    manifest = Manifest.open(motion_set.val)
+    side = 72
+    clip = ViewClip(4, side)
+    loader = view_loader(manifest, ViewPlan(16, 16, 1), clip, mean=HALF, std=HALF, rank=0, options=options())
+    (batch,) = list(loader)
+    loader.close()
+    from pipelines.frames import view_indices
+
+    checked = 0
+    for sample in range(16):
+        row = manifest.row(sample)
+        if min(row.width, row.height) != side:
+            continue
+        frames = decode_frames(manifest.absolute_path(row), view_indices(row.frames, 4, 1)[0])
+        top, left = round((row.height - side) / 2), round((row.width - side) / 2)
+        middle = frames[:, top : top + side, left : left + side]
+        expected = np.transpose(middle, (3, 0, 1, 2)).astype(np.float32) / 127.5 - 1
+        np.testing.assert_allclose(batch.clips[sample, 0].numpy(), expected, atol=1e-5)
+        checked += 1
+    assert checked > 3
