@@ -64,8 +64,8 @@ CASES: dict[
     str, tuple[tuple[Operation, ...], tuple[float, ...], Callable[[Image.Image], Image.Image], float]
 ] = {
     "auto contrast": ((Operation.AUTO_CONTRAST,), (), ImageOps.autocontrast, 0.6),
-    # DALI ranks a level by the pixels up to and with it, PIL by those below it: where one level holds 8 % of the
-    # pixels, as the flat rectangle's does, the two lie up to 0.08 * 255 = 20 levels apart.
+    # DALI ranks a level by the pixels up to and with it, PIL by those below it: where one level holds 8 %
+    # of the pixels, as the flat rectangle's does, the two lie up to 0.08 * 255 = 20 levels apart.
     "equalize": ((Operation.EQUALIZE,), (), ImageOps.equalize, 8.0),
     "invert": ((Operation.INVERT,), (), ImageOps.invert, 0.0),
     "posterize": ((Operation.POSTERIZE,), (0xC0,), lambda p: ImageOps.posterize(p, 2), 0.0),

@@ -1,0 +1,46 @@
+# make quickstart   set up, render the embedded data set, train, evaluate
+# make test         set up, lint, check types, run the tests
+# make soak         the slow checks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The tests' processes share the machine: one thread each keeps them from fighting over its cores.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 CUDA_DEVICE_MAX_CONNECTIONS=1
+
+.PHONY: install quickstart test soak lock clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the locked dependencies into $(VENV): about 8 GB, some minutes"
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed launch/train.py --recipe recipes/quickstart.yaml
+
+test: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak"
+
+soak: install
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak
+
+# Rewrites requirements.lock for every platform and Python from 3.11 on; torch is held at the version that was
+# measured, everything else moves to the newest that fits.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet uv
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  --constraint constraints.txt --output-file requirements.lock --upgrade setup.py
+	rm -r $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
