@@ -1,0 +1,126 @@
+"""Starts real training processes, one per rank, as a launcher would."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = Path(__file__).parent / "small.yaml"
+PATIENCE = 240  # seconds; a run takes about 15 on an idle machine
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """code: exit code of rank 0. output, errors: of rank 0."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Training:
+    """A training run of one or more ranks, started at once."""
+
+    def __init__(
+        self, run_dir: Path, *arguments: str, data: Path, ranks: int = 1, recipe: Path = SMALL,
+        variables: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        command = [
+            sys.executable,
+            str(ROOT / "launch/train.py"),
+            "--recipe",
+            str(recipe),
+            "--run-dir",
+            str(run_dir),
+        ]
+        for name in ("train", "val"):
+            command += ["--set", f"data.{name}={data / name}.arrow"]
+        command += arguments
+        self.run_dir = run_dir
+        self.processes = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(ranks):
+            placed = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            self.processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={
+                        **os.environ,
+                        "OMP_NUM_THREADS": "1",
+                        **(placed if ranks > 1 else {}),
+                        **(variables or {}),
+                    },
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+
+    def wait(self) -> Outcome:
+        """Wait for all ranks, ending what does not end by itself."""
+        try:
+            results = [process.communicate(timeout=PATIENCE) for process in self.processes]
+        finally:
+            for process in self.processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        return Outcome(self.processes[0].returncode, *results[0])
+
+    def wait_for_step(self, step: int) -> None:
+        """Return as soon as the run has recorded so many steps."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.processes[0].poll() is None, self.wait()
+            if any(event["step"] >= step for event in events(self.run_dir, "step")):
+                return
+            time.sleep(0.02)
+        raise TimeoutError(f"step {step} never came")
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to rank 0, or to it and all it started, as a terminal does."""
+        send = os.killpg if group else os.kill
+        send(self.processes[0].pid, number)
+
+
+def train(run_dir: Path, *arguments: str, data: Path, ranks: int = 1, **more: Any) -> Outcome:
+    """Run a training to its end."""
+    return Training(run_dir, *arguments, data=data, ranks=ranks, **more).wait()
+
+
+def settings(**values: Any) -> Sequence[str]:
+    """`optimisation__steps=3` → `--set optimisation.steps=3`."""
+    return [
+        part for name, value in values.items() for part in ("--set", f"{name.replace('__', '.')}={value}")
+    ]
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The run's events of a kind; a line that is being written is not there yet."""
+    path = run_dir / "events.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [event["loss"] for event in events(run_dir, "step")]

@@ -1,0 +1,37 @@
+"""What cannot work is refused before the first step, in one message, with exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MotionSet
+from tests.integration.processes import settings, train
+
+REFUSED = {
+    "unknown field": ({"optimisation__learning_rat": 1}, ["optimisation.learning_rat", "learning_rate"]),
+    "impossible batch": ({"optimisation__global_batch": 7}, ["global_batch 7", "2 ranks"]),
+    "more classes than the model has": (
+        {"model__num_classes": 5},
+        ["8 classes", "model 5", "model.num_classes"],
+    ),
+    "frames the model cannot have": ({"model__form": "temporal", "model__frames": 5}, ["frames", "even"]),
+    "frames in the wrong place": ({"model__overrides.frames": 8}, ["set model.frames instead"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal(case: str, motion_set: MotionSet, tmp_path: Path) -> None:
+    changes, words = REFUSED[case]
+    outcome = train(tmp_path / "run", *settings(**changes), data=motion_set.root, ranks=2)
+    assert outcome.code == 2
+    assert all(word in outcome.errors for word in words), outcome.errors
+    assert "Traceback" not in outcome.errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", data=tmp_path)
+    assert outcome.code == 2
+    assert f"no manifest at {tmp_path}/train.arrow" in outcome.errors
+    assert "launch/prepare.py" in outcome.errors
+    assert "Traceback" not in outcome.errors

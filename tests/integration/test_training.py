@@ -1,0 +1,144 @@
+"""Whole runs in real processes: the same numbers whatever the ranks and stages, and after every stop."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import MotionSet
+from tests.integration.processes import Training, events, losses, settings, train
+from trainer.stop import INTERRUPTED, REQUEUE
+from trainer.weights import load_weights
+
+
+@pytest.fixture(scope="module")
+def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run of one rank to its end."""
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    return run_dir
+
+
+def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
+    assert len(losses(undisturbed)) == 20
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert {
+        "top1",
+        "top5",
+        "steps",
+        "clips_per_second",
+        "data_wait_share",
+        "seconds",
+        "parameters",
+        "gmacs",
+    } <= set(summary)
+    assert summary["steps"] == 20
+    assert summary["videos"] == 16
+    weights = load_weights(undisturbed / "weights.safetensors")
+    assert weights.model(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 8)
+    assert weights.class_names[0] == "move_left"
+    assert weights.preprocessing["mean"] == [0.45, 0.45, 0.45]
+    assert (undisturbed / "confusion.png").stat().st_size > 1000
+    assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == ["step-0000020"]
+    assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_train_as_one_does(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path, stage: int
+) -> None:
+    accumulation = settings(engine__micro_batch=2) if stage == 2 else []
+    run_dir = tmp_path / "run"
+    outcome = train(
+        run_dir, *settings(engine__zero_stage=stage), *accumulation, data=motion_set.root, ranks=2
+    )
+    assert outcome.code == 0, outcome.errors
+    torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
+    assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it does learn something
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (undisturbed, run_dir))
+    assert (one["videos"], one["top1"], one["top5"]) == (two["videos"], two["top1"], two["top5"])
+    weights = [load_file(folder / "weights.safetensors") for folder in (undisturbed, run_dir)]
+    assert set(weights[0]) == set(weights[1])
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [(signal.SIGTERM, True, REQUEUE), (signal.SIGINT, True, INTERRUPTED), (signal.SIGUSR1, False, REQUEUE)],
+    ids=["SIGTERM-to-all", "Ctrl-C", "SIGUSR1"],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path, number: int, group: bool, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    training = Training(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    training.wait_for_step(5)
+    training.signal(number, group=group)
+    outcome = training.wait()
+    assert outcome.code == code, outcome.errors
+    assert "give the same command again" in outcome.output
+    stopped_after = events(run_dir, "left")[0]["step"]
+    assert 5 <= stopped_after < 20
+    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    assert f"going on after step {stopped_after}" in outcome.output
+    assert losses(run_dir) == losses(undisturbed)
+    finals = [load_file(folder / "weights.safetensors") for folder in (undisturbed, run_dir)]
+    for name, tensor in finals[0].items():
+        assert torch.equal(tensor, finals[1][name]), name
+
+
+def test_a_finished_run_is_not_trained_again(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    assert len(losses(run_dir)) == 20
+    refused = train(run_dir, "--resume", "never", data=motion_set.root)
+    assert refused.code == 2
+    assert "--run-dir" in refused.errors
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = settings(engine__zero_stage=0, run__checkpoint_every_steps=10)
+    assert train(run_dir, *arguments, data=motion_set.root).code == 0
+    newest = run_dir / "checkpoints" / "step-0000020"
+    shard = next(newest.rglob("*model_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    outcome = train(run_dir, *arguments, data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    assert f"{newest} is passed over" in outcome.output
+    assert "going on after step 10" in outcome.output
+    assert losses(run_dir)[20:] == losses(undisturbed)[10:]
+
+
+def test_bad_files_are_named_and_kept_out(motion_set: MotionSet, tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    shutil.copytree(motion_set.root, data)
+    broken = sorted((data / "train").rglob("*.*"))[:3]
+    broken[0].unlink()
+    broken[1].write_bytes(b"")
+    broken[2].write_text("no video")
+    run_dir = tmp_path / "run"
+    patient = settings(data__bad_share=0.2, optimisation__steps=8)
+    outcome = train(run_dir, *patient, data=data, ranks=2)
+    assert outcome.code == 0, outcome.errors
+    quarantined = [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["path"] for entry in quarantined} == {str(path) for path in broken}
+    assert sum(event["bad_clips"] for event in events(run_dir, "step")) == 6  # 64 clips, 2 epochs
+    assert all(str(path) in outcome.output for path in broken)
+
+    strict = train(tmp_path / "strict", *settings(data__bad_share=0.01), data=data, ranks=2)
+    assert strict.code == 2
+    assert "quarantine.jsonl" in strict.errors
+    assert "Traceback" not in strict.errors
+    assert list((tmp_path / "strict" / "checkpoints").glob("step-*"))
