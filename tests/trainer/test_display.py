@@ -64,7 +64,8 @@ def test_a_plain_line_says_all_and_no_escape_codes() -> None:
     assert "\x1b" not in file.getvalue()
 
 
-def test_warnings_of_our_packages_are_shown_and_handlers_removed() -> None:
+def test_warnings_of_our_packages_are_shown_and_handlers_removed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "trainer.x")
     display, file = plain()
     before = logging.getLogger("trainer").handlers[:]
     with display:

@@ -87,6 +87,23 @@ def test_the_courier_delivers_all_before_it_leaves(tmp_path: Path) -> None:
     assert [record["n"] for record in taken] == list(range(100))
 
 
+def test_the_courier_stays_for_what_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "GATHER", 0.001)
+    spool, rounds = Spool(tmp_path), threading.Semaphore(0)
+
+    def deliver() -> None:
+        for end, _ in list(spool.unread()):
+            spool.advance(end)
+            rounds.release()
+
+    patient = Courier(spool, "server", lambda: deliver)
+    for number in range(3):
+        spool.append({"n": number})
+        patient.wake()
+        assert rounds.acquire(timeout=60)
+    assert patient.close(timeout=60) == 0
+
+
 def test_the_courier_outlasts_an_outage_and_complains_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
