@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -92,17 +93,16 @@ class Defects:
 class ClipLoader:
     """Batches of one rank, made ahead in DALI's threads and worker processes.
 
-    Make one with `train_loader` or `view_loader`. `close()` ends the worker processes.
+    Make one with `train_loader` or `view_loader`. `batches`: of one pass, 0 for an endless stream.
+    `close()` ends the worker processes.
     """
 
-    def __init__(
-        self, pipeline: Any, manifest: Manifest, options: LoaderOptions, batches: int | None
-    ) -> None:
+    def __init__(self, pipeline: Any, manifest: Manifest, options: LoaderOptions, batches: int) -> None:
         self.manifest = manifest
         self.defects = Defects()
         self._pipeline = pipeline
         self._options = options
-        self._batches = batches
+        self.batches = batches
         self._served = 0
         before = set(multiprocessing.active_children())
         with _signals_blocked():
@@ -111,12 +111,12 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Training: an endless stream that goes on where the last iteration stopped. Evaluation: one pass."""
-        if self._batches is None:
+        if self.batches == 0:
             while True:
                 yield self._next()
-        if self._served % self._batches:
+        if self._served % self.batches:
             raise RuntimeError("the previous pass over this loader was left in the middle; make a new loader")
-        for _ in range(self._batches):
+        for _ in range(self.batches):
             yield self._next()
 
     def _next(self) -> ClipBatch:
@@ -167,6 +167,8 @@ def _signals_blocked() -> Iterator[None]:
     Ctrl-C and a scheduler's signals go to all processes at once. The main one finishes its step, and needs
     the workers' clips for that.
     """
+    # Python starts its resource tracker with the first worker and unblocks signals after it: start it first.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         yield
@@ -204,7 +206,7 @@ def train_loader(
         return normalise(frames, mirror, mean, std)
 
     numbers = 2 + (clip.color_jitter > 0) + 2 * (clip.operations > 0)
-    return ClipLoader(_pipeline(source, graph, numbers, micro_batch, options), manifest, options, None)
+    return ClipLoader(_pipeline(source, graph, numbers, micro_batch, options), manifest, options, batches=0)
 
 
 def view_loader(
@@ -232,7 +234,7 @@ def view_loader(
         return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
 
     pipeline = _pipeline(source, graph, 2, plan.batch, options)
-    return ClipLoader(pipeline, manifest, options, plan.batches)
+    return ClipLoader(pipeline, manifest, options, batches=plan.batches)
 
 
 def _reader(manifest: Manifest, options: LoaderOptions) -> Reader:

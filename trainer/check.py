@@ -17,6 +17,7 @@ from models.cost import (
 )
 from pipelines.manifest import Manifest
 from trainer.batch_split import split_batch
+from trainer.display import gmacs
 from trainer.engine import choose_precision
 from trainer.preparation import model_config
 from trainer.recipe import Recipe
@@ -70,7 +71,7 @@ def _rows(
     yield (
         "cost",
         (
-            f"{multiply_accumulates(config) / 1e9:,.1f} GMACs a view; "
+            f"{gmacs(multiply_accumulates(config) / 1e9)} a view; "
             f"{_flop(train_step_flops(config))} a clip and training step"
         ),
     )

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,9 @@ from trainer.meters import Rates
 
 _LOGGERS = ("trainer", "pipelines", "models")
 """Whose warnings are shown; what the libraries below them say is theirs."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a long evaluation says in a log file where it is."""
 
 
 class Display:
@@ -50,6 +54,9 @@ class Display:
             seconds_left: until the last step.
         """
 
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is: batches done of all, on this rank."""
+
     def note(self, text: str) -> None:
         """Show a line that stays: an evaluation, a checkpoint."""
 
@@ -67,6 +74,7 @@ class PlainDisplay(Display):
         self._total = total_steps
         self._every = every
         self._file = file
+        self._evaluation_began = self._evaluation_said = 0.0
 
     def step(
         self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
@@ -75,6 +83,15 @@ class PlainDisplay(Display):
             figures = "  ".join(_figures(loss, learning_rate, rates))
             left = f"{duration(seconds_left)} left"
             self.note(f"step {step}/{self._total}  epoch {epoch:.2f}  {figures}  {left}")
+
+    def evaluating(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == 1:
+            self._evaluation_began = self._evaluation_said = now
+        elif now - self._evaluation_said > SECONDS_BETWEEN_LINES:
+            self._evaluation_said = now
+            left = (now - self._evaluation_began) / (done - 1) * (total - done)
+            self.note(f"evaluating: batch {done}/{total}  {duration(left)} left")
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)
@@ -126,6 +143,9 @@ class LiveDisplay(Display):
         self._progress.figures = f"epoch {epoch:.2f} · " + " · ".join(_figures(loss, learning_rate, rates))
         self._progress.update(self._task, completed=step, left=f"{duration(seconds_left)} left")
 
+    def evaluating(self, done: int, total: int) -> None:
+        self._progress.figures = f"evaluating: batch {done}/{total}"
+
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
@@ -175,7 +195,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         "time": ("seconds", duration),
         "steps": ("steps", lambda value: f"{value:,}"),
         "parameters": ("parameters", lambda value: f"{value:,}"),
-        "GMACs per view": ("gmacs", lambda value: f"{value:,.1f}"),
+        "cost of a view": ("gmacs", gmacs),
     }
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -187,6 +207,11 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
     if mlflow_command is not None:
         table.add_row("MLflow", mlflow_command)
     return table
+
+
+def gmacs(amount: float) -> str:
+    """Multiply-accumulates, given in units of 10^9, with one decimal, or three digits where they are few."""
+    return f"{amount:,.1f} GMACs" if amount >= 1 else f"{amount:.3g} GMACs"
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Multi-view evaluation over all ranks, with exact counts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,17 +39,19 @@ class Evaluation:
         return self.top5_videos / self.videos if self.videos else float("nan")
 
 
-def evaluate(engine: Engine, loader: ClipLoader, num_classes: int) -> Evaluation:
+def evaluate(
+    engine: Engine, loader: ClipLoader, num_classes: int, progress: Callable[[int], None]
+) -> Evaluation:
     """See every video of the loader once: softmax of each view, their mean, the classes by likelihood.
 
-    Collective; all ranks get the same result.
+    progress: told the number of batches that are done. Collective; all ranks get the same result.
     """
     engine.average_statistics()
     engine.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # in the top five; bad
     with torch.no_grad():
-        for batch in loader:
+        for done, batch in enumerate(loader, start=1):
             videos, views = batch.clips.shape[:2]
             logits = engine.forward(batch.clips.flatten(0, 1))  # B V 3 T H W -> BV K
             scores = logits.softmax(dim=-1).unflatten(0, (videos, views)).mean(dim=1)  # B K
@@ -58,6 +61,7 @@ def evaluate(engine: Engine, loader: ClipLoader, num_classes: int) -> Evaluation
             confusion += torch.bincount(flat, minlength=num_classes**2).view_as(confusion)
             counts[0] += (ranked == labels[:, None]).sum()
             counts[1] += ((batch.ids >= 0) & ~batch.valid).sum()
+            progress(done)
     dist.all_reduce(confusion)
     dist.all_reduce(counts)
     engine.train()

@@ -65,11 +65,13 @@ class Trainer:
             leaving = totals is not None and (totals.interrupts or totals.requeues)
             if leaving or self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
                 self.save()
-            if leaving and self.step < self.schedule.total_steps:
-                return False
+            if leaving:
+                break
         last = tally.last()
         if last is not None:
             self.take_note(last)
+        if self.step < self.schedule.total_steps:
+            return False
         if self.saved_step != self.step:
             self.save()
         if self.evaluates_at_end:
@@ -132,7 +134,8 @@ class Trainer:
 
     def evaluate(self) -> None:
         with self.meters.evaluating():
-            self.final = evaluate(self.engine, self.val_loader, self.classes)
+            progress = self.record.evaluating(self.val_loader.batches)
+            self.final = evaluate(self.engine, self.val_loader, self.classes, progress)
         self.record.quarantine(self.val_loader.defects)
         self.record.evaluation(self.step, self.final)
 

@@ -1,6 +1,7 @@
 """What a run tells: to its folder, to MLflow, to whoever watches. Rank 0 tells, the others help to gather."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ class Record:
             rates=rates,
             seconds_left=meters.time_left(self._total_steps - done),
         )
+
+    def evaluating(self, batches: int) -> Callable[[int], None]:
+        """Returns what is to be told of each of so many batches."""
+        return lambda done: self._display.evaluating(done, batches)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Tell of an evaluation after `step` steps, and draw its confusion matrix."""

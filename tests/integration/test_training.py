@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     shard.write_bytes(shard.read_bytes()[:-100])
     outcome = train(run_dir, *arguments, data=motion_set.root)
     assert outcome.code == 0, outcome.errors
-    assert f"{newest} is passed over" in outcome.output
+    assert f"{newest} is passed over" in outcome.errors
     assert "going on after step 10" in outcome.output
     assert losses(run_dir)[20:] == losses(undisturbed)[10:]
 

@@ -105,7 +105,7 @@ def test_the_table_that_ends_a_run() -> None:
         "time": "1:02:03",
         "steps": "500",
         "parameters": "114,552,208",
-        "GMACs per view": "148.1",
+        "cost of a view": "148.1 GMACs",
         "run": "runs/quickstart",
         "MLflow": "mlflow ui",
     }
