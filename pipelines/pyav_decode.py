@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from . import VideoDefect
@@ -47,6 +48,7 @@ def _decode(container: "av.container.InputContainer", indices: NDArray[np.intege
     if wanted[-1] >= len(times):
         raise VideoDefect(f"holds {len(times)} frames, frame {wanted[-1]} was asked for")
 
+    converter = VideoReformatter()  # one for all frames: setting it up costs more than a small frame
     found: dict[int, NDArray[np.uint8]] = {}
     frames: Iterator[av.VideoFrame] = iter(())
     position = -1  # time of the last frame that came out
@@ -62,7 +64,7 @@ def _decode(container: "av.container.InputContainer", indices: NDArray[np.intege
                 continue
             position = frame.pts
             if position == target:
-                found[index] = frame.to_ndarray(format="rgb24")
+                found[index] = converter.reformat(frame, format="rgb24").to_ndarray()
             break
         if index not in found:
             raise VideoDefect(f"breaks at or before frame {index} of {len(times)}")
