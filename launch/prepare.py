@@ -14,7 +14,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from launch.progress import shown_progress
 from pipelines import DataError
 from pipelines.datasets.build import Report, build_manifest, check_manifest
 from pipelines.datasets.folder import read_folder
@@ -22,6 +21,7 @@ from pipelines.datasets.listing import Listing, read_class_names
 from pipelines.datasets.table import read_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
+from trainer.progress import shown_progress
 
 
 def parse() -> argparse.Namespace:

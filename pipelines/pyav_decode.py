@@ -64,7 +64,8 @@ def _decode(container: "av.container.InputContainer", indices: NDArray[np.intege
                 continue
             position = frame.pts
             if position == target:
-                found[index] = converter.reformat(frame, format="rgb24").to_ndarray()
+                picture = converter.reformat(frame, format="rgb24").to_ndarray()
+                found[index] = picture.astype(np.uint8, copy=False)
             break
         if index not in found:
             raise VideoDefect(f"breaks at or before frame {index} of {len(times)}")

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.meters import Rates
+from trainer.progress import ProgressLines
 
 _LOGGERS = ("trainer", "pipelines", "models")
 """Whose warnings are shown; what the libraries below them say is theirs."""
-
-SECONDS_BETWEEN_LINES = 10.0
-"""How often a long evaluation says in a log file where it is."""
 
 
 class Display:
@@ -74,7 +71,7 @@ class PlainDisplay(Display):
         self._total = total_steps
         self._every = every
         self._file = file
-        self._evaluation_began = self._evaluation_said = 0.0
+        self._evaluation = ProgressLines("evaluating: batches", self.note)
 
     def step(
         self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
@@ -85,13 +82,10 @@ class PlainDisplay(Display):
             self.note(f"step {step}/{self._total}  epoch {epoch:.2f}  {figures}  {left}")
 
     def evaluating(self, done: int, total: int) -> None:
-        now = time.monotonic()
         if done == 1:
-            self._evaluation_began = self._evaluation_said = now
-        elif now - self._evaluation_said > SECONDS_BETWEEN_LINES:
-            self._evaluation_said = now
-            left = (now - self._evaluation_began) / (done - 1) * (total - done)
-            self.note(f"evaluating: batch {done}/{total}  {duration(left)} left")
+            self._evaluation = ProgressLines("evaluating: batches", self.note)
+        if done < total:  # the result says that it ended
+            self._evaluation(done, total)
 
     def note(self, text: str) -> None:
         print(text, file=self._file, flush=True)

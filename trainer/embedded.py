@@ -1,9 +1,8 @@
 """Renders the embedded data set where a recipe asks for it and its manifests are missing."""
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from pipelines.motion import render
 from trainer import RecipeError
+from trainer.progress import shown_progress
 from trainer.recipe import Recipe
 
 
@@ -21,15 +20,7 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
             f"data.embedded renders {root}/train.arrow and {root}/val.arrow, but data.train is "
             f"{recipe.data.train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
         )
-    columns = (
-        TextColumn(f"rendering {root}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("clips, "),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=None)
+    with shown_progress(f"rendering {root}") as progress:
         render(
             root,
             train_clips=embedded.train_clips,
@@ -37,5 +28,5 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
             seed=embedded.seed,
             size=embedded.size,
             workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )

@@ -1,7 +1,6 @@
 """From a recipe to a run: find out who we are, check everything, build the parts, train, leave."""
 
 import json
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from models import UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from models.image_weights import load_image_weights
 from pipelines.loader import LoaderOptions, train_loader, view_loader
+from pipelines.parallel import usable_cores
 from pipelines.plan import ViewPlan
 from trainer import RunError
 from trainer.agreement import together
@@ -55,7 +55,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> int:
 
 def cores_per_rank(environment: Environment) -> int:
     """This node's cores, divided among its ranks."""
-    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size)
+    return max(1, usable_cores() // environment.local_world_size)
 
 
 class Run:
@@ -91,7 +91,7 @@ class Run:
 
     def _render(self) -> None:
         if self.is_main:
-            render_missing(self.recipe, workers=len(os.sched_getaffinity(0)))
+            render_missing(self.recipe, workers=usable_cores())
 
     def _open_folder(self, resume: str) -> None:
         """Rank 0 makes the folder and writes who runs what; all check that it may be used.

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-# A log file of a ten-hour job gets about a thousand lines.
-_SECONDS_BETWEEN_LINES = 30.0
+# A log file of a ten-hour job gets about four thousand lines.
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
 def shown_progress(work: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes (done, total) and shows them with rate and time left."""
     if not sys.stdout.isatty():
-        yield _Lines(work)
+        yield ProgressLines(work)
         return
     columns = (
         "{task.description}",
@@ -38,9 +38,16 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.0f}/s")
 
 
-class _Lines:
-    def __init__(self, work: str) -> None:
+def _print_line(text: str) -> None:
+    print(text, flush=True)
+
+
+class ProgressLines:
+    """A function of (done, total) that says them, with rate and time left, now and then and at the end."""
+
+    def __init__(self, work: str, say: Callable[[str], None] = _print_line) -> None:
         self._work = work
+        self._say = say
         self._begin = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
@@ -50,4 +57,4 @@ class _Lines:
         self._last = now
         rate = done / max(now - self._begin, 1e-9)
         left = "" if done == total else f", {(total - done) / rate:.0f} s left"
-        print(f"{self._work}: {done} of {total}, {rate:.0f}/s{left}", flush=True)
+        self._say(f"{self._work}: {done} of {total}, {rate:.3g}/s{left}")
