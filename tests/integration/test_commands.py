@@ -23,7 +23,7 @@ def typed(
         env={**os.environ, "PATH": path, **(variables or {})},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
 
 
