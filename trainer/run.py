@@ -72,7 +72,7 @@ class Run:
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
         together(lambda: self._open_folder(resume))
         with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
+            stop = stack.enter_context(StopRequest(announce=self.is_main))
             trainer = self._build(prepared, resume, stop, stack)
             status: Status = "FAILED"
             try:

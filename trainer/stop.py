@@ -20,6 +20,8 @@ INTERRUPTED = 130
 
 _EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
 
+_AGAIN = "Ctrl-C again leaves at once, without saving."
+
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
@@ -30,7 +32,9 @@ class StopRequest:
     is the loop's task.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = True) -> None:
+        """announce: whether to say on standard error that a signal was heard; one rank is enough."""
+        self._announce = announce
         self._first: signal.Signals | None = None
         self._interrupts = 0
         self._previous: dict[signal.Signals, _Handler] = {}
@@ -66,3 +70,6 @@ class StopRequest:
             os._exit(INTERRUPTED)
         if self._first is None:
             self._first = heard
+            if self._announce:
+                # Not `print`: it may be in the middle of a line, whose lock this very thread holds.
+                os.write(2, f"\n{heard.name}: finishing the step, then saving. {_AGAIN}\n".encode())

@@ -80,6 +80,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     training.signal(number, group=group)
     outcome = training.wait()
     assert outcome.code == code, outcome.errors
+    assert "finishing the step" in outcome.errors
     assert "give the same command again" in outcome.output
     stopped_after = events(run_dir, "left")[0]["step"]
     assert 5 <= stopped_after < 20
