@@ -8,7 +8,7 @@ import numpy as np
 
 from . import VideoDefect
 from .manifest import Row
-from .pyav_decode import frame_index
+from .probe import probe_video
 
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 GPU_CODECS = CPU_CODECS | {"h264", "hevc", "mpeg4", "av1"}
@@ -21,28 +21,19 @@ def check_encoded(data: bytes, row: Row, last_frame: int, codecs: frozenset[str]
 
     Demuxes without decoding: a file cut short is seen, damage inside the stream is not.
     """
-    try:
-        with av.open(io.BytesIO(data)) as container:
-            if not container.streams.video:
-                raise VideoDefect("holds no video stream")
-            stream = container.streams.video[0]
-            codec = stream.codec_context.name
-            size = (stream.width, stream.height)
-            times, _ = frame_index(container, stream)
-    except (av.FFmpegError, ValueError) as error:
-        raise VideoDefect(f"cannot be decoded: {error}") from error
-    if codec not in codecs:
+    found = probe_video(data)
+    if found.codec not in codecs:
         raise VideoDefect(
-            f"is {codec}, which this decoder does not take (it takes {', '.join(sorted(codecs))}); "
+            f"is {found.codec}, which this decoder does not take (it takes {', '.join(sorted(codecs))}); "
             "set data.decoder to pyav"
         )
-    if size != (row.width, row.height):
+    if (found.width, found.height) != (row.width, row.height):
         raise VideoDefect(
-            f"has frames of {size[0]}x{size[1]}, the manifest says {row.width}x{row.height}; "
+            f"has frames of {found.width}x{found.height}, the manifest says {row.width}x{row.height}; "
             "the file changed since: make the manifest anew"
         )
-    if last_frame >= len(times):
-        raise VideoDefect(f"holds {len(times)} frames, frame {last_frame} was asked for")
+    if last_frame >= found.frames:
+        raise VideoDefect(f"holds {found.frames} frames, frame {last_frame} was asked for")
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,8 @@ from pathlib import Path
 import av
 
 from pipelines import VideoDefect
+from pipelines.container import frame_index, open_video
 from pipelines.parallel import ordered_map
-from pipelines.pyav_decode import frame_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +40,19 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
     Raises:
         VideoDefect: the video cannot be used; the reason follows the file's name in a sentence.
     """
-    if isinstance(source, Path):
-        _require_content(source)
-    elif not source:
-        raise VideoDefect("is empty (0 bytes)")
-    try:
-        # Text in a file's tags may be in any encoding; nobody reads it here.
-        with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="ignore"
-        ) as container:
-            if not container.streams.video:
-                raise VideoDefect("holds no video stream")
-            stream = container.streams.video[0]
-            times, _ = frame_index(container, stream)
-            rate = stream.average_rate or stream.guessed_rate
-            info = VideoInfo(
-                frames=len(times),
-                fps=float(rate) if rate else 0.0,
-                width=stream.width,
-                height=stream.height,
-                codec=stream.codec_context.codec.canonical_name,
-            )
-            if deep:
-                container.seek(min(times), stream=stream)
-                _decode_all(container, stream, info.frames)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoDefect(f"is not a video, or is damaged: {_plain(error)}") from error
+    with open_video(source) as (container, stream):
+        times, _ = frame_index(container, stream)
+        rate = stream.average_rate or stream.guessed_rate
+        info = VideoInfo(
+            frames=len(times),
+            fps=float(rate) if rate else 0.0,
+            width=stream.width,
+            height=stream.height,
+            codec=stream.codec_context.codec.canonical_name,
+        )
+        if deep:
+            container.seek(min(times), stream=stream)
+            _decode_all(container, stream, info.frames)
     if not (info.width and info.height):
         raise VideoDefect("has frames of no size")
     return info
@@ -98,15 +84,6 @@ def _probe_or_defect(path: Path, *, deep: bool) -> VideoInfo | VideoDefect:
         return defect
 
 
-def _require_content(path: Path) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise VideoDefect(f"cannot be read: {error.strerror}") from error
-    if size == 0:
-        raise VideoDefect("is empty (0 bytes)")
-
-
 def _decode_all(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, frames: int
 ) -> None:
@@ -120,8 +97,3 @@ def _decode_all(
         decoded += 1
     if decoded != frames:
         raise VideoDefect(f"decodes to {decoded} of {frames} frames")
-
-
-def _plain(error: Exception) -> str:
-    """FFmpeg's words without the error number before them and the file name after them."""
-    return getattr(error, "strerror", None) or str(error)

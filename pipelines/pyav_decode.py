@@ -5,7 +5,6 @@ stamps and keyframes; the decoder then jumps only where a later keyframe lies at
 frame, and frames are matched by time stamp. This gives the same pixels as decoding everything.
 """
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from . import VideoDefect
+from .container import frame_index, open_video
 
 
 def decode_frames(source: Path | bytes, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -24,24 +24,15 @@ def decode_frames(source: Path | bytes, indices: NDArray[np.integer]) -> NDArray
     Raises VideoDefect when the file cannot be opened, holds fewer frames than asked for, or breaks before the
     last wanted frame.
     """
-    if not isinstance(source, bytes):
-        try:
-            size = source.stat().st_size
-        except OSError as error:
-            raise VideoDefect(f"cannot be read: {error.strerror}") from error
-        if size == 0:
-            raise VideoDefect("is empty (0 bytes)")
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-            return _decode(container, indices)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoDefect(f"cannot be decoded: {error}") from error
+    with open_video(source) as (container, stream):
+        return _decode(container, stream, indices)
 
 
-def _decode(container: "av.container.InputContainer", indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-    if not container.streams.video:
-        raise VideoDefect("holds no video stream")
-    stream = container.streams.video[0]
+def _decode(
+    container: "av.container.InputContainer",
+    stream: "av.video.stream.VideoStream",
+    indices: NDArray[np.integer],
+) -> NDArray[np.uint8]:
     stream.thread_type = "NONE"  # parallelism is over clips; frame threads would add copies and delay
     times, keyframes = frame_index(container, stream)
     wanted = sorted(set(indices.tolist()))
@@ -70,19 +61,3 @@ def _decode(container: "av.container.InputContainer", indices: NDArray[np.intege
         if index not in found:
             raise VideoDefect(f"breaks at or before frame {index} of {len(times)}")
     return np.stack([found[index] for index in indices.tolist()])
-
-
-def frame_index(
-    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream"
-) -> tuple[list[int], list[int]]:
-    """Presentation times of all frames and of the keyframes, ascending, without decoding."""
-    times, keyframes = [], []
-    for packet in container.demux(stream):
-        if packet.pts is None or packet.size == 0 or packet.is_discard:
-            continue
-        times.append(packet.pts)
-        if packet.is_keyframe:
-            keyframes.append(packet.pts)
-    if not keyframes:
-        raise VideoDefect("holds no keyframe")
-    return sorted(times), sorted(keyframes)

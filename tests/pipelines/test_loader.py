@@ -144,7 +144,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert set(reasons) == bad
     assert "No such file" in reasons[0]
     assert "empty" in reasons[1]
-    assert "cannot be decoded" in reasons[2]
+    assert "is not a video" in reasons[2]
     assert "the manifest says" in reasons[4]
     assert clips.defects.take_fresh() == []
 

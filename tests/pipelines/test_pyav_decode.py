@@ -82,7 +82,7 @@ def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
     text.write_text("this is no video\n" * 100)
     with pytest.raises(VideoDefect, match="is empty"):
         decode_frames(empty, np.array([0]))
-    with pytest.raises(VideoDefect, match="cannot be decoded"):
+    with pytest.raises(VideoDefect, match="is not a video"):
         decode_frames(text, np.array([0]))
     with pytest.raises(VideoDefect, match="cannot be read: No such file"):
         decode_frames(tmp_path / "gone.mp4", np.array([0]))
