@@ -48,7 +48,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     folder: holds `step-0000123/`, .... keep_last: how many stay. every_minutes: when rank 0 finds the next
-    one due; None never does. `save` and `load` are collective.
+    one due; None never does. All methods but `is_due` are collective.
     """
 
     def __init__(self, folder: Path, *, keep_last: int, every_minutes: float | None) -> None:
@@ -91,7 +91,12 @@ class Checkpoints:
         return final
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; damaged ones are passed over by name."""
+        """The newest checkpoint that rank 0 finds whole; damaged ones are passed over by name. Collective."""
+        found = [self._newest() if self._is_main else None]
+        dist.broadcast_object_list(found)
+        return found[0]
+
+    def _newest(self) -> Path | None:
         for path in reversed(_visible(self.folder)):
             problem = _problem(path)
             if problem is None:

@@ -70,7 +70,8 @@ class Run:
     def train(self, resume: str) -> int:
         together(self._render)
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
-        together(lambda: self._open_folder(resume))
+        together(lambda: self._check_folder(resume))
+        together(self._create_folder)
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest(announce=self.is_main))
             trainer = self._build(prepared, resume, stop, stack)
@@ -93,11 +94,8 @@ class Run:
         if self.is_main:
             render_missing(self.recipe, workers=usable_cores())
 
-    def _open_folder(self, resume: str) -> None:
-        """Rank 0 makes the folder and writes who runs what; all check that it may be used.
-
-        Raises RunError when there is a run already that is not to be continued, or cannot be.
-        """
+    def _check_folder(self, resume: str) -> None:
+        """Raises RunError for a run that is not to be continued, or none where one must be."""
         holds_run = self.folder.recipe.exists() and any(self.folder.checkpoints.glob("step-*"))
         if holds_run and resume == "never":
             raise RunError(
@@ -106,11 +104,11 @@ class Run:
             )
         if resume not in ("auto", "never") and not Path(resume).is_dir():
             raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
-        dist.barrier()  # the look at the folder comes before rank 0 changes it
+
+    def _create_folder(self) -> None:
+        """Rank 0 makes the folder and writes down what is run where."""
         if self.is_main:
-            self.folder.create()
-            self.folder.write(self.folder.recipe, self.recipe.to_yaml())
-            self.folder.write_json(self.folder.environment, describe())
+            self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
 
     def _build(self, prepared: Preparation, resume: str, stop: StopRequest, stack: ExitStack) -> Trainer:
         recipe, environment = self.recipe, self.environment
@@ -133,7 +131,7 @@ class Run:
             world_size=environment.world_size,
             flops_per_clip=train_step_flops(prepared.config),
         )
-        found = checkpoints.newest() if resume in ("auto", "never") else Path(resume)
+        found = checkpoints.newest() if resume == "auto" else Path(resume) if resume != "never" else None
         step = 0
         if found is not None:
             fingerprint = prepared.train.fingerprint

@@ -38,13 +38,15 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.weights = path / "weights.safetensors"
 
-    def create(self) -> None:
-        """Make the folder. Raises RunError where that cannot be."""
+    def create(self, *, recipe: str, environment: dict[str, Any]) -> None:
+        """Make the folder and write down what is run where. Raises RunError where that cannot be."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.write(self.recipe, recipe)
+            self.write_json(self.environment, environment)
         except OSError as error:
             raise RunError(
-                f"cannot make the run folder {self.path}: {error.strerror}; choose another with --run-dir"
+                f"cannot write the run folder {self.path}: {error.strerror}; choose another with --run-dir"
             ) from error
 
     def event(self, kind: str, **values: Any) -> None:
