@@ -22,7 +22,7 @@ $(VENV)/installed: requirements.lock setup.py
 	@touch $@
 
 quickstart: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed launch/train.py --recipe recipes/quickstart.yaml
+	$(BIN)/deepspeed launch/train.py --recipe recipes/quickstart.yaml
 
 test: install
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 a mistake in what was asked (the message says which), 85 s
 
 # DALI's worker processes import this file again: what is heavy is imported inside `main`.
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -42,9 +43,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
     from pipelines import DataError
-    from trainer import UserError
+    from trainer import RecipeError, UserError
+    from trainer.agreement import AgreedError
     from trainer.recipe_file import load_recipe
 
     try:
@@ -57,9 +61,12 @@ def main() -> int:
 
         return train(recipe, arguments.run_dir or recipe.run.dir / recipe.name, arguments.resume)
     except (UserError, DataError, ModelError) as error:
-        # All ranks meet the same mistake; one message is enough.
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
+        elif not isinstance(error, (RecipeError, AgreedError)):
+            print(f"error on rank {rank}: {error}", file=sys.stderr)
         return 2
 
 

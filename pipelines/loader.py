@@ -127,8 +127,7 @@ class ClipLoader:
         labels, ids, valid = identity[:, 1], identity[:, 0], identity[:, 2].astype(bool)
         device = self._options.device
         return ClipBatch(
-            # DALI reuses the buffer for the next batch, so the clips are copied out of it.
-            clips=torch.from_dlpack(clips.as_tensor()).clone(),
+            clips=_copied(clips, device),
             labels=torch.from_numpy(labels.copy()).to(device),
             ids=torch.from_numpy(ids.copy()).to(device),
             valid=torch.from_numpy(valid).to(device),
@@ -158,6 +157,21 @@ class ClipLoader:
     def _kill_workers(self) -> None:
         for process in self._workers:
             process.kill()
+
+
+def _copied(clips: Any, device: torch.device) -> torch.Tensor:
+    """The clips in a tensor of their own: DALI reuses its buffer for the next batch.
+
+    On a GPU the copy has a stream to itself and is waited for. On torch's own stream it would stand behind
+    the training steps in the queue, and DALI, which knows nothing of them, might write before it is read.
+    """
+    if device.type == "cpu":
+        return torch.from_dlpack(clips.as_tensor()).clone()
+    with torch.cuda.stream(torch.cuda.Stream(device)) as _:
+        copy = torch.from_dlpack(clips.as_tensor()).clone()
+        torch.cuda.current_stream(device).synchronize()
+    copy.record_stream(torch.cuda.current_stream(device))
+    return copy
 
 
 @contextmanager
@@ -241,7 +255,7 @@ def _reader(manifest: Manifest, options: LoaderOptions) -> Reader:
     if len(manifest) == 0:
         raise DataError(f"{manifest.path} lists no video")
     decoder, codecs = choose_decoder(options.decoder, gpu=options.gpu)
-    return Reader(str(manifest.path), decoder, codecs)
+    return Reader(manifest, decoder, codecs)
 
 
 def _frames(payload: tuple[Any, ...], options: LoaderOptions) -> Any:

@@ -155,13 +155,19 @@ class Manifest:
 
         Raises:
             IndexError: there is no such row; negative indices are not counted from the end.
+            DataError: the file is damaged there.
         """
         if not 0 <= index < self._rows:
             raise IndexError(f"row {index} of {self.path}, which has {self._rows} rows")
         number, inside = divmod(int(index), self._rows_per_batch)
         batch = self._batches.get(number)
         if batch is None:
-            batch = self._batches[number] = self._map_batch(number)
+            try:
+                batch = self._batches[number] = self._map_batch(number)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{self.path} is damaged: {error} Make it again with `python launch/prepare.py`."
+                ) from error
         return Row(
             path=batch.path[inside].as_py(),
             offset=int(batch.offset[inside]),

@@ -149,7 +149,7 @@ def draw_clip(
 ) -> ClipDraw:
     """Draw a training clip from a video of `frames` frames of `height` x `width` pixels.
 
-    Repeats of one sample share their frames (they are decoded once) and nothing else.
+    Repeats of one sample share their frames and nothing else.
     """
     indices = train_indices(frames, spec.frames, np.random.default_rng([seed, epoch, sample]))
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from . import VideoDefect
 from .container import frame_index, open_video
 
+# Containers with an index of their own. Others (AVI, MPEG program and transport streams) are sought by the
+# decoding time, and what comes out first after that may carry a wrong time.
+SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+
 
 def decode_frames(source: Path | bytes, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
     """The frames at `indices`, any order, repeats allowed, as RGB of shape (T, H, W, 3).
@@ -25,30 +29,42 @@ def decode_frames(source: Path | bytes, indices: NDArray[np.integer]) -> NDArray
     last wanted frame.
     """
     with open_video(source) as (container, stream):
-        return _decode(container, stream, indices)
+        times, keyframes = frame_index(container, stream)
+        last = int(indices.max())
+        if last >= len(times):
+            raise VideoDefect(f"holds {len(times)} frames, frame {last} was asked for")
+        wanted = sorted({times[index] for index in indices.tolist()})
+        seekable = container.format.name in SEEKABLE
+        found = _decode(container, stream, wanted, keyframes) if seekable else {}
+    if len(found) < len(wanted):
+        with open_video(source) as (container, stream):
+            found = _decode(container, stream, wanted, keyframes=[])
+    missing = [times.index(time) for time in wanted if time not in found]
+    if missing:
+        raise VideoDefect(f"breaks at or before frame {missing[0]} of {len(times)}")
+    return np.stack([found[times[index]] for index in indices.tolist()])
 
 
 def _decode(
     container: "av.container.InputContainer",
     stream: "av.video.stream.VideoStream",
-    indices: NDArray[np.integer],
-) -> NDArray[np.uint8]:
-    stream.thread_type = "NONE"  # parallelism is over clips; frame threads would add copies and delay
-    times, keyframes = frame_index(container, stream)
-    wanted = sorted(set(indices.tolist()))
-    if wanted[-1] >= len(times):
-        raise VideoDefect(f"holds {len(times)} frames, frame {wanted[-1]} was asked for")
+    wanted: list[int],
+    keyframes: list[int],
+) -> dict[int, NDArray[np.uint8]]:
+    """The frames of the `wanted` times, ascending, as far as they are found.
 
+    keyframes: times that may be jumped to; without any, everything is decoded from where the container is.
+    """
+    stream.thread_type = "NONE"  # parallelism is over clips; frame threads would add copies and delay
     converter = VideoReformatter()  # one for all frames: setting it up costs more than a small frame
     found: dict[int, NDArray[np.uint8]] = {}
-    frames: Iterator[av.VideoFrame] = iter(())
-    position = -1  # time of the last frame that came out
-    for index in wanted:
-        target = times[index]
-        keyframe = keyframes[max(0, bisect_right(keyframes, target) - 1)]
-        if position < 0 or keyframe > position:
+    frames: Iterator[av.VideoFrame] = iter(()) if keyframes else container.decode(stream)
+    position: int | None = None  # time of the last frame that came out
+    for target in wanted:
+        before = bisect_right(keyframes, target)
+        if before and (position is None or keyframes[before - 1] > position):
             # A keyframe of an open group shows frames before it as broken: they are not wanted, and skipped.
-            container.seek(keyframe, stream=stream, backward=True)
+            container.seek(keyframes[before - 1], stream=stream, backward=True)
             frames = container.decode(stream)
         for frame in frames:
             if frame.pts is None or frame.pts < target:
@@ -56,8 +72,6 @@ def _decode(
             position = frame.pts
             if position == target:
                 picture = converter.reformat(frame, format="rgb24").to_ndarray()
-                found[index] = picture.astype(np.uint8, copy=False)
+                found[target] = picture.astype(np.uint8, copy=False)
             break
-        if index not in found:
-            raise VideoDefect(f"breaks at or before frame {index} of {len(times)}")
-    return np.stack([found[index] for index in indices.tolist()])
+    return found

@@ -13,7 +13,6 @@ import multiprocessing
 import signal
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,21 +50,18 @@ class Loaded:
 class Reader:
     """Reads samples of one manifest, as decoded frames (`pyav`) or as bytes for the graph (`dali`).
 
-    manifest_path: reopened in each worker. decoder: `pyav` or `dali`. codecs: what the graph's decoder takes;
-    empty for pyav, which takes all.
+    manifest: travels to a worker as its path and fingerprint, and is mapped anew there. decoder: `pyav` or
+    `dali`. codecs: what the graph's decoder takes; empty for pyav, which takes all.
     """
 
-    manifest_path: str
+    manifest: Manifest
     decoder: str
     codecs: frozenset[str] = frozenset()
 
-    @cached_property
-    def manifest(self) -> Manifest:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What a worker process begins with."""
         _die_with_parent()
-        return Manifest.open(self.manifest_path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "manifest"}
+        self.__dict__.update(state)
 
     def load(self, row: Row | None, indices: NDArray[np.int32]) -> Loaded:
         """Read the frames at `indices`; `row` None (a place without a sample) gives the stand-in."""

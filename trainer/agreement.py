@@ -12,8 +12,13 @@ from trainer import RunError, UserError
 T = TypeVar("T")
 
 
+class AgreedError(RunError):
+    """What some rank could not do, raised on all ranks with the same words: one of them is to show it."""
+
+
 def together(work: Callable[[], T]) -> T:
-    """Do `work` on this rank. Raises RunError on every rank when it failed on any, with all that was said.
+    """Do `work` on this rank. Raises AgreedError on every rank when it failed on any, with all that was
+    said. `work` holds no collective: a rank that fails would leave the others waiting in it.
 
     Only errors that a user can mend are gathered; a defect of the program ends its rank at once. Collective.
     """
@@ -31,5 +36,5 @@ def together(work: Callable[[], T]) -> T:
     if not ranks:
         return result  # type: ignore[return-value]
     if len(ranks) == 1:
-        raise RunError(next(iter(ranks)))
-    raise RunError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
+        raise AgreedError(next(iter(ranks)))
+    raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))

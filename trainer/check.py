@@ -16,6 +16,7 @@ from models.cost import (
     trainable_parameter_count,
 )
 from pipelines.manifest import Manifest
+from pipelines.motion import CLASS_NAMES
 from trainer.batch_split import split_batch
 from trainer.display import gmacs
 from trainer.engine import choose_precision
@@ -33,12 +34,14 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     """
     ranks = ranks or max(1, torch.cuda.device_count())
     manifest = Manifest.open(recipe.data.train) if recipe.data.train.exists() else None
-    classes = len(manifest.class_names) if manifest else (8 if recipe.data.embedded else 1)
-    config = model_config(recipe, classes)
+    classes = len(manifest.class_names) if manifest else len(CLASS_NAMES) if recipe.data.embedded else None
+    config = model_config(recipe, classes or 1)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    if classes is None and recipe.model.num_classes is None:
+        console.print("figures as if for 1 class: the manifest, which names the classes, is not here")
     for name, text in _rows(recipe, config, manifest, ranks):
         table.add_row(name, text)
     console.print(table)
@@ -93,7 +96,7 @@ def _rows(
             f"{schedule.total_steps:,} ({schedule.warmup_steps:,} of warm-up), {_flop(total)} in all",
         )
     else:
-        yield "steps", f"{recipe.optimisation.epochs:g} epochs of a training manifest that is not here"
+        yield "steps", f"those of {recipe.optimisation.epochs:g} epochs; how many, the missing manifest tells"
     yield "evaluation", f"{recipe.evaluation.clips} clips x {recipe.evaluation.crops} crops a video"
 
 
@@ -132,7 +135,6 @@ def _missing(recipe: Recipe) -> Iterator[str]:
     if weights is not None and not weights.exists():
         yield f"model.image_weights: {weights}"
     if not torch.cuda.is_available():
-        needed = (
-            "needed for engine.precision bf16" if recipe.engine.precision == "bf16" else "the CPU will do"
-        )
-        yield f"a GPU ({needed})"
+        for name, value in (("precision", "bf16"), ("device", "cuda")):
+            if getattr(recipe.engine, name) == value:
+                yield f"a GPU (for engine.{name}: {value})"

@@ -4,7 +4,7 @@ All ranks write into a hidden folder; when all have written and flushed, rank 0 
 and makes the folder visible by one rename. DeepSpeed's own `latest` file is not used: it is written without
 waiting for the other ranks' shards.
 
-Loading unpickles, so it is confined to a run's own folder.
+Loading unpickles, so it is confined to a run's own folder, and to one that is named with --resume.
 """
 
 import json
@@ -34,21 +34,24 @@ class TrainState:
     """Where a run stands, apart from weights and optimiser.
 
     step: optimiser steps done, which is also the position in the data. world_size, zero_stage: how the shards
-    are cut. fingerprint: of the training manifest. seconds: time spent so far, by kind.
+    are cut. settled: what may not change during a run, by its name in the recipe. clips, bad: seen so far.
+    spent: time spent so far, by kind.
     """
 
     step: int
     world_size: int
     zero_stage: int
-    fingerprint: str
-    seconds: dict[str, float]
+    settled: dict[str, Any]
+    clips: int
+    bad: int
+    spent: dict[str, float]
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     folder: holds `step-0000123/`, .... keep_last: how many stay. every_minutes: when rank 0 finds the next
-    one due; None never does. All methods but `is_due` are collective.
+    one due; None never does. `newest`, `save` and `load` are collective.
     """
 
     def __init__(self, folder: Path, *, keep_last: int, every_minutes: float | None) -> None:
@@ -59,8 +62,14 @@ class Checkpoints:
         self._is_main = dist.get_rank() == 0
 
     def is_due(self) -> bool:
-        """Whether, on rank 0, enough time has gone by since the last save; other ranks never find so."""
-        return self._is_main and time.monotonic() - self._saved_at > self._seconds
+        """Whether, on rank 0, enough time has gone by since the last save; other ranks never find so.
+
+        Found due once: it takes the ranks a step to agree on the save.
+        """
+        if not self._is_main or time.monotonic() - self._saved_at <= self._seconds:
+            return False
+        self._saved_at = time.monotonic()
+        return True
 
     def save(self, engine: Engine, state: TrainState) -> Path:
         """Save, make visible, delete the oldest. Returns the checkpoint's folder."""
@@ -72,7 +81,7 @@ class Checkpoints:
         engine.average_statistics()
         engine.deepspeed.save_checkpoint(str(partial), tag=_SHARDS, save_latest=False)
         torch.save(_random_states(engine), partial / _random_file())
-        _flush_own(partial)
+        _flush(partial)
         dist.barrier()
         if self._is_main:
             files = {
@@ -85,7 +94,7 @@ class Checkpoints:
                 shutil.rmtree(final)
             os.rename(partial, final)
             _flush_folder(self.folder)
-            self._prune()
+            self._prune(final)
         dist.barrier()
         self._saved_at = time.monotonic()
         return final
@@ -104,10 +113,10 @@ class Checkpoints:
             _log.warning("checkpoint %s is passed over: %s", path, problem)
         return None
 
-    def load(self, engine: Engine, path: Path, *, fingerprint: str) -> TrainState:
-        """Put weights, optimiser and random states back.
+    def read(self, path: Path, *, world_size: int, zero_stage: int, settled: dict[str, Any]) -> TrainState:
+        """What a checkpoint says of itself; nothing is loaded.
 
-        Raises RunError when the checkpoint is damaged, or belongs to other data, ranks or ZeRO stage.
+        Raises RunError when it is damaged, or does not belong to this run: other ranks, stage, or settings.
         """
         problem = _problem(path)
         if problem is not None:
@@ -115,25 +124,46 @@ class Checkpoints:
         described = json.loads((path / _STATE).read_text(encoding="utf-8"))
         described.pop("files")
         state = TrainState(**described)
-        here = (dist.get_world_size(), engine.zero_stage)
-        if (state.world_size, state.zero_stage) != here:
+        if (state.world_size, state.zero_stage) != (world_size, zero_stage):
             raise RunError(
                 f"checkpoint {path} was saved by {state.world_size} ranks with ZeRO {state.zero_stage}; this "
-                f"run has {here[0]} ranks with ZeRO {here[1]}. Start with the same, or train anew with "
+                f"run has {world_size} ranks with ZeRO {zero_stage}. Start with the same, or train anew with "
                 "another --run-dir"
             )
-        if state.fingerprint != fingerprint:
+        changed = [
+            f"{name}: {state.settled.get(name)!r} then, {settled.get(name)!r} now"
+            for name in sorted({*state.settled, *settled})
+            if state.settled.get(name) != settled.get(name)
+        ]
+        if changed:
             raise RunError(
-                f"checkpoint {path} was trained on another manifest (fingerprint {state.fingerprint[:12]}, "
-                f"data.train has {fingerprint[:12]}); restore that manifest, or train anew with another "
-                "--run-dir"
+                f"checkpoint {path} is of another training:\n  " + "\n  ".join(changed) + "\n"
+                "Change it back to continue, or train anew with another --run-dir"
             )
-        engine.deepspeed.load_checkpoint(str(path), tag=_SHARDS)
-        _restore_random_states(torch.load(path / _random_file(), weights_only=True), engine)
         return state
 
-    def _prune(self) -> None:
-        for old in _visible(self.folder)[: -self._keep_last]:
+    def load(self, engine: Engine, path: Path) -> None:
+        """Put weights, optimiser and random states back."""
+        engine.deepspeed.load_checkpoint(str(path), tag=_SHARDS)
+        _restore_random_states(torch.load(path / _random_file(), weights_only=True), engine)
+
+    def tidy(self, step: int) -> None:
+        """Before a run goes on after `step`: remove what was cut off, set aside what is later.
+
+        A later checkpoint belongs to a branch that is given up; left in place, the newest would be it.
+        To be called on rank 0 only.
+        """
+        for partial in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(partial)
+        for path in _visible(self.folder):
+            if int(path.name.removeprefix("step-")) > step and _problem(path) is None:
+                aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+                _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
+                path.rename(aside)
+
+    def _prune(self, newest: Path) -> None:
+        others = [path for path in _visible(self.folder) if path != newest]
+        for old in others[: len(others) - self._keep_last + 1]:
             shutil.rmtree(old)
 
 
@@ -176,8 +206,8 @@ def _restore_random_states(states: dict[str, Any], engine: Engine) -> None:
         torch.cuda.set_rng_state(states["cuda"], engine.device)
 
 
-def _flush_own(folder: Path) -> None:
-    """Make sure that what this machine wrote has reached the disk."""
+def _flush(folder: Path) -> None:
+    """Make sure that what is there has reached the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb") as handle:

@@ -21,7 +21,7 @@ from trainer.recipe import Recipe
 
 Precision = Literal["fp32", "bf16", "autocast"]
 
-RENDEZVOUS_LIMIT = timedelta(minutes=30)
+COLLECTIVE_LIMIT = timedelta(minutes=30)  # how long ranks wait for one another, rendering included
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
@@ -39,11 +39,21 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def connect(environment: Environment) -> None:
-    """Join the process group of all ranks; the environment's `env://` variables are set already."""
+    """Join the process group of all ranks; the environment's `env://` variables are set already.
+
+    Raises RunError when the ranks cannot meet, as when another run has their port.
+    """
     deepspeed = _import_deepspeed(environment.device)
     if not dist.is_initialized():
         backend = "nccl" if environment.device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, timeout=RENDEZVOUS_LIMIT, verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_LIMIT, verbose=False)
+        except dist.DistNetworkError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RunError(
+                f"the ranks cannot meet at {place}: {str(error).splitlines()[0]}. If another run of this "
+                "machine uses that port, name a free one: deepspeed --master_port 29501 launch/train.py ..."
+            ) from error
 
 
 def disconnect() -> None:
@@ -167,7 +177,9 @@ class Engine:
             if keep:
                 state[name] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
         if keep:
-            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers()}
+            for name, buffer in self.model.named_buffers():
+                kind = torch.float32 if buffer.is_floating_point() else buffer.dtype
+                state[name] = buffer.detach().to("cpu", kind, copy=True)
         return state
 
     def _full_weight(self, parameter: nn.Parameter) -> Tensor:
@@ -178,9 +190,9 @@ class Engine:
             if full is not None:
                 return full
         if self.zero_stage == 3:
-            from deepspeed.zero import GatheredParameters
+            import deepspeed
 
-            with GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter]):
                 return parameter.detach().clone()
         return parameter
 

@@ -40,11 +40,17 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, loader: ClipLoader, num_classes: int, progress: Callable[[int], None]
-) -> Evaluation:
-    """See every video of the loader once: softmax of each view, their mean, the classes by likelihood.
+    engine: Engine,
+    loader: ClipLoader,
+    num_classes: int,
+    *,
+    progress: Callable[[int], None],
+    leaving: Callable[[], bool],
+) -> Evaluation | None:
+    """See every video of the loader once: softmax of each view, their mean, classes by likelihood.
 
-    progress: told the number of batches that are done. Collective; all ranks get the same result.
+    progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
+    any was, all give up and get None, and the loader is of no more use. Collective; all get the same.
     """
     engine.average_statistics()
     engine.eval()
@@ -62,6 +68,10 @@ def evaluate(
             counts[0] += (ranked == labels[:, None]).sum()
             counts[1] += ((batch.ids >= 0) & ~batch.valid).sum()
             progress(done)
+            asked = torch.tensor(float(leaving()), device=engine.device)
+            dist.all_reduce(asked)
+            if asked:
+                return None
     dist.all_reduce(confusion)
     dist.all_reduce(counts)
     engine.train()

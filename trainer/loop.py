@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,19 @@ from trainer.schedule import Schedule
 from trainer.stop import StopRequest
 from trainer.tally import StepTotals, Tally
 
+_NOT_FINITE = (
+    ". The run stops; its last checkpoint is from before. Lower optimisation.learning_rate, set "
+    "optimisation.clip_norm, or set engine.precision to fp32"
+)
+
 
 @dataclass
 class Trainer:
     """One run: what `fit` works with.
 
-    step: optimiser steps done so far. bad_share: share of the clips seen, or of the training set while less
-    than that was seen, above which the run stops. final: the last evaluation, once there was one.
+    settled: what may not change when a checkpoint is gone on from. bad_share: share of the clips seen, or of
+    the training set while less than that was seen, above which the run stops. step: optimiser steps done.
+    clips, bad: seen so far, over all ranks. final: the last evaluation, once there was one.
     """
 
     engine: Engine
@@ -40,7 +47,8 @@ class Trainer:
     record: Record
     meters: Meters
     stop: StopRequest
-    fingerprint: str
+    settled: dict[str, Any]
+    tally: Tally
     bad_share: float
     evaluates_at_end: bool
     step: int = 0
@@ -51,61 +59,55 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the last step. Returns False when the run was asked to leave before."""
-        tally = Tally(self.engine.device)
         batches = iter(self.train_loader)
         self.engine.train()
         while self.step < self.schedule.total_steps:
-            loss = self.train_step(batches)
-            totals = self.exchange(tally, loss)
+            with self.meters.step(self.plan.global_batch):
+                loss = self.train_step(batches)
+                totals = self.exchange(loss)
             self.step += 1
             if totals is not None:
                 self.take_note(totals)
-            if self.schedule.evaluates_after(self.step):
-                self.evaluate()
-            leaving = totals is not None and (totals.interrupts or totals.requeues)
+            leaving = totals is not None and totals.leaving > 0
             if leaving or self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
                 self.save()
             if leaving:
                 break
-        last = tally.last()
-        if last is not None:
-            self.take_note(last)
-        if self.step < self.schedule.total_steps:
-            return False
+            if self.schedule.evaluates_after(self.step) and not self.evaluate():
+                break
+        self.settle()
         if self.saved_step != self.step:
             self.save()
-        if self.evaluates_at_end:
-            self.evaluate()
-        return True
+        if self.step < self.schedule.total_steps:
+            return False
+        return not self.evaluates_at_end or self.evaluate()
 
     def train_step(self, batches: Iterator[ClipBatch]) -> Tensor:
         """One optimiser step over all micro-batches; returns the sum of this rank's losses."""
         loss_sum = torch.zeros((), device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
-        with self.meters.step(self.plan.global_batch):
-            for _ in range(self.engine.accumulation):
-                with self.meters.waiting():
-                    batch = next(batches)
-                losses = clip_losses(self.engine.forward(batch.clips), batch)
-                # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs
-                # to know how many clips of the others are bad.
-                self.engine.backward(losses.sum() / self.engine.micro_batch)
-                self.engine.step(rate)
-                loss_sum += losses.detach().sum()
+        for _ in range(self.engine.accumulation):
+            with self.meters.waiting():
+                batch = next(batches)
+            losses = clip_losses(self.engine.forward(batch.clips), batch)
+            # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
+            # how many clips of the others are bad.
+            self.engine.backward(losses.sum() / self.engine.micro_batch)
+            self.engine.step(rate)
+            loss_sum += losses.detach().sum()
         self.record.launched(self.step, rate, self.engine.gradient_norm())
         return loss_sum
 
-    def exchange(self, tally: Tally, loss: Tensor) -> StepTotals | None:
+    def exchange(self, loss: Tensor) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
         clips, bad = self.train_loader.defects.take_counts()
-        return tally.exchange(
+        return self.tally.exchange(
             self.step,
             loss,
             clips=clips,
             bad=bad,
             defects=len(self.train_loader.defects.fresh),
-            interrupted=self.stop.requested == "SIGINT",
-            requeue=self.stop.requested not in (None, "SIGINT"),
+            leaving=self.stop.requested is not None,
             wants_save=self.checkpoints.is_due(),
         )
 
@@ -120,26 +122,59 @@ class Trainer:
             self.record.quarantine(self.train_loader.defects)
         self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
         if self.bad > self.bad_share * max(self.clips, self.plan.samples):
-            self.save()
+            if self.saved_step != self.step:
+                self.save()
             raise RunError(
                 f"{self.bad} of {self.clips} clips could not be read, more than data.bad_share "
-                f"({self.bad_share:g}) allows. {self.record.where_quarantined()} names them; mend or leave "
-                "them out, or raise data.bad_share, and start again to continue"
+                f"({self.bad_share:g}) allows; see {self.record.where_quarantined()}. Mend them "
+                "or raise data.bad_share, and start again to continue; or make the manifest anew without "
+                "them, and train with another --run-dir"
             )
         if not math.isfinite(totals.loss) and totals.bad < totals.clips:
-            raise RunError(
-                f"the loss of step {totals.step} is {totals.loss}; the run stops at its last checkpoint. "
-                "Lower optimisation.learning_rate, or set engine.precision to fp32"
-            )
+            raise RunError(f"the loss of step {totals.step + 1} is {totals.loss}{_NOT_FINITE}")
 
-    def evaluate(self) -> None:
+    def settle(self) -> None:
+        """Take note of the step handed in last, whose totals have not been read yet."""
+        last = self.tally.last()
+        if last is not None:
+            self.take_note(last)
+
+    def evaluate(self) -> bool:
+        """See all validation videos. Returns False when a rank was asked to leave meanwhile.
+
+        Raises RunError when too many of them are bad for the result to mean anything.
+        """
+        self.settle()
         with self.meters.evaluating():
             progress = self.record.evaluating(self.val_loader.batches)
-            self.final = evaluate(self.engine, self.val_loader, self.classes, progress)
+            result = evaluate(
+                self.engine,
+                self.val_loader,
+                self.classes,
+                progress=progress,
+                leaving=lambda: self.stop.requested is not None,
+            )
         self.record.quarantine(self.val_loader.defects)
-        self.record.evaluation(self.step, self.final)
+        if result is None:
+            return False
+        self.final = result
+        self.record.evaluation(self.step, result)
+        if result.bad > self.bad_share * (result.videos + result.bad):
+            raise RunError(
+                f"{result.bad} of {result.videos + result.bad} validation videos could not be read, more "
+                f"than data.bad_share ({self.bad_share:g}) allows; see {self.record.where_quarantined()}"
+            )
+        return True
 
     def save(self) -> None:
+        """Save a checkpoint, unless the numbers have gone wrong: a poisoned one would be gone on from.
+
+        Raises RunError for a loss or gradient that is not finite.
+        """
+        self.settle()
+        norm = self.engine.gradient_norm()
+        if norm is not None and not math.isfinite(norm):
+            raise RunError(f"the gradient's norm at step {self.step} is {float(norm)}{_NOT_FINITE}")
         with self.meters.saving():
             path = self.checkpoints.save(
                 self.engine,
@@ -147,7 +182,9 @@ class Trainer:
                     self.step,
                     dist.get_world_size(),
                     self.engine.zero_stage,
-                    self.fingerprint,
+                    self.settled,
+                    self.clips,
+                    self.bad,
                     self.meters.totals(),
                 ),
             )

@@ -1,5 +1,6 @@
 """What must be right before anything is built: manifests, model, batch, and how they fit together."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def model_config(recipe: Recipe, data_classes: int) -> UniFormerV2Config:
     return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
 
 
+def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
+    """What may not change while a run goes on, by name: the model, the data and their order."""
+    plan = prepared.plan
+    config = dataclasses.asdict(prepared.config)
+    del config["recomputed_blocks"]  # changes memory and time only
+    return {
+        "seed": recipe.seed,
+        "data.train (fingerprint)": prepared.train.fingerprint,
+        "optimisation.global_batch": plan.global_batch,
+        "sampling.repeats": plan.repeats,
+        "sampling.shuffle": plan.shuffle,
+        **{f"model {name}": list(v) if isinstance(v, tuple) else v for name, v in config.items()},
+    }
+
+
 def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
     """What must be done to a video before the model sees it; travels with the weights."""
     return {
@@ -107,4 +123,6 @@ def _open(path: Path) -> Manifest:
     manifest = Manifest.open(path)
     if len(manifest) == 0:
         raise DataError(f"{path} lists no video")
+    for end in (0, len(manifest) - 1):
+        manifest.row(end)  # a damaged file shows here, and not first in a worker process
     return manifest

@@ -73,7 +73,7 @@ class Embedded(Section):
     seed: WholeNumber = 0
     """Seed of the rendering; the same seed renders the same clips."""
 
-    size: Annotated[int, Field(ge=16, multiple_of=2)] = 72
+    size: Annotated[int, Field(ge=32, multiple_of=2)] = 72
     """Shorter side of a rendered frame in pixels, even."""
 
 
@@ -316,7 +316,7 @@ class Recipe(Section):
     name: RunName
     """Name of the run and of its folder: letters, digits, dot, underscore, hyphen."""
 
-    seed: WholeNumber = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random number: order, frames, augmentation, initial weights, dropout."""
 
     model: Model

@@ -15,19 +15,20 @@ from pipelines.parallel import usable_cores
 from pipelines.plan import ViewPlan
 from trainer import RunError
 from trainer.agreement import together
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, TrainState
 from trainer.display import open_display
 from trainer.embedded import render_missing
 from trainer.engine import Engine, connect, disconnect
 from trainer.environment import Environment, describe, find_environment
 from trainer.loop import Trainer
 from trainer.meters import Meters
-from trainer.preparation import Preparation, prepare, preprocessing
+from trainer.preparation import Preparation, prepare, preprocessing, settled
 from trainer.recipe import Recipe
 from trainer.record import Record
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.stop import INTERRUPTED, REQUEUE, StopRequest
+from trainer.tally import Tally
 from trainer.tracking import Status, Tracker
 from trainer.weights import save_weights
 
@@ -66,19 +67,25 @@ class Run:
         self.folder = folder
         self.environment = environment
         self.is_main = environment.is_main
+        self.checkpoints = Checkpoints(
+            folder.checkpoints,
+            keep_last=recipe.run.keep_last,
+            every_minutes=recipe.run.checkpoint_every_minutes,
+        )
 
     def train(self, resume: str) -> int:
         together(self._render)
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
         together(lambda: self._check_folder(resume))
-        together(self._create_folder)
+        found, state = self._find_checkpoint(prepared, resume)
+        together(lambda: self._create_folder(0 if state is None else state.step))
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest(announce=self.is_main))
-            trainer = self._build(prepared, resume, stop, stack)
+            trainer = self._build(prepared, found, state, stop, stack)
             status: Status = "FAILED"
             try:
                 if trainer.step == 0:
-                    together(lambda: trainer.rehearse(self._random_clips(prepared)))
+                    trainer.rehearse(self._random_clips(prepared))
                 finished = trainer.fit()
                 if finished:
                     self._write_results(prepared, trainer)
@@ -105,40 +112,60 @@ class Run:
         if resume not in ("auto", "never") and not Path(resume).is_dir():
             raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
 
-    def _create_folder(self) -> None:
-        """Rank 0 makes the folder and writes down what is run where."""
+    def _find_checkpoint(
+        self, prepared: Preparation, resume: str
+    ) -> tuple[Path, TrainState] | tuple[None, None]:
+        """What to go on from, checked before anything is written; nothing for a new run."""
+        found = self.checkpoints.newest() if resume == "auto" else Path(resume) if resume != "never" else None
+        if found is None:
+            return None, None
+        state = together(
+            lambda: self.checkpoints.read(
+                found,
+                world_size=self.environment.world_size,
+                zero_stage=self.recipe.engine.zero_stage,
+                settled=settled(self.recipe, prepared),
+            )
+        )
+        return found, state
+
+    def _create_folder(self, step: int) -> None:
+        """Rank 0 makes the folder for a run that goes on after `step`, and writes down what is run where."""
         if self.is_main:
             self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
+            self.checkpoints.tidy(step)
 
-    def _build(self, prepared: Preparation, resume: str, stop: StopRequest, stack: ExitStack) -> Trainer:
+    def _build(
+        self,
+        prepared: Preparation,
+        found: Path | None,
+        state: TrainState | None,
+        stop: StopRequest,
+        stack: ExitStack,
+    ) -> Trainer:
         recipe, environment = self.recipe, self.environment
         torch.manual_seed(recipe.seed)
         engine = Engine(
-            together(lambda: self._model(prepared)),
+            together(lambda: self._model(prepared, found)),
             recipe,
             environment,
             micro_batch=prepared.micro_batch,
             accumulation=prepared.accumulation,
         )
         schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
-        checkpoints = Checkpoints(
-            self.folder.checkpoints,
-            keep_last=recipe.run.keep_last,
-            every_minutes=recipe.run.checkpoint_every_minutes,
-        )
         meters = Meters(
             device=environment.device,
             world_size=environment.world_size,
-            flops_per_clip=train_step_flops(prepared.config),
+            # Utilisation is of useful work: what is computed twice to save memory does not count.
+            flops_per_clip=train_step_flops(prepared.config, recomputed_blocks=0),
         )
-        found = checkpoints.newest() if resume == "auto" else Path(resume) if resume != "never" else None
+        # Weights are equal on all ranks so far; from here on, each draws its own dropout.
+        torch.manual_seed((recipe.seed * 1_000_003 + environment.rank + 1) % 2**63)
         step = 0
-        if found is not None:
-            fingerprint = prepared.train.fingerprint
-            state = together(lambda: checkpoints.load(engine, found, fingerprint=fingerprint))
+        if found is not None and state is not None:
+            self.checkpoints.load(engine, found)
             step = state.step
-            meters.restore(state.seconds)
-        record = self._open_record(prepared, schedule, step, found, stack)
+            meters.restore(state.spent)
         options = self._loader_options()
         mean, std = recipe.augmentation.mean, recipe.augmentation.std
         train = together(
@@ -168,6 +195,7 @@ class Run:
             )
         )
         stack.callback(val.close)
+        record = self._open_record(prepared, schedule, step, found, stack)
         return Trainer(
             engine=engine,
             plan=prepared.plan,
@@ -175,20 +203,23 @@ class Run:
             train_loader=train,
             val_loader=val,
             classes=prepared.config.num_classes,
-            checkpoints=checkpoints,
+            checkpoints=self.checkpoints,
             record=record,
             meters=meters,
             stop=stop,
-            fingerprint=prepared.train.fingerprint,
+            settled=settled(recipe, prepared),
+            tally=Tally(environment.device),
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
             step=step,
+            clips=0 if state is None else state.clips,
+            bad=0 if state is None else state.bad,
             saved_step=-1 if found is None else step,
         )
 
-    def _model(self, prepared: Preparation) -> UniFormerV2:
+    def _model(self, prepared: Preparation, found: Path | None) -> UniFormerV2:
         model = UniFormerV2(prepared.config)
-        if self.recipe.model.image_weights is not None:
+        if self.recipe.model.image_weights is not None and found is None:
             load_image_weights(model, self.recipe.model.image_weights)
         return model
 
@@ -224,6 +255,10 @@ class Run:
         )
         ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
         begins = "starting" if found is None else f"going on after step {step} ({found})"
+        if step >= schedule.total_steps:
+            begins += (
+                ", where its training ended; it is evaluated again. For a new run name another --run-dir"
+            )
         record.started(
             f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.plan.global_batch} clips "
             f"({ranks} on {environment.device.type} x {prepared.micro_batch} clips x {prepared.accumulation} "

@@ -15,6 +15,7 @@ runs/<name>/
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -53,17 +54,24 @@ class RunFolder:
         """Append one line to the events, with the time in seconds since 1970."""
         _append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
 
-    def quarantined(self) -> set[str]:
-        """Paths of the videos in quarantine so far."""
+    def quarantined(self) -> set[tuple[str, int]]:
+        """Path and manifest row of the videos in quarantine so far."""
         if not self.quarantine.exists():
             return set()
-        lines = self.quarantine.read_text(encoding="utf-8").splitlines()
-        return {json.loads(line)["path"] for line in lines}
+        known = set()
+        for line in self.quarantine.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # cut off by a crash: the video is written down again
+            known.add((entry["path"], entry["sample"]))
+        return known
 
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Append videos, each with at least `path` and `reason`; returns those that were not there yet."""
+        """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet."""
         known = self.quarantined()
-        fresh = list({entry["path"]: entry for entry in entries if entry["path"] not in known}.values())
+        unique = {(entry["path"], entry["sample"]): entry for entry in entries}
+        fresh = [entry for key, entry in unique.items() if key not in known]
         _append_lines(self.quarantine, fresh)
         return fresh
 
@@ -79,12 +87,24 @@ class RunFolder:
 
     @classmethod
     def write_json(cls, path: Path, values: dict[str, Any]) -> None:
-        cls.write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        cls.write(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
 
 def _append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records, each as one line, in one write: a crash cuts off the last line at most."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
     if text:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a crash cut this line off; the next must not be glued to it
+                    text = "\n" + text
+            file.write(text.encode())
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN and no infinity: they become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }

@@ -16,8 +16,7 @@ class StepTotals:
     """Sums over all ranks. step: counted from 0. loss: mean over the clips that counted, NaN without any.
 
     clips: that were to be seen; bad: of those, the ones that could not be read; defects: videos found bad for
-    the first time. interrupts, requeues: ranks that were asked to leave for good, or to be started again.
-    wants_save: whether rank 0 finds a checkpoint due.
+    the first time. leaving: ranks that were asked to leave. wants_save: whether rank 0 finds a save due.
     """
 
     step: int
@@ -25,8 +24,7 @@ class StepTotals:
     clips: int
     bad: int
     defects: int
-    interrupts: int
-    requeues: int
+    leaving: int
     wants_save: bool
 
 
@@ -35,7 +33,7 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pending: tuple[int, Tensor, dist.Work | None] | None = None
+        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def exchange(
         self,
@@ -45,38 +43,51 @@ class Tally:
         clips: int,
         bad: int,
         defects: int,
-        interrupted: bool,
-        requeue: bool,
+        leaving: bool,
         wants_save: bool,
     ) -> StepTotals | None:
         """Hand in this rank's part of `step`; get the totals of the step handed in before, None at first.
 
         loss_sum: sum of the losses of the clips that counted, on the device.
         """
-        numbers = [clips - bad, clips, bad, defects, interrupted, requeue, wants_save]
+        numbers = [clips - bad, clips, bad, defects, leaving, wants_save]
         part = torch.tensor([0.0, *numbers], dtype=torch.float64)
         part = part.to(self._device, non_blocking=True)
         part[0] = loss_sum.double()
         before = self.last()
-        self._pending = (step, part, dist.all_reduce(part, async_op=True))
+        dist.all_reduce(part)
+        self._pending = (step, *_on_its_way(part))
         return before
 
     def last(self) -> StepTotals | None:
         """The totals of the step handed in last, once."""
         if self._pending is None:
             return None
-        step, sums, work = self._pending
+        step, sums, arrival = self._pending
         self._pending = None
-        if work is not None:
-            work.wait()
-        loss, counted, clips, bad, defects, interrupts, requeues, saves = sums.tolist()
+        if arrival is not None:
+            arrival.synchronize()
+        loss, counted, clips, bad, defects, leaving, saves = sums.tolist()
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
             int(clips),
             int(bad),
             int(defects),
-            int(interrupts),
-            int(requeues),
+            int(leaving),
             saves > 0,
         )
+
+
+def _on_its_way(sums: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The sums on the host, and the event to wait for before reading them.
+
+    On a GPU the copy is queued now: queued when it is read, it would stand behind the whole next step.
+    """
+    if sums.device.type == "cpu":
+        return sums, None
+    host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+    host.copy_(sums, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return host, arrival

@@ -46,4 +46,4 @@ def test_without_time_it_cannot(data: Path, tmp_path: Path) -> None:
     """The classes are pairs that only the order of frames tells apart: half is the most there is to have."""
     summary = result("quickstart_order_blind", data, tmp_path / "run")
     assert summary["videos"] >= 400
-    assert summary["top1"] <= 0.55
+    assert 0.2 <= summary["top1"] <= 0.55  # it does learn what can be seen: one of eight is chance

@@ -27,6 +27,8 @@ CODECS = {
     ),
     "mjpeg": ("mjpeg", "avi", {}, "yuvj420p"),
     "mpeg4": ("mpeg4", "mp4", {"g": "9"}, "yuv420p"),
+    "mpeg4 with B-frames in avi": ("mpeg4", "avi", {"bf": "2", "g": "9"}, "yuv420p"),
+    "mpeg2 program stream": ("mpeg2video", "mpg", {"bf": "2", "g": "12"}, "yuv420p"),
     "av1": ("libsvtav1", "mp4", {"preset": "12", "g": "16"}, "yuv420p"),
 }
 FRAMES = 40
