@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from pipelines import DataError
-from pipelines.datasets.build import Report, build_manifest, check_manifest
+from pipelines.datasets.build import build_manifest, check_manifest
 from pipelines.datasets.folder import read_folder
 from pipelines.datasets.listing import Listing, read_class_names
 from pipelines.datasets.table import read_table
@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if args.job == "check":
         with shown_progress("checking") as progress:
             report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
-        print(summary(report))
+        print(report.summary())
         return 1 if report.bad else 0
     listing = read_listing(args)
     with shown_progress("probing") as progress:
         report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=progress)
-    print(summary(report))
+    print(report.summary())
     return 0
 
 
@@ -80,12 +80,6 @@ def read_listing(args: argparse.Namespace) -> Listing:
     return (
         read_folder(args.videos, names) if args.job == "folder" else read_table(args.table, args.root, names)
     )
-
-
-def summary(report: Report) -> str:
-    manifest = report.manifest
-    bad = f"; {report.bad} bad videos are listed in {report.bad_list}" if report.bad else ""
-    return f"{manifest.path}: {len(manifest)} videos of {len(manifest.class_names)} classes{bad}"
 
 
 if __name__ == "__main__":

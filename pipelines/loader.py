@@ -6,9 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from . import DataError
 from .augment import augment, cut, jitter, normalise, views
 from .decode import choose_decoder, decode_in_graph
 from .manifest import Manifest
+from .parallel import signals_blocked
 from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan
 from .source import Reader, TrainSource, ViewSource
 
@@ -105,7 +104,7 @@ class ClipLoader:
         self.batches = batches
         self._served = 0
         before = set(multiprocessing.active_children())
-        with _signals_blocked():
+        with signals_blocked(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
 
@@ -172,22 +171,6 @@ def _copied(clips: Any, device: torch.device) -> torch.Tensor:
         torch.cuda.current_stream(device).synchronize()
     copy.record_stream(torch.cuda.current_stream(device))
     return copy
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes and threads that start inside never hear the signals that ask a run to leave.
-
-    Ctrl-C and a scheduler's signals go to all processes at once. The main one finishes its step, and needs
-    the workers' clips for that.
-    """
-    # Python starts its resource tracker with the first worker and unblocks signals after it: start it first.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_loader(

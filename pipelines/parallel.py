@@ -8,7 +8,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -55,15 +57,13 @@ def ordered_map(
 def _in_processes(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int
 ) -> Iterator[Result]:
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_leave_interrupts_to_the_parent,
-    )
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     under_way: deque[Future[list[Result]]] = deque()
     try:
         while chunk := list(islice(items, _CHUNK)):
-            under_way.append(executor.submit(_apply, function, chunk))
+            # The first few start the processes. SIGTERM stays: the executor ends a broken pool with it.
+            with signals_blocked(signal.SIGINT):
+                under_way.append(executor.submit(_apply, function, chunk))
             if len(under_way) > _AHEAD * workers:
                 yield from under_way.popleft().result()
         while under_way:
@@ -76,5 +76,17 @@ def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result
     return [function(item) for item in chunk]
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Processes and threads that start inside never hear `signals`, which ask a program to leave.
+
+    Ctrl-C and a scheduler's signals go to all processes at once. It is for the main one to act on them: it
+    may still want what the others are at.
+    """
+    # Python starts its resource tracker with the first process and unblocks signals after it: start it first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -16,6 +16,10 @@ from pipelines.probe import VideoInfo, probe_many, probe_video
 Progress = Callable[[int, int], None]
 
 
+_NAMED = 8
+"""Classes and bad videos that a summary names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """A manifest and the videos that cannot be used."""
@@ -25,6 +29,18 @@ class Report:
     """How many videos cannot be used."""
     bad_list: Path
     """`<manifest>.bad.txt`: on each line a file and, after a tab, its defect. No bad video, no list."""
+
+    def summary(self) -> str:
+        """What there is, in a line, and the first of the bad videos, if there are any."""
+        names = self.manifest.class_names
+        shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+        text = f"{self.manifest.path}: {len(self.manifest)} videos of {len(names)} classes ({shown})"
+        if not self.bad:
+            return text
+        first = self.bad_list.read_text(encoding="utf-8").splitlines()[:_NAMED]
+        more = f"\n  and {self.bad - _NAMED} more" if self.bad > _NAMED else ""
+        listed = "".join("\n  " + line.replace("\t", " ") for line in first)
+        return f"{text}; {self.bad} bad videos are listed in {self.bad_list}:{listed}{more}"
 
 
 def build_manifest(

@@ -27,9 +27,10 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     out = tmp_path / "folder.arrow"
     done = prepare("folder", videos, "--out", out, "--classes", classes, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    progress, summary = done.stdout.splitlines()
+    progress, summary, named = done.stdout.splitlines()
     assert progress.startswith("probing: 33 of 33, ")
-    assert summary == f"{out}: 32 videos of 8 classes; 1 bad videos are listed in {out}.bad.txt"
+    assert summary.startswith(f"{out}: 32 videos of 8 classes ({', '.join(CLASS_NAMES)}); 1 bad videos are")
+    assert named == f"  {videos}/grow/empty.mp4 is empty (0 bytes)"
 
     manifest = Manifest.open(out)
     rows = [manifest.row(index) for index in range(32)]
