@@ -77,7 +77,11 @@ def test_two_ranks_train_as_one_does(
 
 @pytest.mark.parametrize(
     ("number", "group", "code"),
-    [(signal.SIGTERM, True, REQUEUE), (signal.SIGINT, True, INTERRUPTED), (signal.SIGUSR1, False, REQUEUE)],
+    [
+        (signal.SIGTERM, True, REQUEUE),
+        (signal.SIGINT, True, INTERRUPTED),
+        pytest.param(signal.SIGUSR1, False, REQUEUE, marks=pytest.mark.soak),
+    ],
     ids=["SIGTERM-to-all", "Ctrl-C", "SIGUSR1"],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
@@ -197,6 +201,7 @@ def test_going_back_sets_aside_what_came_later_and_the_clock_saves_once(
     assert len(list((run_dir / "checkpoints").glob("set-aside-step-*"))) == len(saved) - 2
 
 
+@pytest.mark.soak
 def test_a_frozen_backbone_is_exported_from_any_stage(motion_set: MotionSet, tmp_path: Path) -> None:
     exported = []
     for stage in (0, 3):
