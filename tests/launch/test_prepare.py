@@ -72,6 +72,8 @@ def test_rendering_can_be_interrupted(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts what it puts in the background deaf to Ctrl-C, tests included; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not any(root.rglob("*.webm")) and time.monotonic() < deadline:

@@ -19,7 +19,8 @@ SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2,
 def alone() -> Iterator[Environment]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            patch.delenv(name, raising=False)
+            patch.setenv(name, "")  # so that what is set meanwhile is gone again afterwards
+            patch.delenv(name)
         environment = find_environment("cpu")
         connect(environment)
         yield environment

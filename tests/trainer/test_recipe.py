@@ -185,7 +185,7 @@ def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
     top = write(tmp_path / "top.yaml", "base: base.yaml\nseed: -1\n")
     assert set(refusal(top, "run.keep_last=0")) == {
         f"{base}:8: optimisation.eps: found 0; allowed: a number, above 0",
-        f"{top}:2: seed: found -1; allowed: an integer, at least 0",
+        f"{top}:2: seed: found -1; allowed: an integer, at least 0, below 9223372036854775808",
         "--set run.keep_last=0: run.keep_last: found 0; allowed: an integer, at least 1",
     }
 
