@@ -2,7 +2,6 @@
 
 import gc
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from . import DataError
 from .augment import augment, cut, jitter, normalise, views
 from .decode import choose_decoder, decode_in_graph
 from .manifest import Manifest
-from .parallel import signals_blocked
+from .parallel import signals_blocked, usable_cores
 from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan
 from .source import Reader, TrainSource, ViewSource
 
@@ -166,7 +165,7 @@ def _copied(clips: Any, device: torch.device) -> torch.Tensor:
     """
     if device.type == "cpu":
         return torch.from_dlpack(clips.as_tensor()).clone()
-    with torch.cuda.stream(torch.cuda.Stream(device)) as _:
+    with torch.cuda.stream(torch.cuda.Stream(device)):
         copy = torch.from_dlpack(clips.as_tensor()).clone()
         torch.cuda.current_stream(device).synchronize()
     copy.record_stream(torch.cuda.current_stream(device))
@@ -253,7 +252,7 @@ def _pipeline(source: Any, graph: Any, numbers: int, batch: int, options: Loader
     in_graph = source.reader.decoder == "dali"
     payload = 2 if in_graph else 1
     layouts = ["" if in_graph else "FHWC", *[""] * (payload - 1 + 2 + numbers)]
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
 
     @pipeline_def(
         batch_size=batch,
