@@ -15,9 +15,10 @@ from nvidia.dali import fn, pipeline_def
 from . import DataError
 from .augment import augment, cut, jitter, normalise, views
 from .decode import choose_decoder, decode_in_graph
+from .draw import TrainClip, ViewClip
 from .manifest import Manifest
 from .parallel import signals_blocked, usable_cores
-from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan
+from .plan import TrainPlan, ViewPlan
 from .source import Reader, TrainSource, ViewSource
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video

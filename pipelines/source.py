@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import VideoDefect
+from .draw import TrainClip, ViewClip, draw_clip
 from .encoded import STAND_IN_SIZE, check_encoded, stand_in
 from .frames import view_indices
 from .manifest import Manifest, Row
-from .plan import TrainClip, TrainPlan, ViewClip, ViewPlan, draw_clip
+from .plan import TrainPlan, ViewPlan
 from .pyav_decode import decode_frames
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>

@@ -7,8 +7,9 @@ from typing import Any
 
 from models import UniFormerV2Config, build_config
 from pipelines import DataError, rand_augment
+from pipelines.draw import TrainClip, ViewClip
 from pipelines.manifest import Manifest
-from pipelines.plan import TrainClip, TrainPlan, ViewClip
+from pipelines.plan import TrainPlan
 from trainer import RecipeError, RunError
 from trainer.batch_split import split_batch
 from trainer.recipe import Recipe

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.loader import ClipBatch, ClipLoader, LoaderOptions, train_loader, view_loader
 from pipelines.manifest import Manifest, write_manifest
-from pipelines.plan import TrainClip, TrainPlan, ViewClip, ViewPlan, draw_clip
+from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet
 
