@@ -1,0 +1,101 @@
+"""Everything a run trains or evaluates on: one manifest, or several laid end to end under one numbering."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.manifest import Manifest, Row
+
+
+class Dataset:
+    """One or several manifests as one: its samples are the rows of the first, then of the second, and so on.
+
+    Holds nothing but the manifests and where each begins, so time and memory do not depend on their length,
+    and pickling costs what pickling the manifests does: their paths and fingerprints.
+    """
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        """
+        Raises:
+            DataError: there is no manifest, or two of them name different classes.
+        """
+        if not manifests:
+            raise DataError("a dataset needs at least one manifest; name one, such as data/train.arrow")
+        self.manifests = tuple(manifests)
+        for other in self.manifests[1:]:
+            check_same_classes(self.manifests[0], other)
+        # Where each manifest begins, and where the last one ends.
+        *self.starts, self._samples = accumulate(map(len, self.manifests), initial=0)
+
+    @classmethod
+    def open(cls, paths: Sequence[str | Path]) -> Dataset:
+        """Map the manifests at `paths`.
+
+        Raises:
+            DataError: as `Manifest.open`, and where two name different classes.
+        """
+        return cls([Manifest.open(path) for path in paths])
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __str__(self) -> str:
+        """The manifests' paths, for messages."""
+        return " + ".join(str(manifest.path) for manifest in self.manifests)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.manifests[0].class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Of one manifest its own; of several a SHA-256 of theirs, in their order, as hexadecimal digits."""
+        if len(self.manifests) == 1:
+            return self.manifests[0].fingerprint
+        return hashlib.sha256("\n".join(m.fingerprint for m in self.manifests).encode()).hexdigest()
+
+    def row(self, sample: int) -> Row:
+        """The row of `sample`, 0 <= sample < len(self).
+
+        Raises:
+            IndexError: there is no such sample.
+            DataError: its manifest is damaged there.
+        """
+        manifest, index = self._place(sample)
+        return manifest.row(index)
+
+    def path(self, sample: int) -> Path:
+        """Where the sample's file is, absolutely; raises what `row` does."""
+        manifest, index = self._place(sample)
+        return manifest.absolute_path(manifest.row(index))
+
+    def _place(self, sample: int) -> tuple[Manifest, int]:
+        if not 0 <= sample < self._samples:
+            raise IndexError(f"sample {sample} of {self}, which has {self._samples} samples")
+        # The last of those that begin at or before it: an empty manifest begins where the next one does.
+        number = bisect_right(self.starts, sample) - 1
+        return self.manifests[number], sample - self.starts[number]
+
+
+def check_same_classes(one: Manifest, other: Manifest) -> None:
+    """
+    Raises:
+        DataError: the two do not name the same classes in the same order; with the first that differs.
+    """
+    if one.class_names == other.class_names:
+        return
+    for label, names in enumerate(zip(one.class_names, other.class_names, strict=False)):
+        if names[0] != names[1]:
+            difference = f"label {label} is {names[0]!r} in the first and {names[1]!r} in the second"
+            break
+    else:
+        difference = f"the first has {len(one.class_names)}, the second {len(other.class_names)}"
+    raise DataError(
+        f"{one.path} and {other.path} name different classes: {difference}; make both manifests with the "
+        "same class list (`--classes FILE` of launch/prepare.py)"
+    )
