@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from fractions import Fraction
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,8 @@ import pyarrow as pa
 
 from pipelines import DataError
 
-FORMAT_VERSION = 1
+# 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
+FORMAT_VERSION = 2
 
 # Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
 ROWS_PER_BATCH = 65_536
@@ -42,6 +45,11 @@ _SCHEMA = pa.schema(
             "codec": pa.string(),
         }.items()
     ]
+)
+
+# `weight_before`, the sum of the weights of all rows before, is what makes a weighted draw a binary search.
+_WEIGHTED_SCHEMA = pa.schema(
+    [*_SCHEMA, *(pa.field(name, pa.float64(), nullable=False) for name in ("weight", "weight_before"))]
 )
 
 
@@ -67,6 +75,8 @@ class Row:
     """Pixels, as coded: rotation metadata is not applied."""
     codec: str
     """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
+    weight: float = 1.0
+    """How often training draws it, compared with the others; 1 in a manifest without weights."""
 
 
 class _Batch(NamedTuple):
@@ -81,6 +91,8 @@ class _Batch(NamedTuple):
     width: np.ndarray
     height: np.ndarray
     codec: Any
+    weight: np.ndarray | None = None
+    weight_before: np.ndarray | None = None
 
 
 class Manifest:
@@ -98,10 +110,13 @@ class Manifest:
         rows_per_batch: int,
         fingerprint: str,
         class_names: tuple[str, ...],
+        total_weight: float | None,
     ) -> None:
         self.path = path
         self.fingerprint = fingerprint
         self.class_names = class_names
+        self.weighted = total_weight is not None
+        self.total_weight = float(rows) if total_weight is None else total_weight
         self._reader = reader
         self._rows = rows
         self._rows_per_batch = rows_per_batch
@@ -136,7 +151,8 @@ class Manifest:
                 f"{path} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
                 "Update the program, or make the manifest again with `python launch/prepare.py`."
             )
-        if not reader.schema.equals(_SCHEMA):
+        weighted = reader.schema.equals(_WEIGHTED_SCHEMA)
+        if not weighted and not reader.schema.equals(_SCHEMA):
             raise DataError(f"{path} does not have the columns of a manifest, but {reader.schema.names}.")
         return cls(
             path,
@@ -145,6 +161,7 @@ class Manifest:
             rows_per_batch=int(metadata["rows_per_batch"]),
             fingerprint=metadata["fingerprint"].decode(),
             class_names=tuple(json.loads(metadata["class_names"])),
+            total_weight=float(metadata["total_weight"]) if weighted else None,
         )
 
     def __len__(self) -> int:
@@ -160,14 +177,7 @@ class Manifest:
         if not 0 <= index < self._rows:
             raise IndexError(f"row {index} of {self.path}, which has {self._rows} rows")
         number, inside = divmod(int(index), self._rows_per_batch)
-        batch = self._batches.get(number)
-        if batch is None:
-            try:
-                batch = self._batches[number] = self._map_batch(number)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(
-                    f"{self.path} is damaged: {error} Make it again with `python launch/prepare.py`."
-                ) from error
+        batch = self._batch(number)
         return Row(
             path=batch.path[inside].as_py(),
             offset=int(batch.offset[inside]),
@@ -178,7 +188,37 @@ class Manifest:
             width=int(batch.width[inside]),
             height=int(batch.height[inside]),
             codec=batch.codec[inside].as_py(),
+            weight=1.0 if batch.weight is None else float(batch.weight[inside]),
         )
+
+    def row_at(self, weight: float) -> int:
+        """The row under `weight` where all rows lie side by side, each as wide as its weight.
+
+        A row of weight 0 is never found. Reads O(log rows) numbers of the file; without weights, none.
+
+        Args:
+            weight: 0 <= weight < self.total_weight.
+
+        Raises:
+            IndexError: `weight` is not in this range.
+            DataError: the file is damaged there.
+        """
+        if not 0 <= weight < self.total_weight:
+            raise IndexError(f"weight {weight} of {self.path}, whose weights sum up to {self.total_weight}")
+        if not self.weighted:
+            return int(weight)
+        low, high = 0, self._reader.num_record_batches
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._weights_before(middle)[0] <= weight else (low, middle)
+        # The last row that begins at or before it: a row of weight 0 begins where the next one does.
+        inside = int(np.searchsorted(self._weights_before(low), weight, side="right")) - 1
+        return low * self._rows_per_batch + inside
+
+    def record_batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows as Arrow columns, a batch after the other, for what reads everything."""
+        for number in range(self._reader.num_record_batches):
+            yield self._reader.get_batch(number)
 
     def absolute_path(self, row: Row) -> Path:
         """Where the row's file is, resolved against the manifest's folder."""
@@ -190,15 +230,31 @@ class Manifest:
         Raises:
             DataError: the content is not what was written.
         """
-        digest = _Fingerprint()
-        for number in range(self._reader.num_record_batches):
-            digest.update(self._reader.get_batch(number))
+        digest = _Fingerprint(self._reader.schema.names)
+        for batch in self.record_batches():
+            digest.update(batch)
         found = digest.hexdigest(self.class_names)
         if found != self.fingerprint:
             raise DataError(
                 f"{self.path} is damaged: its content has fingerprint {found[:12]}, its header says "
                 f"{self.fingerprint[:12]}. Make it again with `python launch/prepare.py`."
             )
+
+    def _batch(self, number: int) -> _Batch:
+        batch = self._batches.get(number)
+        if batch is None:
+            try:
+                batch = self._batches[number] = self._map_batch(number)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{self.path} is damaged: {error} Make it again with `python launch/prepare.py`."
+                ) from error
+        return batch
+
+    def _weights_before(self, number: int) -> np.ndarray:
+        before = self._batch(number).weight_before
+        assert before is not None  # only asked of a manifest with weights
+        return before
 
     def _map_batch(self, number: int) -> _Batch:
         # Not Array.to_numpy(), which imports pandas where it is installed: 45 MB in every worker.
@@ -209,14 +265,33 @@ class Manifest:
         return _reopen, (self.path, self.fingerprint)
 
 
-def write_manifest(path: str | Path, rows: Iterable[Row], class_names: Sequence[str]) -> Manifest:
+def write_manifest(
+    path: str | Path, rows: Iterable[Row], class_names: Sequence[str], *, weighted: bool = False
+) -> Manifest:
     """Write `rows` in their order and open the result.
 
     Memory is bounded by one record batch. The file appears under its name only when it is complete; a
     manifest that was there before stays untouched until then.
 
+    Args:
+        weighted: keep the rows' weights; without, they are not looked at.
+
     Raises:
-        DataError: a class name is given twice, or a label is not an index of `class_names`.
+        DataError: a class name is given twice, a label is not an index of `class_names`, or a weight is
+            negative or no number, or all are 0.
+    """
+    schema = _without_sums(_WEIGHTED_SCHEMA) if weighted else _SCHEMA
+    return write_columns(path, _record_batches(rows, schema), class_names)
+
+
+def write_columns(
+    path: str | Path, batches: Iterable[pa.RecordBatch], class_names: Sequence[str]
+) -> Manifest:
+    """Write rows that come as Arrow columns, as `write_manifest` does, and raising what it raises.
+
+    Args:
+        batches: the manifest's columns, with or without `weight`, never with `weight_before`; each batch but
+            the last of ROWS_PER_BATCH rows.
     """
     path = Path(path).absolute()
     names = tuple(class_names)
@@ -224,23 +299,39 @@ def write_manifest(path: str | Path, rows: Iterable[Row], class_names: Sequence[
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"class names must differ; given more than once: {', '.join(repeated)}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    iterator = iter(batches)
+    first = next(iterator, None)
+    weighted = first is not None and "weight" in first.schema.names
+    schema = _WEIGHTED_SCHEMA if weighted else _SCHEMA
     with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
         # The fingerprint stands in the schema, at the head of the file, and is known only after the last row:
         # the batches are written once to be hashed, and once behind their final header.
-        digest = _Fingerprint()
-        with pa.ipc.new_file(str(body), _SCHEMA) as writer:
-            for batch in _record_batches(rows, names):
+        digest = _Fingerprint(schema.names)
+        total = Fraction()
+        with pa.ipc.new_file(str(body), schema) as writer:
+            for batch in [] if first is None else chain([first], iterator):
+                if digest.rows % ROWS_PER_BATCH:
+                    raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
+                _check_labels(batch, names)
+                if weighted:
+                    batch, total = _with_sums(batch, total)
                 digest.update(batch)
                 writer.write_batch(batch)
-        schema = _SCHEMA.with_metadata(
-            {
-                "manifest_version": str(FORMAT_VERSION),
-                "fingerprint": digest.hexdigest(names),
-                "class_names": json.dumps(names, ensure_ascii=False),
-                "rows": str(digest.rows),
-                "rows_per_batch": str(ROWS_PER_BATCH),
-            }
-        )
+        if weighted and not total:
+            raise DataError(
+                f"{path}: the weights of all {digest.rows} videos are 0, so none could be drawn; give those "
+                "to train on a weight above 0"
+            )
+        metadata = {
+            "manifest_version": "2" if weighted else "1",
+            "fingerprint": digest.hexdigest(names),
+            "class_names": json.dumps(names, ensure_ascii=False),
+            "rows": str(digest.rows),
+            "rows_per_batch": str(ROWS_PER_BATCH),
+        }
+        if weighted:
+            metadata["total_weight"] = repr(float(total))
+        schema = schema.with_metadata(metadata)
         with pa.memory_map(str(body)) as source, whole.open("wb") as sink:
             reader = pa.ipc.open_file(source)
             with pa.ipc.new_file(sink, schema) as writer:
@@ -252,6 +343,42 @@ def write_manifest(path: str | Path, rows: Iterable[Row], class_names: Sequence[
     return Manifest.open(path)
 
 
+def _without_sums(schema: pa.Schema) -> pa.Schema:
+    return schema.remove(schema.get_field_index("weight_before"))
+
+
+def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
+    labels = np.from_dlpack(batch["label"])
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise DataError(
+            f"{batch['path'][wrong[0]].as_py()} has label {labels[wrong[0]]}, but there are "
+            f"{len(class_names)} classes: labels go from 0 to {len(class_names) - 1}"
+        )
+
+
+def _with_sums(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.RecordBatch, Fraction]:
+    """The batch with the column `weight_before`, and the sum of the weights up to its end.
+
+    From batch to batch the sum is exact: rounding must not add up over millions of rows to where rows of
+    equal weight would no longer come equally often.
+    """
+    weights = np.from_dlpack(batch["weight"])
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        raise DataError(
+            f"{batch['path'][wrong[0]].as_py()} has weight {weights[wrong[0]]:g}; "
+            "a weight is a number, 0 or more"
+        )
+    end = begin + Fraction(math.fsum(weights))
+    before = np.minimum(float(begin) + np.concatenate([[0.0], np.cumsum(weights)[:-1]]), float(end))
+    # What rounding leaves open at the end belongs to the last row with a weight, not to those of 0 after it.
+    rows_with_weight = np.flatnonzero(weights)
+    before[rows_with_weight[-1] + 1 if len(rows_with_weight) else 0 :] = float(end)
+    columns = [*batch.columns, pa.array(before)]
+    return pa.record_batch(columns, schema=_WEIGHTED_SCHEMA), end
+
+
 class _Fingerprint:
     """SHA-256 of a table's content, the same however the table is cut into batches.
 
@@ -259,9 +386,9 @@ class _Fingerprint:
     lengths and of their bytes, so that moving a character to the next row is seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
         self.rows = 0
-        self._columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in _SCHEMA.names}
+        self._columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in columns}
 
     def update(self, batch: pa.RecordBatch) -> None:
         self.rows += batch.num_rows
@@ -282,20 +409,14 @@ class _Fingerprint:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _record_batches(rows: Iterable[Row], class_names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def _record_batches(rows: Iterable[Row], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
-    values = attrgetter(*_SCHEMA.names)
+    values = attrgetter(*schema.names)
     while chunk := list(islice(iterator, ROWS_PER_BATCH)):
-        for row in chunk:
-            if not 0 <= row.label < len(class_names):
-                raise DataError(
-                    f"{row.path} has label {row.label}, but there are {len(class_names)} classes: "
-                    f"labels go from 0 to {len(class_names) - 1}"
-                )
         columns = zip(*map(values, chunk), strict=True)
         yield pa.record_batch(
-            [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)],
-            schema=_SCHEMA,
+            [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
+            schema=schema,
         )
 
 

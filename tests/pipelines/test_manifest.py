@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import DataError, manifest
-from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.manifest import Manifest, Row, write_columns, write_manifest
 
 CLASSES = ("fall", "rise", "überholen")
 
@@ -165,8 +165,8 @@ def test_other_arrow_files_and_newer_formats_are_refused(tmp_path):
     schema = pa.schema([("path", pa.string())])
     with pytest.raises(DataError, match="not a manifest"):
         Manifest.open(rewritten(tmp_path / "other.arrow", schema))
-    newer = schema.with_metadata({"manifest_version": "2"})
-    with pytest.raises(DataError, match="manifest format 2; this program reads up to 1"):
+    newer = schema.with_metadata({"manifest_version": "3"})
+    with pytest.raises(DataError, match="manifest format 3; this program reads up to 2"):
         Manifest.open(rewritten(tmp_path / "newer.arrow", newer))
     columns = schema.with_metadata({"manifest_version": "1"})
     with pytest.raises(DataError, match="columns"):
@@ -187,3 +187,82 @@ def test_a_label_out_of_range_leaves_the_old_manifest_alone(tmp_path, label):
 def test_class_names_must_differ(tmp_path):
     with pytest.raises(DataError, match="rise"):
         write_manifest(tmp_path / "m.arrow", some_rows(1), ["rise", "fall", "rise"])
+
+
+def weighted_rows(weights: list[float]) -> list[Row]:
+    return [replace(row, weight=weight) for row, weight in zip(some_rows(len(weights)), weights, strict=True)]
+
+
+def test_weights_come_back_and_are_found_by_their_sum(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 3)
+    weights = [0, 2, 0, 0.5, 0, 0, 0, 0, 0, 1, 3, 0, 0]
+    made = write_manifest(tmp_path / "m.arrow", weighted_rows(weights), CLASSES, weighted=True)
+    assert (made.weighted, made.total_weight) == (True, 6.5)
+    assert [made.row(index).weight for index in range(len(weights))] == weights
+    starts = {0: 1, 1.9: 1, 2: 3, 2.49: 3, 2.5: 9, 3.49: 9, 3.5: 10, np.nextafter(6.5, 0): 10}
+    assert {weight: made.row_at(weight) for weight in starts} == starts
+    for weight in (-0.1, 6.5, np.nan):
+        with pytest.raises(IndexError, match="sum up to"):
+            made.row_at(weight)
+    made.verify()
+
+
+def test_every_row_of_awkward_weights_is_found_in_its_own_middle(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 64)
+    weights = np.random.default_rng(0).exponential(size=1000) ** 3
+    weights[::7] = 0
+    weights[640:710] = 0  # a whole batch without weight
+    made = write_manifest(tmp_path / "m.arrow", weighted_rows(list(weights)), CLASSES, weighted=True)
+    assert made.total_weight == pytest.approx(weights.sum(), rel=1e-15)
+    ends = np.cumsum(weights)
+    found = [made.row_at(end - weight / 2) for end, weight in zip(ends, weights, strict=True) if weight]
+    assert found == list(np.flatnonzero(weights))
+    grid = np.arange(100_000) * (made.total_weight / 100_000)
+    counts = np.bincount([made.row_at(weight) for weight in grid], minlength=1000)
+    assert counts[weights == 0].sum() == 0
+    np.testing.assert_allclose(counts, weights / weights.sum() * 100_000, atol=1)
+
+
+def test_without_weights_each_row_weighs_one_and_the_file_stays_as_it_was(tmp_path):
+    plain = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
+    assert (plain.weighted, plain.total_weight) == (False, 5.0)
+    assert [plain.row_at(weight) for weight in (0, 0.9, 1, 4.999)] == [0, 0, 1, 4]
+    assert plain.row(3).weight == 1
+    with pa.ipc.open_file(str(plain.path)) as reader:
+        assert reader.schema.metadata[b"manifest_version"] == b"1"
+        assert "weight" not in reader.schema.names
+    ones = write_manifest(tmp_path / "ones.arrow", some_rows(5), CLASSES, weighted=True)
+    assert ones.weighted
+    assert ones.fingerprint != plain.fingerprint
+
+
+def test_the_fingerprint_sees_the_weights(tmp_path):
+    seen = {
+        write_manifest(tmp_path / "m.arrow", weighted_rows(weights), CLASSES, weighted=True).fingerprint
+        for weights in ([1, 2, 3], [1, 2, 4], [1, 3, 2])
+    }
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(tmp_path, weight):
+    with pytest.raises(
+        DataError, match=rf"клип 1\.mp4 has weight {weight:g}; a weight is a number, 0 or more"
+    ):
+        write_manifest(tmp_path / "m.arrow", weighted_rows([1, weight, 1]), CLASSES, weighted=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"m\.arrow: the weights of all 3 videos are 0"):
+        write_manifest(tmp_path / "m.arrow", weighted_rows([0, 0, 0]), CLASSES, weighted=True)
+
+
+def test_columns_give_the_manifest_that_rows_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
+    by_rows = write_manifest(tmp_path / "m.arrow", some_rows(10), CLASSES)
+    by_columns = write_columns(tmp_path / "n.arrow", by_rows.record_batches(), CLASSES)
+    assert by_columns.path.read_bytes() == by_rows.path.read_bytes()
+    batches = list(by_rows.record_batches())
+    with pytest.raises(ValueError, match="only the last batch"):
+        write_columns(tmp_path / "n.arrow", [batches[2], batches[0]], CLASSES)
