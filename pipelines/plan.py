@@ -1,37 +1,85 @@
 """The heart of the pipeline: which sample stands where in which global batch.
 
-Pure, no I/O. A batch is a function of (samples, seed, step). World size, rank, worker, prefetch and crash
-change nothing in it, so the state of a run's data is one integer: the next step. What is done to a sample
-once it stands somewhere is drawn in `draw.py`.
+Pure, no I/O. A batch is a function of (parts of the dataset, seed, step). World size, rank, worker, prefetch
+and crash change nothing in it, so the state of a run's data is one integer: the next step. What is done to a
+sample once it stands somewhere is drawn in `draw.py`.
 
-Training order is one endless stream: epoch after epoch, each a fresh permutation of all samples, cut into
-global batches. A batch may straddle two epochs; no epoch has a tail, each shows every sample exactly once.
+Training order is one endless stream, cut into global batches. Without mixing it is epoch after epoch, each a
+fresh permutation of all samples; a batch may straddle two epochs, no epoch has a tail, each shows every
+sample exactly once. A mixture has such a stream for each of its parts, and deals every global batch its share
+of their next draws.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate
+from math import isfinite, nextafter
+from typing import Protocol
 
 FEISTEL_ROUNDS = 8
-PERMUTATION_STREAM = 0x7065726D  # keeps the keys of permutations apart from the draws of clips
+# These keep the keys of different draws apart: the epochs of a dataset or its first part (later parts count
+# up from there), the places in a global batch, the offsets of weighted epochs.
+PERMUTATION_STREAM = 0x7065726D
+PLACE_STREAM = 0x706C6163650000
+OFFSET_STREAM = 0x6F66667365740000
+
+GOLDEN_TURN = 0x9E3779B97F4A7C15  # the golden ratio's fraction of a full turn of 2**64
+
+
+class Weights(Protocol):
+    """Samples laid side by side, each as wide as its weight; a `Manifest` is such."""
+
+    total_weight: float
+
+    def row_at(self, weight: float) -> int:
+        """The sample that lies at `weight`, 0 <= weight < total_weight."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a dataset, and how often it is drawn from.
+
+    samples: how many it has. ratio: its share, compared with the other parts' ratios. weights: how often each
+    of its samples comes; None is all equally often.
+    """
+
+    samples: int
+    ratio: float = 1.0
+    weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError("a part needs at least one sample")
+        if not (self.ratio > 0 and isfinite(self.ratio)):
+            raise ValueError(f"a part's ratio must be a number above 0, not {self.ratio}")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in a global batch."""
+    """One place in a global batch.
+
+    epoch: of the part that the sample belongs to. draw: what the clip's random numbers are keyed with, beside
+    seed, epoch and repeat. It is the sample itself where an epoch shows each once; where weights make a
+    sample come several times in an epoch, each time has a number of its own.
+    """
 
     epoch: int
+    draw: int
     sample: int
     repeat: int
 
 
-def permute(index: int, samples: int, seed: int, epoch: int) -> int:
-    """Where `index` goes in the epoch's permutation of `range(samples)`.
+def permute(index: int, samples: int, seed: int, epoch: int, stream: int = PERMUTATION_STREAM) -> int:
+    """Where `index` goes in the epoch's permutation of `range(samples)`; each stream has its own.
 
     A keyed bijection (a Feistel network over the next even number of bits, walked until it lands inside the
     range: under four rounds of walking on average), so it needs no array: O(1) memory for any `samples`.
     """
     half_bits = max(1, ((samples - 1).bit_length() + 1) // 2)
     mask = (1 << half_bits) - 1
-    keys = _round_keys(seed, epoch)
+    keys = _round_keys(seed ^ stream, epoch)
     value = index
     while True:
         left, right = value >> half_bits, value & mask
@@ -42,8 +90,8 @@ def permute(index: int, samples: int, seed: int, epoch: int) -> int:
             return value
 
 
-def _round_keys(seed: int, epoch: int) -> list[int]:
-    base = _mix(_mix(seed ^ PERMUTATION_STREAM) ^ epoch)
+def _round_keys(key: int, epoch: int) -> list[int]:
+    base = _mix(_mix(key) ^ epoch)
     return [_mix(base + round_index) for round_index in range(FEISTEL_ROUNDS)]
 
 
@@ -59,9 +107,16 @@ def _mix(value: int) -> int:
 class TrainPlan:
     """The endless training stream, cut into global batches.
 
-    samples: rows of the manifest. global_batch: clips per optimiser step over all ranks, repeats included.
+    samples: rows of the dataset. global_batch: clips per optimiser step over all ranks, repeats included.
     repeats: clips made from each sample, side by side in the same global batch (Hoffer et al.).
-    shuffle: False keeps the manifest's order in every epoch.
+    shuffle: False keeps the dataset's order in every epoch.
+    parts: what the dataset consists of, in its order; none given is one, all samples equally often. Every
+    global batch holds each part's share of it up to rounding, and later batches make up for the rounding.
+
+    An epoch, as `epoch_of` counts, is as many draws as the dataset has samples. Of a single part it shows
+    every sample once, or with weights each as often as its weight says, rounded up or down. In a mixture
+    every part goes through epochs of its own: one with few samples and a great ratio through several in the
+    time of one.
     """
 
     samples: int
@@ -69,12 +124,15 @@ class TrainPlan:
     seed: int
     repeats: int = 1
     shuffle: bool = True
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError("a plan needs at least one sample")
         if self.global_batch % self.repeats:
             raise ValueError(f"global batch {self.global_batch} is no multiple of {self.repeats} repeats")
+        if self.parts and sum(part.samples for part in self.parts) != self.samples:
+            raise ValueError(f"the parts have other than {self.samples} samples in all")
 
     @property
     def samples_per_step(self) -> int:
@@ -82,7 +140,7 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps that show every sample once; not a whole number in general."""
+        """Optimiser steps that draw as often as there are samples; not a whole number in general."""
         return self.samples / self.samples_per_step
 
     def epoch_of(self, step: int) -> float:
@@ -91,10 +149,75 @@ class TrainPlan:
 
     def slot(self, step: int, place: int) -> Slot:
         """Who stands at `place` (0 <= place < global_batch) of the global batch of `step`."""
-        position = step * self.samples_per_step + place // self.repeats
-        epoch, index = divmod(position, self.samples)
-        sample = permute(index, self.samples, self.seed, epoch) if self.shuffle else index
-        return Slot(epoch, sample, place % self.repeats)
+        part, earlier = self._turn(step, place // self.repeats)
+        epoch, draw, sample = self._draw(part, earlier)
+        return Slot(epoch, draw, sample, place % self.repeats)
+
+    @cached_property
+    def _parts(self) -> tuple[Part, ...]:
+        return self.parts or (Part(self.samples),)
+
+    @cached_property
+    def _first_samples(self) -> list[int]:
+        return list(accumulate((part.samples for part in self._parts), initial=0))
+
+    @cached_property
+    def _shares(self) -> list[Fraction]:
+        """For each part, its share of what the parts before it leave."""
+        ratios = [Fraction(part.ratio) for part in self._parts]
+        return [ratio / sum(ratios[number:]) for number, ratio in enumerate(ratios)]
+
+    def _turn(self, step: int, place: int) -> tuple[int, int]:
+        """Whose turn it is at `place` (0 <= place < samples_per_step), and how often it was before."""
+        size = self.samples_per_step
+        if len(self._parts) == 1:
+            return 0, step * size + place
+        if self.shuffle:
+            # Dealt in order, the same part would meet the same rank, and the same micro-batch, in every step.
+            place = permute(place, size, self.seed, step, PLACE_STREAM)
+        for part, (begin, end) in enumerate(
+            zip(self._dealt(step * size), self._dealt((step + 1) * size), strict=True)
+        ):
+            if place < end - begin:
+                return part, begin + place
+            place -= end - begin
+        raise AssertionError("the parts' shares of a batch do not add up to it")
+
+    def _dealt(self, draws: int) -> Iterator[int]:
+        """How many of the first `draws` draws are each part's.
+
+        A part takes its share of what those before it leave, rounded. So its count strays from what the
+        ratios say by less than the number of parts, however long the stream is, and never goes down.
+        """
+        for share in self._shares:
+            count = (2 * draws * share.numerator + share.denominator) // (2 * share.denominator)
+            yield count
+            draws -= count
+
+    def _draw(self, number: int, earlier: int) -> tuple[int, int, int]:
+        """Epoch, draw and sample of a part's draw after `earlier` ones."""
+        part, first = self._parts[number], self._first_samples[number]
+        epoch, index = divmod(earlier, part.samples)
+        if self.shuffle:
+            index = permute(index, part.samples, self.seed, epoch, PERMUTATION_STREAM + number)
+        if part.weights is None:
+            return epoch, first + index, first + index
+        offset = _offset(self.seed ^ (OFFSET_STREAM + number), epoch)
+        total = part.weights.total_weight
+        point = min((index + offset) * (total / part.samples), nextafter(total, 0))
+        return epoch, first + index, first + part.weights.row_at(point)
+
+
+def _offset(key: int, epoch: int) -> float:
+    """Where the evenly spaced points of a weighted epoch begin, 0 < offset < 1, in steps from point to point.
+
+    A sample is drawn where a point falls on it: as often as its width holds steps, rounded up or down, and
+    one of less than a step in some epochs only. Turning by the golden ratio from epoch to epoch spreads these
+    epochs evenly. The offset keeps half a millionth away from 0 and 1, more than what sums of many weights
+    lose to rounding, so that equal weights do draw every sample once.
+    """
+    turn = _mix(key) + epoch * GOLDEN_TURN
+    return ((turn >> 44 & 0xFFFFF) + 0.5) / 2**20
 
 
 @dataclass(frozen=True)

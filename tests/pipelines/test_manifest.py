@@ -223,6 +223,13 @@ def test_every_row_of_awkward_weights_is_found_in_its_own_middle(tmp_path, monke
     np.testing.assert_allclose(counts, weights / weights.sum() * 100_000, atol=1)
 
 
+def test_what_rounding_leaves_open_does_not_fall_to_a_row_of_weight_zero(tmp_path):
+    # Added up one by one, ten times 0.1 is less than the 1.0 that it is when summed exactly.
+    made = write_manifest(tmp_path / "m.arrow", weighted_rows([0.1] * 10 + [0]), CLASSES, weighted=True)
+    assert made.total_weight == 1.0
+    assert made.row_at(np.nextafter(1, 0)) == 9
+
+
 def test_without_weights_each_row_weighs_one_and_the_file_stays_as_it_was(tmp_path):
     plain = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
     assert (plain.weighted, plain.total_weight) == (False, 5.0)

@@ -1,8 +1,31 @@
+import pickle
+from collections import Counter
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from pipelines.draw import TrainClip, draw_clip
-from pipelines.plan import TrainPlan, ViewPlan, permute
+from pipelines.plan import Part, Slot, TrainPlan, ViewPlan, permute
+
+
+@dataclass
+class Widths:
+    """Weights in memory."""
+
+    weights: list[float]
+
+    def __post_init__(self) -> None:
+        self.ends = np.cumsum(self.weights)
+        self.total_weight = float(self.ends[-1])
+
+    def row_at(self, weight: float) -> int:
+        assert 0 <= weight < self.total_weight
+        return int(np.searchsorted(self.ends, weight, side="right"))
+
+
+def stream(plan: TrainPlan, steps: int) -> list[Slot]:
+    return [plan.slot(step, place) for step in range(steps) for place in range(plan.global_batch)]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 7, 64, 1000, 4097])
@@ -55,6 +78,125 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
     ]
     np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
     assert not np.array_equal(draws[0].crop, draws[1].crop)
+
+
+def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
+    plan = TrainPlan(samples=1000, global_batch=4, seed=3, repeats=2)
+    slots = [plan.slot(step, place) for step in (0, 499, 500) for place in (0, 2)]
+    assert [slot.sample for slot in slots] == [788, 446, 580, 690, 575, 918]
+    assert all(slot.draw == slot.sample for slot in slots)
+    assert [slot.epoch for slot in slots] == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "ratios", [(3.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.2, 0.1), (1.0, 1000.0), (1e-3, 5.0, 2.0)]
+)
+def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...]) -> None:
+    plan = TrainPlan(50 * len(ratios), 8, seed=2, parts=tuple(Part(50, ratio) for ratio in ratios))
+    shares = np.array(ratios) / sum(ratios)
+    counts = np.zeros(len(ratios))
+    for step in range(300):
+        batch = np.bincount(
+            [plan.slot(step, place).sample // 50 for place in range(8)], minlength=len(ratios)
+        )
+        counts += batch
+        assert np.abs(batch - 8 * shares).max() < len(ratios)
+        assert np.abs(counts - 8 * (step + 1) * shares).max() < len(ratios)
+    far = 10**15
+    later = np.bincount(
+        [plan.slot(far + step, place).sample // 50 for step in range(250) for place in range(8)],
+        minlength=len(ratios),
+    )
+    assert np.abs(later - 2000 * shares).max() < 2 * len(ratios)
+
+
+def test_each_part_of_a_mixture_goes_through_epochs_of_its_own() -> None:
+    parts = (Part(5, 2.0), Part(30, 1.0))
+    slots = stream(TrainPlan(35, 6, seed=0, parts=parts), 40)
+    for first, part in ((0, parts[0]), (5, parts[1])):
+        own = [slot for slot in slots if first <= slot.sample < first + part.samples]
+        epochs = Counter(slot.epoch for slot in own)
+        for epoch in range(len(own) // part.samples):
+            assert epochs[epoch] == part.samples
+            assert sorted(s.sample - first for s in own if s.epoch == epoch) == list(range(part.samples))
+    assert all(slot.draw == slot.sample for slot in slots)
+
+
+def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> None:
+    plan = TrainPlan(2000, 4, seed=0, parts=(Part(1000), Part(1000)))
+    slots = stream(plan, 500)
+    one, two = ([slot.sample % 1000 for slot in slots if slot.sample // 1000 == part] for part in (0, 1))
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.15  # 4.7 standard deviations
+    for place in range(4):
+        share = np.mean([slot.sample < 1000 for slot in slots[place::4]])
+        assert 0.4 < share < 0.6  # 4.5 standard deviations
+
+
+def test_repeats_of_a_mixture_stand_side_by_side() -> None:
+    slots = stream(TrainPlan(20, 8, seed=1, repeats=2, parts=(Part(10, 3.0), Part(10))), 20)
+    for one, other in zip(slots[::2], slots[1::2], strict=True):
+        assert (one.repeat, other.repeat) == (0, 1)
+        assert (one.epoch, one.draw, one.sample) == (other.epoch, other.draw, other.sample)
+
+
+def test_a_mixture_in_order_is_in_order() -> None:
+    plan = TrainPlan(6, 4, seed=1, shuffle=False, parts=(Part(2), Part(4)))
+    assert [slot.sample for slot in stream(plan, 2)] == [0, 1, 2, 3, 0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_equal_weights_show_every_sample_once_an_epoch(shuffle: bool) -> None:
+    part = Part(1000, weights=Widths([0.1] * 1000))
+    slots = stream(TrainPlan(1000, 10, seed=4, shuffle=shuffle, parts=(part,)), 500)
+    for epoch in range(5):
+        assert sorted(slot.sample for slot in slots if slot.epoch == epoch) == list(range(1000))
+
+
+def test_a_weighted_epoch_shows_each_sample_as_often_as_its_weight_says() -> None:
+    weights = np.random.default_rng(0).exponential(size=200) ** 2
+    weights[50:60] = 0
+    expected = weights / weights.sum() * 200
+    plan = TrainPlan(200, 8, seed=9, parts=(Part(200, weights=Widths(list(weights))),))
+    slots = stream(plan, 250)  # ten epochs
+    for epoch in range(10):
+        counts = np.bincount([s.sample for s in slots if s.epoch == epoch], minlength=200)
+        assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+    total = np.bincount([slot.sample for slot in slots], minlength=200)
+    # Independent epochs would stray by up to 4.5 standard deviations, 7 draws; these spread what is rounded.
+    assert np.abs(total - 10 * expected).max() < 3
+
+
+def test_two_draws_of_one_sample_in_one_epoch_are_two_clips() -> None:
+    plan = TrainPlan(14, 7, seed=0, parts=(Part(4, weights=Widths([97, 1, 1, 1])), Part(10, 2.0)))
+    slots = stream(plan, 60)
+    assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
+    assert Counter((slot.epoch, slot.sample) for slot in slots).most_common(1)[0][1] >= 3
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(), (Part(1, weights=Widths([0.3])),), (Part(1, 5.0), Part(1), Part(1, weights=Widths([2])))],
+    ids=["plain", "weighted", "mixed"],
+)
+def test_data_of_single_samples_fill_batches_of_many_epochs(parts: tuple[Part, ...]) -> None:
+    plan = TrainPlan(max(1, len(parts)), 16, seed=0, parts=parts)
+    slots = stream(plan, 3)
+    assert {slot.sample for slot in slots} == set(range(plan.samples))
+    assert len({(slot.sample, slot.epoch) for slot in slots}) == 48
+    assert plan.epoch_of(3) == 48 / plan.samples
+
+
+def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
+    plan = TrainPlan(10, 4, seed=1, parts=(Part(4, 2.0), Part(6, weights=Widths([1, 2, 3, 4, 5, 6]))))
+    slots = stream(plan, 5)
+    assert stream(pickle.loads(pickle.dumps(plan)), 5) == slots
+    with pytest.raises(ValueError, match="other than 11 samples"):
+        TrainPlan(11, 4, seed=1, parts=plan.parts)
+    with pytest.raises(ValueError, match="at least one sample"):
+        Part(0)
+    for ratio in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="ratio must be a number above 0"):
+            Part(5, ratio)
 
 
 @pytest.mark.parametrize(("samples", "batch", "ranks"), [(1, 4, 3), (12, 4, 3), (13, 4, 3), (50, 7, 2)])
