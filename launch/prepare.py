@@ -1,7 +1,8 @@
-"""Make a manifest, render the embedded data set, or check a manifest's videos.
+"""Make a manifest, balance its classes, render the embedded data set, or check a manifest's videos.
 
     python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
     python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
+    python launch/prepare.py balance data/train.arrow --power 0.5 --out data/train_balanced.arrow
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
 
@@ -15,9 +16,10 @@ import sys
 from pathlib import Path
 
 from pipelines import DataError
+from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest
 from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import Listing, read_class_names
+from pipelines.datasets.listing import read_class_names
 from pipelines.datasets.table import read_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
@@ -42,14 +44,18 @@ def parse() -> argparse.Namespace:
     folder.add_argument("videos", type=Path, help="the folder of the class folders")
 
     table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video a line")
-    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
+    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`; header for weights")
     table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
 
     motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
-    motion.add_argument("--train-clips", type=int, default=3600, help="(%(default)s)")
-    motion.add_argument("--val-clips", type=int, default=800, help="(%(default)s)")
-    motion.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
+        motion.add_argument(name, type=int, default=default, help="(%(default)s)")
+
+    balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
+    balancing.add_argument("manifest", type=Path)
+    balancing.add_argument("--out", type=Path, required=True, help="the manifest to write; may be the same")
+    balancing.add_argument("--power", type=float, default=1.0, help="0 as is, 1 all classes equally often")
 
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)
@@ -68,18 +74,17 @@ def run(args: argparse.Namespace) -> int:
             report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
         print(report.summary())
         return 1 if report.bad else 0
-    listing = read_listing(args)
+    if args.job == "balance":
+        balanced = balance(args.manifest, args.out, args.power)
+        print(f"wrote {balanced.path}: {len(balanced)} videos of {len(balanced.class_names)} classes")
+        return 0
+    names = read_class_names(args.classes) if args.classes else None
+    folder = args.job == "folder"
+    listing = read_folder(args.videos, names) if folder else read_table(args.table, args.root, names)
     with shown_progress("probing") as progress:
         report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=progress)
     print(report.summary())
     return 0
-
-
-def read_listing(args: argparse.Namespace) -> Listing:
-    names = read_class_names(args.classes) if args.classes else None
-    return (
-        read_folder(args.videos, names) if args.job == "folder" else read_table(args.table, args.root, names)
-    )
 
 
 if __name__ == "__main__":

@@ -313,8 +313,10 @@ def write_columns(
                 if digest.rows % ROWS_PER_BATCH:
                     raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
                 _check_labels(batch, names)
+                columns = {name: batch[name] for name in batch.schema.names}
                 if weighted:
-                    batch, total = _with_sums(batch, total)
+                    columns["weight_before"], total = _sums_before(batch, total)
+                batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
                 digest.update(batch)
                 writer.write_batch(batch)
         if weighted and not total:
@@ -357,8 +359,8 @@ def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
         )
 
 
-def _with_sums(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.RecordBatch, Fraction]:
-    """The batch with the column `weight_before`, and the sum of the weights up to its end.
+def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Fraction]:
+    """The column `weight_before` of a batch that begins at `begin`, and the sum where it ends.
 
     From batch to batch the sum is exact: rounding must not add up over millions of rows to where rows of
     equal weight would no longer come equally often.
@@ -375,8 +377,7 @@ def _with_sums(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.RecordBatch, 
     # What rounding leaves open at the end belongs to the last row with a weight, not to those of 0 after it.
     rows_with_weight = np.flatnonzero(weights)
     before[rows_with_weight[-1] + 1 if len(rows_with_weight) else 0 :] = float(end)
-    columns = [*batch.columns, pa.array(before)]
-    return pa.record_batch(columns, schema=_WEIGHTED_SCHEMA), end
+    return pa.array(before), end
 
 
 class _Fingerprint:

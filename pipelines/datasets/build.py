@@ -49,7 +49,7 @@ def build_manifest(
     """Probe every video of `listing` and write those that can be used to the manifest `out`.
 
     Files under the manifest's folder are written relative to it, so that the folder can be moved; others
-    absolutely. The manifest appears when it is complete.
+    absolutely. The manifest appears when it is complete; it has weights where the listing has some.
 
     Args:
         workers: processes to probe in; with more than one, the caller's main module must be importable.
@@ -57,24 +57,25 @@ def build_manifest(
         progress: called after each video with the number of videos probed and of all.
 
     Raises:
-        DataError: no video can be used.
+        DataError: no video can be used, or only such of weight 0.
     """
+    weights = [1.0] * len(listing.videos) if listing.weights is None else listing.weights
     bad: list[str] = []
     folder = out.absolute().parent
 
     def good_rows() -> Iterator[Row]:
         paths = [path for path, _ in listing.videos]
         with closing(probe_many(paths, workers=workers, deep=deep, progress=progress)) as results:
-            for (path, label), result in zip(listing.videos, results, strict=True):
+            for (path, label), weight, result in zip(listing.videos, weights, results, strict=True):
                 if isinstance(result, VideoDefect):
                     bad.append(f"{path}\t{result}")
                 else:
-                    yield _row(_stored_path(path, folder), label, result)
+                    yield _row(stored_path(path, folder), label, result, weight)
         if len(bad) == len(listing.videos):
             bad_list = _write_bad_list(out, bad)
             raise DataError(f"none of {len(bad)} videos can be used; {bad_list} says why")
 
-    manifest = write_manifest(out, good_rows(), listing.class_names)
+    manifest = write_manifest(out, good_rows(), listing.class_names, weighted=listing.weights is not None)
     return Report(manifest, len(bad), _write_bad_list(manifest.path, bad))
 
 
@@ -102,7 +103,7 @@ def check_manifest(
     return Report(manifest, len(bad), _write_bad_list(manifest.path, bad))
 
 
-def _row(path: str, label: int, info: VideoInfo) -> Row:
+def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:
     return Row(
         path=path,
         offset=0,
@@ -113,10 +114,12 @@ def _row(path: str, label: int, info: VideoInfo) -> Row:
         width=info.width,
         height=info.height,
         codec=info.codec,
+        weight=weight,
     )
 
 
-def _stored_path(path: Path, folder: Path) -> str:
+def stored_path(path: Path, folder: Path) -> str:
+    """How a manifest in `folder` names the file: relative where it lies below, otherwise absolute."""
     path = path.absolute()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

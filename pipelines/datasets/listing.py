@@ -17,6 +17,8 @@ class Listing:
     videos: Sequence[tuple[Path, int]]
     """Each video's file and its label, an index into the class names."""
     class_names: tuple[str, ...]
+    weights: Sequence[float] | None = None
+    """How often training draws each video, compared with the others; None is all equally often."""
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

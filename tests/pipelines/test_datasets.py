@@ -1,16 +1,24 @@
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines import DataError
+from pipelines import manifest as manifest_module
+from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest
 from pipelines.datasets.folder import read_folder
 from pipelines.datasets.listing import Listing, read_class_names
 from pipelines.datasets.table import read_table
-from pipelines.manifest import Manifest, write_manifest
+from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.motion import CLASS_NAMES
+
+ROOT = Path(__file__).parents[2]
 
 
 def files(root: Path, *names: str) -> Path:
@@ -67,6 +75,22 @@ def test_tables(tmp_path, text, names, videos):
     assert list(listing.videos) == [(tmp_path / path, label) for path, label in videos]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,weight\na.mp4,run,0.5\n\nb.mp4,jump, 3\n",
+        "\ufeffPath, Label, Weight\r\na.mp4,run,.5\r\nb.mp4,jump,3e0\r\n",
+        "path label weight\na.mp4 run 0.5\nb.mp4\tjump\t3\n",
+    ],
+)
+def test_a_header_announces_weights(tmp_path, text):
+    listing = read_table(table(tmp_path, text))
+    assert listing.class_names == ("jump", "run")
+    assert list(listing.videos) == [(tmp_path / "a.mp4", 1), (tmp_path / "b.mp4", 0)]
+    assert listing.weights == [0.5, 3]
+    assert read_table(table(tmp_path, "path,label\na.mp4,run\n")).weights is None
+
+
 def test_a_table_s_paths_start_at_the_root_it_is_given(tmp_path):
     listing = read_table(table(tmp_path, "a.mp4,0\n/b.mp4,0\n"), root=Path("/videos"))
     assert [path for path, _ in listing.videos] == [Path("/videos/a.mp4"), Path("/b.mp4")]
@@ -91,6 +115,13 @@ def test_given_class_names_take_names_and_indices(tmp_path):
         ("a.mp4,0\nb.mp4,2\n", ["run", "jump"], "line 2: label 2, but labels end at 1"),
         ("a.mp4,run\nb.mp4,jumb\n", ["run", "jump"], "line 2: class 'jumb' .* did you mean 'jump'"),
         ('a.mp4,0\n"b.mp4,1\n', None, "list.csv: cannot be read as a table"),
+        ("a.mp4,0,1\n", None, r"line 1: .*found 3 field.* weights needs the header path,label,weight"),
+        ("path,label,weight\na.mp4,0\n", None, "line 2: expected a path, a label and a weight, found 2"),
+        ("path,label,weight\na.mp4,0,1\nb.mp4,0,-1\n", None, "list.csv, line 3: weight '-1'; a weight is"),
+        ("path,label,weight\na.mp4,0,nan\n", None, "line 2: weight 'nan'; a weight is a number, 0 or more"),
+        ("path,label,weight\na.mp4,0,inf\n", None, "line 2: weight 'inf'"),
+        ("path,label,weight\na.mp4,0,often\n", None, "line 2: weight 'often'"),
+        ("path,label,weight\na.mp4,0,0\nb.mp4,0,0.0\n", None, "list.csv: all weights are 0"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path, text, names, message):
@@ -195,3 +226,82 @@ def test_check_finds_videos_inside_a_shard(videos, tmp_path):
     assert check_manifest(manifest.path, workers=1).bad == 0
     (tmp_path / "shard").write_bytes(content[: rows[2].offset])
     assert check_manifest(manifest.path, workers=1).bad_list.read_text().endswith("\tis empty (0 bytes)\n")
+
+
+def test_the_weights_of_a_table_reach_the_manifest_without_those_of_bad_videos(videos, tmp_path):
+    good = sorted(videos.rglob("*.webm"))[:3]
+    lines = [
+        f"{path},0,{weight}\n"
+        for path, weight in zip([videos / "none.mp4", *good], (9, 0.5, 0, 3), strict=True)
+    ]
+    listing = read_table(table(tmp_path, "path,label,weight\n" + "".join(lines)))
+    manifest = build_manifest(tmp_path / "m.arrow", listing, workers=1).manifest
+    assert [manifest.row(index).weight for index in range(3)] == [0.5, 0, 3]
+    assert manifest.total_weight == 3.5
+    listing = Listing([(videos / "none.mp4", 0), (good[0], 0)], ("0",), weights=[1, 0])
+    with pytest.raises(DataError, match="the weights of all 1 videos are 0"):
+        build_manifest(tmp_path / "m.arrow", listing, workers=1)
+
+
+def unbalanced(path: Path) -> Manifest:
+    """9 videos of class a, 4 of b, none of c, 1 of d."""
+    labels = [0] * 5 + [1] * 4 + [0] * 4 + [3]
+    rows = [Row(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i, label in enumerate(labels)]
+    return write_manifest(path, rows, ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize(
+    ("power", "shares"), [(0, (9, 4, 1)), (0.5, (3, 2, 1)), (1, (1, 1, 1)), (2, (1 / 9, 1 / 4, 1))]
+)
+def test_balancing_draws_classes_by_a_power_of_their_size(tmp_path, monkeypatch, power, shares):
+    monkeypatch.setattr(manifest_module, "ROWS_PER_BATCH", 4)
+    source = unbalanced(tmp_path / "m.arrow")
+    made = balance(source.path, tmp_path / "balanced.arrow", power)
+    weights = np.zeros(4)
+    for row, original in zip(map(made.row, range(14)), map(source.row, range(14)), strict=True):
+        assert row == replace(original, weight=row.weight)
+        weights[row.label] += row.weight
+    np.testing.assert_allclose(weights[[0, 1, 3]], shares)
+    assert made.total_weight == pytest.approx(sum(shares))
+    again = balance(made.path, made.path, 0)  # in place, and over weights that were there
+    assert {again.row(index).weight for index in range(14)} == {1}
+    again.verify()
+
+
+def test_a_balanced_manifest_in_another_folder_finds_the_same_videos(tmp_path):
+    source = unbalanced(tmp_path / "m.arrow")
+    below = balance(source.path, tmp_path / "videos" / "m.arrow", 1)
+    beside = balance(source.path, tmp_path / "other" / "m.arrow", 1)
+    assert below.row(0).path == "0.mp4"
+    for made in (below, beside):
+        assert [made.absolute_path(made.row(i)) for i in range(14)] == [
+            source.absolute_path(source.row(i)) for i in range(14)
+        ]
+
+
+def test_balancing_refuses_what_it_cannot_use(tmp_path):
+    source = unbalanced(tmp_path / "m.arrow")
+    for power in (-1.0, float("nan")):
+        with pytest.raises(DataError, match=r"power .*give a number from 0"):
+            balance(source.path, tmp_path / "out.arrow", power)
+    with pytest.raises(DataError, match=r"empty\.arrow lists no video"):
+        balance(write_manifest(tmp_path / "empty.arrow", [], ["a"]).path, tmp_path / "out.arrow", 1)
+
+
+def test_the_command_balances_a_manifest(tmp_path):
+    source = unbalanced(tmp_path / "m.arrow")
+    out = tmp_path / "balanced.arrow"
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "prepare.py"),
+        "balance",
+        str(source.path),
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"wrote {out}: 14 videos of 4 classes\n"
+    assert Manifest.open(out).row(13).weight == 1
+    assert Manifest.open(out).row(0).weight == pytest.approx(1 / 9)

@@ -1,0 +1,51 @@
+"""Weights from how many videos each class has, so that rare classes are drawn more often than they occur."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import DataError
+from pipelines.datasets.build import stored_path
+from pipelines.manifest import Manifest, write_columns
+
+
+def balance(source: Path, out: Path, power: float) -> Manifest:
+    """Write the manifest `source` again to `out`, each row with the weight count(its class) ** -power.
+
+    A class of n videos is then drawn in proportion to n ** (1 - power): with 0 as often as it occurs, with 1
+    all classes equally often, with 0.5 by the square root. Weights that `source` has are not looked at.
+    Memory is that of one record batch; `out` may be `source`.
+
+    Raises:
+        DataError: there is no such manifest, it is empty or damaged, or the power is negative or no number.
+    """
+    if not (math.isfinite(power) and power >= 0):
+        raise DataError(
+            f"power {power:g}: give a number from 0, classes as often as they occur, to 1, all equally often"
+        )
+    manifest = Manifest.open(source)
+    if len(manifest) == 0:
+        raise DataError(f"{manifest.path} lists no video")
+    manifest.verify()
+    counts = np.zeros(len(manifest.class_names), np.int64)
+    for batch in manifest.record_batches():
+        counts += np.bincount(np.from_dlpack(batch["label"]), minlength=len(counts))
+    weights = np.maximum(counts, 1) ** -float(power)  # a class without a video has no row to be asked for
+    return write_columns(out, _weighted(manifest, out.absolute().parent, weights), manifest.class_names)
+
+
+def _weighted(manifest: Manifest, folder: Path, weights: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The manifest's rows, for a manifest in `folder`, with the weight of their class."""
+    here = manifest.path.parent
+    for batch in manifest.record_batches():
+        paths = batch["path"]
+        if folder != here:
+            paths = pa.array([stored_path(here / path.as_py(), folder) for path in paths], pa.string())
+        columns = {name: batch[name] for name in batch.schema.names if name != "weight_before"}
+        columns |= {"path": paths, "weight": pa.array(weights[np.from_dlpack(batch["label"])])}
+        yield pa.RecordBatch.from_pydict(columns)
