@@ -290,8 +290,8 @@ def write_columns(
     """Write rows that come as Arrow columns, as `write_manifest` does, and raising what it raises.
 
     Args:
-        batches: the manifest's columns, with or without `weight`, never with `weight_before`; each batch but
-            the last of ROWS_PER_BATCH rows.
+        batches: the manifest's columns, with or without `weight`, in any order; `weight_before` is computed
+            here. Each batch but the last has ROWS_PER_BATCH rows.
     """
     path = Path(path).absolute()
     names = tuple(class_names)

@@ -1,32 +1,43 @@
 """What must be right before anything is built: manifests, model, batch, and how they fit together."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models import UniFormerV2Config, build_config
-from pipelines import DataError, rand_augment
+from pipelines import DataError
+from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.manifest import Manifest
-from pipelines.plan import TrainPlan
+from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
 from trainer.batch_split import split_batch
 from trainer.recipe import Recipe
+from trainer.sides import mirrored_classes
+
+_NAMED = 4
+"""Classes that a note names."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """train, val: the manifests. micro_batch, accumulation: how a rank works through its share of a batch."""
+    """What a run is built from.
 
-    train: Manifest
-    val: Manifest
+    micro_batch, accumulation: how a rank works through its share of a batch. notes: what is done otherwise
+    than the recipe says, and why; to be shown when the run starts.
+    """
+
+    train: Dataset
+    val: Dataset
     config: UniFormerV2Config
     plan: TrainPlan
     micro_batch: int
     accumulation: int
     train_clip: TrainClip
     view_clip: ViewClip
+    notes: tuple[str, ...]
 
 
 def prepare(recipe: Recipe, world_size: int) -> Preparation:
@@ -34,29 +45,29 @@ def prepare(recipe: Recipe, world_size: int) -> Preparation:
 
     Raises UserError, DataError or ModelError for what does not.
     """
-    train, val = (_open(path) for path in (recipe.data.train, recipe.data.val))
-    if train.class_names != val.class_names:
-        raise RunError(
-            f"{recipe.data.train} and {recipe.data.val} name different classes ({len(train.class_names)} and "
-            f"{len(val.class_names)}); make both manifests with the same class list"
-        )
+    train = Dataset([_open(part.manifest) for part in recipe.data.train_parts])
+    val = Dataset([_open(recipe.data.val)])
+    check_same_classes(train.manifests[0], val.manifests[0])
     config = model_config(recipe, len(train.class_names))
     if len(train.class_names) > config.num_classes:
         raise RunError(
-            f"{recipe.data.train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
+            f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
     micro_batch, accumulation = split_batch(batch, world_size, recipe.engine.micro_batch, repeats)
+    parts = train_parts(train.manifests, _ratios(recipe))
+    flip, notes = settle_flip(recipe, train.class_names)
     return Preparation(
         train,
         val,
         config,
-        TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle),
+        TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts),
         micro_batch,
         accumulation,
-        _train_clip(recipe, config),
+        _train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
+        notes,
     )
 
 
@@ -79,6 +90,40 @@ def model_config(recipe: Recipe, data_classes: int) -> UniFormerV2Config:
     return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
 
 
+def train_parts(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:
+    """What the training stream is mixed from; nothing where it is one permutation of all videos an epoch.
+
+    Without ratios, manifests with weights have theirs by their number of videos: each is gone through in the
+    same time.
+    """
+    if ratios is None:
+        if not any(manifest.weighted for manifest in manifests):
+            return ()
+        ratios = [len(manifest) for manifest in manifests]
+    return tuple(
+        Part(len(manifest), ratio, manifest if manifest.weighted else None)
+        for manifest, ratio in zip(manifests, ratios, strict=True)
+    )
+
+
+def settle_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+    """The chance of a flip, and a note where it is not what the recipe asks for.
+
+    Where the names of the classes tell left from right, a flipped clip would bear the label of another class.
+    """
+    augmentation = recipe.augmentation
+    mirrored = mirrored_classes(class_names)
+    if augmentation.flip == 0 or augmentation.flip_left_right or not mirrored:
+        return augmentation.flip, ()
+    named = ", ".join(mirrored[:_NAMED]) + (", ..." if len(mirrored) > _NAMED else "")
+    note = (
+        f"clips are not flipped, although augmentation.flip is {augmentation.flip:g}: {len(mirrored)} of the "
+        f"classes tell left from right ({named}), and a flipped clip would bear the wrong label. Set "
+        "augmentation.flip to 0 to agree, or augmentation.flip_left_right to true to flip all the same"
+    )
+    return 0.0, (note,)
+
+
 def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     """What may not change while a run goes on, by name: the model, the data and their order."""
     plan = prepared.plan
@@ -87,6 +132,7 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     return {
         "seed": recipe.seed,
         "data.train (fingerprint)": prepared.train.fingerprint,
+        "data.train (ratios)": _ratios(recipe),
         "optimisation.global_batch": plan.global_batch,
         "sampling.repeats": plan.repeats,
         "sampling.shuffle": plan.shuffle,
@@ -105,16 +151,20 @@ def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
     }
 
 
-def _train_clip(recipe: Recipe, config: UniFormerV2Config) -> TrainClip:
+def _ratios(recipe: Recipe) -> list[float] | None:
+    """The training manifests' ratios; None where there are none."""
+    ratios = [part.ratio for part in recipe.data.train_parts if part.ratio is not None]
+    return ratios or None
+
+
+def _train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClip:
     augmentation = recipe.augmentation
-    if augmentation.rand_augment is not None:
-        rand_augment.parse(augmentation.rand_augment)
     return TrainClip(
         frames=config.frames,
         size=config.resolution,
         crop_scale=augmentation.crop_scale,
         crop_ratio=augmentation.crop_ratio,
-        flip=augmentation.flip,
+        flip=flip,
         color_jitter=augmentation.color_jitter,
         rand_augment=augmentation.rand_augment,
     )

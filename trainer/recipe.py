@@ -5,12 +5,15 @@ nothing else. `trainer.recipe_file.load_recipe` makes one from YAML files and ov
 after each field is its description in the schema: `docs/recipes.md` is generated from it.
 """
 
+import difflib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from pipelines import DataError, rand_augment
 from trainer.recipe_yaml import dump_yaml
 
 Scalar = str | int | float | bool | None
@@ -22,7 +25,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-RandAugment = Annotated[str, Field(pattern=r"^rand-m(10|[0-9])-n[1-9][0-9]*-mstd[0-9]+(\.[0-9]+)?-inc1$")]
 
 ALTERNATIVES = (
     ("optimisation", "epochs", "steps"),
@@ -77,11 +79,23 @@ class Embedded(Section):
     """Shorter side of a rendered frame in pixels, even."""
 
 
+class TrainPart(Section):
+    """One of several training manifests."""
+
+    manifest: Path
+    """Manifest of training videos."""
+
+    ratio: AboveZero | None = None
+    """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
+    video once an epoch."""
+
+
 class Data(Section):
     """Where the clips come from and how they are read."""
 
-    train: Path
-    """Manifest of the training videos."""
+    train: Path | tuple[TrainPart, ...]
+    """Manifest of the training videos; or a list of several, each as a path or as
+    `{manifest: PATH, ratio: NUMBER}`."""
 
     val: Path
     """Manifest of the validation videos."""
@@ -103,6 +117,57 @@ class Data(Section):
 
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Who decodes: DALI, PyAV (any codec), or whichever suits the device and the codecs."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _list_of_manifests(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if not value:
+            raise ValueError("the list is empty; name at least one manifest")
+        parts = [_train_part(number, entry) for number, entry in enumerate(value, start=1)]
+        without = [number for number, part in enumerate(parts, start=1) if part.ratio is None]
+        if 0 < len(without) < len(parts):
+            raise ValueError(
+                f"entry {without[0]} has no ratio, others have one; give one to all, or to none, which shows "
+                "every video once an epoch"
+            )
+        return tuple(parts)
+
+    @model_validator(mode="after")
+    def _rendered_alone(self) -> Self:
+        if self.embedded is not None and not isinstance(self.train, Path):
+            raise ValueError("`embedded` renders a single `train` manifest: name that one, or leave it out")
+        return self
+
+    @property
+    def train_parts(self) -> tuple[TrainPart, ...]:
+        """The training manifests with their ratios, however `train` is written."""
+        return (TrainPart(manifest=self.train),) if isinstance(self.train, Path) else self.train
+
+
+def _train_part(number: int, entry: Any) -> TrainPart:
+    """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
+    found = json.dumps(entry, ensure_ascii=False)
+    if isinstance(entry, str):
+        return TrainPart(manifest=Path(entry))
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"entry {number}: found {found}; allowed: a path, or {{manifest: PATH, ratio: NUMBER}}"
+        )
+    for name in entry.keys() - TrainPart.model_fields:
+        near = difflib.get_close_matches(name, TrainPart.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(TrainPart.model_fields)}"
+        raise ValueError(f"entry {number}: {name}: no such field; {hint}")
+    if "manifest" not in entry:
+        raise ValueError(f"entry {number}: manifest: missing in {found}; allowed: a path")
+    if not isinstance(entry["manifest"], str):
+        raise ValueError(f"entry {number}: manifest: found {json.dumps(entry['manifest'])}; allowed: a path")
+    ratio = entry.get("ratio")
+    is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if ratio is not None and not (is_number and 0 < ratio < math.inf):
+        raise ValueError(f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0")
+    return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
 
 
 class Sampling(Section):
@@ -127,10 +192,14 @@ class Augmentation(Section):
     flip: Share = 0.5
     """Probability of a horizontal flip; 0 where left and right are labels."""
 
+    flip_left_right: bool = False
+    """Flip although the names of the classes tell left from right, such as `move_left` and `move_right`; by
+    default such data are not flipped, and the run says so."""
+
     color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 is none."""
 
-    rand_augment: RandAugment | None = None
+    rand_augment: Text | None = None
     """RandAugment in the form `rand-m7-n4-mstd0.5-inc1`: magnitude of 10, operations per clip, spread of the
     magnitude, operations that grow with it; null is none."""
 
@@ -145,6 +214,16 @@ class Augmentation(Section):
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError(f"the first of the two may not be larger than the second, found {list(value)}")
+        return value
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _parsed(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                rand_augment.parse(value)
+            except DataError as error:
+                raise ValueError(str(error)) from error
         return value
 
     @field_validator("crop_scale")
@@ -162,7 +241,7 @@ class Optimisation(Section):
     """Clips per optimiser step over all ranks, repeats included; the micro-batch follows from it."""
 
     epochs: AboveZero | None = None
-    """Length of the training in passes over the manifest; or give `steps`."""
+    """Length of the training in epochs, each as many draws as there are training videos; or give `steps`."""
 
     steps: Count | None = None
     """Length of the training in optimiser steps; or give `epochs`."""

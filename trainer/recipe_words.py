@@ -53,6 +53,12 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def _listed_section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of the items where a field may be a list of sections."""
+    lists = (part for part in (annotation, *get_args(annotation)) if get_origin(part) is tuple)
+    return next((section for part in lists if (section := section_of(part))), None)
+
+
 def allowed(field: FieldInfo) -> str:
     """What a field may hold, such as `an integer, at least 1, or null`."""
     return _describe(field.annotation, field.metadata)
@@ -73,6 +79,9 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
         return ", or ".join([_describe(first, metadata), *(_describe(other, []) for other in others)])
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
+    if origin is tuple and arguments[-1] is ...:
+        section = section_of(arguments[0])
+        return f"a list of {{{', '.join(section.model_fields)}}}" if section else _describe(arguments[0], [])
     if origin is tuple:
         return f"a list of {len(arguments)}, each {_describe(arguments[0], [])}"
     if section_of(annotation):
@@ -118,8 +127,9 @@ def _table(fields: list[tuple[str, FieldInfo]], prefix: str) -> str:
         meaning = field.description or (section.__doc__ if section else "") or ""
         cells = [f"`{prefix}{name}`", _table_cell(allowed(field)), _default(field), _table_cell(meaning)]
         lines.append(f"| {' | '.join(cells)} |")
-        if section:
-            lines += _table(list(section.model_fields.items()), f"{prefix}{name}.").splitlines()[2:]
+        for inner, path in ((section, f"{name}."), (_listed_section(field.annotation), f"{name}[].")):
+            if inner:
+                lines += _table(list(inner.model_fields.items()), prefix + path).splitlines()[2:]
     return "\n".join(lines) + "\n"
 
 

@@ -46,6 +46,6 @@ def _weighted(manifest: Manifest, folder: Path, weights: np.ndarray) -> Iterator
         paths = batch["path"]
         if folder != here:
             paths = pa.array([stored_path(here / path.as_py(), folder) for path in paths], pa.string())
-        columns = {name: batch[name] for name in batch.schema.names if name != "weight_before"}
+        columns = {name: batch[name] for name in batch.schema.names}
         columns |= {"path": paths, "weight": pa.array(weights[np.from_dlpack(batch["label"])])}
         yield pa.RecordBatch.from_pydict(columns)

@@ -159,8 +159,9 @@ def test_both_units_in_one_file_are_refused(tmp_path: Path) -> None:
         ),
         (
             "augmentation: {rand_augment: rand-m7}\n",
-            '8: augmentation.rand_augment: found "rand-m7"; allowed: text, ',
+            "8: augmentation.rand_augment: rand_augment 'rand-m7': only the increasing operations",
         ),
+        ("augmentation: {rand_augment: 7}\n", "8: augmentation.rand_augment: found 7; allowed: text, "),
         ("evaluation: {crops: 2}\n", "8: evaluation.crops: found 2; allowed: one of 1, 3"),
         ("  warmup_epochs: 11\n", "4: optimisation: the warm-up (11) is longer than the training (10)"),
         (
@@ -188,6 +189,71 @@ def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
         f"{top}:2: seed: found -1; allowed: an integer, at least 0, below 9223372036854775808",
         "--set run.keep_last=0: run.keep_last: found 0; allowed: an integer, at least 1",
     }
+
+
+def test_rand_augment_takes_what_the_pipeline_reads(minimal: Path) -> None:
+    for policy in ("rand-m7-n4-mstd0.5-inc1", "rand-m9-n2-inc1-p0.3"):
+        recipe = load_recipe(minimal, [f"augmentation.rand_augment={policy}"])
+        assert recipe.augmentation.rand_augment == policy
+
+
+def with_train(text: str) -> str:
+    return MINIMAL.replace("train: train.arrow", f"train: {text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a.arrow", [("a.arrow", None)]),
+        ("[a.arrow]", [("a.arrow", None)]),
+        ("[a.arrow, {manifest: b.arrow}]", [("a.arrow", None), ("b.arrow", None)]),
+        ("[{manifest: a.arrow, ratio: 3}, {ratio: 0.5, manifest: b}]", [("a.arrow", 3.0), ("b", 0.5)]),
+    ],
+)
+def test_training_manifests_with_and_without_ratios(
+    tmp_path: Path, text: str, parts: list[tuple[str, float | None]]
+) -> None:
+    recipe = load_recipe(write(tmp_path / "mixed.yaml", with_train(text)))
+    assert [(str(part.manifest), part.ratio) for part in recipe.data.train_parts] == parts
+    assert isinstance(recipe.data.train, Path) == (text == "a.arrow")
+    assert load_recipe(write(tmp_path / "resolved.yaml", recipe.to_yaml())) == recipe
+    assert isinstance(recipe.flattened()["data.train"], str)
+    alone = load_recipe(tmp_path / "mixed.yaml", ["data.train=c.arrow"])
+    assert alone.data.train == Path("c.arrow")
+    several = load_recipe(tmp_path / "mixed.yaml", ["data.train=[c.arrow, d.arrow]"])
+    assert [part.manifest.name for part in several.data.train_parts] == ["c.arrow", "d.arrow"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3", "found 3; allowed: a path, or a list of {manifest, ratio}"),
+        ("{manifest: a}", 'found {"manifest": "a"}; allowed: a path, or a list of {manifest, ratio}'),
+        ("[]", "the list is empty; name at least one manifest"),
+        ("[a, 3]", "entry 2: found 3; allowed: a path, or {manifest: PATH, ratio: NUMBER}"),
+        ("[a, {manifest: b, ratoi: 1}]", "entry 2: ratoi: no such field; did you mean ratio?"),
+        ("[{manifest: b, x: 1}]", "entry 1: x: no such field; allowed: manifest, ratio"),
+        ("[{ratio: 1}]", 'entry 1: manifest: missing in {"ratio": 1}; allowed: a path'),
+        ("[{manifest: 4}]", "entry 1: manifest: found 4; allowed: a path"),
+        ("[{manifest: a, ratio: 0}]", "entry 1: ratio: found 0; allowed: a number, above 0"),
+        ("[{manifest: a, ratio: yes}]", "entry 1: ratio: found true; allowed: a number, above 0"),
+        ("[{manifest: a, ratio: .inf}]", "entry 1: ratio: found Infinity; allowed: a number, above 0"),
+        (
+            "[{manifest: a, ratio: 1}, b]",
+            "entry 2 has no ratio, others have one; give one to all, or to none",
+        ),
+    ],
+)
+def test_a_wrong_list_of_manifests_is_refused_by_entry(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path / "wrong.yaml", with_train(text))
+    (line,) = refusal(path)
+    assert line.startswith(f"{path}:3: data.train: {expected}")
+
+
+def test_what_is_rendered_is_not_mixed(tmp_path: Path, minimal: Path) -> None:
+    text = "[a.arrow], embedded: {train_clips: 8, val_clips: 8}"
+    (line,) = refusal(write(tmp_path / "mixed.yaml", with_train(text)))
+    assert "data: `embedded` renders a single `train` manifest" in line
 
 
 def test_one_line_per_field_also_where_several_types_are_allowed(minimal: Path) -> None:

@@ -1,0 +1,138 @@
+"""How data, model and batch are fitted together before a run."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipelines import DataError
+from pipelines.manifest import Manifest, Row, write_manifest
+from trainer import RunError
+from trainer.preparation import Preparation, prepare, settled
+from trainer.recipe import Recipe
+from trainer.recipe_file import load_recipe
+
+RECIPE = """\
+name: test
+model: {preset: tiny, form: scene, frames: 4, overrides: {resolution: 32, patch_size: 16}}
+data: {train: train.arrow, val: val.arrow}
+sampling: {repeats: 2}
+optimisation: {global_batch: 16, epochs: 2, learning_rate: 1e-3}
+"""
+PLAIN = ("jump", "run")
+SIDED = ("move_left", "move_right", "jump")
+
+
+def made(
+    path: Path, count: int, classes: tuple[str, ...] = PLAIN, weights: list[float] | None = None
+) -> Manifest:
+    rows = (
+        Row(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9", 1.0 if weights is None else weights[i])
+        for i in range(count)
+    )
+    return write_manifest(path, rows, classes, weighted=weights is not None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three manifests for training, one of them with weights, and one for validation."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "train.arrow", 40)
+    made(tmp_path / "more.arrow", 20)
+    made(tmp_path / "weighted.arrow", 10, weights=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    made(tmp_path / "val.arrow", 8)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("recipe.yaml", overrides)
+
+
+def prepared(*overrides: str) -> Preparation:
+    return prepare(recipe(*overrides), world_size=2)
+
+
+def shares(made: Preparation, steps: int) -> list[float]:
+    """The share of each training manifest in the first steps."""
+    plan, bounds = made.plan, [*made.train.starts, len(made.train)]
+    samples = [plan.slot(step, place).sample for step in range(steps) for place in range(16)]
+    return [
+        sum(begin <= sample < end for sample in samples) / len(samples) for begin, end in pairwise(bounds)
+    ]
+
+
+def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
+    made = prepared()
+    assert (len(made.train), len(made.val), made.plan.parts) == (40, 8, ())
+    assert made.plan.steps_per_epoch == 5
+    assert (made.micro_batch, made.accumulation, made.notes) == (8, 1, ())
+    assert made.train.class_names == PLAIN
+    assert settled(recipe(), made)["data.train (fingerprint)"] == Manifest.open("train.arrow").fingerprint
+    assert settled(recipe(), made)["data.train (ratios)"] is None
+
+
+def test_manifests_without_ratios_are_shuffled_as_one(folder: Path) -> None:
+    made = prepared("data.train=[train.arrow, more.arrow]")
+    assert made.plan.parts == ()
+    slots = [made.plan.slot(step, place) for step in range(8) for place in range(0, 16, 2)]
+    assert sorted(slot.sample for slot in slots if slot.epoch == 0) == list(range(60))
+
+
+def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) -> None:
+    mixed = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 3}]"
+    made = prepared(mixed)
+    assert shares(made, 1) == shares(made, 50) == [0.25, 0.75]
+    assert made.plan.steps_per_epoch == 60 / 8
+    other = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 2}]"
+    one, two = settled(recipe(mixed), made), settled(recipe(other), prepared(other))
+    assert {name for name in one if one[name] != two[name]} == {"data.train (ratios)"}
+
+
+def test_weights_draw_by_weight_and_leave_manifests_their_number_of_rows(folder: Path) -> None:
+    made = prepared("data.train=weighted.arrow")
+    slots = [made.plan.slot(step, place) for step in range(90) for place in range(0, 16, 2)]
+    counts = [sum(slot.sample == sample for slot in slots) / len(slots) for sample in range(10)]
+    assert counts == pytest.approx([weight / 45 for weight in range(10)], abs=0.01)
+    assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
+    both = prepared("data.train=[train.arrow, weighted.arrow]")
+    assert shares(both, 50) == pytest.approx([0.8, 0.2], abs=0.01)
+
+
+def test_training_and_validation_must_name_the_same_classes(folder: Path) -> None:
+    made(folder / "other.arrow", 4, ("jump", "walk"))
+    difference = "name different classes: label 1 is 'run' in the first and 'walk' in the second"
+    with pytest.raises(DataError, match=difference):
+        prepared("data.val=other.arrow")
+    with pytest.raises(DataError, match=difference):
+        prepared("data.train=[train.arrow, other.arrow]")
+    with pytest.raises(RunError, match=r"has 2 classes, the model 1; set model\.num_classes to 2"):
+        prepared("model.num_classes=1")
+
+
+@pytest.mark.parametrize("field", ["data.val=empty.arrow", "data.train=[train.arrow, empty.arrow]"])
+def test_a_manifest_without_videos_is_refused(folder: Path, field: str) -> None:
+    made(folder / "empty.arrow", 0)
+    with pytest.raises(DataError, match=r"empty\.arrow lists no video"):
+        prepared(field)
+
+
+def test_a_flip_that_contradicts_the_labels_is_left_out_and_said(folder: Path) -> None:
+    made(folder / "train.arrow", 40, SIDED)
+    made(folder / "val.arrow", 8, SIDED)
+    left_out = prepared("augmentation.flip=0.5")
+    assert left_out.train_clip.flip == 0
+    (note,) = left_out.notes
+    assert note.startswith(
+        "clips are not flipped, although augmentation.flip is 0.5: 2 of the classes tell left"
+    )
+    assert "(move_left, move_right)" in note and "augmentation.flip_left_right" in note
+    agreed = prepared("augmentation.flip=0")
+    assert (agreed.train_clip.flip, agreed.notes) == (0, ())
+    forced = prepared("augmentation.flip=0.3", "augmentation.flip_left_right=true")
+    assert (forced.train_clip.flip, forced.notes) == (0.3, ())
+
+
+def test_other_classes_are_flipped(folder: Path) -> None:
+    made = prepared("augmentation.flip=0.5")
+    assert (made.train_clip.flip, made.notes) == (0.5, ())
