@@ -5,14 +5,18 @@ of its video; one draw holds for all frames of the clip.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import rand_augment
 from .frames import train_indices
+from .rand_augment import Drawn, Operation
+from .window import Box, narrow
 
 CROP_TRIES = 10
+JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)
 
 
 @dataclass(frozen=True)
@@ -35,24 +39,42 @@ class TrainClip:
 
     @property
     def operations(self) -> int:
-        """How many RandAugment operations a clip goes through."""
+        """How many RandAugment operations a clip goes through at most."""
         return rand_augment.parse(self.rand_augment).count if self.rand_augment else 0
+
+    @property
+    def numbers(self) -> int:
+        """How many arrays `ClipDraw.numbers` holds."""
+        return 1 + 3 * (self.operations > 0) + 2 * (self.color_jitter > 0)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is done to a clip, in terms of the full frame.
+
+    crop: in pixels. mirrored: left to right. operations: of RandAugment, on full frames, before the crop.
+    jitter: brightness, contrast and colour in the order they are carried out, after the crop.
+    """
+
+    crop: Box
+    mirrored: bool
+    operations: list[Drawn]
+    jitter: list[Drawn]
 
 
 @dataclass(frozen=True)
 class ClipDraw:
     """Every number that one training clip needs.
 
-    indices: (T,) frame numbers. crop: top, left, bottom, right in pixels. flip: 0 or 1. jitter: factors of
-    brightness, contrast, saturation. operations: (N,) codes of `rand_augment`; arguments: (N, 6) theirs.
+    indices: (T,) frame numbers. window: (4,) top, left, bottom, right in pixels: the part of the decoded
+    frames that the graph takes. numbers: what the graph takes beside the frames, relative to the window, as
+    `augment.train_clip` reads it: the placing of the crop, (9,) float32; with RandAugment codes (N,) int32,
+    arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes (3,) int32 and factors (3,) float32.
     """
 
     indices: NDArray[np.int32]
-    crop: NDArray[np.float32]
-    flip: int
-    jitter: NDArray[np.float32]
-    operations: NDArray[np.int32]
-    arguments: NDArray[np.float32]
+    window: NDArray[np.int32]
+    numbers: tuple[NDArray[Any], ...]
 
 
 def draw_clip(
@@ -64,15 +86,36 @@ def draw_clip(
     """
     indices = train_indices(frames, spec.frames, np.random.default_rng([seed, epoch, sample]))
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])
+    changes = draw_changes(spec, rng, height, width)
+    narrowed = narrow(changes.operations, changes.crop, height, width, spec.operations)
+    numbers: tuple[NDArray[Any], ...] = (placing(changes.crop, changes.mirrored, spec.size),)
+    if spec.operations:
+        numbers += (narrowed.codes, narrowed.arguments, narrowed.regions)
+    if spec.color_jitter:
+        codes, factors = zip(*((each.operation, each.arguments[0]) for each in changes.jitter), strict=True)
+        numbers += (np.array(codes, np.int32), np.array(factors, np.float32))
+    return ClipDraw(indices, np.array(narrowed.window, np.int32), numbers)
+
+
+def draw_changes(spec: TrainClip, rng: np.random.Generator, height: int, width: int) -> Changes:
+    """Draw what is done to a clip of `height` x `width` pixels."""
     crop = inception_crop(rng, height, width, spec.crop_scale, spec.crop_ratio)
-    flip = int(rng.random() < spec.flip)
-    jitter = rng.uniform(max(0.0, 1 - spec.color_jitter), 1 + spec.color_jitter, size=3).astype(np.float32)
+    mirrored = bool(rng.random() < spec.flip)
+    jitter = []
+    if spec.color_jitter:
+        factors = rng.uniform(max(0.0, 1 - spec.color_jitter), 1 + spec.color_jitter, size=len(JITTERED))
+        jitter = [Drawn(JITTERED[place], (factors[place],)) for place in rng.permutation(len(JITTERED))]
+    operations = []
     if spec.rand_augment:
-        policy = rand_augment.parse(spec.rand_augment)
-        operations, arguments = rand_augment.draw(policy, rng, height, width)
-    else:
-        operations, arguments = rand_augment.nothing()
-    return ClipDraw(indices, crop, flip, jitter, operations, arguments)
+        operations = rand_augment.draw(rand_augment.parse(spec.rand_augment), rng, height, width)
+    return Changes(crop, mirrored, operations, jitter)
+
+
+def placing(crop: Box, mirrored: bool, size: int) -> NDArray[np.float32]:
+    """The matrix (3 x 3, row by row) from a position in the clip to one in the crop, both from the corner."""
+    height, width = crop.size
+    across = (-width / size, 0, width) if mirrored else (width / size, 0, 0)
+    return np.array([*across, 0, height / size, 0, 0, 0, 1], np.float32)
 
 
 def inception_crop(
@@ -81,10 +124,10 @@ def inception_crop(
     width: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> NDArray[np.float32]:
-    """The random resized crop of Szegedy et al.: ten tries, then the largest centred crop of allowed ratio.
+) -> Box:
+    """The random resized crop of Szegedy et al., in whole pixels.
 
-    Returns top, left, bottom, right in whole pixels, as float32.
+    Ten tries, then the largest centred crop of allowed ratio.
     """
     log_ratio = np.log(ratio)
     for _ in range(CROP_TRIES):
@@ -100,7 +143,7 @@ def inception_crop(
         crop_width = min(width, round(height * aspect))
         crop_height = min(height, round(width / aspect))
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return np.array([top, left, top + crop_height, left + crop_width], np.float32)
+    return Box(top, left, top + crop_height, left + crop_width)
 
 
 @dataclass(frozen=True)

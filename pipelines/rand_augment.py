@@ -1,28 +1,30 @@
 """RandAugment (Cubuk et al.) as numbers: which operations a clip goes through, and their arguments.
 
-Pure NumPy. The fifteen operations are timm's "increasing" set, in which a larger magnitude always means a
-stronger change; `pipelines/augment.py` carries them out. One draw holds for all frames of a clip.
+Pure NumPy. Policies are read, and operations and magnitudes drawn, as timm does; the fifteen operations are
+its "increasing" set, in which a larger magnitude always means a stronger change. `pipelines/augment.py`
+carries them out. One draw holds for all frames of a clip.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import DataError
 
-MAX_MAGNITUDE = 10.0
-ARGUMENTS = 6  # the longest argument list is an affine matrix of 2 x 3
+MAX_MAGNITUDE = 10
+UNIFORM_ABOVE = 100  # a spread of the magnitude above this means: uniform between 0 and the magnitude
+MOST_OPERATIONS = 16  # each is a branch of the graph
 
 
 class Operation(IntEnum):
-    """What is done to a clip; NOTHING stands for an operation whose own chance did not come up.
+    """What is done to a clip; NOTHING fills the places that a clip leaves empty.
 
-    Rotation and both shears are one code: to the graph they are the same warp with another matrix. Likewise
-    both translations.
+    Rotation and both shears are one code: to the graph they are the same warp with another matrix.
     """
 
     NOTHING = 0
@@ -36,130 +38,184 @@ class Operation(IntEnum):
     CONTRAST = 8
     BRIGHTNESS = 9
     SHARPNESS = 10
-    WARP = 11
-    TRANSLATE = 12
+    SHARPNESS_AT_EDGE = 11  # the same, where what is needed reaches the edge of the frame
+    WARP = 12
+    TRANSLATE_X = 13
+    TRANSLATE_Y = 14
+
+
+class Drawn(NamedTuple):
+    """One operation on full frames.
+
+    arguments: a bit mask (posterize); a level 0..255 (solarize) or amount (solarize add); a factor, 1 for no
+    change (colour, contrast, brightness, sharpness); source position = 2 x 3 matrix times target position,
+    row by row, in pixels from the corner of the frame (warp); source minus target position in pixels
+    (translate).
+    """
+
+    operation: Operation
+    arguments: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Policy:
     """A parsed policy string.
 
-    magnitude: 0..10. count: operations drawn, with replacement. magnitude_std: standard deviation of each
-    operation's magnitude. probability: chance of each drawn operation to be carried out.
+    magnitude: 0..10 in common use. count: operations drawn, with replacement. magnitude_std: standard
+    deviation of each operation's magnitude; infinite for a uniform one. probability: chance of each drawn
+    operation to be carried out. magnitude_max: what magnitudes are clipped to.
     """
 
     magnitude: float
     count: int
     magnitude_std: float
     probability: float
+    magnitude_max: float = MAX_MAGNITUDE
+
+
+WHOLE = r"\d+"
+DECIMAL = r"\d+(?:\.\d+)?"
+PARTS = {"m": WHOLE, "n": WHOLE, "mstd": DECIMAL, "mmax": WHOLE, "inc": WHOLE, "p": DECIMAL}
 
 
 @lru_cache(maxsize=8)
 def parse(text: str) -> Policy:
-    """Read `rand-m7-n4-mstd0.5-inc1` and the like; `p` sets the chance of each operation.
+    """Read `rand-m7-n4-mstd0.5-inc1` and the like, with timm's meaning and defaults.
+
+    m: magnitude, 10 by default. n: operations, 2. mstd: spread of the magnitude, 0; above 100: uniform from 0
+    to m. mmax: largest magnitude, 10. p: chance of each operation, 0.5. inc1 must be there.
 
     Raises DataError for anything else, naming the part.
     """
     head, *parts = text.split("-")
-    values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}
     if head != "rand":
         raise DataError(f"rand_augment '{text}': must start with 'rand-', e.g. rand-m7-n4-mstd0.5-inc1")
+    values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "mmax": 0.0, "inc": 0.0, "p": 0.5}
     for part in parts:
-        match = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part)
-        if match is None:
-            raise DataError(
-                f"rand_augment '{text}': part '{part}' is not one of m<0..10>, n<count>, mstd<float>, inc1, "
-                "p<0..1>"
-            )
-        values[match[1]] = float(match[2])
-    if values["inc"] != 1.0:
+        name, value = _split(text, part)
+        values[name] = value
+    if not values["inc"]:
         raise DataError(f"rand_augment '{text}': only the increasing operations are offered; add '-inc1'")
-    for name, low, high in (("m", 0, MAX_MAGNITUDE), ("n", 1, 16), ("p", 0, 1)):
-        if not low <= values[name] <= high:
-            raise DataError(f"rand_augment '{text}': {name} must lie in {low}..{high:g}")
-    if values["n"] != int(values["n"]):
-        raise DataError(f"rand_augment '{text}': n must be a whole number")
-    return Policy(values["m"], int(values["n"]), values["mstd"], values["p"])
+    if not 1 <= values["n"] <= MOST_OPERATIONS:
+        raise DataError(f"rand_augment '{text}': n must lie in 1..{MOST_OPERATIONS}")
+    if values["p"] > 1:
+        raise DataError(f"rand_augment '{text}': p must lie in 0..1")
+    return Policy(
+        magnitude=values["m"],
+        count=int(values["n"]),
+        magnitude_std=values["mstd"] if values["mstd"] <= UNIFORM_ABOVE else float("inf"),
+        probability=values["p"],
+        magnitude_max=values["mmax"] or MAX_MAGNITUDE,
+    )
 
 
-def nothing() -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """No operation at all: arrays of shapes (0,) and (0, 6)."""
-    return np.zeros(0, np.int32), np.zeros((0, ARGUMENTS), np.float32)
+def _split(text: str, part: str) -> tuple[str, float]:
+    """Name and value of one part of a policy."""
+    match = re.fullmatch(r"([a-z]+)(.*)", part)
+    name, value = match.groups() if match else (part, "")
+    if name.startswith("t") or name == "w":
+        raise DataError(
+            f"rand_augment '{text}': part '{part}' chooses another set or weighting of operations, which is "
+            "not offered; leave it out for the fifteen increasing operations, all equally likely"
+        )
+    if name not in PARTS:
+        raise DataError(
+            f"rand_augment '{text}': part '{part}' is not one of m<0..10>, n<count>, mstd<float>, "
+            "mmax<magnitude>, inc1, p<0..1>"
+        )
+    if not re.fullmatch(PARTS[name], value):
+        kind = "whole number" if PARTS[name] == WHOLE else "number"
+        raise DataError(f"rand_augment '{text}': part '{part}' must be '{name}' and a {kind}")
+    return name, float(value)
 
 
-def draw(
-    policy: Policy, rng: np.random.Generator, height: int, width: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Draw the operations for a clip of `height` x `width` pixels.
-
-    Returns codes of shape (N,) and arguments of shape (N, 6), in the order they are carried out.
-    """
-    codes = np.zeros(policy.count, np.int32)
-    arguments = np.zeros((policy.count, ARGUMENTS), np.float32)
-    for place, choice in enumerate(rng.integers(0, len(_MAKERS), size=policy.count)):
+def draw(policy: Policy, rng: np.random.Generator, height: int, width: int) -> list[Drawn]:
+    """Draw the operations for a clip of `height` x `width` pixels: those that fire, in their order."""
+    drawn = []
+    makers = tuple(MAKERS.values())
+    for choice in rng.integers(0, len(makers), size=policy.count):
         fires = rng.random() < policy.probability
-        level = float(np.clip(rng.normal(policy.magnitude, policy.magnitude_std), 0, MAX_MAGNITUDE))
+        level = _magnitude(policy, rng) / MAX_MAGNITUDE
         sign = 1.0 if rng.random() < 0.5 else -1.0
         if fires:
-            code, values = _MAKERS[choice](level / MAX_MAGNITUDE, sign, height, width)
-            codes[place] = code
-            arguments[place, : len(values)] = values
-    return codes, arguments
+            drawn.append(makers[choice](level, sign, height, width))
+    return [each for each in drawn if each.operation != Operation.NOTHING]
 
 
-Arguments = tuple[float, ...]
+def _magnitude(policy: Policy, rng: np.random.Generator) -> float:
+    if np.isinf(policy.magnitude_std):
+        magnitude = rng.uniform(0, policy.magnitude)
+    else:
+        magnitude = rng.normal(policy.magnitude, policy.magnitude_std)
+    return float(np.clip(magnitude, 0, policy.magnitude_max))
 
 
-def _rotate(level: float, sign: float, height: int, width: int) -> tuple[Operation, Arguments]:
-    """Up to 30 degrees about the middle of the frame."""
+def _rotate(level: float, sign: float, height: int, width: int) -> Drawn:
+    """Up to 30 degrees about the middle of the frame, against the clock where positive."""
     angle = np.deg2rad(sign * level * 30)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     x, y = width / 2, height / 2
-    return Operation.WARP, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
+    return Drawn(Operation.WARP, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
 
 
-def _shear_x(level: float, sign: float, height: int, width: int) -> tuple[Operation, Arguments]:
+def _shear_x(level: float, sign: float, height: int, width: int) -> Drawn:
     """Source column = column + factor * row, up to 0.3, about the top left corner."""
-    return Operation.WARP, (1, sign * level * 0.3, 0, 0, 1, 0)
+    return Drawn(Operation.WARP, (1, sign * level * 0.3, 0, 0, 1, 0))
 
 
-def _shear_y(level: float, sign: float, height: int, width: int) -> tuple[Operation, Arguments]:
-    return Operation.WARP, (1, 0, 0, sign * level * 0.3, 1, 0)
+def _shear_y(level: float, sign: float, height: int, width: int) -> Drawn:
+    return Drawn(Operation.WARP, (1, 0, 0, sign * level * 0.3, 1, 0))
 
 
-def _translate_x(level: float, sign: float, height: int, width: int) -> tuple[Operation, Arguments]:
-    """Up to 0.45 of the width, in whole pixels: the window's left edge in the source."""
-    return Operation.TRANSLATE, (0, float(round(sign * level * 0.45 * width)))
+def _translate_x(level: float, sign: float, height: int, width: int) -> Drawn:
+    """Up to 0.45 of the width."""
+    return Drawn(Operation.TRANSLATE_X, (sign * level * 0.45 * width,))
 
 
-def _translate_y(level: float, sign: float, height: int, width: int) -> tuple[Operation, Arguments]:
-    return Operation.TRANSLATE, (float(round(sign * level * 0.45 * height)), 0)
+def _translate_y(level: float, sign: float, height: int, width: int) -> Drawn:
+    return Drawn(Operation.TRANSLATE_Y, (sign * level * 0.45 * height,))
 
 
-def _enhancement(level: float, sign: float) -> tuple[float]:
-    """Factor of colour, contrast, brightness and sharpness: 1 leaves the clip as it is."""
-    return (max(0.1, 1 + sign * level * 0.9),)
+def _posterize(level: float, sign: float, height: int, width: int) -> Drawn:
+    """Keep the 4 to 0 highest bits; no bit at all leaves black."""
+    bits = max(0, 4 - int(level * 4))
+    return Drawn(Operation.POSTERIZE, (~(2 ** (8 - bits) - 1) & 0xFF,))
 
 
-_MAKERS = (
-    lambda level, sign, height, width: (Operation.AUTO_CONTRAST, ()),
-    lambda level, sign, height, width: (Operation.EQUALIZE, ()),
-    lambda level, sign, height, width: (Operation.INVERT, ()),
-    _rotate,
-    lambda level, sign, height, width: (Operation.POSTERIZE, (_posterize_mask(4 - int(level * 4)),)),
-    lambda level, sign, height, width: (Operation.SOLARIZE, (256 - min(256, int(level * 256)),)),
-    lambda level, sign, height, width: (Operation.SOLARIZE_ADD, (min(128, int(level * 110)),)),
-    lambda level, sign, height, width: (Operation.COLOR, _enhancement(level, sign)),
-    lambda level, sign, height, width: (Operation.CONTRAST, _enhancement(level, sign)),
-    lambda level, sign, height, width: (Operation.BRIGHTNESS, _enhancement(level, sign)),
-    lambda level, sign, height, width: (Operation.SHARPNESS, _enhancement(level, sign)),
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-)
+def _solarize(level: float, sign: float, height: int, width: int) -> Drawn:
+    """Invert from a level on that sinks from 256, which no pixel reaches, to 0."""
+    threshold = 256 - min(256, int(level * 256))
+    return Drawn(Operation.SOLARIZE, (threshold,)) if threshold < 256 else Drawn(Operation.NOTHING)
 
 
-def _posterize_mask(bits: int) -> float:
-    """The bit mask that keeps the `bits` highest bits; no bit at all leaves black."""
-    return float(~(2 ** (8 - bits) - 1) & 0xFF)
+def _solarize_add(level: float, sign: float, height: int, width: int) -> Drawn:
+    return Drawn(Operation.SOLARIZE_ADD, (min(128, int(level * 110)),))
+
+
+def _enhancement(operation: Operation) -> Callable[[float, float, int, int], Drawn]:
+    """Colour, contrast, brightness and sharpness: a factor, which at 1 leaves the clip as it is."""
+
+    def make(level: float, sign: float, height: int, width: int) -> Drawn:
+        return Drawn(operation, (max(0.1, 1 + sign * level * 0.9),))
+
+    return make
+
+
+MAKERS: dict[str, Callable[[float, float, int, int], Drawn]] = {
+    "AutoContrast": lambda level, sign, height, width: Drawn(Operation.AUTO_CONTRAST),
+    "Equalize": lambda level, sign, height, width: Drawn(Operation.EQUALIZE),
+    "Invert": lambda level, sign, height, width: Drawn(Operation.INVERT),
+    "Rotate": _rotate,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": _enhancement(Operation.COLOR),
+    "ContrastIncreasing": _enhancement(Operation.CONTRAST),
+    "BrightnessIncreasing": _enhancement(Operation.BRIGHTNESS),
+    "SharpnessIncreasing": _enhancement(Operation.SHARPNESS),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateXRel": _translate_x,
+    "TranslateYRel": _translate_y,
+}
+"""The operations by timm's names: from (magnitude / 10, sign, height, width)."""

@@ -1,0 +1,157 @@
+"""Which part of a frame is needed: from the crop backwards through a clip's operations, at draw time.
+
+Most of what lies outside the random crop never reaches the model. Each operation here says which box of its
+input its output's box depends on; so the decoder hands over, and every operation works on, no more than that,
+and the pixels inside the crop are those of the full frame. Pure NumPy; boxes are in pixels of the full frame.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rand_augment import Drawn, Operation
+
+ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
+WARP_MARGIN = 3  # pixels around the outermost source positions: bicubic takes 2, rounding may move it by 1
+SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel mixes in
+TAPS = np.arange(-SHIFT_MARGIN, SHIFT_MARGIN + 1)
+CUBIC = -1.0  # the free parameter of Keys' bicubic kernel, as in PIL's transforms
+
+WHOLE_FRAME = {Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.CONTRAST}
+SHARPNESS = {Operation.SHARPNESS, Operation.SHARPNESS_AT_EDGE}
+
+
+class Box(NamedTuple):
+    """Rows top..bottom-1 and columns left..right-1."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    def grown(self, rows: int, columns: int) -> "Box":
+        return Box(self.top - rows, self.left - columns, self.bottom + rows, self.right + columns)
+
+    def moved(self, rows: int, columns: int) -> "Box":
+        return Box(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
+
+    def inside(self, height: int, width: int) -> "Box":
+        """The part inside a frame; one pixel of its edge where there is none."""
+        top, left = min(max(self.top, 0), height - 1), min(max(self.left, 0), width - 1)
+        return Box(top, left, min(max(self.bottom, top + 1), height), min(max(self.right, left + 1), width))
+
+
+class Narrowed(NamedTuple):
+    """A clip's operations on no more than what is needed.
+
+    window: the box of the decoded frame that the first operation takes. codes: (N,) of `Operation`.
+    arguments: (N, 9) and regions: (N, 4), as `localise` gives them; zeros where nothing is done.
+    """
+
+    window: Box
+    codes: NDArray[np.int32]
+    arguments: NDArray[np.float32]
+    regions: NDArray[np.int32]
+
+
+def narrow(drawn: Sequence[Drawn], crop: Box, height: int, width: int, count: int) -> Narrowed:
+    """Lay out the operations `drawn`, filled up to `count`, so that the last one gives exactly `crop`.
+
+    height, width: of the full frame.
+    """
+    boxes = [crop]
+    for each in reversed(drawn):
+        boxes.insert(0, needed(each, boxes[0], height, width))
+    codes = np.zeros(count, np.int32)
+    arguments = np.zeros((count, ARGUMENTS), np.float32)
+    regions = np.zeros((count, 4), np.int32)
+    for place, each in enumerate(drawn):
+        code, values, region = localise(each, boxes[place], boxes[place + 1], height, width)
+        codes[place], arguments[place, : len(values)], regions[place] = code, values, region
+    return Narrowed(boxes[0], codes, arguments, regions)
+
+
+def needed(drawn: Drawn, target: Box, height: int, width: int) -> Box:
+    """The box of an operation's input that the box `target` of its output depends on."""
+    operation, arguments = drawn
+    if operation in WHOLE_FRAME:
+        return Box(0, 0, height, width)
+    if operation in SHARPNESS:
+        return target.grown(1, 1).inside(height, width)
+    if operation == Operation.WARP:
+        return _source_of_warp(arguments, target).inside(height, width)
+    if operation == Operation.TRANSLATE_X:
+        return target.moved(0, _whole(arguments[0])).grown(0, SHIFT_MARGIN).inside(height, width)
+    if operation == Operation.TRANSLATE_Y:
+        return target.moved(_whole(arguments[0]), 0).grown(SHIFT_MARGIN, 0).inside(height, width)
+    return target
+
+
+def localise(
+    drawn: Drawn, source: Box, target: Box, height: int, width: int
+) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
+    """An operation as the graph takes it, which sees only the box `source` and gives the box `target`.
+
+    Returns its code, its arguments and its region: (top, left, height, width) of the target inside the
+    source, which may reach beyond it; for a warp only the height and width count. For sharpness at the
+    frame's edge: 1 where the target touches it, else 0 (top, left, bottom, right).
+    """
+    operation, arguments = drawn
+    rows, columns = target.top - source.top, target.left - source.left
+    region = (rows, columns, *target.size)
+    if operation in SHARPNESS:
+        edges = (target.top == 0, target.left == 0, target.bottom == height, target.right == width)
+        operation = Operation.SHARPNESS_AT_EDGE if any(edges) else Operation.SHARPNESS
+        return operation, arguments, tuple(int(edge) for edge in edges)
+    if operation == Operation.WARP:
+        matrix = _moved(source, back=True) @ _affine(arguments) @ _moved(target)
+        return operation, matrix.reshape(-1), region
+    if operation in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y):
+        whole = _whole(arguments[0])
+        down, right = (0, whole) if operation == Operation.TRANSLATE_X else (whole, 0)
+        return operation, _cubic(TAPS - (arguments[0] - whole)), (rows + down, columns + right, *target.size)
+    return operation, arguments, region
+
+
+def _whole(offset: float) -> int:
+    """The nearest whole number of pixels, upwards from the half: what is left is in [-0.5, 0.5).
+
+    So a pixel comes from inside the frame exactly where its shift by whole pixels does.
+    """
+    return int(np.floor(offset + 0.5))
+
+
+def _source_of_warp(matrix: Sequence[float], target: Box) -> Box:
+    """The box around the source positions of all pixels of `target`, and its margin."""
+    (top, left), (bottom, right) = (
+        (target.top + 0.5, target.left + 0.5),
+        (target.bottom - 0.5, target.right - 0.5),
+    )
+    corners = np.array([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])
+    x, y, _ = np.floor(_affine(matrix) @ corners).astype(int).tolist()
+    return Box(min(y), min(x), max(y) + 1, max(x) + 1).grown(WARP_MARGIN, WARP_MARGIN)
+
+
+def _affine(arguments: Sequence[float]) -> NDArray[np.float64]:
+    """2 x 3 numbers, row by row → 3 x 3."""
+    return np.vstack([np.reshape(arguments, (2, 3)), [0, 0, 1]])
+
+
+def _moved(box: Box, back: bool = False) -> NDArray[np.float64]:
+    """Positions in `box` → positions in the frame, or back; 3 x 3."""
+    sign = -1 if back else 1
+    return np.array([[1, 0, sign * box.left], [0, 1, sign * box.top], [0, 0, 1]], np.float64)
+
+
+def _cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Keys' kernel (1981, equation 4): what a pixel weighs at `distance` pixels from the wanted position."""
+    t = np.abs(distance)
+    near = ((CUBIC + 2) * t - (CUBIC + 3)) * t * t + 1
+    far = CUBIC * (((t - 5) * t + 8) * t - 4)
+    return np.where(t < 1, near, np.where(t < 2, far, 0.0))

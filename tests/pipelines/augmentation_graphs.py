@@ -1,0 +1,64 @@
+"""Runs the augmentation graph on given frames and numbers, without a loader."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def
+
+from pipelines.augment import operate
+from pipelines.rand_augment import Drawn
+from pipelines.window import Box, Narrowed, localise
+
+
+def run(
+    graph: Callable[..., Any], clips: Sequence[np.ndarray], *numbers: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Run `graph(frames, *numbers)` on one batch: clips of F H W 3, and per clip one array of each kind."""
+    given = [list(clips), *(list(arrays) for arrays in numbers)]
+
+    @pipeline_def(batch_size=len(clips), num_threads=1, device_id=None, enable_conditionals=True)
+    def pipeline() -> Any:
+        outputs = fn.external_source(
+            source=lambda: given, num_outputs=len(given), layout=["FHWC", *[""] * len(numbers)]
+        )
+        return graph(*outputs)
+
+    built = pipeline()
+    built.build()
+    (result,) = built.run()
+    return [np.array(result[place]) for place in range(len(clips))]
+
+
+def operated(clips: Sequence[np.ndarray], laid_out: Sequence[Narrowed]) -> list[np.ndarray]:
+    """What the operations make of the windows of full clips."""
+    windows = [
+        np.ascontiguousarray(clip[:, box.top : box.bottom, box.left : box.right])
+        for clip, box in zip(clips, (each.window for each in laid_out), strict=True)
+    ]
+    count = len(laid_out[0].codes)
+
+    def graph(frames: Any, codes: Any, arguments: Any, regions: Any) -> Any:
+        return operate(frames, codes, arguments, regions, count)
+
+    return run(
+        graph,
+        windows,
+        [each.codes for each in laid_out],
+        [each.arguments for each in laid_out],
+        [each.regions for each in laid_out],
+    )
+
+
+def on_full_frames(drawn: Sequence[Drawn], height: int, width: int, count: int) -> Narrowed:
+    """The same operations with nothing left out: each takes and gives the full frame."""
+    full = Box(0, 0, height, width)
+    codes, arguments, regions = (
+        np.zeros(count, np.int32),
+        np.zeros((count, 9), np.float32),
+        np.zeros((count, 4), np.int32),
+    )
+    for place, each in enumerate(drawn):
+        code, values, region = localise(each, full, full, height, width)
+        codes[place], arguments[place, : len(values)], regions[place] = code, values, region
+    return Narrowed(full, codes, arguments, regions)
