@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
-import av
-
 from pipelines import VideoDefect
-from pipelines.container import frame_index, open_video
+from pipelines.container import VideoIndex, decoder_of, open_video, read_index, stored_packets
 from pipelines.parallel import ordered_map
 
 
@@ -19,7 +18,8 @@ class VideoInfo:
     """What a video is like."""
 
     frames: int
-    """Counted packets; what the container's header says can be zero, or more than there is."""
+    """Counted packets that show a frame (`container.VideoIndex` says which do); what the container's header
+    says can be zero, or more than there is."""
     fps: float
     """Average frames per second; 0 where the file does not say."""
     width: int
@@ -41,20 +41,19 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
         VideoDefect: the video cannot be used; the reason follows the file's name in a sentence.
     """
     with open_video(source) as (container, stream):
-        times, _ = frame_index(container, stream)
+        index = read_index(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         info = VideoInfo(
-            frames=len(times),
+            frames=len(index.shown),
             fps=float(rate) if rate else 0.0,
             width=stream.width,
             height=stream.height,
             codec=stream.codec_context.codec.canonical_name,
         )
-        if deep:
-            container.seek(min(times), stream=stream)
-            _decode_all(container, stream, info.frames)
     if not (info.width and info.height):
         raise VideoDefect("has frames of no size")
+    if deep:
+        _decode_all(source, index)
     return info
 
 
@@ -84,16 +83,17 @@ def _probe_or_defect(path: Path, *, deep: bool) -> VideoInfo | VideoDefect:
         return defect
 
 
-def _decode_all(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, frames: int
-) -> None:
-    # FFmpeg hides damage by default: it repeats what it has. A check wants to hear of it.
-    stream.codec_context.options = {"err_detect": "explode"}
-    stream.thread_type = "NONE"
-    decoded = 0
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise VideoDefect(f"is damaged in frame {decoded} of {frames}")
-        decoded += 1
+def _decode_all(source: Path | bytes, index: VideoIndex) -> None:
+    frames, decoded = len(index.shown), 0
+    with open_video(source) as (container, stream):
+        codec = decoder_of(stream)
+        packets = islice(stored_packets(container, stream), index.keyframes[0], None)
+        for packet in chain(packets, [None]):
+            for frame in codec.decode(packet):
+                if index.start is not None and frame.pts is not None and frame.pts < index.start:
+                    continue
+                if frame.is_corrupt:
+                    raise VideoDefect(f"is damaged in frame {decoded} of {frames}")
+                decoded += 1
     if decoded != frames:
         raise VideoDefect(f"decodes to {decoded} of {frames} frames")

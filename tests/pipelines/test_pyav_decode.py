@@ -6,77 +6,149 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect
+from pipelines import VideoDefect, pyav_decode
+from pipelines.container import open_video, read_index
+from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
+from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 
-CODECS = {
-    "h264 with B-frames": ("libx264", "mp4", {"bf": "3", "g": "12"}, "yuv420p"),
-    "h264 of one group": ("libx264", "mp4", {"bf": "2", "g": "250"}, "yuv420p"),
-    "h264 with open groups": (
-        "libx264",
-        "mkv",
-        {"bf": "2", "g": "10", "x264-params": "open-gop=1"},
-        "yuv420p",
-    ),
-    "hevc": ("libx265", "mp4", {"g": "12", "x265-params": "log-level=error"}, "yuv420p"),
-    "vp9 with hidden frames": (
-        "libvpx-vp9",
-        "webm",
-        {"auto-alt-ref": "1", "lag-in-frames": "12", "cpu-used": "8", "g": "15"},
-        "yuv420p",
-    ),
-    "mjpeg": ("mjpeg", "avi", {}, "yuvj420p"),
-    "mpeg4": ("mpeg4", "mp4", {"g": "9"}, "yuv420p"),
-    "mpeg4 with B-frames in avi": ("mpeg4", "avi", {"bf": "2", "g": "9"}, "yuv420p"),
-    "mpeg2 program stream": ("mpeg2video", "mpg", {"bf": "2", "g": "12"}, "yuv420p"),
-    "av1": ("libsvtav1", "mp4", {"preset": "12", "g": "16"}, "yuv420p"),
-}
-FRAMES = 40
+TRIMMED = 7  # frames that the edit list of a fixture leaves out
+B_FRAMES = KINDS["h264 with B-frames"]
 
 
-def encode(path: Path, codec: str, options: dict[str, str], pixels: str) -> None:
-    rng = np.random.default_rng(0)
-    background = rng.integers(0, 200, (80, 112, 3)).astype(np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 112, 80, pixels
-        for index in range(FRAMES):
-            frame = np.roll(background, 3 * index, axis=1)
-            frame[20:60, 20:60] = 6 * index
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
-def decode_all(path: Path) -> np.ndarray:
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames)
-
-
-@pytest.fixture(scope="module", params=CODECS, ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(scope="module", params=KINDS, ids=lambda name: name.replace(" ", "-"))
 def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    codec, container, options, pixels = CODECS[request.param]
-    path = tmp_path_factory.mktemp("videos") / f"clip.{container}"
-    encode(path, codec, options, pixels)
-    return path
+    return make_video(tmp_path_factory.mktemp("videos"), KINDS[request.param])
+
+
+def test_frames_equal_a_full_decode(video: Path) -> None:
+    expected = decode_all(video)
+    last = len(expected) - 1
+    groups = [
+        [0],
+        [last],
+        [0, 5, 10, 15, 20, last],
+        [11, 12, 13],
+        [last - 1, 2, 2, 20, 0],
+        *([index] for index in range(1, last, 4)),
+    ]
+    for indices in groups:
+        for source in (video, video.read_bytes()):
+            decoded = decode_frames(source, np.array(indices))
+            np.testing.assert_array_equal(decoded, expected[indices], err_msg=str(indices))
+
+
+def test_a_probe_counts_the_frames_that_are_shown(video: Path) -> None:
+    expected = decode_all(video)
+    info = probe_video(video, deep=True)
+    assert (info.frames, info.height, info.width) == expected.shape[:3]
+
+
+def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
+    def index_of(name: str) -> tuple[list[int | None], list[int], list[int], bool]:
+        with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
+            index = read_index(container, stream)
+        return index.times, index.keyframes, index.shown, index.ordered
+
+    times, _, shown, ordered = index_of("h264 with B-frames")
+    assert times != sorted(times) and ordered and len(shown) == len(times) == 40
+    times, keyframes, _, _ = index_of("h264 with open groups")
+    assert any(times[later] < times[key] for key in keyframes for later in range(key, len(times)))
+    times, _, shown, _ = index_of("h264 trimmed by an edit list")
+    assert (len(times), len(shown)) == (40, 40 - TRIMMED)
+    assert not index_of("h264 in avi")[3]  # its packets tell no times
+    assert not index_of("mpeg4 with packed B-frames")[3]
+    assert index_of("h264 from inside a group")[1][0] > 0
+
+
+def test_an_edit_list_moves_the_first_frame(tmp_path: Path) -> None:
+    whole = decode_all(make_video(tmp_path, B_FRAMES))
+    trimmed = make_video(tmp_path, KINDS["h264 trimmed by an edit list"])
+    np.testing.assert_array_equal(decode_frames(trimmed, np.array([0, 9])), whole[[TRIMMED, TRIMMED + 9]])
+
+
+def test_a_window_is_cut_from_the_frames(video: Path) -> None:
+    expected = decode_all(video)[[3, 20, 3], 7:70, 11:101]
+    decoded = decode_frames(video, np.array([3, 20, 3]), (7, 11, 70, 101))
+    np.testing.assert_array_equal(decoded, expected)
+    with pytest.raises(ValueError, match="does not lie in frames"):
+        decode_frames(video, np.array([3]), (0, 0, 500, 10))
+
+
+def test_large_videos_are_demuxed_again_instead_of_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = make_video(tmp_path, B_FRAMES)
+    indices = np.array([30, 5, 18])
+    expected = decode_frames(video, indices)
+    monkeypatch.setattr(pyav_decode, "KEPT_BYTES", 2000)
+    np.testing.assert_array_equal(decode_frames(video, indices), expected)
+    np.testing.assert_array_equal(decode_frames(video.read_bytes(), indices), expected)
+
+
+def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
+    # Damage in one group of pictures is not seen by who wants another: it was not decoded.
+    video = make_video(tmp_path, B_FRAMES)
+    expected = decode_all(video)
+    damage(video, packet=12)
+    np.testing.assert_array_equal(decode_frames(video, np.array([5, 30])), expected[[5, 30]])
+    with pytest.raises(VideoDefect, match=r"is damaged at or before frame 1\d of 40"):
+        decode_frames(video, np.array([5, 20]))
+
+
+def damage(video: Path, *, packet: int) -> None:
+    """Overwrite most of one packet, which leaves the container as it was."""
+    with av.open(str(video)) as container:
+        found = [found for found in container.demux(video=0) if found.size][packet]
+        start, size = found.pos, found.size
+    content = bytearray(video.read_bytes())
+    content[start + size // 4 : start + size] = np.random.default_rng(1).bytes(size - size // 4)
+    video.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["h264", "av1", "mpeg4", "mpeg2 program stream", "mjpeg"])
+def test_damage_is_never_shown_where_the_codec_notices(tmp_path: Path, name: str) -> None:
+    video = make_video(tmp_path, KINDS[name])
+    damage(video, packet=0)
+    with pytest.raises(VideoDefect, match=r"damaged"):
+        decode_frames(video, np.array([0, 2]))
 
 
 @pytest.mark.parametrize(
-    "indices",
-    [[0], [39], [0, 5, 10, 15, 20, 25, 30, 35], [11, 12, 13], [38, 2, 2, 20, 0]],
-    ids=["first", "last", "sparse", "neighbours", "any-order-with-repeats"],
+    ("name", "reason"),
+    [
+        ("h264", "is not a video, or is damaged"),  # its index stands at the end
+        ("vp9", r"holds 1\d frames, frame 39 was asked for"),
+        ("mpeg2 program stream", r"holds 1\d frames, frame 39 was asked for"),
+    ],
 )
-def test_frames_equal_a_full_decode(video: Path, indices: list[int]) -> None:
-    expected = decode_all(video)
-    assert len(expected) == FRAMES
-    np.testing.assert_array_equal(decode_frames(video, np.array(indices)), expected[indices])
-    np.testing.assert_array_equal(decode_frames(video.read_bytes(), np.array(indices)), expected[indices])
+def test_files_cut_short_say_so(tmp_path: Path, name: str, reason: str) -> None:
+    video = make_video(tmp_path, KINDS[name])
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    with pytest.raises(VideoDefect, match=reason):
+        decode_frames(video, np.array([1, 39]))
+
+
+def test_frames_of_another_size_are_noticed_before_a_window_is_cut(tmp_path: Path) -> None:
+    video = make_video(tmp_path, B_FRAMES)
+    decode_frames(video, np.array([1]), size=(80, 112))
+    reason = "has frames of 112x80, the manifest says 640x480; the file changed since: make the manifest anew"
+    with pytest.raises(VideoDefect, match=reason):
+        decode_frames(video, np.array([1]), (0, 0, 400, 400), size=(480, 640))
+
+
+def test_frames_that_change_their_size_are_noticed(tmp_path: Path) -> None:
+    small = make_video(tmp_path, Kind("libx264", "ts", {"bf": "0", "g": "5"}, size=(80, 112), frames=10))
+    content = small.read_bytes()
+    large = make_video(tmp_path, Kind("libx264", "ts", {"bf": "0", "g": "5"}, size=(96, 128), frames=10))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(content + large.read_bytes())
+    with pytest.raises(VideoDefect, match="from frames of 112x80 to 128x96 at or before frame 1"):
+        decode_frames(joined, np.array([2, 15]))
 
 
 def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    codec, _, options, pixels = CODECS["h264 with B-frames"]
-    encode(path, codec, options, pixels)
+    path = make_video(tmp_path, B_FRAMES)
     with pytest.raises(VideoDefect, match="holds 40 frames, frame 40 was asked for"):
         decode_frames(path, np.array([40]))
     empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
@@ -88,3 +160,8 @@ def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
         decode_frames(text, np.array([0]))
     with pytest.raises(VideoDefect, match="cannot be read: No such file"):
         decode_frames(tmp_path / "gone.mp4", np.array([0]))
+
+
+def test_the_moving_picture_tells_its_frames_apart() -> None:
+    pictures = moving_picture(40, 80, 112).astype(int)
+    assert np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2, 3)).min() > 5
