@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines import DataError
-from pipelines.datasets.build import stored_path
 from pipelines.manifest import Manifest, write_columns
 
 
@@ -43,9 +43,16 @@ def _weighted(manifest: Manifest, folder: Path, weights: np.ndarray) -> Iterator
     """The manifest's rows, for a manifest in `folder`, with the weight of their class."""
     here = manifest.path.parent
     for batch in manifest.record_batches():
-        paths = batch["path"]
-        if folder != here:
-            paths = pa.array([stored_path(here / path.as_py(), folder) for path in paths], pa.string())
+        paths = batch["path"] if folder == here else _moved(batch["path"], here, folder)
         columns = {name: batch[name] for name in batch.schema.names}
         columns |= {"path": paths, "weight": pa.array(weights[np.from_dlpack(batch["label"])])}
         yield pa.RecordBatch.from_pydict(columns)
+
+
+def _moved(paths: pa.Array, here: Path, folder: Path) -> pa.Array:
+    """Paths of a manifest in `here` for one in `folder`: relative where below it, otherwise absolute."""
+    begins = [str(place).rstrip("/") + "/" for place in (here, folder)]
+    joined = pc.binary_join_element_wise(begins[0], paths, "")
+    absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
+    below = pc.utf8_slice_codeunits(absolute, len(begins[1]))
+    return pc.if_else(pc.starts_with(absolute, begins[1]), below, absolute)

@@ -269,11 +269,18 @@ def test_balancing_draws_classes_by_a_power_of_their_size(tmp_path, monkeypatch,
 
 
 def test_a_balanced_manifest_in_another_folder_finds_the_same_videos(tmp_path):
-    source = unbalanced(tmp_path / "m.arrow")
-    below = balance(source.path, tmp_path / "videos" / "m.arrow", 1)
+    inside = unbalanced(tmp_path / "überall" / "m.arrow")
+    rows = [
+        replace(row, path=f"/far/{row.path}") if i % 3 else row
+        for i, row in enumerate(map(inside.row, range(14)))
+    ]
+    source = write_manifest(inside.path, rows, inside.class_names)
+    above = balance(source.path, tmp_path / "m.arrow", 1)
+    below = balance(source.path, source.path.parent / "videos" / "m.arrow", 1)
     beside = balance(source.path, tmp_path / "other" / "m.arrow", 1)
-    assert below.row(0).path == "0.mp4"
-    for made in (below, beside):
+    assert [made.row(0).path for made in (above, below)] == ["überall/videos/0.mp4", "0.mp4"]
+    assert beside.row(0).path == str(tmp_path / "überall/videos/0.mp4")
+    for made in (above, below, beside):
         assert [made.absolute_path(made.row(i)) for i in range(14)] == [
             source.absolute_path(source.row(i)) for i in range(14)
         ]
