@@ -1,6 +1,7 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
 # make test         set up, lint, check types, run the tests
 # make soak         the slow checks
+# make bench        set up, install what to compare with, measure how fast clips are made
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # The tests' processes share the machine: one thread each keeps them from fighting over its cores.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 CUDA_DEVICE_MAX_CONNECTIONS=1
 
-.PHONY: install quickstart test soak lock clean
+.PHONY: install quickstart test soak bench lock clean
 
 install: $(VENV)/installed
 
@@ -32,6 +33,11 @@ test: install
 
 soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak
+
+# --no-deps: what the rest of the environment was tested with stays as it is, and what these packages need is in it.
+bench: install
+	$(BIN)/pip install --quiet --no-deps "decord2>=3.0" "torchcodec>=0.17" "scikit-video>=1.1.11"
+	$(BIN)/python launch/bench.py pipeline
 
 # Rewrites requirements.lock for every platform and Python from 3.11 on; torch is held at the version that was
 # measured, everything else moves to the newest that fits.

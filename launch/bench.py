@@ -1,0 +1,99 @@
+"""Measure how fast training clips are made, by this project's loader and by PyTorch DataLoaders.
+
+    python launch/bench.py pipeline
+    python launch/bench.py pipeline --frames 16 --gop 12 --rand-augment none --seconds 30
+    python launch/bench.py pipeline --videos data/train.arrow --out runs/bench-own
+
+Exit codes: 0 done, 2 nothing was measured and the message says why, 130 interrupted (what was measured until
+then is shown and written).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines import DataError
+from pipelines.bench.contender import OURS
+from pipelines.bench.footage import make_footage
+from pipelines.bench.measure import Measurement, choose_cores, estimate, measure_all
+from pipelines.bench.plot import draw_rates
+from pipelines.bench.report import summarise, terminal_table, write_report
+from pipelines.bench.workload import combine
+from trainer.progress import shown_progress
+
+CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+    job = jobs.add_parser("pipeline", help="from video files to batches of clips, on the CPU")
+    job.add_argument("--frames", type=int, action="append", help="of a clip; repeatable (8, 16)")
+    videos = job.add_mutually_exclusive_group()
+    videos.add_argument("--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12)")
+    videos.add_argument("--videos", type=Path, metavar="MANIFEST", help="your own instead of the footage")
+    job.add_argument(
+        "--rand-augment",
+        action="append",
+        metavar="POLICY",
+        help="or none; repeatable (rand-m7-n4-mstd0.5-inc1)",
+    )
+    job.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)s)")
+    job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
+    job.add_argument("--cores", type=int, help="that a contender may use (all)")
+    job.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder for all files (%(default)s)"
+    )
+    args = parser.parse_args()
+    if args.seconds <= 0 or min(args.repeats, *(args.frames or [1]), *(args.gop or [1])) < 1:
+        job.error("--seconds must be above 0, --repeats, --frames and --gop at least 1")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    cores = choose_cores(args.cores)
+    manifests = {args.videos.stem: args.videos} if args.videos else footage(args)
+    policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
+    workloads = combine(manifests, args.frames or [8, 16], policies)
+    planned = len(CONTENDERS) * len(workloads) * args.repeats
+    print(f"{planned} measurements, about {estimate(planned, args.seconds) / 60:.0f} minutes")
+    measurements: list[Measurement] = []
+    code = 0
+    try:
+        with shown_progress("measuring") as progress:
+            every = measure_all(CONTENDERS, workloads, args.repeats, args.seconds, cores, progress)
+            for measurement in every:
+                measurements.append(measurement)
+    except KeyboardInterrupt:
+        if not measurements:
+            raise
+        code = 130
+    summaries = summarise(measurements)
+    Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(summaries))
+    write_report(args.out, measurements, len(cores), args.seconds)
+    draw_rates(args.out / "clips_per_second.png", summaries)
+    print(f"wrote results.json, results.csv, results.md and clips_per_second.png to {args.out}")
+    return code
+
+
+def footage(args: argparse.Namespace) -> dict[str, Path]:
+    manifests = {}
+    for gop in args.gop or (250, 12):
+        with shown_progress(f"footage with a keyframe every {gop} frames") as progress:
+            manifests[f"GOP {gop}"] = make_footage(args.out / "footage", gop, progress=progress)
+    return manifests
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(parse()))
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was measured", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,129 @@
+"""One contender, measured in a process of its own: `python -m pipelines.bench.contender TASK`.
+
+TASK and what is printed, the last line of stdout, are JSON. DALI's worker processes import this file again:
+what is heavy is imported inside functions.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines import DataError
+from pipelines.bench.usage import usage
+from pipelines.bench.workload import Workload
+
+OURS = "this loader"
+AHEAD = 4  # batches per core that nobody makes ahead: after so many, none of those begun at first is left
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure.
+
+    contender: OURS or a rival's name. cores: to run on, by their numbers, with a worker process for each.
+    warm_up, seconds: to wait before, and to measure.
+    """
+
+    contender: str
+    workload: Workload
+    cores: tuple[int, ...]
+    warm_up: float
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        fields = json.loads(text)
+        fields |= {"workload": Workload(**fields["workload"]), "cores": tuple(fields["cores"])}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured: clips made in so many seconds.
+
+    stages: CPU seconds that went into them, by name; together all that the contender used. "hand over" is
+    what worker processes do beside decoding: reading files and draws, and copying frames to the main process.
+    problem: why nothing was measured, in words; empty if all went well.
+    """
+
+    clips: int = 0
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Clips per second."""
+        return self.clips / self.seconds
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of everything."""
+        return sum(self.stages.values())
+
+    def per_clip(self) -> dict[str, float]:
+        """CPU milliseconds a clip of each stage."""
+        return {name: 1000 * seconds / self.clips for name, seconds in self.stages.items()}
+
+
+def measure(task: Task) -> Outcome:
+    """Open the contender's loader on the task's cores, warm it up, and count what it makes.
+
+    Raises DataError for a manifest or videos that cannot be used, NotInstalled for a missing library.
+    """
+    os.sched_setaffinity(0, task.cores)  # first: threads keep to the cores of the one that starts them
+    batches, decoded = _open(task)
+    warm = time.monotonic() + task.warm_up
+    for count, _ in enumerate(batches, start=1):
+        if count >= AHEAD * len(task.cores) and time.monotonic() >= warm:
+            break
+    begin, used_before, decoded_before = time.monotonic(), usage(), decoded()
+    clips = 0
+    for batch in batches:
+        clips += len(batch)
+        seconds = time.monotonic() - begin
+        if seconds >= task.seconds:
+            break
+    used, decoding = usage() - used_before, decoded() - decoded_before
+    if task.contender == OURS:
+        hand_over = used.workers - decoding
+        stages = {"decode": decoding, "hand over": hand_over, "augment": used.threads, "rest": used.rest}
+    else:
+        stages = {"workers": used.workers, "rest": used.rest}
+    return Outcome(clips, seconds, stages)
+
+
+def _open(task: Task) -> tuple[Iterator[Any], Callable[[], float]]:
+    """Batches of clips, (B, 3, T, size, size), without end; CPU seconds of decoding so far, where known."""
+    if task.contender == OURS:
+        from pipelines.bench.ours import good_clips, open_loader
+
+        loader = open_loader(task.workload, len(task.cores))
+        return good_clips(loader, task.workload), lambda: loader.costs.decode
+    from pipelines.bench.rivals import open_rival
+
+    batches = open_rival(task.contender, task.workload, len(task.cores))
+    return (clips for clips, _ in batches), lambda: 0.0
+
+
+def main() -> None:
+    from pipelines.bench.rivals import NotInstalled
+
+    try:
+        outcome = measure(Task.from_json(sys.argv[1]))
+    except (DataError, NotInstalled) as error:
+        outcome = Outcome(problem=str(error))
+    print(json.dumps(asdict(outcome)), flush=True)
+    # Whoever started this ends the loader's processes; waiting for the clips they are at would take time.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

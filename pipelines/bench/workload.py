@@ -1,0 +1,56 @@
+"""What every contender is asked to do: the same clips, of the same files, cut and changed in the same way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.manifest import Manifest
+from pipelines.rand_augment import parse
+
+NO_POLICY = "none"
+CROP_SCALE = (0.08, 1.0)  # least and most share of the frame's area
+CROP_RATIO = (3 / 4, 4 / 3)  # least and most width / height
+FLIP = 0.5  # chance of a mirrored clip
+MEAN, STD = 0.45, 0.225  # of every channel, for values in 0..1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Training clips of one manifest.
+
+    manifest: its path. name: of its videos, for tables. frames: T, sampled sparsely over the whole video.
+    rand_augment: None, or a policy such as `rand-m7-n4-mstd0.5-inc1`, on full-size frames. size: of the clips
+    in pixels. batch: clips. seed: of this project's plan and of the rivals' order.
+    """
+
+    manifest: str
+    name: str
+    frames: int
+    rand_augment: str | None = None
+    size: int = 224
+    batch: int = 8
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.frames} frames, {self.rand_augment or 'no RandAugment'}"
+
+
+def combine(manifests: Mapping[str, Path], frames: Sequence[int], policies: Sequence[str]) -> list[Workload]:
+    """Every manifest, given with its name in tables, at every frame count with every RandAugment policy.
+
+    Raises:
+        DataError: a manifest cannot be read or is empty, or a policy is none.
+    """
+    for policy in policies:
+        if policy != NO_POLICY:
+            parse(policy)
+    for path in manifests.values():
+        if len(Manifest.open(path)) == 0:
+            raise DataError(f"{path} lists no video, so there is nothing to measure")
+    return [
+        Workload(str(path.absolute()), name, count, None if policy == NO_POLICY else policy)
+        for policy in policies
+        for count in frames
+        for name, path in manifests.items()
+    ]
