@@ -1,5 +1,6 @@
 """How data, model and batch are fitted together before a run."""
 
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -95,6 +96,9 @@ def test_weights_draw_by_weight_and_leave_manifests_their_number_of_rows(folder:
     counts = [sum(slot.sample == sample for slot in slots) / len(slots) for sample in range(10)]
     assert counts == pytest.approx([weight / 45 for weight in range(10)], abs=0.01)
     assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
+    again = pickle.loads(pickle.dumps(made.plan))  # as it travels to the processes that read
+    assert again.slot(80, 3) == made.plan.slot(80, 3)
+    assert len(pickle.dumps(made.plan)) < 1000
     both = prepared("data.train=[train.arrow, weighted.arrow]")
     assert shares(both, 50) == pytest.approx([0.8, 0.2], abs=0.01)
 
