@@ -77,7 +77,7 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
         for repeat in (0, 1)
     ]
     np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
-    assert not np.array_equal(draws[0].crop, draws[1].crop)
+    assert not np.array_equal(draws[0].numbers[0], draws[1].numbers[0])
 
 
 def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
