@@ -1,31 +1,51 @@
-"""Where videos are decoded: `dali` inside the graph, `pyav` in the source's worker processes.
+"""Where videos are decoded: `dali` in the graph, `pyav` in the source's worker processes, `hybrid` in both.
 
 `dali` on a GPU is NVDEC. On a CPU the graph's decoder takes VP8, VP9 and MJPEG only, which is enough to run
-the same branch anywhere; `auto` therefore means `dali` on a GPU and `pyav` on a CPU.
+the same branch anywhere. `auto` means `pyav` on a CPU; on a GPU, `hybrid`: NVDEC, and PyAV for what that
+refuses.
+
+Both give the same frames. Their pixels differ where colours change sharply in videos of 4:2:0: DALI
+interpolates the colour of neighbours, PyAV repeats it, 3 to 5 levels on average in pictures of nothing but
+edges.
 """
 
 from typing import Any
 
-from nvidia.dali import fn
+from nvidia.dali import fn, math, types
 
+from .color import UNCHANGED
 from .encoded import CPU_CODECS, GPU_CODECS
 
-DECODERS = ("auto", "dali", "pyav")
+DECODERS = ("auto", "dali", "pyav", "hybrid")
 
 
 def choose_decoder(name: str, *, gpu: bool) -> tuple[str, frozenset[str]]:
-    """Resolve `auto`; returns `dali` or `pyav`, and the codecs it takes (none listed for pyav: all)."""
+    """Resolve `auto`; returns who decodes, and the codecs that the graph takes (none with pyav alone)."""
     if name == "auto":
-        name = "dali" if gpu else "pyav"
+        name = "hybrid" if gpu else "pyav"
     if name == "pyav":
         return name, frozenset()
     return name, GPU_CODECS if gpu else CPU_CODECS
 
 
-def decode_in_graph(encoded: Any, indices: Any, *, gpu: bool) -> Any:
+def decode_in_graph(encoded: Any, indices: Any, color: Any, *, gpu: bool) -> Any:
     """Graph node: encoded bytes and frame numbers → uint8 frames, layout FHWC, on the pipeline's device.
 
-    Frames out of range would be padded black in silence by default; here they are an error, and the source
-    has seen to it that there are none.
+    color: (3, 4) per sample, as `check_encoded` gives it. Frames out of range would be padded black in
+    silence by default; here they are an error, and the source has seen to it that there are none.
     """
-    return fn.decoders.video(encoded, frames=indices, pad_mode="none", device="mixed" if gpu else "cpu")
+    frames = fn.decoders.video(encoded, frames=indices, pad_mode="none", device="mixed" if gpu else "cpu")
+    return correct_color(frames, color)
+
+
+def correct_color(frames: Any, color: Any) -> Any:
+    """Graph node: frames with `color`, (3, 4) per sample, applied to each pixel; samples whose matrix changes
+    nothing are passed on as they are. Takes a pipeline with conditionals enabled.
+    """
+    unchanged = types.Constant(UNCHANGED, device="cpu")
+    if fn.reductions.max(math.abs(color - unchanged)) > 0.0:
+        transformed = fn.coord_transform(frames, MT=color, dtype=types.UINT8)
+        corrected = fn.reshape(transformed, layout="FHWC")
+    else:
+        corrected = frames
+    return corrected

@@ -1,0 +1,49 @@
+"""What colour a video's numbers mean: RGB matrices for decoders that do not look at the tag.
+
+DALI turns every video into RGB by BT.601, on the CPU and with NVDEC, whatever matrix its tag names; it does
+heed the tagged range. Both conversions are linear, so a matrix mends it afterwards, except where BT.601 had
+left the range of 0 to 255. PyAV (FFmpeg) heeds both. A video without a tag is BT.601 of limited range to all
+of them, also in HD: guessing by size would make the same clip, scaled, change its colours.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). Numbers
+# that are not listed mean BT.601, or are unknown and treated as FFmpeg treats them: as BT.601.
+BT601 = (0.299, 0.114)
+LUMA_SHARES = {
+    1: (0.2126, 0.0722),  # BT.709
+    4: (0.30, 0.11),  # FCC
+    7: (0.212, 0.087),  # SMPTE 240M
+    9: (0.2627, 0.0593),  # BT.2020
+    10: (0.2627, 0.0593),
+}
+
+UNCHANGED = np.eye(3, 4, dtype=np.float32)
+
+
+def color_correction(colorspace: int) -> NDArray[np.float32]:
+    """(3, 4): matrix and offset that turn RGB made by BT.601 into RGB by the tag, in levels of 0 to 255."""
+    if colorspace not in LUMA_SHARES:
+        return UNCHANGED.copy()
+    tagged = rgb_from_ycc(*LUMA_SHARES[colorspace])
+    corrected = UNCHANGED.copy()
+    corrected[:, :3] = tagged @ np.linalg.inv(rgb_from_ycc(*BT601))
+    return corrected
+
+
+def rgb_from_ycc(red: float, blue: float) -> NDArray[np.float64]:
+    """(3, 3): R, G, B from luma and the colour differences Cb and Cr, both of -0.5 to 0.5 for luma of 0 to 1.
+
+    red, blue: their shares in luma; green has the rest.
+    """
+    green = 1 - red - blue
+    from_blue, from_red = 2 * (1 - blue), 2 * (1 - red)
+    return np.array(
+        [
+            [1, 0, from_red],
+            [1, -from_blue * blue / green, -from_red * red / green],
+            [1, from_blue, 0],
+        ]
+    )

@@ -1,0 +1,155 @@
+"""The graph's decoder, held against PyAV frame by frame, and what is kept from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nvidia.dali import fn, pipeline_def
+
+from pipelines import VideoDefect
+from pipelines.decode import choose_decoder, correct_color, decode_in_graph
+from pipelines.encoded import CPU_CODECS, GPU_CODECS, Encoded, NotForGraph, check_encoded, stand_in
+from pipelines.manifest import Row
+from pipelines.probe import probe_video
+from pipelines.pyav_decode import decode_frames
+from tests.pipelines.videos import KINDS, Kind, decode_all, make_video
+
+VP9 = KINDS["vp9"]
+GRAPH_KINDS = {
+    name: kind
+    for name, kind in KINDS.items()
+    if kind.codec in ("libvpx", "libvpx-vp9", "mjpeg") and "inside" not in name
+}
+
+
+def row_of(video: Path) -> Row:
+    info = probe_video(video)
+    return Row(
+        path=str(video),
+        offset=0,
+        length=0,
+        label=0,
+        frames=info.frames,
+        fps=info.fps,
+        width=info.width,
+        height=info.height,
+        codec=info.codec,
+    )
+
+
+def check(video: Path, indices: Sequence[int], codecs: frozenset[str] = CPU_CODECS) -> Encoded:
+    return check_encoded(video.read_bytes(), row_of(video), np.array(indices), codecs)
+
+
+def decode_by_dali(videos: Sequence[Path], indices: Sequence[int]) -> list[np.ndarray]:
+    """The frames at `indices` of each video, by the graph that loaders use."""
+    checked = [check(video, indices) for video in videos]
+
+    @pipeline_def(batch_size=len(videos), num_threads=1, device_id=None, enable_conditionals=True)
+    def pipeline() -> object:
+        contents = [np.frombuffer(video.read_bytes(), np.uint8) for video in videos]
+        encoded = fn.external_source(source=lambda: contents)
+        numbers = fn.external_source(source=lambda: [sample.indices for sample in checked])
+        color = fn.external_source(source=lambda: [sample.color for sample in checked])
+        return decode_in_graph(encoded, numbers, color, gpu=False)
+
+    built = pipeline()
+    built.build()
+    (frames,) = built.run()
+    assert frames.layout() == "FHWC"
+    return [np.array(sample) for sample in frames]
+
+
+@pytest.mark.parametrize("kind", GRAPH_KINDS.values(), ids=[name.replace(" ", "-") for name in GRAPH_KINDS])
+def test_the_graph_numbers_frames_as_pyav_does(tmp_path: Path, kind: Kind) -> None:
+    video = make_video(tmp_path, kind)
+    expected = decode_all(video).astype(int)
+    last = len(expected) - 1
+    for indices in ([0, 5, 10, 15, 20, last], [last - 1, 2, 2, 20, 0, 11, 12, 13], list(range(last + 1))):
+        (decoded,) = decode_by_dali([video], indices)
+        distance = np.abs(decoded[:, None, ::4, ::4].astype(int) - expected[None, :, ::4, ::4])
+        assert distance.mean(axis=(2, 3, 4)).argmin(axis=1).tolist() == indices
+
+
+def test_videos_go_to_the_graph_with_their_numbers(tmp_path: Path) -> None:
+    checked = check(make_video(tmp_path, VP9), [3, 1, 3])
+    assert checked.indices.dtype == np.int32 and checked.indices.tolist() == [3, 1, 3]
+    assert checked.color.dtype == np.float32 and checked.color.tolist() == np.eye(3, 4).tolist()
+
+
+def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
+    video = make_video(tmp_path, VP9)
+    with pytest.raises(VideoDefect, match="holds 40 frames, frame 40 was asked for") as caught:
+        check(video, [0, 40])
+    assert not isinstance(caught.value, NotForGraph)
+    small = make_video(tmp_path, Kind("libvpx-vp9", "mkv", VP9.options, size=(64, 64), frames=3))
+    with pytest.raises(VideoDefect, match="has frames of 64x64, the manifest says 112x80") as caught:
+        check_encoded(small.read_bytes(), row_of(video), np.array([0]), CPU_CODECS)
+    assert not isinstance(caught.value, NotForGraph)
+    with pytest.raises(VideoDefect, match="is not a video"):
+        check_encoded(b"no video" * 100, row_of(video), np.array([0]), CPU_CODECS)
+
+
+H264 = KINDS["h264"].options
+NOT_FOR_NVDEC = {
+    "h264 4:2:2": (Kind("libx264", "mp4", H264, "yuv422p"), "has pixels of yuv422p"),
+    "h264 4:4:4": (Kind("libx264", "mp4", H264, "yuv444p"), "has pixels of yuv444p"),
+    "h264 10 bits": (Kind("libx264", "mp4", H264, "yuv420p10le"), "has pixels of yuv420p10le"),
+    "vp9 4:4:4": (Kind("libvpx-vp9", "webm", VP9.options, "yuv444p"), "has pixels of yuv444p"),
+    "mpeg2": (KINDS["mpeg2 program stream"], "is mpeg2video"),
+    "no times": (KINDS["h264 in avi"], "does not say when its frames are shown"),
+    "packed": (KINDS["mpeg4 with packed B-frames"], "does not say when its frames are shown"),
+    "edit list": (KINDS["h264 trimmed by an edit list"], "holds frames that are not shown"),
+    "cut": (KINDS["h264 from inside a group"], "begins before its first keyframe"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOR_NVDEC)
+def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Path, name: str) -> None:
+    kind, reason = NOT_FOR_NVDEC[name]
+    video = make_video(tmp_path, kind)
+    with pytest.raises(NotForGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"):
+        check(video, [0, 7], GPU_CODECS)
+    assert decode_frames(video, np.array([0, 7])).shape == (2, 80, 112, 3)
+
+
+@pytest.mark.parametrize("name", ["h264 with B-frames", "h264 of variable rate", "hevc", "av1", "mpeg4"])
+def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name: str) -> None:
+    video = make_video(tmp_path, KINDS[name])
+    assert check(video, [0, 39], GPU_CODECS).indices.tolist() == [0, 39]
+    with pytest.raises(NotForGraph, match=r"is \w+, which .* \(it takes mjpeg, vp8, vp9\)"):
+        check(video, [0, 39])
+
+
+@pytest.mark.parametrize("codecs", [CPU_CODECS, GPU_CODECS], ids=["cpu", "gpu"])
+def test_a_stand_in_is_taken(tmp_path: Path, codecs: frozenset[str]) -> None:
+    video = tmp_path / "stand-in.mkv"
+    video.write_bytes(stand_in(codecs))
+    assert check(video, [0], codecs).indices.tolist() == [0]
+
+
+def test_who_decodes() -> None:
+    assert choose_decoder("auto", gpu=False) == ("pyav", frozenset())
+    assert choose_decoder("auto", gpu=True) == ("hybrid", GPU_CODECS)
+    assert choose_decoder("dali", gpu=False) == ("dali", CPU_CODECS)
+
+
+def test_only_samples_that_need_it_are_corrected() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3)).astype(np.uint8)
+    matrix = np.array([[1.1, -0.1, 0, 4], [0, 0.9, 0.1, -3], [0.2, 0, 0.8, 0]], np.float32)
+
+    @pipeline_def(batch_size=2, num_threads=1, device_id=None, enable_conditionals=True)
+    def pipeline() -> object:
+        pictures = fn.external_source(source=lambda: [frames, frames], layout="FHWC")
+        return correct_color(
+            pictures, fn.external_source(source=lambda: [matrix, np.eye(3, 4, dtype=np.float32)])
+        )
+
+    built = pipeline()
+    built.build()
+    (corrected,) = built.run()
+    assert corrected.layout() == "FHWC"
+    np.testing.assert_array_equal(np.array(corrected[1]), frames)
+    expected = np.clip(frames @ matrix[:, :3].T + matrix[:, 3], 0, 255)
+    assert np.abs(np.array(corrected[0]) - expected).max() < 0.51
