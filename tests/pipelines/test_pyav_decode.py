@@ -1,5 +1,6 @@
 """Frame-exact decoding, held against decoding everything."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -59,6 +60,24 @@ def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
     assert not index_of("h264 in avi")[3]  # its packets tell no times
     assert not index_of("mpeg4 with packed B-frames")[3]
     assert index_of("h264 from inside a group")[1][0] > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["h264 with open groups", "h264 with open groups in a transport stream", "hevc"]
+)
+def test_decoding_starts_at_the_last_keyframe_that_a_frame_builds_on(tmp_path: Path, name: str) -> None:
+    with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
+        index = read_index(container, stream)
+    for packet in index.shown:
+        ((first, last),) = pyav_decode._runs(index, [packet])
+        usable = [key for key in index.keyframes if key <= packet and index.times[key] <= index.times[packet]]
+        assert (first, last) == (usable[-1], packet)
+    for begin in range(35):
+        packets = sorted(index.shown[begin : begin + 5])
+        alone = [run for packet in packets for run in pyav_decode._runs(index, [packet])]
+        runs = pyav_decode._runs(index, packets)
+        assert all(any(first <= begin and end <= last for first, last in runs) for begin, end in alone)
+        assert all(before[1] < after[0] for before, after in pairwise(runs))
 
 
 def test_an_edit_list_moves_the_first_frame(tmp_path: Path) -> None:
