@@ -11,16 +11,13 @@ uint8. `docs/augmentation.md` has the costs, and how near the results come to PI
 
 from typing import Any
 
-import numpy as np
 from nvidia.dali import fn, math, types
 
 from .draw import TrainClip
 from .rand_augment import Operation
+from .window import TAPS
 
 FILL = 128  # grey: what comes in from outside the frame when a clip is warped or shifted
-SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's kernel for sharpness
-IDENTITY_KERNEL = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
-SHIFT_TAPS = 5
 TRUNCATE = -0.498  # PIL cuts fractions off where DALI rounds; a whole number, plus or minus 0.002, stays
 
 
@@ -143,16 +140,16 @@ def _apply(frames: Any, operation: Any, argument: Any, region: Any) -> Any:
             if operation == int(Operation.BRIGHTNESS):
                 result = _brightness(frames, argument[0])
             elif operation == int(Operation.SHARPNESS):
-                result = _sharpness(frames, argument[0])
+                result = _sharpness(frames, argument)
             else:
-                result = _sharpness_at_edge(frames, argument[0], region)
+                result = _sharpness_at_edge(frames, argument, region)
     else:
         if operation == int(Operation.WARP):
             result = _warp(frames, argument, region)
         elif operation == int(Operation.TRANSLATE_X):
-            result = _translate(frames, fn.reshape(argument[:SHIFT_TAPS], shape=[1, SHIFT_TAPS]), region)
+            result = _translate(frames, fn.reshape(argument[:TAPS], shape=[1, TAPS]), region)
         else:
-            result = _translate(frames, fn.reshape(argument[:SHIFT_TAPS], shape=[SHIFT_TAPS, 1]), region)
+            result = _translate(frames, fn.reshape(argument[:TAPS], shape=[TAPS, 1]), region)
     return result
 
 
@@ -268,27 +265,24 @@ def _brightness(frames: Any, factor: Any) -> Any:
     return fn.brightness_contrast(frames, brightness=factor, brightness_shift=TRUNCATE / 255)
 
 
-def _sharpness(frames: Any, factor: Any) -> Any:
-    """Blend with the smoothed clip: one 3x3 kernel does both. A pixel on each side is used up."""
-    return fn.filter(frames, _beside(frames, _sharpening(factor)), mode="valid")
+def _sharpness(frames: Any, kernel: Any) -> Any:
+    """Filter with `kernel` (9,), 3 x 3 row by row. A pixel on each side is used up."""
+    return fn.filter(frames, _beside(frames, fn.reshape(kernel, shape=[3, 3])), mode="valid")
 
 
-def _sharpness_at_edge(frames: Any, factor: Any, edges: Any) -> Any:
+def _sharpness_at_edge(frames: Any, kernel: Any, edges: Any) -> Any:
     """The same where the result reaches the frame's edge, whose outermost pixels stay as they are.
 
-    edges: 1 where the result touches the frame's top, left, bottom, right edge, else 0.
+    edges: 1 where the result touches the frame's top, left, bottom, right edge, else 0. Any of the parts
+    may be empty.
     """
-    inner = fn.filter(frames, _beside(frames, _sharpening(factor)))[:, 1:-1, 1:-1]
+    inner = fn.filter(frames, _beside(frames, fn.reshape(kernel, shape=[3, 3])))[:, 1:-1, 1:-1]
     shape = frames.shape(dtype=types.INT32)
     height, width = shape[1], shape[2]
     left, right = frames[:, 1:-1, : edges[1]], frames[:, 1:-1, width - edges[3] :]
     first, last = 1 - edges[1], width - 1 + edges[3]
     top, bottom = frames[:, : edges[0], first:last], frames[:, height - edges[2] :, first:last]
     return fn.cat(top, fn.cat(left, inner, right, axis_name="W"), bottom, axis_name="H")
-
-
-def _sharpening(factor: Any) -> Any:
-    return types.Constant(SMOOTH) * (1 - factor) + types.Constant(IDENTITY_KERNEL) * factor
 
 
 def _warp(frames: Any, matrix: Any, region: Any) -> Any:

@@ -16,7 +16,9 @@ from .rand_augment import Drawn, Operation
 ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
 WARP_MARGIN = 3  # pixels around the outermost source positions: bicubic takes 2, rounding may move it by 1
 SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel mixes in
-TAPS = np.arange(-SHIFT_MARGIN, SHIFT_MARGIN + 1)
+TAPS = 2 * SHIFT_MARGIN + 1
+SMOOTH = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
+UNCHANGED = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
 CUBIC = -1.0  # the free parameter of Keys' bicubic kernel, as in PIL's transforms
 
 WHOLE_FRAME = {Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.CONTRAST}
@@ -98,9 +100,11 @@ def localise(
 ) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
     """An operation as the graph takes it, which sees only the box `source` and gives the box `target`.
 
-    Returns its code, its arguments and its region: (top, left, height, width) of the target inside the
-    source, which may reach beyond it; for a warp only the height and width count. For sharpness at the
-    frame's edge: 1 where the target touches it, else 0 (top, left, bottom, right).
+    Returns its code, its arguments and its region. Arguments: as drawn, but a 3 x 3 matrix from positions in
+    the target to positions in the source (warp), a kernel of 3 x 3 (sharpness) or of 5 (translate). Region:
+    (top, left, height, width) of the target inside the source, which may reach beyond it; for a warp only
+    height and width count. For sharpness: 1 where the target touches the frame's edge, else 0 (top, left,
+    bottom, right).
     """
     operation, arguments = drawn
     rows, columns = target.top - source.top, target.left - source.left
@@ -108,14 +112,16 @@ def localise(
     if operation in SHARPNESS:
         edges = (target.top == 0, target.left == 0, target.bottom == height, target.right == width)
         operation = Operation.SHARPNESS_AT_EDGE if any(edges) else Operation.SHARPNESS
-        return operation, arguments, tuple(int(edge) for edge in edges)
+        sharpening = SMOOTH + (UNCHANGED - SMOOTH) * arguments[0]
+        return operation, sharpening, tuple(int(edge) for edge in edges)
     if operation == Operation.WARP:
         matrix = _moved(source, back=True) @ _affine(arguments) @ _moved(target)
         return operation, matrix.reshape(-1), region
     if operation in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y):
         whole = _whole(arguments[0])
         down, right = (0, whole) if operation == Operation.TRANSLATE_X else (whole, 0)
-        return operation, _cubic(TAPS - (arguments[0] - whole)), (rows + down, columns + right, *target.size)
+        fraction = _cubic(np.arange(-SHIFT_MARGIN, SHIFT_MARGIN + 1) - (arguments[0] - whole))
+        return operation, fraction, (rows + down, columns + right, *target.size)
     return operation, arguments, region
 
 
