@@ -28,6 +28,8 @@ KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a 
 # probabilities and segments may be reused); AV1's decoder takes the setting at its start only.
 SKIPPABLE = frozenset({"h264", "mpeg2video", "mpeg4"})
 
+FIELDS_UNKNOWN, PROGRESSIVE = 0, 1  # <libavcodec/defs.h>, AVFieldOrder
+
 Window = tuple[int, int, int, int]
 
 
@@ -213,7 +215,8 @@ def _frames(
     start: the time of the run's keyframe. needed: packets whose frames are wanted; none
     given: all frames are.
     """
-    spares = bool(needed) and codec.name in SKIPPABLE
+    # A frame of two fields may come in two packets, of which the index knows one as the frame's.
+    spares = bool(needed) and codec.name in SKIPPABLE and codec.field_order in (FIELDS_UNKNOWN, PROGRESSIVE)
     spared = False
     for ordinal, packet in run:
         if spares and spared != (ordinal not in needed):
