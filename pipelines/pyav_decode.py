@@ -24,7 +24,7 @@ from .container import VideoIndex, decoder_of, in_words, open_video, read_index,
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 
 # Codecs whose frames say by themselves that nothing refers to them, so that leaving one out changes no other.
-# Not so HEVC (frames of a higher temporal layer may refer to it), VP8 and VP9 (its motion vectors,
+# Not so HEVC (frames of a higher temporal layer may refer to it), VP8 and VP9 (their motion vectors,
 # probabilities and segments may be reused); AV1's decoder takes the setting at its start only.
 SKIPPABLE = frozenset({"h264", "mpeg2video", "mpeg4"})
 
