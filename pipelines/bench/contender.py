@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -79,19 +80,20 @@ def measure(task: Task) -> Outcome:
     Raises DataError for a manifest or videos that cannot be used, NotInstalled for a missing library.
     """
     os.sched_setaffinity(0, task.cores)  # first: threads keep to the cores of the one that starts them
-    batches, decoded = _open(task)
-    warm = time.monotonic() + task.warm_up
-    for count, _ in enumerate(batches, start=1):
-        if count >= AHEAD * len(task.cores) and time.monotonic() >= warm:
-            break
-    begin, used_before, decoded_before = time.monotonic(), usage(), decoded()
-    clips = 0
-    for batch in batches:
-        clips += len(batch)
-        seconds = time.monotonic() - begin
-        if seconds >= task.seconds:
-            break
-    used, decoding = usage() - used_before, decoded() - decoded_before
+    opened, decoded = _open(task)
+    with closing(opened) as batches:
+        warm = time.monotonic() + task.warm_up
+        for count, _ in enumerate(batches, start=1):
+            if count >= AHEAD * len(task.cores) and time.monotonic() >= warm:
+                break
+        begin, used_before, decoded_before = time.monotonic(), usage(), decoded()
+        clips = 0
+        for batch in batches:
+            clips += len(batch)
+            seconds = time.monotonic() - begin
+            if seconds >= task.seconds:
+                break
+        used, decoding = usage() - used_before, decoded() - decoded_before
     if task.contender == OURS:
         hand_over = used.workers - decoding
         stages = {"decode": decoding, "hand over": hand_over, "augment": used.threads, "rest": used.rest}
@@ -100,7 +102,7 @@ def measure(task: Task) -> Outcome:
     return Outcome(clips, seconds, stages)
 
 
-def _open(task: Task) -> tuple[Iterator[Any], Callable[[], float]]:
+def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], float]]:
     """Batches of clips, (B, 3, T, size, size), without end; CPU seconds of decoding so far, where known."""
     if task.contender == OURS:
         from pipelines.bench.ours import good_clips, open_loader
@@ -121,8 +123,6 @@ def main() -> None:
     except (DataError, NotInstalled) as error:
         outcome = Outcome(problem=str(error))
     print(json.dumps(asdict(outcome)), flush=True)
-    # Whoever started this ends the loader's processes; waiting for the clips they are at would take time.
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from pipelines import DataError
@@ -82,9 +80,9 @@ def measure_all(
 
 
 def in_fresh_process(task: Task) -> Outcome:
-    """Measure one contender in a new interpreter, whose processes are all ended afterwards."""
+    """Measure one contender in a new interpreter; its processes end with it, at once or within seconds."""
     command = [sys.executable, "-m", "pipelines.bench.contender", task.to_json()]
-    # A session of its own: Ctrl-C reaches this process alone, which then ends the whole group.
+    # A session of its own: Ctrl-C reaches this process alone, which then ends the other.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -93,8 +91,7 @@ def in_fresh_process(task: Task) -> Outcome:
     except subprocess.TimeoutExpired:
         return Outcome(problem=f"gave no clips for {PATIENCE:.0f} seconds")
     finally:
-        with suppress(ProcessLookupError):  # none of the group is left
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     if process.returncode != 0:
         last = (errors.strip().splitlines() or ["no message"])[-1]

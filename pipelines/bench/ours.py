@@ -1,6 +1,6 @@
 """This project's loader as a contender: the one place of the benchmark that knows how it is made."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -32,15 +32,18 @@ def open_loader(workload: Workload, cores: int) -> ClipLoader:
     )
 
 
-def good_clips(loader: ClipLoader, workload: Workload) -> Iterator[torch.Tensor]:
-    """Batches of clips, (B, 3, T, size, size), without end.
+def good_clips(loader: ClipLoader, workload: Workload) -> Generator[torch.Tensor, None, None]:
+    """Batches of clips, (B, 3, T, size, size), without end; closing this closes the loader.
 
     Raises DataError at a video that cannot be used: its stand-in costs nothing to decode and would flatter.
     """
-    for batch in loader:
-        if not batch.valid.all():
-            raise DataError(
-                f"{workload.manifest} lists videos that cannot be used; "
-                f"`python launch/prepare.py check {workload.manifest} --deep` names them"
-            )
-        yield batch.clips
+    try:
+        for batch in loader:
+            if not batch.valid.all():
+                raise DataError(
+                    f"{workload.manifest} lists videos that cannot be used; "
+                    f"`python launch/prepare.py check {workload.manifest} --deep` names them"
+                )
+            yield batch.clips
+    finally:
+        loader.close()
