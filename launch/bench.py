@@ -19,7 +19,7 @@ from pipelines.bench.contender import OURS
 from pipelines.bench.footage import make_footage
 from pipelines.bench.measure import Measurement, choose_cores, estimate, measure_all
 from pipelines.bench.plot import draw_rates
-from pipelines.bench.report import summarise, terminal_table, write_report
+from pipelines.bench.report import disturbance, summarise, terminal_table, write_report
 from pipelines.bench.workload import combine
 from trainer.progress import shown_progress
 
@@ -45,9 +45,7 @@ def parse() -> argparse.Namespace:
     job.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)s)")
     job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
     job.add_argument("--cores", type=int, help="that a contender may use (all)")
-    job.add_argument(
-        "--out", type=Path, default=Path("runs/bench"), help="folder for all files (%(default)s)"
-    )
+    job.add_argument("--out", type=Path, default=Path("runs/bench"), help="for all files (%(default)s)")
     args = parser.parse_args()
     if args.seconds <= 0 or min(args.repeats, *(args.frames or [1]), *(args.gop or [1])) < 1:
         job.error("--seconds must be above 0, --repeats, --frames and --gop at least 1")
@@ -65,15 +63,15 @@ def run(args: argparse.Namespace) -> int:
     code = 0
     try:
         with shown_progress("measuring") as progress:
-            every = measure_all(CONTENDERS, workloads, args.repeats, args.seconds, cores, progress)
-            for measurement in every:
-                measurements.append(measurement)
+            for one in measure_all(CONTENDERS, workloads, args.repeats, args.seconds, cores, progress):
+                measurements.append(one)
     except KeyboardInterrupt:
         if not measurements:
             raise
         code = 130
     summaries = summarise(measurements)
-    Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(summaries))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(terminal_table(summaries), disturbance(measurements))
     write_report(args.out, measurements, len(cores), args.seconds)
     draw_rates(args.out / "clips_per_second.png", summaries)
     print(f"wrote results.json, results.csv, results.md and clips_per_second.png to {args.out}")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines import DataError
-from pipelines.bench.usage import usage
+from pipelines.bench.usage import busy_seconds, usage
 from pipelines.bench.workload import Workload
 
 OURS = "this loader"
@@ -51,12 +51,14 @@ class Outcome:
 
     stages: CPU seconds that went into them, by name; together all that the contender used. "hand over" is
     what worker processes do beside decoding: reading files and draws, and copying frames to the main process.
-    problem: why nothing was measured, in words; empty if all went well.
+    others: CPU seconds that these cores worked for somebody else meanwhile. problem: why nothing was
+    measured, in words; empty if all went well.
     """
 
     clips: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+    others: float = 0.0
     problem: str = ""
 
     @property
@@ -87,6 +89,7 @@ def measure(task: Task) -> Outcome:
             if count >= AHEAD * len(task.cores) and time.monotonic() >= warm:
                 break
         begin, used_before, decoded_before = time.monotonic(), usage(), decoded()
+        busy_before = busy_seconds(task.cores)
         clips = 0
         for batch in batches:
             clips += len(batch)
@@ -94,12 +97,14 @@ def measure(task: Task) -> Outcome:
             if seconds >= task.seconds:
                 break
         used, decoding = usage() - used_before, decoded() - decoded_before
+        busy = busy_seconds(task.cores) - busy_before
     if task.contender == OURS:
         hand_over = used.workers - decoding
         stages = {"decode": decoding, "hand over": hand_over, "augment": used.threads, "rest": used.rest}
     else:
         stages = {"workers": used.workers, "rest": used.rest}
-    return Outcome(clips, seconds, stages)
+    others = max(0.0, busy - sum(stages.values()))
+    return Outcome(clips, seconds, stages, others)
 
 
 def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], float]]:

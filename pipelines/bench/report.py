@@ -18,8 +18,10 @@ from pipelines.bench.workload import NO_POLICY, Workload
 HEADER = (
     "workload", "contender", "clips/s", "least-most", "times ours", "cores busy", "CPU ms/clip", "of which",
 )  # fmt: skip
+NOTABLE = 0.05  # cores
 COLUMNS = (
-    "videos", "frames", "rand_augment", "contender", "round", "clips", "seconds", "cpu_seconds", "problem",
+    "videos", "frames", "rand_augment", "contender", "round", "clips", "seconds", "cpu_seconds",
+    "others_cpu_seconds", "problem",
 )  # fmt: skip
 DISTRIBUTIONS = ("nvidia-dali-cuda120", "torch", "torchvision", "av", "decord2", "torchcodec", "numpy")
 
@@ -102,6 +104,17 @@ def terminal_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
+def disturbance(measurements: Iterable[Measurement]) -> str:
+    """A warning where other programs took more than a twentieth of a core; empty where none did."""
+    shares = [one.outcome.others / one.outcome.seconds for one in measurements if one.outcome.seconds]
+    if max(shares, default=0.0) < NOTABLE:
+        return ""
+    return (
+        f"Other programs kept {min(shares):.2f} to {max(shares):.2f} of the cores busy meanwhile: "
+        "compare CPU ms/clip, and measure again on a quiet machine for clips/s."
+    )
+
+
 def write_report(folder: Path, measurements: Sequence[Measurement], cores: int, seconds: float) -> None:
     """What was measured on so many `cores`, for so many `seconds` each time.
 
@@ -117,8 +130,12 @@ def write_report(folder: Path, measurements: Sequence[Measurement], cores: int, 
         for one in measurements:
             work, out = one.workload, one.outcome
             start = (work.name, work.frames, work.rand_augment or NO_POLICY, one.contender, one.repeat)
-            writer.writerow((*start, out.clips, f"{out.seconds:.3f}", f"{out.cpu:.2f}", out.problem))
-    (folder / "results.md").write_text(markdown(summarise(measurements), about), encoding="utf-8")
+            writer.writerow(
+                (*start, out.clips, f"{out.seconds:.3f}", f"{out.cpu:.2f}", f"{out.others:.2f}", out.problem)
+            )
+    text = markdown(summarise(measurements), about)
+    warning = disturbance(measurements)
+    (folder / "results.md").write_text(text + (f"\n{warning}\n" if warning else ""), encoding="utf-8")
 
 
 def markdown(summaries: Sequence[Summary], about: dict[str, object]) -> str:

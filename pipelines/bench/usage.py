@@ -1,7 +1,8 @@
-"""CPU time of a contender: of its process, of the processes it started, and of DALI's threads in it."""
+"""CPU time: of a contender's process, of those it started, of DALI's threads in it; and of whole cores."""
 
 import multiprocessing
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,18 @@ def usage() -> Usage:
     )
     workers = sum(_seconds(Path(f"/proc/{child.pid}/stat")) for child in multiprocessing.active_children())
     return Usage(workers, threads, own - threads)
+
+
+def busy_seconds(cores: Collection[int]) -> float:
+    """CPU seconds that these cores have been at work since the machine started, whoever for."""
+    names = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in names:
+            user, nice, system, _, _, interrupts, soft_interrupts, *_ = map(int, fields)
+            ticks += user + nice + system + interrupts + soft_interrupts
+    return ticks / TICKS
 
 
 def _seconds(stat: Path) -> float:

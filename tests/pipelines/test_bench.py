@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,9 @@ from pipelines.bench.contender import OURS, Outcome, Task
 from pipelines.bench.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
 from pipelines.bench.measure import Measurement, choose_cores, in_fresh_process, measure_all
 from pipelines.bench.plot import draw_rates
-from pipelines.bench.report import markdown, rows, summarise, write_report
+from pipelines.bench.report import disturbance, markdown, rows, summarise, write_report
 from pipelines.bench.rivals import RIVALS, EndlessBatches, NotInstalled, Rival, load, read_pyav
+from pipelines.bench.usage import busy_seconds
 from pipelines.bench.workload import Workload, combine
 from pipelines.manifest import Manifest
 from pipelines.pyav_decode import decode_frames
@@ -226,7 +228,7 @@ def measured() -> list[Measurement]:
     """Two contenders in three rounds, at 20 and 25 clips/s in the median, and one that is missing."""
     figures = {OURS: (10, 20, 30), "torchcodec": (24, 25, 26)}
     return [
-        Measurement(name, WORK, repeat, Outcome(clips, 1.0, {"decode": 0.5, "rest": 0.1}))
+        Measurement(name, WORK, repeat, Outcome(clips, 1.0, {"decode": 0.5, "rest": 0.1}, others=0.2))
         for name, rates in figures.items()
         for repeat, clips in enumerate(rates)
     ] + [Measurement("decord", WORK, 0, Outcome(problem="not installed"))]
@@ -246,9 +248,19 @@ def test_the_report_gives_medians_ranges_and_ratios(tmp_path: Path) -> None:
     write_report(tmp_path / "new", measured(), 2, 8.0)
     lines = (tmp_path / "new" / "results.csv").read_text().splitlines()
     assert len(lines) == 8
-    assert lines[1] == f"GOP 250,8,none,{OURS},0,10,1.000,0.60,"
+    assert lines[1] == f"GOP 250,8,none,{OURS},0,10,1.000,0.60,0.20,"
+    assert "Other programs kept 0.20 to 0.20 of the cores" in (tmp_path / "new" / "results.md").read_text()
+    assert disturbance(measured()[-1:]) == ""
     draw_rates(tmp_path / "rates.png", summarise(measured()))
     assert min(Image.open(tmp_path / "rates.png").size) > 400
+
+
+def test_the_work_of_others_on_a_core_is_seen() -> None:
+    core = choose_cores(1)
+    before, begin = busy_seconds(core), time.monotonic()
+    spin = f"import os, time\nos.sched_setaffinity(0, {core})\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    assert 0.25 < busy_seconds(core) - before < time.monotonic() - begin + 0.1
 
 
 def test_cores_that_are_not_there_are_refused() -> None:
