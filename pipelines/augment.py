@@ -5,7 +5,7 @@ measures (darkest and brightest level, histogram, mean grey) it measures in each
 builds graph nodes and runs at build time; `if` on a graph node becomes a split of the batch.
 
 The forms are those that cost least on a CPU. Float to uint8 is DALI's slowest step there (some 10 ns a value,
-ten times the arithmetic around it); so what can stays in integers, or in operations with a fast path for
+several times the arithmetic around it); so what can stays in integers, or in operations with a fast path for
 uint8. `docs/augmentation.md` has the costs, and how near the results come to PIL's.
 """
 

@@ -57,7 +57,7 @@ def by_timm(name: str, magnitude: float, sign: int, pixels: np.ndarray) -> np.nd
     levels = LEVEL_TO_ARG[name]
     arguments = levels(magnitude, {}) if levels else ()
     if name == "PosterizeIncreasing" and arguments[0] == 0:
-        return np.zeros_like(pixels)  # no bit left: black in earlier versions of Pillow, refused since 12
+        return np.zeros_like(pixels)  # no bit left: black in earlier versions of Pillow, which 13 refuses
     changed = NAME_TO_OP[name](
         Image.fromarray(pixels), *arguments, fillcolor=GREY, resample=Image.Resampling.BICUBIC
     )

@@ -8,8 +8,7 @@ from pipelines.window import Box, narrow, needed
 from tests.pipelines.augmentation_graphs import on_full_frames, operated
 
 HEIGHT, WIDTH, FRAMES = 90, 120, 2
-# OpenCV places source positions on a grid of 1/32 pixel, on vector units whose tails round otherwise: a
-# position on the line between two of its cells may fall to either side.
+# Source positions are computed in float32 from the corner of the window: a value may round to the other side.
 WARP_TOLERANCE = 1
 
 
