@@ -1,27 +1,31 @@
 """`ClipLoader`: iterate and get `ClipBatch`es on the device, from any step on."""
 
 import gc
+import logging
 import multiprocessing
-import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def
 
 from . import DataError
-from .augment import augment, cut, jitter, normalise, views
-from .decode import choose_decoder, decode_in_graph
+from .costs import Costs, cpu_seconds, dali_threads
+from .dataset import Dataset
+from .defects import Defect, Defects
 from .draw import TrainClip, ViewClip
-from .manifest import Manifest
-from .parallel import signals_blocked, usable_cores
+from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
+from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
-from .source import Reader, TrainSource, ViewSource
+from .recovery import find_culprits
+from .source import Decoding, Reader, TrainSource, ViewSource
+from .tuning import LoaderOptions, tune
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
+ATTEMPTS = 3  # times that a batch is tried again after its pipeline broke and no video is to blame
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ClipBatch:
     """What one rank's forward pass takes.
 
     clips: float32, (B, 3, T, H, W), or (B, V, 3, T, H, W) with V views in evaluation. labels, ids: int64,
-    (B,); ids are rows of the manifest. valid: bool, (B,); False for stand-ins, whose label must not count.
+    (B,); ids are rows of the dataset. valid: bool, (B,); False for stand-ins, whose label must not count.
     """
 
     clips: torch.Tensor
@@ -38,75 +42,34 @@ class ClipBatch:
     valid: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Defect:
-    """A video that could not be used: its row in the manifest, its path, and why, in words."""
-
-    sample: int
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class LoaderOptions:
-    """How batches are made; nothing here changes what is in them.
-
-    device: where they end up. decoder: `auto`, `dali` or `pyav`. workers: processes that read (and decode,
-    with pyav). threads: DALI's CPU threads. prefetch: batches made ahead.
-    """
-
-    device: torch.device
-    decoder: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
-    prefetch: int = 2
-
-    @property
-    def gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-
-@dataclass
-class Defects:
-    """What was bad so far: each video once, however often it comes up.
-
-    seen, bad: clips since they were last taken. videos: all bad ones, by row. fresh: those not yet taken.
-    """
-
-    seen: int = 0
-    bad: int = 0
-    videos: dict[int, Defect] = field(default_factory=dict)
-    fresh: list[Defect] = field(default_factory=list)
-
-    def take_counts(self) -> tuple[int, int]:
-        """Clips seen and clips bad since the last call."""
-        counts, self.seen, self.bad = (self.seen, self.bad), 0, 0
-        return counts
-
-    def take_fresh(self) -> list[Defect]:
-        """The defects found since the last call."""
-        fresh, self.fresh = self.fresh, []
-        return fresh
-
-
 class ClipLoader:
     """Batches of one rank, made ahead in DALI's threads and worker processes.
 
-    Make one with `train_loader` or `view_loader`. `batches`: of one pass, 0 for an endless stream.
-    `close()` ends the worker processes.
+    Make one with `train_loader` or `view_loader`. `batches`: of one pass, 0 for an endless stream. `tuning`:
+    how it spread itself over the machine, in words. `close()` ends the worker processes.
+
+    A video that breaks the pipeline, because DALI's decoder refuses it or a worker crashes over it, is found
+    and treated like any other bad one; the pipeline is built anew from the same batch on.
     """
 
-    def __init__(self, pipeline: Any, manifest: Manifest, options: LoaderOptions, batches: int) -> None:
-        self.manifest = manifest
+    def __init__(self, graph: Graph, options: LoaderOptions, batches: int) -> None:
         self.defects = Defects()
-        self._pipeline = pipeline
-        self._options = options
         self.batches = batches
+        self._graph, self.processes, self.tuning = tune(graph, options)
+        self._repeats = graph.source.plan.repeats if isinstance(graph.source, TrainSource) else 1
+        self._refused: dict[int, str] = {}
         self._served = 0
-        before = set(multiprocessing.active_children())
-        with signals_blocked(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            pipeline.build()
+        self._costs = Costs()
+        self._open()
+
+    def _open(self) -> None:
+        """Start a pipeline at the next batch."""
+        before, threads = set(multiprocessing.active_children()), dali_threads()
+        self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.processes)
+        with signals_blocked(*STOP_SIGNALS):
+            self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
+        self._threads = dali_threads(known=threads)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Training: an endless stream that goes on where the last iteration stopped. Evaluation: one pass."""
@@ -118,35 +81,82 @@ class ClipLoader:
         for _ in range(self.batches):
             yield self._next()
 
+    @property
+    def costs(self) -> Costs:
+        """What all batches so far have cost."""
+        return self._costs + Costs(augment=cpu_seconds(self._threads))
+
     def _next(self) -> ClipBatch:
-        clips, identity, reasons = self._pipeline.run()
+        clips, identity, reasons, costs = self._run()
         self._served += 1
         identity = np.array(identity.as_tensor())
         self._note(identity, reasons)
-        labels, ids, valid = identity[:, 1], identity[:, 0], identity[:, 2].astype(bool)
-        device = self._options.device
+        begun = time.perf_counter()
+        copied = _copied(clips, self.processes.device)
+        transfer = time.perf_counter() - begun
+        read, decode = np.array(costs.as_tensor()).sum(axis=0, dtype=np.float64)
+        self._costs += Costs(
+            len(identity) * self._repeats, len(identity), float(read), float(decode), transfer=transfer
+        )
+        labels, ids, valid = (np.repeat(identity[:, column], self._repeats).copy() for column in (1, 0, 2))
+        device = self.processes.device
         return ClipBatch(
-            clips=_copied(clips, device),
-            labels=torch.from_numpy(labels.copy()).to(device),
-            ids=torch.from_numpy(ids.copy()).to(device),
-            valid=torch.from_numpy(valid).to(device),
+            clips=copied.flatten(0, 1) if self._repeats > 1 else copied,
+            labels=torch.from_numpy(labels).to(device),
+            ids=torch.from_numpy(ids).to(device),
+            valid=torch.from_numpy(valid.astype(bool)).to(device),
         )
 
+    def _run(self) -> Any:
+        """The pipeline's next outputs.
+
+        Raises DataError when it breaks again and again over the same batch, with no video to blame.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                # DALI hears of a worker that dies at work. It would wait for ever for one that died idle.
+                if not all(process.is_alive() for process in self._workers):
+                    raise RuntimeError("a worker process has died")
+                return self._pipeline.run()
+            except RuntimeError as error:
+                broken = error
+                self._recover(error)
+        raise DataError(
+            f"the data pipeline broke {ATTEMPTS} times in a row over the same batch, and each of its videos "
+            f"can be read and decoded by itself; out of memory, perhaps. DALI says: {broken}"
+        ) from broken
+
+    def _recover(self, error: RuntimeError) -> None:
+        """Find the videos that broke the pipeline, refuse them, and begin anew at the same batch."""
+        logging.getLogger(__name__).warning(
+            "the data pipeline broke and is built anew: %s", str(error).strip().splitlines()[-1]
+        )
+        self._kill_workers()
+        self._shut()
+        source = starting_at(self._graph, self._served, self._refused).source
+        ahead = range((self.processes.prefetch + 1) * source.samples)  # it may have broken over a later batch
+        requests = [source.request(position) for position in ahead]
+        self._refused = self._refused | find_culprits(source.reader, requests, self.processes)
+        self._open()
+
     def _note(self, identity: np.ndarray, reasons: Any) -> None:
-        self.defects.seen += int((identity[:, 0] >= 0).sum())
+        self.defects.seen += int((identity[:, 0] >= 0).sum()) * self._repeats
+        dataset = self._graph.source.reader.dataset
         for place in np.flatnonzero((identity[:, 0] >= 0) & (identity[:, 2] == 0)):
-            self.defects.bad += 1
+            self.defects.bad += self._repeats
             sample = int(identity[place, 0])
-            if sample not in self.defects.videos:
-                path = str(self.manifest.absolute_path(self.manifest.row(sample)))
-                reason = bytes(np.array(reasons[int(place)])).decode()
-                self.defects.videos[sample] = Defect(sample, path, reason)
-                self.defects.fresh.append(self.defects.videos[sample])
+            reason = bytes(np.array(reasons[int(place)])).decode()
+            self.defects.add(Defect(sample, str(dataset.path(sample)), reason))
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""
+        self._shut()
+
+    def _shut(self) -> None:
         # DALI asks the workers to leave and, after a second, terminates those in the middle of a video. They
         # do not hear that signal either, and DALI would wait for ever.
+        self._costs += Costs(augment=cpu_seconds(self._threads))
+        self._threads = frozenset()
         deadline = threading.Timer(WORKER_PATIENCE, self._kill_workers)
         deadline.start()
         self._pipeline = None
@@ -174,7 +184,7 @@ def _copied(clips: Any, device: torch.device) -> torch.Tensor:
 
 
 def train_loader(
-    manifest: Manifest,
+    dataset: Dataset,
     plan: TrainPlan,
     clip: TrainClip,
     *,
@@ -188,26 +198,18 @@ def train_loader(
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them belonging to `first_step`.
 
-    Raises DataError for an empty manifest, or options this machine cannot follow.
+    Raises DataError for an empty dataset, or options this machine cannot follow; ValueError for a micro-batch
+    that would part the repeats of a sample.
     """
-    source = TrainSource(_reader(manifest, options), plan, clip, micro_batch, rank, world_size, first_step)
-
-    def graph(payload: tuple[Any, ...], numbers: tuple[Any, ...]) -> Any:
-        crop, mirror, *rest = numbers
-        frames = _frames(payload, options)
-        if clip.operations:
-            frames = augment(frames, rest[-2], rest[-1], clip.operations)
-        frames = cut(frames, crop, clip.size)
-        if clip.color_jitter:
-            frames = jitter(frames, rest[0])
-        return normalise(frames, mirror, mean, std)
-
-    numbers = 2 + (clip.color_jitter > 0) + 2 * (clip.operations > 0)
-    return ClipLoader(_pipeline(source, graph, numbers, micro_batch, options), manifest, options, batches=0)
+    if micro_batch % plan.repeats:
+        raise ValueError(f"a micro-batch of {micro_batch} parts the {plan.repeats} repeats of a sample")
+    first = first_step * (plan.global_batch // (micro_batch * world_size))
+    source = TrainSource(_reader(dataset), plan, clip, micro_batch, rank, world_size, first)
+    return ClipLoader(TrainGraph(source, mean, std), options, batches=0)
 
 
 def view_loader(
-    manifest: Manifest,
+    dataset: Dataset,
     plan: ViewPlan,
     clip: ViewClip,
     *,
@@ -216,65 +218,16 @@ def view_loader(
     rank: int,
     options: LoaderOptions,
 ) -> ClipLoader:
-    """A loader of all views of every video; each iteration over it is one pass, in the manifest's order.
+    """A loader of all views of every video; each iteration over it is one pass, in the dataset's order.
 
-    Raises DataError for an empty manifest, or options this machine cannot follow.
+    Raises DataError for an empty dataset, or options this machine cannot follow.
     """
-    source = ViewSource(_reader(manifest, options), plan, clip, rank)
-
-    def graph(payload: tuple[Any, ...], numbers: tuple[Any, ...]) -> Any:
-        size, positions = numbers
-        # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
-        stacked = views(_frames(payload, options), size, positions, clip.crops, clip.size, mean, std)
-        split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
-        ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
-        return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
-
-    pipeline = _pipeline(source, graph, 2, plan.batch, options)
-    return ClipLoader(pipeline, manifest, options, batches=plan.batches)
+    source = ViewSource(_reader(dataset), plan, clip, rank)
+    return ClipLoader(ViewGraph(source, mean, std), options, batches=plan.batches)
 
 
-def _reader(manifest: Manifest, options: LoaderOptions) -> Reader:
-    if len(manifest) == 0:
-        raise DataError(f"{manifest.path} lists no video")
-    decoder, codecs = choose_decoder(options.decoder, gpu=options.gpu)
-    return Reader(manifest, decoder, codecs)
-
-
-def _frames(payload: tuple[Any, ...], options: LoaderOptions) -> Any:
-    """Graph node: decoded frames on the pipeline's device, whoever decodes them."""
-    if len(payload) == 1:
-        return payload[0].gpu() if options.gpu else payload[0]
-    return decode_in_graph(*payload, gpu=options.gpu)
-
-
-def _pipeline(source: Any, graph: Any, numbers: int, batch: int, options: LoaderOptions) -> Any:
-    """The DALI pipeline: external source → graph → (clips, identity, reasons)."""
-    in_graph = source.reader.decoder == "dali"
-    payload = 2 if in_graph else 1
-    layouts = ["" if in_graph else "FHWC", *[""] * (payload - 1 + 2 + numbers)]
-    cores = usable_cores()
-
-    @pipeline_def(
-        batch_size=batch,
-        num_threads=options.threads or cores,
-        device_id=(options.device.index or 0) if options.gpu else None,
-        prefetch_queue_depth=options.prefetch,
-        py_num_workers=options.workers or cores,
-        py_start_method="spawn",
-        enable_conditionals=True,
-    )
-    def build() -> Any:
-        outputs = fn.external_source(
-            source=source,
-            num_outputs=len(layouts),
-            layout=layouts,
-            batch=False,
-            parallel=True,
-            prefetch_queue_depth=options.prefetch,
-        )
-        identity, reasons = outputs[payload : payload + 2]
-        clips = graph(outputs[:payload], outputs[payload + 2 :])
-        return clips, identity, reasons
-
-    return build()
+def _reader(dataset: Dataset) -> Reader:
+    """A reader for whom `tune` still has to choose the decoding."""
+    if len(dataset) == 0:
+        raise DataError(f"{dataset} lists no video")
+    return Reader(dataset, Decoding("pyav"))

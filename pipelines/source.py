@@ -4,7 +4,9 @@ They run in DALI's worker processes, are stateless (the sample follows from the 
 raise: an exception in a worker would end it for good and does not say which file was bad. A bad file becomes
 a stand-in clip with `valid` 0 and a reason in words.
 
-Importing this module must stay cheap: every worker does it.
+What is handed over, in this order: what the decoding asks for (`Decoding.layouts`), who the sample is, why it
+is bad, what it cost, and the numbers of the graph. Importing this module must stay cheap: every worker does
+it.
 """
 
 import ctypes
@@ -12,23 +14,30 @@ import logging
 import multiprocessing
 import signal
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field, replace
+from math import floor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import VideoDefect
-from .draw import TrainClip, ViewClip, draw_clip
-from .encoded import STAND_IN_SIZE, check_encoded, stand_in
+from .dataset import Dataset
+from .draw import ClipDraw, TrainClip, ViewClip, draw_clip
+from .encoded import STAND_IN_SIZE, NotForGraph, check_encoded, stand_in
 from .frames import view_indices
-from .manifest import Manifest, Row
+from .manifest import Row
 from .plan import TrainPlan, ViewPlan
 from .pyav_decode import decode_frames
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+FLOAT = 4  # bytes
+LONG_FILE = 64 * 2**20  # bytes
 
 Arrays = tuple[NDArray[Any], ...]
+Window = tuple[int, int, int, int]
 
 
 class SampleInfo(Protocol):
@@ -38,65 +47,135 @@ class SampleInfo(Protocol):
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """Who decodes.
+
+    name: `pyav` (in the source), `dali` (in the graph) or `hybrid` (each sample where it fits). codecs: what
+    the graph's decoder takes. graph_share: with `hybrid`, the share of the samples that the graph decodes, as
+    far as it takes them.
+    """
+
+    name: str
+    codecs: frozenset[str] = frozenset()
+    graph_share: float = 1.0
+
+    @property
+    def layouts(self) -> list[str]:
+        """Of what the graph gets: frames; bytes, indices, colour; or all of them, and which to use."""
+        return {"pyav": ["FHWC"], "dali": ["", "", ""], "hybrid": ["", "", "", "FHWC", ""]}[self.name]
+
+    def in_graph(self, position: int) -> bool:
+        """Whether the graph is to decode the sample at this position; every batch has its share of both."""
+        if self.name != "hybrid":
+            return self.name == "dali"
+        return floor((position + 1) * self.graph_share) > floor(position * self.graph_share)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of one sample. row: None at a place without a sample."""
+
+    sample: int
+    row: Row | None
+    indices: NDArray[np.int32]
+    window: Window | None
+    in_graph: bool
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """A sample read from disk: arrays for the graph, its frame size in pixels, why it is bad if it is."""
+    """A sample read from disk.
+
+    arrays: for the graph. height, width: of its frames in pixels. origin: row and column of the frame at
+    which the handed frames begin; they are all there are where the graph decodes. read: seconds. decode:
+    seconds of CPU time, looking into a video that the graph decodes included. reason: why it is bad, if it
+    is.
+    """
 
     arrays: Arrays
     height: int
     width: int
+    origin: tuple[int, int] = (0, 0)
+    read: float = 0.0
+    decode: float = 0.0
     reason: str = ""
+
+
+NO_BYTES = (np.zeros(1, np.uint8), np.zeros(1, np.int32), np.eye(3, 4, dtype=np.float32))
+NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 
 
 @dataclass
 class Reader:
-    """Reads samples of one manifest, as decoded frames (`pyav`) or as bytes for the graph (`dali`).
+    """Reads samples of one dataset, as decoded frames or as bytes for the graph.
 
-    manifest: travels to a worker as its path and fingerprint, and is mapped anew there. decoder: `pyav` or
-    `dali`. codecs: what the graph's decoder takes; empty for pyav, which takes all.
+    dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: samples that
+    broke the graph or a worker before, and why; they are not read again.
     """
 
-    manifest: Manifest
-    decoder: str
-    codecs: frozenset[str] = frozenset()
+    dataset: Dataset
+    decoding: Decoding
+    refused: dict[int, str] = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a worker process begins with."""
         _die_with_parent()
         self.__dict__.update(state)
 
-    def load(self, row: Row | None, indices: NDArray[np.int32]) -> Loaded:
-        """Read the frames at `indices`; `row` None (a place without a sample) gives the stand-in."""
-        if row is None:
-            return self._stand_in(len(indices), "")
+    def load(self, request: Request) -> Loaded:
+        """Read what is wanted; a place without a sample, and a bad video, give the stand-in."""
+        if request.row is None:
+            return self._stand_in(request, "")
+        if request.sample in self.refused:
+            return self._stand_in(request, self.refused[request.sample])
         try:
-            return self._read(row, indices)
+            return self._read(request, request.row)
         except VideoDefect as defect:
-            return self._stand_in(len(indices), str(defect))
+            return self._stand_in(request, str(defect))
         except Exception as error:
-            logging.getLogger(__name__).exception("unforeseen error while reading %s", row.path)
-            return self._stand_in(len(indices), f"{type(error).__name__}: {error}")
+            logging.getLogger(__name__).exception("unforeseen error while reading %s", request.row.path)
+            return self._stand_in(request, f"{type(error).__name__}: {error}")
 
-    def _read(self, row: Row, indices: NDArray[np.int32]) -> Loaded:
-        path = self.manifest.absolute_path(row)
-        whole_file = row.length == 0
-        if self.decoder == "pyav":
-            frames = decode_frames(path if whole_file else _read_bytes(path, row), indices)
-            if frames.shape[1:3] != (row.height, row.width):
-                raise VideoDefect(
-                    f"has frames of {frames.shape[2]}x{frames.shape[1]}, the manifest says "
-                    f"{row.width}x{row.height}; the file changed since: make the manifest anew"
+    def _read(self, request: Request, row: Row) -> Loaded:
+        path = self.dataset.path(request.sample)
+        begun = time.perf_counter()
+        data = path if not request.in_graph and _is_long(path, row) else _read_bytes(path, row)
+        read = time.perf_counter() - begun
+        begun = time.thread_time()
+        if request.in_graph and isinstance(data, bytes):
+            try:
+                encoded = check_encoded(data, row, request.indices, self.decoding.codecs)
+            except NotForGraph:
+                if self.decoding.name != "hybrid":
+                    raise
+            else:
+                return Loaded(
+                    self._arrays(encoded=(np.frombuffer(data, np.uint8), encoded.indices, encoded.color)),
+                    row.height,
+                    row.width,
+                    read=read,
+                    decode=time.thread_time() - begun,
                 )
-            return Loaded((frames,), row.height, row.width)
-        data = _read_bytes(path, row)
-        check_encoded(data, row, int(indices.max()), self.codecs)
-        return Loaded((np.frombuffer(data, np.uint8), indices), row.height, row.width)
+        frames = decode_frames(data, request.indices, request.window, size=(row.height, row.width))
+        top, left = request.window[:2] if request.window else (0, 0)
+        decode = time.thread_time() - begun
+        return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), read, decode)
 
-    def _stand_in(self, frames: int, reason: str) -> Loaded:
-        side = STAND_IN_SIZE
-        if self.decoder == "pyav":
-            return Loaded((np.full((frames, side, side, 3), 128, np.uint8),), side, side, reason)
-        data = np.frombuffer(stand_in(self.codecs), np.uint8)
-        return Loaded((data, np.zeros(frames, np.int32)), side, side, reason)
+    def _stand_in(self, request: Request, reason: str) -> Loaded:
+        side, count = STAND_IN_SIZE, len(request.indices)
+        if self.decoding.name == "dali":
+            data = np.frombuffer(stand_in(self.decoding.codecs), np.uint8)
+            arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), NO_BYTES[2]))
+        else:
+            arrays = self._arrays(frames=np.full((count, side, side, 3), 128, np.uint8))
+        return Loaded(arrays, side, side, reason=reason)
+
+    def _arrays(self, *, encoded: Arrays | None = None, frames: NDArray[np.uint8] | None = None) -> Arrays:
+        """What the decoding's graph takes, from the one of the two that is given."""
+        both = (*(encoded or NO_BYTES), NO_FRAMES if frames is None else frames)
+        if self.decoding.name == "hybrid":
+            return (*both, np.array(encoded is not None, np.int32))
+        return both[-1:] if self.decoding.name == "pyav" else both[:-1]
 
 
 def _die_with_parent() -> None:
@@ -108,7 +187,15 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _read_bytes(path: Any, row: Row) -> bytes:
+def _is_long(path: Path, row: Row) -> bool:
+    """Whether PyAV had better read the file itself: a recording of hours does not belong into memory."""
+    try:
+        return row.length == 0 and path.stat().st_size > LONG_FILE
+    except OSError as error:
+        raise VideoDefect(f"cannot be read: {error.strerror}") from error
+
+
+def _read_bytes(path: Path, row: Row) -> bytes:
     """The sample's bytes: the whole file, or its piece of a shard."""
     try:
         with open(path, "rb") as file:
@@ -123,18 +210,30 @@ def _read_bytes(path: Any, row: Row) -> bytes:
     return data
 
 
-def _identity(sample: int, label: int, valid: bool, reason: str) -> Arrays:
-    """Who a clip is: (sample, label, valid), and the reason in UTF-8, one zero byte if there is none."""
-    text = np.frombuffer(reason.encode() or b"\0", np.uint8)
-    return np.array([sample, label, valid], np.int64), text
+def _cut(frames: NDArray[Any], window: NDArray[np.int32]) -> NDArray[Any]:  # T H W 3 -> T h w 3
+    top, left, bottom, right = window
+    return frames[:, top:bottom, left:right]
+
+
+def _about(request: Request, loaded: Loaded) -> Arrays:
+    """(Sample, label, valid); why it is bad in UTF-8, one zero byte where it is not; seconds it cost."""
+    valid = request.row is not None and not loaded.reason
+    label = request.row.label if request.row is not None else -1
+    return (
+        np.array([request.sample, label, valid], np.int64),
+        np.frombuffer(loaded.reason.encode() or b"\0", np.uint8),
+        np.array([loaded.read, loaded.decode], np.float32),
+    )
 
 
 @dataclass
 class TrainSource:
-    """Training clips of one rank, from `first_step` on, micro-batch after micro-batch.
+    """Training samples of one rank, from a step on, micro-batch after micro-batch.
 
-    micro_batch: clips per rank and forward pass. A global batch is laid out accumulation-major, then rank,
-    so the same clips meet in a global batch however many ranks share it.
+    micro_batch: clips per rank and forward pass, a multiple of the plan's repeats: each sample is read and
+    decoded once for all its repeats. A global batch is laid out accumulation-major, then rank, so the same
+    clips meet in a global batch however many ranks share it. first: the micro-batch, counted from step 0, to
+    begin with.
     """
 
     reader: Reader
@@ -143,63 +242,131 @@ class TrainSource:
     micro_batch: int
     rank: int
     world_size: int
-    first_step: int
+    first: int
+
+    @property
+    def samples(self) -> int:
+        """Samples of a micro-batch."""
+        return self.micro_batch // self.plan.repeats
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the graph has to cut each clip's window out of the frames it gets."""
+        return self.plan.repeats > 1 or self.reader.decoding.name != "pyav"
+
+    @property
+    def numbers(self) -> int:
+        """How many arrays of numbers the graph gets: for each repeat a window, if it cuts, and the clip's."""
+        return self.plan.repeats * (self.clip.numbers + self.cuts)
+
+    @property
+    def output_bytes(self) -> int:
+        """Of a micro-batch of clips."""
+        return self.micro_batch * self.clip.frames * 3 * self.clip.size**2 * FLOAT
+
+    def request(self, position: int) -> Request:
+        """What is wanted at a position, counted in samples from `first` on."""
+        return self._place(position)[0]
 
     def __call__(self, info: SampleInfo) -> Arrays:
-        micro, place = divmod(info.idx_in_epoch, self.micro_batch)
-        step, accumulated = divmod(micro, self.plan.global_batch // (self.micro_batch * self.world_size))
-        place += (accumulated * self.world_size + self.rank) * self.micro_batch
-        slot = self.plan.slot(self.first_step + step, place)
-        row = self.reader.manifest.row(slot.sample)
+        request, draws = self._place(info.idx_in_epoch)
+        loaded = self.reader.load(request)
+        if loaded.reason:
+            draws = self._draws(info.idx_in_epoch, request.row, loaded.height, loaded.width)
+            if not self.cuts:
+                loaded = replace(loaded, arrays=(_cut(loaded.arrays[0], draws[0].window),))
+        top, left = loaded.origin
+        numbers: list[NDArray[Any]] = []
+        for draw in draws:
+            if self.cuts:
+                numbers.append((draw.window - np.array([top, left, top, left])).astype(np.int32))
+            numbers += draw.numbers
+        return (*loaded.arrays, *_about(request, loaded), *numbers)
 
-        def draw(height: int, width: int) -> Any:
-            return draw_clip(
+    def _place(self, position: int) -> tuple[Request, list[ClipDraw]]:
+        step, place = self._slot_place(position)
+        sample = self.plan.slot(step, place).sample
+        row = self.reader.dataset.row(sample)
+        draws = self._draws(position, row, row.height, row.width)
+        windows = np.array([draw.window for draw in draws])
+        (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
+        window = (int(top), int(left), int(bottom), int(right))
+        in_graph = self.reader.decoding.in_graph(self.first * self.samples + position)
+        return Request(sample, row, draws[0].indices, window, in_graph), draws
+
+    def _draws(self, position: int, row: Row | None, height: int, width: int) -> list[ClipDraw]:
+        """One draw for each repeat, for frames of this size."""
+        step, place = self._slot_place(position)
+        slots = [self.plan.slot(step, place + repeat) for repeat in range(self.plan.repeats)]
+        return [
+            draw_clip(
                 self.clip,
                 seed=self.plan.seed,
                 epoch=slot.epoch,
-                sample=slot.sample,
+                sample=slot.draw,
                 repeat=slot.repeat,
-                frames=row.frames,
+                frames=row.frames if row is not None else 1,
                 height=height,
                 width=width,
             )
+            for slot in slots
+        ]
 
-        drawn = draw(row.height, row.width)
-        loaded = self.reader.load(row, drawn.indices)
-        if loaded.reason:
-            drawn = draw(loaded.height, loaded.width)
-        return (
-            *loaded.arrays,
-            *_identity(slot.sample, row.label, not loaded.reason, loaded.reason),
-            drawn.crop,
-            np.array(drawn.flip, np.int32),
-            *([drawn.jitter] if self.clip.color_jitter else []),
-            *([drawn.operations, drawn.arguments] if self.clip.operations else []),
+    def _slot_place(self, position: int) -> tuple[int, int]:
+        """The step, and the place in its global batch, of a sample's first repeat."""
+        micro, inside = divmod(position, self.samples)
+        step, accumulated = divmod(
+            self.first + micro, self.plan.global_batch // (self.micro_batch * self.world_size)
         )
+        place = (accumulated * self.world_size + self.rank) * self.micro_batch
+        return step, place + inside * self.plan.repeats
 
 
 @dataclass
 class ViewSource:
-    """All views of each video, every video once per pass; the passes follow one another without a gap."""
+    """All views of each video, every video once per pass; the passes follow one another without a gap.
+
+    first: the batch, counted over all passes, to begin with.
+    """
 
     reader: Reader
     plan: ViewPlan
     clip: ViewClip
     rank: int
+    first: int = 0
 
-    def __call__(self, info: SampleInfo) -> Arrays:
-        batch, place = divmod(info.idx_in_epoch, self.plan.batch)
+    @property
+    def samples(self) -> int:
+        """Samples of a batch."""
+        return self.plan.batch
+
+    @property
+    def numbers(self) -> int:
+        """How many arrays of numbers the graph gets: the size to resize to, and where the crops lie."""
+        return 2
+
+    @property
+    def output_bytes(self) -> int:
+        """Of a batch of views."""
+        return self.plan.batch * self.clip.views * self.clip.frames * 3 * self.clip.size**2 * FLOAT
+
+    def request(self, position: int) -> Request:
+        """What is wanted at a position, counted in samples from `first` on."""
+        batch, place = divmod(self.first * self.plan.batch + position, self.plan.batch)
         sample = self.plan.sample(self.rank, batch % self.plan.batches, place)
-        row = self.reader.manifest.row(sample) if sample >= 0 else None
+        row = self.reader.dataset.row(sample) if sample >= 0 else None
         frames = row.frames if row is not None else 1
         indices = view_indices(frames, self.clip.frames, self.clip.clips).reshape(-1)
-        loaded = self.reader.load(row, indices)
-        valid = row is not None and not loaded.reason
+        return Request(sample, row, indices, None, self.reader.decoding.in_graph(place))
+
+    def __call__(self, info: SampleInfo) -> Arrays:
+        request = self.request(info.idx_in_epoch)
+        loaded = self.reader.load(request)
         scale = self.clip.size / min(loaded.height, loaded.width)
         resized = np.array([int(loaded.height * scale), int(loaded.width * scale)], np.float32)
         return (
             *loaded.arrays,
-            *_identity(sample, row.label if row is not None else -1, valid, loaded.reason),
+            *_about(request, loaded),
             np.maximum(resized, self.clip.size),
             crop_positions(self.clip.crops, loaded.height, loaded.width),
         )

@@ -15,7 +15,7 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
-from pipelines.manifest import Manifest
+from pipelines.dataset import Dataset
 from pipelines.motion import CLASS_NAMES
 from trainer.batch_split import split_batch
 from trainer.display import gmacs
@@ -33,8 +33,9 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     Raises RecipeError or ModelError for a recipe that could run nowhere.
     """
     ranks = ranks or max(1, torch.cuda.device_count())
-    manifest = Manifest.open(recipe.data.train) if recipe.data.train.exists() else None
-    classes = len(manifest.class_names) if manifest else len(CLASS_NAMES) if recipe.data.embedded else None
+    paths = [part.manifest for part in recipe.data.train_parts]
+    dataset = Dataset.open(paths) if all(path.exists() for path in paths) else None
+    classes = len(dataset.class_names) if dataset else len(CLASS_NAMES) if recipe.data.embedded else None
     config = model_config(recipe, classes or 1)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -42,7 +43,7 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     table.add_column()
     if classes is None and recipe.model.num_classes is None:
         console.print("figures as if for 1 class: the manifest, which names the classes, is not here")
-    for name, text in _rows(recipe, config, manifest, ranks):
+    for name, text in _rows(recipe, config, dataset, ranks):
         table.add_row(name, text)
     console.print(table)
     missing = list(_missing(recipe))
@@ -56,7 +57,7 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
 
 
 def _rows(
-    recipe: Recipe, config: UniFormerV2Config, manifest: Manifest | None, ranks: int
+    recipe: Recipe, config: UniFormerV2Config, dataset: Dataset | None, ranks: int
 ) -> Iterator[tuple[str, str]]:
     micro_batch, accumulation = split_batch(
         recipe.optimisation.global_batch, ranks, recipe.engine.micro_batch, recipe.sampling.repeats
@@ -86,7 +87,7 @@ def _rows(
         ),
     )
     yield "memory per rank", _memory(recipe, config, ranks, micro_batch)
-    videos = len(manifest) if manifest else (recipe.data.embedded and recipe.data.embedded.train_clips)
+    videos = len(dataset) if dataset else (recipe.data.embedded and recipe.data.embedded.train_clips)
     if videos or recipe.optimisation.steps:
         per_epoch = (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch
         schedule = Schedule.of(recipe, per_epoch)
@@ -127,7 +128,8 @@ def _flop(amount: float) -> str:
 
 
 def _missing(recipe: Recipe) -> Iterator[str]:
-    for name, path in (("data.train", recipe.data.train), ("data.val", recipe.data.val)):
+    train = [("data.train", part.manifest) for part in recipe.data.train_parts]
+    for name, path in (*train, ("data.val", recipe.data.val)):
         if not path.exists():
             how = "rendered at the start" if recipe.data.embedded else "make it with python launch/prepare.py"
             yield f"{name}: {path} ({how})"

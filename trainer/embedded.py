@@ -12,13 +12,14 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
     workers: processes. Raises RecipeError when the manifests' names are not those that are rendered.
     """
     embedded = recipe.data.embedded
-    if embedded is None or (recipe.data.train.exists() and recipe.data.val.exists()):
+    train = recipe.data.train_parts[0].manifest  # the only one: the schema allows no other beside it
+    if embedded is None or (train.exists() and recipe.data.val.exists()):
         return
-    root = recipe.data.train.parent
-    if (recipe.data.train.name, recipe.data.val) != ("train.arrow", root / "val.arrow"):
+    root = train.parent
+    if (train.name, recipe.data.val) != ("train.arrow", root / "val.arrow"):
         raise RecipeError(
             f"data.embedded renders {root}/train.arrow and {root}/val.arrow, but data.train is "
-            f"{recipe.data.train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
+            f"{train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
         )
     with shown_progress(f"rendering {root}") as progress:
         render(

@@ -14,6 +14,7 @@ from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
 from trainer import RunError
 from trainer.checkpoint import Checkpoints, TrainState
+from trainer.data_watch import DataWatch
 from trainer.engine import Engine
 from trainer.evaluate import Evaluation, evaluate
 from trainer.meters import Meters
@@ -49,6 +50,7 @@ class Trainer:
     stop: StopRequest
     settled: dict[str, Any]
     tally: Tally
+    data_watch: DataWatch
     bad_share: float
     evaluates_at_end: bool
     step: int = 0
@@ -121,6 +123,7 @@ class Trainer:
         if totals.defects:
             self.record.quarantine(self.train_loader.defects)
         self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
+        self.record.data(totals.step, self.data_watch.look(self.meters.spent))
         if self.bad > self.bad_share * max(self.clips, self.plan.samples):
             if self.saved_step != self.step:
                 self.save()

@@ -107,16 +107,19 @@ class Data(Section):
     """Stop when more than this share of the clips seen could not be read."""
 
     workers: Count | Literal["auto"] = "auto"
-    """Processes per rank that read videos; `auto` divides the node's cores among its ranks."""
+    """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the
+    node's cores and from what the first videos cost."""
 
-    prefetch: Count = 2
-    """Batches prepared ahead of the step that uses them."""
+    prefetch: Count | Literal["auto"] = "auto"
+    """Batches prepared ahead of the step that uses them; `auto` makes as many as keep all workers busy."""
 
     threads: Count | Literal["auto"] = "auto"
     """DALI threads per rank; `auto` divides the node's cores among its ranks."""
 
-    decoder: Literal["auto", "dali", "pyav"] = "auto"
-    """Who decodes: DALI, PyAV (any codec), or whichever suits the device and the codecs."""
+    decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
+    """Who decodes: DALI (NVDEC on a GPU), PyAV (any codec, on CPU cores), `hybrid` both at once, split by
+    their measured speed; `auto` is PyAV on a CPU, and on a GPU DALI, with PyAV for the videos that it does
+    not take."""
 
     @field_validator("train", mode="before")
     @classmethod

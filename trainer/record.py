@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.loader import Defects
 from trainer.confusion import draw_confusion
+from trainer.data_watch import DataReport
 from trainer.display import Display, duration
 from trainer.evaluate import Evaluation
 from trainer.meters import Meters
@@ -88,6 +89,17 @@ class Record:
             seconds_left=meters.time_left(self._total_steps - done),
         )
 
+    def data(self, step: int, report: DataReport | None) -> None:
+        """Tell what the data costs, and, when that changes, which stage of it keeps the run waiting."""
+        if not self._is_main or report is None:
+            return
+        done = step + 1
+        costs = {f"{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
+        self._folder.event("data", step=done, limit=report.limit.stage, **costs)
+        self._tracker.metrics(done, {f"data/{name}": value for name, value in costs.items()})
+        if report.changed:
+            self._display.note(report.words)
+
     def evaluating(self, batches: int) -> Callable[[int], None]:
         """Returns what is to be told of each of so many batches."""
         return lambda done: self._display.evaluating(done, batches)
@@ -132,6 +144,11 @@ class Record:
         """Tell that the run begins or goes on."""
         if self._is_main:
             self._folder.event("start", **values)
+            self._display.note(text)
+
+    def note(self, text: str) -> None:
+        """Tell something worth a line."""
+        if self._is_main:
             self._display.note(text)
 
     def left(self, step: int, reason: str, seconds: float) -> None:

@@ -10,12 +10,14 @@ import torch.distributed as dist
 from models import UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from models.image_weights import load_image_weights
-from pipelines.loader import LoaderOptions, train_loader, view_loader
+from pipelines.loader import train_loader, view_loader
 from pipelines.parallel import usable_cores
 from pipelines.plan import ViewPlan
+from pipelines.tuning import LoaderOptions
 from trainer import RunError
 from trainer.agreement import together
 from trainer.checkpoint import Checkpoints, TrainState
+from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
 from trainer.engine import Engine, connect, disconnect
@@ -196,6 +198,8 @@ class Run:
         )
         stack.callback(val.close)
         record = self._open_record(prepared, schedule, step, found, stack)
+        for line in (*prepared.notes, train.tuning):
+            record.note(line)
         return Trainer(
             engine=engine,
             plan=prepared.plan,
@@ -209,6 +213,7 @@ class Run:
             stop=stop,
             settled=settled(recipe, prepared),
             tally=Tally(environment.device),
+            data_watch=DataWatch(train, cores_per_rank(environment)),
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
             step=step,
@@ -271,13 +276,13 @@ class Run:
 
     def _loader_options(self) -> LoaderOptions:
         data = self.recipe.data
-        cores = cores_per_rank(self.environment)
         return LoaderOptions(
             device=self.environment.device,
             decoder=data.decoder,
-            workers=cores if data.workers == "auto" else data.workers,
-            threads=cores if data.threads == "auto" else data.threads,
-            prefetch=data.prefetch,
+            workers=None if data.workers == "auto" else data.workers,
+            threads=None if data.threads == "auto" else data.threads,
+            prefetch=None if data.prefetch == "auto" else data.prefetch,
+            cores=cores_per_rank(self.environment),
         )
 
     def _random_clips(self, prepared: Preparation) -> torch.Tensor:

@@ -8,62 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip, draw_clip
-from pipelines.loader import ClipBatch, ClipLoader, LoaderOptions, train_loader, view_loader
+from pipelines.loader import ClipBatch, view_loader
 from pipelines.manifest import Manifest, write_manifest
-from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.plan import ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet
-
-HALF = (0.5, 0.5, 0.5)
-ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
-
-
-def options(decoder: str = "pyav", workers: int = 1, prefetch: int = 2) -> LoaderOptions:
-    return LoaderOptions(torch.device("cpu"), decoder, workers, threads=1, prefetch=prefetch)
-
-
-def loader(
-    manifest: Path,
-    clip: TrainClip,
-    *,
-    batch: int = 8,
-    micro: int = 8,
-    rank: int = 0,
-    ranks: int = 1,
-    first_step: int = 0,
-    how: LoaderOptions | None = None,
-) -> ClipLoader:
-    opened = Manifest.open(manifest)
-    return train_loader(
-        opened, TrainPlan(len(opened), batch, seed=3), clip, mean=HALF, std=HALF, micro_batch=micro,
-        rank=rank, world_size=ranks, first_step=first_step, options=how or options(),
-    )  # fmt: skip
-
-
-def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
-    batches = [batch for _, batch in zip(range(count), loader, strict=False)]
-    loader.close()
-    return batches
+from tests.pipelines.batches import HALF, loader, options, take
 
 
 def joined(batches: list[ClipBatch]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([batch.clips for batch in batches]), torch.cat([batch.ids for batch in batches])
-
-
-def test_batches_do_not_depend_on_ranks_workers_accumulation_or_the_step_started_at(
-    motion_set: MotionSet,
-) -> None:
-    whole = take(loader(motion_set.train, ALL), 3)
-    assert whole[0].clips.shape == (8, 3, 4, 32, 32)
-    assert all(batch.valid.all() for batch in whole)
-    later = take(loader(motion_set.train, ALL, first_step=2, how=options(workers=2, prefetch=1)), 1)
-    assert torch.equal(later[0].clips, whole[2].clips)
-    # two ranks, two micro-batches of two clips a step: rank 0 has places 0-1 and 4-5, rank 1 the others
-    parts = [take(loader(motion_set.train, ALL, micro=2, rank=rank, ranks=2), 2) for rank in (0, 1)]
-    clips, ids = joined([parts[0][0], parts[1][0], parts[0][1], parts[1][1]])
-    assert torch.equal(ids, whole[0].ids)
-    assert torch.equal(clips, whole[0].clips)
 
 
 def test_a_clip_without_augmentation_is_its_resized_frames(motion_set: MotionSet) -> None:
@@ -165,7 +121,7 @@ def test_views_of_every_video_once_per_pass(motion_set: MotionSet) -> None:
     seen: list[int] = []
     for rank in (0, 1):
         views = view_loader(
-            manifest, ViewPlan(16, 3, 2), clip, mean=HALF, std=HALF, rank=rank, options=options()
+            Dataset([manifest]), ViewPlan(16, 3, 2), clip, mean=HALF, std=HALF, rank=rank, options=options()
         )
         first, second = list(views), list(views)
         for one, other in zip(first, second, strict=True):
@@ -181,8 +137,8 @@ def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet) -> None:
 
     def views(clips: int, crops: int) -> torch.Tensor:
         loader = view_loader(
-            manifest, ViewPlan(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF, rank=0,
-            options=options(),
+            Dataset([manifest]), ViewPlan(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF,
+            rank=0, options=options(),
         )  # fmt: skip
         (batch,) = list(loader)
         loader.close()
@@ -199,7 +155,13 @@ def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet) -> None:
 def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.val)
     views = view_loader(
-        manifest, ViewPlan(16, 8, 1), ViewClip(4, 48), mean=HALF, std=HALF, rank=0, options=options()
+        Dataset([manifest]),
+        ViewPlan(16, 8, 1),
+        ViewClip(4, 48),
+        mean=HALF,
+        std=HALF,
+        rank=0,
+        options=options(),
     )
     next(iter(views))
     with pytest.raises(RuntimeError, match="left in the middle"):
@@ -212,7 +174,9 @@ def test_view_pixels_are_the_resized_centre(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.val)
     side = 72
     clip = ViewClip(4, side)
-    loader = view_loader(manifest, ViewPlan(16, 16, 1), clip, mean=HALF, std=HALF, rank=0, options=options())
+    loader = view_loader(
+        Dataset([manifest]), ViewPlan(16, 16, 1), clip, mean=HALF, std=HALF, rank=0, options=options()
+    )
     (batch,) = list(loader)
     loader.close()
     from pipelines.frames import view_indices

@@ -1,0 +1,41 @@
+"""Which videos were bad so far: counted by clip, named once each."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A video that could not be used: its row in the dataset, its path, and why, in words."""
+
+    sample: int
+    path: str
+    reason: str
+
+
+@dataclass
+class Defects:
+    """What was bad so far: each video once, however often it comes up.
+
+    seen, bad: clips since they were last taken. videos: all bad ones, by row. fresh: those not yet taken.
+    """
+
+    seen: int = 0
+    bad: int = 0
+    videos: dict[int, Defect] = field(default_factory=dict)
+    fresh: list[Defect] = field(default_factory=list)
+
+    def add(self, defect: Defect) -> None:
+        """Name a bad video; one that is known already changes nothing."""
+        if defect.sample not in self.videos:
+            self.videos[defect.sample] = defect
+            self.fresh.append(defect)
+
+    def take_counts(self) -> tuple[int, int]:
+        """Clips seen and clips bad since the last call."""
+        counts, self.seen, self.bad = (self.seen, self.bad), 0, 0
+        return counts
+
+    def take_fresh(self) -> list[Defect]:
+        """The defects found since the last call."""
+        fresh, self.fresh = self.fresh, []
+        return fresh

@@ -1,0 +1,70 @@
+"""Loaders over the motion set, and what their batches come to; as a program, prints digests of batches.
+
+python -m tests.pipelines.batches MANIFEST FIRST_STEP
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.loader import ClipBatch, ClipLoader, train_loader
+from pipelines.plan import TrainPlan
+from pipelines.tuning import LoaderOptions
+
+HALF = (0.5, 0.5, 0.5)
+ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
+
+
+def options(decoder: str = "pyav", workers: int = 1, prefetch: int = 2) -> LoaderOptions:
+    return LoaderOptions(torch.device("cpu"), decoder, workers, threads=1, prefetch=prefetch)
+
+
+def loader(
+    manifest: Path,
+    clip: TrainClip,
+    *,
+    batch: int = 8,
+    micro: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    first_step: int = 0,
+    repeats: int = 1,
+    how: LoaderOptions | None = None,
+) -> ClipLoader:
+    """A training loader with seed 3; `micro` None is the rank's whole share of the batch."""
+    dataset = Dataset.open([manifest])
+    return train_loader(
+        dataset, TrainPlan(len(dataset), batch, seed=3, repeats=repeats), clip, mean=HALF, std=HALF,
+        micro_batch=micro or batch // ranks, rank=rank, world_size=ranks, first_step=first_step,
+        options=how or options(),
+    )  # fmt: skip
+
+
+def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
+    """The next batches; the loader is closed."""
+    batches = [batch for _, batch in zip(range(count), loader, strict=False)]
+    loader.close()
+    return batches
+
+
+def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
+    """A SHA-256 of each batch's pixels, labels and ids; of several that belong together, of all of them."""
+    found = []
+    for entry in batches:
+        parts = [entry] if isinstance(entry, ClipBatch) else entry
+        digest = hashlib.sha256()
+        for name in ("clips", "labels", "ids", "valid"):
+            digest.update(torch.cat([getattr(part, name) for part in parts]).numpy().tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+if __name__ == "__main__":
+    endless = loader(Path(sys.argv[1]), ALL, first_step=int(sys.argv[2]), how=options(workers=2))
+    for batch in endless:
+        print(digests([batch])[0], flush=True)

@@ -1,0 +1,69 @@
+import time
+
+import pytest
+import torch
+
+from pipelines.costs import Costs, cpu_seconds, dali_threads, find_limit
+from pipelines.graph import Processes
+from tests.conftest import MotionSet
+from tests.pipelines.batches import ALL, loader
+
+PROCESSES = Processes(torch.device("cpu"), workers=4, threads=2, prefetch=2)
+SECONDS = 100.0  # in which four workers have 400 seconds and two threads 200
+
+
+@pytest.mark.parametrize(
+    ("costs", "wait_share", "cores", "stage"),
+    [
+        (Costs(read=390, decode=5), 0.04, 6, "model"),
+        (Costs(read=300, decode=80), 0.4, 6, "read"),
+        (Costs(read=80, decode=300), 0.4, 6, "decode"),
+        (Costs(decode=100, augment=190), 0.4, 6, "augment"),
+        (Costs(decode=100, augment=50, transfer=90), 0.4, 6, "transfer"),
+        (Costs(decode=100, augment=70), 0.4, 2, "cores"),
+        (Costs(decode=100, augment=70), 0.4, 8, "latency"),
+    ],
+)
+def test_the_busiest_stage_limits(costs: Costs, wait_share: float, cores: int, stage: str) -> None:
+    limit = find_limit(costs, SECONDS, wait_share, PROCESSES, cores)
+    assert limit.stage == stage
+    assert (limit.advice == "") == (stage == "model")
+
+
+def test_costs_per_clip_are_in_milliseconds() -> None:
+    spent = Costs(clips=30, samples=15, read=3.0, decode=6.0, augment=0.5, transfer=0.25)
+    before = Costs(clips=10, samples=5, read=1.0, decode=2.0, augment=0.5, transfer=0.05)
+    per_clip = (spent - before).per_clip()
+    assert per_clip == pytest.approx({"read": 100.0, "decode": 200.0, "augment": 0.0, "transfer": 10.0})
+    assert spent - before + before == spent
+
+
+def test_a_loader_counts_what_its_clips_cost(motion_set: MotionSet) -> None:
+    """CPU time of its workers and of DALI's threads; an ended loader keeps what it counted."""
+    clips = loader(motion_set.train, ALL, batch=16)
+    for _ in zip(range(20), clips, strict=False):
+        pass
+    costs = clips.costs
+    assert (costs.clips, costs.samples) == (320, 320)
+    elapsed = 60.0
+    assert 0 < costs.read < elapsed
+    assert 0 < costs.decode < elapsed
+    assert 0.02 < costs.augment < elapsed
+    assert 0 < costs.transfer < elapsed
+    clips.close()
+    assert clips.costs.augment >= costs.augment
+
+
+def test_dalis_threads_are_found_and_their_time_counted(motion_set: MotionSet) -> None:
+    known = dali_threads()
+    clips = loader(motion_set.train, ALL, batch=16)
+    threads = dali_threads(known)
+    assert threads
+    next(iter(clips))
+    first = cpu_seconds(threads)
+    for _ in zip(range(20), clips, strict=False):
+        pass
+    time.sleep(0.05)
+    assert cpu_seconds(threads) > first
+    clips.close()
+    assert cpu_seconds(threads) == 0.0

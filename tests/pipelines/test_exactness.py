@@ -1,0 +1,108 @@
+"""Batches are the same, bit for bit, however many ranks and workers make them, from wherever they start."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import MotionSet
+from tests.pipelines.batches import ALL, digests, loader, options, take
+
+STEPS = range(136, 139)
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def reference(motion_set: MotionSet) -> list[str]:
+    """Digests of the global batches of STEPS, made by one rank with one worker that started there."""
+    return digests(take(loader(motion_set.train, ALL, batch=BATCH, first_step=STEPS[0]), len(STEPS)))
+
+
+def test_starting_at_step_137_gives_what_a_run_from_the_beginning_gets_there(
+    motion_set: MotionSet, reference: list[str]
+) -> None:
+    from_zero = take(loader(motion_set.train, ALL, batch=BATCH, how=options(workers=2)), 138)
+    assert digests(from_zero)[136:138] == reference[:2]
+    later = take(loader(motion_set.train, ALL, batch=BATCH, first_step=137), 2)
+    assert digests(later) == reference[1:]
+    assert len(set(reference)) == len(reference)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro", "workers"), [(1, 8, 4), (1, 2, 1), (2, 4, 1), (2, 2, 4), (4, 2, 1), (4, 1, 4)]
+)
+def test_ranks_workers_and_accumulation_change_nothing(
+    motion_set: MotionSet, reference: list[str], ranks: int, micro: int, workers: int
+) -> None:
+    accumulation = BATCH // (ranks * micro)
+    count = len(STEPS) * accumulation
+    parts = [
+        take(
+            loader(
+                motion_set.train, ALL, batch=BATCH, micro=micro, rank=rank, ranks=ranks, first_step=STEPS[0],
+                how=options(workers=workers, prefetch=workers),
+            ),
+            count,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    # a global batch is laid out accumulation-major, then rank
+    merged = [
+        [parts[rank][step * accumulation + turn] for turn in range(accumulation) for rank in range(ranks)]
+        for step in range(len(STEPS))
+    ]
+    assert [digests([group])[0] for group in merged] == reference
+
+
+def test_after_sigkill_the_next_process_goes_on_with_the_same_batches(
+    motion_set: MotionSet, reference: list[str]
+) -> None:
+    """The process and its workers die in the middle of a batch; another begins at the step it had reached."""
+    killed = _start(motion_set.train, first_step=STEPS[0])
+    assert killed.stdout is not None
+    before = [killed.stdout.readline().strip() for _ in range(2)]
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(60) == -signal.SIGKILL
+    after = _start(motion_set.train, first_step=STEPS[2])
+    assert after.stdout is not None
+    resumed = after.stdout.readline().strip()
+    after.kill()
+    after.wait(60)
+    assert [*before, resumed] == reference
+
+
+def _start(manifest: Path, first_step: int) -> "subprocess.Popen[str]":
+    """A process that prints the digest of batch after batch."""
+    command = [sys.executable, "-m", "tests.pipelines.batches", str(manifest), str(first_step)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet) -> None:
+    """Each repeat is what a loader without repeats gives it; the number of samples read is halved."""
+    repeated = loader(motion_set.train, ALL, batch=8, repeats=2)
+    batches = [batch for _, batch in zip(range(4), repeated, strict=False)]
+    assert (repeated.costs.clips, repeated.costs.samples) == (32, 16)
+    repeated.close()
+    single = take(loader(motion_set.train, ALL, batch=8), 2)
+    clips, ids = torch.cat([b.clips for b in batches]), torch.cat([b.ids for b in batches])
+    assert torch.equal(ids[0::2], ids[1::2])
+    assert torch.equal(ids[0::2], torch.cat([batch.ids for batch in single]))
+    assert torch.equal(clips[0::2], torch.cat([batch.clips for batch in single]))
+    assert not any(torch.equal(one, other) for one, other in zip(clips[0::2], clips[1::2], strict=True))
+
+
+def test_repeats_do_not_depend_on_ranks(motion_set: MotionSet) -> None:
+    whole = take(loader(motion_set.train, ALL, batch=8, repeats=2), 1)
+    parts = [
+        take(loader(motion_set.train, ALL, batch=8, micro=4, rank=rank, ranks=2, repeats=2), 1)[0]
+        for rank in (0, 1)
+    ]
+    assert digests([parts]) == digests(whole)
+
+
+def test_a_micro_batch_may_not_part_repeats(motion_set: MotionSet) -> None:
+    with pytest.raises(ValueError, match="parts the 2 repeats"):
+        loader(motion_set.train, ALL, batch=8, micro=1, repeats=2)

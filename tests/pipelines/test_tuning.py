@@ -1,0 +1,53 @@
+"""What is decided where the options leave it open."""
+
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.graph import TrainGraph
+from pipelines.plan import TrainPlan
+from pipelines.source import Decoding, Reader, TrainSource
+from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
+from tests.conftest import MotionSet
+
+CPU = torch.device("cpu")
+
+
+def graph(motion_set: MotionSet, micro_batch: int = 8) -> TrainGraph:
+    dataset = Dataset.open([motion_set.train])
+    plan = TrainPlan(len(dataset), micro_batch, seed=3)
+    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, TrainClip(4, 32), micro_batch, 0, 1, 0)
+    half = (0.5, 0.5, 0.5)
+    return TrainGraph(source, half, half)
+
+
+def test_a_cpu_gets_pyav_and_all_its_cores(motion_set: MotionSet) -> None:
+    tuned, processes, words = tune(graph(motion_set), LoaderOptions(CPU, cores=6))
+    assert tuned.source.reader.decoding == Decoding("pyav")
+    assert processes.threads == 6
+    assert 1 <= processes.workers <= 6  # these small clips need few
+    assert "ms of CPU time a video" in words
+
+
+def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set: MotionSet) -> None:
+    def prefetch(micro_batch: int, workers: int) -> int:
+        return tune(graph(motion_set, micro_batch), LoaderOptions(CPU, workers=workers))[1].prefetch
+
+    assert prefetch(micro_batch=8, workers=2) == 2
+    assert prefetch(micro_batch=1, workers=4) == 9
+    assert prefetch(micro_batch=1, workers=100) == MOST_AHEAD
+
+
+def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:
+    asked = LoaderOptions(CPU, "pyav", workers=3, threads=5, prefetch=7, cores=2)
+    _, processes, _ = tune(graph(motion_set), asked)
+    assert (processes.workers, processes.threads, processes.prefetch) == (3, 5, 7)
+
+
+def test_hybrid_measures_its_share(motion_set: MotionSet) -> None:
+    """The set's VP9 and MJPEG clips fit DALI's decoder on a CPU, so both sides have work."""
+    tuned, _, words = tune(graph(motion_set), LoaderOptions(CPU, "hybrid", cores=2))
+    decoding = tuned.source.reader.decoding
+    assert decoding.name == "hybrid"
+    assert 0 < decoding.graph_share < 1
+    assert f"hybrid, {decoding.graph_share:.0%} in the graph" in words
