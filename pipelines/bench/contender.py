@@ -99,7 +99,7 @@ def measure(task: Task) -> Outcome:
         used, decoding = usage() - used_before, decoded() - decoded_before
         busy = busy_seconds(task.cores) - busy_before
     if task.contender == OURS:
-        # A clip's decoding is told with its batch, a little after it was done: over a short time it can be more.
+        # Decoding is told with its batch, a little after it was done: over a short time it can be more.
         decoding = min(decoding, used.workers)
         hand_over = used.workers - decoding
         stages = {"decode": decoding, "hand over": hand_over, "augment": used.threads, "rest": used.rest}
