@@ -87,14 +87,10 @@ def find_limit(costs: Costs, seconds: float, wait_share: float, processes: Proce
     return Limit(stage, busy, ADVICE[stage])
 
 
-def dali_threads(known: Iterable[int] = ()) -> frozenset[int]:
-    """DALI's threads of this process by number, those already known left out; none where Linux is not."""
-    found = set()
-    for thread in _threads():
-        name = _text(thread / "comm")
-        if name.startswith("[DALI]"):
-            found.add(int(thread.name))
-    return frozenset(found - set(known))
+def own_threads() -> frozenset[int]:
+    """This process's threads by number; none are known where Linux is not."""
+    tasks = Path("/proc/self/task")
+    return frozenset(int(thread.name) for thread in tasks.iterdir()) if tasks.is_dir() else frozenset()
 
 
 def cpu_seconds(threads: Iterable[int]) -> float:
@@ -105,11 +101,6 @@ def cpu_seconds(threads: Iterable[int]) -> float:
         # user and system time are the fields 14 and 15; the name before them may hold spaces
         ticks += sum(int(field) for field in text.rpartition(")")[2].split()[11:13])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _threads() -> list[Path]:
-    tasks = Path("/proc/self/task")
-    return list(tasks.iterdir()) if tasks.is_dir() else []
 
 
 def _text(path: Path) -> str:

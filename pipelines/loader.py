@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import DataError
-from .costs import Costs, cpu_seconds, dali_threads
+from .costs import Costs, cpu_seconds, own_threads
 from .dataset import Dataset
 from .defects import Defect, Defects
 from .draw import TrainClip, ViewClip
@@ -64,12 +64,12 @@ class ClipLoader:
 
     def _open(self) -> None:
         """Start a pipeline at the next batch."""
-        before, threads = set(multiprocessing.active_children()), dali_threads()
+        before, threads = set(multiprocessing.active_children()), own_threads()
         self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.processes)
         with signals_blocked(*STOP_SIGNALS):
             self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
-        self._threads = dali_threads(known=threads)
+        self._threads = own_threads() - threads  # all but a few idle ones are DALI's
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Training: an endless stream that goes on where the last iteration stopped. Evaluation: one pass."""

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from pipelines.costs import Costs, cpu_seconds, dali_threads, find_limit
+from pipelines.costs import Costs, cpu_seconds, find_limit, own_threads
 from pipelines.graph import Processes
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader
@@ -54,10 +54,10 @@ def test_a_loader_counts_what_its_clips_cost(motion_set: MotionSet) -> None:
     assert clips.costs.augment >= costs.augment
 
 
-def test_dalis_threads_are_found_and_their_time_counted(motion_set: MotionSet) -> None:
-    known = dali_threads()
+def test_the_time_of_a_loaders_threads_is_counted(motion_set: MotionSet) -> None:
+    known = own_threads()
     clips = loader(motion_set.train, ALL, batch=16)
-    threads = dali_threads(known)
+    threads = own_threads() - known
     assert threads
     next(iter(clips))
     first = cpu_seconds(threads)
