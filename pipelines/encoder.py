@@ -46,7 +46,8 @@ H264 = VideoFormat(
     encoder="libx264",
     codec="h264",
     pixel_format="yuv420p",
-    options=MappingProxyType({"preset": "veryfast", "crf": "18"}),
+    # With AVX-512, x264 gives other bytes each time; cpu-independent also makes them the same on every CPU.
+    options=MappingProxyType({"preset": "veryfast", "crf": "18", "x264-params": "cpu-independent=1"}),
 )
 MJPEG = VideoFormat(
     extension=".avi",
