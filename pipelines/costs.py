@@ -16,7 +16,7 @@ ADVICE = {
     "12 frames",
     "augment": "give it more cores (data.threads), a GPU, or fewer or cheaper operations "
     "(augmentation.rand_augment)",
-    "transfer": "raise data.prefetch, or look for what else copies to the device",
+    "transfer": "look for what else uses the bus to the device",
     "cores": "all cores are busy: more of them, fewer or cheaper operations, smaller videos, more keyframes",
     "latency": "no stage is busy: raise data.prefetch and data.workers",
 }
@@ -28,7 +28,7 @@ class Costs:
 
     clips: made. samples: decoded for them, fewer where samples are repeated. read: seconds waiting for
     files. decode: CPU seconds in the workers. augment: CPU seconds of DALI's threads, decoding in the graph
-    included. transfer: seconds copying clips out of DALI's buffers.
+    included. transfer: seconds handing batches over to the device.
     """
 
     clips: int = 0

@@ -92,19 +92,25 @@ class ClipLoader:
         identity = np.array(identity.as_tensor())
         self._note(identity, reasons)
         begun = time.perf_counter()
-        copied = _copied(clips, self.processes.device)
+        batch = self._handed_over(clips, np.repeat(identity, self._repeats, axis=0))
         transfer = time.perf_counter() - begun
         read, decode = np.array(costs.as_tensor()).sum(axis=0, dtype=np.float64)
-        self._costs += Costs(
-            len(identity) * self._repeats, len(identity), float(read), float(decode), transfer=transfer
-        )
-        labels, ids, valid = (np.repeat(identity[:, column], self._repeats).copy() for column in (1, 0, 2))
-        device = self.processes.device
+        made = len(identity) * self._repeats
+        self._costs += Costs(made, len(identity), float(read), float(decode), transfer=transfer)
+        return batch
+
+    def _handed_over(self, clips: Any, identity: np.ndarray) -> ClipBatch:
+        """The batch on its device. identity: (B, 3), sample, label, valid.
+
+        Nothing is copied: DALI's buffer belongs to the tensor, and goes back to DALI when that is gone.
+        """
+        pixels = torch.from_dlpack(clips.as_tensor())
+        ids, labels, valid = torch.from_numpy(identity).to(self.processes.device).unbind(dim=1)
         return ClipBatch(
-            clips=copied.flatten(0, 1) if self._repeats > 1 else copied,
-            labels=torch.from_numpy(labels).to(device),
-            ids=torch.from_numpy(ids).to(device),
-            valid=torch.from_numpy(valid.astype(bool)).to(device),
+            clips=pixels.flatten(0, 1) if self._repeats > 1 else pixels,
+            labels=labels.contiguous(),
+            ids=ids.contiguous(),
+            valid=valid.bool(),
         )
 
     def _run(self) -> Any:
@@ -166,21 +172,6 @@ class ClipLoader:
     def _kill_workers(self) -> None:
         for process in self._workers:
             process.kill()
-
-
-def _copied(clips: Any, device: torch.device) -> torch.Tensor:
-    """The clips in a tensor of their own: DALI reuses its buffer for the next batch.
-
-    On a GPU the copy has a stream to itself and is waited for. On torch's own stream it would stand behind
-    the training steps in the queue, and DALI, which knows nothing of them, might write before it is read.
-    """
-    if device.type == "cpu":
-        return torch.from_dlpack(clips.as_tensor()).clone()
-    with torch.cuda.stream(torch.cuda.Stream(device)):
-        copy = torch.from_dlpack(clips.as_tensor()).clone()
-        torch.cuda.current_stream(device).synchronize()
-    copy.record_stream(torch.cuda.current_stream(device))
-    return copy
 
 
 def train_loader(

@@ -44,6 +44,18 @@ def test_a_clip_without_augmentation_is_its_resized_frames(motion_set: MotionSet
     assert checked > 3
 
 
+def test_a_batch_keeps_its_pixels_while_others_are_made(motion_set: MotionSet) -> None:
+    """No copy is made of DALI's buffers: they must not be used again while somebody holds a batch."""
+    held, copies = [], []
+    endless = loader(motion_set.train, TrainClip(4, 32))
+    for _, batch in zip(range(12), endless, strict=False):
+        held.append(batch.clips)
+        copies.append(batch.clips.clone())
+    endless.close()
+    assert all(torch.equal(one, copy) for one, copy in zip(held, copies, strict=True))
+    assert len({tensor.data_ptr() for tensor in held}) == len(held)
+
+
 def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.train)
     for batch in take(loader(motion_set.train, TrainClip(4, 32)), 2):
