@@ -135,14 +135,15 @@ def draw(policy: Policy, rng: np.random.Generator, height: int, width: int) -> l
     makers = tuple(MAKERS.values())
     for choice in rng.integers(0, len(makers), size=policy.count):
         fires = rng.random() < policy.probability
-        level = _magnitude(policy, rng) / MAX_MAGNITUDE
+        level = draw_magnitude(policy, rng) / MAX_MAGNITUDE
         sign = 1.0 if rng.random() < 0.5 else -1.0
         if fires:
             drawn.append(makers[choice](level, sign, height, width))
     return [each for each in drawn if each.operation != Operation.NOTHING]
 
 
-def _magnitude(policy: Policy, rng: np.random.Generator) -> float:
+def draw_magnitude(policy: Policy, rng: np.random.Generator) -> float:
+    """The magnitude of one operation, 0 to `policy.magnitude_max`."""
     if np.isinf(policy.magnitude_std):
         magnitude = rng.uniform(0, policy.magnitude)
     else:

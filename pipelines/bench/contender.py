@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines import DataError
+from pipelines.bench.libraries import NotInstalled, require
 from pipelines.bench.usage import busy_seconds, usage
 from pipelines.bench.workload import Workload
 
@@ -82,13 +83,13 @@ def measure(task: Task) -> Outcome:
     Raises DataError for a manifest or videos that cannot be used, NotInstalled for a missing library.
     """
     os.sched_setaffinity(0, task.cores)  # first: threads keep to the cores of the one that starts them
-    opened, decoded = _open(task)
+    opened, spent = _open(task)
     with closing(opened) as batches:
         warm = time.monotonic() + task.warm_up
         for count, _ in enumerate(batches, start=1):
             if count >= AHEAD * len(task.cores) and time.monotonic() >= warm:
                 break
-        begin, used_before, decoded_before = time.monotonic(), usage(), decoded()
+        begin, used_before, spent_before = time.monotonic(), usage(), spent()
         busy_before = busy_seconds(task.cores)
         clips = 0
         for batch in batches:
@@ -96,35 +97,55 @@ def measure(task: Task) -> Outcome:
             seconds = time.monotonic() - begin
             if seconds >= task.seconds:
                 break
-        used, decoding = usage() - used_before, decoded() - decoded_before
+        used, spent_now = usage() - used_before, spent() - spent_before
         busy = busy_seconds(task.cores) - busy_before
     if task.contender == OURS:
-        # Decoding is told with its batch, a little after it was done: over a short time it can be more.
-        decoding = min(decoding, used.workers)
-        hand_over = used.workers - decoding
-        stages = {"decode": decoding, "hand over": hand_over, "augment": used.threads, "rest": used.rest}
+        # Decoding is told with its batch, a little after it was done, and the time of threads in ticks of the
+        # kernel: over a short time either can be more than the whole that it is part of.
+        decode, augment = min(spent_now.decode, used.workers), min(spent_now.augment, used.own)
+        stages = {
+            "decode": decode,
+            "hand over": used.workers - decode,
+            "augment": augment,
+            "rest": used.own - augment,
+        }
     else:
-        stages = {"workers": used.workers, "rest": used.rest}
+        stages = {"workers": used.workers, "rest": used.own}
     others = max(0.0, busy - sum(stages.values()))
     return Outcome(clips, seconds, stages, others)
 
 
-def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], float]]:
-    """Batches of clips, (B, 3, T, size, size), without end; CPU seconds of decoding so far, where known."""
+@dataclass(frozen=True)
+class Known:
+    """CPU seconds so far of the stages that a loader counts itself; nothing for a rival."""
+
+    decode: float = 0.0
+    augment: float = 0.0
+
+    def __sub__(self, earlier: "Known") -> "Known":
+        return Known(self.decode - earlier.decode, self.augment - earlier.augment)
+
+
+def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], Known]]:
+    """Batches of clips, (B, 3, T, size, size), without end; and what they have cost so far."""
     if task.contender == OURS:
         from pipelines.bench.ours import good_clips, open_loader
 
         loader = open_loader(task.workload, len(task.cores))
-        return good_clips(loader, task.workload), lambda: loader.costs.decode
+
+        def spent() -> Known:
+            costs = loader.costs
+            return Known(costs.decode, costs.augment)
+
+        return good_clips(loader, task.workload), spent
+    require("torchvision.transforms.v2", "torchvision")  # all rivals augment with it
     from pipelines.bench.rivals import open_rival
 
     batches = open_rival(task.contender, task.workload, len(task.cores))
-    return (clips for clips, _ in batches), lambda: 0.0
+    return (clips for clips, _ in batches), Known
 
 
 def main() -> None:
-    from pipelines.bench.rivals import NotInstalled
-
     try:
         outcome = measure(Task.from_json(sys.argv[1]))
     except (DataError, NotInstalled) as error:

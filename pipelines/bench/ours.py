@@ -8,8 +8,9 @@ from pipelines import DataError
 from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip
-from pipelines.loader import ClipLoader, LoaderOptions, train_loader
+from pipelines.loader import ClipLoader, train_loader
 from pipelines.plan import TrainPlan
+from pipelines.tuning import LoaderOptions
 
 
 def open_loader(workload: Workload, cores: int) -> ClipLoader:

@@ -10,25 +10,29 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD
-from pipelines.rand_augment import Policy
+from pipelines.rand_augment import MAX_MAGNITUDE, Policy, draw_magnitude
 
 FILL = 128  # grey: what comes in from outside the frame
 LINEAR = InterpolationMode.BILINEAR
 
-Change = Callable[[torch.Tensor, float, int], torch.Tensor]  # of a clip, by a level in 0..1, towards a sign
+# Of a clip, by a level, 1 at magnitude 10 and above it where a policy allows more, towards a sign.
+Change = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 
-def augment(clip: torch.Tensor, policy: Policy) -> torch.Tensor:
-    """RandAugment on full-size frames: `policy.count` operations of timm's increasing set."""
-    for change in random.choices(OPERATIONS, k=policy.count):
-        if random.random() < policy.probability:
-            level = min(max(random.gauss(policy.magnitude, policy.magnitude_std) / 10, 0.0), 1.0)
-            clip = change(clip, level, random.choice((-1, 1)))
+def augment(clip: torch.Tensor, policy: Policy, rng: np.random.Generator) -> torch.Tensor:
+    """RandAugment on full-size frames: the operations that `rand_augment.draw` would draw with this `rng`."""
+    for choice in rng.integers(0, len(OPERATIONS), size=policy.count):
+        fires = rng.random() < policy.probability
+        level = draw_magnitude(policy, rng) / MAX_MAGNITUDE
+        sign = 1 if rng.random() < 0.5 else -1
+        if fires:
+            clip = OPERATIONS[choice](clip, level, sign)
     return clip
 
 
@@ -90,7 +94,7 @@ def _shear_y(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
 
 
 def _posterize(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
-    return F.posterize(clip, 4 - int(level * 4))
+    return F.posterize(clip, max(0, 4 - int(level * 4)))
 
 
 def _solarize(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
@@ -133,12 +137,15 @@ def _translate_y(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
 
 def _translate(clip: torch.Tensor, axis: int, offset: int) -> torch.Tensor:
     """Shift by whole pixels with one copy; as a warp it would take ten times as long."""
-    kept = clip.shape[axis] - abs(offset)
+    size = clip.shape[axis]
+    offset = max(-size, min(offset, size))  # further out there is no picture left either
+    kept = size - abs(offset)
     shifted = torch.full_like(clip, FILL)
     shifted.narrow(axis, max(0, -offset), kept).copy_(clip.narrow(axis, max(0, offset), kept))
     return shifted
 
 
+# In the order of `rand_augment.MAKERS`.
 OPERATIONS: tuple[Change, ...] = (
     _auto_contrast,
     _equalize,

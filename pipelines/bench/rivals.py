@@ -19,6 +19,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipelines.bench.libraries import require
 from pipelines.bench.rival_augment import augment, crop_and_normalise
 from pipelines.bench.workload import Workload
 from pipelines.frames import train_indices
@@ -27,10 +28,6 @@ from pipelines.rand_augment import parse
 
 Source = str | bytes
 Read = Callable[[Source, list[int]], torch.Tensor]  # a video, ascending frame numbers → uint8, (T, 3, H, W)
-
-
-class NotInstalled(Exception):
-    """A rival's library is missing or cannot be loaded; the message says why."""
 
 
 def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
@@ -109,7 +106,7 @@ class Clips(Dataset[tuple[torch.Tensor, int]]):
         indices = train_indices(row.frames, self._workload.frames, rng).tolist()
         clip = self._read(self._source(row), indices)
         if self._policy:
-            clip = augment(clip, self._policy)
+            clip = augment(clip, self._policy, rng)
         return crop_and_normalise(clip, self._workload.size), row.label
 
     def _source(self, row: Row) -> Source:
@@ -136,25 +133,13 @@ class EndlessBatches(Sampler[list[int]]):
             waiting = waiting[self._batch :]
 
 
-def load(rival: Rival) -> None:
-    """Raise NotInstalled unless the rival's library is there and can be loaded."""
-    try:
-        import_module(rival.module)
-    except ModuleNotFoundError as error:
-        raise NotInstalled(f"not installed; pip install --no-deps {rival.distribution}") from error
-    except (ImportError, OSError, RuntimeError) as error:
-        # torchcodec needs FFmpeg's shared libraries from the system, and a version that matches torch.
-        reason = str(error).strip().splitlines()[0]
-        raise NotInstalled(f"installed, but cannot be loaded: {reason}") from error
-
-
 def open_rival(name: str, workload: Workload, workers: int) -> Any:
     """The DataLoader of the rival called `name`; it yields (clips, labels) without end.
 
-    Raises NotInstalled.
+    Raises NotInstalled where its library is missing.
     """
     rival = RIVALS[name]
-    load(rival)
+    require(rival.module, rival.distribution)
     clips = Clips(workload, rival.read)
     batches = EndlessBatches(len(clips), workload.batch, workload.seed)
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)
