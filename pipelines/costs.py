@@ -16,8 +16,10 @@ ADVICE = {
     "12 frames",
     "augment": "give it more cores (data.threads), a GPU, or fewer or cheaper operations "
     "(augmentation.rand_augment)",
-    "transfer": "look for what else uses the bus to the device",
+    "transfer": "too many bytes go to the device: data.decoder dali, or smaller videos",
     "cores": "all cores are busy: more of them, fewer or cheaper operations, smaller videos, more keyframes",
+    "device": "the GPU decodes or augments more slowly than it trains: data.decoder hybrid or pyav, or fewer "
+    "operations (augmentation.rand_augment)",
     "latency": "no stage is busy: raise data.prefetch and data.workers",
 }
 
@@ -26,13 +28,14 @@ ADVICE = {
 class Costs:
     """Spent since a loader began, or between two moments.
 
-    clips: made. samples: decoded for them, fewer where samples are repeated. read: seconds waiting for
-    files. decode: CPU seconds in the workers. augment: CPU seconds of DALI's threads, decoding in the graph
-    included. transfer: seconds handing batches over to the device.
+    clips: made. decodings: that took, fewer where samples are repeated. read: seconds waiting for files.
+    decode: CPU seconds in the workers. augment: CPU seconds of DALI's threads, decoding in the graph
+    included; what a GPU does for the graph is not seen. transfer: seconds of copying to the device, from the
+    bytes and how long a byte takes.
     """
 
     clips: int = 0
-    samples: int = 0
+    decodings: int = 0
     read: float = 0.0
     decode: float = 0.0
     augment: float = 0.0
@@ -83,7 +86,7 @@ def find_limit(costs: Costs, seconds: float, wait_share: float, processes: Proce
     candidates = {reading: busy["read"] + busy["decode"], **{n: busy[n] for n in ("augment", "transfer")}}
     stage = max(candidates, key=lambda name: candidates[name])
     if candidates[stage] < BUSY:
-        stage = "cores" if busy["cores"] > BUSY else "latency"
+        stage = "cores" if busy["cores"] > BUSY else "device" if processes.gpu else "latency"
     return Limit(stage, busy, ADVICE[stage])
 
 

@@ -16,8 +16,6 @@ from nvidia.dali import fn, math, types
 from .color import UNCHANGED
 from .encoded import CPU_CODECS, GPU_CODECS
 
-DECODERS = ("auto", "dali", "pyav", "hybrid")
-
 
 def choose_decoder(name: str, *, gpu: bool) -> tuple[str, frozenset[str]]:
     """Resolve `auto`; returns who decodes, and the codecs that the graph takes (none with pyav alone)."""

@@ -11,7 +11,7 @@ from nvidia.dali import fn, pipeline_def
 
 from .augment import train_clip, views
 from .decode import decode_in_graph
-from .source import Decoding, TrainSource, ViewSource
+from .source import Decoding, Refused, TrainSource, ViewSource
 
 Colours = tuple[float, ...]
 
@@ -77,8 +77,8 @@ class ViewGraph:
 Graph = TrainGraph | ViewGraph
 
 
-def starting_at(graph: Graph, batch: int, refused: dict[int, str]) -> Graph:
-    """The same graph from so many batches later on, leaving out the samples that are refused."""
+def starting_at(graph: Graph, batch: int, refused: Refused) -> Graph:
+    """The same graph from so many batches later on, leaving out what is refused."""
     source = graph.source
     reader = replace(source.reader, refused=refused)
     moved: Any = replace(source, reader=reader, first=source.first + batch)

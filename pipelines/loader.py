@@ -4,7 +4,6 @@ import gc
 import logging
 import multiprocessing
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +19,12 @@ from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
-from .recovery import find_culprits
-from .source import Decoding, Reader, TrainSource, ViewSource
-from .tuning import LoaderOptions, tune
+from .recovery import find_culprits, in_words
+from .source import Decoding, Reader, Refused, TrainSource, ViewSource
+from .tuning import LoaderOptions, copy_seconds, tune
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
-ATTEMPTS = 3  # times that a batch is tried again after its pipeline broke and no video is to blame
+ATTEMPTS = 3  # times that a pipeline may break over the same batch without anything to blame
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,23 @@ class ClipLoader:
         self.defects = Defects()
         self.batches = batches
         self._graph, self.processes, self.tuning = tune(graph, options)
-        self._repeats = graph.source.plan.repeats if isinstance(graph.source, TrainSource) else 1
-        self._refused: dict[int, str] = {}
+        self._repeats = graph.source.clips_per_sample if isinstance(graph.source, TrainSource) else 1
+        self._copy_seconds = copy_seconds(options.device)
+        self._refused: Refused = {}
         self._served = 0
         self._costs = Costs()
+        self._closed = False
         self._open()
 
     def _open(self) -> None:
         """Start a pipeline at the next batch."""
         before, threads = set(multiprocessing.active_children()), own_threads()
+        python_threads = set(threading.enumerate())
         self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.processes)
         with signals_blocked(*STOP_SIGNALS):
             self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
+        self._observers = set(threading.enumerate()) - python_threads  # DALI's, which watch the workers
         self._threads = own_threads() - threads  # all but a few idle ones are DALI's
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -91,13 +94,11 @@ class ClipLoader:
         self._served += 1
         identity = np.array(identity.as_tensor())
         self._note(identity, reasons)
-        begun = time.perf_counter()
-        batch = self._handed_over(clips, np.repeat(identity, self._repeats, axis=0))
-        transfer = time.perf_counter() - begun
-        read, decode = np.array(costs.as_tensor()).sum(axis=0, dtype=np.float64)
+        read, decode, decodings, size = np.array(costs.as_tensor()).sum(axis=0)
+        transfer = float(size) * self._copy_seconds
         made = len(identity) * self._repeats
-        self._costs += Costs(made, len(identity), float(read), float(decode), transfer=transfer)
-        return batch
+        self._costs += Costs(made, int(decodings), float(read), float(decode), transfer=transfer)
+        return self._handed_over(clips, np.repeat(identity, self._repeats, axis=0))
 
     def _handed_over(self, clips: Any, identity: np.ndarray) -> ClipBatch:
         """The batch on its device. identity: (B, 3), sample, label, valid.
@@ -116,34 +117,48 @@ class ClipLoader:
     def _run(self) -> Any:
         """The pipeline's next outputs.
 
-        Raises DataError when it breaks again and again over the same batch, with no video to blame.
+        Raises DataError when it breaks again and again over the same batch, with nothing to blame.
         """
-        for _ in range(ATTEMPTS):
-            try:
-                # DALI hears of a worker that dies at work. It would wait for ever for one that died idle.
-                if not all(process.is_alive() for process in self._workers):
-                    raise RuntimeError("a worker process has died")
-                return self._pipeline.run()
-            except RuntimeError as error:
-                broken = error
-                self._recover(error)
-        raise DataError(
-            f"the data pipeline broke {ATTEMPTS} times in a row over the same batch, and each of its videos "
-            f"can be read and decoded by itself; out of memory, perhaps. DALI says: {broken}"
-        ) from broken
+        if self._closed:
+            raise RuntimeError("this loader is closed")
+        broken = 0
+        while True:
+            complaint = self._attempt()
+            if not isinstance(complaint, str):
+                return complaint
+            # Only words are kept of the error: it would hold the broken pipeline, and its memory, alive.
+            logging.getLogger(__name__).warning("the data pipeline broke and is built anew: %s", complaint)
+            self._shut()
+            culprits = self._culprits()
+            broken = 0 if culprits else broken + 1
+            if broken == ATTEMPTS:
+                raise DataError(
+                    f"the data pipeline broke {ATTEMPTS} times in a row over the same batch, and each of its "
+                    "videos can be read and decoded by itself; out of memory, perhaps (lower data.workers, "
+                    f"data.prefetch or evaluation.batch). The last complaint: {complaint}"
+                )
+            self._refused = self._refused | culprits
+            self._open()
 
-    def _recover(self, error: RuntimeError) -> None:
-        """Find the videos that broke the pipeline, refuse them, and begin anew at the same batch."""
-        logging.getLogger(__name__).warning(
-            "the data pipeline broke and is built anew: %s", str(error).strip().splitlines()[-1]
-        )
-        self._kill_workers()
-        self._shut()
+    def _attempt(self) -> Any:
+        """The pipeline's next outputs, or in words why it broke."""
+        # DALI hears of a worker that dies at work. It would wait for ever for one that died idle.
+        if not all(process.is_alive() for process in self._workers):
+            return "a worker process has died"
+        try:
+            return self._pipeline.run()
+        except RuntimeError as error:
+            return in_words(str(error))
+
+    def _culprits(self) -> Refused:
+        """What the pipeline broke over, in the batches that it was at."""
         source = starting_at(self._graph, self._served, self._refused).source
-        ahead = range((self.processes.prefetch + 1) * source.samples)  # it may have broken over a later batch
-        requests = [source.request(position) for position in ahead]
-        self._refused = self._refused | find_culprits(source.reader, requests, self.processes)
-        self._open()
+        # The source's queue and the pipeline's add up.
+        batches = (
+            [source.request(batch * source.samples + place) for place in range(source.samples)]
+            for batch in range(2 * self.processes.prefetch)
+        )
+        return find_culprits(source.reader, batches, self.processes)
 
     def _note(self, identity: np.ndarray, reasons: Any) -> None:
         self.defects.seen += int((identity[:, 0] >= 0).sum()) * self._repeats
@@ -156,9 +171,16 @@ class ClipLoader:
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""
+        self._closed = True
         self._shut()
 
     def _shut(self) -> None:
+        if not all(process.is_alive() for process in self._workers):
+            # DALI ends the others, which do not hear its signal; asked to close before it has noticed, it
+            # would wait for ever for the dead to answer.
+            self._kill_workers()
+            for observer in self._observers:
+                observer.join(WORKER_PATIENCE)
         # DALI asks the workers to leave and, after a second, terminates those in the middle of a video. They
         # do not hear that signal either, and DALI would wait for ever.
         self._costs += Costs(augment=cpu_seconds(self._threads))
@@ -189,8 +211,8 @@ def train_loader(
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them belonging to `first_step`.
 
-    Raises DataError for an empty dataset, or options this machine cannot follow; ValueError for a micro-batch
-    that would part the repeats of a sample.
+    Raises DataError for an empty dataset; ValueError for a micro-batch that would part the repeats of a
+    sample.
     """
     if micro_batch % plan.repeats:
         raise ValueError(f"a micro-batch of {micro_batch} parts the {plan.repeats} repeats of a sample")
@@ -211,7 +233,7 @@ def view_loader(
 ) -> ClipLoader:
     """A loader of all views of every video; each iteration over it is one pass, in the dataset's order.
 
-    Raises DataError for an empty dataset, or options this machine cannot follow.
+    Raises DataError for an empty dataset.
     """
     source = ViewSource(_reader(dataset), plan, clip, rank)
     return ClipLoader(ViewGraph(source, mean, std), options, batches=plan.batches)

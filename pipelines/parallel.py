@@ -8,10 +8,11 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import resource_tracker
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +37,7 @@ def ordered_map(
     total: int,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
+    on_crash: Callable[[Item], Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order.
 
@@ -47,9 +49,16 @@ def ordered_map(
     Args:
         total: the number of items.
         progress: called after each item with the number of items done, and `total`.
+        on_crash: what stands for an item over which a process died. Given, the work is never done here.
+
+    Raises:
+        BrokenProcessPool: a process died, and there is no `on_crash`.
     """
-    workers = min(workers, total // _CHUNK)
-    results = _in_processes(function, iter(items), workers) if workers > 1 else map(function, items)
+    workers = max(min(workers, total // _CHUNK), 1 if on_crash is not None else 0)
+    if workers > 1 or on_crash is not None:
+        results = _in_processes(function, iter(items), workers, on_crash)
+    else:
+        results = map(function, items)
     for done, result in enumerate(results, start=1):
         if progress is not None:
             progress(done, total)
@@ -57,21 +66,100 @@ def ordered_map(
 
 
 def _in_processes(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    workers: int,
+    on_crash: Callable[[Item], Result] | None,
 ) -> Iterator[Result]:
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    under_way: deque[Future[list[Result]]] = deque()
+    pool = _Pool(workers, signal.SIGINT)  # SIGTERM stays: the executor ends a broken pool with it
+    chunks = iter(lambda: list(islice(items, _CHUNK)), [])
+    under_way: deque[tuple[list[Item], Future[list[Result]]]] = deque()
     try:
-        while chunk := list(islice(items, _CHUNK)):
-            # The first few start the processes. SIGTERM stays: the executor ends a broken pool with it.
-            with signals_blocked(signal.SIGINT):
-                under_way.append(executor.submit(_apply, function, chunk))
-            if len(under_way) > _AHEAD * workers:
-                yield from under_way.popleft().result()
-        while under_way:
-            yield from under_way.popleft().result()
+        while True:
+            while len(under_way) <= _AHEAD * workers and (chunk := next(chunks, [])):
+                under_way.append((chunk, pool.submit(_apply, function, chunk)))
+            if not under_way:
+                return
+            chunk, future = under_way.popleft()
+            try:
+                results = future.result()
+            except BrokenProcessPool:
+                if on_crash is None:
+                    raise
+                # All that was under way died with the pool; whose fault it was shows chunk by chunk.
+                pool.renew()
+                results = _one_by_one(function, chunk, on_crash)
+                under_way = deque((later, pool.submit(_apply, function, later)) for later, _ in under_way)
+            yield from results
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        pool.close()
+
+
+def _one_by_one(
+    function: Callable[[Item], Result], chunk: list[Item], on_crash: Callable[[Item], Result]
+) -> list[Result]:
+    results = []
+    with Isolation() as isolation:
+        for item in chunk:
+            try:
+                results.append(isolation.call(function, item))
+            except BrokenProcessPool:
+                results.append(on_crash(item))
+    return results
+
+
+class _Pool:
+    """Worker processes, to be renewed when they broke. deaf_to: signals that they never hear."""
+
+    def __init__(self, workers: int, *deaf_to: signal.Signals) -> None:
+        self._workers = workers
+        self._deaf_to = deaf_to
+        self._open()
+
+    def _open(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(self._workers, mp_context=context)
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """A future, which raises BrokenProcessPool where a process died, before or after."""
+        try:
+            with signals_blocked(*self._deaf_to):  # the first few calls start the processes
+                return self._executor.submit(function, *arguments)
+        except BrokenProcessPool as error:
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def renew(self) -> None:
+        self.close()
+        self._open()
+
+    def close(self) -> None:
+        """End the processes when they have done what they are at; the rest is dropped."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Isolation:
+    """A process for calls that may crash it, renewed when one does; deaf to what asks a run to leave.
+
+    with Isolation() as isolation:
+        result = isolation.call(function, argument)
+    """
+
+    def __enter__(self) -> Isolation:
+        self._pool = _Pool(1, *STOP_SIGNALS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Raises what `function` raises, and BrokenProcessPool where the call ends the process."""
+        try:
+            return self._pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            self._pool.renew()
+            raise
 
 
 def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:

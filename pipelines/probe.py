@@ -12,6 +12,8 @@ from pipelines import VideoDefect
 from pipelines.container import VideoIndex, decoder_of, open_video, read_index, stored_packets
 from pipelines.parallel import ordered_map
 
+CRASHES = "crashes the process that decodes it"
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -72,7 +74,12 @@ def probe_many(
         progress: called after each file with the number of files probed and of all files.
     """
     return ordered_map(
-        partial(_probe_or_defect, deep=deep), paths, total=len(paths), workers=workers, progress=progress
+        partial(_probe_or_defect, deep=deep),
+        paths,
+        total=len(paths),
+        workers=workers,
+        progress=progress,
+        on_crash=lambda _: VideoDefect(CRASHES),
     )
 
 

@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from math import floor
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,8 @@ LONG_FILE = 64 * 2**20  # bytes
 
 Arrays = tuple[NDArray[Any], ...]
 Window = tuple[int, int, int, int]
+RequestKey = tuple[int, bytes, bool]
+Refused = dict[RequestKey, str]
 
 
 class SampleInfo(Protocol):
@@ -64,11 +66,13 @@ class Decoding:
         """Of what the graph gets: frames; bytes, indices, colour; or all of them, and which to use."""
         return {"pyav": ["FHWC"], "dali": ["", "", ""], "hybrid": ["", "", "", "FHWC", ""]}[self.name]
 
-    def in_graph(self, position: int) -> bool:
-        """Whether the graph is to decode the sample at this position; every batch has its share of both."""
+    def in_graph(self, turn: int) -> bool:
+        """Whether the graph is to decode the sample that is at this turn, counted over all ranks; what
+        follows one another has its share of both.
+        """
         if self.name != "hybrid":
             return self.name == "dali"
-        return floor((position + 1) * self.graph_share) > floor(position * self.graph_share)
+        return floor((turn + 1) * self.graph_share) > floor(turn * self.graph_share)
 
 
 @dataclass(frozen=True)
@@ -81,24 +85,38 @@ class Request:
     window: Window | None
     in_graph: bool
 
+    @property
+    def key(self) -> RequestKey:
+        """What decides whether it can be decoded: sample, frames and decoder, not when or on which rank."""
+        return self.sample, self.indices.tobytes(), self.in_graph
+
 
 @dataclass(frozen=True)
 class Loaded:
     """A sample read from disk.
 
     arrays: for the graph. height, width: of its frames in pixels. origin: row and column of the frame at
-    which the handed frames begin; they are all there are where the graph decodes. read: seconds. decode:
-    seconds of CPU time, looking into a video that the graph decodes included. reason: why it is bad, if it
-    is.
+    which the handed frames begin; they are all there are where the graph decodes. cost: what it took. reason:
+    why it is bad, if it is.
     """
 
     arrays: Arrays
     height: int
     width: int
     origin: tuple[int, int] = (0, 0)
+    cost: "Cost" = field(default_factory=lambda: Cost())
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sample, in the worker: seconds to read it, seconds of CPU time to decode it (or to look into
+    what the graph decodes), and how often it was decoded (or handed to the graph for it).
+    """
+
     read: float = 0.0
     decode: float = 0.0
-    reason: str = ""
+    decodings: int = 0
 
 
 NO_BYTES = (np.zeros(1, np.uint8), np.zeros(1, np.int32), np.eye(3, 4, dtype=np.float32))
@@ -109,13 +127,14 @@ NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 class Reader:
     """Reads samples of one dataset, as decoded frames or as bytes for the graph.
 
-    dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: samples that
-    broke the graph or a worker before, and why; they are not read again.
+    dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: requests that
+    broke the graph or a worker before, by their keys, and why. Other frames of the same video are not
+    refused: whether a clip is bad must not depend on what was tried before it, here or on another rank.
     """
 
     dataset: Dataset
     decoding: Decoding
-    refused: dict[int, str] = field(default_factory=dict)
+    refused: Refused = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a worker process begins with."""
@@ -126,40 +145,50 @@ class Reader:
         """Read what is wanted; a place without a sample, and a bad video, give the stand-in."""
         if request.row is None:
             return self._stand_in(request, "")
-        if request.sample in self.refused:
-            return self._stand_in(request, self.refused[request.sample])
+        if request.key in self.refused and request.in_graph and self.decoding.name == "hybrid":
+            request = replace(request, in_graph=False)
+        if request.key in self.refused:
+            return self._stand_in(request, self.refused[request.key])
         try:
-            return self._read(request, request.row)
+            return self._read(request)
         except VideoDefect as defect:
             return self._stand_in(request, str(defect))
         except Exception as error:
-            logging.getLogger(__name__).exception("unforeseen error while reading %s", request.row.path)
+            path = self.dataset.path(request.sample)
+            logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
             return self._stand_in(request, f"{type(error).__name__}: {error}")
 
-    def _read(self, request: Request, row: Row) -> Loaded:
-        path = self.dataset.path(request.sample)
+    def _read(self, request: Request) -> Loaded:
+        row, path = self.dataset.row(request.sample), self.dataset.path(request.sample)
+        source: Path | bytes = path
         begun = time.perf_counter()
-        data = path if not request.in_graph and _is_long(path, row) else _read_bytes(path, row)
+        if not _is_long(path, row):
+            source = _read_bytes(path, row)
         read = time.perf_counter() - begun
         begun = time.thread_time()
-        if request.in_graph and isinstance(data, bytes):
-            try:
-                encoded = check_encoded(data, row, request.indices, self.decoding.codecs)
-            except NotForGraph:
-                if self.decoding.name != "hybrid":
-                    raise
-            else:
-                return Loaded(
-                    self._arrays(encoded=(np.frombuffer(data, np.uint8), encoded.indices, encoded.color)),
-                    row.height,
-                    row.width,
-                    read=read,
-                    decode=time.thread_time() - begun,
-                )
-        frames = decode_frames(data, request.indices, request.window, size=(row.height, row.width))
+        encoded = self._encoded(request, row, source) if request.in_graph else None
+        if encoded is not None:
+            cost = Cost(read, time.thread_time() - begun, decodings=1)
+            return Loaded(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
+        frames = decode_frames(source, request.indices, request.window, size=(row.height, row.width))
+        cost = Cost(read, time.thread_time() - begun, decodings=1)
         top, left = request.window[:2] if request.window else (0, 0)
-        decode = time.thread_time() - begun
-        return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), read, decode)
+        return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
+
+    def _encoded(self, request: Request, row: Row, source: Path | bytes) -> Arrays | None:
+        """What the graph needs to decode; None where PyAV has to.
+
+        Raises VideoDefect for a bad video, and, where there is no PyAV, one that the graph does not take.
+        """
+        try:
+            if isinstance(source, Path):
+                raise NotForGraph(f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid")
+            encoded = check_encoded(source, row, request.indices, self.decoding.codecs)
+        except NotForGraph:
+            if self.decoding.name == "hybrid":
+                return None
+            raise
+        return np.frombuffer(source, np.uint8), encoded.indices, encoded.color
 
     def _stand_in(self, request: Request, reason: str) -> Loaded:
         side, count = STAND_IN_SIZE, len(request.indices)
@@ -188,7 +217,7 @@ def _die_with_parent() -> None:
 
 
 def _is_long(path: Path, row: Row) -> bool:
-    """Whether PyAV had better read the file itself: a recording of hours does not belong into memory."""
+    """Whether the file had better stay where it is: a recording of hours does not belong into memory."""
     try:
         return row.length == 0 and path.stat().st_size > LONG_FILE
     except OSError as error:
@@ -216,13 +245,15 @@ def _cut(frames: NDArray[Any], window: NDArray[np.int32]) -> NDArray[Any]:  # T 
 
 
 def _about(request: Request, loaded: Loaded) -> Arrays:
-    """(Sample, label, valid); why it is bad in UTF-8, one zero byte where it is not; seconds it cost."""
+    """(Sample, label, valid); why it is bad in UTF-8, one zero byte where it is not; its `Cost`, and its
+    bytes.
+    """
     valid = request.row is not None and not loaded.reason
     label = request.row.label if request.row is not None else -1
     return (
         np.array([request.sample, label, valid], np.int64),
         np.frombuffer(loaded.reason.encode() or b"\0", np.uint8),
-        np.array([loaded.read, loaded.decode], np.float32),
+        np.array([*astuple(loaded.cost), sum(array.nbytes for array in loaded.arrays)], np.float64),
     )
 
 
@@ -260,6 +291,10 @@ class TrainSource:
         return self.plan.repeats * (self.clip.numbers + self.cuts)
 
     @property
+    def clips_per_sample(self) -> int:
+        return self.plan.repeats
+
+    @property
     def output_bytes(self) -> int:
         """Of a micro-batch of clips."""
         return self.micro_batch * self.clip.frames * 3 * self.clip.size**2 * FLOAT
@@ -285,14 +320,14 @@ class TrainSource:
 
     def _place(self, position: int) -> tuple[Request, list[ClipDraw]]:
         step, place = self._slot_place(position)
+        turn = (step * self.plan.global_batch + place) // self.plan.repeats
         sample = self.plan.slot(step, place).sample
         row = self.reader.dataset.row(sample)
         draws = self._draws(position, row, row.height, row.width)
         windows = np.array([draw.window for draw in draws])
         (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
         window = (int(top), int(left), int(bottom), int(right))
-        in_graph = self.reader.decoding.in_graph(self.first * self.samples + position)
-        return Request(sample, row, draws[0].indices, window, in_graph), draws
+        return Request(sample, row, draws[0].indices, window, self.reader.decoding.in_graph(turn)), draws
 
     def _draws(self, position: int, row: Row | None, height: int, width: int) -> list[ClipDraw]:
         """One draw for each repeat, for frames of this size."""
@@ -346,6 +381,10 @@ class ViewSource:
         return 2
 
     @property
+    def clips_per_sample(self) -> int:
+        return self.clip.views
+
+    @property
     def output_bytes(self) -> int:
         """Of a batch of views."""
         return self.plan.batch * self.clip.views * self.clip.frames * 3 * self.clip.size**2 * FLOAT
@@ -357,7 +396,7 @@ class ViewSource:
         row = self.reader.dataset.row(sample) if sample >= 0 else None
         frames = row.frames if row is not None else 1
         indices = view_indices(frames, self.clip.frames, self.clip.clips).reshape(-1)
-        return Request(sample, row, indices, None, self.reader.decoding.in_graph(place))
+        return Request(sample, row, indices, None, self.reader.decoding.in_graph(sample))
 
     def __call__(self, info: SampleInfo) -> Arrays:
         request = self.request(info.idx_in_epoch)
@@ -370,6 +409,9 @@ class ViewSource:
             np.maximum(resized, self.clip.size),
             crop_positions(self.clip.crops, loaded.height, loaded.width),
         )
+
+
+Source = TrainSource | ViewSource
 
 
 def crop_positions(crops: int, height: int, width: int) -> NDArray[np.float32]:

@@ -1,6 +1,8 @@
 """How a pipeline spreads itself over a machine where nobody says so: from its cores and what samples cost."""
 
+import logging
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -11,8 +13,9 @@ from nvidia.dali import fn, pipeline_def
 
 from .decode import choose_decoder
 from .graph import Graph, Processes, decoded, with_decoding
-from .parallel import usable_cores
-from .source import Arrays, Decoding
+from .parallel import Isolation, usable_cores
+from .recovery import in_words
+from .source import Arrays, Decoding, Source
 
 TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
 TRIAL_SAMPLES = 16
@@ -20,6 +23,7 @@ FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 fr
 GPU_THREADS = 4  # DALI's CPU threads beside a GPU, which does the work: they launch and copy
 AHEAD = 2**31  # bytes that may be made ahead
 MOST_AHEAD = 16  # batches
+COPIED = 2**26  # bytes copied to a device to see how long that takes
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,19 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the first samples cost each: seconds of reading, seconds of CPU time, bytes handed over."""
+    """What the first samples cost each: seconds of reading, seconds of CPU time, bytes handed over.
 
-    samples: tuple[Arrays, ...]
+    samples: what the graph would get of them, where that was asked for.
+    """
+
     read: float
     decode: float
     bytes: float
+    samples: tuple[Arrays, ...] = ()
+
+    @property
+    def words(self) -> str:
+        return f"{1000 * self.read:.1f} ms to read and {1000 * self.decode:.1f} ms of CPU time a video; "
 
 
 def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
@@ -62,57 +73,83 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     cores = options.cores or usable_cores()
     name, codecs = choose_decoder(options.decoder, gpu=options.gpu)
     graph = with_decoding(graph, Decoding(name, codecs))
-    trial = _try(graph)
-    most = max(1, cores - 1) if options.gpu else cores
-    workers = options.workers or min(most, max(1, ceil(FASTEST * (trial.read + trial.decode))))
-    words = f"{name}, and pyav where that does not take a video" if name == "hybrid" else name
-    if options.decoder == "hybrid":
-        workers = options.workers or most
+    source = graph.source
+    splits = options.decoder == "hybrid"
+    open_questions = splits or options.workers is None or options.prefetch is None
+    trial = _try(source, keep=splits) if open_questions else None
+    workers = options.workers or _workers(trial, source.clips_per_sample, cores, options)
+    if splits:
         share = _graph_share(graph, trial, options, workers)
         graph = with_decoding(graph, Decoding(name, codecs, share))
-        words = f"hybrid, {share:.0%} in the graph"
+        name = f"dali and pyav, {share:.0%} by dali"
+    elif name == "hybrid":
+        name = "dali, and pyav for what that does not take"
     threads = options.threads or (min(GPU_THREADS, cores) if options.gpu else cores)
-    batch_bytes = graph.source.samples * trial.bytes + graph.source.output_bytes
-    enough = ceil(2 * workers / graph.source.samples) + 1  # no worker waits for the batch to be complete
+    batch_bytes = source.samples * (trial.bytes if trial else 0.0) + source.output_bytes
+    enough = ceil(2 * workers / source.samples) + 1  # no worker waits for the batch to be complete
     prefetch = options.prefetch or max(2, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
     words = (
-        f"decoding by {words}: {1000 * trial.read:.1f} ms to read and {1000 * trial.decode:.1f} ms of CPU "
-        f"time a video; {workers} workers, {threads} threads, {prefetch} batches ahead on {cores} cores"
+        f"decoding by {name}: {trial.words if trial else ''}{workers} workers, {threads} threads, "
+        f"{prefetch} batches ahead on {cores} cores"
     )
     return graph, Processes(options.device, workers, threads, prefetch), words
 
 
-def _try(graph: Graph) -> Trial:
-    """Read the first samples here, in turn, and see what they cost; bad ones are left out of it."""
-    source = graph.source
+def _workers(trial: Trial | None, clips_per_sample: int, cores: int, options: LoaderOptions) -> int:
+    """As many as make clips as fast as anyone could train on them, and no more than there are cores."""
+    most = max(1, cores - 1) if options.gpu else cores
+    if trial is None or options.decoder == "hybrid":
+        return most
+    return min(most, max(1, ceil(FASTEST / clips_per_sample * (trial.read + trial.decode))))
+
+
+def _try(source: Source, *, keep: bool) -> Trial | None:
+    """What the first samples cost, read in a process of its own: what crashes it must not end the run.
+
+    keep: what the graph would get of them comes back, too. None where no sample could be read.
+    """
+    with Isolation() as isolation:
+        try:
+            return isolation.call(_try_here, source, keep)
+        except BrokenProcessPool:
+            return None
+
+
+def _try_here(source: Source, keep: bool) -> Trial | None:
     payload = len(source.reader.decoding.layouts)
     begun = time.perf_counter()
     samples, costs = [], []
     for position in range(TRIAL_SAMPLES):
-        loaded = source.reader.load(source.request(position))
-        if not loaded.reason:
-            samples.append(loaded.arrays[:payload])
-            costs.append((loaded.read, loaded.decode, sum(array.nbytes for array in loaded.arrays)))
+        request = source.request(position)
+        loaded = source.reader.load(request)
+        if request.row is not None and not loaded.reason:
+            arrays = loaded.arrays[:payload]
+            samples.append(arrays)
+            costs.append((loaded.cost.read, loaded.cost.decode, sum(array.nbytes for array in arrays)))
         if time.perf_counter() - begun > TRIAL:
             break
-    read, decode, size = np.mean(costs, axis=0) if costs else (0.0, 0.0, 0.0)
-    return Trial(tuple(samples), float(read), float(decode), float(size))
+    if not costs:
+        return None
+    read, decode, size = (float(mean) for mean in np.mean(costs, axis=0))
+    return Trial(read, decode, size, tuple(samples) if keep else ())
 
 
-def _graph_share(graph: Graph, in_graph: Trial, options: LoaderOptions, workers: int) -> float:
+def _graph_share(graph: Graph, in_graph: Trial | None, options: LoaderOptions, workers: int) -> float:
     """The share of the samples that the graph should decode so that it and the workers take equally long."""
     decoding = graph.source.reader.decoding
-    fitting = [arrays for arrays in in_graph.samples if arrays[-1]]  # the flag says that the graph decodes it
+    # Their last array is the flag that the graph decodes them.
+    fitting = [arrays for arrays in in_graph.samples if arrays[-1]] if in_graph else []
+    by_workers = _try(with_decoding(graph, Decoding("pyav")).source, keep=False)
     if not fitting:
         return 0.0
-    by_workers = _try(with_decoding(graph, Decoding("pyav")))
-    workers_rate = workers / max(1e-6, by_workers.decode)
+    if by_workers is None:
+        return 1.0
     graph_rate = _graph_rate(fitting, decoding, options)
-    return graph_rate / (graph_rate + workers_rate)
+    return graph_rate / (graph_rate + workers / max(1e-6, by_workers.decode))
 
 
 def _graph_rate(samples: list[Arrays], decoding: Decoding, options: LoaderOptions) -> float:
-    """Samples a second that the graph decodes, measured on these."""
+    """Samples a second that the graph decodes, measured on these; 0 where it refuses one of them."""
 
     @pipeline_def(
         batch_size=len(samples),
@@ -132,9 +169,28 @@ def _graph_rate(samples: list[Arrays], decoding: Decoding, options: LoaderOption
 
     pipeline = alone()
     pipeline.build()
-    pipeline.run()
     rounds = 3
-    begun = time.perf_counter()
-    for _ in range(rounds):
+    try:
         pipeline.run()
+        begun = time.perf_counter()
+        for _ in range(rounds):
+            pipeline.run()
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning(
+            "dali fails over the first videos, so hybrid leaves all to pyav: %s", in_words(str(error))
+        )
+        return 0.0
     return rounds * len(samples) / (time.perf_counter() - begun)
+
+
+def copy_seconds(device: torch.device) -> float:
+    """Seconds that a byte takes from the host to the device; 0 on a CPU, where nothing is copied."""
+    if device.type == "cpu":
+        return 0.0
+    host = torch.empty(COPIED, dtype=torch.uint8)
+    host.to(device)
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    host.to(device)
+    torch.cuda.synchronize(device)
+    return (time.perf_counter() - begun) / COPIED

@@ -1,14 +1,13 @@
 """Watches what the data costs while a run goes on, and says which stage keeps it waiting."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.costs import Limit, find_limit
+from pipelines.costs import Costs, Limit, find_limit
 from pipelines.loader import ClipLoader
 from trainer.meters import Totals
 
-INTERVAL = 30.0  # seconds between two looks: long enough that single slow videos do not show
+# Seconds of training and waiting between two looks: long enough that single slow videos do not show.
+INTERVAL = 30.0
 
 
 @dataclass(frozen=True)
@@ -39,31 +38,24 @@ class DataReport:
 class DataWatch:
     """Looks at one rank's training loader every so often. cores: those that the rank may use."""
 
-    def __init__(
-        self, loader: ClipLoader, cores: int, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, loader: ClipLoader, cores: int) -> None:
         self._loader = loader
         self._cores = cores
-        self._clock = clock
-        self._looked = clock()
-        self._costs = loader.costs
-        self._spent: tuple[float, float] | None = None
+        self._before: tuple[float, float, Costs] | None = None
         self._stage = ""
 
     def look(self, spent: Totals) -> DataReport | None:
         """A report when it is time for one. spent: of the run so far; evaluations and saves do not count."""
-        if self._spent is None:
-            self._spent = (spent.training, spent.waiting)
-        if self._clock() - self._looked < INTERVAL:
+        if self._before is None:
+            self._before = (spent.training, spent.waiting, self._loader.costs)
+        training, waiting, costs_before = self._before
+        waited = spent.waiting - waiting
+        seconds = spent.training - training + waited
+        if seconds < INTERVAL:
             return None
-        waited = spent.waiting - self._spent[1]
-        seconds = spent.training - self._spent[0] + waited
-        costs = self._loader.costs
-        if seconds <= 0:
-            return None
-        share = waited / seconds
-        limit = find_limit(costs - self._costs, seconds, share, self._loader.processes, self._cores)
-        report = DataReport(limit, (costs - self._costs).per_clip(), share, limit.stage != self._stage)
-        self._looked, self._costs, self._stage = self._clock(), costs, limit.stage
-        self._spent = (spent.training, spent.waiting)
+        costs = self._loader.costs - costs_before
+        limit = find_limit(costs, seconds, waited / seconds, self._loader.processes, self._cores)
+        report = DataReport(limit, costs.per_clip(), waited / seconds, limit.stage != self._stage)
+        self._before = (spent.training, spent.waiting, costs_before + costs)
+        self._stage = limit.stage
         return report

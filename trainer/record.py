@@ -151,6 +151,11 @@ class Record:
         if self._is_main:
             self._display.note(text)
 
+    def warn(self, text: str) -> None:
+        """Tell something that whoever watches had better know."""
+        if self._is_main:
+            self._display.warn(text)
+
     def left(self, step: int, reason: str, seconds: float) -> None:
         """Tell that the run leaves before its end."""
         if self._is_main:

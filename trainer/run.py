@@ -198,8 +198,9 @@ class Run:
         )
         stack.callback(val.close)
         record = self._open_record(prepared, schedule, step, found, stack)
-        for line in (*prepared.notes, train.tuning):
-            record.note(line)
+        for line in prepared.notes:
+            record.warn(line)
+        record.note(train.tuning)
         return Trainer(
             engine=engine,
             plan=prepared.plan,

@@ -11,7 +11,7 @@ from pipelines import DataError, VideoDefect
 from pipelines.datasets.listing import Listing
 from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.parallel import ordered_map
-from pipelines.probe import VideoInfo, probe_many, probe_video
+from pipelines.probe import CRASHES, VideoInfo, probe_many, probe_video
 
 Progress = Callable[[int, int], None]
 
@@ -28,7 +28,8 @@ class Report:
     bad: int
     """How many videos cannot be used."""
     bad_list: Path
-    """`<manifest>.bad.txt`: on each line a file and, after a tab, its defect. No bad video, no list."""
+    """`<manifest>.bad.txt`, or `.check.txt` of a check: on each line a file and, after a tab, its defect. No
+    bad video, no list."""
 
     def summary(self) -> str:
         """What there is, in a line, and the first of the bad videos, if there are any."""
@@ -95,12 +96,14 @@ def check_manifest(
     jobs = ((manifest.absolute_path(row), row, deep) for row in map(manifest.row, range(len(manifest))))
     bad = []
     with closing(
-        ordered_map(_defect, jobs, total=len(manifest), workers=workers, progress=progress)
+        ordered_map(
+            _defect, jobs, total=len(manifest), workers=workers, progress=progress, on_crash=lambda _: CRASHES
+        )
     ) as defects:
         for index, defect in enumerate(defects):
             if defect:
                 bad.append(f"{manifest.absolute_path(manifest.row(index))}\t{defect}")
-    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad))
+    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad, "check"))
 
 
 def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:
@@ -148,8 +151,8 @@ def _piece(path: Path, row: Row) -> bytes:
         raise VideoDefect(f"cannot be read: {error.strerror}") from error
 
 
-def _write_bad_list(manifest: Path, bad: list[str]) -> Path:
-    path = manifest.with_name(f"{manifest.name}.bad.txt")
+def _write_bad_list(manifest: Path, bad: list[str], kind: str = "bad") -> Path:
+    path = manifest.with_name(f"{manifest.name}.{kind}.txt")
     if bad:
         path.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
     else:

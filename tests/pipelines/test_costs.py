@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,9 +31,14 @@ def test_the_busiest_stage_limits(costs: Costs, wait_share: float, cores: int, s
     assert (limit.advice == "") == (stage == "model")
 
 
+def test_idle_stages_on_a_gpu_leave_the_gpu_itself() -> None:
+    on_gpu = replace(PROCESSES, device=torch.device("cuda", 0))
+    assert find_limit(Costs(decode=100, augment=50), SECONDS, 0.4, on_gpu, 8).stage == "device"
+
+
 def test_costs_per_clip_are_in_milliseconds() -> None:
-    spent = Costs(clips=30, samples=15, read=3.0, decode=6.0, augment=0.5, transfer=0.25)
-    before = Costs(clips=10, samples=5, read=1.0, decode=2.0, augment=0.5, transfer=0.05)
+    spent = Costs(clips=30, decodings=15, read=3.0, decode=6.0, augment=0.5, transfer=0.25)
+    before = Costs(clips=10, decodings=5, read=1.0, decode=2.0, augment=0.5, transfer=0.05)
     per_clip = (spent - before).per_clip()
     assert per_clip == pytest.approx({"read": 100.0, "decode": 200.0, "augment": 0.0, "transfer": 10.0})
     assert spent - before + before == spent
@@ -44,12 +50,11 @@ def test_a_loader_counts_what_its_clips_cost(motion_set: MotionSet) -> None:
     for _ in zip(range(20), clips, strict=False):
         pass
     costs = clips.costs
-    assert (costs.clips, costs.samples) == (320, 320)
-    elapsed = 60.0
-    assert 0 < costs.read < elapsed
-    assert 0 < costs.decode < elapsed
-    assert 0.02 < costs.augment < elapsed
-    assert 0 < costs.transfer < elapsed
+    assert (costs.clips, costs.decodings) == (320, 320)
+    assert costs.read > 0
+    assert costs.decode > 0
+    assert costs.augment > 0
+    assert costs.transfer == 0  # on a CPU nothing is copied
     clips.close()
     assert clips.costs.augment >= costs.augment
 

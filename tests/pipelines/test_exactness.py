@@ -4,10 +4,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from pipelines.dataset import Dataset
+from pipelines.plan import TrainPlan
+from pipelines.pyav_decode import decode_frames
+from pipelines.source import Decoding, Reader, TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, digests, loader, options, take
 
@@ -84,7 +90,7 @@ def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet) 
     """Each repeat is what a loader without repeats gives it; the number of samples read is halved."""
     repeated = loader(motion_set.train, ALL, batch=8, repeats=2)
     batches = [batch for _, batch in zip(range(4), repeated, strict=False)]
-    assert (repeated.costs.clips, repeated.costs.samples) == (32, 16)
+    assert (repeated.costs.clips, repeated.costs.decodings) == (32, 16)
     repeated.close()
     single = take(loader(motion_set.train, ALL, batch=8), 2)
     clips, ids = torch.cat([b.clips for b in batches]), torch.cat([b.ids for b in batches])
@@ -92,6 +98,24 @@ def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet) 
     assert torch.equal(ids[0::2], torch.cat([batch.ids for batch in single]))
     assert torch.equal(clips[0::2], torch.cat([batch.clips for batch in single]))
     assert not any(torch.equal(one, other) for one, other in zip(clips[0::2], clips[1::2], strict=True))
+
+
+def test_the_decoder_is_called_once_for_all_repeats(
+    motion_set: MotionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return decode_frames(*arguments, **named)
+
+    monkeypatch.setattr("pipelines.source.decode_frames", counting)
+    dataset = Dataset.open([motion_set.train])
+    plan = TrainPlan(len(dataset), 12, seed=3, repeats=3)
+    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, ALL, 12, rank=0, world_size=1, first=0)
+    for position in range(source.samples):
+        source(SimpleNamespace(idx_in_epoch=position))
+    assert len(calls) == 4  # for twelve clips
 
 
 def test_repeats_do_not_depend_on_ranks(motion_set: MotionSet) -> None:

@@ -1,6 +1,5 @@
 """Pipelines that break: by damage that DALI's decoder refuses, a worker that dies, a decoder that crashes."""
 
-import io
 import os
 import shutil
 import signal
@@ -8,57 +7,22 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.graph import Processes
-from pipelines.loader import view_loader
-from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.encoded import CPU_CODECS
+from pipelines.graph import Processes, TrainGraph, with_decoding
+from pipelines.loader import ClipLoader, view_loader
+from pipelines.manifest import Manifest
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.recovery import CRASHES, find_culprits
-from pipelines.source import Decoding, Loaded, Reader, Request
+from pipelines.source import Decoding, Loaded, Reader, Request, TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
-
-FRAMES, HEIGHT, WIDTH = 20, 64, 96
-
-
-def encode_vp9(path: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libvpx-vp9", rate=25, options={"g": "10", "cpu-used": "8"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        base = rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-        for index in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(np.roll(base, index, axis=1), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def damage(path: Path, packet: int) -> None:
-    """Overwrite the beginning of a packet with zeros: the file can still be demuxed, not decoded."""
-    data = path.read_bytes()
-    with av.open(io.BytesIO(data)) as container:
-        packets = [bytes(found) for found in container.demux(video=0) if found.size]
-    at = data.find(packets[packet][:64])
-    assert at > 0
-    path.write_bytes(data[:at] + bytes(60) + data[at + 60 :])
-
-
-@pytest.fixture
-def vp9_set(tmp_path: Path) -> Path:
-    """Twelve VP9 clips, of which number 5 is damaged inside its stream."""
-    rows = []
-    for index in range(12):
-        path = tmp_path / f"{index}.webm"
-        encode_vp9(path, index)
-        rows.append(Row(path.name, 0, 0, index % 2, FRAMES, 25.0, WIDTH, HEIGHT, "vp9"))
-    damage(tmp_path / "5.webm", packet=0)
-    return write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path
+from tests.pipelines.conftest import FRAMES, damage, encode_vp9
 
 
 def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: Path) -> None:
@@ -73,11 +37,39 @@ def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: 
     assert "cannot be decoded" in defect.reason
     assert endless.defects.take_counts() == (24, 2)
     endless.close()
-    # what came before and after the damage is what a loader that never met it gives
-    for step in range(6):
-        if 5 not in batches[step].ids.tolist():
-            alone = take(loader(vp9_set, clip, batch=4, first_step=step, how=options("dali")), 1)
-            assert digests(alone) == digests(batches[step : step + 1])
+
+
+def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(vp9_set: Path) -> None:
+    """Number 5 is whole, number 7 damaged in its second half: only draws that reach the damage are bad, and
+    they are so for a loader that begins there, too.
+    """
+    encode_vp9(vp9_set.parent / "5.webm", seed=5)
+    damage(vp9_set.parent / "7.webm", packet=FRAMES // 2)
+    clip = TrainClip(1, 32)  # one frame of all: a draw of the first ones does not see the end
+    epochs, steps = 8, 3
+    endless = loader(vp9_set, clip, batch=4, how=options("dali", workers=2))
+    through = [batch for _, batch in zip(range(epochs * steps), endless, strict=False)]
+    endless.close()
+    verdicts = [bool(v) for b in through for i, v in zip(b.ids, b.valid, strict=True) if i == 7]
+    assert len(verdicts) == epochs
+    assert {True, False} == set(verdicts)
+    for step in (5, 11, 20):
+        begun_there = take(loader(vp9_set, clip, batch=4, first_step=step, how=options("dali")), 3)
+        assert digests(begun_there) == digests(through[step : step + 3])
+
+
+def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
+    """Here PyAV refuses it, too, and gives its own reason."""
+    graph = TrainGraph(source(Reader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
+    clips = ClipLoader(graph, options("hybrid"), batches=0)
+    clips._graph = with_decoding(graph, Decoding("hybrid", CPU_CODECS, graph_share=1.0))
+    clips._shut()
+    clips._open()
+    seen = [batch for _, batch in zip(range(6), clips, strict=False)]
+    assert {int(i) for b in seen for i, v in zip(b.ids, b.valid, strict=True) if not v} == {5}
+    (defect,) = clips.defects.take_fresh()
+    assert "is damaged at or before frame" in defect.reason  # PyAV's words
+    clips.close()
 
 
 def test_damage_is_masked_in_evaluation_as_well(vp9_set: Path) -> None:
@@ -118,14 +110,15 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     os.mkfifo(path)
 
     def end_workers() -> None:
-        aside.replace(path)
-        for process in endless._workers:
-            os.kill(process.pid or 0, signal.SIGKILL)
+        with path.open("wb"):  # opens when a worker has: at least one waits there now
+            aside.replace(path)
+            for process in endless._workers:
+                os.kill(process.pid or 0, signal.SIGKILL)
 
-    timer = threading.Timer(3.0, end_workers)
-    timer.start()
+    ender = threading.Thread(target=end_workers)
+    ender.start()
     seen = [batch for _, batch in zip(range(4), endless, strict=False)]
-    assert not timer.is_alive()
+    ender.join()
     assert digests(seen) == undisturbed
     assert endless.defects.take_fresh() == []
     endless.close()
@@ -136,9 +129,35 @@ class CrashingReader(Reader):
     """Dies over one video, as a decoder with a fault does."""
 
     def load(self, request: Request) -> Loaded:
-        if request.sample == 2:
+        if request.sample == 2 and request.key not in self.refused:
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().load(request)
+
+
+def source(reader: Reader) -> TrainSource:
+    plan = TrainPlan(len(reader.dataset), 4, seed=3)
+    return TrainSource(reader, plan, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSet, prefetch: int) -> None:
+    reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
+    how = options(workers=2, prefetch=prefetch)
+    clips = ClipLoader(TrainGraph(source(reader), HALF, HALF), how, batches=0)
+    seen = [batch for _, batch in zip(range(8), clips, strict=False)]
+    ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
+    assert sorted(ids.tolist()) == list(range(32))
+    assert ids[~valid].tolist() == [2]
+    assert [defect.reason for defect in clips.defects.take_fresh()] == [CRASHES]
+    clips.close()
+
+
+def test_a_closed_loader_stays_closed(motion_set: MotionSet) -> None:
+    clips = loader(motion_set.train, ALL)
+    next(iter(clips))
+    clips.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(iter(clips))
 
 
 def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> None:
@@ -147,8 +166,9 @@ def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> Non
         Request(sample, dataset.row(sample), np.arange(2, dtype=np.int32), None, False) for sample in range(5)
     ]
     processes = Processes(torch.device("cpu"), workers=1, threads=1, prefetch=2)
-    culprits = find_culprits(CrashingReader(dataset, Decoding("pyav")), requests, processes)
-    assert culprits == {2: CRASHES}
+    reader = CrashingReader(dataset, Decoding("pyav"))
+    culprits = find_culprits(reader, [requests[:2], requests[2:]], processes)
+    assert culprits == {requests[2].key: CRASHES}
 
 
 def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, tmp_path: Path) -> None:
@@ -156,7 +176,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
     clip = TrainClip(4, 32, flip=0)
     by_pyav = take(loader(motion_set.train, clip, batch=16), 2)
     hybrid = loader(motion_set.train, clip, batch=16, how=options("hybrid"))
-    assert "hybrid" in hybrid.tuning
+    assert "decoding by dali and pyav" in hybrid.tuning
     batches = take(hybrid, 2)
     for one, other in zip(batches, by_pyav, strict=True):
         assert one.valid.all()
@@ -169,7 +189,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 8), (0.7, 22), (1.0, 32)])
 def test_the_graphs_share_is_spread_evenly(share: float, expected: int) -> None:
     decoding = Decoding("hybrid", frozenset({"vp9"}), share)
-    chosen = [decoding.in_graph(position) for position in range(32)]
+    chosen = [decoding.in_graph(turn) for turn in range(32)]
     assert sum(chosen) == expected
     for start in range(0, 32, 8):
         assert abs(sum(chosen[start : start + 8]) - 8 * share) < 1

@@ -1,24 +1,30 @@
 """What is decided where the options leave it open."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph
+from pipelines.manifest import Manifest, write_manifest
+from pipelines.motion import CLASS_NAMES
 from pipelines.plan import TrainPlan
 from pipelines.source import Decoding, Reader, TrainSource
 from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
 from tests.conftest import MotionSet
+from tests.pipelines.batches import HALF
 
 CPU = torch.device("cpu")
+CLIP = TrainClip(4, 32)
 
 
 def graph(motion_set: MotionSet, micro_batch: int = 8) -> TrainGraph:
     dataset = Dataset.open([motion_set.train])
     plan = TrainPlan(len(dataset), micro_batch, seed=3)
-    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, TrainClip(4, 32), micro_batch, 0, 1, 0)
-    half = (0.5, 0.5, 0.5)
-    return TrainGraph(source, half, half)
+    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, CLIP, micro_batch, 0, 1, 0)
+    return TrainGraph(source, HALF, HALF)
 
 
 def test_a_cpu_gets_pyav_and_all_its_cores(motion_set: MotionSet) -> None:
@@ -50,4 +56,21 @@ def test_hybrid_measures_its_share(motion_set: MotionSet) -> None:
     decoding = tuned.source.reader.decoding
     assert decoding.name == "hybrid"
     assert 0 < decoding.graph_share < 1
-    assert f"hybrid, {decoding.graph_share:.0%} in the graph" in words
+    assert f"{decoding.graph_share:.0%} by dali" in words
+
+
+def test_without_a_good_video_among_the_first_all_cores_are_taken(
+    motion_set: MotionSet, tmp_path: Path
+) -> None:
+    row = Manifest.open(motion_set.train).row(0)
+    path = write_manifest(tmp_path / "bad.arrow", [replace(row, path="gone.mp4")], CLASS_NAMES).path
+    dataset = Dataset.open([path])
+    source = TrainSource(Reader(dataset, Decoding("pyav")), TrainPlan(1, 8, seed=3), CLIP, 8, 0, 1, 0)
+    assert tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, cores=6))[1].workers == 6
+
+
+def test_hybrid_leaves_all_to_pyav_where_dali_fails_over_the_first_videos(vp9_set: Path) -> None:
+    dataset = Dataset.open([vp9_set])
+    source = TrainSource(Reader(dataset, Decoding("pyav")), TrainPlan(12, 12, seed=3), CLIP, 12, 0, 1, 0)
+    tuned, _, _ = tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, "hybrid", cores=2))
+    assert tuned.source.reader.decoding.graph_share == 0.0

@@ -1,0 +1,64 @@
+"""What a run is told of its data: when, and in which words."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelines.costs import Costs
+from pipelines.graph import Processes
+from trainer.data_watch import INTERVAL, DataWatch
+from trainer.meters import Totals
+
+
+@dataclass
+class Loader:
+    """As much of a `ClipLoader` as is looked at, with costs as they are set."""
+
+    costs: Costs = field(default_factory=Costs)
+    processes: Processes = field(default_factory=lambda: Processes(torch.device("cpu"), 2, 2, 2))
+
+
+def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None:
+    loader, spent = Loader(), Totals()
+    watch = DataWatch(loader, cores=2)  # type: ignore[arg-type]
+    assert watch.look(spent) is None
+
+    def pass_by(waiting: float, costs: Costs) -> None:
+        spent.waiting += waiting
+        spent.training += INTERVAL - waiting
+        loader.costs = loader.costs + costs
+
+    decoding = Costs(clips=600, decodings=600, read=1.0, decode=57.0, augment=3.0)
+    pass_by(0.0, decoding)
+    first = watch.look(spent)
+    assert first is not None
+    assert (first.limit.stage, first.changed) == ("model", True)
+    assert "0 % of the time" in first.words
+    assert watch.look(spent) is None  # it has just looked
+
+    pass_by(15.0, decoding)
+    second = watch.look(spent)
+    assert second is not None
+    assert (second.limit.stage, second.changed) == ("decode", True)
+    assert second.milliseconds["decode"] == 95.0  # since the last look, not since the beginning
+    assert "waiting for data 50 % of the time; decode limits" in second.words
+    assert "data.workers" in second.words
+
+    pass_by(15.0, decoding)
+    third = watch.look(spent)
+    assert third is not None
+    assert (third.limit.stage, third.changed) == ("decode", False)
+
+
+def test_only_time_of_training_and_waiting_counts() -> None:
+    """After an evaluation of an hour, the steps since the last look are still too few to judge."""
+    loader, spent = Loader(), Totals()
+    watch = DataWatch(loader, cores=2)  # type: ignore[arg-type]
+    watch.look(spent)
+    spent.evaluating += 3600
+    spent.training = INTERVAL / 2
+    assert watch.look(spent) is None
+    spent.waiting = INTERVAL / 2
+    report = watch.look(spent)
+    assert report is not None
+    assert report.wait_share == 0.5
