@@ -11,7 +11,8 @@ from nvidia.dali import fn, pipeline_def
 
 from .augment import train_clip, views
 from .decode import decode_in_graph
-from .source import Decoding, Refused, TrainSource, ViewSource
+from .reader import Decoding, Refused
+from .source import TrainSource, ViewSource
 
 Colours = tuple[float, ...]
 

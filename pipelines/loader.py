@@ -19,8 +19,9 @@ from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
+from .reader import Decoding, Reader, Refused
 from .recovery import find_culprits, in_words
-from .source import Decoding, Reader, Refused, TrainSource, ViewSource
+from .source import TrainSource, ViewSource
 from .tuning import LoaderOptions, copy_seconds, tune
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video

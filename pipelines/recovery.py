@@ -14,7 +14,7 @@ from nvidia.dali import fn, pipeline_def
 from .graph import Processes, decoded
 from .parallel import Isolation
 from .probe import CRASHES
-from .source import Arrays, Decoding, Loaded, Reader, Refused, Request
+from .reader import Arrays, Decoding, Loaded, Reader, Refused, Request
 
 COMPLAINT = re.compile(r'Assert on "[^"]*" failed: (.+)')
 

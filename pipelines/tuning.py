@@ -14,8 +14,9 @@ from nvidia.dali import fn, pipeline_def
 from .decode import choose_decoder
 from .graph import Graph, Processes, decoded, with_decoding
 from .parallel import Isolation, usable_cores
+from .reader import Arrays, Decoding
 from .recovery import in_words
-from .source import Arrays, Decoding, Source
+from .source import Source
 
 TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
 TRIAL_SAMPLES = 16

@@ -13,7 +13,8 @@ import torch
 from pipelines.dataset import Dataset
 from pipelines.plan import TrainPlan
 from pipelines.pyav_decode import decode_frames
-from pipelines.source import Decoding, Reader, TrainSource
+from pipelines.reader import Decoding, Reader
+from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, digests, loader, options, take
 
@@ -109,7 +110,7 @@ def test_the_decoder_is_called_once_for_all_repeats(
         calls.append(arguments)
         return decode_frames(*arguments, **named)
 
-    monkeypatch.setattr("pipelines.source.decode_frames", counting)
+    monkeypatch.setattr("pipelines.reader.decode_frames", counting)
     dataset = Dataset.open([motion_set.train])
     plan = TrainPlan(len(dataset), 12, seed=3, repeats=3)
     source = TrainSource(Reader(dataset, Decoding("pyav")), plan, ALL, 12, rank=0, world_size=1, first=0)

@@ -18,8 +18,9 @@ from pipelines.graph import Processes, TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.manifest import Manifest
 from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.reader import Decoding, Loaded, Reader, Request
 from pipelines.recovery import CRASHES, find_culprits
-from pipelines.source import Decoding, Loaded, Reader, Request, TrainSource
+from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.conftest import FRAMES, damage, encode_vp9

@@ -11,7 +11,8 @@ from pipelines.graph import TrainGraph
 from pipelines.manifest import Manifest, write_manifest
 from pipelines.motion import CLASS_NAMES
 from pipelines.plan import TrainPlan
-from pipelines.source import Decoding, Reader, TrainSource
+from pipelines.reader import Decoding, Reader
+from pipelines.source import TrainSource
 from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF

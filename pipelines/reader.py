@@ -1,0 +1,224 @@
+"""Reading a sample: from disk to decoded frames, or to bytes that the graph decodes.
+
+Runs in DALI's worker processes and never raises: an exception in a worker would end it for good and does not
+say which file was bad. A bad file becomes a stand-in clip and a reason in words.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import signal
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import VideoDefect
+from .dataset import Dataset
+from .encoded import STAND_IN_SIZE, NotForGraph, check_encoded, stand_in
+from .manifest import Row
+from .pyav_decode import decode_frames
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LONG_FILE = 64 * 2**20  # bytes
+
+Arrays = tuple[NDArray[Any], ...]
+Window = tuple[int, int, int, int]
+RequestKey = tuple[int, bytes, bool]
+Refused = dict[RequestKey, str]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Who decodes.
+
+    name: `pyav` (in the source), `dali` (in the graph) or `hybrid` (each sample where it fits). codecs: what
+    the graph's decoder takes. graph_share: with `hybrid`, the share of the samples that the graph decodes, as
+    far as it takes them.
+    """
+
+    name: str
+    codecs: frozenset[str] = frozenset()
+    graph_share: float = 1.0
+
+    @property
+    def layouts(self) -> list[str]:
+        """Of what the graph gets: frames; bytes, indices, colour; or all of them, and which to use."""
+        return {"pyav": ["FHWC"], "dali": ["", "", ""], "hybrid": ["", "", "", "FHWC", ""]}[self.name]
+
+    def in_graph(self, turn: int) -> bool:
+        """Whether the graph is to decode the sample that is at this turn, counted over all ranks; what
+        follows one another has its share of both.
+        """
+        if self.name != "hybrid":
+            return self.name == "dali"
+        return floor((turn + 1) * self.graph_share) > floor(turn * self.graph_share)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of one sample. row: None at a place without a sample."""
+
+    sample: int
+    row: Row | None
+    indices: NDArray[np.int32]
+    window: Window | None
+    in_graph: bool
+
+    @property
+    def key(self) -> RequestKey:
+        """What decides whether it can be decoded: sample, frames and decoder, not when or on which rank."""
+        return self.sample, self.indices.tobytes(), self.in_graph
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sample read from disk.
+
+    arrays: for the graph. height, width: of its frames in pixels. origin: row and column of the frame at
+    which the handed frames begin; they are all there are where the graph decodes. cost: what it took. reason:
+    why it is bad, if it is.
+    """
+
+    arrays: Arrays
+    height: int
+    width: int
+    origin: tuple[int, int] = (0, 0)
+    cost: "Cost" = field(default_factory=lambda: Cost())
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sample, in the worker: seconds to read it, seconds of CPU time to decode it (or to look into
+    what the graph decodes), and how often it was decoded (or handed to the graph for it).
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    decodings: int = 0
+
+
+NO_BYTES = (np.zeros(1, np.uint8), np.zeros(1, np.int32), np.eye(3, 4, dtype=np.float32))
+NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
+
+
+@dataclass
+class Reader:
+    """Reads samples of one dataset, as decoded frames or as bytes for the graph.
+
+    dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: requests that
+    broke the graph or a worker before, by their keys, and why. Other frames of the same video are not
+    refused: whether a clip is bad must not depend on what was tried before it, here or on another rank.
+    """
+
+    dataset: Dataset
+    decoding: Decoding
+    refused: Refused = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What a worker process begins with."""
+        _die_with_parent()
+        self.__dict__.update(state)
+
+    def load(self, request: Request) -> Loaded:
+        """Read what is wanted; a place without a sample, and a bad video, give the stand-in."""
+        if request.row is None:
+            return self._stand_in(request, "")
+        if request.key in self.refused and request.in_graph and self.decoding.name == "hybrid":
+            request = replace(request, in_graph=False)
+        if request.key in self.refused:
+            return self._stand_in(request, self.refused[request.key])
+        try:
+            return self._read(request)
+        except VideoDefect as defect:
+            return self._stand_in(request, str(defect))
+        except Exception as error:
+            path = self.dataset.path(request.sample)
+            logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
+            return self._stand_in(request, f"{type(error).__name__}: {error}")
+
+    def _read(self, request: Request) -> Loaded:
+        row, path = self.dataset.row(request.sample), self.dataset.path(request.sample)
+        source: Path | bytes = path
+        begun = time.perf_counter()
+        if not _is_long(path, row):
+            source = _read_bytes(path, row)
+        read = time.perf_counter() - begun
+        begun = time.thread_time()
+        encoded = self._encoded(request, row, source) if request.in_graph else None
+        if encoded is not None:
+            cost = Cost(read, time.thread_time() - begun, decodings=1)
+            return Loaded(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
+        frames = decode_frames(source, request.indices, request.window, size=(row.height, row.width))
+        cost = Cost(read, time.thread_time() - begun, decodings=1)
+        top, left = request.window[:2] if request.window else (0, 0)
+        return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
+
+    def _encoded(self, request: Request, row: Row, source: Path | bytes) -> Arrays | None:
+        """What the graph needs to decode; None where PyAV has to.
+
+        Raises VideoDefect for a bad video, and, where there is no PyAV, one that the graph does not take.
+        """
+        try:
+            if isinstance(source, Path):
+                raise NotForGraph(f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid")
+            encoded = check_encoded(source, row, request.indices, self.decoding.codecs)
+        except NotForGraph:
+            if self.decoding.name == "hybrid":
+                return None
+            raise
+        return np.frombuffer(source, np.uint8), encoded.indices, encoded.color
+
+    def _stand_in(self, request: Request, reason: str) -> Loaded:
+        side, count = STAND_IN_SIZE, len(request.indices)
+        if self.decoding.name == "dali":
+            data = np.frombuffer(stand_in(self.decoding.codecs), np.uint8)
+            arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), NO_BYTES[2]))
+        else:
+            arrays = self._arrays(frames=np.full((count, side, side, 3), 128, np.uint8))
+        return Loaded(arrays, side, side, reason=reason)
+
+    def _arrays(self, *, encoded: Arrays | None = None, frames: NDArray[np.uint8] | None = None) -> Arrays:
+        """What the decoding's graph takes, from the one of the two that is given."""
+        both = (*(encoded or NO_BYTES), NO_FRAMES if frames is None else frames)
+        if self.decoding.name == "hybrid":
+            return (*both, np.array(encoded is not None, np.int32))
+        return both[-1:] if self.decoding.name == "pyav" else both[:-1]
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this worker when the process that started it dies, however it dies.
+
+    Without, a run that is killed hard leaves its workers behind, waiting for ever.
+    """
+    if multiprocessing.parent_process() is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_long(path: Path, row: Row) -> bool:
+    """Whether the file had better stay where it is: a recording of hours does not belong into memory."""
+    try:
+        return row.length == 0 and path.stat().st_size > LONG_FILE
+    except OSError as error:
+        raise VideoDefect(f"cannot be read: {error.strerror}") from error
+
+
+def _read_bytes(path: Path, row: Row) -> bytes:
+    """The sample's bytes: the whole file, or its piece of a shard."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(row.offset)
+            data = file.read(row.length or -1)
+    except OSError as error:
+        raise VideoDefect(f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise VideoDefect("is empty (0 bytes)")
+    if row.length and len(data) < row.length:
+        raise VideoDefect(f"shard ends after {len(data)} of {row.length} bytes")
+    return data
