@@ -20,7 +20,7 @@ from pipelines.bench.footage import make_footage
 from pipelines.bench.measure import Measurement, choose_cores, estimate, measure_all
 from pipelines.bench.plot import draw_rates
 from pipelines.bench.report import disturbance, summarise, terminal_table, write_report
-from pipelines.bench.workload import combine
+from pipelines.bench.workload import check_policies, combine
 from trainer.progress import shown_progress
 
 CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")
@@ -36,26 +36,26 @@ def parse() -> argparse.Namespace:
     videos = job.add_mutually_exclusive_group()
     videos.add_argument("--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12)")
     videos.add_argument("--videos", type=Path, metavar="MANIFEST", help="your own instead of the footage")
-    job.add_argument(
-        "--rand-augment",
-        action="append",
-        metavar="POLICY",
-        help="or none; repeatable (rand-m7-n4-mstd0.5-inc1)",
-    )
+    policy = "or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
+    job.add_argument("--rand-augment", action="append", metavar="POLICY", help=policy)
     job.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)s)")
     job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
     job.add_argument("--cores", type=int, help="that a contender may use (all)")
     job.add_argument("--out", type=Path, default=Path("runs/bench"), help="for all files (%(default)s)")
     args = parser.parse_args()
-    if args.seconds <= 0 or min(args.repeats, *(args.frames or [1]), *(args.gop or [1])) < 1:
-        job.error("--seconds must be above 0, --repeats, --frames and --gop at least 1")
+    for name, values in {"frames": args.frames, "gop": args.gop, "repeats": [args.repeats]}.items():
+        if min(values or [1]) < 1:
+            job.error(f"--{name} must be at least 1, not {min(values)}")
+    if args.seconds <= 0:
+        job.error(f"--seconds must be above 0, not {args.seconds:g}")
     return args
 
 
 def run(args: argparse.Namespace) -> int:
     cores = choose_cores(args.cores)
-    manifests = {args.videos.stem: args.videos} if args.videos else footage(args)
     policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
+    check_policies(policies)
+    manifests = {args.videos.stem: args.videos} if args.videos else footage(args)
     workloads = combine(manifests, args.frames or [8, 16], policies)
     planned = len(CONTENDERS) * len(workloads) * args.repeats
     print(f"{planned} measurements, about {estimate(planned, args.seconds) / 60:.0f} minutes")

@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
     deep = argparse.ArgumentParser(add_help=False)
-    deep.add_argument("--deep", action="store_true", help="decode every frame: finds damage inside a video")
+    deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
     making = argparse.ArgumentParser(add_help=False)
     making.add_argument("--out", type=Path, required=True, help="the manifest to write, such as train.arrow")
     making.add_argument("--classes", type=Path, help="text file, a class name a line, in the labels' order")

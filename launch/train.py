@@ -71,4 +71,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while libraries are loaded; from then on a run saves first
+        print("interrupted before the run began", file=sys.stderr)
+        sys.exit(130)

@@ -11,16 +11,16 @@ BUSY = 0.75  # share of its time from which on a stage counts as the one that li
 WAITING = 0.05  # share of the time that a run may wait for data before anyone need care
 
 ADVICE = {
-    "read": "data is read slower than it is used: more data.workers, or a faster or nearer disk",
-    "decode": "give it more cores (data.workers), or re-encode the videos, smaller or with a keyframe every "
-    "12 frames",
-    "augment": "give it more cores (data.threads), a GPU, or fewer or cheaper operations "
+    "read": "Reading limits: more data.workers, or a faster or nearer disk",
+    "decode": "Decoding limits: more cores (data.workers), or videos re-encoded, smaller or with a keyframe "
+    "every 12 frames",
+    "augment": "Augmentation limits: more cores (data.threads), a GPU, or fewer or cheaper operations "
     "(augmentation.rand_augment)",
-    "transfer": "too many bytes go to the device: data.decoder dali, or smaller videos",
-    "cores": "all cores are busy: more of them, fewer or cheaper operations, smaller videos, more keyframes",
-    "device": "the GPU decodes or augments more slowly than it trains: data.decoder hybrid or pyav, or fewer "
+    "transfer": "Copying to the device limits: data.decoder dali, or smaller videos",
+    "cores": "All cores are busy: more of them, fewer or cheaper operations, smaller videos, more keyframes",
+    "device": "The GPU decodes or augments more slowly than it trains: data.decoder hybrid or pyav, or fewer "
     "operations (augmentation.rand_augment)",
-    "latency": "no stage is busy: raise data.prefetch and data.workers",
+    "latency": "No stage is busy by itself: raise data.prefetch; or other programs hold the cores",
 }
 
 

@@ -38,6 +38,7 @@ def ordered_map(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
     on_crash: Callable[[Item], Result] | None = None,
+    chunk: int = _CHUNK,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order.
 
@@ -50,13 +51,14 @@ def ordered_map(
         total: the number of items.
         progress: called after each item with the number of items done, and `total`.
         on_crash: what stands for an item over which a process died. Given, the work is never done here.
+        chunk: items that a process is handed at a time; 1 for slow ones, so that progress shows.
 
     Raises:
         BrokenProcessPool: a process died, and there is no `on_crash`.
     """
-    workers = max(min(workers, total // _CHUNK), 1 if on_crash is not None else 0)
+    workers = max(min(workers, total // chunk), 1 if on_crash is not None else 0)
     if workers > 1 or on_crash is not None:
-        results = _in_processes(function, iter(items), workers, on_crash)
+        results = _in_processes(function, iter(items), workers, on_crash, chunk)
     else:
         results = map(function, items)
     for done, result in enumerate(results, start=1):
@@ -70,9 +72,10 @@ def _in_processes(
     items: Iterator[Item],
     workers: int,
     on_crash: Callable[[Item], Result] | None,
+    chunk_size: int,
 ) -> Iterator[Result]:
     pool = _Pool(workers, signal.SIGINT)  # SIGTERM stays: the executor ends a broken pool with it
-    chunks = iter(lambda: list(islice(items, _CHUNK)), [])
+    chunks = iter(lambda: list(islice(items, chunk_size)), [])
     under_way: deque[tuple[list[Item], Future[list[Result]]]] = deque()
     try:
         while True:

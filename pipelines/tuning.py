@@ -63,7 +63,8 @@ class Trial:
 
     @property
     def words(self) -> str:
-        return f"{1000 * self.read:.1f} ms to read and {1000 * self.decode:.1f} ms of CPU time a video; "
+        milliseconds = f"{1000 * self.read:.1f} ms to read, {1000 * self.decode:.1f} ms of CPU time"
+        return f"{milliseconds} in the workers a video; "
 
 
 def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:

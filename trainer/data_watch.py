@@ -25,14 +25,12 @@ class DataReport:
 
     @property
     def words(self) -> str:
-        """For people: what limits, what a clip costs, what to do."""
+        """For people: how much of the time the data takes, which stage of it most, what to do."""
+        share = f"{100 * self.wait_share:.0f} % of the time"
         if self.limit.stage == "model":
-            return f"data keeps up: {100 * self.wait_share:.0f} % of the time spent waiting for it"
+            return f"the data keeps up: {share} is spent waiting for it"
         costs = ", ".join(f"{name} {value:.1f}" for name, value in self.milliseconds.items())
-        return (
-            f"waiting for data {100 * self.wait_share:.0f} % of the time; {self.limit.stage} limits "
-            f"(ms a clip: {costs}): {self.limit.advice}"
-        )
+        return f"{share} is spent waiting for data ({costs} ms a clip). {self.limit.advice}"
 
 
 class DataWatch:

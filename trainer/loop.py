@@ -35,7 +35,8 @@ class Trainer:
 
     settled: what may not change when a checkpoint is gone on from. bad_share: share of the clips seen, or of
     the training set while less than that was seen, above which the run stops. step: optimiser steps done.
-    clips, bad: seen so far, over all ranks. final: the last evaluation, once there was one.
+    clips, bad: seen so far, over all ranks; of them, clips_before and bad_before in earlier starts: what has
+    been mended since must not stop the run again. final: the last evaluation, once there was one.
     """
 
     engine: Engine
@@ -56,6 +57,8 @@ class Trainer:
     step: int = 0
     clips: int = 0
     bad: int = 0
+    clips_before: int = 0
+    bad_before: int = 0
     saved_step: int = -1
     final: Evaluation | None = None
 
@@ -124,14 +127,15 @@ class Trainer:
             self.record.quarantine(self.train_loader.defects)
         self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
         self.record.data(totals.step, self.data_watch.look(self.meters.spent))
-        if self.bad > self.bad_share * max(self.clips, self.plan.samples):
+        clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
+        if bad > self.bad_share * max(clips, self.plan.samples):
             if self.saved_step != self.step:
                 self.save()
             raise RunError(
-                f"{self.bad} of {self.clips} clips could not be read, more than data.bad_share "
-                f"({self.bad_share:g}) allows; see {self.record.where_quarantined()}. Mend them "
-                "or raise data.bad_share, and start again to continue; or make the manifest anew without "
-                "them, and train with another --run-dir"
+                f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
+                f"allows; {self.record.where_quarantined()} says why. Mend that or raise data.bad_share, and "
+                "start again to continue; or make the manifest anew with --deep, which leaves bad videos "
+                "out, and train with another --run-dir"
             )
         if not math.isfinite(totals.loss) and totals.bad < totals.clips:
             raise RunError(f"the loss of step {totals.step + 1} is {totals.loss}{_NOT_FINITE}")

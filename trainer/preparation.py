@@ -1,6 +1,7 @@
 """What must be right before anything is built: manifests, model, batch, and how they fit together."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from models import UniFormerV2Config, build_config
 from pipelines import DataError
 from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
+from pipelines.encoded import CPU_CODECS, GPU_CODECS
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
@@ -19,6 +21,9 @@ from trainer.sides import mirrored_classes
 
 _NAMED = 4
 """Classes that a note names."""
+
+
+LOOKED_AT = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,27 @@ def settle_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tupl
         "augmentation.flip to 0 to agree, or augmentation.flip_left_right to true to flip all the same"
     )
     return 0.0, (note,)
+
+
+def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
+    """Look at some videos' codecs: DALI alone may not take them.
+
+    Raises RunError when it takes less of them than data.bad_share lets pass.
+    """
+    if recipe.data.decoder != "dali":
+        return
+    taken = GPU_CODECS if gpu else CPU_CODECS
+    looked_at = range(0, len(train), max(1, len(train) // LOOKED_AT))
+    others = Counter(
+        codec for codec in (train.row(sample).codec for sample in looked_at) if codec not in taken
+    )
+    if others.total() > recipe.data.bad_share * len(looked_at):
+        named = ", ".join(f"{count} {codec}" for codec, count in others.most_common())
+        raise RunError(
+            f"data.decoder: dali takes {', '.join(sorted(taken))} on a {'GPU' if gpu else 'CPU'}, and of "
+            f"{len(looked_at)} training videos {others.total()} are something else ({named}); set it to "
+            f"{'auto or hybrid' if gpu else 'pyav or hybrid'}"
+        )
 
 
 def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:

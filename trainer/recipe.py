@@ -205,7 +205,7 @@ class Augmentation(Section):
     rand_augment: Text | None = None
     """RandAugment in timm's form, such as `rand-m7-n4-mstd0.5-inc1`: m magnitude, n operations per clip, mstd
     spread of the magnitude (above 100: uniform from 0 to m), mmax largest magnitude (10), p chance of each
-    operation (0.5), inc1 operations that grow with the magnitude; null is none."""
+    operation (0.5), and inc1 (operations that grow with the magnitude), which must be there; null is none."""
 
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     """Subtracted from the red, green and blue of a pixel scaled to 0..1."""

@@ -24,7 +24,7 @@ from trainer.engine import Engine, connect, disconnect
 from trainer.environment import Environment, describe, find_environment
 from trainer.loop import Trainer
 from trainer.meters import Meters
-from trainer.preparation import Preparation, prepare, preprocessing, settled
+from trainer.preparation import Preparation, check_decoder, prepare, preprocessing, settled
 from trainer.recipe import Recipe
 from trainer.record import Record
 from trainer.run_folder import RunFolder
@@ -78,6 +78,8 @@ class Run:
     def train(self, resume: str) -> int:
         together(self._render)
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
+        gpu = self.environment.device.type == "cuda"
+        together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         together(lambda: self._check_folder(resume))
         found, state = self._find_checkpoint(prepared, resume)
         together(lambda: self._create_folder(0 if state is None else state.step))
@@ -220,6 +222,8 @@ class Run:
             step=step,
             clips=0 if state is None else state.clips,
             bad=0 if state is None else state.bad,
+            clips_before=0 if state is None else state.clips,
+            bad_before=0 if state is None else state.bad,
             saved_step=-1 if found is None else step,
         )
 
@@ -248,7 +252,8 @@ class Run:
             run_name=recipe.name,
             enabled=self.is_main and recipe.tracking.enabled,
         )
-        tracker.params(recipe.flattened())
+        if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below
+            tracker.params(recipe.flattened())
         tracker.artifact(self.folder.recipe)
         tracker.artifact(self.folder.environment)
         record = Record(

@@ -75,7 +75,7 @@ def make_footage(
     wanted = [Clip(number, folder, seconds, keyframe_interval) for number in range(clips)]
     make = partial(_make, source_folder())
     # All of them before the manifest, which says by being there that they are complete.
-    made = list(ordered_map(make, wanted, total=clips, workers=usable_cores(), progress=progress))
+    made = list(ordered_map(make, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
     names = tuple(Path(source).stem for source in SOURCES)
     videos = [(path, number % len(SOURCES)) for number, path in enumerate(made)]
     build_manifest(manifest, Listing(videos, names), workers=1)

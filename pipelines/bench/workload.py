@@ -36,15 +36,19 @@ class Workload:
         return f"{self.name}, {self.frames} frames, {self.rand_augment or 'no RandAugment'}"
 
 
+def check_policies(policies: Sequence[str]) -> None:
+    """Raises DataError for what is neither a RandAugment policy nor none."""
+    for policy in policies:
+        if policy != NO_POLICY:
+            parse(policy)
+
+
 def combine(manifests: Mapping[str, Path], frames: Sequence[int], policies: Sequence[str]) -> list[Workload]:
     """Every manifest, given with its name in tables, at every frame count with every RandAugment policy.
 
     Raises:
-        DataError: a manifest cannot be read or is empty, or a policy is none.
+        DataError: a manifest cannot be read or is empty.
     """
-    for policy in policies:
-        if policy != NO_POLICY:
-            parse(policy)
     for path in manifests.values():
         if len(Manifest.open(path)) == 0:
             raise DataError(f"{path} lists no video, so there is nothing to measure")

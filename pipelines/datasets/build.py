@@ -31,6 +31,9 @@ class Report:
     """`<manifest>.bad.txt`, or `.check.txt` of a check: on each line a file and, after a tab, its defect. No
     bad video, no list."""
 
+    fate: str
+    """What became of the bad videos, in words that follow `are`."""
+
     def summary(self) -> str:
         """What there is, in a line, and the first of the bad videos, if there are any."""
         names = self.manifest.class_names
@@ -41,7 +44,8 @@ class Report:
         first = self.bad_list.read_text(encoding="utf-8").splitlines()[:_NAMED]
         more = f"\n  and {self.bad - _NAMED} more" if self.bad > _NAMED else ""
         listed = "".join("\n  " + line.replace("\t", " ") for line in first)
-        return f"{text}; {self.bad} bad videos are listed in {self.bad_list}:{listed}{more}"
+        videos = "bad video is" if self.bad == 1 else "bad videos are"
+        return f"{text}; {self.bad} {videos} {self.fate}, see {self.bad_list}:{listed}{more}"
 
 
 def build_manifest(
@@ -77,7 +81,7 @@ def build_manifest(
             raise DataError(f"none of {len(bad)} videos can be used; {bad_list} says why")
 
     manifest = write_manifest(out, good_rows(), listing.class_names, weighted=listing.weights is not None)
-    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad))
+    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad), "left out")
 
 
 def check_manifest(
@@ -103,7 +107,7 @@ def check_manifest(
         for index, defect in enumerate(defects):
             if defect:
                 bad.append(f"{manifest.absolute_path(manifest.row(index))}\t{defect}")
-    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad, "check"))
+    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad, "check"), "still in the manifest")
 
 
 def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:

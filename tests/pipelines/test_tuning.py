@@ -33,7 +33,7 @@ def test_a_cpu_gets_pyav_and_all_its_cores(motion_set: MotionSet) -> None:
     assert tuned.source.reader.decoding == Decoding("pyav")
     assert processes.threads == 6
     assert 1 <= processes.workers <= 6  # these small clips need few
-    assert "ms of CPU time a video" in words
+    assert "ms of CPU time in the workers a video" in words
 
 
 def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set: MotionSet) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import DataError
+from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest, Row, write_manifest
 from trainer import RunError
-from trainer.preparation import Preparation, prepare, settled
+from trainer.preparation import Preparation, check_decoder, prepare, settled
 from trainer.recipe import Recipe
 from trainer.recipe_file import load_recipe
 
@@ -140,3 +141,13 @@ def test_a_flip_that_contradicts_the_labels_is_left_out_and_said(folder: Path) -
 def test_other_classes_are_flipped(folder: Path) -> None:
     made = prepared("augmentation.flip=0.5")
     assert (made.train_clip.flip, made.notes) == (0.5, ())
+
+
+def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_read(folder: Path) -> None:
+    rows = [Row(f"{i}.mp4", 0, 0, 0, 30, 25.0, 64, 48, "h264" if i < 3 else "vp9") for i in range(10)]
+    train = Dataset([write_manifest(folder / "train.arrow", rows, ["a"])])
+    with pytest.raises(RunError, match=r"mjpeg, vp8, vp9 on a CPU, .* 3 are .* \(3 h264\); set it to pyav"):
+        check_decoder(recipe("data.decoder=dali"), train, gpu=False)
+    check_decoder(recipe("data.decoder=dali"), train, gpu=True)
+    check_decoder(recipe("data.decoder=hybrid"), train, gpu=False)
+    check_decoder(recipe("data.decoder=dali", "data.bad_share=0.3"), train, gpu=False)
