@@ -1,5 +1,7 @@
 """The Global UniBlock, section 3.2: a query gathers the whole clip into a video token."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,5 +81,12 @@ class GlobalUniBlock(nn.Module):
         """Adds the dynamic position embedding to the patches; class tokens have no position."""
         class_tokens, patches = tokens[:, :, :1], tokens[:, :, 1:]
         volume = patches.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)  # B C T H W
-        positions = self.dpe(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)  # B T N C
+        positions = self._positions(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)  # B T N C
         return torch.cat([class_tokens, patches + positions], dim=2).flatten(1, 2)
+
+    def _positions(self, volume: Tensor) -> Tensor:  # B C T H W -> B C T H W
+        if volume.device.type != "cpu":
+            return cast(Tensor, self.dpe(volume))
+        # On CPUs that have bf16, oneDNN's gradient of a depthwise convolution in it differs from run to run.
+        with torch.autocast("cpu", enabled=False):
+            return cast(Tensor, self.dpe(volume.to(self.dpe.weight.dtype)).to(volume.dtype))
