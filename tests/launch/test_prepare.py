@@ -29,7 +29,9 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     progress, summary, named = done.stdout.splitlines()
     assert progress.startswith("probing: 33 of 33, ")
-    assert summary.startswith(f"{out}: 32 videos of 8 classes ({', '.join(CLASS_NAMES)}); 1 bad videos are")
+    assert summary.startswith(
+        f"{out}: 32 videos of 8 classes ({', '.join(CLASS_NAMES)}); 1 bad video is left out"
+    )
     assert named == f"  {videos}/grow/empty.mp4 is empty (0 bytes)"
 
     manifest = Manifest.open(out)
@@ -47,7 +49,7 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     manifest.absolute_path(rows[0]).unlink()
     done = prepare("check", table, "--workers", 1)
     assert done.returncode == 1
-    assert "1 bad videos" in done.stdout
+    assert "1 bad video is still in the manifest" in done.stdout
 
 
 def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
