@@ -91,7 +91,8 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     enough = ceil(2 * workers / source.samples) + 1  # no worker waits for the batch to be complete
     prefetch = options.prefetch or max(2, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
     words = (
-        f"decoding by {name}: {trial.words if trial else ''}{workers} workers, {threads} threads, "
+        f"decoding by {name}: {trial.words if trial else ''}{workers} worker{'s' * (workers > 1)}, "
+        f"{threads} thread{'s' * (threads > 1)}, "
         f"{prefetch} batches ahead on {cores} cores"
     )
     return graph, Processes(options.device, workers, threads, prefetch), words
