@@ -3,6 +3,7 @@
 Every `nodes` method here builds graph nodes and runs at build time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from nvidia.dali import fn, pipeline_def
 
 from .augment import train_clip, views
 from .decode import decode_in_graph
-from .reader import Decoding, Refused
+from .reader import Arrays, Decoding, Refused
 from .source import TrainSource, ViewSource
 
 Colours = tuple[float, ...]
@@ -123,6 +124,29 @@ def assemble(graph: Graph, processes: Processes) -> Any:
         return graph.nodes(frames, outputs[payload + 3 :]), identity, reasons, costs
 
     return build()
+
+
+def decode_only(
+    source: Callable[[Any], Arrays], decoding: Decoding, *, batch: int, threads: int, device: torch.device
+) -> Any:
+    """A built pipeline of the decoding alone, fed by `source`, one batch at a time and none ahead."""
+    gpu = device.type == "cuda"
+
+    @pipeline_def(
+        batch_size=batch,
+        num_threads=threads,
+        device_id=(device.index or 0) if gpu else None,
+        prefetch_queue_depth=1,
+        enable_conditionals=True,
+    )
+    def alone() -> Any:
+        layouts = decoding.layouts
+        payload = fn.external_source(source=source, num_outputs=len(layouts), layout=layouts, batch=False)
+        return decoded(payload, decoding, gpu=gpu)
+
+    pipeline = alone()
+    pipeline.build()
+    return pipeline
 
 
 def decoded(payload: Any, decoding: Decoding, *, gpu: bool) -> Any:

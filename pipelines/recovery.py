@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from nvidia.dali import fn, pipeline_def
-
-from .graph import Processes, decoded
+from .graph import Processes, decode_only
 from .parallel import Isolation
 from .probe import CRASHES
 from .reader import Arrays, Decoding, Loaded, Reader, Refused, Request
@@ -76,31 +74,12 @@ class _GraphAlone:
             return ""
         self._arrays = arrays
         if self._pipeline is None:
-            self._pipeline = self._build()
+            self._pipeline = decode_only(
+                lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
+            )
         try:
             self._pipeline.run()
         except RuntimeError as error:
             self._pipeline = None  # it is of no more use
             return in_words(str(error))
         return ""
-
-    def _build(self) -> Any:
-        @pipeline_def(
-            batch_size=1,
-            num_threads=1,
-            device_id=(self._processes.device.index or 0) if self._processes.gpu else None,
-            prefetch_queue_depth=1,
-            enable_conditionals=True,
-        )
-        def alone() -> Any:
-            payload = fn.external_source(
-                source=lambda _: self._arrays,
-                num_outputs=len(self._decoding.layouts),
-                layout=self._decoding.layouts,
-                batch=False,
-            )
-            return decoded(payload, self._decoding, gpu=self._processes.gpu)
-
-        pipeline = alone()
-        pipeline.build()
-        return pipeline

@@ -5,14 +5,12 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def
 
 from .decode import choose_decoder
-from .graph import Graph, Processes, decoded, with_decoding
+from .graph import Graph, Processes, decode_only, with_decoding
 from .parallel import Isolation, usable_cores
 from .reader import Arrays, Decoding
 from .recovery import in_words
@@ -154,24 +152,13 @@ def _graph_share(graph: Graph, in_graph: Trial | None, options: LoaderOptions, w
 def _graph_rate(samples: list[Arrays], decoding: Decoding, options: LoaderOptions) -> float:
     """Samples a second that the graph decodes, measured on these; 0 where it refuses one of them."""
 
-    @pipeline_def(
-        batch_size=len(samples),
-        num_threads=options.threads or options.cores or usable_cores(),
-        device_id=(options.device.index or 0) if options.gpu else None,
-        prefetch_queue_depth=1,
-        enable_conditionals=True,
+    pipeline = decode_only(
+        lambda info: samples[info.idx_in_batch],
+        decoding,
+        batch=len(samples),
+        threads=options.threads or options.cores or usable_cores(),
+        device=options.device,
     )
-    def alone() -> Any:
-        payload = fn.external_source(
-            source=lambda info: samples[info.idx_in_batch],
-            num_outputs=len(decoding.layouts),
-            layout=decoding.layouts,
-            batch=False,
-        )
-        return decoded(payload, decoding, gpu=options.gpu)
-
-    pipeline = alone()
-    pipeline.build()
     rounds = 3
     try:
         pipeline.run()
