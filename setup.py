@@ -4,14 +4,14 @@ Every dependency stands with the reason it is here. Exact versions are pinned in
 which `make install` installs from; the bounds below say only what is known to be needed.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="uniformerv2-trainer",
     version="0.1.0",
     description="Train UniFormerV2 video models with DALI, DeepSpeed and MLflow",
     python_requires=">=3.11",
-    packages=["launch", "trainer", "pipelines", "pipelines.datasets", "pipelines.bench", "models"],
+    packages=find_packages(include=["launch*", "trainer*", "pipelines*", "models*"]),
     install_requires=[
         "torch>=2.9",  # tensors, autograd, scaled-dot-product attention
         "deepspeed>=0.19.8",  # ZeRO partitioning, mixed precision, the multi-process launcher

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from trainer import UserError
-from trainer.tracking import deliver_spool
+from trainer.tracking.tracker import deliver_spool
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def main() -> int:
     from pipelines import DataError
     from trainer import RecipeError, UserError
     from trainer.agreement import AgreedError
-    from trainer.recipe_file import load_recipe
+    from trainer.recipe.file import load_recipe
 
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)

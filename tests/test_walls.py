@@ -16,8 +16,8 @@ MAY_IMPORT = {
 }
 KNOWN_BY = {
     "nvidia": "pipelines/",
-    "deepspeed": ("trainer/engine.py", "trainer/checkpoint.py"),
-    "mlflow": "trainer/tracking.py",
+    "deepspeed": "trainer/engine/",
+    "mlflow": "trainer/tracking/",
 }
 
 

@@ -19,9 +19,9 @@ from pipelines.dataset import Dataset
 from pipelines.motion import CLASS_NAMES
 from trainer.batch_split import split_batch
 from trainer.display import gmacs
-from trainer.engine import choose_precision
+from trainer.engine.engine import choose_precision
 from trainer.preparation import model_config
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 from trainer.schedule import Schedule
 
 GIB = 2**30

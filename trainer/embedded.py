@@ -3,7 +3,7 @@
 from pipelines.motion import render
 from trainer import RecipeError
 from trainer.progress import shown_progress
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 
 
 def render_missing(recipe: Recipe, *, workers: int) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.loader import ClipLoader
-from trainer.engine import Engine
+from trainer.engine.engine import Engine
 
 TOP = 5
 

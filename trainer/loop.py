@@ -13,14 +13,14 @@ from torch import Tensor
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
 from trainer import RunError
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoint.checkpoints import Checkpoints, TrainState
 from trainer.data_watch import DataWatch
-from trainer.engine import Engine
+from trainer.engine.engine import Engine
 from trainer.evaluate import Evaluation, evaluate
+from trainer.faults.stop import StopRequest
 from trainer.meters import Meters
 from trainer.record import Record
 from trainer.schedule import Schedule
-from trainer.stop import StopRequest
 from trainer.tally import StepTotals, Tally
 
 _NOT_FINITE = (

@@ -16,7 +16,7 @@ from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
 from trainer.batch_split import split_batch
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 from trainer.sides import mirrored_classes
 
 _NAMED = 4

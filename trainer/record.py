@@ -17,7 +17,7 @@ from trainer.evaluate import Evaluation
 from trainer.meters import Meters
 from trainer.run_folder import RunFolder
 from trainer.tally import StepTotals
-from trainer.tracking import Status, Tracker
+from trainer.tracking.tracker import Status, Tracker
 
 
 class Record:

@@ -16,22 +16,22 @@ from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
 from trainer import RunError
 from trainer.agreement import together
-from trainer.checkpoint import Checkpoints, TrainState
+from trainer.checkpoint.checkpoints import Checkpoints, TrainState
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
-from trainer.engine import Engine, connect, disconnect
+from trainer.engine.engine import Engine, connect, disconnect
 from trainer.environment import Environment, describe, find_environment
+from trainer.faults.stop import INTERRUPTED, REQUEUE, StopRequest
 from trainer.loop import Trainer
 from trainer.meters import Meters
 from trainer.preparation import Preparation, check_decoder, prepare, preprocessing, settled
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 from trainer.record import Record
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
-from trainer.stop import INTERRUPTED, REQUEUE, StopRequest
 from trainer.tally import Tally
-from trainer.tracking import Status, Tracker
+from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
 from tests.integration.processes import Training, events, losses, settings, train
-from trainer.stop import INTERRUPTED, REQUEUE
+from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.weights import load_weights
 
 

@@ -11,8 +11,8 @@ from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest, Row, write_manifest
 from trainer import RunError
 from trainer.preparation import Preparation, check_decoder, prepare, settled
-from trainer.recipe import Recipe
-from trainer.recipe_file import load_recipe
+from trainer.recipe.file import load_recipe
+from trainer.recipe.schema import Recipe
 
 RECIPE = """\
 name: test

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer import RecipeError
-from trainer.recipe import ALTERNATIVES, Recipe
-from trainer.recipe_words import allowed, section_of
-from trainer.recipe_yaml import FieldPath, parse_yaml
+from trainer.recipe.schema import ALTERNATIVES, Recipe
+from trainer.recipe.words import allowed, section_of
+from trainer.recipe.yaml import FieldPath, parse_yaml
 
 
 @dataclass

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer import RunError
+from trainer.engine.optim import parameter_groups
 from trainer.environment import Environment
-from trainer.optim import parameter_groups
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 
 Precision = Literal["fp32", "bf16", "autocast"]
 

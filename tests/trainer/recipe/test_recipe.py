@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from trainer import RecipeError
-from trainer.recipe import Recipe
-from trainer.recipe_file import load_recipe
-from trainer.recipe_words import REFERENCE_PAGE, reference
+from trainer.recipe.file import load_recipe
+from trainer.recipe.schema import Recipe
+from trainer.recipe.words import REFERENCE_PAGE, reference
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 MINIMAL = """\
 name: test
@@ -336,4 +336,4 @@ def test_every_field_has_a_sentence() -> None:
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), "run: python -m trainer.recipe_words"
+    assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), "run: python -m trainer.recipe.words"

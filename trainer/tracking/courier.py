@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from trainer.spool import Spool
+from trainer.tracking.spool import Spool
 
 GATHER = 1.0  # seconds between two deliveries, so that records travel together
 FIRST_PAUSE = 1.0  # seconds after a failed delivery, doubled after each further failure

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from models import create_model
 from trainer import RunError
-from trainer.engine import Engine, choose_precision, connect, disconnect
+from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.environment import Environment, find_environment
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainer.stop import INTERRUPTED, REQUEUE, StopRequest
+from trainer.faults.stop import INTERRUPTED, REQUEUE, StopRequest
 
 LOOP = """
 import sys
-from trainer.stop import StopRequest
+from trainer.faults.stop import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
     for line in sys.stdin:

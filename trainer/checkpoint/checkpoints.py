@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from trainer import RunError
-from trainer.engine import Engine
+from trainer.engine.engine import Engine
 
 _SHARDS = "engine"
 _STATE = "state.json"

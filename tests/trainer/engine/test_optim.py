@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.optim import learning_rate, parameter_groups
+from trainer.engine.optim import learning_rate, parameter_groups
 
 
 class Mixed(nn.Module):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer import RunError
-from trainer.courier import Courier, first_line
-from trainer.spool import Record, Spool, replace_text
+from trainer.tracking.courier import Courier, first_line
+from trainer.tracking.spool import Record, Spool, replace_text
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words; KILLED is a run that was asked to stop."""

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError, courier
-from trainer.spool import Spool
-from trainer.tracking import Tracker, deliver_spool
+from trainer import RunError
+from trainer.tracking import courier
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import Tracker, deliver_spool
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trainer.tracking.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
     command = start(uri=None).ui_command()
     assert command is not None
     program, *arguments = command.split()
@@ -224,7 +225,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
 def test_a_disk_that_is_full_stops_nothing(
     start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
     tracker = start()
 
     def full(*_: object) -> None:

@@ -1,7 +1,7 @@
 """The schema of a recipe: every field a run can be told, with its type, range, default and meaning.
 
 A `Recipe` is frozen and complete: it holds every value the run will use, defaults included, and
-nothing else. `trainer.recipe_file.load_recipe` makes one from YAML files and overrides. The sentence
+nothing else. `trainer.recipe.file.load_recipe` makes one from YAML files and overrides. The sentence
 after each field is its description in the schema: `docs/recipes.md` is generated from it.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from pipelines import DataError, rand_augment
-from trainer.recipe_yaml import dump_yaml
+from trainer.recipe.yaml import dump_yaml
 
 Scalar = str | int | float | bool | None
 Count = Annotated[int, Field(ge=1)]

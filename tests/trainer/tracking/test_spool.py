@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import courier
-from trainer.courier import Courier
-from trainer.spool import Spool
+from trainer.tracking import courier
+from trainer.tracking.courier import Courier
+from trainer.tracking.spool import Spool
 
 
 def lines(spool: Spool) -> list[dict]:

@@ -1,7 +1,7 @@
 """The recipe's schema in words: what a field allows, and the reference page for users.
 
 Messages about wrong values and `docs/recipes.md` take their words from here, so they cannot disagree
-with the schema. `python -m trainer.recipe_words` writes the page anew.
+with the schema. `python -m trainer.recipe.words` writes the page anew.
 """
 
 import json
@@ -13,15 +13,15 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 
-REFERENCE_PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 
 _PREAMBLE = """\
 # Recipes
 
 A recipe is a YAML file that holds everything a run is told. This page is generated from the schema:
-`python -m trainer.recipe_words` writes it anew.
+`python -m trainer.recipe.words` writes it anew.
 
 - `base: other.yaml` inherits from another recipe, named relative to the file that names it. Sections are
   merged field by field; the inheriting file wins. Where two fields are two units of one quantity

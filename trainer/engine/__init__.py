@@ -1,0 +1,1 @@
+"""The model under DeepSpeed: all that knows it, and what changes the weights."""
