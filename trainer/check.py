@@ -17,9 +17,9 @@ from models.cost import (
 )
 from pipelines.dataset import Dataset
 from pipelines.motion import CLASS_NAMES
-from trainer.batch_split import split_batch
 from trainer.display import gmacs
 from trainer.engine.engine import choose_precision
+from trainer.engine.layout import Layout, choose_layout
 from trainer.preparation import model_config
 from trainer.recipe.schema import Recipe
 from trainer.schedule import Schedule
@@ -36,14 +36,15 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     paths = [part.manifest for part in recipe.data.train_parts]
     dataset = Dataset.open(paths) if all(path.exists() for path in paths) else None
     classes = len(dataset.class_names) if dataset else len(CLASS_NAMES) if recipe.data.embedded else None
-    config = model_config(recipe, classes or 1)
+    layout = choose_layout(recipe, ranks)
+    config = model_config(recipe, classes or 1, layout.recomputed_blocks)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     if classes is None and recipe.model.num_classes is None:
         console.print("figures as if for 1 class: the manifest, which names the classes, is not here")
-    for name, text in _rows(recipe, config, dataset, ranks):
+    for name, text in _rows(recipe, config, dataset, ranks, layout):
         table.add_row(name, text)
     console.print(table)
     missing = list(_missing(recipe))
@@ -57,11 +58,8 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
 
 
 def _rows(
-    recipe: Recipe, config: UniFormerV2Config, dataset: Dataset | None, ranks: int
+    recipe: Recipe, config: UniFormerV2Config, dataset: Dataset | None, ranks: int, layout: Layout
 ) -> Iterator[tuple[str, str]]:
-    micro_batch, accumulation = split_batch(
-        recipe.optimisation.global_batch, ranks, recipe.engine.micro_batch, recipe.sampling.repeats
-    )
     parameters = parameter_count(config)
     yield "recipe", recipe.name
     yield (
@@ -83,10 +81,10 @@ def _rows(
         "batch",
         (
             f"{recipe.optimisation.global_batch} clips a step = {ranks} rank{'s' if ranks > 1 else ''} x "
-            f"{micro_batch} clips x {accumulation} accumulated"
+            f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
         ),
     )
-    yield "memory per rank", _memory(recipe, config, ranks, micro_batch)
+    yield "memory per rank", _memory(recipe, config, ranks, layout)
     videos = len(dataset) if dataset else (recipe.data.embedded and recipe.data.embedded.train_clips)
     if videos or recipe.optimisation.steps:
         per_epoch = (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch
@@ -101,11 +99,11 @@ def _rows(
     yield "evaluation", f"{recipe.evaluation.clips} clips x {recipe.evaluation.crops} crops a video"
 
 
-def _memory(recipe: Recipe, config: UniFormerV2Config, ranks: int, micro_batch: int) -> str:
+def _memory(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout) -> str:
     """An estimate: states as DeepSpeed partitions them, activations from the configuration."""
     device = "cuda" if torch.cuda.is_available() or recipe.engine.precision == "bf16" else "cpu"
     precision = choose_precision(recipe.engine.precision, torch.device(device))
-    stage = recipe.engine.zero_stage
+    stage = layout.zero_stage
     trained = trainable_parameter_count(config)
     element = 4 if precision == "fp32" else 2
     kept = 2 if precision == "bf16" else 4  # bytes of a weight, and of a gradient, outside the optimiser
@@ -113,7 +111,7 @@ def _memory(recipe: Recipe, config: UniFormerV2Config, ranks: int, micro_batch: 
     gradients = trained * kept / (ranks if stage >= 2 else 1)
     weights = parameter_count(config) * kept / (ranks if stage == 3 else 1)
     states = moments + gradients + weights
-    activations = activation_bytes(config, batch=micro_batch, bytes_per_element=element)
+    activations = activation_bytes(config, batch=layout.micro_batch, bytes_per_element=element)
     return (
         f"about {(states + activations) / GIB:,.1f} GiB: {states / GIB:,.1f} of weights, gradients and "
         f"optimiser (ZeRO {stage}, {precision}), {activations / GIB:,.1f} of activations"

@@ -15,7 +15,7 @@ from pipelines.encoded import CPU_CODECS, GPU_CODECS
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
-from trainer.batch_split import split_batch
+from trainer.engine.layout import Layout, choose_layout
 from trainer.recipe.schema import Recipe
 from trainer.sides import mirrored_classes
 
@@ -30,16 +30,15 @@ LOOKED_AT = 1000  # videos, evenly over the dataset, whose codec is looked at be
 class Preparation:
     """What a run is built from.
 
-    micro_batch, accumulation: how a rank works through its share of a batch. notes: what is done otherwise
-    than the recipe says, and why; to be shown when the run starts.
+    layout: how the work is laid out on the devices. notes: what is done otherwise than the recipe says, or
+    was left to this machine, and why; to be shown when the run starts.
     """
 
     train: Dataset
     val: Dataset
     config: UniFormerV2Config
     plan: TrainPlan
-    micro_batch: int
-    accumulation: int
+    layout: Layout
     train_clip: TrainClip
     view_clip: ViewClip
     notes: tuple[str, ...]
@@ -53,14 +52,14 @@ def prepare(recipe: Recipe, world_size: int) -> Preparation:
     train = Dataset([_open(part.manifest) for part in recipe.data.train_parts])
     val = Dataset([_open(recipe.data.val)])
     check_same_classes(train.manifests[0], val.manifests[0])
-    config = model_config(recipe, len(train.class_names))
+    layout = choose_layout(recipe, world_size)
+    config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     if len(train.class_names) > config.num_classes:
         raise RunError(
             f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
-    micro_batch, accumulation = split_batch(batch, world_size, recipe.engine.micro_batch, repeats)
     parts = train_parts(train.manifests, _ratios(recipe))
     flip, notes = settle_flip(recipe, train.class_names)
     return Preparation(
@@ -68,16 +67,15 @@ def prepare(recipe: Recipe, world_size: int) -> Preparation:
         val,
         config,
         TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts),
-        micro_batch,
-        accumulation,
+        layout,
         _train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
-        notes,
+        (*notes, *layout.why),
     )
 
 
-def model_config(recipe: Recipe, data_classes: int) -> UniFormerV2Config:
-    """The model that the recipe describes, for data of so many classes.
+def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) -> UniFormerV2Config:
+    """The model that the recipe describes, for data of so many classes, with so many blocks recomputed.
 
     Raises RecipeError or ModelError for a model that cannot be.
     """
@@ -90,7 +88,7 @@ def model_config(recipe: Recipe, data_classes: int) -> UniFormerV2Config:
     for name, place in places.items():
         if name in model.overrides:
             raise RecipeError(f"model.overrides.{name}: set {place} instead")
-    overrides: dict[str, Any] = {**model.overrides, "recomputed_blocks": recipe.engine.recomputed_blocks}
+    overrides: dict[str, Any] = {**model.overrides, "recomputed_blocks": recomputed_blocks}
     classes = model.num_classes or data_classes
     return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
 

@@ -127,7 +127,7 @@ class Run:
             lambda: self.checkpoints.read(
                 found,
                 world_size=self.environment.world_size,
-                zero_stage=self.recipe.engine.zero_stage,
+                zero_stage=prepared.layout.zero_stage,
                 settled=settled(self.recipe, prepared),
             )
         )
@@ -153,8 +153,7 @@ class Run:
             together(lambda: self._model(prepared, found)),
             recipe,
             environment,
-            micro_batch=prepared.micro_batch,
-            accumulation=prepared.accumulation,
+            prepared.layout,
         )
         schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
         meters = Meters(
@@ -179,7 +178,7 @@ class Run:
                 prepared.train_clip,
                 mean=mean,
                 std=std,
-                micro_batch=prepared.micro_batch,
+                micro_batch=prepared.layout.micro_batch,
                 rank=environment.rank,
                 world_size=environment.world_size,
                 first_step=step,
@@ -264,6 +263,7 @@ class Run:
             every_steps=recipe.tracking.every_steps,
             class_names=prepared.train.class_names,
         )
+        layout = prepared.layout
         ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
         begins = "starting" if found is None else f"going on after step {step} ({found})"
         if step >= schedule.total_steps:
@@ -272,7 +272,7 @@ class Run:
             )
         record.started(
             f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.plan.global_batch} clips "
-            f"({ranks} on {environment.device.type} x {prepared.micro_batch} clips x {prepared.accumulation} "
+            f"({ranks} on {environment.device.type} x {layout.micro_batch} clips x {layout.accumulation} "
             f"accumulated); {len(prepared.train):,} training and {len(prepared.val):,} validation videos",
             step=step,
             total_steps=schedule.total_steps,
@@ -293,7 +293,7 @@ class Run:
 
     def _random_clips(self, prepared: Preparation) -> torch.Tensor:
         config = prepared.config
-        shape = (prepared.micro_batch, 3, config.frames, config.resolution, config.resolution)
+        shape = (prepared.layout.micro_batch, 3, config.frames, config.resolution, config.resolution)
         generator = torch.Generator().manual_seed(self.recipe.seed)
         return torch.randn(shape, generator=generator).to(self.environment.device)
 

@@ -68,7 +68,7 @@ def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
     made = prepared()
     assert (len(made.train), len(made.val), made.plan.parts) == (40, 8, ())
     assert made.plan.steps_per_epoch == 5
-    assert (made.micro_batch, made.accumulation, made.notes) == (8, 1, ())
+    assert (made.layout.micro_batch, made.layout.accumulation, made.notes) == (8, 1, ())
     assert made.train.class_names == PLAIN
     assert settled(recipe(), made)["data.train (fingerprint)"] == Manifest.open("train.arrow").fingerprint
     assert settled(recipe(), made)["data.train (ratios)"] is None

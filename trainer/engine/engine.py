@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer import RunError
+from trainer.engine.layout import Layout
 from trainer.engine.optim import parameter_groups
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
@@ -74,15 +75,13 @@ class Engine:
         model: nn.Module,
         recipe: Recipe,
         environment: Environment,
-        *,
-        micro_batch: int,
-        accumulation: int,
+        layout: Layout,
     ) -> None:
-        self.micro_batch = micro_batch
-        self.accumulation = accumulation
+        self.micro_batch = layout.micro_batch
+        self.accumulation = layout.accumulation
         self.device = environment.device
         self.precision = choose_precision(recipe.engine.precision, environment.device)
-        self.zero_stage = recipe.engine.zero_stage
+        self.zero_stage = layout.zero_stage
         # Without ZeRO and without bf16, DeepSpeed clips the gradients but does not keep their norm.
         self._keeps_no_norm = self.zero_stage == 0 and self.precision != "bf16"
         self._norm: Tensor | None = None

@@ -277,6 +277,18 @@ class Optimisation(Section):
     clip_norm: AboveZero | None = 20.0
     """Global gradient norm above which gradients are scaled down; null never clips."""
 
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Layer-wise decay: each backbone block's learning rate is this many times that of the block after it;
+    null gives all the same."""
+
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the weights with this decay per step, and evaluate and export it;
+    null keeps none."""
+
+    skipped_steps: WholeNumber = 10
+    """Steps left out because their loss or gradient is not finite, since the run was last started, before it
+    stops; 0 stops at the first."""
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
@@ -299,28 +311,42 @@ class Optimisation(Section):
 
 
 class Engine(Section):
-    """How the work is laid out on the devices: it changes speed and memory, and results by rounding only."""
+    """How the work is laid out on the devices: it changes speed and memory, and results by rounding only.
+    `engine: auto` is short for `auto` in all fields that take it."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     """What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 gradients too, 3 weights
-    too."""
+    too; `auto` partitions no more than the memory asks for."""
 
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
     """`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and multiplies
     matrices in bf16, `auto` is bf16 on a GPU and fp32 on a CPU."""
 
-    micro_batch: Count | None = None
+    micro_batch: Count | Literal["auto"] | None = None
     """Most clips per rank in one forward pass, gradients being accumulated up to the global batch; null takes
-    the rank's whole share at once."""
+    the rank's whole share at once; `auto` what fits into the memory."""
 
-    recomputed_blocks: WholeNumber = 0
-    """Backbone blocks whose activations are recomputed in the backward pass to save memory."""
+    recomputed_blocks: WholeNumber | Literal["auto"] = 0
+    """Backbone blocks whose activations are recomputed in the backward pass to save memory; `auto` no more
+    than needed."""
+
+    fused: bool | Literal["auto"] = "auto"
+    """Update all weights in one kernel; `auto` does so on a GPU. Results differ by rounding."""
 
     compile: bool = False
     """Compile the model with `torch.compile`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_auto(cls, value: Any) -> Any:
+        return (
+            dict.fromkeys(("zero_stage", "micro_batch", "recomputed_blocks"), "auto")
+            if value == "auto"
+            else value
+        )
 
 
 class Evaluation(Section):
@@ -388,6 +414,17 @@ class Run(Section):
 
     keep_last: Count = 3
     """Checkpoints kept; older ones are deleted."""
+
+    keep_best: bool = True
+    """Save a checkpoint after an evaluation that is the best so far, and keep it beside the latest ones."""
+
+    time_limit_minutes: AboveZero | None = None
+    """Save and leave, to be started again, in time to be gone so many minutes after the start; null has no
+    limit."""
+
+    hang_minutes: AboveZero | None = 20.0
+    """End the run, to be started again, when a rank makes no progress for so many minutes, and say where each
+    one is; null waits for ever."""
 
     log_every_steps: Count = 10
     """Optimiser steps between two lines of output where the output is no terminal."""

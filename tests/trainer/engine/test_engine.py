@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from models import create_model
 from trainer import RunError
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
+from trainer.engine.layout import Layout
 from trainer.environment import Environment, find_environment
 from trainer.recipe.schema import Recipe
 
@@ -44,7 +45,7 @@ def engine(alone: Environment, *, stage: int, precision: str = "fp32", accumulat
     )
     torch.manual_seed(0)
     model = create_model("tiny", form="temporal", frames=4, num_classes=4, head_dropout=0.3, **SMALL)
-    made = Engine(model, recipe, alone, micro_batch=4, accumulation=accumulation)
+    made = Engine(model, recipe, alone, Layout(stage, 4, accumulation, recomputed_blocks=0))
     made.train()
     return made
 

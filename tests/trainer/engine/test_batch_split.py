@@ -3,7 +3,7 @@
 import pytest
 
 from trainer import RecipeError
-from trainer.batch_split import split_batch
+from trainer.engine.batch_split import split_batch
 
 
 @pytest.mark.parametrize(
