@@ -1,48 +1,94 @@
-"""Leaving on request: a signal lets the step finish and the checkpoint be written.
+"""Leaving on request: the step is finished and the checkpoint written before the process goes.
 
-SIGTERM and SIGUSR1 come from a scheduler that wants the machine back: the process leaves with a code
-that means "start me again". SIGINT is a person's Ctrl-C: no one should start it again unasked. A second
+SIGTERM and SIGUSR1 come from a scheduler that wants the machine back, and a time limit says the same before
+it must: the process leaves with a code that means "start me again". SIGINT is a person's Ctrl-C, SIGHUP their
+closed terminal, a file named STOP their word without either: no one should start it again unasked. A second
 SIGINT does not wait for anything.
 """
 
 import os
+import select
 import signal
+import stat
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
 REQUEUE = 85
-"""Exit code after SIGTERM or SIGUSR1: saved, to be continued. The code is ours, no shell uses it."""
+"""Exit code after a scheduler's request: saved, to be continued. The code is ours, no shell uses it."""
 
 INTERRUPTED = 130
-"""Exit code after SIGINT: the shell's 128 + 2."""
+"""Exit code after a person's request: the shell's 128 + 2, of SIGINT."""
 
-_EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
+STOP_FILE = "the file STOP"
+TIME_LIMIT = "the time limit"
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_PERSONAL = {"SIGINT", "SIGHUP", STOP_FILE}
 
 _AGAIN = "Ctrl-C again leaves at once, without saving."
 
+_LOOK_EVERY = 3.0  # seconds: a shared filesystem need not be asked at every step
+
 _Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+def exit_code(reasons: Iterable[str]) -> int:
+    """What every rank leaves with, given all that `StopRequest.requested` said on any: 0 without a reason.
+
+    Where a person asked too, the run is not to be started again unasked.
+    """
+    heard = set(reasons)
+    if not heard:
+        return 0
+    return INTERRUPTED if heard & _PERSONAL else REQUEUE
 
 
 class StopRequest:
     """Remembers that the process was asked to leave; a context manager that puts handlers back.
 
+    From then on, writing to a terminal or pipe that is gone does no harm.
+
     The loop asks `requested` between steps. Ranks may differ in what they have heard: agreeing on a stop
     is the loop's task.
     """
 
-    def __init__(self, announce: bool = True) -> None:
-        """announce: whether to say on standard error that a signal was heard; one rank is enough."""
+    def __init__(
+        self,
+        announce: bool = True,
+        *,
+        stop_file: Path | None = None,
+        time_limit: float | None = None,
+        margin: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """
+        Args:
+            announce: whether to say on standard error what was heard; one rank is enough.
+            stop_file: whose appearance asks to leave, to be removed when seen; for one rank, None for others.
+            time_limit: minutes from the start of this process at which it must be gone; None has no limit.
+            margin: seconds before that limit at which to ask; what a step and a save take, as known by then.
+        """
         self._announce = announce
-        self._first: signal.Signals | None = None
+        self._stop_file = stop_file
+        self._looked = -_LOOK_EVERY
+        self._end = None if time_limit is None else time.monotonic() - _process_age() + 60 * time_limit
+        self._margin = margin
+        self._reason: str | None = None
         self._interrupts = 0
         self._previous: dict[signal.Signals, _Handler] = {}
 
     def __enter__(self) -> Self:
         # Python allows signal handlers in the main thread only.
         assert threading.current_thread() is threading.main_thread()
-        self._previous = {number: signal.signal(number, self._heard) for number in _EXIT_CODES}
+        # `nohup` starts a process with SIGHUP ignored: it is to outlive its terminal.
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._previous = {
+            number: signal.signal(number, self._heard) for number in _SIGNALS if number not in ignored
+        }
         return self
 
     def __exit__(
@@ -54,13 +100,30 @@ class StopRequest:
 
     @property
     def requested(self) -> str | None:
-        """Name of the first signal heard, such as "SIGTERM"; None while nobody asked."""
-        return self._first.name if self._first else None
+        """Why to leave, in words that follow "stopped by": a signal's name such as "SIGTERM", "the time
+        limit" or "the file STOP", whichever came first; None while nobody asked.
+        """
+        if self._reason is not None:
+            _drop_broken_outputs()
+            return self._reason
+        if self._end is not None and time.monotonic() >= self._end - self._margin():
+            self._note(TIME_LIMIT)
+        if self._stop_file is not None:
+            self._look_for(self._stop_file)
+        return self._reason
 
-    @property
-    def exit_code(self) -> int:
-        """What the process leaves with: 0, REQUEUE or INTERRUPTED."""
-        return _EXIT_CODES[self._first] if self._first else 0
+    def _look_for(self, file: Path) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY:
+            return
+        self._looked = now
+        try:
+            file.unlink()  # so that the next start does not stop at once
+        except OSError as error:
+            if not os.path.lexists(file):  # as nearly always; or the filesystem does not answer just now
+                return
+            self._say(f"{file} cannot be removed ({error.strerror}): remove it before the next start")
+        self._note(STOP_FILE)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         heard = signal.Signals(number)
@@ -68,8 +131,48 @@ class StopRequest:
         if self._interrupts > 1:
             # Not an exception: it could be caught, or wait for threads and ranks that hang.
             os._exit(INTERRUPTED)
-        if self._first is None:
-            self._first = heard
-            if self._announce:
-                # Not `print`: it may be in the middle of a line, whose lock this very thread holds.
-                os.write(2, f"\n{heard.name}: finishing the step, then saving. {_AGAIN}\n".encode())
+        if heard is signal.SIGHUP:
+            # A terminal is gone, and what reads a pipe goes with it; what is written to a file still counts.
+            _drop_outputs(lambda output: _is_broken(output) or not stat.S_ISREG(os.fstat(output).st_mode))
+        self._note(heard.name)
+
+    def _note(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._say(f"{reason}: finishing the step, then saving. {_AGAIN}")
+
+    def _say(self, text: str) -> None:
+        if self._announce:
+            _drop_broken_outputs()
+            # Not `print`: it may be in the middle of a line, whose lock this very thread holds.
+            with suppress(OSError):  # what reads the other end of a pipe may end by the same Ctrl-C
+                os.write(2, f"\n{text}\n".encode())
+
+
+def _drop_broken_outputs() -> None:
+    """Drop an output that nobody reads any more, such as a pipe into `tee` that Ctrl-C ended too."""
+    _drop_outputs(_is_broken)
+
+
+def _drop_outputs(is_lost: Callable[[int], bool]) -> None:
+    """Send what is written to a lost standard output or error to nowhere: the write would fail, and what
+    wrote it with it.
+    """
+    for output in (1, 2):
+        if is_lost(output):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output)
+            os.close(nowhere)
+
+
+def _is_broken(output: int) -> bool:
+    poll = select.poll()
+    poll.register(output, 0)  # errors and hang-ups are told unasked
+    return bool(poll.poll(0))
+
+
+def _process_age() -> float:
+    """Seconds since this process was started; libraries take a good part of a minute to load."""
+    # The 22nd field is the start in clock ticks since boot; the 2nd, the name in brackets, may hold blanks.
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,32 +1,42 @@
 """Real signals to real processes."""
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from trainer.faults.stop import INTERRUPTED, REQUEUE, StopRequest
+import trainer.faults.stop as stop_module
+from trainer.faults.stop import INTERRUPTED, REQUEUE, STOP_FILE, TIME_LIMIT, StopRequest, exit_code
 
 LOOP = """
 import sys
-from trainer.faults.stop import StopRequest
-with StopRequest() as stop:
+from pathlib import Path
+from trainer.faults.stop import StopRequest, exit_code
+with StopRequest({arguments}) as stop:
     print("ready", flush=True)
     for line in sys.stdin:
         print("stop" if stop.requested else "step", stop.requested, flush=True)
-sys.exit(stop.exit_code)
+sys.exit(exit_code({{stop.requested}} - {{None}}))
 """
 
 
 @contextmanager
-def loop() -> Iterator[subprocess.Popen]:
+def loop(arguments: str = "", *before: str, **more: Any) -> Iterator[subprocess.Popen]:
     """A process that says after each line it is sent whether it was asked to stop."""
-    command = [sys.executable, "-c", LOOP]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [*before, sys.executable, "-c", LOOP.format(arguments=arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **more) as process:
         try:
             assert answer(process) == "ready"
             yield process
@@ -98,10 +108,159 @@ def test_the_first_signal_names_the_reason() -> None:
         assert leave(process) == INTERRUPTED
 
 
+LISTENED_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
 def test_handlers_are_put_back() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in LISTENED_TO}
     with pytest.raises(KeyError), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.requested == "SIGUSR1"
         raise KeyError
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+GONE_TERMINAL = """
+import sys
+import time
+from trainer.faults.stop import StopRequest, exit_code
+with StopRequest() as stop, open({notes!r}, "w") as notes:
+    print("ready", flush=True)
+    while stop.requested is None:
+        time.sleep(0.01)
+    print("a step more", flush=True)
+    print("a step more", file=sys.stderr, flush=True)
+    notes.write("saved")
+sys.exit(exit_code([stop.requested]))
+"""
+
+
+def on_terminal(notes: Path, output: int | None) -> tuple[int, subprocess.Popen]:
+    """A process on a terminal of its own, and the terminal's other end; None writes its output there too."""
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(notes))],
+        stdin=terminal,
+        stdout=terminal if output is None else output,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    return keyboard, process
+
+
+def test_a_closed_terminal_lets_the_process_save(tmp_path: Path) -> None:
+    keyboard, process = on_terminal(tmp_path / "notes", None)
+    assert os.read(keyboard, 5) == b"ready"
+    os.close(keyboard)  # the kernel sends SIGHUP
+    assert process.wait(60) == INTERRUPTED
+    assert (tmp_path / "notes").read_text() == "saved"
+
+
+def test_what_goes_to_a_file_survives_the_terminal(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as log:
+        keyboard, process = on_terminal(tmp_path / "notes", log.fileno())
+    while (tmp_path / "log").read_text() != "ready\n":
+        pass
+    os.close(keyboard)
+    assert process.wait(60) == INTERRUPTED
+    assert (tmp_path / "log").read_text() == "ready\na step more\n"
+
+
+def test_nohup_is_respected() -> None:
+    with loop("", "nohup", stderr=subprocess.DEVNULL) as process:
+        process.send_signal(signal.SIGHUP)
+        assert ask(process) == "step None"
+        process.send_signal(signal.SIGTERM)
+        assert ask(process) == "stop SIGTERM"
+
+
+def test_a_reader_that_ends_by_the_same_interrupt_does_no_harm(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(tmp_path / "notes"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == INTERRUPTED
+    assert (tmp_path / "notes").read_text() == "saved"
+
+
+def test_a_reader_that_ends_after_the_interrupt_does_no_harm() -> None:
+    with loop() as process:
+        process.send_signal(signal.SIGINT)
+        assert ask(process) == "stop SIGINT"
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        assert leave(process) == INTERRUPTED
+
+
+def test_nothing_goes_into_a_pipe_once_the_terminal_is_closed() -> None:
+    with loop("announce=False", stderr=subprocess.DEVNULL) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        assert leave(process) == INTERRUPTED
+        assert answer(process) == "", "its reader may close at any moment"
+
+
+def test_a_file_asks_once(tmp_path: Path) -> None:
+    file = tmp_path / "STOP"
+    file.touch()
+    stop = StopRequest(stop_file=file)
+    assert stop.requested == STOP_FILE == "the file STOP"
+    assert not file.exists()
+    assert stop.requested == STOP_FILE
+    assert StopRequest(stop_file=file).requested is None
+
+
+def test_a_file_that_comes_later_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest(stop_file=tmp_path / "STOP")
+    assert stop.requested is None
+    (tmp_path / "STOP").touch()
+    assert stop.requested is None, "the filesystem was asked again at once"
+    monkeypatch.setattr(stop_module, "_LOOK_EVERY", 0.0)
+    assert stop.requested == STOP_FILE
+
+
+def test_a_file_that_cannot_be_removed_is_heard_and_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "STOP").mkdir()  # not to be unlinked, whoever runs this
+    assert StopRequest(stop_file=tmp_path / "STOP").requested == STOP_FILE
+    assert f"{tmp_path / 'STOP'} cannot be removed" in capfd.readouterr().err
+
+
+def test_the_time_limit_leaves_the_margin() -> None:
+    margin = [0.0]
+    stop = StopRequest(time_limit=60.0, margin=lambda: margin[0])
+    assert stop.requested is None
+    margin[0] = 3601.0
+    assert stop.requested == TIME_LIMIT == "the time limit"
+
+
+def test_the_time_limit_counts_from_the_start_of_the_process() -> None:
+    lived = time.time() - psutil.Process().create_time()
+    assert StopRequest(time_limit=(lived - 0.2) / 60).requested == TIME_LIMIT
+    assert StopRequest(time_limit=(lived + 60) / 60).requested is None
+
+
+@pytest.mark.parametrize(
+    ("reasons", "code"),
+    [
+        ([], 0),
+        (["SIGTERM"], REQUEUE),
+        ([TIME_LIMIT, "SIGUSR1"], REQUEUE),
+        (["SIGHUP"], INTERRUPTED),
+        ([STOP_FILE], INTERRUPTED),
+        (["SIGTERM", "SIGINT"], INTERRUPTED),
+    ],
+)
+def test_a_person_outweighs_a_scheduler(reasons: list[str], code: int) -> None:
+    assert exit_code(reasons) == code
