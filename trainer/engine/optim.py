@@ -6,25 +6,57 @@ from typing import Any
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Split the trainable parameters for AdamW; frozen ones are left out.
 
     Weight decay acts on tensors of two or more dimensions only: matrices and convolutions. Biases and the
     scales of norms have one dimension, and pulling those towards zero does not regularise.
 
+    With layer-wise decay the nearer a layer of the backbone is to the input, the less it learns, since what
+    it knows from images holds for videos too: block i of d has layer_decay ** (d - 1 - i) of the learning
+    rate, the embeddings below the blocks one power more. What is beside the backbone or after it is new, and
+    has all of it.
+
     Args:
-        model: its parameters in their own order, each once even if shared.
-        weight_decay: of the first group.
+        model: its parameters in their own order, each once even if shared; the backbone's are known by name.
+        weight_decay: of matrices and convolutions.
+        layer_decay: above 0, at most 1; None is the same learning rate for all.
 
     Returns:
-        Up to two groups, `{"params", "weight_decay"}`, none of them empty.
+        Groups `{"params", "weight_decay", "lr_scale"}`, none of them empty and no two alike but for their
+        parameters; small scales first, and of one scale what decays first. `lr_scale` is to be multiplied
+        with the learning rate of each step.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    depth = 1 + max((_block(name) for name, _ in model.named_parameters()), default=_BESIDE)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        scale = 1.0 if layer_decay is None else layer_decay ** _layers_above(name, depth)
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [
+        {"params": groups[scale, decay], "weight_decay": decay, "lr_scale": scale}
+        for scale, decay in sorted(groups, key=lambda group: (group[0], -group[1]))
     ]
-    return [group for group in groups if group["params"]]
+
+
+_BESIDE = -1
+_EMBEDDINGS = ("patch_embedding", "class_token", "position_embedding", "ln_pre")
+
+
+def _block(name: str) -> int:
+    """The number of the backbone's block that a parameter is in, or `_BESIDE`."""
+    part, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if part == "blocks" else _BESIDE
+
+
+def _layers_above(name: str, depth: int) -> int:
+    """Blocks between a parameter and the end of the backbone; 0 for one that is not in it."""
+    if name.partition(".")[0] in _EMBEDDINGS:
+        return depth
+    return 0 if _block(name) == _BESIDE else depth - 1 - _block(name)
 
 
 def learning_rate(
