@@ -13,8 +13,8 @@ from models.global_block import GlobalUniBlock
 class Fusion(nn.Module):
     """The global blocks and their zero-initialised queries; a subclass says how they are joined.
 
-    `forward` takes the tokens after each of `config.global_layers`, B T 1+N C, and returns the video token,
-    B C.
+    `forward` takes the tokens after each of `config.global_layers`, B T 1+N C, and what masks are drawn from
+    (see `mask_streams`), needed in training only; it returns the video token, B C.
     """
 
     def __init__(self, config: UniFormerV2Config, query_count: int) -> None:
@@ -33,10 +33,10 @@ class Sequential(Fusion):
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__(config, query_count=1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         (token,) = self._queries(len(features[0]))
         for block, tokens in zip(self.blocks, features, strict=True):
-            token = block(token, tokens)
+            token = block(token, tokens, streams)
         return token.squeeze(1)
 
 
@@ -48,10 +48,10 @@ class Parallel(Fusion):
         super().__init__(config, query_count=count)
         self.project = nn.Linear(count * config.width, config.width, bias=False)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         queries = self._queries(len(features[0]))
         stages = zip(self.blocks, queries, features, strict=True)
-        video_tokens = [block(query, tokens) for block, query, tokens in stages]
+        video_tokens = [block(query, tokens, streams) for block, query, tokens in stages]
         return self.project(torch.cat(video_tokens, dim=-1)).squeeze(1)
 
 
@@ -61,11 +61,11 @@ class HierarchicalKV(Fusion):
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__(config, query_count=len(config.global_layers))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         token: Tensor | None = None
         queries = self._queries(len(features[0]))
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
-            token = block(query, tokens, context=token)
+            token = block(query, tokens, streams, context=token)
         assert token is not None  # the config refuses a fusion of no blocks
         return token.squeeze(1)
 
@@ -79,11 +79,11 @@ class HierarchicalQ(Fusion):
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__(config, query_count=len(config.global_layers))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         queries = self._queries(len(features[0]))
         video_tokens = queries[0][:, :0]  # B 0 C
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
-            video_tokens = block(torch.cat([video_tokens, query], dim=1), tokens)
+            video_tokens = block(torch.cat([video_tokens, query], dim=1), tokens, streams)
         return video_tokens.mean(dim=1)
 
 

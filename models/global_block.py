@@ -46,7 +46,10 @@ class CrossAttention(nn.Module):
 
 
 class GlobalUniBlock(nn.Module):
-    """DPE, cross MHRA and FFN, equations (8) to (10), with the residual on the query that (9) leaves out."""
+    """DPE, cross MHRA and FFN, equations (8) to (10), with the residual on the query that (9) leaves out.
+
+    `streams`, (B, layers), are needed in training where anything is dropped (see `mask_streams`).
+    """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
         super().__init__()
@@ -58,7 +61,8 @@ class GlobalUniBlock(nn.Module):
         self.attention = CrossAttention(width, config.global_heads)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, config.mlp_width, "quick_gelu", config.global_mlp_dropout)
-        self.drop_path = DropPath(drop_path)
+        self.drop_attention = DropPath(drop_path)
+        self.drop_mlp = DropPath(drop_path)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -69,13 +73,19 @@ class GlobalUniBlock(nn.Module):
         nn.init.zeros_(self.mlp.contract.bias)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, context: Tensor | None = None
+        self,
+        queries: Tensor,
+        tokens: Tensor,
+        streams: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
     ) -> Tensor:  # B Q C, B T 1+N C, B K C -> B Q C
         tokens = self._with_positions(tokens)  # B M C
         if context is not None:
             tokens = torch.cat([context, tokens], dim=1)
-        queries = queries + self.drop_path(self.attention(self.norm_query(queries), self.norm_tokens(tokens)))
-        return queries + self.drop_path(self.mlp(self.norm_mlp(queries)))
+        gathered = self.attention(self.norm_query(queries), self.norm_tokens(tokens))
+        queries = queries + self.drop_attention(gathered, streams)
+        return queries + self.drop_mlp(self.mlp(self.norm_mlp(queries), streams), streams)
 
     def _with_positions(self, tokens: Tensor) -> Tensor:  # B T 1+N C -> B T*(1+N) C
         """Adds the dynamic position embedding to the patches; class tokens have no position."""

@@ -39,7 +39,8 @@ class LocalTemporalMHRA(nn.Module):
 class LocalUniBlock(nn.Module):
     """[local MHRA] → spatial attention → [second local MHRA] → MLP, equations (1) to (3).
 
-    Each is a residual branch; with no local MHRA this is the block of the image ViT.
+    Each is a residual branch, dropped by itself; with no local MHRA this is the block of the image ViT.
+    `streams`, (B, layers), are needed in training where anything is dropped (see `mask_streams`).
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
@@ -51,20 +52,25 @@ class LocalUniBlock(nn.Module):
         self.local_2 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra == 2 else None
         self.norm_2 = nn.LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_width, config.activation)
-        self.drop_path = DropPath(drop_path)
+        self.drop_local_1 = DropPath(drop_path)
+        self.drop_attention = DropPath(drop_path)
+        self.drop_local_2 = DropPath(drop_path)
+        self.drop_mlp = DropPath(drop_path)
         initialise_vit_block(self.attention, self.mlp, config.depth)
 
-    def forward(self, x: Tensor) -> Tensor:  # B T 1+N C -> B T 1+N C
+    def forward(self, x: Tensor, streams: Tensor | None = None) -> Tensor:  # B T 1+N C -> B T 1+N C
         if self.local_1 is not None:
-            x = self._add_to_patches(x, self.local_1)
-        x = x + self.drop_path(self.attention(self.norm_1(x)))
+            x = _add_to_patches(x, self.local_1, self.drop_local_1, streams)
+        x = x + self.drop_attention(self.attention(self.norm_1(x)), streams)
         if self.local_2 is not None:
-            x = self._add_to_patches(x, self.local_2)
-        return x + self.drop_path(self.mlp(self.norm_2(x)))
+            x = _add_to_patches(x, self.local_2, self.drop_local_2, streams)
+        return x + self.drop_mlp(self.mlp(self.norm_2(x), streams), streams)
 
-    def _add_to_patches(self, x: Tensor, local: LocalTemporalMHRA) -> Tensor:
-        class_token, patches = x[:, :, :1], x[:, :, 1:]
-        return torch.cat([class_token, patches + self.drop_path(local(patches))], dim=2)
+
+def _add_to_patches(x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams: Tensor | None) -> Tensor:
+    """Adds the branch to the patches; the class token passes by."""
+    class_token, patches = x[:, :, :1], x[:, :, 1:]
+    return torch.cat([class_token, patches + drop(local(patches), streams)], dim=2)
 
 
 @contextlib.contextmanager
@@ -73,6 +79,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
     Recomputation runs a block twice on the same batch; the second run must not count it again. It counts into
     copies rather than not at all, since autograd wants the second run to save the same tensors as the first.
+    A norm over all ranks gathers anew; every rank recomputes the same blocks in the same order.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]

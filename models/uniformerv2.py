@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelError, UniFormerV2Config, build_config
-from models.drop import linear_rates
+from models.drop import Dropout, linear_rates, mask_streams, number_layers
 from models.fusion import create_fusion
 from models.local_block import LocalUniBlock, statistics_kept
 from models.vit import PatchEmbedding
@@ -36,8 +36,9 @@ class UniFormerV2(nn.Module):
         is_balanced = has_video_token and not config.frozen_backbone
         self.balance = nn.Parameter(torch.zeros(width)) if is_balanced else None
         self.head_norm = nn.LayerNorm(width)
-        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head_dropout = Dropout(config.head_dropout)
         self.head = nn.Linear(width, config.num_classes)
+        self._mask_layers = number_layers(self)
         self._initialise_embeddings()
         if config.frozen_backbone:
             self._freeze_backbone()
@@ -55,24 +56,43 @@ class UniFormerV2(nn.Module):
         self.class_token.requires_grad_(False)
         self.position_embedding.requires_grad_(False)
 
-    def forward(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B K
+    def forward(self, clips: Tensor, keys: Tensor | None = None) -> Tensor:  # B 3 T H W, B -> B K
         """Logits of normalised RGB clips.
 
-        Raises `ModelError` unless they have exactly `config.frames` frames of `config.resolution` pixels.
+        In training a clip's dropout and drop-path masks are a function of its key alone, int64 on the clips'
+        device: equal keys, equal masks. Without keys, torch's generator gives fresh ones. In evaluation, or
+        with all rates 0, keys are not looked at.
+
+        Raises `ModelError` unless the clips have exactly `config.frames` frames of `config.resolution` pixels
+        and each has a key.
         """
         self._check(clips)
-        x, features = self._backbone(clips)
+        streams = self._streams(clips, keys)
+        x, features = self._backbone(clips, streams)
         frame_mean = x[:, :, 0].mean(dim=1)  # B C
         if self.fusion is None:
             summary = frame_mean
         elif self.balance is None:
-            summary = self.fusion(features)
+            summary = self.fusion(features, streams)
         else:
             share = self.balance.sigmoid()  # C
-            summary = (1 - share) * self.fusion(features) + share * frame_mean
-        return self.head(self.head_dropout(self.head_norm(summary)))
+            summary = (1 - share) * self.fusion(features, streams) + share * frame_mean
+        return self.head(self.head_dropout(self.head_norm(summary), streams))
 
-    def _backbone(self, clips: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _streams(self, clips: Tensor, keys: Tensor | None) -> Tensor | None:
+        """What this forward's masks are drawn from, B layers; None where nothing is dropped."""
+        config = self.config
+        rates = (config.drop_path, config.global_drop_path, config.global_mlp_dropout, config.head_dropout)
+        if not (self.training and any(rates)):
+            return None
+        if keys is None:
+            keys = torch.randint(2**63 - 1, clips.shape[:1], device=clips.device)
+        elif keys.shape != clips.shape[:1] or keys.dtype != torch.int64:
+            shape = tuple(keys.shape)
+            raise ModelError(f"keys are {keys.dtype} {shape}, the model takes one int64 for each clip")
+        return mask_streams(keys, self._mask_layers)
+
+    def _backbone(self, clips: Tensor, streams: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Tokens after the last block, and after each of the global layers; all B T 1+N C.
 
         A frozen backbone has no tensor that takes a gradient, so autograd keeps nothing of it.
@@ -80,7 +100,7 @@ class UniFormerV2(nn.Module):
         x = self._embed(clips)
         features = []
         for index, block in enumerate(self.blocks):
-            x = self._recomputed(block, x) if self._recomputes(index) else block(x)
+            x = self._recomputed(block, x, streams) if self._recomputes(index) else block(x, streams)
             if index in self.config.global_layers:
                 features.append(x)
         return x, features
@@ -95,9 +115,12 @@ class UniFormerV2(nn.Module):
         return is_asked and torch.is_grad_enabled()
 
     @staticmethod
-    def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    def _recomputed(block: nn.Module, x: Tensor, streams: Tensor | None) -> Tensor:
         contexts = partial(_recomputation_contexts, block)
-        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        # No block draws from a generator, so there is no state of one to keep.
+        return checkpoint(
+            block, x, streams, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
 
     def _check(self, clips: Tensor) -> None:
         if clips.dim() != 5:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
+from models.drop import Dropout
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -89,10 +90,10 @@ class Mlp(nn.Module):
             self.expand = nn.Linear(width, hidden)
             self.activation = nn.GELU()
             self.contract = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # ... C -> ... C
-        return self.contract(self.dropout(self.activation(self.expand(x))))
+    def forward(self, x: Tensor, streams: Tensor | None = None) -> Tensor:  # B ... C -> B ... C
+        return self.contract(self.dropout(self.activation(self.expand(x)), streams))
 
 
 def initialise_vit_block(attention: SpatialAttention, mlp: Mlp, depth: int) -> None:

@@ -9,9 +9,9 @@ from models import ModelError, UniFormerV2, build_config, create_model
 from models.config import FUSIONS
 
 
-def gradients(model, clips):
+def gradients(model, clips, keys=None):
     model.zero_grad(set_to_none=True)
-    logits = model(clips)
+    logits = model(clips, keys)
     F.cross_entropy(logits, torch.arange(len(clips))).backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return logits.detach(), grads
@@ -137,14 +137,13 @@ def test_a_frozen_model_answers_from_the_video_token_only(small, clips):
 @pytest.mark.parametrize("form", ["scene", "temporal"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_recomputation_changes_no_gradient_and_no_statistic(small, clips, form, count):
-    regularised = {"drop_path": 0.3, "global_drop_path": 0.3, "head_dropout": 0.3}
+    regularised = {"drop_path": 0.3, "global_drop_path": 0.3, "head_dropout": 0.3, "global_mlp_dropout": 0.3}
     plain = small(form, **regularised).train()
     frugal = UniFormerV2(small(form, **regularised, recomputed_blocks=count).config).train()
     frugal.load_state_dict(plain.state_dict())
     results = []
     for model in (plain, frugal):
-        torch.manual_seed(3)
-        results.append((*gradients(model, clips), dict(model.named_buffers())))
+        results.append((*gradients(model, clips, torch.tensor([3, 8])), dict(model.named_buffers())))
     for expected, given in zip(*results, strict=True):
         torch.testing.assert_close(given, expected, atol=0, rtol=0)
 

@@ -1,0 +1,127 @@
+"""Batch norm over the clips of all ranks, on devices that torch's `SyncBatchNorm` does not serve."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Rows minus mean, over standard deviation; both over the rows of all ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, eps: float, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # R C -> R C, C, C, ()
+        """Normalised rows in float32; mean, sum of squared deviations and number of rows in float64.
+
+        The last three are computed from the same numbers in the same order on every rank, so they are equal
+        there bit for bit. Deviations are taken from each rank's own mean first, which keeps the digits that a
+        sum of squares loses where the mean is far from zero.
+        """
+        rows = rows.float()
+        own_mean = rows.sum(0) / max(len(rows), 1)
+        own_squares = (rows - own_mean).square().sum(0)
+        own = torch.cat([own_mean.double(), own_squares.double(), own_mean.new_tensor([len(rows)]).double()])
+        of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(of_ranks, own, group)
+        means, squares, counts = torch.stack(of_ranks).split([rows.shape[1], rows.shape[1], 1], dim=1)
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        squares = (squares + counts * (means - mean).square()).sum(0)
+        scale = (squares / count + eps).rsqrt().float()
+        normalised = (rows - mean.float()) * scale
+        ctx.save_for_backward(normalised, scale, count)
+        ctx.group = group
+        ctx.mark_non_differentiable(mean, squares, count)
+        return normalised, mean, squares, count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        normalised, scale, count = ctx.saved_tensors
+        sums = torch.stack([grad.sum(0), (grad * normalised).sum(0)]).double()
+        dist.all_reduce(sums, group=ctx.group)
+        of_grad, of_product = (sums / count).float()
+        return scale * (grad - of_grad - normalised * of_product), None, None
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm of B C ... over the clips of all ranks: what one process computes for all of them together.
+
+    Works with any backend that gathers float64, gloo included. Ranks may hold different numbers of clips, or
+    none, but each must take part in every forward and backward, in the same order. Statistics are float32 or
+    better whatever the input and autocast; the output has the input's dtype. Running statistics are the same
+    bit for bit on all ranks. In evaluation, and where the group has one rank, it is torch's own batch norm.
+
+    group: the ranks; None is all of them.
+    """
+
+    def __init__(self, channels: int, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:  # B C ... -> B C ...
+        if not self.training or not dist.is_initialized() or dist.get_world_size(self.group) == 1:
+            return super().forward(x)
+        rows = x.movedim(1, -1)  # B ... C
+        normalised, mean, squares, count = _NormaliseOverRanks.apply(
+            rows.flatten(0, -2), self.eps, self.group
+        )
+        self._follow(mean, squares / (count - 1))
+        if self.affine:
+            normalised = torch.addcmul(self.bias.float(), normalised, self.weight.float())
+        return normalised.view(rows.shape).movedim(-1, 1).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics, if they are tracked, as torch's batch norm does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.mul_(1 - share).add_(mean, alpha=share)
+        self.running_var.mul_(1 - share).add_(variance, alpha=share)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch norm takes B C ..., not {input.dim()} dimensions")
+
+
+def over_all_ranks(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with every batch norm taking its statistics over the clips of all ranks.
+
+    To be called after the ranks have joined the default process group and before anything holds on to the
+    model's modules. On CUDA the norms become torch's `SyncBatchNorm`, elsewhere `GlobalBatchNorm`; parameters
+    and buffers stay the same objects under the same names. With one rank nothing changes. A model that is
+    itself a batch norm is not changed in place, so use what is returned.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return _converted(model)
+
+
+def _converted(module: nn.Module) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return _from(module)
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child))
+    return module
+
+
+def _from(norm: _BatchNorm) -> GlobalBatchNorm:
+    new = GlobalBatchNorm(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+    )
+    for name, parameter in norm.named_parameters():
+        setattr(new, name, parameter)
+    for name, buffer in norm.named_buffers():
+        setattr(new, name, buffer)
+    return new.train(norm.training)
