@@ -9,20 +9,27 @@ from torch import Tensor, nn
 
 from models.config import ModelError
 
-GOLDEN_TURN = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's fraction of a full turn of 2**64, as an int64
-
 
 def mask_streams(keys: Tensor, layers: int) -> Tensor:  # B -> B layers
     """One hashed number per clip and layer, int64, uniform over all of them; `keys` are int64."""
-    turns = torch.arange(1, layers + 1, device=keys.device) * GOLDEN_TURN  # layers
-    return _mix(keys[:, None] + turns)
+    return _counted(_mix(keys), layers)
+
+
+def _counted(hashed: Tensor, count: int) -> Tensor:  # B -> B count
+    """`count` numbers from each.
+
+    The counter is joined by xor: multiplied by an odd constant, as is usual, it would become an index whose
+    overflow torch.compile's C++ does not survive.
+    """
+    return _mix(hashed[:, None] ^ torch.arange(count, device=hashed.device))
 
 
 def _mix(value: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every input bit changes every output bit with a chance near one half.
+    """SplitMix64's output for a state: every input bit changes every output bit with a chance near one half.
 
-    Products wrap. Torch's shift keeps the sign, which the masks take away again.
+    Sums and products wrap. Torch's shift keeps the sign, which the masks take away again.
     """
+    value = value + (0x9E3779B97F4A7C15 - 2**64)
     value = (value ^ ((value >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     value = (value ^ ((value >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
     return value ^ ((value >> 31) & (2**33 - 1))
@@ -84,8 +91,7 @@ class Dropout(ClipMask):
     def forward(self, x: Tensor, streams: Tensor | None) -> Tensor:  # B ..., B layers -> B ...
         if not self._draws():
             return x
-        turns = torch.arange(x.shape[1:].numel(), device=x.device) * GOLDEN_TURN
-        hashed = _mix(self._stream(streams)[:, None] + turns)
+        hashed = _counted(self._stream(streams), x.shape[1:].numel())
         return self._masked(x, hashed.view(x.shape))
 
 

@@ -9,18 +9,18 @@ from models import ModelError
 from models.drop import ClipMask, Dropout, DropPath, linear_rates, mask_streams
 
 REGULARISED = {"drop_path": 0.4, "global_drop_path": 0.4, "global_mlp_dropout": 0.4, "head_dropout": 0.4}
-TURN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix(z):
-    """SplitMix64's finaliser on unsigned numbers, as it is published."""
+    """SplitMix64 on unsigned numbers, as it is published: the output after the state `z`."""
+    z = z + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def reference_streams(keys, layers):
-    return splitmix(keys.view(np.uint64)[:, None] + TURN * np.arange(1, layers + 1, dtype=np.uint64))
+    return splitmix(splitmix(keys.view(np.uint64))[:, None] ^ np.arange(layers, dtype=np.uint64))
 
 
 def reference_kept(hashed, rate):
@@ -29,9 +29,8 @@ def reference_kept(hashed, rate):
 
 
 def any_keys(count):
-    keys = torch.randint(-(2**63), 2**63 - 1, (count,))
-    keys[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
-    return keys
+    extreme = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
+    return torch.cat([extreme, torch.randint(-(2**63), 2**63 - 1, (count,))])[:count]
 
 
 def numbered(module, layer):
@@ -53,21 +52,22 @@ def test_the_masks_are_those_of_unsigned_arithmetic(rate):
     assert np.array_equal(
         (path != 0).numpy(), reference_kept(expected, rate)[:, None, None].repeat(2, 1).repeat(2, 2)
     )
-    hashed = splitmix(expected[:, None] + TURN * np.arange(35, dtype=np.uint64)).reshape(50, 5, 7)
+    hashed = splitmix(expected[:, None] ^ np.arange(35, dtype=np.uint64)).reshape(50, 5, 7)
     elements = numbered(Dropout(rate), 2)(torch.ones(50, 5, 7), streams)
     assert np.array_equal((elements != 0).numpy(), reference_kept(hashed, rate))
 
 
 @pytest.mark.soak
 def test_compiled_masks_are_the_same():
-    streams, x = mask_streams(any_keys(50), 3), torch.randn(50, 5, 7)
+    path, elements = numbered(DropPath(0.3), 1), numbered(Dropout(0.3), 2)
 
-    def both(streams, x):
-        return numbered(DropPath(0.3), 1)(x, streams), numbered(Dropout(0.3), 2)(x, streams)
+    def masks(keys, x):
+        streams = mask_streams(keys, 3)
+        return path(x, streams), elements(x, streams)
 
-    compiled = torch.compile(lambda keys, x: both(mask_streams(keys, 3), x))
-    keys = any_keys(50)
-    torch.testing.assert_close(compiled(keys, x), both(mask_streams(keys, 3), x), atol=0, rtol=0)
+    # Rows of no multiple of a vector: an index that overflows corrupts the memory behind them.
+    keys, x = any_keys(50), torch.ones(50, 5, 7)
+    torch.testing.assert_close(torch.compile(masks)(keys, x), masks(keys, x), atol=0, rtol=0)
 
 
 def test_the_order_of_elements_is_not_that_of_memory():
