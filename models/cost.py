@@ -108,8 +108,9 @@ def inference_bytes(
 ) -> int:
     """The most that the forward of `batch` clips takes where no gradient is wanted.
 
-    The tokens that the global blocks will see, and as much as one block would keep for a backward, which is up
-    to twice too much for small models, and a quarter too low for a frozen backbone under autocast. Arguments as of `activation_bytes`.
+    The tokens that the global blocks will see, and as much as one block would keep for a backward: up to
+    twice too much for small models, and a quarter too little for a frozen backbone under autocast. Arguments
+    as of `activation_bytes`.
     """
     passed_on = 4 if autocast else bytes_per_element
     features = config.inner_frames * _tokens_per_frame(config) * config.width * passed_on
