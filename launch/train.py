@@ -34,6 +34,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="auto|never|PATH",
         help="auto continues from the newest good checkpoint of the run folder, if there is one (default)",
     )
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="go on although this setting differs from the checkpoint's; repeatable",
+    )
     parser.add_argument("--check", action="store_true", help="say what the run would do and need, and leave")
     parser.add_argument("--ranks", type=int, help="with --check: as if so many ranks took part")
     # The deepspeed launcher hands it to every process, which finds it in LOCAL_RANK too.
@@ -59,7 +66,8 @@ def main() -> int:
             return check(recipe, ranks=arguments.ranks)
         from trainer.run import train
 
-        return train(recipe, arguments.run_dir or recipe.run.dir / recipe.name, arguments.resume)
+        run_dir = arguments.run_dir or recipe.run.dir / recipe.name
+        return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
         rank = os.environ.get("RANK", "0")
         # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.

@@ -52,7 +52,6 @@ def evaluate(
     progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
     any was, all give up and get None, and the loader is of no more use. Collective; all get the same.
     """
-    engine.average_statistics()
     engine.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
     counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # in the top five; bad

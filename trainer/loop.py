@@ -1,8 +1,10 @@
 """`Trainer.fit`: the training loop, and nothing of how its parts work."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
 from trainer import RunError
-from trainer.checkpoint.checkpoints import Checkpoints, TrainState
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.shelf import step_of
+from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
 from trainer.evaluate import Evaluation, evaluate
@@ -23,20 +27,18 @@ from trainer.record import Record
 from trainer.schedule import Schedule
 from trainer.tally import StepTotals, Tally
 
-_NOT_FINITE = (
-    ". The run stops; its last checkpoint is from before. Lower optimisation.learning_rate, set "
-    "optimisation.clip_norm, or set engine.precision to fp32"
-)
-
 
 @dataclass
 class Trainer:
     """One run: what `fit` works with.
 
-    settled: what may not change when a checkpoint is gone on from. bad_share: share of the clips seen, or of
-    the training set while less than that was seen, above which the run stops. step: optimiser steps done.
-    clips, bad: seen so far, over all ranks; of them, clips_before and bad_before in earlier starts: what has
-    been mended since must not stop the run again. final: the last evaluation, once there was one.
+    settled: what may not change when a checkpoint is gone on from. description: what is needed to use the
+    weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than that
+    was seen, above which the run stops. keeps_best: whether to save after the best evaluation so far. step:
+    optimiser steps done. clips, bad: seen so far, over all ranks; of them, clips_before and bad_before in
+    earlier starts: what has been mended since must not stop the run again. saved_step: of the newest
+    checkpoint that is visible. best: the highest accuracy so far. final: the last evaluation, once there was
+    one.
     """
 
     engine: Engine
@@ -50,16 +52,19 @@ class Trainer:
     meters: Meters
     stop: StopRequest
     settled: dict[str, Any]
+    description: dict[str, Any]
     tally: Tally
     data_watch: DataWatch
     bad_share: float
     evaluates_at_end: bool
+    keeps_best: bool
     step: int = 0
     clips: int = 0
     bad: int = 0
     clips_before: int = 0
     bad_before: int = 0
     saved_step: int = -1
+    best: float | None = None
     final: Evaluation | None = None
 
     def fit(self) -> bool:
@@ -73,16 +78,13 @@ class Trainer:
             self.step += 1
             if totals is not None:
                 self.take_note(totals)
-            leaving = totals is not None and totals.leaving > 0
-            if leaving or self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
-                self.save()
-            if leaving:
+            if totals is not None and totals.leaving:
                 break
+            if self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
+                self.save()
             if self.schedule.evaluates_after(self.step) and not self.evaluate():
                 break
-        self.settle()
-        if self.saved_step != self.step:
-            self.save()
+        self.finish_saving()
         if self.step < self.schedule.total_steps:
             return False
         return not self.evaluates_at_end or self.evaluate()
@@ -94,10 +96,10 @@ class Trainer:
         for _ in range(self.engine.accumulation):
             with self.meters.waiting():
                 batch = next(batches)
-            losses = clip_losses(self.engine.forward(batch.clips), batch)
+            losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
-            self.engine.backward(losses.sum() / self.engine.micro_batch)
+            self.engine.backward(contagious(losses.sum()) / self.engine.micro_batch)
             self.engine.step(rate)
             loss_sum += losses.detach().sum()
         self.record.launched(self.step, rate, self.engine.gradient_norm())
@@ -114,13 +116,12 @@ class Trainer:
             defects=len(self.train_loader.defects.fresh),
             leaving=self.stop.requested is not None,
             wants_save=self.checkpoints.is_due(),
+            saves=self.checkpoints.counts(),
         )
 
     def take_note(self, totals: StepTotals) -> None:
-        """Record a finished step; stop on numbers that make going on useless.
-
-        Raises RunError for a loss that is not finite, or too many bad clips.
-        """
+        """Record a finished step. Raises RunError for too many bad clips."""
+        self.saved(self.checkpoints.hear(totals.saves_finished, totals.saves_failed))
         self.clips += totals.clips
         self.bad += totals.bad
         if totals.defects:
@@ -129,16 +130,13 @@ class Trainer:
         self.record.data(totals.step, self.data_watch.look(self.meters.spent))
         clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
         if bad > self.bad_share * max(clips, self.plan.samples):
-            if self.saved_step != self.step:
-                self.save()
+            self.finish_saving()
             raise RunError(
                 f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
                 f"allows; {self.record.where_quarantined()} says why. Mend that or raise data.bad_share, and "
                 "start again to continue; or make the manifest anew with --deep, which leaves bad videos "
                 "out, and train with another --run-dir"
             )
-        if not math.isfinite(totals.loss) and totals.bad < totals.clips:
-            raise RunError(f"the loss of step {totals.step + 1} is {totals.loss}{_NOT_FINITE}")
 
     def settle(self) -> None:
         """Take note of the step handed in last, whose totals have not been read yet."""
@@ -152,7 +150,7 @@ class Trainer:
         Raises RunError when too many of them are bad for the result to mean anything.
         """
         self.settle()
-        with self.meters.evaluating():
+        with self.meters.evaluating(), self.engine.averaged():
             progress = self.record.evaluating(self.val_loader.batches)
             result = evaluate(
                 self.engine,
@@ -166,6 +164,7 @@ class Trainer:
             return False
         self.final = result
         self.record.evaluation(self.step, result)
+        self.keep_best(result.top1)
         if result.bad > self.bad_share * (result.videos + result.bad):
             raise RunError(
                 f"{result.bad} of {result.videos + result.bad} validation videos could not be read, more "
@@ -173,30 +172,54 @@ class Trainer:
             )
         return True
 
-    def save(self) -> None:
-        """Save a checkpoint, unless the numbers have gone wrong: a poisoned one would be gone on from.
+    def keep_best(self, top1: float) -> None:
+        """Save weights that are more accurate than any before, unless they are saved already."""
+        self.checkpoints.note_accuracy(self.step, top1)
+        if self.best is None or top1 > self.best:
+            self.best = top1
+            if self.keeps_best and self.step not in (self.saved_step, self.checkpoints.in_flight):
+                self.save()
 
-        Raises RunError for a loss or gradient that is not finite.
-        """
+    def save(self) -> None:
+        """Begin to save a checkpoint; training goes on meanwhile."""
         self.settle()
-        norm = self.engine.gradient_norm()
-        if norm is not None and not math.isfinite(norm):
-            raise RunError(f"the gradient's norm at step {self.step} is {float(norm)}{_NOT_FINITE}")
         with self.meters.saving():
-            path = self.checkpoints.save(
+            self.saved(self.checkpoints.settle())
+            self.checkpoints.begin(
                 self.engine,
                 TrainState(
-                    self.step,
-                    dist.get_world_size(),
-                    self.engine.zero_stage,
-                    self.settled,
-                    self.clips,
-                    self.bad,
-                    self.meters.totals(),
+                    step=self.step,
+                    updates=self.engine.updates,
+                    world_size=dist.get_world_size(),
+                    zero_stage=self.engine.zero_stage,
+                    settled=self.settled,
+                    clips=self.clips,
+                    bad=self.bad,
+                    spent=self.meters.totals(),
+                    saved_at=time.time(),
+                    description=self.description,
                 ),
             )
-        self.saved_step = self.step
-        self.record.checkpoint(self.step, path)
+
+    def saved(self, path: Path | None) -> None:
+        """Take note of a checkpoint that has become visible."""
+        if path is not None:
+            self.saved_step = step_of(path)
+            self.record.checkpoint(self.saved_step, path)
+
+    def finish_saving(self) -> None:
+        """Have this very step saved before going on. Raises RunError where that cannot be."""
+        if self.step not in (self.saved_step, self.checkpoints.in_flight):
+            self.save()
+        self.settle()
+        with self.meters.saving():
+            self.saved(self.checkpoints.settle())
+        if self.saved_step != self.step:
+            last = f"the last is of step {self.saved_step}" if self.saved_step >= 0 else "there is none"
+            raise RunError(
+                f"the checkpoint of step {self.step} could not be written (see above), {last}. Mend that and "
+                "start again to continue from there"
+            )
 
     def rehearse(self, clips: Tensor) -> None:
         """A dry-run batch through forward, backward and optimiser, which leaves no trace.
@@ -219,6 +242,11 @@ class Trainer:
                 f"out of memory with {len(clips)} clips per rank: {str(error).splitlines()[0]} Lower "
                 "engine.micro_batch, or raise engine.recomputed_blocks or engine.zero_stage"
             ) from error
+
+
+def contagious(loss: Tensor) -> Tensor:
+    """The same, but that a loss which is not finite makes the whole gradient so: all ranks see it there."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def clip_losses(logits: Tensor, batch: ClipBatch) -> Tensor:  # B K -> B

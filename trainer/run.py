@@ -1,8 +1,11 @@
 """From a recipe to a run: find out who we are, check everything, build the parts, train, leave."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +19,9 @@ from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
 from trainer import RunError
 from trainer.agreement import together
-from trainer.checkpoint.checkpoints import Checkpoints, TrainState
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
@@ -37,11 +42,12 @@ from trainer.weights import save_weights
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
 
 
-def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> int:
+def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence[str] = ()) -> int:
     """Train, or go on training, as the recipe says. Returns the process's exit code.
 
     run_dir: the run's own folder. resume: `auto` goes on from the newest good checkpoint in it, `never` wants
-    none to be there, anything else is the path of the checkpoint to go on from.
+    none to be there, anything else is the path of the checkpoint to go on from. allowed: settings that may
+    differ from the checkpoint's, by the names that a refusal gives them.
 
     Raises UserError for what its maker can mend; all ranks raise it together.
     """
@@ -51,7 +57,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto") -> int:
     torch.set_num_threads(cores_per_rank(environment))
     connect(environment)
     try:
-        return Run(recipe, RunFolder(run_dir), environment).train(resume)
+        return Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
     finally:
         disconnect()
 
@@ -70,19 +76,19 @@ class Run:
         self.environment = environment
         self.is_main = environment.is_main
         self.checkpoints = Checkpoints(
-            folder.checkpoints,
-            keep_last=recipe.run.keep_last,
+            Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
+            attachments=folder.travelling,
         )
 
-    def train(self, resume: str) -> int:
+    def train(self, resume: str, allowed: Sequence[str]) -> int:
         together(self._render)
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         together(lambda: self._check_folder(resume))
-        found, state = self._find_checkpoint(prepared, resume)
-        together(lambda: self._create_folder(0 if state is None else state.step))
+        found, state = self._find_checkpoint(prepared, resume, allowed)
+        together(lambda: self._create_folder(found, 0 if state is None else state.step))
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest(announce=self.is_main))
             trainer = self._build(prepared, found, state, stop, stack)
@@ -95,6 +101,7 @@ class Run:
                     self._write_results(prepared, trainer)
                 status = "FINISHED" if finished else "KILLED"
             finally:
+                self.checkpoints.finish()
                 trainer.record.close(status, MLFLOW_PATIENCE)
             if finished:
                 trainer.record.finished()
@@ -117,27 +124,24 @@ class Run:
             raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
 
     def _find_checkpoint(
-        self, prepared: Preparation, resume: str
+        self, prepared: Preparation, resume: str, allowed: Sequence[str]
     ) -> tuple[Path, TrainState] | tuple[None, None]:
         """What to go on from, checked before anything is written; nothing for a new run."""
-        found = self.checkpoints.newest() if resume == "auto" else Path(resume) if resume != "never" else None
+        if resume == "never":
+            return None, None
+        found = self.checkpoints.newest() if resume == "auto" else Path(resume)
         if found is None:
             return None, None
-        state = together(
-            lambda: self.checkpoints.read(
-                found,
-                world_size=self.environment.world_size,
-                zero_stage=prepared.layout.zero_stage,
-                settled=settled(self.recipe, prepared),
-            )
-        )
-        return found, state
+        now = settled(self.recipe, prepared)
+        return found, self.checkpoints.read(found, settled=now, allowed=allowed, verify=resume != "auto")
 
-    def _create_folder(self, step: int) -> None:
+    def _create_folder(self, found: Path | None, step: int) -> None:
         """Rank 0 makes the folder for a run that goes on after `step`, and writes down what is run where."""
         if self.is_main:
             self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
-            self.checkpoints.tidy(step)
+            if found is not None:
+                self.folder.take_along(found)
+            self.checkpoints.shelf.tidy(step)
 
     def _build(
         self,
@@ -162,11 +166,9 @@ class Run:
             # Utilisation is of useful work: what is computed twice to save memory does not count.
             flops_per_clip=train_step_flops(prepared.config, recomputed_blocks=0),
         )
-        # Weights are equal on all ranks so far; from here on, each draws its own dropout.
-        torch.manual_seed((recipe.seed * 1_000_003 + environment.rank + 1) % 2**63)
         step = 0
         if found is not None and state is not None:
-            self.checkpoints.load(engine, found)
+            self.checkpoints.load(engine, found, state)
             step = state.step
             meters.restore(state.spent)
         options = self._loader_options()
@@ -214,17 +216,29 @@ class Run:
             meters=meters,
             stop=stop,
             settled=settled(recipe, prepared),
+            description=self._description(prepared),
             tally=Tally(environment.device),
             data_watch=DataWatch(train, cores_per_rank(environment)),
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
+            keeps_best=recipe.run.keep_best,
             step=step,
             clips=0 if state is None else state.clips,
             bad=0 if state is None else state.bad,
             clips_before=0 if state is None else state.clips,
             bad_before=0 if state is None else state.bad,
             saved_step=-1 if found is None else step,
+            best=self.checkpoints.best_accuracy(),
         )
+
+    def _description(self, prepared: Preparation) -> dict[str, Any]:
+        """What is needed to use the weights, as it stands in checkpoints and in `weights.safetensors`."""
+        return {
+            "model": dataclasses.asdict(prepared.config),
+            "class_names": list(prepared.train.class_names),
+            "preprocessing": preprocessing(self.recipe, prepared.config),
+            "recipe": json.loads(self.recipe.model_dump_json()),
+        }
 
     def _model(self, prepared: Preparation, found: Path | None) -> UniFormerV2:
         model = UniFormerV2(prepared.config)
@@ -298,17 +312,11 @@ class Run:
         return torch.randn(shape, generator=generator).to(self.environment.device)
 
     def _write_results(self, prepared: Preparation, trainer: Trainer) -> None:
-        state = trainer.engine.weights()
+        with trainer.engine.averaged():
+            weights = trainer.engine.weights()
         if not self.is_main:
             return
-        save_weights(
-            self.folder.weights,
-            state,
-            prepared.config,
-            class_names=prepared.train.class_names,
-            preprocessing=preprocessing(self.recipe, prepared.config),
-            recipe=json.loads(self.recipe.model_dump_json()),
-        )
+        save_weights(self.folder.weights, weights, trainer.description)
         final, totals = trainer.final, trainer.meters.spent
         trainer.record.summarise(
             {

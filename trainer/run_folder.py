@@ -38,6 +38,9 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.summary = path / "summary.json"
         self.weights = path / "weights.safetensors"
+        self.mlflow = path / "mlflow_run.json"
+        self.travelling = (self.quarantine, self.mlflow)
+        """Files of which every checkpoint has a copy."""
 
     def create(self, *, recipe: str, environment: dict[str, Any]) -> None:
         """Make the folder and write down what is run where. Raises RunError where that cannot be."""
@@ -49,6 +52,17 @@ class RunFolder:
             raise RunError(
                 f"cannot write the run folder {self.path}: {error.strerror}; choose another with --run-dir"
             ) from error
+
+    def take_along(self, checkpoint: Path) -> None:
+        """Before going on from a checkpoint: make up for files that are missing with its copies.
+
+        One of another run's folder brings its bad videos along, but not the MLflow run: this is a branch.
+        """
+        own = checkpoint.absolute().parent == self.checkpoints.absolute()
+        for file in (self.quarantine, self.mlflow) if own else (self.quarantine,):
+            copy = checkpoint / file.name
+            if copy.exists() and not file.exists():
+                self.write(file, copy.read_text(encoding="utf-8"))
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970."""

@@ -17,6 +17,7 @@ class StepTotals:
 
     clips: that were to be seen; bad: of those, the ones that could not be read; defects: videos found bad for
     the first time. leaving: ranks that were asked to leave. wants_save: whether rank 0 finds a save due.
+    saves_finished, saves_failed: checkpoints that each rank has written, or failed to, since the start.
     """
 
     step: int
@@ -26,6 +27,8 @@ class StepTotals:
     defects: int
     leaving: int
     wants_save: bool
+    saves_finished: int
+    saves_failed: int
 
 
 class Tally:
@@ -45,12 +48,13 @@ class Tally:
         defects: int,
         leaving: bool,
         wants_save: bool,
+        saves: tuple[int, int],
     ) -> StepTotals | None:
         """Hand in this rank's part of `step`; get the totals of the step handed in before, None at first.
 
-        loss_sum: sum of the losses of the clips that counted, on the device.
+        loss_sum: sum of the losses of the clips that counted, on the device. saves: finished, failed.
         """
-        numbers = [clips - bad, clips, bad, defects, leaving, wants_save]
+        numbers = [clips - bad, clips, bad, defects, leaving, wants_save, *saves]
         part = torch.tensor([0.0, *numbers], dtype=torch.float64)
         part = part.to(self._device, non_blocking=True)
         part[0] = loss_sum.double()
@@ -67,7 +71,7 @@ class Tally:
         self._pending = None
         if arrival is not None:
             arrival.synchronize()
-        loss, counted, clips, bad, defects, leaving, saves = sums.tolist()
+        loss, counted, clips, bad, defects, leaving, wants_save, finished, failed = sums.tolist()
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
@@ -75,7 +79,9 @@ class Tally:
             int(bad),
             int(defects),
             int(leaving),
-            saves > 0,
+            wants_save > 0,
+            int(finished),
+            int(failed),
         )
 
 

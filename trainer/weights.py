@@ -3,9 +3,7 @@
 The file's metadata holds, as JSON: the model's configuration, the class names, the preprocessing, the recipe.
 """
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,22 +29,14 @@ class Weights:
 def save_weights(
     path: Path,
     state: dict[str, Tensor],
-    config: UniFormerV2Config,
-    *,
-    class_names: Sequence[str],
-    preprocessing: dict[str, Any],
-    recipe: dict[str, Any],
+    description: dict[str, Any],
 ) -> None:
-    """Write the file whole or not at all."""
+    """Write the file whole or not at all. description: `model`, the fields of its configuration,
+    `class_names`, `preprocessing` and `recipe`.
+    """
     from safetensors.torch import save_file
 
-    metadata = {
-        "format_version": FORMAT,
-        "model": json.dumps(dataclasses.asdict(config)),
-        "class_names": json.dumps(list(class_names)),
-        "preprocessing": json.dumps(preprocessing),
-        "recipe": json.dumps(recipe),
-    }
+    metadata = {"format_version": FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
     partial = path.with_name(f".{path.name}.partial")
     save_file(state, partial, metadata=metadata)
     partial.replace(path)

@@ -1,10 +1,10 @@
-"""Checkpoints: visible only when whole, newest good one first.
+"""Checkpoints: written beside the old one while training goes on, visible only when whole, newest good one
+first.
 
-All ranks write into a hidden folder; when all have written and flushed, rank 0 describes what must be there
-and makes the folder visible by one rename. DeepSpeed's own `latest` file is not used: it is written without
-waiting for the other ranks' shards.
-
-Loading unpickles, so it is confined to a run's own folder, and to one that is named with --resume.
+All ranks copy their part of the training state to the host, which is all that training waits for, and write
+it into a hidden folder in the background. The step after all have written and flushed, rank 0 describes what
+must be there and makes the folder visible by one rename. So whatever dies, whenever: what is visible is
+whole.
 """
 
 import json
@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +21,42 @@ import torch
 import torch.distributed as dist
 
 from trainer import RunError
+from trainer.agreement import together
+from trainer.checkpoint.shards import ShardReader, Snapshot, damage, flush, read_index
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import TrainState, read_state, shard_name, shards, write_state
+from trainer.checkpoint.writer import Writer
 from trainer.engine.engine import Engine
-
-_SHARDS = "engine"
-_STATE = "state.json"
+from trainer.engine.pieces import shares
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where a run stands, apart from weights and optimiser.
-
-    step: optimiser steps done, which is also the position in the data. world_size, zero_stage: how the shards
-    are cut. settled: what may not change during a run, by its name in the recipe. clips, bad: seen so far.
-    spent: time spent so far, by kind.
-    """
-
-    step: int
-    world_size: int
-    zero_stage: int
-    settled: dict[str, Any]
-    clips: int
-    bad: int
-    spent: dict[str, float]
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    folder: holds `step-0000123/`, .... keep_last: how many stay. every_minutes: when rank 0 finds the next
-    one due; None never does. `newest`, `save` and `load` are collective.
+    every_minutes: when rank 0 finds the next one due; None never does. attachments: files of the run that go
+    along with each. Every method but `is_due` and `counts` is collective.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, every_minutes: float | None) -> None:
-        self.folder = folder
-        self._keep_last = keep_last
+    def __init__(
+        self,
+        shelf: Shelf,
+        *,
+        every_minutes: float | None,
+        attachments: Sequence[Path] = (),
+    ) -> None:
+        self.shelf = shelf
+        self._attachments = attachments
         self._seconds = math.inf if every_minutes is None else 60 * every_minutes
         self._saved_at = time.monotonic()
         self._is_main = dist.get_rank() == 0
+        self._snapshot: Snapshot | None = None
+        self._writer = Writer()
+        self._begun = 0
+        self._lost = 0  # of those begun, which some rank could not write
+        self._in_flight: TrainState | None = None
+        self._total_bytes = 0
 
     def is_due(self) -> bool:
         """Whether, on rank 0, enough time has gone by since the last save; other ranks never find so.
@@ -71,159 +68,201 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         return True
 
-    def save(self, engine: Engine, state: TrainState) -> Path:
-        """Save, make visible, delete the oldest. Returns the checkpoint's folder."""
-        final = self.folder / f"step-{state.step:07d}"
-        partial = self.folder / f".step-{state.step:07d}.partial"
-        if self._is_main and partial.exists():
-            shutil.rmtree(partial)
-        dist.barrier()
-        engine.average_statistics()
-        engine.deepspeed.save_checkpoint(str(partial), tag=_SHARDS, save_latest=False)
-        torch.save(_random_states(engine), partial / _random_file())
-        _flush(partial)
-        dist.barrier()
-        if self._is_main:
-            files = {
-                str(file.relative_to(partial)): file.stat().st_size
-                for file in sorted(partial.rglob("*"))
-                if file.is_file()
-            }
-            _write_flushed(partial / _STATE, json.dumps({**asdict(state), "files": files}, indent=2))
-            if final.exists():
-                shutil.rmtree(final)
-            os.rename(partial, final)
-            _flush_folder(self.folder)
-            self._prune(final)
-        dist.barrier()
-        self._saved_at = time.monotonic()
-        return final
+    def counts(self) -> tuple[int, int]:
+        """How many checkpoints this rank has written, and failed to write; to be added up over all ranks."""
+        return self._writer.finished, self._writer.failed
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that rank 0 finds whole; damaged ones are passed over by name. Collective."""
-        found = [self._newest() if self._is_main else None]
+    @property
+    def in_flight(self) -> int | None:
+        """The step whose checkpoint is being written."""
+        return None if self._in_flight is None else self._in_flight.step
+
+    def begin(self, engine: Engine, state: TrainState) -> bool:
+        """Copy the state and begin to write it; none may be in flight. Returns False where the disk has no
+        room for it.
+        """
+        partial = self.shelf.partial(state.step)
+        if self._snapshot is None:
+            self._prepare(engine)
+        problem = [self.shelf.make_room(state.step, self._total_bytes) if self._is_main else None]
+        dist.broadcast_object_list(problem)
+        self._saved_at = time.monotonic()
+        if problem[0] is not None:
+            if self._is_main:
+                _log.warning("no checkpoint after step %d: %s", state.step, problem[0])
+            return False
+        snapshot = self._snapshot
+        assert snapshot is not None
+        snapshot.take()
+        self._begun += 1
+        self._in_flight = state
+        self._writer.start(lambda: snapshot.write(partial / shard_name(dist.get_rank())))
+        return True
+
+    def hear(self, finished: int, failed: int) -> Path | None:
+        """Take note of how many checkpoints all ranks together have written and failed to write.
+
+        Returns the checkpoint's folder when it has become visible thereby.
+        """
+        if self._in_flight is None or finished + failed < self._begun * dist.get_world_size():
+            return None
+        lost, self._lost = failed - self._lost, failed
+        state, self._in_flight = self._in_flight, None
+        problem = f"{lost} of {dist.get_world_size()} ranks could not write" if lost else None
+        if self._writer.problem:
+            _log.warning("rank %d: %s", dist.get_rank(), self._writer.problem)
+            self._writer.problem = ""
+        outcome = [problem or (self._publish(state) if self._is_main else None)]
+        dist.broadcast_object_list(outcome)
+        if outcome[0] is not None:
+            self._discard(state, outcome[0])
+            return None
+        return self.shelf.final(state.step)
+
+    def settle(self) -> Path | None:
+        """Wait for the checkpoint that is being written, if one is.
+
+        Returns its folder, None where it failed.
+        """
+        if self._in_flight is None:
+            return None
+        return self.hear(*self._wait())
+
+    def drop(self, reason: str) -> None:
+        """Give up the checkpoint that is being written, if one is; the next is due at once."""
+        if self._in_flight is None:
+            return
+        _, self._lost = self._wait()
+        state, self._in_flight = self._in_flight, None
+        self._discard(state, reason)
+        self._saved_at = -math.inf
+
+    def note_accuracy(self, step: int, top1: float) -> None:
+        """Write down what the weights after so many steps came to: it decides which checkpoint stays."""
+        if self._is_main:
+            self.shelf.note_accuracy(step, top1)
+
+    def best_accuracy(self) -> float | None:
+        """Top-1 of the most accurate checkpoint; None where none was evaluated."""
+        best = self.shelf.best() if self._is_main else None
+        found = [None if best is None else best[1]]
         dist.broadcast_object_list(found)
         return found[0]
 
-    def _newest(self) -> Path | None:
-        for path in reversed(_visible(self.folder)):
-            problem = _problem(path)
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; damaged ones are passed over by name."""
+        found = [self.shelf.visible() if self._is_main else None]
+        dist.broadcast_object_list(found)
+        for path in reversed(found[0] or []):
+            problem = self._problem(path)
             if problem is None:
                 return path
-            _log.warning("checkpoint %s is passed over: %s", path, problem)
+            if self._is_main:
+                _log.warning("checkpoint %s is passed over: %s", path, problem)
         return None
 
-    def read(self, path: Path, *, world_size: int, zero_stage: int, settled: dict[str, Any]) -> TrainState:
-        """What a checkpoint says of itself; nothing is loaded.
+    def read(
+        self, path: Path, *, settled: dict[str, Any], allowed: Sequence[str], verify: bool = False
+    ) -> TrainState:
+        """What a checkpoint says of itself; no tensors are loaded. verify: whether to look for damage first.
 
-        Raises RunError when it is damaged, or does not belong to this run: other ranks, stage, or settings.
+        Raises RunError when it is damaged, or belongs to another training: settings differ that are not
+        `allowed` to.
         """
-        problem = _problem(path)
-        if problem is not None:
+        if verify and (problem := self._problem(path)) is not None:
             raise RunError(f"checkpoint {path} cannot be used: {problem}")
-        described = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        described.pop("files")
-        state = TrainState(**described)
-        if (state.world_size, state.zero_stage) != (world_size, zero_stage):
-            raise RunError(
-                f"checkpoint {path} was saved by {state.world_size} ranks with ZeRO {state.zero_stage}; this "
-                f"run has {world_size} ranks with ZeRO {zero_stage}. Start with the same, or train anew with "
-                "another --run-dir"
-            )
-        changed = [
-            f"{name}: {state.settled.get(name)!r} then, {settled.get(name)!r} now"
-            for name in sorted({*state.settled, *settled})
-            if state.settled.get(name) != settled.get(name)
-        ]
-        if changed:
-            raise RunError(
-                f"checkpoint {path} is of another training:\n  " + "\n  ".join(changed) + "\n"
-                "Change it back to continue, or train anew with another --run-dir"
-            )
+        state = together(lambda: read_state(path))
+        together(lambda: _check_settled(path, state.settled, settled, allowed))
         return state
 
-    def load(self, engine: Engine, path: Path) -> None:
-        """Put weights, optimiser and random states back."""
-        engine.deepspeed.load_checkpoint(str(path), tag=_SHARDS)
-        _restore_random_states(torch.load(path / _random_file(), weights_only=True), engine)
+    def load(self, engine: Engine, path: Path, state: TrainState) -> None:
+        """Put weights, moments, averages and statistics back, by whatever ranks and stage they were saved."""
+        together(lambda: self._fill(engine, path, state))
+        engine.resume(state.updates)
 
-    def tidy(self, step: int) -> None:
-        """Before a run goes on after `step`: remove what was cut off, set aside what is later.
+    def _fill(self, engine: Engine, path: Path, state: TrainState) -> None:
+        reader = ShardReader(read_index(shards(path, state)))
+        try:
+            for piece in engine.pieces():
+                if piece.key.startswith("average/") and piece.key not in reader.index:
+                    engine.begin_average()  # it was not kept so far
+                    return
+                reader.fill(piece)
+        except RunError as error:
+            raise RunError(f"checkpoint {path} cannot be used: {error}") from error
 
-        A later checkpoint belongs to a branch that is given up; left in place, the newest would be it.
-        To be called on rank 0 only.
-        """
-        for partial in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(partial)
-        for path in _visible(self.folder):
-            if int(path.name.removeprefix("step-")) > step and _problem(path) is None:
-                aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-                _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
-                path.rename(aside)
+    def _prepare(self, engine: Engine) -> None:
+        self._snapshot = Snapshot(shares(engine.pieces(), dist.get_rank(), dist.get_world_size()))
+        total = torch.tensor(self._snapshot.bytes, device=engine.device)
+        dist.all_reduce(total)
+        self._total_bytes = int(total)
 
-    def _prune(self, newest: Path) -> None:
-        others = [path for path in _visible(self.folder) if path != newest]
-        for old in others[: len(others) - self._keep_last + 1]:
-            shutil.rmtree(old)
+    def _publish(self, state: TrainState) -> str | None:
+        """Describe the checkpoint and make it visible. Returns why that cannot be."""
+        partial, final = self.shelf.partial(state.step), self.shelf.final(state.step)
+        try:
+            for file in self._attachments:
+                if file.exists():
+                    shutil.copy2(file, partial / file.name)
+            write_state(partial, state)
+            flush(partial)
+            self.shelf.replace(final)
+            os.rename(partial, final)
+            flush(self.shelf.folder)
+        except OSError as error:
+            return str(error)
+        self.shelf.prune()
+        return None
 
+    def _discard(self, state: TrainState, reason: str) -> None:
+        if self._is_main:
+            _log.warning("no checkpoint after step %d: %s", state.step, reason)
+            self.shelf.discard(state.step)
 
-def _visible(folder: Path) -> list[Path]:
-    """Checkpoints that were made visible, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    def finish(self) -> None:
+        """Wait for what is done in the background on this rank."""
+        self._writer.wait()
+        self.shelf.finish_deleting()
 
+    def _wait(self) -> tuple[int, int]:
+        """Wait until all ranks have written, or failed to; their counts, added up."""
+        self._writer.wait()
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, self.counts())
+        return sum(finished for finished, _ in counts), sum(failed for _, failed in counts)
 
-def _problem(path: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
-    if not path.is_dir():
-        return "there is no such folder"
-    try:
-        described = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"{_STATE} cannot be read ({error})"
-    for name, size in described["files"].items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
-
-
-def _random_file() -> str:
-    return f"random-rank{dist.get_rank():05d}.pt"
-
-
-def _random_states(engine: Engine) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if engine.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(engine.device)
-    return states
-
-
-def _restore_random_states(states: dict[str, Any], engine: Engine) -> None:
-    torch.set_rng_state(states["cpu"])
-    if engine.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], engine.device)
-
-
-def _flush(folder: Path) -> None:
-    """Make sure that what is there has reached the disk."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+    def _problem(self, path: Path) -> str | None:
+        """Why a checkpoint cannot be used, or None; each rank checks its share of the files."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        try:
+            files = shards(path, read_state(path))
+            found = [damage(file) for file in files[rank::world_size]]
+        except RunError as error:
+            found = [str(error).partition("cannot be used: ")[2]]
+        every: list[Any] = [None] * world_size
+        dist.all_gather_object(every, [problem for problem in found if problem])
+        problems = [problem for part in every for problem in part]
+        return problems[0] if problems else None
 
 
-def _write_flushed(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
+    changed = {
+        name: (then.get(name), now.get(name))
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    }
+    refused = {name: values for name, values in changed.items() if name not in allowed}
+    if refused:
+        lines = [
+            f"{name}: {_brief(before)} then, {_brief(after)} now" for name, (before, after) in refused.items()
+        ]
+        flags = " ".join(f"--allow-change '{name}'" for name in refused)
+        raise RunError(
+            f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
+            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}"
+        )
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"

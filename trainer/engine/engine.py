@@ -14,9 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.batch_norm import over_all_ranks
 from trainer import RunError
+from trainer.engine.average import Average
+from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
 from trainer.engine.optim import parameter_groups
+from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count, update_count
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
 
@@ -67,7 +71,7 @@ class Engine:
     """A model under DeepSpeed, with the optimiser of the recipe.
 
     micro_batch: clips per rank and forward pass. accumulation: micro-batches per optimiser step. zero_stage:
-    what is partitioned over the ranks.
+    what is partitioned over the ranks. average: of the weights, where the recipe asks for one.
     """
 
     def __init__(
@@ -85,23 +89,32 @@ class Engine:
         # Without ZeRO and without bf16, DeepSpeed clips the gradients but does not keep their norm.
         self._keeps_no_norm = self.zero_stage == 0 and self.precision != "bf16"
         self._norm: Tensor | None = None
+        self._micro_batches = 0  # of the step at work
         deepspeed = _import_deepspeed(environment.device)
-        if environment.device.type == "cuda" and environment.world_size > 1:
-            # Only CUDA has it, and it must be there before the parameters are partitioned.
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # Before the parameters are partitioned.
+        model = over_all_ranks(model, environment.device)
         optimisation = recipe.optimisation
-        optimiser = torch.optim.AdamW(
-            parameter_groups(model, optimisation.weight_decay),
+        fused = recipe.engine.fused
+        optimiser = GuardedAdamW(
+            parameter_groups(model, optimisation.weight_decay, optimisation.layer_decay),
             lr=optimisation.learning_rate,
             betas=optimisation.betas,
             eps=optimisation.eps,
+            fused=environment.device.type == "cuda" if fused == "auto" else fused,
         )
+        optimiser.may_step = self._gradient_is_finite
+        self._optimiser = optimiser
         # Handing over torch's own AdamW: a configured one would compile DeepSpeed's at start.
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(environment.device), optimizer=optimiser, config=self._config(recipe)
         )
         if recipe.engine.compile:
             self.deepspeed.compile()
+        self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self._decay = optimisation.ema_decay
+        self.average: Average | None = None
+        self.begin_average()
 
     def _config(self, recipe: Recipe) -> dict[str, Any]:
         return {
@@ -111,6 +124,8 @@ class Engine:
             "zero_optimization": {"stage": self.zero_stage},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.precision == "bf16"},
+            # Many small gradients added up in bf16 would lose most of each.
+            "data_types": {"grad_accum_dtype": "fp32" if self.precision == "bf16" else None},
             "torch_autocast": {"enabled": self.precision == "autocast", "dtype": "bfloat16"},
             "steps_per_print": 2**31 - 1,  # the trainer prints
         }
@@ -119,24 +134,50 @@ class Engine:
     def model(self) -> nn.Module:
         return self.deepspeed.module
 
-    def forward(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B K
-        """Logits in float32; the clips are cast to what the precision computes in."""
+    def forward(self, clips: Tensor, keys: Tensor | None = None) -> Tensor:  # B 3 T H W, B -> B K
+        """Logits in float32; the clips are cast to what the precision computes in.
+
+        keys: of the clips' dropout masks; only needed in training.
+        """
+        if self.model.training and self._micro_batches == 0 and self._statistics:
+            torch._foreach_copy_(self._statistics_before, self._statistics)
         clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
-        return self.deepspeed(clips).float()
+        return self.deepspeed(clips, keys).float()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch; `loss` is its mean, DeepSpeed divides by accumulation."""
         self.deepspeed.backward(loss)
 
-    def step(self, learning_rate: float | None = None) -> None:
-        """To be called after each micro-batch; the last of an accumulation changes the weights."""
-        if learning_rate is not None:
-            for group in self.deepspeed.optimizer.param_groups:
-                group["lr"] = learning_rate
-        if self._keeps_no_norm and self.deepspeed.is_gradient_accumulation_boundary():
+    def step(self, learning_rate: float) -> bool:
+        """To be called after each micro-batch; the last of an accumulation changes the weights.
+
+        Returns False, on all ranks alike, where they were left as they are because the gradient over all
+        ranks is not finite; the statistics of batch norms are then what they were before the step, too.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        ends = self.deepspeed.is_gradient_accumulation_boundary()
+        if self._keeps_no_norm and ends:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self._norm = nn.utils.get_total_norm(gradients)
+        self._optimiser.held_back = False
         self.deepspeed.step()
+        self._micro_batches += 1
+        if not ends:
+            return True
+        self._micro_batches = 0
+        if self._optimiser.held_back or getattr(self.deepspeed.optimizer, "overflow", False):
+            if self._statistics:
+                torch._foreach_copy_(self._statistics, self._statistics_before)
+            return False
+        if self.average is not None:
+            self.average.update(self.updates)
+        return True
+
+    def _gradient_is_finite(self) -> bool:
+        """Whether the gradient over all ranks is; DeepSpeed writes -1 for a norm that is not, if anything."""
+        norm = self._norm if self._keeps_no_norm else self.deepspeed.optimizer._global_grad_norm
+        return norm is None or 0 <= float(norm) < float("inf")
 
     def train(self) -> None:
         self.deepspeed.train()
@@ -151,24 +192,43 @@ class Engine:
         """
         return self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
 
-    def average_statistics(self) -> None:
-        """Make the batch norms' running statistics the same on all ranks, their mean.
+    @property
+    def updates(self) -> int:
+        """How often the weights were changed."""
+        return update_count(self.deepspeed)
 
-        They drift apart where each rank's batch norm sees its own clips only.
-        """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+    def pieces(self) -> list[Piece]:
+        """What this rank holds of the training state. Writing into them is completed by `resume`."""
+        return held_pieces(self.deepspeed, self.zero_stage) + (
+            [] if self.average is None else self.average.pieces
+        )
+
+    def resume(self, updates: int) -> None:
+        """Go on from what was written into the pieces, after so many updates. Collective."""
+        set_update_count(self.deepspeed, updates)
+        refresh(self.deepspeed, self.zero_stage)
+
+    def begin_average(self) -> None:
+        """Let the average of the weights, if there is to be one, begin as they are now."""
+        if self._decay is not None:
+            self.average = Average(held_pieces(self.deepspeed, self.zero_stage), self._decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model's weights are their average, where one is kept. Collective."""
+        if self.average is None:
+            yield
             return
-        for buffer in self.model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
+        with self.average.in_place():
+            refresh(self.deepspeed, self.zero_stage)
+            yield
+        refresh(self.deepspeed, self.zero_stage)
 
     def weights(self) -> dict[str, Tensor]:
         """All weights in float32, the optimiser's master copy where there is one, on the CPU.
 
         To be called on all ranks; only rank 0 gets them, the others an empty dictionary.
         """
-        self.average_statistics()
         keep = not dist.is_initialized() or dist.get_rank() == 0
         state = {}
         for name, parameter in self.model.named_parameters():
@@ -211,10 +271,7 @@ class Engine:
             buffer.copy_(saved)
         for name, value in counters.items():
             setattr(self.deepspeed, name, value)
-        optimiser = self.deepspeed.optimizer
-        for state in getattr(optimiser, "optimizer", optimiser).state.values():
-            if "step" in state:
-                state["step"].zero_()
+        set_update_count(self.deepspeed, 0)
 
 
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")

@@ -1,0 +1,68 @@
+"""From a checkpoint to `weights.safetensors`: for a run that was stopped, or weights from before its end."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer import RunError
+from trainer.checkpoint.shards import Index, ShardReader, damage, read_index
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import STATE, TrainState, read_state, shards
+from trainer.weights import save_weights
+
+_log = logging.getLogger(__name__)
+
+
+def export(source: Path, out: Path, *, best: bool = False, average: bool = True) -> TrainState:
+    """Write the weights of a checkpoint in float32, with all that is needed to use them.
+
+    source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
+    with `best`. average: take the moving average of the weights where the run keeps one. Returns what the
+    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one.
+    """
+    checkpoint = source if (source / STATE).exists() else _choose(source, best)
+    problem = problem_of(checkpoint)
+    if problem is not None:
+        raise RunError(f"checkpoint {checkpoint} cannot be used: {problem}")
+    state = read_state(checkpoint)
+    reader = ShardReader(read_index(shards(checkpoint, state)))
+    save_weights(out, _tensors(reader, average), state.description)
+    return state
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None; reads all of it."""
+    try:
+        files = shards(checkpoint, read_state(checkpoint))
+    except RunError as error:
+        return str(error).partition("cannot be used: ")[2]
+    return next((problem for file in files if (problem := damage(file)) is not None), None)
+
+
+def _choose(run: Path, best: bool) -> Path:
+    shelf = Shelf(run / "checkpoints", keep_last=1, keep_best=True)
+    if best:
+        found = shelf.best()
+        if found is None:
+            raise RunError(f"{run} holds no checkpoint that was evaluated; leave out --best for the newest")
+        return found[0]
+    for path in reversed(shelf.visible()):
+        problem = problem_of(path)
+        if problem is None:
+            return path
+        _log.warning("checkpoint %s is passed over: %s", path, problem)
+    raise RunError(f"{run} is no checkpoint, and holds no good one in checkpoints/")
+
+
+def _tensors(reader: ShardReader, average: bool) -> dict[str, Tensor]:
+    tensors = {}
+    for key in _names(reader.index):
+        kept = f"average/{key}"
+        tensor = reader.whole(kept if average and kept in reader.index else key)
+        tensors[key.partition("/")[2]] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def _names(index: Index) -> list[str]:
+    return [key for key in index if key.startswith(("weight/", "buffer/"))]

@@ -1,0 +1,198 @@
+"""The files of a checkpoint: tensors as safetensors, one file per rank, and a checksum beside each file.
+
+A shard holds one long tensor per number format; its header says which pieces of the training state lie in it,
+one after another. Whoever loads reads the headers and then just what it needs, so a checkpoint fits any
+number of ranks. Nothing here is pickled. `sha256sum -c *.sha256` checks a checkpoint by hand.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import RunError
+from trainer.engine.pieces import Piece
+
+_HASHED_AT_ONCE = 2**22  # bytes
+
+
+class Snapshot:
+    """A copy of some pieces on the host, in buffers that are made once and used again."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self._pieces = sorted(pieces, key=lambda piece: str(piece.values.dtype))
+        self._on_gpu = any(piece.values.is_cuda for piece in pieces)
+        counts: dict[torch.dtype, int] = {}
+        for piece in self._pieces:
+            counts[piece.values.dtype] = counts.get(piece.values.dtype, 0) + piece.count
+        self._buffers = {
+            kind: torch.empty(count, dtype=kind, pin_memory=self._on_gpu) for kind, count in counts.items()
+        }
+
+    @property
+    def bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def take(self) -> None:
+        """Copy the pieces as they are now."""
+        ends = dict.fromkeys(self._buffers, 0)
+        for piece in self._pieces:
+            kind = piece.values.dtype
+            target = self._buffers[kind].narrow(0, ends[kind], piece.count)
+            target.copy_(piece.values, non_blocking=True)
+            ends[kind] += piece.count
+        if self._on_gpu:
+            torch.cuda.synchronize()
+
+    def write(self, path: Path) -> None:
+        """Write the shard, its checksum beside it, and flush both to the disk. Raises OSError."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        held = [[piece.key, piece.start, piece.count, _name(piece), piece.shape] for piece in self._pieces]
+        tensors = {_short(kind): buffer for kind, buffer in self._buffers.items()}
+        try:
+            save_file(tensors, path, metadata={"pieces": json.dumps(held)})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+        seal(path)
+
+
+def seal(path: Path) -> None:
+    """Flush a file to the disk and write its checksum beside it."""
+    flush(path)
+    beside = _checksum_path(path)
+    beside.write_text(f"{_checksum(path)}  {path.name}\n", encoding="ascii")
+    shutil.copymode(beside, path)  # safetensors lets nobody else read it
+    flush(beside)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a sealed file, or None."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    try:
+        expected = _checksum_path(path).read_text(encoding="ascii").partition(" ")[0]
+        found = _checksum(path)
+    except (OSError, ValueError) as error:
+        return f"{path.name} cannot be checked ({error})"
+    return None if found == expected else f"{path.name} is damaged: its checksum does not fit"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a piece lies. offset: of its first element in the file's tensor `kind`."""
+
+    file: Path
+    kind: str
+    offset: int
+    start: int
+    count: int
+    shape: tuple[int, ...]
+
+
+Index = dict[str, list[Stored]]
+
+
+def read_index(paths: Iterable[Path]) -> Index:
+    """What lies where in some shards, from their headers alone."""
+    from safetensors import safe_open
+
+    index: Index = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            held = json.loads(file.metadata()["pieces"])
+        ends: dict[str, int] = {}
+        for key, start, count, kind, shape in held:
+            stored = Stored(path, kind, ends.get(kind, 0), start, count, tuple(shape))
+            index.setdefault(key, []).append(stored)
+            ends[kind] = ends.get(kind, 0) + count
+    return index
+
+
+class ShardReader:
+    """Reads parts of tensors out of a checkpoint's shards. index: of all of them."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._open: dict[Path, Any] = {}
+
+    def fill(self, piece: Piece) -> None:
+        """Copy what is stored into the piece.
+
+        Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it.
+        """
+        stored = self.index.get(piece.key)
+        if stored is None:
+            raise RunError(f"the checkpoint holds no {piece.key}: it is of another model")
+        if stored[0].shape != piece.shape:
+            raise RunError(
+                f"the checkpoint's {piece.key} has the shape {list(stored[0].shape)}, the model's "
+                f"{list(piece.shape)}: it is of another model"
+            )
+        filled = 0
+        for start, part in self._overlaps(stored, piece.start, piece.start + piece.count):
+            piece.values.narrow(0, start - piece.start, part.numel()).copy_(part)
+            filled += part.numel()
+        if filled != piece.count:
+            raise RunError(f"the checkpoint holds only {filled} of {piece.count} elements of {piece.key}")
+
+    def whole(self, key: str) -> Tensor:
+        """A tensor put together, in the format it is stored in. Raises RunError where a part is missing."""
+        first = self.index[key][0]
+        count = torch.Size(first.shape).numel()
+        kind = getattr(torch, first.kind)
+        piece = Piece(key, 0, torch.empty(count, dtype=kind), first.shape, replicated=False)
+        self.fill(piece)
+        return piece.values.view(first.shape)
+
+    def _overlaps(self, stored: list[Stored], begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
+        for part in stored:
+            first, last = max(begin, part.start), min(end, part.start + part.count)
+            if first < last:
+                tensor = self._file(part.file).get_slice(part.kind)
+                offset = part.offset + first - part.start
+                yield first, tensor[offset : offset + last - first]
+
+    def _file(self, path: Path) -> Any:
+        from safetensors import safe_open
+
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt").__enter__()
+        return self._open[path]
+
+
+def _name(piece: Piece) -> str:
+    return _short(piece.values.dtype)
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()

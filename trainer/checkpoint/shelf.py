@@ -1,0 +1,147 @@
+"""The folder that holds a run's checkpoints: which there are, which stay, and room for the next. Rank 0's
+work.
+"""
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.checkpoint.state import is_described
+from trainer.run_folder import RunFolder
+
+MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
+
+_log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """folder: holds `step-0000123/`, .... keep_last: how many stay. keep_best: whether the most accurate one
+    stays beside them.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int, keep_best: bool) -> None:
+        self.folder = folder
+        self._keep_last = keep_last
+        self._keep_best = keep_best
+        self._accuracies = folder / "accuracy.json"
+        self._deleting: threading.Thread | None = None
+
+    def visible(self) -> list[Path]:
+        """Checkpoints that were made visible, oldest first."""
+        return sorted((path for path in self.folder.glob("step-*") if path.is_dir()), key=step_of)
+
+    def final(self, step: int) -> Path:
+        return self.folder / f"step-{step:07d}"
+
+    def partial(self, step: int) -> Path:
+        """Where a checkpoint is written before it is made visible."""
+        return self.folder / f".step-{step:07d}.partial"
+
+    def note_accuracy(self, step: int, top1: float) -> None:
+        """Write down what the weights after so many steps came to, whether or not there is a checkpoint of
+        them.
+        """
+        RunFolder.write(self._accuracies, json.dumps({**self._known_accuracies(), str(step): top1}) + "\n")
+
+    def best(self) -> tuple[Path, float] | None:
+        """The most accurate checkpoint, of several the first, and its top-1; None where none has one."""
+        known = self._known_accuracies()
+        accuracies = {path: known[key] for path in self.visible() if (key := str(step_of(path))) in known}
+        if not accuracies:
+            return None
+        best = max(accuracies, key=accuracies.__getitem__)
+        return best, accuracies[best]
+
+    def make_room(self, step: int, size: int) -> str | None:
+        """Make the hidden folder, and room for `size` bytes, by deleting older checkpoints if it must be.
+
+        Returns why that cannot be. The newest checkpoint stays whatever happens.
+        """
+        self.finish_deleting()
+        partial, need = self.partial(step), size + MARGIN
+        try:
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            kept = self._kept_as_best()
+            for old in sorted(self.visible()[:-1], key=lambda path: (path == kept, path.name)):
+                if shutil.disk_usage(self.folder).free >= need:
+                    break
+                _log.warning("%s is deleted: the disk has no room for the next checkpoint beside it", old)
+                _delete([old])
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            return f"{partial}: {error.strerror or error}"
+        if free < need:
+            return f"it needs {need / 2**30:.2f} GiB in {self.folder}, where {free / 2**30:.2f} GiB are free"
+        return None
+
+    def replace(self, final: Path) -> None:
+        """Clear the place of a checkpoint of the same step that was passed over."""
+        if final.exists():
+            _delete([final])
+
+    def discard(self, step: int) -> None:
+        """Remove what was written of a checkpoint that is given up."""
+        shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    def prune(self) -> None:
+        """Delete what is not to be kept, in the background."""
+        self.finish_deleting()
+        kept = self._kept_as_best()
+        superfluous = [path for path in self.visible()[: -self._keep_last] if path != kept]
+        self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
+        self._deleting.start()
+
+    def finish_deleting(self) -> None:
+        """Wait for what is being deleted."""
+        if self._deleting is not None:
+            self._deleting.join()
+            self._deleting = None
+
+    def tidy(self, step: int) -> None:
+        """Before a run goes on after `step`: remove what was cut off, set aside what is later.
+
+        A later checkpoint belongs to a branch that is given up; left in place, the newest would be it.
+        """
+        for cut_off in self.folder.glob(".step-*"):
+            if cut_off.suffix == ".partial":
+                _log.warning("%s was cut off while it was written: removed", cut_off.name)
+            shutil.rmtree(cut_off)
+        for path in self.visible():
+            if step_of(path) > step and is_described(path):
+                aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+                _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
+                path.rename(aside)
+        earlier = {key: top1 for key, top1 in self._known_accuracies().items() if int(key) <= step}
+        if self._accuracies.exists():
+            RunFolder.write(self._accuracies, json.dumps(earlier) + "\n")
+
+    def _known_accuracies(self) -> dict[str, float]:
+        """Top-1 by step; nothing where the file is missing or damaged: it only says what to keep."""
+        try:
+            return dict(json.loads(self._accuracies.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def _kept_as_best(self) -> Path | None:
+        best = self.best() if self._keep_best else None
+        return None if best is None else best[0]
+
+
+def step_of(path: Path) -> int:
+    """The step whose checkpoint lies there; -1 for a folder that is named otherwise."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdigit() else -1
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    """Hidden first: what is visible is whole, even while it is deleted."""
+    for path in paths:
+        hidden = path.with_name(f".{path.name}.deleted")
+        path.rename(hidden)
+        shutil.rmtree(hidden)
