@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -56,9 +57,13 @@ class Totals:
     waiting: float = 0.0
     """Seconds without a batch."""
     saving: float = 0.0
-    """Seconds writing checkpoints."""
+    """Seconds that training paused for checkpoints; most of the writing goes on beside it."""
     evaluating: float = 0.0
     """Seconds measuring accuracy."""
+    lost: float = 0.0
+    """Seconds that restarts cost: work done again, and starting up anew."""
+    starts: int = 1
+    """How often the run was started; what never came to a checkpoint is not counted."""
 
     @property
     def clips_per_second(self) -> float:
@@ -72,8 +77,27 @@ class Totals:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
-        return self.training + self.waiting + self.saving + self.evaluating
+        """All of it, but for the first start-up."""
+        return self.training + self.waiting + self.saving + self.evaluating + self.lost
+
+    @property
+    def words(self) -> str:
+        """Where the time went: `3:20:00: training 91 %, waiting 4 %, saving 1 %, evaluating 4 %`, and what
+        restarts cost, where there were any.
+        """
+        restarts = self.starts - 1
+        shares = {
+            "training": self.training,
+            "waiting": self.waiting,
+            "saving": self.saving,
+            "evaluating": self.evaluating,
+        }
+        if restarts:
+            shares[f"lost to {restarts} restart{'s' if restarts > 1 else ''}"] = self.lost
+        parts = ", ".join(
+            f"{name} {100 * _ratio(spent, self.seconds):.0f} %" for name, spent in shares.items()
+        )
+        return f"{timedelta(seconds=round(self.seconds))}: {parts}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +140,7 @@ class Meters:
             world_size: devices that share the work.
             flops_per_clip: floating-point operations of one training step per clip; None leaves out MFU.
             window: optimiser steps that rates are averaged over.
-            clock: seconds from any beginning.
+            clock: seconds from any beginning; monotonic, so that setting the machine's time changes nothing.
         """
         self.spent = Totals()
         self._device = device
@@ -145,7 +169,7 @@ class Meters:
         return self._spend("waiting")
 
     def saving(self) -> AbstractContextManager[None]:
-        """Time the writing of a checkpoint."""
+        """Time a pause for a checkpoint."""
         return self._spend("saving")
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -181,9 +205,22 @@ class Meters:
         """What was spent since the run's first start, as plain numbers for a checkpoint."""
         return asdict(self.spent)
 
-    def restore(self, totals: Mapping[str, float]) -> None:
-        """Go on counting where a checkpoint stopped."""
-        self.spent = Totals(**totals)  # type: ignore[arg-type]
+    def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0) -> None:
+        """Go on counting where a checkpoint stopped, as one start more.
+
+        totals: of any version of this program; what they lack is taken to be as at the first start.
+        done_again: seconds of work after that checkpoint, which an earlier start did in vain. Taken from a
+        wall clock that was set back, they may be negative, and then do not count.
+        """
+        known = {field.name for field in fields(Totals)}
+        self.spent = Totals(**{name: value for name, value in totals.items() if name in known})  # type: ignore[arg-type]
+        self.spent.starts += 1
+        self.spent.lost += max(0.0, done_again)
+
+    def begun(self, starting: float) -> None:
+        """The first step is about to begin, so many seconds after its process; lost where it is a restart."""
+        if self.spent.starts > 1:
+            self.spent.lost += starting
 
 
 def memory_peak(device: torch.device) -> int:

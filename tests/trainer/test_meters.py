@@ -1,5 +1,6 @@
 """Rates, totals and peaks, by a clock that the tests turn."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -74,15 +75,50 @@ def test_saving_and_evaluating_do_not_slow_the_rates(
 def test_totals_go_on_after_a_restart(clock: Clock, meters: Meters, step: Callable[..., None]) -> None:
     step(32, waited=1.0, trained=3.0)
     saved = meters.totals()
-    assert saved == {"steps": 1, "clips": 32, "training": 3, "waiting": 1, "saving": 0, "evaluating": 0}
+    spent = {"training": 3, "waiting": 1, "saving": 0, "evaluating": 0, "lost": 0}
+    assert saved == {"steps": 1, "clips": 32, **spent, "starts": 1}
     later = Meters(device=CPU, clock=clock)
     later.restore(saved)
     with later.step(32):
         clock.now += 4
-    assert later.spent == Totals(steps=2, clips=64, training=7, waiting=1)
+    assert later.spent == Totals(steps=2, clips=64, training=7, waiting=1, starts=2)
     assert later.spent.clips_per_second == 8
     assert later.spent.data_wait_share == 0.125
     assert saved["steps"] == 1
+
+
+def test_what_restarts_cost_is_added_up(clock: Clock, meters: Meters, step: Callable[..., None]) -> None:
+    meters.begun(20)  # the first start-up is no loss
+    step(8, waited=0.0, trained=60.0)
+    assert (meters.spent.lost, meters.spent.seconds) == (0, 60)
+    again = Meters(device=CPU, clock=clock)
+    again.restore(meters.totals(), done_again=15)
+    again.begun(5)
+    assert (again.spent.lost, again.spent.starts, again.spent.seconds) == (20, 2, 80)
+    third = Meters(device=CPU, clock=clock)
+    third.restore(again.totals(), done_again=-3600)
+    third.begun(20)
+    assert (third.spent.lost, third.spent.starts) == (40, 3)
+    assert third.spent.clips_per_second == 8 / 60  # rates are those of the training
+    assert third.spent.words == (
+        "0:01:40: training 60 %, waiting 0 %, saving 0 %, evaluating 0 %, lost to 2 restarts 40 %"
+    )
+
+
+def test_totals_of_other_versions_are_taken(clock: Clock, meters: Meters) -> None:
+    old = {"steps": 10, "clips": 320, "training": 30.0, "waiting": 1.0, "saving": 0.5, "evaluating": 2.0}
+    meters.restore({**old, "dreaming": 3.0})
+    assert meters.spent == Totals(10, 320, 30.0, 1.0, 0.5, 2.0, lost=0.0, starts=2)
+    assert "restart 0 %" in meters.spent.words
+
+
+def test_setting_the_time_of_day_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    plain = Meters(device=CPU)
+    with plain.saving(), plain.step(1):
+        monkeypatch.setattr("time.time", lambda: 1e9)
+    assert 0 < plain.spent.saving < 60 and 0 < plain.spent.training < 60
+    assert time.get_clock_info("perf_counter").monotonic
 
 
 def test_utilisation_of_known_gpus_only(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
