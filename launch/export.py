@@ -42,9 +42,8 @@ def main() -> int:
     except OSError as error:
         print(f"error: {arguments.out} cannot be written: {error}", file=sys.stderr)
         return 2
-    print(
-        f"{arguments.out}: the weights after step {state.step}, {len(state.description['class_names'])} classes"
-    )
+    classes = len(state.description["class_names"])
+    print(f"{arguments.out}: the weights after step {state.step}, {classes} classes")
     return 0
 
 

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from models import UniFormerV2Config
 from models.cost import (
-    activation_bytes,
     multiply_accumulates,
     parameter_count,
     train_step_flops,
@@ -20,24 +19,29 @@ from pipelines.motion import CLASS_NAMES
 from trainer.display import gmacs
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
+from trainer.engine.memory import GIB, Needs, Room, free_bytes
 from trainer.preparation import model_config
 from trainer.recipe.schema import Recipe
 from trainer.schedule import Schedule
 
-GIB = 2**30
+ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without one
 
 
 def check(recipe: Recipe, ranks: int | None = None) -> int:
     """Print what the run would be with so many ranks (by default, one per GPU here); returns exit code 0.
 
-    Raises RecipeError or ModelError for a recipe that could run nowhere.
+    Raises UserError or ModelError for a recipe that could run nowhere, or not in the memory there is.
     """
+    room, whose = _room(recipe, ranks)
     ranks = ranks or max(1, torch.cuda.device_count())
     paths = [part.manifest for part in recipe.data.train_parts]
     dataset = Dataset.open(paths) if all(path.exists() for path in paths) else None
     classes = len(dataset.class_names) if dataset else len(CLASS_NAMES) if recipe.data.embedded else None
-    layout = choose_layout(recipe, ranks)
+    config = model_config(recipe, classes or 1)
+    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
+    layout = choose_layout(recipe, config, ranks, precision=precision, room=room)
     config = model_config(recipe, classes or 1, layout.recomputed_blocks)
+    needs = Needs.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -46,7 +50,12 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
         console.print("figures as if for 1 class: the manifest, which names the classes, is not here")
     for name, text in _rows(recipe, config, dataset, ranks, layout):
         table.add_row(name, text)
+    table.add_row("memory per rank", f"{_memory(needs, layout, room)} of {whose}")
     console.print(table)
+    if layout.why:
+        console.print("\n[bold]chosen for this memory[/bold]")
+        for text in layout.why:
+            console.print(f"  - {text}", highlight=False)
     missing = list(_missing(recipe))
     if missing:
         console.print("\n[bold]missing on this machine[/bold]")
@@ -84,7 +93,6 @@ def _rows(
             f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
         ),
     )
-    yield "memory per rank", _memory(recipe, config, ranks, layout)
     videos = len(dataset) if dataset else (recipe.data.embedded and recipe.data.embedded.train_clips)
     if videos or recipe.optimisation.steps:
         per_epoch = (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch
@@ -99,23 +107,34 @@ def _rows(
     yield "evaluation", f"{recipe.evaluation.clips} clips x {recipe.evaluation.crops} crops a video"
 
 
-def _memory(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout) -> str:
-    """An estimate: states as DeepSpeed partitions them, activations from the configuration."""
-    device = "cuda" if torch.cuda.is_available() or recipe.engine.precision == "bf16" else "cpu"
-    precision = choose_precision(recipe.engine.precision, torch.device(device))
-    stage = layout.zero_stage
-    trained = trainable_parameter_count(config)
-    element = 4 if precision == "fp32" else 2
-    kept = 2 if precision == "bf16" else 4  # bytes of a weight, and of a gradient, outside the optimiser
-    moments = trained * (12 if precision == "bf16" else 8) / (ranks if stage >= 1 else 1)
-    gradients = trained * kept / (ranks if stage >= 2 else 1)
-    weights = parameter_count(config) * kept / (ranks if stage == 3 else 1)
-    states = moments + gradients + weights
-    activations = activation_bytes(config, batch=layout.micro_batch, bytes_per_element=element)
-    return (
-        f"about {(states + activations) / GIB:,.1f} GiB: {states / GIB:,.1f} of weights, gradients and "
-        f"optimiser (ZeRO {stage}, {precision}), {activations / GIB:,.1f} of activations"
+def _room(recipe: Recipe, ranks: int | None) -> tuple[Room, str]:
+    """What a rank has, and whose it is; a GPU is assumed where the run wants one that is not here."""
+    engine = recipe.engine
+    if engine.device != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", 0)
+        return Room("cuda", free_bytes(device, 1)), f"the {torch.cuda.get_device_name(device)} here"
+    wants_gpu = engine.device == "cuda" or engine.precision == "bf16" or ranks is not None
+    if engine.device != "cpu" and wants_gpu:
+        return Room("cuda", ASSUMED_GPU), "a GPU, assumed since there is none here"
+    return Room("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
+
+
+def _memory(needs: Needs, layout: Layout, room: Room) -> str:
+    """The estimate that `auto` goes by."""
+    demand = needs.demand(
+        zero_stage=layout.zero_stage,
+        micro_batch=layout.micro_batch,
+        recomputed_blocks=layout.recomputed_blocks,
     )
+    parts = (
+        (demand.states, f"of weights, gradients and optimiser (ZeRO {layout.zero_stage}, {needs.precision})"),
+        (demand.working, "of activations and buffers"),
+        (demand.clips, "of clips made ahead"),
+        (demand.reserve, "in reserve"),
+    )
+    named = ", ".join(f"{amount / GIB:,.1f} {text}" for amount, text in parts)
+    fits = "" if demand.total <= room.bytes else ", too much"
+    return f"about {demand.total / GIB:,.1f} GiB{fits}: {named}; there are {room.bytes / GIB:,.1f}"
 
 
 def _flop(amount: float) -> str:

@@ -21,7 +21,10 @@ from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
 from trainer.evaluate import Evaluation, evaluate
+from trainer.faults.inquiry import Inquiry
+from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest
+from trainer.faults.watchdog import Watchdog
 from trainer.meters import Meters
 from trainer.record import Record
 from trainer.schedule import Schedule
@@ -51,6 +54,9 @@ class Trainer:
     record: Record
     meters: Meters
     stop: StopRequest
+    watchdog: Watchdog
+    inquiry: Inquiry
+    skipped: SkippedSteps
     settled: dict[str, Any]
     description: dict[str, Any]
     tally: Tally
@@ -76,6 +82,7 @@ class Trainer:
                 loss = self.train_step(batches)
                 totals = self.exchange(loss)
             self.step += 1
+            self.watchdog.beat(f"step {self.step}")
             if totals is not None:
                 self.take_note(totals)
             if totals is not None and totals.leaving:
@@ -93,17 +100,37 @@ class Trainer:
         """One optimiser step over all micro-batches; returns the sum of this rank's losses."""
         loss_sum = torch.zeros((), device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
-        for _ in range(self.engine.accumulation):
+        changed = True
+        for number in range(self.engine.accumulation):
             with self.meters.waiting():
                 batch = next(batches)
             losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
-            self.engine.backward(contagious(losses.sum()) / self.engine.micro_batch)
-            self.engine.step(rate)
+            loss = contagious(losses.sum())
+            self.inquiry.hold(number, batch, loss)
+            self.engine.backward(loss / self.engine.micro_batch)
+            changed = self.engine.step(rate)
             loss_sum += losses.detach().sum()
         self.record.launched(self.step, rate, self.engine.gradient_norm())
+        if not changed:
+            self.leave_out()
         return loss_sum
+
+    def leave_out(self) -> None:
+        """Say why this step changed nothing, and keep what shows it.
+
+        Raises RunError when it is one too many.
+        """
+        # Weights that were saved but never gave a finite gradient may be the cause.
+        self.checkpoints.drop(f"the gradient of step {self.step + 1} is not finite")
+        finding = self.inquiry.look(self.step)
+        try:
+            words = self.skipped.add(self.step + 1, finding.words)
+        except RunError as error:
+            self.record.skipped(self.step, str(error), finding.file)
+            raise
+        self.record.skipped(self.step, words, finding.file)
 
     def exchange(self, loss: Tensor) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
@@ -151,7 +178,12 @@ class Trainer:
         """
         self.settle()
         with self.meters.evaluating(), self.engine.averaged():
-            progress = self.record.evaluating(self.val_loader.batches)
+            told = self.record.evaluating(self.val_loader.batches)
+
+            def progress(done: int) -> None:
+                told(done)
+                self.watchdog.beat(f"evaluation batch {done}")
+
             result = evaluate(
                 self.engine,
                 self.val_loader,
@@ -212,8 +244,10 @@ class Trainer:
         if self.step not in (self.saved_step, self.checkpoints.in_flight):
             self.save()
         self.settle()
+        self.watchdog.beat(f"saving step {self.step}")
         with self.meters.saving():
             self.saved(self.checkpoints.settle())
+        self.watchdog.beat(f"step {self.step} saved")
         if self.saved_step != self.step:
             last = f"the last is of step {self.saved_step}" if self.saved_step >= 0 else "there is none"
             raise RunError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models import UniFormerV2Config, build_config
 from pipelines import DataError
 from pipelines.dataset import Dataset, check_same_classes
@@ -15,7 +17,9 @@ from pipelines.encoded import CPU_CODECS, GPU_CODECS
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
+from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
+from trainer.engine.memory import Room
 from trainer.recipe.schema import Recipe
 from trainer.sides import mirrored_classes
 
@@ -44,21 +48,25 @@ class Preparation:
     notes: tuple[str, ...]
 
 
-def prepare(recipe: Recipe, world_size: int) -> Preparation:
-    """Open the manifests and check that data, model and batch fit together.
+def prepare(recipe: Recipe, world_size: int, room: Room) -> Preparation:
+    """Open the manifests and check that data, model, batch and memory fit together.
 
-    Raises UserError, DataError or ModelError for what does not.
+    room: what every rank has at least, the same on all of them.
+
+    Raises UserError, DataError or ModelError for what does not fit.
     """
     train = Dataset([_open(part.manifest) for part in recipe.data.train_parts])
     val = Dataset([_open(recipe.data.val)])
     check_same_classes(train.manifests[0], val.manifests[0])
-    layout = choose_layout(recipe, world_size)
-    config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
+    config = model_config(recipe, len(train.class_names))
     if len(train.class_names) > config.num_classes:
         raise RunError(
             f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
+    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
+    layout = choose_layout(recipe, config, world_size, precision=precision, room=room)
+    config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
     parts = train_parts(train.manifests, _ratios(recipe))
     flip, notes = settle_flip(recipe, train.class_names)
@@ -149,19 +157,37 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
 
 
 def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
-    """What may not change while a run goes on, by name: the model, the data and their order."""
-    plan = prepared.plan
+    """What may not change while a run goes on, by its name in the recipe, as JSON has it.
+
+    That is all that changes results by more than rounding: not where and how the work is done, nor what is
+    measured, told and kept, nor what the training began from.
+    """
+    plan, layout = prepared.plan, prepared.layout
+    augmentation = recipe.augmentation.model_dump(mode="json")
+    del augmentation["flip_left_right"]  # what it came to is in the flip
+    optimisation = recipe.optimisation.model_dump(mode="json")
+    del optimisation["skipped_steps"]  # when to give up
     config = dataclasses.asdict(prepared.config)
     del config["recomputed_blocks"]  # changes memory and time only
-    return {
+    named = {name: config.pop(name) for name in ("frames", "num_classes")}
+    values = {
         "seed": recipe.seed,
+        **_under("model", named),
+        **_under("model.overrides", config),
         "data.train (fingerprint)": prepared.train.fingerprint,
         "data.train (ratios)": _ratios(recipe),
-        "optimisation.global_batch": plan.global_batch,
-        "sampling.repeats": plan.repeats,
-        "sampling.shuffle": plan.shuffle,
-        **{f"model {name}": list(v) if isinstance(v, tuple) else v for name, v in config.items()},
+        "data.train (class names)": prepared.train.class_names,
+        **_under("sampling", recipe.sampling.model_dump(mode="json")),
+        **_under("augmentation", {**augmentation, "flip": prepared.train_clip.flip}),
+        **_under("optimisation", optimisation),
     }
+    if prepared.config.local_mhra:
+        values["clips that a batch norm sees"] = plan.global_batch // layout.accumulation
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
 def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from trainer.confusion import draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
 from trainer.evaluate import Evaluation
+from trainer.faults.spikes import Spikes
 from trainer.meters import Meters
 from trainer.run_folder import RunFolder
 from trainer.tally import StepTotals
@@ -40,6 +41,7 @@ class Record:
         self._every_steps = every_steps
         self._class_names = class_names
         self._is_main = dist.get_rank() == 0
+        self._spikes = Spikes()
         self._launched: dict[int, tuple[float, Tensor | float | None]] = {}
 
     def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
@@ -64,7 +66,9 @@ class Record:
             clips_per_second=round(rates.clips_per_second, 3),
             data_wait_share=round(rates.data_wait_share, 4),
             bad_clips=totals.bad,
+            spent=round(meters.spent.seconds, 3),
         )
+        self._mark_spike(done, totals.loss)
         if done % self._every_steps == 0 or done in (1, self._total_steps):
             values = {
                 "train/loss": totals.loss,
@@ -88,6 +92,26 @@ class Record:
             rates=rates,
             seconds_left=meters.time_left(self._total_steps - done),
         )
+
+    def _mark_spike(self, done: int, loss: float) -> None:
+        spike = self._spikes.look(loss)
+        if spike is None:
+            return
+        self._folder.event("spike", step=done, loss=loss, usual=spike.usual, deviations=spike.deviations)
+        self._tracker.metrics(done, {"train/spike": spike.deviations})
+        self._display.warn(
+            f"step {done}: the loss jumps to {loss:.4f}; {spike.usual:.4f} was usual ({spike.deviations:.0f} "
+            "standard deviations)"
+        )
+
+    def skipped(self, step: int, words: str, file: Path | None) -> None:
+        """Tell of a step that changed nothing, and where its clips are kept for a replay."""
+        if self._is_main:
+            self._folder.event(
+                "skipped", step=step + 1, words=words, file=None if file is None else str(file)
+            )
+            self._tracker.metrics(step + 1, {"train/skipped": 1.0})
+            self._display.warn(words)
 
     def data(self, step: int, report: DataReport | None) -> None:
         """Tell what the data costs, and, when that changes, which stage of it keeps the run waiting."""

@@ -25,9 +25,13 @@ from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
-from trainer.engine.engine import Engine, connect, disconnect
+from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
+from trainer.engine.memory import room_of_all
 from trainer.environment import Environment, describe, find_environment
-from trainer.faults.stop import INTERRUPTED, REQUEUE, StopRequest
+from trainer.faults.inquiry import Inquiry
+from trainer.faults.skips import SkippedSteps
+from trainer.faults.stop import StopRequest, exit_code
+from trainer.faults.watchdog import Watchdog
 from trainer.loop import Trainer
 from trainer.meters import Meters
 from trainer.preparation import Preparation, check_decoder, prepare, preprocessing, settled
@@ -40,6 +44,7 @@ from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
+LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the time limit's word to the end, without saving
 
 
 def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence[str] = ()) -> int:
@@ -55,7 +60,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     if environment.device.type == "cuda":
         torch.cuda.set_device(environment.device)
     torch.set_num_threads(cores_per_rank(environment))
-    connect(environment)
+    connect(environment, max(COLLECTIVE_MINUTES, 2 * (recipe.run.hang_minutes or 0)))
     try:
         return Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
     finally:
@@ -83,15 +88,17 @@ class Run:
 
     def train(self, resume: str, allowed: Sequence[str]) -> int:
         together(self._render)
-        prepared = together(lambda: prepare(self.recipe, self.environment.world_size))
+        room = room_of_all(self.environment)
+        prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room))
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         together(lambda: self._check_folder(resume))
         found, state = self._find_checkpoint(prepared, resume, allowed)
         together(lambda: self._create_folder(found, 0 if state is None else state.step))
         with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest(announce=self.is_main))
-            trainer = self._build(prepared, found, state, stop, stack)
+            stop = stack.enter_context(self._stop_request())
+            watchdog = stack.enter_context(self._watchdog())
+            trainer = self._build(prepared, found, state, stop, watchdog, stack)
             status: Status = "FAILED"
             try:
                 if trainer.step == 0:
@@ -107,6 +114,23 @@ class Run:
                 trainer.record.finished()
                 return 0
             return self._leave(trainer, stop)
+
+    def _stop_request(self) -> StopRequest:
+        return StopRequest(
+            announce=self.is_main,
+            stop_file=self.folder.stop if self.is_main else None,
+            time_limit=self.recipe.run.time_limit_minutes,
+            margin=lambda: LEAVING_TAKES + 3 * self.checkpoints.longest,
+        )
+
+    def _watchdog(self) -> Watchdog:
+        minutes = self.recipe.run.hang_minutes
+        return Watchdog(
+            self.folder.path,
+            rank=self.environment.rank,
+            world_size=self.environment.world_size,
+            limit=None if minutes is None else 60 * minutes,
+        )
 
     def _render(self) -> None:
         if self.is_main:
@@ -149,6 +173,7 @@ class Run:
         found: Path | None,
         state: TrainState | None,
         stop: StopRequest,
+        watchdog: Watchdog,
         stack: ExitStack,
     ) -> Trainer:
         recipe, environment = self.recipe, self.environment
@@ -215,6 +240,9 @@ class Run:
             record=record,
             meters=meters,
             stop=stop,
+            watchdog=watchdog,
+            inquiry=Inquiry(engine, self.folder.path, self._description(prepared), prepared.train.path),
+            skipped=SkippedSteps(recipe.optimisation.skipped_steps),
             settled=settled(recipe, prepared),
             description=self._description(prepared),
             tally=Tally(environment.device),
@@ -339,4 +367,4 @@ class Run:
         dist.all_gather_object(heard, stop.requested)
         reasons = sorted({reason for reason in heard if reason is not None})
         trainer.record.left(trainer.step, " and ".join(reasons), trainer.meters.spent.seconds)
-        return INTERRUPTED if "SIGINT" in reasons else REQUEUE
+        return exit_code(reasons)

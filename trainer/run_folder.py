@@ -24,6 +24,8 @@ from typing import Any
 
 from trainer import RunError
 
+_TAIL = 2**16  # bytes at the end of the events that are looked through
+
 
 class RunFolder:
     """The folder of one run; only rank 0 writes into it, except for checkpoints."""
@@ -38,6 +40,7 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.summary = path / "summary.json"
         self.weights = path / "weights.safetensors"
+        self.stop = path / "STOP"
         self.mlflow = path / "mlflow_run.json"
         self.travelling = (self.quarantine, self.mlflow)
         """Files of which every checkpoint has a copy."""
@@ -63,6 +66,22 @@ class RunFolder:
             copy = checkpoint / file.name
             if copy.exists() and not file.exists():
                 self.write(file, copy.read_text(encoding="utf-8"))
+
+    def last_spent(self) -> float:
+        """Seconds that the run had spent when it last told of a step; 0 where it never did."""
+        if not self.events.exists():
+            return 0.0
+        with open(self.events, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in reversed(lines):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # cut off, by a crash or by where the tail begins
+            if event.get("event") == "step":
+                return float(event["spent"])
+        return 0.0
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970."""

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ class Training:
 
     def __init__(
         self, run_dir: Path, *arguments: str, data: Path, ranks: int = 1, recipe: Path = SMALL,
-        variables: dict[str, str] | None = None,
+        variables: dict[str, str] | None = None, script: Path = ROOT / "launch/train.py",
     ) -> None:  # fmt: skip
         command = [
             sys.executable,
-            str(ROOT / "launch/train.py"),
+            str(script),
             "--recipe",
             str(recipe),
             "--run-dir",
@@ -87,18 +87,42 @@ class Training:
 
     def wait_for_step(self, step: int) -> None:
         """Return as soon as the run has recorded so many steps."""
+        self.wait_until(lambda: any(event["step"] >= step for event in events(self.run_dir, "step")))
+
+    def wait_until(self, happened: Callable[[], bool], pause: float = 0.02) -> None:
+        """Return as soon as something has happened; the run must not end before."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            assert self.processes[0].poll() is None, self.wait()
-            if any(event["step"] >= step for event in events(self.run_dir, "step")):
+            if happened():
                 return
-            time.sleep(0.02)
-        raise TimeoutError(f"step {step} never came")
+            assert self.processes[0].poll() is None, self.wait()
+            time.sleep(pause)
+        raise TimeoutError("it never happened")
 
-    def signal(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to rank 0, or to it and all it started, as a terminal does."""
+    def signal(self, number: int, *, group: bool = False, rank: int = 0) -> None:
+        """Send a signal to a rank, or to it and all it started, as a terminal does."""
         send = os.killpg if group else os.kill
-        send(self.processes[0].pid, number)
+        send(self.processes[rank].pid, number)
+
+    def kill(self, rank: int) -> None:
+        """Kill a rank as a fault does, and end the others as a launcher then does."""
+        self.signal(signal.SIGKILL, rank=rank)
+        others = [process for number, process in enumerate(self.processes) if number != rank]
+        for process in others:
+            process.terminate()
+        for process in others:
+            try:
+                process.communicate(timeout=3)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        self.wait()
+
+    def checkpoints(self) -> list[Path]:
+        """Those that are visible, oldest first."""
+        return sorted((self.run_dir / "checkpoints").glob("step-*"))
+
+    def is_saving(self) -> bool:
+        return any((self.run_dir / "checkpoints").glob(".step-*.partial"))
 
 
 def train(run_dir: Path, *arguments: str, data: Path, ranks: int = 1, **more: Any) -> Outcome:

@@ -56,6 +56,8 @@ class Checkpoints:
         self._begun = 0
         self._lost = 0  # of those begun, which some rank could not write
         self._in_flight: TrainState | None = None
+        self.longest = 0.0
+        """Seconds that the slowest save took so far, from the copy until it was visible."""
         self._total_bytes = 0
 
     def is_due(self) -> bool:
@@ -117,6 +119,7 @@ class Checkpoints:
         if outcome[0] is not None:
             self._discard(state, outcome[0])
             return None
+        self.longest = max(self.longest, time.monotonic() - self._saved_at)
         return self.shelf.final(state.step)
 
     def settle(self) -> Path | None:

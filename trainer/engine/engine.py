@@ -26,7 +26,7 @@ from trainer.recipe.schema import Recipe
 
 Precision = Literal["fp32", "bf16", "autocast"]
 
-COLLECTIVE_LIMIT = timedelta(minutes=30)  # how long ranks wait for one another, rendering included
+COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
@@ -43,16 +43,19 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     return wanted  # type: ignore[return-value]
 
 
-def connect(environment: Environment) -> None:
+def connect(environment: Environment, patience: float = COLLECTIVE_MINUTES) -> None:
     """Join the process group of all ranks; the environment's `env://` variables are set already.
 
-    Raises RunError when the ranks cannot meet, as when another run has their port.
+    patience: minutes that a rank waits for the others. Raises RunError when the ranks cannot meet, as when
+    another run has their port.
     """
     deepspeed = _import_deepspeed(environment.device)
     if not dist.is_initialized():
         backend = "nccl" if environment.device.type == "cuda" else "gloo"
         try:
-            deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_LIMIT, verbose=False)
+            deepspeed.init_distributed(
+                dist_backend=backend, timeout=timedelta(minutes=patience), verbose=False
+            )
         except dist.DistNetworkError as error:
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise RunError(
@@ -143,6 +146,17 @@ class Engine:
             torch._foreach_copy_(self._statistics_before, self._statistics)
         clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
         return self.deepspeed(clips, keys).float()
+
+    def look(self, clips: Tensor, keys: Tensor) -> Tensor:
+        """Logits as in training, but part of no step: DeepSpeed does not hear of a backward that follows.
+
+        Only at stage 3, where it alone can put the weights together, it would: no backward may follow there.
+        """
+        if self.zero_stage == 3:
+            return self.forward(clips, keys)
+        clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
+        with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
+            return self.model(clips, keys).float()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch; `loss` is its mean, DeepSpeed divides by accumulation."""

@@ -1,0 +1,121 @@
+"""After a step whose gradient was not finite: whose clips it was, which module, and the evidence for a
+replay.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.loader import ClipBatch
+from trainer.engine.engine import Engine
+from trainer.faults.replay import WEIGHTS, keep
+from trainer.faults.trace import trace
+from trainer.weights import save_weights
+
+KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """words: what was not finite where, to follow "because". file: for a replay; None where none was kept."""
+
+    words: str
+    file: Path | None
+
+
+class Inquiry:
+    """Holds a step's suspects, and looks into them when it went wrong.
+
+    folder: of the run. description: what is needed to use the weights, see `TrainState`. path_of: a sample's
+    file.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path, description: dict[str, Any], path_of: Callable[[int], Path]
+    ) -> None:
+        self._engine = engine
+        self._folder = folder / "not-finite"
+        self._description = description
+        self._path_of = path_of
+        self._suspect: tuple[int, ClipBatch] | None = None
+        self._finite: Tensor | None = None
+        self._kept = 0
+
+    def hold(self, number: int, batch: ClipBatch, loss: Tensor) -> None:
+        """Remember a micro-batch of the step at work, `number` counted from 0, and its loss.
+
+        What is held is the first one whose loss was not finite, else the last: one, however many a step has.
+        """
+        if number == 0 or self._finite is None or bool(self._finite):  # of the one before, computed by now
+            self._suspect = (number, batch)
+            self._finite = loss.detach().isfinite()
+
+    def look(self, step: int) -> Finding:
+        """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
+        assert self._suspect is not None
+        number, batch = self._suspect
+        buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
+        found = trace(self._engine.model, lambda: self._loss(batch))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        orders: list[Any] = [None] * dist.get_world_size()
+        own = None if found.origin is None else (found.origin.order, found.origin.words, batch.ids.tolist())
+        dist.all_gather_object(orders, own)
+        culprits = [rank for rank, origin in enumerate(orders) if origin is not None]
+        if not culprits:
+            return Finding(
+                "the gradient is not finite; the same clips, seen once more, give finite numbers", None
+            )
+        first = min(orders[rank][0] for rank in culprits)
+        culprits = [rank for rank in culprits if orders[rank][0] == first]
+        _, words, samples = orders[culprits[0]]
+        file = self._keep(step, number, batch, words, culprits)
+        ranks = ", ".join(map(str, culprits))
+        listed = ", ".join(map(str, samples))
+        return Finding(f"{words} (rank {ranks}, samples {listed})", file)
+
+    def _loss(self, batch: ClipBatch) -> Tensor:
+        logits = self._engine.look(batch.clips, batch.keys)
+        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none") * batch.valid
+        # Stage 3 has the weights only while their module runs: its backward is not looked into.
+        return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
+
+    def _keep(self, step: int, number: int, batch: ClipBatch, words: str, culprits: list[int]) -> Path | None:
+        """Keep the culprits' clips, and on rank 0 the weights. Collective.
+
+        Returns the first culprit's file.
+        """
+        if self._kept == KEPT:
+            return None
+        self._kept += 1
+        folder, rank = self._folder / f"step-{step + 1:07d}", dist.get_rank()
+        weights = self._engine.weights()
+        about = {
+            "step": step + 1,
+            "rank": rank,
+            "micro_batch": number,
+            "precision": self._engine.precision,
+            "words": words,
+            "paths": [str(self._path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()],
+        }
+        try:
+            if rank in culprits:
+                keep(folder / _name(rank), batch, about)
+            if rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_weights(folder / WEIGHTS, weights, self._description)
+        except OSError as error:
+            _log.warning("the clips of step %d cannot be kept: %s", step + 1, error)
+        return folder / _name(culprits[0])
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"

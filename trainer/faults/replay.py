@@ -1,0 +1,147 @@
+"""The clips of a step whose gradient was not finite, kept, and shown once more to the same weights.
+
+What is kept is safetensors: nothing that is loaded here can run code.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from models import UniFormerV2
+from pipelines.loader import ClipBatch
+from trainer import RunError
+from trainer.faults.trace import Trace, trace
+from trainer.weights import load_weights
+
+FORMAT = "not-finite 1"
+WEIGHTS = "weights.safetensors"
+_AROUND = 6  # modules shown before and after the first that is not finite
+
+
+def keep(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
+    """Write a micro-batch down. about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words`,
+    and `paths` of the videos; the weights it met go beside it, into `WEIGHTS`. Raises OSError.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {
+        "clips": batch.clips.float(),
+        "labels": batch.labels,
+        "ids": batch.ids,
+        "valid": batch.valid,
+        "keys": batch.keys,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(held, file, metadata={"format": FORMAT, "about": json.dumps(about)})
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+
+
+def replay(file: Path) -> bool:
+    """Show the clips to the weights that lie beside them, in fp32 and in the run's precision, and print where
+    the numbers cease to be finite. Returns whether they do.
+
+    Batch norms see the kept clips alone, not those of other ranks. Raises RunError for a file that was not
+    kept by a run, or whose weights are gone.
+    """
+    tensors, about = _read(file)
+    model = load_weights(file.parent / WEIGHTS).model.train()
+    console = Console()
+    paths = about["paths"]
+    console.print(
+        f"step {about['step']}, rank {about['rank']}, micro-batch {about['micro_batch']}, "
+        f"{about['precision']}; the run said: {about['words']}",
+        highlight=False,
+    )
+    reproduced = False
+    for precision in dict.fromkeys(["fp32", about["precision"]]):
+        losses, found = _seen_again(model, tensors, precision)
+        words = "all is finite" if found.origin is None else found.origin.words
+        console.print(f"\n[bold]{precision}[/bold]: {words}", highlight=False)
+        _print_losses(console, tensors, paths, losses)
+        if found.origin is not None:
+            reproduced = True
+            _print_modules(console, found)
+    if not reproduced:
+        console.print(
+            "\nIt does not happen again with these clips alone: other ranks' clips in a batch norm "
+            "matter, or the hardware was at fault",
+            highlight=False,
+        )
+    return reproduced
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"--replay {file}: cannot be read: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise RunError(f"--replay {file}: these are no clips that a run kept; see not-finite/ of its folder")
+    if not (file.parent / WEIGHTS).exists():
+        raise RunError(f"--replay {file}: {WEIGHTS} is missing beside it")
+    return tensors, json.loads(metadata["about"])
+
+
+def _seen_again(model: UniFormerV2, tensors: dict[str, Tensor], precision: str) -> tuple[list[float], Trace]:
+    """Each clip's loss, and where the numbers cease to be finite."""
+    lowered = precision == "bf16"
+    model.to(torch.bfloat16 if lowered else torch.float32)
+    losses: list[float] = []
+
+    def run() -> Tensor:
+        clips = tensors["clips"].bfloat16() if lowered else tensors["clips"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            logits = model(clips, tensors["keys"])
+        each = F.cross_entropy(logits.float(), tensors["labels"].clamp(min=0), reduction="none")
+        each = each * tensors["valid"]
+        losses.extend(each.tolist())
+        return each.mean()
+
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    found = trace(model, run)
+    for buffer, before in kept:
+        buffer.copy_(before)
+    return losses, found
+
+
+def _print_losses(
+    console: Console, tensors: dict[str, Tensor], paths: list[str], losses: list[float]
+) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("sample", "loss", "video"):
+        table.add_column(column, overflow="fold")
+    for sample, loss, path in zip(tensors["ids"].tolist(), losses, paths, strict=True):
+        table.add_row(str(sample), f"{loss:.4g}", path)
+    console.print(table)
+
+
+def _print_modules(console: Console, found: Trace) -> None:
+    """The modules around the first that is not finite, with the largest absolute values that they saw."""
+    assert found.origin is not None
+    names = [record.name for record in found.modules]
+    middle = names.index(found.origin.module) if found.origin.module in names else 0
+    if found.origin.phase == "backward":
+        middle = max(index for index, name in enumerate(names) if name == found.origin.module)
+    table = Table(box=None, pad_edge=False)
+    for column in ("module", "input", "weights", "output", "gradient", "passed on"):
+        table.add_column(column, no_wrap=True)
+    for record in found.modules[max(0, middle - _AROUND) : middle + _AROUND + 1]:
+        values = (record.inputs, record.weights, record.output, record.gradient, record.passed_on)
+        shown = ["" if value is None else f"{value:.3g}" for value in values]
+        style = "bold" if record.name == found.origin.module else None
+        table.add_row(record.name or "(the model)", *shown, style=style)
+    console.print(table)
