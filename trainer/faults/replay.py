@@ -55,18 +55,17 @@ def replay(file: Path) -> bool:
     """
     tensors, about = _read(file)
     model = load_weights(file.parent / WEIGHTS).model.train()
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)  # a path may hold what looks like markup
     paths = about["paths"]
     console.print(
         f"step {about['step']}, rank {about['rank']}, micro-batch {about['micro_batch']}, "
-        f"{about['precision']}; the run said: {about['words']}",
-        highlight=False,
+        f"{about['precision']}; the run said: {about['words']}"
     )
     reproduced = False
     for precision in dict.fromkeys(["fp32", about["precision"]]):
         losses, found = _seen_again(model, tensors, precision)
         words = "all is finite" if found.origin is None else found.origin.words
-        console.print(f"\n[bold]{precision}[/bold]: {words}", highlight=False)
+        console.print(f"\n{precision}: {words}", style="bold")
         _print_losses(console, tensors, paths, losses)
         if found.origin is not None:
             reproduced = True
@@ -74,8 +73,7 @@ def replay(file: Path) -> bool:
     if not reproduced:
         console.print(
             "\nIt does not happen again with these clips alone: other ranks' clips in a batch norm "
-            "matter, or the hardware was at fault",
-            highlight=False,
+            "matter, or the hardware was at fault"
         )
     return reproduced
 
@@ -132,10 +130,9 @@ def _print_losses(
 def _print_modules(console: Console, found: Trace) -> None:
     """The modules around the first that is not finite, with the largest absolute values that they saw."""
     assert found.origin is not None
-    names = [record.name for record in found.modules]
-    middle = names.index(found.origin.module) if found.origin.module in names else 0
-    if found.origin.phase == "backward":
-        middle = max(index for index, name in enumerate(names) if name == found.origin.module)
+    calls = [index for index, record in enumerate(found.modules) if record.name == found.origin.module]
+    end = -1 if found.origin.phase in ("loss", "backward") else 0  # clips and loss have no module
+    middle = (calls or range(len(found.modules)))[end]
     table = Table(box=None, pad_edge=False)
     for column in ("module", "input", "weights", "output", "gradient", "passed on"):
         table.add_column(column, no_wrap=True)

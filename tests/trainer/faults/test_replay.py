@@ -1,0 +1,133 @@
+"""What a run keeps of a step that went wrong is shown once more to the weights it met."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models import UniFormerV2, create_model
+from pipelines.loader import ClipBatch
+from trainer import RunError
+from trainer.faults.replay import WEIGHTS, keep, replay
+from trainer.weights import save_weights
+
+PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
+
+
+def model() -> UniFormerV2:
+    torch.manual_seed(0)
+    small = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
+    return create_model("tiny", form="temporal", frames=4, num_classes=5, **small)
+
+
+def batch(**changes: torch.Tensor) -> ClipBatch:
+    """Two clips, the second of which is a stand-in."""
+    torch.manual_seed(1)
+    fields: dict[str, Any] = {
+        "clips": torch.randn(2, 3, 4, 16, 16),
+        "labels": torch.tensor([3, -1]),
+        "ids": torch.tensor([17, 23]),
+        "valid": torch.tensor([True, False]),
+        "keys": torch.tensor([5, 2**62]),
+    }
+    return ClipBatch(**{**fields, **changes})
+
+
+def kept(folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp32") -> Path:
+    """What a run leaves in its folder."""
+    file = folder / "not-finite/step-0000008/rank-00001.safetensors"
+    about = {
+        "step": 8,
+        "rank": 1,
+        "micro_batch": 2,
+        "precision": precision,
+        "words": "the output of [head] is NaN",
+        "paths": PATHS,
+    }
+    keep(file, seen, about)
+    description = {
+        "model": dataclasses.asdict(made.config),
+        "class_names": list("abcde"),
+        "preprocessing": {},
+        "recipe": {},
+    }
+    save_weights(file.parent / WEIGHTS, made.state_dict(), description)
+    return file
+
+
+def with_nan() -> ClipBatch:
+    clips = batch().clips
+    clips[1, 0, 2, 3, 4] = float("nan")
+    return batch(clips=clips)
+
+
+def test_clips_that_hold_a_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(kept(tmp_path, model(), with_nan()))
+    shown = capsys.readouterr().out
+    assert "step 8, rank 1, micro-batch 2, fp32" in shown
+    assert "the run said: the output of [head] is NaN" in shown
+    assert "fp32: the clips themselves" in shown
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert all(path in shown for path in PATHS)
+    assert rows["17"].split()[1] == "nan", "batch norm mixes the clips"
+    assert "patch_embedding" in rows
+
+
+@pytest.mark.parametrize("precision", ["fp32", "autocast", "bf16"])
+def test_a_module_that_overflows_is_named_in_the_runs_precision_too(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = model()
+    with torch.no_grad():
+        made.blocks[1].attention.qkv.weight.fill_(3e38)
+    assert replay(kept(tmp_path, made, batch(), precision))
+    shown = capsys.readouterr().out
+    for said in {"fp32", precision}:
+        assert f"{said}: the output of blocks.1.attention.qkv is" in shown
+    rows = [line.split() for line in shown.splitlines() if line.startswith("blocks.1.attention.qkv")]
+    assert len(rows) == len({"fp32", precision})
+    assert all("3e+38" in row for row in rows), "the largest weight"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "autocast", "bf16"])
+def test_what_does_not_happen_again_is_said(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = model().train()
+    assert not replay(kept(tmp_path, made, batch(), precision))
+    shown = capsys.readouterr().out
+    assert f"{precision}: all is finite" in shown
+    assert "It does not happen again" in shown
+    with torch.no_grad():
+        logits = made(batch().clips, batch().keys)
+    first = float(torch.nn.functional.cross_entropy(logits[:1], torch.tensor([3])))
+    losses = {line.split()[0]: line.split()[1] for line in shown.splitlines() if ".mp4" in line}
+    assert float(losses["17"]) == pytest.approx(first, rel=1e-3 if precision == "fp32" else 0.05)
+    assert float(losses["23"]) == 0
+
+
+def test_what_is_no_kept_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"gone\.safetensors.*cannot be read"):
+        replay(tmp_path / "gone.safetensors")
+    (tmp_path / "text.safetensors").write_text("not tensors at all")
+    with pytest.raises(RunError, match="cannot be read"):
+        replay(tmp_path / "text.safetensors")
+    save_file({"clips": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(RunError, match="no clips that a run kept"):
+        replay(tmp_path / "foreign.safetensors")
+    file = kept(tmp_path, model(), batch())
+    with pytest.raises(RunError, match="no clips that a run kept"):
+        replay(file.parent / WEIGHTS)
+    (file.parent / WEIGHTS).unlink()
+    with pytest.raises(RunError, match=r"weights\.safetensors is missing"):
+        replay(file)
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    file = kept(tmp_path, model(), batch())
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RunError, match="cannot be read"):
+        replay(file)
