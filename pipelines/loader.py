@@ -34,12 +34,15 @@ class ClipBatch:
 
     clips: float32, (B, 3, T, H, W), or (B, V, 3, T, H, W) with V views in evaluation. labels, ids: int64,
     (B,); ids are rows of the dataset. valid: bool, (B,); False for stand-ins, whose label must not count.
+    keys: int64, (B,); what a training clip's dropout masks are keyed with, the same wherever and whenever the
+    clip is made (`TrainPlan.mask_key`); 0 in evaluation.
     """
 
     clips: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
     valid: torch.Tensor
+    keys: torch.Tensor
 
 
 class ClipLoader:
@@ -99,20 +102,26 @@ class ClipLoader:
         transfer = float(size) * self._copy_seconds
         made = len(identity) * self._repeats
         self._costs += Costs(made, int(decodings), float(read), float(decode), transfer=transfer)
-        return self._handed_over(clips, np.repeat(identity, self._repeats, axis=0))
+        return self._handed_over(clips, self._by_clip(identity))
+
+    def _by_clip(self, identity: np.ndarray) -> np.ndarray:
+        """A row per sample with the key of each clip made of it → a row per clip with its own key, (B, 4)."""
+        samples, keys = np.hsplit(identity, [3])
+        return np.column_stack([np.repeat(samples, self._repeats, axis=0), keys.reshape(-1)])
 
     def _handed_over(self, clips: Any, identity: np.ndarray) -> ClipBatch:
-        """The batch on its device. identity: (B, 3), sample, label, valid.
+        """The batch on its device. identity: (B, 4), sample, label, valid, key.
 
         Nothing is copied: DALI's buffer belongs to the tensor, and goes back to DALI when that is gone.
         """
         pixels = torch.from_dlpack(clips.as_tensor())
-        ids, labels, valid = torch.from_numpy(identity).to(self.processes.device).unbind(dim=1)
+        ids, labels, valid, keys = torch.from_numpy(identity).to(self.processes.device).unbind(dim=1)
         return ClipBatch(
             clips=pixels.flatten(0, 1) if self._repeats > 1 else pixels,
             labels=labels.contiguous(),
             ids=ids.contiguous(),
             valid=valid.bool(),
+            keys=keys.contiguous(),
         )
 
     def _run(self) -> Any:

@@ -20,10 +20,11 @@ from typing import Protocol
 
 FEISTEL_ROUNDS = 8
 # These keep the keys of different draws apart: the epochs of a dataset or its first part (later parts count
-# up from there), the places in a global batch, the offsets of weighted epochs.
+# up from there), the places in a global batch, the offsets of weighted epochs, the masks of clips.
 PERMUTATION_STREAM = 0x7065726D
 PLACE_STREAM = 0x706C6163650000
 OFFSET_STREAM = 0x6F66667365740000
+MASK_STREAM = 0x6D61736B0000
 
 GOLDEN_TURN = 0x9E3779B97F4A7C15  # the golden ratio's fraction of a full turn of 2**64
 
@@ -152,6 +153,18 @@ class TrainPlan:
         part, earlier = self._turn(step, place // self.repeats)
         epoch, draw, sample = self._draw(part, earlier)
         return Slot(epoch, draw, sample, place % self.repeats)
+
+    def mask_key(self, slot: Slot) -> int:
+        """What the model's dropout and drop-path masks of a clip are keyed with, an int64.
+
+        A hash of (seed, epoch, draw, repeat), apart from whatever else is drawn from them here and in
+        `draw.py`.
+        """
+        key = self.seed ^ MASK_STREAM
+        for number in (slot.epoch, slot.draw, slot.repeat):
+            key = _mix(key) ^ number
+        key = _mix(key)
+        return key - 2**64 if key >= 2**63 else key
 
     @cached_property
     def _parts(self) -> tuple[Part, ...]:

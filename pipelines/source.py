@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .draw import ClipDraw, TrainClip, ViewClip, draw_clip
 from .frames import view_indices
 from .manifest import Row
-from .plan import TrainPlan, ViewPlan
+from .plan import Slot, TrainPlan, ViewPlan
 from .reader import Arrays, Loaded, Reader, Request
 
 FLOAT = 4  # bytes
@@ -31,14 +31,14 @@ def _cut(frames: NDArray[Any], window: NDArray[np.int32]) -> NDArray[Any]:  # T 
     return frames[:, top:bottom, left:right]
 
 
-def _about(request: Request, loaded: Loaded) -> Arrays:
-    """(Sample, label, valid); why it is bad in UTF-8, one zero byte where it is not; its `Cost`, and its
-    bytes.
+def _about(request: Request, loaded: Loaded, keys: list[int]) -> Arrays:
+    """(Sample, label, valid, and the mask key of each clip made of it); why it is bad in UTF-8, one zero byte
+    where it is not; its `Cost`, and its bytes.
     """
     valid = request.row is not None and not loaded.reason
     label = request.row.label if request.row is not None else -1
     return (
-        np.array([request.sample, label, valid], np.int64),
+        np.array([request.sample, label, valid, *keys], np.int64),
         np.frombuffer(loaded.reason.encode() or b"\0", np.uint8),
         np.array([*astuple(loaded.cost), sum(array.nbytes for array in loaded.arrays)], np.float64),
     )
@@ -91,10 +91,10 @@ class TrainSource:
         return self._place(position)[0]
 
     def __call__(self, info: SampleInfo) -> Arrays:
-        request, draws = self._place(info.idx_in_epoch)
+        request, slots, draws = self._place(info.idx_in_epoch)
         loaded = self.reader.load(request)
         if loaded.reason:
-            draws = self._draws(info.idx_in_epoch, request.row, loaded.height, loaded.width)
+            draws = self._draws(slots, request.row, loaded.height, loaded.width)
             if not self.cuts:
                 loaded = replace(loaded, arrays=(_cut(loaded.arrays[0], draws[0].window),))
         top, left = loaded.origin
@@ -103,23 +103,25 @@ class TrainSource:
             if self.cuts:
                 numbers.append((draw.window - np.array([top, left, top, left])).astype(np.int32))
             numbers += draw.numbers
-        return (*loaded.arrays, *_about(request, loaded), *numbers)
+        keys = [self.plan.mask_key(slot) for slot in slots]
+        return (*loaded.arrays, *_about(request, loaded, keys), *numbers)
 
-    def _place(self, position: int) -> tuple[Request, list[ClipDraw]]:
+    def _place(self, position: int) -> tuple[Request, list[Slot], list[ClipDraw]]:
+        """What is wanted at a position, and of each of its repeats the slot and the draw."""
         step, place = self._slot_place(position)
         turn = (step * self.plan.global_batch + place) // self.plan.repeats
-        sample = self.plan.slot(step, place).sample
+        slots = [self.plan.slot(step, place + repeat) for repeat in range(self.plan.repeats)]
+        sample = slots[0].sample
         row = self.reader.dataset.row(sample)
-        draws = self._draws(position, row, row.height, row.width)
+        draws = self._draws(slots, row, row.height, row.width)
         windows = np.array([draw.window for draw in draws])
         (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
         window = (int(top), int(left), int(bottom), int(right))
-        return Request(sample, row, draws[0].indices, window, self.reader.decoding.in_graph(turn)), draws
+        request = Request(sample, row, draws[0].indices, window, self.reader.decoding.in_graph(turn))
+        return request, slots, draws
 
-    def _draws(self, position: int, row: Row | None, height: int, width: int) -> list[ClipDraw]:
+    def _draws(self, slots: list[Slot], row: Row | None, height: int, width: int) -> list[ClipDraw]:
         """One draw for each repeat, for frames of this size."""
-        step, place = self._slot_place(position)
-        slots = [self.plan.slot(step, place + repeat) for repeat in range(self.plan.repeats)]
         return [
             draw_clip(
                 self.clip,
@@ -192,7 +194,7 @@ class ViewSource:
         resized = np.array([int(loaded.height * scale), int(loaded.width * scale)], np.float32)
         return (
             *loaded.arrays,
-            *_about(request, loaded),
+            *_about(request, loaded, [0]),
             np.maximum(resized, self.clip.size),
             crop_positions(self.clip.crops, loaded.height, loaded.width),
         )

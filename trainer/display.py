@@ -176,7 +176,8 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
     """What a run came to.
 
     Args:
-        summary: with `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `seconds`,
+        summary: with `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `spent`
+        (words),
             `steps`, `parameters` and `gmacs`; what is missing or None is left out.
         run_dir: the run's folder.
         mlflow_command: see `Tracker.ui_command`; None where nothing was tracked.
@@ -186,7 +187,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         "top-5": ("top5", lambda value: f"{100 * value:.2f} %"),
         "clips/s": ("clips_per_second", lambda value: f"{value:.1f}"),
         "data wait": ("data_wait_share", lambda value: f"{100 * value:.1f} %"),
-        "time": ("seconds", duration),
+        "time": ("spent", str),
         "steps": ("steps", lambda value: f"{value:,}"),
         "parameters": ("parameters", lambda value: f"{value:,}"),
         "cost of a view": ("gmacs", gmacs),

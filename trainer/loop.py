@@ -23,7 +23,7 @@ from trainer.engine.engine import Engine
 from trainer.evaluate import Evaluation, evaluate
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
-from trainer.faults.stop import StopRequest
+from trainer.faults.stop import StopRequest, process_age
 from trainer.faults.watchdog import Watchdog
 from trainer.meters import Meters
 from trainer.record import Record
@@ -77,6 +77,7 @@ class Trainer:
         """Train to the last step. Returns False when the run was asked to leave before."""
         batches = iter(self.train_loader)
         self.engine.train()
+        self.meters.begun(process_age())
         while self.step < self.schedule.total_steps:
             with self.meters.step(self.plan.global_batch):
                 loss = self.train_step(batches)

@@ -33,7 +33,7 @@ from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, exit_code
 from trainer.faults.watchdog import Watchdog
 from trainer.loop import Trainer
-from trainer.meters import Meters
+from trainer.meters import Meters, Totals
 from trainer.preparation import Preparation, check_decoder, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
@@ -195,7 +195,8 @@ class Run:
         if found is not None and state is not None:
             self.checkpoints.load(engine, found, state)
             step = state.step
-            meters.restore(state.spent)
+            in_vain = self.folder.last_spent() - Totals(**state.spent).seconds  # type: ignore[arg-type]
+            meters.restore(state.spent, done_again=in_vain)
         options = self._loader_options()
         mean, std = recipe.augmentation.mean, recipe.augmentation.std
         train = together(
@@ -356,6 +357,9 @@ class Run:
                 "clips_per_second": totals.clips_per_second,
                 "data_wait_share": totals.data_wait_share,
                 "seconds": totals.seconds,
+                "lost_seconds": totals.lost,
+                "starts": totals.starts,
+                "spent": totals.words,
                 "parameters": parameter_count(prepared.config),
                 "gmacs": multiply_accumulates(prepared.config) / 1e9,
             }

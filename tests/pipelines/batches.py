@@ -53,12 +53,12 @@ def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
 
 
 def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
-    """A SHA-256 of each batch's pixels, labels and ids; of several that belong together, of all of them."""
+    """A SHA-256 of each batch's pixels, labels, ids and keys; of several that belong together, of all of them."""
     found = []
     for entry in batches:
         parts = [entry] if isinstance(entry, ClipBatch) else entry
         digest = hashlib.sha256()
-        for name in ("clips", "labels", "ids", "valid"):
+        for name in ("clips", "labels", "ids", "valid", "keys"):
             digest.update(torch.cat([getattr(part, name) for part in parts]).numpy().tobytes())
         found.append(digest.hexdigest())
     return found

@@ -98,6 +98,9 @@ def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet) 
     assert torch.equal(ids[0::2], ids[1::2])
     assert torch.equal(ids[0::2], torch.cat([batch.ids for batch in single]))
     assert torch.equal(clips[0::2], torch.cat([batch.clips for batch in single]))
+    keys = torch.cat([batch.keys for batch in batches])
+    assert torch.equal(keys[0::2], torch.cat([batch.keys for batch in single]))
+    assert len(keys.unique()) == len(keys)
     assert not any(torch.equal(one, other) for one, other in zip(clips[0::2], clips[1::2], strict=True))
 
 

@@ -12,7 +12,7 @@ from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.loader import ClipBatch, view_loader
 from pipelines.manifest import Manifest, write_manifest
-from pipelines.plan import ViewPlan
+from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF, loader, options, take
@@ -118,6 +118,15 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert clips.defects.take_fresh() == []
 
 
+def test_a_batch_has_the_mask_keys_of_its_slots(motion_set: MotionSet) -> None:
+    (batch,) = take(loader(motion_set.train, TrainClip(4, 32), batch=8, repeats=2), 1)
+    plan = TrainPlan(32, 8, seed=3, repeats=2)
+    slots = [plan.slot(0, place) for place in range(8)]
+    assert batch.keys.tolist() == [plan.mask_key(slot) for slot in slots]
+    assert batch.keys.dtype == torch.int64
+    assert batch.ids.tolist() == [slot.sample for slot in slots]
+
+
 def test_a_short_video_repeats_frames(motion_set: MotionSet, tmp_path: Path) -> None:
     manifest = Manifest.open(motion_set.train)
     row = replace(manifest.row(0), path=str(manifest.absolute_path(manifest.row(0))), frames=2)
@@ -139,6 +148,7 @@ def test_views_of_every_video_once_per_pass(motion_set: MotionSet) -> None:
         for one, other in zip(first, second, strict=True):
             assert torch.equal(one.clips, other.clips)
             assert one.clips.shape == (3, 6, 3, 4, 48, 48)
+            assert torch.equal(one.keys, torch.zeros(3, dtype=torch.int64))
         seen += [sample for batch in first for sample in batch.ids[batch.valid].tolist()]
         views.close()
     assert sorted(seen) == list(range(16))

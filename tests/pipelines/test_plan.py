@@ -88,6 +88,44 @@ def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> Non
     assert [slot.epoch for slot in slots] == [0, 0, 0, 0, 1, 1]
 
 
+def test_mask_keys_are_those_that_runs_have_begun_with() -> None:
+    plan = TrainPlan(samples=1000, global_batch=4, seed=3, repeats=2)
+    keys = [plan.mask_key(plan.slot(step, place)) for step in (0, 500) for place in (0, 1)]
+    assert keys == [-8427985370965756799, -1936100254172305614, 3137187371888546726, -654898691175435119]
+
+
+def test_every_seed_epoch_draw_and_repeat_has_a_mask_key_of_its_own() -> None:
+    keys = np.array(
+        [
+            TrainPlan(8, 1, seed).mask_key(Slot(epoch, draw, sample=0, repeat=repeat))
+            for seed in range(6)
+            for epoch in range(6)
+            for draw in range(100)
+            for repeat in range(3)
+        ]
+    )
+    assert len(np.unique(keys)) == len(keys)
+    bits = (keys[:, None] >> np.arange(64)) & 1
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.025  # 5 standard deviations
+    for apart in (1, 3, 300, 1800):  # neighbours in repeat, draw, epoch, seed
+        differing = (bits[apart:] != bits[:-apart]).mean(0)
+        assert np.abs(differing - 0.5).max() < 0.027
+
+
+def test_a_mask_key_is_the_draws_and_not_the_samples() -> None:
+    plan = TrainPlan(8, 1, seed=0)
+    assert plan.mask_key(Slot(0, 3, sample=3, repeat=0)) == plan.mask_key(Slot(0, 3, sample=5, repeat=0))
+
+
+def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
+    """Compared with the first 64 bits of the generators in `draw.py`, clip by clip."""
+    plan = TrainPlan(2000, 1, seed=0)
+    keys = np.array([plan.mask_key(Slot(0, draw, draw, repeat=0)) for draw in range(2000)]) / 2**64
+    for rest in ([], [1]):
+        first = [np.random.default_rng([0, 0, draw, *rest]).random() for draw in range(2000)]
+        assert abs(np.corrcoef(keys, first)[0, 1]) < 0.11  # 5 standard deviations
+
+
 @pytest.mark.parametrize(
     "ratios", [(3.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.2, 0.1), (1.0, 1000.0), (1e-3, 5.0, 2.0)]
 )

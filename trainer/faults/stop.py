@@ -75,7 +75,7 @@ class StopRequest:
         self._announce = announce
         self._stop_file = stop_file
         self._looked = -_LOOK_EVERY
-        self._end = None if time_limit is None else time.monotonic() - _process_age() + 60 * time_limit
+        self._end = None if time_limit is None else time.monotonic() - process_age() + 60 * time_limit
         self._margin = margin
         self._reason: str | None = None
         self._interrupts = 0
@@ -171,7 +171,7 @@ def _is_broken(output: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _process_age() -> float:
+def process_age() -> float:
     """Seconds since this process was started; libraries take a good part of a minute to load."""
     # The 22nd field is the start in clock ticks since boot; the 2nd, the name in brackets, may hold blanks.
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
