@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 # Handing over one item costs about what probing one small video costs; by the chunk it does not show.
 _CHUNK = 16
 # What asks a run to leave. Only its main process acts on them.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # Chunks under way for each worker: enough that none waits, few enough that a million items need no memory.
 _AHEAD = 4
 

@@ -1,5 +1,6 @@
 """How data, model and batch are fitted together before a run."""
 
+import json
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from pipelines import DataError
 from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest, Row, write_manifest
 from trainer import RunError
+from trainer.engine.memory import GIB, Room
 from trainer.preparation import Preparation, check_decoder, prepare, settled
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
@@ -52,7 +54,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def prepared(*overrides: str) -> Preparation:
-    return prepare(recipe(*overrides), world_size=2)
+    return prepare(recipe(*overrides), world_size=2, room=Room("cpu", 16 * GIB))
 
 
 def shares(made: Preparation, steps: int) -> list[float]:
@@ -141,6 +143,79 @@ def test_a_flip_that_contradicts_the_labels_is_left_out_and_said(folder: Path) -
 def test_other_classes_are_flipped(folder: Path) -> None:
     made = prepared("augmentation.flip=0.5")
     assert (made.train_clip.flip, made.notes) == (0.5, ())
+
+
+def changed(*overrides: str) -> set[str]:
+    """What a checkpoint of the recipe as it is would be refused for, once it is changed so."""
+    one, two = settled(recipe(), prepared()), settled(recipe(*overrides), prepared(*overrides))
+    assert json.loads(json.dumps(one)) == one  # as a checkpoint keeps it
+    return {name for name in {*one, *two} if one.get(name) != two.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("seed=1", {"seed"}),
+        ("model.frames=8", {"model.frames"}),
+        ("model.overrides.head_dropout=0.1", {"model.overrides.head_dropout"}),
+        ("model.overrides.drop_path=0.1", {"model.overrides.drop_path"}),
+        ("data.train=more.arrow", {"data.train (fingerprint)"}),
+        ("sampling.shuffle=false", {"sampling.shuffle"}),
+        ("augmentation.color_jitter=0.1", {"augmentation.color_jitter"}),
+        ("augmentation.flip=0.1", {"augmentation.flip"}),
+        ("optimisation.epochs=3", {"optimisation.epochs"}),
+        ("optimisation.learning_rate=1e-4", {"optimisation.learning_rate"}),
+        ("optimisation.layer_decay=0.7", {"optimisation.layer_decay"}),
+        ("optimisation.ema_decay=0.9", {"optimisation.ema_decay"}),
+    ],
+)
+def test_what_changes_results_may_not_change_in_a_run(folder: Path, override: str, names: set[str]) -> None:
+    assert changed(override) == names
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "optimisation.skipped_steps=3",
+        "engine.micro_batch=2",
+        "engine.recomputed_blocks=2",
+        "engine.zero_stage=3",
+        "evaluation.clips=3",
+        "run.keep_last=1",
+        "data.workers=1",
+        "augmentation.flip_left_right=true",
+    ],
+)
+def test_what_does_not_change_results_may_change(folder: Path, override: str) -> None:
+    assert changed(override) == set()
+
+
+def test_what_the_flip_came_to_is_settled_not_what_was_asked_for(folder: Path) -> None:
+    made(folder / "train.arrow", 40, SIDED)
+    made(folder / "val.arrow", 8, SIDED)
+    assert changed("augmentation.flip=0") == set()
+    assert changed("augmentation.flip_left_right=true") == {"augmentation.flip"}
+
+
+def test_with_batch_norm_its_number_of_clips_is_settled(folder: Path) -> None:
+    temporal = ("model.form=temporal",)
+    one = settled(recipe(*temporal), prepared(*temporal))
+    less = (*temporal, "engine.micro_batch=2")
+    two = settled(recipe(*less), prepared(*less))
+    assert {name: (one[name], two[name]) for name in one if one[name] != two[name]} == {
+        "clips that a batch norm sees": (16, 4)
+    }
+
+
+def test_a_layout_left_to_auto_is_chosen_and_said(folder: Path) -> None:
+    found = prepared("engine=auto")
+    assert (found.layout.micro_batch, found.config.recomputed_blocks) == (8, 0)
+    assert [note.split(":")[0] for note in found.notes] == [
+        "engine.micro_batch auto",
+        "engine.recomputed_blocks auto",
+        "engine.zero_stage auto",
+    ]
 
 
 def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_read(folder: Path) -> None:

@@ -136,7 +136,8 @@ class _Choice:
         least = self._least(larger)
         if least.total > self.room.bytes:
             return f"{text}; {larger} would need {_gib(least.total)}{self._with_all_means()}"
-        return f"{text}; {larger} would need {_gib(self._demand(stage, larger, recomputed).total)}"
+        same = self._demand(stage, larger, recomputed)
+        return f"{text}; {larger} would need {_gib(same.total)}, or more recomputed or partitioned"
 
     def why_recomputed(self, stage: int, size: int, recomputed: int) -> str:
         """Why not fewer blocks."""
@@ -191,13 +192,12 @@ class _Choice:
             ["engine.precision bf16"] if self.needs.precision == "fp32" and self.room.kind == "cuda" else []
         )
         helps += ["fewer model.frames", "a smaller evaluation.batch", "a smaller model.preset"]
+        asked = f" with {' and '.join(given)}" if given else ""
         return (
-            f"the training does not fit: {_clips(self.sizes[0])} a rank and forward pass"
-            f"{self._with_all_means()} need {self._of_room(least)} ({_gib(least.states)} of weights, "
-            f"gradients and optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} "
-            f"of clips made ahead, {_gib(least.reserve)} in reserve)"
-            + (f" with {' and '.join(given)}" if given else "")
-            + f". What helps: {', '.join(helps)}"
+            f"the training does not fit{asked}: {_clips(self.sizes[0])} a rank and forward pass would need "
+            f"{self._of_room(least)}{self._with_all_means()} ({_gib(least.states)} of weights, gradients and "
+            f"optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} of clips made "
+            f"ahead, {_gib(least.reserve)} in reserve). What helps: {', '.join(helps)}"
         )
 
     def _of_room(self, demand: Demand) -> str:
