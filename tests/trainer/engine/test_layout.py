@@ -1,0 +1,203 @@
+"""Which layout is chosen for a memory, and in which words."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from models import UniFormerV2Config, build_config
+from trainer import RecipeError, RunError
+from trainer.engine.layout import ENOUGH_TOKENS, Layout, choose_layout
+from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
+from trainer.recipe.schema import Recipe
+
+L14 = build_config("l14", form="scene", frames=8, num_classes=400)
+ENOUGH = 4  # clips of 8 x 257 tokens
+
+
+def recipe(engine: Any, *, global_batch: int = 512, repeats: int = 1) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"preset": "l14", "form": "scene", "frames": 8},
+            "data": {"train": "a", "val": "b"},
+            "sampling": {"repeats": repeats},
+            "optimisation": {"global_batch": global_batch, "steps": 5, "learning_rate": 1e-5},
+            "engine": engine,
+        }
+    )
+
+
+def chosen(
+    gib: float,
+    engine: Any = "auto",
+    *,
+    ranks: int = 8,
+    config: UniFormerV2Config = L14,
+    precision: Precision = "fp32",
+    **batch: int,
+) -> Layout:
+    room = Room("cuda", int(gib * GIB))
+    return choose_layout(recipe(engine, **batch), config, ranks, precision=precision, room=room)
+
+
+def need(layout: Layout, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> Demand:
+    """What a layout that was chosen needs, with some of it otherwise."""
+    of_all = Needs.of(recipe("auto"), L14, ranks=ranks, precision=precision, kind="cuda")
+    fields = {name: getattr(layout, name) for name in ("zero_stage", "micro_batch", "recomputed_blocks")}
+    return of_all.demand(**{**fields, **changes})
+
+
+def plain(layout: Layout) -> tuple[int, int, int, int]:
+    return layout.zero_stage, layout.micro_batch, layout.accumulation, layout.recomputed_blocks
+
+
+def test_what_is_given_in_numbers_is_taken_as_it_is() -> None:
+    asked = {"zero_stage": 2, "micro_batch": 24, "recomputed_blocks": 3}
+    assert chosen(1, asked) == Layout(2, 16, 4, 3, ())
+    assert chosen(1, {"zero_stage": 0}) == Layout(0, 64, 1, 0, ())
+
+
+def test_with_room_for_all_nothing_is_saved() -> None:
+    layout = chosen(400)
+    assert plain(layout) == (0, 64, 1, 0)
+    assert "that is a rank's whole share of the global batch" in layout.why[0]
+    assert layout.why[1] == "engine.recomputed_blocks auto: 0 of 24, 64 clips fit without"
+    assert layout.why[2] == "engine.zero_stage auto: 0, nothing more needs to be partitioned"
+
+
+@pytest.mark.parametrize("gib", [10.5, 11, 12, 13, 14, 16, 20, 30, 60, 79.6, 120])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_nothing_that_is_preferred_would_have_fitted(gib: float, precision: Precision) -> None:
+    layout = chosen(gib, precision=precision)
+    stage, size, accumulation, recomputed = plain(layout)
+    room = gib * GIB
+
+    def fits(**changes: int) -> bool:
+        return need(layout, precision=precision, **changes).total <= room
+
+    lowest = 1 if precision == "bf16" else 0
+    assert fits()
+    assert size * accumulation * 8 == 512
+    assert size == 64 or not fits(micro_batch=2 * size)
+    assert all(not fits(zero_stage=lower) for lower in range(lowest, stage))
+    if size >= ENOUGH:  # no stage would have spared a block, however few clips above enough
+        fewer = range(recomputed)
+        assert not any(
+            fits(zero_stage=other, micro_batch=ENOUGH, recomputed_blocks=blocks)
+            for other in range(lowest, 4)
+            for blocks in fewer
+        )
+    else:
+        every = [(other, blocks) for other in range(lowest, 4) for blocks in range(25)]
+        assert not any(
+            fits(zero_stage=other, micro_batch=ENOUGH, recomputed_blocks=blocks) for other, blocks in every
+        )
+
+
+def test_blocks_are_recomputed_for_enough_clips_but_not_for_more() -> None:
+    whole = next(gib for gib in range(5, 200) if chosen_or_none(gib) and chosen(gib).recomputed_blocks == 0)
+    assert chosen(whole).micro_batch == ENOUGH
+    tighter = chosen(whole - 1)
+    assert tighter.micro_batch == ENOUGH and tighter.recomputed_blocks > 0
+    assert ENOUGH * 8 * 257 >= ENOUGH_TOKENS > (ENOUGH - 1) * 8 * 257
+
+
+def chosen_or_none(gib: float) -> Layout | None:
+    try:
+        return chosen(gib)
+    except RunError:
+        return None
+
+
+def test_more_memory_never_makes_it_worse() -> None:
+    layouts = [layout for gib in range(5, 60) if (layout := chosen_or_none(gib))]
+    costs = [(layout.micro_batch < ENOUGH, layout.recomputed_blocks) for layout in layouts]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_each_field_may_be_left_to_auto_alone() -> None:
+    size = chosen(60, {"zero_stage": 1, "micro_batch": "auto"})
+    assert (size.zero_stage, size.recomputed_blocks, len(size.why)) == (1, 0, 1)
+    assert need(size).total <= 60 * GIB < need(size, micro_batch=2 * size.micro_batch).total
+    blocks = chosen(60, {"zero_stage": 1, "micro_batch": 32, "recomputed_blocks": "auto"})
+    assert (blocks.zero_stage, blocks.micro_batch, len(blocks.why)) == (1, 32, 1)
+    assert blocks.recomputed_blocks > 0
+    stage = chosen(22, {"zero_stage": "auto", "micro_batch": 4, "recomputed_blocks": 0})
+    assert (stage.micro_batch, stage.recomputed_blocks, len(stage.why)) == (4, 0, 1)
+    assert stage.zero_stage > 0
+
+
+def test_the_words_give_the_numbers_that_decided() -> None:
+    layout = chosen(14.5)
+    stage, size, _, recomputed = plain(layout)
+    assert stage > 0 and recomputed > 0
+
+    def gib(demand: Demand) -> str:
+        return f"{demand.total / GIB:.1f}"
+
+    micro_batch, blocks, zero = layout.why
+    assert micro_batch.startswith(f"engine.micro_batch auto: {size} clips, {gib(need(layout))} of 14.5 GiB; ")
+    fewer = need(layout, recomputed_blocks=recomputed - 1)
+    assert blocks == (
+        f"engine.recomputed_blocks auto: {recomputed} of 24; with {recomputed - 1}, {size} clips would need "
+        f"{gib(fewer)} of 14.5 GiB"
+    )
+    lower = need(layout, zero_stage=stage - 1)
+    assert zero == (
+        f"engine.zero_stage auto: {stage}; with {stage - 1}, {size} clips would need {gib(lower)} of 14.5 GiB"
+    )
+    small = chosen(10.5)
+    found = re.search(r"(\d+) would need ([\d.]+) even with all 24 blocks recomputed", small.why[0])
+    assert found is not None and float(found[2]) > 10.5
+
+
+def test_one_rank_has_nobody_to_share_with() -> None:
+    layout = chosen(79.6, ranks=1)
+    assert layout.zero_stage == 0
+    assert "engine.zero_stage auto: 0, one rank has nobody to share with" in layout.why
+
+
+def test_bf16_begins_with_the_stage_that_adds_up_in_fp32() -> None:
+    assert chosen(400, precision="bf16").zero_stage == 1
+    assert chosen(400, precision="bf16", ranks=1).zero_stage == 1
+    given = chosen(400, {"zero_stage": 0}, precision="bf16")
+    assert given.zero_stage == 1
+    assert "ZeRO stage 1, although engine.zero_stage is 0" in given.why[0]
+
+
+def test_with_batch_norm_the_number_of_clips_that_it_sees_is_told() -> None:
+    temporal = build_config("l14", form="temporal", frames=16, num_classes=174)
+    layout = chosen(79.6, config=temporal)
+    told = [line for line in layout.why if "batch norms see" in line]
+    assert told == [
+        f"batch norms see {8 * layout.micro_batch} clips at a time, engine.micro_batch x 8, and results "
+        f"depend on that: set engine.micro_batch to {layout.micro_batch} for the same with other memory"
+    ]
+    given = chosen(79.6, {"zero_stage": "auto", "micro_batch": 4}, config=temporal)
+    assert not any("batch norms" in line for line in given.why)
+
+
+def test_repeats_stay_together() -> None:
+    layout = chosen(30, ranks=2, global_batch=96, repeats=3)
+    assert layout.micro_batch % 3 == 0
+    assert layout.micro_batch * layout.accumulation * 2 == 96
+
+
+def test_what_fits_nowhere_is_refused_with_numbers_and_what_helps() -> None:
+    with pytest.raises(RunError) as caught:
+        chosen(4, ranks=1)
+    text = str(caught.value)
+    assert "1 clip a rank and forward pass would need " in text
+    assert " of 4.0 GiB even with all 24 blocks recomputed" in text
+    assert "more ranks" in text and "engine.precision bf16" in text
+    with pytest.raises(RunError, match=r"does not fit with engine\.micro_batch 64: .* leave all to auto"):
+        chosen(20, {"zero_stage": "auto", "micro_batch": 64, "recomputed_blocks": "auto"})
+    with pytest.raises(RecipeError, match="over 7 ranks"):
+        chosen(80, ranks=7)
+
+
+def test_recomputed_blocks_of_the_config_are_not_looked_at() -> None:
+    other = dataclasses.replace(L14, recomputed_blocks=5)
+    assert chosen(14.5, config=other) == chosen(14.5)

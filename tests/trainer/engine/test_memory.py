@@ -1,0 +1,216 @@
+"""What a rank needs, beside what DeepSpeed and PyTorch really allocate on the CPU, and what it has."""
+
+import gc
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import UniFormerV2, UniFormerV2Config, build_config
+from trainer import RunError
+from trainer.engine.engine import Engine, connect, disconnect
+from trainer.engine.layout import Layout
+from trainer.engine.memory import FRAGMENTATION, GIB, REDUCE_BUCKET, RESERVE, Needs, free_bytes, room_of_all
+from trainer.environment import Environment, find_environment
+from trainer.recipe.schema import Recipe
+
+CPU = torch.device("cpu")
+CLIPS = 4
+BUCKET_BYTES = {"fp32": (0, 4, 4, 4), "autocast": (0, 8, 8, 6)}
+"""Bytes of an element in DeepSpeed's buckets, all of them together, by stage."""
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Environment]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "")  # so that what is set meanwhile is gone again afterwards
+            patch.delenv(name)
+        environment = find_environment("cpu")
+        connect(environment)
+        yield environment
+        disconnect()
+
+
+def recipe(stage: int = 0, precision: str = "fp32", ema_decay: float | None = None) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"preset": "tiny", "form": "scene", "frames": 4},
+            "data": {"train": "a", "val": "b", "prefetch": 2},
+            "optimisation": {
+                "global_batch": 2 * CLIPS,
+                "steps": 5,
+                "learning_rate": 1e-3,
+                "ema_decay": ema_decay,
+            },
+            "engine": {"zero_stage": stage, "precision": precision},
+            "evaluation": {"batch": 1},
+        }
+    )
+
+
+def config() -> UniFormerV2Config:
+    """2.8 M weights and activations of about twice their bytes: an error in either shows."""
+    wide = {"width": 192, "depth": 6, "heads": 6, "global_layers": (5,), "patch_size": 16}
+    return build_config("tiny", form="scene", frames=4, num_classes=10, **wide)
+
+
+def needs(recipe: Recipe, *, ranks: int = 1, precision: str = "fp32", kind: str = "cpu") -> Needs:
+    return Needs.of(recipe, config(), ranks=ranks, precision=precision, kind=kind)  # type: ignore[arg-type]
+
+
+def held() -> int:
+    """Bytes of all tensors that Python knows."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def highest(work: Callable[[], None]) -> int:
+    """The most bytes that PyTorch allocated at a time during `work`."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+# Autocast comes last: what DeepSpeed notes of it holds for the whole process.
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+def test_the_estimate_is_near_what_is_allocated(
+    alone: Environment, stage: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "linear", F.linear)  # stage 3 puts its own in place of it, for the whole process
+    before = held()
+    torch.manual_seed(0)
+    asked = recipe(stage, precision, ema_decay=0.9)
+    layout = Layout(stage, CLIPS, accumulation=2, recomputed_blocks=0)
+    engine = Engine(UniFormerV2(config()), asked, alone, layout)
+    engine.train()
+    clips, labels = torch.randn(CLIPS, 3, 4, 64, 64), torch.arange(CLIPS)
+
+    def micro_batch() -> None:
+        engine.backward(F.cross_entropy(engine.forward(clips), labels))
+        engine.step(1e-3)
+
+    def step() -> None:
+        micro_batch()
+        micro_batch()
+
+    step()
+    of_all = needs(asked, precision=precision)
+    demand = of_all.demand(zero_stage=stage, micro_batch=CLIPS, recomputed_blocks=0)
+    # Of a bucket, only what the weights' gradients fill is ever touched, and takes memory.
+    buckets = BUCKET_BYTES[precision][stage] * (REDUCE_BUCKET - of_all.trained)
+    measured = held() - before + highest(step) - buckets
+    assert 0.94 < (demand.total - demand.reserve - demand.clips + clips.nbytes) / measured < 1.06
+
+
+def test_stages_share_the_states_among_the_ranks() -> None:
+    def states(stage: int, ranks: int, precision: str = "fp32") -> list[float]:
+        of_all = needs(recipe(ema_decay=0.9), ranks=ranks, precision=precision)
+        demand = of_all.demand(zero_stage=stage, micro_batch=1, recomputed_blocks=0)
+        parts = (demand.weights, demand.gradients, demand.optimiser, demand.average)
+        return [round(part / of_all.trained, 2) for part in parts]
+
+    assert states(0, 4) == [4, 4, 8, 4]
+    assert states(1, 4) == [4, 4, 3, 1]
+    assert states(2, 4) == [4, 1, 3, 1]
+    assert states(3, 4) == [1, 1, 3, 1]
+    assert states(1, 1) == [4, 4, 12, 4]  # a master copy that a single rank has no use for
+    assert states(1, 4, "bf16") == [2, 6, 3, 1]
+    assert states(2, 4, "bf16") == [2, 1, 3, 1]
+
+
+def test_a_gpu_has_its_buffers_whole_and_updates_in_one_kernel() -> None:
+    on_gpu = needs(recipe(), kind="cuda").demand(zero_stage=1, micro_batch=1, recomputed_blocks=0)
+    assert on_gpu.working > 4 * REDUCE_BUCKET
+    counted = on_gpu.total - on_gpu.reserve
+    assert on_gpu.reserve == RESERVE["cuda"] + int(FRAGMENTATION * counted)
+
+
+def test_evaluation_and_clips_made_ahead_count() -> None:
+    asked = recipe()
+    many = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"batch": 64})})
+    one, all_of_it = (
+        needs(each).demand(zero_stage=0, micro_batch=1, recomputed_blocks=0) for each in (asked, many)
+    )
+    clip = 3 * 4 * 64 * 64 * 4
+    assert (one.clips, all_of_it.clips) == (3 * 2 * clip, 3 * 65 * clip)  # two ahead and one in use
+    assert all_of_it.working > one.working
+
+
+def test_a_run_on_one_rank_has_what_the_machine_has(alone: Environment) -> None:
+    room = room_of_all(alone)
+    assert room.kind == "cpu"
+    assert room.bytes == pytest.approx(free_bytes(CPU, 1), rel=0.1)
+    assert free_bytes(CPU, 4) == pytest.approx(free_bytes(CPU, 1) / 4, rel=0.1)
+
+
+def machine(root: Path, membership: str, groups: dict[str, dict[str, str]]) -> Path:
+    """A tree of /proc and /sys with 8 GiB available."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
+    (root / "proc/self/cgroup").write_text(membership)
+    for folder, files in groups.items():
+        (root / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (root / "sys/fs/cgroup" / folder / name).write_text(text)
+    return root
+
+
+def limited(limit: int | str, used: int, cached: int) -> dict[str, str]:
+    return {
+        "memory.max": f"{limit}\n",
+        "memory.current": f"{used}\n",
+        "memory.stat": f"anon 5\ninactive_file {cached}\nactive_file 7\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups", "free"),
+    [
+        ("0::/\n", {}, 8 * GIB),
+        ("0::/job/step\n", {"job/step": limited(4 * GIB, 2 * GIB, GIB // 2)}, 5 * GIB // 2),
+        ("0::/job/step\n", {"job": limited(GIB, 0, 0), "job/step": limited("max", 0, 0)}, GIB),
+        ("0::/not/seen/here\n", {"": limited(2 * GIB, GIB, 0)}, GIB),
+        ("0::/job\n", {"job": limited(16 * GIB, 0, 0)}, 8 * GIB),
+        (
+            "5:devices:/a\n4:memory:/job\n0::/\n",
+            {
+                "memory/job": {
+                    "memory.limit_in_bytes": str(3 * GIB),
+                    "memory.usage_in_bytes": str(2 * GIB),
+                    "memory.stat": f"inactive_file 9\ntotal_inactive_file {GIB}\n",
+                },
+                "memory": {
+                    "memory.limit_in_bytes": "9223372036854771712",
+                    "memory.usage_in_bytes": "1",
+                    "memory.stat": "",
+                },
+            },
+            2 * GIB,
+        ),
+    ],
+    ids=["none", "own", "above", "container", "wide", "version 1"],
+)
+def test_what_a_control_group_leaves_is_all_there_is(
+    tmp_path: Path, membership: str, groups: dict[str, dict[str, str]], free: int
+) -> None:
+    assert free_bytes(CPU, 1, machine(tmp_path, membership, groups)) == free
+    assert free_bytes(CPU, 4, tmp_path) == free // 4
+
+
+def test_a_machine_that_does_not_say_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"/proc/meminfo.*set engine\.micro_batch"):
+        free_bytes(CPU, 1, tmp_path)

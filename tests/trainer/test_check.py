@@ -1,0 +1,64 @@
+"""`--check`: the figures for what is not here, and for what is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer import RunError
+from trainer.check import check
+from trainer.recipe.file import load_recipe
+
+RECIPE = """\
+name: test
+model: {preset: l14, form: temporal, frames: 16, num_classes: 174}
+data: {train: train.arrow, val: val.arrow}
+optimisation: {global_batch: 128, steps: 100, learning_rate: 1e-5}
+engine: {zero_stage: auto, micro_batch: auto, recomputed_blocks: auto}
+"""
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so none is assumed")
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def run(*overrides: str, ranks: int | None = None) -> str:
+        assert check(load_recipe(Path("recipe.yaml"), overrides), ranks) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@needs_no_gpu
+def test_with_ranks_a_gpu_is_assumed_and_the_layout_for_it_is_told(say) -> None:
+    text = say(ranks=8)
+    assert "there are 80.0 of a GPU, assumed since there is none here" in text
+    assert "(ZeRO 1, bf16)" in text
+    for line in (
+        "engine.micro_batch auto: 16 clips,",
+        "batch norms see 128 clips",
+        "recomputed_blocks auto: 0",
+    ):
+        assert line in text, line
+    assert "8 ranks x 16 clips x 1 accumulated" in text
+
+
+def test_on_a_cpu_it_is_the_memory_of_this_machine(say) -> None:
+    text = say("model.preset=tiny", "engine.device=cpu")
+    assert "of this machine's memory" in text
+    assert "fp32)" in text
+
+
+@needs_no_gpu
+def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -> None:
+    large = ("model.preset=l14_336", "model.frames=512", "engine.precision=fp32")
+    with pytest.raises(RunError, match="the training does not fit: 1 clip a rank"):
+        say(*large, ranks=1)
+    given = ("engine.zero_stage=1", "engine.micro_batch=16", "engine.recomputed_blocks=0")
+    text = say(*large, *given, ranks=8)
+    assert "GiB, too much: " in text
+    assert "chosen for this memory" not in text
