@@ -3,8 +3,8 @@
     deepspeed launch/train.py --recipe recipes/quickstart.yaml
     python launch/train.py --recipe recipes/quickstart.yaml --set optimisation.epochs=2
 
-Exit codes: 0 done, 2 a mistake in what was asked (the message says which), 85 saved and to be started again
-(SIGTERM, SIGUSR1), 130 saved after Ctrl-C.
+Exit codes: 0 done, 2 something must be mended (the message says what), 85 to be started again (SIGTERM,
+SIGUSR1, the time limit, a hang), 130 saved as someone wished (Ctrl-C, a closed terminal, a file STOP).
 """
 
 # DALI's worker processes import this file again: what is heavy is imported inside `main`.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see recipes/")
+    parser.add_argument("--recipe", type=Path, help="YAML file, see recipes/")
     parser.add_argument(
         "--set",
         action="append",
@@ -41,11 +41,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="go on although this setting differs from the checkpoint's; repeatable",
     )
+    parser.add_argument(
+        "--replay", type=Path, metavar="FILE", help="show clips that a run kept in not-finite/ once more"
+    )
     parser.add_argument("--check", action="store_true", help="say what the run would do and need, and leave")
     parser.add_argument("--ranks", type=int, help="with --check: as if so many ranks took part")
     # The deepspeed launcher hands it to every process, which finds it in LOCAL_RANK too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.recipe is None and parsed.replay is None:
+        parser.error("give --recipe, or --replay")
+    return parsed
 
 
 def main() -> int:
@@ -59,6 +65,11 @@ def main() -> int:
     from trainer.recipe.file import load_recipe
 
     try:
+        if arguments.replay is not None:
+            from trainer.faults.replay import replay
+
+            replay(arguments.replay)
+            return 0
         recipe = load_recipe(arguments.recipe, arguments.set)
         if arguments.check:
             from trainer.check import check

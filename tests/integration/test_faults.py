@@ -113,6 +113,7 @@ def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, 
     assert_same(run_dir, undisturbed)
 
 
+@pytest.mark.soak
 def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     training = begin(run_dir, motion_set)
@@ -129,7 +130,14 @@ def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet,
     assert_same(run_dir, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("truncated", marks=pytest.mark.soak),
+        "flipped",
+        pytest.param("missing", marks=pytest.mark.soak),
+    ],
+)
 def test_a_damaged_shard(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, damage: str) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
@@ -161,6 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.soak
 def test_a_full_disk(undisturbed: Path, motion_set: MotionSet, small_disk: Path, tmp_path: Path) -> None:
     run_dir = small_disk / "run"
     training = begin(run_dir, motion_set)
@@ -178,6 +187,7 @@ def test_a_full_disk(undisturbed: Path, motion_set: MotionSet, small_disk: Path,
     assert_same(run_dir, undisturbed)
 
 
+@pytest.mark.soak
 def test_mlflow_dies(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -212,6 +222,7 @@ def _wait_for_port(port: int) -> None:
     raise TimeoutError("the MLflow server never came")
 
 
+@pytest.mark.soak
 def test_a_video_is_deleted_during_the_run(motion_set: MotionSet, tmp_path: Path) -> None:
     data, run_dir = tmp_path / "set", tmp_path / "run"
     shutil.copytree(motion_set.root, data)
@@ -262,6 +273,7 @@ def test_a_nan_in_one_ranks_clips(undisturbed: Path, motion_set: MotionSet, tmp_
     assert "Traceback" not in strict.errors
 
 
+@pytest.mark.soak
 def test_the_clock_jumps(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     library, jump = tmp_path / "jump.so", tmp_path / "jump"
     if shutil.which("gcc") is None:
@@ -283,6 +295,7 @@ def test_the_clock_jumps(undisturbed: Path, motion_set: MotionSet, tmp_path: Pat
     assert_same(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.soak
 def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     hasty = settings(run__hang_minutes=0.15)
@@ -298,6 +311,7 @@ def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_
     assert_same(run_dir, undisturbed)
 
 
+@pytest.mark.soak
 def test_the_file_stop(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     slow = settings(optimisation__steps=2000)
@@ -312,6 +326,7 @@ def test_the_file_stop(undisturbed: Path, motion_set: MotionSet, tmp_path: Path)
     assert left < 2000 and training.checkpoints()[-1].name == f"step-{left:07d}"
 
 
+@pytest.mark.soak
 def test_the_time_limit(motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     begun = time.monotonic()

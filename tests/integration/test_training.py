@@ -53,11 +53,8 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
 def test_two_ranks_train_as_one_does(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path, stage: int
 ) -> None:
-    accumulation = settings(engine__micro_batch=2) if stage == 2 else []
     run_dir = tmp_path / "run"
-    outcome = train(
-        run_dir, *settings(engine__zero_stage=stage), *accumulation, data=motion_set.root, ranks=2
-    )
+    outcome = train(run_dir, *settings(engine__zero_stage=stage), data=motion_set.root, ranks=2)
     assert outcome.code == 0, outcome.errors
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
     assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it does learn something
@@ -119,22 +116,6 @@ def test_a_finished_run_is_not_trained_again(
     assert "--run-dir" in refused.errors
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    arguments = settings(engine__zero_stage=0, run__checkpoint_every_steps=10)
-    assert train(run_dir, *arguments, data=motion_set.root).code == 0
-    newest = run_dir / "checkpoints" / "step-0000020"
-    shard = next(newest.rglob("*model_states.pt"))
-    shard.write_bytes(shard.read_bytes()[:-100])
-    outcome = train(run_dir, *arguments, data=motion_set.root)
-    assert outcome.code == 0, outcome.errors
-    assert f"{newest} is passed over" in outcome.errors
-    assert "going on after step 10" in outcome.output
-    assert losses(run_dir)[20:] == losses(undisturbed)[10:]
-
-
 def test_bad_files_are_named_and_kept_out(motion_set: MotionSet, tmp_path: Path) -> None:
     data = tmp_path / "set"
     shutil.copytree(motion_set.root, data)
@@ -166,22 +147,26 @@ def test_a_changed_recipe_is_refused_by_name_and_changes_nothing(
     outcome = train(undisturbed, *settings(**changes), data=motion_set.root)
     assert outcome.code == 2
     assert "seed: 7 then, 8 now" in outcome.errors
-    assert "model width: 32 then, 64 now" in outcome.errors
+    assert "model.overrides.width: 32 then, 64 now" in outcome.errors
     assert "Traceback" not in outcome.errors
     assert (undisturbed / "recipe.yaml").read_text() == before
 
 
 def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:
     wild = settings(
-        optimisation__learning_rate=1e30, optimisation__clip_norm="null", run__checkpoint_every_steps=1
+        optimisation__learning_rate=1e30,
+        optimisation__warmup_steps=0,
+        optimisation__clip_norm="null",
+        optimisation__skipped_steps=3,
+        run__checkpoint_every_steps=1,
     )
     outcome = train(tmp_path / "run", *wild, data=motion_set.root)
     assert outcome.code == 2
     assert "learning_rate" in outcome.errors
     assert "Traceback" not in outcome.errors
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*/engine/*model_states.pt"):
-        weights = torch.load(path, weights_only=False)["module"]  # written by this very test
-        assert all(tensor.isfinite().all() for tensor in weights.values()), path
+    assert len(events(tmp_path / "run", "skipped")) == 4
+    # The weights of step 1 are finite, and no gradient at them is: they are not worth going on from.
+    assert not list((tmp_path / "run" / "checkpoints").glob("*step-*"))
 
 
 def test_going_back_sets_aside_what_came_later_and_the_clock_saves_once(

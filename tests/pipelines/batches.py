@@ -53,7 +53,7 @@ def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
 
 
 def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
-    """A SHA-256 of each batch's pixels, labels, ids and keys; of several that belong together, of all of them."""
+    """A SHA-256 of each batch's pixels, labels, ids and keys; one for several that belong together."""
     found = []
     for entry in batches:
         parts = [entry] if isinstance(entry, ClipBatch) else entry

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,12 +19,11 @@ from trainer import RunError
 from trainer.engine.average import Average
 from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
+from trainer.engine.memory import Precision
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count, update_count
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
-
-Precision = Literal["fp32", "bf16", "autocast"]
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 

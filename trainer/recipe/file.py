@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer import RecipeError
-from trainer.recipe.schema import ALTERNATIVES, Recipe
+from trainer.recipe.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
 from trainer.recipe.words import allowed, section_of
 from trainer.recipe.yaml import FieldPath, parse_yaml
 
@@ -24,6 +24,8 @@ class _Layered:
     origins: dict[FieldPath, str] = field(default_factory=dict)
 
     def add(self, layer: dict[str, Any], origins: dict[FieldPath, str]) -> None:
+        if layer.get("engine") == "auto":  # else the next layer's mapping would replace it
+            layer = {**layer, "engine": dict(ENGINE_AUTO)}
         for section, one, other in ALTERNATIVES:
             for given, displaced in ((one, other), (other, one)):
                 if _has(layer, section, given) and not _has(layer, section, displaced):

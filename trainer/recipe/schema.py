@@ -34,6 +34,10 @@ ALTERNATIVES = (
 """(section, field, field): two units of one quantity, of which at most one may have a value."""
 
 
+ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks": "auto"}
+"""What `engine: auto` is short for."""
+
+
 class Section(BaseModel):
     """What all sections share: no unknown fields, no change after construction, no NaN or infinity."""
 
@@ -342,11 +346,7 @@ class Engine(Section):
     @model_validator(mode="before")
     @classmethod
     def _all_auto(cls, value: Any) -> Any:
-        return (
-            dict.fromkeys(("zero_stage", "micro_batch", "recomputed_blocks"), "auto")
-            if value == "auto"
-            else value
-        )
+        return dict(ENGINE_AUTO) if value == "auto" else value
 
 
 class Evaluation(Section):

@@ -1,5 +1,6 @@
 """Recipes: what is accepted, what is refused and in which words."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -337,3 +338,12 @@ def test_every_field_has_a_sentence() -> None:
 
 def test_the_reference_page_is_up_to_date() -> None:
     assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), "run: python -m trainer.recipe.words"
+
+
+def test_engine_auto_is_kept_when_a_later_layer_sets_another_field(tmp_path: Path) -> None:
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    base = tmp_path / "recipes" / "auto.yaml"
+    base.write_text("base: own_videos.yaml\nname: auto\nengine: auto\n", encoding="utf-8")
+    engine = load_recipe(base, ["engine.precision=fp32"]).engine
+    assert (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks) == ("auto", "auto", "auto")
+    assert engine.precision == "fp32"
