@@ -15,6 +15,7 @@ from torch import Tensor
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
 from trainer import RunError
+from trainer.agreement import AgreedError
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
@@ -130,7 +131,7 @@ class Trainer:
             words = self.skipped.add(self.step + 1, finding.words)
         except RunError as error:
             self.record.skipped(self.step, str(error), finding.file)
-            raise
+            raise AgreedError(str(error)) from error
         self.record.skipped(self.step, words, finding.file)
 
     def exchange(self, loss: Tensor) -> StepTotals | None:
@@ -159,7 +160,7 @@ class Trainer:
         clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
         if bad > self.bad_share * max(clips, self.plan.samples):
             self.finish_saving()
-            raise RunError(
+            raise AgreedError(
                 f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
                 f"allows; {self.record.where_quarantined()} says why. Mend that or raise data.bad_share, and "
                 "start again to continue; or make the manifest anew with --deep, which leaves bad videos "
@@ -199,7 +200,7 @@ class Trainer:
         self.record.evaluation(self.step, result)
         self.keep_best(result.top1)
         if result.bad > self.bad_share * (result.videos + result.bad):
-            raise RunError(
+            raise AgreedError(
                 f"{result.bad} of {result.videos + result.bad} validation videos could not be read, more "
                 f"than data.bad_share ({self.bad_share:g}) allows; see {self.record.where_quarantined()}"
             )
@@ -251,7 +252,7 @@ class Trainer:
         self.watchdog.beat(f"step {self.step} saved")
         if self.saved_step != self.step:
             last = f"the last is of step {self.saved_step}" if self.saved_step >= 0 else "there is none"
-            raise RunError(
+            raise AgreedError(
                 f"the checkpoint of step {self.step} could not be written (see above), {last}. Mend that and "
                 "start again to continue from there"
             )

@@ -90,8 +90,7 @@ class Checkpoints:
         dist.broadcast_object_list(problem)
         self._saved_at = time.monotonic()
         if problem[0] is not None:
-            if self._is_main:
-                _log.warning("no checkpoint after step %d: %s", state.step, problem[0])
+            self._discard(state, problem[0])
             return False
         snapshot = self._snapshot
         assert snapshot is not None

@@ -61,7 +61,7 @@ class Snapshot:
         try:
             save_file(tensors, path, metadata={"pieces": json.dumps(held)})
         except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(str(error)) from error
+            raise OSError(f"{path}: {error}") from error
         seal(path)
 
 
@@ -69,7 +69,7 @@ def seal(path: Path) -> None:
     """Flush a file to the disk and write its checksum beside it."""
     flush(path)
     beside = _checksum_path(path)
-    beside.write_text(f"{_checksum(path)}  {path.name}\n", encoding="ascii")
+    beside.write_text(_checksum_line(path), encoding="ascii")
     shutil.copymode(beside, path)  # safetensors lets nobody else read it
     flush(beside)
 
@@ -88,8 +88,8 @@ def damage(path: Path) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     try:
-        expected = _checksum_path(path).read_text(encoding="ascii").partition(" ")[0]
-        found = _checksum(path)
+        expected = _checksum_path(path).read_text(encoding="ascii")
+        found = _checksum_line(path)
     except (OSError, ValueError) as error:
         return f"{path.name} cannot be checked ({error})"
     return None if found == expected else f"{path.name} is damaged: its checksum does not fit"
@@ -190,9 +190,10 @@ def _checksum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _checksum(path: Path) -> str:
+def _checksum_line(path: Path) -> str:
+    """As `sha256sum` writes it."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_HASHED_AT_ONCE):
             digest.update(block)
-    return digest.hexdigest()
+    return f"{digest.hexdigest()}  {path.name}\n"

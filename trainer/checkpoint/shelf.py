@@ -31,8 +31,9 @@ class Shelf:
         self._deleting: threading.Thread | None = None
 
     def visible(self) -> list[Path]:
-        """Checkpoints that were made visible, oldest first."""
-        return sorted((path for path in self.folder.glob("step-*") if path.is_dir()), key=step_of)
+        """Checkpoints that were made visible, oldest first; a copy under a name of its own is none."""
+        folders = (path for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted((path for path in folders if step_of(path) >= 0), key=step_of)
 
     def final(self, step: int) -> Path:
         return self.folder / f"step-{step:07d}"
