@@ -1,0 +1,435 @@
+"""Checkpoints of two real ranks: written beside training, visible when whole, whatever goes wrong."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.trainer.checkpoint.training import (
+    checkpoints,
+    copied,
+    differences,
+    make_engine,
+    save,
+    state_of,
+    train,
+)
+from tests.trainer.ranks import RankError, Ranks
+from trainer import RunError
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
+from trainer.checkpoint.shelf import MARGIN
+from trainer.checkpoint.state import read_state, shard_name, shards
+from trainer.engine.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+def visible(folder: Path) -> list[str]:
+    """Names of the checkpoints that all ranks see at this moment."""
+    dist.barrier()
+    names = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name[0] != ".")
+    dist.barrier()
+    return names
+
+
+def hidden(folder: Path) -> list[str]:
+    dist.barrier()
+    return sorted(path.name for path in folder.glob(".*"))
+
+
+def counts_of_all(shelf: Checkpoints) -> tuple[int, int]:
+    total = torch.tensor(shelf.counts())
+    dist.all_reduce(total)
+    finished, failed = total.tolist()
+    return finished, failed
+
+
+def assert_holds(path: Path, held: dict[str, torch.Tensor], engine: Engine) -> None:
+    reader = ShardReader(read_index(shards(path, read_state(path))))
+    for piece in engine.pieces():
+        part = reader.whole(piece.key).view(-1)[piece.start : piece.start + piece.count]
+        assert torch.equal(part, held[piece.key]), piece.key
+
+
+class Held:
+    """Writing that waits in one rank until it is let go."""
+
+    def __init__(self, rank: int) -> None:
+        self._may_write = threading.Event()
+        write = Snapshot.write
+
+        def late(snapshot: Snapshot, path: Path) -> None:
+            if dist.get_rank() == rank:
+                self._may_write.wait()
+            write(snapshot, path)
+
+        self._patch = mock.patch.object(Snapshot, "write", late)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._patch.start()
+        return self._may_write.set
+
+    def __exit__(self, *_: object) -> None:
+        self._may_write.set()
+        self._patch.stop()
+
+
+def write_while_training(folder: Path, stage: int, late: int) -> None:
+    engine, shelf = make_engine(stage), checkpoints(folder)
+    train(engine, 0, 1)
+    with Held(rank=late) as let_go:
+        then = copied(engine)
+        assert shelf.begin(engine, state_of(engine, 1))
+        assert shelf.in_flight == 1
+        train(engine, 1, 2)
+        assert differences(then, copied(engine))
+        dist.barrier()
+        if dist.get_rank() != late:
+            shelf._writer.wait()
+        assert counts_of_all(shelf) == (1, 0)
+        assert shelf.hear(*counts_of_all(shelf)) is None
+        assert visible(folder) == [] and hidden(folder) == [".step-0000001.partial"]
+        let_go()
+    shelf._writer.wait()
+    path = shelf.hear(*counts_of_all(shelf))
+    assert path == folder / "step-0000001" and shelf.in_flight is None
+    assert visible(folder) == ["step-0000001"] and hidden(folder) == []
+    assert_holds(path, then, engine)
+    assert_holds(save(engine, shelf, 3), copied(engine), engine)
+    assert shelf.newest() == folder / "step-0000003"
+    shelf.finish()
+
+
+@pytest.mark.parametrize(("stage", "late"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_what_is_stored_is_the_state_at_begin_and_nothing_shows_until_all_have_written(
+    two: Ranks, tmp_path: Path, stage: int, late: int
+) -> None:
+    two.run(write_while_training, tmp_path, stage, late)
+
+
+def fail_to_write(folder: Path, failing: int) -> list[str]:
+    said: list[str] = []
+    engine, shelf = make_engine(2), checkpoints(folder)
+    train(engine, 0, 1)
+    write = Snapshot.write
+
+    def into_a_folder(snapshot: Snapshot, path: Path) -> None:
+        if dist.get_rank() == failing:
+            path.mkdir()
+        write(snapshot, path)
+
+    with listening(said):
+        for step in (1, 2):
+            with mock.patch.object(Snapshot, "write", into_a_folder):
+                assert shelf.begin(engine, state_of(engine, step))
+                assert shelf.settle() is None
+            assert visible(folder) == [] and hidden(folder) == []
+            assert shelf.newest() is None
+            train(engine, step, 1)
+    path = save(engine, shelf, 3)
+    assert shelf.newest() == path
+    assert_holds(path, copied(engine), engine)
+    shelf.finish()
+    return said
+
+
+class listening:
+    """Collects what the checkpoints' rooms say aloud."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._handler = logging.Handler()
+        self._handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+
+    def __enter__(self) -> None:
+        logging.getLogger("trainer.checkpoint").addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("trainer.checkpoint").removeHandler(self._handler)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_rank_that_cannot_write_costs_this_checkpoint_only(
+    two: Ranks, tmp_path: Path, failing: int
+) -> None:
+    said = two.run(fail_to_write, tmp_path, failing)
+    assert [text for text in said[0] if "no checkpoint after step" in text] == [
+        "no checkpoint after step 1: 1 of 2 ranks could not write",
+        "no checkpoint after step 2: 1 of 2 ranks could not write",
+    ]
+    assert sum(shard_name(failing) in text for text in said[failing]) == 2, "why is said by who failed"
+
+
+def drop_and_go_on(folder: Path) -> None:
+    engine, shelf = make_engine(1), checkpoints(folder, every_minutes=60)
+    train(engine, 0, 1)
+    shelf.drop("nothing is being written")
+    assert not shelf.is_due()
+    with Held(rank=1) as let_go:
+        shelf.begin(engine, state_of(engine, 1))
+        threading.Timer(0.05, let_go).start()
+        shelf.drop("a step of it was bad")
+    assert visible(folder) == [] and hidden(folder) == []
+    assert shelf.in_flight is None and shelf.settle() is None
+    assert shelf.is_due() == (dist.get_rank() == 0)
+    path = save(engine, shelf, 2)
+    assert not shelf.is_due()
+    assert shelf.newest() == path
+    shelf.finish()
+
+
+def test_a_checkpoint_that_is_given_up_never_shows_and_the_next_is_due(two: Ranks, tmp_path: Path) -> None:
+    two.run(drop_and_go_on, tmp_path)
+
+
+def pass_over(folder: Path) -> list[str]:
+    said: list[str] = []
+    engine, shelf = make_engine(2), checkpoints(folder, keep_last=5)
+    train(engine, 0, 1)
+    paths = [save(engine, shelf, step) for step in (1, 2, 3, 4)]
+    if dist.get_rank() == 0:
+        damaged = paths[3] / shard_name(1)
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 4
+        damaged.write_bytes(content)
+        (paths[2] / shard_name(0)).unlink()
+        (paths[1] / "state.json").write_text("{}")
+    dist.barrier()
+    with listening(said):
+        assert shelf.newest() == paths[0]
+    with pytest.raises(RunError, match=f"{paths[3]} cannot be used: {shard_name(1)} is damaged"):
+        shelf.read(paths[3], settled={}, allowed=(), verify=True)
+    # One of the same step takes the damaged one's place.
+    assert save(engine, shelf, 4) == paths[3] == shelf.newest()
+    shelf.finish()
+    return said
+
+
+def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path) -> None:
+    said, silent = two.run(pass_over, tmp_path)
+    assert silent == []
+    assert said == [
+        f"checkpoint {tmp_path}/step-0000004 is passed over: "
+        "shard-00001.safetensors is damaged: its checksum does not fit",
+        f"checkpoint {tmp_path}/step-0000003 is passed over: shard-00000.safetensors is missing",
+        f"checkpoint {tmp_path}/step-0000002 is passed over: "
+        "state.json is damaged: its checksum does not fit",
+    ]
+
+
+def keep_some(folder: Path) -> list[list[str]]:
+    engine, shelf = make_engine(0), checkpoints(folder, keep_last=2)
+    train(engine, 0, 1)
+    seen = []
+    for step, top1 in enumerate([0.1, 0.9, 0.2, None, 0.9, 0.3], start=1):
+        if top1 is not None:
+            shelf.note_accuracy(step, top1)
+        save(engine, shelf, step)
+        shelf.finish()
+        seen.append([name[-1] for name in visible(folder)])
+    assert shelf.best_accuracy() == 0.9
+    return seen
+
+
+def test_the_last_ones_and_the_best_stay(two: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "step-0000001-copy").mkdir()
+    seen, _ = two.run(keep_some, tmp_path)
+    stay = [[name for name in names if name != "y"] for names in seen]
+    assert stay == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"], ["2", "4", "5"], ["2", "5", "6"]]
+    assert all("y" in names for names in seen), "a copy under another name is the user's"
+
+
+def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
+    said: list[str] = []
+    engine, shelf = make_engine(0), checkpoints(folder, keep_last=9)
+    train(engine, 0, 1)
+    shelf.note_accuracy(1, 0.9)
+    for step in (1, 2, 3):
+        save(engine, shelf, step)
+    size = shelf._total_bytes
+    per_checkpoint = 10 * size
+    seen = []
+
+    def usage(_: object) -> Any:
+        """A disk with room for three, and the margin."""
+        number = len([path for path in folder.glob("step-*") if path.is_dir()])
+        return mock.Mock(free=room + MARGIN - number * per_checkpoint)
+
+    with listening(said), mock.patch.object(shutil, "disk_usage", usage):
+        room = 2 * per_checkpoint + size
+        save(engine, shelf, 4)
+        seen.append(visible(folder))
+        room = per_checkpoint + size - 1  # one byte short, even beside the newest alone
+        assert not shelf.begin(engine, state_of(engine, 5))
+        assert shelf.in_flight is None
+        seen.append(visible(folder))
+        assert hidden(folder) == [], "nothing lies about of what had no room"
+    save(engine, shelf, 6)
+    seen.append(visible(folder))
+    shelf.finish()
+    return seen, said
+
+
+def test_older_ones_make_room_but_never_the_newest(two: Ranks, tmp_path: Path) -> None:
+    (seen, said), _ = two.run(run_short_of_room, tmp_path)
+    names = [[name[-1] for name in names] for names in seen]
+    assert names == [["1", "3", "4"], ["4"], ["4", "6"]], "the best is the last to go"
+    deleted = [text for text in said if "is deleted: the disk has no room" in text]
+    assert [Path(text.split()[0]).name[-1] for text in deleted] == ["2", "3", "1"]
+    assert re.search(
+        r"no checkpoint after step 5: it needs 0\.\d\d GiB in \S+, where 0\.\d\d GiB are free", said[-1]
+    )
+
+
+def read_with(path: Path, settled: dict[str, Any], allowed: list[str]) -> str | None:
+    shelf = checkpoints(path.parent)
+    try:
+        shelf.read(path, settled=settled, allowed=allowed)
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def save_one(folder: Path, settled: dict[str, Any]) -> Path:
+    engine, shelf = make_engine(2), checkpoints(folder)
+    return save(engine, shelf, 1, settled=settled)
+
+
+def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_path: Path) -> None:
+    settled = {"optimisation.steps": 9, "sampling.seed": 3, "data.train": "x" * 100}
+    path = two.run(save_one, tmp_path, settled)[0]
+    assert two.run(read_with, path, settled, []) == [None, None]
+    changed = {**settled, "optimisation.steps": 10, "sampling.views": 2}
+    for said in two.run(read_with, path, changed, []):
+        assert f"checkpoint {path} is of another training" in said
+        assert "optimisation.steps: 9 then, 10 now" in said
+        assert "sampling.views: null then, 2 now" in said
+        assert "sampling.seed" not in said
+        assert "--allow-change 'optimisation.steps' --allow-change 'sampling.views'" in said
+    for said in two.run(read_with, path, changed, ["optimisation.steps"]):
+        assert "sampling.views" in said and "optimisation.steps" not in said
+    assert two.run(read_with, path, changed, ["optimisation.steps", "sampling.views"]) == [None, None]
+
+
+def load_into_another(path: Path, stage: int) -> str:
+    engine, shelf = make_engine(stage, num_classes=5), checkpoints(path.parent)
+    with pytest.raises(RunError) as refusal:
+        shelf.load(engine, path, shelf.read(path, settled={}, allowed=()))
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_another_model_is_refused_by_tensor(two: Ranks, tmp_path: Path, stage: int) -> None:
+    path = two.run(save_one, tmp_path, {})[0]
+    for said in two.run(load_into_another, path, stage):
+        assert str(path) in said and "is of another model" in said
+        assert re.search(r"\S*head\S* has the shape \[4\S*.*\], the model's \[5", said), said
+
+
+KILLING = ("os.fsync", "os.rename", "os.unlink", "shutil.rmtree")
+
+
+def die_at(folder: Path, call: int | None) -> int:
+    """Save five times, two staying; rank 0 is killed at its so many-th call that changes the disk's state.
+
+    Returns how many of them there were.
+    """
+    made = 0
+    lock = threading.Lock()
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal made
+            with lock:
+                made += 1
+                if made == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return counted
+
+    engine, shelf = make_engine(1), checkpoints(folder, keep_last=2)
+    for name in KILLING:
+        module, _, function = name.partition(".")
+        place = {"os": os, "shutil": shutil}[module]
+        setattr(place, function, counting(getattr(place, function)))
+    for step in range(1, 6):
+        train(engine, step, 1)
+        save(engine, shelf, step)
+        shelf.finish()
+    return made
+
+
+def go_on(folder: Path) -> None:
+    """What was left behind hinders nothing."""
+    engine, shelf = make_engine(1), checkpoints(folder, keep_last=2)
+    newest = shelf.newest()
+    step = 0
+    if newest is not None:
+        state = shelf.read(newest, settled={}, allowed=())
+        shelf.load(engine, newest, state)
+        step = state.step
+    if dist.get_rank() == 0:
+        folder.mkdir(exist_ok=True)
+        shelf.shelf.tidy(step)
+    dist.barrier()
+    assert hidden(folder) == []
+    for later in range(step + 1, step + 4):
+        save(engine, shelf, later)
+    shelf.finish()
+    assert len(visible(folder)) == 2
+
+
+def assert_visible_is_whole(folder: Path) -> int:
+    paths = sorted(folder.glob("step-*"))
+    for path in paths:
+        assert [damage(file) for file in shards(path, read_state(path))] == [None] * read_state(
+            path
+        ).world_size
+    return len(paths)
+
+
+SOME_CALLS = [
+    1,
+    2,
+    4,
+    5,
+    6,
+    8,
+    24,
+]  # in the first, before and after the rename, and while an old one is deleted
+
+
+@pytest.mark.parametrize("call", [*SOME_CALLS, pytest.param(None, marks=pytest.mark.soak)])
+def test_whenever_a_rank_is_killed_what_is_visible_is_whole(tmp_path: Path, call: int | None) -> None:
+    if call is not None:
+        calls = [call]
+    else:
+        with Ranks(1) as ranks:
+            number = ranks.run(die_at, tmp_path / "all", None)[0]
+        assert number > 40 and assert_visible_is_whole(tmp_path / "all") == 2
+        calls = list(range(1, number + 1))
+    most = 0
+    for call in calls:
+        folder = tmp_path / str(call)
+        with Ranks(1) as ranks:
+            with pytest.raises(RankError, match="it died"):
+                ranks.run(die_at, folder, call)
+            most = max(most, assert_visible_is_whole(folder))
+            ranks.run(go_on, folder)
+        assert_visible_is_whole(folder)
+    assert most <= 3

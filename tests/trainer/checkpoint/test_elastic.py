@@ -1,0 +1,133 @@
+"""Going on with another number of ranks and another ZeRO stage: everything in its place, and the same losses.
+
+Each number of ranks is one set of processes, which saves from every stage and then loads what all have saved.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.checkpoint.training import (
+    LAYER_DECAY,
+    WEIGHT_DECAY,
+    checkpoints,
+    copied,
+    differences,
+    make_engine,
+    make_model,
+    model_weights,
+    same,
+    save,
+    train,
+)
+from tests.trainer.ranks import Ranks
+from trainer.checkpoint.shards import ShardReader, read_index
+from trainer.checkpoint.state import shards
+from trainer.engine.engine import Engine
+from trainer.engine.optim import parameter_groups
+
+WORLDS = (1, 2, 4)
+STAGES = (0, 1, 2, 3)
+BEFORE, AFTER = 3, 2  # steps
+REPRESENTATIVE = [
+    "1/0 to 2/1", "1/1 to 4/0", "1/3 to 2/3", "2/0 to 1/3", "2/1 to 4/2", "2/2 to 1/2",
+    "2/2 to 2/3", "2/3 to 1/0", "2/3 to 4/3", "4/0 to 2/0", "4/1 to 1/1", "4/2 to 2/3", "4/3 to 2/2",
+    "4/3 to 1/3",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saved:
+    path: Path
+    after: list[float]
+    """The losses of the steps after it, of the run that never stopped."""
+
+
+def save_and_go_on(folder: Path, stage: int) -> Saved:
+    engine = make_engine(stage)
+    train(engine, 0, BEFORE)
+    path = save(engine, checkpoints(folder), BEFORE)
+    return Saved(path, train(engine, BEFORE, AFTER))
+
+
+def load_and_check(path: Path, stage: int) -> list[float]:
+    """Losses of the steps after a checkpoint; `stage` is the new one."""
+    engine = make_engine(stage, seed=1)
+    fresh = copied(engine)
+    shelf = checkpoints(path.parent)
+    state = shelf.read(path, settled={}, allowed=(), verify=True)
+    shelf.load(engine, path, state)
+    stored = ShardReader(read_index(shards(path, state)))
+    changed = set(differences(fresh, copied(engine)))
+    for piece in engine.pieces():
+        whole = stored.whole(piece.key)
+        assert same(whole.view(-1)[piece.start : piece.start + piece.count], piece.values), piece.key
+        # A tensor that is the same in a fresh model could have been left out.
+        assert piece.key in changed or float(whole.double().sum()) in (0, piece.count), piece.key
+    held = {piece.key for piece in engine.pieces()}
+    if stage == 0:
+        assert held == set(stored.index)
+    for name, weight in model_weights(engine).items():
+        assert same(weight, stored.whole(f"weight/{name}")), name
+    check_optimiser(engine, BEFORE)
+    return train(engine, BEFORE, AFTER)
+
+
+def check_optimiser(engine: Engine, updates: int) -> None:
+    steps = [state["step"] for state in engine.deepspeed.basic_optimizer.state.values()]
+    assert [float(step) for step in steps] == [updates] * len(steps)
+    assert len({step.data_ptr() for step in steps}) == len(steps), "states share one count"
+    of_model = parameter_groups(make_model(), WEIGHT_DECAY, LAYER_DECAY)
+    wanted = [(group["weight_decay"], group["lr_scale"]) for group in of_model]
+    assert len(wanted) > 3
+    for optimiser in (engine.deepspeed.optimizer, engine.deepspeed.basic_optimizer):
+        assert [(group["weight_decay"], group["lr_scale"]) for group in optimiser.param_groups] == wanted
+
+
+@dataclass(frozen=True)
+class Family:
+    """Ranks by how many they are, and what they have saved."""
+
+    ranks: dict[int, Ranks]
+    root: Path
+    saved: dict[tuple[int, int], Saved]
+
+    def saved_by(self, world_size: int, stage: int) -> Saved:
+        if (world_size, stage) not in self.saved:
+            folder = self.root / f"{world_size}-{stage}"
+            self.saved[world_size, stage] = self.ranks[world_size].run(save_and_go_on, folder, stage)[0]
+        return self.saved[world_size, stage]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    with ExitStack() as stack:
+        ranks = {world_size: stack.enter_context(Ranks(world_size)) for world_size in WORLDS}
+        yield Family(ranks, tmp_path_factory.mktemp("elastic"), {})
+
+
+def transitions() -> Iterator[object]:
+    for world in WORLDS:
+        for stage in STAGES:
+            for new_world in WORLDS:
+                for new_stage in STAGES:
+                    name = f"{world}/{stage} to {new_world}/{new_stage}"
+                    marks = [] if name in REPRESENTATIVE else [pytest.mark.soak]
+                    yield pytest.param(world, stage, new_world, new_stage, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("world", "stage", "new_world", "new_stage"), transitions())
+def test_any_ranks_and_stage_go_on_as_if_nothing_had_changed(
+    family: Family, world: int, stage: int, new_world: int, new_stage: int
+) -> None:
+    """Ranks/stage before, and after."""
+    saved = family.saved_by(world, stage)
+    never_changed = family.saved_by(1, 0).after
+    for losses in family.ranks[new_world].run(load_and_check, saved.path, new_stage):
+        torch.testing.assert_close(losses, never_changed, atol=1e-5, rtol=0)
+        if (world, stage) == (new_world, new_stage):
+            assert losses == saved.after

@@ -1,0 +1,190 @@
+"""A small training that does not depend on how many ranks do it: everything on that checkpoints must bear.
+
+Batch norm over all ranks, dropout and drop-path keyed by clip, groups of differing weight decay and learning
+rate, a frozen parameter, accumulation, clipping, an average of the weights.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import create_model
+from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import TrainState
+from trainer.engine.engine import Engine
+from trainer.engine.layout import Layout
+from trainer.environment import find_environment
+from trainer.recipe.schema import Recipe
+
+GLOBAL_BATCH = 8
+ACCUMULATION = 2
+RATE = 1e-2
+FROZEN = "class_token"
+WEIGHT_DECAY = 0.05
+LAYER_DECAY = 0.7
+
+Form = Literal["temporal", "scene"]
+
+
+def make_model(form: Form = "temporal", *, seed: int = 0, num_classes: int = 4) -> nn.Module:
+    torch.manual_seed(seed)
+    model = create_model(
+        "tiny",
+        form=form,
+        frames=4,
+        num_classes=num_classes,
+        head_dropout=0.3,
+        drop_path=0.2,
+        resolution=16,
+        patch_size=8,
+        width=16,
+        depth=2,
+        heads=2,
+        global_layers=(1,),
+    )
+    model.get_parameter(FROZEN).requires_grad_(False)
+    return model
+
+
+class SmallEngine(Engine):
+    """Of the parameters, all small, stage 3 keeps the smallest gathered: both kinds are to be seen."""
+
+    def _config(self, recipe: Recipe) -> dict[str, Any]:
+        config = super()._config(recipe)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 300
+        return config
+
+
+def make_engine(
+    stage: int,
+    *,
+    seed: int = 0,
+    precision: str = "fp32",
+    form: Form = "temporal",
+    clip_norm: float | None = 1.0,
+    ema_decay: float | None = 0.9,
+    num_classes: int = 4,
+) -> SmallEngine:
+    """Of this process group. seed: of the initial weights."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"preset": "tiny", "form": form, "frames": 4},
+            "data": {"train": "a", "val": "b"},
+            "optimisation": {
+                "global_batch": GLOBAL_BATCH,
+                "steps": 9,
+                "learning_rate": RATE,
+                "clip_norm": clip_norm,
+                "layer_decay": LAYER_DECAY,
+                "weight_decay": WEIGHT_DECAY,
+                "ema_decay": ema_decay,
+            },
+            "engine": {"precision": precision},
+        }
+    )
+    micro_batch = GLOBAL_BATCH // dist.get_world_size() // ACCUMULATION
+    model = make_model(form, seed=seed, num_classes=num_classes)
+    engine = SmallEngine(model, recipe, find_environment("cpu"), Layout(stage, micro_batch, ACCUMULATION, 0))
+    engine.train()
+    return engine
+
+
+def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | None = None) -> list[float]:
+    """Take the steps `first`, ...; returns each one's loss over the global batch.
+
+    poisoned: by rank, what of its clips of each step is to be NaN: `clips` or `loss`.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    poison = (poisoned or {}).get(rank)
+    losses = []
+    for step in range(first, first + count):
+        total = torch.zeros(())
+        for part in range(ACCUMULATION):
+            generator = torch.Generator().manual_seed(100 * step + part)
+            whole = GLOBAL_BATCH // ACCUMULATION
+            clips = torch.randn(whole, 3, 4, 16, 16, generator=generator)
+            keys = torch.randint(2**62, (whole,), generator=generator)
+            own = slice(rank * whole // world_size, (rank + 1) * whole // world_size)
+            batch = clips[own].clone()
+            if poison == "clips" and part == 0:
+                batch[0, 0, 0, 0, 0] = float("nan")
+            each = F.cross_entropy(
+                engine.forward(batch, keys[own]), torch.arange(whole)[own], reduction="none"
+            )
+            if poison == "loss" and part == 0:
+                each = each * float("nan")
+            engine.backward(each.mean())
+            engine.step(RATE)
+            total += each.detach().sum()
+        dist.all_reduce(total)
+        losses.append(float(total) / GLOBAL_BATCH)
+    return losses
+
+
+def checkpoints(folder: Path, *, keep_last: int = 3, keep_best: bool = True, **options: Any) -> Checkpoints:
+    shelf = Shelf(folder, keep_last=keep_last, keep_best=keep_best)
+    return Checkpoints(shelf, **{"every_minutes": None, **options})
+
+
+def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
+    described: dict[str, Any] = {
+        "step": step,
+        "updates": engine.updates,
+        "world_size": dist.get_world_size(),
+        "zero_stage": engine.zero_stage,
+        "settled": {},
+        "clips": step * GLOBAL_BATCH,
+        "bad": 0,
+        "spent": {},
+        "saved_at": 0.0,
+        "description": {},
+    }
+    return TrainState(**{**described, **fields})
+
+
+def save(engine: Engine, shelf: Checkpoints, step: int, **fields: Any) -> Path:
+    """Save and wait for it."""
+    assert shelf.begin(engine, state_of(engine, step, **fields))
+    path = shelf.settle()
+    assert path is not None
+    return path
+
+
+def copied(engine: Engine) -> dict[str, Tensor]:
+    """All that this rank holds, to compare with later."""
+    return {piece.key: piece.values.clone() for piece in engine.pieces()}
+
+
+def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    """What is not bit for bit the same; NaN is the same as NaN."""
+    assert before.keys() == after.keys()
+    return [key for key, tensor in before.items() if not same(tensor, after[key])]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+def model_weights(engine: Engine) -> dict[str, Tensor]:
+    """What the model itself computes with, gathered where it is partitioned."""
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    found = {}
+    for name, parameter in engine.model.named_parameters():
+        # What stage 3 keeps gathered is what the next step uses; gathering it anew would leave it partitioned.
+        if engine.zero_stage < 3 or parameter.ds_status is ZeroParamStatus.AVAILABLE:
+            found[name] = parameter.detach().clone()
+        else:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                found[name] = parameter.detach().clone()
+    return found

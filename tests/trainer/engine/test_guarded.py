@@ -1,0 +1,88 @@
+"""A gradient that is not finite in one of two ranks: the step is left out on both, without a trace."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+
+from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
+from tests.trainer.ranks import Ranks
+from trainer.engine.guarded import GuardedAdamW
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+def test_the_optimiser_asks_before_each_step() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = GuardedAdamW([weight], lr=0.1)
+    weight.grad = torch.ones(3)
+    optimiser.may_step = lambda: False
+    optimiser.step()
+    assert optimiser.held_back and torch.equal(weight.detach(), torch.ones(3)) and not optimiser.state
+    optimiser.held_back, optimiser.may_step = False, lambda: True
+    optimiser.step()
+    assert not optimiser.held_back and not torch.equal(weight.detach(), torch.ones(3))
+
+
+def bad_step(stage: int, precision: str, clip_norm: float | None, poison: str, rank: int) -> list[str]:
+    """What differs after good, bad, good from after good, good, or, right after the bad one, from before."""
+    undisturbed = make_engine(stage, precision=precision, clip_norm=clip_norm)
+    disturbed = make_engine(stage, precision=precision, clip_norm=clip_norm)
+    found = []
+    for engine in (undisturbed, disturbed):
+        train(engine, 0, 2)
+    before, weights = copied(disturbed), model_weights(disturbed)
+    losses = train(disturbed, 7, 1, poisoned={rank: poison})
+    assert losses[0] != losses[0], "the loss over all ranks is NaN"
+    assert disturbed.updates == 2
+    counts = {float(state["step"]) for state in disturbed.deepspeed.basic_optimizer.state.values()}
+    assert counts == {2.0}
+    found += [f"at once: {key}" for key in differences(before, copied(disturbed))]
+    found += [f"at once: model's {name}" for name in differences(weights, model_weights(disturbed))]
+    if train(undisturbed, 2, 2) != train(disturbed, 2, 2):
+        found.append("later: losses")
+    assert undisturbed.updates == disturbed.updates == 4
+    found += [f"later: {key}" for key in differences(copied(undisturbed), copied(disturbed))]
+    return found
+
+
+ALL = list(product([0, 1, 2, 3], ["fp32", "autocast"], [1.0, None], ["clips", "loss"], [0, 1]))
+REPRESENTATIVE = [
+    (0, "fp32", 1.0, "clips", 1),
+    (0, "autocast", None, "loss", 0),
+    (1, "fp32", None, "loss", 1),
+    (2, "fp32", None, "clips", 0),
+    (2, "autocast", 1.0, "loss", 1),
+    (3, "fp32", None, "clips", 1),
+    (3, "autocast", 1.0, "loss", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "clip_norm", "poison", "rank"),
+    [pytest.param(*case, marks=[] if case in REPRESENTATIVE else pytest.mark.soak) for case in ALL],
+)
+def test_a_bad_step_leaves_no_trace_on_any_rank(
+    two: Ranks, stage: int, precision: str, clip_norm: float | None, poison: str, rank: int
+) -> None:
+    assert two.run(bad_step, stage, precision, clip_norm, poison, rank) == [[], []]
+
+
+def what_step_says() -> list[bool]:
+    engine = make_engine(2)
+    said = []
+    for bad in (False, True, False):
+        for _ in range(engine.accumulation):
+            logits = engine.forward(torch.randn(2, 3, 4, 16, 16), torch.arange(2))
+            engine.backward(logits.square().mean() * (float("inf") if bad else 1.0))
+            said.append(engine.step(1e-3))
+    return said
+
+
+def test_step_says_whether_it_was_taken(two: Ranks) -> None:
+    assert two.run(what_step_says) == [[True, True, True, False, True, True]] * 2

@@ -1,0 +1,113 @@
+"""The training state in pieces: everything once, under the model's names, and in use where it lies."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.trainer.checkpoint.training import FROZEN, make_engine, make_model, model_weights, same, train
+from tests.trainer.ranks import Ranks
+from trainer.engine.pieces import MOMENTS, Piece, shares
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dict[int, Ranks]]:
+    with ExitStack() as stack:
+        yield {world_size: stack.enter_context(Ranks(world_size)) for world_size in (1, 2, 4)}
+
+
+def held(key: str, values: torch.Tensor, *, replicated: bool) -> Piece:
+    return Piece(key, 0, values, tuple(values.shape), replicated)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
+def test_what_all_hold_is_shared_out_evenly_and_once(world_size: int) -> None:
+    sizes = {"weight/a": 10, "weight/b": 1, "weight/c": 23}
+    own = held("weight/own", torch.zeros(4), replicated=False)
+    pieces = [own, *(held(key, torch.arange(float(n)), replicated=True) for key, n in sizes.items())]
+    seen: Counter[tuple[str, int]] = Counter()
+    for rank in range(world_size):
+        mine = shares(pieces, rank, world_size)
+        assert mine[0] is own
+        shared = mine[1:]
+        assert sum(piece.count for piece in shared) in (34 // world_size, -(-34 // world_size))
+        for piece in shared:
+            assert piece.count > 0
+            assert piece.values.tolist() == list(range(piece.start, piece.start + piece.count))
+            seen.update((piece.key, element) for element in range(piece.start, piece.start + piece.count))
+    assert seen == Counter({(key, element): 1 for key, n in sizes.items() for element in range(n)})
+
+
+def cover(stage: int, trained: bool) -> list[tuple[str, int, int, tuple[int, ...]]]:
+    """What this rank answers for."""
+    engine = make_engine(stage)
+    if trained:
+        train(engine, 0, 1)
+    own = shares(engine.pieces(), dist.get_rank(), dist.get_world_size())
+    return [(piece.key, piece.start, piece.count, piece.shape) for piece in own]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_ranks_together_answer_for_everything_once(ranks: dict[int, Ranks], stage: int) -> None:
+    """Before the first step too, when AdamW has no moments yet."""
+    model = make_model()
+    expected = {}
+    for name, parameter in model.named_parameters():
+        kinds = ("weight",) if name == FROZEN else ("weight", *MOMENTS)
+        expected |= {f"{kind}/{name}": tuple(parameter.shape) for kind in kinds}
+        expected[f"average/weight/{name}"] = tuple(parameter.shape)
+    for name, buffer in model.named_buffers():
+        expected[f"buffer/{name}"] = tuple(buffer.shape)
+        if buffer.is_floating_point():
+            expected[f"average/buffer/{name}"] = tuple(buffer.shape)
+    for world_size, trained in ((1, True), (2, False), (4, True)):
+        answers = ranks[world_size].run(cover, stage, trained)
+        seen: Counter[tuple[str, int]] = Counter()
+        for rank in answers:
+            for key, start, count, shape in rank:
+                assert shape == expected[key]
+                seen.update((key, element) for element in range(start, start + count))
+        assert set(seen.values()) == {1}
+        numbers = Counter(key for key, _ in seen)
+        assert numbers == {key: torch.Size(shape).numel() for key, shape in expected.items()}
+        sizes = [sum(count for _, _, count, _ in rank) for rank in answers]
+        assert max(sizes) < 1.25 * min(sizes), "each rank writes about as much"
+
+
+def write_and_resume(stage: int) -> None:
+    """Numbers that are known of each element, written into the pieces."""
+    engine = make_engine(stage)
+    train(engine, 0, 1)
+    expected = {}
+    for number, (name, parameter) in enumerate(make_model().named_parameters()):
+        elements = torch.arange(parameter.numel(), dtype=torch.float32)
+        expected[name] = (number + elements / parameter.numel()).view(parameter.shape)
+    for piece in engine.pieces():
+        kind, _, name = piece.key.partition("/")
+        if kind == "weight":
+            piece.values.copy_(expected[name].view(-1)[piece.start : piece.start + piece.count])
+    engine.resume(17)
+    assert engine.updates == 17
+    for name, weight in model_weights(engine).items():
+        assert same(weight, expected[name]), name
+    if dist.get_rank() == 0:
+        assert all(
+            same(weight, expected[name]) for name, weight in engine.weights().items() if name in expected
+        )
+    else:
+        engine.weights()
+    train(engine, 1, 1)
+    assert engine.updates == 18
+    after = model_weights(engine)
+    assert same(after[FROZEN], expected[FROZEN])
+    assert not same(after["head.weight"], expected["head.weight"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_is_written_into_pieces_is_what_the_model_computes_with(
+    ranks: dict[int, Ranks], stage: int
+) -> None:
+    ranks[2].run(write_and_resume, stage)
