@@ -49,7 +49,9 @@ def visible(folder: Path) -> list[str]:
 
 def hidden(folder: Path) -> list[str]:
     dist.barrier()
-    return sorted(path.name for path in folder.glob(".*"))
+    names = sorted(path.name for path in folder.glob(".*"))
+    dist.barrier()
+    return names
 
 
 def counts_of_all(shelf: Checkpoints) -> tuple[int, int]:

@@ -181,7 +181,7 @@ def model_weights(engine: Engine) -> dict[str, Tensor]:
 
     found = {}
     for name, parameter in engine.model.named_parameters():
-        # What stage 3 keeps gathered is what the next step uses; gathering it anew would leave it partitioned.
+        # What stage 3 keeps gathered is what the next step uses; gathered anew, it would end partitioned.
         if engine.zero_stage < 3 or parameter.ds_status is ZeroParamStatus.AVAILABLE:
             found[name] = parameter.detach().clone()
         else:
