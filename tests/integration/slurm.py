@@ -1,0 +1,188 @@
+"""A real SLURM of two nodes on this machine, without systemd: munged, slurmctld and two slurmd of its own.
+
+Everything lies in one folder and listens on loopback only. Needs Debian's `slurm-wlm` and `munge`, and root.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
+NODES = ("n1", "n2")
+PATIENCE = 60.0  # seconds for the cluster itself to do something; a second or two is usual
+
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+SlurmctldPort={controller_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+# Two processes of a test are to run on a machine of any size.
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+JobRequeue=1
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=10
+MpiDefault=none
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port} CPUs=4 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs=4 RealMemory=4000
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+"""
+
+
+def missing() -> list[str]:
+    """What a SLURM of our own needs and this machine lacks; empty where it can be started."""
+    found = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    return found if found or os.geteuid() == 0 else ["root"]
+
+
+class Cluster:
+    """A context manager: inside, the cluster is up, and `variables` make SLURM's commands speak to it."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: must not exist yet; its path is to be short, for munge's socket."""
+        self.folder = folder
+        self.variables = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (self.folder / name).mkdir(parents=True)
+        controller_port, first_port, second_port = _free_ports(3)
+        (self.folder / "slurm.conf").write_text(
+            _CONFIGURATION.format(
+                host=socket.gethostname().partition(".")[0], folder=self.folder,
+                controller_port=controller_port, first_port=first_port, second_port=second_port,
+            )
+        )  # fmt: skip
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        try:
+            self._start(
+                "munged", "--foreground", "--force", f"--key-file={key}",
+                f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
+                f"--seed-file={self.folder}/munged.seed", f"--log-file={self.folder}/munged.log",
+            )  # fmt: skip
+            self.wait_until(lambda: (self.folder / "munge.socket").exists(), "munged did not start")
+            self._start("slurmctld", "-D")
+            for node in NODES:
+                self.start_node(node)
+            self.wait_until(lambda: self.states() == ["idle", "idle"], "the nodes did not come up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the jobs, then the daemons."""
+        if "slurmctld" in self._daemons:
+            jobs = self.run("squeue", "--noheader", "--format=%A").split()
+            if jobs:
+                self.run("scancel", *jobs)
+                self.run("scancel", "--signal=KILL", *jobs)
+                self.wait_until(lambda: not self.run("squeue", "--noheader"), "jobs do not end", ends=True)
+        for daemon in reversed(self._daemons.values()):
+            daemon.terminate()
+        for daemon in self._daemons.values():
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self._daemons.clear()
+
+    def run(self, *command: str, variables: dict[str, str] | None = None) -> str:
+        """What a command says, blanks around it removed. Raises AssertionError when it fails."""
+        result = self.typed(*command, variables=variables)
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+        return result.stdout.strip()
+
+    def typed(
+        self, *command: str, variables: dict[str, str] | None = None, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a person on the cluster would."""
+        return subprocess.run(
+            command, env={**os.environ, **self.variables, **(variables or {})}, cwd=folder,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    def states(self) -> list[str]:
+        """Of the nodes, such as `idle`, `alloc`, `down*`."""
+        return self.run("sinfo", "--Node", "--noheader", "--format=%t").split()
+
+    def state(self, job: int) -> str:
+        """Of a job, such as RUNNING; it stays known for minutes after its end."""
+        words = dict(
+            field.split("=", 1) for field in self.run("scontrol", "show", "job", str(job), "-o").split() if "=" in field
+        )
+        return words["JobState"]
+
+    def start_node(self, node: str) -> None:
+        self._start("slurmd", "-D", "-N", node, key=node)
+
+    def kill_node(self, node: str) -> None:
+        """End a node's daemon as a power cut does; what it had started loses its parent."""
+        daemon = self._daemons.pop(node)
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+
+    def wait_until(
+        self, happened: Callable[[], bool], problem: str, seconds: float = PATIENCE, *, ends: bool = False
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            if time.monotonic() > deadline:
+                if ends:
+                    return
+                raise TimeoutError(f"{problem} within {seconds:.0f} s; {self.logs()}")
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        """The ends of the daemons' logs."""
+        return "\n".join(f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def _start(self, *command: str, key: str | None = None) -> None:
+        with open(self.folder / f"{key or command[0]}.output", "ab") as output:
+            self._daemons[key or command[0]] = subprocess.Popen(
+                command, env={**os.environ, **self.variables}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+
+def _path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin"
+
+
+def _free_ports(number: int) -> Sequence[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
