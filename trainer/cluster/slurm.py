@@ -1,0 +1,95 @@
+"""SLURM's commands: what is asked of them, and what they say when they refuse."""
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trainer import RunError
+
+ANSWER_WITHIN = 60.0  # seconds; a controller under load takes its time, one that is gone takes for ever
+
+_FIELDS = {"id": "%i", "state": "%T", "reason": "%r", "nodes": "%N", "time_left": "%L", "name": "%j"}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in SLURM's queue.
+
+    id: as SLURM shows it, `12` or `12_3` for a task of an array. state: such as PENDING, RUNNING. reason: why
+    it waits, in SLURM's word, such as Resources; `None` while it runs. nodes: a node list such as `n[1-2]`,
+    empty while it waits. time_left: until its time limit, such as `1-02:03:04`. name: of the job.
+    """
+
+    id: str
+    state: str
+    reason: str
+    nodes: str
+    time_left: str
+    name: str
+
+
+def is_here() -> bool:
+    """Whether this machine can ask a SLURM."""
+    return shutil.which("squeue") is not None
+
+
+def ask(*command: str, given: str | None = None) -> str:
+    """What one of SLURM's commands prints; given: on its standard input.
+
+    Raises RunError with SLURM's own words where it refuses, is not there, or does not answer.
+    """
+    try:
+        result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=ANSWER_WITHIN)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{command[0]} is not on this machine: give the command on a login node of the cluster"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise RunError(
+            f"{command[0]} has not answered for {ANSWER_WITHIN:.0f} s: SLURM's controller may be down; "
+            "`scontrol ping` tells"
+        ) from error
+    if result.returncode != 0:
+        raise RunError(f"{command[0]} refuses: {_words(result.stderr) or f'exit code {result.returncode}'}")
+    return result.stdout.strip()
+
+
+def queue(jobs: Sequence[str] | None = None) -> list[Queued]:
+    """What is in the queue of this user, or of it these jobs; what has ended is not there. Raises RunError."""
+    form = "\t".join(_FIELDS.values())
+    chosen = ["--me"] if jobs is None else []
+    lines = ask("squeue", "--noheader", "--array", f"--format={form}", *chosen).splitlines()
+    found = [Queued(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
+    return found if jobs is None else [job for job in found if {job.id, job.id.partition("_")[0]} & set(jobs)]
+
+
+def partitions() -> list[str]:
+    """Names of the partitions there are. Raises RunError."""
+    return sorted({name.rstrip("*") for name in ask("sinfo", "--noheader", "--format=%P").splitlines()})
+
+
+def job_state(job: str) -> str:
+    """SLURM's word for how a job of its own memory stands, such as RUNNING or CANCELLED. Raises RunError."""
+    return fields(ask("scontrol", "show", "job", job, "--oneliner")).get("JobState", "UNKNOWN")
+
+
+def fields(line: str) -> dict[str, str]:
+    """`Name=value Name=value` as scontrol prints it; a value ends at the next blank."""
+    return dict(part.split("=", 1) for part in line.split() if "=" in part)
+
+
+def _words(text: str) -> str:
+    """Its complaint on one line, without the command's name before each."""
+    return "; ".join(_unprefixed(line) for line in text.splitlines() if line.strip())
+
+
+def _unprefixed(line: str) -> str:
+    for before in ("error: ", "fatal: "):
+        line = line.partition(before)[2] or line
+    return line.strip()
+
+
+def node_list(names: Iterable[str]) -> str:
+    """Node names as SLURM's options take them."""
+    return ",".join(sorted(names))
