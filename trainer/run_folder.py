@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,45 +67,42 @@ class RunFolder:
             if copy.exists() and not file.exists():
                 self.write(file, copy.read_text(encoding="utf-8"))
 
-    def last_spent(self) -> float:
-        """Seconds that the run had spent when it last told of a step; 0 where it never did."""
+    def latest_events(self) -> list[dict[str, Any]]:
+        """The last of the events, oldest first: a run has millions, and what counts now is at the end."""
         if not self.events.exists():
-            return 0.0
+            return []
         with open(self.events, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-        for line in reversed(lines):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # cut off, by a crash or by where the tail begins
-            if event.get("event") == "step":
-                return float(event["spent"])
-        return 0.0
+            return list(records(file.read().decode(errors="replace")))
+
+    def last_event(self, *kinds: str) -> dict[str, Any] | None:
+        """The last event of one of these kinds, if it is among the latest."""
+        return next((event for event in reversed(self.latest_events()) if event["event"] in kinds), None)
+
+    def last_spent(self) -> float:
+        """Seconds that the run had spent when it last told of a step; 0 where it never did."""
+        event = self.last_event("step")
+        return 0.0 if event is None else float(event["spent"])
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970."""
-        _append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
+        append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
 
     def quarantined(self) -> set[tuple[str, int]]:
         """Path and manifest row of the videos in quarantine so far."""
         if not self.quarantine.exists():
             return set()
-        known = set()
-        for line in self.quarantine.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # cut off by a crash: the video is written down again
-            known.add((entry["path"], entry["sample"]))
-        return known
+        # A line cut off by a crash is missing here: its video is written down again.
+        return {
+            (entry["path"], entry["sample"]) for entry in records(self.quarantine.read_text(encoding="utf-8"))
+        }
 
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet."""
         known = self.quarantined()
         unique = {(entry["path"], entry["sample"]): entry for entry in entries}
         fresh = [entry for key, entry in unique.items() if key not in known]
-        _append_lines(self.quarantine, fresh)
+        append_lines(self.quarantine, fresh)
         return fresh
 
     @staticmethod
@@ -123,7 +120,18 @@ class RunFolder:
         cls.write(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
 
-def _append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def records(text: str) -> Iterator[dict[str, Any]]:
+    """The records of whole lines; one may be cut off, by a crash or by where the text begins."""
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Append records, each as one line, in one write: a crash cuts off the last line at most."""
     text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
     if text:
