@@ -56,7 +56,7 @@ def ask(*command: str, given: str | None = None) -> str:
 
 
 def queue(jobs: Sequence[str] | None = None) -> list[Queued]:
-    """What is in the queue of this user, or of it these jobs; what has ended is not there. Raises RunError."""
+    """What is in the queue of this user, or of that these jobs; what has ended is not. Raises RunError."""
     form = "\t".join(_FIELDS.values())
     chosen = ["--me"] if jobs is None else []
     lines = ask("squeue", "--noheader", "--array", f"--format={form}", *chosen).splitlines()
