@@ -112,7 +112,8 @@ class Engine:
         )
         if recipe.engine.compile:
             self.deepspeed.compile()
-        self._statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        # Counts of batches included: they too are as before when a step is left out.
+        self._statistics = list(self.model.buffers())
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._decay = optimisation.ema_decay
         self.average: Average | None = None
@@ -182,6 +183,10 @@ class Engine:
         if self._optimiser.held_back or getattr(self.deepspeed.optimizer, "overflow", False):
             if self._statistics:
                 torch._foreach_copy_(self._statistics, self._statistics_before)
+            if self.zero_stage == 3:
+                # DeepSpeed leaves small weights scattered after a step that it skips; the next forward would
+                # gather them rounded to bf16 where autocast is on.
+                refresh(self.deepspeed, self.zero_stage)
             return False
         if self.average is not None:
             self.average.update(self.updates)
