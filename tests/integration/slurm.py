@@ -136,10 +136,8 @@ class Cluster:
 
     def state(self, job: int) -> str:
         """Of a job, such as RUNNING; it stays known for minutes after its end."""
-        words = dict(
-            field.split("=", 1) for field in self.run("scontrol", "show", "job", str(job), "-o").split() if "=" in field
-        )
-        return words["JobState"]
+        words = self.run("scontrol", "show", "job", str(job), "--oneliner").split()
+        return dict(word.split("=", 1) for word in words if "=" in word)["JobState"]
 
     def start_node(self, node: str) -> None:
         self._start("slurmd", "-D", "-N", node, key=node)
@@ -163,7 +161,9 @@ class Cluster:
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
-        return "\n".join(f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(self.folder.glob("*.log"))
+        )
 
     def _start(self, *command: str, key: str | None = None) -> None:
         with open(self.folder / f"{key or command[0]}.output", "ab") as output:
