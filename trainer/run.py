@@ -10,14 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models import UniFormerV2
+from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from models.image_weights import load_image_weights
+from pipelines import DataError
 from pipelines.loader import train_loader, view_loader
 from pipelines.parallel import usable_cores
 from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
-from trainer import RunError
+from trainer import RunError, UserError
 from trainer.agreement import together
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
@@ -28,6 +29,7 @@ from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
 from trainer.environment import Environment, describe, find_environment
+from trainer.faults.failure import note_failure
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, exit_code
@@ -63,6 +65,11 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     connect(environment, max(COLLECTIVE_MINUTES, 2 * (recipe.run.hang_minutes or 0)))
     try:
         return Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
+    except (UserError, DataError, ModelError):
+        raise  # told in words
+    except Exception as error:
+        note_failure(run_dir, environment, error)
+        raise
     finally:
         disconnect()
 
@@ -112,8 +119,10 @@ class Run:
                 trainer.record.close(status, MLFLOW_PATIENCE)
             if finished:
                 trainer.record.finished()
-                return 0
-            return self._leave(trainer, stop)
+            code = 0 if finished else self._leave(trainer, stop)
+            # A launcher that sees one rank gone soon ends the others: rank 0 may still be at work.
+            dist.barrier()
+            return code
 
     def _stop_request(self) -> StopRequest:
         return StopRequest(
@@ -292,6 +301,7 @@ class Run:
             uri=recipe.tracking.uri,
             experiment=recipe.tracking.experiment,
             run_name=recipe.name,
+            parent=recipe.tracking.parent_run,
             enabled=self.is_main and recipe.tracking.enabled,
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below

@@ -399,6 +399,9 @@ class Tracking(Section):
     every_steps: Count = 10
     """Optimiser steps between two records of the training metrics."""
 
+    parent_run: Text | None = None
+    """MLflow's id of the run that this one stands under, as the runs of a sweep do; null stands alone."""
+
 
 class Run(Section):
     """What is left on disk and shown in the terminal."""

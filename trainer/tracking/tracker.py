@@ -34,6 +34,7 @@ _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"
 """MLflow's error codes for what trying again cannot mend; any other may be an outage, a proxy, a password."""
 
 _KEY_TAG = "trainer.key"
+_PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages fold the runs below into the one above
 
 _ENVIRONMENT = {
     # With MLflow's defaults, one call blocks for four minutes when the server is gone.
@@ -61,6 +62,8 @@ class _Place:
     """Our own name for the run, a tag on it: finds a run whose creation was cut off before the id came."""
     experiment_id: str | None = None
     run_id: str | None = None
+    parent: str | None = None
+    """MLflow's id of the run that this one stands under."""
 
     @staticmethod
     def path(run_dir: Path) -> Path:
@@ -79,7 +82,14 @@ class Tracker:
     """What a run tells MLflow. No method waits for the server, and none raises because of it."""
 
     def __init__(
-        self, run_dir: Path, *, uri: str | None, experiment: str, run_name: str, enabled: bool = True
+        self,
+        run_dir: Path,
+        *,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        parent: str | None = None,
+        enabled: bool = True,
     ) -> None:
         """Start or continue the MLflow run of a run directory, and deliver what an earlier start left.
 
@@ -90,6 +100,7 @@ class Tracker:
                 time's, the whole history goes there, to a new MLflow run.
             experiment: created where it does not exist.
             run_name: shown by MLflow.
+            parent: id of the MLflow run that a new one stands under, as the runs of a sweep do.
             enabled: False makes every method do nothing.
         """
         self._spool = Spool(run_dir)
@@ -99,7 +110,7 @@ class Tracker:
         if not enabled:
             return
         _prepare_environment()
-        _choose_place(run_dir, uri, experiment, run_name, self._spool).save(run_dir)
+        _choose_place(run_dir, uri, experiment, run_name, parent, self._spool).save(run_dir)
         self._append({"kind": "status", "status": "RUNNING"})
         self._courier = Courier(self._spool, "MLflow", lambda: _Delivery(self._spool).run)
 
@@ -169,6 +180,12 @@ class Tracker:
             self._courier.wake()
 
 
+def tracked_run(run_dir: Path) -> str | None:
+    """MLflow's id of a run's folder; None where MLflow has not taken it yet."""
+    place = _Place.load(run_dir)
+    return None if place is None else place.run_id
+
+
 def deliver_spool(run_dir: Path) -> int:
     """Deliver by hand what a finished run left in its spool.
 
@@ -197,7 +214,9 @@ def _prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _choose_place(run_dir: Path, uri: str | None, experiment: str, run_name: str, spool: Spool) -> _Place:
+def _choose_place(
+    run_dir: Path, uri: str | None, experiment: str, run_name: str, parent: str | None, spool: Spool
+) -> _Place:
     known = _Place.load(run_dir)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or (known.uri if known else "sqlite:///mlflow.db")
     if uri.startswith("sqlite:///"):
@@ -205,7 +224,8 @@ def _choose_place(run_dir: Path, uri: str | None, experiment: str, run_name: str
     if known and (known.uri, known.experiment) == (uri, experiment):
         return known
     spool.advance(0)
-    return _Place(uri, experiment, run_name, started=time.time_ns() // 1_000_000, key=uuid.uuid4().hex)
+    started = time.time_ns() // 1_000_000
+    return _Place(uri, experiment, run_name, started=started, key=uuid.uuid4().hex, parent=parent)
 
 
 def _mlflow_program() -> str:
@@ -361,7 +381,10 @@ class _Delivery:
             found[0]
             if found
             else self._client.create_run(
-                experiment_id, start_time=place.started, run_name=place.run_name, tags={_KEY_TAG: place.key}
+                experiment_id,
+                start_time=place.started,
+                run_name=place.run_name,
+                tags={_KEY_TAG: place.key, **({_PARENT_TAG: place.parent} if place.parent else {})},
             )
         )
         replace(place, experiment_id=experiment_id, run_id=run.info.run_id).save(self._spool.run_dir)

@@ -1,0 +1,79 @@
+"""Submit a training to SLURM, or a sweep of several: checked here, written as a script, queued.
+
+    python launch/slurm/submit.py --recipe recipes/k710_l14.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00
+    python launch/slurm/submit.py --recipe R --vary optimisation.learning_rate=1e-5,2e-5,4e-5 --nodes 1 ...
+
+What follows `--` goes to launch/train.py as it is. The same command again goes on with the run, also with
+another --nodes. Exit codes: 0 submitted, or shown with --dry-run; 2 a mistake (the message says which).
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from pipelines import DataError
+from trainer import UserError
+from trainer.cluster.script import JobRequest
+from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words
+from trainer.cluster.sweep import variants
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", type=Path, action="append", required=True, help="YAML file; several are a sweep")
+    add("--set", action="append", default=[], metavar="section.field=value", help="override; repeatable")
+    add("--vary", action="append", default=[], metavar="section.field=v,v", help="of a sweep; repeatable")
+    add("--run-dir", type=Path, help="folder of the run, or of the sweep (run.dir/name of the recipe)")
+    add("--nodes", type=int, default=1, help="(%(default)s)")
+    add("--gpus-per-node", type=int, default=8, help="a rank each; 0 computes on CPUs (%(default)s)")
+    add("--cpus-per-rank", type=int, default=8, help="cores for it and its readers (%(default)s)")
+    add("--time", default="24:00:00", help="limit of one turn; requeued until done (%(default)s)")
+    add("--lead", type=int, default=300, help="seconds before that it is asked to leave (%(default)s)")
+    for name in ("partition", "account", "qos"):
+        add(f"--{name}", help=f"SLURM's {name}")
+    add("--array", type=int, metavar="N", help="of a sweep, at most so many runs at once (all)")
+    add("--after", metavar="JOB", help="wait for this job to end, in whichever way")
+    add("--chain", type=int, metavar="N", help="N jobs, each going on after the last; none is requeued")
+    add("--container", type=Path, metavar="IMAGE", help="Apptainer image, see launch/slurm/container/")
+    add("--sbatch", action="append", default=[], metavar="OPTION", help="one more of sbatch's; repeatable")
+    add("--no-preflight", action="store_true", help="do not look at the nodes first (launch/doctor.py)")
+    add("--dry-run", action="store_true", help="show the script, submit and write nothing")
+    add("training", nargs="*", metavar="-- ...", help="more for launch/train.py, such as --allow-change NAME")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    args = parse()
+    chosen = variants(args.recipe, args.set, args.vary)
+    first = chosen[0].recipe
+    home = args.run_dir or first.run.dir / (first.name if len(chosen) == 1 else f"{first.name}-sweep")
+    named = {name: getattr(args, name) for name in ("partition", "account", "qos")}
+    options = [f"--{name}={value}" for name, value in named.items() if value]
+    request = JobRequest(
+        name=home.name, nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_rank=args.cpus_per_rank,
+        time=args.time, lead=args.lead, container=args.container, options=(*options, *args.sbatch),
+        requeues=args.chain is None, preflight=not args.no_preflight, at_once=args.array,
+    )  # fmt: skip
+    parent = parent_run(home, chosen) if len(chosen) > 1 and not args.dry_run else None
+    made_by = shlex.join(["python", *sys.argv])
+    planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent)
+    if args.dry_run:
+        print(planned.text, end="")
+        return 0
+    if (problem := too_few_nodes(request)) is not None:
+        print(f"note: {problem}", file=sys.stderr)
+    jobs = submit(planned, after=args.after, count=args.chain or 1)
+    print(words(planned, jobs))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

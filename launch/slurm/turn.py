@@ -1,0 +1,63 @@
+"""What the script of a SLURM job asks at the beginning and at the end of each of its turns.
+
+    python launch/slurm/turn.py begin --recipe R ...                 # prints the folder for the ranks' logs
+    python launch/slurm/turn.py end --code 85 --state RUNNING --recipe R ...
+
+Exit codes: at the beginning 0, with nothing printed where the run is done already, or 2 with the reason why
+there is no turn; at the end what the job is to end with, 85 where it is to be queued again first.
+"""
+
+import argparse
+import os
+import sys
+
+from launch.train import parse as parse_training
+from pipelines import DataError
+from trainer import UserError
+from trainer.cluster.turns import Job, Turns
+from trainer.recipe.file import load_recipe
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="turn.py", allow_abbrev=False, description=__doc__)
+    parser.add_argument("moment", choices=("begin", "end"))
+    parser.add_argument("--code", type=int, help="at the end: what the training left with")
+    parser.add_argument("--state", default="UNKNOWN", help="at the end: SLURM's word for the job")
+    return parser.parse_known_args(arguments)
+
+
+def main() -> int:
+    arguments, rest = parse()
+    training = parse_training(rest)
+    recipe = load_recipe(training.recipe, training.set)
+    turns = Turns(training.run_dir or recipe.run.dir / recipe.name)
+    job, requeues = this_job(), os.environ.get("REQUEUES", "yes") == "yes"
+    if arguments.moment == "begin":
+        if not requeues and turns.is_finished():
+            print("the run is done: nothing is left for this job of the chain", file=sys.stderr)
+            return 0
+        print(turns.begin(job))
+        return 0
+    end = turns.end(job, code=arguments.code, state=arguments.state, requeues=requeues)
+    print(f"job {job.job}: {end.verdict}: {end.words}", flush=True)
+    return end.code
+
+
+def this_job() -> Job:
+    """From SLURM's variables."""
+    variables = os.environ
+    if "SLURM_JOB_ID" not in variables:
+        sys.exit("error: SLURM_JOB_ID is not set: this is for a job's script, launch/slurm/train.sbatch")
+    number = variables["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_TASK_ID" in variables:
+        number = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
+    restart = int(variables.get("SLURM_RESTART_COUNT", "0"))
+    return Job(number, restart, variables.get("SLURM_JOB_NODELIST", ""))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,63 @@
+"""Of many ranks that failed, the one that failed first: the others mostly follow from it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_TAIL = 4096  # bytes at the end of a rank's log that are shown of
+_SHOWN = 6  # lines of it
+
+# srun: error: n2: task 1: Killed      srun: error: n[1-2]: tasks 0-1: Exited with exit code 1
+_SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<what>.*)")
+
+
+def first_failure(run_dir: Path, logs: Path, since: float) -> str:
+    """What failed first in a turn, in words, with the end of that rank's log.
+
+    run_dir: the run's folder, where a rank that fails leaves a note. logs: of the turn's ranks, with
+    srun's own words in `srun.log`. since: the turn's beginning, seconds since 1970.
+    """
+    notes = [note for note in _notes(run_dir) if note["time"] >= since]
+    if notes:
+        first = min(notes, key=lambda note: note["time"])
+        others = f" ({len(notes) - 1} more failed after it)" if len(notes) > 1 else ""
+        place = f"rank {first['rank']} on {first['node']}"
+        return f"{place} failed first{others}: {first['words']}\n{first['traceback'].rstrip()}"
+    return _srun_said(logs) or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
+
+
+def _notes(run_dir: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in (run_dir / "failures").glob("rank-*.json"):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue  # cut off by the end of its rank
+    return found
+
+
+def _srun_said(logs: Path) -> str | None:
+    """The first rank that srun reports: one that is killed leaves no note."""
+    path = logs / "srun.log"
+    if not path.exists():
+        return None
+    match = _SRUN.search(path.read_text(encoding="utf-8", errors="replace"))
+    if match is None:
+        return None
+    rank = int(re.split("[,-]", match["ranks"])[0])
+    said = _rank_said(logs, rank)
+    return f"rank {match['ranks']} on {match['node']} ended first: {match['what']}" + (
+        f"\n{said}" if said else ""
+    )
+
+
+def _rank_said(logs: Path, rank: int) -> str | None:
+    path = logs / f"rank-{rank}.log"
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    shown = [line for line in lines if line.strip()][-_SHOWN:]
+    return f"the end of {path}:\n" + "\n".join(f"  {line}" for line in shown) if shown else None

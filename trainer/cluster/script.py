@@ -1,0 +1,144 @@
+"""The script of a SLURM job: a head that says what is asked for, and the body that all jobs share."""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import RunError
+
+PLAIN = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
+"""The script for those who write their own head; its body is everybody's."""
+
+_BODY = "# ---- from here on the same in every job ----\n"
+
+# `90`, `90:00`, `1:30:00`, `2-12`, `2-12:00`, `2-12:00:00`: minutes[:seconds], hours:.., days-hours[:..]
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is asked of SLURM. Raises RunError, naming the option, for what no cluster could give.
+
+    nodes, gpus_per_node: without GPUs one rank a node computes on its CPU. cpus_per_rank: cores for the rank
+    and its workers. time: as SLURM writes it, such as `24:00:00` or `2-12:00:00`. lead: seconds before its
+    end at which SLURM asks the run to leave. container: an Apptainer image to run in. options: more for
+    sbatch, such as `--partition=gpu`. requeues: whether the job is queued again when it is not done.
+    preflight: whether the nodes are looked at first. at_once: of an array, the most tasks that run at a time.
+    """
+
+    name: str
+    nodes: int
+    gpus_per_node: int
+    cpus_per_rank: int
+    time: str
+    lead: int
+    container: Path | None = None
+    options: tuple[str, ...] = ()
+    requeues: bool = True
+    preflight: bool = True
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_rank", 1)):
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise RunError(f"--{option} {getattr(self, name)}: at least {least}")
+        if seconds(self.time) <= self.lead:
+            raise RunError(
+                f"--time {self.time} is not longer than the {self.lead} s that the run is asked to leave "
+                "before its end; ask for more time, or lower --lead"
+            )
+        if self.at_once is not None and self.at_once < 1:
+            raise RunError(f"--array {self.at_once}: at least 1")
+        if self.container is not None and not self.container.is_file():
+            raise RunError(f"--container {self.container}: there is no such image")
+
+    @property
+    def ranks_per_node(self) -> int:
+        return max(1, self.gpus_per_node)
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def seconds(time: str) -> int:
+    """A time limit as SLURM writes it, in seconds. Raises RunError for what is none."""
+    match = _TIME.fullmatch(time)
+    if match is None:
+        raise RunError(f"--time {time}: no time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
+    parts = [int(part) for part in match["parts"].split(":")]
+    if match["days"] is not None:  # hours[:minutes[:seconds]]
+        hours, minutes, rest = parts + [0] * (3 - len(parts))
+        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + rest
+    if len(parts) == 1:
+        return 60 * parts[0]
+    hours, minutes, rest = [0] * (3 - len(parts)) + parts
+    return (hours * 60 + minutes) * 60 + rest
+
+
+def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
+    """The text of a job's script.
+
+    Args:
+        request: what is asked for.
+        tasks: arguments of launch/train.py; several make an array, a task for each.
+        log: where what the script says goes, with SLURM's `%j`, or `%A_%a`, in its name.
+        made_by: the command that wrote the script, for whoever finds it.
+    """
+    body = PLAIN.read_text(encoding="utf-8").partition(_BODY)
+    return f"{_head(request, tasks, log, made_by)}\n{_BODY}{body[2]}"
+
+
+def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
+    at_once = f"%{request.at_once}" if request.at_once else ""
+    asked = [
+        f"--job-name={request.name}",
+        f"--nodes={request.nodes}",
+        f"--ntasks-per-node={request.ranks_per_node}",
+        f"--cpus-per-task={request.cpus_per_rank}",
+        *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
+        f"--time={request.time}",
+        f"--signal=B:USR1@{request.lead}",
+        "--requeue" if request.requeues else "--no-requeue",
+        "--open-mode=append",
+        f"--output={log}",
+        *([f"--array=0-{len(tasks) - 1}{at_once}"] if len(tasks) > 1 else []),
+        *request.options,
+    ]
+    lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in asked), ""]
+    lines += ["# What runs Python, on every node the same.", f"python=({shlex.join(_python(request))})"]
+    if not request.requeues:
+        lines += ["# The next job of the chain goes on, not this one.", "export REQUEUES=no"]
+    if not request.preflight:
+        lines += ["PREFLIGHT=no"]
+    lines += ["", "# What is trained."]
+    if len(tasks) == 1:
+        return "\n".join([*lines, _set(tasks[0]), ""])
+    cases = [f"  {number}) {_set(task)} ;;" for number, task in enumerate(tasks)]
+    return "\n".join([*lines, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
+
+
+def _set(task: Sequence[str]) -> str:
+    return f"set -- {shlex.join(task)}"
+
+
+def _python(request: JobRequest) -> list[str]:
+    if request.container is None:
+        return [sys.executable]
+    gpu = ["--nv"] if request.gpus_per_node else []
+    here = str(Path.cwd())
+    return [
+        "apptainer",
+        "exec",
+        *gpu,
+        "--bind",
+        here,
+        "--pwd",
+        here,
+        str(request.container.absolute()),
+        "python",
+    ]

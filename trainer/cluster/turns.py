@@ -1,0 +1,158 @@
+"""The turns of a job: each start of it that SLURM gives a run, what it came to, and whether there is another.
+
+The script of a job asks at the beginning and at the end of each turn. Both are written into
+`slurm/turns.jsonl` of the run's folder; a turn whose node died has no end there. Progress is what the next
+turn can go on from: the step of the newest checkpoint.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer import RunError
+from trainer.checkpoint.shelf import Shelf, step_of
+from trainer.cluster.first_failure import first_failure
+from trainer.faults.stop import INTERRUPTED, REQUEUE
+from trainer.run_folder import RunFolder, append_lines, records
+
+FRUITLESS = 3
+"""Turns of a job in a row without a step of progress after which it is not queued again."""
+
+PREFLIGHT_FAILED = 3
+"""What the job's script says when it ended before the training: a node is not fit."""
+
+MENDED_FIRST = 2
+"""What the training says when its user must mend something."""
+
+Verdict = Literal["done", "requeued", "left to the next job", "stopped", "given up"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which start of which job this is.
+
+    job: SLURM's number; of a task of an array `12_3`. restart: how often it was queued again before. nodes: a
+    node list such as `n[1-2]`.
+    """
+
+    job: str
+    restart: int
+    nodes: str
+
+
+@dataclass(frozen=True)
+class End:
+    """verdict: what becomes of the job. words: why, for whoever reads its log. code: its exit code; REQUEUE
+    asks the script to have it queued again.
+    """
+
+    verdict: Verdict
+    words: str
+    code: int
+
+
+class Turns:
+    """The turns of a run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = RunFolder(run_dir)
+        self._path = run_dir / "slurm" / "turns.jsonl"
+
+    def begin(self, job: Job) -> Path:
+        """Note that a turn begins; returns the folder for the logs of its ranks.
+
+        Raises RunError when the job's last turns came to nothing: it ends here, and says why.
+        """
+        step = self._step()
+        fruitless = self._fruitless(job.job, step)
+        if len(fruitless) >= FRUITLESS:
+            words = _given_up(job, step, [turn["logs"] for turn in fruitless])
+            self._append("ended", job, step=step, code=MENDED_FIRST, verdict="given up", words=words)
+            raise RunError(words)
+        logs = self._folder.path.absolute() / "logs" / f"job-{job.job}.{job.restart}"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._append("begun", job, step=step, nodes=job.nodes, logs=str(logs))
+        return logs
+
+    def end(self, job: Job, *, code: int, state: str, requeues: bool) -> End:
+        """Note what a turn came to, and say what becomes of the job.
+
+        Args:
+            job: as at the turn's beginning.
+            code: what the training left with, as srun tells it.
+            state: SLURM's word for the job at this moment.
+            requeues: whether the job may be queued again; without, the next job of a chain goes on.
+
+        """
+        step = self._step()
+        end = self._judge(job, step, code, state, requeues)
+        self._append("ended", job, step=step, code=code, verdict=end.verdict, words=end.words)
+        return end
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end: there is nothing left to do for another job."""
+        last = self._folder.last_event("start", "end")
+        return last is not None and last["event"] == "end"
+
+    def _judge(self, job: Job, step: int, code: int, state: str, requeues: bool) -> End:
+        if code == 0:
+            return End("done", "the run is done", 0)
+        if state == "CANCELLED":
+            return End("stopped", f"the job was cancelled; step {step} is saved", code)
+        if code == INTERRUPTED:
+            words = f"a person asked the run to stop; step {step} is saved. Submit it again to go on"
+            return End("stopped", words, code)
+        if code == MENDED_FIRST:
+            return End("given up", f"something must be mended first: {self._failure(job)}", code)
+        saved = "nothing is saved yet" if step < 0 else f"step {step} is saved"
+        what = f"asked to leave, {saved}" if code == REQUEUE else f"failed with {code}, {saved}"
+        if code != REQUEUE:
+            what += f"; {self._failure(job)}"
+        fruitless = self._fruitless(job.job, step)
+        if len(fruitless) >= FRUITLESS:
+            return End(
+                "given up", _given_up(job, step, [turn["logs"] for turn in fruitless]) + f"; {what}", code
+            )
+        if not requeues:
+            return End("left to the next job", what, code)
+        return End("requeued", what, REQUEUE)
+
+    def _failure(self, job: Job) -> str:
+        """What failed first in this turn."""
+        begun = next(turn for turn in reversed(self._turns(job.job)) if turn["restart"] == job.restart)
+        return first_failure(self._folder.path, Path(begun["logs"]), since=begun["time"])
+
+    def _fruitless(self, job: str, step: int) -> list[dict[str, Any]]:
+        """The latest turns of a job that all began at this very step, and so came to nothing."""
+        found: list[dict[str, Any]] = []
+        for turn in reversed(self._turns(job)):
+            if turn["step"] != step:
+                break
+            found.insert(0, turn)
+        return found
+
+    def _turns(self, job: str) -> list[dict[str, Any]]:
+        """Beginnings of a job's turns, oldest first."""
+        if not self._path.exists():
+            return []
+        lines = records(self._path.read_text(encoding="utf-8"))
+        return [turn for turn in lines if turn["turn"] == "begun" and turn["job"] == job]
+
+    def _step(self) -> int:
+        """Of the newest checkpoint; -1 where there is none."""
+        visible = Shelf(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
+        return step_of(visible[-1]) if visible else -1
+
+    def _append(self, turn: str, job: Job, **values: Any) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        named = {key: value for key, value in asdict(job).items() if key != "nodes"}
+        append_lines(self._path, [{"turn": turn, **named, "time": round(time.time(), 3), **values}])
+
+
+def _given_up(job: Job, step: int, logs: list[str]) -> str:
+    where = "no step was saved" if step < 0 else f"step {step} stayed the last one saved"
+    return (
+        f"job {job.job} had {len(logs)} turns in a row without a step of progress ({where}): it is not "
+        f"queued again. Their logs: {', '.join(logs)}. Mend what they show, then submit the run again"
+    )
