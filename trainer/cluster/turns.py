@@ -98,15 +98,16 @@ class Turns:
     def _judge(self, job: Job, step: int, code: int, state: str, requeues: bool) -> End:
         if code == 0:
             return End("done", "the run is done", 0)
-        if state == "CANCELLED":
-            return End("stopped", f"the job was cancelled; step {step} is saved", code)
+        if state != "RUNNING":
+            # Queued again here, an scancel would be undone; after preemption or a lost node SLURM does so itself.
+            words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
+            return End("stopped", f"{words}, {_saved(step)}", code)
         if code == INTERRUPTED:
-            words = f"a person asked the run to stop; step {step} is saved. Submit it again to go on"
+            words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
             return End("stopped", words, code)
         if code == MENDED_FIRST:
             return End("given up", f"something must be mended first: {self._failure(job)}", code)
-        saved = "nothing is saved yet" if step < 0 else f"step {step} is saved"
-        what = f"asked to leave, {saved}" if code == REQUEUE else f"failed with {code}, {saved}"
+        what = f"asked to leave, {_saved(step)}" if code == REQUEUE else f"failed with {code}, {_saved(step)}"
         if code != REQUEUE:
             what += f"; {self._failure(job)}"
         fruitless = self._fruitless(job.job, step)
@@ -148,6 +149,10 @@ class Turns:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         named = {key: value for key, value in asdict(job).items() if key != "nodes"}
         append_lines(self._path, [{"turn": turn, **named, "time": round(time.time(), 3), **values}])
+
+
+def _saved(step: int) -> str:
+    return "nothing is saved yet" if step < 0 else f"step {step} is saved"
 
 
 def _given_up(job: Job, step: int, logs: list[str]) -> str:
