@@ -99,7 +99,8 @@ class Turns:
         if code == 0:
             return End("done", "the run is done", 0)
         if state != "RUNNING":
-            # Queued again here, an scancel would be undone; after preemption or a lost node SLURM does so itself.
+            # Queued again here, an scancel would be undone; a preempted job, or one that lost a node, SLURM
+            # queues again itself.
             words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
             return End("stopped", f"{words}, {_saved(step)}", code)
         if code == INTERRUPTED:

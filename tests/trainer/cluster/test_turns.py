@@ -1,0 +1,137 @@
+"""What becomes of a job after each of its turns, and which failure is told first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer import RunError
+from trainer.cluster.first_failure import first_failure
+from trainer.cluster.turns import FRUITLESS, Job, Turns
+from trainer.faults.stop import INTERRUPTED, REQUEUE
+from trainer.run_folder import RunFolder
+
+
+def job(restart: int = 0, number: str = "12") -> Job:
+    return Job(number, restart, "n[1-2]")
+
+
+def saved(run_dir: Path, step: int) -> None:
+    """A checkpoint, as far as turns look at one."""
+    (run_dir / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)
+
+
+def lines(run_dir: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run_dir / "slurm" / "turns.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "requeues", "verdict", "leaves_with"),
+    [
+        (0, "RUNNING", True, "done", 0),
+        (REQUEUE, "RUNNING", True, "requeued", REQUEUE),
+        (REQUEUE, "RUNNING", False, "left to the next job", REQUEUE),
+        (REQUEUE, "COMPLETING", True, "stopped", REQUEUE),
+        (REQUEUE, "CANCELLED", True, "stopped", REQUEUE),
+        (INTERRUPTED, "RUNNING", True, "stopped", INTERRUPTED),
+        (2, "RUNNING", True, "given up", 2),
+        (1, "RUNNING", True, "requeued", REQUEUE),
+        (137, "RUNNING", True, "requeued", REQUEUE),
+        (137, "RUNNING", False, "left to the next job", 137),
+    ],
+)
+def test_what_becomes_of_a_job(
+    tmp_path: Path, code: int, state: str, requeues: bool, verdict: str, leaves_with: int
+) -> None:
+    turns = Turns(tmp_path)
+    turns.begin(job())
+    saved(tmp_path, 5)
+    end = turns.end(job(), code=code, state=state, requeues=requeues)
+    assert (end.verdict, end.code) == (verdict, leaves_with)
+    begun, ended = lines(tmp_path)
+    assert (begun["turn"], begun["step"], begun["nodes"]) == ("begun", -1, "n[1-2]")
+    assert (ended["turn"], ended["step"], ended["verdict"], ended["code"]) == ("ended", 5, verdict, code)
+    if code not in (0, 2):
+        assert "step 5 is saved" in end.words
+
+
+@pytest.mark.parametrize("code", [REQUEUE, 1])
+def test_three_turns_without_a_step_are_the_last(tmp_path: Path, code: int) -> None:
+    turns = Turns(tmp_path)
+    saved(tmp_path, 4)
+    logs = []
+    for restart in range(FRUITLESS):
+        logs.append(turns.begin(job(restart)))
+        end = turns.end(job(restart), code=code, state="RUNNING", requeues=True)
+        assert end.verdict == ("requeued" if restart < FRUITLESS - 1 else "given up")
+    assert end.code != REQUEUE or code == REQUEUE
+    assert "3 turns in a row without a step of progress (step 4 stayed the last one saved)" in end.words
+    assert all(str(path) in end.words for path in logs)
+
+
+def test_a_step_of_progress_begins_the_count_anew(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    for restart in range(4 * FRUITLESS):
+        turns.begin(job(restart))
+        if restart % 2:
+            saved(tmp_path, restart)
+        assert turns.end(job(restart), code=1, state="RUNNING", requeues=True).verdict == "requeued"
+
+
+def test_turns_that_lost_their_node_count_too(tmp_path: Path) -> None:
+    """SLURM queues such a job again without asking, and nobody is left to say how the turn ended."""
+    turns = Turns(tmp_path)
+    for restart in range(FRUITLESS):
+        turns.begin(job(restart))
+    with pytest.raises(RunError, match="no step was saved"):
+        turns.begin(job(FRUITLESS))
+    assert lines(tmp_path)[-1]["verdict"] == "given up"
+    turns.begin(job(0, "13"))  # who submits it again has mended something
+
+
+def test_a_line_that_a_lost_node_cut_off_is_passed_over(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    turns.begin(job())
+    with open(tmp_path / "slurm" / "turns.jsonl", "a") as file:
+        file.write('{"turn": "begun", "jo')
+    turns.begin(job(1))
+    assert turns.end(job(1), code=1, state="RUNNING", requeues=True).verdict == "requeued"
+
+
+def test_only_a_run_whose_last_word_is_its_end_is_finished(tmp_path: Path) -> None:
+    turns, folder = Turns(tmp_path), RunFolder(tmp_path)
+    assert not turns.is_finished()
+    for event, finished in (("start", False), ("step", False), ("end", True), ("start", False)):
+        folder.event(event)
+        assert turns.is_finished() == finished
+
+
+def note(run_dir: Path, rank: int, time: float, words: str) -> None:
+    folder = run_dir / "failures"
+    folder.mkdir(exist_ok=True)
+    record = {"time": time, "rank": rank, "node": f"n{rank}", "words": words, "traceback": f"at line {rank}"}
+    (folder / f"rank-{rank:05d}.json").write_text(json.dumps(record))
+
+
+def test_the_earliest_note_of_this_turn_is_the_first_failure(tmp_path: Path) -> None:
+    note(tmp_path, 1, 50.0, "of an earlier turn")
+    note(tmp_path, 2, 103.0, "a follower")
+    note(tmp_path, 3, 101.5, "the cause")
+    (tmp_path / "failures" / "rank-00004.json").write_text('{"time": 1')
+    assert first_failure(tmp_path, tmp_path, since=100.0) == (
+        "rank 3 on n3 failed first (1 more failed after it): the cause\nat line 3"
+    )
+
+
+def test_a_rank_that_was_killed_is_known_from_srun(tmp_path: Path) -> None:
+    (tmp_path / "srun.log").write_text(
+        "srun: created\nsrun: error: gpu[03-04]: tasks 5-6: Killed\nsrun: error: gpu01: task 0: Exited"
+    )
+    (tmp_path / "rank-5.log").write_text("step 1\n\nstep 2\n")
+    assert first_failure(tmp_path, tmp_path, since=0.0) == (
+        f"rank 5-6 on gpu[03-04] ended first: Killed\nthe end of {tmp_path}/rank-5.log:\n  step 1\n  step 2"
+    )
+
+
+def test_without_a_word_from_anyone_the_logs_are_named(tmp_path: Path) -> None:
+    assert first_failure(tmp_path, tmp_path, since=0.0) == f"no rank left a word; see {tmp_path}"
