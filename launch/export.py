@@ -39,9 +39,6 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"error: {arguments.out} cannot be written: {error}", file=sys.stderr)
-        return 2
     classes = len(state.description["class_names"])
     print(f"{arguments.out}: the weights after step {state.step}, {classes} classes")
     return 0

@@ -32,14 +32,19 @@ def save_weights(
     description: dict[str, Any],
 ) -> None:
     """Write the file whole or not at all. description: `model`, the fields of its configuration,
-    `class_names`, `preprocessing` and `recipe`.
+    `class_names`, `preprocessing` and `recipe`. Raises RunError where it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"format_version": FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(state, partial, metadata=metadata)
-    partial.replace(path)
+    try:
+        save_file(state, partial, metadata=metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error}") from error
 
 
 def load_weights(path: Path) -> Weights:
