@@ -99,21 +99,25 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """End the jobs, then the daemons."""
-        if "slurmctld" in self._daemons:
-            jobs = self.run("squeue", "--noheader", "--format=%A").split()
-            if jobs:
-                self.run("scancel", *jobs)
-                self.run("scancel", "--signal=KILL", *jobs)
-                self.wait_until(lambda: not self.run("squeue", "--noheader"), "jobs do not end", ends=True)
-        for daemon in reversed(self._daemons.values()):
-            daemon.terminate()
-        for daemon in self._daemons.values():
-            try:
-                daemon.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        self._daemons.clear()
+        try:
+            if "slurmctld" in self._daemons:
+                self._end_jobs()
+        finally:
+            for daemon in reversed(self._daemons.values()):
+                daemon.terminate()
+            for daemon in self._daemons.values():
+                try:
+                    daemon.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    daemon.kill()
+                    daemon.wait()
+            self._daemons.clear()
+
+    def _end_jobs(self) -> None:
+        jobs = self.typed("squeue", "--noheader", "--format=%A").stdout.split()
+        if jobs:
+            self.typed("scancel", *jobs)  # one may be gone by now
+            self.wait_until(lambda: not self.typed("squeue", "--noheader").stdout, "jobs do not end")
 
     def run(self, *command: str, variables: dict[str, str] | None = None) -> str:
         """What a command says, blanks around it removed. Raises AssertionError when it fails."""
@@ -134,13 +138,16 @@ class Cluster:
         """Of the nodes, such as `idle`, `alloc`, `down*`."""
         return self.run("sinfo", "--Node", "--noheader", "--format=%t").split()
 
-    def state(self, job: int) -> str:
+    def state(self, job: str) -> str:
         """Of a job, such as RUNNING; it stays known for minutes after its end."""
-        words = self.run("scontrol", "show", "job", str(job), "--oneliner").split()
+        words = self.run("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)["JobState"]
 
     def start_node(self, node: str) -> None:
         self._start("slurmd", "-D", "-N", node, key=node)
+
+    def dead_nodes(self) -> list[str]:
+        return [node for node in NODES if node not in self._daemons]
 
     def kill_node(self, node: str) -> None:
         """End a node's daemon as a power cut does; what it had started loses its parent."""
@@ -148,15 +155,11 @@ class Cluster:
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
 
-    def wait_until(
-        self, happened: Callable[[], bool], problem: str, seconds: float = PATIENCE, *, ends: bool = False
-    ) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_until(self, happened: Callable[[], bool], problem: str) -> None:
+        deadline = time.monotonic() + PATIENCE
         while not happened():
             if time.monotonic() > deadline:
-                if ends:
-                    return
-                raise TimeoutError(f"{problem} within {seconds:.0f} s; {self.logs()}")
+                raise TimeoutError(f"{problem} within {PATIENCE:.0f} s; {self.logs()}")
             time.sleep(0.2)
 
     def logs(self) -> str:

@@ -1,0 +1,345 @@
+"""Trainings on a real SLURM of two nodes: many nodes, time limits, nodes that die, jobs that are cancelled.
+
+`.ci/run` installs SLURM and sets REQUIRE_SLURM; elsewhere these tests are left out where it is not installed.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from tests.conftest import MotionSet
+from tests.integration.processes import ROOT, events, settings, train
+from tests.integration.slurm import Cluster, missing
+
+pytestmark = pytest.mark.skipif(
+    bool(missing()) and "REQUIRE_SLURM" not in os.environ,
+    reason=f"NO SLURM HERE ({', '.join(missing())}): apt-get install slurm-wlm munge",
+)
+
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+STEPS = 60
+PATIENCE = 180.0  # seconds for a turn of a job, which takes about 20 on an idle machine
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    assert not missing(), f"REQUIRE_SLURM is set, and {missing()} is missing"
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path has to be short
+    try:
+        with Cluster(folder / "c") as running:
+            yield running
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def both_nodes(cluster: Cluster) -> Iterator[Cluster]:
+    """For tests that end a node: afterwards it is back."""
+    yield cluster
+    for node in cluster.dead_nodes():
+        cluster.start_node(node)
+    cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the nodes did not come back")
+
+
+def changes(motion_set: MotionSet, **more: Any) -> list[str]:
+    """The quickstart, but small."""
+    return [
+        *settings(
+            data__train=motion_set.train, data__val=motion_set.val, data__workers=1, data__threads=1,
+            optimisation__epochs="null", optimisation__steps=STEPS, optimisation__warmup_epochs="null",
+            optimisation__warmup_steps=4, evaluation__every_epochs="null", engine__zero_stage=2,
+            tracking__enabled="false", run__log_every_steps=1,
+        ),
+        *settings(**more),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two ranks on this machine, without SLURM."""
+    run_dir = tmp_path_factory.mktemp("slurm") / "undisturbed"
+    arguments = changes(motion_set)
+    outcome = train(run_dir, *arguments, data=motion_set.root, ranks=2, recipe=QUICKSTART)
+    assert outcome.code == 0, outcome.errors
+    return run_dir
+
+
+def submitted(
+    cluster: Cluster, *arguments: str, time: str = "10", lead: int = 60, nodes: int = 2, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    return cluster.typed(
+        sys.executable, "launch/slurm/submit.py", "--nodes", str(nodes), "--gpus-per-node", "0",
+        "--cpus-per-rank", "1", "--time", time, "--lead", str(lead), "--no-preflight", *arguments,
+        folder=ROOT, **more,
+    )  # fmt: skip
+
+
+def begin(cluster: Cluster, run_dir: Path, *arguments: str, **more: Any) -> str:
+    """Submit a run of the quickstart; returns the job's number."""
+    result = submitted(cluster, "--recipe", str(QUICKSTART), "--run-dir", str(run_dir), *arguments, **more)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()[1]
+
+
+def wait_for(happened: Callable[[], bool], run_dir: Path, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, told(run_dir)
+        time.sleep(0.1)
+
+
+def told(run_dir: Path) -> str:
+    """All that a run's logs say, for whoever reads why a test failed."""
+    logs = sorted(
+        [*run_dir.glob("slurm/*.log"), *run_dir.glob("slurm/*.jsonl"), *run_dir.glob("logs/*/*.log")]
+    )
+    return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2500:]}" for path in logs)
+
+
+def turns(run_dir: Path, kind: str = "ended") -> list[dict[str, Any]]:
+    path = run_dir / "slurm" / "turns.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [turn for turn in map(json.loads, lines) if turn["turn"] == kind]
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    wait_for(lambda: any(event["step"] >= step for event in events(run_dir, "step")), run_dir)
+
+
+def go_on(cluster: Cluster, job: str, run_dir: Path) -> None:
+    """A job that is queued again waits for two minutes: not here."""
+    wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def wait_for_verdict(run_dir: Path, verdict: str) -> dict[str, Any]:
+    wait_for(lambda: any(turn["verdict"] == verdict for turn in turns(run_dir)), run_dir)
+    return next(turn for turn in turns(run_dir) if turn["verdict"] == verdict)
+
+
+def steps_of(run_dir: Path) -> dict[int, float]:
+    """The loss of each step, as it was when the step was done last."""
+    return {event["step"]: event["loss"] for event in events(run_dir, "step")}
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    """Losses say that the same clips came, weights that nothing else was different."""
+    assert steps_of(run_dir) == steps_of(undisturbed)
+    assert len(steps_of(run_dir)) == STEPS
+    weights, expected = (load_file(folder / "weights.safetensors") for folder in (run_dir, undisturbed))
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+def test_two_nodes_train_as_two_ranks_of_one_machine(
+    cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    begin(cluster, run_dir, *changes(motion_set))
+    wait_for_verdict(run_dir, "done")
+    assert_same(run_dir, undisturbed)
+    begun = turns(run_dir, "begun")
+    assert [turn["nodes"] for turn in begun] == ["n[1-2]"]
+    assert {path.name for path in Path(begun[0]["logs"]).glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
+    assert "top-1" in (Path(begun[0]["logs"]) / "rank-0.log").read_text()
+
+
+def test_asked_to_leave_it_saves_is_queued_again_and_ends_as_if_nothing_had_been(
+    cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job = begin(cluster, run_dir, *changes(motion_set))
+    wait_for_step(run_dir, 5)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the time is over
+    left = wait_for_verdict(run_dir, "requeued")
+    assert 5 <= left["step"] < STEPS and f"step {left['step']} is saved" in left["words"]
+    go_on(cluster, job, run_dir)
+    wait_for_verdict(run_dir, "done")
+    assert [turn["restart"] for turn in turns(run_dir, "begun")] == [0, 1]
+    done_once = [event["step"] for event in events(run_dir, "step")]
+    assert done_once == list(range(1, STEPS + 1)), "no step is lost or done twice"
+    assert_same(run_dir, undisturbed)
+
+
+@pytest.mark.soak
+def test_the_time_limit_itself(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
+    """SLURM's own signal, which may come up to a minute early; the job ends, and the next turn goes on."""
+    run_dir = tmp_path / "run"
+    job = begin(cluster, run_dir, *changes(motion_set, optimisation__steps=100000), time="3", lead=60)
+    wait_for_verdict(run_dir, "requeued")
+    saved = turns(run_dir)[0]["step"]
+    assert saved > 0 and cluster.state(job) in ("PENDING", "COMPLETING", "RUNNING")
+    go_on(cluster, job, run_dir)
+    wait_for_step(run_dir, saved + 1)
+    cluster.run("scancel", job)
+    assert wait_for_verdict(run_dir, "stopped")["step"] > saved
+
+
+@pytest.mark.soak
+def test_a_node_dies(both_nodes: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    cluster = both_nodes
+    job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_steps=5))
+    wait_for_step(run_dir, 12)
+    cluster.kill_node("n2")
+    for process in ranks_of(run_dir, rank=1):  # a node's end is that of all its processes
+        os.kill(process, signal.SIGKILL)
+    wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
+    cluster.start_node("n2")
+    cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
+    go_on(cluster, job, run_dir)
+    wait_for_verdict(run_dir, "done")
+    assert [turn["restart"] for turn in turns(run_dir, "begun")] == [0, 1]
+    assert 10 <= turns(run_dir, "begun")[1]["step"] < STEPS
+    assert_same(run_dir, undisturbed)
+
+
+def ranks_of(run_dir: Path, rank: int) -> list[int]:
+    """Processes of one rank of a run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            variables = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile
+        if (
+            b"launch/train.py" in command
+            and str(run_dir).encode() in command
+            and b"SLURM_PROCID=%d" % rank in variables
+        ):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.soak
+def test_a_run_that_fails_three_times_without_a_step_is_given_up(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_minutes="null"))
+    for turn in range(3):
+        if turn:
+            go_on(cluster, job, run_dir)
+        wait_for(lambda: len(events(run_dir, "start")) == turn + 1 and len(ranks_of(run_dir, 1)) > 0, run_dir)  # noqa: B023
+        for process in ranks_of(run_dir, rank=1):
+            os.kill(process, signal.SIGKILL)
+        wait_for(lambda: len(turns(run_dir)) == turn + 1, run_dir)  # noqa: B023
+    first, second, last = turns(run_dir)
+    assert [first["verdict"], second["verdict"], last["verdict"]] == ["requeued", "requeued", "given up"]
+    assert "rank 1 on n2 ended first: Killed" in last["words"]
+    assert "3 turns in a row without a step of progress" in last["words"]
+    wait_for(lambda: cluster.state(job) == "FAILED", run_dir)
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(
+    cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
+) -> None:
+    """And the run goes on when it is submitted again, on another number of nodes."""
+    run_dir = tmp_path / "run"
+    job = begin(cluster, run_dir, *changes(motion_set))
+    wait_for_step(run_dir, 4)
+    cluster.run("scancel", job)
+    stopped = wait_for_verdict(run_dir, "stopped")
+    assert 4 <= stopped["step"] < STEPS
+    wait_for(lambda: cluster.state(job) == "CANCELLED", run_dir)
+    begin(cluster, run_dir, *changes(motion_set), nodes=1)
+    wait_for_verdict(run_dir, "done")
+    losses, expected = steps_of(run_dir), steps_of(undisturbed)
+    assert list(losses) == list(expected) == list(range(1, STEPS + 1))
+    torch.testing.assert_close(list(losses.values()), list(expected.values()), atol=1e-5, rtol=0)
+
+
+def test_what_cannot_work_is_refused_where_it_is_submitted(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    recipe = ["--recipe", str(QUICKSTART), "--run-dir", str(run_dir)]
+    refused = {
+        "main": [*recipe, "--partition", "gpu"],
+        "did you mean": ["--recipe", "recipes/quickstar.yaml"],
+        "cannot be divided evenly over 2": [*recipe, "--set", "optimisation.global_batch=33"],
+        "refuses": [*recipe, "--account", "nobody", "--sbatch", "--nodelist=n7"],
+        "not longer than": [*recipe, "--lead", "6000"],
+    }
+    for words, arguments in refused.items():
+        result = submitted(cluster, *arguments)
+        assert result.returncode == 2, (words, result.stdout)
+        assert words in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert cluster.run("squeue", "--noheader") == ""
+    shown = submitted(cluster, *recipe, "--dry-run", *changes(motion_set))
+    assert shown.returncode == 0 and shown.stdout.startswith("#!/bin/bash")
+    assert cluster.run("squeue", "--noheader") == ""
+
+
+def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
+    """Its process hangs before it meets the others."""
+    training = [
+        sys.executable,
+        "launch/train.py",
+        "--recipe",
+        str(QUICKSTART),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    training += changes(motion_set, run__rendezvous_minutes=0.15)
+    absent = 'if [ "$SLURMD_NODENAME" = n2 ]; then sleep 120; else exec "$@"; fi'
+    result = cluster.typed(
+        "srun", "--nodes=2", "--kill-on-bad-exit=1", "bash", "-c", absent, "bash", *training,
+        folder=ROOT, variables={"MASTER_ADDR": "127.0.0.1"},
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "n2 did not come" in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.soak
+def test_a_job_that_must_wait_for_a_node_is_told_so(
+    both_nodes: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    cluster = both_nodes
+    cluster.kill_node("n2")
+    cluster.wait_until(lambda: "down*" in cluster.states(), "the node's end was not noticed")
+    result = submitted(
+        cluster, "--recipe", str(QUICKSTART), "--run-dir", str(tmp_path / "run"), *changes(motion_set)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 nodes are asked for, and 1 are up (not: n2)" in result.stderr
+    shown = cluster.typed(sys.executable, "launch/status.py", str(tmp_path / "run"), folder=ROOT)
+    assert "waiting" in shown.stdout, shown.stdout
+    cluster.run("scancel", result.stdout.split()[1])
+
+
+@pytest.mark.soak
+def test_a_sweep_is_one_array_under_one_mlflow_run(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    home, store = tmp_path / "sweep", f"sqlite:///{tmp_path}/mlflow.db"
+    result = submitted(
+        cluster, "--recipe", str(QUICKSTART), "--run-dir", str(home), "--array", "1",
+        "--vary", "optimisation.learning_rate=1e-3,2e-3", *changes(motion_set, optimisation__steps=6),
+        "--set", "tracking.enabled=true", "--set", f"tracking.uri={store}", nodes=1,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    runs = [home / f"quickstart-learning_rate-{rate}" for rate in ("0.001", "0.002")]
+    for run_dir in runs:
+        wait_for_verdict(run_dir, "done")
+    client = MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name("uniformerv2").experiment_id])
+    parent = next(run for run in found if run.info.run_name == "sweep")
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.info.run_name for run in children} == {run_dir.name for run_dir in runs}
+    assert parent.data.params["optimisation.learning_rate"] == "0.001, 0.002"
+    assert {run.data.params["optimisation.learning_rate"] for run in children} == {"0.001", "0.002"}
