@@ -1,0 +1,65 @@
+"""Whether DALI decodes on this machine: a clip made here, decoded as in a run, its frames counted.
+
+    python -m pipelines.trial_decode cuda:0
+
+On a GPU the clip is H.264 and goes through NVDEC; on a CPU it is VP9, which is what DALI takes there.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .encoded import CPU_CODECS, GPU_CODECS, check_encoded
+from .encoder import H264, VP9, encode_video
+from .graph import decode_only
+from .manifest import Row
+from .reader import Decoding
+from .recovery import in_words
+
+SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
+FPS = 25
+
+
+def decode_trial(device: torch.device, frames: int) -> list[int]:
+    """Make and decode a clip of so many frames; returns the shape of what came: T, H, W, 3.
+
+    Raises RuntimeError, DALI's own, where it cannot decode.
+    """
+    gpu = device.type == "cuda"
+    video_format, codecs = (H264, GPU_CODECS) if gpu else (VP9, CPU_CODECS)
+    clip = np.repeat(np.linspace(0, 255, frames, dtype=np.uint8), SIDE * SIDE * 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"trial{video_format.extension}"
+        encode_video(path, clip.reshape(frames, SIDE, SIDE, 3), video_format, FPS, frames)
+        data = path.read_bytes()
+    row = Row(
+        path=path.name, offset=0, length=0, label=0, frames=frames, fps=float(FPS),
+        width=SIDE, height=SIDE, codec=video_format.codec,
+    )  # fmt: skip
+    encoded = check_encoded(data, row, np.arange(frames), codecs)
+    payload = np.frombuffer(data, np.uint8), encoded.indices, encoded.color
+    decoding = Decoding("dali", codecs)
+    pipeline = decode_only(lambda _: payload, decoding, batch=1, threads=1, device=device)
+    (decoded,) = pipeline.run()
+    return list(decoded[0].shape())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("device", type=torch.device, help="cpu, or cuda:0 and so on")
+    parser.add_argument("--frames", type=int, default=16, help="of the clip (%(default)s)")
+    arguments = parser.parse_args()
+    try:
+        shape = decode_trial(arguments.device, arguments.frames)
+    except RuntimeError as error:
+        sys.exit(in_words(str(error)))
+    print(json.dumps({"frames": shape[0]}))
+
+
+if __name__ == "__main__":
+    main()
