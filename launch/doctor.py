@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="doctor.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folder", type=Path, help="of the run, which all nodes must see (the recipe's; without one: runs)"
+        "--folder", "--run-dir", type=Path, help="of the run, seen by all nodes (the recipe's; or else: runs)"
     )
     parser.add_argument("--recipe", type=Path, help="whose manifests must be there, and checkpoints fit")
     parser.add_argument(
@@ -36,8 +36,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=5.0, metavar="MINUTES", help="to wait for all ranks (%(default)s)"
     )
-    # The deepspeed launcher hands it to every process, which finds it in LOCAL_RANK too.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    # A job's script hands the training's arguments on, and the deepspeed launcher a rank to every process.
+    for name, action in (("--resume", "store"), ("--allow-change", "append"), ("--local_rank", "store")):
+        parser.add_argument(name, action=action, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     if parsed.set and parsed.recipe is None:
         parser.error("--set needs --recipe")

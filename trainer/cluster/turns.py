@@ -5,6 +5,7 @@ The script of a job asks at the beginning and at the end of each turn. Both are 
 turn can go on from: the step of the newest checkpoint.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ FRUITLESS = 3
 """Turns of a job in a row without a step of progress after which it is not queued again."""
 
 PREFLIGHT_FAILED = 3
-"""What the job's script says when it ended before the training: a node is not fit."""
+"""What a job's script says where the preflight found a node that is not fit, and nothing was trained."""
 
 MENDED_FIRST = 2
 """What the training says when its user must mend something."""
@@ -106,6 +107,8 @@ class Turns:
         if code == INTERRUPTED:
             words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
             return End("stopped", words, code)
+        if code == PREFLIGHT_FAILED:  # SLURM would likely give the same nodes again
+            return End("given up", f"the nodes are not fit, {_saved(step)}: {self._unfit()}", code)
         if code == MENDED_FIRST:
             return End("given up", f"something must be mended first: {self._failure(job)}", code)
         what = f"asked to leave, {_saved(step)}" if code == REQUEUE else f"failed with {code}, {_saved(step)}"
@@ -124,6 +127,20 @@ class Turns:
         """What failed first in this turn."""
         begun = next(turn for turn in reversed(self._turns(job.job)) if turn["restart"] == job.restart)
         return first_failure(self._folder.path, Path(begun["logs"]), since=begun["time"])
+
+    def _unfit(self) -> str:
+        """What the preflight wrote down of the nodes, and what to do."""
+        path = self._path.with_name("preflight.json")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return "the preflight did not come to its end; its log is above"
+        if not found["failed"]:
+            return f"{'; '.join(found['everywhere'])}, on every node"
+        words = "; ".join(f"{node}: {', '.join(problems)}" for node, problems in found["failed"].items())
+        return (
+            f"{words}. To do without them: submit again with --sbatch=--exclude={','.join(found['failed'])}"
+        )
 
     def _fruitless(self, job: str, step: int) -> list[dict[str, Any]]:
         """The latest turns of a job that all began at this very step, and so came to nothing."""

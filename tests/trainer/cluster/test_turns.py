@@ -7,7 +7,7 @@ import pytest
 
 from trainer import RunError
 from trainer.cluster.first_failure import first_failure
-from trainer.cluster.turns import FRUITLESS, Job, Turns
+from trainer.cluster.turns import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
 from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.run_folder import RunFolder
 
@@ -53,6 +53,30 @@ def test_what_becomes_of_a_job(
     assert (ended["turn"], ended["step"], ended["verdict"], ended["code"]) == ("ended", 5, verdict, code)
     if code not in (0, 2):
         assert "step 5 is saved" in end.words
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (
+            {"failed": {"n2": ["disk: full", "clock: off"]}, "everywhere": []},
+            "n2: disk: full, clock: off. To do",
+        ),
+        ({"failed": {"n2": ["disk: full"]}, "everywhere": []}, "submit again with --sbatch=--exclude=n2"),
+        ({"failed": {}, "everywhere": ["manifests: gone"]}, "manifests: gone, on every node"),
+        (None, "the preflight did not come to its end"),
+    ],
+)
+def test_unfit_nodes_are_named_and_not_asked_for_again(
+    tmp_path: Path, written: dict[str, object] | None, words: str
+) -> None:
+    turns = Turns(tmp_path)
+    turns.begin(job())
+    if written is not None:
+        (tmp_path / "slurm" / "preflight.json").write_text(json.dumps(written))
+    end = turns.end(job(), code=PREFLIGHT_FAILED, state="RUNNING", requeues=True)
+    assert (end.verdict, end.code) == ("given up", PREFLIGHT_FAILED)
+    assert words in end.words and "nothing is saved yet" in end.words
 
 
 @pytest.mark.parametrize("code", [REQUEUE, 1])
