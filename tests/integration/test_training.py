@@ -192,6 +192,7 @@ def test_a_frozen_backbone_is_exported_from_any_stage(motion_set: MotionSet, tmp
     for stage in (0, 3):
         run_dir = tmp_path / str(stage)
         frozen = {
+            "model__form": "scene",  # the temporal form changes the backbone
             "model__overrides.frozen_backbone": "true",
             "engine__zero_stage": stage,
             "optimisation__steps": 5,
