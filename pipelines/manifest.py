@@ -98,13 +98,14 @@ class _Batch(NamedTuple):
 class Manifest:
     """A dataset that is open for reading; made by `Manifest.open` or `write_manifest`.
 
-    Pickles as its path and fingerprint, so handing it to a worker process costs nothing; the worker maps the
+    Pickles as its paths and fingerprint, so handing it to a worker process costs nothing; the worker maps the
     same file again and refuses it if it was replaced meanwhile.
     """
 
     def __init__(
         self,
         path: Path,
+        folder: Path,
         reader: pa.RecordBatchFileReader,
         rows: int,
         rows_per_batch: int,
@@ -113,6 +114,7 @@ class Manifest:
         total_weight: float | None,
     ) -> None:
         self.path = path
+        self.folder = folder
         self.fingerprint = fingerprint
         self.class_names = class_names
         self.weighted = total_weight is not None
@@ -123,8 +125,12 @@ class Manifest:
         self._batches: dict[int, _Batch] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Manifest:
+    def open(cls, path: str | Path, folder: Path | None = None) -> Manifest:
         """Map the manifest at `path`; time and memory do not depend on its length.
+
+        Args:
+            path: the file.
+            folder: what relative paths of videos are relative to; for a copy, the original's folder.
 
         Raises:
             DataError: there is no such file, it is no manifest, or a newer program wrote it.
@@ -156,6 +162,7 @@ class Manifest:
             raise DataError(f"{path} does not have the columns of a manifest, but {reader.schema.names}.")
         return cls(
             path,
+            path.parent if folder is None else folder.absolute(),
             reader,
             rows=int(metadata["rows"]),
             rows_per_batch=int(metadata["rows_per_batch"]),
@@ -222,7 +229,7 @@ class Manifest:
 
     def absolute_path(self, row: Row) -> Path:
         """Where the row's file is, resolved against the manifest's folder."""
-        return self.path.parent / row.path
+        return self.folder / row.path
 
     def verify(self) -> None:
         """Read everything once and compare it with the fingerprint.
@@ -262,7 +269,7 @@ class Manifest:
         return _Batch(*(c if pa.types.is_string(c.type) else np.from_dlpack(c) for c in columns))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.fingerprint)
+        return _reopen, (self.path, self.folder, self.fingerprint)
 
 
 def write_manifest(
@@ -431,8 +438,8 @@ def _temporary(path: Path, part: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _reopen(path: Path, fingerprint: str) -> Manifest:
-    manifest = Manifest.open(path)
+def _reopen(path: Path, folder: Path, fingerprint: str) -> Manifest:
+    manifest = Manifest.open(path, folder)
     if manifest.fingerprint != fingerprint:
         raise DataError(f"{path} was replaced by another manifest while a run was using it")
     return manifest

@@ -7,13 +7,14 @@ that torch.distributed's `env://` reads are set.
 
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -51,9 +52,13 @@ class Environment:
     device: torch.device
     """What this process computes on: its own GPU, or the CPU."""
     node: str
-    """Host name."""
+    """Name of this node: SLURM's, where it started the process, else the host's."""
     launcher: Launcher
     """What started the process; `variables` is somebody unknown who set RANK and the others."""
+    node_rank: int = 0
+    """Number of this node among those of the run, from 0."""
+    nodes: tuple[str, ...] = ()
+    """Each rank's node, where ranks lie on SLURM's nodes in order; empty where the launcher does not tell."""
 
     @property
     def is_main(self) -> bool:
@@ -101,11 +106,11 @@ def find_environment(
         world_size=world_size,
         local_world_size=local_world_size,
         device=_device(device, local_rank, launcher),
-        node=socket.gethostname(),
         launcher=launcher,
     )
 
 
+        **_nodes(variables, launcher, rank // local_world_size, world_size),
 def _launcher(variables: Mapping[str, str]) -> Launcher:
     if "TORCHELASTIC_RUN_ID" in variables:
         return "torchrun"
@@ -153,22 +158,43 @@ def _from_srun(variables: Mapping[str, str]) -> tuple[int, int, int, int]:
             f"SLURM_PROCID set but {', '.join(missing)} not: start with `srun`, which sets them all"
         )
     world_size = _number(variables, tasks)
-    per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", str(world_size))
     return (
         _number(variables, "SLURM_PROCID"),
         _number(variables, "SLURM_LOCALID"),
         world_size,
-        _tasks_on_node(per_node, _number(variables, "SLURM_NODEID")),
+        _tasks_per_node(variables, world_size)[_number(variables, "SLURM_NODEID")],
     )
 
 
-def _tasks_on_node(per_node: str, node: int) -> int:
-    """SLURM's run-length list of tasks per node, such as `4(x2),3`, at one node."""
+class _Nodes(TypedDict):
+    node: str
+    node_rank: int
+    nodes: tuple[str, ...]
+
+
+def _nodes(variables: Mapping[str, str], launcher: Launcher, number: int, world_size: int) -> _Nodes:
+    """What there is to know of nodes; number: of this one, where the launcher does not say another."""
+    host = socket.gethostname()
+    if launcher != "srun":
+        return _Nodes(node=host, node_rank=number, nodes=())
+    hosts = expand_hosts(variables["SLURM_STEP_NODELIST"])
+    counts = _tasks_per_node(variables, world_size)
+    # Node after node, as SLURM lays ranks out unless told otherwise.
+    nodes = tuple(name for name, count in zip(hosts, counts, strict=False) for _ in range(count))
+    return _Nodes(
+        node=variables.get("SLURMD_NODENAME", host),
+        node_rank=_number(variables, "SLURM_NODEID"),
+        nodes=nodes if len(hosts) == len(counts) and len(nodes) == world_size else (),
+    )
+
+
+def _tasks_per_node(variables: Mapping[str, str], world_size: int) -> list[int]:
+    """From SLURM's run-length list, such as `4(x2),3`."""
     counts: list[int] = []
-    for part in per_node.split(","):
+    for part in variables.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)).split(","):
         count, _, times = part.partition("(x")
         counts += [int(count)] * int(times.rstrip(")") or 1)
-    return counts[node]
+    return counts
 
 
 def _slurm_address(nodelist: str) -> str:
@@ -177,7 +203,7 @@ def _slurm_address(nodelist: str) -> str:
     Raises:
         RunError: the node's name does not resolve, which torch.distributed would notice after minutes.
     """
-    host = _first_host(nodelist)
+    host = expand_hosts(nodelist)[0]
     if host == nodelist:
         return "127.0.0.1"
     try:
@@ -190,13 +216,26 @@ def _slurm_address(nodelist: str) -> str:
     return host
 
 
-def _first_host(nodelist: str) -> str:
-    """The first host of a SLURM node list, such as `gpu[003-005,9],login1`: `gpu003`."""
-    prefix, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in prefix:
-        return nodelist.partition(",")[0]
-    numbers, _, suffix = rest.partition("]")
-    return prefix + numbers.replace("-", ",").partition(",")[0] + _first_host(suffix)
+def expand_hosts(nodelist: str) -> list[str]:
+    """The hosts of a SLURM node list: of `gpu[003-004,9],login1` they are gpu003, gpu004, gpu9, login1."""
+    hosts: list[str] = []
+    # Commas within brackets belong to a host's numbers.
+    for name in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", nodelist):
+        texts = [""]
+        for plain, numbers in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", name):
+            texts = [text + plain + number for text in texts for number in _expand_numbers(numbers)]
+        hosts += texts
+    return hosts
+
+
+def _expand_numbers(numbers: str) -> list[str]:
+    """`003-005,9` one by one; zeros at the beginning stay."""
+    found: list[str] = []
+    for part in numbers.split(","):
+        low, _, high = part.partition("-")
+        is_range = low.isdigit() and high.isdigit()
+        found += [f"{n:0{len(low)}}" for n in range(int(low), int(high) + 1)] if is_range else [low]
+    return found
 
 
 def _slurm_port(variables: Mapping[str, str]) -> int:
@@ -208,6 +247,16 @@ def _slurm_port(variables: Mapping[str, str]) -> int:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
+def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
+    """When SLURM will end this job, in seconds since 1970; None outside of one, or where it did not say.
+
+    Raises RunError for a variable SLURM_JOB_END_TIME that is no number.
+    """
+    if "SLURM_JOB_END_TIME" not in variables:
+        return None
+    return float(_number(variables, "SLURM_JOB_END_TIME"))
+
+
         return int(probe.getsockname()[1])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
-from pipelines import DataError
 from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import CPU_CODECS, GPU_CODECS
@@ -20,6 +19,7 @@ from trainer import RecipeError, RunError
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import Room
+from trainer.node_files import open_manifest
 from trainer.recipe.schema import Recipe
 from trainer.sides import mirrored_classes
 
@@ -48,15 +48,21 @@ class Preparation:
     notes: tuple[str, ...]
 
 
-def prepare(recipe: Recipe, world_size: int, room: Room) -> Preparation:
+def manifests(recipe: Recipe) -> list[Path]:
+    """The manifests that a recipe names, those of training first."""
+    return [*(part.manifest for part in recipe.data.train_parts), recipe.data.val]
+
+
+def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None = None) -> Preparation:
     """Open the manifests and check that data, model, batch and memory fit together.
 
-    room: what every rank has at least, the same on all of them.
+    room: what every rank has at least, the same on all of them. node_copy: folder with copies of the
+    manifests, made by `node_files.read_first`, to be opened in their place.
 
     Raises UserError, DataError or ModelError for what does not fit.
     """
-    train = Dataset([_open(part.manifest) for part in recipe.data.train_parts])
-    val = Dataset([_open(recipe.data.val)])
+    *train_manifests, val_manifest = [open_manifest(path, node_copy) for path in manifests(recipe)]
+    train, val = Dataset(train_manifests), Dataset([val_manifest])
     check_same_classes(train.manifests[0], val.manifests[0])
     config = model_config(recipe, len(train.class_names))
     if len(train.class_names) > config.num_classes:
@@ -218,12 +224,3 @@ def _train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> Train
         color_jitter=augmentation.color_jitter,
         rand_augment=augmentation.rand_augment,
     )
-
-
-def _open(path: Path) -> Manifest:
-    manifest = Manifest.open(path)
-    if len(manifest) == 0:
-        raise DataError(f"{path} lists no video")
-    for end in (0, len(manifest) - 1):
-        manifest.row(end)  # a damaged file shows here, and not first in a worker process
-    return manifest

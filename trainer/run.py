@@ -36,7 +36,8 @@ from trainer.faults.stop import StopRequest, exit_code
 from trainer.faults.watchdog import Watchdog
 from trainer.loop import Trainer
 from trainer.meters import Meters, Totals
-from trainer.preparation import Preparation, check_decoder, prepare, preprocessing, settled
+from trainer.node_files import read_first
+from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
 from trainer.run_folder import RunFolder
@@ -62,7 +63,11 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     if environment.device.type == "cuda":
         torch.cuda.set_device(environment.device)
     torch.set_num_threads(cores_per_rank(environment))
-    connect(environment, max(COLLECTIVE_MINUTES, 2 * (recipe.run.hang_minutes or 0)))
+    connect(
+        environment,
+        patience=max(COLLECTIVE_MINUTES, 2 * (recipe.run.hang_minutes or 0)),
+        rendezvous=recipe.run.rendezvous_minutes,
+    )
     try:
         return Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
     except (UserError, DataError, ModelError):
@@ -96,7 +101,9 @@ class Run:
     def train(self, resume: str, allowed: Sequence[str]) -> int:
         together(self._render)
         room = room_of_all(self.environment)
-        prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room))
+        node_copy = self.recipe.data.node_copy
+        together(lambda: read_first(manifests(self.recipe), self.environment, node_copy))
+        prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room, node_copy))
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         together(lambda: self._check_folder(resume))

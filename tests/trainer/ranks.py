@@ -80,14 +80,8 @@ class Ranks:
         self.processes, self._pipes = [], []
 
     def _begin(self) -> None:
-        # DeepSpeed takes seconds to import: one process does it, and each rank begins as a copy of that one.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["deepspeed.runtime.zero.stage3", "functorch.compile", "safetensors.torch"]
-        )
-        with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"):
-            forkserver.ensure_running()
-        port = _free_port()
+        context = prepared_context()
+        port = free_port()
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.world_size, port, theirs), daemon=True)
@@ -95,6 +89,17 @@ class Ranks:
             theirs.close()
             self.processes.append(process)
             self._pipes.append(ours)
+
+
+def prepared_context() -> Any:
+    """Makes processes that are copies of one which has imported what takes seconds, DeepSpeed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["deepspeed.runtime.zero.stage3", "functorch.compile", "safetensors.torch"]
+    )
+    with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"):
+        forkserver.ensure_running()
+    return context
 
 
 def _serve(rank: int, world_size: int, port: int, pipe: connection.Connection) -> None:
@@ -125,7 +130,7 @@ def _serve(rank: int, world_size: int, port: int, pipe: connection.Connection) -
         pipe.send_bytes(pickle.dumps(answer))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainer import RunError
-from trainer.environment import describe, find_environment
+from trainer.environment import describe, expand_hosts, find_environment, job_end
 
 LAUNCHED = {
     "RANK": "3",
@@ -118,6 +118,48 @@ def test_the_first_host_of_a_node_list_listens(nodelist: str, host: str) -> None
     variables = SRUN | {"SLURM_STEP_NODELIST": nodelist}
     find_environment("cpu", variables)
     assert variables["MASTER_ADDR"] == host
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "hosts"),
+    [
+        ("n1", ["n1"]),
+        ("gpu[003-005,9],login1", ["gpu003", "gpu004", "gpu005", "gpu9", "login1"]),
+        ("a,b[9-11]", ["a", "b9", "b10", "b11"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("rack[1-2]-n[01-02],x", ["rack1-n01", "rack1-n02", "rack2-n01", "rack2-n02", "x"]),
+        ("n[1,3].cluster,m", ["n1.cluster", "n3.cluster", "m"]),
+    ],
+)
+def test_a_node_list_is_expanded(nodelist: str, hosts: list[str]) -> None:
+    assert expand_hosts(nodelist) == hosts
+
+
+def test_srun_tells_every_rank_s_node() -> None:
+    variables = SRUN | {
+        "SLURM_STEP_NODELIST": "gpu[01-03]",
+        "SLURM_STEP_TASKS_PER_NODE": "1,3,2",
+        "SLURMD_NODENAME": "gpu03",
+        "MASTER_ADDR": "given",
+    }
+    environment = find_environment("cpu", dict(variables))
+    assert (environment.node, environment.node_rank) == ("gpu03", 2)
+    assert environment.nodes == ("gpu01", "gpu02", "gpu02", "gpu02", "gpu03", "gpu03")
+    # A list that contradicts the counts blames nobody.
+    assert find_environment("cpu", variables | {"SLURM_STEP_NODELIST": "gpu[01-04]"}).nodes == ()
+
+
+def test_other_launchers_tell_the_node_s_number_only() -> None:
+    environment = find_environment("cpu", LAUNCHED | {"LOCAL_WORLD_SIZE": "2"})
+    assert (environment.node, environment.node_rank, environment.nodes) == (socket.gethostname(), 1, ())
+    assert find_environment("cpu", {}).node_rank == 0
+
+
+def test_the_end_of_the_job() -> None:
+    assert job_end({}) is None
+    assert job_end({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
+    with pytest.raises(RunError, match="SLURM_JOB_END_TIME is 'soon'"):
+        job_end({"SLURM_JOB_END_TIME": "soon"})
 
 
 def test_one_node_needs_no_name_that_resolves() -> None:

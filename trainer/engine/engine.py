@@ -24,8 +24,10 @@ from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count, update_count
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
+from trainer.rendezvous import meet
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
+RENDEZVOUS_MINUTES = 10.0  # within which all ranks must have come, where the recipe is not asked
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
@@ -42,25 +44,41 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     return wanted  # type: ignore[return-value]
 
 
-def connect(environment: Environment, patience: float = COLLECTIVE_MINUTES) -> None:
+def connect(
+    environment: Environment,
+    patience: float = COLLECTIVE_MINUTES,
+    rendezvous: float = RENDEZVOUS_MINUTES,
+) -> None:
     """Join the process group of all ranks; the environment's `env://` variables are set already.
 
-    patience: minutes that a rank waits for the others. Raises RunError when the ranks cannot meet, as when
-    another run has their port.
+    patience: minutes that a rank waits for the others in a collective. rendezvous: minutes within which all
+    must have come. Raises RunError when the ranks cannot meet, as when another run has their port.
     """
     deepspeed = _import_deepspeed(environment.device)
-    if not dist.is_initialized():
-        backend = "nccl" if environment.device.type == "cuda" else "gloo"
-        try:
-            deepspeed.init_distributed(
-                dist_backend=backend, timeout=timedelta(minutes=patience), verbose=False
-            )
-        except dist.DistNetworkError as error:
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise RunError(
-                f"the ranks cannot meet at {place}: {str(error).splitlines()[0]}. If another run of this "
-                "machine uses that port, name a free one: deepspeed --master_port 29501 launch/train.py ..."
-            ) from error
+    if dist.is_initialized():
+        return
+    backend = "nccl" if environment.device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=patience)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = meet(environment, address, port, 60 * rendezvous)
+        store.set_timeout(timeout)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("default_pg", store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timeout,
+            # As DeepSpeed itself would: groups are then split off this one, instead of connected anew.
+            device_id=environment.device if backend == "nccl" and environment.world_size > 1 else None,
+        )
+    except dist.DistNetworkError as error:
+        raise RunError(
+            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}. If another run of "
+            "this machine uses that port, name a free one: deepspeed --master_port 29501 launch/train.py ..."
+        ) from error
+    # It finds the group that there is, and makes none.
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
 def disconnect() -> None:

@@ -104,6 +104,10 @@ class Data(Section):
     val: Path
     """Manifest of the validation videos."""
 
+    node_copy: Path | None = None
+    """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
+    the node to read; null reads them where they are. Videos are always read where the manifest says."""
+
     embedded: Embedded | None = None
     """Render the embedded motion data set where the two manifests are missing; null never does."""
 
@@ -421,9 +425,12 @@ class Run(Section):
     keep_best: bool = True
     """Save a checkpoint after an evaluation that is the best so far, and keep it beside the latest ones."""
 
+    rendezvous_minutes: AboveZero = 10.0
+    """Minutes within which all ranks must have come; then the run ends, and names those that did not."""
+
     time_limit_minutes: AboveZero | None = None
     """Save and leave, to be started again, in time to be gone so many minutes after the start; null has no
-    limit."""
+    limit but that of the SLURM job, where SLURM_JOB_END_TIME tells it."""
 
     hang_minutes: AboveZero | None = 20.0
     """End the run, to be started again, when a rank makes no progress for so many minutes, and say where each

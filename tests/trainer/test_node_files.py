@@ -1,0 +1,135 @@
+"""Manifests that one rank of a node reads, and copies, for the others."""
+
+import pickle
+import shutil
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import DataError
+from pipelines.manifest import Manifest, Row, write_manifest
+from trainer import RunError, node_files
+from trainer.environment import Environment
+from trainer.node_files import open_manifest, read_first
+
+
+def place(local_rank: int = 0, node_rank: int = 0) -> Environment:
+    return Environment(
+        rank=2 * node_rank + local_rank,
+        local_rank=local_rank,
+        world_size=4000,
+        local_world_size=2,
+        device=torch.device("cpu"),
+        node=f"n{node_rank}",
+        launcher="srun",
+        node_rank=node_rank,
+    )
+
+
+def made(path: Path, label: int = 0, count: int = 3) -> Manifest:
+    rows = [Row(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i in range(count)]
+    return write_manifest(path, rows, ("jump", "run"))
+
+
+def copies(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_nodes_come_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "train.arrow")
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    for node_rank in (0, 1, 100, 5000):
+        read_first([tmp_path / "train.arrow"], place(0, node_rank), None)
+        read_first([tmp_path / "none.arrow"], place(1, node_rank), None)  # not even looked for
+    assert slept == pytest.approx([0, 0.02, 2, 10])
+
+
+def test_what_is_wrong_with_a_manifest_is_found_by_the_first_to_read_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no manifest at"):
+        read_first([tmp_path / "none.arrow"], place(), None)
+    made(tmp_path / "empty.arrow", count=0)
+    with pytest.raises(DataError, match="lists no video"):
+        read_first([tmp_path / "empty.arrow"], place(), tmp_path / "node")
+    assert not (tmp_path / "node").exists()
+
+
+def test_a_copy_stands_for_the_original(tmp_path: Path) -> None:
+    train, val = made(tmp_path / "a" / "part.arrow"), made(tmp_path / "b" / "part.arrow", label=1)
+    node = tmp_path / "node" / "own"
+    read_first([train.path, val.path], place(), node)
+    assert len(copies(node)) == 2
+    for original in (train, val):
+        copy = open_manifest(original.path, node)
+        assert copy.path in copies(node)
+        assert copy.fingerprint == original.fingerprint
+        assert copy.absolute_path(copy.row(1)) == original.absolute_path(original.row(1))
+        there = pickle.loads(pickle.dumps(copy))  # as it travels to the processes that read
+        assert (there.path, there.absolute_path(there.row(1))) == (
+            copy.path,
+            original.absolute_path(original.row(1)),
+        )
+
+
+def test_the_other_ranks_need_the_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    original = made(tmp_path / "train.arrow")
+    read_first([Path("train.arrow")], place(), Path("node"))
+    original.path.unlink()
+    copy = open_manifest(Path("train.arrow"), Path("node"))
+    assert copy.absolute_path(copy.row(0)) == tmp_path / "videos" / "0.mp4"
+
+
+def test_a_copy_is_made_once_and_again_when_the_manifest_is_another(tmp_path: Path) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    read_first([path], place(), node)
+    (copy,) = copies(node)
+    first = copy.stat()
+    read_first([path], place(), node)
+    assert copy.stat().st_mtime_ns == first.st_mtime_ns
+    other = made(path, label=1)
+    assert path.stat().st_size == first.st_size
+    read_first([path], place(), node)
+    assert copies(node) == [copy]
+    assert open_manifest(path, node).fingerprint == other.fingerprint
+
+
+def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    read_first([path], place(), node)
+    (copy,) = copies(node)
+    (node / f".{copy.name}.partial").write_bytes(b"of a run that was killed")
+    copy.write_bytes(copy.read_bytes()[:-100])
+    read_first([path], place(), node)
+    open_manifest(path, node).verify()
+    assert [file.name for file in sorted(node.iterdir())] == [f".{copy.name}.lock", copy.name]
+
+
+def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+        with pytest.raises(RunError, match=r"node on n0 has 0 MiB free, .* make room, name another folder"):
+            read_first([path], place(), node)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node_files.shutil, "copyfileobj", fail)
+        with pytest.raises(RunError, match=r"cannot be copied into .*node on n0 \(No space left on device\)"):
+            read_first([path], place(), node)
+    assert copies(node) == []
+    assert [file.suffix for file in node.iterdir()] == [".lock"]
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="name another folder, or set it to null"):
+        read_first([path], place(), tmp_path / "file")

@@ -1,0 +1,214 @@
+"""All ranks meet within a time limit, and where some do not come, all that came say which, and of what node.
+
+torch.distributed alone waits for half an hour, and then tells how many sockets it has not seen.
+
+Rank 0 hosts the store that the process group uses afterwards. Every rank writes its node's name there and
+counts itself in; rank 0 looks at the count, and only where it stays short at who is missing. The others wait
+for one key, the verdict, in one request: a thousand ranks cost rank 0 a few thousand small ones in all.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from itertools import groupby
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from trainer import RunError
+from trainer.agreement import AgreedError
+from trainer.environment import Environment
+
+T = TypeVar("T")
+
+_ALL_CAME = "all came"
+_LOOK_EVERY = 0.05  # seconds between two looks of rank 0 at the count, in its own memory
+_HEARING_TAKES = 10.0  # seconds that a verdict needs to reach all that came
+_NAMED = 8  # nodes that a message names
+
+
+def meet(environment: Environment, address: str, port: int, limit: float) -> dist.Store:
+    """Wait until all ranks are there; returns the store that they share.
+
+    Args:
+        environment: this rank's place.
+        address: where rank 0 listens.
+        port: the same.
+        limit: seconds, counted by rank 0 from its own coming, and by the others until they reach it.
+
+    Raises:
+        AgreedError: ranks did not come; the same words on all that came.
+        RunError: this rank cannot reach rank 0, lost it, or met another run there.
+        dist.DistNetworkError: on rank 0, which cannot listen there.
+    """
+    if environment.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = _within(limit, lambda: _store(address, port, limit, hosts=True))
+    else:
+        # With torchrun, its agent listens, and rank 0 is a guest like the others.
+        store = _reach(environment, address, port, limit)
+    meeting = dist.PrefixStore(_name(environment), store)
+    try:
+        verdict = _within(limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit))
+    except (dist.DistError, TimeoutError) as error:
+        raise RunError(
+            f"rank {environment.rank} ({environment.node}) reached rank 0 at {address}:{port}, but was "
+            "not told whether all ranks came: rank 0 is gone or does not answer; its log says why"
+        ) from error
+    if verdict != _ALL_CAME:
+        raise AgreedError(verdict)
+    return store
+
+
+def _store(address: str, port: int, seconds: float, *, hosts: bool) -> dist.TCPStore:
+    return dist.TCPStore(address, port, None, hosts, timedelta(seconds=seconds), wait_for_workers=False)
+
+
+def _reach(environment: Environment, address: str, port: int, limit: float) -> dist.TCPStore:
+    """Connect to rank 0, which may start later. Raises RunError when it is not there by the limit."""
+    deadline = time.monotonic() + limit
+    answers = False
+    try:
+        # torch's client tries again, too, but shows a page of C++ frames for each time it failed.
+        _await_listener(address, port, deadline, pause=0.2 + 0.05 * (environment.rank % 16))
+        answers = True
+        left = max(1.0, deadline - time.monotonic())
+        return _within(left, lambda: _store(address, port, left, hosts=False))
+    except (OSError, dist.DistError) as error:
+        what = (
+            "something listens there, but does not answer as rank 0 does"
+            if answers
+            else (str(error) or "no answer")
+        )
+        node = f" of {environment.nodes[0]}" if environment.nodes else ""
+        raise RunError(
+            f"rank {environment.rank} ({environment.node}) cannot reach rank 0 at {address}:{port} within "
+            f"{limit / 60:g} minutes: {what}. Either rank 0{node} is not there, not any more, or lets nobody "
+            "in, which its log tells, or something else has that port: name a free one in MASTER_PORT"
+        ) from error
+
+
+def _await_listener(address: str, port: int, deadline: float, pause: float) -> None:
+    """Raises OSError, the last one, when nobody listens by the deadline."""
+    while True:
+        try:
+            left = max(1.0, deadline - time.monotonic())
+            socket.create_connection((address, port), timeout=min(5.0, left)).close()
+        except OSError:
+            if time.monotonic() + pause >= deadline:
+                raise
+            time.sleep(pause)
+        else:
+            return
+
+
+def _name(environment: Environment) -> str:
+    """Under which this run meets: a port may belong to another run's store by mistake."""
+    names = {"srun": ("SLURM_JOB_ID", "SLURM_STEP_ID"), "torchrun": ("TORCHELASTIC_RUN_ID",)}
+    ids = [os.environ.get(name, "") for name in names.get(environment.launcher, ())]
+    return "/".join(["meeting", *ids, str(environment.world_size)])
+
+
+def _attend(meeting: dist.Store, environment: Environment, limit: float) -> str:
+    """Come, and wait for the verdict."""
+    rank = environment.rank
+    if meeting.check([f"arrived/{rank}"]):
+        raise RunError(
+            f"rank {rank} ({environment.node}) meets another run at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}, where a rank {rank} has come before it: name a free port in "
+            "MASTER_PORT, or with deepspeed --master_port"
+        )
+    meeting.set(f"arrived/{rank}", environment.node)
+    meeting.add("count", 1)
+    if environment.is_main:
+        return _preside(meeting, environment, limit)
+    meeting.wait(["verdict"], timedelta(seconds=limit + _HEARING_TAKES))
+    verdict = meeting.get("verdict").decode()
+    if verdict != _ALL_CAME:
+        meeting.add("heard", 1)
+    return verdict
+
+
+def _preside(meeting: dist.Store, environment: Environment, limit: float) -> str:
+    """Rank 0's part: wait for all, and tell them. Where some are missing, it waits until the others know."""
+    world_size = environment.world_size
+    came: Sequence[int] = range(world_size)
+    if not _counts_to(meeting, "count", world_size, limit):
+        came = [rank for rank in came if meeting.check([f"arrived/{rank}"])]
+    if len(came) == world_size:
+        meeting.set("verdict", _ALL_CAME)
+        return _ALL_CAME
+    # Where SLURM was told to lay ranks out otherwise, those that came are not where they should be.
+    places = {rank: meeting.get(f"arrived/{rank}").decode() for rank in came}
+    known = bool(environment.nodes) and all(environment.nodes[rank] == places[rank] for rank in came)
+    verdict = missing_words(came, world_size, limit, environment.nodes if known else ())
+    meeting.set("verdict", verdict)
+    _counts_to(meeting, "heard", len(came) - 1, _HEARING_TAKES / 2)
+    return verdict
+
+
+def _counts_to(meeting: dist.Store, key: str, number: int, seconds: float) -> bool:
+    """Whether a count comes to a number within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while meeting.add(key, 0) < number:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_EVERY)
+    return True
+
+
+def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Sequence[str]) -> str:
+    """Who did not come, of what node, and what to do about it.
+
+    nodes: each rank's node, or nothing where that is not known.
+    """
+    here = set(came)
+    missing = [rank for rank in range(world_size) if rank not in here]
+    begin = f"{len(here)} of {world_size} ranks came within {limit / 60:g} minutes: "
+    more = "or give them more time with run.rendezvous_minutes"
+    if not nodes:
+        verb = "ranks" if len(missing) > 1 else "rank"
+        return f"{begin}{verb} {ranges(missing)} did not come. Look at their logs, {more}"
+    there = {nodes[rank] for rank in here}
+    by_node: dict[str, list[int]] = {}
+    for rank in missing:
+        by_node.setdefault(nodes[rank], []).append(rank)
+    whole = [node for node in by_node if node not in there]
+    parts = [
+        f"node {node} did not come: ranks {ranges(ranks)}"
+        if node in whole
+        else f"of node {node} did not come: ranks {ranges(ranks)}"
+        for node, ranks in list(by_node.items())[:_NAMED]
+    ]
+    if len(by_node) > _NAMED:
+        parts.append(f"and {len(by_node) - _NAMED} more nodes")
+    # Where many are missing it is not the nodes: leaving them out would not help.
+    leave_out = f"leave out what is broken with sbatch --exclude={','.join(whole)}, " if whole else ""
+    leave_out = leave_out if len(whole) <= _NAMED else ""
+    return f"{begin}{'; '.join(parts)}. Look at the logs of these ranks, {leave_out}{more}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short: `0-3, 7`."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Do `work` in a thread, and wait no longer than so many seconds. Raises what it raises, or TimeoutError.
+
+    torch's client waits for ever for a word from whatever has the port, and no Ctrl-C reaches it there.
+    """
+    future: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True, name="rendezvous").start()
+    return future.result(seconds)
