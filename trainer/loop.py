@@ -239,7 +239,7 @@ class Trainer:
         """Take note of a checkpoint that has become visible."""
         if path is not None:
             self.saved_step = step_of(path)
-            self.record.checkpoint(self.saved_step, path)
+            self.record.checkpoint(self.saved_step, path, self.checkpoints.took)
 
     def finish_saving(self) -> None:
         """Have this very step saved before going on. Raises RunError where that cannot be."""

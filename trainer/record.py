@@ -144,9 +144,10 @@ class Record:
         draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
         self._tracker.artifact(self._folder.confusion)
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Path, seconds: float) -> None:
+        """Tell of a checkpoint that has become visible, so many seconds after its save began."""
         if self._is_main:
-            self._folder.event("checkpoint", step=step, path=str(path))
+            self._folder.event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
             self._display.note(f"checkpoint after step {step}: {path}")
 
     def quarantine(self, defects: Defects) -> None:

@@ -28,7 +28,7 @@ from trainer.display import open_display
 from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
-from trainer.environment import Environment, describe, find_environment
+from trainer.environment import Environment, describe, find_environment, job_end
 from trainer.faults.failure import note_failure
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
@@ -110,7 +110,7 @@ class Run:
         found, state = self._find_checkpoint(prepared, resume, allowed)
         together(lambda: self._create_folder(found, 0 if state is None else state.step))
         with ExitStack() as stack:
-            stop = stack.enter_context(self._stop_request())
+            stop = stack.enter_context(together(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
             trainer = self._build(prepared, found, state, stop, watchdog, stack)
             status: Status = "FAILED"
@@ -140,6 +140,7 @@ class Run:
         )
 
     def _watchdog(self) -> Watchdog:
+            job_end=job_end(),
         minutes = self.recipe.run.hang_minutes
         return Watchdog(
             self.folder.path,
@@ -182,6 +183,8 @@ class Run:
             if found is not None:
                 self.folder.take_along(found)
             self.checkpoints.shelf.tidy(step)
+            # What saves took before: the first of this start is to leave in time, too.
+            self.checkpoints.longest = self.folder.longest_save()
 
     def _build(
         self,

@@ -84,6 +84,11 @@ class RunFolder:
         event = self.last_event("step")
         return 0.0 if event is None else float(event["spent"])
 
+    def longest_save(self) -> float:
+        """Seconds of the slowest save among the latest events; 0 where there is none."""
+        saves = [event for event in self.latest_events() if event["event"] == "checkpoint"]
+        return max((float(event.get("seconds", 0.0)) for event in saves), default=0.0)
+
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970."""
         append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])

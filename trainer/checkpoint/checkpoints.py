@@ -56,8 +56,11 @@ class Checkpoints:
         self._begun = 0
         self._lost = 0  # of those begun, which some rank could not write
         self._in_flight: TrainState | None = None
+        self._begun_at = 0.0
+        self.took = 0.0
+        """Seconds that the last save took, from the copy until it was visible."""
         self.longest = 0.0
-        """Seconds that the slowest save took so far, from the copy until it was visible."""
+        """Seconds that the slowest took so far."""
         self._total_bytes = 0
 
     def is_due(self) -> bool:
@@ -88,7 +91,7 @@ class Checkpoints:
             self._prepare(engine)
         problem = [self.shelf.make_room(state.step, self._total_bytes) if self._is_main else None]
         dist.broadcast_object_list(problem)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._begun_at = time.monotonic()
         if problem[0] is not None:
             self._discard(state, problem[0])
             return False
@@ -118,7 +121,9 @@ class Checkpoints:
         if outcome[0] is not None:
             self._discard(state, outcome[0])
             return None
-        self.longest = max(self.longest, time.monotonic() - self._saved_at)
+        # Not since `_saved_at`: meanwhile the next one may have been found due.
+        self.took = time.monotonic() - self._begun_at
+        self.longest = max(self.longest, self.took)
         return self.shelf.final(state.step)
 
     def settle(self) -> Path | None:

@@ -63,6 +63,7 @@ class StopRequest:
         *,
         stop_file: Path | None = None,
         time_limit: float | None = None,
+        job_end: float | None = None,
         margin: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """
@@ -70,12 +71,19 @@ class StopRequest:
             announce: whether to say on standard error what was heard; one rank is enough.
             stop_file: whose appearance asks to leave, to be removed when seen; for one rank, None for others.
             time_limit: minutes from the start of this process at which it must be gone; None has no limit.
+            job_end: when the scheduler will end it, in seconds since 1970; whichever is earlier counts.
             margin: seconds before that limit at which to ask; what a step and a save take, as known by then.
         """
         self._announce = announce
         self._stop_file = stop_file
         self._looked = -_LOOK_EVERY
-        self._end = None if time_limit is None else time.monotonic() - process_age() + 60 * time_limit
+        now = time.monotonic()
+        self._begun = now - process_age()
+        # The wall clock is asked this once: it may be set while the run goes on.
+        ends = [] if job_end is None else [now + job_end - time.time()]
+        if time_limit is not None:
+            ends.append(self._begun + 60 * time_limit)
+        self._end = min(ends, default=None)
         self._margin = margin
         self._reason: str | None = None
         self._interrupts = 0
@@ -106,11 +114,20 @@ class StopRequest:
         if self._reason is not None:
             _drop_broken_outputs()
             return self._reason
-        if self._end is not None and time.monotonic() >= self._end - self._margin():
+        if self._end is not None and time.monotonic() >= self._leaves_at(self._end):
             self._note(TIME_LIMIT)
         if self._stop_file is not None:
             self._look_for(self._stop_file)
         return self._reason
+
+    def _leaves_at(self, end: float) -> float:
+        """When to ask, so as to be gone by the end.
+
+        The margin is generous. Where a job is hardly longer, half of its time is for work all the same: else
+        each start of it would leave with next to nothing done. However short it is, the loop hears of this
+        only after a step, so that every start gets further.
+        """
+        return max(end - self._margin(), (self._begun + end) / 2)
 
     def _look_for(self, file: Path) -> None:
         now = time.monotonic()

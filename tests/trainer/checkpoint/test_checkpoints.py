@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,25 @@ def fail_to_write(folder: Path, failing: int) -> list[str]:
     assert_holds(path, copied(engine), engine)
     shelf.finish()
     return said
+
+
+def time_saves(folder: Path) -> None:
+    engine, shelf = make_engine(1), checkpoints(folder, every_minutes=1e-3)
+    train(engine, 0, 1)
+    for step, seconds in ((1, 0.5), (2, 0.0)):
+        with Held(rank=1) as let_go:
+            shelf.begin(engine, state_of(engine, step))
+            time.sleep(seconds)
+            shelf.is_due()  # meanwhile: that begins no save
+            let_go()
+            shelf.settle()
+        assert (0.5 <= shelf.took < 30) if seconds else (0 < shelf.took < shelf.longest)
+    assert shelf.longest >= 0.5
+    shelf.finish()
+
+
+def test_what_saves_take_is_kept_from_their_copy_to_their_showing(two: Ranks, tmp_path: Path) -> None:
+    two.run(time_saves, tmp_path)
 
 
 class listening:
