@@ -2,7 +2,6 @@
 work.
 """
 
-import json
 import logging
 import shutil
 import threading
@@ -10,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.checkpoint.accuracies import Accuracies
 from trainer.checkpoint.state import is_described
-from trainer.run_folder import RunFolder
 
 MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
 
@@ -27,7 +26,7 @@ class Shelf:
         self.folder = folder
         self._keep_last = keep_last
         self._keep_best = keep_best
-        self._accuracies = folder / "accuracy.json"
+        self._accuracies = Accuracies(folder)
         self._deleting: threading.Thread | None = None
 
     def visible(self) -> list[Path]:
@@ -46,12 +45,12 @@ class Shelf:
         """Write down what the weights after so many steps came to, whether or not there is a checkpoint of
         them.
         """
-        RunFolder.write(self._accuracies, json.dumps({**self._known_accuracies(), str(step): top1}) + "\n")
+        self._accuracies.note(step, top1)
 
     def best(self) -> tuple[Path, float] | None:
         """The most accurate checkpoint, of several the first, and its top-1; None where none has one."""
-        known = self._known_accuracies()
-        accuracies = {path: known[key] for path in self.visible() if (key := str(step_of(path))) in known}
+        known = self._accuracies.known()
+        accuracies = {path: known[step] for path in self.visible() if (step := step_of(path)) in known}
         if not accuracies:
             return None
         best = max(accuracies, key=accuracies.__getitem__)
@@ -118,16 +117,7 @@ class Shelf:
                 aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
                 _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
                 path.rename(aside)
-        earlier = {key: top1 for key, top1 in self._known_accuracies().items() if int(key) <= step}
-        if self._accuracies.exists():
-            RunFolder.write(self._accuracies, json.dumps(earlier) + "\n")
-
-    def _known_accuracies(self) -> dict[str, float]:
-        """Top-1 by step; nothing where the file is missing or damaged: it only says what to keep."""
-        try:
-            return dict(json.loads(self._accuracies.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        self._accuracies.forget_after(step)
 
     def _kept_as_best(self) -> Path | None:
         best = self.best() if self._keep_best else None
