@@ -18,22 +18,30 @@ def first_failure(run_dir: Path, logs: Path, since: float) -> str:
     run_dir: the run's folder, where a rank that fails leaves a note. logs: of the turn's ranks, with
     srun's own words in `srun.log`. since: the turn's beginning, seconds since 1970.
     """
+    noted = noted_failure(run_dir, since)
+    return noted or _srun_said(logs) or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
+
+
+def noted_failure(run_dir: Path, since: float) -> str | None:
+    """The earliest note that a rank left since then, in words with its traceback; None without."""
     notes = [note for note in _notes(run_dir) if note["time"] >= since]
-    if notes:
-        first = min(notes, key=lambda note: note["time"])
-        others = f" ({len(notes) - 1} more failed after it)" if len(notes) > 1 else ""
-        place = f"rank {first['rank']} on {first['node']}"
-        return f"{place} failed first{others}: {first['words']}\n{first['traceback'].rstrip()}"
-    return _srun_said(logs) or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
+    if not notes:
+        return None
+    first = min(notes, key=lambda note: note["time"])
+    others = f" ({len(notes) - 1} more failed after it)" if len(notes) > 1 else ""
+    place = f"rank {first['rank']} on {first['node']}"
+    return f"{place} failed first{others}: {first['words']}\n{first['traceback'].rstrip()}"
 
 
 def _notes(run_dir: Path) -> list[dict[str, Any]]:
     found = []
     for path in (run_dir / "failures").glob("rank-*.json"):
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            note = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # cut off by the end of its rank
+        if isinstance(note, dict) and note.keys() >= {"time", "rank", "node", "words", "traceback"}:
+            found.append(note)
     return found
 
 

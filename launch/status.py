@@ -1,0 +1,63 @@
+"""Show how runs stand: state, step, what is left, restarts, last loss and accuracy, and where.
+
+    python launch/status.py                              # all in runs/, those of sweeps too
+    python launch/status.py runs/l14 runs/l14-sweep --watch 30
+    python launch/status.py --json
+
+Columns: `left` is the time that the remaining steps take at the latest pace; `again` how often the run was
+started again; `seen` how long ago it gave its last sign of life; `where` SLURM's job and nodes, or the host.
+Exit codes: 0 shown, 2 a mistake in what was asked (the message says which).
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer import UserError
+from trainer.cluster.status import as_json, look, show
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("places", nargs="*", type=Path, metavar="FOLDER", help="of runs, or of a run (runs)")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew so often, until Ctrl-C")
+    shown.add_argument("--json", action="store_true", help="a list with an object for each run")
+    parsed = parser.parse_args(arguments)
+    if parsed.watch is not None and not parsed.watch > 0:
+        parser.error(f"--watch {parsed.watch:g}: more than 0 seconds")
+    return parsed
+
+
+def main() -> int:
+    arguments = parse()
+    console = Console()
+    while True:
+        overview = look(arguments.places or [Path("runs")])
+        if arguments.json:
+            print(as_json(overview))
+            return 0
+        if arguments.watch is None:
+            show(overview, console)
+            return 0
+        console.clear()  # does nothing where the output is no terminal
+        console.print(time.strftime("%H:%M:%S"), highlight=False)
+        show(overview, console)
+        time.sleep(arguments.watch)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except BrokenPipeError:  # as of `| head`
+        sys.exit(0)

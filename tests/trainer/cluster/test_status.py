@@ -1,0 +1,582 @@
+"""How runs are seen to stand: from folders as trainings and jobs leave them, and from what SLURM says."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.integration.processes import ROOT
+from trainer import RunError
+from trainer.checkpoint.shelf import Shelf
+from trainer.cluster.slurm import Queued
+from trainer.cluster.standing import STARTING, Evidence, Standing, duration, is_gone, standing
+from trainer.cluster.status import NOTES, as_json, find_runs, look, show
+from trainer.cluster.turns import Job, Turns
+from trainer.faults.failure import note_failure
+from trainer.faults.stop import INTERRUPTED, REQUEUE
+from trainer.run_folder import RunFolder, append_lines
+
+TOTAL = 60
+
+
+class Run:
+    """A run's folder, written as a training and its jobs write it, with all that it tells at one time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = RunFolder(path)
+        self.turns = Turns(path)
+
+    def create(self) -> "Run":
+        self.folder.create(recipe="name: x\n", environment={"hostname": "login3"})
+        os.utime(self.folder.environment, (0, 0))  # long ago, as nearly always
+        return self
+
+    def start(self, step: int = 0) -> "Run":
+        self.create()
+        self.folder.event("start", step=step, total_steps=TOTAL, world_size=2)
+        return self
+
+    def steps(self, first: int, last: int, *, pace: float = 2.0, starts: int = 1, **more: Any) -> "Run":
+        for step in range(first, last + 1):
+            values = {
+                "loss": 3.0 - step / TOTAL,
+                "spent": pace * step,
+                "starts": starts,
+                "total_steps": TOTAL,
+            }
+            self.folder.event("step", step=step, **{**values, **more})
+        return self
+
+    def saved(self, step: int) -> "Run":
+        (self.folder.checkpoints / f"step-{step:07d}").mkdir(parents=True)
+        return self
+
+    def submitted(self, job: str = "12") -> "Run":
+        (self.path / "slurm").mkdir(parents=True, exist_ok=True)
+        line = {"job": job, "time": round(time.time(), 3), "nodes": 2, "script": "/s", "log": "/l"}
+        append_lines(self.path / "slurm" / "jobs.jsonl", [line])
+        return self
+
+    def begun(self, restart: int = 0, job: str = "12") -> "Run":
+        self.turns.begin(Job(job, restart, "n[1-2]"))
+        return self
+
+    def ended(
+        self, code: int, restart: int = 0, job: str = "12", *, state: str = "RUNNING", requeues: bool = True
+    ) -> "Run":
+        self.turns.end(Job(job, restart, "n[1-2]"), code=code, state=state, requeues=requeues)
+        return self
+
+    def standing(self, *queue: Queued, age: float = 1.0, asked: bool = True) -> Standing:
+        """So many seconds later. asked: whether SLURM was."""
+        by_job = {job.id: job for job in queue} if asked else None
+        return standing("x", Evidence(self.path), by_job, time.time() + age)
+
+
+def queued(state: str, reason: str = "None", job: str = "12", nodes: str = "") -> Queued:
+    return Queued(id=job, state=state, reason=reason, nodes=nodes, time_left="1:00:00", name="x")
+
+
+RUNNING = queued("RUNNING", nodes="n[1-2]")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "runs" / "x")
+
+
+def test_a_run_by_hand_that_gets_on(run: Run) -> None:
+    run.start().steps(1, 20, pace=3.0)
+    row = run.standing()
+    assert (row.state, row.words, row.step, row.total_steps, row.restarts) == ("running", "", 20, TOTAL, 0)
+    assert row.seconds_left == pytest.approx(3.0 * 40)
+    assert row.loss == pytest.approx(3.0 - 20 / TOTAL)
+    assert (row.job, row.nodes) == (None, "login3")
+    assert row.silent == pytest.approx(1.0, abs=0.5)
+
+
+@pytest.mark.parametrize(("pace", "patience"), [(2.0, 60.0), (30.0, 300.0)])
+def test_silence_is_measured_by_the_runs_own_pace(run: Run, pace: float, patience: float) -> None:
+    run.start().steps(1, 5, pace=pace)
+    assert run.standing(age=patience - 5).state == "running"
+    row = run.standing(age=patience + 65)
+    assert (row.state, row.words) == ("unknown", f"silent for {duration(patience + 65)}")
+
+
+def test_a_pause_as_long_as_before_is_no_silence(run: Run) -> None:
+    run.create()
+    now = time.time()
+    for step, age in ((1, 700.0), (2, 699.0), (3, 200.0)):  # an evaluation between the last two
+        append_lines(run.folder.events, [{"event": "step", "time": now - age, "step": step, "spent": step}])
+    assert run.standing(age=700).state == "running"
+    assert run.standing(age=1200).state == "unknown"
+
+
+def test_the_first_step_may_be_long_in_coming(run: Run) -> None:
+    run.start()
+    row = run.standing(age=STARTING - 5)
+    assert (row.state, row.words, row.step, row.seconds_left) == ("running", "starting", 0, None)
+    assert run.standing(age=STARTING + 5).state == "unknown"
+
+
+def test_a_run_that_is_about_to_tell_its_first_event(run: Run) -> None:
+    run.create()
+    assert (run.standing().state, run.standing().words) == ("unknown", "it has told nothing yet")
+    os.utime(run.folder.environment)
+    assert (run.standing().state, run.standing().words) == ("running", "starting")
+    assert run.standing(age=STARTING + 5).state == "unknown"
+    run.start().steps(1, 5)
+    run.folder.event("left", step=5, reason="SIGTERM")
+    assert run.standing().state == "stopped"
+    later = time.time() + 5
+    os.utime(run.folder.environment, (later, later))
+    assert run.standing(age=10).state == "running"
+
+
+def test_a_run_that_ended(run: Run) -> None:
+    run.start().steps(1, TOTAL)
+    run.folder.event("end", top1=0.875, steps=TOTAL)
+    row = run.standing(age=10**6)
+    assert (row.state, row.words, row.step, row.seconds_left) == ("finished", "", TOTAL, None)
+
+
+def test_a_run_that_was_asked_to_leave(run: Run) -> None:
+    run.start().steps(1, 20)
+    run.folder.event("left", step=20, reason="the file STOP")
+    row = run.standing(age=10**6)
+    assert (row.state, row.words) == ("stopped", "by the file STOP")
+    run.start(20)
+    assert run.standing().state == "running"
+
+
+def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.environment import find_environment
+
+    run.start().steps(1, 5)
+    time.sleep(0.01)
+    note_failure(run.path, find_environment("cpu", {}), ValueError("a shape is wrong"))
+    row = run.standing()
+    assert row.state == "failed"
+    assert "failed first: ValueError: a shape is wrong" in row.words and "\n" not in row.words
+    time.sleep(0.01)
+    run.start(5)
+    assert run.standing().state == "running"  # that was the start before
+
+
+def test_a_run_that_hung(run: Run) -> None:
+    run.start().steps(1, 5)
+    (run.path / "hangs").mkdir()
+    (run.path / "hangs" / "summary.txt").write_text("no progress for 1200 s: rank 1 waits\n")
+    later = time.time() + 1
+    os.utime(run.path / "hangs" / "summary.txt", (later, later))
+    row = run.standing()
+    assert (row.state, row.words) == ("failed", "no progress for 1200 s: rank 1 waits")
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "all nodes that suit it are in use (Resources)"),
+        ("Priority", "other jobs come first (Priority)"),
+        ("QOSMaxJobsPerUserLimit", "a limit of its QOS (QOSMaxJobsPerUserLimit)"),
+        ("BeginTime", "its begin time has not come"),
+        ("Dependency", "another job has to end first (Dependency)"),
+        ("ReqNodeNotAvail, UnavailableNodes:n2", "a node it needs is away or reserved"),
+        ("PartitionNodeLimit", "more nodes than its partition may give"),
+        ("JobHeldUser", "scontrol release"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_a_job_that_waits_says_why_in_plain_words(run: Run, reason: str, words: str) -> None:
+    run.submitted()
+    row = run.standing(queued("PENDING", reason))
+    assert row.state == "waiting" and words in row.words
+    assert (row.job, row.nodes, row.step, row.silent) == ("12", "", None, None)
+
+
+def test_a_job_that_waits_where_slurm_was_not_asked(run: Run) -> None:
+    row = run.submitted().standing(asked=False, age=180)
+    assert (row.state, row.words) == ("waiting", "submitted 3m ago; only SLURM knows more")
+
+
+def test_a_job_that_left_the_queue_before_it_began(run: Run) -> None:
+    row = run.submitted().standing()
+    assert row.state == "unknown" and "left the queue before it began" in row.words
+
+
+def test_a_job_that_runs(run: Run) -> None:
+    run.submitted().begun()
+    assert "starting for" in run.standing(RUNNING).words
+    time.sleep(0.01)
+    run.start().steps(1, 9)
+    row = run.standing(RUNNING)
+    assert (row.state, row.words, row.job, row.nodes) == ("running", "", "12", "n[1-2]")
+    row = run.standing(RUNNING, age=720)
+    assert (row.state, row.words) == ("running", "silent for 12m")  # SLURM knows that it runs, and no more
+    assert run.standing(asked=False).state == "running"
+    assert run.standing(asked=False, age=720).state == "unknown"
+    assert run.standing(asked=False).nodes == "n[1-2]"
+
+
+def test_a_job_that_is_queued_again(run: Run) -> None:
+    run.submitted().begun().start().steps(1, 9).saved(9)
+    run.folder.event("left", step=9, reason="SIGUSR1")
+    run.ended(REQUEUE)
+    row = run.standing(queued("PENDING", "BeginTime"), age=600)
+    assert row.state == "requeued" and row.words.startswith("asked to leave, step 9 is saved; its begin time")
+    assert run.standing(asked=False, age=600).state == "requeued"
+    row = run.standing(age=600)
+    assert row.state == "unknown" and "is not in the queue again" in row.words
+
+
+def test_a_job_whose_node_was_lost(run: Run) -> None:
+    run.submitted().begun().start().steps(1, 9)
+    row = run.standing(queued("PENDING", "BeginTime"), age=100)
+    assert row.state == "requeued" and "its last turn ended without a word" in row.words
+    row = run.standing(age=100)
+    assert (row.state, row.job) == ("failed", "12") and "is gone from the queue" in row.words
+
+
+def test_what_a_turn_came_to_stays(run: Run) -> None:
+    run.submitted().begun().start().steps(1, 9)
+    run.ended(INTERRUPTED)
+    assert run.standing(age=600).state == "stopped"
+    assert run.standing(age=600, asked=False).state == "stopped"
+    time.sleep(0.01)
+    run.submitted("13")
+    row = run.standing(queued("PENDING", "Priority", job="13"))
+    assert (row.state, row.job) == ("waiting", "13")
+    run.begun(job="13").ended(2, job="13")
+    row = run.standing(age=600)
+    assert row.state == "given up" and row.words.startswith("something must be mended first")
+    assert (row.job, row.restarts) == ("13", 1)
+
+
+def test_a_chain_of_jobs(run: Run) -> None:
+    for job in ("12", "13"):
+        run.submitted(job)
+    time.sleep(0.01)
+    run.begun().start().steps(1, 9)
+    next_one = queued("PENDING", "Dependency", job="13")
+    row = run.standing(RUNNING, next_one)
+    assert (row.state, row.job) == ("running", "12")
+    assert run.standing(asked=False).state == "running"
+    run.ended(REQUEUE, requeues=False)
+    row = run.standing(next_one)
+    assert (row.state, row.job) == ("waiting", "13")
+    row = run.standing()
+    assert row.state == "stopped" and "the queue holds no next job" in row.words
+
+
+def test_a_run_that_a_job_finished(run: Run) -> None:
+    run.submitted().begun().start().steps(1, TOTAL)
+    run.folder.event("end", steps=TOTAL)
+    assert run.standing(RUNNING).state == "finished"
+    run.ended(0)
+    row = run.standing(age=600)
+    assert (row.state, row.words, row.job, row.nodes) == ("finished", "", "12", "n[1-2]")
+
+
+def test_a_run_that_goes_on_by_hand_after_its_job(run: Run) -> None:
+    run.submitted().begun().start().steps(1, 9)
+    run.ended(INTERRUPTED)
+    time.sleep(0.01)
+    run.start(9).steps(10, 12)
+    row = run.standing()
+    assert (row.state, row.job, row.nodes, row.step) == ("running", None, "login3", 12)
+
+
+def test_restarts_are_counted_whoever_made_them(run: Run) -> None:
+    run.start().steps(1, 5)
+    run.start(5).steps(6, 9, starts=2)
+    assert run.standing().restarts == 1
+    run.steps(10, 3000, starts=4)  # the starts are longer ago than the events that are looked at
+    assert Evidence(run.path).last("start") is None
+    row = run.standing()
+    assert (row.restarts, row.step, row.total_steps) == (3, 3000, TOTAL)
+    run.start(2990)
+    assert run.standing().restarts == 4
+    for restart in range(7):
+        run.saved(restart).begun(restart)
+    assert run.standing().restarts == 6
+
+
+def test_the_step_and_the_pace_are_of_the_latest_start(run: Run) -> None:
+    run.start().steps(1, 50, pace=1.0)
+    run.start(40)
+    assert run.standing().step == 40
+    assert run.standing().seconds_left == pytest.approx(20.0)
+
+
+def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
+    run.start().steps(1, 40, pace=1.0)
+    run.start(40)
+    for step, spent in ((41, 900.0), (42, 901.0)):
+        run.folder.event("step", step=step, spent=spent)
+    assert run.standing().seconds_left == pytest.approx(18.0)
+
+
+def test_the_accuracy_is_that_of_the_last_evaluation(run: Run) -> None:
+    run.start().steps(1, 5)
+    assert run.standing().top1 is None
+    shelf = Shelf(run.folder.checkpoints, keep_last=1, keep_best=True)
+    for step, top1 in ((10, 0.8), (9, 0.9)):
+        shelf.note_accuracy(step, top1)
+    assert run.standing().top1 == 0.8
+    run.folder.event("evaluation", step=20, top1=0.7, top5=1.0)
+    assert run.standing().top1 == 0.7
+
+
+def test_a_loss_that_is_not_finite_is_seen(run: Run) -> None:
+    run.start().steps(1, 3, loss=float("nan"))
+    row = run.standing()
+    assert (row.loss, row.diverged) == (None, True)
+    assert " nan " in shown(run.path.parent)
+
+
+def damage_events(run: Run) -> None:
+    run.folder.events.write_bytes(os.urandom(5000))
+
+
+def cut_events(run: Run) -> None:
+    text = run.folder.events.read_text()
+    run.folder.events.write_text(text[: len(text) - 20])
+
+
+def odd_events(run: Run) -> None:
+    odd = [
+        {},
+        {"event": 3},
+        {"event": "step"},
+        {"event": "step", "time": "x"},
+        {"event": "step", "time": 1e9},
+    ]
+    run.folder.events.write_text(
+        "".join(json.dumps(line) + "\n" for line in [*odd, {"event": "step", "time": 1, "step": "a"}])
+        + "[1]\n7\n"
+    )
+
+
+def events_are_a_folder(run: Run) -> None:
+    run.folder.events.unlink()
+    run.folder.events.mkdir()
+
+
+def odd_turns(run: Run) -> None:
+    (run.path / "slurm").mkdir()
+    for name in ("turns.jsonl", "jobs.jsonl"):
+        lines = [
+            {"turn": "ended", "time": 1e9, "job": "12"},
+            {"turn": 1},
+            {"job": "3"},
+            {"turn": "begun", "time": 2},
+        ]
+        append_lines(run.path / "slurm" / name, lines)
+
+
+def odd_small_files(run: Run) -> None:
+    run.folder.environment.write_text("[1")
+    (run.folder.checkpoints / "accuracy.json").write_text('{"a": {}}')
+    (run.path / "failures").mkdir()
+    (run.path / "failures" / "rank-00000.json").write_text("[]")
+    (run.path / "failures" / "rank-00001.json").write_text(
+        '{"time": "never", "rank": 0, "node": 1, "words": 2, "traceback": 3}'
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_events, cut_events, odd_events, events_are_a_folder, odd_turns, odd_small_files]
+)
+def test_a_damaged_file_harms_only_its_own_line(tmp_path: Path, damage: Callable[[Run], None]) -> None:
+    for name in ("a", "b", "c"):
+        Run(tmp_path / name).start().steps(1, 5)
+    damage(Run(tmp_path / "b"))
+    rows = look([tmp_path]).standings
+    assert [row.name for row in rows] == ["a", "b", "c"]
+    assert [row.state for row in rows[::2]] == ["running", "running"]
+    if damage in (damage_events, events_are_a_folder):
+        assert rows[1].state == "unknown" and "events.jsonl" in rows[1].words
+    assert "3 runs: " in shown(tmp_path)
+    json.loads(as_json(look([tmp_path])))
+
+
+def shown(*places: Path) -> str:
+    file = io.StringIO()
+    show(look(places), Console(file=file))
+    return file.getvalue()
+
+
+def test_runs_are_found_one_folder_deeper_too(tmp_path: Path) -> None:
+    for name in ("b", "sweep/lr-10", "sweep/lr-2", "a/b/too-deep"):
+        Run(tmp_path / name).create()
+    Run(tmp_path / "waits").submitted()
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert [name for name, _ in find_runs([tmp_path])] == ["b", "sweep/lr-2", "sweep/lr-10", "waits"]
+    one = tmp_path / "b"
+    assert list(find_runs([one])) == [(str(one), one)]
+    assert len(list(find_runs([one, tmp_path]))) == 4  # none twice
+    with pytest.raises(RunError, match="there is no such folder"):
+        list(find_runs([tmp_path / "missing"]))
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes SLURM's command do as the script says; returns a file with a line for each call of it."""
+
+    def make(script: str) -> Path:
+        folder, calls = tmp_path / "bin", tmp_path / "calls"
+        folder.mkdir()
+        (folder / "squeue").write_text(f"#!/bin/sh\necho call >> {calls}\n{script}\n")
+        (folder / "squeue").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return calls
+
+    return make
+
+
+def test_slurm_is_asked_once_and_only_for_jobs(tmp_path: Path, squeue: Callable[[str], Path]) -> None:
+    calls = squeue(
+        "printf '12_1\\tRUNNING\\tNone\\tn1\\t1:00\\tx\\n12_2\\tPENDING\\tResources\\t\\t1:00\\tx\\n'"
+    )
+    Run(tmp_path / "runs" / "by-hand").start().steps(1, 5)
+    look([tmp_path / "runs"])
+    assert not calls.exists()
+    for task in ("1", "2", "3"):
+        Run(tmp_path / "runs" / "sweep" / task).submitted(f"12_{task}")
+    rows = look([tmp_path / "runs"]).standings
+    assert [row.state for row in rows] == ["running", "running", "waiting", "unknown"]
+    assert calls.read_text() == "call\n"
+
+
+def test_a_word_that_came_while_slurm_was_asked_is_heard(
+    tmp_path: Path, squeue: Callable[[str], Path]
+) -> None:
+    run = Run(tmp_path / "runs" / "x").begun()
+    line = {"turn": "ended", "job": "12", "time": time.time() + 1, "verdict": "stopped", "words": "scancel"}
+    squeue(f"echo '{json.dumps(line)}' >> {run.path}/slurm/turns.jsonl")
+    assert is_gone(Evidence(run.path), {})
+    (row,) = look([tmp_path / "runs"]).standings
+    assert (row.state, row.words) == ("stopped", "scancel")
+
+
+def test_without_an_answer_of_slurm_the_folders_are_shown(
+    tmp_path: Path, squeue: Callable[[str], Path]
+) -> None:
+    squeue("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    Run(tmp_path / "runs" / "x").submitted().begun().start().steps(1, 5)
+    lines = shown(tmp_path / "runs").splitlines()
+    assert lines[1].split()[:3] == ["x", "running", "5/60"]
+    assert "squeue refuses" in lines[-1] and "Unable to contact slurm controller" in lines[-1]
+
+
+def many(root: Path, count: int, steps: int = 40) -> None:
+    """Runs of one sweep, as many in each state as there is room for."""
+    for number in range(count):
+        run = Run(root / "k710-sweep" / f"l14-learning_rate-{number + 1}e-5-head_dropout-0.{number % 5}")
+        run.start().steps(1, steps)
+        if number % 3:
+            run.folder.event("left", step=steps, reason=f"reason {number}")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [80, 64])
+def test_forty_runs_fit_into_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    many(tmp_path, 40)
+    for run in (tmp_path / "k710-sweep").iterdir():
+        turns = {"turn": "begun", "job": "8812345_10", "time": time.time(), "nodes": "gpu[001-002,017-032]"}
+        (run / "slurm").mkdir()
+        append_lines(run / "slurm" / "turns.jsonl", [turns])
+    file = Terminal()
+    show(look([tmp_path]), Console(file=file, width=width))
+    lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    table = lines[1:41]
+    assert len({line.split()[0] for line in table}) == 40  # what is left of their names tells them apart
+    assert all(" 8812345_1" in line for line in table)
+    assert all(f" 40/{TOTAL} " in line for line in table)
+
+
+def test_a_file_gets_whole_names_and_plain_lines(tmp_path: Path) -> None:
+    many(tmp_path, 40)
+    text = shown(tmp_path)
+    assert "\x1b" not in text and "…" not in text.split("\n\n")[0]
+    lines = text.splitlines()
+    assert lines[1].split()[0] == "k710-sweep/l14-learning_rate-1e-5-head_dropout-0.0"
+    assert lines[-1] == "40 runs: 14 running, 26 stopped"
+    notes = text.split("\n\n")[1].splitlines()
+    assert len(notes) == NOTES + 1 and notes[-1].startswith(f"and {26 - NOTES} more")
+
+
+def test_the_same_words_are_said_once(tmp_path: Path) -> None:
+    for name in "abcde":
+        run = Run(tmp_path / name).start()
+        run.folder.event("left", step=0, reason="SIGTERM")
+    Run(tmp_path / "f").create()
+    assert shown(tmp_path).split("\n\n")[1].splitlines() == [
+        "unknown  f: it has told nothing yet",
+        "stopped  a, b, c and 2 more: by SIGTERM",
+    ]
+
+
+def test_five_hundred_runs_are_a_matter_of_seconds(tmp_path: Path) -> None:
+    many(tmp_path, 5, steps=400)  # more than is looked at of each
+    for number in range(495):
+        source = (
+            tmp_path / "k710-sweep" / f"l14-learning_rate-{number % 5 + 1}e-5-head_dropout-0.{number % 5}"
+        )
+        copy = RunFolder(tmp_path / f"run-{number}")
+        copy.path.mkdir()
+        copy.recipe.touch()
+        os.link(source / "events.jsonl", copy.events)
+    begun = time.process_time()
+    assert len(look([tmp_path]).standings) == 500
+    assert time.process_time() - begun < 10
+
+
+def status(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "launch/status.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "x").start().steps(1, 5)
+    result = status(tmp_path / "runs")
+    assert result.returncode == 0 and result.stdout.splitlines()[1].split()[:3] == ["x", "running", "5/60"]
+    (row,) = json.loads(status(run.path, "--json").stdout)
+    assert (row["step"], row["state"], row["folder"]) == (5, "running", str(run.path))
+    result = status(tmp_path / "nowhere")
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {tmp_path}/nowhere: there is no such")
+    (tmp_path / "empty").mkdir()
+    assert status(tmp_path / "empty").stdout == "\n0 runs\n"
+    assert status(tmp_path, "--json", "--watch", "3").returncode == 2
+    assert status(tmp_path, "--watch", "0").returncode == 2
+
+
+def test_it_needs_no_torch() -> None:
+    """Whose import takes seconds: too long for a glance."""
+    code = "import launch.status, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_durations() -> None:
+    texts = [duration(seconds) for seconds in (-3, 59.9, 60, 3599, 3600, 86399, 90000, 10**7)]
+    assert texts == ["0s", "59s", "1m", "59m", "1h00m", "23h59m", "1d01h", "115d17h"]
+    assert duration(7260, figures=1) == "2h" and duration(90000, figures=1) == "1d"
