@@ -170,25 +170,29 @@ def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Seq
     begin = f"{len(here)} of {world_size} ranks came within {limit / 60:g} minutes: "
     more = "or give them more time with run.rendezvous_minutes"
     if not nodes:
-        verb = "ranks" if len(missing) > 1 else "rank"
-        return f"{begin}{verb} {ranges(missing)} did not come. Look at their logs, {more}"
+        return f"{begin}{_ranks(missing)} did not come. Look at their logs, {more}"
     there = {nodes[rank] for rank in here}
     by_node: dict[str, list[int]] = {}
     for rank in missing:
         by_node.setdefault(nodes[rank], []).append(rank)
-    whole = [node for node in by_node if node not in there]
     parts = [
-        f"node {node} did not come: ranks {ranges(ranks)}"
-        if node in whole
-        else f"of node {node} did not come: ranks {ranges(ranks)}"
+        f"{'of ' if node in there else ''}node {node} did not come: {_ranks(ranks)}"
         for node, ranks in list(by_node.items())[:_NAMED]
     ]
     if len(by_node) > _NAMED:
         parts.append(f"and {len(by_node) - _NAMED} more nodes")
+    absent = [node for node in by_node if node not in there]
     # Where many are missing it is not the nodes: leaving them out would not help.
-    leave_out = f"leave out what is broken with sbatch --exclude={','.join(whole)}, " if whole else ""
-    leave_out = leave_out if len(whole) <= _NAMED else ""
+    leave_out = (
+        f"leave out what is broken with sbatch --exclude={','.join(absent)}, "
+        if 0 < len(absent) <= _NAMED
+        else ""
+    )
     return f"{begin}{'; '.join(parts)}. Look at the logs of these ranks, {leave_out}{more}"
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -146,7 +146,7 @@ def test_so_is_its_node_where_slurm_tells_it(meeting: Meeting) -> None:
     meeting.come(1, nodes=NODES)
     (_, words), other = meeting.what_became_of(0), meeting.what_became_of(1)
     assert words == other[1]
-    assert "node n2 did not come: ranks 2." in words
+    assert "node n2 did not come: rank 2." in words
     assert "sbatch --exclude=n2" in words
 
 
@@ -215,7 +215,7 @@ def test_words_for_a_thousand_ranks_stay_short() -> None:
     nodes = [f"n{rank // 8}" for rank in range(1000)]
     words = missing_words([*range(8), *range(17, 1000)], 1000, 600, nodes)
     assert words.startswith("991 of 1000 ranks came within 10 minutes: node n1 did not come: ranks 8-15; ")
-    assert "of node n2 did not come: ranks 16." in words
+    assert "of node n2 did not come: rank 16." in words
     assert "sbatch --exclude=n1," in words
     many = missing_words(range(500), 1000, 600, nodes)
     assert "and 55 more nodes" in many and "exclude" not in many
