@@ -107,10 +107,10 @@ def find_environment(
         local_world_size=local_world_size,
         device=_device(device, local_rank, launcher),
         launcher=launcher,
+        **_nodes(variables, launcher, rank // local_world_size, world_size),
     )
 
 
-        **_nodes(variables, launcher, rank // local_world_size, world_size),
 def _launcher(variables: Mapping[str, str]) -> Launcher:
     if "TORCHELASTIC_RUN_ID" in variables:
         return "torchrun"
@@ -244,9 +244,6 @@ def _slurm_port(variables: Mapping[str, str]) -> int:
     return _SLURM_PORTS[seed % len(_SLURM_PORTS)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
 def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
     """When SLURM will end this job, in seconds since 1970; None outside of one, or where it did not say.
 
@@ -257,6 +254,9 @@ def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
     return float(_number(variables, "SLURM_JOB_END_TIME"))
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 

@@ -136,11 +136,11 @@ class Run:
             announce=self.is_main,
             stop_file=self.folder.stop if self.is_main else None,
             time_limit=self.recipe.run.time_limit_minutes,
+            job_end=job_end(),
             margin=lambda: LEAVING_TAKES + 3 * self.checkpoints.longest,
         )
 
     def _watchdog(self) -> Watchdog:
-            job_end=job_end(),
         minutes = self.recipe.run.hang_minutes
         return Watchdog(
             self.folder.path,
@@ -179,12 +179,12 @@ class Run:
     def _create_folder(self, found: Path | None, step: int) -> None:
         """Rank 0 makes the folder for a run that goes on after `step`, and writes down what is run where."""
         if self.is_main:
+            # What saves took before: the first of this start is to leave in time, too.
+            self.checkpoints.longest = self.folder.longest_save()
             self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
             if found is not None:
                 self.folder.take_along(found)
             self.checkpoints.shelf.tidy(step)
-            # What saves took before: the first of this start is to leave in time, too.
-            self.checkpoints.longest = self.folder.longest_save()
 
     def _build(
         self,
