@@ -364,15 +364,14 @@ def _why(queued: Queued) -> str:
 
 def _restarts(evidence: Evidence) -> int:
     """Begun turns of jobs count, and what the run itself knows: each misses what the other saw."""
-    told, starts = evidence.last("step"), 0
+    kinds = [event["event"] for event in evidence.events]
+    told = evidence.last("step")
+    starts = 0
     if told is not None:
-        later = [
-            event for event in evidence.events if event["event"] == "start" and event["time"] > told["time"]
-        ]
-        starts = int(_number(told, "starts") or 1) + len(later)
-    among_latest = sum(event["event"] == "start" for event in evidence.events)
+        after = kinds[len(kinds) - kinds[::-1].index("step") :]
+        starts = int(_number(told, "starts") or 1) + after.count("start")
     turns = sum(turn["turn"] == "begun" for turn in evidence.turns)
-    return max(starts, among_latest, turns, 1) - 1
+    return max(starts, kinds.count("start"), turns, 1) - 1
 
 
 def _top1(evidence: Evidence) -> float | None:
