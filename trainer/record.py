@@ -60,6 +60,8 @@ class Record:
         self._folder.event(
             "step",
             step=done,
+            total_steps=self._total_steps,
+            starts=meters.spent.starts,
             loss=totals.loss,
             learning_rate=learning_rate,
             gradient_norm=gradient_norm,
