@@ -137,16 +137,16 @@ def test_a_node_list_is_expanded(nodelist: str, hosts: list[str]) -> None:
 
 def test_srun_tells_every_rank_s_node() -> None:
     variables = SRUN | {
-        "SLURM_STEP_NODELIST": "gpu[01-03]",
+        "SLURM_STEP_NODELIST": "localhost,gpu[02-03]",
         "SLURM_STEP_TASKS_PER_NODE": "1,3,2",
         "SLURMD_NODENAME": "gpu03",
         "MASTER_ADDR": "given",
     }
     environment = find_environment("cpu", dict(variables))
     assert (environment.node, environment.node_rank) == ("gpu03", 2)
-    assert environment.nodes == ("gpu01", "gpu02", "gpu02", "gpu02", "gpu03", "gpu03")
+    assert environment.nodes == ("localhost", "gpu02", "gpu02", "gpu02", "gpu03", "gpu03")
     # A list that contradicts the counts blames nobody.
-    assert find_environment("cpu", variables | {"SLURM_STEP_NODELIST": "gpu[01-04]"}).nodes == ()
+    assert find_environment("cpu", variables | {"SLURM_STEP_NODELIST": "localhost,gpu[02-04]"}).nodes == ()
 
 
 def test_other_launchers_tell_the_node_s_number_only() -> None:
