@@ -85,7 +85,10 @@ def find_environment(
         launcher = _launcher(variables)
     elif _is_srun_task(variables):
         rank, local_rank, world_size, local_world_size = _from_srun(variables)
-        variables.setdefault("MASTER_ADDR", _slurm_address(variables["SLURM_STEP_NODELIST"]))
+        # The job's script says where; without it, node names must resolve.
+        variables["MASTER_ADDR"] = variables.get("MASTER_ADDR") or _slurm_address(
+            variables["SLURM_STEP_NODELIST"]
+        )
         variables.setdefault("MASTER_PORT", str(_slurm_port(variables)))
         launcher = "srun"
     else:

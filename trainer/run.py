@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,7 +81,10 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
 
 
 def cores_per_rank(environment: Environment) -> int:
-    """This node's cores, divided among its ranks."""
+    """What SLURM gave the rank's task, else this node's cores, divided among its ranks."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK") if environment.launcher == "srun" else None
+    if given:  # where a task is bound to its cores, those are all that it sees
+        return min(int(given), usable_cores())
     return max(1, usable_cores() // environment.local_world_size)
 
 
@@ -363,9 +367,9 @@ class Run:
     def _write_results(self, prepared: Preparation, trainer: Trainer) -> None:
         with trainer.engine.averaged():
             weights = trainer.engine.weights()
+        together(lambda: self._save_weights(weights, trainer.description))
         if not self.is_main:
             return
-        save_weights(self.folder.weights, weights, trainer.description)
         final, totals = trainer.final, trainer.meters.spent
         trainer.record.summarise(
             {
@@ -384,6 +388,10 @@ class Run:
                 "gmacs": multiply_accumulates(prepared.config) / 1e9,
             }
         )
+
+    def _save_weights(self, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+        if self.is_main:
+            save_weights(self.folder.weights, weights, description)
 
     def _leave(self, trainer: Trainer, stop: StopRequest) -> int:
         """Say how to go on; all ranks leave with the same code, whichever of them was asked."""
