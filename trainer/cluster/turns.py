@@ -23,6 +23,9 @@ FRUITLESS = 3
 PREFLIGHT_FAILED = 3
 """What a job's script says where the preflight found a node that is not fit, and nothing was trained."""
 
+ENDED = 1
+"""What a job ends with that is not queued again although its training asked for it."""
+
 MENDED_FIRST = 2
 """What the training says when its user must mend something."""
 
@@ -103,7 +106,7 @@ class Turns:
             # Queued again here, an scancel would be undone; a preempted job, or one that lost a node, SLURM
             # queues again itself.
             words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
-            return End("stopped", f"{words}, {_saved(step)}", code)
+            return End("stopped", f"{words}, {_saved(step)}", ENDED)
         if code == INTERRUPTED:
             words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
             return End("stopped", words, code)
@@ -116,11 +119,10 @@ class Turns:
             what += f"; {self._failure(job)}"
         fruitless = self._fruitless(job.job, step)
         if len(fruitless) >= FRUITLESS:
-            return End(
-                "given up", _given_up(job, step, [turn["logs"] for turn in fruitless]) + f"; {what}", code
-            )
+            words = _given_up(job, step, [turn["logs"] for turn in fruitless])
+            return End("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
         if not requeues:
-            return End("left to the next job", what, code)
+            return End("left to the next job", what, 0 if code == REQUEUE else code)
         return End("requeued", what, REQUEUE)
 
     def _failure(self, job: Job) -> str:

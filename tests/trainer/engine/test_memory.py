@@ -91,9 +91,7 @@ def highest(work: Callable[[], None]) -> int:
 
 
 def estimate_by_measured(stage: int, precision: str) -> float:
-    with mock.patch.object(
-        F, "linear", F.linear
-    ):  # stage 3 puts its own in its place for good
+    with mock.patch.object(F, "linear", F.linear):  # stage 3 puts its own in its place for good
         return _estimate_by_measured(stage, precision)
 
 
