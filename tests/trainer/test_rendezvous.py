@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.trainer.ranks import PATIENCE, free_port, prepared_context
+from tests.trainer.ranks import PATIENCE, begin, end_all, free_port, prepared_context
 from trainer.engine.engine import connect
 from trainer.environment import Environment
 from trainer.rendezvous import meet, missing_words, ranges
@@ -37,7 +37,7 @@ class Meeting:
         ours, theirs = prepared_context().Pipe()
         here = {"rank": rank, "port": self.port, "nodes": nodes, **how}
         process = prepared_context().Process(target=_come, args=(theirs, here), daemon=True)
-        process.start()
+        begin(process)
         theirs.close()
         self.processes[rank if name is None else name] = process, ours
         self._waiting.append(ours)
@@ -76,9 +76,7 @@ class Meeting:
 def meeting() -> Iterator[Meeting]:
     meeting = Meeting()
     yield meeting
-    for process, _ in meeting.processes.values():
-        process.kill()
-        process.join()
+    end_all([process for process, _ in meeting.processes.values()])
 
 
 def _come(
