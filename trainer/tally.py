@@ -60,7 +60,7 @@ class Tally:
         part[0] = loss_sum.double()
         before = self.last()
         dist.all_reduce(part)
-        self._pending = (step, *_on_its_way(part))
+        self._pending = (step, *on_its_way(part))
         return before
 
     def last(self) -> StepTotals | None:
@@ -85,7 +85,7 @@ class Tally:
         )
 
 
-def _on_its_way(sums: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def on_its_way(sums: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """The sums on the host, and the event to wait for before reading them.
 
     On a GPU the copy is queued now: queued when it is read, it would stand behind the whole next step.

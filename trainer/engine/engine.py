@@ -21,7 +21,7 @@ from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
 from trainer.engine.memory import Precision
 from trainer.engine.optim import parameter_groups
-from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count, update_count
+from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
 from trainer.rendezvous import meet
@@ -133,6 +133,8 @@ class Engine:
         # Counts of batches included: they too are as before when a step is left out.
         self._statistics = list(self.model.buffers())
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self.updates = 0
+        """How often the weights were changed. Counted here: the optimiser's counts may lie on the device."""
         self._decay = optimisation.ema_decay
         self.average: Average | None = None
         self.begin_average()
@@ -206,6 +208,7 @@ class Engine:
                 # gather them rounded to bf16 where autocast is on.
                 refresh(self.deepspeed, self.zero_stage)
             return False
+        self.updates += 1
         if self.average is not None:
             self.average.update(self.updates)
         return True
@@ -228,11 +231,6 @@ class Engine:
         """
         return self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
 
-    @property
-    def updates(self) -> int:
-        """How often the weights were changed."""
-        return update_count(self.deepspeed)
-
     def pieces(self) -> list[Piece]:
         """What this rank holds of the training state. Writing into them is completed by `resume`."""
         return held_pieces(self.deepspeed, self.zero_stage) + (
@@ -241,6 +239,7 @@ class Engine:
 
     def resume(self, updates: int) -> None:
         """Go on from what was written into the pieces, after so many updates. Collective."""
+        self.updates = updates
         set_update_count(self.deepspeed, updates)
         refresh(self.deepspeed, self.zero_stage)
 
@@ -307,7 +306,9 @@ class Engine:
             buffer.copy_(saved)
         for name, value in counters.items():
             setattr(self.deepspeed, name, value)
+        self.updates = 0
         set_update_count(self.deepspeed, 0)
+        self.begin_average()  # it took in statistics of the batches inside
 
 
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")

@@ -64,11 +64,6 @@ def shares(pieces: list[Piece], rank: int, world_size: int) -> list[Piece]:
     return own
 
 
-def update_count(deepspeed: Any) -> int:
-    """How often the optimiser has changed the weights."""
-    return max((int(state["step"]) for state in deepspeed.basic_optimizer.state.values()), default=0)
-
-
 def set_update_count(deepspeed: Any, count: int) -> None:
     for state in deepspeed.basic_optimizer.state.values():
         state["step"].fill_(count)

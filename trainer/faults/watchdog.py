@@ -91,19 +91,31 @@ class Watchdog:
             since, where = self._beat
             if now - max(since, awake_since) > self._limit:
                 self._end(now - since, where)
+                awake_since = before = time.monotonic()
 
     def _end(self, age: float, where: str) -> None:
-        """Write down where this rank is, tell where all are if it is this one's to tell, and end."""
+        """Write down where this rank is, tell where all are if it is this one's to tell, and end.
+
+        Returns where there was progress meanwhile: it was slow, and does not hang.
+        """
+        hung = self._beat
+        gone_on = False
         try:
             self._write(age, where)
-            time.sleep(self._grace)
+            if self._closed.wait(self._grace) or self._beat is not hung:
+                gone_on = True
+                self._say(
+                    f"note: rank {self._rank} goes on: {self._beat[1]} came after {age + self._grace:.0f} s"
+                )
+                return
             with contextlib.suppress(OSError):  # said already, where the folder could not be written
                 if next(self._written()) == self._rank:
                     self._tell(age)
                 else:  # a launcher that sees one rank gone ends the others: not before one has told
                     time.sleep(self._grace / 2)
         finally:
-            os._exit(REQUEUE)
+            if not gone_on:
+                os._exit(REQUEUE)
 
     def _write(self, age: float, where: str) -> None:
         """Write this rank's file: its first line is where the rank is."""
@@ -124,7 +136,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file)
             partial.replace(path)
         except OSError as error:
-            self._say(f"rank {self._rank} hangs {words}; {path} cannot be written: {error.strerror}")
+            self._say(f"error: rank {self._rank} hangs {words}; {path} cannot be written: {error.strerror}")
 
     def _written(self) -> Iterator[int]:
         """The ranks that wrote in this hang, ascending; raises OSError when this one could not.
@@ -154,7 +166,7 @@ class Watchdog:
             f"no progress for {age:.0f} s: {'; '.join(parts)}. {self._folder} holds the stacks of all "
             f"threads. All ranks end with exit code {REQUEUE}, to be started again from the last checkpoint"
         )
-        self._say(text)
+        self._say(f"error: {text}")
         (self._folder / "summary.txt").write_text(f"{text}\n", encoding="utf-8")
 
     def _path(self, rank: int) -> Path:
@@ -164,7 +176,7 @@ class Watchdog:
     def _say(text: str) -> None:
         # Not `print`: the thread that hangs may hold its lock.
         with contextlib.suppress(OSError):
-            os.write(2, f"\nerror: {text}\n".encode())
+            os.write(2, f"\n{text}\n".encode())
 
 
 def _place(frame: FrameType) -> tuple[str, str, str]:

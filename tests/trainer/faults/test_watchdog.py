@@ -158,3 +158,14 @@ def test_without_a_limit_nothing_is_watched(tmp_path: Path, started: list[subpro
     started.append(process)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (0, "1\n", "")
+
+
+def test_a_rank_that_was_only_slow_goes_on(tmp_path: Path, started: list[subprocess.Popen]) -> None:
+    """It comes back while the ranks still gather what to tell."""
+    body = 'time.sleep(3); watchdog.beat("step 8"); print("went on", flush=True)'
+    process = start(tmp_path, body, limit=1.0, grace=20.0)
+    started.append(process)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert out.strip() == "went on"
+    assert (tmp_path / "hangs/rank-00000.txt").exists() and not (tmp_path / "hangs/summary.txt").exists()
