@@ -1,6 +1,6 @@
 """From a recipe to a DeepSpeed engine: precision, ZeRO stage, accumulation, clipping, optimiser.
 
-Only this file and `checkpoint.py` know DeepSpeed. What the loop sees is `Engine`: forward, backward, step.
+Only this folder knows DeepSpeed. What the loop sees is `Engine`: forward, backward, step.
 """
 
 import os
