@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -88,13 +89,15 @@ class PlainDisplay(Display):
             self._evaluation(done, total)
 
     def note(self, text: str) -> None:
-        print(text, file=self._file, flush=True)
+        with suppress(OSError):  # a log on a full disk: nobody is left to be told
+            print(text, file=self._file, flush=True)
 
     def warn(self, text: str) -> None:
         self.note(f"warning: {text}")
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
-        _print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
+        with suppress(OSError):
+            _print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
 
 
 class _BarWithFigures(Progress):

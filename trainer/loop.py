@@ -243,12 +243,15 @@ class Trainer:
 
     def finish_saving(self) -> None:
         """Have this very step saved before going on. Raises RunError where that cannot be."""
-        if self.step not in (self.saved_step, self.checkpoints.in_flight):
-            self.save()
-        self.settle()
-        self.watchdog.beat(f"saving step {self.step}")
-        with self.meters.saving():
-            self.saved(self.checkpoints.settle())
+        trying = True
+        while trying:
+            if self.step not in (self.saved_step, self.checkpoints.in_flight):
+                self.save()
+            self.settle()
+            self.watchdog.beat(f"saving step {self.step}")
+            with self.meters.saving():
+                self.saved(self.checkpoints.settle())
+            trying = self.saved_step != self.step and self.checkpoints.made_room
         self.watchdog.beat(f"step {self.step} saved")
         if self.saved_step != self.step:
             last = f"the last is of step {self.saved_step}" if self.saved_step >= 0 else "there is none"

@@ -65,6 +65,12 @@ class Totals:
     starts: int = 1
     """How often the run was started; what never came to a checkpoint is not counted."""
 
+    @classmethod
+    def of(cls, totals: Mapping[str, float]) -> "Totals":
+        """From the plain numbers of any version of this program; what they lack is as at the first start."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in totals.items() if name in known})  # type: ignore[arg-type]
+
     @property
     def clips_per_second(self) -> float:
         """Clips per second of training and waiting, saving and evaluating left out."""
@@ -208,12 +214,10 @@ class Meters:
     def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0) -> None:
         """Go on counting where a checkpoint stopped, as one start more.
 
-        totals: of any version of this program; what they lack is taken to be as at the first start.
-        done_again: seconds of work after that checkpoint, which an earlier start did in vain. Taken from a
-        wall clock that was set back, they may be negative, and then do not count.
+        totals: see `Totals.of`. done_again: seconds of work after that checkpoint, which an earlier start did
+        in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
         """
-        known = {field.name for field in fields(Totals)}
-        self.spent = Totals(**{name: value for name, value in totals.items() if name in known})  # type: ignore[arg-type]
+        self.spent = Totals.of(totals)
         self.spent.starts += 1
         self.spent.lost += max(0.0, done_again)
 

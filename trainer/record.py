@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.loader import Defects
+from trainer import RunError
 from trainer.confusion import draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
@@ -143,7 +144,8 @@ class Record:
             f"of {result.videos} videos{bad}"
         )
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
-        draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
+        with self._folder.telling(self._folder.confusion):
+            draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
         self._tracker.artifact(self._folder.confusion)
 
     def checkpoint(self, step: int, path: Path, seconds: float) -> None:
@@ -193,8 +195,16 @@ class Record:
             )
 
     def summarise(self, summary: dict[str, Any]) -> None:
-        """Write what came out. Rank 0 only."""
-        self._folder.write_json(self._folder.summary, summary)
+        """Write what came out. Raises RunError where that cannot be: a run without it has not ended."""
+        if not self._is_main:
+            return
+        try:
+            self._folder.write_json(self._folder.summary, summary)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder.summary} cannot be written: {error.strerror}; mend that and start again, and "
+                "the last checkpoint is evaluated once more"
+            ) from error
         self._folder.event("end", **summary)
         self._tracker.artifact(self._folder.summary)
 

@@ -182,13 +182,20 @@ class Run:
 
     def _create_folder(self, found: Path | None, step: int) -> None:
         """Rank 0 makes the folder for a run that goes on after `step`, and writes down what is run where."""
-        if self.is_main:
+        if not self.is_main:
+            return
+        try:
             # What saves took before: the first of this start is to leave in time, too.
             self.checkpoints.longest = self.folder.longest_save()
             self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
             if found is not None:
                 self.folder.take_along(found)
-            self.checkpoints.shelf.tidy(step)
+            self.checkpoints.shelf.tidy(step, found)
+        except OSError as error:
+            raise RunError(
+                f"the run folder {self.folder.path} cannot be prepared: {error}; mend that, or choose "
+                "another with --run-dir"
+            ) from error
 
     def _build(
         self,
@@ -218,7 +225,7 @@ class Run:
         if found is not None and state is not None:
             self.checkpoints.load(engine, found, state)
             step = state.step
-            in_vain = self.folder.last_spent() - Totals(**state.spent).seconds  # type: ignore[arg-type]
+            in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
             meters.restore(state.spent, done_again=in_vain)
         options = self._loader_options()
         mean, std = recipe.augmentation.mean, recipe.augmentation.std
@@ -368,26 +375,23 @@ class Run:
         with trainer.engine.averaged():
             weights = trainer.engine.weights()
         together(lambda: self._save_weights(weights, trainer.description))
-        if not self.is_main:
-            return
         final, totals = trainer.final, trainer.meters.spent
-        trainer.record.summarise(
-            {
-                "top1": None if final is None else final.top1,
-                "top5": None if final is None else final.top5,
-                "videos": None if final is None else final.videos,
-                "bad_videos": None if final is None else final.bad,
-                "steps": trainer.step,
-                "clips_per_second": totals.clips_per_second,
-                "data_wait_share": totals.data_wait_share,
-                "seconds": totals.seconds,
-                "lost_seconds": totals.lost,
-                "starts": totals.starts,
-                "spent": totals.words,
-                "parameters": parameter_count(prepared.config),
-                "gmacs": multiply_accumulates(prepared.config) / 1e9,
-            }
-        )
+        summary = {
+            "top1": None if final is None else final.top1,
+            "top5": None if final is None else final.top5,
+            "videos": None if final is None else final.videos,
+            "bad_videos": None if final is None else final.bad,
+            "steps": trainer.step,
+            "clips_per_second": totals.clips_per_second,
+            "data_wait_share": totals.data_wait_share,
+            "seconds": totals.seconds,
+            "lost_seconds": totals.lost,
+            "starts": totals.starts,
+            "spent": totals.words,
+            "parameters": parameter_count(prepared.config),
+            "gmacs": multiply_accumulates(prepared.config) / 1e9,
+        }
+        together(lambda: trainer.record.summarise(summary))
 
     def _save_weights(self, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
         if self.is_main:

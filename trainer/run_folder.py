@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer import RunError
+from trainer.telling import Telling
 
 _TAIL = 2**16  # bytes at the end of the events that are looked through
 
 
 class RunFolder:
-    """The folder of one run; only rank 0 writes into it, except for checkpoints."""
+    """The folder of one run; only rank 0 writes into it, except for checkpoints.
+
+    telling: what may go unwritten while the disk has no room: events, bad videos, pictures.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,6 +48,8 @@ class RunFolder:
         self.mlflow = path / "mlflow_run.json"
         self.travelling = (self.quarantine, self.mlflow)
         """Files of which every checkpoint has a copy."""
+        self.telling = Telling()
+        self._owed: list[dict[str, Any]] = []  # bad videos that could not be written down yet
 
     def create(self, *, recipe: str, environment: dict[str, Any]) -> None:
         """Make the folder and write down what is run where. Raises RunError where that cannot be."""
@@ -90,24 +96,31 @@ class RunFolder:
         return max((float(event.get("seconds", 0.0)) for event in saves), default=0.0)
 
     def event(self, kind: str, **values: Any) -> None:
-        """Append one line to the events, with the time in seconds since 1970."""
-        append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
+        """Append one line to the events, with the time in seconds since 1970; what finds no room is lost."""
+        with self.telling(self.events):
+            append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
 
     def quarantined(self) -> set[tuple[str, int]]:
         """Path and manifest row of the videos in quarantine so far."""
         if not self.quarantine.exists():
             return set()
         # A line cut off by a crash is missing here: its video is written down again.
-        return {
-            (entry["path"], entry["sample"]) for entry in records(self.quarantine.read_text(encoding="utf-8"))
-        }
+        return {_video(entry) for entry in records(self.quarantine.read_text(encoding="utf-8"))}
 
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet."""
-        known = self.quarantined()
-        unique = {(entry["path"], entry["sample"]): entry for entry in entries}
-        fresh = [entry for key, entry in unique.items() if key not in known]
-        append_lines(self.quarantine, fresh)
+        """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet.
+
+        What finds no room is written with the next ones.
+        """
+        owed = {_video(entry) for entry in self._owed}
+        unique = {_video(entry): entry for entry in entries}
+        fresh = [entry for key, entry in unique.items() if key not in owed]
+        with self.telling(self.quarantine):
+            known = self.quarantined()
+            fresh = [entry for entry in fresh if _video(entry) not in known]
+            self._owed += fresh
+            append_lines(self.quarantine, self._owed)
+            self._owed = []
         return fresh
 
     @staticmethod
@@ -123,6 +136,10 @@ class RunFolder:
     @classmethod
     def write_json(cls, path: Path, values: dict[str, Any]) -> None:
         cls.write(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def _video(entry: dict[str, Any]) -> tuple[str, int]:
+    return entry["path"], entry["sample"]
 
 
 def records(text: str) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ The file's metadata holds, as JSON: the model's configuration, the class names, 
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from models import UniFormerV2, UniFormerV2Config
 from trainer import RunError
+from trainer.tensor_file import flush, write_tensors
 
 FORMAT = "1"
 
@@ -34,17 +36,17 @@ def save_weights(
     """Write the file whole or not at all. description: `model`, the fields of its configuration,
     `class_names`, `preprocessing` and `recipe`. Raises RunError where it cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     metadata = {"format_version": FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(state, partial, metadata=metadata)
+        write_tensors(partial, state, metadata)
+        flush(partial)
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error}") from error
+        flush(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load_weights(path: Path) -> Weights:

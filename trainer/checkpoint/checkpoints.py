@@ -21,13 +21,22 @@ import torch
 import torch.distributed as dist
 
 from trainer import RunError
-from trainer.agreement import together
-from trainer.checkpoint.shards import ShardReader, Snapshot, damage, flush, read_index
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import TrainState, read_state, shard_name, shards, write_state
+from trainer.agreement import AgreedError, together
+from trainer.checkpoint.shards import ShardReader, Snapshot, read_index
+from trainer.checkpoint.shelf import Shelf, lacks_room
+from trainer.checkpoint.state import (
+    CheckpointError,
+    TrainState,
+    problem_of,
+    read_state,
+    shard_name,
+    shards,
+    write_state,
+)
 from trainer.checkpoint.writer import Writer
 from trainer.engine.engine import Engine
 from trainer.engine.pieces import shares
+from trainer.tensor_file import flush
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +71,10 @@ class Checkpoints:
         self.longest = 0.0
         """Seconds that the slowest took so far."""
         self._total_bytes = 0
+        self.made_room = False
+        """Whether the last one failed for want of room, and an old one was deleted, so that another try may
+        succeed.
+        """
 
     def is_due(self) -> bool:
         """Whether, on rank 0, enough time has gone by since the last save; other ranks never find so.
@@ -92,6 +105,7 @@ class Checkpoints:
         problem = [self.shelf.make_room(state.step, self._total_bytes) if self._is_main else None]
         dist.broadcast_object_list(problem)
         self._saved_at = self._begun_at = time.monotonic()
+        self.made_room = False
         if problem[0] is not None:
             self._discard(state, problem[0])
             return False
@@ -112,14 +126,20 @@ class Checkpoints:
             return None
         lost, self._lost = failed - self._lost, failed
         state, self._in_flight = self._in_flight, None
-        problem = f"{lost} of {dist.get_world_size()} ranks could not write" if lost else None
-        if self._writer.problem:
-            _log.warning("rank %d: %s", dist.get_rank(), self._writer.problem)
-            self._writer.problem = ""
-        outcome = [problem or (self._publish(state) if self._is_main else None)]
-        dist.broadcast_object_list(outcome)
-        if outcome[0] is not None:
-            self._discard(state, outcome[0])
+        error = self._writer.error
+        if error is not None:
+            _log.warning("rank %d: %s", dist.get_rank(), str(error) or repr(error))
+        if not lost and self._is_main:
+            error = self._publish(state)
+        # Of each rank that could not do its part, whether for want of room.
+        failures: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, None if error is None else lacks_room(error))
+        if any(failure is not None for failure in failures):
+            self._discard(
+                state, f"{lost} of {dist.get_world_size()} ranks could not write" if lost else str(error)
+            )
+            if any(failures):
+                self._make_room()
             return None
         # Not since `_saved_at`: meanwhile the next one may have been found due.
         self.took = time.monotonic() - self._begun_at
@@ -157,15 +177,27 @@ class Checkpoints:
         return found[0]
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; damaged ones are passed over by name."""
+        """The newest checkpoint that is whole; damaged ones are passed over by name. None where there is none
+        at all.
+
+        Raises RunError when there are some and all are damaged: what they hold is not to be given up unasked.
+        """
         found = [self.shelf.visible() if self._is_main else None]
         dist.broadcast_object_list(found)
+        problems = []
         for path in reversed(found[0] or []):
             problem = self._problem(path)
             if problem is None:
                 return path
             if self._is_main:
                 _log.warning("checkpoint %s is passed over: %s", path, problem)
+            problems.append(f"  {path.name}: {problem}")
+        if problems:
+            raise AgreedError(
+                f"none of the checkpoints in {self.shelf.folder} can be used:\n" + "\n".join(problems) + "\n"
+                "Put back a copy of one and start again, or go on from another with --resume PATH; to begin "
+                "anew, give --resume never and another folder with --run-dir"
+            )
         return None
 
     def read(
@@ -177,7 +209,7 @@ class Checkpoints:
         `allowed` to.
         """
         if verify and (problem := self._problem(path)) is not None:
-            raise RunError(f"checkpoint {path} cannot be used: {problem}")
+            raise CheckpointError(path, problem)
         state = together(lambda: read_state(path))
         together(lambda: _check_settled(path, state.settled, settled, allowed))
         return state
@@ -188,15 +220,15 @@ class Checkpoints:
         engine.resume(state.updates)
 
     def _fill(self, engine: Engine, path: Path, state: TrainState) -> None:
-        reader = ShardReader(read_index(shards(path, state)))
         try:
+            reader = ShardReader(read_index(shards(path, state)))
             for piece in engine.pieces():
                 if piece.key.startswith("average/") and piece.key not in reader.index:
                     engine.begin_average()  # it was not kept so far
                     return
                 reader.fill(piece)
         except RunError as error:
-            raise RunError(f"checkpoint {path} cannot be used: {error}") from error
+            raise CheckpointError(path, str(error)) from error
 
     def _prepare(self, engine: Engine) -> None:
         self._snapshot = Snapshot(shares(engine.pieces(), dist.get_rank(), dist.get_world_size()))
@@ -204,7 +236,15 @@ class Checkpoints:
         dist.all_reduce(total)
         self._total_bytes = int(total)
 
-    def _publish(self, state: TrainState) -> str | None:
+    def _make_room(self) -> None:
+        """Give up an old checkpoint, and have the next due at once if there was one to give up."""
+        made = [self.shelf.give_one_up() if self._is_main else False]
+        dist.broadcast_object_list(made)
+        self.made_room = made[0]
+        if self.made_room:
+            self._saved_at = -math.inf
+
+    def _publish(self, state: TrainState) -> OSError | None:
         """Describe the checkpoint and make it visible. Returns why that cannot be."""
         partial, final = self.shelf.partial(state.step), self.shelf.final(state.step)
         try:
@@ -217,8 +257,8 @@ class Checkpoints:
             os.rename(partial, final)
             flush(self.shelf.folder)
         except OSError as error:
-            return str(error)
-        self.shelf.prune()
+            return error
+        self.shelf.published(final)
         return None
 
     def _discard(self, state: TrainState, reason: str) -> None:
@@ -240,16 +280,9 @@ class Checkpoints:
 
     def _problem(self, path: Path) -> str | None:
         """Why a checkpoint cannot be used, or None; each rank checks its share of the files."""
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        try:
-            files = shards(path, read_state(path))
-            found = [damage(file) for file in files[rank::world_size]]
-        except RunError as error:
-            found = [str(error).partition("cannot be used: ")[2]]
-        every: list[Any] = [None] * world_size
-        dist.all_gather_object(every, [problem for problem in found if problem])
-        problems = [problem for part in every for problem in part]
-        return problems[0] if problems else None
+        every: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, problem_of(path, dist.get_rank(), dist.get_world_size()))
+        return next((problem for problem in every if problem is not None), None)
 
 
 def _check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from trainer import RunError
-from trainer.checkpoint.shards import Index, ShardReader, damage, read_index
+from trainer.checkpoint.shards import Index, ShardReader, read_index
 from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import STATE, TrainState, read_state, shards
+from trainer.checkpoint.state import STATE, CheckpointError, TrainState, problem_of, read_state, shards
 from trainer.weights import save_weights
 
 _log = logging.getLogger(__name__)
@@ -19,25 +19,25 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
 
     source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
     with `best`. average: take the moving average of the weights where the run keeps one. Returns what the
-    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one.
+    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one, and for one
+    that a run at work deletes meanwhile.
     """
     checkpoint = source if (source / STATE).exists() else _choose(source, best)
-    problem = problem_of(checkpoint)
-    if problem is not None:
-        raise RunError(f"checkpoint {checkpoint} cannot be used: {problem}")
-    state = read_state(checkpoint)
-    reader = ShardReader(read_index(shards(checkpoint, state)))
-    save_weights(out, _tensors(reader, average), state.description)
-    return state
-
-
-def problem_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None; reads all of it."""
     try:
-        files = shards(checkpoint, read_state(checkpoint))
+        problem = problem_of(checkpoint)
+        if problem is not None:
+            raise CheckpointError(checkpoint, problem)
+        state = read_state(checkpoint)
+        reader = ShardReader(read_index(shards(checkpoint, state)))
+        tensors = _tensors(reader, average)
     except RunError as error:
-        return str(error).partition("cannot be used: ")[2]
-    return next((problem for file in files if (problem := damage(file)) is not None), None)
+        if checkpoint.is_dir():
+            raise
+        raise CheckpointError(
+            checkpoint, "it was deleted while it was read, as its run keeps newer ones; export one of those"
+        ) from error
+    save_weights(out, tensors, state.description)
+    return state
 
 
 def _choose(run: Path, best: bool) -> Path:

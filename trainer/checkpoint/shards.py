@@ -7,9 +7,8 @@ number of ranks. Nothing here is pickled. `sha256sum -c *.sha256` checks a check
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from trainer import RunError
 from trainer.engine.pieces import Piece
+from trainer.tensor_file import flush, write_tensors
 
 _HASHED_AT_ONCE = 2**22  # bytes
 
@@ -53,15 +53,9 @@ class Snapshot:
 
     def write(self, path: Path) -> None:
         """Write the shard, its checksum beside it, and flush both to the disk. Raises OSError."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         held = [[piece.key, piece.start, piece.count, _name(piece), piece.shape] for piece in self._pieces]
         tensors = {_short(kind): buffer for kind, buffer in self._buffers.items()}
-        try:
-            save_file(tensors, path, metadata={"pieces": json.dumps(held)})
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{path}: {error}") from error
+        write_tensors(path, tensors, {"pieces": json.dumps(held)})
         seal(path)
 
 
@@ -70,24 +64,14 @@ def seal(path: Path) -> None:
     flush(path)
     beside = _checksum_path(path)
     beside.write_text(_checksum_line(path), encoding="ascii")
-    shutil.copymode(beside, path)  # safetensors lets nobody else read it
     flush(beside)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a sealed file, or None."""
-    if not path.is_file():
-        return f"{path.name} is missing"
     try:
+        if not path.is_file():
+            return f"{path.name} is missing"
         expected = _checksum_path(path).read_text(encoding="ascii")
         found = _checksum_line(path)
     except (OSError, ValueError) as error:
@@ -111,19 +95,31 @@ Index = dict[str, list[Stored]]
 
 
 def read_index(paths: Iterable[Path]) -> Index:
-    """What lies where in some shards, from their headers alone."""
+    """What lies where in some shards, from their headers alone. Raises RunError for an unreadable one."""
     from safetensors import safe_open
 
     index: Index = {}
     for path in paths:
-        with safe_open(path, framework="pt") as file:
-            held = json.loads(file.metadata()["pieces"])
         ends: dict[str, int] = {}
-        for key, start, count, kind, shape in held:
-            stored = Stored(path, kind, ends.get(kind, 0), start, count, tuple(shape))
-            index.setdefault(key, []).append(stored)
-            ends[kind] = ends.get(kind, 0) + count
+        with _naming(path):
+            with safe_open(path, framework="pt") as file:
+                held = json.loads(file.metadata()["pieces"])
+            for key, start, count, kind, shape in held:
+                stored = Stored(path, kind, ends.get(kind, 0), start, count, tuple(shape))
+                index.setdefault(key, []).append(stored)
+                ends[kind] = ends.get(kind, 0) + count
     return index
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading a shard becomes a RunError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path.name} cannot be read ({error or repr(error)})") from error
 
 
 class ShardReader:
@@ -136,7 +132,8 @@ class ShardReader:
     def fill(self, piece: Piece) -> None:
         """Copy what is stored into the piece.
 
-        Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it.
+        Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it, or
+        when a shard cannot be read.
         """
         stored = self.index.get(piece.key)
         if stored is None:
@@ -166,9 +163,10 @@ class ShardReader:
         for part in stored:
             first, last = max(begin, part.start), min(end, part.start + part.count)
             if first < last:
-                tensor = self._file(part.file).get_slice(part.kind)
                 offset = part.offset + first - part.start
-                yield first, tensor[offset : offset + last - first]
+                with _naming(part.file):
+                    values = self._file(part.file).get_slice(part.kind)[offset : offset + last - first]
+                yield first, values
 
     def _file(self, path: Path) -> Any:
         from safetensors import safe_open

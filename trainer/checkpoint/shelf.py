@@ -2,6 +2,7 @@
 work.
 """
 
+import errno
 import logging
 import shutil
 import threading
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.checkpoint.state import is_described
 
 MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
 
@@ -28,6 +28,7 @@ class Shelf:
         self._keep_best = keep_best
         self._accuracies = Accuracies(folder)
         self._deleting: threading.Thread | None = None
+        self._good: Path | None = None  # the newest known to be good, which stays whatever happens
 
     def visible(self) -> list[Path]:
         """Checkpoints that were made visible, oldest first; a copy under a name of its own is none."""
@@ -59,7 +60,7 @@ class Shelf:
     def make_room(self, step: int, size: int) -> str | None:
         """Make the hidden folder, and room for `size` bytes, by deleting older checkpoints if it must be.
 
-        Returns why that cannot be. The newest checkpoint stays whatever happens.
+        Returns why that cannot be. The newest good checkpoint stays whatever happens.
         """
         self.finish_deleting()
         partial, need = self.partial(step), size + MARGIN
@@ -67,8 +68,7 @@ class Shelf:
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
-            kept = self._kept_as_best()
-            for old in sorted(self.visible()[:-1], key=lambda path: (path == kept, path.name)):
+            for old in self._dispensable():
                 if shutil.disk_usage(self.folder).free >= need:
                     break
                 _log.warning("%s is deleted: the disk has no room for the next checkpoint beside it", old)
@@ -80,6 +80,17 @@ class Shelf:
             return f"it needs {need / 2**30:.2f} GiB in {self.folder}, where {free / 2**30:.2f} GiB are free"
         return None
 
+    def give_one_up(self) -> bool:
+        """Delete the checkpoint that is missed least, where a quota lets no more be written than the disk has
+        room for. Returns whether there was one.
+        """
+        self.finish_deleting()
+        old = next(iter(self._dispensable()), None)
+        if old is None:
+            return False
+        _log.warning("%s is deleted: there is no room to write the next checkpoint beside it", old)
+        return _delete([old])
+
     def replace(self, final: Path) -> None:
         """Clear the place of a checkpoint of the same step that was passed over."""
         if final.exists():
@@ -89,11 +100,13 @@ class Shelf:
         """Remove what was written of a checkpoint that is given up."""
         shutil.rmtree(self.partial(step), ignore_errors=True)
 
-    def prune(self) -> None:
-        """Delete what is not to be kept, in the background."""
+    def published(self, good: Path) -> None:
+        """Take note of a new checkpoint, and delete in the background what is not to be kept beside it."""
         self.finish_deleting()
+        self._good = good
         kept = self._kept_as_best()
-        superfluous = [path for path in self.visible()[: -self._keep_last] if path != kept]
+        so_far = [path for path in self.visible() if step_of(path) <= step_of(good)]
+        superfluous = [path for path in so_far[: -self._keep_last] if path != kept]
         self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
         self._deleting.start()
 
@@ -103,21 +116,35 @@ class Shelf:
             self._deleting.join()
             self._deleting = None
 
-    def tidy(self, step: int) -> None:
+    def tidy(self, step: int, good: Path | None = None) -> None:
         """Before a run goes on after `step`: remove what was cut off, set aside what is later.
 
-        A later checkpoint belongs to a branch that is given up; left in place, the newest would be it.
+        good: the checkpoint that it goes on from, which may lie elsewhere. A later one belongs to a branch
+        that is given up, or is damaged; left in place, it would count as the newest. Raises OSError.
         """
         for cut_off in self.folder.glob(".step-*"):
             if cut_off.suffix == ".partial":
                 _log.warning("%s was cut off while it was written: removed", cut_off.name)
             shutil.rmtree(cut_off)
         for path in self.visible():
-            if step_of(path) > step and is_described(path):
+            if step_of(path) > step:
                 aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
                 _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
                 path.rename(aside)
         self._accuracies.forget_after(step)
+        own = [path for path in self.visible() if good is not None and path.resolve() == good.resolve()]
+        self._good = own[0] if own else None
+
+    def _dispensable(self) -> list[Path]:
+        """What may be deleted for want of room, in this order: the most accurate last, the newest good one
+        never.
+        """
+        kept = self._kept_as_best()
+        visible = self.visible()
+        stays = self._good or (visible[-1] if visible else None)
+        return sorted(
+            (path for path in visible if path != stays), key=lambda path: (path == kept, step_of(path))
+        )
 
     def _kept_as_best(self) -> Path | None:
         best = self.best() if self._keep_best else None
@@ -130,9 +157,20 @@ def step_of(path: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _delete(paths: Sequence[Path]) -> None:
-    """Hidden first: what is visible is whole, even while it is deleted."""
+def lacks_room(error: Exception) -> bool:
+    """Whether writing failed because the disk or a quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _delete(paths: Sequence[Path]) -> bool:
+    """Hidden first: what is visible is whole, even while it is deleted. Returns whether all are gone."""
+    gone = True
     for path in paths:
         hidden = path.with_name(f".{path.name}.deleted")
-        path.rename(hidden)
-        shutil.rmtree(hidden)
+        try:
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            _log.warning("%s cannot be deleted (%s)", path, error)
+            gone = False
+    return gone

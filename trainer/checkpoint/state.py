@@ -12,6 +12,14 @@ FORMAT = 2
 STATE = "state.json"
 
 
+class CheckpointError(RunError):
+    """A checkpoint that cannot be used. reason: why, without its name."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"checkpoint {folder} cannot be used: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class TrainState:
     """Where a run stands, apart from the tensors.
@@ -46,32 +54,34 @@ def write_state(folder: Path, state: TrainState) -> None:
 
 
 def read_state(folder: Path) -> TrainState:
-    """Raises RunError for a folder that is no checkpoint of this format, or whose description is damaged."""
+    """Raises CheckpointError for a folder that is no checkpoint of this format, or whose description is
+    damaged.
+    """
     path = folder / STATE
     if not folder.is_dir():
-        raise RunError(f"checkpoint {folder} cannot be used: there is no such folder")
+        raise CheckpointError(folder, "there is no such folder")
     if (folder / "engine").is_dir():
-        raise RunError(
-            f"checkpoint {folder} cannot be used: an earlier version of this program wrote "
-            "it; go on with that one"
-        )
+        raise CheckpointError(folder, "an earlier version of this program wrote it; go on with that one")
     problem = damage(path)
     if problem is not None:
-        raise RunError(f"checkpoint {folder} cannot be used: {problem}")
-    described = json.loads(path.read_text(encoding="utf-8"))
-    known = {field.name for field in fields(TrainState)}
-    if described.pop("format") != FORMAT or set(described) != known:
-        raise RunError(f"checkpoint {folder} cannot be used: {STATE} is of another version of this program")
+        raise CheckpointError(folder, problem)
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(folder, f"{STATE} cannot be read ({error})") from error
+    known = {"format", *(field.name for field in fields(TrainState))}
+    if not isinstance(described, dict) or set(described) != known or described.pop("format") != FORMAT:
+        raise CheckpointError(folder, f"{STATE} is of another version of this program")
     return TrainState(**described)
 
 
-def is_described(folder: Path) -> bool:
-    """Whether `read_state` would succeed."""
+def problem_of(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None; reads all of it, or a rank's share of its shards."""
     try:
-        read_state(folder)
-    except RunError:
-        return False
-    return True
+        files = shards(folder, read_state(folder))[rank::world_size]
+    except CheckpointError as error:
+        return error.reason
+    return next((problem for file in files if (problem := damage(file)) is not None), None)
 
 
 def shards(folder: Path, state: TrainState) -> list[Path]:

@@ -3,17 +3,22 @@ replay.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch
+from trainer import RunError
+from trainer.checkpoint.shelf import MARGIN
 from trainer.engine.engine import Engine
+from trainer.engine.pieces import shares
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
 from trainer.weights import save_weights
@@ -77,10 +82,10 @@ class Inquiry:
         first = min(orders[rank][0] for rank in culprits)
         culprits = [rank for rank in culprits if orders[rank][0] == first]
         _, words, samples = orders[culprits[0]]
-        file = self._keep(step, number, batch, words, culprits)
+        file, lost = self._keep(step, number, batch, words, culprits)
         ranks = ", ".join(map(str, culprits))
         listed = ", ".join(map(str, samples))
-        return Finding(f"{words} (rank {ranks}, samples {listed})", file)
+        return Finding(f"{words} (rank {ranks}, samples {listed}{lost})", file)
 
     def _loss(self, batch: ClipBatch) -> Tensor:
         logits = self._engine.look(batch.clips, batch.keys)
@@ -88,14 +93,15 @@ class Inquiry:
         # Stage 3 has the weights only while their module runs: its backward is not looked into.
         return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
 
-    def _keep(self, step: int, number: int, batch: ClipBatch, words: str, culprits: list[int]) -> Path | None:
-        """Keep the culprits' clips, and on rank 0 the weights. Collective.
+    def _keep(
+        self, step: int, number: int, batch: ClipBatch, words: str, culprits: list[int]
+    ) -> tuple[Path | None, str]:
+        """Keep the culprits' clips, and on rank 0 the weights; all of it or nothing. Collective.
 
-        Returns the first culprit's file.
+        Returns the first culprit's file, and what to say where nothing was kept.
         """
         if self._kept == KEPT:
-            return None
-        self._kept += 1
+            return None, ""
         folder, rank = self._folder / f"step-{step + 1:07d}", dist.get_rank()
         weights = self._engine.weights()
         about = {
@@ -106,15 +112,48 @@ class Inquiry:
             "words": words,
             "paths": [str(self._path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()],
         }
-        try:
-            if rank in culprits:
-                keep(folder / _name(rank), batch, about)
+        problem = self._lacks_room(weights, batch, len(culprits))
+        if problem is None:
+            try:
+                if rank in culprits:
+                    keep(folder / _name(rank), batch, about)
+                if rank == 0:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    save_weights(folder / WEIGHTS, weights, self._description)
+            except (OSError, RunError) as error:
+                problem = str(error)
+            problem = _first(problem)
+            if problem is not None and rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        if problem is not None:
             if rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_weights(folder / WEIGHTS, weights, self._description)
-        except OSError as error:
-            _log.warning("the clips of step %d cannot be kept: %s", step + 1, error)
-        return folder / _name(culprits[0])
+                _log.warning("the clips of step %d cannot be kept: %s", step + 1, problem)
+            return None, "; not kept for a replay"
+        self._kept += 1
+        return folder / _name(culprits[0]), ""
+
+    def _lacks_room(self, weights: dict[str, Tensor], batch: ClipBatch, culprits: int) -> str | None:
+        """Why the disk has no room for the evidence and, beside it, the next checkpoint. Collective."""
+        pieces = shares(self._engine.pieces(), dist.get_rank(), dist.get_world_size())
+        checkpoint = torch.tensor(sum(piece.values.nbytes for piece in pieces), device=self._engine.device)
+        dist.all_reduce(checkpoint)
+        evidence = sum(tensor.nbytes for tensor in weights.values()) + 4 * culprits * batch.clips.numel()
+        problem = None
+        if dist.get_rank() == 0:
+            try:
+                left = shutil.disk_usage(self._folder.parent).free - evidence
+                if left < int(checkpoint) + MARGIN:
+                    problem = f"{self._folder.parent} would have no room left for the next checkpoint"
+            except OSError as error:
+                problem = str(error)
+        return _first(problem)
+
+
+def _first(problem: str | None) -> str | None:
+    """The first rank's problem, if any has one. Collective."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((text for text in problems if text is not None), None)
 
 
 def _name(rank: int) -> str:

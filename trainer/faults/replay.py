@@ -17,6 +17,7 @@ from models import UniFormerV2
 from pipelines.loader import ClipBatch
 from trainer import RunError
 from trainer.faults.trace import Trace, trace
+from trainer.tensor_file import write_tensors
 from trainer.weights import load_weights
 
 FORMAT = "not-finite 1"
@@ -28,9 +29,6 @@ def keep(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
     """Write a micro-batch down. about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words`,
     and `paths` of the videos; the weights it met go beside it, into `WEIGHTS`. Raises OSError.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {
         "clips": batch.clips.float(),
         "labels": batch.labels,
@@ -39,11 +37,8 @@ def keep(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
         "keys": batch.keys,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(held, file, metadata={"format": FORMAT, "about": json.dumps(about)})
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(str(error)) from error
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(file, held, {"format": FORMAT, "about": json.dumps(about)})
 
 
 def replay(file: Path) -> bool:

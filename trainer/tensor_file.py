@@ -1,0 +1,34 @@
+"""Writing safetensors files: for all who may read what lies beside them; a failure is an OSError."""
+
+import os
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write the file. Raises OSError, with the system's number for it where there is one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # what it makes of a full disk
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(f"{path}: {error}") from error
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(mode)  # safetensors lets nobody else read it
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, has reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
