@@ -119,8 +119,11 @@ class Run:
             trainer = self._build(prepared, found, state, stop, watchdog, stack)
             status: Status = "FAILED"
             try:
-                if trainer.step == 0:
-                    trainer.rehearse(self._random_clips(prepared))
+                # A run that goes on, too: what ZeRO 3 gathers in a process's first pass it rounds otherwise
+                # with autocast, and memory may be less here than where the run began.
+                trainer.rehearse(self._random_clips(prepared))
+                if found is not None and state is not None:
+                    self.checkpoints.load(trainer.engine, found, state)
                 finished = trainer.fit()
                 if finished:
                     self._write_results(prepared, trainer)
@@ -222,8 +225,7 @@ class Run:
             flops_per_clip=train_step_flops(prepared.config, recomputed_blocks=0),
         )
         step = 0
-        if found is not None and state is not None:
-            self.checkpoints.load(engine, found, state)
+        if state is not None:
             step = state.step
             in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
             meters.restore(state.spent, done_again=in_vain)

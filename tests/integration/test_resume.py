@@ -1,0 +1,138 @@
+"""A run of two ranks that is stopped and goes on, with all at once that could tell: bit for bit one run.
+
+Repeated sampling, accumulation, an average of the weights, dropout, drop path and batch norm over all ranks.
+"""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import MotionSet
+from tests.integration.processes import ROOT, Training, events, losses, settings
+from trainer.faults.stop import INTERRUPTED, REQUEUE
+
+SCRIPT = Path(__file__).parent / "recorded_batches.py"
+STEPS = 40
+ACCUMULATION = 2
+ALL_AT_ONCE = {
+    "optimisation__steps": STEPS,
+    "optimisation__ema_decay": 0.9,
+    "sampling__repeats": 2,
+    "engine__micro_batch": 8 // 2 // ACCUMULATION,
+}
+Start = Callable[[Path], Training]
+
+
+def starts(motion_set: MotionSet, precision: str, stage: int) -> Start:
+    """What begins, or goes on with, the run in a folder."""
+    changes = settings(**ALL_AT_ONCE, engine__precision=precision, engine__zero_stage=stage)
+
+    def start(run_dir: Path) -> Training:
+        variables = {"PYTHONPATH": str(ROOT), "BATCHES": str(batches_beside(run_dir))}
+        return Training(run_dir, *changes, data=motion_set.root, ranks=2, script=SCRIPT, variables=variables)
+
+    return start
+
+
+def batches_beside(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}-batches")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Path]:
+    """The run folder of a run to its end, for a precision and a ZeRO stage."""
+    folder, done = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def run(precision: str, stage: int) -> Path:
+        if (precision, stage) not in done:
+            run_dir = folder / f"{precision}-{stage}"
+            outcome = starts(motion_set, precision, stage)(run_dir).wait()
+            assert outcome.code == 0, outcome.errors
+            done[precision, stage] = run_dir
+        return done[precision, stage]
+
+    return run
+
+
+def assert_goes_on_as_if_nothing_had_been(
+    start: Start, run_dir: Path, expected: Path, stop: Callable[[Training], None], code: int
+) -> None:
+    training = start(run_dir)
+    training.wait_for_step(5)
+    stop(training)
+    outcome = training.wait()
+    assert outcome.code == code, outcome.errors
+    assert "give the same command again" in outcome.output
+    stopped_after = events(run_dir, "left")[0]["step"]
+    assert 5 <= stopped_after < STEPS
+    outcome = start(run_dir).wait()
+    assert outcome.code == 0, outcome.errors
+    assert f"going on after step {stopped_after}" in outcome.output
+    for rank in range(2):
+        seen, planned = (
+            (batches_beside(folder) / f"rank-{rank}.jsonl").read_text().splitlines()
+            for folder in (run_dir, expected)
+        )
+        assert seen == planned and len(seen) == STEPS * ACCUMULATION
+    assert losses(run_dir) == losses(expected) and len(losses(run_dir)) == STEPS
+    weights, others = (load_file(folder / "weights.safetensors") for folder in (run_dir, expected))
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def tell_all(training: Training, number: int) -> None:
+    """As a terminal or SLURM does: all ranks, and what they have started."""
+    for rank in range(2):
+        training.signal(number, group=True, rank=rank)
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        pytest.param(lambda run: run.signal(signal.SIGTERM, rank=1), REQUEUE, id="SIGTERM-to-one"),
+        pytest.param(lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C"),
+        pytest.param(
+            lambda run: tell_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all", marks=pytest.mark.soak
+        ),
+        pytest.param(
+            lambda run: run.signal(signal.SIGUSR1), REQUEUE, id="SIGUSR1-to-one", marks=pytest.mark.soak
+        ),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    undisturbed: Callable[[str, int], Path],
+    motion_set: MotionSet,
+    tmp_path: Path,
+    stop: Callable[[Training], None],
+    code: int,
+) -> None:
+    start, expected = starts(motion_set, "fp32", 2), undisturbed("fp32", 2)
+    assert_goes_on_as_if_nothing_had_been(start, tmp_path / "run", expected, stop, code)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [("fp32", 0), ("fp32", 1), ("fp32", 3), *(("autocast", stage) for stage in range(4))],
+)
+def test_so_it_does_in_every_precision_and_stage(
+    undisturbed: Callable[[str, int], Path],
+    motion_set: MotionSet,
+    tmp_path: Path,
+    precision: str,
+    stage: int,
+) -> None:
+    assert_goes_on_as_if_nothing_had_been(
+        starts(motion_set, precision, stage),
+        tmp_path / "run",
+        undisturbed(precision, stage),
+        lambda run: run.signal(signal.SIGTERM, rank=1),
+        REQUEUE,
+    )
