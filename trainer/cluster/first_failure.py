@@ -18,8 +18,13 @@ def first_failure(run_dir: Path, logs: Path, since: float) -> str:
     run_dir: the run's folder, where a rank that fails leaves a note. logs: of the turn's ranks, with
     srun's own words in `srun.log`. since: the turn's beginning, seconds since 1970.
     """
-    noted = noted_failure(run_dir, since)
-    return noted or _srun_said(logs) or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
+    said = _srun_said(logs)
+    if (
+        said is not None and said[1]
+    ):  # a rank that is killed leaves no note; what others note is that it is gone
+        return said[0]
+    noted = noted_failure(run_dir, since) or (said[0] if said is not None else None)
+    return noted or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
 
 
 def noted_failure(run_dir: Path, since: float) -> str | None:
@@ -45,8 +50,8 @@ def _notes(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _srun_said(logs: Path) -> str | None:
-    """The first rank that srun reports: one that is killed leaves no note."""
+def _srun_said(logs: Path) -> tuple[str, bool] | None:
+    """The first rank that srun reports, in words, and whether a signal ended it."""
     path = logs / "srun.log"
     if not path.exists():
         return None
@@ -55,9 +60,8 @@ def _srun_said(logs: Path) -> str | None:
         return None
     rank = int(re.split("[,-]", match["ranks"])[0])
     said = _rank_said(logs, rank)
-    return f"rank {match['ranks']} on {match['node']} ended first: {match['what']}" + (
-        f"\n{said}" if said else ""
-    )
+    words = f"rank {match['ranks']} on {match['node']} ended first: {match['what']}"
+    return (f"{words}\n{said}" if said else words), not match["what"].startswith("Exited")
 
 
 def _rank_said(logs: Path, rank: int) -> str | None:

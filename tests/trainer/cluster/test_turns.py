@@ -157,5 +157,15 @@ def test_a_rank_that_was_killed_is_known_from_srun(tmp_path: Path) -> None:
     )
 
 
+def test_what_others_note_of_a_rank_that_was_killed_is_not_the_cause(tmp_path: Path) -> None:
+    note(tmp_path, 0, 101.0, "the other end is gone")
+    (tmp_path / "srun.log").write_text(
+        "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with 1\n"
+    )
+    assert first_failure(tmp_path, tmp_path, since=100.0) == "rank 1 on n2 ended first: Killed"
+    (tmp_path / "srun.log").write_text("srun: error: n1: task 0: Exited with exit code 1\n")
+    assert first_failure(tmp_path, tmp_path, since=100.0).startswith("rank 0 on n0 failed first")
+
+
 def test_without_a_word_from_anyone_the_logs_are_named(tmp_path: Path) -> None:
     assert first_failure(tmp_path, tmp_path, since=0.0) == f"no rank left a word; see {tmp_path}"
