@@ -14,6 +14,7 @@ runs/<name>/
 ```
 """
 
+import errno
 import json
 import math
 import os
@@ -154,15 +155,25 @@ def records(text: str) -> Iterator[dict[str, Any]]:
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records, each as one line, in one write: a crash cuts off the last line at most."""
+    """Append records, each as one line, in one write: a crash cuts off the last line at most.
+
+    Raises OSError where they find no room; the file is then as it was.
+    """
     text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
     if text:
-        with open(path, "ab+") as file:
-            if file.tell():
+        with open(path, "ab+", buffering=0) as file:
+            end = file.tell()
+            if end:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a crash cut this line off; the next must not be glued to it
                     text = "\n" + text
-            file.write(text.encode())
+            data = text.encode()
+            try:
+                if file.write(data) < len(data):  # the rest has no room
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            except OSError:
+                file.truncate(end)
+                raise
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """One file of weights out of a run's checkpoints, of a run that keeps a moving average too."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, settings, train
+from trainer import RunError
+from trainer.checkpoint import export as exporting
 from trainer.weights import load_weights
 
 
@@ -72,3 +76,21 @@ def test_what_is_no_run_or_is_damaged_is_refused_in_words(averaged: Path, tmp_pa
     assert "Traceback" not in result.stderr and not (tmp_path / "w.safetensors").exists()
     result = export(averaged, "--out", tmp_path / "nowhere" / "w.safetensors")
     assert result.returncode == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("before", ["read_state", "read_index"])
+def test_a_checkpoint_that_its_run_deletes_meanwhile_is_told_in_words(
+    averaged: Path, tmp_path: Path, before: str
+) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-0000008"
+    shutil.copytree(averaged / "checkpoints" / "step-0000008", checkpoint)
+    what_follows = getattr(exporting, before)
+
+    def too_late(*arguments: object) -> object:
+        shutil.rmtree(checkpoint)
+        return what_follows(*arguments)
+
+    words = f"{checkpoint} cannot be used: it was deleted while it was read"
+    with mock.patch.object(exporting, before, too_late), pytest.raises(RunError, match=words):
+        exporting.export(tmp_path, tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()

@@ -187,3 +187,14 @@ def test_a_terminal_without_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPa
     assert isinstance(
         open_display(is_main=True, total_steps=1, first_step=0, every=1, file=Terminal()), LiveDisplay
     )
+
+
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        display = PlainDisplay(total_steps=2, every=1, file=full)
+        show(display, 1)
+        display.warn("no room")
+        display.summary(SUMMARY, tmp_path, None)
+        with pytest.raises(OSError):
+            full.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # for what it still holds

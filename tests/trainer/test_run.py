@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.trainer.ranks import Ranks
+from trainer import RunError
 from trainer.environment import find_environment
 from trainer.recipe.file import load_recipe
 from trainer.run import LEAVING_TAKES, Run
@@ -25,3 +28,19 @@ def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> N
         ((longest, margin),) = ranks.run(longest_and_margin, tmp_path)
     assert longest == 100
     assert margin == LEAVING_TAKES + 300
+
+
+def refused_folder(run_dir: Path) -> str:
+    run = Run(load_recipe(SMALL), RunFolder(run_dir), find_environment("cpu"))
+    with pytest.raises(RunError) as refusal:
+        run._create_folder(None, 0)
+    return str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_tidied_is_refused_in_words(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "checkpoints" / ".step-0000003.partial"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()  # no folder: it cannot be removed as one
+    with Ranks(1) as ranks:
+        (said,) = ranks.run(refused_folder, tmp_path)
+    assert str(tmp_path) in said and in_the_way.name in said and "Not a directory" in said

@@ -1,6 +1,12 @@
 """What a run's folder remembers from one start to the next."""
 
+import logging
+import resource
+import signal
+import sys
 from pathlib import Path
+
+import pytest
 
 from trainer.run_folder import RunFolder
 
@@ -14,3 +20,54 @@ def test_the_longest_save_of_earlier_starts(tmp_path: Path) -> None:
         folder.event("checkpoint", step=step, path="x", seconds=seconds)
         folder.event("step", step=step, loss=1.0)
     assert folder.longest_save() == 40
+
+
+def test_what_is_told_may_go_unwritten_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.events.mkdir()  # as little to be written as a file on a full disk
+    folder.quarantine.mkdir()
+    bad = [{"path": f"{number}.mp4", "sample": number, "reason": "cut"} for number in range(3)]
+    with caplog.at_level(logging.WARNING, logger="trainer"):
+        for number in range(3):
+            folder.event("step", step=number)
+            assert folder.add_to_quarantine(bad[:1]) == bad[:1]
+    assert sorted(record.getMessage().split()[2] for record in caplog.records) == [
+        str(folder.events),
+        str(folder.quarantine),
+    ]
+    folder.events.rmdir()
+    folder.event("step", step=3)
+    assert [event["step"] for event in folder.latest_events()] == [3]
+
+
+def test_bad_videos_that_found_no_room_are_written_with_the_next(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    bad = [{"path": f"{number}.mp4", "sample": number, "reason": "cut"} for number in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.run_folder.append_lines", _full)
+        assert folder.add_to_quarantine(bad[:2]) == bad[:2]
+        assert folder.add_to_quarantine(bad[:2]) == []
+    assert folder.add_to_quarantine(bad) == bad[2:]
+    assert folder.quarantined() == {("0.mp4", 0), ("1.mp4", 1), ("2.mp4", 2)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as a full disk does")
+def test_half_a_line_that_found_no_room_is_taken_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event("step", step=1)
+    before = folder.events.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        folder.event("step", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert folder.events.read_bytes() == before
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device")

@@ -1,5 +1,6 @@
 """Checkpoints of two real ranks: written beside training, visible when whole, whatever goes wrong."""
 
+import errno
 import logging
 import os
 import re
@@ -251,6 +252,103 @@ def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path)
         f"checkpoint {tmp_path}/step-0000002 is passed over: "
         "state.json is damaged: its checksum does not fit",
     ]
+
+
+def none_good(folder: Path) -> str:
+    engine, shelf = make_engine(2), checkpoints(folder)
+    assert shelf.newest() is None
+    train(engine, 0, 1)
+    paths = [save(engine, shelf, step) for step in (1, 2)]
+    shelf.finish()
+    if dist.get_rank() == 0:
+        (paths[0] / "state.json").unlink()
+        (paths[1] / shard_name(1)).unlink()
+    dist.barrier()
+    with pytest.raises(RunError) as refusal:
+        shelf.newest()
+    return str(refusal.value)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(two: Ranks, tmp_path: Path) -> None:
+    one, other = two.run(none_good, tmp_path)
+    assert one == other
+    assert f"none of the checkpoints in {tmp_path} can be used" in one
+    assert "step-0000001: state.json is missing" in one
+    assert "step-0000002: shard-00001.safetensors is missing" in one
+    assert "--resume PATH" in one and "--resume never" in one and "--run-dir" in one
+
+
+def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]:
+    """Step 4 finds the quota used up, until an old checkpoint is gone; returns what is visible after each."""
+    engine, shelf = make_engine(1), checkpoints(folder, keep_last=9, every_minutes=60)
+    train(engine, 0, 1)
+    shelf.note_accuracy(1, 0.9)
+    for step in (1, 2, 3):
+        save(engine, shelf, step)
+    write = Snapshot.write
+
+    def over_quota(snapshot: Snapshot, path: Path) -> None:
+        write(snapshot, path)
+        if dist.get_rank() == failing:
+            raise OSError(number, os.strerror(number), str(path))
+
+    seen = []
+    for _ in range(3):
+        with mock.patch.object(Snapshot, "write", over_quota):
+            assert shelf.begin(engine, state_of(engine, 4))
+            assert shelf.settle() is None
+        seen.append(visible(folder))
+        can_help = number in (errno.ENOSPC, errno.EDQUOT) and len(seen) < 3
+        assert shelf.made_room == can_help
+        assert shelf.is_due() == (can_help and dist.get_rank() == 0), "at once"
+    assert save(engine, shelf, 4) and not shelf.made_room
+    shelf.finish()
+    return seen
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_quota_costs_the_oldest_then_the_best_never_the_newest(
+    two: Ranks, tmp_path: Path, failing: int
+) -> None:
+    seen, _ = two.run(write_over_quota, tmp_path / "quota", failing, errno.EDQUOT)
+    assert [[name[-1] for name in names] for names in seen] == [["1", "3"], ["3"], ["3"]]
+    seen, _ = two.run(write_over_quota, tmp_path / "broken", failing, errno.EIO)
+    assert [[name[-1] for name in names] for names in seen] == [["1", "2", "3"]] * 3
+
+
+def drop_what_failed(folder: Path) -> list[str]:
+    said: list[str] = []
+    engine, shelf = make_engine(1), checkpoints(folder)
+    train(engine, 0, 1)
+    with mock.patch.object(Snapshot, "write", mock.Mock(side_effect=OSError("as the one before"))):
+        shelf.begin(engine, state_of(engine, 1))
+        shelf.drop("a step of it was bad")
+    with listening(said):
+        save(engine, shelf, 2)
+    shelf.finish()
+    return said
+
+
+def test_what_went_wrong_with_a_dropped_one_is_not_said_of_the_next(two: Ranks, tmp_path: Path) -> None:
+    assert two.run(drop_what_failed, tmp_path) == [[], []]
+
+
+def load_without(path: Path) -> str:
+    """A checkpoint one of whose shards goes away between the look for damage and the loading."""
+    engine, shelf = make_engine(0), checkpoints(path.parent)
+    state = shelf.read(path, settled={}, allowed=())
+    if dist.get_rank() == 0:
+        (path / shard_name(1)).write_bytes(b"no longer what it was")
+    dist.barrier()
+    with pytest.raises(RunError) as refusal:
+        shelf.load(engine, path, state)
+    return str(refusal.value)
+
+
+def test_a_shard_that_cannot_be_read_is_named(two: Ranks, tmp_path: Path) -> None:
+    path = two.run(save_one, tmp_path, {})[0]
+    for said in two.run(load_without, path):
+        assert f"checkpoint {path} cannot be used: {shard_name(1)} cannot be read" in said
 
 
 def keep_some(folder: Path) -> list[list[str]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer import RunError
-from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
+from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index, seal
 from trainer.checkpoint.state import TrainState, read_state, shard_name, shards, write_state
 from trainer.engine.pieces import Piece, shares
 
@@ -164,6 +165,27 @@ def test_an_earlier_or_later_format_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "state.json.sha256").write_bytes(digest)
     with pytest.raises(RunError, match="of another version of this program"):
         read_state(tmp_path)
+
+
+def test_a_sealed_description_that_says_something_else_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    described = json.loads((tmp_path / "state.json").read_text())
+    del described["format"]
+    for content in ("[]", "no JSON", json.dumps(described)):
+        (tmp_path / "state.json").write_text(content)
+        seal(tmp_path / "state.json")
+        with pytest.raises(RunError, match=f"checkpoint {tmp_path} cannot be used: state.json"):
+            read_state(tmp_path)
+
+
+def test_a_shard_without_its_header_is_named(tmp_path: Path) -> None:
+    first, second, third = write(tmp_path)
+    save_file({"float32": torch.zeros(3)}, first)
+    second.write_bytes(second.read_bytes()[:20])
+    third.unlink()
+    for path in (first, second, third):
+        with pytest.raises(RunError, match=f"{path.name} cannot be read"):
+            read_index([path])
 
 
 def test_sha256sum_accepts_what_is_whole_and_finds_what_is_not(tmp_path: Path) -> None:

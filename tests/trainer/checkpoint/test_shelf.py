@@ -1,0 +1,115 @@
+"""Which checkpoints stay: never is a good one deleted for the sake of one that is not."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from trainer.checkpoint.shelf import MARGIN, Shelf
+
+ROOM_OF_ONE = 10 * MARGIN
+
+
+def make(folder: Path, *steps: int) -> list[Path]:
+    """Folders of checkpoints; what lies in them is of no account here."""
+    paths = [folder / f"step-{step:07d}" for step in steps]
+    for path in paths:
+        path.mkdir()
+        (path / "shard").write_text("x")
+    return paths
+
+
+def shelf_of(folder: Path, keep_last: int = 1, keep_best: bool = True) -> Shelf:
+    return Shelf(folder, keep_last=keep_last, keep_best=keep_best)
+
+
+def left(folder: Path) -> list[str]:
+    return [str(int(path.name[5:])) for path in sorted(folder.glob("step-*"))]
+
+
+def disk_for(folder: Path, checkpoints: int) -> Any:
+    """A disk with room for so many checkpoints and the margin."""
+
+    def usage(_: object) -> Any:
+        return mock.Mock(free=(checkpoints - len(left(folder))) * ROOM_OF_ONE + MARGIN)
+
+    return mock.patch.object(shutil, "disk_usage", usage)
+
+
+def publish(shelf: Shelf, path: Path) -> None:
+    shelf.published(path)
+    shelf.finish_deleting()
+
+
+def test_a_later_one_that_is_damaged_costs_no_good_one(tmp_path: Path) -> None:
+    """30 is good, 40 has no state.json: going on from 30, the first save deletes neither 30's heir nor 30."""
+    shelf = shelf_of(tmp_path)
+    good, _ = make(tmp_path, 30, 40)
+    shelf.tidy(30, good)
+    assert left(tmp_path) == ["30"]
+    assert [path.name[:22] for path in tmp_path.glob("set-aside-*")] == ["set-aside-step-0000040"]
+    (new,) = make(tmp_path, 35)
+    publish(shelf, new)
+    assert left(tmp_path) == ["35"]
+
+
+def test_what_was_published_stays_whatever_else_shows_up(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, keep_best=False)
+    make(tmp_path, 30, 40)
+    publish(shelf, tmp_path / "step-0000030")
+    assert left(tmp_path) == ["30", "40"]
+
+
+def test_room_is_made_of_anything_but_the_newest_good_one(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, keep_last=9)
+    good, _ = make(tmp_path, 30, 40)
+    shelf.tidy(30, good)
+    make(tmp_path, 20, 50)  # another program's
+    with disk_for(tmp_path, 2):
+        assert shelf.make_room(60, ROOM_OF_ONE) is None
+    assert left(tmp_path) == ["30"]
+    with disk_for(tmp_path, 1):
+        assert "GiB are free" in (shelf.make_room(60, ROOM_OF_ONE) or "")
+    assert left(tmp_path) == ["30"]
+
+
+def test_one_is_given_up_oldest_first_and_the_best_last(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, keep_last=9)
+    shelf.note_accuracy(10, 0.9)
+    publish(shelf, make(tmp_path, 10, 20, 30)[-1])
+    assert shelf.give_one_up() and left(tmp_path) == ["10", "30"]
+    assert shelf.give_one_up() and left(tmp_path) == ["30"]
+    assert not shelf.give_one_up() and left(tmp_path) == ["30"]
+
+
+def test_what_cannot_be_deleted_hinders_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = shelf_of(tmp_path)
+    make(tmp_path, 1, 2, 3)
+    (tmp_path / ".step-0000001.deleted" / "in the way").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING, logger="trainer.checkpoint.shelf"):
+        publish(shelf, tmp_path / "step-0000003")
+    assert left(tmp_path) == ["1", "3"]
+    assert f"{tmp_path}/step-0000001 cannot be deleted" in caplog.text
+
+
+def test_an_accuracy_that_cannot_be_written_is_remembered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = shelf_of(tmp_path)
+    make(tmp_path, 1, 2)
+    blocked = tmp_path / ".accuracy.json.partial"
+    blocked.mkdir()
+    with caplog.at_level(logging.WARNING, logger="trainer"):
+        shelf.note_accuracy(1, 0.9)
+        shelf.note_accuracy(2, 0.5)
+    assert caplog.text.count("accuracy.json") == 1, "once is enough"
+    assert shelf.best() == (tmp_path / "step-0000001", 0.9)
+    assert not (tmp_path / "accuracy.json").exists()
+    blocked.rmdir()
+    shelf.note_accuracy(3, 0.1)
+    assert shelf_of(tmp_path).best() == (tmp_path / "step-0000001", 0.9)

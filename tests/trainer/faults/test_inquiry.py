@@ -1,0 +1,86 @@
+"""The evidence of a step whose numbers were not finite: all of it is kept or nothing, by all ranks alike."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipelines.loader import ClipBatch
+from tests.trainer.checkpoint.training import checkpoints, make_engine, state_of
+from tests.trainer.ranks import Ranks
+from trainer import RunError
+from trainer.checkpoint.shelf import MARGIN
+from trainer.faults import inquiry
+from trainer.faults.inquiry import Finding, Inquiry
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+def look(folder: Path) -> tuple[Finding, int]:
+    """What is found of a clip of rank 1 that holds a NaN, and the bytes of a checkpoint."""
+    engine = make_engine(1)
+    looked = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(f"{sample}.mp4"))
+    clips = torch.zeros(2, 3, 4, 16, 16)
+    clips[0, 0, 0, 0, 0] = float("nan") if dist.get_rank() == 1 else 0.0
+    labels, ids, keys = (torch.arange(2) for _ in range(3))
+    batch = ClipBatch(clips, labels, ids, torch.ones(2, dtype=torch.bool), keys)
+    looked.hold(0, batch, torch.tensor(float("nan")))
+    shelf = checkpoints(folder / "checkpoints")
+    shelf.begin(engine, state_of(engine, 1))
+    shelf.drop("only its size was asked for")
+    return looked.look(4), shelf._total_bytes
+
+
+def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) -> None:
+    for finding, _ in two.run(look, tmp_path):
+        assert finding.file == tmp_path / "not-finite" / "step-0000005" / "rank-00001.safetensors"
+        assert "not kept" not in finding.words
+    (tmp_path / "ordinary").write_text("")
+    files = [path for path in (tmp_path / "not-finite").rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "ordinary").stat().st_mode}
+
+
+def look_failing(folder: Path, failing: str) -> Finding:
+    error = RunError("no room") if failing == "save_weights" else OSError(errno.ENOSPC, "no room")
+    with mock.patch.object(inquiry, failing, mock.Mock(side_effect=error)):
+        return look(folder)[0]
+
+
+@pytest.mark.parametrize("failing", ["save_weights", "keep"])
+def test_what_cannot_be_kept_whole_is_not_kept_and_ends_no_rank(
+    two: Ranks, tmp_path: Path, failing: str
+) -> None:
+    for finding in two.run(look_failing, tmp_path, failing):
+        assert finding.file is None
+        assert finding.words.endswith("samples 0, 1; not kept for a replay)")
+    assert not list((tmp_path / "not-finite").glob("*"))
+
+
+def look_with(folder: Path, free: int) -> tuple[Finding, int]:
+    def usage(path: Path) -> mock.Mock:
+        return mock.Mock(free=free if path == folder else 2**40)
+
+    with mock.patch.object(shutil, "disk_usage", usage):
+        return look(folder)
+
+
+def test_no_evidence_takes_the_next_checkpoints_room(two: Ranks, tmp_path: Path) -> None:
+    size = two.run(look, tmp_path / "as it is")[0][1]
+    evidence = sum(
+        os.path.getsize(path) for path in (tmp_path / "as it is" / "not-finite").rglob("*.safetensors")
+    )
+    short, _ = two.run(look_with, tmp_path / "short", size + MARGIN)[0]
+    assert short.file is None and "not kept for a replay" in short.words
+    enough, _ = two.run(look_with, tmp_path / "enough", size + MARGIN + evidence)[0]
+    assert enough.file is not None

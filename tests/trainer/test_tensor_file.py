@@ -1,0 +1,56 @@
+"""Files of tensors that others may read, and that are on the disk before they have their name."""
+
+import errno
+import os
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from trainer import RunError
+from trainer.faults.replay import keep
+from trainer.weights import save_weights
+
+
+def test_weights_may_be_read_by_whoever_may_read_what_lies_beside(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").write_text("")
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3)}, {"model": {}})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_weights_have_reached_the_disk_before_they_have_their_name(tmp_path: Path) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushing(handle: int) -> None:
+        done.append(f"flushed {os.path.basename(os.readlink(f'/proc/self/fd/{handle}'))}")
+        fsync(handle)
+
+    def replacing(path: Path, target: Path) -> Path:
+        done.append("named")
+        return replace(path, target)
+
+    with mock.patch.object(os, "fsync", flushing), mock.patch.object(Path, "replace", replacing):
+        save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3)}, {"model": {}})
+    assert done == ["flushed .w.safetensors.partial", "named", f"flushed {tmp_path.name}"]
+
+
+def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
+    clips = torch.zeros(2, 3)
+    batch = mock.Mock(clips=clips, labels=clips[0], ids=clips[1], valid=clips[0] > 0, keys=clips[1].clone())
+    failing = mock.Mock(side_effect=_safetensors_error("I/O error: No space left on device (os error 28)"))
+    with mock.patch("safetensors.torch.save_file", failing):
+        with pytest.raises(OSError) as failure:
+            keep(tmp_path / "clips", batch, {})
+        assert failure.value.errno == errno.ENOSPC
+        with pytest.raises(RunError, match="w cannot be written: No space left on device"):
+            save_weights(tmp_path / "w", {"a": clips}, {})
+    assert not list(tmp_path.glob(".w*"))
+
+
+def _safetensors_error(words: str) -> Exception:
+    from safetensors import SafetensorError
+
+    error: Exception = SafetensorError(words)
+    return error
