@@ -5,6 +5,7 @@ import logging
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_a_terminal_gets_a_live_bar_with_lines_above_it() -> None:
         os.close(terminal)
         shown = b""
         try:
-            while chunk := screen.read(4096):
+            while select.select([screen], [], [], 120)[0] and (chunk := screen.read(4096)):
                 shown += chunk
         except OSError:  # Linux: the other end is closed
             assert process.wait(60) == 0, shown.decode()

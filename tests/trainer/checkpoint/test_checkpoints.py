@@ -79,7 +79,7 @@ class Held:
 
         def late(snapshot: Snapshot, path: Path) -> None:
             if dist.get_rank() == rank:
-                self._may_write.wait()
+                assert self._may_write.wait(120)
             write(snapshot, path)
 
         self._patch = mock.patch.object(Snapshot, "write", late)

@@ -1,12 +1,11 @@
 """Real signals to real processes."""
 
-import fcntl
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import pytest
 
 import trainer.faults.stop as stop_module
 from trainer.faults.stop import INTERRUPTED, REQUEUE, STOP_FILE, TIME_LIMIT, StopRequest, exit_code
+
+PATIENCE = 60.0  # seconds
 
 LOOP = """
 import sys
@@ -45,8 +46,15 @@ def loop(arguments: str = "", *before: str, **more: Any) -> Iterator[subprocess.
 
 
 def answer(process: subprocess.Popen) -> str:
+    """The next line; a process answers a line at a time, when it was asked."""
     assert process.stdout is not None
+    await_word(process.stdout.fileno())
     return process.stdout.readline().strip()
+
+
+def await_word(descriptor: int) -> None:
+    ready, _, _ = select.select([descriptor], [], [], PATIENCE)
+    assert ready, "nothing was said"
 
 
 def ask(process: subprocess.Popen) -> str:
@@ -121,8 +129,12 @@ def test_handlers_are_put_back() -> None:
 
 
 GONE_TERMINAL = """
+import fcntl
 import sys
+import termios
 import time
+if {terminal}:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from trainer.faults.stop import StopRequest, exit_code
 with StopRequest() as stop, open({notes!r}, "w") as notes:
     print("ready", flush=True)
@@ -139,12 +151,11 @@ def on_terminal(notes: Path, output: int | None) -> tuple[int, subprocess.Popen]
     """A process on a terminal of its own, and the terminal's other end; None writes its output there too."""
     keyboard, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(notes))],
+        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(notes), terminal=True)],
         stdin=terminal,
         stdout=terminal if output is None else output,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(terminal)
     return keyboard, process
@@ -152,6 +163,7 @@ def on_terminal(notes: Path, output: int | None) -> tuple[int, subprocess.Popen]
 
 def test_a_closed_terminal_lets_the_process_save(tmp_path: Path) -> None:
     keyboard, process = on_terminal(tmp_path / "notes", None)
+    await_word(keyboard)
     assert os.read(keyboard, 5) == b"ready"
     os.close(keyboard)  # the kernel sends SIGHUP
     assert process.wait(60) == INTERRUPTED
@@ -161,8 +173,9 @@ def test_a_closed_terminal_lets_the_process_save(tmp_path: Path) -> None:
 def test_what_goes_to_a_file_survives_the_terminal(tmp_path: Path) -> None:
     with open(tmp_path / "log", "wb") as log:
         keyboard, process = on_terminal(tmp_path / "notes", log.fileno())
-    while (tmp_path / "log").read_text() != "ready\n":
-        pass
+    deadline = time.monotonic() + PATIENCE
+    while (tmp_path / "log").read_text() != "ready\n" and time.monotonic() < deadline:
+        time.sleep(0.01)
     os.close(keyboard)
     assert process.wait(60) == INTERRUPTED
     assert (tmp_path / "log").read_text() == "ready\na step more\n"
@@ -178,12 +191,13 @@ def test_nohup_is_respected() -> None:
 
 def test_a_reader_that_ends_by_the_same_interrupt_does_no_harm(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(tmp_path / "notes"))],
+        [sys.executable, "-c", GONE_TERMINAL.format(notes=str(tmp_path / "notes"), terminal=False)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     assert process.stdout is not None
-    process.stdout.readline()
+    await_word(process.stdout.fileno())
+    assert process.stdout.readline() == b"ready\n"
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == INTERRUPTED

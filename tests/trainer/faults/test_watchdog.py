@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def started() -> Iterator[list[subprocess.Popen]]:
     yield processes
     for process in processes:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 def start(
@@ -50,8 +51,8 @@ def start(
     before: str = "",
     rank: int = 0,
     ranks: int = 1,
-    limit: float | None = 1.0,
-    grace: float = 0.5,
+    limit: float | None = 3.0,
+    grace: float = 2.0,
 ) -> subprocess.Popen:
     """A rank that does `before`, and then `body` under a watchdog; limit and grace in seconds."""
     program = RANK.format(
@@ -70,7 +71,7 @@ def test_a_rank_that_hangs_says_where_and_ends(tmp_path: Path, started: list[sub
     assert process.returncode == REQUEUE
     assert re.search(r"rank 0 is at \S+:\d+ stuck\. ", errors), errors
     report = (tmp_path / "hangs/rank-00000.txt").read_text()
-    assert "last sign of progress: step 7, 1 s ago" in report
+    assert re.search(r"last sign of progress: step 7, [3-9] s ago", report), report
     assert "innermost of this program: none" in report
     assert "in _watch" in report, "the stacks of the other threads"
     assert (tmp_path / "hangs/summary.txt").read_text().strip() in errors
@@ -89,7 +90,7 @@ def test_two_ranks_of_which_one_is_stopped(tmp_path: Path, started: list[subproc
     bodies = "together(lambda: None)", "os.kill(os.getpid(), signal.SIGSTOP)"
     for rank, body in enumerate(bodies):
         before = MEETING.format(folder=tmp_path, rank=rank)
-        started.append(start(tmp_path, body, before=before, rank=rank, ranks=2, limit=3.0))
+        started.append(start(tmp_path, body, before=before, rank=rank, ranks=2, limit=6.0))
     _, errors = started[0].communicate(timeout=120)
     assert started[0].returncode == REQUEUE, errors
     assert "rank 0 waits in all_gather (trainer/agreement.py:" in errors
@@ -104,7 +105,7 @@ def test_equal_places_are_told_as_one_and_old_files_are_not_told(
     old.write_text("at an earlier place\n")
     os.utime(old, (time.time() - 60, time.time() - 60))
     asleep = "time.sleep(1000)"
-    started += [start(tmp_path, asleep, rank=rank, ranks=6, grace=1.5) for rank in (1, 2, 4)]
+    started += [start(tmp_path, asleep, rank=rank, ranks=6, grace=6.0) for rank in (1, 2, 4)]
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert [process.returncode for process in started] == [REQUEUE] * 3
     assert "ranks 1-2,4 are at" in errors[0]
@@ -125,7 +126,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, started: list[subprocess
 
 def test_progress_is_no_hang(tmp_path: Path, started: list[subprocess.Popen]) -> None:
     body = """
-    for step in range(20):
+    for step in range(50):
         watchdog.beat(f"step {step}")
         time.sleep(0.1)
     """
@@ -142,12 +143,13 @@ def test_a_machine_that_was_suspended_is_no_hang(tmp_path: Path, started: list[s
     sys.stdin.readline()
     time.sleep(0.5)
     """
-    process = start(tmp_path, body, grace=1.5)
+    process = start(tmp_path, body)
     started.append(process)
     assert process.stdout is not None
-    process.stdout.readline()
+    assert select.select([process.stdout], [], [], 60)[0], "it never came"
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(5)
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate("\n", timeout=60)
     assert (process.returncode, errors) == (0, "")
