@@ -4,7 +4,8 @@
     python launch/train.py --recipe recipes/quickstart.yaml --set optimisation.epochs=2
 
 Exit codes: 0 done, 2 something must be mended (the message says what), 85 to be started again (SIGTERM,
-SIGUSR1, the time limit, a hang), 130 saved as someone wished (Ctrl-C, a closed terminal, a file STOP).
+SIGUSR1, the time limit, a hang, a rank that did not come), 130 saved as someone wished (Ctrl-C, a closed
+terminal, a file STOP), 1 a defect.
 """
 
 # DALI's worker processes import this file again: what is heavy is imported inside `main`.
@@ -60,8 +61,9 @@ def main() -> int:
         sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
     from pipelines import DataError
-    from trainer import RecipeError, UserError
+    from trainer import RecipeError, StartAgain, UserError
     from trainer.agreement import AgreedError
+    from trainer.faults.stop import REQUEUE
     from trainer.recipe.file import load_recipe
 
     try:
@@ -86,7 +88,7 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
         elif not isinstance(error, (RecipeError, AgreedError)):
             print(f"error on rank {rank}: {error}", file=sys.stderr)
-        return 2
+        return REQUEUE if isinstance(error, StartAgain) else 2
 
 
 if __name__ == "__main__":

@@ -11,3 +11,7 @@ class RecipeError(UserError):
 
 class RunError(UserError):
     """The run cannot start or go on."""
+
+
+class StartAgain(RunError):
+    """What may go well the next time as it is: a node that did not come, a connection that was lost."""

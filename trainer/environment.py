@@ -244,6 +244,8 @@ def _expand_numbers(numbers: str) -> list[str]:
 def _slurm_port(variables: Mapping[str, str]) -> int:
     """A port all tasks of a step agree on without talking, unlike that of other steps on the same host."""
     seed = _number(variables, "SLURM_JOB_ID") * 16 + _number(variables, "SLURM_STEP_ID")
+    # What had the port before may have it still: a job that is queued again takes another.
+    seed += 7 * int(variables.get("SLURM_RESTART_COUNT") or 0)
     return _SLURM_PORTS[seed % len(_SLURM_PORTS)]
 
 

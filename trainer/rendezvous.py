@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from trainer import RunError
+from trainer import RunError, StartAgain
 from trainer.agreement import AgreedError
 from trainer.environment import Environment
 
@@ -29,6 +29,10 @@ _ALL_CAME = "all came"
 _LOOK_EVERY = 0.05  # seconds between two looks of rank 0 at the count, in its own memory
 _HEARING_TAKES = 10.0  # seconds that a verdict needs to reach all that came
 _NAMED = 8  # nodes that a message names
+
+
+class AbsentError(AgreedError, StartAgain):
+    """Ranks did not come, as all know that came."""
 
 
 def meet(environment: Environment, address: str, port: int, limit: float) -> dist.Store:
@@ -41,8 +45,9 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
         limit: seconds, counted by rank 0 from its own coming, and by the others until they reach it.
 
     Raises:
-        AgreedError: ranks did not come; the same words on all that came.
-        RunError: this rank cannot reach rank 0, lost it, or met another run there.
+        AbsentError: ranks did not come; the same words on all that came.
+        StartAgain: this rank cannot reach rank 0, or lost it.
+        RunError: it met another run there.
         dist.DistNetworkError: on rank 0, which cannot listen there.
     """
     if environment.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -54,12 +59,12 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
     try:
         verdict = _within(limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit))
     except (dist.DistError, TimeoutError) as error:
-        raise RunError(
+        raise StartAgain(
             f"rank {environment.rank} ({environment.node}) reached rank 0 at {address}:{port}, but was "
             "not told whether all ranks came: rank 0 is gone or does not answer; its log says why"
         ) from error
     if verdict != _ALL_CAME:
-        raise AgreedError(verdict)
+        raise AbsentError(verdict)
     return store
 
 
@@ -68,7 +73,7 @@ def _store(address: str, port: int, seconds: float, *, hosts: bool) -> dist.TCPS
 
 
 def _reach(environment: Environment, address: str, port: int, limit: float) -> dist.TCPStore:
-    """Connect to rank 0, which may start later. Raises RunError when it is not there by the limit."""
+    """Connect to rank 0, which may start later. Raises StartAgain when it is not there by the limit."""
     deadline = time.monotonic() + limit
     answers = False
     try:
@@ -84,7 +89,7 @@ def _reach(environment: Environment, address: str, port: int, limit: float) -> d
             else (str(error) or "no answer")
         )
         node = f" of {environment.nodes[0]}" if environment.nodes else ""
-        raise RunError(
+        raise StartAgain(
             f"rank {environment.rank} ({environment.node}) cannot reach rank 0 at {address}:{port} within "
             f"{limit / 60:g} minutes: {what}. Either rank 0{node} is not there, not any more, or lets nobody "
             "in, which its log tells, or something else has that port: name a free one in MASTER_PORT"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipelines import DataError
-from trainer import UserError
+from trainer import RunError, UserError
 from trainer.cluster.script import JobRequest
 from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words
 from trainer.cluster.sweep import variants
@@ -48,6 +48,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    if args.chain is not None and args.chain < 1:
+        raise RunError(f"--chain {args.chain}: at least 1")
     chosen = variants(args.recipe, args.set, args.vary)
     first = chosen[0].recipe
     home = args.run_dir or first.run.dir / (first.name if len(chosen) == 1 else f"{first.name}-sweep")
@@ -58,12 +60,14 @@ def main() -> int:
         time=args.time, lead=args.lead, container=args.container, options=(*options, *args.sbatch),
         requeues=args.chain is None, preflight=not args.no_preflight, at_once=args.array,
     )  # fmt: skip
-    parent = parent_run(home, chosen) if len(chosen) > 1 and not args.dry_run else None
-    made_by = shlex.join(["python", *sys.argv])
-    planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent)
+    made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
+    planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by)
     if args.dry_run:
         print(planned.text, end="")
         return 0
+    if len(chosen) > 1:
+        parent = parent_run(home, chosen)
+        planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent)
     if (problem := too_few_nodes(request)) is not None:
         print(f"note: {problem}", file=sys.stderr)
     jobs = submit(planned, after=args.after, count=args.chain or 1)

@@ -31,20 +31,21 @@ def main() -> int:
     training = parse_training(rest)
     recipe = load_recipe(training.recipe, training.set)
     turns = Turns(training.run_dir or recipe.run.dir / recipe.name)
-    job, requeues = this_job(), os.environ.get("REQUEUES", "yes") == "yes"
+    job = this_job()
     if arguments.moment == "begin":
-        if not requeues and turns.is_finished():
-            print("the run is done: nothing is left for this job of the chain", file=sys.stderr)
-            return 0
-        print(turns.begin(job))
+        logs = turns.begin(job)
+        if logs is None:
+            print("the run is done, stopped or given up: nothing is left for this job", file=sys.stderr)
+        else:
+            print(logs)
         return 0
-    end = turns.end(job, code=arguments.code, state=arguments.state, requeues=requeues)
+    end = turns.end(job, code=arguments.code, state=arguments.state)
     print(f"job {job.job}: {end.verdict}: {end.words}", flush=True)
     return end.code
 
 
 def this_job() -> Job:
-    """From SLURM's variables."""
+    """From SLURM's variables, and the script's own."""
     variables = os.environ
     if "SLURM_JOB_ID" not in variables:
         sys.exit("error: SLURM_JOB_ID is not set: this is for a job's script, launch/slurm/train.sbatch")
@@ -52,7 +53,13 @@ def this_job() -> Job:
     if "SLURM_ARRAY_TASK_ID" in variables:
         number = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
     restart = int(variables.get("SLURM_RESTART_COUNT", "0"))
-    return Job(number, restart, variables.get("SLURM_JOB_NODELIST", ""))
+    return Job(
+        number,
+        restart,
+        variables.get("SLURM_JOB_NODELIST", ""),
+        chained=variables.get("CHAINED") == "yes",
+        submitted=float(variables.get("SUBMITTED", "0")),
+    )
 
 
 if __name__ == "__main__":

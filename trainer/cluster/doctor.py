@@ -107,7 +107,7 @@ def preflight(request: Request) -> int:
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     folder = _folder(request, recipe)
     try:
-        connect(place, request.patience)
+        connect(place, rendezvous=request.patience)
     except RunError as error:
         return _unmet(place, folder, str(error))
     try:

@@ -60,16 +60,28 @@ def _srun_said(logs: Path) -> tuple[str, bool] | None:
         return None
     rank = int(re.split("[,-]", match["ranks"])[0])
     said = _rank_said(logs, rank)
-    words = f"rank {match['ranks']} on {match['node']} ended first: {match['what']}"
+    several = "s" if re.search("[,-]", match["ranks"]) else ""
+    words = f"rank{several} {match['ranks']} on {match['node']} ended first: {match['what']}"
     return (f"{words}\n{said}" if said else words), not match["what"].startswith("Exited")
+
+
+def told_by(logs: Path, rank: int, mark: str) -> str | None:
+    """The last line of a rank's log that begins with a mark, and what follows it; without the mark itself."""
+    lines = _tail(logs / f"rank-{rank}.log")
+    begins = [number for number, line in enumerate(lines) if line.startswith(mark)]
+    return "\n".join(lines[begins[-1] :]).removeprefix(mark).strip() if begins else None
 
 
 def _rank_said(logs: Path, rank: int) -> str | None:
     path = logs / f"rank-{rank}.log"
+    shown = [line for line in _tail(path) if line.strip()][-_SHOWN:]
+    return f"the end of {path}:\n" + "\n".join(f"  {line}" for line in shown) if shown else None
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log; none where there is no log."""
     if not path.exists():
-        return None
+        return []
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, 2) - _TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
-    shown = [line for line in lines if line.strip()][-_SHOWN:]
-    return f"the end of {path}:\n" + "\n".join(f"  {line}" for line in shown) if shown else None
+        return file.read().decode(errors="replace").splitlines()

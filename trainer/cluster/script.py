@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class JobRequest:
             )
         if self.at_once is not None and self.at_once < 1:
             raise RunError(f"--array {self.at_once}: at least 1")
+        for option in self.options:
+            if re.search(r"\s", option):
+                raise RunError(
+                    f"--sbatch {option!r}: no blanks; give each option by itself, as --sbatch=--x=y"
+                )
         if self.container is not None and not self.container.is_file():
             raise RunError(f"--container {self.container}: there is no such image")
 
@@ -65,11 +71,11 @@ class JobRequest:
         return self.nodes * self.ranks_per_node
 
 
-def seconds(time: str) -> int:
+def seconds(text: str) -> int:
     """A time limit as SLURM writes it, in seconds. Raises RunError for what is none."""
-    match = _TIME.fullmatch(time)
+    match = _TIME.fullmatch(text)
     if match is None:
-        raise RunError(f"--time {time}: no time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
+        raise RunError(f"--time {text}: no time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"] is not None:  # hours[:minutes[:seconds]]
         hours, minutes, rest = parts + [0] * (3 - len(parts))
@@ -88,7 +94,13 @@ def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_
         tasks: arguments of launch/train.py; several make an array, a task for each.
         log: where what the script says goes, with SLURM's `%j`, or `%A_%a`, in its name.
         made_by: the command that wrote the script, for whoever finds it.
+
+    Raises RunError for what cannot stand in a script: a folder with blanks, an argument of several lines.
     """
+    if re.search(r"\s", str(log)):
+        raise RunError(f"{log.parent.parent}: SLURM takes no blanks in the name of a run's folder")
+    if any("\n" in argument for task in tasks for argument in task):
+        raise RunError("an argument goes over several lines, which a job's script cannot hold")
     body = PLAIN.read_text(encoding="utf-8").partition(_BODY)
     return f"{_head(request, tasks, log, made_by)}\n{_BODY}{body[2]}"
 
@@ -112,7 +124,8 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
     lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in asked), ""]
     lines += ["# What runs Python, on every node the same.", f"python=({shlex.join(_python(request))})"]
     if not request.requeues:
-        lines += ["# The next job of the chain goes on, not this one.", "export REQUEUES=no"]
+        chain = f"export CHAINED=yes SUBMITTED={time.time():.0f}"
+        lines += ["# The next job of the chain goes on where this one ends.", chain]
     if not request.preflight:
         lines += ["PREFLIGHT=no"]
     lines += ["", "# What is trained."]

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer import RunError
@@ -55,28 +55,24 @@ def ask(*command: str, given: str | None = None) -> str:
     return result.stdout.strip()
 
 
-def queue(jobs: Sequence[str] | None = None) -> list[Queued]:
-    """What is in the queue of this user, or of that these jobs; what has ended is not. Raises RunError."""
+def queue(jobs: Sequence[str]) -> list[Queued]:
+    """Those of some jobs that are in the queue, by any user; what has ended is not. Raises RunError."""
+    if not jobs:
+        return []
     form = "\t".join(_FIELDS.values())
-    chosen = ["--me"] if jobs is None else []
-    lines = ask("squeue", "--noheader", "--array", f"--format={form}", *chosen).splitlines()
-    found = [Queued(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
-    return found if jobs is None else [job for job in found if {job.id, job.id.partition("_")[0]} & set(jobs)]
+    chosen = f"--jobs={','.join(jobs)}"
+    try:
+        lines = ask("squeue", "--noheader", "--array", f"--format={form}", chosen).splitlines()
+    except RunError as error:
+        if "Invalid job id" in str(error):  # a single one that SLURM has forgotten
+            return []
+        raise
+    return [Queued(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
 
 
 def partitions() -> list[str]:
     """Names of the partitions there are. Raises RunError."""
     return sorted({name.rstrip("*") for name in ask("sinfo", "--noheader", "--format=%P").splitlines()})
-
-
-def job_state(job: str) -> str:
-    """SLURM's word for how a job of its own memory stands, such as RUNNING or CANCELLED. Raises RunError."""
-    return fields(ask("scontrol", "show", "job", job, "--oneliner")).get("JobState", "UNKNOWN")
-
-
-def fields(line: str) -> dict[str, str]:
-    """`Name=value Name=value` as scontrol prints it; a value ends at the next blank."""
-    return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
 def _words(text: str) -> str:
@@ -88,8 +84,3 @@ def _unprefixed(line: str) -> str:
     for before in ("error: ", "fatal: "):
         line = line.partition(before)[2] or line
     return line.strip()
-
-
-def node_list(names: Iterable[str]) -> str:
-    """Node names as SLURM's options take them."""
-    return ",".join(sorted(names))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from trainer import RunError
 from trainer.cluster.script import JobRequest, script
-from trainer.cluster.slurm import ask, partitions
+from trainer.cluster.slurm import ask, partitions, queue
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
-from trainer.run_folder import RunFolder, append_lines
+from trainer.run_folder import RunFolder, append_lines, records
 from trainer.tracking.tracker import Tracker, tracked_run
 
+_LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long
 _MLFLOW_PATIENCE = 60.0  # seconds that a submission waits for MLflow to take the run above a sweep's
 
 
@@ -100,8 +101,10 @@ def parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
 def submit(submission: Submission, *, after: str | None, count: int = 1) -> list[str]:
     """Write the script and hand it to SLURM, so many times, each waiting for the one before to end.
 
-    after: a job that has to end first, in whichever way. Returns SLURM's numbers. Raises RunError.
+    after: a job that has to end first, in whichever way. Returns SLURM's numbers. Raises RunError, also where
+    the run has a job already: two would write into one folder.
     """
+    _refuse_second(submission, after)
     folder = submission.path.parent
     folder.mkdir(parents=True, exist_ok=True)
     RunFolder.write(submission.path, submission.text)
@@ -162,6 +165,21 @@ def too_few_nodes(request: JobRequest) -> str | None:
         f"{request.nodes} nodes are asked for, and {len(up)} are up{f' (not: {named})' if named else ''}: "
         "the job waits until the others come back. `sinfo -R` says why they are away"
     )
+
+
+def _refuse_second(submission: Submission, after: str | None) -> None:
+    known: dict[str, Path] = {}
+    for run_dir in submission.runs:
+        path = run_dir / "slurm" / "jobs.jsonl"
+        if path.exists():
+            latest = [line["job"] for line in records(path.read_text(encoding="utf-8"))][-_LATEST:]
+            known.update(dict.fromkeys(latest, run_dir))
+    waiting = [job.id for job in queue(sorted(known)) if job.id in known and job.id != after]
+    if waiting:
+        raise RunError(
+            f"{known[waiting[0]]} has a job already: {', '.join(waiting)}. Cancel it with scancel, or go on "
+            f"after it with --after {waiting[-1]}"
+        )
 
 
 def _log_of(submission: Submission, job: str, task: int | str) -> Path:

@@ -7,13 +7,13 @@ turn can go on from: the step of the newest checkpoint.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer import RunError
 from trainer.checkpoint.shelf import Shelf, step_of
-from trainer.cluster.first_failure import first_failure
+from trainer.cluster.first_failure import first_failure, told_by
 from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.run_folder import RunFolder, append_lines, records
 
@@ -37,12 +37,15 @@ class Job:
     """Which start of which job this is.
 
     job: SLURM's number; of a task of an array `12_3`. restart: how often it was queued again before. nodes: a
-    node list such as `n[1-2]`.
+    node list such as `n[1-2]`. chained: whether another job goes on where this one ends, which is not queued
+    again then. submitted: when the job was, seconds since 1970; 0 where it is not known.
     """
 
     job: str
     restart: int
     nodes: str
+    chained: bool = False
+    submitted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,16 @@ class Turns:
         self._folder = RunFolder(run_dir)
         self._path = run_dir / "slurm" / "turns.jsonl"
 
-    def begin(self, job: Job) -> Path:
-        """Note that a turn begins; returns the folder for the logs of its ranks.
+    def begin(self, job: Job) -> Path | None:
+        """Note that a turn begins; returns the folder for the logs of its ranks, None where nothing is left
+        to do for a job of a chain.
 
-        Raises RunError when the job's last turns came to nothing: it ends here, and says why.
+        Raises RunError when the last turns came to nothing: the job ends here, and says why.
         """
+        if job.chained and (self.is_finished() or self._was_stopped(job)):
+            return None
         step = self._step()
-        fruitless = self._fruitless(job.job, step)
+        fruitless = self._fruitless(job, step)
         if len(fruitless) >= FRUITLESS:
             words = _given_up(job, step, [turn["logs"] for turn in fruitless])
             self._append("ended", job, step=step, code=MENDED_FIRST, verdict="given up", words=words)
@@ -79,18 +85,16 @@ class Turns:
         self._append("begun", job, step=step, nodes=job.nodes, logs=str(logs))
         return logs
 
-    def end(self, job: Job, *, code: int, state: str, requeues: bool) -> End:
+    def end(self, job: Job, *, code: int, state: str) -> End:
         """Note what a turn came to, and say what becomes of the job.
 
         Args:
             job: as at the turn's beginning.
             code: what the training left with, as srun tells it.
-            state: SLURM's word for the job at this moment.
-            requeues: whether the job may be queued again; without, the next job of a chain goes on.
-
+            state: SLURM's word for the job at this moment; UNKNOWN where it does not answer.
         """
         step = self._step()
-        end = self._judge(job, step, code, state, requeues)
+        end = self._judge(job, step, code, state)
         self._append("ended", job, step=step, code=code, verdict=end.verdict, words=end.words)
         return end
 
@@ -99,10 +103,10 @@ class Turns:
         last = self._folder.last_event("start", "end")
         return last is not None and last["event"] == "end"
 
-    def _judge(self, job: Job, step: int, code: int, state: str, requeues: bool) -> End:
+    def _judge(self, job: Job, step: int, code: int, state: str) -> End:
         if code == 0:
             return End("done", "the run is done", 0)
-        if state != "RUNNING":
+        if state not in ("RUNNING", "UNKNOWN"):
             # Queued again here, an scancel would be undone; a preempted job, or one that lost a node, SLURM
             # queues again itself.
             words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
@@ -110,55 +114,84 @@ class Turns:
         if code == INTERRUPTED:
             words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
             return End("stopped", words, code)
-        if code == PREFLIGHT_FAILED:  # SLURM would likely give the same nodes again
-            return End("given up", f"the nodes are not fit, {_saved(step)}: {self._unfit()}", code)
         if code == MENDED_FIRST:
-            return End("given up", f"something must be mended first: {self._failure(job)}", code)
-        what = f"asked to leave, {_saved(step)}" if code == REQUEUE else f"failed with {code}, {_saved(step)}"
-        if code != REQUEUE:
-            what += f"; {self._failure(job)}"
-        fruitless = self._fruitless(job.job, step)
+            return End("given up", f"something must be mended first: {self._mistake(job)}", code)
+        if code == PREFLIGHT_FAILED:
+            what, everywhere = self._unfit()
+            if everywhere:
+                return End("given up", f"no node is fit, {_saved(step)}: {what}", code)
+            what = f"the nodes are not fit, {_saved(step)}: {what}"
+        elif code == REQUEUE:
+            what = f"asked to leave, {_saved(step)}"
+        else:
+            what = f"failed with {code}, {_saved(step)}; {self._failure(job)}"
+        fruitless = self._fruitless(job, step)
         if len(fruitless) >= FRUITLESS:
             words = _given_up(job, step, [turn["logs"] for turn in fruitless])
             return End("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
-        if not requeues:
+        if job.chained:
             return End("left to the next job", what, 0 if code == REQUEUE else code)
         return End("requeued", what, REQUEUE)
 
     def _failure(self, job: Job) -> str:
         """What failed first in this turn."""
-        begun = next(turn for turn in reversed(self._turns(job.job)) if turn["restart"] == job.restart)
+        begun = self._this(job)
         return first_failure(self._folder.path, Path(begun["logs"]), since=begun["time"])
 
-    def _unfit(self) -> str:
-        """What the preflight wrote down of the nodes, and what to do."""
+    def _mistake(self, job: Job) -> str:
+        """What the ranks say together that is to be mended: rank 0 says it for all."""
+        return told_by(Path(self._this(job)["logs"]), 0, "error: ") or self._failure(job)
+
+    def _unfit(self) -> tuple[str, bool]:
+        """What the preflight wrote down of the nodes, and whether it is so on every node."""
         path = self._path.with_name("preflight.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return "the preflight did not come to its end; its log is above"
+            return "the preflight did not come to its end; its log is above", False
         if not found["failed"]:
-            return f"{'; '.join(found['everywhere'])}, on every node"
+            return "; ".join(found["everywhere"]), True
         words = "; ".join(f"{node}: {', '.join(problems)}" for node, problems in found["failed"].items())
-        return (
-            f"{words}. To do without them: submit again with --sbatch=--exclude={','.join(found['failed'])}"
-        )
+        without = f"--sbatch=--exclude={','.join(found['failed'])}"
+        return f"{words}. To do without them, cancel the job and submit again with {without}", False
 
-    def _fruitless(self, job: str, step: int) -> list[dict[str, Any]]:
-        """The latest turns of a job that all began at this very step, and so came to nothing."""
+    def _was_stopped(self, job: Job) -> bool:
+        """Whether someone stopped the run, or it was given up, since this job of a chain was submitted."""
+        ends = [turn for turn in self._turns("ended") if turn["time"] >= job.submitted]
+        return bool(ends) and (ends[-1]["code"] == INTERRUPTED or ends[-1]["verdict"] == "given up")
+
+    def _fruitless(self, job: Job, step: int) -> list[dict[str, Any]]:
+        """The latest turns of a job, or of its chain, that all began at this very step and came to nothing.
+
+        One that SLURM ended did not fail.
+        """
+        ended = {
+            (turn["job"], turn["restart"]) for turn in self._turns("ended") if turn["verdict"] == "stopped"
+        }
         found: list[dict[str, Any]] = []
-        for turn in reversed(self._turns(job)):
+        for turn in reversed(self._turns("begun")):
+            if turn["job"] != job.job and not (job.chained and turn["time"] >= job.submitted):
+                continue
             if turn["step"] != step:
                 break
-            found.insert(0, turn)
+            if (turn["job"], turn["restart"]) not in ended:
+                found.insert(0, turn)
         return found
 
-    def _turns(self, job: str) -> list[dict[str, Any]]:
-        """Beginnings of a job's turns, oldest first."""
+    def _this(self, job: Job) -> dict[str, Any]:
+        """How this turn began."""
+        return next(
+            turn
+            for turn in reversed(self._turns("begun"))
+            if (turn["job"], turn["restart"]) == (job.job, job.restart)
+        )
+
+    def _turns(self, kind: str) -> list[dict[str, Any]]:
+        """Beginnings, or ends, of the run's turns, oldest first."""
         if not self._path.exists():
             return []
         lines = records(self._path.read_text(encoding="utf-8"))
-        return [turn for turn in lines if turn["turn"] == "begun" and turn["job"] == job]
+        return [turn for turn in lines if turn["turn"] == kind]
 
     def _step(self) -> int:
         """Of the newest checkpoint; -1 where there is none."""
@@ -167,8 +200,8 @@ class Turns:
 
     def _append(self, turn: str, job: Job, **values: Any) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        named = {key: value for key, value in asdict(job).items() if key != "nodes"}
-        append_lines(self._path, [{"turn": turn, **named, "time": round(time.time(), 3), **values}])
+        about = {"turn": turn, "job": job.job, "restart": job.restart, "time": round(time.time(), 3)}
+        append_lines(self._path, [{**about, **values}])
 
 
 def _saved(step: int) -> str:

@@ -71,9 +71,9 @@ class Run:
         return self
 
     def ended(
-        self, code: int, restart: int = 0, job: str = "12", *, state: str = "RUNNING", requeues: bool = True
+        self, code: int, restart: int = 0, job: str = "12", *, state: str = "RUNNING", chained: bool = False
     ) -> "Run":
-        self.turns.end(Job(job, restart, "n[1-2]"), code=code, state=state, requeues=requeues)
+        self.turns.end(Job(job, restart, "n[1-2]", chained), code=code, state=state)
         return self
 
     def standing(self, *queue: Queued, age: float = 1.0, asked: bool = True) -> Standing:
@@ -270,7 +270,7 @@ def test_a_chain_of_jobs(run: Run) -> None:
     row = run.standing(RUNNING, next_one)
     assert (row.state, row.job) == ("running", "12")
     assert run.standing(asked=False).state == "running"
-    run.ended(REQUEUE, requeues=False)
+    run.ended(REQUEUE, chained=True)
     row = run.standing(next_one)
     assert (row.state, row.job) == ("waiting", "13")
     row = run.standing()

@@ -1,6 +1,7 @@
 """What becomes of a job after each of its turns, and which failure is told first."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.run_folder import RunFolder
 
 
-def job(restart: int = 0, number: str = "12") -> Job:
-    return Job(number, restart, "n[1-2]")
+def job(restart: int = 0, number: str = "12", *, chained: bool = False, submitted: float = 0.0) -> Job:
+    return Job(number, restart, "n[1-2]", chained, submitted)
 
 
 def saved(run_dir: Path, step: int) -> None:
@@ -26,27 +27,28 @@ def lines(run_dir: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeues", "verdict", "leaves_with"),
+    ("code", "state", "chained", "verdict", "leaves_with"),
     [
-        (0, "RUNNING", True, "done", 0),
-        (REQUEUE, "RUNNING", True, "requeued", REQUEUE),
-        (REQUEUE, "RUNNING", False, "left to the next job", 0),
-        (REQUEUE, "COMPLETING", True, "stopped", 1),
-        (REQUEUE, "CANCELLED", True, "stopped", 1),
-        (INTERRUPTED, "RUNNING", True, "stopped", INTERRUPTED),
-        (2, "RUNNING", True, "given up", 2),
-        (1, "RUNNING", True, "requeued", REQUEUE),
-        (137, "RUNNING", True, "requeued", REQUEUE),
-        (137, "RUNNING", False, "left to the next job", 137),
+        (0, "RUNNING", False, "done", 0),
+        (REQUEUE, "RUNNING", False, "requeued", REQUEUE),
+        (REQUEUE, "RUNNING", True, "left to the next job", 0),
+        (REQUEUE, "COMPLETING", False, "stopped", 1),
+        (REQUEUE, "CANCELLED", False, "stopped", 1),
+        (INTERRUPTED, "RUNNING", False, "stopped", INTERRUPTED),
+        (2, "RUNNING", False, "given up", 2),
+        (1, "RUNNING", False, "requeued", REQUEUE),
+        (137, "RUNNING", False, "requeued", REQUEUE),
+        (137, "RUNNING", True, "left to the next job", 137),
+        (REQUEUE, "UNKNOWN", False, "requeued", REQUEUE),
     ],
 )
 def test_what_becomes_of_a_job(
-    tmp_path: Path, code: int, state: str, requeues: bool, verdict: str, leaves_with: int
+    tmp_path: Path, code: int, state: str, chained: bool, verdict: str, leaves_with: int
 ) -> None:
     turns = Turns(tmp_path)
     turns.begin(job())
     saved(tmp_path, 5)
-    end = turns.end(job(), code=code, state=state, requeues=requeues)
+    end = turns.end(job(chained=chained), code=code, state=state)
     assert (end.verdict, end.code) == (verdict, leaves_with)
     begun, ended = lines(tmp_path)
     assert (begun["turn"], begun["step"], begun["nodes"]) == ("begun", -1, "n[1-2]")
@@ -63,19 +65,24 @@ def test_what_becomes_of_a_job(
             "n2: disk: full, clock: off. To do",
         ),
         ({"failed": {"n2": ["disk: full"]}, "everywhere": []}, "submit again with --sbatch=--exclude=n2"),
-        ({"failed": {}, "everywhere": ["manifests: gone"]}, "manifests: gone, on every node"),
+        (
+            {"failed": {}, "everywhere": ["manifests: gone"]},
+            "no node is fit, nothing is saved yet: manifests",
+        ),
         (None, "the preflight did not come to its end"),
     ],
 )
-def test_unfit_nodes_are_named_and_not_asked_for_again(
+def test_unfit_nodes_are_named_and_others_hoped_for_unless_all_are_unfit(
     tmp_path: Path, written: dict[str, object] | None, words: str
 ) -> None:
     turns = Turns(tmp_path)
     turns.begin(job())
     if written is not None:
         (tmp_path / "slurm" / "preflight.json").write_text(json.dumps(written))
-    end = turns.end(job(), code=PREFLIGHT_FAILED, state="RUNNING", requeues=True)
-    assert (end.verdict, end.code) == ("given up", PREFLIGHT_FAILED)
+    end = turns.end(job(), code=PREFLIGHT_FAILED, state="RUNNING")
+    hopeless = written is not None and not written["failed"]
+    expected = ("given up", PREFLIGHT_FAILED) if hopeless else ("requeued", REQUEUE)
+    assert (end.verdict, end.code) == expected
     assert words in end.words and "nothing is saved yet" in end.words
 
 
@@ -86,7 +93,7 @@ def test_three_turns_without_a_step_are_the_last(tmp_path: Path, code: int) -> N
     logs = []
     for restart in range(FRUITLESS):
         logs.append(turns.begin(job(restart)))
-        end = turns.end(job(restart), code=code, state="RUNNING", requeues=True)
+        end = turns.end(job(restart), code=code, state="RUNNING")
         assert end.verdict == ("requeued" if restart < FRUITLESS - 1 else "given up")
     assert end.code != REQUEUE
     assert "3 turns in a row without a step of progress (step 4 stayed the last one saved)" in end.words
@@ -99,7 +106,7 @@ def test_a_step_of_progress_begins_the_count_anew(tmp_path: Path) -> None:
         turns.begin(job(restart))
         if restart % 2:
             saved(tmp_path, restart)
-        assert turns.end(job(restart), code=1, state="RUNNING", requeues=True).verdict == "requeued"
+        assert turns.end(job(restart), code=1, state="RUNNING").verdict == "requeued"
 
 
 def test_turns_that_lost_their_node_count_too(tmp_path: Path) -> None:
@@ -113,13 +120,58 @@ def test_turns_that_lost_their_node_count_too(tmp_path: Path) -> None:
     turns.begin(job(0, "13"))  # who submits it again has mended something
 
 
+def test_turns_that_slurm_ended_did_not_fail(tmp_path: Path) -> None:
+    """Preempted again and again, a job is not to blame."""
+    turns = Turns(tmp_path)
+    for restart in range(3 * FRUITLESS):
+        assert turns.begin(job(restart)) is not None
+        turns.end(job(restart), code=143, state="PREEMPTED")
+
+
+def test_the_jobs_of_a_chain_count_together(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    for number in range(FRUITLESS):
+        turns.begin(job(number=str(number), chained=True))
+        end = turns.end(job(number=str(number), chained=True), code=1, state="RUNNING")
+    assert end.verdict == "given up"
+    assert turns.begin(job(number="9", chained=True)) is None, "what was given up is not begun by the next"
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [(INTERRUPTED, False), (2, False), (REQUEUE, True), (1, True)])
+def test_a_chain_ends_where_someone_stopped_it_or_must_mend_something(
+    tmp_path: Path, code: int, goes_on: bool
+) -> None:
+    turns = Turns(tmp_path)
+    turns.begin(job(number="1", chained=True))
+    turns.end(job(number="1", chained=True), code=code, state="RUNNING")
+    assert (turns.begin(job(number="2", chained=True)) is not None) == goes_on
+    later = job(number="3", chained=True, submitted=time.time() + 1)
+    assert turns.begin(later) is not None, "another chain is a new word"
+
+
+def test_a_chain_that_has_done_its_work_begins_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path).event("end")
+    assert Turns(tmp_path).begin(job(chained=True)) is None
+    assert Turns(tmp_path).begin(job()) is not None
+
+
+def test_a_mistake_is_told_in_rank_0s_words(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    logs = turns.begin(job())
+    assert logs is not None
+    (logs / "srun.log").write_text("srun: error: n2: task 1: Exited with exit code 2\n")
+    (logs / "rank-0.log").write_text("starting\nerror: data/train.arrow is missing;\nmake it\n")
+    end = turns.end(job(), code=2, state="RUNNING")
+    assert end.words == "something must be mended first: data/train.arrow is missing;\nmake it"
+
+
 def test_a_line_that_a_lost_node_cut_off_is_passed_over(tmp_path: Path) -> None:
     turns = Turns(tmp_path)
     turns.begin(job())
     with open(tmp_path / "slurm" / "turns.jsonl", "a") as file:
         file.write('{"turn": "begun", "jo')
     turns.begin(job(1))
-    assert turns.end(job(1), code=1, state="RUNNING", requeues=True).verdict == "requeued"
+    assert turns.end(job(1), code=1, state="RUNNING").verdict == "requeued"
 
 
 def test_only_a_run_whose_last_word_is_its_end_is_finished(tmp_path: Path) -> None:
@@ -153,7 +205,7 @@ def test_a_rank_that_was_killed_is_known_from_srun(tmp_path: Path) -> None:
     )
     (tmp_path / "rank-5.log").write_text("step 1\n\nstep 2\n")
     assert first_failure(tmp_path, tmp_path, since=0.0) == (
-        f"rank 5-6 on gpu[03-04] ended first: Killed\nthe end of {tmp_path}/rank-5.log:\n  step 1\n  step 2"
+        f"ranks 5-6 on gpu[03-04] ended first: Killed\nthe end of {tmp_path}/rank-5.log:\n  step 1\n  step 2"
     )
 
 
