@@ -101,7 +101,7 @@ class Cluster:
         """End the jobs, then the daemons."""
         try:
             if "slurmctld" in self._daemons:
-                self._end_jobs()
+                self.end_jobs()
         finally:
             for daemon in reversed(self._daemons.values()):
                 daemon.terminate()
@@ -113,7 +113,8 @@ class Cluster:
                     daemon.wait()
             self._daemons.clear()
 
-    def _end_jobs(self) -> None:
+    def end_jobs(self) -> None:
+        """Cancel what is there and wait until it is gone."""
         jobs = self.typed("squeue", "--noheader", "--format=%A").stdout.split()
         if jobs:
             self.typed("scancel", *jobs)  # one may be gone by now

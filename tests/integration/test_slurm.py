@@ -45,6 +45,13 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def no_job_stays(cluster: Cluster) -> Iterator[None]:
+    """One test's job must not keep the nodes from the next."""
+    yield
+    cluster.end_jobs()
+
+
 @pytest.fixture
 def both_nodes(cluster: Cluster) -> Iterator[Cluster]:
     """For tests that end a node: afterwards it is back."""
@@ -82,16 +89,17 @@ def submitted(
 ) -> subprocess.CompletedProcess[str]:
     return cluster.typed(
         sys.executable, "launch/slurm/submit.py", "--nodes", str(nodes), "--gpus-per-node", "0",
-        "--cpus-per-rank", "1", "--time", time, "--lead", str(lead), "--no-preflight", *arguments,
+        "--cpus-per-rank", "1", "--time", time, "--lead", str(lead), *arguments,
         folder=ROOT, **more,
     )  # fmt: skip
 
 
-def begin(cluster: Cluster, run_dir: Path, *arguments: str, **more: Any) -> str:
+def begin(cluster: Cluster, run_dir: Path, *arguments: str, preflight: bool = False, **more: Any) -> str:
     """Submit a run of the quickstart; returns the job's number."""
+    arguments = arguments if preflight else ("--no-preflight", *arguments)
     result = submitted(cluster, "--recipe", str(QUICKSTART), "--run-dir", str(run_dir), *arguments, **more)
     assert result.returncode == 0, result.stderr
-    return result.stdout.split()[1]
+    return result.stdout.split()[1].rstrip(",")
 
 
 def wait_for(happened: Callable[[], bool], run_dir: Path, seconds: float = PATIENCE) -> None:
@@ -154,9 +162,11 @@ def test_two_nodes_train_as_two_ranks_of_one_machine(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    begin(cluster, run_dir, *changes(motion_set))
+    job = begin(cluster, run_dir, *changes(motion_set), preflight=True)
     wait_for_verdict(run_dir, "done")
     assert_same(run_dir, undisturbed)
+    told_first = (run_dir / "slurm" / f"job-{job}.log").read_text()
+    assert "preflight of 2 nodes, 2 ranks" in told_first and "nothing failed" in told_first
     begun = turns(run_dir, "begun")
     assert [turn["nodes"] for turn in begun] == ["n[1-2]"]
     assert {path.name for path in Path(begun[0]["logs"]).glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
@@ -187,7 +197,7 @@ def test_the_time_limit_itself(cluster: Cluster, motion_set: MotionSet, tmp_path
     job = begin(cluster, run_dir, *changes(motion_set, optimisation__steps=100000), time="3", lead=60)
     wait_for_verdict(run_dir, "requeued")
     saved = turns(run_dir)[0]["step"]
-    assert saved > 0 and cluster.state(job) in ("PENDING", "COMPLETING", "RUNNING")
+    assert saved > 0
     go_on(cluster, job, run_dir)
     wait_for_step(run_dir, saved + 1)
     cluster.run("scancel", job)
@@ -261,7 +271,8 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(
     cluster.run("scancel", job)
     stopped = wait_for_verdict(run_dir, "stopped")
     assert 4 <= stopped["step"] < STEPS
-    wait_for(lambda: cluster.state(job) == "CANCELLED", run_dir)
+    wait_for(lambda: not cluster.run("squeue", "--noheader"), run_dir)
+    assert cluster.state(job) == "CANCELLED"
     begin(cluster, run_dir, *changes(motion_set), nodes=1)
     wait_for_verdict(run_dir, "done")
     losses, expected = steps_of(run_dir), steps_of(undisturbed)
@@ -329,12 +340,52 @@ def test_a_job_that_must_wait_for_a_node_is_told_so(
 
 
 @pytest.mark.soak
+def test_a_chain_goes_on_where_its_last_job_stopped_and_ends_with_the_run(
+    cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    first = begin(cluster, run_dir, *changes(motion_set), "--chain", "3")
+    again = submitted(cluster, "--recipe", str(QUICKSTART), "--run-dir", str(run_dir), *changes(motion_set))
+    assert again.returncode == 2 and "has a job already" in again.stderr
+    wait_for_step(run_dir, 5)
+    cluster.run("scancel", "--batch", "--signal=USR1", first)
+    assert wait_for_verdict(run_dir, "left to the next job")["job"] == first
+    wait_for_verdict(run_dir, "done")
+    assert_same(run_dir, undisturbed)
+    wait_for(lambda: not cluster.run("squeue", "--noheader"), run_dir)
+    assert len(turns(run_dir, "begun")) == 2, "the third job had nothing left to do"
+
+
+@pytest.mark.soak
+def test_each_run_of_a_sweep_is_queued_again_by_itself(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    home = tmp_path / "sweep"
+    result = submitted(
+        cluster, "--recipe", str(QUICKSTART), "--run-dir", str(home), "--no-preflight",
+        "--vary", "seed=1,2", *changes(motion_set, optimisation__steps=1000), nodes=1,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    array, runs = result.stdout.split()[1], [home / "quickstart-seed-1", home / "quickstart-seed-2"]
+    for run_dir in runs:
+        wait_for_step(run_dir, 3)
+    for number, run_dir in enumerate(runs):
+        cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_{number}")
+        wait_for_verdict(run_dir, "requeued")
+        assert len(turns(runs[1], "begun")) == 1, "the other one goes on, or has been asked itself"
+    for number, run_dir in enumerate(runs):
+        go_on(cluster, f"{array}_{number}", run_dir)
+        wait_for(lambda: len(turns(run_dir, "begun")) == 2, run_dir)  # noqa: B023
+    cluster.run("scancel", array)
+
+
+@pytest.mark.soak
 def test_a_sweep_is_one_array_under_one_mlflow_run(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     home, store = tmp_path / "sweep", f"sqlite:///{tmp_path}/mlflow.db"
     result = submitted(
-        cluster, "--recipe", str(QUICKSTART), "--run-dir", str(home), "--array", "1",
+        cluster, "--recipe", str(QUICKSTART), "--run-dir", str(home), "--array", "1", "--no-preflight",
         "--vary", "optimisation.learning_rate=1e-3,2e-3", *changes(motion_set, optimisation__steps=6),
         "--set", "tracking.enabled=true", "--set", f"tracking.uri={store}", nodes=1,
     )  # fmt: skip
