@@ -1,4 +1,7 @@
-"""launch/train.py with a NaN planted in the clips of rank 1, in the batches that PLANTED names (from 0)."""
+"""launch/train.py with a NaN planted in the clips of rank 1, in the batches that PLANTED names (from 0).
+
+Where LEFT_OUT names steps (from 0), these change nothing either, with clips that are good.
+"""
 
 import os
 import sys
@@ -6,8 +9,14 @@ from typing import Any
 
 import launch.train
 from pipelines import loader
+from trainer.engine.engine import Engine
 
-PLANTED = {int(number) for number in os.environ["PLANTED"].split(",")}
+
+def numbers(variable: str) -> set[int]:
+    return {int(number) for number in os.environ.get(variable, "").split(",") if number}
+
+
+PLANTED, LEFT_OUT = numbers("PLANTED"), numbers("LEFT_OUT")
 
 
 def main() -> int:
@@ -23,6 +32,18 @@ def main() -> int:
             seen += 1
         return batch
 
+    step, is_finite, steps = Engine.step, Engine._gradient_is_finite, 0
+    left_out = False
+
+    def counted(self: Engine, learning_rate: float) -> bool:
+        nonlocal steps, left_out
+        left_out = steps in LEFT_OUT
+        steps += learning_rate > 0  # a rehearsal is none
+        return step(self, learning_rate)
+
+    if LEFT_OUT:
+        Engine.step = counted  # type: ignore[method-assign]
+        Engine._gradient_is_finite = lambda self: not left_out and is_finite(self)  # type: ignore[method-assign]
     if os.environ["RANK"] == "1":
         loader.ClipLoader._handed_over = planted  # type: ignore[method-assign]
     return launch.train.main()

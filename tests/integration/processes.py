@@ -1,20 +1,26 @@
 """Starts real training processes, one per rank, as a launcher would."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = Path(__file__).parent / "small.yaml"
 PATIENCE = 240  # seconds; a run takes about 15 on an idle machine
+
+
+class Ended(AssertionError):
+    """A process had ended before something was to happen to it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ class Training:
             command += ["--set", f"data.{name}={data / name}.arrow"]
         command += arguments
         self.run_dir = run_dir
-        self.processes = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        # Files, not pipes: a rank that writes much waits for no reader.
+        self._outputs: list[tuple[IO[bytes], IO[bytes]]] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -58,6 +66,8 @@ class Training:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
+            outputs = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+            self._outputs.append(outputs)
             self.processes.append(
                 subprocess.Popen(
                     command,
@@ -68,54 +78,87 @@ class Training:
                         **(placed if ranks > 1 else {}),
                         **(variables or {}),
                     },
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+                    stdout=outputs[0],
+                    stderr=outputs[1],
                     start_new_session=True,
                 )
             )
 
     def wait(self) -> Outcome:
-        """Wait for all ranks, ending what does not end by itself."""
-        try:
-            results = [process.communicate(timeout=PATIENCE) for process in self.processes]
-        finally:
-            for process in self.processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        return Outcome(self.processes[0].returncode, *results[0])
+        """Wait for all ranks, ending what does not end by itself.
+
+        Raises TimeoutError, with what all ranks said last, where one had to be ended.
+        """
+        deadline = time.monotonic() + PATIENCE
+        late = []
+        for rank, process in enumerate(self.processes):
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(rank)
+        self._end()
+        if late:
+            said = "\n".join(
+                f"rank {rank}:\n{self._said(rank, 0)[-2000:]}\n{self._said(rank, 1)[-4000:]}"
+                for rank in range(len(self.processes))
+            )
+            raise TimeoutError(f"ranks {late} came to no end within {PATIENCE} s\n{said}")
+        return Outcome(self.processes[0].returncode, self._said(0, 0), self._said(0, 1))
+
+    def _end(self) -> None:
+        """Kill what is left, and all it started."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
+
+    def _said(self, rank: int, stream: int) -> str:
+        """All that a rank wrote to its output (0) or errors (1)."""
+        file = self._outputs[rank][stream]
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
     def wait_for_step(self, step: int) -> None:
         """Return as soon as the run has recorded so many steps."""
         self.wait_until(lambda: any(event["step"] >= step for event in events(self.run_dir, "step")))
 
     def wait_until(self, happened: Callable[[], bool], pause: float = 0.02) -> None:
-        """Return as soon as something has happened; the run must not end before."""
+        """Return as soon as something has happened. Raises Ended when the run ends before."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if happened():
                 return
-            assert self.processes[0].poll() is None, self.wait()
+            if any(process.poll() is not None for process in self.processes) and not happened():
+                raise Ended(self.wait())
             time.sleep(pause)
+        self._end()
         raise TimeoutError("it never happened")
 
     def signal(self, number: int, *, group: bool = False, rank: int = 0) -> None:
-        """Send a signal to a rank, or to it and all it started, as a terminal does."""
+        """Send a signal to a rank, or to it and all it started, as a terminal does.
+
+        Raises Ended when it has ended.
+        """
+        if self.processes[rank].poll() is not None:
+            raise Ended(f"rank {rank} had ended with {self.processes[rank].returncode}")
         send = os.killpg if group else os.kill
         send(self.processes[rank].pid, number)
 
     def kill(self, rank: int) -> None:
-        """Kill a rank as a fault does, and end the others as a launcher then does."""
+        """Kill a rank as a fault does, and end the others as a launcher then does.
+
+        Raises Ended when the rank had ended by itself.
+        """
         self.signal(signal.SIGKILL, rank=rank)
+        code = self.processes[rank].wait(30)
         others = [process for number, process in enumerate(self.processes) if number != rank]
         for process in others:
             process.terminate()
         for process in others:
-            try:
-                process.communicate(timeout=3)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        self.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(3)
+        self._end()
+        if code != -signal.SIGKILL:
+            raise Ended(f"rank {rank} had ended with {code}")
 
     def checkpoints(self) -> list[Path]:
         """Those that are visible, oldest first."""

@@ -2,17 +2,18 @@
 
 import json
 import shutil
-import signal
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from pipelines.manifest import Manifest, write_manifest
+from pipelines.motion import CLASS_NAMES
 from tests.conftest import MotionSet
-from tests.integration.processes import Training, events, losses, settings, train
-from trainer.faults.stop import INTERRUPTED, REQUEUE
+from tests.integration.processes import SMALL, events, losses, settings, train
 from trainer.weights import load_weights
 
 
@@ -72,37 +73,6 @@ def test_two_ranks_train_as_one_does(
         torch.testing.assert_close(other, tensor, atol=1e-3, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("number", "group", "code"),
-    [
-        (signal.SIGTERM, True, REQUEUE),
-        (signal.SIGINT, True, INTERRUPTED),
-        pytest.param(signal.SIGUSR1, False, REQUEUE, marks=pytest.mark.soak),
-    ],
-    ids=["SIGTERM-to-all", "Ctrl-C", "SIGUSR1"],
-)
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    undisturbed: Path, motion_set: MotionSet, tmp_path: Path, number: int, group: bool, code: int
-) -> None:
-    run_dir = tmp_path / "run"
-    training = Training(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
-    training.wait_for_step(5)
-    training.signal(number, group=group)
-    outcome = training.wait()
-    assert outcome.code == code, outcome.errors
-    assert "finishing the step" in outcome.errors
-    assert "give the same command again" in outcome.output
-    stopped_after = events(run_dir, "left")[0]["step"]
-    assert 5 <= stopped_after < 20
-    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
-    assert outcome.code == 0, outcome.errors
-    assert f"going on after step {stopped_after}" in outcome.output
-    assert losses(run_dir) == losses(undisturbed)
-    finals = [load_file(folder / "weights.safetensors") for folder in (undisturbed, run_dir)]
-    for name, tensor in finals[0].items():
-        assert torch.equal(tensor, finals[1][name]), name
-
-
 def test_a_finished_run_is_not_trained_again(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
@@ -150,6 +120,59 @@ def test_a_changed_recipe_is_refused_by_name_and_changes_nothing(
     assert "model.overrides.width: 32 then, 64 now" in outcome.errors
     assert "Traceback" not in outcome.errors
     assert (undisturbed / "recipe.yaml").read_text() == before
+
+
+def test_other_videos_and_classes_are_refused_by_name_unless_they_are_meant(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """The same videos, one fewer, under another order of the classes."""
+    run_dir, data = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.copytree(motion_set.root, data)
+    for part in ("train", "val"):
+        manifest = Manifest.open(data / f"{part}.arrow")
+        names = manifest.class_names[::-1]
+        rows = [manifest.row(index) for index in range(len(manifest) - (part == "train"))]
+        (data / f"{part}.arrow").unlink()
+        write_manifest(data / f"{part}.arrow", rows, names)
+    outcome = train(run_dir, *settings(engine__zero_stage=0), data=data)
+    assert outcome.code == 2
+    refused = "data.train (fingerprint)", "data.train (class names)"
+    for name in refused:
+        assert f"{name}: " in outcome.errors and f"--allow-change '{name}'" in outcome.errors
+    assert '["move_left"' in outcome.errors and "Traceback" not in outcome.errors
+    assert (run_dir / "events.jsonl").read_text() == (undisturbed / "events.jsonl").read_text()
+    one = train(run_dir, "--allow-change", refused[0], *settings(engine__zero_stage=0), data=data)
+    assert one.code == 2 and f"{refused[0]}: " not in one.errors and f"{refused[1]}: " in one.errors
+    allowed = [part for name in refused for part in ("--allow-change", name)]
+    outcome = train(run_dir, *allowed, *settings(engine__zero_stage=0), data=data)
+    assert outcome.code == 0, outcome.errors
+    assert load_weights(run_dir / "weights.safetensors").class_names == CLASS_NAMES[::-1]
+
+
+@pytest.mark.soak
+def test_a_compiled_model_trains_as_the_other_does(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    few = {"engine__compile": "true", "engine__zero_stage": 0}
+    outcome = train(run_dir, *settings(**few), data=motion_set.root)
+    assert outcome.code == 0, outcome.errors
+    torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-3, rtol=0)
+
+
+@pytest.mark.soak
+def test_what_the_memory_decides_changes_no_number(
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """`engine: auto` chooses stage, micro-batch and recomputed blocks."""
+    run_dir = tmp_path / "run"
+    recipe = yaml.safe_load(SMALL.read_text())
+    recipe["engine"] = "auto"
+    (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = train(run_dir, data=motion_set.root, recipe=tmp_path / "auto.yaml")
+    assert outcome.code == 0, outcome.errors
+    torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
 
 
 def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:
