@@ -48,7 +48,7 @@ from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
-LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the time limit's word to the end, without saving
+LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving
 
 
 def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence[str] = ()) -> int:
@@ -96,6 +96,7 @@ class Run:
         self.folder = folder
         self.environment = environment
         self.is_main = environment.is_main
+        self._meters: Meters | None = None
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
@@ -144,8 +145,13 @@ class Run:
             stop_file=self.folder.stop if self.is_main else None,
             time_limit=self.recipe.run.time_limit_minutes,
             job_end=job_end(),
-            margin=lambda: LEAVING_TAKES + 3 * self.checkpoints.longest,
+            margin=self._time_to_leave,
         )
+
+    def _time_to_leave(self) -> float:
+        """Seconds from the time limit's word to the end; the ranks agree on it a step or two later."""
+        step = 0.0 if self._meters is None else self._meters.rates().seconds_per_step
+        return LEAVING_TAKES + 3 * step + 3 * self.checkpoints.longest
 
     def _watchdog(self) -> Watchdog:
         minutes = self.recipe.run.hang_minutes
@@ -218,7 +224,7 @@ class Run:
             prepared.layout,
         )
         schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
-        meters = Meters(
+        self._meters = meters = Meters(
             device=environment.device,
             world_size=environment.world_size,
             # Utilisation is of useful work: what is computed twice to save memory does not count.

@@ -21,6 +21,7 @@ from trainer.engine.engine import Engine
 from trainer.engine.pieces import shares
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
+from trainer.tally import on_its_way
 from trainer.weights import save_weights
 
 KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
@@ -51,7 +52,7 @@ class Inquiry:
         self._description = description
         self._path_of = path_of
         self._suspect: tuple[int, ClipBatch] | None = None
-        self._finite: Tensor | None = None
+        self._finite: tuple[Tensor, torch.cuda.Event | None] | None = None
         self._kept = 0
 
     def hold(self, number: int, batch: ClipBatch, loss: Tensor) -> None:
@@ -59,9 +60,16 @@ class Inquiry:
 
         What is held is the first one whose loss was not finite, else the last: one, however many a step has.
         """
-        if number == 0 or self._finite is None or bool(self._finite):  # of the one before, computed by now
+        if number == 0 or self._finite is None or self._was_finite(*self._finite):
             self._suspect = (number, batch)
-            self._finite = loss.detach().isfinite()
+            self._finite = on_its_way(loss.detach().isfinite())
+
+    @staticmethod
+    def _was_finite(flag: Tensor, arrival: "torch.cuda.Event | None") -> bool:
+        """Of the micro-batch before, which a GPU has computed by now; this one's need not be waited for."""
+        if arrival is not None:
+            arrival.synchronize()
+        return bool(flag)
 
     def look(self, step: int) -> Finding:
         """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
@@ -77,7 +85,9 @@ class Inquiry:
         culprits = [rank for rank, origin in enumerate(orders) if origin is not None]
         if not culprits:
             return Finding(
-                "the gradient is not finite; the same clips, seen once more, give finite numbers", None
+                "the gradient is not finite; the clips of the last micro-batch "
+                f"({self._engine.accumulation} make a step), seen once more, give finite numbers",
+                None,
             )
         first = min(orders[rank][0] for rank in culprits)
         culprits = [rank for rank in culprits if orders[rank][0] == first]
