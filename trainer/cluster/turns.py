@@ -95,7 +95,7 @@ class Turns:
         """
         step = self._step()
         end = self._judge(job, step, code, state)
-        self._append("ended", job, step=step, code=code, verdict=end.verdict, words=end.words)
+        self._append("ended", job, step=step, code=code, state=state, verdict=end.verdict, words=end.words)
         return end
 
     def is_finished(self) -> bool:
