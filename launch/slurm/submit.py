@@ -41,6 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--container", type=Path, metavar="IMAGE", help="Apptainer image, see launch/slurm/container/")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="one more of sbatch's; repeatable")
     add("--no-preflight", action="store_true", help="do not look at the nodes first (launch/doctor.py)")
+    add("--min-bandwidth", type=float, metavar="GB/s", help="that the preflight asks of the links")
     add("--dry-run", action="store_true", help="show the script, submit and write nothing")
     add("training", nargs="*", metavar="-- ...", help="more for launch/train.py, such as --allow-change NAME")
     return parser.parse_args(arguments)
@@ -59,6 +60,7 @@ def main() -> int:
         name=home.name, nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_rank=args.cpus_per_rank,
         time=args.time, lead=args.lead, container=args.container, options=(*options, *args.sbatch),
         requeues=args.chain is None, preflight=not args.no_preflight, at_once=args.array,
+        min_bandwidth=args.min_bandwidth,
     )  # fmt: skip
     made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
     planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by)

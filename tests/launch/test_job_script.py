@@ -91,7 +91,7 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
     job = Script(tmp_path)
     assert job.end() == 0
     preflight, training = job.calls("srun")
-    assert "launch/doctor.py --recipe r.yaml" in preflight
+    assert "launch/doctor.py --gpus-per-node 0 --recipe r.yaml" in preflight
     assert "launch/train.py --recipe r.yaml" in training and "--export=ALL" in training
     assert (
         job.calls("turn.py")[-1]

@@ -28,6 +28,7 @@ class JobRequest:
     end at which SLURM asks the run to leave. container: an Apptainer image to run in. options: more for
     sbatch, such as `--partition=gpu`. requeues: whether the job is queued again when it is not done.
     preflight: whether the nodes are looked at first. at_once: of an array, the most tasks that run at a time.
+    min_bandwidth: GB/s that the nodes' links must have.
     """
 
     name: str
@@ -41,6 +42,7 @@ class JobRequest:
     requeues: bool = True
     preflight: bool = True
     at_once: int | None = None
+    min_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_rank", 1)):
@@ -123,6 +125,10 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
     ]
     lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in asked), ""]
     lines += ["# What runs Python, on every node the same.", f"python=({shlex.join(_python(request))})"]
+    demands = ["--gpus-per-node", str(request.gpus_per_node)]
+    if request.min_bandwidth is not None:
+        demands += ["--min-bandwidth", f"{request.min_bandwidth:g}"]
+    lines += ["# What the nodes must have.", f"demands=({shlex.join(demands)})"]
     if not request.requeues:
         chain = f"export CHAINED=yes SUBMITTED={time.time():.0f}"
         lines += ["# The next job of the chain goes on where this one ends.", chain]

@@ -93,6 +93,23 @@ def test_a_shell_takes_it_and_all_scripts_share_their_body() -> None:
     assert len(bodies) == 1 and "launch/train.py" in bodies.pop()
 
 
+def test_the_preflight_is_told_what_the_nodes_must_have() -> None:
+    assert "demands=(--gpus-per-node 8)" in written()
+    assert "demands=(--gpus-per-node 0 --min-bandwidth 50)" in written(gpus_per_node=0, min_bandwidth=50.0)
+    assert '"${demands[@]}"' in written() and "demands=()" in PLAIN.read_text()
+
+
+@pytest.mark.parametrize("what", ["folder", "argument", "option"])
+def test_what_a_script_cannot_hold_is_refused(what: str) -> None:
+    with pytest.raises(RunError, match=r"blanks|several lines"):
+        if what == "folder":
+            script(request(), [TASK], Path("my runs/x/slurm/job-%j.log"), "python submit.py")
+        elif what == "argument":
+            written(["--set", "name=a\nrm -r b"])
+        else:
+            request(options=("--comment=a b",))
+
+
 def test_in_a_container_everything_runs_in_it(tmp_path: Path) -> None:
     image = tmp_path / "image.sif"
     image.touch()
