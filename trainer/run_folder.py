@@ -11,6 +11,9 @@ runs/<name>/
   summary.json           what came out
   weights.safetensors    the final weights, with class names and preprocessing inside
   mlflow*.json*          what goes to MLflow, delivered or not
+  STOP                   made by a person who wants the run to save and leave
+  not-finite/, hangs/, failures/   where numbers, ranks or the program went wrong
+  slurm/, logs/          of a SLURM job: its script, its turns; a log of each rank
 ```
 """
 
