@@ -1,6 +1,7 @@
 """Doing something on all ranks, and failing on all of them where one fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -38,3 +39,14 @@ def together(work: Callable[[], T]) -> T:
     if len(ranks) == 1:
         raise AgreedError(next(iter(ranks)))
     raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """Ascending ranks in short: `rank 3`, `ranks 0-2, 4-7`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short: `0-3, 7`."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)

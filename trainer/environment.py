@@ -177,15 +177,16 @@ class _Nodes(TypedDict):
 
 def _nodes(variables: Mapping[str, str], launcher: Launcher, number: int, world_size: int) -> _Nodes:
     """What there is to know of nodes; number: of this one, where the launcher does not say another."""
-    host = socket.gethostname()
+    # As SLURM calls it, under whatever launcher: its tools know the node by that name.
+    node = variables.get("SLURMD_NODENAME") or socket.gethostname()
     if launcher != "srun":
-        return _Nodes(node=host, node_rank=number, nodes=())
+        return _Nodes(node=node, node_rank=number, nodes=())
     hosts = expand_hosts(variables["SLURM_STEP_NODELIST"])
     counts = _tasks_per_node(variables, world_size)
     # Node after node, as SLURM lays ranks out unless told otherwise.
     nodes = tuple(name for name, count in zip(hosts, counts, strict=False) for _ in range(count))
     return _Nodes(
-        node=variables.get("SLURMD_NODENAME", host),
+        node=node,
         node_rank=_number(variables, "SLURM_NODEID"),
         nodes=nodes if len(hosts) == len(counts) and len(nodes) == world_size else (),
     )

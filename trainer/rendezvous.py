@@ -9,21 +9,16 @@ for one key, the verdict, in one request: a thousand ranks cost rank 0 a few tho
 
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from datetime import timedelta
-from itertools import groupby
-from typing import TypeVar
 
 import torch.distributed as dist
 
 from trainer import RunError, StartAgain
-from trainer.agreement import AgreedError
+from trainer.agreement import AgreedError, ranks_in_words
+from trainer.deadline import within
 from trainer.environment import Environment
-
-T = TypeVar("T")
 
 _ALL_CAME = "all came"
 _LOOK_EVERY = 0.05  # seconds between two looks of rank 0 at the count, in its own memory
@@ -51,13 +46,13 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
         dist.DistNetworkError: on rank 0, which cannot listen there.
     """
     if environment.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store = _within(limit, lambda: _store(address, port, limit, hosts=True))
+        store = within(limit, lambda: _store(address, port, limit, hosts=True), "rendezvous")
     else:
         # With torchrun, its agent listens, and rank 0 is a guest like the others.
         store = _reach(environment, address, port, limit)
     meeting = dist.PrefixStore(_name(environment), store)
     try:
-        verdict = _within(limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit))
+        verdict = within(limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit), "rendezvous")
     except (dist.DistError, TimeoutError) as error:
         raise StartAgain(
             f"rank {environment.rank} ({environment.node}) reached rank 0 at {address}:{port}, but was "
@@ -81,7 +76,8 @@ def _reach(environment: Environment, address: str, port: int, limit: float) -> d
         _await_listener(address, port, deadline, pause=0.2 + 0.05 * (environment.rank % 16))
         answers = True
         left = max(1.0, deadline - time.monotonic())
-        return _within(left, lambda: _store(address, port, left, hosts=False))
+        # torch's client waits for ever for a word from whatever has the port, and no Ctrl-C reaches it there.
+        return within(left, lambda: _store(address, port, left, hosts=False), "rendezvous")
     except (OSError, dist.DistError) as error:
         what = (
             "something listens there, but does not answer as rank 0 does"
@@ -175,13 +171,13 @@ def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Seq
     begin = f"{len(here)} of {world_size} ranks came within {limit / 60:g} minutes: "
     more = "or give them more time with run.rendezvous_minutes"
     if not nodes:
-        return f"{begin}{_ranks(missing)} did not come. Look at their logs, {more}"
+        return f"{begin}{ranks_in_words(missing)} did not come. Look at their logs, {more}"
     there = {nodes[rank] for rank in here}
     by_node: dict[str, list[int]] = {}
     for rank in missing:
         by_node.setdefault(nodes[rank], []).append(rank)
     parts = [
-        f"{'of ' if node in there else ''}node {node} did not come: {_ranks(ranks)}"
+        f"{'of ' if node in there else ''}node {node} did not come: {ranks_in_words(ranks)}"
         for node, ranks in list(by_node.items())[:_NAMED]
     ]
     if len(by_node) > _NAMED:
@@ -194,30 +190,3 @@ def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Seq
         else ""
     )
     return f"{begin}{'; '.join(parts)}. Look at the logs of these ranks, {leave_out}{more}"
-
-
-def _ranks(numbers: Sequence[int]) -> str:
-    return f"rank{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: `0-3, 7`."""
-    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Do `work` in a thread, and wait no longer than so many seconds. Raises what it raises, or TimeoutError.
-
-    torch's client waits for ever for a word from whatever has the port, and no Ctrl-C reaches it there.
-    """
-    future: Future[T] = Future()
-
-    def do() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=do, daemon=True, name="rendezvous").start()
-    return future.result(seconds)

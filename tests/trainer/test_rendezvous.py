@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from tests.trainer.ranks import PATIENCE, begin, end_all, free_port, prepared_context
+from trainer.agreement import ranges
 from trainer.engine.engine import connect
 from trainer.environment import Environment
-from trainer.rendezvous import meet, missing_words, ranges
+from trainer.rendezvous import meet, missing_words
 
 LIMIT = 3.0  # seconds
 NODES = ("n1", "n1", "n2")
@@ -134,7 +135,7 @@ def test_a_rank_that_never_comes_is_named_on_all_that_came(meeting: Meeting) -> 
     meeting.come(2)
     (kind, words), other = meeting.what_became_of(0), meeting.what_became_of(2)
     assert (kind, words) == other
-    assert kind == "AgreedError"
+    assert kind == "AbsentError"
     assert words.startswith("2 of 3 ranks came within 0.05 minutes: rank 1 did not come.")
     assert "run.rendezvous_minutes" in words
 
@@ -159,7 +160,7 @@ def test_no_node_is_blamed_where_ranks_lie_otherwise_than_expected(meeting: Meet
 def test_without_rank_0_the_others_name_the_place_and_both_causes(meeting: Meeting) -> None:
     meeting.come(2, nodes=NODES)
     kind, words = meeting.what_became_of(2)
-    assert kind == "RunError"
+    assert kind == "StartAgain"
     assert f"rank 2 (n2) cannot reach rank 0 at 127.0.0.1:{meeting.port} within 0.05 minutes" in words
     assert "refused" in words
     assert "Either rank 0 of n1 is not there" in words and "MASTER_PORT" in words
@@ -183,7 +184,7 @@ def test_a_port_that_something_else_has(meeting: Meeting) -> None:
         assert kind == "RunError"
         assert f"the ranks cannot meet at 127.0.0.1:{meeting.port}" in words and "--master_port" in words
         kind, words = meeting.what_became_of(1)
-        assert kind == "RunError"
+        assert kind == "StartAgain"
         assert "something listens there, but does not answer as rank 0 does" in words
 
 
@@ -205,7 +206,7 @@ def test_a_rank_0_that_dies_meanwhile_is_not_waited_for(meeting: Meeting) -> Non
     meeting.await_arrival(0, 1)
     meeting.processes[0][0].kill()
     kind, words = meeting.what_became_of(1)
-    assert kind == "RunError"
+    assert kind == "StartAgain"
     assert "rank 0 is gone or does not answer" in words
 
 

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -28,6 +27,7 @@ from pipelines.manifest import Manifest
 from pipelines.tuning import AHEAD
 from trainer import UserError
 from trainer.checkpoint.shelf import MARGIN, Shelf
+from trainer.deadline import within
 from trainer.engine.memory import GIB, RESERVE, free_bytes
 from trainer.environment import Environment, describe
 from trainer.preparation import model_config
@@ -46,7 +46,6 @@ LEAST_SHARED = 2**27  # bytes a rank: a container's default of 64 MiB stops DALI
 TEMPORARY = GIB  # bytes: what compilers and MLflow put there, with a wide margin
 OWN_CONTEXT = 3 * GIB // 2  # bytes of a GPU that our own processes hold before they compute, at most
 FRAMES = 16  # of the clip that NVDEC has to decode
-PREFIX = "doctor: "  # of the names of the threads that checks run in
 
 _SLOWED = {0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
 """Bits of the driver's reasons for a lower clock that a healthy GPU does not show."""
@@ -82,36 +81,6 @@ class Finding:
 
 Facts = dict[str, dict[str, str]]
 """By check and name, what must be the same on all nodes."""
-
-
-def within(seconds: float, work: Callable[[], T], name: str = "work") -> T:
-    """Do `work` in a thread of its own; raises what it raises, and TimeoutError when it takes longer.
-
-    A thread that is too late goes on, perhaps for ever, as one does that looks at a dead NFS server: see
-    `stuck`.
-    """
-    results: list[T] = []
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            problems.append(error)
-
-    thread = threading.Thread(target=run, name=PREFIX + name, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if problems:
-        raise problems[0]
-    if not results:
-        raise TimeoutError(f"it came to no end within {seconds:g} s")
-    return results[0]
-
-
-def stuck() -> bool:
-    """Whether some check still hangs in a thread: Python's own end would wait for libraries it holds."""
-    return any(thread.name.startswith(PREFIX) for thread in threading.enumerate())
 
 
 def attempt(check: str, work: Callable[[], Iterable[Finding]], seconds: float = LIMIT) -> list[Finding]:
@@ -436,8 +405,3 @@ def _existing(path: Path) -> Path:
 
 def gib(amount: int) -> str:
     return f"{amount / GIB:.1f} GiB" if amount >= GIB // 10 else f"{amount / 2**20:.0f} MiB"
-
-
-def node_name(place: Environment) -> str:
-    """As SLURM calls it, which may differ from the host's own name."""
-    return os.environ.get("SLURMD_NODENAME", place.node)

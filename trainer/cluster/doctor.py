@@ -7,17 +7,15 @@ differ by name and the others by number, so that a thousand nodes take as many l
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from trainer import RecipeError, RunError
 from trainer.cluster.checks import (
@@ -28,9 +26,6 @@ from trainer.cluster.checks import (
     gpus_told,
     judge_gpu_count,
     look,
-    node_name,
-    stuck,
-    within,
 )
 from trainer.cluster.exchange import (
     ANSWER,
@@ -45,35 +40,28 @@ from trainer.cluster.exchange import (
     share_folder,
     tell_time,
 )
+from trainer.cluster.table import (
+    NAMED,
+    UNKNOWN,
+    ByNode,
+    as_table,
+    counted,
+    merged,
+    summary,
+    worst,
+    write_failures,
+)
+from trainer.deadline import stuck, within
 from trainer.engine.engine import connect, disconnect
 from trainer.environment import Environment, find_environment
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
-from trainer.run_folder import RunFolder
-
-CHECKS = (
-    "ranks", "recipe", "GPU count", "GPU health", "GPU memory", "driver", "NVDEC", "memory", "disk",
-    "temporary disk", "/dev/shm", "shared folder", "manifests", "clock", "all-reduce", "versions",
-)  # fmt: skip
-"""In the order of the table."""
 
 GREETING = 60.0  # seconds: all ranks have met already
 REPORTS = 300.0  # seconds that others may take longer than rank 0 to look at themselves
 WHOLE = 1200.0  # seconds after which a rank gives up waiting for rank 0
 AT_FOLDER = 2 * FOLDER_PATIENCE  # seconds that a node has for the shared folder, hanging calls included
 WRITING = 30.0  # seconds to write down what failed
-NAMED = 4  # nodes that a line names
-UNKNOWN = "?"  # the node of a rank that never said a word
-LINES = 5  # of a check, with their nodes
-
-ByNode = dict[str, Finding]
-
-_COLOURS = {
-    Verdict.NOT_APPLICABLE: "dim",
-    Verdict.OK: "green",
-    Verdict.WARNING: "yellow",
-    Verdict.FAILED: "bold red",
-}
 
 
 @dataclass(frozen=True)
@@ -179,7 +167,7 @@ class Examination:
         self.exchange = Exchange(place.rank, place.world_size)
 
     def run(self) -> int:
-        self.exchange.give("hello", {"node": node_name(self.place), "first": self.place.local_rank == 0})
+        self.exchange.give("hello", {"node": self.place.node, "first": self.place.local_rank == 0})
         return self._lead() if self.place.is_main else self._follow()
 
     def _follow(self) -> int:
@@ -377,132 +365,3 @@ _ADVICE = {
     "manifests": "all nodes must read the same manifest: copy it there anew, or mount one",
     "versions": "all nodes must run the same installation: share it, or make install on each",
 }
-
-
-def merged(found: Iterable[tuple[str, Finding]]) -> dict[str, ByNode]:
-    """By check and node, the worst finding; of several that are equally bad, with all of their words."""
-    table: dict[str, ByNode] = {check: {} for check in CHECKS}
-    for node, finding in found:
-        table[finding.check][node] = _worse(table[finding.check].get(node), finding)
-    return {check: nodes for check, nodes in table.items() if nodes}
-
-
-def _worse(one: Finding | None, other: Finding) -> Finding:
-    if one is None or one.verdict < other.verdict:
-        return other
-    if one.verdict > other.verdict:
-        return one
-    low = min(one, other, key=lambda finding: float("inf") if finding.value is None else finding.value)
-    if one.verdict <= Verdict.OK or other.figure in one.figure:
-        return low
-    return replace(low, figure=f"{one.figure}; {other.figure}")
-
-
-def worst(table: Mapping[str, ByNode]) -> Verdict:
-    return max(
-        (finding.verdict for nodes in table.values() for finding in nodes.values()), default=Verdict.OK
-    )
-
-
-def as_table(table: Mapping[str, ByNode]) -> Table:
-    """A row per check: its worst verdict, and what was found where."""
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown.add_column("check", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
-    shown.add_column("found")
-    for check, nodes in table.items():
-        verdict = max(finding.verdict for finding in nodes.values())
-        shown.add_row(check, Text(verdict.words, _COLOURS[verdict]), Text("\n".join(lines(nodes))))
-    return shown
-
-
-def lines(nodes: ByNode) -> list[str]:
-    """What was found on which nodes, the worst first: those with the same words together, with what to do."""
-    groups: dict[tuple[Verdict, str, str], list[str]] = {}
-    for verdict in sorted(Verdict, reverse=True):
-        same = {node: finding for node, finding in nodes.items() if finding.verdict is verdict}
-        if verdict <= Verdict.OK and len({finding.figure for finding in same.values()}) > 1:
-            groups[verdict, _range(same), ""] = list(same)
-            continue
-        for node, finding in same.items():
-            groups.setdefault((verdict, finding.figure, finding.advice), []).append(node)
-    bad = [group for group in groups if group[0] > Verdict.OK]
-    shown: list[str] = []
-    for group in bad[:LINES]:
-        shown.append(f"{named(groups[group], len(nodes))}{group[1]}")
-        follows = bad[bad.index(group) + 1 : LINES]
-        if group[2] and all(other[2] != group[2] for other in follows):  # said once, after the last it is for
-            shown.append(f"-> {group[2]}")
-    if bad[LINES:]:
-        more = sum(len(groups[group]) for group in bad[LINES:])
-        shown.append(f"and {counted(more, 'more node')}")
-    for group in groups:
-        if group[0] <= Verdict.OK:
-            shown.append(f"{_number(groups[group], len(nodes))}{group[1]}")
-    return shown
-
-
-def _range(nodes: ByNode) -> str:
-    """What nodes have in common that are well, but not with the same figures: no worse than the worst."""
-    node, low = min(nodes.items(), key=lambda item: float("inf") if item[1].value is None else item[1].value)
-    return low.verdict.words if low.value is None else f"{low.verdict.words}, at worst {low.figure} ({node})"
-
-
-def named(nodes: Sequence[str], of: int) -> str:
-    """Some nodes by name, to stand before what they have in common; nothing where there is but one in all."""
-    if of == 1:
-        return ""
-    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
-    return f"{', '.join(nodes[:NAMED])}{more}: "
-
-
-def _number(nodes: Sequence[str], of: int) -> str:
-    if of == 1:
-        return ""
-    return f"{nodes[0]}: " if len(nodes) == 1 else f"{len(nodes)} nodes: "
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def write_failures(folder: Path, table: Mapping[str, ByNode], everywhere: Sequence[str] = ()) -> Path | None:
-    """Write down which nodes failed, for the job's script to leave them out; remove what an earlier preflight
-    wrote where none did. Returns the file, None where there is none.
-
-    What failed on every one of several nodes is no single node's fault, and stands apart: leaving all of them
-    out would leave nothing.
-    """
-    path = folder / "slurm" / "preflight.json"
-    failed: dict[str, list[str]] = {}
-    common = list(everywhere)
-    for check, nodes in table.items():
-        bad = {
-            node: f"{check}: {finding.figure}"
-            for node, finding in nodes.items()
-            if finding.verdict is Verdict.FAILED
-        }
-        if UNKNOWN in bad or len(bad) == len(nodes) > 1:
-            common += dict.fromkeys(bad.values())
-        else:
-            for node, text in bad.items():
-                failed.setdefault(node, []).append(text)
-    try:
-        if not failed and not common:
-            path.unlink(missing_ok=True)
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        RunFolder.write_json(path, {"failed": failed, "everywhere": common})
-    except OSError:  # the folder's own check says so
-        return None
-    return path
-
-
-def summary(table: Mapping[str, ByNode], written: Path | None) -> str:
-    """The last words."""
-    verdicts = [max(finding.verdict for finding in nodes.values()) for nodes in table.values()]
-    failed, warnings = verdicts.count(Verdict.FAILED), verdicts.count(Verdict.WARNING)
-    said = [counted(number, what) for number, what in ((failed, "failure"), (warnings, "warning")) if number]
-    if not failed:
-        return f"nothing failed{f', {said[0]}' if said else ''}"
-    return ", ".join(said) + (f"; see {written}" if written else "")

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from trainer.agreement import ranks_in_words
 from trainer.faults.stop import REQUEUE
 
 _ROOT = Path(__file__).parents[2]
@@ -154,13 +155,13 @@ class Watchdog:
         for rank in self._written():
             words = self._path(rank).read_text(encoding="utf-8").partition("\n")[0]
             places.setdefault(words, []).append(rank)
-        parts = [f"{_ranks(ranks)} {_verb(ranks, place)} {place}" for place, ranks in places.items()]
+        parts = [f"{ranks_in_words(ranks)} {_verb(ranks, place)} {place}" for place, ranks in places.items()]
         silent = sorted(set(range(self._world_size)).difference(*places.values()))
         if silent:
             have = "has" if len(silent) == 1 else "have"
             parts.append(
-                f"{_ranks(silent)} {have} said nothing: stopped, dead, or in a call that never returns to "
-                "Python, whose stacks then follow on standard error"
+                f"{ranks_in_words(silent)} {have} said nothing: stopped, dead, or in a call that never "
+                "returns to Python, whose stacks then follow on standard error"
             )
         text = (
             f"no progress for {age:.0f} s: {'; '.join(parts)}. {self._folder} holds the stacks of all "
@@ -205,14 +206,3 @@ def _verb(ranks: list[int], place: str) -> str:
     if place.startswith("in "):
         return "waits" if len(ranks) == 1 else "wait"
     return "is" if len(ranks) == 1 else "are"
-
-
-def _ranks(ranks: list[int]) -> str:
-    """`rank 3`, `ranks 0-2,4-7`; in ascending order."""
-    spans: list[list[int]] = []
-    for rank in ranks:
-        if spans and rank == spans[-1][-1] + 1:
-            spans[-1][1:] = [rank]
-        else:
-            spans.append([rank])
-    return f"rank{'s' if len(ranks) > 1 else ''} " + ",".join("-".join(map(str, span)) for span in spans)

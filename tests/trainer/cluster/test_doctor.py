@@ -44,9 +44,8 @@ from trainer.cluster.checks import (
     product_is_right,
     read_decoding,
     read_smi,
-    stuck,
 )
-from trainer.cluster.doctor import as_table, differing, finding_of, lines, merged, summary, write_failures
+from trainer.cluster.doctor import differing, finding_of
 from trainer.cluster.exchange import (
     Exchange,
     Sight,
@@ -61,6 +60,8 @@ from trainer.cluster.exchange import (
     share_folder,
     tell_time,
 )
+from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
+from trainer.deadline import PREFIX, stuck
 from trainer.engine.memory import GIB
 from trainer.environment import Environment, find_environment
 from trainer.recipe.file import load_recipe
@@ -297,7 +298,7 @@ def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
     assert stuck()
     gate.set()
     for thread in threading.enumerate():
-        if thread.name.startswith(checks.PREFIX):
+        if thread.name.startswith(PREFIX):
             thread.join()
     assert not stuck()
 
@@ -412,14 +413,14 @@ def test_a_thousand_nodes_take_a_few_lines() -> None:
 def test_the_table_fits_80_columns_and_has_no_colours_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    found = [("n1", Finding(check, OK, "well [not a style] " * 10)) for check in doctor.CHECKS]
+    found = [("n1", Finding(check, OK, "well [not a style] " * 10)) for check in CHECKS]
     table = as_table(merged([*found, ("n2", Finding("disk", FAILED, "full"))]))
     Console(width=80).print(table)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "\x1b" not in shown
     assert "[not a" in shown
-    assert all(f"\n{check}" in shown for check in doctor.CHECKS)
+    assert all(f"\n{check}" in shown for check in CHECKS)
 
 
 def test_failed_nodes_are_written_for_the_script_and_forgotten_when_all_is_well(tmp_path: Path) -> None:
@@ -533,15 +534,15 @@ def test_who_does_not_answer_is_left_out(pair: Ranks) -> None:
 def _examine(folder: Path) -> tuple[int, str]:
     """A preflight of which rank 1 takes longer to look at itself than rank 0 waits; its code and output."""
     place = find_environment("cpu")
-    examination = doctor.Examination(REQUEST, None, "", replace(place, local_rank=0), CPU, folder)
+    place = replace(place, local_rank=0, node=f"n{place.rank + 1}")
+    examination = doctor.Examination(REQUEST, None, "", place, CPU, folder)
     examination.exchange = _exchange("examine")
     gone = threading.Event()
     patience = mock.patch.object(doctor, "REPORTS", 0.5)
     hanging = mock.patch.object(
         doctor, "look", lambda *_: (gone.wait(3.0), [Finding("disk", OK, "")], {})[1:]
     )
-    name = mock.patch.dict(os.environ, SLURMD_NODENAME=f"n{place.rank + 1}")
-    with patience, name, hanging if place.rank else nullcontext(), redirect_stdout(io.StringIO()) as output:
+    with patience, hanging if place.rank else nullcontext(), redirect_stdout(io.StringIO()) as output:
         return examination.run(), output.getvalue()
 
 
@@ -575,7 +576,7 @@ REQUEST = doctor.Request(
 def test_ranks_that_do_not_meet_are_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, rendezvous: float) -> None:
         raise RunError("n7 did not come")
 
     monkeypatch.setattr(doctor, "connect", refuse)
@@ -605,7 +606,7 @@ def test_alone_as_typed(tmp_path: Path) -> None:
     assert process.returncode == 0, (output, errors)
     assert output.startswith("preflight of 1 node, 1 rank\n")
     rows = {line[:16].strip(): line[16:] for line in output.splitlines()}
-    assert rows.keys() >= set(doctor.CHECKS)
+    assert rows.keys() >= set(CHECKS)
     assert rows["shared folder"].split()[0] == "ok"
     assert "torch" in rows["versions"]
     assert max(map(len, output.splitlines())) <= 80

@@ -108,8 +108,8 @@ def test_equal_places_are_told_as_one_and_old_files_are_not_told(
     started += [start(tmp_path, asleep, rank=rank, ranks=6, grace=6.0) for rank in (1, 2, 4)]
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert [process.returncode for process in started] == [REQUEUE] * 3
-    assert "ranks 1-2,4 are at" in errors[0]
-    assert "ranks 0,3,5 have said nothing" in errors[0]
+    assert "ranks 1-2, 4 are at" in errors[0]
+    assert "ranks 0, 3, 5 have said nothing" in errors[0]
     assert "earlier" not in errors[0]
     assert errors[1:] == ["", ""], "one rank tells"
 
