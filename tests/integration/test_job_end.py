@@ -3,11 +3,14 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import MotionSet
 from tests.integration.processes import events, settings, train
 from trainer.faults.stop import REQUEUE
 
 
+@pytest.mark.soak
 def test_a_run_leaves_before_its_job_ends_and_goes_on_in_the_next(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:

@@ -97,7 +97,9 @@ def tell_all(training: Training, number: int) -> None:
     ("stop", "code"),
     [
         pytest.param(lambda run: run.signal(signal.SIGTERM, rank=1), REQUEUE, id="SIGTERM-to-one"),
-        pytest.param(lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C"),
+        pytest.param(
+            lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C", marks=pytest.mark.soak
+        ),
         pytest.param(
             lambda run: tell_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all", marks=pytest.mark.soak
         ),

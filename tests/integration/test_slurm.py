@@ -261,6 +261,7 @@ def test_a_run_that_fails_three_times_without_a_step_is_given_up(
     wait_for(lambda: cluster.state(job) == "FAILED", run_dir)
 
 
+@pytest.mark.soak
 def test_a_cancelled_job_saves_and_is_not_queued_again(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
