@@ -130,6 +130,7 @@ def wait_for_step(run_dir: Path, step: int) -> None:
 def go_on(cluster: Cluster, job: str, run_dir: Path) -> None:
     """A job that is queued again waits for two minutes: not here."""
     wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
+    time.sleep(4)  # within the second of its end, a node takes a new start for the old one, and kills it
 
     def begins() -> bool:
         # More than once: what is left of the turn before sets the time anew when it is cleared away.
