@@ -172,7 +172,9 @@ class Cluster:
     def _start(self, *command: str, key: str | None = None) -> None:
         with open(self.folder / f"{key or command[0]}.output", "ab") as output:
             self._daemons[key or command[0]] = subprocess.Popen(
-                command, env={**os.environ, **self.variables}, stdin=subprocess.DEVNULL,
+                # Ended by the kernel where the tests are killed.
+                ["setpriv", "--pdeathsig", "TERM", *command],
+                env={**os.environ, **self.variables}, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
