@@ -26,9 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="section.field=value",
         help="override one field; repeatable",
     )
-    parser.add_argument(
-        "--run-dir", type=Path, help="folder of this run (default: run.dir/name of the recipe)"
-    )
+    parser.add_argument("--run-dir", type=Path, help="folder of this run (run.dir/name of the recipe)")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -52,6 +50,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.recipe is None and parsed.replay is None:
         parser.error("give --recipe, or --replay")
+    if parsed.ranks is not None and (not parsed.check or parsed.ranks < 1):
+        parser.error("--ranks goes with --check, and is at least 1; the launcher says how many really run")
     return parsed
 
 

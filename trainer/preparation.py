@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None 
         layout,
         _train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
-        (*notes, *layout.why),
+        (*notes, *rendered_otherwise(recipe, train, val), *layout.why),
     )
 
 
@@ -121,6 +121,20 @@ def train_parts(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -
         Part(len(manifest), ratio, manifest if manifest.weighted else None)
         for manifest, ratio in zip(manifests, ratios, strict=True)
     )
+
+
+def rendered_otherwise(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[str, ...]:
+    """A note where the embedded data set was rendered with other numbers of clips than the recipe's."""
+    embedded = recipe.data.embedded
+    if embedded is None or (len(train), len(val)) == (embedded.train_clips, embedded.val_clips):
+        return ()
+    folder = recipe.data.val.parent
+    words = (
+        f"{folder} holds {len(train):,} training and {len(val):,} validation clips, rendered before; the "
+        f"recipe asks for {embedded.train_clips:,} and {embedded.val_clips:,}. Delete the folder to have "
+        "those rendered"
+    )
+    return (words,)
 
 
 def settle_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
@@ -188,7 +202,9 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
         **_under("optimisation", optimisation),
     }
     if prepared.config.local_mhra:
-        values["clips that a batch norm sees"] = plan.global_batch // layout.accumulation
+        values["clips that a batch norm sees (engine.micro_batch x ranks)"] = (
+            plan.global_batch // layout.accumulation
+        )
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -176,6 +176,8 @@ class Run:
             )
         if resume not in ("auto", "never") and not Path(resume).is_dir():
             raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
+        if resume not in ("auto", "never") and (Path(resume) / "checkpoints").is_dir():
+            raise RunError(f"--resume {resume} is a run's folder: name one of its checkpoints/step-...")
 
     def _find_checkpoint(
         self, prepared: Preparation, resume: str, allowed: Sequence[str]
@@ -329,7 +331,7 @@ class Run:
             self.folder.path,
             uri=recipe.tracking.uri,
             experiment=recipe.tracking.experiment,
-            run_name=recipe.name,
+            run_name=self.folder.path.name,
             parent=recipe.tracking.parent_run,
             enabled=self.is_main and recipe.tracking.enabled,
         )

@@ -70,10 +70,10 @@ def main() -> int:
     if len(chosen) > 1:
         parent = parent_run(home, chosen)
         planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent)
-    if (problem := too_few_nodes(request)) is not None:
-        print(f"note: {problem}", file=sys.stderr)
     jobs = submit(planned, after=args.after, count=args.chain or 1)
     print(words(planned, jobs))
+    if (problem := too_few_nodes(request)) is not None:
+        print(f"note: {problem}", file=sys.stderr)
     return 0
 
 

@@ -293,6 +293,9 @@ def test_what_cannot_work_is_refused_where_it_is_submitted(
         "cannot be divided evenly over 2": [*recipe, "--set", "optimisation.global_batch=33"],
         "refuses": [*recipe, "--sbatch=--nodelist=n7"],
         "not longer than": [*recipe, "--lead", "6000"],
+        "will never start": [*recipe, "--time", "90000"],
+        "No node there has 8 GPUs": [*recipe, "--gpus-per-node", "8"],
+        "no manifest at": [*recipe, "--set", "data.embedded=null", "--set", "data.val=none.arrow"],
     }
     for words, arguments in refused.items():
         result = submitted(cluster, *arguments)

@@ -65,6 +65,8 @@ def test_a_single_checkpoint_and_the_best_one(averaged: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_run_or_is_damaged_is_refused_in_words(averaged: Path, tmp_path: Path) -> None:
+    missing = export(tmp_path / "nowhere", "--out", tmp_path / "w.safetensors")
+    assert missing.returncode == 2 and "nowhere: there is no such folder" in missing.stderr
     result = export(tmp_path, "--out", tmp_path / "w.safetensors")
     assert result.returncode == 2 and f"error: {tmp_path}" in result.stderr
     checkpoint = tmp_path / "step-0000008"

@@ -204,7 +204,7 @@ def test_with_batch_norm_its_number_of_clips_is_settled(folder: Path) -> None:
     less = (*temporal, "engine.micro_batch=2")
     two = settled(recipe(*less), prepared(*less))
     assert {name: (one[name], two[name]) for name in one if one[name] != two[name]} == {
-        "clips that a batch norm sees": (16, 4)
+        "clips that a batch norm sees (engine.micro_batch x ranks)": (16, 4)
     }
 
 
@@ -226,3 +226,12 @@ def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_r
     check_decoder(recipe("data.decoder=dali"), train, gpu=True)
     check_decoder(recipe("data.decoder=hybrid"), train, gpu=False)
     check_decoder(recipe("data.decoder=dali", "data.bad_share=0.3"), train, gpu=False)
+
+
+def test_a_data_set_that_was_rendered_otherwise_is_said_to_be_so(folder: Path) -> None:
+    length = len(prepared().train), len(prepared().val)
+    for train_clips, val_clips in (length, (length[0] + 1, length[1])):
+        embedded = f"data.embedded={{train_clips: {train_clips}, val_clips: {val_clips}}}"
+        notes = [note for note in prepared(embedded).notes if "rendered before" in note]
+        assert len(notes) == ((train_clips, val_clips) != length)
+    assert f"asks for {length[0] + 1}" in notes[0] and "Delete the folder" in notes[0]

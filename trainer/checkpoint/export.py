@@ -22,6 +22,8 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
     checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one, and for one
     that a run at work deletes meanwhile.
     """
+    if not source.is_dir():
+        raise RunError(f"{source}: there is no such folder; name a run's, or one of its checkpoints/step-...")
     checkpoint = source if (source / STATE).exists() else _choose(source, best)
     try:
         problem = problem_of(checkpoint)

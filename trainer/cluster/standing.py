@@ -30,7 +30,7 @@ MOST_PATIENCE = (
 )
 STARTING = 600.0  # seconds to the first step: data is looked at, workers start, kernels are compiled
 
-_WAITS = {
+WAITS = {
     "Resources": "all nodes that suit it are in use",
     "Priority": "other jobs come first",
     "BeginTime": "its begin time has not come; a job that is queued again waits for two minutes",
@@ -39,6 +39,8 @@ _WAITS = {
     "ReqNodeNotAvail": "a node it needs is away or reserved; `sinfo -R` says why",
     "PartitionNodeLimit": "it asks for more nodes than its partition may give: it will never start",
     "PartitionTimeLimit": "it asks for more time than its partition may give: it will never start",
+    "PartitionConfig": "its partition does not allow what it asks for: it will never start",
+    "BadConstraints": "no node has what it asks for: it will never start",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition takes no jobs now",
     "JobHeldUser": "held by its user; `scontrol release` lets it go",
@@ -356,7 +358,7 @@ def _why(queued: Queued) -> str:
     if queued.state != "PENDING":
         return f"SLURM says {queued.state.lower()}"
     word = queued.reason.partition(",")[0].strip("() ")
-    known = _WAITS.get(word) or next(
+    known = WAITS.get(word) or next(
         (text for beginning, text in _WAITS_BY_BEGINNING.items() if word.startswith(beginning)), None
     )
     return queued.reason if known is None else f"{known} ({queued.reason})"

@@ -3,16 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from trainer import RunError
-from trainer.cluster.script import JobRequest, script
+from trainer.cluster.script import JobRequest, script, seconds
 from trainer.cluster.slurm import ask, partitions, queue
+from trainer.cluster.standing import WAITS
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.run_folder import RunFolder, append_lines, records
 from trainer.tracking.tracker import Tracker, tracked_run
 
+_LOOKS = 4  # at a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long
 _MLFLOW_PATIENCE = 60.0  # seconds that a submission waits for MLflow to take the run above a sweep's
 
@@ -60,6 +63,10 @@ def plan(
             limit if isinstance(limit, int) else None,
             recipe.sampling.repeats,
         )
+        manifests = [*(part.manifest for part in recipe.data.train_parts), recipe.data.val]
+        absent = [str(path) for path in manifests if not path.exists()]
+        if absent and recipe.data.embedded is None:
+            raise RunError(f"no manifest at {', '.join(absent)}; make it with launch/prepare.py first")
     is_sweep = len(chosen) > 1
     runs = tuple(home / variant.label if is_sweep else home for variant in chosen)
     tasks = []
@@ -112,7 +119,9 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
     for _ in range(count):
         before = jobs[-1] if jobs else after
         waits = [f"--dependency=afterany:{before}"] if before else []
-        jobs.append(_sbatch([*waits, str(submission.path)]))
+        jobs.append(_sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
+        if len(jobs) == 1:
+            _refuse_hopeless(jobs[0])
         for number, run_dir in enumerate(submission.runs):
             job = f"{jobs[-1]}_{number}" if len(submission.runs) > 1 else jobs[-1]
             log = _log_of(submission, jobs[-1], number)
@@ -136,10 +145,11 @@ def words(submission: Submission, jobs: Sequence[str]) -> str:
     """What was submitted, where its logs go, and what to do next."""
     request, is_sweep = submission.request, len(submission.runs) > 1
     runs = f"{len(submission.runs)} runs, each of " if is_sweep else ""
+    limit = timedelta(seconds=seconds(request.time))
     size = f"{request.nodes} node{'s' if request.nodes > 1 else ''} x {request.ranks_per_node} ranks"
     return "\n".join(
         (
-            f"job {', '.join(jobs)} submitted: {runs}{size}, {request.time}",
+            f"job {', '.join(jobs)} submitted: {runs}{size}, {limit} a turn",
             f"script  {submission.path}",
             *(f"log     {_log_of(submission, job, '*')}" for job in jobs),
             f"ranks   {submission.home}/{'*/' if is_sweep else ''}logs/job-*/rank-*.log",
@@ -188,10 +198,30 @@ def _log_of(submission: Submission, job: str, task: int | str) -> Path:
     return submission.log.with_name(name)
 
 
-def _sbatch(arguments: Sequence[str]) -> str:
+def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
     try:
         return ask("sbatch", "--parsable", *arguments).partition(";")[0]
     except RunError as error:
-        if "partition" in str(error):
-            raise RunError(f"{error}. There are: {', '.join(partitions())}") from error
+        said = str(error)
+        if "partition" in said:
+            raise RunError(f"{said}. There are: {', '.join(partitions())}") from error
+        if "gres" in said.lower():
+            raise RunError(
+                f"{said}. No node there has {gpus_per_node} GPUs: set --gpus-per-node; 0 computes on CPUs"
+            ) from error
         raise
+
+
+def _refuse_hopeless(job: str) -> None:
+    """Take back a job of which SLURM says that it will never start; it looks at it within seconds, mostly."""
+    for _ in range(_LOOKS):
+        reasons = {queued.reason for queued in queue([job]) if queued.state == "PENDING"}
+        hopeless = [words for reason in reasons if "never start" in (words := WAITS.get(reason, ""))]
+        if hopeless:
+            ask("scancel", job)
+            raise RunError(
+                f"job {job} was taken back: {hopeless[0]}. `scontrol show partition` says what may be"
+            )
+        if reasons != {"None"}:
+            return
+        time.sleep(1.0)

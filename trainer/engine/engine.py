@@ -322,6 +322,10 @@ def _import_deepspeed(device: torch.device) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.utils.logging import logger
+
+    # "You are using ZeRO with an untested optimizer": this one is tested, in tests/trainer/engine.
+    logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
 
     # `init_distributed` would compile a shared-memory collective for CPUs, which takes over a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -48,6 +48,8 @@ def replay(file: Path) -> bool:
     Batch norms see the kept clips alone, not those of other ranks. Raises RunError for a file that was not
     kept by a run, or whose weights are gone.
     """
+    if file.is_dir():
+        raise RunError(f"{file} is a folder: name one of the files in not-finite/step-.../ of a run")
     tensors, about = _read(file)
     model = load_weights(file.parent / WEIGHTS).model.train()
     console = Console(markup=False, highlight=False, emoji=False)  # a path may hold what looks like markup

@@ -96,7 +96,7 @@ def _read(path: Path, named_by: str) -> tuple[dict[str, Any], dict[FieldPath, in
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         near = difflib.get_close_matches(
-            path.name, sorted(file.name for file in path.parent.glob("*.y*ml")), n=1
+            path.name, sorted(file.name for file in path.parent.glob("[!_]*.y*ml")), n=1
         )
         hint = f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
         raise RecipeError(f"{named_by}cannot read the recipe {path}: {reason}{hint}") from error

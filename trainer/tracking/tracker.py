@@ -64,6 +64,8 @@ class _Place:
     run_id: str | None = None
     parent: str | None = None
     """MLflow's id of the run that this one stands under."""
+    folder: str = ""
+    """The run's, when it was last tracked: a copy of it is another run; one that was moved is not."""
 
     @staticmethod
     def path(run_dir: Path) -> Path:
@@ -221,11 +223,14 @@ def _choose_place(
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or (known.uri if known else "sqlite:///mlflow.db")
     if uri.startswith("sqlite:///"):
         uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    if known and (known.uri, known.experiment) == (uri, experiment):
-        return known
+    folder = str(run_dir.absolute())
+    is_copy = known is not None and known.folder not in ("", folder) and Path(known.folder).exists()
+    if known and (known.uri, known.experiment) == (uri, experiment) and not is_copy:
+        return replace(known, folder=folder)
     spool.advance(0)
     started = time.time_ns() // 1_000_000
-    return _Place(uri, experiment, run_name, started=started, key=uuid.uuid4().hex, parent=parent)
+    key = uuid.uuid4().hex
+    return _Place(uri, experiment, run_name, started=started, key=key, parent=parent, folder=folder)
 
 
 def _mlflow_program() -> str:

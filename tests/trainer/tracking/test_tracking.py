@@ -354,3 +354,19 @@ def test_a_server_that_is_killed_costs_a_warning_and_nothing_else(
         assert [v.step for v in mlflow.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
         assert [file.path for file in mlflow.list_artifacts(run.info.run_id)] == ["picture.txt"]
         assert tracker.ui_command() == f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def test_a_copy_of_a_run_is_another_run_and_one_that_was_moved_is_not(tmp_path: Path) -> None:
+    def key(run_dir: Path) -> str:
+        tracker = Tracker(run_dir, uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", run_name="a")
+        tracker.close("FINISHED", 60)
+        found: str = json.loads((run_dir / "mlflow_run.json").read_text())["key"]
+        return found
+
+    first, copy, moved = (tmp_path / name for name in ("first", "copy", "moved"))
+    first.mkdir()
+    own = key(first)
+    shutil.copytree(first, copy)
+    assert key(copy) != own and key(first) == own
+    first.rename(moved)
+    assert key(moved) == own
