@@ -1,5 +1,6 @@
 """Frame-exact decoding, held against decoding everything."""
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -184,3 +185,8 @@ def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
 def test_the_moving_picture_tells_its_frames_apart() -> None:
     pictures = moving_picture(40, 80, 112).astype(int)
     assert np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2, 3)).min() > 5
+
+
+def test_making_videos_leaves_the_scheduling_as_it_was(tmp_path: Path) -> None:
+    make_video(tmp_path, KINDS["av1"])
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

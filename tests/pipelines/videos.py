@@ -1,6 +1,8 @@
 """Videos of every kind that tests decode: encoded, remuxed and cut with PyAV alone."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import dropwhile
@@ -50,7 +52,7 @@ def make_video(folder: Path, kind: Kind, pictures: np.ndarray | None = None) -> 
     path = folder / f"clip.{kind.extension}"
     if pictures is None:
         pictures = moving_picture(kind.frames, *kind.size)
-    with av.open(str(path), "w", options=kind.muxer) as container:
+    with ordinary_priority(), av.open(str(path), "w", options=kind.muxer) as container:
         stream = container.add_stream(kind.codec, rate=25, options=dict(kind.options))
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = kind.pixels
@@ -76,6 +78,20 @@ def make_video(folder: Path, kind: Kind, pictures: np.ndarray | None = None) -> 
         path.rename(original)
         kind.remake(original, path)
     return path
+
+
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Leave the thread's scheduling as it was.
+
+    SVT-AV1, run by root, gives the thread that encodes real-time priority for good, and so all processes that
+    it starts: two of them that spin then keep a machine of two cores from everybody, for ever.
+    """
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
 
 
 FIXED_RATE = frozenset({"mpeg2video", "mpeg4", "mjpeg", "mpeg1video"})
