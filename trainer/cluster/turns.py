@@ -77,7 +77,7 @@ class Turns:
         step = self._step()
         fruitless = self._fruitless(job, step)
         if len(fruitless) >= FRUITLESS:
-            words = _given_up(job, step, [turn["logs"] for turn in fruitless])
+            words = _given_up(job, step, fruitless)
             self._append("ended", job, step=step, code=MENDED_FIRST, verdict="given up", words=words)
             raise RunError(words)
         logs = self._folder.path.absolute() / "logs" / f"job-{job.job}.{job.restart}"
@@ -127,7 +127,7 @@ class Turns:
             what = f"failed with {code}, {_saved(step)}; {self._failure(job)}"
         fruitless = self._fruitless(job, step)
         if len(fruitless) >= FRUITLESS:
-            words = _given_up(job, step, [turn["logs"] for turn in fruitless])
+            words = _given_up(job, step, fruitless)
             return End("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
         if job.chained:
             return End("left to the next job", what, 0 if code == REQUEUE else code)
@@ -208,9 +208,10 @@ def _saved(step: int) -> str:
     return "nothing is saved yet" if step < 0 else f"step {step} is saved"
 
 
-def _given_up(job: Job, step: int, logs: list[str]) -> str:
+def _given_up(job: Job, step: int, fruitless: list[dict[str, Any]]) -> str:
+    logs = ", ".join(turn["logs"] for turn in fruitless)
     where = "no step was saved" if step < 0 else f"step {step} stayed the last one saved"
     return (
-        f"job {job.job} had {len(logs)} turns in a row without a step of progress ({where}): it is not "
-        f"queued again. Their logs: {', '.join(logs)}. Mend what they show, then submit the run again"
+        f"job {job.job} had {len(fruitless)} turns in a row without a step of progress ({where}): it is not "
+        f"queued again. Their logs: {logs}. Mend what they show, then submit the run again"
     )
