@@ -76,10 +76,9 @@ class Needs:
     """What a rank of this training needs, for any layout: `demand`.
 
     Read off DeepSpeed 0.19.8, and within 5% of what its CPU tensors take at their fullest in models of
-    3 to 7 million weights: stages 0 to 2, in fp32 and under autocast, with one rank and two. At stage 3
-    it is up to 9% too low in some processes, for a reason not yet found. Without accumulation it is too
-    high by up to the gradients, which are there only when the activations have gone. On GPUs it has not
-    been measured.
+    3 to 7 million weights: all stages, in fp32 and under autocast, with one rank and two; at stage 3 with
+    two it is up to 8% too high. Without accumulation it is too high by up to the gradients, which are there
+    only when the activations have gone. On GPUs it has not been measured.
 
     ranks: in all. precision: of the products. kind: of device, "cuda" or "cpu". fused: whether the update is
     one kernel. average: whether one of the weights is kept. prefetch: batches made ahead; None is for the

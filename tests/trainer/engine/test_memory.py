@@ -84,15 +84,23 @@ def held() -> int:
 
 
 def highest(work: Callable[[], None]) -> int:
-    """The most bytes that PyTorch allocated at a time during `work`."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        work()
-    assert profile.profiler is not None
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(itertools.accumulate(change for _, change in changes))
+    """The most bytes that PyTorch allocated at a time during `work`, which gives back all that it takes.
+
+    What another thread releases, as gloo's does when it is the last to let go of a tensor, the profiler does
+    not see, and the tensor would count until the end: such a measurement is made again.
+    """
+    for _ in range(20):
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            work()
+        assert profile.profiler is not None
+        events = profile.profiler.kineto_results.events()
+        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+        taken = list(itertools.accumulate(change for _, change in changes))
+        if taken[-1] == 0:
+            return max(taken)
+    raise AssertionError(f"20 measurements in a row end with bytes not given back, the last with {taken[-1]}")
 
 
 def estimate_by_measured(stage: int, precision: str) -> float:
@@ -132,15 +140,7 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
     return (demand.total - demand.reserve - demand.clips + clips.nbytes) / measured
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        0,
-        1,
-        2,
-        pytest.param(3, marks=pytest.mark.xfail(reason="up to 9 % too low, depending on what was imported")),
-    ],
-)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "autocast"])
 def test_the_estimate_is_near_what_is_allocated(stage: int, precision: str) -> None:
     """In a program of its own: what DeepSpeed and PyTorch did before in a process counts in it."""
