@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -56,7 +57,14 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
         console.print("\n[bold]chosen for this memory[/bold]")
         for text in layout.why:
             console.print(f"  - {text}", highlight=False)
-    missing = list(_missing(recipe))
+    absent = [(name, path) for name, path in _manifests(recipe) if not path.exists()]
+    if absent and recipe.data.embedded:
+        console.print("\n[bold]rendered at the start[/bold]")
+        for name, path in absent:
+            console.print(f"  - {name}: {path}", highlight=False)
+        absent = []
+    missing = [f"{name}: {path} (make it with python launch/prepare.py)" for name, path in absent]
+    missing += _missing(recipe)
     if missing:
         console.print("\n[bold]missing on this machine[/bold]")
         for text in missing:
@@ -144,12 +152,16 @@ def _flop(amount: float) -> str:
     return f"{amount / 10**exponent:,.1f} {unit}FLOP"
 
 
+def _manifests(recipe: Recipe) -> list[tuple[str, Path]]:
+    """By the fields that name them."""
+    return [
+        *(("data.train", part.manifest) for part in recipe.data.train_parts),
+        ("data.val", recipe.data.val),
+    ]
+
+
 def _missing(recipe: Recipe) -> Iterator[str]:
-    train = [("data.train", part.manifest) for part in recipe.data.train_parts]
-    for name, path in (*train, ("data.val", recipe.data.val)):
-        if not path.exists():
-            how = "rendered at the start" if recipe.data.embedded else "make it with python launch/prepare.py"
-            yield f"{name}: {path} ({how})"
+    """Beside manifests."""
     weights = recipe.model.image_weights
     if weights is not None and not weights.exists():
         yield f"model.image_weights: {weights}"

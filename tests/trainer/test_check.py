@@ -62,3 +62,14 @@ def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -
     text = say(*large, *given, ranks=8)
     assert "GiB, too much: " in text
     assert "chosen for this memory" not in text
+
+
+def test_what_a_run_renders_itself_is_not_missing(say) -> None:
+    lines = [f"  - data.{name}: {name}.arrow" for name in ("train", "val")]
+    on_cpu = ("model.preset=tiny", "engine.device=cpu")
+    of_itself = say(*on_cpu, "data.embedded={train_clips: 100, val_clips: 20}")
+    assert all(line in of_itself.partition("rendered at the start")[2] for line in lines)
+    assert "nothing is missing" in of_itself
+    text = say(*on_cpu)
+    assert "rendered at the start" not in text
+    assert all(line in text.partition("missing on this machine")[2] for line in lines)
