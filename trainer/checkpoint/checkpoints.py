@@ -13,7 +13,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch.distributed as dist
 
 from trainer import RunError
 from trainer.agreement import AgreedError, together
-from trainer.checkpoint.shards import ShardReader, Snapshot, read_index
+from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.shelf import Shelf, lacks_room
 from trainer.checkpoint.state import (
     CheckpointError,
@@ -216,19 +217,9 @@ class Checkpoints:
 
     def load(self, engine: Engine, path: Path, state: TrainState) -> None:
         """Put weights, moments, averages and statistics back, by whatever ranks and stage they were saved."""
-        together(lambda: self._fill(engine, path, state))
+        index = _read_headers(path, state)
+        together(lambda: _fill(engine, path, index))
         engine.resume(state.updates)
-
-    def _fill(self, engine: Engine, path: Path, state: TrainState) -> None:
-        try:
-            reader = ShardReader(read_index(shards(path, state)))
-            for piece in engine.pieces():
-                if piece.key.startswith("average/") and piece.key not in reader.index:
-                    engine.begin_average()  # it was not kept so far
-                    return
-                reader.fill(piece)
-        except RunError as error:
-            raise CheckpointError(path, str(error)) from error
 
     def _prepare(self, engine: Engine) -> None:
         self._snapshot = Snapshot(shares(engine.pieces(), dist.get_rank(), dist.get_world_size()))
@@ -283,6 +274,44 @@ class Checkpoints:
         every: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(every, problem_of(path, dist.get_rank(), dist.get_world_size()))
         return next((problem for problem in every if problem is not None), None)
+
+
+def _read_headers(path: Path, state: TrainState) -> Index:
+    """What lies where in all shards. Each rank opens its share of them: a thousand ranks that open a thousand
+    files each would keep a shared file system busy for minutes. Collective.
+    """
+    own = shards(path, state)[dist.get_rank() :: dist.get_world_size()]
+
+    def read() -> Index:
+        with _about(path):
+            return read_index(own)
+
+    parts: list[Index] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, together(read))
+    index: Index = {}
+    for part in parts:
+        for key, stored in part.items():
+            index.setdefault(key, []).extend(stored)
+    return index
+
+
+def _fill(engine: Engine, path: Path, index: Index) -> None:
+    reader = ShardReader(index)
+    with _about(path):
+        for piece in engine.pieces():
+            if piece.key.startswith("average/") and piece.key not in index:
+                engine.begin_average()  # it was not kept so far
+                return
+            reader.fill(piece)
+
+
+@contextmanager
+def _about(checkpoint: Path) -> Iterator[None]:
+    """What is said of a shard names its checkpoint too."""
+    try:
+        yield
+    except RunError as error:
+        raise CheckpointError(checkpoint, str(error)) from error
 
 
 def _check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:

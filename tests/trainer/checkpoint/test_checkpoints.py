@@ -351,6 +351,24 @@ def test_a_shard_that_cannot_be_read_is_named(two: Ranks, tmp_path: Path) -> Non
         assert f"checkpoint {path} cannot be used: {shard_name(1)} cannot be read" in said
 
 
+def files_opened_for_headers(path: Path) -> list[str]:
+    engine, shelf = make_engine(2, seed=1), checkpoints(path.parent)
+    opened: list[str] = []
+
+    def watched(files: list[Path]) -> Any:
+        opened.extend(file.name for file in files)
+        return read_index(files)
+
+    with mock.patch("trainer.checkpoint.checkpoints.read_index", watched):
+        shelf.load(engine, path, read_state(path))
+    return opened
+
+
+def test_each_shards_header_is_read_by_one_rank(two: Ranks, tmp_path: Path) -> None:
+    path = two.run(save_one, tmp_path, {})[0]
+    assert two.run(files_opened_for_headers, path) == [[shard_name(0)], [shard_name(1)]]
+
+
 def keep_some(folder: Path) -> list[list[str]]:
     engine, shelf = make_engine(0), checkpoints(folder, keep_last=2)
     train(engine, 0, 1)
