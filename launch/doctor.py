@@ -83,8 +83,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    from trainer.leaving import end_with
+
+    end_with(main, interrupted="interrupted")

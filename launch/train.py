@@ -92,8 +92,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # while libraries are loaded; from then on a run saves first
-        print("interrupted before the run began", file=sys.stderr)
-        sys.exit(130)
+    from trainer.leaving import end_with
+
+    # While libraries are loaded; from then on a run saves first.
+    end_with(main, interrupted="interrupted before the run began")

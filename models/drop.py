@@ -58,7 +58,8 @@ class ClipMask(nn.Module):
     def _masked(self, x: Tensor, hashed: Tensor) -> Tensor:
         """`x` times the mask; `hashed` is uniform over int64, so one comparison draws."""
         kept = hashed >= round(self.rate * 2**64) - 2**63
-        return x * kept.to(x.dtype).div_(1 - self.rate)
+        # In bf16 a mask of scaled ones would be off by its own rounding, the same way for every clip.
+        return x * kept / (1 - self.rate)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}, layer={self.layer}"

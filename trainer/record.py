@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.loader import Defects
 from trainer import RunError
+from trainer.arrival import Arrival
 from trainer.confusion import draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
@@ -43,12 +44,13 @@ class Record:
         self._class_names = class_names
         self._is_main = dist.get_rank() == 0
         self._spikes = Spikes()
-        self._launched: dict[int, tuple[float, Tensor | float | None]] = {}
+        self._launched: dict[int, tuple[float, Arrival | float | None]] = {}
 
     def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
         """Keep what is known of a step at once, until its totals are there."""
         if self._is_main:
-            self._launched[step] = (learning_rate, gradient_norm)
+            norm = Arrival(gradient_norm) if isinstance(gradient_norm, Tensor) else gradient_norm
+            self._launched[step] = (learning_rate, norm)
 
     def step(self, totals: StepTotals, meters: Meters, epoch: float) -> None:
         """Tell of a finished step; its number is shown as the steps done."""
@@ -57,7 +59,7 @@ class Record:
         learning_rate, norm = self._launched.pop(totals.step)
         done = totals.step + 1
         rates = meters.rates()
-        gradient_norm = None if norm is None else float(norm)
+        gradient_norm = float(norm.values()) if isinstance(norm, Arrival) else norm
         self._folder.event(
             "step",
             step=done,

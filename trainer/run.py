@@ -20,7 +20,7 @@ from pipelines.parallel import usable_cores
 from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
 from trainer import RunError, UserError
-from trainer.agreement import together
+from trainer.agreement import AgreedError, together
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
@@ -38,6 +38,7 @@ from trainer.faults.watchdog import Watchdog
 from trainer.loop import Trainer
 from trainer.meters import Meters, Totals
 from trainer.node_files import read_first
+from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
@@ -58,11 +59,12 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     none to be there, anything else is the path of the checkpoint to go on from. allowed: settings that may
     differ from the checkpoint's, by the names that a refusal gives them.
 
-    Raises UserError for what its maker can mend; all ranks raise it together.
+    Raises UserError for what its maker can mend. After any error but an AgreedError the rank stays in the
+    process group, in which others may be at work, and its process has to end by `trainer.leaving`.
     """
     environment = find_environment(recipe.engine.device)
-    if environment.device.type == "cuda":
-        torch.cuda.set_device(environment.device)
+    take(environment.device)
+    settle(deterministic=recipe.engine.deterministic)
     torch.set_num_threads(cores_per_rank(environment))
     connect(
         environment,
@@ -70,14 +72,17 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
         rendezvous=recipe.run.rendezvous_minutes,
     )
     try:
-        return Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
+        code = Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
+    except AgreedError:
+        disconnect()
+        raise
     except (UserError, DataError, ModelError):
         raise  # told in words
     except Exception as error:
         note_failure(run_dir, environment, error)
         raise
-    finally:
-        disconnect()
+    disconnect()
+    return code
 
 
 def cores_per_rank(environment: Environment) -> int:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.arrival import Arrival
+
 
 @dataclass(frozen=True)
 class StepTotals:
@@ -36,7 +38,7 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[int, Arrival] | None = None
 
     def exchange(
         self,
@@ -60,18 +62,16 @@ class Tally:
         part[0] = loss_sum.double()
         before = self.last()
         dist.all_reduce(part)
-        self._pending = (step, *on_its_way(part))
+        self._pending = (step, Arrival(part))
         return before
 
     def last(self) -> StepTotals | None:
         """The totals of the step handed in last, once."""
         if self._pending is None:
             return None
-        step, sums, arrival = self._pending
+        step, sums = self._pending
         self._pending = None
-        if arrival is not None:
-            arrival.synchronize()
-        loss, counted, clips, bad, defects, leaving, wants_save, finished, failed = sums.tolist()
+        loss, counted, clips, bad, defects, leaving, wants_save, finished, failed = sums.values().tolist()
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
@@ -83,17 +83,3 @@ class Tally:
             int(finished),
             int(failed),
         )
-
-
-def on_its_way(sums: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The sums on the host, and the event to wait for before reading them.
-
-    On a GPU the copy is queued now: queued when it is read, it would stand behind the whole next step.
-    """
-    if sums.device.type == "cpu":
-        return sums, None
-    host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-    host.copy_(sums, non_blocking=True)
-    arrival = torch.cuda.Event()
-    arrival.record()
-    return host, arrival

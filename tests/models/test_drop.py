@@ -115,6 +115,14 @@ def test_the_mean_is_kept(kind, dtype):
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3], rel=4e-3)
 
 
+def test_in_bf16_what_is_kept_is_rounded_once():
+    """Not scaled by a number that is rounded itself, which would bias every clip the same way."""
+    x = torch.randn(100, 8, dtype=torch.bfloat16)
+    dropped = DropPath(0.1)(x, mask_streams(any_keys(100), 1))
+    kept = dropped[:, 0] != 0
+    assert torch.equal(dropped[kept], (x[kept].double() / 0.9).bfloat16())
+
+
 def test_whole_clips_are_dropped_by_drop_path_and_elements_by_dropout():
     x = torch.ones(100, 4, 6)
     streams = mask_streams(torch.arange(100), 1)

@@ -258,7 +258,8 @@ def reduce_over_all(device: torch.device, world_size: int, rank: int) -> list[Su
     """Add up over all ranks, a small message and a large one. Collective: all ranks, or it never ends."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread
-        patience = timedelta(seconds=REDUCE_PATIENCE)
+        # NCCL kills the process at the end of its patience: not before it was told here that a sum is late.
+        patience = timedelta(seconds=3 * REDUCE_PATIENCE)
         group = dist.new_group(backend="nccl", timeout=patience)
     else:
         group = None

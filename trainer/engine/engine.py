@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
-from trainer import RunError
+from trainer import RunError, StartAgain
+from trainer.deadline import within
 from trainer.engine.average import Average
 from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
@@ -52,7 +53,8 @@ def connect(
     """Join the process group of all ranks; the environment's `env://` variables are set already.
 
     patience: minutes that a rank waits for the others in a collective. rendezvous: minutes within which all
-    must have come. Raises RunError when the ranks cannot meet, as when another run has their port.
+    must have come, and then be connected. Raises RunError when the ranks cannot meet, as when another run has
+    their port, and StartAgain when some rank does not come, or is not heard of any more.
     """
     deepspeed = _import_deepspeed(environment.device)
     if dist.is_initialized():
@@ -63,15 +65,17 @@ def connect(
     try:
         store = meet(environment, address, port, 60 * rendezvous)
         store.set_timeout(timeout)
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("default_pg", store),
-            rank=environment.rank,
-            world_size=environment.world_size,
-            timeout=timeout,
-            # As DeepSpeed itself would: groups are then split off this one, instead of connected anew.
-            device_id=environment.device if backend == "nccl" and environment.world_size > 1 else None,
-        )
+        within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
+    except TimeoutError as error:
+        raise StartAgain(
+            f"all {environment.world_size} ranks met, but {backend} did not connect them within "
+            f"{rendezvous:g} minutes (run.rendezvous_minutes); NCCL_DEBUG=INFO says where it waits, "
+            "NCCL_SOCKET_IFNAME names the network to use"
+        ) from error
+    except dist.DistBackendError as error:
+        raise RunError(
+            f"{backend} cannot connect the ranks: {str(error).splitlines()[0]}; NCCL_DEBUG=INFO says more"
+        ) from error
     except dist.DistNetworkError as error:
         raise RunError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}. If another run of "
@@ -79,6 +83,26 @@ def connect(
         ) from error
     # It finds the group that there is, and makes none.
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    # Its engines work in a copy of the group, which would have torch's patience: 10 minutes with NCCL, whose
+    # own watchdog then kills the process.
+    from deepspeed.utils import groups
+
+    groups._WORLD_GROUP = dist.new_group(timeout=timeout)
+
+
+def _join(environment: Environment, backend: str, store: dist.Store, timeout: timedelta) -> None:
+    on_gpu = environment.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(environment.device)  # of this thread
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("default_pg", store),
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=timeout,
+        # As DeepSpeed itself would: groups are then split off this one, instead of connected anew.
+        device_id=environment.device if on_gpu and environment.world_size > 1 else None,
+    )
 
 
 def disconnect() -> None:
@@ -113,6 +137,8 @@ class Engine:
         deepspeed = _import_deepspeed(environment.device)
         # Before the parameters are partitioned.
         model = over_all_ranks(model, environment.device)
+        # DeepSpeed rounds the weights to bf16 before it makes its master copy of them.
+        exact = {n: p.detach().float().cpu() for n, p in model.named_parameters() if self.precision == "bf16"}
         optimisation = recipe.optimisation
         fused = recipe.engine.fused
         optimiser = GuardedAdamW(
@@ -128,6 +154,8 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(environment.device), optimizer=optimiser, config=self._config(recipe)
         )
+        if exact:
+            self._begin_with(exact)
         if recipe.engine.compile:
             self.deepspeed.compile()
         # Counts of batches included: they too are as before when a step is left out.
@@ -138,6 +166,13 @@ class Engine:
         self._decay = optimisation.ema_decay
         self.average: Average | None = None
         self.begin_average()
+
+    def _begin_with(self, weights: dict[str, Tensor]) -> None:
+        for piece in held_pieces(self.deepspeed, self.zero_stage):
+            kind, _, name = piece.key.partition("/")
+            if kind == "weight":
+                piece.values.copy_(weights[name].view(-1)[piece.start : piece.start + piece.count])
+        refresh(self.deepspeed, self.zero_stage)
 
     def _config(self, recipe: Recipe) -> dict[str, Any]:
         return {
@@ -151,6 +186,8 @@ class Engine:
             "data_types": {"grad_accum_dtype": "fp32" if self.precision == "bf16" else None},
             "torch_autocast": {"enabled": self.precision == "autocast", "dtype": "bfloat16"},
             "steps_per_print": 2**31 - 1,  # the trainer prints
+            # It would wait for the GPU twice a micro-batch.
+            "timers": {"throughput": {"enabled": False}},
         }
 
     @property
@@ -318,15 +355,25 @@ def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed (seconds, so late) for this device, with nothing compiled at start."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:
+        # It takes this for the number of the GPU; a task that sees its own GPU only has number 0 of it.
+        os.environ["LOCAL_RANK"] = str(device.index)
     # DeepSpeed 0.19 calls collectives by names that torch 2.14 is about to drop, thousands of times a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
-    import deepspeed.ops
+    import deepspeed.runtime.bf16_optimizer
     from deepspeed.utils.logging import logger
 
     # "You are using ZeRO with an untested optimizer": this one is tested, in tests/trainer/engine.
     logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
 
-    # `init_distributed` would compile a shared-memory collective for CPUs, which takes over a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It prints five lines, and collects garbage, twice for each group of parameters.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+    if device.type == "cpu":
+        import deepspeed.ops
+
+        # `init_distributed` would compile a shared-memory collective, which takes over a minute. Not so for
+        # GPUs, where a look at this table would try out every compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch
 from trainer import RunError
+from trainer.arrival import Arrival
 from trainer.checkpoint.shelf import MARGIN
 from trainer.engine.engine import Engine
 from trainer.engine.pieces import shares
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
-from trainer.tally import on_its_way
 from trainer.weights import save_weights
 
 KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
@@ -52,7 +52,7 @@ class Inquiry:
         self._description = description
         self._path_of = path_of
         self._suspect: tuple[int, ClipBatch] | None = None
-        self._finite: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._finite: Arrival | None = None
         self._kept = 0
 
     def hold(self, number: int, batch: ClipBatch, loss: Tensor) -> None:
@@ -60,16 +60,10 @@ class Inquiry:
 
         What is held is the first one whose loss was not finite, else the last: one, however many a step has.
         """
-        if number == 0 or self._finite is None or self._was_finite(*self._finite):
+        # A GPU has computed the micro-batch before by now; this one's need not be waited for.
+        if number == 0 or self._finite is None or self._finite.values():
             self._suspect = (number, batch)
-            self._finite = on_its_way(loss.detach().isfinite())
-
-    @staticmethod
-    def _was_finite(flag: Tensor, arrival: "torch.cuda.Event | None") -> bool:
-        """Of the micro-batch before, which a GPU has computed by now; this one's need not be waited for."""
-        if arrival is not None:
-            arrival.synchronize()
-        return bool(flag)
+            self._finite = Arrival(loss.detach().isfinite())
 
     def look(self, step: int) -> Finding:
         """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""

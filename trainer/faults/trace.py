@@ -68,7 +68,8 @@ def trace(model: nn.Module, run: Callable[[], Tensor]) -> Trace:
         run: does one forward pass through the model, and returns the loss (a scalar).
     """
     watch = _Watch(model)
-    with torch.enable_grad():
+    # Compiled code would not look for hooks that were not there when it was compiled.
+    with torch.compiler.set_stance("force_eager"), torch.enable_grad():
         with watch.forward():
             loss = run()
         end_of_forward = watch.see(loss)

@@ -344,6 +344,10 @@ class Engine(Section):
     compile: bool = False
     """Compile the model with `torch.compile`."""
 
+    deterministic: bool = False
+    """Let a GPU compute the same bits each time, so that a run that goes on equals one that was never stopped
+    bit for bit; slower. On a CPU it does so anyway."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 

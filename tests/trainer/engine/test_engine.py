@@ -1,13 +1,20 @@
 """The engine under a real DeepSpeed, one rank on the CPU; two ranks are in tests/integration."""
 
+import os
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+import trainer.engine.engine as engine_module
 from models import create_model
-from trainer import RunError
+from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
+from trainer import RunError, StartAgain
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.environment import Environment, find_environment
@@ -96,6 +103,79 @@ def test_stages_agree_and_keep_the_gradient_norm(alone: Environment) -> None:
     for stage in (1, 2, 3):
         torch.testing.assert_close(results[stage][0], results[0][0], atol=1e-5, rtol=0)
         assert results[stage][1] == pytest.approx(results[0][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_begins_with_the_weights_as_they_are(alone: Environment, stage: int) -> None:
+    """Not with their rounded values, of which DeepSpeed makes its master copy."""
+    torch.manual_seed(0)
+    model = create_model("tiny", form="scene", frames=4, num_classes=4, **SMALL)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert any(not torch.equal(weight, weight.bfloat16()) for weight in before.values())
+    recipe = Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"preset": "tiny", "form": "scene", "frames": 4},
+            "data": {"train": "a", "val": "b"},
+            "optimisation": {"global_batch": 4, "steps": 5, "learning_rate": 1e-2, "ema_decay": 0.9},
+            "engine": {"zero_stage": stage},
+        }
+    )
+    with mock.patch.object(engine_module, "choose_precision", lambda *_: "bf16"):
+        made = Engine(model, recipe, alone, Layout(stage, 4, 1, recomputed_blocks=0))
+    for averaged in (nullcontext, made.averaged):
+        with averaged():
+            for name, weight in made.weights().items():
+                assert torch.equal(weight, before[name]), name
+    made.eval()
+    model = create_model("tiny", form="scene", frames=4, num_classes=4, **SMALL).bfloat16().eval()
+    model.load_state_dict(before)
+    with torch.no_grad():
+        expected = model(clips(0).bfloat16(), None).float()
+        assert torch.equal(made.forward(clips(0)), expected), "what it computes with follows"
+
+
+def patience_of_deepspeed() -> float:
+    made = engine(find_environment("cpu"), stage=1)
+    group = made.deepspeed.data_parallel_group
+    assert group is not None
+    assert group is not dist.group.WORLD
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
+def test_deepspeeds_collectives_have_the_patience_that_was_asked_for() -> None:
+    """Its own group would have torch's, which for NCCL is shorter than the watchdog's."""
+    with Ranks(2) as ranks:
+        assert ranks.run(patience_of_deepspeed) == [60 * MEETING_MINUTES] * 2
+
+
+def connect_with_nobody_to_hear() -> str:
+    with (
+        mock.patch.object(engine_module, "_join", lambda *_: time.sleep(60)),
+        pytest.raises(StartAgain) as refusal,
+    ):
+        disconnect()
+        os.environ["MASTER_PORT"] = str(free_port())
+        connect(find_environment("cpu"), rendezvous=0.01)
+    return str(refusal.value)
+
+
+def test_ranks_that_do_not_get_connected_end_in_time() -> None:
+    with Ranks(1) as ranks:
+        said = ranks.run(connect_with_nobody_to_hear)[0]
+    assert "all 1 ranks met, but gloo did not connect them within 0.01 minutes" in said
+
+
+def number_of_its_gpu() -> str:
+    os.environ["LOCAL_RANK"] = "3"
+    engine_module._import_deepspeed(torch.device("cuda", 0))
+    return os.environ["LOCAL_RANK"]
+
+
+def test_deepspeed_is_told_the_gpu_and_not_the_rank() -> None:
+    """A task that sees its own GPU only has number 0 of it, whatever its rank."""
+    with Ranks(1) as ranks:
+        assert ranks.run(number_of_its_gpu) == ["0"]
 
 
 def test_precision_follows_the_device() -> None:

@@ -1,0 +1,49 @@
+"""How a process ends, with real processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import atexit
+import torch.distributed as dist
+from trainer.leaving import end_with
+atexit.register(lambda: print("Python's own end"))
+def main():
+    {work}
+    return 3
+end_with(main, interrupted="it was interrupted")
+"""
+JOINED = "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); "
+
+
+def ended(work: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM.format(work=work)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("joined", ["", JOINED])
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [
+        ("pass", 3, ""),
+        ("raise ValueError('broken')", 1, "ValueError: broken"),
+        ("raise KeyboardInterrupt", 130, "it was interrupted"),
+    ],
+)
+def test_the_code_and_the_words_are_the_same_with_and_without_a_group(
+    joined: str, work: str, code: int, said: str
+) -> None:
+    result = ended(joined + work)
+    assert result.returncode == code
+    assert said in result.stderr
+    assert ("Python's own end" in result.stdout) == (not joined), "in a group, it may wait for others"
+
+
+def test_work_that_hangs_is_not_waited_for() -> None:
+    hang = "import time; from trainer.deadline import within; within(0.1, lambda: time.sleep(600), 'long')"
+    result = ended(hang)
+    assert result.returncode == 1
+    assert "TimeoutError" in result.stderr
+    assert "Python's own end" not in result.stdout

@@ -1,0 +1,35 @@
+"""How a rank's device computes, beside the recipe's precision."""
+
+import os
+
+import torch
+
+from trainer import RunError
+
+
+def take(device: torch.device) -> None:
+    """Make this GPU the process's own; nothing for a CPU. Raises RunError where it cannot be used."""
+    if device.type == "cpu":
+        return
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as error:
+        raise RunError(
+            f"{device} cannot be used: {str(error).splitlines()[0]} (this PyTorch is built for CUDA "
+            f"{torch.version.cuda}: CUDA 13 needs a driver of version 580 or newer, CUDA 12 one of 525)"
+        ) from error
+
+
+def settle(*, deterministic: bool) -> None:
+    """Let products in fp32 be those of fp32, and on demand every result on a GPU the same bits each time.
+
+    To be called before the first product: cuBLAS reads its workspace once.
+    """
+    # cuDNN's convolutions would round their inputs to TF32, 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
