@@ -190,3 +190,14 @@ def test_the_loss_itself(loss: Callable[[Tensor], Tensor], words: str) -> None:
     assert origin is not None
     assert (origin.phase, origin.module) == ("loss", None)
     assert origin.words.startswith(words)
+
+
+def test_a_compiled_model_is_looked_into_as_it_was_written() -> None:
+    """Code that was compiled before the hooks were there does not look for them."""
+    made, clips = model(), torch.randn(2, 3, 4, 16, 16)
+    made.compile(backend="eager")
+    made(clips, torch.arange(2))
+    overflow(made.blocks[1].attention.qkv.weight)
+    origin = traced(made, clips).origin
+    assert origin is not None
+    assert origin.module == "blocks.1.attention.qkv"
