@@ -1,8 +1,8 @@
 """Where videos are decoded: `dali` in the graph, `pyav` in the source's worker processes, `hybrid` in both.
 
-`dali` on a GPU is NVDEC. On a CPU the graph's decoder takes VP8, VP9 and MJPEG only, which is enough to run
-the same branch anywhere. `auto` means `pyav` on a CPU; on a GPU, `hybrid`: NVDEC, and PyAV for what that
-refuses.
+`dali` on a GPU is NVDEC, which is given H.264 and HEVC (see `GraphDecoder`). On a CPU the graph's decoder
+takes VP8, VP9 and MJPEG, enough to run the same branch anywhere. `auto` means `pyav` on a CPU; on a GPU,
+`hybrid`: NVDEC, and PyAV for what that is not given.
 
 Both give the same frames. Their pixels differ where colours change sharply in videos of 4:2:0: DALI
 interpolates the colour of neighbours, PyAV repeats it, 3 to 5 levels on average in pictures of nothing but
@@ -14,16 +14,13 @@ from typing import Any
 from nvidia.dali import fn, math, types
 
 from .color import UNCHANGED
-from .encoded import CPU_CODECS, GPU_CODECS
 
 
-def choose_decoder(name: str, *, gpu: bool) -> tuple[str, frozenset[str]]:
-    """Resolve `auto`; returns who decodes, and the codecs that the graph takes (none with pyav alone)."""
-    if name == "auto":
-        name = "hybrid" if gpu else "pyav"
-    if name == "pyav":
-        return name, frozenset()
-    return name, GPU_CODECS if gpu else CPU_CODECS
+def choose_decoder(name: str, *, gpu: bool) -> str:
+    """Resolve `auto`."""
+    if name != "auto":
+        return name
+    return "hybrid" if gpu else "pyav"
 
 
 def decode_in_graph(encoded: Any, indices: Any, color: Any, *, gpu: bool) -> Any:

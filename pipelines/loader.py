@@ -17,10 +17,11 @@ from .dataset import Dataset
 from .defects import Defect, Defects
 from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
+from .lending import Lent
 from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
 from .reader import Decoding, Reader, Refused
-from .recovery import find_culprits, in_words
+from .recovery import BROKEN, find_culprits, in_words
 from .source import TrainSource, ViewSource
 from .tuning import LoaderOptions, copy_seconds, tune
 
@@ -64,6 +65,7 @@ class ClipLoader:
         self._refused: Refused = {}
         self._served = 0
         self._costs = Costs()
+        self._lent = Lent()
         self._closed = False
         self._open()
 
@@ -89,11 +91,17 @@ class ClipLoader:
             yield self._next()
 
     @property
+    def graph_share(self) -> float:
+        """The share of the samples that the graph decodes, as far as it takes them."""
+        return self._graph.source.reader.decoding.graph_share
+
+    @property
     def costs(self) -> Costs:
         """What all batches so far have cost."""
         return self._costs + Costs(augment=cpu_seconds(self._threads))
 
     def _next(self) -> ClipBatch:
+        self._lent.settle()
         clips, identity, reasons, costs = self._run()
         self._served += 1
         identity = np.array(identity.as_tensor())
@@ -115,7 +123,11 @@ class ClipLoader:
         Nothing is copied: DALI's buffer belongs to the tensor, and goes back to DALI when that is gone.
         """
         pixels = torch.from_dlpack(clips.as_tensor())
-        ids, labels, valid, keys = torch.from_numpy(identity).to(self.processes.device).unbind(dim=1)
+        self._lent.keep(pixels)
+        numbers = torch.from_numpy(identity)
+        if pixels.is_cuda:  # from memory that is not pinned, a copy waits for all that the GPU has to do
+            numbers = numbers.pin_memory().to(pixels.device, non_blocking=True)
+        ids, labels, valid, keys = numbers.unbind(dim=1)
         return ClipBatch(
             clips=pixels.flatten(0, 1) if self._repeats > 1 else pixels,
             labels=labels.contiguous(),
@@ -157,7 +169,7 @@ class ClipLoader:
             return "a worker process has died"
         try:
             return self._pipeline.run()
-        except RuntimeError as error:
+        except BROKEN as error:
             return in_words(str(error))
 
     def _culprits(self) -> Refused:

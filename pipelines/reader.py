@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import VideoDefect
 from .dataset import Dataset
-from .encoded import STAND_IN_SIZE, NotForGraph, check_encoded, stand_in
+from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
 from .pyav_decode import decode_frames
 
@@ -37,13 +37,13 @@ Refused = dict[RequestKey, str]
 class Decoding:
     """Who decodes.
 
-    name: `pyav` (in the source), `dali` (in the graph) or `hybrid` (each sample where it fits). codecs: what
-    the graph's decoder takes. graph_share: with `hybrid`, the share of the samples that the graph decodes, as
-    far as it takes them.
+    name: `pyav` (in the source), `dali` (in the graph) or `hybrid` (each sample where it fits). decoder: the
+    graph's. graph_share: with `hybrid`, the share of the samples that the graph decodes, as far as it takes
+    them.
     """
 
     name: str
-    codecs: frozenset[str] = frozenset()
+    decoder: GraphDecoder = GraphDecoder.CPU
     graph_share: float = 1.0
 
     @property
@@ -168,7 +168,7 @@ class Reader:
         try:
             if isinstance(source, Path):
                 raise NotForGraph(f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid")
-            encoded = check_encoded(source, row, request.indices, self.decoding.codecs)
+            encoded = check_encoded(source, row, request.indices, self.decoding.decoder)
         except NotForGraph:
             if self.decoding.name == "hybrid":
                 return None
@@ -178,7 +178,7 @@ class Reader:
     def _stand_in(self, request: Request, reason: str) -> Loaded:
         side, count = STAND_IN_SIZE, len(request.indices)
         if self.decoding.name == "dali":
-            data = np.frombuffer(stand_in(self.decoding.codecs), np.uint8)
+            data = np.frombuffer(stand_in(self.decoding.decoder), np.uint8)
             arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), NO_BYTES[2]))
         else:
             arrays = self._arrays(frames=np.full((count, side, side, 3), 128, np.uint8))

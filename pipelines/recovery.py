@@ -14,6 +14,9 @@ from .parallel import Isolation
 from .probe import CRASHES
 from .reader import Arrays, Decoding, Loaded, Reader, Refused, Request
 
+BROKEN = (RuntimeError, ValueError, IndexError)
+"""What DALI's own errors come as: they are C++'s, of these kinds."""
+
 COMPLAINT = re.compile(r'Assert on "[^"]*" failed: (.+)')
 
 
@@ -73,13 +76,13 @@ class _GraphAlone:
         if self._decoding.name == "pyav":
             return ""
         self._arrays = arrays
-        if self._pipeline is None:
-            self._pipeline = decode_only(
-                lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
-            )
         try:
+            if self._pipeline is None:
+                self._pipeline = decode_only(
+                    lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
+                )
             self._pipeline.run()
-        except RuntimeError as error:
+        except BROKEN as error:
             self._pipeline = None  # it is of no more use
             return in_words(str(error))
         return ""

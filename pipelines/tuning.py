@@ -3,23 +3,25 @@
 import logging
 import time
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
 import torch
 
 from .decode import choose_decoder
+from .encoded import GraphDecoder
 from .graph import Graph, Processes, decode_only, with_decoding
 from .parallel import Isolation, usable_cores
 from .reader import Arrays, Decoding
-from .recovery import in_words
+from .recovery import BROKEN, in_words
 from .source import Source
 
 TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
 TRIAL_SAMPLES = 16
 FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 frames is 0.9 TFLOP a clip
 GPU_THREADS = 4  # DALI's CPU threads beside a GPU, which does the work: they launch and copy
+NVDEC_THREADS = 8  # where it decodes, too: each thread waits for one video, and an H100 has 7 decoders
 AHEAD = 2**31  # bytes that may be made ahead
 MOST_AHEAD = 16  # batches
 COPIED = 2**26  # bytes copied to a device to see how long that takes
@@ -31,8 +33,8 @@ class LoaderOptions:
 
     device: where they end up. decoder: `auto`, `dali`, `pyav` or `hybrid`. workers: processes that read, and
     decode where the graph does not. threads: DALI's CPU threads. prefetch: batches made ahead. cores: those
-    that this rank may use. None is decided here: all cores of the machine, and the rest from what samples
-    cost.
+    that this rank may use. graph_share: of the samples, with `hybrid`. None is decided here: all cores of the
+    machine, and the rest from what samples cost.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class LoaderOptions:
     threads: int | None = None
     prefetch: int | None = None
     cores: int | None = None
+    graph_share: float | None = None
 
     @property
     def gpu(self) -> bool:
@@ -71,20 +74,25 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     Returns the graph with its decoding settled, the processes, and both in words.
     """
     cores = options.cores or usable_cores()
-    name, codecs = choose_decoder(options.decoder, gpu=options.gpu)
-    graph = with_decoding(graph, Decoding(name, codecs))
+    name = choose_decoder(options.decoder, gpu=options.gpu)
+    decoding = Decoding(name, GraphDecoder.on(gpu=options.gpu))
+    graph = with_decoding(graph, decoding)
     source = graph.source
     splits = options.decoder == "hybrid"
-    open_questions = splits or options.workers is None or options.prefetch is None
-    trial = _try(source, keep=splits) if open_questions else None
+    asks_share = splits and options.graph_share is None
+    open_questions = asks_share or options.workers is None or options.prefetch is None
+    trial = _try(source, keep=asks_share) if open_questions else None
+    beside_gpu = GPU_THREADS if name == "pyav" else NVDEC_THREADS
+    threads = options.threads or (min(beside_gpu, cores) if options.gpu else cores)
     workers = options.workers or _workers(trial, source.clips_per_sample, cores, options)
     if splits:
-        share = _graph_share(graph, trial, options, workers)
-        graph = with_decoding(graph, Decoding(name, codecs, share))
+        share = options.graph_share
+        if share is None:
+            share = _graph_share(graph, trial, options, workers, threads)
+        graph = with_decoding(graph, replace(decoding, graph_share=share))
         name = f"dali and pyav, {share:.0%} by dali"
     elif name == "hybrid":
         name = "dali, and pyav for what that does not take"
-    threads = options.threads or (min(GPU_THREADS, cores) if options.gpu else cores)
     batch_bytes = source.samples * (trial.bytes if trial else 0.0) + source.output_bytes
     enough = ceil(2 * workers / source.samples) + 1  # no worker waits for the batch to be complete
     prefetch = options.prefetch or max(2, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
@@ -135,7 +143,9 @@ def _try_here(source: Source, keep: bool) -> Trial | None:
     return Trial(read, decode, size, tuple(samples) if keep else ())
 
 
-def _graph_share(graph: Graph, in_graph: Trial | None, options: LoaderOptions, workers: int) -> float:
+def _graph_share(
+    graph: Graph, in_graph: Trial | None, options: LoaderOptions, workers: int, threads: int
+) -> float:
     """The share of the samples that the graph should decode so that it and the workers take equally long."""
     decoding = graph.source.reader.decoding
     # Their last array is the flag that the graph decodes them.
@@ -145,19 +155,19 @@ def _graph_share(graph: Graph, in_graph: Trial | None, options: LoaderOptions, w
         return 0.0
     if by_workers is None:
         return 1.0
-    graph_rate = _graph_rate(fitting, decoding, options)
+    graph_rate = _graph_rate(fitting, decoding, options.device, threads)
     return graph_rate / (graph_rate + workers / max(1e-6, by_workers.decode))
 
 
-def _graph_rate(samples: list[Arrays], decoding: Decoding, options: LoaderOptions) -> float:
+def _graph_rate(samples: list[Arrays], decoding: Decoding, device: torch.device, threads: int) -> float:
     """Samples a second that the graph decodes, measured on these; 0 where it refuses one of them."""
 
     pipeline = decode_only(
         lambda info: samples[info.idx_in_batch],
         decoding,
         batch=len(samples),
-        threads=options.threads or options.cores or usable_cores(),
-        device=options.device,
+        threads=threads,
+        device=device,
     )
     rounds = 3
     try:
@@ -165,7 +175,7 @@ def _graph_rate(samples: list[Arrays], decoding: Decoding, options: LoaderOption
         begun = time.perf_counter()
         for _ in range(rounds):
             pipeline.run()
-    except RuntimeError as error:
+    except BROKEN as error:
         logging.getLogger(__name__).warning(
             "dali fails over the first videos, so hybrid leaves all to pyav: %s", in_words(str(error))
         )

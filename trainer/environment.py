@@ -18,6 +18,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
+from pipelines.parallel import usable_cores
 from trainer import RunError
 
 Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun"]
@@ -306,6 +307,14 @@ def _device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int, launcher: L
             f"process(es) per node, or set engine.device to cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+def cores_per_rank(environment: Environment) -> int:
+    """What SLURM gave the rank's task, else this node's cores, divided among its ranks."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK") if environment.launcher == "srun" else None
+    if given:  # where a task is bound to its cores, those are all that it sees
+        return min(int(given), usable_cores())
+    return max(1, usable_cores() // environment.local_world_size)
 
 
 def describe() -> dict[str, Any]:

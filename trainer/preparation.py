@@ -12,7 +12,7 @@ import torch
 from models import UniFormerV2Config, build_config
 from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.encoded import CPU_CODECS, GPU_CODECS
+from pipelines.encoded import GraphDecoder
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
@@ -162,7 +162,7 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
     """
     if recipe.data.decoder != "dali":
         return
-    taken = GPU_CODECS if gpu else CPU_CODECS
+    taken = GraphDecoder.on(gpu=gpu).codecs
     looked_at = range(0, len(train), max(1, len(train) // LOOKED_AT))
     others = Counter(
         codec for codec in (train.row(sample).codec for sample in looked_at) if codec not in taken

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +14,7 @@ from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from models.image_weights import load_image_weights
 from pipelines import DataError
-from pipelines.loader import train_loader, view_loader
 from pipelines.parallel import usable_cores
-from pipelines.plan import ViewPlan
-from pipelines.tuning import LoaderOptions
 from trainer import RunError, UserError
 from trainer.agreement import AgreedError, together
 from trainer.checkpoint.checkpoints import Checkpoints
@@ -29,12 +25,13 @@ from trainer.display import open_display
 from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
-from trainer.environment import Environment, describe, find_environment, job_end
+from trainer.environment import Environment, cores_per_rank, describe, find_environment, job_end
 from trainer.faults.failure import note_failure
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, exit_code
 from trainer.faults.watchdog import Watchdog
+from trainer.loaders import open_loaders
 from trainer.loop import Trainer
 from trainer.meters import Meters, Totals
 from trainer.node_files import read_first
@@ -83,14 +80,6 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
         raise
     disconnect()
     return code
-
-
-def cores_per_rank(environment: Environment) -> int:
-    """What SLURM gave the rank's task, else this node's cores, divided among its ranks."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK") if environment.launcher == "srun" else None
-    if given:  # where a task is bound to its cores, those are all that it sees
-        return min(int(given), usable_cores())
-    return max(1, usable_cores() // environment.local_world_size)
 
 
 class Run:
@@ -242,35 +231,7 @@ class Run:
             step = state.step
             in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
             meters.restore(state.spent, done_again=in_vain)
-        options = self._loader_options()
-        mean, std = recipe.augmentation.mean, recipe.augmentation.std
-        train = together(
-            lambda: train_loader(
-                prepared.train,
-                prepared.plan,
-                prepared.train_clip,
-                mean=mean,
-                std=std,
-                micro_batch=prepared.layout.micro_batch,
-                rank=environment.rank,
-                world_size=environment.world_size,
-                first_step=step,
-                options=options,
-            )
-        )
-        stack.callback(train.close)
-        val = together(
-            lambda: view_loader(
-                prepared.val,
-                ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size),
-                prepared.view_clip,
-                mean=mean,
-                std=std,
-                rank=environment.rank,
-                options=options,
-            )
-        )
-        stack.callback(val.close)
+        train, val = open_loaders(recipe, environment, prepared, self.folder, first_step=step, stack=stack)
         record = self._open_record(prepared, schedule, step, found, stack)
         for line in prepared.notes:
             record.warn(line)
@@ -368,17 +329,6 @@ class Run:
             world_size=environment.world_size,
         )
         return record
-
-    def _loader_options(self) -> LoaderOptions:
-        data = self.recipe.data
-        return LoaderOptions(
-            device=self.environment.device,
-            decoder=data.decoder,
-            workers=None if data.workers == "auto" else data.workers,
-            threads=None if data.threads == "auto" else data.threads,
-            prefetch=None if data.prefetch == "auto" else data.prefetch,
-            cores=cores_per_rank(self.environment),
-        )
 
     def _random_clips(self, prepared: Preparation) -> torch.Tensor:
         config = prepared.config

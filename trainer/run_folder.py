@@ -4,6 +4,7 @@
 runs/<name>/
   recipe.yaml            the resolved recipe
   environment.json       versions, devices, host of the latest start
+  decoding.json          with hybrid decoding: DALI's share, as measured first
   checkpoints/           step-0000123/, ...
   events.jsonl           one line per step, evaluation, checkpoint, start and end
   quarantine.jsonl       videos that could not be used, and why
@@ -50,7 +51,8 @@ class RunFolder:
         self.weights = path / "weights.safetensors"
         self.stop = path / "STOP"
         self.mlflow = path / "mlflow_run.json"
-        self.travelling = (self.quarantine, self.mlflow)
+        self.decoding = path / "decoding.json"
+        self.travelling = (self.quarantine, self.mlflow, self.decoding)
         """Files of which every checkpoint has a copy."""
         self.telling = Telling()
         self._owed: list[dict[str, Any]] = []  # bad videos that could not be written down yet
@@ -69,13 +71,32 @@ class RunFolder:
     def take_along(self, checkpoint: Path) -> None:
         """Before going on from a checkpoint: make up for files that are missing with its copies.
 
-        One of another run's folder brings its bad videos along, but not the MLflow run: this is a branch.
+        One of another run's folder brings all along but the MLflow run: this is a branch.
         """
         own = checkpoint.absolute().parent == self.checkpoints.absolute()
-        for file in (self.quarantine, self.mlflow) if own else (self.quarantine,):
+        for file in self.travelling:
+            if file == self.mlflow and not own:
+                continue
             copy = checkpoint / file.name
             if copy.exists() and not file.exists():
                 self.write(file, copy.read_text(encoding="utf-8"))
+
+    def graph_share(self) -> float | None:
+        """What part of the videos DALI decodes beside PyAV, measured at the run's start; None where that was
+        not yet, or cannot be read.
+        """
+        try:
+            share = json.loads(self.decoding.read_text(encoding="utf-8"))["graph_share"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return share if isinstance(share, float) and 0 <= share <= 1 else None
+
+    def keep_graph_share(self, share: float) -> None:
+        """Raises RunError where it cannot be written: the run would go on with another one."""
+        try:
+            self.write_json(self.decoding, {"graph_share": share})
+        except OSError as error:
+            raise RunError(f"{self.decoding} cannot be written: {error.strerror or error}") from error
 
     def latest_events(self) -> list[dict[str, Any]]:
         """The last of the events, oldest first: a run has millions, and what counts now is at the end."""

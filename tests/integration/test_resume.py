@@ -3,6 +3,8 @@
 Repeated sampling, accumulation, an average of the weights, dropout, drop path and batch norm over all ranks.
 """
 
+import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +140,31 @@ def test_so_it_does_in_every_precision_and_stage(
         lambda run: run.signal(signal.SIGTERM, rank=1),
         REQUEUE,
     )
+
+
+@pytest.mark.soak
+def test_who_decodes_what_stays_as_it_was_measured_first(motion_set: MotionSet, tmp_path: Path) -> None:
+    """DALI's colours are not PyAV's, and what is fast differs from start to start."""
+
+    def start(run_dir: Path) -> Training:
+        return Training(run_dir, *settings(data__decoder="hybrid"), data=motion_set.root, ranks=2)
+
+    outcome = start(tmp_path / "undisturbed").wait()
+    assert outcome.code == 0, outcome.errors
+    share = tmp_path / "undisturbed" / "decoding.json"
+    assert 0 < json.loads(share.read_text())["graph_share"] < 1
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    shutil.copy(share, run_dir)
+    run = start(run_dir)
+    run.wait_for_step(8)
+    run.signal(signal.SIGTERM)
+    assert run.wait().code == REQUEUE
+    (run_dir / "decoding.json").unlink()  # each checkpoint has a copy
+    outcome = start(run_dir).wait()
+    assert outcome.code == 0, outcome.errors
+    assert losses(run_dir) == losses(tmp_path / "undisturbed")
+    weights, expected = (
+        load_file(folder / "weights.safetensors") for folder in (run_dir, tmp_path / "undisturbed")
+    )
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())

@@ -1,6 +1,7 @@
 """The graph's decoder, held against PyAV frame by frame, and what is kept from it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from nvidia.dali import fn, pipeline_def
 
 from pipelines import VideoDefect
 from pipelines.decode import choose_decoder, correct_color, decode_in_graph
-from pipelines.encoded import CPU_CODECS, GPU_CODECS, Encoded, NotForGraph, check_encoded, stand_in
+from pipelines.encoded import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.manifest import Row
 from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
-from tests.pipelines.videos import KINDS, Kind, decode_all, make_video
+from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, start_at_the_second_keyframe
 
 VP9 = KINDS["vp9"]
 GRAPH_KINDS = {
@@ -38,8 +39,8 @@ def row_of(video: Path) -> Row:
     )
 
 
-def check(video: Path, indices: Sequence[int], codecs: frozenset[str] = CPU_CODECS) -> Encoded:
-    return check_encoded(video.read_bytes(), row_of(video), np.array(indices), codecs)
+def check(video: Path, indices: Sequence[int], decoder: GraphDecoder = GraphDecoder.CPU) -> Encoded:
+    return check_encoded(video.read_bytes(), row_of(video), np.array(indices), decoder)
 
 
 def decode_by_dali(videos: Sequence[Path], indices: Sequence[int]) -> list[np.ndarray]:
@@ -85,21 +86,23 @@ def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
     assert not isinstance(caught.value, NotForGraph)
     small = make_video(tmp_path, Kind("libvpx-vp9", "mkv", VP9.options, size=(64, 64), frames=3))
     with pytest.raises(VideoDefect, match="has frames of 64x64, the manifest says 112x80") as caught:
-        check_encoded(small.read_bytes(), row_of(video), np.array([0]), CPU_CODECS)
+        check_encoded(small.read_bytes(), row_of(video), np.array([0]), GraphDecoder.CPU)
     assert not isinstance(caught.value, NotForGraph)
     with pytest.raises(VideoDefect, match="is not a video"):
-        check_encoded(b"no video" * 100, row_of(video), np.array([0]), CPU_CODECS)
+        check_encoded(b"no video" * 100, row_of(video), np.array([0]), GraphDecoder.CPU)
 
 
 H264 = KINDS["h264"].options
+REFRESHED = KINDS["h264 refreshed piece by piece"].options
 NOT_FOR_NVDEC = {
     "h264 4:2:2": (Kind("libx264", "mp4", H264, "yuv422p"), "has pixels of yuv422p"),
     "h264 4:4:4": (Kind("libx264", "mp4", H264, "yuv444p"), "has pixels of yuv444p"),
     "h264 10 bits": (Kind("libx264", "mp4", H264, "yuv420p10le"), "has pixels of yuv420p10le"),
-    "vp9 4:4:4": (Kind("libvpx-vp9", "webm", VP9.options, "yuv444p"), "has pixels of yuv444p"),
+    **{name: (KINDS[name], f"is {name}") for name in ("vp8", "vp9", "av1", "mjpeg", "mpeg4")},
     "mpeg2": (KINDS["mpeg2 program stream"], "is mpeg2video"),
+    "small hevc": (KINDS["hevc"], "has frames of 112x80"),
+    "interlaced": (KINDS["h264 interlaced"], "is interlaced"),
     "no times": (KINDS["h264 in avi"], "does not say when its frames are shown"),
-    "packed": (KINDS["mpeg4 with packed B-frames"], "does not say when its frames are shown"),
     "edit list": (KINDS["h264 trimmed by an edit list"], "holds frames that are not shown"),
     "cut": (KINDS["h264 from inside a group"], "begins before its first keyframe"),
 }
@@ -110,29 +113,48 @@ def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Pa
     kind, reason = NOT_FOR_NVDEC[name]
     video = make_video(tmp_path, kind)
     with pytest.raises(NotForGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"):
-        check(video, [0, 7], GPU_CODECS)
+        check(video, [0, 7], GraphDecoder.NVDEC)
     assert decode_frames(video, np.array([0, 7])).shape == (2, 80, 112, 3)
 
 
-@pytest.mark.parametrize("name", ["h264 with B-frames", "h264 of variable rate", "hevc", "av1", "mpeg4"])
+@pytest.mark.parametrize("container", ["mp4", "ts"])
+def test_a_video_that_begins_with_a_recovery_point_is_kept_from_nvdec(tmp_path: Path, container: str) -> None:
+    """It would leave out the first pictures, and DALI number the others as if it had not."""
+    whole = make_video(tmp_path, Kind("libx264", container, REFRESHED))
+    assert check(whole, [0], GraphDecoder.NVDEC).indices.tolist() == [0]
+    cut = make_video(tmp_path, Kind("libx264", container, REFRESHED, remake=start_at_the_second_keyframe))
+    with pytest.raises(NotForGraph, match="begins with no IDR picture"):
+        check(cut, [0], GraphDecoder.NVDEC)
+
+
+USUAL = {
+    **{name: KINDS[name] for name in ("h264 with B-frames", "h264 of variable rate")},
+    "h264 in a transport stream": KINDS["h264 in a transport stream"],
+    "h264 cut at a keyframe": replace(KINDS["h264 with B-frames"], remake=start_at_the_second_keyframe),
+    "hevc": replace(KINDS["hevc"], size=(144, 176)),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
 def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name: str) -> None:
-    video = make_video(tmp_path, KINDS[name])
-    assert check(video, [0, 39], GPU_CODECS).indices.tolist() == [0, 39]
+    video = make_video(tmp_path, USUAL[name])
+    last = row_of(video).frames - 1
+    assert check(video, [0, last], GraphDecoder.NVDEC).indices.tolist() == [0, last]
     with pytest.raises(NotForGraph, match=r"is \w+, which .* \(it takes mjpeg, vp8, vp9\)"):
-        check(video, [0, 39])
+        check(video, [0, last])
 
 
-@pytest.mark.parametrize("codecs", [CPU_CODECS, GPU_CODECS], ids=["cpu", "gpu"])
-def test_a_stand_in_is_taken(tmp_path: Path, codecs: frozenset[str]) -> None:
+@pytest.mark.parametrize("decoder", GraphDecoder)
+def test_a_stand_in_is_taken(tmp_path: Path, decoder: GraphDecoder) -> None:
     video = tmp_path / "stand-in.mkv"
-    video.write_bytes(stand_in(codecs))
-    assert check(video, [0], codecs).indices.tolist() == [0]
+    video.write_bytes(stand_in(decoder))
+    assert check(video, [0], decoder).indices.tolist() == [0]
 
 
 def test_who_decodes() -> None:
-    assert choose_decoder("auto", gpu=False) == ("pyav", frozenset())
-    assert choose_decoder("auto", gpu=True) == ("hybrid", GPU_CODECS)
-    assert choose_decoder("dali", gpu=False) == ("dali", CPU_CODECS)
+    assert choose_decoder("auto", gpu=False) == "pyav"
+    assert choose_decoder("auto", gpu=True) == "hybrid"
+    assert choose_decoder("dali", gpu=False) == "dali"
 
 
 def test_only_samples_that_need_it_are_corrected() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.encoded import CPU_CODECS
+from pipelines.encoded import GraphDecoder
 from pipelines.graph import Processes, TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.manifest import Manifest
@@ -63,7 +63,7 @@ def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
     """Here PyAV refuses it, too, and gives its own reason."""
     graph = TrainGraph(source(Reader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
     clips = ClipLoader(graph, options("hybrid"), batches=0)
-    clips._graph = with_decoding(graph, Decoding("hybrid", CPU_CODECS, graph_share=1.0))
+    clips._graph = with_decoding(graph, Decoding("hybrid", GraphDecoder.CPU, graph_share=1.0))
     clips._shut()
     clips._open()
     seen = [batch for _, batch in zip(range(6), clips, strict=False)]
@@ -189,7 +189,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 8), (0.7, 22), (1.0, 32)])
 def test_the_graphs_share_is_spread_evenly(share: float, expected: int) -> None:
-    decoding = Decoding("hybrid", frozenset({"vp9"}), share)
+    decoding = Decoding("hybrid", graph_share=share)
     chosen = [decoding.in_graph(turn) for turn in range(32)]
     assert sum(chosen) == expected
     for start in range(0, 32, 8):

@@ -140,6 +140,15 @@ def start_inside_a_group(original: Path, path: Path) -> None:
     copy_packets(original, path, lambda packets: packets[3:])
 
 
+def start_at_the_second_keyframe(original: Path, path: Path) -> None:
+    """As a lossless cutter does."""
+
+    def from_there(packets: Sequence[av.Packet]) -> Sequence[av.Packet]:
+        return packets[[number for number, packet in enumerate(packets) if packet.is_keyframe][1] :]
+
+    copy_packets(original, path, from_there)
+
+
 def drop_avi_index(original: Path, path: Path) -> None:
     """An .avi as a crash leaves it: frames, no index."""
     content = original.read_bytes()

@@ -223,7 +223,8 @@ def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_r
     train = Dataset([write_manifest(folder / "train.arrow", rows, ["a"])])
     with pytest.raises(RunError, match=r"mjpeg, vp8, vp9 on a CPU, .* 3 are .* \(3 h264\); set it to pyav"):
         check_decoder(recipe("data.decoder=dali"), train, gpu=False)
-    check_decoder(recipe("data.decoder=dali"), train, gpu=True)
+    with pytest.raises(RunError, match=r"h264, hevc on a GPU, .* 7 are .* \(7 vp9\); set it to auto"):
+        check_decoder(recipe("data.decoder=dali"), train, gpu=True)
     check_decoder(recipe("data.decoder=hybrid"), train, gpu=False)
     check_decoder(recipe("data.decoder=dali", "data.bad_share=0.3"), train, gpu=False)
 

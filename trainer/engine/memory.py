@@ -26,9 +26,10 @@ Precision = Literal["fp32", "bf16", "autocast"]
 GIB = 2**30
 REDUCE_BUCKET = 500_000_000  # elements that DeepSpeed sets aside for adding up gradients over the ranks
 GATHERED = 1_000_000_000  # weights that ZeRO 3 keeps whole at a time: all of any model here
-RESERVE = {"cuda": 3 * GIB // 2, "cpu": 2 * GIB}
-"""Bytes set aside by kind of device: on a GPU for NCCL, the libraries' workspaces and the video decoder, on a
-CPU for the processes that read and decode. Assumed, not measured."""
+RESERVE = {"cuda": 3 * GIB, "cpu": 2 * GIB}
+"""Bytes set aside by kind of device: on a GPU for NCCL, the libraries' workspaces, DALI's buffers and up to a
+hundred idle video decoders that it keeps, on a CPU for the processes that read and decode. Assumed, not
+measured."""
 FRAGMENTATION = 0.06  # of what is needed, lost by the allocator between the tensors
 UNLIMITED = 2**60  # a control group of version 1 without a limit names a number above this
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+import pipelines.trial_decode
 from models import build_config
 from models.cost import parameter_count
 from pipelines.motion import CLASS_NAMES
@@ -196,6 +198,19 @@ def test_decoding_counts_frames_and_names_what_went_wrong() -> None:
 
 def test_a_clip_made_here_is_decoded_with_all_its_frames() -> None:
     assert decode_trial(CPU, FRAMES) == [FRAMES, 128, 128, 3]
+
+
+def test_a_decoder_that_gives_other_frames_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output has as many frames as were asked for, whatever is in them."""
+    right = pipelines.trial_decode.check_encoded
+
+    def one_later(*arguments: object) -> object:
+        encoded = right(*arguments)  # type: ignore[arg-type]
+        return replace(encoded, indices=np.minimum(encoded.indices + 1, FRAMES - 1))
+
+    monkeypatch.setattr(pipelines.trial_decode, "check_encoded", one_later)
+    with pytest.raises(RuntimeError, match="15 of 16 frames are not those"):
+        decode_trial(CPU, FRAMES)
 
 
 def test_products_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

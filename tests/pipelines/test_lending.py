@@ -1,0 +1,77 @@
+"""When DALI gets its buffers back. There are no CUDA events here: these stand in for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+from unittest import mock
+from weakref import ref
+
+import pytest
+import torch
+
+from pipelines.lending import MOST, Lent
+
+
+class Event:
+    made: ClassVar[list["Event"]]
+
+    def __init__(self) -> None:
+        self.done = False
+        Event.made.append(self)
+
+    def record(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        self.done = True
+
+
+@dataclass(eq=False)
+class Clips:
+    is_cuda: bool = True
+    pixels: list[float] = field(default_factory=list)
+
+
+@pytest.fixture(autouse=True)
+def events() -> Iterator[list[Event]]:
+    Event.made = []
+    with mock.patch.object(torch.cuda, "Event", Event):
+        yield Event.made
+
+
+def lend(lent: Lent) -> "ref[Clips]":
+    lent.settle()
+    clips = Clips()
+    lent.keep(clips)  # type: ignore[arg-type]
+    return ref(clips)
+
+
+def test_a_buffer_is_kept_until_the_work_with_it_is_done(events: list[Event]) -> None:
+    lent = Lent()
+    first = lend(lent)
+    second = lend(lent)
+    assert first() is not None, "its work was queued, and is not done"
+    events[0].done = True
+    third = lend(lent)
+    assert first() is None
+    assert second() is not None
+    assert third() is not None
+
+
+def test_no_more_than_a_few_are_kept(events: list[Event]) -> None:
+    lent = Lent()
+    batches = [lend(lent) for _ in range(MOST + 3)]
+    assert sum(batch() is not None for batch in batches) == MOST + 1, "and the one that is handed over"
+    assert [event.done for event in events] == [True, True, False, False]
+
+
+def test_on_a_cpu_nothing_is_kept() -> None:
+    lent = Lent()
+    clips = Clips(is_cuda=False)
+    lent.keep(clips)  # type: ignore[arg-type]
+    gone = ref(clips)
+    del clips
+    assert gone() is None

@@ -1,0 +1,93 @@
+"""A run's two loaders, for training and for evaluation, on all ranks."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from pipelines.loader import ClipLoader, train_loader, view_loader
+from pipelines.plan import ViewPlan
+from pipelines.tuning import LoaderOptions
+from trainer.agreement import together
+from trainer.environment import Environment, cores_per_rank
+from trainer.preparation import Preparation
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import RunFolder
+
+
+def open_loaders(
+    recipe: Recipe,
+    environment: Environment,
+    prepared: Preparation,
+    folder: RunFolder,
+    *,
+    first_step: int,
+    stack: ExitStack,
+) -> tuple[ClipLoader, ClipLoader]:
+    """The loader of training clips from this step on, and that of evaluation. Collective.
+
+    Who decodes a video shows in its colours. So the share of `hybrid` decoding is measured once in a run, by
+    rank 0, and kept in its folder: all ranks go by it, and so does the run when it goes on.
+
+    stack: closes them.
+    """
+    options = _options(recipe, environment)
+    colours = {"mean": recipe.augmentation.mean, "std": recipe.augmentation.std}
+
+    def training() -> ClipLoader:
+        loader = train_loader(
+            prepared.train,
+            prepared.plan,
+            prepared.train_clip,
+            **colours,
+            micro_batch=prepared.layout.micro_batch,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            first_step=first_step,
+            options=options,
+        )
+        stack.callback(loader.close)
+        return loader
+
+    def evaluation() -> ClipLoader:
+        plan = ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size)
+        loader = view_loader(
+            prepared.val, plan, prepared.view_clip, **colours, rank=environment.rank, options=options
+        )
+        stack.callback(loader.close)
+        return loader
+
+    first: ClipLoader | None = None
+    if recipe.data.decoder == "hybrid":
+        share = _told(folder.graph_share() if environment.is_main else None)
+        if share is None:
+            first = together(lambda: _measured(training, folder) if environment.is_main else None)
+            share = _told(None if first is None else first.graph_share)
+        options = replace(options, graph_share=share)
+    return together(lambda: training() if first is None else first), together(evaluation)
+
+
+def _measured(training: Callable[[], ClipLoader], folder: RunFolder) -> ClipLoader:
+    loader = training()
+    folder.keep_graph_share(loader.graph_share)
+    return loader
+
+
+def _told(share: float | None) -> float | None:
+    """What rank 0 says. Collective."""
+    said = [share]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
+def _options(recipe: Recipe, environment: Environment) -> LoaderOptions:
+    data = recipe.data
+    return LoaderOptions(
+        device=environment.device,
+        decoder=data.decoder,
+        workers=None if data.workers == "auto" else data.workers,
+        threads=None if data.threads == "auto" else data.threads,
+        prefetch=None if data.prefetch == "auto" else data.prefetch,
+        cores=cores_per_rank(environment),
+    )
