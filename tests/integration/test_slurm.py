@@ -174,6 +174,7 @@ def test_two_nodes_train_as_two_ranks_of_one_machine(
     assert "top-1" in (Path(begun[0]["logs"]) / "rank-0.log").read_text()
 
 
+@pytest.mark.soak
 def test_asked_to_leave_it_saves_is_queued_again_and_ends_as_if_nothing_had_been(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:

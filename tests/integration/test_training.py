@@ -50,7 +50,7 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
     assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (0, 1, 3))])
 def test_two_ranks_train_as_one_does(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path, stage: int
 ) -> None:
@@ -122,6 +122,7 @@ def test_a_changed_recipe_is_refused_by_name_and_changes_nothing(
     assert (undisturbed / "recipe.yaml").read_text() == before
 
 
+@pytest.mark.soak
 def test_other_videos_and_classes_are_refused_by_name_unless_they_are_meant(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path)
     assert not list((tmp_path / "run" / "checkpoints").glob("*step-*"))
 
 
+@pytest.mark.soak
 def test_going_back_sets_aside_what_came_later_and_the_clock_saves_once(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
