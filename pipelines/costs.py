@@ -16,7 +16,7 @@ ADVICE = {
     "every 12 frames",
     "augment": "Augmentation limits: more cores (data.threads), a GPU, or fewer or cheaper operations "
     "(augmentation.rand_augment)",
-    "transfer": "Copying to the device limits: data.decoder dali, or smaller videos",
+    "transfer": "Copying to the device limits: data.decoder auto with videos in H.264, or smaller videos",
     "cores": "All cores are busy: more of them, fewer or cheaper operations, smaller videos, more keyframes",
     "device": "The GPU decodes or augments more slowly than it trains: data.decoder hybrid or pyav, or fewer "
     "operations (augmentation.rand_augment)",

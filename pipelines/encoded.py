@@ -1,8 +1,6 @@
 """What must be known of an encoded video before a DALI graph gets it, where one bad sample fails a batch."""
 
 import io
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -15,24 +13,14 @@ from . import VideoDefect
 from .color import color_correction
 from .container import VideoIndex, open_video, read_index
 from .manifest import Row
-from .pyav_decode import FIELDS_UNKNOWN, PROGRESSIVE, check_frames, check_size
-
-# In every generation NVDEC refuses H.264 in 4:2:2, 4:4:4 or 10 bits; of HEVC some take some of these, but the
-# graph's conversion to RGB reads 8 bits in 4:2:0.
-NVDEC_PIXELS = frozenset({"yuv420p", "yuvj420p"})
-
-# The least and the most pixels a side, from NVIDIA's tables of NVDEC's limits.
-NVDEC_SIDES = {"h264": (48, 4096), "hevc": (144, 8192)}
-
-IDR = 5  # type of a NAL unit of H.264: nothing after it refers to what was before (ITU-T H.264, table 7-1)
+from .nvdec import SIDES, refused_by_nvdec
+from .pyav_decode import check_frames, check_size
 
 
 class GraphDecoder(Enum):
     """DALI's decoder in a graph, by the device that it is on.
 
-    What is said to be taken is what it numbers as PyAV does, not all that it decodes. NVDEC is left H.264 and
-    HEVC: DALI numbers its pictures by packets, of which those of VP8, VP9, AV1 and MPEG-4 may hold two or
-    none; it has no MJPEG, and many GPUs have no AV1.
+    What is said to be taken is what it numbers as PyAV does, not all that it decodes.
     """
 
     CPU = "cpu"
@@ -45,7 +33,7 @@ class GraphDecoder(Enum):
     @property
     def codecs(self) -> frozenset[str]:
         """That it takes, by FFmpeg's names."""
-        return frozenset(NVDEC_SIDES if self is GraphDecoder.NVDEC else ("vp8", "vp9", "mjpeg"))
+        return frozenset(SIDES if self is GraphDecoder.NVDEC else ("vp8", "vp9", "mjpeg"))
 
 
 STAND_IN_SIZE = 64  # pixels a side; hardware decoders take nothing smaller than 48
@@ -84,49 +72,20 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
         check_frames(indices, len(index.shown))
         if codec not in decoder.codecs:
             raise _not_for_graph(f"is {codec}", f"it takes {', '.join(sorted(decoder.codecs))}")
-        if decoder is GraphDecoder.NVDEC:
-            _check_for_nvdec(stream.codec_context, codec, index)
+        if decoder is GraphDecoder.NVDEC and (
+            refused := refused_by_nvdec(stream.codec_context, codec, index)
+        ):
+            raise _not_for_graph(*refused)
     if reason := _numbered_otherwise(index, decoder):
         raise _not_for_graph(reason, "it would give other frames than were asked for")
     return Encoded(np.asarray(indices, np.int32), color_correction(colorspace))
 
 
-def _check_for_nvdec(
-    context: "av.video.codeccontext.VideoCodecContext", codec: str, index: VideoIndex
-) -> None:
-    """Raises NotForGraph for what NVDEC, or DALI with it, does not take."""
-    if context.pix_fmt not in NVDEC_PIXELS:
-        raise _not_for_graph(
-            f"has pixels of {context.pix_fmt}", f"it takes {', '.join(sorted(NVDEC_PIXELS))}"
-        )
-    least, most = NVDEC_SIDES[codec]
-    sides = context.width, context.height
-    if min(sides) < least or max(sides) > most:
-        size = f"{context.width}x{context.height}"
-        raise _not_for_graph(f"has frames of {size}", f"it takes {least} to {most} pixels a side in {codec}")
-    if context.field_order not in (FIELDS_UNKNOWN, PROGRESSIVE):
-        raise _not_for_graph("is interlaced", "it may number fields")
-    if codec == "h264":
-        assert index.packets is not None
-        first = bytes(index.packets[index.keyframes[0]])
-        if IDR not in _nal_types(first, context.extradata or b""):
-            raise _not_for_graph("begins with no IDR picture", "it would leave out the first frames")
-
-
-def _nal_types(packet: bytes, extradata: bytes) -> Iterator[int]:
-    """The types of the NAL units in a packet of H.264."""
-    if extradata[:1] == b"\x01":  # each is preceded by its length (ISO/IEC 14496-15, 5.3.3)
-        size, position = (extradata[4] & 3) + 1, 0
-        while position + size < len(packet):
-            yield packet[position + size] & 31
-            position += size + int.from_bytes(packet[position : position + size], "big")
-    else:  # by a start code (ITU-T H.264, annex B)
-        for found in re.finditer(b"\x00\x00\x01(.)", packet, re.DOTALL):
-            yield found[1][0] & 31
-
-
 def _not_for_graph(what: str, why: str) -> NotForGraph:
-    return NotForGraph(f"{what}, which the graph's decoder does not take ({why}); set data.decoder to pyav")
+    return NotForGraph(
+        f"{what}, which the graph's decoder does not take ({why}); set data.decoder to auto or hybrid, which "
+        "leave such videos to PyAV, or to pyav"
+    )
 
 
 def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
@@ -140,6 +99,8 @@ def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
         return "begins before its first keyframe"
     if len(index.shown) < len(index.times) and decoder is GraphDecoder.NVDEC:
         return "holds frames that are not shown"
+    if decoder is GraphDecoder.NVDEC and any(time is not None and time < 0 for time in index.times):
+        return "shows frames before time 0"
     return ""
 
 

@@ -4,7 +4,7 @@ from collections import deque
 
 import torch
 
-MOST = 2  # batches that may be waited for: the host runs no further ahead
+MOST = 2  # batches that may be waited for: the trainer runs about one ahead of the GPU
 
 
 class Lent:
@@ -32,6 +32,13 @@ class Lent:
             elif not event.query():
                 return
             self._at_work.popleft()
+
+    def release(self) -> None:
+        """Wait for the work with all batches, and give their buffers back."""
+        if self._latest is not None:
+            torch.cuda.synchronize(self._latest.device)
+        self._latest = None
+        self._at_work.clear()
 
     def keep(self, clips: torch.Tensor) -> None:
         """Take note of the batch that is handed over now."""

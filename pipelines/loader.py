@@ -89,6 +89,7 @@ class ClipLoader:
             raise RuntimeError("the previous pass over this loader was left in the middle; make a new loader")
         for _ in range(self.batches):
             yield self._next()
+        self._lent.release()  # the next pass may be hours away
 
     @property
     def graph_share(self) -> float:
@@ -209,6 +210,7 @@ class ClipLoader:
         self._threads = frozenset()
         deadline = threading.Timer(WORKER_PATIENCE, self._kill_workers)
         deadline.start()
+        self._lent.release()
         self._pipeline = None
         gc.collect()
         deadline.cancel()

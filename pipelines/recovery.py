@@ -76,11 +76,11 @@ class _GraphAlone:
         if self._decoding.name == "pyav":
             return ""
         self._arrays = arrays
+        if self._pipeline is None:
+            self._pipeline = decode_only(
+                lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
+            )
         try:
-            if self._pipeline is None:
-                self._pipeline = decode_only(
-                    lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
-                )
             self._pipeline.run()
         except BROKEN as error:
             self._pipeline = None  # it is of no more use

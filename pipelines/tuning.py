@@ -9,9 +9,11 @@ from math import ceil
 import numpy as np
 import torch
 
+from . import DataError
 from .decode import choose_decoder
 from .encoded import GraphDecoder
 from .graph import Graph, Processes, decode_only, with_decoding
+from .nvdec import LIBRARY, has_nvdec
 from .parallel import Isolation, usable_cores
 from .reader import Arrays, Decoding
 from .recovery import BROKEN, in_words
@@ -71,10 +73,16 @@ class Trial:
 def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     """Decide what the options leave open: who decodes, how many processes and threads, how far ahead.
 
-    Returns the graph with its decoding settled, the processes, and both in words.
+    Returns the graph with its decoding settled, the processes, and both in words. Raises DataError where the
+    GPU is to decode and its library is not there: each video would be taken for a bad one.
     """
     cores = options.cores or usable_cores()
     name = choose_decoder(options.decoder, gpu=options.gpu)
+    if options.gpu and name != "pyav" and not has_nvdec():
+        raise DataError(
+            f"data.decoder {options.decoder} decodes on the GPU, and {LIBRARY} cannot be loaded here; in a "
+            "container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or set data.decoder to pyav"
+        )
     decoding = Decoding(name, GraphDecoder.on(gpu=options.gpu))
     graph = with_decoding(graph, decoding)
     source = graph.source
@@ -90,7 +98,8 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
         if share is None:
             share = _graph_share(graph, trial, options, workers, threads)
         graph = with_decoding(graph, replace(decoding, graph_share=share))
-        name = f"dali and pyav, {share:.0%} by dali"
+        kept = "" if asks_share else ", as measured when the run first started"
+        name = f"dali and pyav, {share:.0%} by dali{kept}"
     elif name == "hybrid":
         name = "dali, and pyav for what that does not take"
     batch_bytes = source.samples * (trial.bytes if trial else 0.0) + source.output_bytes

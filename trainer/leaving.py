@@ -2,8 +2,8 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from trainer.deadline import stuck
@@ -18,14 +18,17 @@ def end_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     try:
         code = main()
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
         code = 130
+        with suppress(OSError):  # its reader may have ended by the same interrupt
+            print(interrupted, file=sys.stderr)
     except Exception:
-        traceback.print_exc()
         code = 1
+        with suppress(OSError):
+            sys.excepthook(*sys.exc_info())  # torch's says of which rank
     distributed = sys.modules.get("torch.distributed")  # not imported to say that a recipe has a mistake
     if stuck() or (distributed is not None and distributed.is_initialized()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)

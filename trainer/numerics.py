@@ -15,8 +15,8 @@ def take(device: torch.device) -> None:
         torch.cuda.set_device(device)
     except RuntimeError as error:
         raise RunError(
-            f"{device} cannot be used: {str(error).splitlines()[0]} (this PyTorch is built for CUDA "
-            f"{torch.version.cuda}: CUDA 13 needs a driver of version 580 or newer, CUDA 12 one of 525)"
+            f"{device} cannot be used: {str(error).splitlines()[0]} (if it is the driver: this PyTorch is "
+            f"built for CUDA {torch.version.cuda}; CUDA 13 needs version 580 or newer, CUDA 12 525)"
         ) from error
 
 

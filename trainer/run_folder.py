@@ -82,8 +82,8 @@ class RunFolder:
                 self.write(file, copy.read_text(encoding="utf-8"))
 
     def graph_share(self) -> float | None:
-        """What part of the videos DALI decodes beside PyAV, measured at the run's start; None where that was
-        not yet, or cannot be read.
+        """What part of the videos DALI decodes beside PyAV, measured when the run first started; None where
+        that was not yet, or cannot be read.
         """
         try:
             share = json.loads(self.decoding.read_text(encoding="utf-8"))["graph_share"]

@@ -58,6 +58,8 @@ class Tally:
         """
         numbers = [clips - bad, clips, bad, defects, leaving, wants_save, *saves]
         part = torch.tensor([0.0, *numbers], dtype=torch.float64)
+        if self._device.type == "cuda":  # from memory that is not pinned, the copy would wait
+            part = part.pin_memory()
         part = part.to(self._device, non_blocking=True)
         part[0] = loss_sum.double()
         before = self.last()

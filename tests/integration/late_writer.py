@@ -1,12 +1,12 @@
 """launch/train.py whose rank 1 writes no checkpoint before there is a file HELD_FOR."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
 import launch.train
 from trainer.checkpoint.shards import Snapshot
+from trainer.leaving import end_with
 
 
 def main() -> int:
@@ -23,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, interrupted="interrupted before the run began")

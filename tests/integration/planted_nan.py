@@ -4,12 +4,12 @@ Where LEFT_OUT names steps (from 0), these change nothing either, with clips tha
 """
 
 import os
-import sys
 from typing import Any
 
 import launch.train
 from pipelines import loader
 from trainer.engine.engine import Engine
+from trainer.leaving import end_with
 
 
 def numbers(variable: str) -> set[int]:
@@ -50,4 +50,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, interrupted="interrupted before the run began")

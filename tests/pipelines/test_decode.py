@@ -93,6 +93,8 @@ def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
 
 
 H264 = KINDS["h264"].options
+CLOSED = "log-level=error:pools=none:frame-threads=1:bframes=3:b-adapt=0:keyint=10:min-keyint=10:open-gop=0"
+OPEN = CLOSED.replace("open-gop=0", "open-gop=1")
 REFRESHED = KINDS["h264 refreshed piece by piece"].options
 NOT_FOR_NVDEC = {
     "h264 4:2:2": (Kind("libx264", "mp4", H264, "yuv422p"), "has pixels of yuv422p"),
@@ -101,6 +103,18 @@ NOT_FOR_NVDEC = {
     **{name: (KINDS[name], f"is {name}") for name in ("vp8", "vp9", "av1", "mjpeg", "mpeg4")},
     "mpeg2": (KINDS["mpeg2 program stream"], "is mpeg2video"),
     "small hevc": (KINDS["hevc"], "has frames of 112x80"),
+    "hevc with open groups": (
+        Kind("libx265", "mp4", {"x265-params": OPEN}, size=(144, 176)),
+        "has open groups of pictures",
+    ),
+    "the same in a transport stream": (
+        Kind("libx265", "ts", {"x265-params": OPEN}, size=(144, 176)),
+        "has open groups of pictures",
+    ),
+    "from before time 0": (
+        Kind("libx264", "ts", H264, times=lambda i: 40 * i - 2000, muxer={"avoid_negative_ts": "disabled"}),
+        "shows frames before time 0",
+    ),
     "interlaced": (KINDS["h264 interlaced"], "is interlaced"),
     "no times": (KINDS["h264 in avi"], "does not say when its frames are shown"),
     "edit list": (KINDS["h264 trimmed by an edit list"], "holds frames that are not shown"),
@@ -114,7 +128,7 @@ def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Pa
     video = make_video(tmp_path, kind)
     with pytest.raises(NotForGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"):
         check(video, [0, 7], GraphDecoder.NVDEC)
-    assert decode_frames(video, np.array([0, 7])).shape == (2, 80, 112, 3)
+    assert decode_frames(video, np.array([0, 7])).shape == (2, *kind.size, 3)
 
 
 @pytest.mark.parametrize("container", ["mp4", "ts"])
@@ -131,7 +145,7 @@ USUAL = {
     **{name: KINDS[name] for name in ("h264 with B-frames", "h264 of variable rate")},
     "h264 in a transport stream": KINDS["h264 in a transport stream"],
     "h264 cut at a keyframe": replace(KINDS["h264 with B-frames"], remake=start_at_the_second_keyframe),
-    "hevc": replace(KINDS["hevc"], size=(144, 176)),
+    "hevc of closed groups": Kind("libx265", "mp4", {"x265-params": CLOSED}, size=(144, 176)),
 }
 
 

@@ -32,6 +32,7 @@ class Event:
 @dataclass(eq=False)
 class Clips:
     is_cuda: bool = True
+    device: str = "cuda:0"
     pixels: list[float] = field(default_factory=list)
 
 
@@ -66,6 +67,15 @@ def test_no_more_than_a_few_are_kept(events: list[Event]) -> None:
     batches = [lend(lent) for _ in range(MOST + 3)]
     assert sum(batch() is not None for batch in batches) == MOST + 1, "and the one that is handed over"
     assert [event.done for event in events] == [True, True, False, False]
+
+
+def test_all_go_back_on_demand() -> None:
+    lent = Lent()
+    batches = [lend(lent) for _ in range(2)]
+    with mock.patch.object(torch.cuda, "synchronize") as waited:
+        lent.release()
+    assert waited.call_count == 1
+    assert [batch() for batch in batches] == [None, None]
 
 
 def test_on_a_cpu_nothing_is_kept() -> None:

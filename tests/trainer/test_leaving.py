@@ -1,5 +1,6 @@
 """How a process ends, with real processes."""
 
+import os
 import subprocess
 import sys
 
@@ -38,7 +39,21 @@ def test_the_code_and_the_words_are_the_same_with_and_without_a_group(
     result = ended(joined + work)
     assert result.returncode == code
     assert said in result.stderr
+    assert ("[rank0]: ValueError" in result.stderr) == (said.startswith("ValueError") and bool(joined))
     assert ("Python's own end" in result.stdout) == (not joined), "in a group, it may wait for others"
+
+
+@pytest.mark.parametrize("work", ["print('much to say'); return 85", "raise KeyboardInterrupt"])
+def test_a_reader_that_is_gone_changes_neither_code_nor_end(work: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = PROGRAM.format(work=JOINED + work)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=writer, timeout=60, env=buffered
+    )
+    os.close(writer)
+    assert result.returncode == (85 if "85" in work else 130)
 
 
 def test_work_that_hangs_is_not_waited_for() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import RunError
 from trainer.run_folder import RunFolder
 
 
@@ -71,3 +72,35 @@ def test_half_a_line_that_found_no_room_is_taken_back(tmp_path: Path) -> None:
 
 def _full(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"graph_share": null}', '{"graph_share": 7.0}'])
+def test_a_share_that_cannot_be_read_is_measured_anew(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.graph_share() is None
+    folder.decoding.write_text(text)
+    assert folder.graph_share() is None
+    folder.keep_graph_share(0.25)
+    assert folder.graph_share() == 0.25
+
+
+def test_a_share_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.decoding.mkdir()
+    with pytest.raises(RunError, match=r"decoding\.json cannot be written"):
+        folder.keep_graph_share(0.25)
+
+
+def test_a_branch_takes_all_along_but_the_mlflow_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "first" / "checkpoints" / "step-0000005"
+    checkpoint.mkdir(parents=True)
+    first, branch = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "branch")
+    (tmp_path / "branch").mkdir()
+    for file in first.travelling:
+        (checkpoint / file.name).write_text('{"graph_share": 0.5}')
+    for folder in (first, branch):
+        folder.take_along(checkpoint)
+        assert folder.graph_share() == 0.5
+        assert folder.quarantine.exists()
+    assert first.mlflow.exists()
+    assert not branch.mlflow.exists()

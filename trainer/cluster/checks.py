@@ -4,7 +4,6 @@ A check is a function that returns findings; `attempt` runs it with a time limit
 into a finding. The verdicts are functions of numbers, apart from where the numbers come from.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from models import ModelError
 from models.cost import parameter_count
 from pipelines import DataError
 from pipelines.manifest import Manifest
+from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.tuning import AHEAD
 from trainer import UserError
 from trainer.checkpoint.shelf import MARGIN, Shelf
@@ -255,11 +255,9 @@ def judge_gpu_memory(index: int, free: int, total: int) -> Finding:
 
 def _nvdec(index: int) -> Iterator[Finding]:
     """In a process of its own: what crashes the decoder, or hangs it, must not end the doctor."""
-    try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError:
+    if not has_nvdec():
         advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
-        yield Finding("NVDEC", Verdict.FAILED, "libnvcuvid.so.1 cannot be loaded", advice)
+        yield Finding("NVDEC", Verdict.FAILED, f"{LIBRARY} cannot be loaded", advice)
         return
     command = [sys.executable, "-m", "pipelines.trial_decode", f"cuda:{index}", "--frames", str(FRAMES)]
     try:

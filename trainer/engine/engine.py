@@ -53,8 +53,8 @@ def connect(
     """Join the process group of all ranks; the environment's `env://` variables are set already.
 
     patience: minutes that a rank waits for the others in a collective. rendezvous: minutes within which all
-    must have come, and then be connected. Raises RunError when the ranks cannot meet, as when another run has
-    their port, and StartAgain when some rank does not come, or is not heard of any more.
+    must have come, and within as many more be connected. Raises RunError when the ranks cannot meet, as when
+    another run has their port, and StartAgain when some rank does not come, or they cannot be connected.
     """
     deepspeed = _import_deepspeed(environment.device)
     if dist.is_initialized():
@@ -64,33 +64,34 @@ def connect(
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = meet(environment, address, port, 60 * rendezvous)
-        store.set_timeout(timeout)
-        within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
-    except TimeoutError as error:
-        raise StartAgain(
-            f"all {environment.world_size} ranks met, but {backend} did not connect them within "
-            f"{rendezvous:g} minutes (run.rendezvous_minutes); NCCL_DEBUG=INFO says where it waits, "
-            "NCCL_SOCKET_IFNAME names the network to use"
-        ) from error
-    except dist.DistBackendError as error:
-        raise RunError(
-            f"{backend} cannot connect the ranks: {str(error).splitlines()[0]}; NCCL_DEBUG=INFO says more"
-        ) from error
     except dist.DistNetworkError as error:
         raise RunError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}. If another run of "
             "this machine uses that port, name a free one: deepspeed --master_port 29501 launch/train.py ..."
         ) from error
+    store.set_timeout(timeout)
+    met = f"all {environment.world_size} ranks met, but {backend}"
+    try:
+        copy = within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
+    except TimeoutError as error:
+        raise StartAgain(
+            f"{met} did not connect them within {rendezvous:g} minutes (run.rendezvous_minutes); "
+            "NCCL_DEBUG=INFO says where it waits, NCCL_SOCKET_IFNAME names the network to use"
+        ) from error
+    except RuntimeError as error:  # of many kinds, as when a node dies now
+        words = " ".join(str(error).split())
+        raise StartAgain(f"{met} could not connect them: {words}; NCCL_DEBUG=INFO says more") from error
     # It finds the group that there is, and makes none.
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     # Its engines work in a copy of the group, which would have torch's patience: 10 minutes with NCCL, whose
     # own watchdog then kills the process.
     from deepspeed.utils import groups
 
-    groups._WORLD_GROUP = dist.new_group(timeout=timeout)
+    groups._WORLD_GROUP = copy
 
 
-def _join(environment: Environment, backend: str, store: dist.Store, timeout: timedelta) -> None:
+def _join(environment: Environment, backend: str, store: dist.Store, timeout: timedelta) -> Any:
+    """Make the group of all ranks; returns a copy of it, with the same patience."""
     on_gpu = environment.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(environment.device)  # of this thread
@@ -103,6 +104,7 @@ def _join(environment: Environment, backend: str, store: dist.Store, timeout: ti
         # As DeepSpeed itself would: groups are then split off this one, instead of connected anew.
         device_id=environment.device if on_gpu and environment.world_size > 1 else None,
     )
+    return dist.new_group(timeout=timeout)
 
 
 def disconnect() -> None:
@@ -138,7 +140,9 @@ class Engine:
         # Before the parameters are partitioned.
         model = over_all_ranks(model, environment.device)
         # DeepSpeed rounds the weights to bf16 before it makes its master copy of them.
-        exact = {n: p.detach().float().cpu() for n, p in model.named_parameters() if self.precision == "bf16"}
+        exact = {}
+        if self.precision == "bf16":
+            exact = {name: weight.detach().float().cpu() for name, weight in model.named_parameters()}
         optimisation = recipe.optimisation
         fused = recipe.engine.fused
         optimiser = GuardedAdamW(

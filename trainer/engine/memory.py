@@ -16,6 +16,7 @@ from models.cost import (
     parameter_count,
     trainable_parameter_count,
 )
+from pipelines.lending import MOST
 from pipelines.tuning import AHEAD, MOST_AHEAD
 from trainer import RunError
 from trainer.environment import Environment
@@ -77,8 +78,8 @@ class Needs:
     """What a rank of this training needs, for any layout: `demand`.
 
     Read off DeepSpeed 0.19.8, and within 5% of what its CPU tensors take at their fullest in models of
-    3 to 7 million weights: all stages, in fp32 and under autocast, with one rank and two; at stage 3 with
-    two it is up to 8% too high. Without accumulation it is too high by up to the gradients, which are there
+    3 to 7 million weights, in fp32 and under autocast: all stages with one rank, and 0 to 2 with two, where
+    stage 3 is up to 8% too high. Without accumulation it is too high by up to the gradients, which are there
     only when the activations have gone. On GPUs it has not been measured.
 
     ranks: in all. precision: of the products. kind: of device, "cuda" or "cpu". fused: whether the update is
@@ -190,11 +191,12 @@ class Needs:
         return 4 if self.precision == "fp32" else 2
 
     def _made_ahead(self, clips: int) -> int:
-        """Bytes of the batches of so many clips that a loader makes ahead, in fp32, and of the one in use."""
+        """Bytes of the batches of so many clips that a loader makes ahead, in fp32, and of those in use."""
         batch = clips * 3 * self.config.frames * self.config.resolution**2 * 4
+        used = batch * (1 + MOST if self.kind == "cuda" else 1)
         if self.prefetch is not None:
-            return (self.prefetch + 1) * batch
-        return max(2 * batch, min(MOST_AHEAD * batch, AHEAD)) + batch
+            return self.prefetch * batch + used
+        return max(2 * batch, min(MOST_AHEAD * batch, AHEAD)) + used
 
 
 def room_of_all(environment: Environment) -> Room:

@@ -166,6 +166,25 @@ def test_ranks_that_do_not_get_connected_end_in_time() -> None:
     assert "all 1 ranks met, but gloo did not connect them within 0.01 minutes" in said
 
 
+def connect_while_a_node_dies() -> str:
+    died = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:1\nLast error:\nconnection reset")
+    with (
+        mock.patch.object(engine_module, "_join", side_effect=died),
+        pytest.raises(StartAgain) as refusal,
+    ):
+        disconnect()
+        os.environ["MASTER_PORT"] = str(free_port())
+        connect(find_environment("cpu"))
+    return str(refusal.value)
+
+
+def test_a_node_that_dies_while_all_connect_has_the_run_started_again() -> None:
+    with Ranks(1) as ranks:
+        said = ranks.run(connect_while_a_node_dies)[0]
+    assert "all 1 ranks met, but gloo could not connect them: NCCL error" in said
+    assert "Last error: connection reset" in said
+
+
 def number_of_its_gpu() -> str:
     os.environ["LOCAL_RANK"] = "3"
     engine_module._import_deepspeed(torch.device("cuda", 0))

@@ -124,7 +124,7 @@ def test_each_field_may_be_left_to_auto_alone() -> None:
     blocks = chosen(60, {"zero_stage": 1, "micro_batch": 32, "recomputed_blocks": "auto"})
     assert (blocks.zero_stage, blocks.micro_batch, len(blocks.why)) == (1, 32, 1)
     assert blocks.recomputed_blocks > 0
-    stage = chosen(22, {"zero_stage": "auto", "micro_batch": 4, "recomputed_blocks": 0})
+    stage = chosen(23.5, {"zero_stage": "auto", "micro_batch": 4, "recomputed_blocks": 0})
     assert (stage.micro_batch, stage.recomputed_blocks, len(stage.why)) == (4, 0, 1)
     assert stage.zero_stage > 0
 

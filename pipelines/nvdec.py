@@ -1,0 +1,79 @@
+"""NVIDIA's video decoder: whether it is there, and which videos DALI decodes rightly with it.
+
+DALI numbers its pictures by packets and by time, and notices little of what goes wrong (read in DALI 2.4's
+code and libraries). So it is given what cannot go wrong that way; PyAV decodes the rest.
+"""
+
+import ctypes
+import re
+from collections.abc import Iterator
+
+import av
+
+from .container import VideoIndex
+from .pyav_decode import FIELDS_UNKNOWN, PROGRESSIVE
+
+LIBRARY = "libnvcuvid.so.1"
+
+# The least and the most pixels a side by codec, from NVIDIA's tables. A packet of VP8, VP9, AV1 or MPEG-4 may
+# hold two pictures or none; there is no MJPEG, and many GPUs have no AV1.
+SIDES = {"h264": (48, 4096), "hevc": (144, 8192)}
+
+# In every generation it refuses H.264 in 4:2:2, 4:4:4 or 10 bits; of HEVC some take some of these, but the
+# graph's conversion to RGB reads 8 bits in 4:2:0.
+PIXELS = frozenset({"yuv420p", "yuvj420p"})
+
+# Types of NAL units. IDR of H.264: nothing after it refers to what was before (ITU-T H.264, table 7-1).
+# RASL of HEVC: cannot be decoded where decoding began at the keyframe before it (ITU-T H.265, table 7-1).
+IDR = 5
+RASL = frozenset({8, 9})
+
+
+def has_nvdec() -> bool:
+    """Whether its library is there: in a container it may be left out."""
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
+def refused_by_nvdec(
+    context: "av.video.codeccontext.VideoCodecContext", codec: str, index: VideoIndex
+) -> tuple[str, str] | None:
+    """What of a video of one of `SIDES`' codecs is not for NVDEC, and why; None where nothing is.
+
+    index: with its packets.
+    """
+    if context.pix_fmt not in PIXELS:
+        return f"has pixels of {context.pix_fmt}", f"it takes {', '.join(sorted(PIXELS))}"
+    least, most = SIDES[codec]
+    if min(context.width, context.height) < least or max(context.width, context.height) > most:
+        size = f"{context.width}x{context.height}"
+        return f"has frames of {size}", f"it takes {least} to {most} pixels a side in {codec}"
+    if context.field_order not in (FIELDS_UNKNOWN, PROGRESSIVE):
+        return "is interlaced", "it may number fields"
+    assert index.packets is not None
+    extradata = context.extradata or b""
+    if codec == "h264" and IDR not in _nal_types(index.packets[index.keyframes[0]], codec, extradata):
+        return "begins with no IDR picture", "it would leave out the first frames"
+    if codec == "hevc" and any(
+        not RASL.isdisjoint(_nal_types(packet, codec, extradata)) for packet in index.packets
+    ):
+        return "has open groups of pictures", "it may leave out frames after a jump"
+    return None
+
+
+def _nal_types(packet: "av.Packet", codec: str, extradata: bytes) -> Iterator[int]:
+    """The types of the NAL units in a packet of H.264 or HEVC."""
+    content = bytes(packet)
+    # Where the length's length stands in an avcC or hvcC record (ISO/IEC 14496-15, 5.3.3 and 8.3.3).
+    place, shift, mask = (4, 0, 31) if codec == "h264" else (21, 1, 63)
+    if extradata[:1] == b"\x01" and len(extradata) > place:  # each unit is preceded by its length
+        size, position = (extradata[place] & 3) + 1, 0
+        while position + size < len(content):
+            yield content[position + size] >> shift & mask
+            position += size + int.from_bytes(content[position : position + size], "big")
+    else:  # by a start code (annex B of either)
+        for found in re.finditer(b"\x00\x00\x01(.)", content, re.DOTALL):
+            yield found[1][0] >> shift & mask
