@@ -159,6 +159,7 @@ def assert_same(run_dir: Path, undisturbed: Path) -> None:
         assert torch.equal(weights[name], tensor), name
 
 
+@pytest.mark.soak
 def test_two_nodes_train_as_two_ranks_of_one_machine(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:

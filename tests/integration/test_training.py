@@ -73,6 +73,7 @@ def test_two_ranks_train_as_one_does(
         torch.testing.assert_close(other, tensor, atol=1e-3, rtol=0, msg=name)
 
 
+@pytest.mark.soak
 def test_a_finished_run_is_not_trained_again(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:

@@ -140,7 +140,7 @@ def source(reader: Reader) -> TrainSource:
     return TrainSource(reader, plan, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
 
 
-@pytest.mark.parametrize("prefetch", [1, 4])
+@pytest.mark.parametrize("prefetch", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSet, prefetch: int) -> None:
     reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
     how = options(workers=2, prefetch=prefetch)

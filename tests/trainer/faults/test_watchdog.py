@@ -97,6 +97,7 @@ def test_two_ranks_of_which_one_is_stopped(tmp_path: Path, started: list[subproc
     assert " together); rank 1 has said nothing: stopped, dead" in errors
 
 
+@pytest.mark.soak
 def test_equal_places_are_told_as_one_and_old_files_are_not_told(
     tmp_path: Path, started: list[subprocess.Popen]
 ) -> None:
