@@ -1,6 +1,7 @@
 """What must be known of an encoded video before a DALI graph gets it, where one bad sample fails a batch."""
 
 import io
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -65,7 +66,8 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
         NotForGraph: the decoder cannot be expected to give these frames, PyAV can.
     """
     with open_video(data) as (container, stream):
-        index = read_index(container, stream, keep_bytes=len(data))
+        # Only NVDEC's rules look into the packets.
+        index = read_index(container, stream, keep_bytes=sys.maxsize if decoder is GraphDecoder.NVDEC else 0)
         codec = stream.codec_context.codec.canonical_name
         colorspace = stream.codec_context.colorspace
         check_size((stream.height, stream.width), (row.height, row.width))
