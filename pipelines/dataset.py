@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines import DataError
 from pipelines.manifest import Manifest, Row
+from pipelines.paths import printable
 
 
 class Dataset:
@@ -46,7 +47,7 @@ class Dataset:
 
     def __str__(self) -> str:
         """The manifests' paths, for messages."""
-        return " + ".join(str(manifest.path) for manifest in self.manifests)
+        return " + ".join(printable(manifest.path) for manifest in self.manifests)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -96,6 +97,6 @@ def check_same_classes(one: Manifest, other: Manifest) -> None:
     else:
         difference = f"the first has {len(one.class_names)}, the second {len(other.class_names)}"
     raise DataError(
-        f"{one.path} and {other.path} name different classes: {difference}; make both manifests with the "
-        "same class list (`--classes FILE` of launch/prepare.py)"
+        f"{printable(one.path)} and {printable(other.path)} name different classes: {difference}; make "
+        "both manifests with the same class list (`--classes FILE` of launch/prepare.py)"
     )

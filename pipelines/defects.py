@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Defect:
-    """A video that could not be used: its row in the dataset, its path, and why, in words."""
+    """A video that could not be used: its row in the dataset, its path as it is shown, and why."""
 
     sample: int
     path: str

@@ -23,6 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import DataError
+from pipelines.paths import decode_path as decode_path
+from pipelines.paths import encode_path as encode_path
+from pipelines.paths import printable
 
 # 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
 FORMAT_VERSION = 2
@@ -58,7 +61,7 @@ class Row:
     """One video: where its bytes are, what it shows, what its frames are like."""
 
     path: str
-    """The file; a relative path is relative to the manifest's folder."""
+    """The file, as `encode_path` writes it; a relative path is relative to the manifest's folder."""
     offset: int
     """First byte of the video inside the file."""
     length: int
@@ -136,30 +139,31 @@ class Manifest:
             DataError: there is no such file, it is no manifest, or a newer program wrote it.
         """
         path = Path(path).absolute()
+        shown = printable(path)
         if not path.is_file():
             raise DataError(
-                f"no manifest at {path}. Make one with `python launch/prepare.py`, "
-                f"for example `python launch/prepare.py folder VIDEOS --out {path}`."
+                f"no manifest at {shown}. Make one with `python launch/prepare.py`, "
+                f"for example `python launch/prepare.py folder VIDEOS --out {shown}`."
             )
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
-                f"{path} is not a manifest, or was cut short: {error}. Make it again with "
+                f"{shown} is not a manifest, or was cut short: {error}. Make it again with "
                 "`python launch/prepare.py`."
             ) from error
         metadata = {key.decode(): value for key, value in (reader.schema.metadata or {}).items()}
         if "manifest_version" not in metadata:
-            raise DataError(f"{path} is an Arrow file, but not a manifest: it has no manifest version.")
+            raise DataError(f"{shown} is an Arrow file, but not a manifest: it has no manifest version.")
         version = int(metadata["manifest_version"])
         if version > FORMAT_VERSION:
             raise DataError(
-                f"{path} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
+                f"{shown} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
                 "Update the program, or make the manifest again with `python launch/prepare.py`."
             )
         weighted = reader.schema.equals(_WEIGHTED_SCHEMA)
         if not weighted and not reader.schema.equals(_SCHEMA):
-            raise DataError(f"{path} does not have the columns of a manifest, but {reader.schema.names}.")
+            raise DataError(f"{shown} does not have the columns of a manifest, but {reader.schema.names}.")
         return cls(
             path,
             path.parent if folder is None else folder.absolute(),
@@ -182,7 +186,7 @@ class Manifest:
             DataError: the file is damaged there.
         """
         if not 0 <= index < self._rows:
-            raise IndexError(f"row {index} of {self.path}, which has {self._rows} rows")
+            raise IndexError(f"row {index} of {printable(self.path)}, which has {self._rows} rows")
         number, inside = divmod(int(index), self._rows_per_batch)
         batch = self._batch(number)
         return Row(
@@ -211,7 +215,9 @@ class Manifest:
             DataError: the file is damaged there.
         """
         if not 0 <= weight < self.total_weight:
-            raise IndexError(f"weight {weight} of {self.path}, whose weights sum up to {self.total_weight}")
+            raise IndexError(
+                f"weight {weight} of {printable(self.path)}, whose weights sum up to {self.total_weight}"
+            )
         if not self.weighted:
             return int(weight)
         low, high = 0, self._reader.num_record_batches
@@ -229,7 +235,7 @@ class Manifest:
 
     def absolute_path(self, row: Row) -> Path:
         """Where the row's file is, resolved against the manifest's folder."""
-        return self.folder / row.path
+        return self.folder / decode_path(row.path)
 
     def verify(self) -> None:
         """Read everything once and compare it with the fingerprint.
@@ -243,8 +249,8 @@ class Manifest:
         found = digest.hexdigest(self.class_names)
         if found != self.fingerprint:
             raise DataError(
-                f"{self.path} is damaged: its content has fingerprint {found[:12]}, its header says "
-                f"{self.fingerprint[:12]}. Make it again with `python launch/prepare.py`."
+                f"{printable(self.path)} is damaged: its content has fingerprint {found[:12]}, its header "
+                f"says {self.fingerprint[:12]}. Make it again with `python launch/prepare.py`."
             )
 
     def _batch(self, number: int) -> _Batch:
@@ -254,7 +260,8 @@ class Manifest:
                 batch = self._batches[number] = self._map_batch(number)
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(
-                    f"{self.path} is damaged: {error} Make it again with `python launch/prepare.py`."
+                    f"{printable(self.path)} is damaged: {error} Make it again with "
+                    "`python launch/prepare.py`."
                 ) from error
         return batch
 
@@ -315,7 +322,7 @@ def write_columns(
         # the batches are written once to be hashed, and once behind their final header.
         digest = _Fingerprint(schema.names)
         total = Fraction()
-        with pa.ipc.new_file(str(body), schema) as writer:
+        with body.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in [] if first is None else chain([first], iterator):
                 if digest.rows % ROWS_PER_BATCH:
                     raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
@@ -328,8 +335,8 @@ def write_columns(
                 writer.write_batch(batch)
         if weighted and not total:
             raise DataError(
-                f"{path}: the weights of all {digest.rows} videos are 0, so none could be drawn; give those "
-                "to train on a weight above 0"
+                f"{printable(path)}: the weights of all {digest.rows} videos are 0, so none could be drawn; "
+                "give those to train on a weight above 0"
             )
         metadata = {
             "manifest_version": "2" if weighted else "1",
@@ -341,7 +348,7 @@ def write_columns(
         if weighted:
             metadata["total_weight"] = repr(float(total))
         schema = schema.with_metadata(metadata)
-        with pa.memory_map(str(body)) as source, whole.open("wb") as sink:
+        with pa.memory_map(os.fsencode(body)) as source, whole.open("wb") as sink:
             reader = pa.ipc.open_file(source)
             with pa.ipc.new_file(sink, schema) as writer:
                 for number in range(reader.num_record_batches):
@@ -361,9 +368,13 @@ def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise DataError(
-            f"{batch['path'][wrong[0]].as_py()} has label {labels[wrong[0]]}, but there are "
+            f"{_shown_path(batch, wrong[0])} has label {labels[wrong[0]]}, but there are "
             f"{len(class_names)} classes: labels go from 0 to {len(class_names) - 1}"
         )
+
+
+def _shown_path(batch: pa.RecordBatch, index: int) -> str:
+    return printable(decode_path(batch["path"][index].as_py()))
 
 
 def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Fraction]:
@@ -376,7 +387,7 @@ def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Frac
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(wrong):
         raise DataError(
-            f"{batch['path'][wrong[0]].as_py()} has weight {weights[wrong[0]]:g}; "
+            f"{_shown_path(batch, wrong[0])} has weight {weights[wrong[0]]:g}; "
             "a weight is a number, 0 or more"
         )
     end = begin + Fraction(math.fsum(weights))
@@ -441,5 +452,5 @@ def _temporary(path: Path, part: str) -> Iterator[Path]:
 def _reopen(path: Path, folder: Path, fingerprint: str) -> Manifest:
     manifest = Manifest.open(path, folder)
     if manifest.fingerprint != fingerprint:
-        raise DataError(f"{path} was replaced by another manifest while a run was using it")
+        raise DataError(f"{printable(path)} was replaced by another manifest while a run was using it")
     return manifest

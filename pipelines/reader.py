@@ -22,6 +22,7 @@ from . import VideoDefect
 from .dataset import Dataset
 from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
+from .paths import printable
 from .pyav_decode import decode_frames
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -140,7 +141,7 @@ class Reader:
             return self._stand_in(request, str(defect))
         except Exception as error:
             path = self.dataset.path(request.sample)
-            logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
+            logging.getLogger(__name__).exception("unforeseen error while reading %s", printable(path))
             return self._stand_in(request, f"{type(error).__name__}: {error}")
 
     def _read(self, request: Request) -> Loaded:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .draw import ClipDraw, TrainClip, ViewClip, draw_clip
 from .frames import view_indices
 from .manifest import Row
+from .paths import printable
 from .plan import Slot, TrainPlan, ViewPlan
 from .reader import Arrays, Loaded, Reader, Request
 
@@ -39,7 +40,7 @@ def _about(request: Request, loaded: Loaded, keys: list[int]) -> Arrays:
     label = request.row.label if request.row is not None else -1
     return (
         np.array([request.sample, label, valid, *keys], np.int64),
-        np.frombuffer(loaded.reason.encode() or b"\0", np.uint8),
+        np.frombuffer(printable(loaded.reason).encode() or b"\0", np.uint8),
         np.array([*astuple(loaded.cost), sum(array.nbytes for array in loaded.arrays)], np.float64),
     )
 

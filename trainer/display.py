@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -169,6 +170,8 @@ def open_display(
     if not is_main:
         return Display()
     file = file or sys.stdout
+    if isinstance(file, TextIOWrapper):
+        file.reconfigure(errors="backslashreplace")  # a character that the terminal lacks ends no run
     console = Console(file=file)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(total_steps, first_step, console)

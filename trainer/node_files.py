@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines import DataError
 from pipelines.manifest import Manifest
+from pipelines.paths import printable
 from trainer import RunError
 from trainer.environment import Environment
 
@@ -46,7 +47,7 @@ def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
     else:
         manifest = Manifest.open(_copy_of(path, node_copy), path.absolute().parent)
     if len(manifest) == 0:
-        raise DataError(f"{path} lists no video")
+        raise DataError(f"{printable(path)} lists no video")
     for end in (0, len(manifest) - 1):
         manifest.row(end)  # a damaged file shows here, and not first in a worker process
     return manifest
@@ -54,7 +55,7 @@ def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
 
 def _copy_of(path: Path, folder: Path) -> Path:
     """Where a manifest's copy is; the same name in two folders has two."""
-    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
     return folder.absolute() / f"{path.stem}-{place}{path.suffix}"
 
 
@@ -71,8 +72,8 @@ def _copy(manifest: Manifest, folder: Path, node: str) -> None:
                 _write(manifest.path, copy, node)
     except OSError as error:
         raise RunError(
-            f"data.node_copy: {manifest.path} cannot be copied into {folder} on {node} ({error.strerror}): "
-            "name another folder, or set it to null"
+            f"data.node_copy: {printable(manifest.path)} cannot be copied into {folder} on {node} "
+            f"({error.strerror}): name another folder, or set it to null"
         ) from error
 
 

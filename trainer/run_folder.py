@@ -152,7 +152,7 @@ class RunFolder:
     def write(path: Path, text: str) -> None:
         """Write a file whole or not at all: a reader never sees half of it."""
         temporary = path.with_name(f".{path.name}.partial")
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -169,7 +169,7 @@ def _video(entry: dict[str, Any]) -> tuple[str, int]:
 
 def records(text: str) -> Iterator[dict[str, Any]]:
     """The records of whole lines; one may be cut off, by a crash or by where the text begins."""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         try:
             record = json.loads(line)
         except ValueError:
@@ -191,7 +191,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a crash cut this line off; the next must not be glued to it
                     text = "\n" + text
-            data = text.encode()
+            data = text.encode(errors="backslashreplace")  # a lone surrogate, as JSON escapes it
             try:
                 if file.write(data) < len(data):  # the rest has no room
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

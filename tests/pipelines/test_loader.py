@@ -1,5 +1,6 @@
 """Batches from real files through real worker processes."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.manifest import Manifest, write_manifest
+from pipelines.manifest import Manifest, encode_path, write_manifest
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet
@@ -79,16 +80,22 @@ def test_decoding_in_the_graph_agrees_with_pyav(motion_set: MotionSet, tmp_path:
 
 
 def broken_set(motion_set: MotionSet, folder: Path) -> Path:
-    """A copy of the training set whose rows 0..4 are broken, each in another way."""
+    """A copy of the training set whose rows 0..4 are broken, each in another way; the names of 2 and 5 are
+    not UTF-8.
+    """
     shutil.copytree(motion_set.root, folder)
     path = folder / "train.arrow"
     manifest = Manifest.open(path)
-    files = [manifest.absolute_path(manifest.row(i)) for i in range(5)]
+    rows = [manifest.row(i) for i in range(len(manifest))]
+    for i in (2, 5):
+        file = manifest.absolute_path(rows[i])
+        renamed = file.rename(file.with_name(os.fsdecode(b"\xe9\n%d" % i)))
+        rows[i] = replace(rows[i], path=encode_path(renamed.relative_to(folder)))
+    files = [manifest.absolute_path(row) for row in rows[:5]]
     files[0].unlink()
     files[1].write_bytes(b"")
     files[2].write_text("no video")
     files[3].write_bytes(files[3].read_bytes()[: files[3].stat().st_size // 2])
-    rows = [manifest.row(i) for i in range(len(manifest))]
     rows[4] = replace(rows[4], width=rows[4].width + 2)
     return write_manifest(path, rows, manifest.class_names).path
 
@@ -109,7 +116,9 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     not_taken = {i for i in range(32) if decoder == "dali" and manifest.row(i).codec == "h264"}
     assert bad == {0, 1, 2, 3, 4} | not_taken
     assert clips.defects.take_counts() == (32, len(bad))
-    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    defects = clips.defects.take_fresh()
+    assert [Path(defect.path).name for defect in defects if defect.sample == 2] == [r"\xe9\n2"]
+    reasons = {defect.sample: defect.reason for defect in defects}
     assert set(reasons) == bad
     assert "No such file" in reasons[0]
     assert "empty" in reasons[1]

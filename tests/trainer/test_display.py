@@ -199,3 +199,11 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # for what it still holds
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
+    raw = io.BytesIO()
+    with io.TextIOWrapper(raw, encoding="ascii") as file:
+        display = open_display(is_main=True, total_steps=1, first_step=0, every=1, file=file)
+        display.warn("überholen caf\udce9")
+        assert raw.getvalue() == b"warning: \\xfcberholen caf\\udce9\n"

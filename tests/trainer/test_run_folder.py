@@ -1,5 +1,6 @@
 """What a run's folder remembers from one start to the next."""
 
+import json
 import logging
 import resource
 import signal
@@ -52,6 +53,18 @@ def test_bad_videos_that_found_no_room_are_written_with_the_next(tmp_path: Path)
         assert folder.add_to_quarantine(bad[:2]) == []
     assert folder.add_to_quarantine(bad) == bad[2:]
     assert folder.quarantined() == {("0.mp4", 0), ("1.mp4", 1), ("2.mp4", 2)}
+
+
+def test_lines_and_files_take_any_text(tmp_path: Path) -> None:
+    """Also a lone surrogate, which stands for a byte that is no UTF-8, and what only Python takes for the end
+    of a line.
+    """
+    folder = RunFolder(tmp_path)
+    odd = {"path": "caf\udce9\u2028\x85.mp4", "sample": 0, "reason": "\ud800"}
+    assert folder.add_to_quarantine([odd]) == [odd]
+    assert folder.add_to_quarantine([odd]) == []
+    RunFolder.write_json(folder.summary, odd)
+    assert json.loads(folder.summary.read_text(encoding="utf-8")) == odd
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as a full disk does")

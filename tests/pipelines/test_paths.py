@@ -1,0 +1,89 @@
+"""File names of any bytes: stored in a manifest, and shown."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import VideoDefect
+from pipelines.manifest import Row, decode_path, encode_path, write_manifest
+from pipelines.paths import printable
+
+LATIN = Path(os.fsdecode(b"/videos/caf\xe9/na\xefve \xc3\xa9.mp4"))
+
+
+def test_every_name_comes_back_and_is_utf_8_meanwhile():
+    rng = np.random.default_rng(0)
+    parts = [bytes([byte]) for byte in range(1, 256)] + ["é".encode(), "\u2028".encode(), "😀".encode()]
+    names = [b"".join(rng.choice(parts, 12)) for _ in range(2000)]
+    names += [b"\xed\xb3\xa9", b"\xf4\x90\x80\x80\xc3"]  # a surrogate's bytes, and a number beyond Unicode
+    for name in names:
+        path = Path(os.fsdecode(name))
+        text = encode_path(path)
+        text.encode()
+        assert decode_path(text) == path
+        assert os.fsencode(decode_path(text)) == os.fsencode(path)
+        assert printable(path).encode().decode().splitlines() == [printable(path)]
+
+
+def test_a_path_in_utf_8_is_stored_as_it_is():
+    for name in ("videos/клип 1.mp4", "/a\nb\\c\t😀.mp4", "Cafe\u0301/é.mp4", "-dash"):
+        assert encode_path(Path(name)) == name
+        assert decode_path(name) == Path(name)
+
+
+def test_each_byte_that_is_not_utf_8_has_its_digits():
+    assert encode_path(LATIN) == "/videos/caf\0e9/na\0efve é.mp4"
+
+
+@pytest.mark.parametrize("text", ["a\0", "a\0b", "\0\0e9", "a\x0041.mp4", "a\x002f.mp4", "a\x0000b", "a\0E9"])
+def test_any_other_nul_makes_a_bad_video(text):
+    with pytest.raises(VideoDefect, match="NUL"):
+        decode_path(text)
+
+
+def test_what_cannot_be_shown_is_escaped_as_bash_reads_it(tmp_path):
+    assert printable(LATIN) == r"/videos/caf\xe9/na\xefve é.mp4"
+    assert printable("a\nb\r\t\\ \x1b[31m \x85\u2028\ud800") == r"a\nb\r\t\\ \x1b[31m \u0085\u2028\ud800"
+    assert printable(Path("клип 1's.mp4")) == "клип 1's.mp4"
+    odd = tmp_path / os.fsdecode(b"\xe9\n\\\x1b\xc2\x85\xe2\x80\xa8.mp4")
+    odd.write_text("found")
+    shown = subprocess.run(
+        ["bash", "-c", f"cat $'{printable(odd)}'"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert shown.stdout == b"found"
+
+
+def test_a_manifest_names_files_that_are_not_utf_8(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    file.touch()
+    row = Row(encode_path(Path(file.name)), 0, 0, 0, 1, 25.0, 4, 4, "h264")
+    manifest = write_manifest(tmp_path / "m.arrow", [row], ["only"])
+    manifest.verify()
+    assert manifest.row(0).path == "caf\0e9.mp4"
+    assert manifest.absolute_path(manifest.row(0)) == file
+    assert manifest.absolute_path(manifest.row(0)).is_file()
+
+
+def test_paths_are_bytes_whatever_the_locale():
+    program = """
+import os, sys
+from pathlib import Path
+from pipelines.paths import decode_path, encode_path, printable
+assert sys.getfilesystemencoding() == "ascii", sys.getfilesystemencoding()
+path = Path(os.fsdecode(b"caf\\xe9 \\xc3\\xa9"))
+assert encode_path(path) == "caf\\0e9 \\xe9"
+assert decode_path("caf\\0e9 \\xe9") == path
+assert printable(path) == "caf\\\\xe9 \\xe9"
+"""
+    subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", program],
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        check=True,
+    )
