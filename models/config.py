@@ -10,6 +10,25 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
 FORMS = ("scene", "temporal")
 
+_MOST = {
+    "resolution": 4096,
+    "patch_size": 1024,
+    "width": 16_384,
+    "depth": 256,
+    "heads": 1024,
+    "global_heads": 1024,
+    "frames": 4096,
+    "num_classes": 1_000_000,
+    "recomputed_blocks": 256,
+    "local_mhra": 2,
+}
+"""Whole numbers: far above any model that was published, and below what would exhaust a node's memory."""
+_SWITCHES = ("ln_pre", "patch_bias", "qkv_bias", "temporal_downsample", "frozen_backbone")
+_RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
+_MAX_GRID = 256  # patches along one side
+_MAX_MLP_RATIO = 64
+_MAX_PARAMETERS = 30_000_000_000
+
 
 class ModelError(ValueError):
     """A model that cannot be built, weights that do not fit it, or a clip it was not built for."""
@@ -81,28 +100,8 @@ class UniFormerV2Config:
             object.__setattr__(self, "global_layers", tuple(self.global_layers))
         except TypeError:
             raise _wrong("global_layers", self.global_layers, "a list of block numbers") from None
-        for name in (
-            "resolution",
-            "patch_size",
-            "width",
-            "depth",
-            "heads",
-            "frames",
-            "num_classes",
-            "global_heads",
-        ):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, name, value, "a whole number of at least 1")
-        for name in ("ln_pre", "patch_bias", "qkv_bias", "temporal_downsample", "frozen_backbone"):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), name, value, "true or false")
-        for name in ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
-        _require(_is_number(self.norm_eps) and self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        _require(_is_number(self.mlp_ratio) and self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "above 0")
-        _require(self.activation in ACTIVATIONS, "activation", self.activation, _one_of(ACTIVATIONS))
-        _require(self.fusion in FUSIONS, "fusion", self.fusion, _one_of(FUSIONS))
+        for field in dataclasses.fields(self):
+            check_field(field.name, getattr(self, field.name))
         self._check_shapes()
         self._check_blocks()
 
@@ -113,6 +112,13 @@ class UniFormerV2Config:
             self.resolution,
             f"a multiple of patch_size {self.patch_size}",
         )
+        _require(
+            self.grid <= _MAX_GRID,
+            "resolution",
+            self.resolution,
+            f"at most {_MAX_GRID} times patch_size {self.patch_size}",
+        )
+        _require(self.mlp_width >= 1, "mlp_ratio", self.mlp_ratio, f"at least 1 / width {self.width}")
         for name in ("heads", "global_heads"):
             value = getattr(self, name)
             _require(self.width % value == 0, name, value, f"a divisor of width {self.width}")
@@ -123,7 +129,7 @@ class UniFormerV2Config:
             "even with temporal_downsample",
         )
         _require(
-            _is_number(self.local_reduction) and 1 <= self.local_reduction <= self.width,
+            1 <= self.local_reduction <= self.width,
             "local_reduction",
             self.local_reduction,
             f"between 1 and width {self.width}",
@@ -131,13 +137,7 @@ class UniFormerV2Config:
 
     def _check_blocks(self) -> None:
         _require(
-            _is_int(self.local_mhra) and self.local_mhra in (0, 1, 2),
-            "local_mhra",
-            self.local_mhra,
-            "0, 1 or 2",
-        )
-        _require(
-            _is_int(self.recomputed_blocks) and 0 <= self.recomputed_blocks <= self.depth,
+            self.recomputed_blocks <= self.depth,
             "recomputed_blocks",
             self.recomputed_blocks,
             f"between 0 and depth {self.depth}",
@@ -153,6 +153,14 @@ class UniFormerV2Config:
         if self.frozen_backbone:
             _require(self.local_mhra == 0, "local_mhra", self.local_mhra, "0 with frozen_backbone")
             _require(bool(layers), "global_layers", layers, "not empty with frozen_backbone")
+        blocks = self.depth + len(layers)
+        weights = blocks * self.width * (4 * self.width + 2 * self.mlp_width)
+        weights += self.width * (self.grid**2 + 9 * self.patch_size**2 + self.num_classes)
+        if weights > _MAX_PARAMETERS:
+            raise ModelError(
+                f"width {self.width}, depth {self.depth} and the rest make about {weights:,} parameters; "
+                f"allowed are at most {_MAX_PARAMETERS:,}"
+            )
 
     @property
     def inner_frames(self) -> int:
@@ -237,21 +245,62 @@ def build_config(
     return UniFormerV2Config(**fields)
 
 
+def check_field(name: str, value: object) -> None:
+    """Raises ModelError, naming the field, for a value that is not allowed whatever the other fields are.
+
+    A name that is no field of `UniFormerV2Config` is not looked into.
+    """
+    if name == "local_mhra":
+        _require(_is_int(value) and value in (0, 1, 2), name, value, "0, 1 or 2")
+    elif name in _MOST:
+        least = 0 if name == "recomputed_blocks" else 1
+        words = f"a whole number of at least {least} and at most {_MOST[name]}"
+        _require(_between(value, least, _MOST[name]) and _is_int(value), name, value, words)
+    elif name in _SWITCHES:
+        _require(isinstance(value, bool), name, value, "true or false")
+    elif name in _RATES:
+        _require(_between(value, 0, 1) and value != 1, name, value, "at least 0 and below 1")
+    elif name == "norm_eps":
+        _require(_between(value, 0, 1) and value != 0, name, value, "above 0 and at most 1")
+    elif name == "mlp_ratio":
+        words = f"above 0 and at most {_MAX_MLP_RATIO}"
+        _require(_between(value, 0, _MAX_MLP_RATIO) and value != 0, name, value, words)
+    elif name == "local_reduction":
+        _require(_between(value, 1, _MOST["width"]), name, value, "at least 1 and at most width")
+    elif name == "activation":
+        _require(value in ACTIVATIONS, name, value, _one_of(ACTIVATIONS))
+    elif name == "fusion":
+        _require(value in FUSIONS, name, value, _one_of(FUSIONS))
+    elif name == "global_layers":
+        holds = isinstance(value, list | tuple) and all(_between(layer, 0, _MOST["depth"]) for layer in value)
+        _require(holds, name, value, "a list of block numbers, counted from 0")
+
+
+def _between(value: object, least: float, most: float) -> bool:
+    """Whether it is a number within the two, which NaN is not."""
+    return isinstance(value, int | float) and _is_number(value) and least <= value <= most
+
+
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise _wrong(name, value, allowed)
 
 
 def _wrong(name: str, value: object, allowed: str) -> ModelError:
-    return ModelError(f"{name} is {value!r}, allowed is: {allowed}")
+    return ModelError(f"{name} is {_shown(value)}, allowed is: {allowed}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _require_known(name: str, known: Any, kind: str) -> None:
     if name in known:
         return
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+    near = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    raise ModelError(f"unknown {kind} {name!r}, {hint}")
+    raise ModelError(f"unknown {kind} {_shown(name)}, {hint}")
 
 
 def _one_of(choices: tuple[str, ...]) -> str:

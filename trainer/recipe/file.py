@@ -2,8 +2,10 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,32 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer import RecipeError
+from trainer.recipe.ranges import FieldError
+from trainer.recipe.reading import read_text
 from trainer.recipe.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
 from trainer.recipe.words import allowed, section_of
-from trainer.recipe.yaml import FieldPath, parse_yaml
+from trainer.recipe.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_yaml, shown, shown_path
+
+MAX_CHAIN = 16
+"""Recipes that inherit from each other."""
+_MAX_MISTAKES = 20  # lines of one message
+_MAX_NEIGHBOURS = 1000  # files of a folder that are compared with the name of a missing one
 
 
 @dataclass
 class _Layered:
-    """Values merged from several layers, and for each field who set it last (`file:line` or an override)."""
+    """Values merged from several layers, and for each field who set it last (`file:line` or an override).
+
+    written: the text of those values that YAML reads as something else.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[FieldPath, str] = field(default_factory=dict)
+    written: dict[FieldPath, str] = field(default_factory=dict)
 
-    def add(self, layer: dict[str, Any], origins: dict[FieldPath, str]) -> None:
+    def add(
+        self, layer: dict[str, Any], origins: dict[FieldPath, str], written: dict[FieldPath, str]
+    ) -> None:
         if layer.get("engine") == "auto":  # else the next layer's mapping would replace it
             layer = {**layer, "engine": dict(ENGINE_AUTO)}
         for section, one, other in ALTERNATIVES:
@@ -34,6 +49,9 @@ class _Layered:
                         inherited.pop(displaced, None)
         _merge(self.values, layer)
         self.origins.update(origins)
+        for path in origins:
+            self.written.pop(path, None)
+        self.written.update(written)
 
     def origin(self, path: FieldPath) -> str | None:
         """Who set the field, or else the closest section around it that somebody wrote down."""
@@ -52,72 +70,99 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.field=value`, the value read as YAML; applied in order, after all files.
 
     Raises:
-        RecipeError: a file is missing or no YAML, bases form a cycle, or fields are wrong; one line per
-            mistake with file and line, dotted field, what was found, what is allowed.
+        RecipeError: a file is missing, no ordinary file or no YAML, bases form a cycle, or fields are wrong;
+            one line per mistake with file and line, dotted field, what was found, what is allowed.
     """
     path = Path(path)
     layered = _Layered()
-    for file, values, origins in reversed(_chain(path)):
-        layered.add(values, {name: f"{file}:{line}" for name, line in origins.items()})
+    for file, document in reversed(_chain(path)):
+        place = shown(str(file))
+        layered.add(
+            document.value,
+            {name: f"{place}:{line}" for name, line in document.lines.items()},
+            document.written,
+        )
     for override in overrides:
         layered.add(*_parse_override(override))
     try:
         return Recipe.model_validate_json(json.dumps(layered.values), strict=True)
     except ValidationError as error:
-        # A choice of types (number or `auto`) reports once per type: one line per field is enough.
-        lines = dict.fromkeys(_message(detail, layered, path) for detail in error.errors())
-        raise RecipeError("\n".join(lines)) from None
+        raise RecipeError("\n".join(_messages(error, layered, path))) from None
 
 
-def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[FieldPath, int]]]:
+def _chain(path: Path) -> list[tuple[Path, YamlText]]:
     """The recipe and its bases, the recipe first."""
-    chain: list[tuple[Path, dict[str, Any], dict[FieldPath, int]]] = []
+    chain: list[tuple[Path, YamlText]] = []
     seen: list[Path] = []
+    real: set[str] = set()
     named_by = ""
     while True:
-        if path.resolve() in [file.resolve() for file in seen]:
-            circle = " -> ".join(str(file) for file in [*seen, path])
+        document = _read(path, named_by)
+        found = os.path.realpath(path)
+        if found in real:
+            circle = " -> ".join(shown(str(file)) for file in [*seen, path])
             raise RecipeError(f"{named_by}base: recipes inherit in a circle: {circle}")
         seen.append(path)
-        values, lines = _read(path, named_by)
-        chain.append((path, values, lines))
-        if "base" not in values:
+        real.add(found)
+        chain.append((path, document))
+        if "base" not in document.value:
             return chain
-        base = values.pop("base")
-        named_by = f"{path}:{lines[('base',)]}: "
-        if not isinstance(base, str):
+        if len(chain) == MAX_CHAIN:
+            raise RecipeError(f"{named_by}base: more than {MAX_CHAIN} recipes inherit from each other")
+        base = document.value.pop("base")
+        named_by = f"{shown(str(path))}:{document.lines[('base',)]}: "
+        if not isinstance(base, str) or not base:
             raise RecipeError(f"{named_by}base: found {_found(base)}; allowed: the path of one recipe")
         path = path.parent / base
 
 
-def _read(path: Path, named_by: str) -> tuple[dict[str, Any], dict[FieldPath, int]]:
+def _read(path: Path, named_by: str) -> YamlText:
+    """A recipe's own fields. named_by: the file and line that name it as their base, for messages."""
+    name = shown(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        near = difflib.get_close_matches(
-            path.name, sorted(file.name for file in path.parent.glob("[!_]*.y*ml")), n=1
-        )
-        hint = f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
-        raise RecipeError(f"{named_by}cannot read the recipe {path}: {reason}{hint}") from error
-    document = parse_yaml(text, str(path))
+        text = read_text(path, most=MAX_TEXT)
+    except OSError as error:
+        raise RecipeError(
+            f"{named_by}cannot read the recipe {name}: {error.strerror}{_neighbour(path)}"
+        ) from error
+    except ValueError as error:
+        raise RecipeError(f"{named_by}cannot read the recipe {name}: {error}") from error
+    document = parse_yaml(text, name)
     if not isinstance(document.value, dict):
-        raise RecipeError(f"{path}: found {_found(document.value)}; a recipe is a mapping of sections")
-    return document.value, document.lines
+        raise RecipeError(f"{name}: found {_found(document.value)}; a recipe is a mapping of sections")
+    return document
 
 
-def _parse_override(override: str) -> tuple[dict[str, Any], dict[FieldPath, str]]:
+def _neighbour(path: Path) -> str:
+    """A hint at a recipe of nearly the same name, or nothing."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_NEIGHBOURS)]
+    except (OSError, ValueError):
+        return ""
+    recipes = sorted(name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("_"))
+    near = difflib.get_close_matches(path.name, recipes, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
+
+
+def _parse_override(
+    override: str,
+) -> tuple[dict[str, Any], dict[FieldPath, str], dict[FieldPath, str]]:
     """`section.field=value` as a layer of its own."""
     name, equals, text = override.partition("=")
     keys = tuple(name.strip().split("."))
-    source = f"--set {override}"
+    source = f"--set {shown(override)}"
     if not equals or not all(keys):
         raise RecipeError(f"{source}: an override has the form section.field=value")
-    value = parse_yaml(text, source).value
+    if len(keys) > MAX_DEPTH or len(name) > MAX_TEXT:
+        raise RecipeError(f"{source}: {len(keys)} names in a row; an override has at most {MAX_DEPTH}")
+    document = parse_yaml(text, source)
     origins = {keys[:depth]: source for depth in range(1, len(keys) + 1)}
+    written = {(*keys, *path): text for path, text in document.written.items()}
+    value: Any = document.value
     for key in reversed(keys):
         value = {key: value}
-    return value, origins
+    return value, origins, written
 
 
 def _has(layer: dict[str, Any], section: str, name: str) -> bool:
@@ -135,23 +180,50 @@ def _merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
             into[key] = value
 
 
+def _messages(error: ValidationError, layered: _Layered, recipe: Path) -> list[str]:
+    """One line for each field that is wrong, and how many more there are where there are many."""
+    # A choice of types (number or `auto`) reports once per type: one line per field is enough.
+    lines: dict[str, None] = {}
+    details = error.errors()
+    for done, detail in enumerate(details):
+        if len(lines) == _MAX_MISTAKES:
+            lines[f"... and up to {len(details) - done:,} mistakes more"] = None
+            break
+        lines[_message(detail, layered, recipe)] = None
+    return list(lines)
+
+
 def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
     """One line for one mistake: where it stands, the field, what was found, what is allowed."""
     written = tuple(map(str, detail["loc"]))
     path, section, info = _resolve(written)
-    place = layered.origin(path) or str(recipe)
-    name = ".".join(path) or "recipe"
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, FieldError):
+        path = (*path, *cause.below)
+    place = layered.origin(path) or shown(str(recipe))
+    name = shown_path(path) or "recipe"
     if detail["type"] == "extra_forbidden":
         return f"{place}: {name}: no such field; {_suggest(path, section)}"
     rule = allowed(info) if info else "a mapping of fields"
     if detail["type"] == "missing" and path == written:
         return f"{place}: {name}: missing; allowed: {rule}"
     if detail["type"] == "value_error":
-        return f"{place}: {name}: {detail['ctx']['error']}"
+        return f"{place}: {name}: {shown(str(cause), 1000)}{_reading(path, layered)}"
     found: Any = layered.values
     for key in path:
         found = found[key]
-    return f"{place}: {name}: found {_found(found)}; allowed: {rule}"
+    return f"{place}: {name}: found {_found(found)}; allowed: {rule}{_reading(path, layered)}"
+
+
+def _reading(path: FieldPath, layered: _Layered) -> str:
+    """What YAML made of a value, where that is not what stands there."""
+    text = layered.written.get(path)
+    if text is None:
+        return ""
+    value: Any = layered.values
+    for key in path:
+        value = value[key] if isinstance(value, dict) else None
+    return f" (YAML reads {shown(text)} as {_found(value)})"
 
 
 def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:
@@ -173,10 +245,10 @@ def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:
 
 def _suggest(path: FieldPath, section: type[BaseModel]) -> str:
     """The nearest right name: in the same section, else the same name elsewhere, else all names there."""
-    wrong = path[-1]
+    wrong = path[-1][:100]
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:
-        return f"did you mean {'.'.join([*path[:-1], near[0]])}?"
+        return f"did you mean {shown_path((*path[:-1], near[0]))}?"
     elsewhere = [known for known in _all_fields(Recipe, "") if known.split(".")[-1] == wrong]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
@@ -191,4 +263,4 @@ def _all_fields(section: type[BaseModel], prefix: str) -> Iterable[str]:
 
 
 def _found(value: Any) -> str:
-    return "nothing (null)" if value is None else json.dumps(value, ensure_ascii=False)
+    return "nothing (null)" if value is None else shown(json.dumps(value, ensure_ascii=False))

@@ -7,25 +7,43 @@ after each field is its description in the schema: `docs/recipes.md` is generate
 
 import difflib
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 from pipelines import DataError, rand_augment
+from trainer.recipe.ranges import (
+    MAX_RATIO,
+    AspectRatio,
+    Clips,
+    Decay,
+    Deviation,
+    Epochs,
+    FieldError,
+    FilePath,
+    Length,
+    Mean,
+    Minutes,
+    Rate,
+    RunName,
+    Seed,
+    Share,
+    Steps,
+    Text,
+    check_finite,
+    check_path,
+)
 from trainer.recipe.yaml import dump_yaml
 
 Scalar = str | int | float | bool | None
-Count = Annotated[int, Field(ge=1)]
-WholeNumber = Annotated[int, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
 ALTERNATIVES = (
     ("optimisation", "epochs", "steps"),
     ("optimisation", "warmup_epochs", "warmup_steps"),
@@ -33,6 +51,8 @@ ALTERNATIVES = (
 )
 """(section, field, field): two units of one quantity, of which at most one may have a value."""
 
+
+_MAX_MAGNITUDE = 100  # of RandAugment; common are 0 to 10
 
 ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks": "auto"}
 """What `engine: auto` is short for."""
@@ -54,42 +74,56 @@ class Model(Section):
     """`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local temporal blocks and
     temporal downsampling (Something-Something)."""
 
-    frames: Count
+    frames: Annotated[int, Field(ge=1, le=4096)]
     """Frames in a clip, sampled sparsely over the whole video."""
 
-    num_classes: Count | None = None
+    num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Classes of the head; null takes the number that the training manifest names."""
 
-    image_weights: Path | None = None
+    image_weights: FilePath | None = None
     """Safetensors file of CLIP image weights to start from; null starts from random weights."""
 
     overrides: dict[str, JsonValue] = {}
     """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
 
+    @field_validator("overrides")
+    @classmethod
+    def _fields_of_a_model(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if value:
+            from models.config import ModelError, check_field  # loads PyTorch: only where there is need
+
+            for name, found in value.items():
+                try:
+                    check_field(name, found)
+                except ModelError as error:
+                    raise FieldError((name,), str(error)) from None
+                check_finite(found, (name,))
+        return value
+
 
 class Embedded(Section):
     """The data set that needs no download: rendered clips of moving shapes."""
 
-    train_clips: Count
+    train_clips: Length
     """Clips to render for training."""
 
-    val_clips: Count
+    val_clips: Length
     """Clips to render for validation."""
 
-    seed: WholeNumber = 0
+    seed: Seed = 0
     """Seed of the rendering; the same seed renders the same clips."""
 
-    size: Annotated[int, Field(ge=32, multiple_of=2)] = 72
+    size: Annotated[int, Field(ge=32, le=2048, multiple_of=2)] = 72
     """Shorter side of a rendered frame in pixels, even."""
 
 
 class TrainPart(Section):
     """One of several training manifests."""
 
-    manifest: Path
+    manifest: FilePath
     """Manifest of training videos."""
 
-    ratio: AboveZero | None = None
+    ratio: Annotated[float, Field(gt=0, le=MAX_RATIO)] | None = None
     """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
     video once an epoch."""
 
@@ -97,14 +131,14 @@ class TrainPart(Section):
 class Data(Section):
     """Where the clips come from and how they are read."""
 
-    train: Path | tuple[TrainPart, ...]
+    train: FilePath | tuple[TrainPart, ...]
     """Manifest of the training videos; or a list of several, each as a path or as
     `{manifest: PATH, ratio: NUMBER}`."""
 
-    val: Path
+    val: FilePath
     """Manifest of the validation videos."""
 
-    node_copy: Path | None = None
+    node_copy: FilePath | None = None
     """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
     the node to read; null reads them where they are. Videos are always read where the manifest says."""
 
@@ -114,14 +148,14 @@ class Data(Section):
     bad_share: Share = 0.01
     """Stop when more than this share of the clips seen could not be read."""
 
-    workers: Count | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the
     node's cores and from what the first videos cost."""
 
-    prefetch: Count | Literal["auto"] = "auto"
+    prefetch: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Batches prepared ahead of the step that uses them; `auto` makes as many as keep all workers busy."""
 
-    threads: Count | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """DALI threads per rank; `auto` divides the node's cores among its ranks."""
 
     decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
@@ -161,6 +195,7 @@ def _train_part(number: int, entry: Any) -> TrainPart:
     """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
     found = json.dumps(entry, ensure_ascii=False)
     if isinstance(entry, str):
+        _check_entry_path(number, entry)
         return TrainPart(manifest=Path(entry))
     if not isinstance(entry, dict):
         raise ValueError(
@@ -174,17 +209,28 @@ def _train_part(number: int, entry: Any) -> TrainPart:
         raise ValueError(f"entry {number}: manifest: missing in {found}; allowed: a path")
     if not isinstance(entry["manifest"], str):
         raise ValueError(f"entry {number}: manifest: found {json.dumps(entry['manifest'])}; allowed: a path")
+    _check_entry_path(number, entry["manifest"])
     ratio = entry.get("ratio")
     is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-    if ratio is not None and not (is_number and 0 < ratio < math.inf):
-        raise ValueError(f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0")
+    if ratio is not None and not (is_number and 0 < ratio <= MAX_RATIO):
+        raise ValueError(
+            f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0, at most "
+            f"{MAX_RATIO:g}"
+        )
     return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
+
+
+def _check_entry_path(number: int, path: str) -> None:
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ValueError(f"entry {number}: manifest: {error}") from None
 
 
 class Sampling(Section):
     """Which clips make up a batch."""
 
-    repeats: Count = 1
+    repeats: Annotated[int, Field(ge=1, le=1024)] = 1
     """Repeated sampling: how many augmentations of each decoded clip enter the same global batch."""
 
     shuffle: bool = True
@@ -194,10 +240,10 @@ class Sampling(Section):
 class Augmentation(Section):
     """What is done to a training clip; one draw holds for all frames of a clip."""
 
-    crop_scale: tuple[AboveZero, AboveZero] = (0.08, 1.0)
+    crop_scale: tuple[Annotated[float, Field(ge=1e-4)], Annotated[float, Field(ge=1e-4)]] = (0.08, 1.0)
     """Smallest and largest area of the random crop, as a share of the frame's area."""
 
-    crop_ratio: tuple[AboveZero, AboveZero] = (0.75, 1.3333)
+    crop_ratio: tuple[AspectRatio, AspectRatio] = (0.75, 1.3333)
     """Smallest and largest aspect ratio (width / height) of the random crop."""
 
     flip: Share = 0.5
@@ -215,10 +261,10 @@ class Augmentation(Section):
     spread of the magnitude (above 100: uniform from 0 to m), mmax largest magnitude (10), p chance of each
     operation (0.5), and inc1 (operations that grow with the magnitude), which must be there; null is none."""
 
-    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    mean: tuple[Mean, Mean, Mean] = (0.45, 0.45, 0.45)
     """Subtracted from the red, green and blue of a pixel scaled to 0..1."""
 
-    std: tuple[AboveZero, AboveZero, AboveZero] = (0.225, 0.225, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.225, 0.225, 0.225)
     """Divides red, green and blue after the mean was subtracted."""
 
     @field_validator("crop_scale", "crop_ratio")
@@ -233,7 +279,9 @@ class Augmentation(Section):
     def _parsed(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                rand_augment.parse(value)
+                policy = rand_augment.parse(value)
+                if max(policy.magnitude, policy.magnitude_max) > _MAX_MAGNITUDE:
+                    raise DataError(f"rand_augment '{value}': m and mmax are at most {_MAX_MAGNITUDE}")
             except DataError as error:
                 raise ValueError(str(error)) from error
         return value
@@ -249,40 +297,40 @@ class Augmentation(Section):
 class Optimisation(Section):
     """How the weights are changed: AdamW, linear warm-up, then a cosine, per step."""
 
-    global_batch: Count
+    global_batch: Clips
     """Clips per optimiser step over all ranks, repeats included; the micro-batch follows from it."""
 
-    epochs: AboveZero | None = None
+    epochs: Epochs | None = None
     """Length of the training in epochs, each as many draws as there are training videos; or give `steps`."""
 
-    steps: Count | None = None
+    steps: Steps | None = None
     """Length of the training in optimiser steps; or give `epochs`."""
 
-    learning_rate: AboveZero
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
     """Peak learning rate; it belongs to the global batch."""
 
-    warmup_epochs: NotNegative | None = None
+    warmup_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None
     """Length of the warm-up in epochs; or give `warmup_steps`; neither means no warm-up."""
 
-    warmup_steps: WholeNumber | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Length of the warm-up in optimiser steps; or give `warmup_epochs`."""
 
-    warmup_start: NotNegative = 1e-6
+    warmup_start: Rate = 1e-6
     """Learning rate of the first step of the warm-up."""
 
-    end_learning_rate: NotNegative = 1e-6
+    end_learning_rate: Rate = 1e-6
     """Learning rate that the cosine ends in."""
 
-    weight_decay: NotNegative = 0.05
+    weight_decay: Rate = 0.05
     """AdamW's weight decay, on tensors of two or more dimensions only."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment."""
 
-    eps: AboveZero = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """AdamW's term that keeps the division finite."""
 
-    clip_norm: AboveZero | None = 20.0
+    clip_norm: Annotated[float, Field(gt=0, le=10**6)] | None = 20.0
     """Global gradient norm above which gradients are scaled down; null never clips."""
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -293,7 +341,7 @@ class Optimisation(Section):
     """Keep an exponential moving average of the weights with this decay per step, and evaluate and export it;
     null keeps none."""
 
-    skipped_steps: WholeNumber = 10
+    skipped_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
     """Steps left out because their loss or gradient is not finite, since the run was last started, before it
     stops; 0 stops at the first."""
 
@@ -330,11 +378,11 @@ class Engine(Section):
     """`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and multiplies
     matrices in bf16, `auto` is bf16 on a GPU and fp32 on a CPU."""
 
-    micro_batch: Count | Literal["auto"] | None = None
+    micro_batch: Clips | Literal["auto"] | None = None
     """Most clips per rank in one forward pass, gradients being accumulated up to the global batch; null takes
     the rank's whole share at once; `auto` what fits into the memory."""
 
-    recomputed_blocks: WholeNumber | Literal["auto"] = 0
+    recomputed_blocks: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = 0
     """Backbone blocks whose activations are recomputed in the backward pass to save memory; `auto` no more
     than needed."""
 
@@ -360,19 +408,19 @@ class Engine(Section):
 class Evaluation(Section):
     """How accuracy is measured on the validation videos."""
 
-    every_epochs: AboveZero | None = None
+    every_epochs: Epochs | None = None
     """Evaluate every so many epochs; or give `every_steps`; neither means not in between."""
 
-    every_steps: Count | None = None
+    every_steps: Steps | None = None
     """Evaluate every so many optimiser steps; or give `every_epochs`."""
 
-    clips: Count = 1
+    clips: Annotated[int, Field(ge=1, le=100)] = 1
     """Clips per video, at different times; the softmax is averaged over all views."""
 
     crops: Literal[1, 3] = 1
     """Crops per clip: 1 is the centre; 3 are left, centre and right, or top, centre and bottom."""
 
-    batch: Count = 8
+    batch: Annotated[int, Field(ge=1, le=4096)] = 8
     """Videos per rank and forward pass, each with clips x crops views."""
 
     at_end: bool = True
@@ -404,7 +452,7 @@ class Tracking(Section):
     experiment: Text = "uniformerv2"
     """MLflow experiment that the run belongs to."""
 
-    every_steps: Count = 10
+    every_steps: Steps = 10
     """Optimiser steps between two records of the training metrics."""
 
     parent_run: Text | None = None
@@ -414,33 +462,33 @@ class Tracking(Section):
 class Run(Section):
     """What is left on disk and shown in the terminal."""
 
-    dir: Path = Path("runs")
+    dir: FilePath = Path("runs")
     """Folder that holds the run's own folder, which is named after the recipe."""
 
-    checkpoint_every_steps: Count | None = None
+    checkpoint_every_steps: Steps | None = None
     """Save a checkpoint every so many optimiser steps; null does not count steps."""
 
-    checkpoint_every_minutes: AboveZero | None = 15.0
+    checkpoint_every_minutes: Minutes | None = 15.0
     """Save a checkpoint every so many minutes; null does not look at the clock."""
 
-    keep_last: Count = 3
+    keep_last: Annotated[int, Field(ge=1, le=10**6)] = 3
     """Checkpoints kept; older ones are deleted."""
 
     keep_best: bool = True
     """Save a checkpoint after an evaluation that is the best so far, and keep it beside the latest ones."""
 
-    rendezvous_minutes: AboveZero = 10.0
+    rendezvous_minutes: Minutes = 10.0
     """Minutes within which all ranks must have come; then the run ends, and names those that did not."""
 
-    time_limit_minutes: AboveZero | None = None
+    time_limit_minutes: Minutes | None = None
     """Save and leave, to be started again, in time to be gone so many minutes after the start; null has no
     limit but that of the SLURM job, where SLURM_JOB_END_TIME tells it."""
 
-    hang_minutes: AboveZero | None = 20.0
+    hang_minutes: Minutes | None = 20.0
     """End the run, to be started again, when a rank makes no progress for so many minutes, and say where each
     one is; null waits for ever."""
 
-    log_every_steps: Count = 10
+    log_every_steps: Steps = 10
     """Optimiser steps between two lines of output where the output is no terminal."""
 
 
@@ -450,7 +498,7 @@ class Recipe(Section):
     name: RunName
     """Name of the run and of its folder: letters, digits, dot, underscore, hyphen."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of every random number: order, frames, augmentation, initial weights, dropout."""
 
     model: Model

@@ -95,18 +95,26 @@ def _constraints(metadata: list[Any]) -> list[str]:
     for item in metadata:
         match item:
             case annotated_types.Ge(ge=bound):
-                words.append(f"at least {bound}")
+                words.append(f"at least {_number(bound)}")
             case annotated_types.Gt(gt=bound):
-                words.append(f"above {bound}")
+                words.append(f"above {_number(bound)}")
             case annotated_types.Le(le=bound):
-                words.append(f"at most {bound}")
+                words.append(f"at most {_number(bound)}")
             case annotated_types.Lt(lt=bound):
-                words.append(f"below {bound}")
+                words.append(f"below {_number(bound)}")
             case annotated_types.MinLen():
                 words.append("not empty")
+            case annotated_types.MaxLen(max_length=most):
+                words.append(f"at most {most} characters")
+            case annotated_types.MultipleOf(multiple_of=step):
+                words.append(f"a multiple of {step}")
             case _ if getattr(item, "pattern", None):
                 words.append(f"matching `{item.pattern}`")
     return words
+
+
+def _number(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def reference() -> str:

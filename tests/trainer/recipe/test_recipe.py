@@ -149,7 +149,10 @@ def test_both_units_in_one_file_are_refused(tmp_path: Path) -> None:
             "  betas: [0.9, 1.0]\n",
             "8: optimisation.betas: found [0.9, 1.0]; allowed: a list of 2, each a number, ",
         ),
-        ("  clip_norm: 0\n", "8: optimisation.clip_norm: found 0; allowed: a number, above 0, or null"),
+        (
+            "  clip_norm: 0\n",
+            "8: optimisation.clip_norm: found 0; allowed: a number, above 0, at most 1000000, ",
+        ),
         (
             "augmentation: {crop_scale: [1, 0.5]}\n",
             "8: augmentation.crop_scale: the first of the two may not",
@@ -186,9 +189,9 @@ def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", MINIMAL + "  eps: 0\n")
     top = write(tmp_path / "top.yaml", "base: base.yaml\nseed: -1\n")
     assert set(refusal(top, "run.keep_last=0")) == {
-        f"{base}:8: optimisation.eps: found 0; allowed: a number, above 0",
+        f"{base}:8: optimisation.eps: found 0; allowed: a number, above 0, at most 1",
         f"{top}:2: seed: found -1; allowed: an integer, at least 0, below 9223372036854775808",
-        "--set run.keep_last=0: run.keep_last: found 0; allowed: an integer, at least 1",
+        "--set run.keep_last=0: run.keep_last: found 0; allowed: an integer, at least 1, at most 1000000",
     }
 
 
@@ -259,7 +262,8 @@ def test_what_is_rendered_is_not_mixed(tmp_path: Path, minimal: Path) -> None:
 
 def test_one_line_per_field_also_where_several_types_are_allowed(minimal: Path) -> None:
     assert refusal(minimal, "data.workers=many") == [
-        '--set data.workers=many: data.workers: found "many"; allowed: an integer, at least 1, or auto'
+        '--set data.workers=many: data.workers: found "many"; allowed: an integer, at least 1, at most 1024, '
+        "or auto"
     ]
 
 
@@ -268,7 +272,10 @@ def test_missing_fields_are_named(tmp_path: Path) -> None:
         tmp_path / "short.yaml", MINIMAL.replace("  global_batch: 32\n", "").replace("name: test", "")
     )
     lines = refusal(path)
-    assert f"{path}:4: optimisation.global_batch: missing; allowed: an integer, at least 1" in lines
+    assert any(
+        line.startswith(f"{path}:4: optimisation.global_batch: missing; allowed: an integer, at least 1")
+        for line in lines
+    )
     assert any(line.startswith(f"{path}: name: missing; ") for line in lines)
 
 

@@ -1,0 +1,61 @@
+"""What the fields of a recipe may hold: the kinds of values that several fields share, and their ranges."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+MAX_RATIO = 1e12
+"""Of one training manifest to the others; a number of videos will do."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+
+# Upper bounds are far above what anybody trains with: they refuse a slip of the hand, or what would only
+# break later, when it is too large for the clock, the memory or a float.
+Clips = Annotated[int, Field(ge=1, le=2**20)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+Epochs = Annotated[float, Field(gt=0, le=10**6)]
+Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
+Rate = Annotated[float, Field(ge=0, le=10)]
+Length = Annotated[int, Field(ge=1, le=10**7)]
+Mean = Annotated[float, Field(ge=-10, le=10)]
+Deviation = Annotated[float, Field(ge=1e-3, le=10)]
+AspectRatio = Annotated[float, Field(ge=0.01, le=100)]
+
+
+class FieldError(ValueError):
+    """What is wrong below a field: in one of the names of a mapping. below: these names."""
+
+    def __init__(self, below: tuple[str, ...], words: str) -> None:
+        super().__init__(words)
+        self.below = below
+
+
+def check_path(value: Any) -> Any:
+    """A path that the system could hold; whether it is there is another question."""
+    if isinstance(value, str):
+        parts = [len(part.encode()) for part in value.split("/")]
+        if not value:
+            raise ValueError("the path is empty")
+        if max(parts) > 255 or sum(parts) + len(parts) > 4096:
+            raise ValueError("the path is too long: a name has at most 255 bytes, and a path 4095")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(check_path)]
+
+
+def check_finite(value: JsonValue, where: tuple[str, ...]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(where, f"found {json.dumps(value)}; allowed: finite numbers")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            check_finite(inner, (*where, name))
+    for inner in value if isinstance(value, list) else []:
+        check_finite(inner, where)
