@@ -1,42 +1,24 @@
 """Weights of an image ViT into the backbone of a video model."""
 
 import logging
-import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from models.config import ModelError
-from models.position import resize_position_embedding
+from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import WeightSource, read_state
+from models.weight_files import StoredWeights, WeightSource, listed, open_weights
+from models.weights.header import short
+from models.weights.names import Tower, find_tower, whose
 
 logger = logging.getLogger(__name__)
 
-_CLIP_NAMES = (  # pattern for a whole name in CLIP's visual tower → name here
-    (r"conv1\.weight", r"patch_embedding.weight"),
-    (r"class_embedding", r"class_token"),
-    (r"positional_embedding", r"position_embedding"),
-    (r"ln_pre\.(\w+)", r"ln_pre.\1"),
-    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(\w+)", r"blocks.\1.norm_\2.\3"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(\w+)", r"blocks.\1.attention.qkv.\2"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(\w+)", r"blocks.\1.attention.out.\2"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)", r"blocks.\1.mlp.expand.\2"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)", r"blocks.\1.mlp.contract.\2"),
-)
-_TIMM_NAMES = (  # the same for timm's plain ViTs: supervised, DINO, MAE
-    (r"patch_embed\.proj\.(\w+)", r"patch_embedding.\1"),
-    (r"cls_token", r"class_token"),
-    (r"pos_embed", r"position_embedding"),
-    (r"norm_pre\.(\w+)", r"ln_pre.\1"),
-    (r"blocks\.(\d+)\.norm([12])\.(\w+)", r"blocks.\1.norm_\2.\3"),
-    (r"blocks\.(\d+)\.attn\.qkv\.(\w+)", r"blocks.\1.attention.qkv.\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(\w+)", r"blocks.\1.attention.out.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc1\.(\w+)", r"blocks.\1.mlp.expand.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"blocks.\1.mlp.contract.\2"),
-)
-_NOT_USED = re.compile(r"ln_post\..*|proj|norm\..*|fc_norm\..*|head\..*")
+_MOST_PROBLEMS = 10
+_QKV_PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -56,55 +38,125 @@ class ImageWeightsReport:
 def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeightsReport:
     """Fills the backbone of `model` with an image ViT's weights, and says what it did.
 
-    `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip names it
-    (`visual.conv1.weight`; text tower and `logit_scale` are passed over), its visual tower alone, or a plain
-    ViT as timm names it (not DeiT III or BEiT, whose layer scale has no place here). A 2-D patch weight is
-    inflated at the centre tap, the other taps zero, so that one image repeated gives the image model's
-    tokens. The position embedding is interpolated to the model's grid, which the log says.
+    `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip and OpenAI
+    name it (`visual.conv1.weight`) or as Hugging Face does (`vision_model.embeddings.class_embedding`; its
+    query, key and value are joined), its visual tower alone, or a plain ViT as timm names it (not DeiT III or
+    BEiT, whose layer scale has no place here). A text tower and `logit_scale` are passed over. A 2-D patch
+    weight is inflated at the centre tap, the other taps zero, so that one image repeated gives the image
+    model's tokens. The position embedding is interpolated to the model's grid, which the log says.
 
-    The model is changed only if everything fits; otherwise `ModelError` lists missing, unexpected and
-    mis-shaped tensors.
+    The model is changed only if everything fits; otherwise `ModelError` says whose weights they seem to be,
+    and lists missing, unexpected and mis-shaped tensors, at most ten. Names and shapes are compared before a
+    tensor is read. Weights that are not finite are refused.
     """
-    visual = _visual_part(read_state(source))
-    names = _TIMM_NAMES if "patch_embed.proj.weight" in visual else _CLIP_NAMES
+    weights = open_weights(source)
+    tower = find_tower(weights.shapes)
+    if tower is None:
+        raise ModelError(_not_known(weights))
     targets = model.state_dict()
+    grid = model.config.grid
+    _check_fit(weights, tower, targets, grid)
+    tensors = weights.read(name for names in tower.parts.values() for name in names)
+    weights.read(tower.prefix + name for name in tower.left_out if tower.prefix + name in weights.shapes)
     loaded: dict[str, Tensor] = {}
-    adapted: list[str] = []
-    left_out: list[str] = []
-    unexpected: list[str] = []
-    for name, tensor in visual.items():
-        own = _own_name(name, names)
-        if own is None or own not in targets:
-            (left_out if _NOT_USED.fullmatch(name) else unexpected).append(name)
-            continue
-        loaded[own] = _fit(own, tensor, targets[own], model.config.grid)
+    adapted = []
+    for own, names in tower.parts.items():
+        tensor = torch.cat([tensors.pop(name) for name in names]) if len(names) > 1 else tensors.pop(names[0])
+        loaded[own] = _fit(own, tensor, targets[own], grid)
         if loaded[own].numel() != tensor.numel():
             adapted.append(own)
-    problems = [f"unexpected {name}" for name in unexpected]
-    problems += [
-        f"{name} has shape {tuple(tensor.shape)}, expected is {tuple(targets[name].shape)}"
-        for name, tensor in loaded.items()
-        if tensor.shape != targets[name].shape
-    ]
-    kept = tuple(name for name in targets if name not in loaded)
-    problems += [f"missing {name}" for name in kept if _comes_from_image(name)]
-    if problems:
-        raise ModelError("the image weights do not fit the model:\n  " + "\n  ".join(problems))
     model.load_state_dict(loaded, strict=False)
-    logger.info("image weights: %d tensors loaded, %d left out", len(loaded), len(left_out))
-    return ImageWeightsReport(tuple(loaded), tuple(adapted), tuple(left_out), kept)
+    logger.info("image weights: %d tensors loaded, %d left out", len(loaded), len(tower.left_out))
+    kept = tuple(name for name in targets if name not in loaded)
+    return ImageWeightsReport(tuple(loaded), tuple(adapted), tower.left_out, kept)
 
 
-def _visual_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    visual = {name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")}
-    return visual or state
+def _not_known(weights: StoredWeights) -> str:
+    guess = whose(weights.shapes)
+    looks = f"it looks like {guess}" if guess else "whose its names are is not known"
+    return (
+        f"{weights.origin} holds no image weights that can be loaded; {looks}. What can: the visual tower of "
+        "CLIP as open_clip, OpenAI or Hugging Face names it, a whole CLIP, or a plain ViT as timm names it. "
+        f"The file has {listed([short(name) for name in weights.shapes])}"
+    )
 
 
-def _own_name(name: str, names: tuple[tuple[str, str], ...]) -> str | None:
-    for pattern, own in names:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, own, name)
-    return None
+def _check_fit(weights: StoredWeights, tower: Tower, targets: Mapping[str, Tensor], grid: int) -> None:
+    """Raises ModelError for anything that is missing, unexpected, or of a shape or type that does not fit."""
+    unexpected = [f"unexpected {short(name)}" for name in tower.unexpected]
+    wrong, missing = [], []
+    for own, names in tower.parts.items():
+        if own not in targets:
+            unexpected += [f"unexpected {short(name.removeprefix(tower.prefix))}" for name in names]
+            continue
+        sources = {name: weights.shapes[name] for name in names}
+        wrong += _wrong_types(sources)
+        wrong += _wrong_shapes(own, sources, targets[own], grid)
+    for own in targets:
+        if own not in tower.parts and _comes_from_image(own):
+            missing.append(f"missing {own}")
+    if not (unexpected or wrong or missing):
+        return
+    every = [item for row in zip_longest(wrong, missing, unexpected) for item in row if item is not None]
+    more = len(every) - _MOST_PROBLEMS
+    lines = every[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
+    guess = whose(weights.shapes)
+    seems = f"; it looks like {guess}" if guess and unexpected else ""
+    raise ModelError(
+        f"the image weights do not fit the model: {weights.origin}, read as {tower.whose}{seems}\n"
+        f"  {_dimensions(weights, tower, targets)}\n  " + "\n  ".join(lines)
+    )
+
+
+def _wrong_types(sources: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{short(name)} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
+        for name, tensor in sources.items()
+        if not tensor.is_floating_point()
+    ]
+
+
+def _wrong_shapes(own: str, sources: Mapping[str, Tensor], target: Tensor, grid: int) -> list[str]:
+    """sources: the tensors that make one of ours, on the meta device."""
+    expected = tuple(target.shape)
+    if any(".self_attn." in name for name in sources) and ".qkv." in own:
+        expected = (expected[0] // _QKV_PARTS, *expected[1:])
+        if len(sources) != _QKV_PARTS:
+            return [f"{own} needs q_proj, k_proj and v_proj; there is only {', '.join(map(short, sources))}"]
+    if own == "patch_embedding.weight" and all(tensor.dim() == 4 for tensor in sources.values()):
+        expected = (*expected[:2], *expected[3:])
+    return [
+        f"{short(name)} has shape {short(tuple(tensor.shape))}, expected is {expected}"
+        for name, tensor in sources.items()
+        if not _fits(own, tensor, expected, grid)
+    ]
+
+
+def _fits(own: str, tensor: Tensor, expected: tuple[int, ...], grid: int) -> bool:
+    """Whether `_fit` can give it the expected shape."""
+    shape = tuple(tensor.shape)
+    if own == "class_token":
+        return tensor.numel() == expected[0] and len(shape) >= 1
+    if own == "position_embedding":
+        if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1) or shape[-1] != expected[-1]:
+            return False
+        grid_of(tensor.flatten(0, -2))
+        return True
+    return shape == expected
+
+
+def _dimensions(weights: StoredWeights, tower: Tower, targets: Mapping[str, Tensor]) -> str:
+    """The size of both, where it differs, says more than a list of tensors."""
+    patch = weights.shapes[tower.parts["patch_embedding.weight"][0]]
+    theirs = f"width {patch.shape[0]}, " if patch.dim() else ""
+    theirs += f"patches of {patch.shape[-1]}, " if patch.dim() else ""
+    target = targets["patch_embedding.weight"]
+    ours = f"width {target.shape[0]}, patches of {target.shape[-1]}, {_depth(targets)} blocks"
+    return f"in the file: {theirs}{_depth(tower.parts)} blocks; in the model: {ours}"
+
+
+def _depth(names: Iterable[str]) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith("blocks.")})
 
 
 def _comes_from_image(own: str) -> bool:

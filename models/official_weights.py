@@ -15,12 +15,15 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import WeightSource, read_state
+from models.weight_files import WeightSource, open_weights
+from models.weights.header import short
 
 logger = logging.getLogger(__name__)
 
 _HEAD_WIDTH = 64
 _PAPER_REDUCTION = 1.5
+_MOST_PROBLEMS = 10
+_MOST_BLOCKS = 256
 
 _OFFICIAL_NAMES = (  # first pattern that fits the whole name of ours → name in the released implementation
     (r"class_token", r"class_embedding"),
@@ -69,18 +72,25 @@ def load_official(
     own interpolates the position embedding. `bgr_to_rgb` reverses the input channels: the released
     Something-Something models were trained on BGR frames.
 
-    A frozen model is known by its missing `balance`. Raises `ModelError` for a file that cannot be read and
-    for missing, unexpected and mis-shaped tensors, all listed.
+    A frozen model is known by its missing `balance`. Raises `ModelError` for a file that cannot be read, for
+    missing, unexpected and mis-shaped tensors, of which it lists ten, and for weights that are not finite.
     """
-    state = _released_names(read_state(path_or_state))
+    weights = open_weights(path_or_state)
+    names = _released_names(weights.shapes)
+    shapes = {official: weights.shapes[name] for official, name in names.items()}
     config = _infer_config(
-        state,
+        shapes,
         frames=frames,
         heads=heads,
         global_heads=global_heads,
         global_layers=global_layers,
         resolution=resolution,
     )
+    with torch.device("meta"):
+        model = UniFormerV2(config)
+    _check_fit(model, {**shapes, "positional_embedding": _resized(shapes["positional_embedding"], config)})
+    read = weights.read(names.values())
+    state = {official: read[name] for official, name in names.items()}
     state["positional_embedding"] = resize_position_embedding(state["positional_embedding"], config.grid)
     if bgr_to_rgb:
         state["conv1.weight"] = state["conv1.weight"].flip(1)
@@ -88,8 +98,6 @@ def load_official(
         logger.warning(
             "the released Something-Something models expect BGR frames; bgr_to_rgb=True makes them take RGB"
         )
-    with torch.device("meta"):
-        model = UniFormerV2(config)
     model.to_empty(device="cpu")
     _copy_into(model, state)
     return model
@@ -112,15 +120,24 @@ def to_official(model: UniFormerV2) -> dict[str, Tensor]:
     return state
 
 
-def _released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without `backbone.`, and mmaction2's names of the last norm and the classifier turned back."""
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("backbone.")
-        name = re.sub(r"^transformer\.norm\.", "transformer.proj.0.", name)
-        name = re.sub(r"^cls_head\.fc_cls\.", "transformer.proj.2.", name)
-        renamed[name] = tensor
-    return renamed
+def _released_names(names: Iterable[str]) -> dict[str, str]:
+    """The names in the file by the released ones: without `backbone.`, and mmaction2's names of the last norm
+    and the classifier turned back.
+    """
+    released: dict[str, str] = {}
+    for name in names:
+        official = name.removeprefix("backbone.")
+        official = re.sub(r"^transformer\.norm\.", "transformer.proj.0.", official)
+        official = re.sub(r"^cls_head\.fc_cls\.", "transformer.proj.2.", official)
+        if official in released:
+            raise ModelError(f"{short(official)} stands in the file twice, also as {short(name)}")
+        released[official] = name
+    return released
+
+
+def _resized(embedding: Tensor, config: UniFormerV2Config) -> Tensor:
+    """A position embedding's shape, on the meta device, once it is interpolated."""
+    return torch.empty(1 + config.grid**2, embedding.shape[1], dtype=embedding.dtype, device="meta")
 
 
 def _infer_config(
@@ -167,14 +184,19 @@ def _tensor(state: Mapping[str, Tensor], name: str, dims: int) -> Tensor:
     if name not in state:
         raise ModelError(f"these are not UniFormerV2 weights: there is no tensor {name}")
     tensor = state[name]
-    if tensor.dim() != dims:
-        raise ModelError(f"{name} has shape {tuple(tensor.shape)}, expected are {dims} dimensions")
+    if tensor.dim() != dims or not tensor.numel():
+        raise ModelError(
+            f"{name} has shape {short(tuple(tensor.shape))}, expected are {dims} dimensions above 0"
+        )
     return tensor
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     numbers = (re.match(pattern, name) for name in state)
-    return max((int(number.group(1)) + 1 for number in numbers if number), default=0)
+    count = max((int(number.group(1)[:9]) + 1 for number in numbers if number), default=0)
+    if count > _MOST_BLOCKS:
+        raise ModelError(f"the names count {count:,} blocks; allowed are at most {_MOST_BLOCKS}")
+    return count
 
 
 def _reduction(width: int, reduced: int) -> float:
@@ -182,26 +204,33 @@ def _reduction(width: int, reduced: int) -> float:
     return _PAPER_REDUCTION if int(width / _PAPER_REDUCTION) == reduced else width / reduced
 
 
-def _copy_into(model: UniFormerV2, state: dict[str, Tensor]) -> None:
-    own = model.state_dict()
-    ours: dict[str, Tensor] = {}
+def _check_fit(model: UniFormerV2, shapes: Mapping[str, Tensor]) -> None:
+    """Raises ModelError for missing, unexpected and mis-shaped tensors, and those that hold no fractions."""
     problems = []
+    own = model.state_dict()
     for name, target in own.items():
         official = _official_name(name)
-        if official not in state:
+        if official not in shapes:
             problems.append(f"missing {official}")
             continue
-        tensor = state[official]
-        if _with_convolution_shape(official, target).shape != tensor.shape:
-            wanted = tuple(_with_convolution_shape(official, target).shape)
-            problems.append(f"{official} has shape {tuple(tensor.shape)}, expected is {wanted}")
-            continue
-        ours[name] = tensor.reshape(target.shape)
+        found, wanted = shapes[official], tuple(_with_convolution_shape(official, target).shape)
+        if tuple(found.shape) != wanted:
+            problems.append(f"{official} has shape {short(tuple(found.shape))}, expected is {wanted}")
+        elif found.is_floating_point() != target.is_floating_point():
+            problems.append(f"{official} holds {str(found.dtype).removeprefix('torch.')}")
     known = {_official_name(name) for name in own}
-    problems += [f"unexpected {name}" for name in state if name not in known]
+    problems += [f"unexpected {short(name)}" for name in shapes if name not in known]
+    more = len(problems) - _MOST_PROBLEMS
     if problems:
-        raise ModelError("the weights do not fit the model they describe:\n  " + "\n  ".join(problems))
-    model.load_state_dict(ours)
+        lines = problems[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
+        raise ModelError("the weights do not fit the model they describe:\n  " + "\n  ".join(lines))
+
+
+def _copy_into(model: UniFormerV2, state: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    model.load_state_dict(
+        {name: state[_official_name(name)].reshape(target.shape) for name, target in own.items()}
+    )
 
 
 def _official_name(name: str) -> str:

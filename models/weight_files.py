@@ -1,7 +1,12 @@
-"""Reading a state dict from a file or from memory, without running anything that the file may hold."""
+"""Weights in a file or in memory: what they are called and shaped first, then those that are wanted.
 
-import pickle
-from collections.abc import Mapping
+Nothing that a file may hold is run. What its tensors are is known before any of them is read, so a file
+cannot ask for more memory than the model has.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,44 +14,138 @@ import torch
 from torch import Tensor
 
 from models.config import ModelError
+from models.weights.header import FileError, first_bytes, read_header, short
 
 WeightSource = str | Path | Mapping[str, Any]
 
 _NESTED_UNDER = ("model_state", "state_dict", "module", "model")
+_MOST_NAMED = 10
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors that can be read.
+
+    origin: what to call them in messages. shapes: every tensor on the meta device: its name, shape and dtype
+    without its values. metadata: the texts in a safetensors file's header.
+    """
+
+    origin: str
+    shapes: dict[str, Tensor]
+    _read: Callable[[list[str]], dict[str, Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def read(self, names: Iterable[str], *, finite: bool = True) -> dict[str, Tensor]:
+        """The named tensors in float32, on the CPU; integers and truth values as they are.
+
+        Raises ModelError for a tensor that cannot be read, and, unless `finite` is false, with its name and
+        the number of such values, for one that holds NaN, infinity, or more than float32 can hold.
+        """
+        wanted = list(names)
+        try:
+            found = self._read(wanted)
+        except FileError as error:
+            raise ModelError(f"{self.origin} {error}") from error
+        tensors, problems = {}, []
+        for name in wanted:
+            tensor = found[name].detach()
+            if tensor.is_floating_point():
+                tensor = tensor.float()
+                bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+                if bad and finite:
+                    problems.append(f"{short(name)}: {bad:,} of {tensor.numel():,} values")
+            tensors[name] = tensor
+        if problems:
+            raise ModelError(
+                f"{self.origin} holds numbers that are not finite (NaN or infinity) in "
+                + listed(problems)
+                + "; the file is damaged, or the training that wrote it went wrong"
+            )
+        return tensors
+
+
+def open_weights(source: WeightSource) -> StoredWeights:
+    """The weights in a `.safetensors` file, a `torch.save` file or a mapping.
+
+    A dict nested under `model_state` or the like is unpacked. `torch.load` runs with `weights_only=True`: a
+    checkpoint cannot execute code. Raises `ModelError` for a file that is missing, no ordinary file, damaged
+    or holds no tensors.
+    """
+    if isinstance(source, Mapping):
+        return _of_tensors(source, "the given state dict")
+    path = Path(source)
+    try:
+        begin, size = first_bytes(path, 9)
+        has_header = begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < size
+        if has_header or path.suffix == ".safetensors":
+            return open_safetensors(path)
+        return _of_tensors(_unpickled(path, size), str(path))
+    except FileError as error:
+        raise ModelError(f"{short(str(path), 1000)} {error}") from error
 
 
 def read_state(source: WeightSource) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, a `torch.save` file or a mapping, by name.
+    """All tensors of a file or a mapping, as `StoredWeights.read` gives them. Raises ModelError."""
+    weights = open_weights(source)
+    return weights.read(weights.shapes)
 
-    A dict nested under `model_state` or the like is unpacked. `torch.load` runs with `weights_only=True`: a
-    checkpoint cannot execute code. Raises `ModelError` for a file that is missing, damaged or holds no
-    tensors.
-    """
-    if isinstance(source, Mapping):
-        return _tensors_of(source, "the given state dict")
-    path = Path(source)
-    if not path.is_file():
-        raise ModelError(f"no weight file at {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+
+def listed(items: list[str]) -> str:
+    """At most ten of them, and how many more there are."""
+    more = len(items) - _MOST_NAMED
+    return ", ".join(items[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def open_safetensors(path: Path) -> StoredWeights:
+    """The tensors of a safetensors file. Raises FileError, whose words follow the file's name."""
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(path)
+    shapes = {
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, (dtype, shape) in header.tensors.items()
+    }
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError, RuntimeError, ValueError, MemoryError) as error:
+            raise FileError(f"cannot be read as safetensors: {short(str(error), 500)}") from error
+
+    if not shapes:
+        raise FileError("holds no tensors")
+    return StoredWeights(str(path), shapes, read, header.metadata)
+
+
+def _unpickled(path: Path, size: int) -> object:
+    is_zip = first_bytes(path, 4)[0] == b"PK\3\4"  # as torch.load tells its two formats apart
+    if is_zip:
+        _check_archive(path, size)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a file of weights: {error}") from error
-    return _tensors_of(loaded, str(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+    except Exception as error:  # a damaged pickle can make the unpickler raise whatever it likes
+        words = short(str(error).split("\n")[0] or type(error).__name__, 300)
+        raise FileError(f"cannot be read as a file of weights: {words}") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def _check_archive(path: Path, size: int) -> None:
+    """torch.save stores without compression: what unpacks to more than the file has is no file of it."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} cannot be read as safetensors: {error}") from error
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
+        raise FileError(f"cannot be read as a file of weights: {short(str(error), 300)}") from error
+    if sum(member.file_size for member in members) > size:
+        raise FileError("cannot be read as a file of weights: its parts are larger than the file")
+    if any("/code/" in member.filename for member in members):
+        raise FileError(
+            "is a program (TorchScript), as OpenAI publishes CLIP, and is not run: load it where it is "
+            "trusted, `torch.jit.load(PATH).state_dict()`, and write that with safetensors"
+        )
 
 
-def _tensors_of(loaded: object, origin: str) -> dict[str, Tensor]:
+def _of_tensors(loaded: object, origin: str) -> StoredWeights:
     for key in _NESTED_UNDER:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -54,5 +153,21 @@ def _tensors_of(loaded: object, origin: str) -> dict[str, Tensor]:
         raise ModelError(f"{origin} holds a {type(loaded).__name__}, not a dict of tensors")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ModelError(f"{origin} holds no tensors")
-    return tensors
+        names = listed([short(str(name)) for name in loaded])
+        raise ModelError(f"{origin} holds no tensors" + (f"; its entries are {names}" if names else ""))
+    shapes = {}
+    for name, tensor in tensors.items():
+        _check_stored(name, tensor, origin)
+        shapes[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return StoredWeights(origin, shapes, lambda names: {name: tensors[name] for name in names})
+
+
+def _check_stored(name: str, tensor: Tensor, origin: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ModelError(f"{origin}: {short(name)} is sparse, quantised or without values; save it as plain")
+    needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if needed > stored:
+        raise ModelError(
+            f"{origin}: {short(name)} of shape {short(tuple(tensor.shape))} would need {needed:,} bytes, "
+            f"{stored:,} are stored"
+        )

@@ -3,19 +3,25 @@
 The file's metadata holds, as JSON: the model's configuration, the class names, the preprocessing, the recipe.
 """
 
+import dataclasses
 import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from models import UniFormerV2, UniFormerV2Config
+from models import ModelError, UniFormerV2, UniFormerV2Config
+from models.weight_files import StoredWeights, listed, open_safetensors
+from models.weights.header import FileError, short
 from trainer import RunError
 from trainer.tensor_file import flush, write_tensors
 
 FORMAT = "1"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,28 +55,71 @@ def save_weights(
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def load_weights(path: Path) -> Weights:
-    """Rebuild the model from the file alone.
+def load_weights(path: Path, *, finite: bool = True) -> Weights:
+    """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
 
-    Raises RunError when the file is missing, no safetensors file, or was not written by `save_weights`.
+    Raises RunError when the file is missing, no safetensors file, was not written by `save_weights`, or holds
+    other tensors than its model has. These are compared before any tensor is read.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read as weights: {error}") from error
-    if metadata.get("format_version") != FORMAT:
+        stored = open_safetensors(path)
+    except FileError as error:
+        raise RunError(f"{path} cannot be read as weights: it {error}") from error
+    if stored.metadata.get("format_version") != FORMAT:
         raise RunError(
             f"{path} holds tensors, but not a model's description of this program's format {FORMAT}"
         )
-    model = UniFormerV2(UniFormerV2Config(**json.loads(metadata["model"])))
-    model.load_state_dict(state)
-    return Weights(
-        model.eval(),
-        tuple(json.loads(metadata["class_names"])),
-        json.loads(metadata["preprocessing"]),
-        json.loads(metadata["recipe"]),
-    )
+    fields = _described(path, stored.metadata, "model", dict)
+    class_names = _described(path, stored.metadata, "class_names", list)
+    if not all(isinstance(name, str) for name in class_names):
+        raise RunError(f"{path} cannot be read as weights: its class_names are not all text")
+    preprocessing = _described(path, stored.metadata, "preprocessing", dict)
+    recipe = _described(path, stored.metadata, "recipe", dict)
+    try:
+        model = _built(fields, stored)
+        model.load_state_dict(stored.read(stored.shapes, finite=finite))
+    except ModelError as error:
+        raise RunError(f"{path} cannot be read as weights: {error}") from error
+    return Weights(model.eval(), tuple(class_names), preprocessing, recipe)
+
+
+def _described(path: Path, metadata: dict[str, str], name: str, kind: type[T]) -> T:
+    """A part of the description. Raises RunError where it is missing or of another kind."""
+    if name not in metadata:
+        raise RunError(f"{path} cannot be read as weights: its metadata have no {name}")
+    try:
+        found = json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read as weights: its {name} is no JSON ({error})") from error
+    if not isinstance(found, kind):
+        raise RunError(
+            f"{path} cannot be read as weights: its {name} is a {type(found).__name__}, not a {kind.__name__}"
+        )
+    return found
+
+
+def _built(fields: dict[str, Any], stored: StoredWeights) -> UniFormerV2:
+    """The model that the fields describe, its values still unset. Raises ModelError where it cannot be, or
+    where the stored tensors are not its own.
+    """
+    known = {field.name: field for field in dataclasses.fields(UniFormerV2Config)}
+    for name in fields.keys() - known:
+        raise ModelError(f"the model's field {short(name)} is not known")
+    for name, field in known.items():
+        if name not in fields and field.default is dataclasses.MISSING:
+            raise ModelError(f"the model's field {name} is missing")
+    with torch.device("meta"):
+        model = UniFormerV2(UniFormerV2Config(**fields))
+    problems = []
+    for name, own in model.state_dict().items():
+        found = stored.shapes.get(name)
+        if found is None:
+            problems.append(f"missing {name}")
+        elif found.shape != own.shape:
+            problems.append(f"{name} has shape {short(tuple(found.shape))}, expected is {tuple(own.shape)}")
+        elif found.is_floating_point() != own.is_floating_point():
+            problems.append(f"{name} holds {str(found.dtype).removeprefix('torch.')}")
+    problems += [f"unexpected {short(name)}" for name in stored.shapes.keys() - model.state_dict()]
+    if problems:
+        raise ModelError(f"the tensors do not fit the model they describe: {listed(problems)}")
+    return model.to_empty(device="cpu")

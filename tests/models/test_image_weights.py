@@ -40,6 +40,37 @@ def clip_state(tower):
     return {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
 
 
+def hugging_face_state(tower, prefix="vision_model."):
+    """The tower as transformers' CLIPModel names it, query, key and value apart."""
+    names = {
+        "conv1.weight": "embeddings.patch_embedding.weight",
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "ln_pre": "pre_layrnorm",
+        "ln_post": "post_layernorm",
+        "transformer.resblocks": "encoder.layers",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    state = {"visual_projection.weight": tower.proj.T.contiguous(), "logit_scale": torch.ones(())}
+    state["text_model.encoder.layers.0.self_attn.q_proj.weight"] = torch.randn(4, 4)
+    state[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]
+    for name, tensor in tower.state_dict().items():
+        if name == "proj":
+            continue
+        for open_clip_name, other in names.items():
+            name = name.replace(open_clip_name, other)
+        if ".attn.in_proj_" in name:
+            for part, values in zip("qkv", tensor.chunk(3), strict=True):
+                state[prefix + name.replace("attn.in_proj_", f"self_attn.{part}_proj.")] = values.clone()
+        else:
+            state[prefix + name] = tensor.clone()
+    return state
+
+
 def same_as_clip(tower, model, images):
     tokens = class_tokens(model, images.unsqueeze(2))[:, 0]
     torch.testing.assert_close(tower.ln_post(tokens) @ tower.proj, tower(images), atol=1e-5, rtol=1e-5)
@@ -61,6 +92,129 @@ def test_a_whole_clip_of_open_clip_is_understood():
     model = video_model()
     load_image_weights(model, clip.state_dict())
     same_as_clip(clip.visual, model, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", "model.vision_model.", ""])
+def test_hugging_face_names_give_the_same_tensors(tower, tmp_path, prefix):
+    named_otherwise = hugging_face_state(tower, prefix)
+    assert f"{prefix}encoder.layers.2.self_attn.k_proj.bias" in named_otherwise
+    save_file(named_otherwise, tmp_path / "model.safetensors")
+    model, expected = video_model(), video_model()
+    expected.load_state_dict(model.state_dict())
+    report = load_image_weights(model, tmp_path / "model.safetensors")
+    load_image_weights(expected, clip_state(tower))
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), atol=0, rtol=0)
+    same_as_clip(tower, model, torch.randn(2, 3, 32, 32))
+    left_out = {"post_layernorm.weight", "post_layernorm.bias", "embeddings.position_ids"}
+    text = {"text_model.encoder.layers.0.self_attn.q_proj.weight", "logit_scale"}
+    assert set(report.left_out) == left_out | {"visual_projection.weight"} | (set() if prefix else text)
+
+
+def test_a_missing_part_of_query_key_and_value_is_named(tower):
+    state = hugging_face_state(tower)
+    del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
+    state["vision_model.encoder.layers.2.self_attn.q_proj.bias"] = torch.zeros(7)
+    with pytest.raises(ModelError, match="read as CLIP as Hugging Face names it") as refusal:
+        load_image_weights(video_model(), state)
+    assert "blocks.1.attention.qkv.weight needs q_proj, k_proj and v_proj" in str(refusal.value)
+    assert "layers.2.self_attn.q_proj.bias has shape (7,), expected is (32,)" in str(refusal.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "model.visual.", "module.visual."])
+def test_whatever_the_names_of_the_tower_begin_with(tower, prefix):
+    model = video_model()
+    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(8)} if prefix else {}
+    load_image_weights(model, {f"{prefix}{n}": t for n, t in tower.state_dict().items()} | text)
+    same_as_clip(tower, model, torch.randn(2, 3, 32, 32))
+
+
+def block_names(pattern, count=30):
+    return {pattern.format(i): torch.zeros(2, 2) for i in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (block_names("text_model.encoder.layers.{}.self_attn.q_proj.weight"), "CLIP's text tower alone"),
+        (block_names("base_model.encoder.layers.{}.self_attn.q_proj.lora_A.weight"), "LoRA"),
+        (block_names("vision_model.head.probe.{}"), "SigLIP"),
+        (block_names("layer1.{}.conv1.weight"), "a ResNet"),
+        (
+            block_names("visual.layer1.{}.bn1.weight") | {"visual.conv1.weight": torch.zeros(2, 3, 3, 3)},
+            "ResNet",
+        ),
+        (
+            block_names("vit.{}") | block_names("vit.embeddings.patch_embeddings.projection.{}"),
+            "a ViT .*Hugging",
+        ),
+        (block_names("teacher.backbone.blocks.{}.norm1.weight"), "DINO with its teacher"),
+        (block_names("decoder_blocks.{}.norm1.weight"), "MAE"),
+        (block_names("transformer.resblocks.{}.lmhra1.norm.weight"), "a released UniFormerV2"),
+        (block_names("something.{}.else"), "whose its names are is not known"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_of_something_else_are_named_and_ten_of_their_tensors(state, words):
+    with pytest.raises(ModelError, match=words) as refusal:
+        load_image_weights(video_model(), state)
+    message = str(refusal.value)
+    assert "Hugging Face names it" in message and f"and {len(state) - 10} more" in message
+    assert sum(name in message.replace(",", " ").split() for name in state) <= 10
+
+
+def test_of_many_problems_ten_are_shown(tower):
+    state = {name.replace("resblocks.", "resblocks.1"): t for name, t in clip_state(tower).items()}
+    with pytest.raises(ModelError, match=r"and \d+ more") as refusal:
+        load_image_weights(video_model(depth=2, global_layers=()), state)
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 13
+    assert (
+        "in the file: width 32, patches of 8, 3 blocks; in the model: width 32, patches of 8, 2" in lines[1]
+    )
+    assert any("missing" in line for line in lines) and any("unexpected" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_number_formats_are_read_as_float32(tower, tmp_path, dtype):
+    save_file({n: t.to(dtype) for n, t in clip_state(tower).items()}, tmp_path / "w.safetensors")
+    model = video_model()
+    load_image_weights(model, tmp_path / "w.safetensors")
+    assert model.class_token.dtype == torch.float32
+    assert torch.equal(model.class_token, tower.class_embedding.to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("conv1.weight", float("nan")),
+        ("transformer.resblocks.1.attn.in_proj_bias", float("inf")),
+        ("proj", float("-inf")),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_that_are_not_finite_are_refused_with_name_and_count(tower, tmp_path, name, value, suffix):
+    state = {key: tensor.clone() for key, tensor in clip_state(tower).items()}
+    state[f"visual.{name}"].view(-1)[:3] = value
+    (save_file if suffix == "safetensors" else torch.save)(state, tmp_path / f"w.{suffix}")
+    model = video_model()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ModelError, match=rf"w\.{suffix} .*not finite.* visual\.{name}: 3 of "):
+        load_image_weights(model, tmp_path / f"w.{suffix}")
+    torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+
+
+def test_a_number_beyond_float32_is_refused(tower):
+    state = clip_state(tower)
+    state["visual.ln_pre.bias"] = torch.full((32,), 1e300, dtype=torch.float64)
+    with pytest.raises(ModelError, match=r"not finite.* visual\.ln_pre\.bias: 32 of 32"):
+        load_image_weights(video_model(), state)
+
+
+def test_integers_are_no_weights(tower):
+    state = clip_state(tower)
+    state["visual.conv1.weight"] = state["visual.conv1.weight"].to(torch.int8)
+    with pytest.raises(ModelError, match=r"visual\.conv1\.weight holds int8, not floating-point numbers"):
+        load_image_weights(video_model(), state)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models import UniFormerV2
+from models import ModelError, UniFormerV2
+from models.weight_files import open_safetensors
+from models.weights.header import FileError
 from pipelines.loader import ClipBatch
 from trainer import RunError
 from trainer.faults.trace import Trace, trace
@@ -22,6 +24,7 @@ from trainer.weights import load_weights
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
+_OF_EACH_CLIP = ("labels", "ids", "valid", "keys")
 _AROUND = 6  # modules shown before and after the first that is not finite
 
 
@@ -51,7 +54,7 @@ def replay(file: Path) -> bool:
     if file.is_dir():
         raise RunError(f"{file} is a folder: name one of the files in not-finite/step-.../ of a run")
     tensors, about = _read(file)
-    model = load_weights(file.parent / WEIGHTS).model.train()
+    model = load_weights(file.parent / WEIGHTS, finite=False).model.train()
     console = Console(markup=False, highlight=False, emoji=False)  # a path may hold what looks like markup
     paths = about["paths"]
     console.print(
@@ -76,19 +79,35 @@ def replay(file: Path) -> bool:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+        stored = open_safetensors(file)
+        tensors = stored.read(stored.shapes, finite=False)
+    except FileError as error:
+        raise RunError(f"--replay {file}: cannot be read: it {error}") from error
+    except ModelError as error:
         raise RunError(f"--replay {file}: cannot be read: {error}") from error
-    if metadata.get("format") != FORMAT:
+    if stored.metadata.get("format") != FORMAT:
         raise RunError(f"--replay {file}: these are no clips that a run kept; see not-finite/ of its folder")
     if not (file.parent / WEIGHTS).exists():
         raise RunError(f"--replay {file}: {WEIGHTS} is missing beside it")
-    return tensors, json.loads(metadata["about"])
+    about = _about(file, stored.metadata.get("about", ""))
+    clips = tensors.get("clips")
+    count = len(clips) if clips is not None and clips.dim() == 5 else 0
+    beside = [tensors.get(name) for name in _OF_EACH_CLIP]
+    if not count or any(tensor is None or tensor.shape[:1] != (count,) for tensor in beside):
+        raise RunError(f"--replay {file}: it is damaged: clips, or what belongs to each of them, are missing")
+    return tensors, about
+
+
+def _about(file: Path, text: str) -> dict[str, Any]:
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    wanted = {"step", "rank", "micro_batch", "precision", "words", "paths"}
+    if not isinstance(about, dict) or not wanted <= about.keys() or not isinstance(about["paths"], list):
+        raise RunError(f"--replay {file}: it is damaged: it does not say which step and videos it holds")
+    return about
 
 
 def _seen_again(model: UniFormerV2, tensors: dict[str, Tensor], precision: str) -> tuple[list[float], Trace]:

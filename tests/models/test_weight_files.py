@@ -1,0 +1,179 @@
+"""Files of weights that are damaged or made to do harm: one message that names what is wrong."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models import ModelError
+from models.weight_files import open_weights, read_state
+
+F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+def written(path: Path, header: object, data: int = 16) -> Path:
+    """A safetensors file with any header. header: as JSON, or the bytes themselves."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(data))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        read_state(path)
+    message = str(caught.value)
+    assert str(path) in message and len(message) < 2000 and message.isprintable()
+    return message
+
+
+HEADERS = {
+    "no JSON": (b"{a", "its header is no JSON"),
+    "no UTF-8": (b'{"\xff": 1}', "its header is no JSON"),
+    "deep": (b'{"a":' + b"[" * 100_000, "its header is no JSON"),
+    "long number": (b'{"a": ' + b"9" * 5000 + b"}", "its header is no JSON"),
+    "no mapping": ([1], "no mapping of names"),
+    "no tensors": ({}, "more than its header describes"),
+    "no entry": ({"a": 3}, "wrong tensor a: the header must give"),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [2, 2]}}, "wrong tensor a: the header must give"),
+    "unknown dtype": ({"a": {**F32, "dtype": "F31"}}, "wrong tensor a: dtype F31; known are F64, F32"),
+    "dtype is a list": ({"a": {**F32, "dtype": ["F32"]}}, "wrong tensor a: dtype"),
+    "negative shape": ({"a": {**F32, "shape": [-2, -2]}}, "wrong tensor a: the shape [-2, -2]"),
+    "fraction": ({"a": {**F32, "shape": [4.0]}}, "wrong tensor a: the shape [4.0]"),
+    "truth value": ({"a": {**F32, "shape": [True, 4]}}, "wrong tensor a: the shape"),
+    "giant shape": ({"a": {**F32, "shape": [2**62, 2**62]}}, "wrong tensor a: the shape"),
+    "giant and empty": ({"a": {**F32, "shape": [2**50, 0]}}, "wrong tensor a: the shape"),
+    "many dimensions": ({"a": {**F32, "shape": [1] * 5000}}, "wrong tensor a: the shape"),
+    "other shape": ({"a": {**F32, "shape": [3]}}, "needs 12 bytes, its offsets give 16"),
+    "offsets reversed": ({"a": {**F32, "data_offsets": [16, 0]}}, "wrong tensor a: the offsets"),
+    "offsets negative": ({"a": {**F32, "data_offsets": [-16, 0]}}, "wrong tensor a: the offsets"),
+    "beyond the file": (
+        {"a": {**F32, "shape": [2, 4], "data_offsets": [0, 32]}},
+        "is not whole: a ends after 32 bytes of data, the file has 16",
+    ),
+    "terabytes": (
+        {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+        "is not whole: a ends after",
+    ),
+    "overlap": ({"a": F32, "b": F32}, "wrong tensor b: it overlaps"),
+    "gap": ({"a": {**F32, "shape": [1], "data_offsets": [12, 16]}}, "wrong tensor a: it leaves a gap"),
+    "bytes left": ({"a": {**F32, "shape": [2], "data_offsets": [0, 8]}}, "has 8 bytes more than its header"),
+    "name twice": (
+        b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},'
+        b'"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}',
+        "a stands twice in its header",
+    ),
+    "metadata": ({"__metadata__": {"model": {"a": 1}}, "a": F32}, "its metadata are not texts"),
+    "metadata list": ({"__metadata__": [1], "a": F32}, "its metadata are not texts"),
+    "odd name": ({"a\x1b[31m\n" * 99: 3}, r"wrong tensor a\x1b[31m\na"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_wrong_header_is_refused_with_the_tensor(tmp_path: Path, case: str) -> None:
+    header, words = HEADERS[case]
+    assert words in refusal(written(tmp_path / "w.safetensors", header))
+
+
+def test_a_header_is_known_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for name in ("w.safetensors", "w.bin", "w"):
+        state = read_state(written(tmp_path / name, {"__metadata__": {"a": "b"}, "a": F32}))
+        assert torch.equal(state["a"], torch.zeros(2, 2))
+    torch.save({"a": torch.ones(2)}, tmp_path / "pickled.safetensors")
+    assert "it is a file of torch.save: name it *.pt" in refusal(tmp_path / "pickled.safetensors")
+
+
+def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>" + "x" * 200)
+    (tmp_path / "lfs.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
+    )
+    (tmp_path / "long.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    for name, words in {
+        "pipe.safetensors": "is a pipe, not a file of weights",
+        "folder.pt": "is a folder, not a file of weights",
+        "loop.pt": "Too many levels of symbolic links",
+        "empty.safetensors": "it has 0 bytes",
+        "empty.pt": "cannot be read as a file of weights",
+        "page.safetensors": "it is a web page: download the file itself",
+        "lfs.safetensors": "it is a pointer of Git LFS",
+        "long.safetensors": "its first bytes name a header of 9,223,372,036,854,775,808 bytes",
+        "none.pt": "no weight file",
+        "x" * 300: "File name too long",
+    }.items():
+        assert words in refusal(tmp_path / name)
+    for path, words in (("/dev/zero", "is a device"), ("a\0b", "null byte")):
+        with pytest.raises(ModelError, match=words):
+            read_state(path)
+
+
+def test_a_sparse_file_of_terabytes_is_not_read_to_compare_names(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "sparse.safetensors",
+        {"a": {"dtype": "F32", "shape": [2**36, 8], "data_offsets": [0, 2**41]}},
+        data=0,
+    )
+    try:
+        os.truncate(path, path.stat().st_size + 2**41)
+    except OSError:
+        pytest.skip("this file system has no sparse files of two terabytes")
+    assert open_weights(path).shapes["a"].shape == (2**36, 8)
+
+
+class Run:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (exec, ("raise SystemExit('code in the file ran')",))
+
+
+def test_no_code_in_a_pickle_runs(tmp_path: Path) -> None:
+    for name, content in {"a.pt": {"a": Run()}, "b.pt": {"state_dict": Run()}, "c.pt": Run()}.items():
+        torch.save(content, tmp_path / name)
+        assert "cannot be read as a file of weights" in refusal(tmp_path / name)
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+        assert "cannot be read as a file of weights" in refusal(tmp_path / name)
+
+
+def test_pickles_of_anything_else_are_refused(tmp_path: Path) -> None:
+    wrong = {
+        "holds a list, not a dict": [torch.zeros(2)],
+        "holds no tensors; its entries are epoch, student": {"epoch": 3, "student": {"a": torch.zeros(2)}},
+        "would need 16,000,000,000,000 bytes, 4 are stored": {"a": torch.zeros(1).expand(2000000, 2000000)},
+        "is sparse": {"a": torch.zeros(2, 2).to_sparse()},
+    }
+    for number, (words, content) in enumerate(wrong.items()):
+        torch.save(content, tmp_path / f"{number}.pt")
+        assert words in refusal(tmp_path / f"{number}.pt")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2**20)}, tmp_path / "stored.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for member in stored.infolist():
+            bomb.writestr(member.filename, stored.read(member))
+    assert "its parts are larger than the file" in refusal(tmp_path / "bomb.pt")
+
+
+def test_a_program_as_openai_publishes_it_is_not_run(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "clip.pt"))
+    assert "TorchScript" in refusal(tmp_path / "clip.pt")
+
+
+def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path: Path) -> None:
+    state = {f"t{i}": torch.full((3, 4), float("nan" if i % 2 else "inf")) for i in range(12)}
+    save_file({**state, "good": torch.ones(2)}, tmp_path / "w.safetensors")
+    message = refusal(tmp_path / "w.safetensors")
+    assert "t0: 12 of 12 values" in message and "and 2 more" in message and "good" not in message
+    unchecked = open_weights(tmp_path / "w.safetensors").read(["t0", "good"], finite=False)
+    assert torch.isinf(unchecked["t0"]).all()
