@@ -11,13 +11,18 @@ from trainer.tracking.tracker import deliver_spool
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path, help="the run's folder, which holds mlflow.jsonl")
-    run_dir: Path = parser.parse_args().run_dir
+    parser.add_argument(
+        "--new-run",
+        action="store_true",
+        help="deliver the whole history to a new MLflow run, in place of one that was deleted",
+    )
+    arguments = parser.parse_args()
     try:
-        lines = deliver_spool(run_dir)
+        lines = deliver_spool(arguments.run_dir, new_run=arguments.new_run)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{lines} lines delivered from {run_dir}")
+    print(f"{lines} lines delivered from {arguments.run_dir}")
     return 0
 
 

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from trainer.tracking.outcome import Stopped, first_line
 from trainer.tracking.spool import Spool
 
 GATHER = 1.0  # seconds between two deliveries, so that records travel together
@@ -23,7 +24,7 @@ class Courier:
             spool: what to empty.
             name: who receives, for messages.
             connect: gives a function that delivers all complete lines of the spool; either may raise
-                anything. It is called anew until it succeeds once.
+                anything, Stopped where only a person can help. It is called anew after each failure.
         """
         self._spool = spool
         self._name = name
@@ -53,6 +54,7 @@ class Courier:
     def _work(self) -> None:
         deliver: Callable[[], None] | None = None
         pause = 0.0
+        said = ""
         while not self._given_up.is_set():
             # Both before delivering: what is recorded meanwhile leads to one more round.
             closing = self._closing.is_set()
@@ -61,11 +63,11 @@ class Courier:
                 deliver = deliver or self._connect()
                 deliver()
             except Exception as error:  # whatever goes wrong here, the run goes on
-                if not pause:
-                    _log.warning(
-                        "%s takes nothing for now, the run goes on: %s", self._name, first_line(error)
-                    )
+                deliver = None
+                said = self._say(error, said)
                 pause = min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
+                if closing and isinstance(error, Stopped):
+                    return
                 if closing:
                     self._given_up.wait(FIRST_PAUSE)
                 else:
@@ -73,13 +75,21 @@ class Courier:
                 continue
             if pause:
                 _log.warning("%s is back and has all that was recorded meanwhile", self._name)
-                pause = 0.0
+                pause, said = 0.0, ""
             if closing:
                 return
             self._closing.wait(GATHER)
             self._news.wait()
 
+    def _say(self, error: Exception, said: str) -> str:
+        """Say why nothing is delivered, once as long as it is of the same kind; returns what was said last.
 
-def first_line(error: Exception) -> str:
-    """An error in one line: servers answer with pages."""
-    return str(error).partition("\n")[0] or repr(error)
+        Outages differ in words from one try to the next.
+        """
+        words = f"{self._name} takes nothing for now, the run goes on: {first_line(error)}"
+        if isinstance(error, Stopped):
+            words = f"{error} The run goes on, and its records are kept."
+        kind = words if isinstance(error, Stopped) else "outage"
+        if kind != said:
+            _log.warning("%s", words)
+        return kind

@@ -5,13 +5,14 @@ of its bytes that are delivered. A process that dies leaves both behind, and who
 from there.
 """
 
+import errno
 import fcntl
 import json
 import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -35,11 +36,17 @@ class Spool:
         Raises:
             OSError: the disk is full or gone.
         """
-        line = json.dumps(_strict(record), allow_nan=False, ensure_ascii=False) + "\n"
+        line = _line(record)
         with self._writing:
             if self._file is None:
                 self._file = self._open()
-            self._file.write(line.encode())
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(line) < len(line):  # the rest has no room
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.lines_path))
+            except OSError:
+                self._file.truncate(end)
+                raise
 
     def _open(self) -> BinaryIO:
         """Unbuffered, after ending the line in whose middle an earlier process may have died."""
@@ -67,13 +74,29 @@ class Spool:
         """Lines that are not delivered."""
         return sum(1 for _ in self.unread())
 
+    def lines(self) -> int:
+        """Complete lines, delivered or not."""
+        if not self.lines_path.exists():
+            return 0
+        with self.lines_path.open("rb") as file:
+            return sum(line.endswith(b"\n") for line in file)
+
     def delivered(self) -> int:
         """Bytes of the spool that are delivered."""
-        if not self._offset_path.exists() or not self.lines_path.exists():
+        try:
+            offset = int(self._offset_path.read_bytes()[:32])
+            with self.lines_path.open("rb") as file:
+                # Somebody who deletes the spool means to begin anew.
+                if not 0 < offset <= file.seek(0, os.SEEK_END):
+                    return 0
+                file.seek(offset - 1)
+                return offset if file.read(1) == b"\n" else 0
+        except (FileNotFoundError, ValueError):  # a damaged offset: MLflow stores a value once
             return 0
-        offset = int(self._offset_path.read_text(encoding="ascii"))
-        # Somebody who deletes the spool means to begin anew.
-        return offset if offset <= self.lines_path.stat().st_size else 0
+
+    def size(self) -> int:
+        """Bytes of the spool, delivered or not."""
+        return self.lines_path.stat().st_size if self.lines_path.exists() else 0
 
     def advance(self, offset: int) -> None:
         """Record, atomically, that everything before `offset` is delivered."""
@@ -81,9 +104,8 @@ class Spool:
 
     def reject(self, record: Record, reason: str) -> None:
         """Put aside what the server will never take, with its reason."""
-        line = json.dumps({**_strict(record), "reason": reason}, ensure_ascii=False) + "\n"
-        with self.rejected_path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self.rejected_path.open("ab") as file:
+            file.write(_line({**record, "reason": reason}))
 
     @contextmanager
     def delivering(self) -> Iterator[bool]:
@@ -103,9 +125,23 @@ class Spool:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small file so that a reader, or a crash, sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _line(record: Record) -> bytes:
+    text = json.dumps(_strict(record), allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON has escapes for its bytes
+        return (json.dumps(_strict(record), allow_nan=False) + "\n").encode()
 
 
 def _strict(value: Any) -> Any:

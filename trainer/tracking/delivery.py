@@ -1,0 +1,373 @@
+"""Takes a spool's lines to MLflow."""
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trainer import RunError
+from trainer.tracking.address import check_address, check_experiment, restore_command, sqlite_path
+from trainer.tracking.database import ensure_database, is_partial
+from trainer.tracking.outcome import Stopped, first_line, is_refusal
+from trainer.tracking.place import NAME, Place
+from trainer.tracking.repeats import Chosen, Repeats
+from trainer.tracking.secrets import Address, give_to_mlflow, redacted, with_credentials
+from trainer.tracking.spool import Record, Spool
+
+METRICS_PER_CALL = 1000  # MLflow refuses more
+PARAMS_OR_TAGS_PER_CALL = 100  # MLflow refuses more, of each
+
+LONGEST_KEY = 250  # characters that MLflow takes
+LONGEST_VALUE = {"params": 6000, "tags": 8000}  # characters that MLflow takes
+LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
+
+_KEY_TAG = "trainer.key"
+_PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages fold the runs below into the one above
+
+_COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again
+_TOLERANCE = 0.01  # relative difference up to which a repeated step's value is called the same
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One metric value, parameter or tag."""
+
+    kind: str
+    key: str
+    value: Any
+    time: int
+    step: int | None = None
+
+
+@dataclass
+class _Batch:
+    """Items that wait for a call, by kind, and the spool offset that the last of them ends at."""
+
+    items: dict[str, list[_Item]] = field(default_factory=lambda: {"metrics": [], "params": [], "tags": []})
+    end: int | None = None
+
+    def add(self, record: Record, without: dict[str, Chosen]) -> None:
+        kind = record["kind"]
+        for key, value in record["values"].items():
+            value = float(value) if kind == "metrics" else str(value)
+            if key not in without:
+                self.items[kind].append(_Item(kind, str(key), value, record["time"], record.get("step")))
+
+    @property
+    def full(self) -> bool:
+        return len(self.items["metrics"]) >= METRICS_PER_CALL
+
+
+class _Redaction(logging.Filter):
+    """Takes passwords out of what MLflow logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), ()
+        if record.exc_info:
+            record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+class Delivery:
+    """Delivers one spool. Raises Stopped where only a person can help, and whatever MLflow raises."""
+
+    def __init__(self, spool: Spool) -> None:
+        # Seconds, and a dependency that nothing else needs: only where there is something to deliver.
+        import mlflow.entities
+        import mlflow.exceptions
+
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are shown by us
+        for handler in logging.getLogger("mlflow").handlers:
+            if not any(isinstance(known, _Redaction) for known in handler.filters):
+                handler.addFilter(_Redaction())
+        self._entities = mlflow.entities
+        self._exception = mlflow.exceptions.MlflowException
+        self._spool = spool
+        self._place: Place | None = None
+        self._client: Any = None
+        self._run_id = ""
+        self._repeats: Repeats | None = None
+        self._cut: set[str] = set()
+        self._differs = False
+
+    def run(self, new_run: bool = False) -> None:
+        """Deliver every complete line there is; what MLflow refuses is put aside and holds up nothing.
+
+        new_run: give up MLflow's run of this folder, and deliver the whole history to a new one.
+        """
+        place = Place.load(self._spool.run_dir)
+        if place is None:
+            raise RunError(f"{self._spool.run_dir} has no {NAME}: nothing was tracked there")
+        with self._spool.delivering() as mine:
+            if not mine:
+                raise RunError(f"another process is delivering {self._spool.lines_path}")
+            place = Place.load(self._spool.run_dir) or place
+            if new_run:
+                place = self._begin_anew(place)
+            if self._place is None or self._place.key != place.key:
+                self._connect(place)
+            batch = _Batch()
+            for end, line in self._spool.unread():
+                self._take(line, batch, end)
+            self._flush(batch)
+
+    def _begin_anew(self, place: Place) -> Place:
+        """Have the whole history delivered to a new run of MLflow."""
+        self._spool.advance(0)  # first: cut off here, the old run gets all again, and stores it once
+        place = place.anew(base=self._spool.size())
+        place.save(self._spool.run_dir)
+        return place
+
+    def _connect(self, place: Place) -> None:
+        from mlflow.tracking import MlflowClient
+
+        address = with_credentials(Address(place.uri))
+        try:
+            check_address(address, NAME)
+            check_experiment(place.experiment)
+        except RunError as error:
+            raise Stopped(f"{error}.") from None
+        is_server = address.startswith(("http://", "https://"))
+        if place.credentials and not address.has_credentials and not is_server:
+            raise Stopped(
+                f"The database {address} is reached with a user name and a password, which are kept nowhere: "
+                "give its whole address in MLFLOW_TRACKING_URI, or as tracking.uri, at each start."
+            )
+        give_to_mlflow(address)
+        path = sqlite_path(address)
+        if path is not None:
+            if place.run_id is not None and is_partial(path):
+                _log.warning("%s is new: the run's whole history goes there", path)
+                place = self._begin_anew(place)
+            ensure_database(path)
+        self._client = MlflowClient(address.full)
+        self._place = place
+        self._run_id = self._find_run(place)
+        self._repeats = Repeats(self._spool.lines_path, place.base)
+
+    def _take(self, line: bytes, batch: _Batch, end: int) -> None:
+        """Put a line's items into the batch; what is no item goes out by itself, in its turn."""
+        try:
+            record = json.loads(line)
+            if record["kind"] in batch.items:
+                batch.add(record, self._repeated(record, end) if record["kind"] == "metrics" else {})
+                batch.end = end
+                if batch.full:
+                    self._flush(batch)
+                return
+            act = {"artifact": self._send_artifact, "status": self._send_status}[record["kind"]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._reject({"line": line.decode(errors="replace")}, f"not a record of ours: {error!r}")
+            batch.end = end
+            return
+        self._flush(batch)
+        self._attempt(lambda: act(record), record)
+        self._spool.advance(end)
+
+    def _repeated(self, record: Record, end: int) -> dict[str, Chosen]:
+        """The metrics of a record that MLflow gets from another line; says so once where values differ."""
+        assert self._repeats is not None
+        found = self._repeats.choose(record, end)
+        for key, chosen in found.items():
+            value = float(record["values"][key])
+            same = math.isclose(value, chosen.value, rel_tol=_TOLERANCE) or math.isnan(value)
+            if not same and key.startswith(_COMPARED) and chosen.end < end and not self._differs:
+                self._differs = True
+                _log.warning(
+                    "step %s was done again, and %s is now %.6g instead of %.6g: MLflow keeps one value of a "
+                    "step, the first. To have the new ones in a new run: %s",
+                    record["step"],
+                    key,
+                    value,
+                    chosen.value,
+                    self._new_run_command(),
+                )
+        return found
+
+    def _flush(self, batch: _Batch) -> None:
+        for kind, items in batch.items.items():
+            size = METRICS_PER_CALL if kind == "metrics" else PARAMS_OR_TAGS_PER_CALL
+            for start in range(0, len(items), size):
+                self._send_items(kind, items[start : start + size])
+            items.clear()
+        if batch.end is not None:
+            self._spool.advance(batch.end)
+            batch.end = None
+
+    def _send_items(self, kind: str, items: list[_Item]) -> None:
+        """One call; where MLflow refuses it, halves, down to the one item that is wrong."""
+        make: Callable[[_Item], Any] = {
+            "metrics": lambda item: self._entities.Metric(item.key, item.value, item.time, item.step),
+            "params": lambda item: self._entities.Param(*self._fitting(item)),
+            "tags": lambda item: self._entities.RunTag(*self._fitting(item)),
+        }[kind]
+        try:
+            self._client.log_batch(self._run_id, **{kind: [make(item) for item in items]})
+        except self._exception as error:
+            self._require_refusal(error)
+            if len(items) == 1:
+                self._reject(asdict(items[0]), first_line(error))
+                return
+            middle = len(items) // 2
+            self._send_items(kind, items[:middle])
+            self._send_items(kind, items[middle:])
+
+    def _fitting(self, item: _Item) -> tuple[str, str]:
+        """Key and value of a parameter or tag as MLflow takes them; says once of each what was changed."""
+        key, value = fitting_key(item.key), redacted(item.value.encode(errors="replace").decode())
+        limit = LONGEST_VALUE[item.kind]
+        changes = [f"its name is {key!r} there"] if key != item.key else []
+        if len(value) > limit:
+            note = f"... ({len(value)} characters)"
+            value = value[: limit - len(note)] + note
+            changes += [f"it is cut to {limit} characters"]
+        if changes and item.key not in self._cut:
+            self._cut.add(item.key)
+            _log.warning(
+                "MLflow cannot hold %r as it is: %s. It is whole in %s, and a recipe's value in recipe.yaml",
+                item.key if len(item.key) < 100 else item.key[:100] + "...",
+                " and ".join(changes),
+                self._spool.lines_path,
+            )
+        return key, value
+
+    def _send_artifact(self, record: Record) -> None:
+        if not Path(record["path"]).is_file():
+            self._reject(record, "the file is gone")
+            return
+        self._require_active()  # uploading does not ask
+        self._client.log_artifact(self._run_id, record["path"], record["folder"] or None)
+
+    def _send_status(self, record: Record) -> None:
+        if record["status"] == "RUNNING":
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(self._run_id, record["status"], end_time=record["time"])
+
+    def _attempt(self, call: Callable[[], None], record: Record) -> None:
+        try:
+            call()
+        except self._exception as error:
+            self._require_refusal(error)
+            self._reject(record, first_line(error))
+        except (KeyError, TypeError, ValueError) as error:
+            self._reject(record, f"not a record of ours: {error!r}")
+
+    def _require_refusal(self, error: Any) -> None:
+        """Raises the error unless it is about the record: Stopped where the run was deleted."""
+        if not is_refusal(error):
+            raise error
+        self._require_active()
+
+    def _reject(self, record: Record, reason: str) -> None:
+        self._spool.reject(record, reason)
+        _log.warning("MLflow refuses a line, kept in %s: %s", self._spool.rejected_path, reason)
+
+    def _find_run(self, place: Place) -> str:
+        """The run's id: remembered, found by our key, or of a new run. Raises Stopped for a deleted one."""
+        if place.run_id is not None:
+            self._run_id = place.run_id
+            self._require_active()
+            return place.run_id
+        try:
+            experiment_id = self._find_experiment(place)
+            found = self._client.search_runs(
+                [experiment_id],
+                f"tags.`{_KEY_TAG}` = '{place.key}'",
+                run_view_type=self._entities.ViewType.ALL,
+                max_results=1,
+            )
+            run = found[0] if found else self._create_run(place, experiment_id)
+        except self._exception as error:
+            if not is_refusal(error):
+                raise
+            raise Stopped(f"MLflow refuses the run: {first_line(error)}.") from error
+        self._place = replace(place, experiment_id=experiment_id, run_id=str(run.info.run_id))
+        self._place.save(self._spool.run_dir)
+        self._run_id = str(run.info.run_id)
+        if found:
+            self._require_active()
+        return self._run_id
+
+    def _create_run(self, place: Place, experiment_id: str) -> Any:
+        return self._client.create_run(
+            experiment_id,
+            start_time=place.started,
+            run_name=place.run_name.encode(errors="replace").decode()[:LONGEST_RUN_NAME],
+            tags={_KEY_TAG: place.key, **({_PARENT_TAG: place.parent} if place.parent else {})},
+        )
+
+    def _require_active(self) -> None:
+        """Raises Stopped where the run, or its experiment, was deleted, with the command that restores it."""
+        assert self._place is not None
+        where = f"of {self._spool.run_dir}"
+        try:
+            run = self._client.get_run(self._run_id)
+            if run.info.lifecycle_stage == "active":
+                return
+            experiment = self._client.get_experiment(run.info.experiment_id)
+        except self._exception as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise Stopped(
+                f"MLflow no longer has the run {self._run_id} {where}: it was deleted for good, or "
+                f"{self._place.uri} is another database than before. To deliver the whole history to a new "
+                f"run: {self._new_run_command()}."
+            ) from None
+        if experiment.lifecycle_stage != "active":
+            self._stop_for_experiment(experiment, f"the run {self._run_id} {where}")
+        restore = restore_command(self._place.uri, kind="runs", id=self._run_id)
+        raise Stopped(
+            f"The MLflow run {self._run_id} {where} was deleted. To restore it, and have all records "
+            f"delivered: {restore} - or, to deliver the whole history to a new run: "
+            f"{self._new_run_command()}."
+        )
+
+    def _stop_for_experiment(self, experiment: Any, run: str) -> None:
+        assert self._place is not None
+        restore = restore_command(self._place.uri, kind="experiments", id=str(experiment.experiment_id))
+        raise Stopped(
+            f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, and "
+            f"have all records delivered: {restore} - or name another with tracking.experiment: the whole history "
+            "then goes there."
+        )
+
+    def _new_run_command(self) -> str:
+        return f"python launch/deliver.py {self._spool.run_dir} --new-run"
+
+    def _find_experiment(self, place: Place) -> str:
+        """The experiment's id; beside a database of our own, its artifacts go to `mlartifacts`."""
+        known = self._client.get_experiment_by_name(place.experiment)
+        if known is None:
+            path = sqlite_path(place.uri)
+            artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
+            try:
+                return str(self._client.create_experiment(place.experiment, artifact_location=artifacts))
+            except self._exception as error:
+                known = self._client.get_experiment_by_name(place.experiment)
+                if known is None:
+                    raise error
+                # Another run has created it meanwhile.
+        if known.lifecycle_stage != "active":
+            self._stop_for_experiment(known, f"the runs in it; {self._spool.run_dir} belongs there")
+        return str(known.experiment_id)
+
+
+def fitting_key(key: str) -> str:
+    """A parameter's name as MLflow takes it; one that has to be changed gets a number of its own."""
+    parts = key.split("/")
+    is_path = all(part not in ("", ".", "..") for part in parts)
+    if re.fullmatch(r"[/\w.\- :]+", key) and is_path and len(key) <= LONGEST_KEY:
+        return key
+    number = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+    plain = re.sub(r"[^\w.\- :]", "_", key).strip(".") or "name"
+    return f"{plain[: LONGEST_KEY - 9]}-{number}"

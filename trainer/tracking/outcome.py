@@ -1,0 +1,48 @@
+"""Why MLflow does not take a record: an outage, a refusal, or a run that was deleted."""
+
+import re
+from typing import Any
+
+from trainer.tracking.secrets import redacted
+
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+"""MLflow's error codes for what trying again cannot mend; any other may be an outage, a proxy, a password."""
+
+_REFUSED_STATUS = {"400", "413", "414", "422", "431"}
+"""Answers of a server, or a proxy before it, to a request that is wrong or too large."""
+
+_DATABASE_REFUSALS = {"DataError", "IntegrityError"}
+"""SQLAlchemy's errors for a value that does not fit; its others are about the database or the connection."""
+
+_LONGEST_REASON = 500  # characters of an error that are shown: servers answer with pages
+
+
+class Stopped(Exception):
+    """MLflow takes nothing of this run until somebody does something; all records are kept.
+
+    The message says what happened and what to do. Trying again costs little, and waiting at the run's end
+    brings nothing.
+    """
+
+
+class Outage(Exception):
+    """MLflow cannot be reached, or not used, for now."""
+
+
+def is_refusal(error: Any) -> bool:
+    """Whether an MlflowException is about what was sent, and not about the server or the way to it."""
+    status = re.search(r"failed with error code (\d{3})", str(error))
+    if status is not None:
+        return status[1] in _REFUSED_STATUS
+    if error.error_code not in _REFUSALS:
+        return False
+    cause = error.__cause__
+    if cause is None or not type(cause).__module__.startswith("sqlalchemy"):
+        return True
+    return type(cause).__name__ in _DATABASE_REFUSALS
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, without passwords."""
+    text = redacted(str(error)).strip().partition("\n")[0] or redacted(repr(error))
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

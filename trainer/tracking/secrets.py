@@ -1,0 +1,138 @@
+"""Keeps user names, passwords and tokens out of files and output: addresses without them, texts without them.
+
+This module imports nothing of the project, so that any other may use it.
+"""
+
+import os
+import re
+from collections.abc import MutableMapping
+from typing import Any, Self
+from urllib.parse import parse_qsl, unquote, urlencode
+
+_SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)?$|pwd$|token|secret|api_?key|access_?key|credential|signature|^sig$|^auth", re.I
+)
+"""Query parameters, and variables, that hold a secret by their name."""
+
+_SHORTEST = 6  # characters of a secret that is looked for by itself: a shorter one occurs in any text
+_IN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
+_USER_INFO = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^\s'"<>|]*@""")
+_SECRET_PARAMETER = re.compile(
+    r"""([?&;][^\s=&'"]*(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?)=)[^\s&'"]+""",
+    re.I,
+)
+_known: set[str] = set()  # secrets of addresses that this process was given
+
+
+class Address(str):
+    """An address as it may be shown and stored; `full` is the one to connect with.
+
+    As text it has no user name, no password and no query parameter that is named like a secret.
+    """
+
+    full: str
+
+    def __new__(cls, text: str) -> Self:
+        if isinstance(text, Address):
+            return cls._make(str(text), text.full)
+        scheme, separator, rest = text.partition("://")
+        text = scheme.lower() + separator + rest if separator else text
+        return cls._make(_clean(text), text)
+
+    @classmethod
+    def _make(cls, clean: str, full: str) -> Self:
+        address = super().__new__(cls, clean)
+        address.full = full
+        return address
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._make, (str(self), self.full)
+
+    @property
+    def has_credentials(self) -> bool:
+        return self.full != str(self)
+
+    @property
+    def user_info(self) -> tuple[str, str] | None:
+        """User name and password, decoded; None where the address has no user name."""
+        authority = _split(self.full)[1]
+        if "@" not in authority:
+            return None
+        user, _, password = authority.rpartition("@")[0].partition(":")
+        return unquote(user), unquote(password)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """`scheme://`, authority, and all after it; the first two are empty where there is no `://`.
+
+    A password with a slash, a question mark or a hash in it is taken whole: the last `@` ends it.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return "", "", text
+    end = re.search(r"[/?#]", rest)
+    length = end.start() if end else len(rest)
+    authority = rest[:length]
+    # `user:pa/ss@host`: what follows the colon is no port, and an `@` comes later.
+    port = authority.rpartition(":")[2] if ":" in authority else ""
+    if "@" not in authority and "@" in rest and port and not port.isdigit():
+        last = rest.rindex("@")
+        end = re.search(r"[/?#]", rest[last:])
+        length = last + end.start() if end else len(rest)
+        authority = rest[:length]
+    return scheme + separator, authority, rest[length:]
+
+
+def _clean(text: str) -> str:
+    scheme, authority, rest = _split(text)
+    if "@" in authority:
+        info, _, authority = authority.rpartition("@")
+        _remember(*info.split(":", 1)[-1:])
+    head, mark, query = rest.partition("?")
+    if mark and scheme:
+        pairs = parse_qsl(query, keep_blank_values=True)
+        secret = [value for name, value in pairs if _SECRET_NAME.search(name)]
+        if secret:
+            _remember(*secret)
+            query = urlencode([pair for pair in pairs if not _SECRET_NAME.search(pair[0])])
+            rest = f"{head}?{query}" if query else head
+    return scheme + authority + rest
+
+
+def _remember(*secrets: str) -> None:
+    for secret in secrets:
+        _known.update(form for form in (secret, unquote(secret)) if len(form) >= _SHORTEST)
+
+
+def redacted(text: str) -> str:
+    """A text in which no address has a user name or a password, and no secret of this process occurs."""
+    text = _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1", text))
+    own = [os.environ[name] for name in _IN_VARIABLES if len(os.environ.get(name, "")) >= _SHORTEST]
+    for secret in sorted({*_known, *own}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def give_to_mlflow(address: Address, variables: MutableMapping[str, str] = os.environ) -> None:
+    """Put a server's user name and password into MLflow's own variables, in this process alone."""
+    info = address.user_info
+    if info is not None and address.startswith(("http://", "https://")):
+        variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"] = info
+
+
+def give_to_jobs(address: Address | None, variables: MutableMapping[str, str] = os.environ) -> None:
+    """Put an address's credentials into the variables of processes that are started from here on.
+
+    Their command has the address without them. Those of a database are found in MLFLOW_TRACKING_URI.
+    """
+    if address is not None and address.has_credentials:
+        give_to_mlflow(address, variables)
+        if not address.startswith(("http://", "https://")):
+            variables["MLFLOW_TRACKING_URI"] = address.full
+
+
+def with_credentials(address: Address, variables: MutableMapping[str, str] = os.environ) -> Address:
+    """The address with the credentials that MLFLOW_TRACKING_URI has for it, where it has none itself."""
+    given = Address(variables.get("MLFLOW_TRACKING_URI", ""))
+    return given if not address.has_credentials and str(given) == str(address) else address
