@@ -1,8 +1,16 @@
 """Turns a recipe into a run: engine, loop, checkpoints, evaluation, tracking."""
 
+from trainer.tracking.secrets import redacted
+
 
 class UserError(Exception):
-    """A mistake its maker can mend; the message says what was wrong, where, and what to do."""
+    """A mistake its maker can mend; the message says what was wrong, where, and what to do.
+
+    A password that a quoted address holds is not shown.
+    """
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class RecipeError(UserError):

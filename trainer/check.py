@@ -24,6 +24,7 @@ from trainer.engine.memory import GIB, Needs, Room, free_bytes
 from trainer.preparation import model_config
 from trainer.recipe.schema import Recipe
 from trainer.schedule import Schedule
+from trainer.tracking.tracker import check_tracking
 
 ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without one
 
@@ -33,6 +34,9 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
 
     Raises UserError or ModelError for a recipe that could run nowhere, or not in the memory there is.
     """
+    if recipe.tracking.enabled:
+        tracking, run_dir = recipe.tracking, recipe.run.dir / recipe.name
+        check_tracking(run_dir, uri=tracking.uri, experiment=tracking.experiment)
     room, whose = _room(recipe, ranks)
     ranks = ranks or max(1, torch.cuda.device_count())
     paths = [part.manifest for part in recipe.data.train_parts]

@@ -2,11 +2,13 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 from trainer.deadline import stuck
+from trainer.tracking.secrets import redacted
 
 
 def end_with(main: Callable[[], int], interrupted: str) -> NoReturn:
@@ -24,7 +26,11 @@ def end_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     except Exception:
         code = 1
         with suppress(OSError):
-            sys.excepthook(*sys.exc_info())  # torch's says of which rank
+            text = traceback.format_exc()
+            if (safe := redacted(text)) != text:
+                print(safe, end="", file=sys.stderr)
+            else:
+                sys.excepthook(*sys.exc_info())  # torch's says of which rank
     distributed = sys.modules.get("torch.distributed")  # not imported to say that a recipe has a mistake
     if stuck() or (distributed is not None and distributed.is_initialized()):
         for stream in (sys.stdout, sys.stderr):

@@ -42,7 +42,7 @@ from trainer.record import Record
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.tally import Tally
-from trainer.tracking.tracker import Status, Tracker
+from trainer.tracking.tracker import Status, Tracker, check_tracking
 from trainer.weights import save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
@@ -98,6 +98,7 @@ class Run:
         )
 
     def train(self, resume: str, allowed: Sequence[str]) -> int:
+        together(self._check_tracking)
         together(self._render)
         room = room_of_all(self.environment)
         node_copy = self.recipe.data.node_copy
@@ -155,6 +156,12 @@ class Run:
             world_size=self.environment.world_size,
             limit=None if minutes is None else 60 * minutes,
         )
+
+    def _check_tracking(self) -> None:
+        """Raises RunError where MLflow could never take this run; rank 0 alone speaks to it."""
+        tracking = self.recipe.tracking
+        if self.is_main and tracking.enabled:
+            check_tracking(self.folder.path, uri=tracking.uri, experiment=tracking.experiment)
 
     def _render(self) -> None:
         if self.is_main:
@@ -299,6 +306,7 @@ class Run:
             experiment=recipe.tracking.experiment,
             run_name=self.folder.path.name,
             parent=recipe.tracking.parent_run,
+            step=step,
             enabled=self.is_main and recipe.tracking.enabled,
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import RunError
+from trainer.tracking.secrets import redacted
 
 PLAIN = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
 """The script for those who write their own head; its body is everybody's."""
@@ -103,6 +104,9 @@ def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_
         raise RunError(f"{log.parent.parent}: SLURM takes no blanks in the name of a run's folder")
     if any("\n" in argument for task in tasks for argument in task):
         raise RunError("an argument goes over several lines, which a job's script cannot hold")
+    # A password in tracking.uri reaches the job in its environment, see `give_to_jobs`.
+    tasks = [[redacted(argument) for argument in task] for task in tasks]
+    made_by = redacted(made_by)
     body = PLAIN.read_text(encoding="utf-8").partition(_BODY)
     return f"{_head(request, tasks, log, made_by)}\n{_BODY}{body[2]}"
 

@@ -13,7 +13,8 @@ from trainer.cluster.standing import WAITS
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.run_folder import RunFolder, append_lines, records
-from trainer.tracking.tracker import Tracker, tracked_run
+from trainer.tracking.secrets import give_to_jobs
+from trainer.tracking.tracker import Tracker, check_tracking, tracked_run
 
 _LOOKS = 4  # at a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long
@@ -57,6 +58,10 @@ def plan(
         )
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
+        tracking = recipe.tracking
+        if tracking.enabled:
+            check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
+            give_to_jobs(tracking.uri)
         split_batch(
             recipe.optimisation.global_batch,
             request.ranks,

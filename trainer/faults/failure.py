@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.environment import Environment
+from trainer.tracking.secrets import redacted
 
 
 def note_failure(run_dir: Path, environment: Environment, error: BaseException) -> None:
@@ -17,8 +18,8 @@ def note_failure(run_dir: Path, environment: Environment, error: BaseException) 
         "time": round(time.time(), 3),
         "rank": environment.rank,
         "node": environment.node,
-        "words": f"{type(error).__name__}: {error}",
-        "traceback": "".join(traceback.format_exception(error)),
+        "words": redacted(f"{type(error).__name__}: {error}"),
+        "traceback": redacted("".join(traceback.format_exception(error))),
     }
     with suppress(OSError):
         folder = run_dir / "failures"

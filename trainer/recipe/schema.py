@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -42,6 +43,7 @@ from trainer.recipe.ranges import (
     check_path,
 )
 from trainer.recipe.yaml import dump_yaml
+from trainer.tracking.secrets import Address
 
 Scalar = str | int | float | bool | None
 ALTERNATIVES = (
@@ -445,9 +447,10 @@ class Tracking(Section):
     enabled: bool = True
     """Record the run in MLflow."""
 
-    uri: Text | None = None
+    uri: Annotated[Text, AfterValidator(Address)] | None = None
     """MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without that
-    `sqlite:///mlflow.db` in the current directory."""
+    `sqlite:///mlflow.db` in the current directory. A user name and a password in it are used and
+    written nowhere."""
 
     experiment: Text = "uniformerv2"
     """MLflow experiment that the run belongs to."""

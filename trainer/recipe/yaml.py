@@ -18,6 +18,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from trainer import RecipeError
+from trainer.tracking.secrets import redacted
 
 FieldPath = tuple[str, ...]
 """A field's place in a recipe, such as ("optimisation", "learning_rate")."""
@@ -270,8 +271,9 @@ def _wrong_tag(tag: str) -> str:
 
 
 def shown(text: str, most: int = _MAX_SHOWN) -> str:
-    """Text for a message: on one line, printable, not too long."""
-    cut = text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+    """Text for a message: on one line, printable, not too long, without an address's password."""
+    start = redacted(text[: most + 1100])  # a password may begin in what is shown, and end beyond
+    cut = start if len(text) <= most else f"{start[:most]}... ({len(text):,} characters)"
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in cut

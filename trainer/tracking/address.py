@@ -113,8 +113,8 @@ def _check_server(address: Address, rest: str, say: str) -> None:
         raise RunError(f"{say} names no host; {_ALLOWED}")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise RunError(
-            f"{say}: {port!r} is no port, a number from 1 to 65535. In a password, write %2F for /, %3F for ?, %23 "
-            "for # and %40 for @, or give it in MLFLOW_TRACKING_PASSWORD"
+            f"{say}: {port!r} is no port, a number from 1 to 65535. In a password, write %2F for /, %3F "
+            "for ?, %23 for # and %40 for @, or give it in MLFLOW_TRACKING_PASSWORD"
         )
     if "?" in rest or "#" in rest:
         raise RunError(f"{say}: a server's address has no ? and no #; {_ALLOWED}")

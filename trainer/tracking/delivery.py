@@ -337,8 +337,8 @@ class Delivery:
         restore = restore_command(self._place.uri, kind="experiments", id=str(experiment.experiment_id))
         raise Stopped(
             f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, and "
-            f"have all records delivered: {restore} - or name another with tracking.experiment: the whole history "
-            "then goes there."
+            f"have all records delivered: {restore} - or name another with tracking.experiment: the whole "
+            "history then goes there."
         )
 
     def _new_run_command(self) -> str:

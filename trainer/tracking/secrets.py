@@ -17,9 +17,10 @@ _SECRET_NAME = re.compile(
 _SHORTEST = 6  # characters of a secret that is looked for by itself: a shorter one occurs in any text
 _IN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
-_USER_INFO = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^\s'"<>|]*@""")
+# Bounded, so that a text of any length is searched in a time that grows with it and no faster.
+_USER_INFO = re.compile(r"""(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,3})[^\s'"<>|]{0,1000}@""")
 _SECRET_PARAMETER = re.compile(
-    r"""([?&;][^\s=&'"]*(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?)=)[^\s&'"]+""",
+    r"""([?&;][^\s=&'"]{0,60}(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?)=)[^\s&'"]+""",
     re.I,
 )
 _known: set[str] = set()  # secrets of addresses that this process was given
@@ -121,12 +122,13 @@ def give_to_mlflow(address: Address, variables: MutableMapping[str, str] = os.en
         variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"] = info
 
 
-def give_to_jobs(address: Address | None, variables: MutableMapping[str, str] = os.environ) -> None:
+def give_to_jobs(uri: str | None, variables: MutableMapping[str, str] = os.environ) -> None:
     """Put an address's credentials into the variables of processes that are started from here on.
 
     Their command has the address without them. Those of a database are found in MLFLOW_TRACKING_URI.
     """
-    if address is not None and address.has_credentials:
+    address = Address(uri or "")
+    if address.has_credentials:
         give_to_mlflow(address, variables)
         if not address.startswith(("http://", "https://")):
             variables["MLFLOW_TRACKING_URI"] = address.full
