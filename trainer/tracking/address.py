@@ -107,8 +107,10 @@ def _refuse_path(address: Address, say: str) -> None:
 
 
 def _check_server(address: Address, rest: str, say: str) -> None:
-    host, _, port = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition(":")
-    host, port = (host, port) if host and not port.endswith("]") else (f"{host}:{port}".lstrip(":"), "")
+    if re.match(r"https?://[^/?#@:]+:\d{1,5}/[^@]*@", address.full):
+        raise RunError(f"{say} was given with an @ after a /: write %40 for @, and in a password %2F for /")
+    parts = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]*)(?::(.*))?", re.split(r"[/?#]", rest, maxsplit=1)[0])
+    host, port = ("", "") if parts is None else (parts[1], parts[2])
     if not host or re.search(r"[\s@\\]", host):
         raise RunError(f"{say} names no host; {_ALLOWED}")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
@@ -155,9 +157,9 @@ def sqlite_path(address: str) -> Path | None:
 def _sqlite_parts(address: str) -> tuple[Path, str] | None:
     """Path and options (`?timeout=30`) of an SQLite database's address.
 
-    The path is percent-decoded, as SQLAlchemy does, unless only the path as it is written exists: folders
-    are named `100%25`, too, or hold a `?`, which elsewhere begins the options. With the driver's name it is
-    always decoded.
+    The path is percent-decoded, as SQLAlchemy does, unless the file, or else the folder, exists under the
+    name as it is written: folders are named `100%25`, too, or hold a `?`, which elsewhere begins the options.
+    With the driver's name it is always decoded.
     """
     match = re.fullmatch(r"sqlite(\+\w+)?:///(.+)", address, re.S)
     if match is None or match[2].startswith((":memory:", "?")):
@@ -168,8 +170,7 @@ def _sqlite_parts(address: str) -> tuple[Path, str] | None:
     for path, exists in (
         (decoded, decoded.exists),
         (written, written.exists),
-        (decoded, decoded.parent.exists),
-        (written, written.parent.exists),
+        (written, lambda: written.parent != decoded.parent and written.parent.exists()),
     ):
         try:
             if exists():

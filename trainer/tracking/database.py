@@ -55,7 +55,7 @@ def is_partial(path: Path) -> bool:
     if not path.exists() or path.stat().st_size == 0:
         return True
     # Not read-only: a journal that a killed process left is rolled back first.
-    with closing(sqlite3.connect(path, timeout=20)) as database:
+    with closing(sqlite3.connect(path, timeout=5)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return True

@@ -131,17 +131,17 @@ class Delivery:
         from mlflow.tracking import MlflowClient
 
         address = with_credentials(Address(place.uri))
-        try:
-            check_address(address, NAME)
-            check_experiment(place.experiment)
-        except RunError as error:
-            raise Stopped(f"{error}.") from None
         is_server = address.startswith(("http://", "https://"))
         if place.credentials and not address.has_credentials and not is_server:
             raise Stopped(
                 f"The database {address} is reached with a user name and a password, which are kept nowhere: "
                 "give its whole address in MLFLOW_TRACKING_URI, or as tracking.uri, at each start."
             )
+        try:
+            check_address(address, NAME)
+            check_experiment(place.experiment)
+        except RunError as error:
+            raise Stopped(f"{error}.") from None
         give_to_mlflow(address)
         path = sqlite_path(address)
         if path is not None:

@@ -75,9 +75,8 @@ def _split(text: str) -> tuple[str, str, str]:
     end = re.search(r"[/?#]", rest)
     length = end.start() if end else len(rest)
     authority = rest[:length]
-    # `user:pa/ss@host`: what follows the colon is no port, and an `@` comes later.
-    port = authority.rpartition(":")[2] if ":" in authority else ""
-    if "@" not in authority and "@" in rest and port and not port.isdigit():
+    # `user:pa/ss@host`; `host:80/a@b` looks the same, and is taken for it.
+    if "@" in rest and (":" in authority or "@" in authority):
         last = rest.rindex("@")
         end = re.search(r"[/?#]", rest[last:])
         length = last + end.start() if end else len(rest)

@@ -27,23 +27,6 @@ PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests here: making its tables takes seconds. Each has its own experiment."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def start(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
-    """Start a tracker on the test's run directory."""
-
-    def tracker(**changes: Any) -> Tracker:
-        arguments = {"uri": store, "experiment": request.node.name, "run_name": "a run"} | changes
-        return Tracker(tmp_path, **arguments)
-
-    return tracker
-
-
 def client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 

@@ -1,0 +1,26 @@
+"""A real MLflow store for the tests of this folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.tracking.tracker import Tracker
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests here: making its tables takes seconds. Each has its own experiment."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def start(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
+    """Start a tracker on the test's run directory."""
+
+    def tracker(**changes: Any) -> Tracker:
+        arguments = {"uri": store, "experiment": request.node.name, "run_name": "a run"} | changes
+        return Tracker(tmp_path, **arguments)
+
+    return tracker

@@ -1,0 +1,154 @@
+"""No user name and no password of an address reaches a file, a message or a job's script."""
+
+import json
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer import RecipeError, RunError
+from trainer.cluster.script import JobRequest, script
+from trainer.environment import describe, find_environment
+from trainer.faults.failure import note_failure
+from trainer.recipe.file import load_recipe
+from trainer.tracking.secrets import Address, give_to_jobs, redacted, with_credentials
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import Tracker
+
+ROOT = Path(__file__).parents[3]
+SECRET = "s3cretpw"
+
+
+@pytest.mark.parametrize(
+    ("full", "shown", "user_info"),
+    [
+        (f"http://user:{SECRET}@host:5000/mlflow", "http://host:5000/mlflow", ("user", SECRET)),
+        (f"HTTPS://us%40er:{SECRET}%2F@host", "https://host", ("us@er", f"{SECRET}/")),
+        (f"http://user:{SECRET}@2@host", "http://host", ("user", f"{SECRET}@2")),
+        (f"http://user:{SECRET}/#?x@host/a", "http://host/a", ("user", f"{SECRET}/#?x")),
+        (f"postgresql+psycopg2://user:{SECRET}@host/db?sslmode=require",
+         "postgresql+psycopg2://host/db?sslmode=require", ("user", SECRET)),
+        (f"mysql://host/db?password={SECRET}&charset=utf8", "mysql://host/db?charset=utf8", None),
+        (f"postgresql://host/db?user=a&sslpassword={SECRET}", "postgresql://host/db?user=a", None),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db", None),
+        (f"http://user:12/{SECRET}@host", "http://host", ("user", f"12/{SECRET}")),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db", None),
+    ],
+)  # fmt: skip
+def test_an_address_is_shown_without_what_is_secret(
+    full: str, shown: str, user_info: tuple[str, str] | None
+) -> None:
+    address = Address(full)
+    assert (str(address), address.user_info) == (shown, user_info)
+    assert SECRET not in f"{address} {address!r} {json.dumps(address)}"
+    assert pickle.loads(pickle.dumps(address)).full == Address(address).full == address.full
+    assert SECRET not in redacted(f"cannot reach '{full}': refused")
+
+
+@pytest.mark.parametrize(
+    "form", ["http://u:{}@host/x", "postgresql://u:{}@h/db", "mysql+pymysql://u:{}@h:3/db?a=b"]
+)
+def test_no_password_survives(form: str) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        password = "".join(draw.choices("aB0é/?#:%&=+-._~!*();,[]{}^`", k=draw.randint(6, 30)))
+        address, text = Address(form.format(password)), redacted(f"{form.format(password)}: refused")
+        assert password not in address and password not in text
+        assert str(address) == form.replace("u:{}@", ""), password
+        assert text == f"{address}: refused", password
+
+
+def test_a_recipe_holds_the_password_in_memory_only(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml", [f"tracking.uri=http://user:{SECRET}@127.0.0.1:9"])
+    assert isinstance(recipe.tracking.uri, Address)
+    assert recipe.tracking.uri.user_info == ("user", SECRET)
+    written = (recipe.to_yaml(), str(recipe.flattened()), recipe.model_dump_json(), repr(recipe))
+    assert not any(SECRET in text for text in written)
+    assert "http://127.0.0.1:9" in written[0]
+    wrong = [f"tracking.url=http://user:{SECRET}@host", f"data.val=[http://user:{SECRET}@host]"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(ROOT / "recipes/quickstart.yaml", wrong)
+    assert SECRET not in str(caught.value) and "tracking.url" in str(caught.value)
+
+
+def test_no_file_and_no_message_of_a_run_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "before")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
+    tracker = Tracker(tmp_path, uri=None, experiment="e", run_name="r")
+    tracker.params({"command": f"--set tracking.uri=http://user:{SECRET}@127.0.0.1:9"})
+    assert tracker.close("KILLED", 0.0) == 3
+    tracker._courier._thread.join(60)  # type: ignore[union-attr]
+    assert tracker.ui_command() == "http://127.0.0.1:9"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
+        "user",
+        SECRET,
+    )
+    for file in tmp_path.iterdir():
+        assert SECRET not in file.read_text(), file
+    assert SECRET not in caplog.text
+
+
+def test_a_run_tracked_before_loses_the_password_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Tracker]
+) -> None:
+    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    old = {"uri": f"postgresql://user:{SECRET}@h/db", "experiment": "e", "run_name": "r", "started": 1}
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(old | {"key": "k", "run_id": "abc"}))
+    Tracker(tmp_path, uri=None, experiment="e", run_name="r")
+    kept = json.loads((tmp_path / "mlflow_run.json").read_text())
+    assert (kept["uri"], kept["run_id"], kept["credentials"]) == ("postgresql://h/db", "abc", True)
+
+
+def test_a_database_s_password_comes_from_the_variable_and_is_missed_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address(f"postgresql://user:{SECRET}@h/db")
+    assert (
+        with_credentials(Address("postgresql://h/db"), {"MLFLOW_TRACKING_URI": address.full}).full
+        == address.full
+    )
+    assert not with_credentials(
+        Address("postgresql://other/db"), {"MLFLOW_TRACKING_URI": address.full}
+    ).has_credentials
+    from trainer.tracking.tracker import deliver_spool
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    Tracker(tmp_path, uri=address, experiment="e", run_name="r")
+    with pytest.raises(RunError, match="MLFLOW_TRACKING_URI"):
+        deliver_spool(tmp_path)
+    assert Spool(tmp_path).lines_left() == 1
+
+
+def test_a_job_s_script_lacks_it_and_the_job_s_environment_has_it() -> None:
+    request = JobRequest("n", nodes=1, gpus_per_node=0, cpus_per_rank=1, time="1:00:00", lead=60)
+    uri = f"tracking.uri=http://user:{SECRET}@host:5000"
+    text = script(request, [["--set", uri]], Path("runs/x/slurm/job.log"), f"submit.py --set {uri}")
+    assert SECRET not in text and "tracking.uri=http://host:5000" in text
+    variables: dict[str, str] = {}
+    give_to_jobs(Address(f"http://user:{SECRET}@host:5000"), variables)
+    assert variables == {"MLFLOW_TRACKING_USERNAME": "user", "MLFLOW_TRACKING_PASSWORD": SECRET}
+    variables = {}
+    give_to_jobs(f"mysql://user:{SECRET}@h/db", variables)
+    assert with_credentials(Address("mysql://h/db"), variables).has_credentials
+
+
+def test_notes_of_failures_and_the_environment_lack_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", SECRET)
+    assert SECRET not in json.dumps(describe())
+    try:
+        raise ConnectionError(f"http://user:{SECRET}@host does not answer")
+    except ConnectionError as error:
+        note_failure(tmp_path, find_environment("cpu", {}), error)
+    (note,) = (tmp_path / "failures").iterdir()
+    assert "does not answer" in note.read_text() and SECRET not in note.read_text()
