@@ -1,30 +1,46 @@
 """Who am I: rank, world size and device, found from whatever started this process.
 
-Four ways in: the `deepspeed` launcher and `torchrun` (both set RANK, WORLD_SIZE, LOCAL_RANK), `srun`
-(SLURM_PROCID and its kin), or nobody (one process alone). Whichever it was, afterwards the variables
-that torch.distributed's `env://` reads are set.
+Five ways in: the `deepspeed` launcher and `torchrun` (both set RANK, WORLD_SIZE, LOCAL_RANK), an MPI launcher
+(`distributed/mpi.py`), `srun` (`distributed/slurm_step.py`), or nobody (one process alone). Whichever it was,
+afterwards the variables that torch.distributed's `env://` reads are set.
 """
 
 import os
 import platform
-import re
 import socket
 import subprocess
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, cast
 
 import torch
 
 from pipelines.parallel import usable_cores
 from trainer import RunError
+from trainer.distributed.mpi import find_mpi_place, port_seed
+from trainer.distributed.numbers import number
+from trainer.distributed.place import Place, beside_starter, from_variables, is_launched
+from trainer.distributed.slurm_step import (
+    cpus_per_task,
+    expand_hosts,
+    find_srun_place,
+    is_srun_task,
+    job_end_of,
+    not_by_srun,
+    slurm_address,
+    slurm_port,
+    step_tasks,
+)
 
-Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun"]
+__all__ = ["Environment", "cores_per_rank", "describe", "expand_hosts", "find_environment", "job_end"]
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_SLURM_PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768), above the well-known ones
+Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun", "mpi"]
+
+_MPI_PORTS = range(20000, 30000)  # below Linux's ephemeral ports
+_DEFAULT_PORT = 29500  # torch.distributed's and the deepspeed launcher's
 _PACKAGES = (
     "torch",
     "deepspeed",
@@ -60,6 +76,8 @@ class Environment:
     """Number of this node among those of the run, from 0."""
     nodes: tuple[str, ...] = ()
     """Each rank's node, where ranks lie on SLURM's nodes in order; empty where the launcher does not tell."""
+    notes: tuple[str, ...] = ()
+    """Variables that were left out or assumed, in words for the run's first lines."""
 
     @property
     def is_main(self) -> bool:
@@ -81,174 +99,93 @@ def find_environment(
         RunError: variables are missing, contradict each other or are no numbers (named in the message),
             or a GPU was asked for and is not there.
     """
-    if "RANK" in variables or "WORLD_SIZE" in variables:
-        rank, local_rank, world_size, local_world_size = _from_launcher(variables)
-        launcher = _launcher(variables)
-    elif _is_srun_task(variables):
-        rank, local_rank, world_size, local_world_size = _from_srun(variables)
-        # The job's script says where; without it, node names must resolve.
-        variables["MASTER_ADDR"] = variables.get("MASTER_ADDR") or _slurm_address(
-            variables["SLURM_STEP_NODELIST"]
-        )
-        variables.setdefault("MASTER_PORT", str(_slurm_port(variables)))
-        launcher = "srun"
-    else:
-        rank, local_rank, world_size, local_world_size = 0, 0, 1, 1
+    place = _find_place(variables)
+    if place is None:
+        notes = not_by_srun(variables)
+        place = Place(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
         variables["MASTER_ADDR"] = "127.0.0.1"
         variables["MASTER_PORT"] = str(_free_port())
-        launcher = "alone"
-    _check_order(rank, local_rank, world_size, local_world_size, launcher)
+    else:
+        place = _with_address(place, variables)
     variables.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(local_rank),
-        LOCAL_WORLD_SIZE=str(local_world_size),
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK=str(place.local_rank),
+        LOCAL_WORLD_SIZE=str(place.local_world_size),
     )
     return Environment(
-        rank=rank,
-        local_rank=local_rank,
-        world_size=world_size,
-        local_world_size=local_world_size,
-        device=_device(device, local_rank, launcher),
-        launcher=launcher,
-        **_nodes(variables, launcher, rank // local_world_size, world_size),
+        rank=place.rank,
+        local_rank=place.local_rank,
+        world_size=place.world_size,
+        local_world_size=place.local_world_size,
+        device=_device(device, place, variables),
+        launcher=cast(Launcher, place.launcher),
+        # As SLURM calls it, under whatever launcher: its tools know the node by that name.
+        node=variables.get("SLURMD_NODENAME") or socket.gethostname(),
+        node_rank=place.rank // place.local_world_size if place.node_rank is None else place.node_rank,
+        nodes=place.nodes,
+        notes=place.notes,
     )
 
 
-def _launcher(variables: Mapping[str, str]) -> Launcher:
-    if "TORCHELASTIC_RUN_ID" in variables:
-        return "torchrun"
-    return "deepspeed" if "CROSS_SIZE" in variables else "variables"
+def _find_place(variables: Mapping[str, str]) -> Place | None:
+    """Where what started this process puts it; None where it is alone. Raises RunError."""
+    if is_launched(variables):
+        return from_variables(variables)
+    srun = is_srun_task(variables)
+    place = find_mpi_place(variables, step_tasks(variables) if srun else None)
+    if place is None and srun:
+        place = find_srun_place(variables)
+    if place is not None:
+        return beside_starter(place, variables)
+    if variables.get("RANK") or variables.get("WORLD_SIZE"):
+        return from_variables(variables)
+    return None
 
 
-def _from_launcher(variables: Mapping[str, str]) -> tuple[int, int, int, int]:
-    missing = [name for name in _LAUNCHED if name not in variables]
-    if missing:
-        present = [name for name in _LAUNCHED if name in variables]
+def _with_address(place: Place, variables: MutableMapping[str, str]) -> Place:
+    """Set MASTER_ADDR and MASTER_PORT where the launcher did not. Raises RunError where nothing does."""
+    given = variables.get("MASTER_ADDR")
+    if given and place.launcher in ("srun", "mpi") and place.one_node and not _is_here(given):
+        note = f"MASTER_ADDR={given} of the environment is not used: it is not this node, where all processes are"
+        place = replace(place, notes=(*place.notes, note))
+        given = None
+    if not given and place.launcher == "srun":
+        # The job's script says where; without it, node names must resolve.
+        given = "127.0.0.1" if place.one_node else slurm_address(variables["SLURM_STEP_NODELIST"])
+    elif not given and place.one_node:
+        given = "127.0.0.1"
+    elif not given:
         raise RunError(
-            f"{', '.join(present)} set but {', '.join(missing)} not: start with `deepspeed`, `torchrun` or "
-            f"`srun`, which set them all, or unset them to run alone"
+            f"{place.starter} started {place.world_size} processes on several nodes, and MASTER_ADDR is not "
+            "set: set it to the name or address of rank 0's node, on all of them (mpirun -x MASTER_ADDR=NODE)"
         )
-    world_size = _number(variables, "WORLD_SIZE")
-    # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
-    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in variables), "WORLD_SIZE")
-    return (
-        _number(variables, "RANK"),
-        _number(variables, "LOCAL_RANK"),
-        world_size,
-        _number(variables, local),
-    )
+    variables["MASTER_ADDR"] = given
+    if not variables.get("MASTER_PORT"):
+        variables["MASTER_PORT"] = str(_port(place, variables))
+    if number(variables, "MASTER_PORT", least=1) > 65535:
+        raise RunError(f"MASTER_PORT is {variables['MASTER_PORT']!r}; allowed: a port, from 1 to 65535")
+    return place
 
 
-def _is_srun_task(variables: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process.
-
-    Inside `sbatch` or `salloc`, without `srun`, SLURM_PROCID exists too: there the step's variables are
-    missing, and the process is alone however many tasks the job asked for.
-    """
-    return "SLURM_PROCID" in variables and "SLURM_STEP_NODELIST" in variables
+def _port(place: Place, variables: Mapping[str, str]) -> int:
+    if place.launcher == "srun":
+        return slurm_port(variables)
+    seed = port_seed(variables)
+    return _DEFAULT_PORT if seed is None else _MPI_PORTS[seed % len(_MPI_PORTS)]
 
 
-def _from_srun(variables: Mapping[str, str]) -> tuple[int, int, int, int]:
-    # The step's count, where there is one: the job may have asked for more tasks than this srun starts.
-    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS"
-    missing = [
-        name
-        for name in (tasks, "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_ID")
-        if name not in variables
-    ]
-    if missing:
-        raise RunError(
-            f"SLURM_PROCID set but {', '.join(missing)} not: start with `srun`, which sets them all"
-        )
-    world_size = _number(variables, tasks)
-    return (
-        _number(variables, "SLURM_PROCID"),
-        _number(variables, "SLURM_LOCALID"),
-        world_size,
-        _tasks_per_node(variables, world_size)[_number(variables, "SLURM_NODEID")],
-    )
-
-
-class _Nodes(TypedDict):
-    node: str
-    node_rank: int
-    nodes: tuple[str, ...]
-
-
-def _nodes(variables: Mapping[str, str], launcher: Launcher, number: int, world_size: int) -> _Nodes:
-    """What there is to know of nodes; number: of this one, where the launcher does not say another."""
-    # As SLURM calls it, under whatever launcher: its tools know the node by that name.
-    node = variables.get("SLURMD_NODENAME") or socket.gethostname()
-    if launcher != "srun":
-        return _Nodes(node=node, node_rank=number, nodes=())
-    hosts = expand_hosts(variables["SLURM_STEP_NODELIST"])
-    counts = _tasks_per_node(variables, world_size)
-    # Node after node, as SLURM lays ranks out unless told otherwise.
-    nodes = tuple(name for name, count in zip(hosts, counts, strict=False) for _ in range(count))
-    return _Nodes(
-        node=node,
-        node_rank=_number(variables, "SLURM_NODEID"),
-        nodes=nodes if len(hosts) == len(counts) and len(nodes) == world_size else (),
-    )
-
-
-def _tasks_per_node(variables: Mapping[str, str], world_size: int) -> list[int]:
-    """From SLURM's run-length list, such as `4(x2),3`."""
-    counts: list[int] = []
-    for part in variables.get("SLURM_STEP_TASKS_PER_NODE", str(world_size)).split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
-    return counts
-
-
-def _slurm_address(nodelist: str) -> str:
-    """Where rank 0 listens: loopback within one node, else the first node of the step.
-
-    Raises:
-        RunError: the node's name does not resolve, which torch.distributed would notice after minutes.
-    """
-    host = expand_hosts(nodelist)[0]
-    if host == nodelist:
-        return "127.0.0.1"
+def _is_here(address: str) -> bool:
+    """Whether a name or address is this machine's own."""
     try:
-        socket.getaddrinfo(host, None)
-    except OSError as error:
-        raise RunError(
-            f"SLURM's first node {host!r} has no address here ({error}): "
-            f"set MASTER_ADDR to the address of rank 0"
-        ) from error
-    return host
-
-
-def expand_hosts(nodelist: str) -> list[str]:
-    """The hosts of a SLURM node list: of `gpu[003-004,9],login1` they are gpu003, gpu004, gpu9, login1."""
-    hosts: list[str] = []
-    # Commas within brackets belong to a host's numbers.
-    for name in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", nodelist):
-        texts = [""]
-        for plain, numbers in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", name):
-            texts = [text + plain + number for text in texts for number in _expand_numbers(numbers)]
-        hosts += texts
-    return hosts
-
-
-def _expand_numbers(numbers: str) -> list[str]:
-    """`003-005,9` one by one; zeros at the beginning stay."""
-    found: list[str] = []
-    for part in numbers.split(","):
-        low, _, high = part.partition("-")
-        is_range = low.isdigit() and high.isdigit()
-        found += [f"{n:0{len(low)}}" for n in range(int(low), int(high) + 1)] if is_range else [low]
-    return found
-
-
-def _slurm_port(variables: Mapping[str, str]) -> int:
-    """A port all tasks of a step agree on without talking, unlike that of other steps on the same host."""
-    seed = _number(variables, "SLURM_JOB_ID") * 16 + _number(variables, "SLURM_STEP_ID")
-    # What had the port before may have it still: a job that is queued again takes another.
-    seed += 7 * int(variables.get("SLURM_RESTART_COUNT") or 0)
-    return _SLURM_PORTS[seed % len(_SLURM_PORTS)]
+        found = socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, target in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind(target)
+            return True
+    return False
 
 
 def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
@@ -256,9 +193,7 @@ def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
 
     Raises RunError for a variable SLURM_JOB_END_TIME that is no number.
     """
-    if "SLURM_JOB_END_TIME" not in variables:
-        return None
-    return float(_number(variables, "SLURM_JOB_END_TIME"))
+    return job_end_of(variables)
 
 
 def _free_port() -> int:
@@ -267,53 +202,34 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _number(variables: Mapping[str, str], name: str) -> int:
-    try:
-        value = int(variables[name])
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise RunError(f"{name} is {variables[name]!r}; allowed: a whole number, at least 0")
-    return value
-
-
-def _check_order(rank: int, local_rank: int, world_size: int, local_world_size: int, launcher: str) -> None:
-    for low, high in (
-        (("RANK", rank), ("WORLD_SIZE", world_size)),
-        (("LOCAL_RANK", local_rank), ("LOCAL_WORLD_SIZE", local_world_size)),
-    ):
-        if low[1] >= high[1]:
-            raise RunError(
-                f"{low[0]} is {low[1]} but {high[0]} is {high[1]} ({launcher}): it must be below it"
-            )
-    if local_world_size > world_size:
-        raise RunError(
-            f"LOCAL_WORLD_SIZE is {local_world_size} but WORLD_SIZE only {world_size} ({launcher})"
-        )
-
-
-def _device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int, launcher: Launcher) -> torch.device:
+def _device(
+    wanted: Literal["auto", "cpu", "cuda"], place: Place, variables: Mapping[str, str]
+) -> torch.device:
     gpus = torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
         raise RunError("engine.device is cuda, but torch sees no GPU here; allowed: auto or cpu")
-    if gpus == 1 and launcher == "srun":
-        # With --gpus-per-task each task sees its own GPU only, as number 0.
+    bound = [gpu for gpu in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    if gpus == 1 and (place.launcher == "srun" or (place.launcher == "mpi" and len(bound) == 1)):
+        # With --gpus-per-task, or a script that binds, each task sees its own GPU only, as number 0.
         return torch.device("cuda", 0)
-    if local_rank >= gpus:
+    if place.local_rank >= gpus or (place.local_size_known and place.local_world_size > gpus):
+        name, value = ("LOCAL_RANK", place.local_rank)
+        if place.local_rank < gpus:  # all ranks of the node say so, not only those without a GPU
+            name, value = ("LOCAL_WORLD_SIZE", place.local_world_size)
         raise RunError(
-            f"LOCAL_RANK is {local_rank}, but torch sees {gpus} GPU(s) here: start at most {gpus} "
+            f"{name} is {value}, but torch sees {gpus} GPU(s) here: start at most {gpus} "
             f"process(es) per node, or set engine.device to cpu"
         )
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", place.local_rank)
 
 
 def cores_per_rank(environment: Environment) -> int:
     """What SLURM gave the rank's task, else this node's cores, divided among its ranks."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK") if environment.launcher == "srun" else None
+    given = cpus_per_task(os.environ) if environment.launcher == "srun" else None
     if given:  # where a task is bound to its cores, those are all that it sees
-        return min(int(given), usable_cores())
+        return min(given, usable_cores())
     return max(1, usable_cores() // environment.local_world_size)
 
 

@@ -1,0 +1,1 @@
+"""Which process is which: what started it, and its place among the ranks."""

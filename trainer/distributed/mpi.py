@@ -1,0 +1,135 @@
+"""A process's place by the variables that MPI launchers and PMI servers set."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainer import RunError
+from trainer.distributed.numbers import number
+from trainer.distributed.place import Place
+
+
+@dataclass(frozen=True)
+class _Family:
+    """The variables of one family of launchers. local_rank, local_size: whichever of them is set."""
+
+    starter: str
+    rank: str
+    size: str
+    local_rank: tuple[str, ...]
+    local_size: tuple[str, ...]
+    serves_srun: bool = False
+    """Whether srun sets these variables, too, for its own tasks."""
+
+
+_FAMILIES = (
+    _Family(
+        "Open MPI's mpirun",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Family(
+        "MVAPICH2's mpirun",
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        ("MV2_COMM_WORLD_LOCAL_RANK",),
+        ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Family(
+        "MVAPICH's mpirun",
+        "MVP_COMM_WORLD_RANK",
+        "MVP_COMM_WORLD_SIZE",
+        ("MVP_COMM_WORLD_LOCAL_RANK",),
+        ("MVP_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Family(
+        "jsrun",
+        "JSM_NAMESPACE_RANK",
+        "JSM_NAMESPACE_SIZE",
+        ("JSM_NAMESPACE_LOCAL_RANK",),
+        ("JSM_NAMESPACE_LOCAL_SIZE",),
+    ),
+    # MPICH's and Intel MPI's Hydra, Cray's PMI.
+    _Family(
+        "mpiexec (PMI)",
+        "PMI_RANK",
+        "PMI_SIZE",
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID"),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "PALS_LOCAL_SIZE"),
+        serves_srun=True,
+    ),
+)
+
+JOB_NAMES = (
+    "PMIX_NAMESPACE",
+    "OMPI_MCA_ess_base_jobid",
+    "OMPI_MCA_orte_ess_jobid",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "SLURM_JOB_ID",
+)
+"""Variables that name the job, the same for all its processes on all nodes."""
+
+
+def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> Place | None:
+    """The place that an MPI launcher gave this process; None where none did.
+
+    srun_tasks: how many tasks the srun step has that this process is in, if it is in one. srun may serve PMI
+    itself; then it started the process.
+
+    Raises RunError where variables are missing, are no numbers, or contradict each other.
+    """
+    for family in _FAMILIES:
+        present = [name for name in (family.rank, family.size) if variables.get(name)]
+        if not present:
+            continue
+        if len(present) == 1:
+            missing = family.size if present[0] == family.rank else family.rank
+            if family.serves_srun and srun_tasks is not None:
+                continue
+            raise RunError(
+                f"{present[0]} set but {missing} not: {family.starter} sets both; start with it, or unset "
+                f"{present[0]}"
+            )
+        size = number(variables, family.size, least=1)
+        if family.serves_srun and srun_tasks == size:
+            return None
+        return _place(variables, family, size)
+    if variables.get("PMIX_RANK") and srun_tasks is None:
+        raise RunError(
+            f"PMIX_RANK is {variables['PMIX_RANK']}, but no variable says how many processes there are: "
+            "start with `mpirun` of Open MPI, `srun`, `torchrun` or `deepspeed`, or set RANK, WORLD_SIZE, "
+            "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each process"
+        )
+    return None
+
+
+def _place(variables: Mapping[str, str], family: _Family, size: int) -> Place:
+    rank = number(variables, family.rank)
+    local_rank = next((n for n in (*family.local_rank, "LOCAL_RANK") if variables.get(n)), None)
+    local_size = next((n for n in (*family.local_size, "LOCAL_WORLD_SIZE") if variables.get(n)), None)
+    if local_rank is None and size > 1:
+        raise RunError(
+            f"{family.rank} and {family.size} are set, but none of {', '.join(family.local_rank)} is, which "
+            "would say which of its node's processes this is: set LOCAL_RANK and LOCAL_WORLD_SIZE for each "
+            "process, or start with `torchrun`, `deepspeed` or `srun`"
+        )
+    return Place(
+        rank=rank,
+        local_rank=0 if local_rank is None else number(variables, local_rank),
+        world_size=size,
+        local_world_size=size if local_size is None else number(variables, local_size, least=1),
+        launcher="mpi",
+        starter=family.starter,
+        local_size_known=local_size is not None,
+    )
+
+
+def port_seed(variables: Mapping[str, str]) -> int | None:
+    """A number that all processes of a job share, unlike other jobs; None where nothing names the job."""
+    names = [f"{name}={variables[name]}" for name in JOB_NAMES if variables.get(name)]
+    if not names:
+        return None
+    return int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:4])

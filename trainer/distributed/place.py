@@ -1,0 +1,126 @@
+"""A process's place among the ranks, as what started it says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from trainer import RunError
+from trainer.distributed.numbers import number
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a launcher says of a process."""
+
+    rank: int
+    """Number of this process among all, from 0."""
+    local_rank: int
+    """Number of this process among those on its node, from 0."""
+    world_size: int
+    """Processes in all."""
+    local_world_size: int
+    """Processes on this node."""
+    launcher: str
+    """`torchrun`, `deepspeed`, `variables`, `srun` or `mpi`."""
+    starter: str
+    """The launcher's name in messages."""
+    local_size_known: bool = True
+    """Whether the launcher said how many processes are on this node; otherwise all are taken to be."""
+    node_rank: int | None = None
+    """Number of this node; None where the launcher does not say."""
+    nodes: tuple[str, ...] = ()
+    """Each rank's node; empty where that is not known."""
+    notes: tuple[str, ...] = field(default=())
+    """What was left out or assumed, in words."""
+
+    def __post_init__(self) -> None:
+        """Raises RunError where the numbers contradict each other."""
+        for low, high in (
+            (("RANK", self.rank), ("WORLD_SIZE", self.world_size)),
+            (("LOCAL_RANK", self.local_rank), ("LOCAL_WORLD_SIZE", self.local_world_size)),
+        ):
+            if low[1] >= high[1]:
+                raise RunError(
+                    f"{low[0]} is {low[1]} but {high[0]} is {high[1]} ({self.starter}): it must be below it"
+                )
+        if self.local_world_size > self.world_size:
+            raise RunError(
+                f"LOCAL_WORLD_SIZE is {self.local_world_size} but WORLD_SIZE only {self.world_size} "
+                f"({self.starter})"
+            )
+
+    @property
+    def one_node(self) -> bool:
+        """Whether all processes are on this node, as far as the launcher says."""
+        return self.local_world_size == self.world_size
+
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def from_variables(variables: Mapping[str, str]) -> Place:
+    """The place that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT give.
+
+    Raises RunError where some of them are missing, are no numbers, or contradict each other.
+    """
+    missing = [name for name in LAUNCHED if not variables.get(name)]
+    if missing:
+        present = [name for name in LAUNCHED if variables.get(name)]
+        raise RunError(
+            f"{', '.join(present)} set but {', '.join(missing)} not: start with `deepspeed`, `torchrun`, "
+            f"`srun` or `mpirun`, which set them all, or unset them to run alone"
+        )
+    launcher = _launcher(variables)
+    world_size = number(variables, "WORLD_SIZE", least=1)
+    # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
+    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if variables.get(name)), None)
+    return Place(
+        rank=number(variables, "RANK"),
+        local_rank=number(variables, "LOCAL_RANK"),
+        world_size=world_size,
+        local_world_size=world_size if local is None else number(variables, local, least=1),
+        launcher=launcher,
+        starter=launcher,
+        local_size_known=local is not None,
+    )
+
+
+def _launcher(variables: Mapping[str, str]) -> str:
+    if "TORCHELASTIC_RUN_ID" in variables:
+        return "torchrun"
+    return "deepspeed" if "CROSS_SIZE" in variables else "variables"
+
+
+def is_launched(variables: Mapping[str, str]) -> bool:
+    """Whether torchrun or the deepspeed launcher started this process, under whatever started those."""
+    return _launcher(variables) != "variables" and all(variables.get(name) for name in LAUNCHED)
+
+
+def beside_starter(place: Place, variables: Mapping[str, str]) -> Place:
+    """Settle what RANK and the others, set by a shell or a script, are worth beside a starter's own numbers.
+
+    A starter such as srun numbers its processes itself. What the shell exports is the same for all of them,
+    so it cannot be their rank. A complete set of a larger world belongs to a program below the starter that
+    starts several processes for each of its own.
+
+    Raises RunError where WORLD_SIZE contradicts the starter, on all ranks alike.
+    """
+    complete = all(variables.get(name) for name in LAUNCHED)
+    if variables.get("WORLD_SIZE"):
+        said = number(variables, "WORLD_SIZE", least=1)
+        if complete and (said > place.world_size or place.world_size == 1):
+            return from_variables(variables)
+        if said != place.world_size:
+            raise RunError(
+                f"WORLD_SIZE is {said}, but {place.starter} started {place.world_size} process"
+                f"{'es' if place.world_size > 1 else ''}: unset WORLD_SIZE, RANK and LOCAL_RANK in the shell "
+                f"or script that starts this, or start {said} processes with {place.starter}"
+            )
+    stale = [
+        f"{name}={variables[name]}"
+        for name, own in (("RANK", place.rank), ("LOCAL_RANK", place.local_rank))
+        if variables.get(name) and variables[name].strip() != str(own)
+    ]
+    if not stale:
+        return place
+    note = f"{', '.join(stale)} of the environment is not used: {place.starter} numbers its processes itself"
+    return replace(place, notes=(*place.notes, note))

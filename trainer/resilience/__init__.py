@@ -1,0 +1,1 @@
+"""What a run does about other runs, and about what a killed run left behind."""
