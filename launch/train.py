@@ -63,6 +63,7 @@ def main() -> int:
     from pipelines import DataError
     from trainer import RecipeError, StartAgain, UserError
     from trainer.agreement import AgreedError
+    from trainer.distributed.find import rank_of
     from trainer.faults.stop import REQUEUE
     from trainer.recipe.file import load_recipe
 
@@ -82,9 +83,9 @@ def main() -> int:
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
-        rank = os.environ.get("RANK", "0")
+        rank = rank_of(os.environ)
         # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.
-        if rank == "0":
+        if rank == 0:
             print(f"error: {error}", file=sys.stderr)
         elif not isinstance(error, (RecipeError, AgreedError)):
             print(f"error on rank {rank}: {error}", file=sys.stderr)

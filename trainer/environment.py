@@ -20,19 +20,17 @@ import torch
 
 from pipelines.parallel import usable_cores
 from trainer import RunError
-from trainer.distributed.mpi import find_mpi_place, port_seed
+from trainer.distributed.find import find_place
+from trainer.distributed.mpi import port_seed
 from trainer.distributed.numbers import number
-from trainer.distributed.place import Place, beside_starter, from_variables, is_launched
+from trainer.distributed.place import Place
 from trainer.distributed.slurm_step import (
     cpus_per_task,
     expand_hosts,
-    find_srun_place,
-    is_srun_task,
     job_end_of,
     not_by_srun,
     slurm_address,
     slurm_port,
-    step_tasks,
 )
 
 __all__ = ["Environment", "cores_per_rank", "describe", "expand_hosts", "find_environment", "job_end"]
@@ -99,7 +97,7 @@ def find_environment(
         RunError: variables are missing, contradict each other or are no numbers (named in the message),
             or a GPU was asked for and is not there.
     """
-    place = _find_place(variables)
+    place = find_place(variables)
     if place is None:
         notes = not_by_srun(variables)
         place = Place(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
@@ -128,26 +126,13 @@ def find_environment(
     )
 
 
-def _find_place(variables: Mapping[str, str]) -> Place | None:
-    """Where what started this process puts it; None where it is alone. Raises RunError."""
-    if is_launched(variables):
-        return from_variables(variables)
-    srun = is_srun_task(variables)
-    place = find_mpi_place(variables, step_tasks(variables) if srun else None)
-    if place is None and srun:
-        place = find_srun_place(variables)
-    if place is not None:
-        return beside_starter(place, variables)
-    if variables.get("RANK") or variables.get("WORLD_SIZE"):
-        return from_variables(variables)
-    return None
-
-
 def _with_address(place: Place, variables: MutableMapping[str, str]) -> Place:
     """Set MASTER_ADDR and MASTER_PORT where the launcher did not. Raises RunError where nothing does."""
     given = variables.get("MASTER_ADDR")
     if given and place.launcher in ("srun", "mpi") and place.one_node and not _is_here(given):
-        note = f"MASTER_ADDR={given} of the environment is not used: it is not this node, where all processes are"
+        note = (
+            f"MASTER_ADDR={given} of the environment is not used: all processes are here, and it is elsewhere"
+        )
         place = replace(place, notes=(*place.notes, note))
         given = None
     if not given and place.launcher == "srun":

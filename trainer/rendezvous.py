@@ -108,7 +108,11 @@ def _await_listener(address: str, port: int, deadline: float, pause: float) -> N
 
 def _name(environment: Environment) -> str:
     """Under which this run meets: a port may belong to another run's store by mistake."""
-    names = {"srun": ("SLURM_JOB_ID", "SLURM_STEP_ID"), "torchrun": ("TORCHELASTIC_RUN_ID",)}
+    names = {
+        "srun": ("SLURM_JOB_ID", "SLURM_STEP_ID"),
+        "torchrun": ("TORCHELASTIC_RUN_ID",),
+        "mpi": ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"),
+    }
     ids = [os.environ.get(name, "") for name in names.get(environment.launcher, ())]
     return "/".join(["meeting", *ids, str(environment.world_size)])
 

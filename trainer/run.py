@@ -39,6 +39,7 @@ from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
+from trainer.resilience.run_lock import take as take_folder
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.tally import Tally
@@ -106,10 +107,11 @@ class Run:
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room, node_copy))
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
-        together(lambda: self._check_folder(resume))
-        found, state = self._find_checkpoint(prepared, resume, allowed)
-        together(lambda: self._create_folder(found, 0 if state is None else state.step))
         with ExitStack() as stack:
+            together(lambda: self._take_folder(stack))
+            together(lambda: self._check_folder(resume))
+            found, state = self._find_checkpoint(prepared, resume, allowed)
+            together(lambda: self._create_folder(found, 0 if state is None else state.step))
             stop = stack.enter_context(together(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
             trainer = self._build(prepared, found, state, stop, watchdog, stack)
@@ -166,6 +168,11 @@ class Run:
     def _render(self) -> None:
         if self.is_main:
             render_missing(self.recipe, workers=usable_cores())
+
+    def _take_folder(self, stack: ExitStack) -> None:
+        """Rank 0 takes the run folder, until the stack closes. Raises RunError where another run has it."""
+        if self.is_main:
+            stack.callback(take_folder(self.folder.path).release)
 
     def _check_folder(self, resume: str) -> None:
         """Raises RunError for a run that is not to be continued, or none where one must be."""
@@ -240,7 +247,7 @@ class Run:
             meters.restore(state.spent, done_again=in_vain)
         train, val = open_loaders(recipe, environment, prepared, self.folder, first_step=step, stack=stack)
         record = self._open_record(prepared, schedule, step, found, stack)
-        for line in prepared.notes:
+        for line in (*self.environment.notes, *prepared.notes):
             record.warn(line)
         record.note(train.tuning)
         return Trainer(

@@ -14,6 +14,7 @@ runs/<name>/
   mlflow*.json*          what goes to MLflow, delivered or not
   STOP                   made by a person who wants the run to save and leave
   not-finite/, hangs/, failures/   where numbers, ranks or the program went wrong
+  lock/                  which start has the folder now, or had it last
   slurm/, logs/          of a SLURM job: its script, its turns; a log of each rank
 ```
 """

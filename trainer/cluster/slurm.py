@@ -84,3 +84,20 @@ def _unprefixed(line: str) -> str:
     for before in ("error: ", "fatal: "):
         line = line.partition(before)[2] or line
     return line.strip()
+
+
+def job_state(job: str) -> str | None:
+    """A job's state, such as RUNNING; None where SLURM does not know it, or not any more. Raises RunError."""
+    try:
+        states = ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}").split()
+    except RunError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return states[0] if states else None
+
+
+def has_step(job: str, step: str) -> bool:
+    """Whether a step of a running job still runs. Raises RunError."""
+    steps = ask("squeue", "--noheader", "--steps", "--format=%i", f"--jobs={job}").split()
+    return f"{job}.{step}" in steps

@@ -41,10 +41,10 @@ def find_srun_place(variables: Mapping[str, str]) -> Place:
     if rank >= world_size and _het_size(variables) > 1:
         # SLURM 22.05 numbers and counts over all components; what counts otherwise cannot be put together.
         raise RunError(
-            f"SLURM_PROCID is {rank}, but the step has {world_size} tasks by SLURM_STEP_NUM_TASKS: in this job "
-            f"of {_het_size(variables)} components (SLURM_HET_SIZE) tasks are numbered over all components, "
-            "and counted in their own only. Start one component (srun --het-group=0), or set RANK, WORLD_SIZE, "
-            "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each task"
+            f"SLURM_PROCID is {rank}, but the step has {world_size} tasks by SLURM_STEP_NUM_TASKS: in this "
+            f"job of {_het_size(variables)} components (SLURM_HET_SIZE) tasks are numbered over all "
+            "components, and counted in their own only. Start one component (srun --het-group=0), or set "
+            "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each task"
         )
     hosts = expand_hosts(variables["SLURM_STEP_NODELIST"])
     counts, notes = _tasks_per_node(variables, len(hosts), world_size)

@@ -1,0 +1,35 @@
+"""Which launcher started this process, and the place it gave."""
+
+from collections.abc import Mapping
+
+from trainer import RunError
+from trainer.distributed.mpi import find_mpi_place
+from trainer.distributed.place import Place, beside_starter, from_variables, is_launched
+from trainer.distributed.slurm_step import find_srun_place, is_srun_task, step_tasks
+
+
+def find_place(variables: Mapping[str, str]) -> Place | None:
+    """Where what started this process puts it; None where it is alone.
+
+    Raises RunError where the variables are incomplete, are no numbers, or contradict each other.
+    """
+    if is_launched(variables):
+        return from_variables(variables)
+    srun = is_srun_task(variables)
+    place = find_mpi_place(variables, step_tasks(variables) if srun else None)
+    if place is None and srun:
+        place = find_srun_place(variables)
+    if place is not None:
+        return beside_starter(place, variables)
+    if variables.get("RANK") or variables.get("WORLD_SIZE"):
+        return from_variables(variables)
+    return None
+
+
+def rank_of(variables: Mapping[str, str]) -> int:
+    """The rank, for messages; 0 where the variables do not say it."""
+    try:
+        place = find_place(variables)
+    except RunError:
+        return 0
+    return 0 if place is None else place.rank

@@ -1,0 +1,175 @@
+"""What a lock file says of its holder, and whether that holder is still there."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Self
+
+from trainer import RunError
+from trainer.cluster import slurm
+from trainer.resilience.processes import boot_id, is_hidden, pid_namespace, start_ticks
+
+_GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
+_ENDING = {"COMPLETING", "STAGE_OUT"}
+_LONGEST_RECORD = 65536  # bytes of a lock file that are read
+_JOB = re.compile(r"[0-9]{1,12}")
+
+
+class Holder(Enum):
+    """What is known of a lock's holder."""
+
+    GONE = "gone"
+    ALIVE = "alive"
+    UNKNOWN = "unknown"
+    """Only its sign of life tells: the time of the lock file."""
+
+
+@dataclass(frozen=True)
+class LockRecord:
+    """The content of a lock file."""
+
+    token: str
+    """Of this start of the run alone."""
+    host: str
+    pid: int
+    start: int | None
+    """Start of the process in clock ticks since boot."""
+    boot: str
+    """Boot of the machine's kernel."""
+    pid_namespace: str
+    flock: bool
+    """Whether the holder has a file lock on its file, which its machine's kernel gives back when it ends."""
+    job: str | None
+    """Number of the SLURM job."""
+    step: str | None
+    restart: int
+    """How often SLURM had started the job again."""
+    cluster: str | None
+    """SLURM's name of the cluster."""
+    since: float
+    """Start in seconds since 1970, by the holder's clock."""
+    released: bool = False
+    """Whether the run has ended and given the folder back."""
+
+    @classmethod
+    def own(cls, token: str, *, flock: bool, variables: Mapping[str, str] = os.environ) -> Self:
+        """Of this process."""
+        return cls(
+            token=token,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            start=start_ticks(os.getpid()),
+            boot=boot_id(),
+            pid_namespace=pid_namespace(),
+            flock=flock,
+            job=_numeral(variables.get("SLURM_JOB_ID")),
+            step=_numeral(variables.get("SLURM_STEP_ID")),
+            restart=int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0),
+            cluster=variables.get("SLURM_CLUSTER_NAME") or None,
+            since=round(time.time(), 3),
+        )
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """From a lock file's text; None where it is no such record, as while it is being written."""
+        try:
+            values = json.loads(text)
+            record = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return record if record._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether each field is what it is to be: anyone may have written the file."""
+        texts = (self.token, self.host, self.boot, self.pid_namespace)
+        maybe = (self.job, self.step, self.cluster)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(text is None or isinstance(text, str) for text in maybe)
+            and all(isinstance(flag, bool) for flag in (self.flock, self.released))
+            and isinstance(self.pid, int)
+            and 0 < self.pid < 2**31
+            and isinstance(self.restart, int)
+            and (self.start is None or isinstance(self.start, int))
+            and isinstance(self.since, (int, float))
+            and 0 <= self.since < 1e11
+        )
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def state(self, file: Path, variables: Mapping[str, str] = os.environ) -> Holder:
+        """Whether the holder is still there, by what its machine and SLURM say. file: its lock file."""
+        if self.released:
+            return Holder.GONE
+        here = self.boot != "" and self.boot == boot_id()
+        if here and self.pid_namespace == pid_namespace():
+            if self.start is None or is_hidden(self.pid):
+                return Holder.UNKNOWN
+            now = start_ticks(self.pid)
+            return Holder.GONE if now is None or now != self.start else Holder.ALIVE
+        if here and self.flock:  # in another container on this machine
+            return _by_flock(file)
+        return self._by_slurm(variables)
+
+    def _by_slurm(self, variables: Mapping[str, str]) -> Holder:
+        own = variables.get("SLURM_CLUSTER_NAME") or None
+        if self.job is None or _numeral(self.job) is None:
+            return Holder.UNKNOWN
+        if own is not None and self.cluster is not None and own != self.cluster:
+            return Holder.UNKNOWN
+        restart = int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0)
+        if variables.get("SLURM_JOB_ID") == self.job and restart > self.restart:
+            return Holder.GONE  # SLURM ends all of a job before it starts it again
+        if not slurm.is_here():
+            return Holder.UNKNOWN
+        try:
+            state = slurm.job_state(self.job)
+            if state is None or state not in _GOES_ON | _ENDING:
+                return Holder.GONE
+            if state in _ENDING or self.step is None:
+                return Holder.UNKNOWN
+            return Holder.ALIVE if slurm.has_step(self.job, self.step) else Holder.GONE
+        except RunError:
+            return Holder.UNKNOWN
+
+    @property
+    def words(self) -> str:
+        """Who holds the folder, for a message."""
+        job = "" if self.job is None else f" of SLURM job {self.job}"
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {self.host}{job}, started {begun}"
+
+    @property
+    def advice(self) -> str:
+        """How to end it."""
+        return f"scancel {self.job}" if self.job is not None else f"on {self.host}: kill {self.pid}"
+
+
+def read_lock(file: Path) -> tuple[LockRecord | None, float]:
+    """A lock file's record and its time by the file system's clock. Raises FileNotFoundError."""
+    with open(file, "rb") as opened:  # opening it makes NFS look at the server's state of it
+        text = opened.read(_LONGEST_RECORD).decode(errors="replace")
+        return LockRecord.read(text), os.fstat(opened.fileno()).st_mtime
+
+
+def _by_flock(file: Path) -> Holder:
+    try:
+        with open(file, "rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Holder.ALIVE
+    except OSError:
+        return Holder.UNKNOWN
+    return Holder.GONE
+
+
+def _numeral(text: str | None) -> str | None:
+    return text if text is not None and _JOB.fullmatch(text) else None

@@ -1,0 +1,47 @@
+"""Processes of this machine, by marks that a number alone does not have: numbers are given again."""
+
+import os
+from pathlib import Path
+
+
+def boot_id() -> str:
+    """The boot of this machine's kernel, the same in all its containers; empty where that is unknown."""
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def pid_namespace() -> str:
+    """Within which a process has its number; containers have their own. Empty where it is unknown."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a living process of this namespace began, in clock ticks since boot.
+
+    None where there is none of that number, or it has ended and only waits to be noticed.
+    """
+    # The 3rd field is the state, the 22nd the start; the 2nd, the name in brackets, may hold blanks.
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(fields) < 20 or fields[0] in "ZX":
+        return None
+    return int(fields[19])
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether there is a process of this number about which this user may not learn more."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}/stat").exists()
+    except (ProcessLookupError, OverflowError):
+        return False
+    return False
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,296 @@
+"""One run in a run folder at a time, also on NFS and after SIGKILL.
+
+Each start that has the folder leaves a file `lock/NUMBER.json`, one number after the one before. The file of
+the highest number says who has the folder. Whoever finds that holder gone makes the next file by a hard link
+from a file that is written already: of several at once, one succeeds. No lock of the file system is relied on,
+and no file is ever replaced by another start's: a start that is slow to act on what it saw fails to make its
+file, or finds a higher one.
+
+The holder touches its file every few seconds. The file system's own clock sets that time, on NFS the server's,
+and whoever judges its age takes the time from a file that it touched itself.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from trainer import RunError
+from trainer.resilience.lock_record import Holder, LockRecord, read_lock
+
+BEAT = 10.0  # seconds between two signs of life
+STALE = 180.0  # seconds without a sign of life after which a holder of which nothing else is known is gone
+_LOOK = 1.0  # seconds between two looks at a holder that may be gone
+
+_NAME = re.compile(r"(\d{6,18})\.json")
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+_log = logging.getLogger(__name__)
+
+
+class RunLock:
+    """Holds a run folder; made by `take`, given back by `release`."""
+
+    def __init__(
+        self, run_dir: Path, number: int, record: LockRecord, descriptor: int, on_loss: Callable[[str], None]
+    ) -> None:
+        self._run_dir = run_dir
+        self._folder = _folder(run_dir)
+        self._number = number
+        self._record = record
+        self._descriptor = descriptor
+        self._on_loss = on_loss
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="run lock")
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the folder back. What was made for a run that never began is removed again."""
+        self._ended.set()
+        self._thread.join(BEAT)
+        file = _file(self._folder, self._number)
+        with suppress(OSError):  # whoever comes next finds this process gone
+            if not (self._run_dir / "recipe.yaml").exists() and self._number == 1:
+                file.unlink(missing_ok=True)
+                self._folder.rmdir()
+                self._run_dir.rmdir()  # only where it is empty
+            else:
+                temporary = self._folder / f".{self._record.token}"
+                temporary.write_text(replace(self._record, released=True).text(), encoding="utf-8")
+                os.replace(temporary, file)
+        with suppress(OSError):
+            os.close(self._descriptor)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with suppress(OSError):  # a full disk, a server that is away
+                # Without times, the file system takes them from its own clock.
+                os.utime(self._descriptor)
+                if max(_numbers(self._folder), default=0) > self._number:
+                    holder = _latest(self._folder)[1]
+                    self._on_loss(
+                        f"the run folder {self._run_dir} was taken over by "
+                        f"{'another process' if holder is None else holder.words}, since this process gave "
+                        f"no sign of life for {STALE:g} s: it ends here, so that two runs do not mix"
+                    )
+                    return
+
+
+def take(
+    run_dir: Path,
+    *,
+    stale: float = STALE,
+    waiting: Callable[[str], None] = _log.warning,
+    on_loss: Callable[[str], None] | None = None,
+) -> RunLock:
+    """Take a run folder, which is made where it is missing.
+
+    A holder that is gone is taken over from at once where this machine or SLURM knows that it is. Otherwise
+    its sign of life decides: this waits until there is another one, or none for `stale` seconds.
+
+    Args:
+        run_dir: the run's folder.
+        stale: seconds without a sign of life after which a holder is taken to be gone.
+        waiting: is given a line where this waits.
+        on_loss: is given a line when the folder was lost to another start, for whose holder this one looked
+            gone. By default the process ends.
+
+    Raises:
+        RunError: another run has the folder, or the lock cannot be written.
+    """
+    folder = _folder(run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Taker(run_dir, stale, waiting, on_loss or _end).take()
+    except OSError as error:
+        raise RunError(
+            f"cannot write the lock of the run folder {run_dir} ({folder}): {error.strerror or error}; mend "
+            "that, or choose another folder with --run-dir"
+        ) from error
+
+
+class _Taker:
+    """One try to take a folder."""
+
+    def __init__(
+        self, run_dir: Path, stale: float, waiting: Callable[[str], None], on_loss: Callable[[str], None]
+    ) -> None:
+        self._run_dir = run_dir
+        self._folder = _folder(run_dir)
+        self._stale = stale
+        self._waiting = waiting
+        self._on_loss = on_loss
+        self._token = secrets.token_hex(8)
+        self._temporary = self._folder / f".{self._token}"
+
+    def take(self) -> RunLock:
+        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            record = LockRecord.own(self._token, flock=_flock(descriptor))
+            os.write(descriptor, record.text().encode())
+            os.fsync(descriptor)
+            number, descriptor = self._number(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        self._tidy(number)
+        return RunLock(self._run_dir, number, record, descriptor, self._on_loss)
+
+    def _number(self, descriptor: int) -> tuple[int, int]:
+        """Make the next file once the holder is gone; its number, and a descriptor of it."""
+        while True:
+            number = self._wait_until_gone() + 1
+            made = self._make(number, descriptor)
+            if made is None:
+                continue  # another start was faster
+            # A start that was long asleep may have made a file that others have had, and removed, before it.
+            if max(_numbers(self._folder), default=0) == number:
+                return number, made
+            _file(self._folder, number).unlink(missing_ok=True)
+
+    def _make(self, number: int, descriptor: int) -> int | None:
+        """Make the file of this number; None where there is one. Returns a descriptor of it."""
+        file = _file(self._folder, number)
+        before = os.fstat(descriptor).st_nlink
+        try:
+            os.link(self._temporary, file)
+        except OSError as error:
+            # NFS may have made the link and lost the answer; asked again, it says that there is one already.
+            if os.fstat(descriptor).st_nlink > before:
+                return descriptor
+            if isinstance(error, FileExistsError):
+                return None
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            return descriptor
+        return self._create(file, descriptor)
+
+    def _create(self, file: Path, descriptor: int) -> int | None:
+        """The same on a file system without hard links: the file is there before what it says."""
+        try:
+            created = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return None
+        record = LockRecord.own(self._token, flock=_flock(created))
+        os.write(created, record.text().encode())
+        os.fsync(created)
+        os.close(descriptor)
+        return created
+
+    def _wait_until_gone(self) -> int:
+        """The number of the latest start, once that is gone. Raises RunError where it is not."""
+        watched: tuple[int, float] | None = None  # number and time of the latest file
+        begun = 0.0
+        while True:
+            number, holder, touched = _latest(self._folder)
+            if number == 0:
+                return 0
+            file = _file(self._folder, number)
+            state = Holder.UNKNOWN if holder is None else holder.state(file)
+            if state is Holder.GONE:
+                return number
+            age = self._now() - touched
+            signs = watched is not None and watched != (number, touched)
+            if state is Holder.ALIVE or signs:
+                self._refuse(file, holder, age)
+            if age > self._stale or (watched and time.monotonic() - begun > self._stale):
+                _log.warning(
+                    "%s has given no sign of life for %.0f s: its run folder %s is taken over",
+                    "an unknown process" if holder is None else holder.words, age, self._run_dir,
+                )  # fmt: skip
+                return number
+            if watched is None:
+                watched, begun = (number, touched), time.monotonic()
+                who = "an unknown process" if holder is None else holder.words
+                self._waiting(
+                    f"the run folder {self._run_dir} was last used by {who}; only a sign of life shows whether "
+                    f"it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
+                )
+            time.sleep(min(_LOOK, self._stale / 4))
+
+    def _refuse(self, file: Path, holder: LockRecord | None, age: float) -> None:
+        if holder is None:
+            who, end = f"an unknown process ({file} cannot be read)", "end it"
+        else:
+            who, end = holder.words, f"end it ({holder.advice})"
+        raise RunError(
+            f"the run folder {self._run_dir} is in use by {who}; last sign of life {max(0.0, age):.0f} s "
+            f"ago. Wait for that run or {end}, and start again; or name another folder with --run-dir"
+        )
+
+    def _now(self) -> float:
+        """The file system's time: that of a file touched just now."""
+        os.utime(self._temporary)
+        with open(self._temporary, "rb") as opened:
+            return os.fstat(opened.fileno()).st_mtime
+
+    def _tidy(self, number: int) -> None:
+        """Remove the files of earlier starts, and what starts that were killed left."""
+        with suppress(OSError):
+            for other in _numbers(self._folder):
+                if other < number:
+                    _file(self._folder, other).unlink(missing_ok=True)
+            now = _file(self._folder, number).stat().st_mtime
+            for path in self._folder.glob(".*"):
+                with suppress(OSError):
+                    if now - path.stat().st_mtime > 10 * self._stale:
+                        path.unlink()
+
+
+def holder_of(run_dir: Path) -> LockRecord | None:
+    """Who has a run folder now, as its lock says; None where nobody does, or it cannot be read."""
+    try:
+        number, record, _ = _latest(_folder(run_dir))
+        if record is None or record.state(_file(_folder(run_dir), number)) is Holder.GONE:
+            return None
+    except OSError:
+        return None
+    return record
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "lock"
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
+
+
+def _latest(folder: Path) -> tuple[int, LockRecord | None, float]:
+    """Number, record and time of the latest start's file; 0 where there is none."""
+    while number := max(_numbers(folder), default=0):
+        with suppress(FileNotFoundError):  # a later start has just removed it
+            return number, *read_lock(_file(folder, number))
+    return 0, None, 0.0
+
+
+def _flock(descriptor: int) -> bool:
+    """Whether the file system gave a lock on the file: for those on the same machine in other containers."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _end(words: str) -> None:
+    """End the process at once: the folder belongs to another run."""
+    with suppress(OSError):
+        print(f"error: {words}", file=sys.stderr, flush=True)
+    os._exit(2)
