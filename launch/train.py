@@ -83,11 +83,14 @@ def main() -> int:
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
-        rank = rank_of(os.environ)
+        rank, launcher = rank_of(os.environ)
         # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)
-        elif not isinstance(error, (RecipeError, AgreedError)):
+        elif not isinstance(error, AgreedError) and (
+            # mpirun ends rank 0 when another rank is gone, be it before rank 0 has said why.
+            launcher == "mpi" or not isinstance(error, RecipeError)
+        ):
             print(f"error on rank {rank}: {error}", file=sys.stderr)
         return REQUEUE if isinstance(error, StartAgain) else 2
 

@@ -23,6 +23,7 @@ from .paths import printable
 from .plan import TrainPlan, ViewPlan
 from .reader import Decoding, Reader, Refused
 from .recovery import BROKEN, find_culprits, in_words
+from .shared_memory import SharedMemoryNeed, shared_memory_need
 from .source import TrainSource, ViewSource
 from .tuning import LoaderOptions, copy_seconds, tune
 
@@ -96,6 +97,10 @@ class ClipLoader:
     def graph_share(self) -> float:
         """The share of the samples that the graph decodes, as far as it takes them."""
         return self._graph.source.reader.decoding.graph_share
+
+    def shared_memory(self) -> SharedMemoryNeed:
+        """What its batches take in /dev/shm. Looks at some samples."""
+        return shared_memory_need(self._graph, self.processes)
 
     @property
     def costs(self) -> Costs:

@@ -14,6 +14,7 @@ from trainer.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
+from trainer.system.shared_memory import check_shared_memory
 
 
 def open_loaders(
@@ -24,13 +25,15 @@ def open_loaders(
     *,
     first_step: int,
     stack: ExitStack,
-) -> tuple[ClipLoader, ClipLoader]:
-    """The loader of training clips from this step on, and that of evaluation. Collective.
+) -> tuple[ClipLoader, ClipLoader, tuple[str, ...]]:
+    """The loader of training clips from this step on, that of evaluation, and notes on them. Collective.
 
     Who decodes a video shows in its colours. So the share of `hybrid` decoding is measured once in a run, by
     rank 0, and kept in its folder: all ranks go by it, and so does the run when it goes on.
 
     stack: closes them.
+
+    Raises AgreedError where what a loader needs cannot be had on some rank, as too small a /dev/shm.
     """
     options = _options(recipe, environment)
     colours = {"mean": recipe.augmentation.mean, "std": recipe.augmentation.std}
@@ -65,7 +68,11 @@ def open_loaders(
             first = together(lambda: _measured(training, folder) if environment.is_main else None)
             share = _told(None if first is None else first.graph_share)
         options = replace(options, graph_share=share)
-    return together(lambda: training() if first is None else first), together(evaluation)
+    train, val = together(lambda: training() if first is None else first), together(evaluation)
+    # Nothing lies there yet: the first batches are made when they are asked for.
+    needs = together(train.shared_memory), together(val.shared_memory)
+    note = check_shared_memory(environment, *needs)
+    return train, val, () if note is None else (note,)
 
 
 def _measured(training: Callable[[], ClipLoader], folder: RunFolder) -> ClipLoader:

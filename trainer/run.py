@@ -14,6 +14,7 @@ from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from models.image_weights import load_image_weights
 from pipelines import DataError
+from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import RunError, UserError
 from trainer.agreement import AgreedError, together
@@ -40,6 +41,7 @@ from trainer.preparation import Preparation, check_decoder, manifests, prepare, 
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
 from trainer.resilience.run_lock import take as take_folder
+from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.tally import Tally
@@ -61,6 +63,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     process group, in which others may be at work, and its process has to end by `trainer.leaving`.
     """
     environment = find_environment(recipe.engine.device)
+    mark_semaphores(run_dir)
     take(environment.device)
     settle(deterministic=recipe.engine.deterministic)
     torch.set_num_threads(cores_per_rank(environment))
@@ -92,6 +95,7 @@ class Run:
         self.environment = environment
         self.is_main = environment.is_main
         self._meters: Meters | None = None
+        self._notes = environment.notes
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
@@ -109,6 +113,7 @@ class Run:
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         with ExitStack() as stack:
             together(lambda: self._take_folder(stack))
+            self._notes += together(lambda: self._first_notes(prepared))
             together(lambda: self._check_folder(resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
             together(lambda: self._create_folder(found, 0 if state is None else state.step))
@@ -173,6 +178,21 @@ class Run:
         """Rank 0 takes the run folder, until the stack closes. Raises RunError where another run has it."""
         if self.is_main:
             stack.callback(take_folder(self.folder.path).release)
+
+    def _first_notes(self, prepared: Preparation) -> tuple[str, ...]:
+        """Each node's first rank removes what killed processes of this run left there; rank 0 looks for
+        videos that are in training and validation. Both in words.
+        """
+        left = remove_left_semaphores(self.folder.path) if self.environment.local_rank == 0 else 0
+        if not self.is_main:
+            return ()
+        shared = overlap_notes(prepared.train, prepared.val)
+        if not left:
+            return shared
+        return (
+            f"{left} semaphores were removed from /dev/shm, which killed processes of this run left",
+            *shared,
+        )
 
     def _check_folder(self, resume: str) -> None:
         """Raises RunError for a run that is not to be continued, or none where one must be."""
@@ -245,9 +265,11 @@ class Run:
             step = state.step
             in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
             meters.restore(state.spent, done_again=in_vain)
-        train, val = open_loaders(recipe, environment, prepared, self.folder, first_step=step, stack=stack)
+        train, val, notes = open_loaders(
+            recipe, environment, prepared, self.folder, first_step=step, stack=stack
+        )
         record = self._open_record(prepared, schedule, step, found, stack)
-        for line in (*self.environment.notes, *prepared.notes):
+        for line in (*self._notes, *prepared.notes, *notes):
             record.warn(line)
         record.note(train.tuning)
         return Trainer(

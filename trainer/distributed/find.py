@@ -26,10 +26,10 @@ def find_place(variables: Mapping[str, str]) -> Place | None:
     return None
 
 
-def rank_of(variables: Mapping[str, str]) -> int:
-    """The rank, for messages; 0 where the variables do not say it."""
+def rank_of(variables: Mapping[str, str]) -> tuple[int, str]:
+    """The rank and the launcher, for messages; 0 and `alone` where the variables do not say them."""
     try:
         place = find_place(variables)
     except RunError:
-        return 0
-    return 0 if place is None else place.rank
+        place = None
+    return (0, "alone") if place is None else (place.rank, place.launcher)

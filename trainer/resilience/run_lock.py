@@ -2,12 +2,12 @@
 
 Each start that has the folder leaves a file `lock/NUMBER.json`, one number after the one before. The file of
 the highest number says who has the folder. Whoever finds that holder gone makes the next file by a hard link
-from a file that is written already: of several at once, one succeeds. No lock of the file system is relied on,
-and no file is ever replaced by another start's: a start that is slow to act on what it saw fails to make its
-file, or finds a higher one.
+from a file that is written already: of several at once, one succeeds. No lock of the file system is relied
+on, and no file is ever replaced by another start's: a start that is slow to act on what it saw fails to make
+its file, or finds a higher one.
 
-The holder touches its file every few seconds. The file system's own clock sets that time, on NFS the server's,
-and whoever judges its age takes the time from a file that it touched itself.
+The holder touches its file every few seconds. The file system's own clock sets that time, on NFS the
+server's, and whoever judges its age takes the time from a file that it touched itself.
 """
 
 import errno
@@ -41,13 +41,20 @@ class RunLock:
     """Holds a run folder; made by `take`, given back by `release`."""
 
     def __init__(
-        self, run_dir: Path, number: int, record: LockRecord, descriptor: int, on_loss: Callable[[str], None]
+        self,
+        run_dir: Path,
+        number: int,
+        record: LockRecord,
+        descriptor: int,
+        every: float,
+        on_loss: Callable[[str], None],
     ) -> None:
         self._run_dir = run_dir
         self._folder = _folder(run_dir)
         self._number = number
         self._record = record
         self._descriptor = descriptor
+        self._every = every
         self._on_loss = on_loss
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run lock")
@@ -71,7 +78,7 @@ class RunLock:
             os.close(self._descriptor)
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(self._every):
             with suppress(OSError):  # a full disk, a server that is away
                 # Without times, the file system takes them from its own clock.
                 os.utime(self._descriptor)
@@ -89,6 +96,7 @@ def take(
     run_dir: Path,
     *,
     stale: float = STALE,
+    beat: float = BEAT,
     waiting: Callable[[str], None] = _log.warning,
     on_loss: Callable[[str], None] | None = None,
 ) -> RunLock:
@@ -100,6 +108,7 @@ def take(
     Args:
         run_dir: the run's folder.
         stale: seconds without a sign of life after which a holder is taken to be gone.
+        beat: seconds between two signs of life of this process.
         waiting: is given a line where this waits.
         on_loss: is given a line when the folder was lost to another start, for whose holder this one looked
             gone. By default the process ends.
@@ -110,7 +119,7 @@ def take(
     folder = _folder(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _Taker(run_dir, stale, waiting, on_loss or _end).take()
+        return _Taker(run_dir, stale, beat, waiting, on_loss or _end).take()
     except OSError as error:
         raise RunError(
             f"cannot write the lock of the run folder {run_dir} ({folder}): {error.strerror or error}; mend "
@@ -122,11 +131,17 @@ class _Taker:
     """One try to take a folder."""
 
     def __init__(
-        self, run_dir: Path, stale: float, waiting: Callable[[str], None], on_loss: Callable[[str], None]
+        self,
+        run_dir: Path,
+        stale: float,
+        beat: float,
+        waiting: Callable[[str], None],
+        on_loss: Callable[[str], None],
     ) -> None:
         self._run_dir = run_dir
         self._folder = _folder(run_dir)
         self._stale = stale
+        self._every = beat
         self._waiting = waiting
         self._on_loss = on_loss
         self._token = secrets.token_hex(8)
@@ -145,7 +160,7 @@ class _Taker:
         finally:
             self._temporary.unlink(missing_ok=True)
         self._tidy(number)
-        return RunLock(self._run_dir, number, record, descriptor, self._on_loss)
+        return RunLock(self._run_dir, number, record, descriptor, self._every, self._on_loss)
 
     def _number(self, descriptor: int) -> tuple[int, int]:
         """Make the next file once the holder is gone; its number, and a descriptor of it."""
@@ -215,8 +230,8 @@ class _Taker:
                 watched, begun = (number, touched), time.monotonic()
                 who = "an unknown process" if holder is None else holder.words
                 self._waiting(
-                    f"the run folder {self._run_dir} was last used by {who}; only a sign of life shows whether "
-                    f"it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
+                    f"the run folder {self._run_dir} was last used by {who}; only a sign of life shows "
+                    f"whether it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
                 )
             time.sleep(min(_LOOK, self._stale / 4))
 

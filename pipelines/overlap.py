@@ -1,0 +1,120 @@
+"""Videos that are in training and in validation: accuracy on them says little about new videos."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .dataset import Dataset
+from .manifest import Manifest
+
+MOST_ROWS = 500_000
+"""Rows of each side that are compared; of more, a piece of each record batch."""
+
+_MOST_LINKS = 10_000  # rows of each side whose own links are followed, which asks the file system of each
+_MOST_FOLDERS = 20_000  # folders whose links are followed
+_NAMED = 3  # videos that a note names
+_NAME_LENGTH = 80  # characters of a path that a note shows
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two datasets share.
+
+    shared: rows of `val` that are in `train`, too. names: paths of the first of them. train_rows, val_rows:
+    how many rows of each were compared.
+    """
+
+    shared: int
+    names: tuple[str, ...]
+    train_rows: int
+    val_rows: int
+
+
+def find_overlap(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> Overlap:
+    """The videos of `val` that are in `train`: the same file, links followed, at the same offset.
+
+    Time and memory are bounded: of more than `most` rows, a sample of `most` is compared, and of files
+    themselves links are followed in small datasets only.
+    """
+    follow = max(len(train), len(val)) <= _MOST_LINKS
+    train_keys = pa.chunked_array(list(_keys(train, most, follow)), pa.binary())
+    shared, rows, names = 0, 0, list[str]()
+    for keys in _keys(val, most, follow):
+        found = pc.is_in(keys, value_set=train_keys)
+        shared += pc.sum(found).as_py() or 0
+        rows += len(keys)
+        if len(names) < _NAMED:
+            names += [_shown(key) for key in islice(keys.filter(found), _NAMED - len(names))]
+    return Overlap(shared, tuple(names), len(train_keys), rows)
+
+
+def overlap_notes(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> tuple[str, ...]:
+    """A note for a run's first lines; none where nothing is shared."""
+    overlap = find_overlap(train, val, most)
+    if not overlap.shared:
+        return ()
+    looked = ""
+    if (overlap.train_rows, overlap.val_rows) != (len(train), len(val)):
+        looked = (
+            f" (compared were {overlap.val_rows:,} of {len(val):,} and {overlap.train_rows:,} of "
+            f"{len(train):,} training videos)"
+        )
+    rest = overlap.shared - len(overlap.names)
+    more = f" and {rest:,} more" if rest else ""
+    return (
+        f"{overlap.shared:,} of {len(val):,} validation videos {'are' if overlap.shared > 1 else 'is'} in "
+        f"training, too{looked}: {', '.join(overlap.names)}{more}. Accuracy on them says little about new "
+        "videos; take them out of one of the manifests",
+    )
+
+
+def _keys(dataset: Dataset, most: int, follow: bool) -> Iterator[pa.Array]:
+    """Which file and where in it each row is, a record batch after the other."""
+    for manifest in dataset.manifests:
+        share = most * len(manifest) // max(1, len(dataset))
+        for batch in _some(manifest, share if len(dataset) > most else len(manifest)):
+            yield _batch_keys(batch, manifest.folder, follow)
+
+
+def _some(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
+    """All record batches, or a piece of each, with about `most` rows in all.
+
+    Pieces, since what two manifests share is often one stretch of rows; and not single rows, since a piece is
+    read from disk in one go.
+    """
+    step = max(1, -(-len(manifest) // max(1, most)))
+    for number, batch in enumerate(manifest.record_batches()):
+        rows = -(-batch.num_rows // step)
+        yield batch.slice(number % step * rows, rows)
+
+
+def _batch_keys(batch: pa.RecordBatch, folder: Path, follow: bool) -> pa.Array:
+    paths = batch["path"].cast(pa.binary())
+    if follow:
+        files = [os.path.realpath(os.path.join(os.fsencode(folder), path.as_py())) for path in paths]
+        resolved = pa.array(files, pa.binary())
+    else:
+        # A manifest has few folders for its rows: each is looked up once.
+        folders = pc.replace_substring_regex(paths, pattern="[^/]*$", replacement="").dictionary_encode()
+        names = pc.replace_substring_regex(paths, pattern="^(?s:.*)/", replacement="")
+        lookup = os.path.realpath if len(folders.dictionary) <= _MOST_FOLDERS else os.path.abspath
+        found = [lookup(os.path.join(os.fsencode(folder), path.as_py())) for path in folders.dictionary]
+        resolved = pc.binary_join_element_wise(
+            pa.array(found, pa.binary()).take(folders.indices), names, b"/"
+        )
+    offsets = batch["offset"].cast(pa.string()).cast(pa.binary())
+    return pc.binary_join_element_wise(resolved, offsets, b"\0")
+
+
+def _shown(key: pa.Scalar) -> str:
+    path, _, offset = key.as_py().rpartition(b"\0")
+    text = path.decode(errors="backslashreplace")
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    if len(text) > _NAME_LENGTH:
+        text = f"...{text[-_NAME_LENGTH:]}"
+    return text if offset == b"0" else f"{text} at byte {offset.decode()}"

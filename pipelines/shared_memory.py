@@ -1,0 +1,69 @@
+"""How much shared memory a pipeline takes: what its workers hand over lies in /dev/shm.
+
+DALI has `2 x prefetch` batches there (those made ahead, and as many that the pipeline may still read), each
+in one chunk for each worker. A chunk takes the memory that was ever written to it: that of its largest part
+of a batch.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import Graph, Processes
+from .reader import Request
+from .source import Source, TrainSource
+
+_SAMPLES = 256  # that are looked at
+_SECONDS = 2.0  # that may take
+_CHUNK = 16_384  # bytes of a chunk beside the samples: its own description, and pages that are begun
+
+
+@dataclass(frozen=True)
+class SharedMemoryNeed:
+    """Bytes in /dev/shm. least: of samples of mean size. most: where each chunk once had a largest one."""
+
+    least: int
+    most: int
+
+
+def shared_memory_need(graph: Graph, processes: Processes) -> SharedMemoryNeed:
+    """What a pipeline takes there, by the sizes of samples evenly over the dataset."""
+    source = graph.source
+    sizes = _sizes(source)
+    parts = min(processes.workers, source.samples)
+    batches = 2 * processes.prefetch
+    fixed = batches * processes.workers * _CHUNK
+    mean, largest = float(np.mean(sizes)), float(np.max(sizes))
+    least = batches * source.samples * mean
+    most = batches * ((source.samples - parts) * mean + parts * largest)
+    return SharedMemoryNeed(int(least + fixed), int(most + fixed))
+
+
+def _sizes(source: Source) -> list[int]:
+    if isinstance(source, TrainSource):
+        positions = len(source.reader.dataset) // source.world_size
+    else:
+        positions = source.plan.batches * source.plan.batch
+    step = max(1, positions // _SAMPLES)
+    begun = time.monotonic()
+    sizes = []
+    for number in range(min(_SAMPLES, max(1, positions))):
+        sizes.append(_bytes(source, source.request(number * step)))
+        if time.monotonic() - begun > _SECONDS:
+            break
+    return sizes
+
+
+def _bytes(source: Source, request: Request) -> int:
+    """Of what a worker hands over for a request; next to nothing where there is no sample."""
+    row = request.row
+    if row is None:
+        return 0
+    if request.in_graph:
+        try:
+            return row.length or source.reader.dataset.path(request.sample).stat().st_size
+        except OSError:
+            return 0  # a bad video, to be replaced by a small one
+    top, left, bottom, right = request.window or (0, 0, row.height, row.width)
+    return len(request.indices) * max(0, bottom - top) * max(0, right - left) * 3

@@ -1,0 +1,100 @@
+"""Whether /dev/shm holds the batches that a node's ranks make ahead: a container has 64 MiB by default."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch.distributed as dist
+
+from pipelines.shared_memory import SharedMemoryNeed
+from trainer.agreement import AgreedError
+from trainer.environment import Environment
+from trainer.system.host import SharedMemory
+
+_ADVICE = (
+    "In a container, start it with --shm-size={size}g or --ipc=host (Kubernetes: an emptyDir of medium Memory at "
+    "/dev/shm); or lower {settings}"
+)
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """What one rank needs of its node's shared memory, and what is there."""
+
+    node: str
+    there: SharedMemory | None
+    train: SharedMemoryNeed
+    val: SharedMemoryNeed
+
+
+def check_shared_memory(
+    environment: Environment, train: SharedMemoryNeed, val: SharedMemoryNeed
+) -> str | None:
+    """Compare what all ranks of each node need with what is free there, before any batch is made. Collective.
+
+    Returns a note where it may become too small. Raises AgreedError on all ranks where it is too small on any
+    node.
+    """
+    own = RankShare(environment.node, SharedMemory.read(), train, val)
+    shares: list[RankShare] = [own] * environment.world_size
+    dist.all_gather_object(shares, own)
+    return judge(shares)
+
+
+def judge(shares: Sequence[RankShare]) -> str | None:
+    """The same, of the shares of all ranks; names the node that lacks most."""
+    nodes: dict[tuple[str, int], list[RankShare]] = {}
+    for share in shares:
+        if share.there is not None:
+            nodes.setdefault((share.node, share.there.device), []).append(share)
+    if not nodes:
+        return None
+    worst = max(nodes.values(), key=lambda ranks: _lack(ranks, least=True))
+    if _lack(worst, least=True) > 0:
+        more = sum(_lack(ranks, least=True) > 0 for ranks in nodes.values()) - 1
+        others = f" ({more} more node{'s' if more > 1 else ''} likewise)" if more else ""
+        raise AgreedError(f"/dev/shm of {_words(worst, least=True)}{others}. {_advice(worst)}")
+    worst = max(nodes.values(), key=lambda ranks: _lack(ranks, least=False))
+    if _lack(worst, least=False) > 0:
+        return f"/dev/shm of {_words(worst, least=False)}, once large videos come together. {_advice(worst)}"
+    return None
+
+
+def _need(ranks: Sequence[RankShare], *, least: bool) -> tuple[int, int]:
+    """Of training and of evaluation."""
+    return (
+        sum(share.train.least if least else share.train.most for share in ranks),
+        sum(share.val.least if least else share.val.most for share in ranks),
+    )
+
+
+def _free(ranks: Sequence[RankShare]) -> int:
+    return min(share.there.free for share in ranks if share.there is not None)
+
+
+def _lack(ranks: Sequence[RankShare], *, least: bool) -> int:
+    return sum(_need(ranks, least=least)) - _free(ranks)
+
+
+def _words(ranks: Sequence[RankShare], *, least: bool) -> str:
+    train, val = _need(ranks, least=least)
+    there = ranks[0].there
+    assert there is not None
+    whose = f"{len(ranks)} ranks" if len(ranks) > 1 else "one rank"
+    return (
+        f"node {ranks[0].node} is too small: {_mib(there.total)}, of which {_mib(_free(ranks))} are free. "
+        f"The batches that {whose} make{'' if len(ranks) > 1 else 's'} ahead take{'' if least else ' up to'} "
+        f"{_mib(train + val)} there, {_mib(train)} for training and {_mib(val)} for evaluation"
+    )
+
+
+def _advice(ranks: Sequence[RankShare]) -> str:
+    train, val = _need(ranks, least=False)
+    used = max(0, max(share.there.total - share.there.free for share in ranks if share.there is not None))
+    settings = ["data.prefetch", "data.workers"]
+    settings.insert(0 if val > train else 2, "evaluation.batch or evaluation.clips")
+    return _ADVICE.format(size=ceil((train + val + used) * 1.1 / 2**30), settings=", ".join(settings))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:,.1f} GiB"
