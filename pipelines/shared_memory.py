@@ -7,6 +7,7 @@ of a batch.
 
 import time
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
@@ -21,7 +22,9 @@ _CHUNK = 16_384  # bytes of a chunk beside the samples: its own description, and
 
 @dataclass(frozen=True)
 class SharedMemoryNeed:
-    """Bytes in /dev/shm. least: of samples of mean size. most: where each chunk once had a largest one."""
+    """Bytes in /dev/shm. least: with samples of mean size. most: where each chunk once had an unusually large
+    part of a batch.
+    """
 
     least: int
     most: int
@@ -31,18 +34,26 @@ def shared_memory_need(graph: Graph, processes: Processes) -> SharedMemoryNeed:
     """What a pipeline takes there, by the sizes of samples evenly over the dataset."""
     source = graph.source
     sizes = _sizes(source)
-    parts = min(processes.workers, source.samples)
+    whole, longer = divmod(source.samples, processes.workers)
+    parts = [whole + (number < longer) for number in range(processes.workers)]  # samples of each worker
     batches = 2 * processes.prefetch
     fixed = batches * processes.workers * _CHUNK
-    mean, largest = float(np.mean(sizes)), float(np.max(sizes))
+    mean, deviation, largest = (float(figure(sizes)) for figure in (np.mean, np.std, np.max))
     least = batches * source.samples * mean
-    most = batches * ((source.samples - parts) * mean + parts * largest)
+    most = batches * sum(
+        min(
+            count * largest,
+            max(count * mean + 3 * deviation * sqrt(count), (count - 1) * mean + largest if count else 0.0),
+        )
+        for count in parts
+    )
     return SharedMemoryNeed(int(least + fixed), int(most + fixed))
 
 
 def _sizes(source: Source) -> list[int]:
     if isinstance(source, TrainSource):
-        positions = len(source.reader.dataset) // source.world_size
+        # A video comes again and again, each time cut otherwise.
+        positions = max(_SAMPLES, len(source.reader.dataset) // source.world_size)
     else:
         positions = source.plan.batches * source.plan.batch
     step = max(1, positions // _SAMPLES)

@@ -12,8 +12,8 @@ from trainer.environment import Environment
 from trainer.system.host import SharedMemory
 
 _ADVICE = (
-    "In a container, start it with --shm-size={size}g or --ipc=host (Kubernetes: an emptyDir of medium Memory at "
-    "/dev/shm); or lower {settings}"
+    "In a container, start it with --shm-size={size}g or --ipc=host (Kubernetes: an emptyDir of "
+    "medium Memory at /dev/shm); or lower {settings}"
 )
 
 
