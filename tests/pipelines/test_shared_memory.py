@@ -1,0 +1,80 @@
+"""How much of /dev/shm a pipeline takes: what is computed beside what is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
+from pipelines.loader import view_loader
+from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.reader import Decoding, Reader
+from pipelines.shared_memory import shared_memory_need
+from pipelines.source import TrainSource, ViewSource
+from pipelines.tuning import LoaderOptions
+from tests.conftest import MotionSet
+from tests.pipelines.batches import HALF
+
+CPU = torch.device("cpu")
+BESIDE = 16_384  # bytes of each chunk beside the samples
+
+
+def test_views_take_whole_frames(motion_set: MotionSet) -> None:
+    dataset = Dataset.open([motion_set.val])
+    row = dataset.row(0)
+    source = ViewSource(
+        Reader(dataset, Decoding("pyav")), ViewPlan(len(dataset), 4, 1), ViewClip(4, 32, 2, 1), 0
+    )
+    need = shared_memory_need(ViewGraph(source, HALF, HALF), Processes(CPU, 3, 1, 2))
+    frames = 2 * 4 * row.height * row.width * 3  # two clips of four frames
+    assert need.least == need.most == 2 * 2 * (4 * frames + 3 * BESIDE)
+
+
+def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes(
+    motion_set: MotionSet,
+) -> None:
+    dataset = Dataset.open([motion_set.train])
+    row = dataset.row(0)
+    plan = TrainPlan(len(dataset), 8, seed=3)
+    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, TrainClip(4, 32), 8, 0, 1, 0)
+    graph = TrainGraph(source, HALF, HALF)
+    need = shared_memory_need(graph, Processes(CPU, 2, 1, 1))
+    whole = 2 * 8 * 4 * row.height * row.width * 3
+    assert 0.3 * whole < need.least < need.most < whole + 4 * BESIDE
+    encoded = shared_memory_need(with_decoding(graph, Decoding("dali")), Processes(CPU, 2, 1, 1))
+    sizes = [(dataset.row(n).length or dataset.path(n).stat().st_size) for n in range(len(dataset))]
+    assert 2 * 8 * min(sizes) < encoded.least - 4 * BESIDE < 2 * 8 * max(sizes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+def test_what_a_loader_takes_is_what_was_computed(motion_set: MotionSet) -> None:
+    """The pages of the chunks that are mapped in this process, counted by the kernel."""
+    dataset = Dataset.open([motion_set.val])
+    plan = ViewPlan(len(dataset), 4, 1)
+    loader = view_loader(
+        dataset, plan, ViewClip(8, 64, 3, 1), mean=HALF, std=HALF, rank=0,
+        options=LoaderOptions(CPU, "pyav", workers=2, threads=1, prefetch=2),
+    )  # fmt: skip
+    try:
+        need = loader.shared_memory()
+        before = _shared_bytes()
+        for _ in range(3):
+            for _ in loader:
+                pass
+        assert need.least * 0.8 < _shared_bytes() - before < need.most * 1.1
+    finally:
+        loader.close()
+
+
+def _shared_bytes() -> int:
+    """Of files in /dev/shm that are unlinked already and open here: their allocated blocks."""
+    seen: dict[int, int] = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/dev/shm/" in line and "(deleted)" in line:
+            place = Path("/proc/self/map_files") / line.split()[0]
+            facts = os.stat(place)
+            seen[facts.st_ino] = facts.st_blocks * 512
+    return sum(seen.values())

@@ -1,0 +1,246 @@
+"""One run in a run folder: who holds it, who takes it over, and who does not."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainer import RunError
+from trainer.resilience.lock_record import Holder, LockRecord
+from trainer.resilience.run_lock import RunLock, holder_of, take
+
+ROOT = Path(__file__).parents[3]
+HOLD = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from trainer import RunError\n"
+    "from trainer.resilience.run_lock import take\n"
+    "try:\n"
+    "    lock = take(Path(sys.argv[1]), beat=0.1)\n"
+    "except RunError as error:\n"
+    "    print(f'refused: {error}', flush=True)\n"
+    "    sys.exit(2)\n"
+    "print('held', flush=True)\n"
+    "time.sleep(600)\n"
+)
+
+
+def start(run_dir: Path, *before: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", HOLD, str(run_dir)],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+    )  # fmt: skip
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@contextmanager
+def holding(run_dir: Path, *before: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the folder."""
+    process = start(run_dir, *before, **variables)
+    try:
+        assert said(process) == "held"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def rewrite(run_dir: Path, **changes: object) -> Path:
+    """Change what the latest lock file says, and leave its sign of life to whoever gives it."""
+    file = max((run_dir / "lock").glob("*.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return file
+
+
+def test_a_second_run_is_refused_by_name_and_the_next_one_after_a_kill_is_not(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with holding(run_dir) as process:
+        with pytest.raises(RunError) as caught:
+            take(run_dir)
+        words = str(caught.value)
+        assert f"process {process.pid} on {os.uname().nodename}" in words
+        assert "--run-dir" in words and f"kill {process.pid}" in words
+        assert holder_of(run_dir) is not None
+        process.send_signal(signal.SIGSTOP)  # it is there, though it gives no sign
+        with pytest.raises(RunError, match=str(process.pid)):
+            take(run_dir)
+        process.kill()
+        process.wait()
+        assert holder_of(run_dir) is None
+        take(run_dir, waiting=pytest.fail).release()
+
+
+def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and was not reaped
+        take(tmp_path, waiting=pytest.fail).release()
+
+
+def test_of_many_that_come_after_a_kill_one_gets_the_folder(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        process.kill()
+        process.wait()
+    several = [start(tmp_path) for _ in range(6)]
+    try:
+        words = [said(process) for process in several]
+        assert words.count("held") == 1
+        assert sum(text.startswith("refused: ") for text in words) == 5
+        holder = holder_of(tmp_path)
+        assert holder is not None and holder.pid == several[words.index("held")].pid
+    finally:
+        for process in several:
+            process.kill()
+            process.wait()
+    assert [path.name for path in (tmp_path / "lock").iterdir()] == ["000002.json"]
+
+
+def test_of_many_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
+    locks: list[RunLock] = []
+
+    def attempt(_: int) -> bool:
+        try:
+            locks.append(take(tmp_path, on_loss=lambda _: None))
+        except RunError:
+            return False
+        return True
+
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(attempt, range(8))) == 1
+        rewrite(tmp_path, start=1)  # a process of another time had this number
+    for lock in locks:
+        lock.release()
+
+
+def test_a_holder_elsewhere_that_gives_signs_of_life_is_not_taken_over(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        rewrite(tmp_path, boot="another machine", host="elsewhere")
+        said_waiting: list[str] = []
+        with pytest.raises(RunError, match=f"process {process.pid} on elsewhere"):
+            take(tmp_path, stale=60, waiting=said_waiting.append)
+        assert len(said_waiting) == 1 and "elsewhere" in said_waiting[0]
+
+
+def test_a_holder_elsewhere_without_signs_of_life_is_taken_over(tmp_path: Path) -> None:
+    lock = take(tmp_path, beat=600)
+    rewrite(tmp_path, boot="another machine", host="elsewhere")
+    second = take(tmp_path, stale=0.5, waiting=lambda _: None, on_loss=lambda _: None)
+    file = rewrite(tmp_path, boot="another machine")
+    hours_ago = time.time() - 7200
+    os.utime(file, (hours_ago, hours_ago))
+    third = take(tmp_path, waiting=pytest.fail)  # an age by the file system's own clock
+    for held in (lock, second, third):
+        held.release()
+
+
+def test_a_holder_that_lost_the_folder_hears_of_it(tmp_path: Path) -> None:
+    lost: list[str] = []
+    lock = take(tmp_path, beat=0.05, on_loss=lost.append)
+    own = json.loads((tmp_path / "lock/000001.json").read_text())
+    (tmp_path / "lock/000002.json").write_text(json.dumps(own | {"host": "elsewhere", "pid": 77}))
+    deadline = time.monotonic() + 60
+    while not lost and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(lost) == 1 and "process 77 on elsewhere" in lost[0]
+    lock.release()
+
+
+def test_what_was_given_back_is_free_and_a_folder_without_a_run_is_gone(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a/run"
+    take(run_dir).release()
+    assert not run_dir.exists()
+    lock = take(run_dir)
+    (run_dir / "recipe.yaml").write_text("name: x\n")
+    lock.release()
+    assert json.loads((run_dir / "lock/000001.json").read_text())["released"] is True
+    assert holder_of(run_dir) is None
+    lock = take(run_dir, waiting=pytest.fail)
+    assert holder_of(run_dir) is not None
+    lock.release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"token": 3}', "\0", '{"pid": "x"}', "[" * 100_000])
+def test_a_lock_that_says_nothing_counts_by_its_age(text: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "lock/000007.json").write_text(text)
+    take(tmp_path, stale=0.3, waiting=lambda _: None).release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("")
+    with pytest.raises(RunError, match="cannot write the lock of the run folder"):
+        take(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_another_container_of_the_same_machine(tmp_path: Path) -> None:
+    """Its process numbers mean nothing here; the kernel gives back its file lock when it ends."""
+    container = ("unshare", "--pid", "--fork", "--kill-child")
+    with holding(tmp_path, *container) as process:
+        with pytest.raises(RunError, match="in use"):
+            take(tmp_path, waiting=pytest.fail)
+        record = holder_of(tmp_path)
+        assert record is not None and record.pid == 1
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while holder_of(tmp_path) is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        take(tmp_path, waiting=pytest.fail).release()
+
+
+SQUEUE = """#!/bin/sh
+case "$*" in
+  *--steps*) echo 7.batch; cat {folder}/step ;;
+  *) cat {folder}/state; [ -s {folder}/state ] || {{ echo 'Invalid job id specified' >&2; exit 1; }} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "verdict"),
+    [
+        ("RUNNING", "7.0", Holder.ALIVE),
+        ("RUNNING", "", Holder.GONE),
+        ("COMPLETING", "", Holder.UNKNOWN),
+        ("PENDING", "", Holder.GONE),
+        ("NODE_FAIL", "", Holder.GONE),
+        ("", "", Holder.GONE),
+    ],
+)
+def test_slurm_knows_a_holder_elsewhere(
+    state: str, step: str, verdict: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").write_text(state)
+    (tmp_path / "step").write_text(step)
+    (tmp_path / "squeue").write_text(SQUEUE.format(folder=tmp_path))
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_CLUSTER_NAME": "one"}
+    record = dataclasses.replace(LockRecord.own("token", flock=False, variables=job), boot="another machine")
+    assert record.state(tmp_path / "none", variables={}) is verdict
+    # A later start of the same job: SLURM has ended the earlier one. A cluster of another name is not asked.
+    again = job | {"SLURM_RESTART_COUNT": "1"}
+    assert record.state(tmp_path / "none", variables=again) is Holder.GONE
+    assert record.state(tmp_path / "none", variables={"SLURM_CLUSTER_NAME": "two"}) is Holder.UNKNOWN
+
+
+def test_a_record_says_the_job() -> None:
+    record = LockRecord.own("token", flock=True, variables={"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "x"})
+    assert "SLURM job 7" in record.words and record.advice == "scancel 7"
+    assert LockRecord.read(record.text()) == record

@@ -1,0 +1,42 @@
+"""What of a node's /dev/shm its ranks need, all together."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.shared_memory import SharedMemoryNeed
+from trainer.agreement import AgreedError
+from trainer.system.host import SharedMemory
+from trainer.system.shared_memory import RankShare, judge
+
+MIB = 2**20
+DOCKER = SharedMemory(64 * MIB, 64 * MIB, device=1)
+RANK = RankShare("n1", DOCKER, SharedMemoryNeed(10 * MIB, 20 * MIB), SharedMemoryNeed(15 * MIB, 15 * MIB))
+
+
+def test_ranks_of_a_node_share_what_is_there() -> None:
+    assert judge([RANK]) is None
+    with pytest.raises(AgreedError) as caught:
+        judge([replace(RANK, node="n0"), *[RANK] * 3])
+    words = str(caught.value)
+    assert "/dev/shm of node n1 is too small: 64 MiB" in words
+    assert "75 MiB there, 30 MiB for training and 45 MiB for evaluation" in words
+    assert "--shm-size=1g" in words and "--ipc=host" in words and "data.prefetch" in words
+
+
+def test_ranks_in_containers_of_their_own_do_not() -> None:
+    assert judge([RANK, replace(RANK, there=replace(DOCKER, device=2))]) is None
+
+
+def test_what_large_videos_may_need_is_a_note() -> None:
+    note = judge([RANK, RANK])
+    assert note is not None and "70 MiB" in note and "large videos" in note
+
+
+def test_a_system_without_shared_memory_or_without_a_limit() -> None:
+    assert judge([replace(RANK, there=None)] * 9) is None
+
+
+def test_reading_this_machine() -> None:
+    there = SharedMemory.read()
+    assert there is None or 0 <= there.free <= there.total
