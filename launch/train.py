@@ -61,9 +61,8 @@ def main() -> int:
         sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
     from pipelines import DataError
-    from trainer import RecipeError, StartAgain, UserError
-    from trainer.agreement import AgreedError
-    from trainer.distributed.find import rank_of
+    from trainer import StartAgain, UserError
+    from trainer.distributed.messages import show_error
     from trainer.faults.stop import REQUEUE
     from trainer.recipe.file import load_recipe
 
@@ -83,15 +82,7 @@ def main() -> int:
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
-        rank, launcher = rank_of(os.environ)
-        # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        elif not isinstance(error, AgreedError) and (
-            # mpirun ends rank 0 when another rank is gone, be it before rank 0 has said why.
-            launcher == "mpi" or not isinstance(error, RecipeError)
-        ):
-            print(f"error on rank {rank}: {error}", file=sys.stderr)
+        show_error(error, os.environ)
         return REQUEUE if isinstance(error, StartAgain) else 2
 
 

@@ -12,6 +12,7 @@ from math import sqrt
 import numpy as np
 
 from .graph import Graph, Processes
+from .manifest import Row
 from .reader import Request
 from .source import Source, TrainSource
 
@@ -60,17 +61,16 @@ def _sizes(source: Source) -> list[int]:
     begun = time.monotonic()
     sizes = []
     for number in range(min(_SAMPLES, max(1, positions))):
-        sizes.append(_bytes(source, source.request(number * step)))
+        request = source.request(number * step)
+        if request.row is not None:
+            sizes.append(_bytes(source, request, request.row))
         if time.monotonic() - begun > _SECONDS:
             break
-    return sizes
+    return sizes or [0]
 
 
-def _bytes(source: Source, request: Request) -> int:
-    """Of what a worker hands over for a request; next to nothing where there is no sample."""
-    row = request.row
-    if row is None:
-        return 0
+def _bytes(source: Source, request: Request, row: Row) -> int:
+    """Of what a worker hands over for a request."""
     if request.in_graph:
         try:
             return row.length or source.reader.dataset.path(request.sample).stat().st_size

@@ -247,26 +247,44 @@ def test_a_node_list_is_expanded_or_refused() -> None:
             continue
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI's mpirun")
-def test_real_mpirun(tmp_path: Path) -> None:
-    """Both processes meet, and know each other's rank."""
-    script = tmp_path / "meet.py"
-    script.write_text(
-        "import torch, torch.distributed as dist\n"
-        "from trainer.environment import find_environment\n"
-        "place = find_environment('cpu')\n"
-        "dist.init_process_group('gloo')\n"
-        "ranks = torch.zeros(2)\n"
-        "ranks[place.rank] = place.local_rank + 1\n"
-        "dist.all_reduce(ranks)\n"
-        "print(place.launcher, place.world_size, ranks.tolist(), flush=True)\n"
-    )
+needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI's mpirun")
+PLACES = (
+    "import os\n"
+    "from trainer.distributed.find import find_place\n"
+    "place = find_place(os.environ)\n"
+    "print(place.launcher, place.rank, place.local_rank, place.world_size, place.one_node, flush=True)\n"
+)
+MEETING = (
+    "import torch, torch.distributed as dist\n"
+    "from trainer.environment import find_environment\n"
+    "place = find_environment('cpu')\n"
+    "dist.init_process_group('gloo')\n"
+    "ranks = torch.zeros(2)\n"
+    "ranks[place.rank] = place.local_rank + 1\n"
+    "dist.all_reduce(ranks)\n"
+    "print(place.launcher, place.world_size, ranks.tolist(), flush=True)\n"
+)
+
+
+def under_mpirun(script: str) -> list[str]:
+    """What two processes that mpirun starts print, sorted."""
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PMI"))}
     result = subprocess.run(
-        ["mpirun", *root, "--oversubscribe", "-n", "2", sys.executable, str(script)],
+        ["mpirun", *root, "--oversubscribe", "-n", "2", sys.executable, "-c", script],
         capture_output=True, text=True, timeout=200,
         env=clean | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["mpi 2 [1.0, 2.0]"] * 2
+    return sorted(result.stdout.splitlines())
+
+
+@needs_mpirun
+def test_places_under_real_mpirun() -> None:
+    assert under_mpirun(PLACES) == ["mpi 0 0 2 True", "mpi 1 1 2 True"]
+
+
+@needs_mpirun
+@pytest.mark.soak
+def test_ranks_meet_under_real_mpirun() -> None:
+    assert under_mpirun(MEETING) == ["mpi 2 [1.0, 2.0]"] * 2
