@@ -2,7 +2,7 @@
 
     python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
     python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
-    python launch/prepare.py balance data/train.arrow --power 0.5 --out data/train_balanced.arrow
+    python launch/prepare.py balance data/train.arrow --power 0.5 --out data/balanced.arrow
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
 
@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 from pipelines import DataError
 from pipelines.datasets.balance import balance
-from pipelines.datasets.build import build_manifest, check_manifest
-from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import read_class_names
-from pipelines.datasets.table import read_table
+from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings
+from pipelines.datasets.read import list_folder, list_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
 from trainer.progress import shown_progress
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
 
     shared = argparse.ArgumentParser(add_help=False)
@@ -42,21 +40,23 @@ def parse() -> argparse.Namespace:
 
     folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
     folder.add_argument("videos", type=Path, help="the folder of the class folders")
-
+    folder.set_defaults(read=lambda args: list_folder(args.videos, args.classes, args.extension))
+    folder.add_argument("--extension", action="append", help="of files that are videos, too; repeatable")
     table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video a line")
-    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`; header for weights")
+    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
     table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
-
+    for column in ("path", "label", "weight"):
+        table.add_argument(f"--{column}-column", help=f"the {column}'s name in the header, or number from 1")
+    columns = attrgetter("path_column", "label_column", "weight_column")
+    table.set_defaults(read=lambda args: list_table(args.table, args.root, args.classes, *columns(args)))
     motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
-
     balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
     balancing.add_argument("manifest", type=Path)
     balancing.add_argument("--out", type=Path, required=True, help="the manifest to write; may be the same")
     balancing.add_argument("--power", type=float, default=1.0, help="0 as is, 1 all classes equally often")
-
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)
     return parser.parse_args()
@@ -68,30 +68,31 @@ def run(args: argparse.Namespace) -> int:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
             made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
         print("wrote", *made)
-        return 0
-    if args.job == "check":
+    elif args.job == "balance":
+        balanced = balance(args.manifest, args.out, args.power)
+        print(f"wrote {balanced.path}: {len(balanced)} videos of {len(balanced.class_names)} classes")
+    elif args.job == "check":
         with shown_progress("checking") as progress:
             report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
         print(report.summary())
         return 1 if report.bad else 0
-    if args.job == "balance":
-        balanced = balance(args.manifest, args.out, args.power)
-        print(f"wrote {balanced.path}: {len(balanced)} videos of {len(balanced.class_names)} classes")
-        return 0
-    names = read_class_names(args.classes) if args.classes else None
-    folder = args.job == "folder"
-    listing = read_folder(args.videos, names) if folder else read_table(args.table, args.root, names)
-    with shown_progress("probing") as progress:
-        report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=progress)
-    print(report.summary())
+    else:
+        listing = args.read(args)
+        with shown_progress("probing") as progress:
+            report = build_manifest(
+                args.out, listing, workers=args.workers, deep=args.deep, progress=progress
+            )
+        compare_with_siblings(report, workers=args.workers, progress_of=shown_progress)
+        print(report.summary())
     return 0
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(parse()))
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)  # shows a byte that is not UTF-8 as an escape
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command starts anew", file=sys.stderr)

@@ -30,6 +30,10 @@ class VideoInfo:
     """Pixels, as coded: rotation metadata is not applied."""
     codec: str
     """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
+    keyframe_distance: int = 1
+    """The most frames from one keyframe to the next, or to the end."""
+    notes: tuple[str, ...] = ()
+    """What is unusual, each in a few words that are the same for all videos of the kind."""
 
 
 def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:

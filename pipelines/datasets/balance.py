@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import DataError
-from pipelines.manifest import Manifest, write_columns
+from pipelines.manifest import Manifest, encode_path, write_columns
 
 
 def balance(source: Path, out: Path, power: float) -> Manifest:
@@ -51,7 +51,7 @@ def _weighted(manifest: Manifest, folder: Path, weights: np.ndarray) -> Iterator
 
 def _moved(paths: pa.Array, here: Path, folder: Path) -> pa.Array:
     """Paths of a manifest in `here` for one in `folder`: relative where below it, otherwise absolute."""
-    begins = [str(place).rstrip("/") + "/" for place in (here, folder)]
+    begins = [encode_path(place).rstrip("/") + "/" for place in (here, folder)]
     joined = pc.binary_join_element_wise(begins[0], paths, "")
     absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
     below = pc.utf8_slice_codeunits(absolute, len(begins[1]))

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import stat
+from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from pipelines import DataError, VideoDefect
+from pipelines.datasets.cost import CostSummary
+from pipelines.datasets.duplicates import compare_with, content_key, say_duplicates, siblings
+from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing
-from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.datasets.summary import Report, list_of
+from pipelines.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.parallel import ordered_map
-from pipelines.probe import CRASHES, VideoInfo, probe_many, probe_video
+from pipelines.paths import printable
+from pipelines.probe import CRASHES, VideoInfo, probe_video
 
 Progress = Callable[[int, int], None]
 
+_NAMED_SIBLINGS = 5
+"""Other manifests of the folder for which shared videos are counted apart."""
 
-_NAMED = 8
-"""Classes and bad videos that a summary names."""
+_MISSING = "cannot be read: No such file or directory"
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A manifest and the videos that cannot be used."""
-
-    manifest: Manifest
-    bad: int
-    """How many videos cannot be used."""
-    bad_list: Path
-    """`<manifest>.bad.txt`, or `.check.txt` of a check: on each line a file and, after a tab, its defect. No
-    bad video, no list."""
-
-    fate: str
-    """What became of the bad videos, in words that follow `are`."""
-
-    def summary(self) -> str:
-        """What there is, in a line, and the first of the bad videos, if there are any."""
-        names = self.manifest.class_names
-        shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        text = f"{self.manifest.path}: {len(self.manifest)} videos of {len(names)} classes ({shown})"
-        if not self.bad:
-            return text
-        first = self.bad_list.read_text(encoding="utf-8").splitlines()[:_NAMED]
-        more = f"\n  and {self.bad - _NAMED} more" if self.bad > _NAMED else ""
-        listed = "".join("\n  " + line.replace("\t", " ") for line in first)
-        videos = "bad video is" if self.bad == 1 else "bad videos are"
-        return f"{text}; {self.bad} {videos} {self.fate}, see {self.bad_list}:{listed}{more}"
+_NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 
 def build_manifest(
@@ -54,7 +39,8 @@ def build_manifest(
     """Probe every video of `listing` and write those that can be used to the manifest `out`.
 
     Files under the manifest's folder are written relative to it, so that the folder can be moved; others
-    absolutely. The manifest appears when it is complete; it has weights where the listing has some.
+    absolutely. The manifest appears when it is complete; it has weights where the listing has some. Videos
+    that occur more than once stay, and are among the findings of the report.
 
     Args:
         workers: processes to probe in; with more than one, the caller's main module must be importable.
@@ -62,26 +48,97 @@ def build_manifest(
         progress: called after each video with the number of videos probed and of all.
 
     Raises:
-        DataError: no video can be used, or only such of weight 0.
+        DataError: no video can be used, or only such of weight 0; or `out` is a file of another kind.
     """
-    weights = [1.0] * len(listing.videos) if listing.weights is None else listing.weights
-    bad: list[str] = []
+    _check_out(out)
+    total = len(listing.videos)
+    weights = [1.0] * total if listing.weights is None else listing.weights
     folder = out.absolute().parent
+    bad, remarks, cost = Findings(), Findings(), CostSummary()
+    keys, row_keys = array("Q"), array("Q")
+    counts = np.zeros(len(listing.class_names), np.int64)
 
     def good_rows() -> Iterator[Row]:
-        paths = [path for path, _ in listing.videos]
-        with closing(probe_many(paths, workers=workers, deep=deep, progress=progress)) as results:
-            for (path, label), weight, result in zip(listing.videos, weights, results, strict=True):
+        paths = (path for path, _ in listing.videos)
+        with closing(
+            ordered_map(
+                partial(_examine, deep=deep),
+                paths,
+                total=total,
+                workers=workers,
+                progress=progress,
+                on_crash=lambda _: (VideoDefect(CRASHES), 0),
+            )
+        ) as results:
+            for (path, label), weight, (result, key) in zip(listing.videos, weights, results, strict=True):
                 if isinstance(result, VideoDefect):
-                    bad.append(f"{path}\t{result}")
-                else:
-                    yield _row(stored_path(path, folder), label, result, weight)
-        if len(bad) == len(listing.videos):
-            bad_list = _write_bad_list(out, bad)
-            raise DataError(f"none of {len(bad)} videos can be used; {bad_list} says why")
+                    _add_bad(bad, path, result)
+                    keys.append(0)
+                    continue
+                keys.append(key)
+                row_keys.append(key)
+                counts[label] += 1
+                cost.add(path, result)
+                for remark in _remarks(result):
+                    remarks.add(remark, path)
+                yield _row(stored_path(path, folder), label, result, weight)
+        if bad.listed == total:
+            raise DataError(_none_usable(out, listing, bad))
 
     manifest = write_manifest(out, good_rows(), listing.class_names, weighted=listing.weights is not None)
-    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad), "left out")
+    _say_missing(bad, listing)
+    say_duplicates(listing, keys, listing.findings)
+    report = Report(
+        manifest,
+        bad,
+        "left out",
+        "bad",
+        counts,
+        listing.findings,
+        remarks,
+        cost,
+        np.frombuffer(row_keys, np.uint64),
+    )
+    report.write_lists()
+    return report
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to replace a file that is no manifest, such as the table."""
+    if out.is_dir():
+        raise DataError(
+            f"{printable(out)} is a folder; --out names the manifest to write, such as train.arrow"
+        )
+    if out.is_file() and out.suffix != ".arrow":
+        with out.open("rb") as file:
+            if file.read(6) not in (b"", b"ARROW1"):
+                raise DataError(
+                    f"{printable(out)} exists and is no manifest: it is not replaced. Give another --out"
+                )
+
+
+def compare_with_siblings(
+    report: Report, *, workers: int, progress_of: Callable[[str], AbstractContextManager[Progress]]
+) -> None:
+    """Add the videos that are also in the other manifests of the folder to the report's findings.
+
+    Args:
+        workers: processes, as for `build_manifest`.
+        progress_of: gives, for what is being done, the context in which a function shows its progress.
+    """
+    for place, other in enumerate(siblings(report.manifest.path)):
+        name = printable(other.name) if place < _NAMED_SIBLINGS else "further manifests of the folder"
+        with progress_of(f"comparing with {printable(other.name)}") as progress:
+            compare_with(
+                report.manifest,
+                report.keys,
+                other,
+                report.findings,
+                f"videos that are also in {name}",
+                workers=workers,
+                progress=progress,
+            )
+    report.write_lists()
 
 
 def check_manifest(
@@ -98,7 +155,7 @@ def check_manifest(
     manifest = Manifest.open(path)
     manifest.verify()
     jobs = ((manifest.absolute_path(row), row, deep) for row in map(manifest.row, range(len(manifest))))
-    bad = []
+    bad = Findings()
     with closing(
         ordered_map(
             _defect, jobs, total=len(manifest), workers=workers, progress=progress, on_crash=lambda _: CRASHES
@@ -106,8 +163,55 @@ def check_manifest(
     ) as defects:
         for index, defect in enumerate(defects):
             if defect:
-                bad.append(f"{manifest.absolute_path(manifest.row(index))}\t{defect}")
-    return Report(manifest, len(bad), _write_bad_list(manifest.path, bad, "check"), "still in the manifest")
+                _add_bad(bad, manifest.absolute_path(manifest.row(index)), defect)
+    report = Report(manifest, bad, "still in the manifest", "check")
+    report.write_lists()
+    return report
+
+
+def _examine(path: Path, *, deep: bool) -> tuple[VideoInfo | VideoDefect, int]:
+    """What a video is like, or its defect, and its content key."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise VideoDefect("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
+        info = probe_video(path, deep=deep)
+    except VideoDefect as defect:
+        return defect, 0
+    except OSError as error:
+        return VideoDefect(f"cannot be read: {error.strerror}"), 0
+    return info, content_key(path)
+
+
+def _remarks(info: VideoInfo) -> Iterator[str]:
+    yield from info.notes
+    if info.frames == 1:
+        yield "one frame only"
+
+
+def _add_bad(bad: Findings, path: Path, defect: VideoDefect | str) -> None:
+    """Add a bad video; reasons that differ in numbers only are counted together."""
+    reason = printable(str(defect))
+    bad.add(_NUMBER.sub("N", reason), path, reason)
+
+
+def _none_usable(out: Path, listing: Listing, bad: Findings) -> str:
+    """The message for a listing without a video that can be used; writes the list of the bad videos."""
+    _say_missing(bad, listing)
+    path = bad.write_list(list_of(out.absolute(), "bad"))
+    lines = [f"none of {bad.listed} videos can be used; {printable(path)} says why:", *bad.table()]
+    return "\n".join([*lines, *(f"Note: {note}" for note in listing.findings.notes)])
+
+
+def _say_missing(bad: Findings, listing: Listing) -> None:
+    """Where most files of a table are not there, say where they are looked for."""
+    missing = bad.counted(_MISSING)
+    if listing.lines is not None and 2 * missing > len(listing.videos):
+        first = printable(listing.videos[0][0].absolute())
+        listing.findings.note(
+            f"{missing} of {len(listing.videos)} files are not there. Relative paths are taken from the "
+            f"table's folder, or from --root; the first file is looked for at {first}."
+        )
 
 
 def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:
@@ -128,7 +232,7 @@ def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:
 def stored_path(path: Path, folder: Path) -> str:
     """How a manifest in `folder` names the file: relative where it lies below, otherwise absolute."""
     path = path.absolute()
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    return encode_path(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _defect(job: tuple[Path, Row, bool]) -> str:
@@ -153,12 +257,3 @@ def _piece(path: Path, row: Row) -> bytes:
             return shard.read(row.length)
     except OSError as error:
         raise VideoDefect(f"cannot be read: {error.strerror}") from error
-
-
-def _write_bad_list(manifest: Path, bad: list[str], kind: str = "bad") -> Path:
-    path = manifest.with_name(f"{manifest.name}.{kind}.txt")
-    if bad:
-        path.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
-    return path

@@ -1,137 +1,259 @@
-"""A text table with a video and its label a line: `path,label` as CSV, or `path label` with a space between.
+"""A text table with a video and its label a line: CSV, TSV, or `path label` with a blank between.
 
-The label is a class name or an index. A first line that says `path,label` is a header. With spaces, the label
-is what follows the last one, so that paths may hold some. A header `path,label,weight` announces a third
-column; without that header, a third field is more likely a path with a comma that lacks its quotes.
+A header may name the columns; without one, the first field is the path and the second the label. With blanks,
+the label is what follows the last one, so that paths may hold some. What is read in another way than it is
+written (a column left out, `\\` taken for `/`) is said in the listing's findings.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from pipelines import DataError
-from pipelines.datasets.listing import Listing, unknown_class
+from pipelines.datasets.extensions import EXTENSIONS
+from pipelines.datasets.findings import Findings
+from pipelines.datasets.listing import Listing, Videos
+from pipelines.datasets.table_format import (
+    Format,
+    Options,
+    csv_rows,
+    find_format,
+    is_file,
+    join_quoted,
+    names_columns,
+)
+from pipelines.datasets.table_labels import Labels
+from pipelines.datasets.table_paths import PathReader
+from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.paths import printable
 
-# No data set has so many; a greater index is another column taken for the label.
-_MOST_CLASSES = 1_000_000
+_SAMPLE = 200
+"""Lines from which it is decided how the table is written."""
 
-_WEIGHTED_HEADER = ["path", "label", "weight"]
+_COMMENT = "lines that begin with # and name no video, taken for comments"
+
+_SEPARATOR_LINE = re.compile(r"(\ufeff)?sep=.\s*$", re.IGNORECASE)
+"""What spreadsheets write into the first line."""
+
+_JSON = re.compile(r'\s*[\[{]\s*([\[{"].*)?$', re.DOTALL)
+
+_HEADER_AGAIN = "lines that repeat the header, left out"
+
+_AFTER_NAME = re.compile(r"\.(\w+)\s+\S")
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line of the table, as it was written; an empty weight where the table has no such column."""
-
-    number: int
-    path: str
-    label: str
-    weight: str
-
-
-def read_table(table: Path, root: Path | None = None, class_names: Sequence[str] | None = None) -> Listing:
+def read_table(
+    table: Path,
+    root: Path | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    options: Options | None = None,
+    findings: Findings | None = None,
+) -> Listing:
     """The videos of a table, in its order.
 
     Args:
         root: what the paths are relative to; by default the table's folder.
         class_names: the classes in the order of their labels. By default, where all labels are indices, their
             digits from 0 to the greatest, otherwise all names that occur, sorted.
+        options: which columns hold what, where the header does not say so by usual names.
 
     Raises:
         DataError: the table cannot be read, or a line is wrong; the message names file and line.
     """
-    root = table.parent if root is None else root
-    lines = _read_lines(table)
-    if not lines:
-        raise DataError(f"{table}: holds no video")
-    names = _names_found(table, lines) if class_names is None else tuple(class_names)
-    labels = {name: index for index, name in enumerate(names)}
-    videos = []
-    for line in lines:
-        label = labels.get(line.label)
-        # A name comes first: a class may be called "7".
-        if label is None and _is_index(line.label):
-            if int(line.label) >= len(names):
-                raise DataError(
-                    f"{table}, line {line.number}: label {line.label}, but labels end at {len(names) - 1}"
-                )
-            label = int(line.label)
-        if label is None:
-            raise DataError(f"{table}, line {line.number}: {unknown_class(line.label, names)}")
-        videos.append((root / line.path, label))
-    return Listing(videos, names, _weights(table, lines))
-
-
-def _names_found(table: Path, lines: list[_Line]) -> tuple[str, ...]:
-    indices = _is_index(lines[0].label)
-    for line in lines:
-        place = f"{table}, line {line.number}"
-        if _is_index(line.label) != indices:
-            kinds = ("a name", "an index") if indices else ("an index", "a name")
-            raise DataError(f"{place}: label {line.label!r} is {kinds[0]}, the first is {kinds[1]}")
-        if indices and int(line.label) >= _MOST_CLASSES:
-            raise DataError(f"{place}: label {line.label} is more than {_MOST_CLASSES - 1}")
-    if not indices:
-        return tuple(sorted({line.label for line in lines}))
-    return tuple(str(index) for index in range(1 + max(int(line.label) for line in lines)))
-
-
-def _weights(table: Path, lines: list[_Line]) -> list[float] | None:
-    """The third column as numbers; None where there is none."""
-    if not lines[0].weight:
-        return None
-    weights = []
-    for line in lines:
-        try:
-            weight = float(line.weight)
-        except ValueError:
-            weight = math.nan
-        if not (math.isfinite(weight) and weight >= 0):
-            raise DataError(
-                f"{table}, line {line.number}: weight {line.weight!r}; a weight is a number, 0 or more"
-            )
-        weights.append(weight)
-    if not any(weights):
-        raise DataError(f"{table}: all weights are 0, so no video could be drawn; give some a weight above 0")
-    return weights
-
-
-def _read_lines(table: Path) -> list[_Line]:
-    """Every line that is not blank, without the header."""
+    findings = Findings() if findings is None else findings
+    reader = _Reader(table, table.parent if root is None else root, options or Options(), findings)
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            if "," in first:
-                header = [field.strip().lower() for field in first.split(",")]
-                reader = csv.reader(file, skipinitialspace=True, strict=True)
-                fields = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-            else:
-                header = first.lower().split()
-                most = 2 if header == _WEIGHTED_HEADER else 1
-                fields = [(n, line.rsplit(maxsplit=most)) for n, line in enumerate(file, start=1)]
+        reader.read()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as a table of videos: {error}") from error
-    weighted = header == _WEIGHTED_HEADER
-    if weighted or header == _WEIGHTED_HEADER[:2]:
-        del fields[0]
-    lines = []
-    for number, row in fields:
-        if not any(row):
-            continue
-        if len(row) != (3 if weighted else 2) or not all(row):
-            expected = "a path, a label and a weight" if weighted else "a path and a label"
-            hint = "" if weighted else " A column of weights needs the header path,label,weight."
+        raise DataError(f"{printable(table)}: cannot be read as a table of videos: {error}") from error
+    videos = reader.videos
+    if not videos.paths:
+        raise DataError(f"{printable(table)}: holds no video")
+    names, indices = reader.labels.resolve(class_names)
+    videos.labels = array("l", np.asarray(indices, np.int64)[reader.numbers].tobytes())
+    if root is None:
+        _say_other_root(table, videos, findings)
+    return Listing(videos, names, reader.checked_weights(), reader.lines, findings)
+
+
+class _Reader:
+    """Reads a table line by line into columns."""
+
+    def __init__(self, table: Path, root: Path, options: Options, findings: Findings) -> None:
+        self._table = table
+        self._name = printable(table)
+        self._root = root
+        self._folder = str(root)
+        self._options = options
+        self._findings = findings
+        self._paths = PathReader(root, findings)
+        self._splits: Counter[str] = Counter()
+        self.videos = Videos()
+        self.labels = Labels(table, findings)
+        self.numbers = array("l")
+        """Of each video, the number that `labels` gave to its label."""
+        self.lines = array("l")
+        self._weights: array[float] | None = None
+
+    def read(self) -> None:
+        with open_lines(self._table) as lines:
+            sample = self._sample(lines)
+        if not sample:
+            return
+        if _JSON.match(sample[0][1]):
             raise DataError(
-                f"{table}, line {number}: expected {expected}, found {len(row)} field(s). "
-                f"A path with a comma stands in double quotes.{hint}"
+                f"{self._name}: cannot be read as a table of videos: it looks like JSON; give lines of "
+                "path,label"
             )
-        lines.append(_Line(number, row[0].strip(), row[1], row[2] if weighted else ""))
-    return lines
+        form = find_format(self._table, sample, self._root, self._options, self._findings)
+        self._weights = array("d") if form.weight is not None else None
+        with open_lines(self._table) as lines:
+            for number, row in self._rows(lines, form):
+                if number != form.header_line and any(cell.strip() for cell in row):
+                    self._take(number, row, form)
+        if form.split is not None and len(self._splits) > 1:
+            shown = ", ".join(f"{printable(value)} {count}" for value, count in self._splits.most_common(8))
+            self._findings.note(
+                f"The column with the split is not used, so this manifest has the videos of all: {shown}. "
+                "Make a table of each split."
+            )
+
+    def checked_weights(self) -> array[float] | None:
+        if self._weights is not None and not any(self._weights):
+            raise DataError(
+                f"{self._name}: all weights are 0, so no video could be drawn; give some a weight above 0"
+            )
+        return self._weights
+
+    def _sample(self, lines: Iterator[str]) -> list[tuple[int, str]]:
+        """The first lines with their numbers, without blank ones and comments."""
+        sample: list[tuple[int, str]] = []
+        comments: list[tuple[int, str]] = []
+        for number, line in enumerate(islice(lines, 20 * _SAMPLE), start=1):
+            self._check_text(number, line)
+            if not line.strip(" \t\r\n,;|") or (number == 1 and _SEPARATOR_LINE.match(line)):
+                continue
+            if not line.startswith("#") or (not sample and names_columns(line)):
+                sample.append((number, line.lstrip("# \t") if names_columns(line) else line))
+            else:
+                comments.append((number, line))
+            if len(sample) == _SAMPLE:
+                break
+        return join_quoted(sample or comments)
+
+    def _check_text(self, number: int, line: str) -> None:
+        if "\0" in line:
+            raise DataError(
+                f"{self._name}: cannot be read as a table of videos: line {number} holds a NUL "
+                "character; is it a text file?"
+            )
+
+    def _rows(self, lines: Iterator[str], form: Format) -> Iterator[tuple[int, list[str]]]:
+        kept = self._without_comments(lines, form)
+        if form.separator is not None:
+            yield from csv_rows(kept, form.separator)
+            return
+        for number, line in enumerate(kept, start=1):
+            yield number, form.split_line(line.strip())
+
+    def _without_comments(self, lines: Iterator[str], form: Format) -> Iterator[str]:
+        """The lines, with an empty one for each comment, so that numbers stay."""
+        for number, line in enumerate(lines, start=1):
+            self._check_text(number, line)
+            if number == 1 and _SEPARATOR_LINE.match(line):
+                line = "\n"
+            if line.startswith("#") and number != form.header_line:
+                row = form.split_line(line.strip())
+                if len(row) != form.fields or not is_file(self._root, row[form.path]):
+                    self._findings.add(_COMMENT, f"{printable(self._table.name)}, line {number}")
+                    line = "\n"
+            yield line
+
+    def _take(self, number: int, row: list[str], form: Format) -> None:
+        place = f"{self._name}, line {number}"
+        raw, row = row, [cell.strip() for cell in row]
+        while len(row) > form.fields and not row[-1]:
+            row.pop()
+        needed = [form.path, form.label, *([] if form.weight is None else [form.weight])]
+        if len(row) != form.fields or not all(row[column] for column in needed):
+            raise DataError(self._wrong_fields(place, row, form))
+        if form.header_line and row[form.path] == form.header[form.path] and row == form.header:
+            self._findings.add(_HEADER_AGAIN, place)
+            return
+        path, label = row[form.path], row[form.label]
+        if raw[form.path] != path and is_file(self._root, raw[form.path]):
+            path = raw[form.path]  # a name that begins or ends with a blank
+        path = self._paths.read(path, place)
+        if form.separator is None and self._is_cut(path):
+            raise DataError(
+                f"{place}: there is no file '{printable(path)}'. With blanks between the fields, a line is a "
+                "path and one label without a blank; put a tab or a comma before a label that has some"
+            )
+        if not is_utf8(label):
+            raise DataError(f"{place}: label '{printable(label)}' is not UTF-8; save the table as UTF-8")
+        self.videos.paths.append(os.path.join(self._folder, path))
+        self.numbers.append(self.labels.number(label, number))
+        self.lines.append(number)
+        if form.split is not None and (len(self._splits) < 100 or row[form.split] in self._splits):
+            self._splits[row[form.split]] += 1
+        if self._weights is not None and form.weight is not None:
+            self._weights.append(_weight(row[form.weight], place))
+
+    def _wrong_fields(self, place: str, row: list[str], form: Format) -> str:
+        parts = ["a path", "a label", *([] if form.weight is None else ["a weight"])]
+        expected = ", ".join(parts[:-1]) + f" and {parts[-1]}"
+        if form.fields > len(parts):
+            expected = f"{form.fields} fields as in the first line, with {expected}"
+        text = f"{place}: expected {expected}, found {len(row)} field(s)."
+        if len(row) == form.fields:
+            empty = [
+                name
+                for name, column in zip(parts, (form.path, form.label, form.weight), strict=False)
+                if column is not None and not row[column]
+            ]
+            return f"{text[:-1]}, without {' and '.join(empty)}."
+        text += " A path with a comma stands in double quotes."
+        if len(row) > form.fields:
+            text += " A video has one label: several labels for a video are not supported."
+        if len(row) > form.fields and form.weight is None:
+            text += " A column of weights needs the header path,label,weight."
+        return text
+
+    def _is_cut(self, path: str) -> bool:
+        """Whether part of a label with blanks seems to have been taken for the end of the path."""
+        found = _AFTER_NAME.search(path)
+        return found is not None and f".{found[1].lower()}" in EXTENSIONS and not is_file(self._root, path)
 
 
-def _is_index(label: str) -> bool:
-    return label.isascii() and label.isdigit()
+def _weight(text: str, place: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise DataError(f"{place}: weight '{printable(text)}'; a weight is a number, 0 or more")
+    return weight
+
+
+def _say_other_root(table: Path, videos: Videos, findings: Findings) -> None:
+    """Note that the paths are relative to the current folder, where it looks so."""
+    here, folder = Path.cwd(), table.parent.absolute()
+    if here == folder or any(Path(path).exists() for path in videos.paths[:20]):
+        return
+    inside = [Path(path).absolute() for path in videos.paths[:20]]
+    if any((here / path.relative_to(folder)).is_file() for path in inside if path.is_relative_to(folder)):
+        findings.note(
+            f"The paths are taken relative to the table's folder, {printable(folder)}, where the first are "
+            "not; they are in the current folder: give --root ."
+        )

@@ -27,12 +27,16 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     out = tmp_path / "folder.arrow"
     done = prepare("folder", videos, "--out", out, "--classes", classes, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    progress, summary, named = done.stdout.splitlines()
+    progress, summary, *said = done.stdout.splitlines()
     assert progress.startswith("probing: 33 of 33, ")
-    assert summary.startswith(
-        f"{out}: 32 videos of 8 classes ({', '.join(CLASS_NAMES)}); 1 bad video is left out"
-    )
-    assert named == f"  {videos}/grow/empty.mp4 is empty (0 bytes)"
+    assert summary == f"{out}: 32 videos of 8 classes"
+    assert ", ".join(f"{name} 4" for name in CLASS_NAMES) in " ".join(line.strip() for line in said)
+    start = said.index("1 bad video is left out, see")
+    assert said[start + 1 :] == [
+        f"  {out}.bad.txt:",
+        "  is empty (0 bytes): 1",
+        f"    {videos}/grow/empty.mp4",
+    ]
 
     manifest = Manifest.open(out)
     rows = [manifest.row(index) for index in range(32)]

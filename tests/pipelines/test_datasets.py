@@ -12,8 +12,9 @@ from pipelines import DataError
 from pipelines import manifest as manifest_module
 from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest
+from pipelines.datasets.class_names import read_class_names
 from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import Listing, read_class_names
+from pipelines.datasets.listing import Listing
 from pipelines.datasets.table import read_table
 from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.motion import CLASS_NAMES
@@ -87,7 +88,7 @@ def test_a_header_announces_weights(tmp_path, text):
     listing = read_table(table(tmp_path, text))
     assert listing.class_names == ("jump", "run")
     assert list(listing.videos) == [(tmp_path / "a.mp4", 1), (tmp_path / "b.mp4", 0)]
-    assert listing.weights == [0.5, 3]
+    assert list(listing.weights) == [0.5, 3]
     assert read_table(table(tmp_path, "path,label\na.mp4,run\n")).weights is None
 
 

@@ -1,0 +1,106 @@
+"""The file with the names of the classes, in the order of their labels."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.datasets.findings import Findings
+from pipelines.datasets.listing import ClassNames, class_name, shown_class
+from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.paths import printable
+
+_INDEX_FIRST = re.compile(r"(\d+)\s*[\s,;\t]\s*(\S.*)")
+_INDEX_LAST = re.compile(r"(.*\S)\s*[,;\t]\s*(\d+)")
+_HEADER = re.compile(r"[\w -]+[,;\t][\w -]+")
+
+
+def read_class_names(path: Path, findings: Findings | None = None) -> ClassNames:
+    """The class names of a text file with one name a line, in the order of their labels.
+
+    A second column may hold the indices, from 0 or from 1, before or after the names: they then give the
+    order. Blank lines at the end are left out.
+
+    Args:
+        findings: is told how the file was read, where that is not as one name a line.
+
+    Raises:
+        DataError: there is no such file, or it holds no name, one twice, or one that is not UTF-8.
+    """
+    findings = Findings() if findings is None else findings
+    lines = _lines(path)
+    if not lines:
+        raise DataError(f"{printable(path)}: holds no class name")
+    first, read = _with_indices(path, lines, findings) or (0, lines)
+    seen: dict[str, int] = {}
+    for number, line in read:
+        name = class_name(_unquoted(line))
+        if name in seen:
+            raise DataError(
+                f"{printable(path)}, line {number}: class '{shown_class(name)}' already stands in "
+                f"line {seen[name]}"
+            )
+        seen[name] = number
+    return ClassNames(seen).counted_from(first)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Number and content of each line, without blanks at the ends and blank lines at the end of the file."""
+    try:
+        with open_lines(path) as file:
+            lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{printable(path)}: cannot be read as a list of class names: {error}") from error
+    while lines and not lines[-1][1]:
+        lines.pop()
+    for number, line in lines:
+        if not line:
+            raise DataError(f"{printable(path)}, line {number}: no class name")
+        if "\0" in line:
+            raise DataError(f"{printable(path)}, line {number}: holds a NUL character; is it a text file?")
+        if not is_utf8(line):
+            raise DataError(
+                f"{printable(path)}, line {number}: '{printable(line)}' is not UTF-8; save the file as UTF-8"
+            )
+    return lines
+
+
+def _with_indices(
+    path: Path, lines: list[tuple[int, str]], findings: Findings
+) -> tuple[int, list[tuple[int, str]]] | None:
+    """The first index, and the lines in the order of their indices, without these; None where not all have
+    one."""
+    patterns: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[int, str]]], ...] = (
+        (_INDEX_FIRST, lambda found: (int(found[1][:9]), found[2])),
+        (_INDEX_LAST, lambda found: (int(found[2][:9]), found[1])),
+    )
+    headers = (0, 1) if len(lines) > 1 and _HEADER.fullmatch(lines[0][1]) else (0,)
+    for header in headers:
+        for pattern, parts in patterns:
+            found = [pattern.fullmatch(line) for _, line in lines[header:]]
+            if not all(found):
+                continue
+            pairs = [
+                (*parts(match), number)
+                for match, (number, _) in zip(found, lines[header:], strict=True)
+                if match
+            ]
+            first = min(index for index, _, _ in pairs)
+            if first > 1 or sorted(index for index, _, _ in pairs) != list(range(first, first + len(pairs))):
+                continue
+            findings.note(
+                f"{printable(path)}: the numbers from {first} are read as the labels' order"
+                + (f", line 1 ('{printable(lines[0][1])}') as a header." if header else ".")
+                + (" Labels that are numbers mean these: 1 is the first class." if first else "")
+            )
+            return first, [(number, name) for _, name, number in sorted(pairs)]
+    return None
+
+
+def _unquoted(name: str) -> str:
+    if len(name) > 1 and name[0] == name[-1] == '"':
+        return next(csv.reader([name]))[0] if name.count('"') % 2 == 0 else name
+    return name

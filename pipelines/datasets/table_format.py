@@ -1,0 +1,431 @@
+"""How a table is written: what separates its fields, whether a header names them, which is path and label."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension
+from pipelines.datasets.findings import Findings
+from pipelines.paths import printable
+
+PATH_NAMES = (
+    "path", "paths", "video_path", "videopath", "path_to_video", "filepath", "file_path", "full_path",
+    "fullpath", "abs_path", "absolute_path", "rel_path", "relpath", "relative_path", "clip_path",
+    "media_path", "source_path", "filename", "file_name", "video_file", "video_filename",
+    "video_file_name", "video_name", "videoname", "clip_name", "clip_file", "file", "files", "video",
+    "videos", "clip", "clips", "fname", "filenames", "media", "location", "source", "src", "vid",
+)  # fmt: skip
+"""Headers of the column with the files, the most telling first."""
+
+_WEAK_PATH_NAMES = (
+    "name",
+    "names",
+    "id",
+    "uid",
+    "key",
+    "video_id",
+    "videoid",
+    "vid_id",
+    "clip_id",
+    "uri",
+    "url",
+    "link",
+)
+"""Headers that may name a file or something else: taken where the first of them is a file."""
+
+LABEL_NAMES = (
+    "label", "labels", "class", "class_name", "classname", "class_label", "label_name", "labelname",
+    "category", "category_name", "action", "action_name", "action_label", "action_class", "activity",
+    "activity_name", "activity_label", "target", "target_name", "targets", "gt", "ground_truth",
+    "groundtruth", "annotation", "tag", "y", "classes", "class_id", "classid", "class_idx",
+    "class_index", "class_num", "class_number", "label_id", "labelid", "label_idx", "label_index",
+    "label_num", "label_number", "category_id", "action_id", "activity_id", "target_id", "template",
+    "verb", "verb_class", "gesture", "emotion", "sign", "gloss", "sport", "genre", "event",
+)  # fmt: skip
+"""Headers of the column with the classes, the most telling first."""
+
+WEIGHT_NAMES = ("weight", "weights", "sample_weight", "sampling_weight", "sample_weights")
+
+SPLIT_NAMES = ("split", "subset", "set", "partition", "fold", "phase", "usage")
+
+_INDEX_NAMES = re.compile(r"|unnamed_?:?_?\d+|index|idx|row|no|nr|#|level_0")
+
+_SEPARATORS = "\t,;|"
+
+_OPENS = re.compile(r'(^|[,;|\t])\s*"')
+"""Where a quoted field begins."""
+
+_MOST_JOINED = 5
+"""Lines that a quoted field may go over for the table's form to be found."""
+
+FRAMES = re.compile(r"(\S.*?)\s+(\d+)\s+(\S+)")
+"""A line of path, number of frames and label, as lists of raw frames have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user says of the table's columns: names of the header, or numbers from 1."""
+
+    path: str | None = None
+    label: str | None = None
+    weight: str | None = None
+
+
+@dataclass(slots=True)
+class Format:
+    """How to take a table's lines apart."""
+
+    table: Path
+    separator: str | None
+    """None: blanks, with the file's own blanks left together."""
+    fields: int = 2
+    path: int = 0
+    label: int = 1
+    weight: int | None = None
+    split: int | None = None
+    header: list[str] = field(default_factory=list)
+    """The first line's fields, where that is a header."""
+    header_line: int = 0
+    """The number of the line that is a header; 0 where there is none."""
+    unread: list[str] = field(default_factory=list)
+    """Headers of the columns that are not read."""
+
+    def split_line(self, line: str) -> list[str]:
+        """The fields of one line that holds no line end inside quotes."""
+        if self.separator is not None:
+            return split_with(self.separator, line)
+        if '"' in line and len(quoted := split_with(" ", line)) == self.fields:
+            return quoted
+        by_tab = [part.strip() for part in line.split("\t")]
+        if len(by_tab) == self.fields:
+            return by_tab
+        before = line.split(maxsplit=self.path)
+        if len(before) <= self.path:
+            return before
+        after = before.pop().strip().rsplit(maxsplit=self.fields - 1 - self.path)
+        return [unquote(part) for part in before + after]
+
+
+def split_with(separator: str, line: str) -> list[str]:
+    """The fields of a line; one that csv refuses counts as a single field."""
+    try:
+        return [
+            part.strip() for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        ]
+    except csv.Error:
+        return [line]
+
+
+def unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def is_file(root: Path, name: str) -> bool:
+    try:
+        return bool(name) and (root / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether the name ends as a video's or an image's does."""
+    ending = extension(re.split(r"[/\\]", unquote(name.strip("'")))[-1])
+    return ending in EXTENSIONS or ending in STILL_IMAGES
+
+
+def find_format(
+    table: Path, sample: Sequence[tuple[int, str]], root: Path, options: Options, findings: Findings
+) -> Format:
+    """Look at the first lines, given with their numbers, and decide how the table is written.
+
+    Raises:
+        DataError: the columns with path and label cannot be told.
+    """
+    found = _Finder(table, sample, root, options, findings)
+    return found.format
+
+
+class _Finder:
+    def __init__(
+        self, table: Path, sample: Sequence[tuple[int, str]], root: Path, options: Options, findings: Findings
+    ) -> None:
+        self._root = root
+        self._findings = findings
+        self._place = f"{printable(table)}, line {sample[0][0]}"
+        lines = [line.rstrip("\r\n") for _, line in sample]
+        separator = _separator(lines, root)
+        self.format = Format(table, separator)
+        if separator is None:
+            rows = [[unquote(part) for part in line.split()] for line in lines]
+        else:
+            rows = [split_with(separator, line) for line in lines]
+        self._first, self._rows = rows[0], rows[1:]
+        self._lines = lines
+        names = [_plain(cell) for cell in self._first]
+        given = (options.path, options.label, options.weight)
+        if any(given) or self._is_header(names):
+            self._from_header(names, options, sample[0][0])
+        elif separator is None:
+            self._from_blanks()
+        else:
+            self._from_fields()
+        if self.format.unread:
+            shown = ", ".join(printable(name) for name in self.format.unread)
+            read = [self._first[self.format.path], self._first[self.format.label]]
+            findings.note(
+                f"Columns that are read: {printable(read[0])} (path) and {printable(read[1])} (label). "
+                f"Not read: {shown}."
+            )
+
+    # with a header
+
+    def _is_header(self, names: list[str]) -> bool:
+        if len(names) < 2 or any(looks_like_file(cell) or is_file(self._root, cell) for cell in self._first):
+            return False
+        path = any(name in PATH_NAMES for name in names)
+        label = any(name in LABEL_NAMES for name in names)
+        weak = any(map(_is_weak, names))
+        if (path or weak) and label:
+            return True
+        # Headers of other names: no file in the first line, and one in most of those that follow.
+        if self.format.separator is None and not (path or label):
+            return False
+        rows = [row for row in self._rows if len(row) == len(names)]
+        with_file = [row for row in rows if any(looks_like_file(cell) for cell in row)]
+        if not with_file or len(with_file) * 2 < len(rows):
+            return False
+        # A cell that comes again below is a value, not a header.
+        return not any(cell and cell in row for cell in self._first for row in rows)
+
+    def _from_header(self, names: list[str], options: Options, number: int) -> None:
+        form = self.format
+        form.fields = len(names)
+        given = (options.path, options.label, options.weight)
+        has_header = self._is_header(names) or any(
+            option is not None and not option.isdigit() and _plain(option) in names for option in given
+        )
+        form.header_line, form.header = (number, self._first) if has_header else (0, [])
+        path, label, form.weight = (self._named(option, names, has_header) for option in given)
+        if has_header:
+            form.weight = _first_of(WEIGHT_NAMES, names) if form.weight is None else form.weight
+            form.split = _first_of(SPLIT_NAMES, names)
+            path = self._path_column(names) if path is None else path
+            label = _first_of(LABEL_NAMES, names, path) if label is None else label
+        taken = {path, label, form.weight, form.split}
+        free = [i for i, name in enumerate(names) if i not in taken and not _INDEX_NAMES.fullmatch(name)]
+        if path is None and any(map(_is_weak, names)):
+            pass  # an identifier that is no file: not the path because nothing else is left
+        elif (path is None) != (label is None) and len(free) == 1:
+            other = free[0]
+            path, label = (other, label) if path is None else (path, other)
+            if has_header:
+                self._findings.note(
+                    f"Line {number} is taken for a header: '{printable(self._first[path])}' is the path, "
+                    f"'{printable(self._first[label])}' the label."  # type: ignore[index]
+                )
+        elif path is None and label is None and len(free) == 2:
+            path, label = self._two_columns(free, number)
+        if path is None or label is None:
+            self._refuse(path is None, label is None)
+        assert path is not None and label is not None
+        form.path, form.label = path, label
+        if has_header:
+            read = {path, label, form.weight}
+            form.unread = [
+                self._first[i]
+                for i, name in enumerate(names)
+                if i not in read and not _INDEX_NAMES.fullmatch(name)
+            ]
+
+    def _path_column(self, names: list[str]) -> int | None:
+        """The column whose header names files; where several do, one whose first field is a file."""
+        first = self._rows[0] if self._rows else []
+        candidates = [names.index(name) for name in PATH_NAMES if name in names]
+        for i in candidates:
+            if i < len(first) and (is_file(self._root, first[i]) or looks_like_file(first[i])):
+                return i
+        for i in (i for i, name in enumerate(names) if _is_weak(name)):
+            if i < len(first) and (is_file(self._root, first[i]) or looks_like_file(first[i])):
+                return i
+        return candidates[0] if candidates else None
+
+    def _two_columns(self, free: list[int], number: int) -> tuple[int, int]:
+        rows = [row for row in self._rows if len(row) == len(self._first)]
+        path, label = free
+        if _share(rows, label, looks_like_file) > _share(rows, path, looks_like_file):
+            path, label = label, path
+        self._findings.note(
+            f"Line {number} is taken for a header: '{printable(self._first[path])}' is the path, "
+            f"'{printable(self._first[label])}' the label."
+        )
+        return path, label
+
+    def _named(self, option: str | None, names: list[str], has_header: bool) -> int | None:
+        if option is None:
+            return None
+        if has_header and _plain(option) in names:
+            return names.index(_plain(option))
+        if option.isascii() and option.isdigit() and 1 <= int(option) <= len(names):
+            return int(option) - 1
+        shown = ", ".join(f"'{printable(cell)}'" for cell in self._first)
+        raise DataError(
+            f"{self._place}: no column '{printable(option)}'; there are {len(names)}: {shown}. Give a name "
+            "of the header, or a number from 1"
+        )
+
+    def _refuse(self, path: bool, label: bool) -> None:
+        which = "the file nor which the label" if path and label else "the file" if path else "the label"
+        options = " and ".join(
+            option for missing, option in ((path, "--path-column"), (label, "--label-column")) if missing
+        )
+        shown = ", ".join(f"'{printable(cell)}'" for cell in self._first)
+        raise DataError(
+            f"{self._place}: of the columns {shown} none says by its name which is {which}; "
+            f"name it with {options}"
+        )
+
+    # without a header
+
+    def _from_fields(self) -> None:
+        form = self.format
+        form.fields = len(self._first)
+        while form.fields > 2 and not self._first[form.fields - 1]:
+            form.fields -= 1  # commas at the ends of lines, as spreadsheets write them
+        if form.fields == 2:
+            self._find_swapped()
+        elif form.fields == 3 and self._counts_up() and looks_like_file(self._first[1]):
+            form.path, form.label = 1, 2
+            self._findings.note("The first column counts the lines: it is not read.")
+        else:
+            form.fields = 2  # each line says what is wrong with it
+
+    def _from_blanks(self) -> None:
+        frames = [FRAMES.fullmatch(line.strip()) for line in self._lines]
+        matches = [match for match in frames if match]
+        if len(matches) == len(frames):
+            path = self._root / matches[0][1]
+            if path.is_dir() and not is_file(self._root, f"{matches[0][1]} {matches[0][2]}"):
+                raise DataError(
+                    f"{self._place}: {printable(path)} is a folder: this is a list of folders of images "
+                    "(path, frames, label), which cannot be read; give a list of video files"
+                )
+            if all(
+                looks_like_file(match[1]) or is_file(self._root, match[1]) for match in matches
+            ) and not any(is_file(self._root, f"{match[1]} {match[2]}") for match in matches):
+                self.format.fields, self.format.label = 3, 2
+                self._findings.note(
+                    "The lines are read as path, number of frames, label; the numbers of frames are not used."
+                )
+                return
+        self._find_swapped()
+
+    def _find_swapped(self) -> None:
+        """Where the second field is the file and the first is not, the first is the label."""
+        form = self.format
+        form.path, form.label = 1, 0
+        swapped = [form.split_line(line) for line in self._lines]
+        form.path, form.label = 0, 1
+        rows = [form.split_line(line) for line in self._lines]
+        if _share(rows, 0, looks_like_file) == 0 and _share(swapped, 1, looks_like_file) > 0.5:
+            if any(is_file(self._root, row[0]) for row in rows if row):
+                return
+            form.path, form.label = 1, 0
+            self._findings.note("The lines are read as label, path: the second field is the file.")
+
+    def _counts_up(self) -> bool:
+        numbers = [row[0] for row in [self._first, *self._rows] if row]
+        return all(n.isascii() and n.isdigit() for n in numbers) and len(set(numbers)) == len(numbers)
+
+
+def _separator(lines: list[str], root: Path) -> str | None:
+    """What separates fields: the character that takes the lines apart most evenly; None for blanks."""
+    best: tuple[float, int] | None = None
+    chosen = None
+    for order, separator in enumerate(_SEPARATORS):
+        if separator not in lines[0]:
+            continue
+        rows = [split_with(separator, line) for line in lines]
+        even = sum(len(row) == len(rows[0]) and len(row) > 1 for row in rows) / len(rows)
+        if separator in ";|" and even < 0.9:
+            continue  # in a file's name
+        header = {_plain(cell) for cell in rows[0]}
+        known = bool(header & set(PATH_NAMES)) + bool(header & set(LABEL_NAMES))
+        files = max(
+            _share(rows, i, lambda cell: looks_like_file(cell) or is_file(root, cell))
+            for i in range(len(rows[0]))
+        )
+        score = (known + even + files, -order)
+        if best is None or score > best:
+            best, chosen = score, separator
+    return chosen
+
+
+def _share(rows: Iterable[Sequence[str]], column: int, test: Callable[[str], bool]) -> float:
+    cells = [row[column] for row in rows if len(row) > column]
+    return sum(map(test, cells)) / len(cells) if cells else 0.0
+
+
+def _is_weak(name: str) -> bool:
+    return name in _WEAK_PATH_NAMES or (name.endswith("_id") and name not in LABEL_NAMES)
+
+
+def _plain(header: str) -> str:
+    return re.sub(r"[\s_\-./]+", "_", header.strip().strip("\"'").lower().lstrip("#").strip()).strip("_")
+
+
+def _first_of(wanted: Sequence[str], names: list[str], taken: int | None = None) -> int | None:
+    for name in wanted:
+        for i, found in enumerate(names):
+            if found == name and i != taken:
+                return i
+    return None
+
+
+def join_quoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Lines with those joined to one that a quoted field goes over, where it ends soon."""
+    joined: list[tuple[int, str]] = []
+    place = 0
+    while place < len(lines):
+        number, line = lines[place]
+        end = place + 1
+        if _OPENS.search(line) and line.count('"') % 2:
+            text = line
+            for later in range(end, min(end + _MOST_JOINED, len(lines))):
+                text += lines[later][1]
+                if text.count('"') % 2 == 0:
+                    line, end = text, later + 1
+                    break
+        joined.append((number, line))
+        place = end
+    return joined
+
+
+def csv_rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table with the number of the line that each begins in.
+
+    Raises:
+        csv.Error: a quote is not closed, or text follows one; the message names the line.
+    """
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    begin = 1
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            what = "a double quote is not closed" if "end of data" in str(error) else error
+            raise csv.Error(f"line {begin}: {what}") from error
+        yield begin, row
+        begin = reader.line_num + 1
+
+
+def names_columns(line: str) -> bool:
+    """Whether a line, which may begin with `#`, has usual headers of path and label."""
+    names = {_plain(cell) for cell in re.split(r"[\t,;|\s]+", line.lstrip("# \t"))}
+    return bool(names & set(PATH_NAMES)) and bool(names & set(LABEL_NAMES))

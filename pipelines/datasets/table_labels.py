@@ -1,0 +1,147 @@
+"""The labels of a table: names, or indices; and which class each is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.datasets.findings import Findings
+from pipelines.datasets.listing import (
+    ClassNames,
+    check_class_names,
+    class_name,
+    say_similar,
+    shown_class,
+    unknown_class,
+)
+from pipelines.paths import printable
+
+# No data set has so many; a greater index is another column taken for the label.
+_MOST_CLASSES = 1_000_000
+
+_INDEX = re.compile(r"(\d+)(\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_SEVERAL = re.compile(r"[\[({].*[,;|].*[\])}]|\d+(\s*[ ,;|]\s*\d+)+", re.ASCII)
+
+
+class Labels:
+    """The labels that occur in a table, each with the line where it comes first."""
+
+    def __init__(self, table: Path, findings: Findings) -> None:
+        self._table = printable(table)
+        self._findings = findings
+        self._numbers: dict[str, int] = {}
+        self._lines: list[int] = []
+        self._videos = 0
+
+    def number(self, label: str, line: int) -> int:
+        """A number for the label, the same wherever it occurs; the classes are not known yet."""
+        self._videos += 1
+        number = self._numbers.setdefault(label, len(self._lines))
+        if number == len(self._lines):
+            self._lines.append(line)
+        return number
+
+    def resolve(self, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
+        """The class names, and for each number its label.
+
+        Raises:
+            DataError: a label is none of the classes, or no label; the message names its first line.
+        """
+        if class_names is None:
+            names = ClassNames(self._found())
+            self._say_odd(names)
+        else:
+            names = check_class_names(class_names, self._findings)
+        by_name = {name: index for index, name in enumerate(names)}
+        indices = []
+        for label, line in zip(self._numbers, self._lines, strict=True):
+            # A name comes first: a class may be called "7".
+            index = by_name.get(class_name(label))
+            indices.append(self._index(label, line, names) if index is None else index)
+        if not names.first:
+            self._say_base(indices, class_names)
+        return names, indices
+
+    def _index(self, label: str, line: int, names: ClassNames) -> int:
+        place = f"{self._table}, line {line}"
+        index = _index_of(label)
+        if index is None:
+            if _NUMBER.fullmatch(label):
+                raise DataError(f"{place}: label {label} is no class; indices are whole numbers from 0")
+            raise DataError(f"{place}: {unknown_class(label, names)}")
+        last = len(names) - 1 + names.first
+        if not names.first <= index <= last:
+            what = "begin at 1" if index < names.first else f"end at {last}"
+            base = " Labels are counted from 0." if index == len(names) and not names.first else ""
+            raise DataError(f"{place}: label {label}, but labels {what}.{base}")
+        return index - names.first
+
+    def _found(self) -> tuple[str, ...]:
+        """The classes, where nobody gave them: from the labels."""
+        labels = list(zip(self._numbers, self._lines, strict=True))
+        if not all(_NUMBER.fullmatch(label) for label, _ in labels):
+            self._check_kinds(labels)
+            names = tuple(sorted({class_name(label) for label, _ in labels}))
+            say_similar(names, self._findings)
+            return names
+        greatest = 0
+        for label, line in labels:
+            index = _index_of(label)
+            if index is None:
+                why = "is negative" if label.startswith("-") else "is not a whole number"
+                raise DataError(
+                    f"{self._table}, line {line}: label {label} {why}; labels are indices from 0, or names"
+                )
+            if index >= _MOST_CLASSES:
+                raise DataError(f"{self._table}, line {line}: label {label} is more than {_MOST_CLASSES - 1}")
+            greatest = max(greatest, index)
+        if any("." in label for label, _ in labels):
+            self._findings.note("Labels such as 2.0 are read as the index 2.")
+        return tuple(str(index) for index in range(1 + greatest))
+
+    def _check_kinds(self, labels: list[tuple[str, int]]) -> None:
+        """Refuse indices among names, and names among indices."""
+        indices = _index_of(labels[0][0]) is not None
+        for label, line in labels:
+            place = f"{self._table}, line {line}"
+            if _SEVERAL.fullmatch(label):
+                raise DataError(
+                    f"{place}: label '{printable(label)}' looks like several; a video has one label"
+                )
+            if (_index_of(label) is not None) != indices:
+                kinds = ("a name", "an index") if indices else ("an index", "a name")
+                raise DataError(
+                    f"{place}: label '{printable(label)}' is {kinds[0]}, the first is {kinds[1]}. Where "
+                    "numbers are names of classes, give all names with --classes"
+                )
+
+    def _say_odd(self, names: tuple[str, ...]) -> None:
+        if len(self._numbers) == self._videos and self._videos >= 10 and not names[0].isdigit():
+            self._findings.note(
+                f"Each of the {self._videos} videos has a class of its own: is the label in another column?"
+            )
+        known = set(names)
+        for name in names:
+            parts = [part.strip() for part in re.split("[,;|]", name)]
+            if len(parts) > 1 and known.issuperset(parts):
+                self._findings.add(
+                    "labels that look like several, taken as classes of their own", shown_class(name)
+                )
+
+    def _say_base(self, indices: list[int], class_names: Sequence[str] | None) -> None:
+        numeric = all(_index_of(label) is not None for label in self._numbers)
+        if numeric and min(indices) > 0 and len(set(indices)) > 1:
+            first = min(indices)
+            text = f"Labels begin at {first}, and no video has label 0; labels are counted from 0."
+            if class_names is not None:
+                text += " Were the class names meant to be counted from 1, every video has the wrong one."
+            self._findings.note(text)
+
+
+def _index_of(label: str) -> int | None:
+    found = _INDEX.fullmatch(label)
+    # More digits are no index, and turning them into a number would take long.
+    return int(found[1][:20]) if found else None

@@ -1,0 +1,75 @@
+"""Lines of a text file as people's programs write it: UTF-8 or UTF-16, with or without a mark at its head."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines import DataError
+from pipelines.paths import printable
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_LONGEST_LINE = 2**20
+
+
+@contextmanager
+def open_lines(path: Path) -> Iterator[Iterator[str]]:
+    """Yield the lines of a text file with their ends. A byte that is not UTF-8 becomes a lone surrogate.
+
+    Memory is bounded by the longest line, which may have 2^20 characters.
+
+    Raises:
+        OSError: there is no such file.
+        UnicodeDecodeError: a file in UTF-16 or UTF-32 is damaged.
+        DataError: the path names no regular file, or a line is longer.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{printable(path)}: cannot be read: it is no file")
+    with path.open("rb") as binary:
+        encoding = _encoding(binary.read(4096))
+    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
+
+        def lines() -> Iterator[str]:
+            number = 0
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise DataError(
+                        f"{printable(path)}: cannot be read: line {number} is longer than {_LONGEST_LINE} "
+                        "characters; is it a text file?"
+                    )
+                yield line
+
+        yield lines()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether no byte of the text was something else."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encoding(head: bytes) -> str:
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    # UTF-16 without a mark: of letters of the Latin alphabet one byte in two is NUL.
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if 10 * odd > 3 * len(head) and not even:
+        return "utf-16-le"
+    if 10 * even > 3 * len(head) and not odd:
+        return "utf-16-be"
+    return "utf-8"

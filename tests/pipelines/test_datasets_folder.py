@@ -1,0 +1,180 @@
+"""Folders as people have them: links, folders of the system, odd names, the wrong level."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines import DataError
+from pipelines.datasets.folder import read_folder
+from pipelines.datasets.listing import Listing
+
+
+def files(root: Path, *names: str | bytes) -> Path:
+    for name in names:
+        path = root / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def taken(listing: Listing, root: Path) -> list[tuple[str, str]]:
+    """Path and name of the class of each video."""
+    return [(str(path.relative_to(root)), listing.class_names[label]) for path, label in listing.videos]
+
+
+def said(listing: Listing) -> dict[str, int]:
+    """How many of each kind were found."""
+    return {kind: listing.findings.counted(kind) for kind in listing.findings.kinds()}
+
+
+def test_folders_of_systems_are_no_classes_and_hold_no_videos(tmp_path):
+    junk = (
+        "__MACOSX",
+        "@eaDir",
+        "lost+found",
+        ".hidden",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+    )
+    names = [f"{folder}/1.mp4" for folder in junk] + [f"a/{folder}/1.mp4" for folder in junk]
+    root = files(tmp_path, "a/1.mp4", "b/._1.mp4", "b/1.mp4", *names)
+    listing = read_folder(root)
+    assert taken(listing, root) == [("a/1.mp4", "a"), ("b/1.mp4", "b")]
+    assert listing.class_names == ("a", "b")
+    assert said(listing) == {
+        "hidden folders and folders of the system, not looked into": 14,
+        "hidden files, not taken": 1,
+    }
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    root = files(tmp_path / "root", "a/1.mp4", "a/real/2.mp4", "c/3.mp4")
+    files(tmp_path / "elsewhere", "part/4.mp4", "part/5.mp4")
+    for link, target in (
+        ("b", tmp_path / "elsewhere"),  # a class that is a link
+        ("a/again", "real"),  # twice within a class: taken once, by its own name
+        ("a/loop", "."),
+        ("a/up", ".."),
+        ("a/above", tmp_path),
+        ("a/other", "../c"),  # what another class has, too
+        ("a/real/back", ".."),
+        ("a/file.mp4", "1.mp4"),
+        ("a/gone.mp4", "nowhere"),
+        ("a/self.mp4", "self.mp4"),
+    ):
+        (root / link).symlink_to(target)
+    listing = read_folder(root)
+    assert taken(listing, root) == [
+        ("a/1.mp4", "a"),
+        ("a/file.mp4", "a"),
+        ("a/other/3.mp4", "a"),
+        ("a/real/2.mp4", "a"),
+        ("b/part/4.mp4", "b"),
+        ("b/part/5.mp4", "b"),
+        ("c/3.mp4", "c"),
+    ]
+    assert said(listing) == {
+        "links that lead nowhere": 2,
+        "links to folders above them, or to folders taken already; not followed": 5,
+    }
+
+
+def test_many_links_among_folders_end_soon(tmp_path):
+    for number in range(12):
+        files(tmp_path / "root", f"a/{number:02d}/{number}.mp4")
+    for number in range(12):
+        for other in range(12):
+            (tmp_path / f"root/a/{number:02d}/to{other}").symlink_to(f"../{other:02d}")
+    assert len(read_folder(tmp_path / "root").videos) == 12
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    root = files(tmp_path, "a/1.mp4", "b/2.GIF", "empty/readme.txt", "top.mkv", "a/x", "b/3.mp4.part")
+    files(root, *(f"a/frames/{number}.jpg" for number in range(50)), "a/frames/one.png")
+    os.mkfifo(root / "a/pipe.mp4")
+    listing = read_folder(root)
+    assert taken(listing, root) == [("a/1.mp4", "a"), ("b/2.GIF", "b")]
+    assert said(listing) == {
+        "videos directly in the folder of the class folders, not taken: they have no class": 1,
+        "neither files nor folders, not taken": 1,
+        "still images, not taken": 51,
+        "files .part, not taken": 1,
+        "files .txt, not taken": 1,
+        "files without an extension, not taken": 1,
+        "class folders without a video": 1,
+    }
+    lines = listing.findings.write_list(tmp_path / "list.txt").read_text().splitlines()
+    assert f"{root}/a/frames\tnot taken: 50 files .jpg" in lines
+    assert len(lines) == 8
+    assert taken(read_folder(root, more_extensions=["part"]), root)[-1] == ("b/3.mp4.part", "b")
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    root = files(tmp_path, b"a/caf\xe9.mp4", b"caf\xe9/1.mp4")
+    listing = read_folder(root)
+    assert taken(listing, root) == [
+        (os.fsdecode(b"a/caf\xe9.mp4"), "a"),
+        (os.fsdecode(b"caf\xe9/1.mp4"), r"caf\xe9"),
+    ]
+    assert said(listing) == {r"class names that are not UTF-8; a byte is shown as \xNN": 1}
+    assert read_folder(root, ["x", "a", r"caf\xe9"]).videos[1][1] == 2
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    root = files(tmp_path, "Caf\u00e9/1.mp4", "Cafe\u0301/2.mp4", "b /3.mp4")
+    listing = read_folder(root)
+    assert listing.class_names == ("Caf\u00e9", "b")
+    assert sorted(label for _, label in listing.videos) == [0, 0, 1]
+    assert (
+        said(listing)["folders of one class (names are equal after NFC and without blanks at the ends)"] == 1
+    )
+    assert [label for _, label in read_folder(root, ["b", "Cafe\u0301"]).videos] == [1, 1, 0]
+    assert "classes whose names differ only in case or blanks" in said(read_folder(files(root, "B/4.mp4")))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/a/1.mp4", "val/a/2.mp4"), r"one level too high.*\n.*folder .*/train --out train\.arrow"),
+        (("1.mp4", "2.mp4"), r"2 video\(s\) lie directly in it.* the folder above"),
+        (("a/1.xyz",), r"Files there are \.xyz.* --extension"),
+    ],
+)
+def test_the_wrong_folder_is_recognised(tmp_path, names, message):
+    with pytest.raises(DataError, match=message):
+        read_folder(files(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (
+            ("a/train/1.mp4", "a/val/2.mp4", "b/train/3.mp4"),
+            "2 class folders hold only folders called train, val",
+        ),
+        (("x/a/1.mp4", "x/b/2.mp4"), "All videos lie a level deeper"),
+        (("a/1.mp4",), "one class with videos only"),
+        (tuple(f"v{number}/1.mp4" for number in range(12)), "Every class has one video only"),
+    ],
+)
+def test_a_doubtful_level_is_said(tmp_path, names, note):
+    listing = read_folder(files(tmp_path, *names))
+    assert len(listing.videos) == len(names)
+    assert any(note in sentence for sentence in listing.findings.notes)
+
+
+def test_splits_may_be_classes_where_they_are_named(tmp_path):
+    root = files(tmp_path, "train/1.mp4", "test/2.mp4")
+    assert len(read_folder(root).videos) == 2
+    root = files(tmp_path / "deep", "train/a/1.mp4", "test/a/2.mp4")
+    assert len(read_folder(root, ["train", "test"]).videos) == 2
+
+
+def test_folders_that_are_no_given_class(tmp_path):
+    root = files(tmp_path, "a/1.mp4", "thumbs/1.jpg")
+    assert said(read_folder(root, ["a"]))["folders without a video that are not among the class names"] == 1
+    files(root, "jumb/2.mp4", "zoo/2.mp4")
+    with pytest.raises(DataError, match=r"class 'jumb' is not among .* 'jump'\?, and 1 more such folders"):
+        read_folder(root, ["a", "jump"])

@@ -1,0 +1,278 @@
+"""What `prepare.py` says at its end, and the lists that it writes."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipelines import DataError
+from pipelines.datasets import duplicates
+from pipelines.datasets.build import build_manifest, compare_with_siblings
+from pipelines.datasets.cost import CostSummary, clip_seconds
+from pipelines.datasets.duplicates import content_key
+from pipelines.datasets.findings import WIDTH, Findings
+from pipelines.datasets.folder import read_folder
+from pipelines.datasets.summary import Report
+from pipelines.datasets.table import read_table
+from pipelines.manifest import Manifest
+from pipelines.probe import VideoInfo
+from trainer.progress import shown_progress
+
+
+def make_video(path: Path, seed: int, frames: int = 4, codec: str = "mpeg4", form: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
+        for _ in range(frames):
+            image = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())
+    return path
+
+
+def lines_of(path: Path) -> dict[Path, str]:
+    r"""A list as its description in docs/formats.md says: escapes as in bash's $'...', then a tab."""
+    named = {"n": b"\n", "t": b"\t", "r": b"\r", "\\": b"\\"}
+    found = {}
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        name, reason = line.split("\t")
+        plain = re.sub(
+            rb"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|([ntr\\]))",
+            lambda m: (
+                bytes([int(m[1], 16)])
+                if m[1]
+                else chr(int(m[2], 16)).encode()
+                if m[2]
+                else named[m[3].decode()]
+            ),
+            name.encode(),
+        )
+        found[Path(os.fsdecode(plain))] = reason
+    return found
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> tuple[Path, Report]:
+    """Videos with all that can be said of them, prepared once beside another manifest."""
+    root = tmp_path_factory.mktemp("collection")
+    first = make_video(root / "train/a/1.mp4", 1)
+    for copy in ("train/a/copy.mp4", "train/b/copy.mp4", "val/a/9.mp4"):
+        (root / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first, root / copy)
+    shutil.copy(make_video(root / "train/b/2.mp4", 2), root / "train/b/two.mp4")
+    make_video(root / os.fsdecode(b"train/b/caf\xe9.mp4"), 3, frames=1)
+    make_video(root / "val/b/8.mp4", 8)
+    (root / "train/empty").mkdir()
+    for number, name in enumerate(
+        (b"bad\n\tline.mp4", b"bad\\\x1b[31m.mp4", b"bad\xff\xc2\x85.mp4", b"bad'.mp4")
+    ):
+        (root / "train/a" / os.fsdecode(name)).write_bytes(b"x" * (number + 10))
+    build_manifest(root / "val.arrow", read_folder(root / "val"), workers=1)
+    report = build_manifest(root / "train.arrow", read_folder(root / "train"), workers=1)
+    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    return root, report
+
+
+def test_every_video_is_taken_whatever_its_name(collection):
+    _, report = collection
+    manifest = Manifest.open(report.manifest.path)
+    manifest.verify()
+    paths = {manifest.absolute_path(manifest.row(index)).name for index in range(len(manifest))}
+    assert paths == {"1.mp4", "copy.mp4", "2.mp4", "two.mp4", os.fsdecode(b"caf\xe9.mp4")}
+
+
+def test_the_lists_can_be_read_back(collection):
+    root, report = collection
+    bad = lines_of(report.bad_list)
+    assert {path.name for path in bad} == {
+        os.fsdecode(name)
+        for name in (b"bad\n\tline.mp4", b"bad\\\x1b[31m.mp4", b"bad\xff\xc2\x85.mp4", b"bad'.mp4")
+    }
+    assert all(path.is_file() for path in bad)
+    found = lines_of(report.report)
+    assert found.keys() == {root / "train" / name for name in ("empty", "a/1.mp4", "b/2.mp4")}
+
+
+def test_the_summary_says_what_was_taken_and_what_not(collection):
+    root, report = collection
+    text = report.summary()
+    assert text.isprintable() is False and re.sub(r"\n", "", text).isprintable()
+    lines = text.splitlines()
+    assert lines[0] == f"{root}/train.arrow: 6 videos of 3 classes"
+    assert "a 2, b 4, empty 0" in lines[1]
+    assert "1 class without a video: empty" in lines[2]
+    assert "4 bad videos are left out, see" in lines
+    for words in (
+        "videos that occur under two labels or more: 1",
+        "videos that occur twice or more, with one label: 1",
+        "class folders without a video: 1",
+        "videos that are also in val.arrow: 1",
+        "one frame only: 1",
+    ):
+        assert f"  {words}" in lines
+    assert f"      = {root}/train/b/copy.mp4 (b) and 1 more" in lines
+    assert any("val.arrow names other classes" in line for line in lines)
+    assert all(len(line) <= WIDTH for line in lines if str(root) not in line)
+
+
+def test_the_same_bytes_whatever_the_workers(collection, tmp_path):
+    root, _ = collection
+    names = [path.relative_to(root / "train") for path in sorted((root / "train").rglob("*.mp4"))]
+    table = tmp_path / "list.tsv"
+    table.write_bytes(
+        b"".join(os.fsencode(name) + b"\tb\n" for name in names[1:] * 6 if "\n" not in str(name))
+    )
+    shutil.copy(root / "val.arrow", tmp_path / "val.arrow")
+    results = []
+    for workers in (1, 2):
+        listing = read_table(table, root / "train")
+        report = build_manifest(tmp_path / "m.arrow", listing, workers=workers)
+        compare_with_siblings(report, workers=workers, progress_of=shown_progress)
+        results.append([path.read_bytes() for path in sorted(tmp_path.glob("m.arrow*"))] + [report.summary()])
+    assert len(listing.videos) >= 32  # enough for two workers
+    assert len(results[0]) == 4 and results[0] == results[1]
+
+
+def test_copies_in_a_table_are_named_with_their_lines(collection, tmp_path):
+    root, _ = collection
+    table = tmp_path / "list.csv"
+    table.write_text("train/a/1.mp4,a\ntrain/b/2.mp4,b\ntrain/a/1.mp4,b\n./train/b/2.mp4,b\ngone.mp4,a\n")
+    report = build_manifest(tmp_path / "m.arrow", read_table(table, root), workers=1)
+    found = lines_of(report.report)
+    first, second = (found[root / name] for name in ("train/a/1.mp4", "train/b/2.mp4"))
+    assert "two labels" in first and "(a, line 1)" in first and "(b, line 3)" in first
+    assert "one label" in second and "(b, line 2)" in second and "(b, line 4)" in second
+    assert report.bad == 1
+
+
+def test_videos_that_differ_are_not_taken_for_copies(tmp_path):
+    block = duplicates.BLOCK
+    contents = [
+        b"a" * 5 * block,
+        b"b" + b"a" * (5 * block - 1),
+        b"a" * (5 * block - 1) + b"b",
+        b"a" * 4 * block,
+    ]
+    contents.append(b"a" * (5 * block // 2) + b"b" + b"a" * (5 * block - 5 * block // 2 - 1))
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}").write_bytes(content)
+    keys = [content_key(tmp_path / f"{number}") for number in range(len(contents))]
+    assert len(set(keys)) == len(keys)
+    (tmp_path / "shard").write_bytes(contents[1] + contents[2])
+    assert content_key(tmp_path / "shard", len(contents[1]), len(contents[2])) == keys[2]
+    os.mkfifo(tmp_path / "pipe")
+    assert content_key(tmp_path / "none") == content_key(tmp_path) == 0
+
+
+def test_what_is_no_file_is_named_in_a_table(tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    make_video(tmp_path / "good.mp4", 1)
+    table = tmp_path / "list.csv"
+    table.write_text("folder.mp4,a\npipe.mp4,a\ngood.mp4,a\n" + "x" * 300 + ".mp4,a\n")
+    report = build_manifest(tmp_path / "m.arrow", read_table(table), workers=1)
+    assert sorted(lines_of(report.bad_list).values()) == [
+        "cannot be read: File name too long",
+        "is a folder",
+        "is no regular file",
+    ]
+
+
+def test_a_file_of_another_kind_is_not_replaced(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("v.mp4,a\n")
+    with pytest.raises(DataError, match="exists and is no manifest"):
+        build_manifest(table, read_table(table), workers=1)
+    with pytest.raises(DataError, match="is a folder"):
+        build_manifest(tmp_path, read_table(table), workers=1)
+    assert table.read_text() == "v.mp4,a\n"
+
+
+def test_none_that_can_be_used_says_why_and_where(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("videos\\1.mp4,a\nvideos\\2.mp4,b\n")
+    with pytest.raises(DataError) as raised:
+        build_manifest(tmp_path / "m.arrow", read_table(table), workers=1)
+    message = str(raised.value)
+    assert "No such file or directory: 2" in message and "Backslashes" in message
+    assert f"looked for at {tmp_path}/videos/1.mp4" in message
+
+
+def test_files_of_all_kinds_are_taken(tmp_path):
+    kinds = {
+        "gif": ("gif", None),
+        "apng": ("apng", "apng"),
+        "mxf": ("mpeg2video", None),
+        "divx": ("mpeg4", "avi"),
+        "m2v": ("mpeg2video", "mpeg2video"),
+        "y4m": ("wrapped_avframe", "yuv4mpegpipe"),
+        "f4v": ("mpeg4", "mp4"),
+        "qt": ("mjpeg", "mov"),
+        "3g2": ("mpeg4", "3g2"),
+        "nut": ("mpeg4", None),
+        "ivf": ("libvpx", None),
+        "mjpg": ("mjpeg", "mjpeg"),
+        "rm": ("rv10", None),
+        "m2t": ("mpeg2video", "mpegts"),
+        "MOD": ("mpeg2video", "vob"),
+    }
+    made = [
+        make_video(tmp_path / "a" / f"x.{ending}", 1, frames=8, codec=codec, form=form)
+        for ending, (codec, form) in kinds.items()
+    ]
+    report = build_manifest(tmp_path / "m.arrow", read_folder(tmp_path), workers=1)
+    assert report.bad == 0, report.summary()
+    rows = [report.manifest.row(index) for index in range(len(report.manifest))]
+    assert {report.manifest.absolute_path(row): row.frames for row in rows} == dict.fromkeys(made, 8)
+
+
+def info(frames: int, distance: int, width: int, height: int) -> VideoInfo:
+    return VideoInfo(frames, 25.0, width, height, "h264", keyframe_distance=distance)
+
+
+def test_videos_that_are_expensive_to_read_are_said_with_what_to_do(tmp_path):
+    cost = CostSummary()
+    for number, video in enumerate((info(300, 250, 340, 256), info(9000, 12, 1280, 720))):
+        cost.add(Path(f"cheap{number}.mp4"), video)
+    assert cost.lines() == []
+    cost.add(Path("long.mp4"), info(9000, 250, 1920, 1080))
+    cost.add(Path("longer.mp4"), info(9000, 500, 1920, 1080))
+    lines = cost.lines()
+    assert lines[0].startswith("2 videos cost more than 0.5 s")
+    assert any("longer.mp4" in line for line in lines) and any(
+        "1920x1080, 9000 frames" in line for line in lines
+    )
+    assert all(len(line) <= WIDTH for line in "\n".join(lines).splitlines())
+    assert clip_seconds(info(9000, 12, 568, 320)) < clip_seconds(info(9000, 250, 1920, 1080)) / 50
+
+
+def test_memory_does_not_grow_with_what_is_found(tmp_path):
+    findings = Findings()
+    for number in range(2000):
+        findings.add(f"kind {number}", Path(f"file {number}"))
+    assert findings.listed == 2000 and len(findings.kinds()) <= 201
+    assert len(findings.write_list(tmp_path / "list.txt").read_text().splitlines()) == 2000
+    Findings().write_list(tmp_path / "list.txt")
+    assert not (tmp_path / "list.txt").exists()
+
+
+def test_the_command_that_is_advised_works(tmp_path):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs the ffmpeg program")
+    make_video(tmp_path / "in.mp4", 1, frames=30)
+    cost = CostSummary()
+    cost.add(Path("in.mp4"), info(9000, 250, 1920, 1080))
+    command = "\n".join(line for line in cost.lines() if "ffmpeg" in line or "OUT" in line)
+    command = command.replace(" IN ", " in.mp4 ").replace("OUT", "out")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (426, 320)
