@@ -5,23 +5,24 @@ The file's metadata holds, as JSON: the model's configuration, the class names, 
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.weight_files import StoredWeights, listed, open_safetensors
+from models.weight_files import listed, open_safetensors
 from models.weights.header import FileError, short
 from trainer import RunError
 from trainer.tensor_file import flush, write_tensors
 
 FORMAT = "1"
 
-T = TypeVar("T")
+_DESCRIPTION: dict[str, type] = {"model": dict, "class_names": list, "preprocessing": dict, "recipe": dict}
 
 
 @dataclass(frozen=True)
@@ -69,39 +70,44 @@ def load_weights(path: Path, *, finite: bool = True) -> Weights:
         raise RunError(
             f"{path} holds tensors, but not a model's description of this program's format {FORMAT}"
         )
-    fields = _described(path, stored.metadata, "model", dict)
-    class_names = _described(path, stored.metadata, "class_names", list)
-    if not all(isinstance(name, str) for name in class_names):
-        raise RunError(f"{path} cannot be read as weights: its class_names are not all text")
-    preprocessing = _described(path, stored.metadata, "preprocessing", dict)
-    recipe = _described(path, stored.metadata, "recipe", dict)
     try:
-        model = _built(fields, stored)
+        description = {
+            name: _parsed(name, stored.metadata) for name in _DESCRIPTION if name in stored.metadata
+        }
+        model = described_model(description, stored.shapes).to_empty(device="cpu")
         model.load_state_dict(stored.read(stored.shapes, finite=finite))
     except ModelError as error:
         raise RunError(f"{path} cannot be read as weights: {error}") from error
-    return Weights(model.eval(), tuple(class_names), preprocessing, recipe)
+    return Weights(
+        model.eval(),
+        tuple(description["class_names"]),
+        description["preprocessing"],
+        description["recipe"],
+    )
 
 
-def _described(path: Path, metadata: dict[str, str], name: str, kind: type[T]) -> T:
-    """A part of the description. Raises RunError where it is missing or of another kind."""
-    if name not in metadata:
-        raise RunError(f"{path} cannot be read as weights: its metadata have no {name}")
+def _parsed(name: str, metadata: dict[str, str]) -> Any:
     try:
-        found = json.loads(metadata[name])
+        return json.loads(metadata[name])
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read as weights: its {name} is no JSON ({error})") from error
-    if not isinstance(found, kind):
-        raise RunError(
-            f"{path} cannot be read as weights: its {name} is a {type(found).__name__}, not a {kind.__name__}"
-        )
-    return found
+        raise ModelError(f"its {name} is no JSON ({error})") from error
 
 
-def _built(fields: dict[str, Any], stored: StoredWeights) -> UniFormerV2:
-    """The model that the fields describe, its values still unset. Raises ModelError where it cannot be, or
-    where the stored tensors are not its own.
+def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -> UniFormerV2:
+    """The model that a description holds, on the meta device: without values.
+
+    shapes: the tensors that go with it, of which only names, shapes and types matter. Raises ModelError where
+    the description lacks something or is wrong, or where the tensors are not the model's.
     """
+    for part, kind in _DESCRIPTION.items():
+        if part not in description:
+            raise ModelError(f"its description has no {part}")
+        if not isinstance(description[part], kind):
+            given = type(description[part]).__name__
+            raise ModelError(f"its {part} is a {given}, not a {kind.__name__}")
+    if not all(isinstance(text, str) for text in description["class_names"]):
+        raise ModelError("its class_names are not all text")
+    fields = description["model"]
     known = {field.name: field for field in dataclasses.fields(UniFormerV2Config)}
     for name in fields.keys() - known:
         raise ModelError(f"the model's field {short(name)} is not known")
@@ -112,14 +118,14 @@ def _built(fields: dict[str, Any], stored: StoredWeights) -> UniFormerV2:
         model = UniFormerV2(UniFormerV2Config(**fields))
     problems = []
     for name, own in model.state_dict().items():
-        found = stored.shapes.get(name)
+        found = shapes.get(name)
         if found is None:
             problems.append(f"missing {name}")
         elif found.shape != own.shape:
             problems.append(f"{name} has shape {short(tuple(found.shape))}, expected is {tuple(own.shape)}")
         elif found.is_floating_point() != own.is_floating_point():
             problems.append(f"{name} holds {str(found.dtype).removeprefix('torch.')}")
-    problems += [f"unexpected {short(name)}" for name in stored.shapes.keys() - model.state_dict()]
+    problems += [f"unexpected {short(name)}" for name in shapes.keys() - model.state_dict()]
     if problems:
         raise ModelError(f"the tensors do not fit the model they describe: {listed(problems)}")
-    return model.to_empty(device="cpu")
+    return model

@@ -70,7 +70,7 @@ def test_what_was_written_is_read(written: Path) -> None:
     [
         ({"format_version": "2"}, "not a model's description of this program's format 1"),
         ({"format_version": None}, "not a model's description"),
-        ({"model": None}, "its metadata have no model"),
+        ({"model": None}, "its description has no model"),
         ({"model": "{"}, "its model is no JSON"),
         ({"model": "[" * 100_000}, "its model is no JSON"),
         ({"model": "9" * 5000}, "its model is no JSON"),
@@ -78,7 +78,7 @@ def test_what_was_written_is_read(written: Path) -> None:
         ({"model": "{}"}, "the model's field resolution is missing"),
         ({"class_names": "3"}, "its class_names is a int, not a list"),
         ({"class_names": "[1, 2, 3]"}, "its class_names are not all text"),
-        ({"class_names": None}, "its metadata have no class_names"),
+        ({"class_names": None}, "its description has no class_names"),
         ({"preprocessing": "null"}, "its preprocessing is a NoneType"),
         ({"recipe": "NaN"}, "its recipe is a float"),
     ],

@@ -37,7 +37,7 @@ class Accuracies:
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             return {int(step): float(top1) for step, top1 in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
     def _write(self, accuracies: dict[int, float]) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models import ModelError
+from models.weight_files import listed
 from trainer import RunError
 from trainer.checkpoint.shards import Index, ShardReader, read_index
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import STATE, CheckpointError, TrainState, problem_of, read_state, shards
-from trainer.weights import save_weights
+from trainer.weights import described_model, save_weights
 
 _log = logging.getLogger(__name__)
 
@@ -19,8 +21,9 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
 
     source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
     with `best`. average: take the moving average of the weights where the run keeps one. Returns what the
-    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one, and for one
-    that a run at work deletes meanwhile.
+    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one, for weights
+    that are not finite or not the described model's, and for a checkpoint that a run at work deletes
+    meanwhile.
     """
     if not source.is_dir():
         raise RunError(f"{source}: there is no such folder; name a run's, or one of its checkpoints/step-...")
@@ -32,14 +35,34 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
         state = read_state(checkpoint)
         reader = ShardReader(read_index(shards(checkpoint, state)))
         tensors = _tensors(reader, average)
+        _check(tensors, checkpoint, state)
     except RunError as error:
-        if checkpoint.is_dir():
+        if isinstance(error, CheckpointError) and checkpoint.is_dir():
             raise
+        if checkpoint.is_dir():
+            raise CheckpointError(checkpoint, str(error)) from error
         raise CheckpointError(
             checkpoint, "it was deleted while it was read, as its run keeps newer ones; export one of those"
         ) from error
     save_weights(out, tensors, state.description)
     return state
+
+
+def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> None:
+    """Raises CheckpointError where nobody could use the file: for another model's tensors, or ones that are
+    not finite.
+    """
+    try:
+        described_model(state.description, tensors)
+    except ModelError as error:
+        raise CheckpointError(checkpoint, str(error)) from error
+    bad = [
+        f"{name}: {count:,} of {tensor.numel():,} values"
+        for name, tensor in tensors.items()
+        if (count := tensor.numel() - int(tensor.isfinite().sum()))
+    ]
+    if bad:
+        raise CheckpointError(checkpoint, f"it holds numbers that are not finite in {listed(bad)}")
 
 
 def _choose(run: Path, best: bool) -> Path:

@@ -7,6 +7,7 @@ number of ranks. Nothing here is pickled. `sha256sum -c *.sha256` checks a check
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.weights.header import read_header, short
 from trainer import RunError
 from trainer.engine.pieces import Piece
 from trainer.tensor_file import flush, write_tensors
 
 _HASHED_AT_ONCE = 2**22  # bytes
+_MAX_CHECKSUM = 1000  # characters of a line of sha256sum
 
 
 class Snapshot:
@@ -72,7 +75,11 @@ def damage(path: Path) -> str | None:
     try:
         if not path.is_file():
             return f"{path.name} is missing"
-        expected = _checksum_path(path).read_text(encoding="ascii")
+        beside = _checksum_path(path)
+        if not beside.is_file():
+            return f"{path.name} cannot be checked: {beside.name} is missing"
+        with beside.open(encoding="ascii") as file:
+            expected = file.read(_MAX_CHECKSUM)
         found = _checksum_line(path)
     except (OSError, ValueError) as error:
         return f"{path.name} cannot be checked ({error})"
@@ -96,19 +103,36 @@ Index = dict[str, list[Stored]]
 
 def read_index(paths: Iterable[Path]) -> Index:
     """What lies where in some shards, from their headers alone. Raises RunError for an unreadable one."""
-    from safetensors import safe_open
-
     index: Index = {}
     for path in paths:
         ends: dict[str, int] = {}
         with _naming(path):
-            with safe_open(path, framework="pt") as file:
-                held = json.loads(file.metadata()["pieces"])
-            for key, start, count, kind, shape in held:
-                stored = Stored(path, kind, ends.get(kind, 0), start, count, tuple(shape))
+            header = read_header(path)
+            held = json.loads(header.metadata["pieces"])
+            for piece in held:
+                key, start, count, kind, shape = _described(piece)
+                stored = Stored(path, kind, ends.get(kind, 0), start, count, shape)
                 index.setdefault(key, []).append(stored)
                 ends[kind] = ends.get(kind, 0) + count
+            stands = {name: shape for name, (dtype, shape) in header.tensors.items() if name == _short(dtype)}
+            if stands.keys() != header.tensors.keys() or stands != {k: (end,) for k, end in ends.items()}:
+                raise ValueError("its pieces are not those of its tensors")
     return index
+
+
+def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
+    """What a header says of a piece. Raises TypeError or ValueError where it says something else."""
+    key, start, count, kind, shape = piece
+    numbers = [start, count, *shape]
+    if (
+        not isinstance(key, str)
+        or not isinstance(kind, str)
+        or any(type(each) is not int for each in numbers)
+    ):
+        raise TypeError("a piece is not described as one")
+    if min(numbers) < 0 or start + count > math.prod(shape):
+        raise ValueError(f"a piece of {short(key)} lies outside its tensor")
+    return key, start, count, kind, tuple(shape)
 
 
 @contextmanager
@@ -118,7 +142,7 @@ def _naming(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{path.name} cannot be read ({error or repr(error)})") from error
 
 
@@ -145,7 +169,9 @@ class ShardReader:
             )
         filled = 0
         for start, part in self._overlaps(stored, piece.start, piece.start + piece.count):
-            piece.values.narrow(0, start - piece.start, part.numel()).copy_(part)
+            if start - piece.start != filled:
+                break
+            piece.values.narrow(0, filled, part.numel()).copy_(part)
             filled += part.numel()
         if filled != piece.count:
             raise RunError(f"the checkpoint holds only {filled} of {piece.count} elements of {piece.key}")
@@ -153,14 +179,18 @@ class ShardReader:
     def whole(self, key: str) -> Tensor:
         """A tensor put together, in the format it is stored in. Raises RunError where a part is missing."""
         first = self.index[key][0]
-        count = torch.Size(first.shape).numel()
+        count = math.prod(first.shape)
+        held = sum(part.count for part in self.index[key])
+        if held != count:  # before memory is asked for
+            only = "only " if held < count else ""
+            raise RunError(f"the checkpoint holds {only}{held} of {count} elements of {key}")
         kind = getattr(torch, first.kind)
         piece = Piece(key, 0, torch.empty(count, dtype=kind), first.shape, replicated=False)
         self.fill(piece)
         return piece.values.view(first.shape)
 
     def _overlaps(self, stored: list[Stored], begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
-        for part in stored:
+        for part in sorted(stored, key=lambda part: part.start):
             first, last = max(begin, part.start), min(end, part.start + part.count)
             if first < last:
                 offset = part.offset + first - part.start

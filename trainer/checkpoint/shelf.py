@@ -154,7 +154,7 @@ class Shelf:
 def step_of(path: Path) -> int:
     """The step whose checkpoint lies there; -1 for a folder that is named otherwise."""
     number = path.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isascii() and number.isdigit() else -1
 
 
 def lacks_room(error: Exception) -> bool:

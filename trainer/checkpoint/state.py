@@ -1,15 +1,19 @@
 """What a checkpoint says of itself, and whether it is whole."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from models.weights.header import short
 from trainer import RunError
 from trainer.checkpoint.shards import damage, seal
 
 FORMAT = 2
 STATE = "state.json"
+_MAX_RANKS = 2**17
+_MAX_SECONDS = 1e12
 
 
 class CheckpointError(RunError):
@@ -43,6 +47,28 @@ class TrainState:
     description: dict[str, Any]
 
 
+def _is_count(value: object, most: int = 2**62) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_SECONDS
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "updates": _is_count,
+    "world_size": lambda value: _is_count(value, _MAX_RANKS) and value > 0,
+    "zero_stage": lambda value: _is_count(value, 3),
+    "settled": lambda value: isinstance(value, dict),
+    "clips": _is_count,
+    "bad": _is_count,
+    "spent": lambda value: isinstance(value, dict) and all(map(_is_time, value.values())),
+    "saved_at": _is_time,
+    "description": lambda value: isinstance(value, dict),
+}
+
+
 def shard_name(rank: int) -> str:
     return f"shard-{rank:05d}.safetensors"
 
@@ -67,11 +93,14 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(folder, problem)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(folder, f"{STATE} cannot be read ({error})") from error
     known = {"format", *(field.name for field in fields(TrainState))}
     if not isinstance(described, dict) or set(described) != known or described.pop("format") != FORMAT:
         raise CheckpointError(folder, f"{STATE} is of another version of this program")
+    for name, check in _CHECKS.items():
+        if not check(described[name]):
+            raise CheckpointError(folder, f"{STATE} is damaged: {name} is {short(described[name])}")
     return TrainState(**described)
 
 
