@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import ModelError
-from models.weights.header import FileError, first_bytes, read_header, short
+from models.weights.header import FileError, first_bytes, looks_like, read_header, short
 
 WeightSource = str | Path | Mapping[str, Any]
 
@@ -126,7 +126,7 @@ def _unpickled(path: Path, size: int) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except Exception as error:  # a damaged pickle can make the unpickler raise whatever it likes
         words = short(str(error).split("\n")[0] or type(error).__name__, 300)
-        raise FileError(f"cannot be read as a file of weights: {words}") from error
+        raise FileError(f"cannot be read as a file of weights: {words}{looks_like(path)}") from error
 
 
 def _check_archive(path: Path, size: int) -> None:

@@ -1,7 +1,8 @@
 """Doing something on all ranks, and failing on all of them where one fails."""
 
+import hashlib
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -39,6 +40,33 @@ def together(work: Callable[[], T]) -> T:
     if len(ranks) == 1:
         raise AgreedError(next(iter(ranks)))
     raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
+
+
+def same_on_all(name: str, text: str) -> None:
+    """Raises AgreedError on every rank where a text that each read for itself is not the same on all, with
+    the ranks that differ from rank 0 and their first other line. Collective.
+    """
+    texts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, hashlib.sha256(text.encode()).hexdigest())
+    others = [rank for rank, found in enumerate(texts) if found != texts[0]]
+    if not others:
+        return
+    compared = [text]
+    dist.broadcast_object_list(compared, src=0)
+    of_each: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_each, _first_difference(compared[0], text))
+    raise AgreedError(
+        f"{name} is another on {ranks_in_words(others)} than on rank 0: {of_each[others[0]]}; it changed "
+        "while the ranks read it, or they read different files; start again"
+    )
+
+
+def _first_difference(one: str, other: str) -> str | None:
+    """The first line in which two texts differ, as both have it; None where they are equal."""
+    for before, after in zip_longest(one.splitlines(), other.splitlines(), fillvalue="nothing"):
+        if before != after:
+            return f"`{after.strip()[:200]}` and not `{before.strip()[:200]}`"
+    return None
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ from pipelines import DataError
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import RunError, UserError
-from trainer.agreement import AgreedError, together
+from trainer.agreement import AgreedError, same_on_all, together
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
@@ -103,6 +103,7 @@ class Run:
         )
 
     def train(self, resume: str, allowed: Sequence[str]) -> int:
+        same_on_all("the recipe", self.recipe.to_yaml())
         together(self._check_tracking)
         together(self._render)
         room = room_of_all(self.environment)
@@ -313,8 +314,9 @@ class Run:
 
     def _model(self, prepared: Preparation, found: Path | None) -> UniFormerV2:
         model = UniFormerV2(prepared.config)
-        if self.recipe.model.image_weights is not None and found is None:
-            load_image_weights(model, self.recipe.model.image_weights)
+        weights = self.recipe.model.image_weights
+        if weights is not None and found is None:
+            together(lambda: load_image_weights(model, weights))
         return model
 
     def _open_record(

@@ -59,7 +59,8 @@ def first_bytes(path: Path, count: int) -> tuple[bytes, int]:
         found = os.stat(path)
         kind = stat.S_IFMT(found.st_mode)
         if kind != stat.S_IFREG:
-            raise FileError(f"is {_KINDS.get(kind, 'no file')}, not a file of weights")
+            hint = ": name a file in it, such as model.safetensors" if stat.S_ISDIR(kind) else ""
+            raise FileError(f"is {_KINDS.get(kind, 'no file')}, not a file of weights{hint}")
         # Without O_NONBLOCK a pipe that has just taken the file's place would be waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return file.read(count), found.st_size
@@ -82,7 +83,7 @@ def read_header(path: Path) -> Header:
     if length > min(size - 8, MAX_HEADER):
         raise FileError(
             f"cannot be read as safetensors: its first bytes name a header of {length:,} bytes; allowed are "
-            f"{MAX_HEADER:,}, and the file has {size:,}{_looks_like(path)}"
+            f"{MAX_HEADER:,}, and the file has {size:,}{looks_like(path)}"
         )
     content = first_bytes(path, 8 + length)[0][8:]
     try:
@@ -158,15 +159,17 @@ def _whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
-def _looks_like(path: Path) -> str:
+def looks_like(path: Path) -> str:
     """What else the file seems to be, in words that end a message."""
     begin = first_bytes(path, 256)[0]
     if begin.startswith(b"version https://git-lfs"):
         return "; it is a pointer of Git LFS: fetch the file itself with `git lfs pull`"
     if begin.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "; it is a web page: download the file itself"
-    if begin.startswith((b"PK\3\4", b"\x80")):
+    if begin.startswith((b"PK\3\4", b"\x80")) and path.suffix == ".safetensors":
         return "; it is a file of torch.save: name it *.pt"
+    if begin.lstrip().startswith(b"{"):
+        return "; it is JSON, such as the index of a model in several files: name a file of tensors"
     return ""
 
 

@@ -97,6 +97,8 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "lfs.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
     )
+    (tmp_path / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
     (tmp_path / "long.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
     for name, words in {
         "pipe.safetensors": "is a pipe, not a file of weights",
@@ -106,6 +108,8 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
         "empty.pt": "cannot be read as a file of weights",
         "page.safetensors": "it is a web page: download the file itself",
         "lfs.safetensors": "it is a pointer of Git LFS",
+        "lfs.pt": "it is a pointer of Git LFS",
+        "model.safetensors.index.json": "it is JSON, such as the index of a model in several files",
         "long.safetensors": "its first bytes name a header of 9,223,372,036,854,775,808 bytes",
         "none.pt": "no weight file",
         "x" * 300: "File name too long",

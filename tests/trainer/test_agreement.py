@@ -1,0 +1,23 @@
+"""What each rank reads for itself has to be the same on all."""
+
+from tests.trainer.ranks import Ranks
+
+
+def compare(texts: list[str]) -> str:
+    import torch.distributed as dist
+
+    from trainer.agreement import AgreedError, same_on_all
+
+    try:
+        same_on_all("the recipe", texts[dist.get_rank()])
+    except AgreedError as error:
+        return str(error)
+    return "the same"
+
+
+def test_recipes_that_differ_between_ranks_are_refused_on_all() -> None:
+    with Ranks(2) as two:
+        assert two.run(compare, ["a: 1\nb: 2\n"] * 2) == ["the same"] * 2
+        first, second = two.run(compare, ["a: 1\nb: 2\n", "a: 1\nb: 3\n"])
+    assert first == second
+    assert first.startswith("the recipe is another on rank 1 than on rank 0: `b: 3` and not `b: 2`; ")
