@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from models.config import ModelError
+from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
 from models.weight_files import StoredWeights, WeightSource, listed, open_weights
@@ -50,12 +50,9 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
     tensor is read. Weights that are not finite are refused.
     """
     weights = open_weights(source)
-    tower = find_tower(weights.shapes)
-    if tower is None:
-        raise ModelError(_not_known(weights))
     targets = model.state_dict()
     grid = model.config.grid
-    _check_fit(weights, tower, targets, grid)
+    tower = _tower_that_fits(weights, targets, grid)
     tensors = weights.read(name for names in tower.parts.values() for name in names)
     weights.read(tower.prefix + name for name in tower.left_out if tower.prefix + name in weights.shapes)
     loaded: dict[str, Tensor] = {}
@@ -69,6 +66,23 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
     logger.info("image weights: %d tensors loaded, %d left out", len(loaded), len(tower.left_out))
     kept = tuple(name for name in targets if name not in loaded)
     return ImageWeightsReport(tuple(loaded), tuple(adapted), tower.left_out, kept)
+
+
+def check_image_weights(config: UniFormerV2Config, source: WeightSource) -> None:
+    """Raises ModelError for weights that `load_image_weights` would refuse by their names, shapes and types;
+    no tensor of a safetensors file is read.
+    """
+    with torch.device("meta"):
+        model = UniFormerV2(config)
+    _tower_that_fits(open_weights(source), model.state_dict(), config.grid)
+
+
+def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid: int) -> Tower:
+    tower = find_tower(weights.shapes)
+    if tower is None:
+        raise ModelError(_not_known(weights))
+    _check_fit(weights, tower, targets, grid)
+    return tower
 
 
 def _not_known(weights: StoredWeights) -> str:

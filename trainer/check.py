@@ -15,6 +15,7 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
+from models.image_weights import check_image_weights
 from pipelines.dataset import Dataset
 from pipelines.motion import CLASS_NAMES
 from trainer.display import gmacs
@@ -47,6 +48,9 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     layout = choose_layout(recipe, config, ranks, precision=precision, room=room)
     config = model_config(recipe, classes or 1, layout.recomputed_blocks)
     needs = Needs.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
+    weights = recipe.model.image_weights
+    if weights is not None and weights.exists():
+        check_image_weights(config, weights)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)

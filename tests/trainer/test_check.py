@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from models import ModelError
 from trainer import RunError
 from trainer.check import check
 from trainer.recipe.file import load_recipe
@@ -73,3 +75,12 @@ def test_what_a_run_renders_itself_is_not_missing(say) -> None:
     text = say(*on_cpu)
     assert "rendered at the start" not in text
     assert all(line in text.partition("missing on this machine")[2] for line in lines)
+
+
+def test_image_weights_that_do_not_fit_are_refused_before_the_run(say, tmp_path: Path) -> None:
+    save_file({"visual.conv1.weight": torch.zeros(64, 3, 16, 16)}, tmp_path / "w.safetensors")
+    on_cpu = ("model.preset=tiny", "engine.device=cpu", "model.image_weights=w.safetensors")
+    with pytest.raises(ModelError, match=r"w\.safetensors holds no image weights that can be loaded"):
+        say(*on_cpu)
+    (tmp_path / "w.safetensors").unlink()
+    assert "model.image_weights: w.safetensors" in say(*on_cpu).partition("missing on this machine")[2]
