@@ -65,15 +65,21 @@ class Dataset:
 
         Raises:
             IndexError: there is no such sample.
+            VideoDefect: the row's values cannot be those of a video.
             DataError: its manifest is damaged there.
         """
         manifest, index = self._place(sample)
         return manifest.row(index)
 
     def path(self, sample: int) -> Path:
-        """Where the sample's file is, absolutely; raises what `row` does."""
+        """Where the sample's file is, absolutely, whatever else stands in its row; raises what `row` does."""
         manifest, index = self._place(sample)
-        return manifest.absolute_path(manifest.row(index))
+        return manifest.path_at(index)
+
+    def shown_path(self, sample: int) -> str:
+        """How messages name the sample."""
+        manifest, index = self._place(sample)
+        return manifest.shown_path(index)
 
     def _place(self, sample: int) -> tuple[Manifest, int]:
         if not 0 <= sample < self._samples:

@@ -19,7 +19,6 @@ from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from .lending import Lent
 from .parallel import STOP_SIGNALS, signals_blocked
-from .paths import printable
 from .plan import TrainPlan, ViewPlan
 from .reader import Decoding, Reader, Refused
 from .recovery import BROKEN, find_culprits, in_words
@@ -196,7 +195,7 @@ class ClipLoader:
             self.defects.bad += self._repeats
             sample = int(identity[place, 0])
             reason = bytes(np.array(reasons[int(place)])).decode()
-            self.defects.add(Defect(sample, printable(dataset.path(sample)), reason))
+            self.defects.add(Defect(sample, dataset.shown_path(sample), reason))
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""

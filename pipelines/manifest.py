@@ -12,90 +12,36 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines import DataError
+from pipelines import DataError, VideoDefect
+from pipelines.manifest_file import (
+    AGAIN,
+    ARROW_ERRORS,
+    SCHEMA,
+    WEIGHTED_SCHEMA,
+    Columns,
+    Header,
+    in_words,
+    open_file,
+)
+from pipelines.manifest_rows import Row
 from pipelines.paths import decode_path as decode_path
 from pipelines.paths import encode_path as encode_path
 from pipelines.paths import printable
 
-# 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
-FORMAT_VERSION = 2
-
 # Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
 ROWS_PER_BATCH = 65_536
 
-_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "path": pa.string(),
-            "offset": pa.int64(),
-            "length": pa.int64(),
-            "label": pa.int32(),
-            "frames": pa.int32(),
-            "fps": pa.float32(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "codec": pa.string(),
-        }.items()
-    ]
-)
-
-# `weight_before`, the sum of the weights of all rows before, is what makes a weighted draw a binary search.
-_WEIGHTED_SCHEMA = pa.schema(
-    [*_SCHEMA, *(pa.field(name, pa.float64(), nullable=False) for name in ("weight", "weight_before"))]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One video: where its bytes are, what it shows, what its frames are like."""
-
-    path: str
-    """The file, as `encode_path` writes it; a relative path is relative to the manifest's folder."""
-    offset: int
-    """First byte of the video inside the file."""
-    length: int
-    """Number of bytes; with offset 0, a length of 0 means the whole file."""
-    label: int
-    """Index into the manifest's class names."""
-    frames: int
-    """Number of video frames, counted, not taken from the container's header."""
-    fps: float
-    """Average frames per second, in single precision once stored."""
-    width: int
-    """Pixels, as coded: rotation metadata is not applied."""
-    height: int
-    """Pixels, as coded: rotation metadata is not applied."""
-    codec: str
-    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
-    weight: float = 1.0
-    """How often training draws it, compared with the others; 1 in a manifest without weights."""
-
-
-class _Batch(NamedTuple):
-    """The columns of one record batch as views of the mapped file: numbers in NumPy, strings in Arrow."""
-
-    path: Any
-    offset: np.ndarray
-    length: np.ndarray
-    label: np.ndarray
-    frames: np.ndarray
-    fps: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
-    codec: Any
-    weight: np.ndarray | None = None
-    weight_before: np.ndarray | None = None
+_ROUNDING = 1e-9
+"""Share of all weights by which a sum of them may be off: a thousand times what adding up a batch costs."""
 
 
 class Manifest:
@@ -105,75 +51,33 @@ class Manifest:
     same file again and refuses it if it was replaced meanwhile.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        folder: Path,
-        reader: pa.RecordBatchFileReader,
-        rows: int,
-        rows_per_batch: int,
-        fingerprint: str,
-        class_names: tuple[str, ...],
-        total_weight: float | None,
-    ) -> None:
+    def __init__(self, path: Path, folder: Path, reader: pa.RecordBatchFileReader, header: Header) -> None:
         self.path = path
         self.folder = folder
-        self.fingerprint = fingerprint
-        self.class_names = class_names
-        self.weighted = total_weight is not None
-        self.total_weight = float(rows) if total_weight is None else total_weight
+        self.fingerprint = header.fingerprint
+        self.class_names = header.class_names
+        self.weighted = header.total_weight is not None
+        self.total_weight = float(header.rows) if header.total_weight is None else header.total_weight
         self._reader = reader
-        self._rows = rows
-        self._rows_per_batch = rows_per_batch
-        self._batches: dict[int, _Batch] = {}
+        self._header = header
+        self._rows = header.rows
+        self._columns: dict[int, Columns] = {}
+        self._sum_checked = False
 
     @classmethod
     def open(cls, path: str | Path, folder: Path | None = None) -> Manifest:
-        """Map the manifest at `path`; time and memory do not depend on its length.
+        """Map the manifest at `path` and check its header; time and memory do not depend on its length.
 
         Args:
             path: the file.
             folder: what relative paths of videos are relative to; for a copy, the original's folder.
 
         Raises:
-            DataError: there is no such file, it is no manifest, or a newer program wrote it.
+            DataError: there is no such file, it is no manifest, it is damaged, or a newer program wrote it.
         """
         path = Path(path).absolute()
-        shown = printable(path)
-        if not path.is_file():
-            raise DataError(
-                f"no manifest at {shown}. Make one with `python launch/prepare.py`, "
-                f"for example `python launch/prepare.py folder VIDEOS --out {shown}`."
-            )
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
-                f"{shown} is not a manifest, or was cut short: {error}. Make it again with "
-                "`python launch/prepare.py`."
-            ) from error
-        metadata = {key.decode(): value for key, value in (reader.schema.metadata or {}).items()}
-        if "manifest_version" not in metadata:
-            raise DataError(f"{shown} is an Arrow file, but not a manifest: it has no manifest version.")
-        version = int(metadata["manifest_version"])
-        if version > FORMAT_VERSION:
-            raise DataError(
-                f"{shown} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
-                "Update the program, or make the manifest again with `python launch/prepare.py`."
-            )
-        weighted = reader.schema.equals(_WEIGHTED_SCHEMA)
-        if not weighted and not reader.schema.equals(_SCHEMA):
-            raise DataError(f"{shown} does not have the columns of a manifest, but {reader.schema.names}.")
-        return cls(
-            path,
-            path.parent if folder is None else folder.absolute(),
-            reader,
-            rows=int(metadata["rows"]),
-            rows_per_batch=int(metadata["rows_per_batch"]),
-            fingerprint=metadata["fingerprint"].decode(),
-            class_names=tuple(json.loads(metadata["class_names"])),
-            total_weight=float(metadata["total_weight"]) if weighted else None,
-        )
+        reader, header = open_file(path)
+        return cls(path, path.parent if folder is None else folder.absolute(), reader, header)
 
     def __len__(self) -> int:
         return self._rows
@@ -183,24 +87,16 @@ class Manifest:
 
         Raises:
             IndexError: there is no such row; negative indices are not counted from the end.
+            VideoDefect: its values cannot be those of a video; see `check_row`.
             DataError: the file is damaged there.
         """
-        if not 0 <= index < self._rows:
-            raise IndexError(f"row {index} of {printable(self.path)}, which has {self._rows} rows")
-        number, inside = divmod(int(index), self._rows_per_batch)
-        batch = self._batch(number)
-        return Row(
-            path=batch.path[inside].as_py(),
-            offset=int(batch.offset[inside]),
-            length=int(batch.length[inside]),
-            label=int(batch.label[inside]),
-            frames=int(batch.frames[inside]),
-            fps=float(batch.fps[inside]),
-            width=int(batch.width[inside]),
-            height=int(batch.height[inside]),
-            codec=batch.codec[inside].as_py(),
-            weight=1.0 if batch.weight is None else float(batch.weight[inside]),
-        )
+        columns, inside = self._place(index)
+        return columns.row(inside, len(self.class_names))
+
+    def path_at(self, index: int) -> Path:
+        """Where the file of a row is, whatever else stands in it; raises what `row` does."""
+        columns, inside = self._place(index)
+        return self.folder / decode_path(columns.text("path", inside))
 
     def row_at(self, weight: float) -> int:
         """The row under `weight` where all rows lie side by side, each as wide as its weight.
@@ -212,7 +108,7 @@ class Manifest:
 
         Raises:
             IndexError: `weight` is not in this range.
-            DataError: the file is damaged there.
+            DataError: the file is damaged there, or its sums of weights are not those of its weights.
         """
         if not 0 <= weight < self.total_weight:
             raise IndexError(
@@ -220,60 +116,147 @@ class Manifest:
             )
         if not self.weighted:
             return int(weight)
+        if not self._sum_checked:
+            self._check_width(self._rows - 1)
+            self._sum_checked = True
         low, high = 0, self._reader.num_record_batches
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._weights_before(middle)[0] <= weight else (low, middle)
+            low, high = (middle, high) if self._sum_before(middle, 0) <= weight else (low, middle)
         # The last row that begins at or before it: a row of weight 0 begins where the next one does.
-        inside = int(np.searchsorted(self._weights_before(low), weight, side="right")) - 1
-        return low * self._rows_per_batch + inside
+        before = self._batch(low).numbers("weight_before")
+        inside = int(np.searchsorted(before, weight, side="right")) - 1
+        row = low * self._header.rows_per_batch + inside
+        if inside < 0 or not self._check_width(row) > weight >= before[inside]:
+            raise self._damaged("its sums of weights do not ascend.")
+        return row
+
+    def _check_width(self, row: int) -> float:
+        """Where the row ends among the weights laid side by side.
+
+        Raises:
+            DataError: that is not where it begins and its weight more, up to rounding.
+        """
+        number, inside = divmod(row, self._header.rows_per_batch)
+        columns = self._batch(number)
+        if row + 1 == self._rows:
+            end = self.total_weight
+        elif inside + 1 < columns.rows:
+            end = self._sum_before(number, inside + 1)
+        else:
+            end = self._sum_before(number + 1, 0)
+        begin, weight = self._sum_before(number, inside), float(columns.numbers("weight")[inside])
+        if not (weight >= 0 and abs(end - begin - weight) <= _ROUNDING * self.total_weight):
+            raise self._damaged(
+                f"row {row} has weight {weight:g}, and reaches from {begin:g} to {end:g} among all weights."
+            )
+        return end
+
+    def _check_widths(self, number: int) -> None:
+        """Do for all rows of a batch what `_check_width` does for one."""
+        columns = self._batch(number)
+        before, weight = columns.numbers("weight_before"), columns.numbers("weight")
+        first = number * self._header.rows_per_batch
+        ends = np.append(before[1:], self._check_width(first + columns.rows - 1))
+        right = (weight >= 0) & (np.abs(ends - before - weight) <= _ROUNDING * self.total_weight)
+        for inside in np.flatnonzero(~right)[:1].tolist():
+            self._check_width(first + inside)
+
+    def _sum_before(self, number: int, inside: int) -> float:
+        return float(self._batch(number).numbers("weight_before")[inside])
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow columns, a batch after the other, for what reads everything."""
+        """All rows as Arrow columns, a batch after the other, for what reads everything.
+
+        Raises:
+            DataError: the file is damaged, or the values of a row cannot be those of a video.
+        """
+        for number, batch in enumerate(self._whole_batches()):
+            wrong = self._batch(number).wrong_rows(len(self.class_names))
+            if wrong:
+                index, reason = wrong[0]
+                row = number * self._header.rows_per_batch + index
+                raise self._damaged(f"row {row}, {self.shown_path(row)}, {reason}.")
+            yield batch
+
+    def wrong_rows(self) -> Iterator[tuple[int, str]]:
+        """The rows that `row` refuses, ascending, and why, in words that follow the file's name.
+
+        Raises:
+            DataError: the file is damaged.
+        """
         for number in range(self._reader.num_record_batches):
-            yield self._reader.get_batch(number)
+            for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
+                yield number * self._header.rows_per_batch + index, reason
 
     def absolute_path(self, row: Row) -> Path:
         """Where the row's file is, resolved against the manifest's folder."""
         return self.folder / decode_path(row.path)
 
+    def shown_path(self, index: int) -> str:
+        """How messages name the video of a row; where its path is damaged, by its number."""
+        try:
+            return printable(self.path_at(index))
+        except VideoDefect:
+            return f"row {index} of {printable(self.path)}"
+
     def verify(self) -> None:
+        """Read everything once, compare it with the fingerprint, and check each row.
+
+        Raises:
+            DataError: the content is not what was written, or the values of a row cannot be those of a video.
+        """
+        self.verify_fingerprint()
+        for _ in self.record_batches():
+            pass
+        for number in range(self._reader.num_record_batches if self.weighted else 0):
+            self._check_widths(number)
+
+    def verify_fingerprint(self) -> None:
         """Read everything once and compare it with the fingerprint.
 
         Raises:
             DataError: the content is not what was written.
         """
         digest = _Fingerprint(self._reader.schema.names)
-        for batch in self.record_batches():
+        for batch in self._whole_batches():
             digest.update(batch)
         found = digest.hexdigest(self.class_names)
         if found != self.fingerprint:
-            raise DataError(
-                f"{printable(self.path)} is damaged: its content has fingerprint {found[:12]}, its header "
-                f"says {self.fingerprint[:12]}. Make it again with `python launch/prepare.py`."
+            raise self._damaged(
+                f"its content has fingerprint {found[:12]}, its header says {self.fingerprint[:12]}."
             )
 
-    def _batch(self, number: int) -> _Batch:
-        batch = self._batches.get(number)
-        if batch is None:
+    def _whole_batches(self) -> Iterator[pa.RecordBatch]:
+        """The record batches, each after all of it has been read and checked."""
+        for number in range(self._reader.num_record_batches):
+            self._batch(number)
             try:
-                batch = self._batches[number] = self._map_batch(number)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DataError(
-                    f"{printable(self.path)} is damaged: {error} Make it again with "
-                    "`python launch/prepare.py`."
-                ) from error
-        return batch
+                batch = self._reader.get_batch(number)
+                batch.validate(full=True)
+            except ARROW_ERRORS as error:
+                raise self._damaged(in_words(error)) from error
+            yield batch
 
-    def _weights_before(self, number: int) -> np.ndarray:
-        before = self._batch(number).weight_before
-        assert before is not None  # only asked of a manifest with weights
-        return before
+    def _place(self, index: int) -> tuple[Columns, int]:
+        """The record batch of a row, and its place there."""
+        if not 0 <= index < self._rows:
+            raise IndexError(f"row {index} of {printable(self.path)}, which has {self._rows} rows")
+        number, inside = divmod(int(index), self._header.rows_per_batch)
+        return self._batch(number), inside
 
-    def _map_batch(self, number: int) -> _Batch:
-        # Not Array.to_numpy(), which imports pandas where it is installed: 45 MB in every worker.
-        columns = self._reader.get_batch(number).columns
-        return _Batch(*(c if pa.types.is_string(c.type) else np.from_dlpack(c) for c in columns))
+    def _batch(self, number: int) -> Columns:
+        columns = self._columns.get(number)
+        if columns is None:
+            try:
+                columns = Columns(self._reader.get_batch(number), self._header.batch_rows(number))
+            except ARROW_ERRORS as error:
+                raise self._damaged(in_words(error)) from error
+            self._columns[number] = columns
+        return columns
+
+    def _damaged(self, why: str) -> DataError:
+        return DataError(f"{printable(self.path)} is damaged: {why} {AGAIN}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.folder, self.fingerprint)
@@ -291,10 +274,10 @@ def write_manifest(
         weighted: keep the rows' weights; without, they are not looked at.
 
     Raises:
-        DataError: a class name is given twice, a label is not an index of `class_names`, or a weight is
-            negative or no number, or all are 0.
+        DataError: a class name is empty or given twice, a label is not an index of `class_names`, or a weight
+            is negative or no number, or all are 0.
     """
-    schema = _without_sums(_WEIGHTED_SCHEMA) if weighted else _SCHEMA
+    schema = _without_sums(WEIGHTED_SCHEMA) if weighted else SCHEMA
     return write_columns(path, _record_batches(rows, schema), class_names)
 
 
@@ -309,6 +292,8 @@ def write_columns(
     """
     path = Path(path).absolute()
     names = tuple(class_names)
+    if not all(names):
+        raise DataError("a class name is empty; each class needs one")
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"class names must differ; given more than once: {', '.join(repeated)}")
@@ -316,7 +301,7 @@ def write_columns(
     iterator = iter(batches)
     first = next(iterator, None)
     weighted = first is not None and "weight" in first.schema.names
-    schema = _WEIGHTED_SCHEMA if weighted else _SCHEMA
+    schema = WEIGHTED_SCHEMA if weighted else SCHEMA
     with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
         # The fingerprint stands in the schema, at the head of the file, and is known only after the last row:
         # the batches are written once to be hashed, and once behind their final header.

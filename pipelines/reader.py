@@ -22,7 +22,6 @@ from . import VideoDefect
 from .dataset import Dataset
 from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
-from .paths import printable
 from .pyav_decode import decode_frames
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -63,13 +62,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of one sample. row: None at a place without a sample."""
+    """What is wanted of one sample.
+
+    row: None at a place without a sample, or where the manifest's row is bad; reason: why it is.
+    """
 
     sample: int
     row: Row | None
     indices: NDArray[np.int32]
     window: Window | None
     in_graph: bool
+    reason: str = ""
 
     @property
     def key(self) -> RequestKey:
@@ -127,25 +130,33 @@ class Reader:
         _die_with_parent()
         self.__dict__.update(state)
 
+    def row(self, sample: int) -> tuple[Row | None, str]:
+        """The sample's row in its manifest; where its values cannot be those of a video, none, and why."""
+        try:
+            return self.dataset.row(sample), ""
+        except VideoDefect as defect:
+            return None, str(defect)
+
     def load(self, request: Request) -> Loaded:
         """Read what is wanted; a place without a sample, and a bad video, give the stand-in."""
         if request.row is None:
-            return self._stand_in(request, "")
+            return self._stand_in(request, request.reason)
+        row = request.row
         if request.key in self.refused and request.in_graph and self.decoding.name == "hybrid":
             request = replace(request, in_graph=False)
         if request.key in self.refused:
             return self._stand_in(request, self.refused[request.key])
         try:
-            return self._read(request)
+            return self._read(request, row)
         except VideoDefect as defect:
             return self._stand_in(request, str(defect))
         except Exception as error:
-            path = self.dataset.path(request.sample)
-            logging.getLogger(__name__).exception("unforeseen error while reading %s", printable(path))
+            path = self.dataset.shown_path(request.sample)
+            logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
             return self._stand_in(request, f"{type(error).__name__}: {error}")
 
-    def _read(self, request: Request) -> Loaded:
-        row, path = self.dataset.row(request.sample), self.dataset.path(request.sample)
+    def _read(self, request: Request, row: Row) -> Loaded:
+        path = self.dataset.path(request.sample)
         source: Path | bytes = path
         begun = time.perf_counter()
         if not _is_long(path, row):

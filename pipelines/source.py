@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .draw import ClipDraw, TrainClip, ViewClip, draw_clip
+from .encoded import STAND_IN_SIZE
 from .frames import view_indices
 from .manifest import Row
 from .paths import printable
@@ -113,12 +114,14 @@ class TrainSource:
         turn = (step * self.plan.global_batch + place) // self.plan.repeats
         slots = [self.plan.slot(step, place + repeat) for repeat in range(self.plan.repeats)]
         sample = slots[0].sample
-        row = self.reader.dataset.row(sample)
-        draws = self._draws(slots, row, row.height, row.width)
+        row, reason = self.reader.row(sample)
+        height, width = (row.height, row.width) if row is not None else (STAND_IN_SIZE, STAND_IN_SIZE)
+        draws = self._draws(slots, row, height, width)
         windows = np.array([draw.window for draw in draws])
         (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
         window = (int(top), int(left), int(bottom), int(right))
-        request = Request(sample, row, draws[0].indices, window, self.reader.decoding.in_graph(turn))
+        in_graph = self.reader.decoding.in_graph(turn)
+        request = Request(sample, row, draws[0].indices, window, in_graph, reason)
         return request, slots, draws
 
     def _draws(self, slots: list[Slot], row: Row | None, height: int, width: int) -> list[ClipDraw]:
@@ -183,10 +186,10 @@ class ViewSource:
         """What is wanted at a position, counted in samples from `first` on."""
         batch, place = divmod(self.first * self.plan.batch + position, self.plan.batch)
         sample = self.plan.sample(self.rank, batch % self.plan.batches, place)
-        row = self.reader.dataset.row(sample) if sample >= 0 else None
+        row, reason = self.reader.row(sample) if sample >= 0 else (None, "")
         frames = row.frames if row is not None else 1
         indices = view_indices(frames, self.clip.frames, self.clip.clips).reshape(-1)
-        return Request(sample, row, indices, None, self.reader.decoding.in_graph(sample))
+        return Request(sample, row, indices, None, self.reader.decoding.in_graph(sample), reason)
 
     def __call__(self, info: SampleInfo) -> Arrays:
         request = self.request(info.idx_in_epoch)

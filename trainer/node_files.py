@@ -6,9 +6,10 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines import DataError, VideoDefect
 from pipelines.manifest import Manifest
 from pipelines.paths import printable
 from trainer import RunError
@@ -49,7 +50,8 @@ def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
     if len(manifest) == 0:
         raise DataError(f"{printable(path)} lists no video")
     for end in (0, len(manifest) - 1):
-        manifest.row(end)  # a damaged file shows here, and not first in a worker process
+        with suppress(VideoDefect):  # a bad row is a bad video, which a run can do without
+            manifest.row(end)  # a damaged file shows here, and not first in a worker process
     return manifest
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
+from pipelines import VideoDefect
 from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
@@ -164,9 +166,12 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
         return
     taken = GraphDecoder.on(gpu=gpu).codecs
     looked_at = range(0, len(train), max(1, len(train) // LOOKED_AT))
-    others = Counter(
-        codec for codec in (train.row(sample).codec for sample in looked_at) if codec not in taken
-    )
+    others: Counter[str] = Counter()
+    for sample in looked_at:
+        with suppress(VideoDefect):  # a bad row is a bad video, whoever decodes
+            codec = train.row(sample).codec
+            others[codec] += codec not in taken
+    others = +others
     if others.total() > recipe.data.bad_share * len(looked_at):
         named = ", ".join(f"{count} {codec}" for codec, count in others.most_common())
         raise RunError(
