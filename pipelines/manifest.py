@@ -77,7 +77,10 @@ class Manifest:
         """
         path = Path(path).absolute()
         reader, header = open_file(path)
-        return cls(path, path.parent if folder is None else folder.absolute(), reader, header)
+        manifest = cls(path, path.parent if folder is None else folder.absolute(), reader, header)
+        if header.rows:
+            manifest._batch(reader.num_record_batches - 1)  # which has the rest of the rows, not a full batch
+        return manifest
 
     def __len__(self) -> int:
         return self._rows

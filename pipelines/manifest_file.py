@@ -131,7 +131,9 @@ def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: in
     if per_batch < 1:
         raise ValueError("its header's rows_per_batch is 0")
     if batches != -(-rows // per_batch):
-        raise ValueError(f"its header says {rows} rows, {per_batch} a batch, and there are {batches} batches")
+        raise ValueError(
+            f"its header says rows {rows} and rows_per_batch {per_batch}, but it has {batches} batches"
+        )
     if size < rows * _ROW_BYTES:
         raise ValueError(
             f"its header says {rows} rows, which take {rows * _ROW_BYTES} bytes or more, and it has {size} "
@@ -153,7 +155,10 @@ def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: in
 def _value(metadata: dict[bytes, bytes], name: bytes) -> str:
     if name not in metadata:
         raise ValueError(f"its header has no {name.decode()}")
-    return metadata[name].decode()
+    try:
+        return metadata[name].decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its header's {name.decode()} is not UTF-8") from error
 
 
 def _count(metadata: dict[bytes, bytes], name: bytes) -> int:
@@ -171,8 +176,9 @@ def _class_names(text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ValueError("its header's class_names are no list of names")
     if len(set(names)) < len(names):
-        raise ValueError("its header names a class twice")
-    "".join(names).encode()  # a lone surrogate could be neither shown nor written: UnicodeEncodeError
+        raise ValueError("its header's class_names name a class twice")
+    if any("\ud800" <= character <= "\udfff" for character in "".join(names)):
+        raise ValueError("its header's class_names cannot be written as UTF-8")
     return tuple(names)
 
 

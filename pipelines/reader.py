@@ -7,7 +7,9 @@ say which file was bad. A bad file becomes a stand-in clip and a reason in words
 import ctypes
 import logging
 import multiprocessing
+import os
 import signal
+import stat
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -216,21 +218,25 @@ def _die_with_parent() -> None:
 def _is_long(path: Path, row: Row) -> bool:
     """Whether the file had better stay where it is: a recording of hours does not belong into memory."""
     try:
-        return row.length == 0 and path.stat().st_size > LONG_FILE
+        status = path.stat()
     except OSError as error:
         raise VideoDefect(f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+        raise VideoDefect("is not a file")
+    return row.length == 0 and status.st_size > LONG_FILE
 
 
 def _read_bytes(path: Path, row: Row) -> bytes:
     """The sample's bytes: the whole file, or its piece of a shard."""
     try:
         with open(path, "rb") as file:
+            there = max(0, os.fstat(file.fileno()).st_size - row.offset)
+            if there < row.length:
+                raise VideoDefect(f"shard ends after {there} of {row.length} bytes")
             file.seek(row.offset)
             data = file.read(row.length or -1)
     except OSError as error:
         raise VideoDefect(f"cannot be read: {error.strerror}") from error
     if not data:
         raise VideoDefect("is empty (0 bytes)")
-    if row.length and len(data) < row.length:
-        raise VideoDefect(f"shard ends after {len(data)} of {row.length} bytes")
     return data

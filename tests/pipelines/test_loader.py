@@ -17,6 +17,7 @@ from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF, loader, options, take
+from tests.pipelines.damaged_manifests import change_rows
 
 
 def joined(batches: list[ClipBatch]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,8 +81,8 @@ def test_decoding_in_the_graph_agrees_with_pyav(motion_set: MotionSet, tmp_path:
 
 
 def broken_set(motion_set: MotionSet, folder: Path) -> Path:
-    """A copy of the training set whose rows 0..4 are broken, each in another way; the names of 2 and 5 are
-    not UTF-8.
+    """A copy of the training set whose rows 0..4 are broken, each in another way, and 6..9 stand wrongly
+    in the manifest; the names of 2 and 5 are not UTF-8.
     """
     shutil.copytree(motion_set.root, folder)
     path = folder / "train.arrow"
@@ -97,7 +98,9 @@ def broken_set(motion_set: MotionSet, folder: Path) -> Path:
     files[2].write_text("no video")
     files[3].write_bytes(files[3].read_bytes()[: files[3].stat().st_size // 2])
     rows[4] = replace(rows[4], width=rows[4].width + 2)
-    return write_manifest(path, rows, manifest.class_names).path
+    write_manifest(path, rows, manifest.class_names)
+    change_rows(path, {6: {"label": -1}, 7: {"label": 99}, 8: {"frames": 0}, 9: {"height": 0}})
+    return path
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali"])
@@ -113,8 +116,13 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     valid = torch.cat([batch.valid for batch in batches])
     assert sorted(ids.tolist()) == list(range(32))
     bad = set(ids[~valid].tolist())
-    not_taken = {i for i in range(32) if decoder == "dali" and manifest.row(i).codec == "h264"}
-    assert bad == {0, 1, 2, 3, 4} | not_taken
+    wrong = {i for i, _ in manifest.wrong_rows()}
+    assert wrong == {6, 7, 8, 9}
+    good_rows = set(range(32)) - wrong
+    not_taken = {i for i in good_rows if decoder == "dali" and manifest.row(i).codec == "h264"}
+    assert bad == {0, 1, 2, 3, 4} | wrong | not_taken
+    labels = torch.cat([batch.labels for batch in batches]).tolist()
+    assert {label for i, label in zip(ids.tolist(), labels, strict=True) if i in wrong} == {-1}
     assert clips.defects.take_counts() == (32, len(bad))
     defects = clips.defects.take_fresh()
     assert [Path(defect.path).name for defect in defects if defect.sample == 2] == [r"\xe9\n2"]
@@ -124,6 +132,8 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert "empty" in reasons[1]
     assert "is not a video" in reasons[2]
     assert "the manifest says" in reasons[4]
+    assert "has label -1 in the manifest" in reasons[6]
+    assert "0 pixels" in reasons[9]
     assert clips.defects.take_fresh() == []
 
 

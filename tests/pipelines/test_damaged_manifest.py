@@ -1,0 +1,360 @@
+"""Whatever a manifest's file holds: it is read, or refused in words, and never crashes a process."""
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import DataError, VideoDefect, manifest
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.plan import Part, TrainPlan, ViewPlan
+from pipelines.reader import Decoding, Reader, Request
+from pipelines.source import TrainSource, ViewSource
+from tests.pipelines.damaged_manifests import (
+    ManifestReader,
+    change_header,
+    change_rows,
+    parts,
+    write_parts,
+)
+
+CLASSES = ("fall", "rise", "überholen")
+ROWS = [
+    Row(f"videos/клип {i}.mp4", 0, 0, i % 3, 100 + i, 25.0, 320, 240, "h264", float(i % 4)) for i in range(10)
+]
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "negative label": ("label", -1, "has label -1 in the manifest, but there are 3 classes"),
+    "label beyond the classes": ("label", 3, "labels go from 0 to 2"),
+    "no frame": ("frames", 0, "has 0 frames"),
+    "negative frames": ("frames", -(2**31), "has -2147483648 frames"),
+    "no width": ("width", 0, "0x240 pixels"),
+    "no height": ("height", 0, "320x0 pixels"),
+    "negative height": ("height", -5, "320x-5 pixels"),
+    "enormous width": ("width", 2**31 - 1, "a side has 1 to"),
+    "rate that is no number": ("fps", math.nan, "nan frames per second"),
+    "infinite rate": ("fps", math.inf, "inf frames per second"),
+    "negative rate": ("fps", -1.0, "-1 frames per second"),
+    "negative offset": ("offset", -1, "offset -1"),
+    "offset without length": ("offset", 5, "offset 5 and length 0"),
+    "negative length": ("length", -(2**63), "length -9223372036854775808"),
+    "no path": ("path", "", "has no path"),
+    "path with a NUL": ("path", "a\0b", "NUL"),
+    "negative weight": ("weight", -1.0, "weight -1"),
+    "weight that is no number": ("weight", math.nan, "weight nan"),
+}
+
+
+@pytest.fixture
+def weighted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A manifest of three record batches, with weights."""
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
+    return write_manifest(tmp_path / "m.arrow", ROWS, CLASSES, weighted=True).path
+
+
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
+    return write_manifest(tmp_path / "plain.arrow", ROWS, CLASSES).path
+
+
+@pytest.mark.parametrize(("column", "value", "reason"), WRONG.values(), ids=WRONG)
+def test_a_row_with_a_wrong_value_is_refused_and_listed(
+    weighted: Path, column: str, value: Any, reason: str
+) -> None:
+    change_rows(weighted, {5: {column: value}})
+    opened = Manifest.open(weighted)
+    with pytest.raises(VideoDefect) as refused:
+        opened.row(5)
+    assert reason in str(refused.value)
+    assert list(opened.wrong_rows()) == [(5, str(refused.value))]
+    assert opened.row(4) == ROWS[4]
+    opened.verify_fingerprint()
+    name = (
+        f"row 5 of {weighted}" if value == "a\0b" else str(weighted.parent / opened._batch(1).text("path", 1))
+    )
+    assert opened.shown_path(5) == name
+    with pytest.raises(DataError, match=r"m\.arrow is damaged: row 5, .*prepare\.py"):
+        opened.verify()
+    with pytest.raises(DataError, match="damaged: row 5"):
+        list(opened.record_batches())
+
+
+HEADERS: dict[str, dict[str, str | bytes | None]] = {
+    "rows": {"rows": "11"},
+    "fewer rows": {"rows": "0"},
+    "negative rows": {"rows": "-1"},
+    "digits of another script": {"rows": "١٠"},
+    "endless rows": {"rows": "1" * 5000},
+    "no rows": {"rows": None},
+    "batch of none": {"rows_per_batch": "0"},
+    "another batch": {"rows_per_batch": "3"},
+    "words for a number": {"rows_per_batch": "four"},
+    "rows that the file cannot hold": {"rows": "3000000", "rows_per_batch": "1000000"},
+    "no version": {"manifest_version": ""},
+    "fingerprint": {"fingerprint": "0"},
+    "no fingerprint": {"fingerprint": None},
+    "bytes": {"fingerprint": b"\xff" * 64},
+    "no classes": {"class_names": None},
+    "classes that are no JSON": {"class_names": "fall, rise"},
+    "classes that are no list": {"class_names": '{"fall": 0}'},
+    "classes that are no names": {"class_names": "[1, 2, 3]"},
+    "class without a name": {"class_names": '["fall", "", "rise"]'},
+    "class named twice": {"class_names": '["fall", "rise", "fall"]'},
+    "deep nesting": {"class_names": "[" * 100_000},
+    "name that cannot be written": {"class_names": '["\\ud800", "rise", "fall"]'},
+    "no weight": {"total_weight": None},
+    "weight of zero": {"total_weight": "0"},
+    "infinite weight": {"total_weight": "1e999"},
+    "weight that is no number": {"total_weight": "nan"},
+}
+
+
+@pytest.mark.parametrize("values", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_cannot_be_is_refused_when_opened(
+    weighted: Path, values: dict[str, str | bytes | None]
+) -> None:
+    change_header(weighted, **values)
+    with pytest.raises(DataError, match=rf"m\.arrow is damaged: .*{next(iter(values))}.* Make it again"):
+        Manifest.open(weighted)
+
+
+def test_columns_of_other_kinds_and_missing_values_are_refused(plain: Path) -> None:
+    schema, batches = parts(plain)
+
+    def refused(schema: pa.Schema, columns: list[list[Any]], message: str, **options: Any) -> None:
+        made = [pa.RecordBatch.from_arrays(arrays, schema=schema) for arrays in columns]
+        write_parts(plain, schema, made, **options)
+        with pytest.raises(DataError, match=message):
+            Manifest.open(plain).row(5)
+
+    whole = [batch.columns for batch in batches]
+    place = schema.get_field_index("label")
+    wide = schema.set(place, pa.field("label", pa.int64(), nullable=False))
+    refused(wide, [[*c[:3], c[3].cast(pa.int64()), *c[4:]] for c in whole], "columns of a manifest")
+    loose = schema.set(place, schema.field(place).with_nullable(True))
+    refused(loose, whole, "columns of a manifest")
+    holes = [[*c[:3], pa.array([None] * len(c[3]), pa.int32()), *c[4:]] for c in whole]
+    refused(schema, holes, "damaged: values of column label are missing")
+    refused(schema, [whole[0], whole[2], whole[1]], "damaged: a batch has 4 rows and should have 2")
+    refused(schema, whole[:2], "rows 10 and rows_per_batch 4, but it has 2 batches")
+
+
+def test_strings_outside_of_the_file_are_refused_one_by_one(plain: Path, tmp_path: Path) -> None:
+    content = plain.read_bytes()
+    ends = struct.pack("<5i", 0, *(len(f"videos/клип {i}.mp4".encode()) * (i + 1) for i in range(4)))
+    assert content.count(ends) >= 1
+    place = content.index(ends) + 8  # where row 2 begins
+    for wrong in (-1, 2**31 - 1, -(2**31), 5000, 1):
+        plain.write_bytes(content[:place] + struct.pack("<i", wrong) + content[place + 4 :])
+        opened = Manifest.open(plain)
+        refused = [index for index, reason in opened.wrong_rows() if "damaged" in reason]
+        assert set(refused) <= {1, 2} and refused
+        assert opened.row(3) == Row(**_plain(3))
+        assert opened.shown_path(refused[0]) == f"row {refused[0]} of {plain}"
+        with pytest.raises(DataError, match="damaged"):
+            opened.verify()
+
+
+def _plain(index: int) -> dict[str, Any]:
+    return {name: getattr(ROWS[index], name) for name in Row.__slots__ if name != "weight"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {5: {"weight_before": 100.0}},
+        {4: {"weight_before": -3.0}},
+        {9: {"weight_before": math.nan}},
+        {1: {"weight": 2.0}},
+        {9: {"weight": 3.0}},
+        {index: {"weight_before": float(-index)} for index in range(10)},
+        {index: {"weight_before": math.nan} for index in range(10)},
+    ],
+)
+def test_sums_of_weights_that_are_wrong_are_refused_when_sampled(
+    weighted: Path, changes: dict[int, dict[str, float]]
+) -> None:
+    change_rows(weighted, changes)
+    opened = Manifest.open(weighted)
+    plan = TrainPlan(10, 10, seed=0, parts=(Part(10, 1.0, opened),))
+    with pytest.raises(DataError, match=r"m\.arrow is damaged: .* weight"):
+        for place in range(10):
+            plan.slot(0, place)
+    with pytest.raises(DataError, match="damaged"):
+        opened.verify()
+
+
+def test_a_total_that_is_not_the_sum_is_refused_at_the_first_draw(weighted: Path) -> None:
+    for total in ("12.5", "1e300", "1e-300", "13.001"):
+        change_header(weighted, total_weight=total)
+        with pytest.raises(DataError, match="damaged: row 9 has weight"):
+            Manifest.open(weighted).row_at(0)
+
+
+def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> None:
+    change_rows(plain, {2: {"label": -7}})
+    dataset = Dataset.open([weighted, plain])
+    with pytest.raises(VideoDefect, match="label -7"):
+        dataset.row(12)
+    assert dataset.path(12) == plain.parent / ROWS[2].path
+    assert dataset.shown_path(12) == str(plain.parent / ROWS[2].path)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "dali", "hybrid"])
+def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
+    plain: Path, decoder: str
+) -> None:
+    wrong = {name: value for name, value, _ in WRONG.values() if name != "weight"}
+    change_rows(plain, {index: {name: value} for index, (name, value) in enumerate(wrong.items())})
+    dataset = Dataset.open([plain])
+    samples = Reader(dataset, Decoding(decoder, graph_share=0.5))
+    train = TrainSource(samples, TrainPlan(10, 20, 0, repeats=2), TrainClip(4, 32), 20, 0, 1, 0)
+    views = ViewSource(samples, ViewPlan(10, 10, 1), ViewClip(4, 32, 2, 3), 0)
+    for source in (train, views):
+        identities = []
+        for place in range(10):
+            handed = source(SimpleNamespace(idx_in_epoch=place))
+            identity, reason = handed[len(samples.decoding.layouts) :][:2]
+            assert reason.tobytes() != b"\0"  # the videos of good rows do not exist
+            if identity[0] < len(wrong):
+                assert identity[1:3].tolist() == [-1, 0]
+                assert "manifest" in reason.tobytes().decode() or "NUL" in reason.tobytes().decode()
+            identities.append(int(identity[0]))
+        assert sorted(identities) == list(range(10))
+
+
+def test_a_row_of_a_pipe_a_folder_or_beyond_its_shard_is_a_bad_video(plain: Path) -> None:
+    os.mkfifo(plain.parent / "pipe")
+    (plain.parent / "shard").write_bytes(b"0123")
+    changes = {
+        0: {"path": "pipe"},
+        1: {"path": ".."},
+        2: {"path": "/dev/zero"},
+        3: {"path": "shard", "offset": 2**63 - 1, "length": 2**63 - 1},
+        4: {"path": "shard", "length": 2**62},
+        5: {"path": "shard", "offset": 2, "length": 3},
+        6: {"path": "pipe", "length": 4},
+    }
+    change_rows(plain, changes)
+    samples = Reader(Dataset.open([plain]), Decoding("pyav"))
+    reasons = []
+    for index in changes:
+        row, _ = samples.row(index)
+        reasons.append(samples.load(Request(index, row, np.zeros(1, np.int32), None, False)).reason)
+    assert reasons[:3] == ["is not a file"] * 3
+    assert reasons[3:6] == [
+        f"shard ends after {n} of {size} bytes" for n, size in ((0, 2**63 - 1), (4, 2**62), (2, 3))
+    ]
+    assert reasons[6] == "is not a file"
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[ManifestReader]:
+    with ManifestReader() as reader:
+        yield reader
+
+
+NUMBERS = st.sampled_from([0, 1, -1, 3, 7, 8, 64, 2**15, 2**31 - 1, -(2**31), 2**40, 2**63 - 8, -(2**63)])
+PLACES = st.floats(0, 1, exclude_max=True)
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), PLACES, st.integers(0, 7)),
+        st.tuples(st.just("number"), PLACES, NUMBERS),
+        st.tuples(st.just("cut"), PLACES, st.integers(1, 64)),
+        st.tuples(st.just("insert"), PLACES, st.integers(1, 64)),
+        st.tuples(st.just("zero"), PLACES, st.integers(1, 512)),
+        st.tuples(st.just("end"), PLACES, st.just(0)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def changed(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
+    """`content` after changes, each of a kind, at a place given as a share, and by an amount."""
+    data = bytearray(content)
+    for kind, share, amount in changes:
+        place = int(share * len(data))
+        if kind == "flip":
+            data[place] ^= 1 << amount
+        elif kind == "number":
+            size = 8 if place % 8 < 4 else 4
+            place -= place % size
+            number = struct.pack("<q", amount)[:size]
+            data[place : place + size] = number[: len(data) - place]
+        elif kind == "cut":
+            del data[place : place + amount]
+        elif kind == "insert":
+            data[place:place] = bytes(range(amount))
+        elif kind == "zero":
+            data[place : place + amount] = bytes(min(amount, len(data) - place))
+        else:
+            del data[place:]
+        if not data:
+            break
+    return bytes(data)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(with_weights=st.booleans(), changes=CHANGES)
+def test_no_damage_crashes_a_process_or_ends_in_a_traceback(
+    reader: ManifestReader,
+    tmp_path_factory: pytest.TempPathFactory,
+    with_weights: bool,
+    changes: list[tuple[str, float, int]],
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    original = folder / f"whole-{with_weights}.arrow"
+    if not original.exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(manifest, "ROWS_PER_BATCH", 4)
+            write_manifest(original, ROWS, CLASSES, weighted=with_weights)
+        assert reader.read(original) == "read"
+    damaged = folder / "damaged.arrow"
+    damaged.write_bytes(changed(original.read_bytes(), changes))
+    result = reader.read(damaged)
+    assert result == "read" or str(damaged) in result
+
+
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "label": st.integers(-(2**31), 2**31 - 1),
+        "frames": st.integers(-(2**31), 2**31 - 1),
+        "width": st.integers(-(2**31), 2**31 - 1),
+        "height": st.integers(-2, 2),
+        "fps": st.floats(width=32),
+        "offset": st.integers(-(2**63), 2**63 - 1),
+        "length": st.integers(-(2**63), 2**63 - 1),
+        "path": st.text(st.characters(exclude_categories=["Cs"]), max_size=9) | st.just("\0e9.mp4"),
+        "codec": st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        "weight": st.floats(),
+        "weight_before": st.floats(),
+    },
+)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(changes=st.dictionaries(st.integers(0, 9), VALUES, max_size=3))
+def test_no_value_of_a_row_crashes_a_process_or_ends_in_a_traceback(
+    reader: ManifestReader, tmp_path_factory: pytest.TempPathFactory, changes: dict[int, dict[str, Any]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "values.arrow"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "ROWS_PER_BATCH", 4)
+        write_manifest(path, ROWS, CLASSES, weighted=True)
+    change_rows(path, changes)
+    result = reader.read(path)
+    assert result == "read" or str(path) in result
