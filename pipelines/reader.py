@@ -221,7 +221,7 @@ def _is_long(path: Path, row: Row) -> bool:
         status = path.stat()
     except OSError as error:
         raise VideoDefect(f"cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):  # a device has no end
         raise VideoDefect("is not a file")
     return row.length == 0 and status.st_size > LONG_FILE
 

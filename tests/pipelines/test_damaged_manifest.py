@@ -1,7 +1,6 @@
 """Whatever a manifest's file holds: it is read, or refused in words, and never crashes a process."""
 
 import math
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,17 +234,15 @@ def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
         assert sorted(identities) == list(range(10))
 
 
-def test_a_row_of_a_pipe_a_folder_or_beyond_its_shard_is_a_bad_video(plain: Path) -> None:
-    os.mkfifo(plain.parent / "pipe")
+def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Path) -> None:
     (plain.parent / "shard").write_bytes(b"0123")
     changes = {
-        0: {"path": "pipe"},
+        0: {"path": "/dev/null", "length": 4},
         1: {"path": ".."},
         2: {"path": "/dev/zero"},
         3: {"path": "shard", "offset": 2**63 - 1, "length": 2**63 - 1},
         4: {"path": "shard", "length": 2**62},
         5: {"path": "shard", "offset": 2, "length": 3},
-        6: {"path": "pipe", "length": 4},
     }
     change_rows(plain, changes)
     samples = Reader(Dataset.open([plain]), Decoding("pyav"))
@@ -257,7 +254,6 @@ def test_a_row_of_a_pipe_a_folder_or_beyond_its_shard_is_a_bad_video(plain: Path
     assert reasons[3:6] == [
         f"shard ends after {n} of {size} bytes" for n, size in ((0, 2**63 - 1), (4, 2**62), (2, 3))
     ]
-    assert reasons[6] == "is not a file"
 
 
 @pytest.fixture(scope="module")
