@@ -30,6 +30,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8.3",  # test runner
+            "hypothesis>=6.100",  # tests with damaged and hostile input
             "ruff>=0.9",  # formatting and lint
             "mypy>=1.14",  # type checks
             "types-PyYAML>=6.0",  # type stubs for yaml

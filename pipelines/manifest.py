@@ -403,7 +403,7 @@ class _Fingerprint:
             fixed, variable = self._columns[name]
             if pa.types.is_string(column.type):
                 _, offsets, data = column.buffers()
-                ends = np.frombuffer(offsets, "<i4")[column.offset : column.offset + len(column) + 1]
+                ends = np.frombuffer(offsets, "<i4", column.offset + len(column) + 1)[column.offset :]
                 fixed.update(np.diff(ends).tobytes())
                 if data is not None:
                     variable.update(memoryview(data)[ends[0] : ends[-1]])
