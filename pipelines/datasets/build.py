@@ -146,6 +146,8 @@ def check_manifest(
 ) -> Report:
     """Compare a manifest with its own fingerprint, and its rows with the videos as they are now.
 
+    A row whose values cannot be those of a video is listed like a bad video.
+
     Args:
         workers, deep, progress: as for `build_manifest`.
 
@@ -153,17 +155,25 @@ def check_manifest(
         DataError: the manifest cannot be opened, or its content is not what was written.
     """
     manifest = Manifest.open(path)
-    manifest.verify()
-    jobs = ((manifest.absolute_path(row), row, deep) for row in map(manifest.row, range(len(manifest))))
-    bad = Findings()
+    manifest.verify_fingerprint()
+    bad, wrong = Findings(), set()
+    for index, reason in manifest.wrong_rows():
+        wrong.add(index)
+        _add_bad(bad, manifest.shown_path(index), reason)
+
+    def others() -> Iterator[int]:
+        return (index for index in range(len(manifest)) if index not in wrong)
+
+    jobs = ((manifest.path_at(index), manifest.row(index), deep) for index in others())
+    total = len(manifest) - len(wrong)
     with closing(
         ordered_map(
-            _defect, jobs, total=len(manifest), workers=workers, progress=progress, on_crash=lambda _: CRASHES
+            _defect, jobs, total=total, workers=workers, progress=progress, on_crash=lambda _: CRASHES
         )
     ) as defects:
-        for index, defect in enumerate(defects):
+        for index, defect in zip(others(), defects, strict=True):
             if defect:
-                _add_bad(bad, manifest.absolute_path(manifest.row(index)), defect)
+                _add_bad(bad, manifest.path_at(index), defect)
     report = Report(manifest, bad, "still in the manifest", "check")
     report.write_lists()
     return report
@@ -189,7 +199,7 @@ def _remarks(info: VideoInfo) -> Iterator[str]:
         yield "one frame only"
 
 
-def _add_bad(bad: Findings, path: Path, defect: VideoDefect | str) -> None:
+def _add_bad(bad: Findings, path: Path | str, defect: VideoDefect | str) -> None:
     """Add a bad video; reasons that differ in numbers only are counted together."""
     reason = printable(str(defect))
     bad.add(_NUMBER.sub("N", reason), path, reason)

@@ -25,7 +25,9 @@ def write_parts(path: Path, schema: pa.Schema, batches: list[pa.RecordBatch], **
     with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-    path.write_bytes(sink.getvalue())
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(sink.getvalue())
+    partial.replace(path)  # what is mapped must not be shortened
 
 
 def change_rows(path: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:

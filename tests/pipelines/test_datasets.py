@@ -18,6 +18,7 @@ from pipelines.datasets.listing import Listing
 from pipelines.datasets.table import read_table
 from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.motion import CLASS_NAMES
+from tests.pipelines.damaged_manifests import change_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,6 +214,14 @@ def test_check_compares_a_manifest_with_its_videos(videos):
     first, second = report.bad_list.read_text().splitlines()
     assert first.startswith(f"{changed}\thas ") and "the manifest says" in first
     assert second == f"{gone}\tcannot be read: No such file or directory"
+    change_rows(manifest.path, {0: {"label": -1}, 1: {"path": "a\0"}, 3: {"height": 0}})
+    report = check_manifest(manifest.path, workers=1)
+    assert report.bad == 4
+    negative, no_path, flat, missing = report.bad_list.read_text().splitlines()
+    assert negative.startswith(f"{manifest.path_at(0)}\thas label -1 in the manifest")
+    assert no_path == f"row 1 of {manifest.path}\thas a NUL character in its path"
+    assert flat.startswith(f"{changed}\thas frames of {manifest.row(3).width}x0 pixels")
+    assert missing == second
 
 
 def test_check_finds_videos_inside_a_shard(videos, tmp_path):
