@@ -1,7 +1,7 @@
 """Videos that are in training and in validation: accuracy on them says little about new videos."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,8 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import VideoDefect
 from .dataset import Dataset
 from .manifest import Manifest
+from .paths import decode_path, printable
 
 MOST_ROWS = 500_000
 """Rows of each side that are compared; of more, a piece of each record batch."""
@@ -96,14 +98,13 @@ def _some(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
 def _batch_keys(batch: pa.RecordBatch, folder: Path, follow: bool) -> pa.Array:
     paths = batch["path"].cast(pa.binary())
     if follow:
-        files = [os.path.realpath(os.path.join(os.fsencode(folder), path.as_py())) for path in paths]
-        resolved = pa.array(files, pa.binary())
+        resolved = pa.array([_looked_up(folder, path, os.path.realpath) for path in paths], pa.binary())
     else:
         # A manifest has few folders for its rows: each is looked up once.
         folders = pc.replace_substring_regex(paths, pattern="[^/]*$", replacement="").dictionary_encode()
         names = pc.replace_substring_regex(paths, pattern="^(?s:.*)/", replacement="")
         lookup = os.path.realpath if len(folders.dictionary) <= _MOST_FOLDERS else os.path.abspath
-        found = [lookup(os.path.join(os.fsencode(folder), path.as_py())) for path in folders.dictionary]
+        found = [_looked_up(folder, path, lookup) for path in folders.dictionary]
         resolved = pc.binary_join_element_wise(
             pa.array(found, pa.binary()).take(folders.indices), names, b"/"
         )
@@ -111,10 +112,18 @@ def _batch_keys(batch: pa.RecordBatch, folder: Path, follow: bool) -> pa.Array:
     return pc.binary_join_element_wise(resolved, offsets, b"\0")
 
 
+def _looked_up(folder: Path, stored: pa.Scalar, lookup: Callable[[bytes], bytes]) -> bytes:
+    """Where a stored path leads; a path that no file can have stays as it is."""
+    text: bytes = stored.as_py()
+    try:
+        return lookup(os.path.join(os.fsencode(folder), os.fsencode(decode_path(text.decode()))))
+    except (VideoDefect, ValueError):
+        return text
+
+
 def _shown(key: pa.Scalar) -> str:
     path, _, offset = key.as_py().rpartition(b"\0")
-    text = path.decode(errors="backslashreplace")
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = printable(Path(os.fsdecode(path)))
     if len(text) > _NAME_LENGTH:
         text = f"...{text[-_NAME_LENGTH:]}"
     return text if offset == b"0" else f"{text} at byte {offset.decode()}"

@@ -1,11 +1,13 @@
 """Videos that are in training and in validation."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.dataset import Dataset
 from pipelines.manifest import Row, write_manifest
 from pipelines.overlap import find_overlap, overlap_notes
+from pipelines.paths import encode_path
 
 
 def dataset(file: Path, videos: Iterable[tuple[str, int]]) -> Dataset:
@@ -34,6 +36,18 @@ def test_the_same_file_by_several_names(tmp_path: Path) -> None:
     assert overlap.names == tuple(str(tmp_path / f"one/videos/{name}.mp4") for name in "abé")
     (note,) = overlap_notes(train, val)
     assert note.startswith("3 of 5 validation videos are in training, too: ")
+
+
+def test_names_that_are_not_utf8_or_cannot_be(tmp_path: Path) -> None:
+    odd = [(encode_path(Path(os.fsdecode(b"caf\xe9/\xff.mp4"))), 0), ("a\0b.mp4", 0), ("new\nline.mp4", 0)]
+    several = [*odd, *((f"{n}.mp4", 0) for n in range(10_001))]
+    for videos in (odd, several):
+        data = dataset(tmp_path / "train.arrow", videos)
+        assert find_overlap(data, data).shared == len(videos)
+        (note,) = overlap_notes(data, data)
+        assert "\n" not in note and "\0" not in note and "new\\nline.mp4" in note
+    data = dataset(tmp_path / "odd.arrow", odd)
+    assert r"caf\xe9/\xff.mp4" in overlap_notes(data, data)[0]
 
 
 def test_nothing_shared_is_no_note(tmp_path: Path) -> None:

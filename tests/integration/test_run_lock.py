@@ -1,0 +1,52 @@
+"""Two runs of one folder, and what a run that is killed leaves, with real processes."""
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MotionSet
+from tests.integration.processes import Training, events, settings, train
+from trainer.resilience.semaphores import SHARED_MEMORY
+
+LONG = settings(optimisation__steps=2000, run__checkpoint_every_steps=2)
+
+
+def semaphores() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("sem.mp-*")} if SHARED_MEMORY.is_dir() else set()
+
+
+@pytest.mark.soak
+def test_a_second_run_is_refused_and_the_next_start_after_a_kill_clears_up(
+    motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    first = Training(run_dir, *LONG, data=motion_set.root)
+    try:
+        before = semaphores()
+        first.wait_for_step(2)
+        second = train(run_dir, *LONG, data=motion_set.root, ranks=2)
+        assert second.code == 2
+        assert f"in use by process {first.processes[0].pid}" in second.errors
+        assert "--run-dir" in second.errors and "Traceback" not in second.errors
+        assert first.processes[0].poll() is None
+        assert len(events(run_dir, "start")) == 1
+        made = semaphores() - before
+    finally:
+        with suppress(ProcessLookupError):  # with the worker processes, and what would clean up after them
+            os.killpg(first.processes[0].pid, signal.SIGKILL)
+        first.processes[0].wait()
+    left = semaphores() & made
+    assert left
+    again = Training(run_dir, *LONG, data=motion_set.root)
+    again.wait_until(lambda: len(events(run_dir, "start")) == 2)
+    again.wait_for_step(max(event["step"] for event in events(run_dir, "step")) + 1)
+    again.signal(signal.SIGINT)
+    outcome = again.wait()
+    assert outcome.code == 130, outcome.errors
+    assert f"{len(left)} semaphores were removed" in outcome.output + outcome.errors
+    assert not semaphores() & left
+    assert json.loads(max((run_dir / "lock").iterdir()).read_text())["released"] is True
