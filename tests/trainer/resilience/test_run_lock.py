@@ -1,6 +1,7 @@
 """One run in a run folder: who holds it, who takes it over, and who does not."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -185,6 +186,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
     with pytest.raises(RunError, match="cannot write the lock of the run folder"):
         take(tmp_path)
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    lock = take(tmp_path, beat=0.05)
+    with pytest.raises(RunError, match=f"process {os.getpid()}"):
+        take(tmp_path)
+    rewrite(tmp_path, boot="another machine")
+    with pytest.raises(RunError, match="last sign of life"):  # the file itself is touched
+        take(tmp_path, stale=60, waiting=lambda _: None)
+    lock.release()
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
