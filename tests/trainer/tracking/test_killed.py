@@ -1,0 +1,205 @@
+"""A database that is made once whoever dies, and runs that are killed at any moment."""
+
+import os
+import random
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.tracking import database
+from trainer.tracking.database import DatabaseBusy, ensure_database, is_partial
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import Tracker, tracked_run
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
+
+
+def client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def test_a_database_is_made_once_whole_and_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = tmp_path / "100%25 a?b#ü"
+    here.mkdir()
+    path = here / "mlflow.db"
+    # What an interrupted first creation leaves: some tables, no version, no data.
+    with sqlite3.connect(path) as half:
+        half.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
+        half.execute("CREATE TABLE runs (run_uuid TEXT)")
+    half.close()
+    (here / ".mlflow.db.1.partial").write_text("of a process that was killed")
+    with pytest.raises(DatabaseBusy):  # it may be at work still
+        ensure_database(path)
+    monkeypatch.setattr(database, "SETTLED", 0.0)
+    results: list[bool] = []
+    makers = [threading.Thread(target=lambda: results.append(ensure_database(path))) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(PATIENCE)
+    assert sorted(results) == [False, False, False, True]
+    assert not is_partial(path)
+    assert caplog.text.count("incomplete") == 2  # said once: what it was, and its name now
+    (aside,) = here.glob("mlflow.db.incomplete-*")
+    assert sorted(file.name for file in here.iterdir()) == ["mlflow.db", aside.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
+
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (here / "run").mkdir()
+    tracker = Tracker(here / "run", uri=None, experiment="e", run_name="r")
+    (here / "run" / "file.txt").write_text("hello")
+    tracker.artifact(here / "run" / "file.txt")
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    command = tracker.ui_command()
+    assert command is not None
+    (*_, pasted) = shlex.split(command)
+    assert client(pasted).get_run(tracked_run(here / "run")).info.status == "FINISHED"
+    assert len(list(here.glob("mlartifacts/*/artifacts/file.txt"))) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
+
+
+def test_a_database_with_data_is_never_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "SETTLED", 0.0)
+    for number, table in enumerate(("runs", "registered_models")):
+        path = tmp_path / f"{number}.db"
+        with sqlite3.connect(path) as used:
+            used.execute("CREATE TABLE experiments (name TEXT)")
+            used.execute(f"CREATE TABLE {table} (name TEXT)")
+            used.execute(f"INSERT INTO {table} VALUES ('a')")
+        used.close()
+        assert not is_partial(path)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as foreign:
+        foreign.execute("CREATE TABLE albums (name TEXT)")
+    foreign.close()
+    assert not is_partial(other)
+
+
+def test_a_locked_database_is_waited_for(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert start().close("KILLED", PATIENCE) == 0
+    copy = tmp_path / "copy.db"
+    shutil.copy(store.removeprefix("sqlite:///"), copy)
+    other = tmp_path / "other"
+    other.mkdir()
+    with sqlite3.connect(copy, isolation_level=None, check_same_thread=False) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        tracker = Tracker(other, uri=f"sqlite:///{copy}", experiment="e", run_name="r")
+        tracker.metrics(1, {"loss": 1.0})
+        deadline = time.monotonic() + PATIENCE
+        while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        holder.execute("ROLLBACK")
+    holder.close()
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert "locked" in caplog.text and "is back" in caplog.text
+    assert not (other / "mlflow.rejected.jsonl").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"12", b"-5\n", b"999999999\n", b"{}", b"\xff"])
+def test_damaged_files_cost_no_record_and_no_traceback(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], content: bytes
+) -> None:
+    first = start()
+    first.metrics(1, {"loss": 1.0})
+    assert first.close("KILLED", PATIENCE) == 0
+    run_id = tracked_run(tmp_path)
+    copy = tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "mlflow_run.json", copy)
+    (tmp_path / "mlflow.offset").write_bytes(content)
+    (tmp_path / "mlflow_run.json").write_bytes(content)
+    second = start(step=1)
+    second.metrics(2, {"loss": 2.0})
+    assert second.close("FINISHED", PATIENCE) == 0
+    assert tracked_run(tmp_path) == run_id
+    assert [value.step for value in client(store).get_metric_history(run_id, "loss")] == [1, 2]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from trainer.tracking.spool import Spool\n"
+        "spool = Spool(Path(sys.argv[1])); spool.append({'n': 1})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (spool.size() + 5, resource.RLIM_INFINITY))\n"
+        "try: spool.append({'n': 2, 'text': 'x' * 100})\n"
+        "except OSError: pass\n"
+        "else: sys.exit('no error')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "spool.append({'n': 3})\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert [line for _, line in Spool(tmp_path).unread()] == [b'{"n": 1}\n', b'{"n": 3}\n']
+
+
+def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
+    """Kill a run at random moments, from its first start on, and let it finish: nothing may be missing."""
+    draw = random.Random(seed)
+    run_dir, uri, saved = folder / "run", f"sqlite:///{folder}/mlflow.db", 0
+    program = [sys.executable, str(Path(__file__).with_name("track_and_die.py")), str(run_dir), uri]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for kill in range(kills + 1):
+        last = 20 * (kills + 1)
+        with subprocess.Popen(
+            [*program, str(saved), str(last)], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            if kill < kills:
+                assert process.stdout.readline().startswith("step")
+                # From the imports over the making of the database to the middle of a delivery.
+                time.sleep(draw.uniform(0.0, 5.0))
+                process.kill()
+            said = process.stdout.read().split("\n")
+        reached = max((int(line.split()[1]) for line in said if line.startswith("step ")), default=saved)
+        saved = draw.randint(saved, reached)  # the run goes on from an older checkpoint
+    assert "left 0" in said
+    run = client(uri).get_run(tracked_run(run_dir))
+    assert run.info.status == "FINISHED"
+    for key in ("train/loss", "speed/clips_per_second"):
+        steps = Counter(value.step for value in client(uri).get_metric_history(run.info.run_id, key))
+        assert set(steps) == set(range(1, last + 1)) and set(steps.values()) == {1}, key
+    experiment = client(uri).get_experiment_by_name("killed")
+    assert len(client(uri).search_runs([experiment.experiment_id])) == 1
+
+
+def test_a_run_killed_at_random_moments_is_whole_in_mlflow(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, kills=2, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10))
+def test_many_runs_killed_at_random_moments_are_whole_in_mlflow(tmp_path: Path, seed: int) -> None:
+    killed_at_random(tmp_path, kills=6, seed=seed)
+
+
+@pytest.mark.soak
+def test_four_first_starts_at_once_share_a_database(tmp_path: Path) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("track_and_die.py"))]
+    arguments = [f"sqlite:///{tmp_path}/mlflow.db", "0", "20"]
+    processes = [
+        subprocess.Popen(
+            [*program, str(tmp_path / f"run{number}"), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for number in range(4)
+    ]
+    assert all("left 0" in process.communicate(timeout=600)[0] for process in processes)
+    assert len({tracked_run(tmp_path / f"run{number}") for number in range(4)}) == 4

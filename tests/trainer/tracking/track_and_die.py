@@ -1,0 +1,20 @@
+"""A process that tracks steps of a run until it is killed: `track_and_die.py RUN_DIR URI FIRST LAST`.
+
+It goes on after FIRST, says `step N` when a step is recorded, and ends the run after LAST.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from trainer.tracking.tracker import Tracker
+
+run_dir, uri, first, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+run_dir.mkdir(exist_ok=True)
+tracker = Tracker(run_dir, uri=uri, experiment="killed", run_name="run", step=first)
+tracker.params({"a": 1})
+for step in range(first + 1, last + 1):
+    tracker.metrics(step, {"train/loss": 1 / step, "speed/clips_per_second": time.time()})
+    print("step", step, flush=True)
+    time.sleep(0.02)
+print("left", tracker.close("FINISHED", 120.0), flush=True)
