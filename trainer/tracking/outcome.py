@@ -14,6 +14,12 @@ _REFUSED_STATUS = {"400", "413", "414", "422", "431"}
 _DATABASE_REFUSALS = {"DataError", "IntegrityError"}
 """SQLAlchemy's errors for a value that does not fit; its others are about the database or the connection."""
 
+_LOGIN = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}
+_LOGIN_HINT = (
+    " (a user name and a password are taken from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+    "a token from MLFLOW_TRACKING_TOKEN)"
+)
+
 _LONGEST_REASON = 500  # characters of an error that are shown: servers answer with pages
 
 
@@ -45,4 +51,5 @@ def is_refusal(error: Any) -> bool:
 def first_line(error: BaseException) -> str:
     """An error in one line, without passwords."""
     text = redacted(str(error)).strip().partition("\n")[0] or redacted(repr(error))
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text + _LOGIN_HINT if getattr(error, "error_code", None) in _LOGIN else text
