@@ -10,8 +10,10 @@ import pytest
 from pipelines import DataError
 from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest, Row, write_manifest
+from tests.pipelines.damaged_manifests import change_rows
 from trainer import RunError
 from trainer.engine.memory import GIB, Room
+from trainer.node_files import open_manifest
 from trainer.preparation import Preparation, check_decoder, prepare, settled
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
@@ -227,6 +229,10 @@ def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_r
         check_decoder(recipe("data.decoder=dali"), train, gpu=True)
     check_decoder(recipe("data.decoder=hybrid"), train, gpu=False)
     check_decoder(recipe("data.decoder=dali", "data.bad_share=0.3"), train, gpu=False)
+    change_rows(folder / "train.arrow", {0: {"label": -1}, 9: {"frames": 0}})
+    bad_rows = Dataset([open_manifest(folder / "train.arrow")])  # bad videos, which end no run by themselves
+    with pytest.raises(RunError, match=r"\(2 h264\)"):
+        check_decoder(recipe("data.decoder=dali"), bad_rows, gpu=False)
 
 
 def test_a_data_set_that_was_rendered_otherwise_is_said_to_be_so(folder: Path) -> None:
