@@ -126,18 +126,40 @@ def compare_with_siblings(
         workers: processes, as for `build_manifest`.
         progress_of: gives, for what is being done, the context in which a function shows its progress.
     """
-    for place, other in enumerate(siblings(report.manifest.path)):
-        name = printable(other.name) if place < _NAMED_SIBLINGS else "further manifests of the folder"
-        with progress_of(f"comparing with {printable(other.name)}") as progress:
-            compare_with(
-                report.manifest,
-                report.keys,
-                other,
-                report.findings,
-                f"videos that are also in {name}",
-                workers=workers,
-                progress=progress,
-            )
+    manifest, findings = report.manifest, report.findings
+    others: list[Manifest] = []
+    for path in siblings(manifest.path):
+        kind = printable(path.name) if len(others) < _NAMED_SIBLINGS else "further manifests of the folder"
+        try:
+            other = Manifest.open(path)
+            other.verify()
+            if len(other) == 0:
+                continue
+            with progress_of(f"comparing with {printable(path.name)}") as progress:
+                compare_with(
+                    manifest,
+                    report.keys,
+                    other,
+                    findings,
+                    f"videos that are also in {kind}",
+                    workers=workers,
+                    progress=progress,
+                )
+        except DataError as error:
+            findings.note(f"Not compared with another manifest: {error}")
+        else:
+            others.append(other)
+    unlike = [
+        printable(other.path.name)
+        for other in others
+        if other.class_names != manifest.class_names and set(other.class_names) & set(manifest.class_names)
+    ]
+    if unlike:
+        more = f" and {len(unlike) - _NAMED_SIBLINGS} more" if len(unlike) > _NAMED_SIBLINGS else ""
+        findings.note(
+            f"Other classes, or in another order, in {', '.join(unlike[:_NAMED_SIBLINGS])}{more}: a run "
+            "takes only manifests that agree. --classes gives them the same."
+        )
     report.write_lists()
 
 

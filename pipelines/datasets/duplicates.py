@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import DataError, VideoDefect
+from pipelines import VideoDefect
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, shown_class
 from pipelines.manifest import Manifest
@@ -21,6 +21,9 @@ from pipelines.paths import decode_path, printable
 
 BLOCK = 16 * 1024
 """Bytes that are compared at the beginning, in the middle and at the end of a file."""
+
+_FEW = 2000
+"""Videos whose keys are read sooner than processes start."""
 
 _SHOWN_COPIES = 4
 """Copies of one video that a line of the list names."""
@@ -100,7 +103,7 @@ def siblings(out: Path) -> list[Path]:
 def compare_with(
     manifest: Manifest,
     keys: np.ndarray,
-    other: Path,
+    there: Manifest,
     findings: Findings,
     kind: str,
     *,
@@ -113,26 +116,17 @@ def compare_with(
         keys: the content keys of the manifest's rows, in their order.
         kind: what they are counted by.
         progress: called after each video of the other manifest.
+
+    Raises:
+        DataError: a row of the other manifest is not valid.
     """
-    try:
-        there = Manifest.open(other)
-        if len(there) == 0:
-            return
-        there.verify()
-    except DataError as error:
-        findings.note(f"Not compared with {printable(other)}: {error}")
-        return
-    if there.class_names != manifest.class_names and set(there.class_names) & set(manifest.class_names):
-        findings.note(
-            f"{printable(other.name)} names other classes, or in another order: a run takes only manifests "
-            "that agree. --classes gives them the same."
-        )
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     rows = map(there.row, range(len(there)))
     jobs = ((str(there.folder), row.path, row.offset, row.length) for row in rows)
+    workers = workers if len(there) >= _FEW else 1
     unreadable = 0
-    shared: set[int] = set()
+    shared = np.zeros(len(keys), bool)
     with closing(
         ordered_map(_key_of_row, jobs, total=len(there), workers=workers, progress=progress)
     ) as found:
@@ -141,18 +135,25 @@ def compare_with(
                 unreadable += 1
                 continue
             place = int(np.searchsorted(ordered, np.uint64(key)))
-            if place == len(ordered) or ordered[place] != key or int(order[place]) in shared:
+            if place == len(ordered) or ordered[place] != key or shared[order[place]]:
                 continue
-            shared.add(int(order[place]))
+            shared[order[place]] = True
             here, row = manifest.row(int(order[place])), there.row(number)
             ours, theirs = manifest.absolute_path(here), there.absolute_path(row)
-            labels = shown_class(manifest.class_names[here.label]), shown_class(there.class_names[row.label])
+            labels = _class_of(manifest, here.label), _class_of(there, row.label)
             said = "the same file" if ours == theirs else printable(theirs)
             said += f" (here {labels[0]}, there {labels[1]})" if labels[0] != labels[1] else ""
             findings.count(kind, f"{printable(ours)}\n  = {said}")
-            findings.line(ours, f"also in {printable(other.name)}: {said}")
+            findings.line(ours, f"also in {printable(there.path.name)}: {said}")
     if unreadable:
-        findings.note(f"{unreadable} videos of {printable(other)} could not be read, and were not compared.")
+        findings.note(
+            f"{unreadable} videos of {printable(there.path)} could not be read, and were not compared."
+        )
+
+
+def _class_of(manifest: Manifest, label: int) -> str:
+    names = manifest.class_names
+    return shown_class(names[label]) if 0 <= label < len(names) else f"label {label}"
 
 
 def _key_of_row(job: tuple[str, str, int, int]) -> int:

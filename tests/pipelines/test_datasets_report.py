@@ -75,6 +75,7 @@ def collection(tmp_path_factory) -> tuple[Path, Report]:
         (b"bad\n\tline.mp4", b"bad\\\x1b[31m.mp4", b"bad\xff\xc2\x85.mp4", b"bad'.mp4")
     ):
         (root / "train/a" / os.fsdecode(name)).write_bytes(b"x" * (number + 10))
+    (root / "other.arrow").write_bytes(b"no manifest")
     build_manifest(root / "val.arrow", read_folder(root / "val"), workers=1)
     report = build_manifest(root / "train.arrow", read_folder(root / "train"), workers=1)
     compare_with_siblings(report, workers=1, progress_of=shown_progress)
@@ -119,18 +120,22 @@ def test_the_summary_says_what_was_taken_and_what_not(collection):
     ):
         assert f"  {words}" in lines
     assert f"      = {root}/train/b/copy.mp4 (b) and 1 more" in lines
-    assert any("val.arrow names other classes" in line for line in lines)
+    assert any("Not compared with another manifest:" in line for line in lines)
+    assert any("Other classes, or in another order, in val.arrow" in line for line in lines)
     assert all(len(line) <= WIDTH for line in lines if str(root) not in line)
 
 
-def test_the_same_bytes_whatever_the_workers(collection, tmp_path):
+def test_the_same_bytes_whatever_the_workers(collection, tmp_path, monkeypatch):
     root, _ = collection
     names = [path.relative_to(root / "train") for path in sorted((root / "train").rglob("*.mp4"))]
     table = tmp_path / "list.tsv"
     table.write_bytes(
         b"".join(os.fsencode(name) + b"\tb\n" for name in names[1:] * 6 if "\n" not in str(name))
     )
-    shutil.copy(root / "val.arrow", tmp_path / "val.arrow")
+    beside = tmp_path / "beside.csv"
+    beside.write_text("val/a/9.mp4,b\nval/b/8.mp4,b\n" * 17)
+    build_manifest(tmp_path / "val.arrow", read_table(beside, root), workers=1)
+    monkeypatch.setattr(duplicates, "_FEW", 0)
     results = []
     for workers in (1, 2):
         listing = read_table(table, root / "train")
