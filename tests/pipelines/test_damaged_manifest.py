@@ -14,6 +14,7 @@ from pipelines import DataError, VideoDefect, manifest
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.overlap import find_overlap
 from pipelines.plan import Part, TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Reader, Request
 from pipelines.source import TrainSource, ViewSource
@@ -250,3 +251,11 @@ def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Pa
     assert reasons[3:6] == [
         f"shard ends after {n} of {size} bytes" for n, size in ((0, 2**63 - 1), (4, 2**62), (2, 3))
     ]
+
+
+def test_what_needs_the_paths_alone_reads_bad_rows_too(plain: Path) -> None:
+    change_rows(plain, {0: {"label": -1}, 9: {"height": 0}})
+    dataset = Dataset.open([plain])
+    assert find_overlap(dataset, dataset).shared == 10
+    pieces = [batch["path"].to_pylist() for batch in dataset.manifests[0].stretches(2)]
+    assert pieces == [[ROWS[index].path for index in indices] for indices in ((0, 1), (6, 7), (8,))]
