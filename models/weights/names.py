@@ -51,6 +51,7 @@ _NOT_USED = re.compile(
     r"|visual_projection\.weight|text_model\..*|text_projection(\.weight)?|logit_scale"
     r"|norm\..*|fc_norm\..*|head\..*|decoder_.*|mask_token"
 )
+_MOST_TOWERS = 50  # looked into, the shortest names first, in a file with many
 _QKV = re.compile(r".*\.self_attn\.([qkv])_proj\.\w+")
 
 _OTHERS = (  # a part of a name → whose it is, from the most telling on
@@ -97,7 +98,7 @@ def find_tower(shapes: Mapping[str, Tensor]) -> Tower | None:
     """
     for whose, patch, beside, names in _FAMILIES:
         found = sorted((name for name in shapes if name == patch or name.endswith("." + patch)), key=len)
-        for name in found:
+        for name in found[:_MOST_TOWERS]:
             prefix = name.removesuffix(patch)
             if any(other.startswith(prefix + beside) for other in shapes):
                 return _tower(whose, prefix, names, shapes)
