@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def test_records_for_a_deleted_run_wait_until_it_is_restored_or_go_to_a_new_one(
     third.metrics(3, {"loss": 1.0})
     assert third.close("FINISHED", PATIENCE) == 0
     assert [step for step, _ in history(store, new, "loss")] == [1, 2, 3]
+
+
+def test_no_file_is_uploaded_to_a_run_that_is_deleted_meanwhile(
+    tmp_path: Path, store: str, start: Callable[..., Tracker]
+) -> None:
+    tracker = start()
+    deadline = time.monotonic() + PATIENCE
+    while Spool(tmp_path).lines_left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run_id = tracked_run(tmp_path)
+    client(store).delete_run(run_id)
+    file = tmp_path / "file.txt"
+    file.write_text("hello")
+    tracker.artifact(file)
+    assert tracker.close("FINISHED", PATIENCE) == 2
+    client(store).restore_run(run_id)
+    assert client(store).list_artifacts(run_id) == []
+    assert deliver_spool(tmp_path) == 2
+    assert [stored.path for stored in client(store).list_artifacts(run_id)] == ["file.txt"]
 
 
 def test_a_run_that_is_gone_for_good_is_not_replaced_unasked(

@@ -155,7 +155,7 @@ def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
     program = [sys.executable, str(Path(__file__).with_name("track_and_die.py")), str(run_dir), uri]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill in range(kills + 1):
-        last = 20 * (kills + 1)
+        last = 60 * (kills + 1)
         with subprocess.Popen(
             [*program, str(saved), str(last)], stdout=subprocess.PIPE, text=True, env=environment
         ) as process:
@@ -167,7 +167,7 @@ def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
                 process.kill()
             said = process.stdout.read().split("\n")
         reached = max((int(line.split()[1]) for line in said if line.startswith("step ")), default=saved)
-        saved = draw.randint(saved, reached)  # the run goes on from an older checkpoint
+        saved = draw.randint(saved, min(reached, last - 1))  # the run goes on from an older checkpoint
     assert "left 0" in said
     run = client(uri).get_run(tracked_run(run_dir))
     assert run.info.status == "FINISHED"
