@@ -22,6 +22,7 @@ from pipelines.datasets.build import build_manifest, check_manifest, compare_wit
 from pipelines.datasets.read import list_folder, list_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
+from pipelines.paths import printable
 from trainer.progress import shown_progress
 
 
@@ -67,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
         with shown_progress("rendering") as progress:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
             made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
-        print("wrote", *made)
+        print("wrote", *map(printable, made))
     elif args.job == "balance":
-        balanced = balance(args.manifest, args.out, args.power)
-        print(f"wrote {balanced.path}: {len(balanced)} videos of {len(balanced.class_names)} classes")
+        new = balance(args.manifest, args.out, args.power)
+        print(f"wrote {printable(new.path)}: {len(new)} videos of {len(new.class_names)} classes")
     elif args.job == "check":
         with shown_progress("checking") as progress:
             report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
@@ -78,10 +79,8 @@ def run(args: argparse.Namespace) -> int:
         return 1 if report.bad else 0
     else:
         listing = args.read(args)
-        with shown_progress("probing") as progress:
-            report = build_manifest(
-                args.out, listing, workers=args.workers, deep=args.deep, progress=progress
-            )
+        with shown_progress("probing") as shown:
+            report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
         compare_with_siblings(report, workers=args.workers, progress_of=shown_progress)
         print(report.summary())
     return 0

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines import DataError
 from pipelines.manifest import Manifest, encode_path, write_columns
+from pipelines.paths import printable
 
 
 def balance(source: Path, out: Path, power: float) -> Manifest:
@@ -30,7 +31,7 @@ def balance(source: Path, out: Path, power: float) -> Manifest:
         )
     manifest = Manifest.open(source)
     if len(manifest) == 0:
-        raise DataError(f"{manifest.path} lists no video")
+        raise DataError(f"{printable(manifest.path)} lists no video")
     manifest.verify()
     counts = np.zeros(len(manifest.class_names), np.int64)
     for batch in manifest.record_batches():
