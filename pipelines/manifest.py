@@ -28,7 +28,7 @@ from pipelines.manifest_file import (
     SCHEMA,
     WEIGHTED_SCHEMA,
     Columns,
-    Header,
+    MappedFile,
     in_words,
     open_file,
 )
@@ -51,14 +51,15 @@ class Manifest:
     same file again and refuses it if it was replaced meanwhile.
     """
 
-    def __init__(self, path: Path, folder: Path, reader: pa.RecordBatchFileReader, header: Header) -> None:
+    def __init__(self, path: Path, folder: Path, file: MappedFile) -> None:
+        header = file.header
         self.path = path
         self.folder = folder
         self.fingerprint = header.fingerprint
         self.class_names = header.class_names
         self.weighted = header.total_weight is not None
         self.total_weight = float(header.rows) if header.total_weight is None else header.total_weight
-        self._reader = reader
+        self._file = file
         self._header = header
         self._rows = header.rows
         self._columns: dict[int, Columns] = {}
@@ -76,10 +77,9 @@ class Manifest:
             DataError: there is no such file, it is no manifest, it is damaged, or a newer program wrote it.
         """
         path = Path(path).absolute()
-        reader, header = open_file(path)
-        manifest = cls(path, path.parent if folder is None else folder.absolute(), reader, header)
-        if header.rows:
-            manifest._batch(reader.num_record_batches - 1)  # which has the rest of the rows, not a full batch
+        manifest = cls(path, path.parent if folder is None else folder.absolute(), open_file(path))
+        if len(manifest):
+            manifest._batch(manifest._file.batches - 1)  # which has the rest of the rows, not a full batch
         return manifest
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class Manifest:
         if not self._sum_checked:
             self._check_width(self._rows - 1)
             self._sum_checked = True
-        low, high = 0, self._reader.num_record_batches
+        low, high = 0, self._file.batches
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._sum_before(middle, 0) <= weight else (low, middle)
@@ -190,10 +190,10 @@ class Manifest:
         Raises:
             DataError: the file is damaged there.
         """
-        for number in range(self._reader.num_record_batches):
+        for number in range(self._file.batches):
             rows = -(-self._batch(number).rows // step)
             try:
-                batch = self._reader.get_batch(number).slice(number % step * rows, rows)
+                batch = self._file.batch(number).slice(number % step * rows, rows)
                 batch.validate(full=True)
             except ARROW_ERRORS as error:
                 raise self._damaged(in_words(error)) from error
@@ -205,7 +205,7 @@ class Manifest:
         Raises:
             DataError: the file is damaged.
         """
-        for number in range(self._reader.num_record_batches):
+        for number in range(self._file.batches):
             for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
                 yield number * self._header.rows_per_batch + index, reason
 
@@ -229,7 +229,7 @@ class Manifest:
         self.verify_fingerprint()
         for _ in self.record_batches():
             pass
-        for number in range(self._reader.num_record_batches if self.weighted else 0):
+        for number in range(self._file.batches if self.weighted else 0):
             self._check_widths(number)
 
     def verify_fingerprint(self) -> None:
@@ -238,7 +238,7 @@ class Manifest:
         Raises:
             DataError: the content is not what was written.
         """
-        digest = _Fingerprint(self._reader.schema.names)
+        digest = _Fingerprint(self._file.reader.schema.names)
         for batch in self.stretches():
             digest.update(batch)
         found = digest.hexdigest(self.class_names)
@@ -258,7 +258,7 @@ class Manifest:
         columns = self._columns.get(number)
         if columns is None:
             try:
-                columns = Columns(self._reader.get_batch(number), self._header.batch_rows(number))
+                columns = Columns(self._file.batch(number), self._header.batch_rows(number))
             except ARROW_ERRORS as error:
                 raise self._damaged(in_words(error)) from error
             self._columns[number] = columns

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import DataError, VideoDefect
+from pipelines.arrow_compression import is_compressed
 from pipelines.manifest_rows import MOST_PIXELS, Row, check_row
 from pipelines.paths import printable
 
@@ -80,7 +81,29 @@ class Header:
         return min(self.rows_per_batch, self.rows - number * self.rows_per_batch)
 
 
-def open_file(path: Path) -> tuple[pa.RecordBatchFileReader, Header]:
+@dataclass(frozen=True)
+class MappedFile:
+    """A manifest's file, mapped, and what its header says."""
+
+    file: pa.NativeFile
+    reader: pa.RecordBatchFileReader
+    header: Header
+
+    @property
+    def batches(self) -> int:
+        return int(self.reader.num_record_batches)
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """A record batch, whose buffers lie in the file and are not checked.
+
+        Raises one of `ARROW_ERRORS` where it is damaged or compressed.
+        """
+        if is_compressed(self.file, number):
+            raise ValueError("it is compressed; a manifest is not")
+        return self.reader.get_batch(number)
+
+
+def open_file(path: Path) -> MappedFile:
     """Map a manifest and check its header, in a time that does not depend on its number of rows.
 
     Raises:
@@ -98,7 +121,8 @@ def open_file(path: Path) -> tuple[pa.RecordBatchFileReader, Header]:
     except OSError as error:
         raise DataError(f"{shown} cannot be read: {error.strerror}.") from error
     try:
-        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
+        file = pa.memory_map(os.fsencode(path))
+        reader = pa.ipc.open_file(file)
         schema = reader.schema
         names = schema.names
     except ARROW_ERRORS as error:
@@ -120,7 +144,8 @@ def open_file(path: Path) -> tuple[pa.RecordBatchFileReader, Header]:
                 f"{shown} does not have the columns of a manifest, or not their types, but {listed[:400]}. "
                 f"{AGAIN}"
             )
-        return reader, _header(metadata, weighted, reader.num_record_batches, path.stat().st_size)
+        header = _header(metadata, weighted, reader.num_record_batches, path.stat().st_size)
+        return MappedFile(file, reader, header)
     except ValueError as error:
         raise DataError(f"{shown} is damaged: {error}. {AGAIN}") from error
 

@@ -136,6 +136,9 @@ def test_columns_of_other_kinds_and_missing_values_are_refused(plain: Path) -> N
             Manifest.open(plain).row(5)
 
     whole = [batch.columns for batch in batches]
+    long = [[pa.array(["x" * 10_000] * len(c[0])), *c[1:]] for c in whole]
+    for compression in ("zstd", "lz4"):  # what a few bytes become has no limit
+        refused(schema, long, "it is compressed", compression=compression)
     place = schema.get_field_index("label")
     wide = schema.set(place, pa.field("label", pa.int64(), nullable=False))
     refused(wide, [[*c[:3], c[3].cast(pa.int64()), *c[4:]] for c in whole], "columns of a manifest")

@@ -1,0 +1,51 @@
+"""Whether a record batch of an Arrow file is compressed, found without decompressing it.
+
+A few kilobytes may become many gigabytes, and PyArrow decompresses without a limit. It does not say where the
+batches are either, so the two FlatBuffers that do are read here: the file's footer and the batch's message
+(https://arrow.apache.org/docs/format/Columnar.html, File.fbs and Message.fbs).
+"""
+
+import struct
+
+import pyarrow as pa
+
+_RECORD_BATCHES = 3  # field of Footer: a vector of Block
+_HEADER = 2  # field of Message: a table, here RecordBatch
+_COMPRESSION = 3  # field of RecordBatch
+_BLOCK = 24  # bytes: offset (int64), length of the metadata (int32, padded), length of the body (int64)
+_TAIL = 10  # bytes: length of the footer (int32), magic
+
+
+def is_compressed(file: pa.NativeFile, number: int) -> bool:
+    """Whether the record batch `number` of an Arrow file is compressed.
+
+    Raises:
+        ValueError: the footer or the batch's message is damaged.
+    """
+    try:
+        size = file.size()
+        (length,) = struct.unpack("<i", file.read_at(4, size - _TAIL))
+        footer = file.read_at(length, size - _TAIL - length)
+        blocks = _target(footer, _field(footer, _target(footer, 0), _RECORD_BATCHES))
+        offset, length = struct.unpack_from("<qi", footer, blocks + 4 + _BLOCK * number)
+        message = file.read_at(length, offset)
+        begin = 8 if message.startswith(b"\xff\xff\xff\xff") else 4  # before that its length, and a marker
+        batch = _target(message, _field(message, _target(message, begin), _HEADER))
+        return _field(message, batch, _COMPRESSION) != 0
+    except (struct.error, OverflowError) as error:
+        raise ValueError("its footer or a batch's header is damaged") from error
+
+
+def _target(data: bytes, place: int) -> int:
+    """Where the offset at `place` leads."""
+    return int(place + struct.unpack_from("<I", data, place)[0])
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a table's field is; 0 where it has none."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    (size,) = struct.unpack_from("<H", data, fields)
+    if 4 + 2 * number + 2 > size:
+        return 0
+    (offset,) = struct.unpack_from("<H", data, fields + 4 + 2 * number)
+    return int(table + offset) if offset else 0
