@@ -11,7 +11,7 @@ import torch
 from nvidia.dali import fn, pipeline_def
 
 from .augment import train_clip, views
-from .decode import decode_in_graph
+from .decode.dali_nodes import decode_in_graph
 from .reader import Arrays, Decoding, Refused
 from .source import TrainSource, ViewSource
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import DataError
-from .decode import choose_decoder
+from .decode.dali_nodes import choose_decoder
 from .encoded import GraphDecoder
 from .graph import Graph, Processes, decode_only, with_decoding
 from .nvdec import LIBRARY, has_nvdec

@@ -9,7 +9,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 
 from pipelines import VideoDefect
-from pipelines.decode import choose_decoder, correct_color, decode_in_graph
+from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
 from pipelines.encoded import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.manifest import Row
 from pipelines.probe import probe_video
