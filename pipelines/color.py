@@ -9,6 +9,8 @@ of them, also in HD: guessing by size would make the same clip, scaled, change i
 import numpy as np
 from numpy.typing import NDArray
 
+from . import VideoDefect
+
 # Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). Numbers
 # that are not listed mean BT.601, or are unknown and treated as FFmpeg treats them: as BT.601.
 BT601 = (0.299, 0.114)
@@ -17,7 +19,19 @@ LUMA_SHARES = {
     4: (0.30, 0.11),  # FCC
     7: (0.212, 0.087),  # SMPTE 240M
     9: (0.2627, 0.0593),  # BT.2020
-    10: (0.2627, 0.0593),
+}
+
+# Tags that FFmpeg's converter refuses, and what they mean (ITU-T H.273, table 4).
+NOT_CONVERTED = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE ST 2085",
+    12: "a matrix derived from its primaries",
+    13: "a matrix derived from its primaries, with constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
 }
 
 UNCHANGED = np.eye(3, 4, dtype=np.float32)
@@ -31,6 +45,15 @@ def color_correction(colorspace: int) -> NDArray[np.float32]:
     corrected = UNCHANGED.copy()
     corrected[:, :3] = tagged @ np.linalg.inv(rgb_from_ycc(*BT601))
     return corrected
+
+
+def check_colorspace(colorspace: int) -> None:
+    """Raise VideoDefect for a tag whose colours cannot be converted to RGB."""
+    if colorspace in NOT_CONVERTED:
+        raise VideoDefect(
+            f"has colours in {NOT_CONVERTED[colorspace]}, which FFmpeg does not convert to RGB; encode it "
+            "anew with `ffmpeg -i IN -vf zscale=matrix=709 OUT`"
+        )
 
 
 def rgb_from_ycc(red: float, blue: float) -> NDArray[np.float64]:

@@ -1,15 +1,20 @@
 """Opening a video file with PyAV, and finding its frames without decoding them."""
 
+import heapq
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
+from av.stream import Disposition
 
 from . import VideoDefect
+from .decode.picture_headers import SCANNED, PictureScan
 
 # FFmpeg hides damage: it repeats what it has. Most of its decoders say so of the frame; these have to be
 # told. The others stay lenient, as their strict mode refuses streams that every player shows well.
@@ -18,6 +23,17 @@ STRICT = frozenset({"hevc", "mjpeg"})
 # What MPEG-4 encoders write into streams with two frames in a packet and an empty one after it. Then the
 # times are those of the packets, not of the frames.
 PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
+
+FIELDS_UNKNOWN, PROGRESSIVE = 0, 1  # <libavcodec/defs.h>, AVFieldOrder
+
+# Streams that are not videos: cover art and thumbnails, whatever codec they are in.
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+# FFmpeg's names of formats that only name other files.
+PLAYLISTS = frozenset({"concat", "hls", "dash", "imf"})
+
+# Text in a file's tags may be in any encoding; nobody reads it here. PyAV 19 is lenient by itself.
+LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
 
@@ -36,11 +52,13 @@ class VideoIndex:
     times: list[int | None]
     """Presentation time of each packet, in units of the stream."""
     keyframes: list[int]
-    """Packets at which decoding can start, ascending."""
+    """Packets at which decoding can start, ascending; at least one."""
     shown: list[int]
-    """The packet of each frame, in the order they are shown."""
+    """The packet of each frame, in the order they are shown. Where `ordered` is false the order means
+    nothing, and there may be fewer frames: those that the decoder gives out."""
     ordered: bool
-    """Whether the times say in which order frames are shown: each shown packet has a time of its own."""
+    """Whether the times say in which order frames are shown. Many containers hold decoding times in their
+    place, all different and rising; then only the decoder's order of output counts."""
     packets: list["av.Packet"] | None
     """The packets themselves, where they were to be kept and are not too large."""
 
@@ -49,37 +67,69 @@ class VideoIndex:
         """The time of the first keyframe, before which nothing is shown; None where times say nothing."""
         return self.times[self.keyframes[0]] if self.ordered else None
 
+    @property
+    def keyframe_distance(self) -> int:
+        """The most packets from one keyframe to the next, or to the end."""
+        following = [*self.keyframes[1:], len(self.times)]
+        return max(after - before for before, after in zip(self.keyframes, following, strict=True))
+
 
 @contextmanager
 def open_video(
     source: Path | bytes,
 ) -> Iterator[tuple["av.container.InputContainer", "av.video.stream.VideoStream"]]:
-    """The open container and its first video stream; whatever FFmpeg says inside becomes a VideoDefect.
+    """The open container and its video stream; whatever FFmpeg says inside becomes a VideoDefect.
+
+    Of several video streams it is the default one. Cover art is none.
 
     Raises VideoDefect for a file that is missing, empty, no video, or found damaged while it is used.
     """
     if isinstance(source, Path):
         try:
             size = source.stat().st_size
-        except OSError as error:
-            raise VideoDefect(f"cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise VideoDefect(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     else:
         size = len(source)
     if size == 0:
         raise VideoDefect("is empty (0 bytes)")
     try:
-        # Text in a file's tags may be in any encoding; nobody reads it here.
+        # `file:`, or FFmpeg takes what stands before a colon in the name for a protocol.
         with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else str(source), metadata_errors="ignore"
+            io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", **LENIENT
         ) as container:
-            if not container.streams.video:
-                raise VideoDefect("holds no video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise VideoDefect("holds a video stream of a codec that FFmpeg does not know")
-            yield container, stream
+            if container.format.name in PLAYLISTS:
+                raise VideoDefect(f"is a list of other files ({container.format.name}), not a video")
+            yield container, _video_stream(container)
     except (av.FFmpegError, OSError) as error:
-        raise VideoDefect(f"is not a video, or is damaged: {in_words(error)}") from error
+        raise VideoDefect(_complaint(source, error)) from error
+
+
+def _complaint(source: Path | bytes, error: Exception) -> str:
+    """Why a file cannot be read as a video."""
+    begin = source[:40] if isinstance(source, bytes) else b""
+    if isinstance(source, Path):
+        with suppress(OSError), source.open("rb") as file:
+            begin = file.read(40)
+    text = begin.decode("ascii", "replace")
+    if isinstance(error, av.InvalidDataError) and text.isascii() and text.replace("\n", " ").isprintable():
+        line = text.strip().splitlines()[0] if text.strip() else ""
+        return f"is not a video, but text that begins with {line!r}"
+    return f"is not a video, or is damaged: {in_words(error)}"
+
+
+def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
+    """The default one of the video streams that are not pictures; raises VideoDefect where there is none."""
+    streams = container.streams.video
+    videos = [stream for stream in streams if not stream.disposition & PICTURES]
+    if not videos:
+        raise VideoDefect("holds cover art, but no video" if streams else "holds no video stream")
+    default = [stream for stream in videos if stream.disposition & Disposition.default] or videos
+    best = container.streams.best("video")
+    chosen = best if best in default else default[0]
+    if chosen.codec_context is None:
+        raise VideoDefect("holds a video stream of a codec that FFmpeg does not know")
+    return chosen
 
 
 def read_index(
@@ -93,16 +143,25 @@ def read_index(
     keyframes: list[int] = []
     shown: list[int] = []
     packets: list[av.Packet] = []
-    mpeg4 = stream.codec_context.name == "mpeg4"
-    vp8 = stream.codec_context.name == "vp8"
+    codec = stream.codec_context
+    mpeg4 = codec.name == "mpeg4"
+    vp8 = codec.name == "vp8"
     packed = False
+    scan = PictureScan(codec.name, codec.extradata or b"") if codec.name in SCANNED else None
+    rising, latest = True, -sys.maxsize
     room = keep_bytes
     for ordinal, packet in enumerate(stored_packets(container, stream)):
-        times.append(packet.pts)
+        time = packet.pts
+        times.append(time)
+        rising = rising and time is not None and time > latest
+        latest = latest if time is None else time
         if packet.is_keyframe:
             if mpeg4 and not keyframes:
-                packed = PACKED.search((stream.codec_context.extradata or b"") + bytes(packet)) is not None
+                packed = PACKED.search((codec.extradata or b"") + bytes(packet)) is not None
             keyframes.append(ordinal)
+        # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
+        if scan is not None and ((rising and not scan.b_pictures) or scan.may_have_fields or mpeg4):
+            scan.add(bytes(packet))
         hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] & VP8_SHOWN)
         if keyframes and not hidden:
             shown.append(ordinal)
@@ -111,15 +170,48 @@ def read_index(
             packets.append(packet)
             if room < 0:
                 packets.clear()
+    if not times:
+        raise VideoDefect("holds no frame")
+    kept = packets if room >= 0 else None
+    if not keyframes:  # some containers do not mark them
+        return VideoIndex(times, [0], list(range(len(times))), False, kept)
     if not shown:
-        raise VideoDefect("holds no frame" if keyframes else "holds no keyframe")
+        raise VideoDefect("holds no frame")
+    by_time = None if packed or (scan and (scan.field_pictures or scan.uneven)) else _by_time(times, shown)
+    if by_time is not None:
+        reorders = codec.has_b_frames if scan is None else scan.b_pictures
+        # Rising times under a decoder that reorders are those of decoding.
+        in_stored_order = (time for ordinal in shown if (time := times[ordinal]) is not None)
+        if not reorders if by_time == shown else _held_back(in_stored_order, codec.reorder_depth):
+            first = keyframes[0]
+            shown = by_time[by_time.index(first) :] if first in by_time else by_time
+            return VideoIndex(times, keyframes, shown, True, kept)
+    return VideoIndex(times, keyframes, shown, False, kept)
+
+
+def _by_time(times: list[int | None], shown: list[int]) -> list[int] | None:
+    """The packets of `shown` in the order of their times; None where these are missing or not distinct."""
     known = [time for ordinal in shown if (time := times[ordinal]) is not None]
-    ordered = len(set(known)) == len(shown) and not packed
-    if ordered:
-        shown = [ordinal for _, ordinal in sorted(zip(known, shown, strict=True))]
-        if keyframes[0] in shown:
-            shown = shown[shown.index(keyframes[0]) :]
-    return VideoIndex(times, keyframes, shown, ordered, packets if room >= 0 else None)
+    if len(set(known)) != len(shown):
+        return None
+    return [ordinal for _, ordinal in sorted(zip(known, shown, strict=True))]
+
+
+def _held_back(times: Iterable[int], depth: int) -> bool:
+    """Whether a decoder that holds back `depth` frames could show frames at these times, given as stored.
+
+    Not so where the clock was set back between two recordings: then as many frames as the first has would be
+    overtaken.
+    """
+    latest: list[int] = []  # the depth + 1 latest times so far, the earliest of them first
+    for time in times:
+        if len(latest) <= depth:
+            heapq.heappush(latest, time)
+        elif latest[0] > time:
+            return False
+        else:
+            heapq.heapreplace(latest, time)
+    return True
 
 
 def stored_packets(

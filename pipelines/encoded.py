@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import VideoDefect
-from .color import color_correction
+from .color import check_colorspace, color_correction
 from .container import VideoIndex, open_video, read_index
 from .manifest import Row
 from .nvdec import SIDES, refused_by_nvdec
-from .pyav_decode import check_frames, check_size
+from .pyav_decode import FrameShape, check_frames, check_size, first_frame
 
 
 class GraphDecoder(Enum):
@@ -49,17 +49,19 @@ class Encoded:
     """What the graph needs beside the bytes.
 
     indices: int32, frame numbers for the graph's decoder. color: float32, (3, 4), the matrix and offset that
-    make its RGB right (`color.color_correction`).
+    make its RGB right (`color.color_correction`). orientation: int32, (3,), what makes its frames upright
+    (`Orientation.numbers`).
     """
 
     indices: NDArray[np.int32]
     color: NDArray[np.float32]
+    orientation: NDArray[np.int32]
 
 
 def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: GraphDecoder) -> Encoded:
     """What the graph needs to decode the frames at `indices` with this decoder.
 
-    Demuxes without decoding: a file cut short is seen, damage inside the stream is not.
+    Demuxes, and decodes the first frame: a file cut short is seen, damage inside the stream is not.
 
     Raises:
         VideoDefect: the file cannot be opened, or has frames of another size or fewer than asked for.
@@ -69,8 +71,7 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
         # Only NVDEC's rules look into the packets.
         index = read_index(container, stream, keep_bytes=sys.maxsize if decoder is GraphDecoder.NVDEC else 0)
         codec = stream.codec_context.codec.canonical_name
-        colorspace = stream.codec_context.colorspace
-        check_size((stream.height, stream.width), (row.height, row.width))
+        colorspace = int(stream.codec_context.colorspace)
         check_frames(indices, len(index.shown))
         if codec not in decoder.codecs:
             raise _not_for_graph(f"is {codec}", f"it takes {', '.join(sorted(decoder.codecs))}")
@@ -80,7 +81,10 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
             raise _not_for_graph(*refused)
     if reason := _numbered_otherwise(index, decoder):
         raise _not_for_graph(reason, "it would give other frames than were asked for")
-    return Encoded(np.asarray(indices, np.int32), color_correction(colorspace))
+    shape = FrameShape.of(first_frame(data, index))
+    check_colorspace(colorspace)
+    check_size(shape.shown, (row.height, row.width))
+    return Encoded(np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.numbers)
 
 
 def _not_for_graph(what: str, why: str) -> NotForGraph:

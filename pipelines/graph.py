@@ -158,9 +158,10 @@ def decoded(payload: Any, decoding: Decoding, *, gpu: bool) -> Any:
     return _either(*payload, gpu=gpu)
 
 
-def _either(encoded: Any, indices: Any, color: Any, frames: Any, in_graph: Any, *, gpu: bool) -> Any:
-    if in_graph:
-        result = decode_in_graph(encoded, indices, color, gpu=gpu)
+def _either(*payload: Any, gpu: bool) -> Any:
+    *encoded, frames, in_graph = payload
+    if in_graph:  # noqa: SIM108 - DALI turns statements into graph nodes, not expressions
+        result = decode_in_graph(*encoded, gpu=gpu)
     else:
         result = frames.gpu() if gpu else frames
     return result

@@ -5,13 +5,11 @@ code and libraries). So it is given what cannot go wrong that way; PyAV decodes 
 """
 
 import ctypes
-import re
-from collections.abc import Iterator
 
 import av
 
-from .container import VideoIndex
-from .pyav_decode import FIELDS_UNKNOWN, PROGRESSIVE
+from .container import FIELDS_UNKNOWN, PROGRESSIVE, VideoIndex
+from .decode.picture_headers import H264_IDR, nal_types
 
 LIBRARY = "libnvcuvid.so.1"
 
@@ -23,9 +21,8 @@ SIDES = {"h264": (48, 4096), "hevc": (144, 8192)}
 # graph's conversion to RGB reads 8 bits in 4:2:0.
 PIXELS = frozenset({"yuv420p", "yuvj420p"})
 
-# Types of NAL units. IDR of H.264: nothing after it refers to what was before (ITU-T H.264, table 7-1).
-# RASL of HEVC: cannot be decoded where decoding began at the keyframe before it (ITU-T H.265, table 7-1).
-IDR = 5
+# Types of NAL units of HEVC that cannot be decoded where decoding began at the keyframe before them (ITU-T
+# H.265, table 7-1).
 RASL = frozenset({8, 9})
 
 
@@ -55,25 +52,11 @@ def refused_by_nvdec(
         return "is interlaced", "it may number fields"
     assert index.packets is not None
     extradata = context.extradata or b""
-    if codec == "h264" and IDR not in _nal_types(index.packets[index.keyframes[0]], codec, extradata):
+    first = bytes(index.packets[index.keyframes[0]])
+    if codec == "h264" and H264_IDR not in nal_types(first, codec, extradata):
         return "begins with no IDR picture", "it would leave out the first frames"
     if codec == "hevc" and any(
-        not RASL.isdisjoint(_nal_types(packet, codec, extradata)) for packet in index.packets
+        not RASL.isdisjoint(nal_types(bytes(packet), codec, extradata)) for packet in index.packets
     ):
         return "has open groups of pictures", "it may leave out frames after a jump"
     return None
-
-
-def _nal_types(packet: "av.Packet", codec: str, extradata: bytes) -> Iterator[int]:
-    """The types of the NAL units in a packet of H.264 or HEVC."""
-    content = bytes(packet)
-    # Where the length's length stands in an avcC or hvcC record (ISO/IEC 14496-15, 5.3.3 and 8.3.3).
-    place, shift, mask = (4, 0, 31) if codec == "h264" else (21, 1, 63)
-    if extradata[:1] == b"\x01" and len(extradata) > place:  # each unit is preceded by its length
-        size, position = (extradata[place] & 3) + 1, 0
-        while position + size < len(content):
-            yield content[position + size] >> shift & mask
-            position += size + int.from_bytes(content[position : position + size], "big")
-    else:  # by a start code (annex B of either)
-        for found in re.finditer(b"\x00\x00\x01(.)", content, re.DOTALL):
-            yield found[1][0] >> shift & mask

@@ -1,14 +1,15 @@
 """Frame-exact decoding with PyAV: any codec FFmpeg knows, only the packets that are needed.
 
-Frame numbers count frames in the order they are shown. A file is demuxed once, without decoding; the decoder
-is then fed from the keyframe that a wanted frame builds on up to that frame, and nothing else. It never
-seeks: what a container makes of a time (AVI and MPEG streams: not much) does not matter. This gives the same
-pixels as decoding everything, and where the container does not tell enough, everything is decoded.
+Frame numbers count frames in the order the decoder gives them out, as the ffmpeg program does. A file is
+demuxed once, without decoding; the decoder is then fed from the keyframe that a wanted frame builds on up to
+that frame, and nothing else. It never seeks: what a container makes of a time (AVI and MPEG streams: not
+much) does not matter. This gives the same pixels as decoding everything. Where the container's times do not
+say in which order frames are shown, everything is decoded and the frames are counted.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,18 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from . import VideoDefect
-from .container import VideoIndex, decoder_of, in_words, open_video, read_index, stored_packets
+from .color import check_colorspace
+from .container import (
+    FIELDS_UNKNOWN,
+    PROGRESSIVE,
+    VideoIndex,
+    decoder_of,
+    in_words,
+    open_video,
+    read_index,
+    stored_packets,
+)
+from .decode.orientation import Orientation, orientation_of
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 
@@ -27,8 +39,6 @@ KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a 
 # Not so HEVC (frames of a higher temporal layer may refer to it), VP8 and VP9 (their motion vectors,
 # probabilities and segments may be reused); AV1's decoder takes the setting at its start only.
 SKIPPABLE = frozenset({"h264", "mpeg2video", "mpeg4"})
-
-FIELDS_UNKNOWN, PROGRESSIVE = 0, 1  # <libavcodec/defs.h>, AVFieldOrder
 
 Window = tuple[int, int, int, int]
 
@@ -44,8 +54,8 @@ def decode_frames(
 
     Args:
         source: a file, or its content.
-        window: (top, left, bottom, right) in pixels; only this part of the frames is returned.
-        size: (height, width) in pixels that the frames must have.
+        window: (top, left, bottom, right) in pixels, as shown; only this part of the frames is returned.
+        size: (height, width) in pixels, as shown, that the frames must have.
 
     Raises:
         VideoDefect: the file cannot be opened, has frames of another size or fewer than asked for, or is
@@ -53,76 +63,134 @@ def decode_frames(
     """
     with open_video(source) as (container, stream):
         index = read_index(container, stream, keep_bytes=KEPT_BYTES)
-        clip = _new_clip(stream, index, indices, window, size)
-        needed = sorted(index.shown[number] for number in clip.places)
-        runs = _runs(index, needed)
+        check_frames(indices, len(index.shown))
+        clip = _Clip(indices, window, size)
+        runs = _runs(index, sorted(index.shown[number] for number in clip.places))
+        whole = [(index.keyframes[0], len(index.times) - 1)]
         if index.packets is not None:
-            _fill(clip, stream, index.packets, index, runs)
+            times_hold = _fill(clip, stream, index.packets, index, runs)
     if index.packets is None:
-        with open_video(source) as (container, stream):
-            _fill(clip, stream, stored_packets(container, stream), index, runs)
-    if clip.places and runs != (whole := [(index.keyframes[0], len(index.times) - 1)]):
+        times_hold = _fill_from(source, clip, index, runs)
+    if times_hold and clip.places and runs != whole:
         # What the container calls a keyframe is none (H.264 that refreshes the picture piece by piece).
-        with open_video(source) as (container, stream):
-            _fill(clip, stream, stored_packets(container, stream), index, whole)
+        times_hold = _fill_from(source, clip, index, whole)
+    if not times_hold:
+        clip = _Clip(indices, window, size)
+        _fill_from(source, clip, replace(index, ordered=False), whole)
     if clip.places:
         raise VideoDefect(f"breaks at or before frame {min(clip.places)} of {len(index.shown)}")
     return clip.pixels
 
 
-@dataclass
+def first_frame(source: Path | bytes, index: VideoIndex) -> "av.VideoFrame":
+    """The first frame that the video shows; raises VideoDefect where it cannot be decoded."""
+    with open_video(source) as (container, stream):
+        for frame in _shown_frames(container, stream, index):
+            return frame
+    raise VideoDefect("holds no frame that can be decoded")
+
+
+def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
+    """Decode the video to its end, with all checks of `decode_frames`; returns the number of frames.
+
+    convert: turn each frame into RGB, too.
+
+    Raises VideoDefect where `decode_frames` would refuse some of the frames.
+    """
+    shape, frames = None, 0
+    converter = VideoReformatter()
+    with open_video(source) as (container, stream):
+        for frame in _shown_frames(container, stream, index):
+            if frame.is_corrupt:
+                raise VideoDefect(f"is damaged in frame {frames} of {len(index.shown)}")
+            shape = _checked_shape(frame, shape, frames)
+            if convert:
+                to_rgb(converter, frame)
+            frames += 1
+    return frames
+
+
+@dataclass(frozen=True, slots=True)
+class FrameShape:
+    """What all frames of a video must have in common. height, width: in pixels, as coded."""
+
+    height: int
+    width: int
+    orientation: Orientation
+
+    @staticmethod
+    def of(frame: "av.VideoFrame") -> "FrameShape":
+        return FrameShape(frame.height, frame.width, orientation_of(frame))
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(height, width) as shown."""
+        return self.orientation.shown(self.height, self.width)
+
+
+def _checked_shape(frame: "av.VideoFrame", before: FrameShape | None, number: int) -> FrameShape:
+    """The frame's shape, which has to be that of the frame before.
+
+    Raises VideoDefect for another shape, and for colours that cannot be converted.
+    """
+    check_colorspace(int(frame.colorspace))
+    shape = FrameShape.of(frame)
+    if before is None or shape == before:
+        return shape
+    (height, width), (now_height, now_width) = before.shown, shape.shown
+    if before.shown != shape.shown:
+        change = f"from frames of {width}x{height} to {now_width}x{now_height}"
+    else:
+        change = "in how its frames are to be rotated"
+    raise VideoDefect(f"changes {change} at or before frame {number}: encode it anew in one size")
+
+
 class _Clip:
     """The frames to be returned, and where each of them goes.
 
-    size: (height, width) of whole frames. places: frame number → its places in `pixels`, emptied as they are
-    filled.
+    places: frame number → its places in `pixels`, emptied as they are filled. pixels: T H W 3; there is none
+    before the first frame is known.
     """
 
-    pixels: NDArray[np.uint8]  # T H W 3
-    window: Window
-    size: tuple[int, int]
-    places: dict[int, list[int]]
-    # One converter for all frames: setting it up costs more than a small frame.
-    converter: VideoReformatter = field(default_factory=VideoReformatter)
+    pixels: NDArray[np.uint8]
+
+    def __init__(
+        self, indices: NDArray[np.integer], window: Window | None, size: tuple[int, int] | None
+    ) -> None:
+        self.places: dict[int, list[int]] = {}
+        for place, number in enumerate(indices.tolist()):
+            self.places.setdefault(number, []).append(place)
+        self._length = len(indices)
+        self._window = window
+        self._size = size
+        self._shape: FrameShape | None = None
+        # One converter for all frames: setting it up costs more than a small frame.
+        self._converter = VideoReformatter()
 
     def take(self, number: int, frame: "av.VideoFrame") -> None:
         """Fill the places of frame `number`."""
-        if (frame.height, frame.width) != self.size:
-            height, width = self.size
-            raise VideoDefect(
-                f"changes from frames of {width}x{height} to {frame.width}x{frame.height} "
-                f"at or before frame {number}: encode it anew in one size"
-            )
-        picture = to_rgb(self.converter, frame)
-        top, left, bottom, right = self.window
+        shape = _checked_shape(frame, self._shape, number)
+        if self._shape is None:
+            self._begin(shape)
+        picture = shape.orientation.apply(to_rgb(self._converter, frame))
         for place in self.places.pop(number):
+            top, left, bottom, right = self._window or (0, 0, *shape.shown)
             self.pixels[place] = picture[top:bottom, left:right]
+
+    def _begin(self, shape: FrameShape) -> None:
+        """Room for the frames, now that their shape is known."""
+        check_size(shape.shown, self._size)
+        height, width = shape.shown
+        top, left, bottom, right = self._window or (0, 0, height, width)
+        if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+            raise ValueError(f"window {self._window} does not lie in frames of {width}x{height}")
+        self._shape = shape
+        self.pixels = np.empty((self._length, bottom - top, right - left, 3), np.uint8)
 
 
 def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.uint8]:
     """The frame as full-range RGB, (H, W, 3), by the colour space and range it is tagged with."""
     return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
-
-
-def _new_clip(
-    stream: "av.video.stream.VideoStream",
-    index: VideoIndex,
-    indices: NDArray[np.integer],
-    window: Window | None,
-    size: tuple[int, int] | None,
-) -> _Clip:
-    """Room for the wanted frames, if the file can be expected to have them."""
-    check_size((stream.height, stream.width), size)
-    check_frames(indices, len(index.shown))
-    height, width = stream.height, stream.width
-    top, left, bottom, right = window or (0, 0, height, width)
-    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
-        raise ValueError(f"window {window} does not lie in frames of {width}x{height}")
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(indices.tolist()):
-        places.setdefault(number, []).append(place)
-    pixels = np.empty((len(indices), bottom - top, right - left, 3), np.uint8)
-    return _Clip(pixels, (top, left, bottom, right), (height, width), places)
 
 
 def check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> None:
@@ -163,17 +231,25 @@ def _precedes(time: int | None, other: int | None) -> bool:
     return time is not None and other is not None and time <= other
 
 
+def _fill_from(source: Path | bytes, clip: _Clip, index: VideoIndex, runs: list[tuple[int, int]]) -> bool:
+    """As `_fill`, with the packets demuxed once more."""
+    with open_video(source) as (container, stream):
+        return _fill(clip, stream, stored_packets(container, stream), index, runs)
+
+
 def _fill(
     clip: _Clip,
     stream: "av.video.stream.VideoStream",
     packets: Iterable["av.Packet"],
     index: VideoIndex,
     runs: list[tuple[int, int]],
-) -> None:
+) -> bool:
     """Decode the runs and take the wanted frames; leaves at the first sign that the container does not tell
     the truth about times or keyframes, with the places it could not fill.
 
     packets: all of the stream, as the index numbers them.
+
+    Returns False where frames do not come out in the order of their times: none of those taken counts.
     """
     codec = decoder_of(stream)
     shown = {index.times[index.shown[number]]: number for number in clip.places}
@@ -186,21 +262,32 @@ def _fill(
         for count, frame in enumerate(_frames(codec, run, start, needed, index)):
             time = frame.pts
             if index.ordered and (time is None or (latest is not None and time <= latest)):
-                return  # not the order that the times promise
+                return False
             latest = time
             if start is not None and time is not None:
                 if time < start:
                     continue  # may lack what it builds on, and is not wanted
                 if time == start and first > index.keyframes[0] and not _stands_alone(frame):
-                    return
+                    return True
             if frame.is_corrupt:
                 raise VideoDefect(f"is damaged at or before frame {_place(index, time, count)}")
             number = shown.get(time) if index.ordered else count
             if number in clip.places:
                 clip.take(number, frame)
             if not clip.places:
-                return
+                return True
         position = last + 1
+    return True
+
+
+def _shown_frames(
+    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", index: VideoIndex
+) -> Iterator["av.VideoFrame"]:
+    """All frames that the video shows, as the decoder gives them out."""
+    packets = islice(enumerate(stored_packets(container, stream)), index.keyframes[0], None)
+    for frame in _frames(decoder_of(stream), packets, index.start, set(), index):
+        if index.start is None or frame.pts is None or frame.pts >= index.start:
+            yield frame
 
 
 def _frames(

@@ -34,6 +34,14 @@ Window = tuple[int, int, int, int]
 RequestKey = tuple[int, bytes, bool]
 Refused = dict[RequestKey, str]
 
+# Bytes, indices, colour and orientation, as `check_encoded` gives them, of nothing.
+NO_BYTES = (
+    np.zeros(1, np.uint8),
+    np.zeros(1, np.int32),
+    np.eye(3, 4, dtype=np.float32),
+    np.zeros(3, np.int32),
+)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -50,8 +58,11 @@ class Decoding:
 
     @property
     def layouts(self) -> list[str]:
-        """Of what the graph gets: frames; bytes, indices, colour; or all of them, and which to use."""
-        return {"pyav": ["FHWC"], "dali": ["", "", ""], "hybrid": ["", "", "", "FHWC", ""]}[self.name]
+        """Of what the graph gets: frames; bytes, indices, colour, orientation; or all of them, and which to
+        use.
+        """
+        encoded = [""] * len(NO_BYTES)
+        return {"pyav": ["FHWC"], "dali": encoded, "hybrid": [*encoded, "FHWC", ""]}[self.name]
 
     def in_graph(self, turn: int) -> bool:
         """Whether the graph is to decode the sample that is at this turn, counted over all ranks; what
@@ -110,7 +121,6 @@ class Cost:
     decodings: int = 0
 
 
-NO_BYTES = (np.zeros(1, np.uint8), np.zeros(1, np.int32), np.eye(3, 4, dtype=np.float32))
 NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 
 
@@ -187,13 +197,13 @@ class Reader:
             if self.decoding.name == "hybrid":
                 return None
             raise
-        return np.frombuffer(source, np.uint8), encoded.indices, encoded.color
+        return np.frombuffer(source, np.uint8), encoded.indices, encoded.color, encoded.orientation
 
     def _stand_in(self, request: Request, reason: str) -> Loaded:
         side, count = STAND_IN_SIZE, len(request.indices)
         if self.decoding.name == "dali":
             data = np.frombuffer(stand_in(self.decoding.decoder), np.uint8)
-            arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), NO_BYTES[2]))
+            arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), *NO_BYTES[2:]))
         else:
             arrays = self._arrays(frames=np.full((count, side, side, 3), 128, np.uint8))
         return Loaded(arrays, side, side, reason=reason)

@@ -46,7 +46,7 @@ def decode_trial(device: torch.device, frames: int) -> list[int]:
         width=SIDE, height=SIDE, codec=video_format.codec,
     )  # fmt: skip
     encoded = check_encoded(data, row, np.arange(frames), decoder)
-    payload = np.frombuffer(data, np.uint8), encoded.indices, encoded.color
+    payload = np.frombuffer(data, np.uint8), encoded.indices, encoded.color, encoded.orientation
     decoding = Decoding("dali", decoder)
     pipeline = decode_only(lambda _: payload, decoding, batch=1, threads=1, device=device)
     (decoded,) = pipeline.run()

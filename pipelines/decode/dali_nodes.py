@@ -23,14 +23,30 @@ def choose_decoder(name: str, *, gpu: bool) -> str:
     return "hybrid" if gpu else "pyav"
 
 
-def decode_in_graph(encoded: Any, indices: Any, color: Any, *, gpu: bool) -> Any:
+def decode_in_graph(encoded: Any, indices: Any, color: Any, orientation: Any, *, gpu: bool) -> Any:
     """Graph node: encoded bytes and frame numbers → uint8 frames, layout FHWC, on the pipeline's device.
 
-    color: (3, 4) per sample, as `check_encoded` gives it. Frames out of range would be padded black in
-    silence by default; here they are an error, and the source has seen to it that there are none.
+    color: (3, 4), orientation: (3,) per sample, as `check_encoded` gives them. Frames out of range would be
+    padded black in silence by default; here they are an error, and the source has seen to it that there are
+    none.
     """
     frames = fn.decoders.video(encoded, frames=indices, pad_mode="none", device="mixed" if gpu else "cpu")
-    return correct_color(frames, color)
+    return turn_upright(correct_color(frames, color), orientation)
+
+
+def turn_upright(frames: Any, orientation: Any) -> Any:
+    """Graph node: FHWC frames as they are shown, by `orientation`, (transpose, reverse rows, reverse columns)
+    per sample; upright samples are passed on as they are. Takes a pipeline with conditionals enabled.
+    """
+    if orientation[0] > 0:
+        transposed = fn.transpose(frames, perm=[0, 2, 1, 3], transpose_layout=False)
+    else:
+        transposed = frames
+    if orientation[1] + orientation[2] > 0:
+        upright = fn.flip(transposed, vertical=orientation[1], horizontal=orientation[2])
+    else:
+        upright = transposed
+    return upright
 
 
 def correct_color(frames: Any, color: Any) -> Any:

@@ -36,11 +36,11 @@ def damage(path: Path, packet: int) -> None:
 
 @pytest.fixture
 def vp9_set(tmp_path: Path) -> Path:
-    """Twelve VP9 clips, of which number 5 is damaged inside its stream."""
+    """Twelve VP9 clips, of which number 5 is damaged behind its first frame."""
     rows = []
     for index in range(12):
         path = tmp_path / f"{index}.webm"
         encode_vp9(path, index)
         rows.append(Row(path.name, 0, 0, index % 2, FRAMES, 25.0, WIDTH, HEIGHT, "vp9"))
-    damage(tmp_path / "5.webm", packet=0)
+    damage(tmp_path / "5.webm", packet=1)
     return write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path

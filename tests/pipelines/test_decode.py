@@ -53,7 +53,8 @@ def decode_by_dali(videos: Sequence[Path], indices: Sequence[int]) -> list[np.nd
         encoded = fn.external_source(source=lambda: contents)
         numbers = fn.external_source(source=lambda: [sample.indices for sample in checked])
         color = fn.external_source(source=lambda: [sample.color for sample in checked])
-        return decode_in_graph(encoded, numbers, color, gpu=False)
+        turns = fn.external_source(source=lambda: [sample.orientation for sample in checked])
+        return decode_in_graph(encoded, numbers, color, turns, gpu=False)
 
     built = pipeline()
     built.build()

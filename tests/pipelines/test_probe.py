@@ -24,7 +24,10 @@ def video(path: Path, video_format: VideoFormat = H264) -> Path:
 @pytest.mark.parametrize("video_format", [VP9, H264, MJPEG], ids=lambda f: f.codec)
 def test_a_video_is_described(tmp_path, video_format):
     path = video(tmp_path / "v", video_format)
-    info = VideoInfo(frames=30, fps=25.0, width=64, height=48, codec=video_format.codec)
+    distance = 1 if video_format is MJPEG else 12
+    info = VideoInfo(
+        frames=30, fps=25.0, width=64, height=48, codec=video_format.codec, keyframe_distance=distance
+    )
     assert probe_video(path) == info
     assert probe_video(path.read_bytes()) == info
     assert probe_video(path, deep=True) == info
@@ -58,6 +61,8 @@ def test_defects_are_told_in_words(tmp_path):
     assert defect(empty) == defect(b"") == "is empty (0 bytes)"
     text = tmp_path / "text.mp4"
     text.write_text("I am no video, whatever my name says.\n" * 50)
+    assert defect(text).startswith("is not a video, but text that begins with 'I am no video")
+    text.write_bytes(bytes(range(256)) * 50)
     assert defect(text) == "is not a video, or is damaged: Invalid data found when processing input"
     cut = video(tmp_path / "cut")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # the index of an .mp4 is at its end

@@ -98,14 +98,15 @@ FIXED_RATE = frozenset({"mpeg2video", "mpeg4", "mjpeg", "mpeg1video"})
 
 
 def decode_all(source: Path) -> np.ndarray:
-    """Every frame that PyAV shows from the first keyframe on, T H W 3 RGB."""
+    """Every frame that PyAV shows from the first keyframe on, upright, T H W 3 RGB."""
     pictures, start = [], None
     with av.open(str(source)) as container:
         for packet in dropwhile(lambda packet: not packet.is_keyframe, container.demux(video=0)):
             start = packet.pts if start is None else start
             for frame in packet.decode():
                 if frame.pts is None or frame.pts >= start:
-                    pictures.append(frame.to_ndarray(format="rgb24"))
+                    quarters = round(frame.rotation / 90)
+                    pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
     return np.stack(pictures)
 
 

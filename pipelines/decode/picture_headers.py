@@ -1,0 +1,211 @@
+"""Headers of coded pictures, as far as they say in which order pictures are shown.
+
+A B-picture is shown before a picture that was decoded earlier, so a stream that has some is stored in another
+order than it is shown. A field picture is half a frame. Nothing here decodes; what cannot be parsed counts as
+unknown, which callers treat as the worse case.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+# Types of NAL units: ITU-T H.264, table 7-1, and ITU-T H.265, table 7-1.
+H264_SLICE, H264_IDR, H264_SPS = 1, 5, 7
+NAL_HEADER = {"h264": (1, 0, 31), "hevc": (2, 1, 63)}
+"""Codec → bytes of a NAL unit's header, and how its type stands in the first of them: shift and mask."""
+
+_START_CODE = re.compile(b"\x00\x00\x01")
+_EMULATED = re.compile(b"\x00\x00\x03")
+_MPEG_PICTURE = re.compile(b"\x00\x00\x01\x00.(.)", re.DOTALL)  # ITU-T H.262, 6.2.3
+_MPEG4_PICTURE = re.compile(b"\x00\x00\x01\xb6(.)", re.DOTALL)  # ISO/IEC 14496-2, 6.2.5
+_MPEG4_NOT_CODED = 19  # bytes; FFmpeg takes a packet of MPEG-4 up to here for a picture that is not coded
+_MPEG_B = 3  # picture_coding_type, ITU-T H.262, table 6-12
+_MPEG4_B = 2  # vop_coding_type, ISO/IEC 14496-2, table 6-20
+_H264_B = frozenset({1, 6})  # slice_type, ITU-T H.264, table 7-6
+
+# Profiles whose sequence parameter sets describe the chroma format (ITU-T H.264, 7.3.2.1.1).
+_HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+_SLICE_BYTES = 32  # enough for the fields that are read, emulation prevention included
+
+SCANNED = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
+"""FFmpeg's names of the codecs whose picture headers are read here."""
+
+
+@dataclass(slots=True)
+class PictureScan:
+    """What the pictures of a stream seen so far are.
+
+    codec: one of `SCANNED`. extradata: the codec's, as the container has it.
+    """
+
+    codec: str
+    extradata: bytes
+    b_pictures: bool = False
+    """Whether a picture was a B-picture."""
+    field_pictures: bool = False
+    """Whether a picture was a single field (H.264 only; packets of other codecs hold both fields)."""
+    uneven: bool = False
+    """Whether a packet may hold two pictures, or one that is not coded (MPEG-4)."""
+    _frame_num_bits: int | None = None
+    """Bits before field_pic_flag of an H.264 stream that may have fields; None where it has frames only."""
+
+    def __post_init__(self) -> None:
+        if self.codec == "h264":
+            self._read_parameter_sets(_parameter_sets_of(self.extradata))
+
+    @property
+    def may_have_fields(self) -> bool:
+        """Whether the stream's parameters allow pictures that are single fields (H.264)."""
+        return self._frame_num_bits is not None
+
+    def add(self, packet: bytes) -> None:
+        """Read the headers of the picture in a packet."""
+        if self.codec == "h264":
+            self._add_h264(packet)
+            return
+        if self.codec == "mpeg4":
+            kinds = [found[1][0] >> 6 for found in _MPEG4_PICTURE.finditer(packet)]
+            self.b_pictures |= _MPEG4_B in kinds
+            self.uneven |= len(kinds) != 1 or len(packet) <= _MPEG4_NOT_CODED
+        elif found := _MPEG_PICTURE.search(packet):
+            self.b_pictures |= found[1][0] >> 3 & 7 == _MPEG_B
+
+    def _add_h264(self, packet: bytes) -> None:
+        for unit in nal_units(packet, "h264", self.extradata):
+            kind = unit[0] & 31
+            if kind == H264_SPS:
+                self._read_parameter_sets([unit])
+            elif kind in (H264_SLICE, H264_IDR):
+                with suppress(IndexError):  # cut short: the decoder will not take it either
+                    self._add_slice(unit)
+                return  # all slices of a picture are of the same field, and B or not by the first
+
+    def _add_slice(self, unit: bytes) -> None:
+        """ITU-T H.264, 7.3.3."""
+        bits = _Bits(unit[1 : 1 + _SLICE_BYTES])
+        bits.unsigned()  # first_mb_in_slice
+        self.b_pictures |= bits.unsigned() in _H264_B
+        if self._frame_num_bits is not None:
+            bits.unsigned()  # pic_parameter_set_id
+            bits.read(self._frame_num_bits)
+            self.field_pictures |= bits.read(1) == 1
+
+    def _read_parameter_sets(self, units: list[bytes]) -> None:
+        for unit in units:
+            with suppress(IndexError):
+                frame_num_bits, frames_only = _sequence_parameters(unit)
+                self._frame_num_bits = None if frames_only else frame_num_bits
+
+
+def nal_units(content: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
+    """The NAL units in a packet of H.264 or HEVC, with their headers, without start codes or lengths."""
+    # Where the length's length stands in an avcC or hvcC record (ISO/IEC 14496-15, 5.3.3 and 8.3.3).
+    place = 4 if codec == "h264" else 21
+    if extradata[:1] == b"\x01" and len(extradata) > place:  # each unit is preceded by its length
+        size, position = (extradata[place] & 3) + 1, 0
+        while position + size < len(content):
+            length = int.from_bytes(content[position : position + size], "big")
+            position += size
+            if length:
+                yield content[position : position + length]
+            position += length
+        return
+    start = None  # annex B of either
+    for found in _START_CODE.finditer(content):
+        if start is not None and start < found.start():
+            yield content[start : found.start()]
+        start = found.end()
+    if start is not None and start < len(content):
+        yield content[start:]
+
+
+def nal_types(content: bytes, codec: str, extradata: bytes) -> Iterator[int]:
+    """The types of the NAL units in a packet of H.264 or HEVC."""
+    _, shift, mask = NAL_HEADER[codec]
+    return (unit[0] >> shift & mask for unit in nal_units(content, codec, extradata))
+
+
+def _parameter_sets_of(extradata: bytes) -> list[bytes]:
+    """The sequence parameter sets of an H.264 stream's extradata: an avcC record, or start codes."""
+    if extradata[:1] != b"\x01":
+        return [unit for unit in nal_units(extradata, "h264", b"") if unit[0] & 31 == H264_SPS]
+    units, position = [], 6  # ISO/IEC 14496-15, 5.3.3.1.2
+    for _ in range(extradata[5] & 31 if len(extradata) > 5 else 0):
+        length = int.from_bytes(extradata[position : position + 2], "big")
+        units.append(extradata[position + 2 : position + 2 + length])
+        position += 2 + length
+    return [unit for unit in units if unit]
+
+
+def _sequence_parameters(unit: bytes) -> tuple[int, bool]:
+    """Bits of colour_plane_id and frame_num, and whether all pictures are frames (ITU-T H.264, 7.3.2.1.1).
+
+    Raises IndexError where the unit is cut short.
+    """
+    bits = _Bits(unit[1:])
+    profile = bits.read(8)
+    bits.read(16)  # constraints, level
+    bits.unsigned()  # seq_parameter_set_id
+    planes = 0
+    if profile in _HIGH_PROFILES:
+        chroma = bits.unsigned()
+        planes = bits.read(1) if chroma == 3 else 0
+        bits.unsigned()  # luma depth
+        bits.unsigned()  # chroma depth
+        bits.read(1)
+        if bits.read(1):
+            for number in range(12 if chroma == 3 else 8):
+                if bits.read(1):
+                    _skip_scaling_list(bits, 16 if number < 6 else 64)
+    frame_num_bits = bits.unsigned() + 4 + 2 * planes
+    order = bits.unsigned()
+    if order == 0:
+        bits.unsigned()
+    elif order == 1:
+        bits.read(1)
+        bits.unsigned()
+        bits.unsigned()
+        for _ in range(bits.unsigned()):
+            bits.unsigned()
+    bits.unsigned()  # reference frames
+    bits.read(1)
+    bits.unsigned()  # width
+    bits.unsigned()  # height
+    return frame_num_bits, bits.read(1) == 1
+
+
+def _skip_scaling_list(bits: "_Bits", size: int) -> None:
+    """ITU-T H.264, 7.3.2.1.1.1."""
+    last, following = 8, 8
+    for _ in range(size):
+        if following:
+            coded = bits.unsigned()
+            delta = (coded + 1) // 2 if coded % 2 else -(coded // 2)
+            following = (last + delta) % 256
+        last = following or last
+
+
+class _Bits:
+    """Bits of a NAL unit's payload, the most significant first.
+
+    Reading beyond the end raises IndexError.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        payload = _EMULATED.sub(b"\x00\x00", payload)  # emulation prevention, ITU-T H.264, 7.4.1
+        self._bits = int.from_bytes(payload, "big")
+        self._left = 8 * len(payload)
+
+    def read(self, count: int) -> int:
+        if count > self._left:
+            raise IndexError("the unit is cut short")
+        self._left -= count
+        return self._bits >> self._left & ((1 << count) - 1)
+
+    def unsigned(self) -> int:
+        """An Exp-Golomb code, ue(v) (ITU-T H.264, 9.1)."""
+        zeros = 0
+        while not self.read(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.read(zeros)
