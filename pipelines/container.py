@@ -160,9 +160,12 @@ def read_index(
                 packed = PACKED.search((codec.extradata or b"") + bytes(packet)) is not None
             keyframes.append(ordinal)
         # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
-        if scan is not None and ((rising and not scan.b_pictures) or scan.may_have_fields or mpeg4):
-            scan.add(bytes(packet))
-        hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] & VP8_SHOWN)
+        decodable = True
+        if scan is not None and (
+            (rising and not scan.b_pictures) or scan.may_have_fields or scan.may_lack_references or mpeg4
+        ):
+            decodable = scan.add(bytes(packet))
+        hidden = packet.is_discard or not decodable or (vp8 and not memoryview(packet)[0] & VP8_SHOWN)
         if keyframes and not hidden:
             shown.append(ordinal)
         if room >= 0:

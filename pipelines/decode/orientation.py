@@ -4,6 +4,7 @@ A quarter turn swaps rows and columns first, then reverses one of them. Turns by
 as they would leave corners empty.
 """
 
+import math
 from dataclasses import dataclass
 
 import av
@@ -69,4 +70,4 @@ def orientation_of(frame: "av.VideoFrame") -> Orientation:
         return Orientation(False, d < 0, a < 0)
     if turned and max(abs(a), abs(d)) * 50 < turned:
         return Orientation(True, b < 0, c < 0)
-    return Orientation(skew_degrees=-round(frame.rotation) % 360)
+    return Orientation(skew_degrees=round(math.degrees(math.atan2(b, a))) % 360)

@@ -18,6 +18,8 @@ NAL_HEADER = {"h264": (1, 0, 31), "hevc": (2, 1, 63)}
 _START_CODE = re.compile(b"\x00\x00\x01")
 _EMULATED = re.compile(b"\x00\x00\x03")
 _MPEG_PICTURE = re.compile(b"\x00\x00\x01\x00.(.)", re.DOTALL)  # ITU-T H.262, 6.2.3
+_MPEG_GROUP = re.compile(b"\x00\x00\x01\xb8...(.)", re.DOTALL)  # ITU-T H.262, 6.2.2.6
+_MPEG_CLOSED = 0x40  # closed_gop, behind 25 bits of time code
 _MPEG4_PICTURE = re.compile(b"\x00\x00\x01\xb6(.)", re.DOTALL)  # ISO/IEC 14496-2, 6.2.5
 _MPEG4_NOT_CODED = 19  # bytes; FFmpeg takes a packet of MPEG-4 up to here for a picture that is not coded
 _MPEG_B = 3  # picture_coding_type, ITU-T H.262, table 6-12
@@ -47,6 +49,10 @@ class PictureScan:
     """Whether a picture was a single field (H.264 only; packets of other codecs hold both fields)."""
     uneven: bool = False
     """Whether a packet may hold two pictures, or one that is not coded (MPEG-4)."""
+    _closed: bool = False
+    """Whether the latest group of pictures of MPEG-1 and MPEG-2 is closed."""
+    _anchors: int = 0
+    """Pictures of MPEG-1 and MPEG-2 so far that others can build on: all but B-pictures."""
     _frame_num_bits: int | None = None
     """Bits before field_pic_flag of an H.264 stream that may have fields; None where it has frames only."""
 
@@ -59,17 +65,34 @@ class PictureScan:
         """Whether the stream's parameters allow pictures that are single fields (H.264)."""
         return self._frame_num_bits is not None
 
-    def add(self, packet: bytes) -> None:
-        """Read the headers of the picture in a packet."""
+    @property
+    def may_lack_references(self) -> bool:
+        """Whether a B-picture that comes next may build on one that is not there (MPEG-1 and MPEG-2)."""
+        return self.codec.startswith(("mpeg1", "mpeg2")) and self._anchors < 2
+
+    def add(self, packet: bytes) -> bool:
+        """Read the headers of the picture in a packet; returns whether a decoder shows it.
+
+        One of MPEG-1 and MPEG-2 leaves out B-pictures before the second picture that they could build on,
+        unless their group is closed.
+        """
+        decodable = True
         if self.codec == "h264":
             self._add_h264(packet)
-            return
+            return decodable
         if self.codec == "mpeg4":
             kinds = [found[1][0] >> 6 for found in _MPEG4_PICTURE.finditer(packet)]
             self.b_pictures |= _MPEG4_B in kinds
             self.uneven |= len(kinds) != 1 or len(packet) <= _MPEG4_NOT_CODED
         elif found := _MPEG_PICTURE.search(packet):
-            self.b_pictures |= found[1][0] >> 3 & 7 == _MPEG_B
+            group = _MPEG_GROUP.search(packet, 0, found.start())
+            self._closed = bool(group[1][0] & _MPEG_CLOSED) if group else self._closed
+            if found[1][0] >> 3 & 7 != _MPEG_B:
+                self._anchors += 1
+            else:
+                self.b_pictures = True
+                decodable = self._closed or not self.may_lack_references
+        return decodable
 
     def _add_h264(self, packet: bytes) -> None:
         for unit in nal_units(packet, "h264", self.extradata):
