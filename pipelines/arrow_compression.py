@@ -23,17 +23,23 @@ def is_compressed(file: pa.NativeFile, number: int) -> bool:
         ValueError: the footer or the batch's message is damaged.
     """
     try:
-        size = file.size()
-        (length,) = struct.unpack("<i", file.read_at(4, size - _TAIL))
-        footer = file.read_at(length, size - _TAIL - length)
+        end = file.size() - _TAIL
+        (length,) = struct.unpack("<i", _read(file, 4, end))
+        footer = _read(file, length, end - length)
         blocks = _target(footer, _field(footer, _target(footer, 0), _RECORD_BATCHES))
         offset, length = struct.unpack_from("<qi", footer, blocks + 4 + _BLOCK * number)
-        message = file.read_at(length, offset)
+        message = _read(file, length, offset)
         begin = 8 if message.startswith(b"\xff\xff\xff\xff") else 4  # before that its length, and a marker
         batch = _target(message, _field(message, _target(message, begin), _HEADER))
         return _field(message, batch, _COMPRESSION) != 0
     except (struct.error, OverflowError) as error:
         raise ValueError("its footer or a batch's header is damaged") from error
+
+
+def _read(file: pa.NativeFile, length: int, offset: int) -> bytes:
+    if not (length >= 0 and 0 <= offset <= file.size() - length):
+        raise ValueError("a part of it lies outside of the file")
+    return bytes(file.read_at(length, offset))
 
 
 def _target(data: bytes, place: int) -> int:

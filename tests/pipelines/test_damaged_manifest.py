@@ -262,3 +262,16 @@ def test_what_needs_the_paths_alone_reads_bad_rows_too(plain: Path) -> None:
     assert find_overlap(dataset, dataset).shared == 10
     pieces = [batch["path"].to_pylist() for batch in dataset.manifests[0].stretches(2)]
     assert pieces == [[ROWS[index].path for index in indices] for indices in ((0, 1), (6, 7), (8,))]
+
+
+def test_a_batch_that_lies_outside_of_the_file_is_refused(plain: Path) -> None:
+    content = plain.read_bytes()
+    (footer,) = struct.unpack("<i", content[-10:-6])
+    begin = len(content) - 10 - footer
+    for place in range(begin - begin % 8, len(content) - 10, 4):  # one of them is the last batch's place
+        for wrong in (-8, 2**30):
+            plain.write_bytes(content[:place] + struct.pack("<i", wrong) + content[place + 4 :])
+            try:
+                Manifest.open(plain).verify()
+            except DataError as error:
+                assert "plain.arrow" in str(error)
