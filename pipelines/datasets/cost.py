@@ -20,6 +20,10 @@ _CONVERT_SECONDS = 15e-9
 EXPENSIVE = 0.5
 """Seconds of CPU time a clip from which on a video is counted."""
 
+CHEAP_SCALE = "\"scale='if(gt(iw,ih),-2,320)':'if(gt(iw,ih),320,-2)'\""
+CHEAP_CODING = "-c:v libx264 -g 12 -an"
+"""Arguments of ffmpeg that make a video cheap to read: a short side of 320, a keyframe every 12 frames."""
+
 
 def clip_seconds(info: VideoInfo) -> float:
     """Estimated CPU seconds to decode a clip of `CLIP_FRAMES` frames, spread over the video.
@@ -63,6 +67,6 @@ class CostSummary:
             ),
             f"    {self.worst}",
             *wrapped("Smaller frames and a keyframe every 12 frames make them cheap:", "  "),
-            "    ffmpeg -i IN -vf \"scale='if(gt(iw,ih),-2,320)':'if(gt(iw,ih),320,-2)'\" \\",
-            "      -c:v libx264 -g 12 -an OUT.mp4",
+            f"    ffmpeg -i IN -vf {CHEAP_SCALE} \\",
+            f"      {CHEAP_CODING} OUT.mp4",
         ]

@@ -13,7 +13,7 @@ from pipelines.motion import CLASS_NAMES
 from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader
 from pipelines.source import TrainSource
-from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
+from pipelines.tuning import MOST_AHEAD, LoaderOptions, Trial, tune
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
@@ -75,3 +75,9 @@ def test_hybrid_leaves_all_to_pyav_where_dali_fails_over_the_first_videos(vp9_se
     source = TrainSource(Reader(dataset, Decoding("pyav")), TrainPlan(12, 12, seed=3), CLIP, 12, 0, 1, 0)
     tuned, _, _ = tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, "hybrid", cores=2))
     assert tuned.source.reader.decoding.graph_share == 0.0
+
+
+def test_expensive_videos_are_said_with_what_makes_them_cheap() -> None:
+    assert Trial(read=0.1, decode=0.1, bytes=1.0).advice == ""
+    expensive = Trial(read=0.1, decode=2.0, bytes=1.0).advice
+    assert "2.0 s of CPU time" in expensive and "-g 12" in expensive
