@@ -111,10 +111,10 @@ def _complaint(source: Path | bytes, error: Exception) -> str:
     if isinstance(source, Path):
         with suppress(OSError), source.open("rb") as file:
             begin = file.read(40)
-    text = begin.decode("ascii", "replace")
-    if isinstance(error, av.InvalidDataError) and text.isascii() and text.replace("\n", " ").isprintable():
-        line = text.strip().splitlines()[0] if text.strip() else ""
-        return f"is not a video, but text that begins with {line!r}"
+    text = begin.decode("ascii", "replace").strip()
+    # The header of a YUV4MPEG file is text, too.
+    if text.isascii() and "".join(text.split()).isprintable() and text[:9] not in ("", "YUV4MPEG2"):
+        return f"is not a video, but text that begins with {text.splitlines()[0]!r}"
     return f"is not a video, or is damaged: {in_words(error)}"
 
 
