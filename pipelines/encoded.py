@@ -68,8 +68,7 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
         NotForGraph: the decoder cannot be expected to give these frames, PyAV can.
     """
     with open_video(data) as (container, stream):
-        # Only NVDEC's rules look into the packets.
-        index = read_index(container, stream, keep_bytes=sys.maxsize if decoder is GraphDecoder.NVDEC else 0)
+        index = read_index(container, stream, keep_bytes=sys.maxsize)  # all of `data` is in memory anyway
         codec = stream.codec_context.codec.canonical_name
         colorspace = int(stream.codec_context.colorspace)
         check_frames(indices, len(index.shown))
@@ -79,9 +78,9 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
             refused := refused_by_nvdec(stream.codec_context, codec, index)
         ):
             raise _not_for_graph(*refused)
-    if reason := _numbered_otherwise(index, decoder):
-        raise _not_for_graph(reason, "it would give other frames than were asked for")
-    shape = FrameShape.of(first_frame(data, index))
+        if reason := _numbered_otherwise(index, decoder):
+            raise _not_for_graph(reason, "it would give other frames than were asked for")
+        shape = FrameShape.of(first_frame(data, stream, index))
     check_colorspace(colorspace)
     check_size(shape.shown, (row.height, row.width))
     return Encoded(np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.numbers)

@@ -12,7 +12,7 @@ from pipelines import VideoDefect
 from pipelines.color import check_colorspace
 from pipelines.container import open_video, read_index
 from pipelines.parallel import ordered_map
-from pipelines.pyav_decode import FrameShape, decode_through, first_frame
+from pipelines.pyav_decode import KEPT_BYTES, FrameShape, decode_through, first_frame
 
 CRASHES = "crashes the process that decodes it"
 
@@ -57,12 +57,12 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
         VideoDefect: the video cannot be used; the reason follows the file's name in a sentence.
     """
     with open_video(source) as (container, stream):
-        index = read_index(container, stream)
+        index = read_index(container, stream, keep_bytes=KEPT_BYTES)
         rate = stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
         aspect = stream.sample_aspect_ratio or Fraction(1)
         still = container.format.name.endswith("_pipe") or container.format.name == "image2"
-    first = first_frame(source, index)
+        first = first_frame(source, stream, index)
     shape = FrameShape.of(first)
     check_colorspace(int(first.colorspace))
     frames = len(index.shown)

@@ -82,12 +82,23 @@ def decode_frames(
     return clip.pixels
 
 
-def first_frame(source: Path | bytes, index: VideoIndex) -> "av.VideoFrame":
-    """The first frame that the video shows; raises VideoDefect where it cannot be decoded."""
-    with open_video(source) as (container, stream):
-        for frame in _shown_frames(container, stream, index):
-            return frame
-    raise VideoDefect("holds no frame that can be decoded")
+def first_frame(
+    source: Path | bytes, stream: "av.video.stream.VideoStream", index: VideoIndex
+) -> "av.VideoFrame":
+    """The first frame that the video shows.
+
+    stream: of the open source; without packets in the index, it is opened once more.
+
+    Raises VideoDefect where it cannot be decoded.
+    """
+    if index.packets is not None:
+        frame = next(_shown_frames(stream, index.packets, index), None)
+    else:
+        with open_video(source) as (container, again):
+            frame = next(_shown_frames(again, stored_packets(container, again), index), None)
+    if frame is None:
+        raise VideoDefect("holds no frame that can be decoded")
+    return frame
 
 
 def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
@@ -100,7 +111,7 @@ def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) ->
     shape, frames = None, 0
     converter = VideoReformatter()
     with open_video(source) as (container, stream):
-        for frame in _shown_frames(container, stream, index):
+        for frame in _shown_frames(stream, stored_packets(container, stream), index):
             if frame.is_corrupt:
                 raise VideoDefect(f"is damaged in frame {frames} of {len(index.shown)}")
             shape = _checked_shape(frame, shape, frames)
@@ -281,11 +292,11 @@ def _fill(
 
 
 def _shown_frames(
-    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", index: VideoIndex
+    stream: "av.video.stream.VideoStream", packets: Iterable["av.Packet"], index: VideoIndex
 ) -> Iterator["av.VideoFrame"]:
-    """All frames that the video shows, as the decoder gives them out."""
-    packets = islice(enumerate(stored_packets(container, stream)), index.keyframes[0], None)
-    for frame in _frames(decoder_of(stream), packets, index.start, set(), index):
+    """All frames that the video shows, as the decoder gives them out. packets: all of the stream."""
+    run = islice(enumerate(packets), index.keyframes[0], None)
+    for frame in _frames(decoder_of(stream), run, index.start, set(), index):
         if index.start is None or frame.pts is None or frame.pts >= index.start:
             yield frame
 
