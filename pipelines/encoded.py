@@ -82,7 +82,7 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
             raise _not_for_graph(reason, "it would give other frames than were asked for")
         shape = FrameShape.of(first_frame(data, stream, index))
     check_colorspace(colorspace)
-    check_size(shape.shown, (row.height, row.width))
+    check_size(shape, (row.height, row.width))
     return Encoded(np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.numbers)
 
 

@@ -91,9 +91,12 @@ def first_frame(
 
     Raises VideoDefect where it cannot be decoded.
     """
+    frame: av.VideoFrame | None = None
     if index.packets is not None:
-        frame = next(_shown_frames(stream, index.packets, index), None)
-    else:
+        # The keyframe alone, without those that the decoder would hold back: it costs a third.
+        alone = index.packets[index.keyframes[0] : index.keyframes[0] + 1]
+        frame = next(_shown_frames(stream, alone, replace(index, keyframes=[0])), None)
+    if frame is None:
         with open_video(source) as (container, again):
             frame = next(_shown_frames(again, stored_packets(container, again), index), None)
     if frame is None:
@@ -190,7 +193,7 @@ class _Clip:
 
     def _begin(self, shape: FrameShape) -> None:
         """Room for the frames, now that their shape is known."""
-        check_size(shape.shown, self._size)
+        check_size(shape, self._size)
         height, width = shape.shown
         top, left, bottom, right = self._window or (0, 0, height, width)
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
@@ -204,13 +207,19 @@ def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.ui
     return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
 
 
-def check_size(found: tuple[int, int], expected: tuple[int, int] | None) -> None:
+def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
     """Raise VideoDefect where frames are not of the (height, width) that the manifest says."""
-    if expected is not None and found != tuple(expected):
-        raise VideoDefect(
-            f"has frames of {found[1]}x{found[0]}, the manifest says {expected[1]}x{expected[0]}; "
-            "the file changed since: make the manifest anew"
-        )
+    height, width = shape.shown
+    if expected is None or (height, width) == tuple(expected):
+        return
+    if tuple(expected) == (shape.height, shape.width):
+        why = "without the rotation that the file asks for, as manifests had it before"
+    else:
+        why = "the file changed since"
+    raise VideoDefect(
+        f"has frames of {width}x{height}, the manifest says {expected[1]}x{expected[0]}; {why}: make the "
+        "manifest anew"
+    )
 
 
 def check_frames(indices: NDArray[np.integer], frames: int) -> None:

@@ -28,6 +28,7 @@ _H264_B = frozenset({1, 6})  # slice_type, ITU-T H.264, table 7-6
 
 # Profiles whose sequence parameter sets describe the chroma format (ITU-T H.264, 7.3.2.1.1).
 _HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+_SPS_BYTES = 1024  # more than one with all scaling lists; reading takes time with the square of it
 _SLICE_BYTES = 32  # enough for the fields that are read, emulation prevention included
 
 SCANNED = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
@@ -118,7 +119,8 @@ class PictureScan:
         for unit in units:
             with suppress(IndexError):
                 frame_num_bits, frames_only = _sequence_parameters(unit)
-                self._frame_num_bits = None if frames_only else frame_num_bits
+                if not frames_only:  # one of several sets is enough
+                    self._frame_num_bits = frame_num_bits
 
 
 def nal_units(content: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
@@ -166,7 +168,7 @@ def _sequence_parameters(unit: bytes) -> tuple[int, bool]:
 
     Raises IndexError where the unit is cut short.
     """
-    bits = _Bits(unit[1:])
+    bits = _Bits(unit[1:_SPS_BYTES])
     profile = bits.read(8)
     bits.read(16)  # constraints, level
     bits.unsigned()  # seq_parameter_set_id

@@ -167,8 +167,13 @@ def of_kind(each: Kind) -> Callable[[Path], None]:
     return lambda path: make_video(path.parent, each).rename(path) and None
 
 
+def hdr(transfer: str) -> Kind:
+    return Kind("libx265", "mkv", {"x265-params": f"{X265['x265-params']}:transfer={transfer}"})
+
+
 SPECIAL: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "rotated (phones), mirrored": ("v.mp4", of_kind(Kind("libx264", "mp4", BF, degrees=90))),
+    "rotated by a quarter turn (phones)": ("v.mp4", of_kind(Kind("libx264", "mp4", BF, degrees=90))),
+    "rotated by half a turn": ("v.mp4", of_kind(Kind("libx264", "mp4", BF, degrees=180))),
     "times of decoding in place of those of showing": (
         "v.avi",
         lambda path: path.write_bytes((Path(__file__).parent / "data/ffmpeg_h264.avi").read_bytes()) and None,
@@ -182,15 +187,14 @@ SPECIAL: dict[str, tuple[str, Callable[[Path], None]]] = {
         "v.h264",
         lambda path: path.write_bytes(field_pictures(12)) and None,
     ),
-    "HDR (PQ, HLG)": (
-        "v.mkv",
-        of_kind(Kind("libx265", "mkv", {"x265-params": X265["x265-params"] + ":transfer=16"})),
-    ),
+    "HDR (PQ)": ("v.mkv", of_kind(hdr("16"))),
+    "HDR (HLG)": ("v.mkv", of_kind(hdr("18"))),
     "another size from some frame on": ("v.ts", several_sizes),
     "colours in YCgCo": ("v.mp4", of_kind(Kind("libx264", "mp4", {"x264-params": "colormatrix=YCgCo"}))),
     "sound with cover art": ("v.m4a", cover_only),
     "a playlist": ("v.mp4", text("ffconcat version 1.0\nfile other.mp4\n")),
-    "a web page, a Git LFS pointer": ("v.mp4", text("<!DOCTYPE html><html>not found</html>")),
+    "a web page": ("v.mp4", text("<!DOCTYPE html><html>not found</html>")),
+    "a Git LFS pointer": ("v.mp4", text("version https://git-lfs.github.com/spec/v1\nsize 9\n")),
 }
 
 

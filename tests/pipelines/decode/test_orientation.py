@@ -57,8 +57,12 @@ def test_frames_are_turned_as_the_matrix_says(tmp_path: Path, matrix: tuple, tur
 
 def test_a_manifest_of_coded_sizes_is_refused(tmp_path: Path) -> None:
     video = make_video(tmp_path, Kind("libx264", "mp4", BF, degrees=90))
-    with pytest.raises(VideoDefect, match="has frames of 80x112, the manifest says 112x80"):
+    with pytest.raises(VideoDefect, match=r"manifest says 112x80; without the rotation"):
         decode_frames(video, np.array([0]), size=(80, 112))
+    with pytest.raises(
+        VideoDefect, match=r"has frames of 80x112, the manifest says 80x80; the file changed since"
+    ):
+        decode_frames(video, np.array([0]), size=(80, 80))
 
 
 def test_the_graph_turns_frames_as_pyav_does(tmp_path: Path) -> None:
