@@ -1,7 +1,9 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
-# make test         set up, lint, check types, run the tests
-# make soak         the slow checks
+# make test         set up, lint, check types, run the tests in two processes
+# make soak         all slow checks: about 50 minutes; make soak SHARD=1/3 runs the first of three parts
 # make bench        set up, install what to compare with, measure how fast clips are made
+#
+# Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,10 +31,11 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak"
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak and not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak and alone"
 
 soak: install
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))
 
 # --no-deps: what the rest of the environment was tested with stays as it is, and what these packages need is in it.
 bench: install
@@ -44,7 +47,7 @@ bench: install
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv
-	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header \
 	  --constraint constraints.txt --output-file requirements.lock --upgrade setup.py
 	rm -r $(VENV)-lock
 

@@ -30,6 +30,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8.3",  # test runner
+            "pytest-xdist>=3.6",  # the fast tests in two processes: half the time
             "hypothesis>=6.150",  # tests with damaged and hostile input
             "ruff>=0.9",  # formatting and lint
             "mypy>=1.14",  # type checks

@@ -24,10 +24,13 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train
 from tests.integration.slurm import Cluster, missing
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()) and "REQUIRE_SLURM" not in os.environ,
-    reason=f"NO SLURM HERE ({', '.join(missing())}): apt-get install slurm-wlm munge",
-)
+pytestmark = [
+    pytest.mark.alone,  # nodes and ranks have seconds to report
+    pytest.mark.skipif(
+        bool(missing()) and "REQUIRE_SLURM" not in os.environ,
+        reason=f"NO SLURM HERE ({', '.join(missing())}): apt-get install slurm-wlm munge",
+    ),
+]
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 STEPS = 60

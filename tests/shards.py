@@ -1,0 +1,32 @@
+"""Which part of the slow checks a test belongs to: `pytest -m soak --shard 2/3` runs the second of three."""
+
+from collections import Counter
+from collections.abc import Sequence
+from zlib import crc32
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/3` → (2, 3). Raises ValueError for what is no part of a whole."""
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise ValueError(f"--shard {text}: expected a number and a total, such as 1/3")
+    return int(number), int(total)
+
+
+def assign_shards(test_ids: Sequence[str], total: int) -> list[int]:
+    """The shard, from 1 to `total`, of each test.
+
+    Each file is cut into `total` runs of consecutive tests, so that the parts take about the same time and
+    tests that share a module's fixtures mostly stay together. Which shard a file begins with depends on its
+    name, so that files of a single test are spread too.
+
+    test_ids: as pytest names them, those of a file in the order in which they run.
+    """
+    files = [test_id.partition("::")[0] for test_id in test_ids]
+    sizes, seen = Counter(files), Counter[str]()
+    shards = []
+    for file in files:
+        part = seen[file] * total // sizes[file]
+        shards.append((crc32(file.encode()) + part) % total + 1)
+        seen[file] += 1
+    return shards
