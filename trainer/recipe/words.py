@@ -4,6 +4,7 @@ Messages about wrong values and `docs/recipes.md` take their words from here, so
 with the schema. `python -m trainer.recipe.words` writes the page anew.
 """
 
+import inspect
 import json
 import types
 from pathlib import Path
@@ -124,15 +125,20 @@ def reference() -> str:
     for name, field in Recipe.model_fields.items():
         if section := section_of(field.annotation):
             fields = list(section.model_fields.items())
-            parts += [f"## {name}\n\n{section.__doc__}\n", _table(fields, f"{name}.")]
+            parts += [f"## {name}\n\n{_docstring(section)}\n", _table(fields, f"{name}.")]
     return "\n".join(parts)
+
+
+def _docstring(section: type[BaseModel]) -> str:
+    """Without the indentation that Python keeps up to version 3.12."""
+    return inspect.cleandoc(section.__doc__ or "")
 
 
 def _table(fields: list[tuple[str, FieldInfo]], prefix: str) -> str:
     lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
     for name, field in fields:
         section = section_of(field.annotation)
-        meaning = field.description or (section.__doc__ if section else "") or ""
+        meaning = field.description or (_docstring(section) if section else "")
         cells = [f"`{prefix}{name}`", _table_cell(allowed(field)), _default(field), _table_cell(meaning)]
         lines.append(f"| {' | '.join(cells)} |")
         for inner, path in ((section, f"{name}."), (_listed_section(field.annotation), f"{name}[].")):
