@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.color import color_correction
+from pipelines import VideoDefect
+from pipelines.color import NOT_CONVERTED, check_colorspace, color_correction
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.test_decode import decode_by_dali
 
@@ -118,7 +119,7 @@ def test_a_batch_may_mix_matrices(tmp_path: Path) -> None:
         np.testing.assert_allclose(measured(decoded[0]), PATCHES, atol=LEVELS)
 
 
-@pytest.mark.parametrize("colorspace", [0, 2, 3, 5, 6, 8, 14])
+@pytest.mark.parametrize("colorspace", [0, 2, 3, 5, 6, 8, 10, 14])
 def test_what_is_bt601_or_unknown_stays_as_it_is(colorspace: int) -> None:
     np.testing.assert_array_equal(color_correction(colorspace), np.eye(3, 4))
 
@@ -128,3 +129,9 @@ def test_greys_stay_grey_under_every_matrix(colorspace: int) -> None:
     matrix = color_correction(colorspace)
     np.testing.assert_allclose(matrix[:, :3].sum(axis=1), 1, atol=1e-6)
     assert not matrix[:, 3].any() and np.abs(matrix[:, :3] - np.eye(3)).max() > 0.001
+
+
+@pytest.mark.parametrize(("colorspace", "name"), NOT_CONVERTED.items())
+def test_what_ffmpeg_does_not_convert_is_refused_by_name(colorspace: int, name: str) -> None:
+    with pytest.raises(VideoDefect, match=name):
+        check_colorspace(colorspace)
