@@ -1,15 +1,21 @@
-"""Deliver to MLflow what a run recorded while the server was gone: `python launch/deliver.py runs/NAME`."""
+"""Deliver to MLflow what a run recorded while the server was gone: `python launch/deliver.py runs/NAME`.
+
+Exit codes: 0 all is delivered, 2 something must be mended (the message says what), 85 MLflow cannot be
+reached, or another process is delivering: to be tried again. What is not delivered is kept.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from trainer import UserError
+from trainer import StartAgain, UserError
+from trainer.faults.stop import REQUEUE
+from trainer.leaving import end_with
 from trainer.tracking.tracker import deliver_spool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run_dir", type=Path, help="the run's folder, which holds mlflow.jsonl")
     parser.add_argument(
         "--new-run",
@@ -21,10 +27,10 @@ def main() -> int:
         lines = deliver_spool(arguments.run_dir, new_run=arguments.new_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return REQUEUE if isinstance(error, StartAgain) else 2
     print(f"{lines} lines delivered from {arguments.run_dir}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "stopped: what is not delivered is kept")

@@ -21,7 +21,7 @@ from trainer.tracking.address import sqlite_address
 LOCK_PATIENCE = 120.0  # seconds that another process may take to make the database
 SETTLED = 10.0  # seconds without a change after which nobody is still making a database's tables
 
-_DATA = ("runs", "registered_models", "trace_info", "datasets")
+_DATA = ("experiments", "runs", "registered_models", "trace_info", "datasets")
 """Tables that have rows in a database that was used."""
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ def ensure_database(path: Path) -> bool:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a database is missing, is empty, or has tables of MLflow but not all, and no data."""
+    """Whether a database is missing, is empty, or has tables of MLflow but not all, and no data.
+
+    The last that MLflow does for a new database is to add the experiment "Default": a database with an
+    experiment is whole, also where another version of MLflow made it.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return True
     # Not read-only: a journal that a killed process left is rolled back first.
@@ -61,9 +65,7 @@ def is_partial(path: Path) -> bool:
             return True
         if "experiments" not in tables and "alembic_version" not in tables:
             return False  # somebody else's database: MLflow adds its tables
-        if any(_rows(database, table) for table in _DATA if table in tables):
-            return False
-        if "experiments" in tables and _rows(database, "experiments") > 1:
+        if any(_has_rows(database, table) for table in _DATA if table in tables):
             return False
         version = None
         if "alembic_version" in tables:
@@ -71,9 +73,8 @@ def is_partial(path: Path) -> bool:
     return version is None or version[0] != _newest_version()
 
 
-def _rows(database: sqlite3.Connection, table: str) -> int:
-    count: int = database.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 2)").fetchone()[0]
-    return count
+def _has_rows(database: sqlite3.Connection, table: str) -> bool:
+    return database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
 
 
 def _newest_version() -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import RunError
+from trainer import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, restore_command, sqlite_path
 from trainer.tracking.database import ensure_database, is_partial
 from trainer.tracking.outcome import Stopped, first_line, is_refusal
@@ -106,11 +106,18 @@ class Delivery:
         """
         place = Place.load(self._spool.run_dir)
         if place is None:
-            raise RunError(f"{self._spool.run_dir} has no {NAME}: nothing was tracked there")
+            if not (self._spool.run_dir / NAME).exists():
+                raise RunError(
+                    f"{self._spool.run_dir} has no {NAME}: nothing was tracked there. Name a run's folder"
+                )
+            raise RunError(
+                f"{self._spool.run_dir / NAME} is damaged, and no checkpoint has a copy: the next start of "
+                "the run sets it aside and delivers the whole history to a new MLflow run"
+            )
         with self._spool.delivering() as mine:
             if not mine:
-                raise RunError(f"another process is delivering {self._spool.lines_path}")
-            place = Place.load(self._spool.run_dir) or place
+                raise StartAgain(f"another process is delivering {self._spool.lines_path}")
+            place = Place.recover(self._spool.run_dir) or place
             if new_run:
                 place = self._begin_anew(place)
             if self._place is None or self._place.key != place.key:

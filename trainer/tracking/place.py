@@ -3,9 +3,10 @@
 import json
 import logging
 import os
-import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,30 @@ class Place:
 
     @classmethod
     def load(cls, run_dir: Path) -> "Place | None":
-        """None where the run was never tracked. Sets a damaged file aside, for a checkpoint's copy."""
+        """None where the run was never tracked. In place of a damaged file, the newest checkpoint's copy.
+
+        Only reads. Raises OSError where the file cannot be read.
+        """
+        try:
+            return _read(run_dir / NAME)
+        except _Damaged:
+            return _newest_copy(run_dir)
+
+    @classmethod
+    def recover(cls, run_dir: Path) -> "Place | None":
+        """As `load`, and sets a damaged file aside, with the checkpoint's copy written in its place.
+
+        For a process that tracks or delivers the run. Raises OSError where that cannot be done.
+        """
         path = run_dir / NAME
-        found = _read(path)
-        if found is None and path.exists():
-            aside = path.with_name(f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            return _read(path)
+        except _Damaged:
+            found = _newest_copy(run_dir)
+            aside = path.with_name(f"{NAME}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
             os.replace(path, aside)
-            copies = sorted(run_dir.glob(f"checkpoints/step-*/{NAME}"), reverse=True)
-            found = next((copy for copy in map(_read, copies) if copy is not None), None)
+            if found is not None:
+                found.save(run_dir)
             _log.warning(
                 "%s is damaged, and now %s; %s",
                 path,
@@ -59,7 +76,7 @@ class Place:
                 if found is None
                 else "a checkpoint's copy is taken",
             )
-        return found
+            return found
 
     def save(self, run_dir: Path) -> None:
         replace_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n")
@@ -69,13 +86,28 @@ class Place:
         return replace(self, key=uuid.uuid4().hex, run_id=None, experiment_id=None, base=base)
 
 
+class _Damaged(Exception):
+    """The file does not say where a run is tracked."""
+
+
+def _newest_copy(run_dir: Path) -> Place | None:
+    for copy in sorted(run_dir.glob(f"checkpoints/step-*/{NAME}"), reverse=True):
+        with suppress(OSError, _Damaged):
+            if (found := _read(copy)) is not None:
+                return found
+    return None
+
+
 def _read(path: Path) -> Place | None:
+    """None where there is no file. Raises _Damaged, or OSError where it cannot be read."""
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name: values[field.name] for field in fields(Place) if field.name in values}
         place = Place(**known)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (IsADirectoryError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _Damaged from error
     texts = (place.uri, place.experiment, place.run_name, place.key, place.folder)
     optional = (place.experiment_id, place.run_id, place.parent)
     is_sound = (
@@ -86,7 +118,7 @@ def _read(path: Path) -> Place | None:
         and place.uri != ""
     )
     if not is_sound:
-        return None
+        raise _Damaged
     # Written before addresses were kept without their passwords.
     address = Address(place.uri)
     return replace(place, uri=str(address), credentials=place.credentials is True or address.has_credentials)

@@ -6,6 +6,7 @@ This module imports nothing of the project, so that any other may use it.
 import os
 import re
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -14,13 +15,28 @@ _SECRET_NAME = re.compile(
 )
 """Query parameters, and variables, that hold a secret by their name."""
 
+_USER_NAME = re.compile(r"user([ _]?(name|id))?|uid", re.I)
+"""Query parameters of a database's address that hold a user name."""
+
 _SHORTEST = 6  # characters of a secret that is looked for by itself: a shorter one occurs in any text
+_LONG = 8  # characters from which on a secret is looked for inside of words, too
+_NO_WORD = 16  # characters from which on letters alone are taken for random ones
+_MARK = r"""(?i:pass(?:word|wd|phrase)?|pwd|token|secret)[\s'":=]{1,5}"""
+"""What marks the word after it as a secret."""
+
 _IN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 # Bounded, so that a text of any length is searched in a time that grows with it and no faster.
-_USER_INFO = re.compile(r"""(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30}:/{1,3})[^\s'"<>|]{0,1000}@""")
+_SCHEME = r"(?:(?:https?|postgres(?:ql)?|mysql|mssql)(?:\+\w{1,30})?:/{1,3}|[A-Za-z][A-Za-z0-9+.-]{0,30}://)"
+"""What is before an authority: not `sqlite:///` or `C:/`, but for a server any number of slashes."""
+
+_USER_INFO = re.compile(
+    rf"""(?<![A-Za-z0-9+.-])({_SCHEME})(?=[^/?#\s'"<>|]{{0,1000}}[:@])[^/?#\s'"<>|][^\s'"<>|]{{0,1000}}@""",
+    re.I,
+)
 _SECRET_PARAMETER = re.compile(
-    r"""([?&;][^\s=&'"]{0,60}(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?)=)[^\s&'"]+""",
+    r"""((?:[?&;]|%3B)(?:user(?:name)?|uid|[^\s=&'"]{0,60}"""
+    r"""(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?))(?:=|%3D))[^\s&'"]+""",
     re.I,
 )
 _known: set[str] = set()  # secrets of addresses that this process was given
@@ -29,7 +45,7 @@ _known: set[str] = set()  # secrets of addresses that this process was given
 class Address(str):
     """An address as it may be shown and stored; `full` is the one to connect with.
 
-    As text it has no user name, no password and no query parameter that is named like a secret.
+    As text it has no user name and no password, neither before the host nor in its query.
     """
 
     full: str
@@ -65,13 +81,14 @@ class Address(str):
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """`scheme://`, authority, and all after it; the first two are empty where there is no `://`.
+    """`scheme://`, authority, and all after it; the first two are empty where there is no such scheme.
 
     A password with a slash, a question mark or a hash in it is taken whole: the last `@` ends it.
     """
-    scheme, separator, rest = text.partition("://")
-    if not separator:
+    scheme = re.match(_SCHEME, text, re.I)
+    if scheme is None:
         return "", "", text
+    rest = text[scheme.end() :]
     end = re.search(r"[/?#]", rest)
     length = end.start() if end else len(rest)
     authority = rest[:length]
@@ -81,7 +98,7 @@ def _split(text: str) -> tuple[str, str, str]:
         end = re.search(r"[/?#]", rest[last:])
         length = last + end.start() if end else len(rest)
         authority = rest[:length]
-    return scheme + separator, authority, rest[length:]
+    return scheme[0], authority, rest[length:]
 
 
 def _clean(text: str) -> str:
@@ -92,12 +109,28 @@ def _clean(text: str) -> str:
     head, mark, query = rest.partition("?")
     if mark and scheme:
         pairs = parse_qsl(query, keep_blank_values=True)
-        secret = [value for name, value in pairs if _SECRET_NAME.search(name)]
-        if secret:
-            _remember(*secret)
-            query = urlencode([pair for pair in pairs if not _SECRET_NAME.search(pair[0])])
+        is_database = not scheme.startswith(("sqlite", "http"))
+        shown = [_shown(name, value, is_database) for name, value in pairs]
+        if shown != pairs:
+            query = urlencode([pair for pair in shown if pair is not None])
             rest = f"{head}?{query}" if query else head
     return scheme + authority + rest
+
+
+def _shown(name: str, value: str, is_database: bool) -> tuple[str, str] | None:
+    """A query parameter as it may be shown; None for one that may not."""
+    if _SECRET_NAME.search(name):
+        _remember(value)
+        return None
+    if is_database and _USER_NAME.fullmatch(name):
+        return None
+    if name.lower() != "odbc_connect":
+        return name, value
+    # `DRIVER={...};UID=user;PWD=password`, or `PWD={pass;word}`
+    parts = re.findall(r"[^;={}]+=(?:\{(?:[^}]|\}\})*\}|[^;]*)", value)
+    split = [part.strip().partition("=") for part in parts]
+    kept = [f"{key}={inner}" for key, _, inner in split if _shown(key, inner.strip("{}"), is_database)]
+    return name, value if len(kept) == len(parts) else ";".join(kept)
 
 
 def _remember(*secrets: str) -> None:
@@ -106,12 +139,32 @@ def _remember(*secrets: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """A text in which no address has a user name or a password, and no secret of this process occurs."""
+    """A text in which no address has a user name or a password, and no secret of this process occurs.
+
+    A secret that is a word, as `mlflow`, stays where nothing marks it as one: it would be taken out of paths
+    and sentences, and the gaps would tell it.
+    """
     text = _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1", text))
     own = [os.environ[name] for name in _IN_VARIABLES if len(os.environ.get(name, "")) >= _SHORTEST]
     for secret in sorted({*_known, *own}, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = _occurrences(secret).sub(r"\1***", text)
     return text
+
+
+@cache
+def _occurrences(secret: str) -> re.Pattern[str]:
+    """Where a secret is replaced, after a group 1 that stays: the likelier it occurs by chance, the less."""
+    found = re.escape(secret)
+    is_word = secret.isdecimal() or (
+        secret.isalpha() and secret in (secret.lower(), secret.title(), secret.upper())
+    )
+    if is_word and len(secret) < _LONG:  # `user:secret@host`, `password 'secret'`
+        return re.compile(rf"(:(?={found}@)|{_MARK}){found}(?!\w)")
+    if is_word and len(secret) < _NO_WORD:  # not in `/data/secret/x`, `secret.json`, `secret://`
+        return re.compile(rf"(?<![\w/\\.-])(){found}(?![\w/\\-]|\.\w|://)")
+    if len(secret) < _LONG:
+        return re.compile(rf"(?<!\w)(){found}(?!\w)")
+    return re.compile(rf"(){found}")
 
 
 def give_to_mlflow(address: Address, variables: MutableMapping[str, str] = os.environ) -> None:

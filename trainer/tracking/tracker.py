@@ -8,20 +8,23 @@ What MLflow does with values that are not finite (measured, 3.17, sqlite): NaN i
 becomes the largest double. A metric that is delivered twice is stored once.
 """
 
+import errno
 import logging
 import os
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import RunError
+from trainer import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, choose_address, ui_command
 from trainer.tracking.courier import Courier
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.outcome import Stopped, first_line
+from trainer.tracking.place import NAME
 from trainer.tracking.place import Place as _Place
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.spool import Record, Spool
@@ -79,7 +82,7 @@ class Tracker:
         try:
             _choose_place(run_dir, uri, experiment, run_name, parent, self._spool).save(run_dir)
         except OSError as error:
-            _log.warning("cannot write into %s (%s): the run goes on untracked", run_dir, error)
+            _log.warning("cannot read and write %s (%s): the run goes on untracked", run_dir, error)
             self._enabled = False
             return
         self._append({"kind": "status", "status": "RUNNING", "step": step})
@@ -125,7 +128,9 @@ class Tracker:
 
     def ui_command(self) -> str | None:
         """How to see the run: a command for a database, an address for a server; None if untracked."""
-        place = _Place.load(self._spool.run_dir) if self._enabled else None
+        place = None
+        with suppress(OSError):
+            place = _Place.load(self._spool.run_dir) if self._enabled else None
         return None if place is None else ui_command(place.uri, place.experiment_id, place.run_id)
 
     def _append(self, record: Record) -> None:
@@ -144,14 +149,17 @@ class Tracker:
 
 
 def tracked_run(run_dir: Path) -> str | None:
-    """MLflow's id of a run's folder; None where MLflow has not taken it yet."""
-    place = _Place.load(run_dir)
+    """MLflow's id of a run's folder; None where MLflow has not taken it yet.
+
+    Raises RunError where the folder's file cannot be read.
+    """
+    place = _known_place(run_dir)
     return None if place is None else place.run_id
 
 
 def check_tracking(run_dir: Path, *, uri: str | None, experiment: str) -> None:
     """Raises RunError for an address or a name that MLflow can never use; no connection is made."""
-    known = _Place.load(run_dir)
+    known = _known_place(run_dir)
     address, source = choose_address(uri, known.uri if known else None)
     check_address(address, source)
     check_experiment(experiment)
@@ -168,8 +176,8 @@ def deliver_spool(run_dir: Path, new_run: bool = False) -> int:
         Lines handled, those included that MLflow refused and that lie in `mlflow.rejected.jsonl`.
 
     Raises:
-        RunError: nothing was tracked here, MLflow cannot be reached, the MLflow run was deleted, or another
-            process is delivering.
+        StartAgain: MLflow cannot be reached, or another process is delivering.
+        RunError: nothing was tracked here, the folder cannot be written, or the MLflow run was deleted.
     """
     _prepare_environment()
     spool = Spool(run_dir)
@@ -183,10 +191,21 @@ def deliver_spool(run_dir: Path, new_run: bool = False) -> int:
     except Stopped as error:
         raise RunError(f"{spool.lines_left()} lines are left, and kept. {error}") from None
     except Exception as error:
-        raise RunError(
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RunError(f"{spool.lines_left()} lines are left, and kept. {first_line(error)}") from None
+        raise StartAgain(
             f"{spool.lines_left()} lines are left, MLflow does not take them: {first_line(error)}"
         ) from error
     return waiting
+
+
+def _known_place(run_dir: Path) -> _Place | None:
+    try:
+        return _Place.load(run_dir)
+    except OSError as error:
+        raise RunError(
+            f"{run_dir / NAME} cannot be read: {error.strerror}. It says which MLflow run this is"
+        ) from None
 
 
 def _prepare_environment() -> None:
@@ -197,7 +216,7 @@ def _prepare_environment() -> None:
 def _choose_place(
     run_dir: Path, uri: str | None, experiment: str, run_name: str, parent: str | None, spool: Spool
 ) -> _Place:
-    known = _Place.load(run_dir)
+    known = _Place.recover(run_dir)
     address, _ = choose_address(uri, known.uri if known else None)
     address = with_credentials(address)
     give_to_mlflow(address)

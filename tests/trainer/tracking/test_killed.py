@@ -1,5 +1,7 @@
 """A database that is made once whoever dies, and runs that are killed at any moment."""
 
+import errno
+import json
 import os
 import random
 import shlex
@@ -16,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from trainer import RunError
 from trainer.tracking import database
 from trainer.tracking.database import DatabaseBusy, ensure_database, is_partial
 from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, tracked_run
+from trainer.tracking.tracker import Tracker, check_tracking, deliver_spool, tracked_run
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
@@ -74,7 +77,9 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
 
 
-def test_a_database_with_data_is_never_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_with_data_is_never_set_aside(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database, "SETTLED", 0.0)
     for number, table in enumerate(("runs", "registered_models")):
         path = tmp_path / f"{number}.db"
@@ -84,6 +89,19 @@ def test_a_database_with_data_is_never_set_aside(tmp_path: Path, monkeypatch: py
             used.execute(f"INSERT INTO {table} VALUES ('a')")
         used.close()
         assert not is_partial(path)
+    # Whole, without a run, and made by another version of MLflow, which says itself what to do with it.
+    ensure_database(Path(store.removeprefix("sqlite:///")))
+    whole = tmp_path / "whole.db"
+    shutil.copy(store.removeprefix("sqlite:///"), whole)
+    with sqlite3.connect(whole) as made:
+        for table in ("runs", "registered_models", "trace_info", "datasets"):
+            made.execute(f"DELETE FROM {table}")
+        made.execute("DELETE FROM experiments WHERE experiment_id != 0")
+        made.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    made.close()
+    assert not is_partial(whole) and not ensure_database(whole)
+    with pytest.raises(Exception, match="mlflow db upgrade"):
+        client(f"sqlite:///{whole}").search_experiments()
     other = tmp_path / "other.db"
     with sqlite3.connect(other) as foreign:
         foreign.execute("CREATE TABLE albums (name TEXT)")
@@ -115,7 +133,7 @@ def test_a_locked_database_is_waited_for(
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"12", b"-5\n", b"999999999\n", b"{}", b"\xff"])
 def test_damaged_files_cost_no_record_and_no_traceback(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], content: bytes
+    tmp_path: Path, store: str, start: Callable[..., Tracker], content: bytes, request: pytest.FixtureRequest
 ) -> None:
     first = start()
     first.metrics(1, {"loss": 1.0})
@@ -125,12 +143,50 @@ def test_damaged_files_cost_no_record_and_no_traceback(
     copy.parent.mkdir(parents=True)
     shutil.copy(tmp_path / "mlflow_run.json", copy)
     (tmp_path / "mlflow.offset").write_bytes(content)
-    (tmp_path / "mlflow_run.json").write_bytes(content)
+    place = tmp_path / "mlflow_run.json"
+    place.write_bytes(content)
+    # What a run, and its check, ask before the run has its folder changes nothing there.
+    before = sorted(tmp_path.iterdir())
+    check_tracking(tmp_path, uri=store, experiment=request.node.name)
+    assert tracked_run(tmp_path) == run_id
+    assert sorted(tmp_path.iterdir()) == before and place.read_bytes() == content
     second = start(step=1)
     second.metrics(2, {"loss": 2.0})
     assert second.close("FINISHED", PATIENCE) == 0
-    assert tracked_run(tmp_path) == run_id
+    assert tracked_run(tmp_path) == run_id == json.loads(place.read_text())["run_id"]
+    (aside,) = tmp_path.glob("mlflow_run.json.damaged-*")
+    assert aside.read_bytes() == content
     assert [value.step for value in client(store).get_metric_history(run_id, "loss")] == [1, 2]
+
+
+def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Tracker]
+) -> None:
+    place, copy = tmp_path / "mlflow_run.json", tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
+    place.write_text("{")
+    with pytest.raises(RunError, match=r"mlflow_run\.json is damaged, and no checkpoint has a copy"):
+        deliver_spool(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [place.name]
+
+    assert start().close("KILLED", PATIENCE) == 0
+    run_id = tracked_run(tmp_path)
+    copy.parent.mkdir(parents=True)
+    place.rename(copy)
+    place.mkdir()  # damaged, too
+    Spool(tmp_path).advance(0)
+    assert deliver_spool(tmp_path) == 2
+    assert json.loads(place.read_text())["run_id"] == run_id
+
+    def unreadable(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    # A file system that fails for a moment is no damaged file: nothing is set aside.
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    with pytest.raises(RunError, match="cannot be read: Input/output error"):
+        check_tracking(tmp_path, uri=None, experiment="e")
+    assert start().close("FINISHED", 0.0) == 0
+    monkeypatch.undo()
+    assert tracked_run(tmp_path) == run_id and len(list(tmp_path.glob("*.damaged-*"))) == 2
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:

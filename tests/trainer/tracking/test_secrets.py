@@ -32,7 +32,13 @@ SECRET = "s3cretpw"
         (f"postgresql+psycopg2://user:{SECRET}@host/db?sslmode=require",
          "postgresql+psycopg2://host/db?sslmode=require", ("user", SECRET)),
         (f"mysql://host/db?password={SECRET}&charset=utf8", "mysql://host/db?charset=utf8", None),
-        (f"postgresql://host/db?user=a&sslpassword={SECRET}", "postgresql://host/db?user=a", None),
+        (f"postgresql://host/db?user=a&sslpassword={SECRET}", "postgresql://host/db", None),
+        ("postgresql://host/db?user=a&sslmode=require", "postgresql://host/db?sslmode=require", None),
+        (f"mysql://host/db?user=a&password={SECRET}", "mysql://host/db", None),
+        (f"mssql+pyodbc:///?odbc_connect=SERVER%3Dh%3BUID%3Da%3BPWD%3D%7Bx%3B{SECRET}%7D%3BEncrypt%3Dyes",
+         "mssql+pyodbc:///?odbc_connect=SERVER%3Dh%3BEncrypt%3Dyes", None),
+        (f"http:/user:{SECRET}@host", "http:/host", ("user", SECRET)),
+        (f"https:///user:{SECRET}@host", "https:///host", ("user", SECRET)),
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db", None),
         (f"http://user:12/{SECRET}@host", "http://host", ("user", f"12/{SECRET}")),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db", None),
@@ -59,6 +65,54 @@ def test_no_password_survives(form: str) -> None:
         assert password not in address and password not in text
         assert str(address) == form.replace("u:{}@", ""), password
         assert text == f"{address}: refused", password
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////volume1/@data/mlflow.db",
+        "sqlite:///home/a:b@c/mlflow.db is locked",
+        "file:///home/a:b@c",
+        "C:/Users/me@corp/runs and C://Users/me@corp/runs",
+        "see https://docs.x/y,then@z or mail to me@z",
+        "s3://bucket/me@corp/a.mp4",
+        "http:/docs/me@corp",
+    ],
+)
+def test_an_at_in_a_path_is_no_user_info(text: str) -> None:
+    assert redacted(text) == text
+    assert str(Address(text.split()[0])) == text.split()[0]
+
+
+def test_an_address_within_another_is_searched_too() -> None:
+    text = f"https://proxy/get?url=http://u:{SECRET}@host/x failed"
+    assert redacted(text) == "https://proxy/get?url=http://host/x failed"
+    assert redacted(f"mysql://h/db?user=me&password={SECRET}") == "mysql://h/db?user=***&password=***"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("mlflow", "/data/mlflow/mlflow.db of mlflows: mlflow ui", None),
+        ("mlflow", "u:mlflow@host, password 'mlflow', mlflow.db", "u:***@host, password '***', mlflow.db"),
+        ("trainer", "/data/trainer/x, Password: trainer", "/data/trainer/x, Password: ***"),
+        ("123456", "step 123456, pwd=123456", "step 123456, pwd=***"),
+        ("postgresql", "postgresql://host, /x/postgresql/y, postgresqls", None),
+        ("postgresql", "login with postgresql.", "login with ***."),
+        ("hunter2", "login with hunter2: /hunter2x/", "login with ***: /hunter2x/"),
+        ("hunter22", "login as xhunter22x", "login as x***x"),
+        ("correcthorsebatterystaple", "xcorrecthorsebatterystaplex", "x***x"),
+    ],
+)  # fmt: skip
+def test_a_password_that_is_a_word_leaves_messages_readable(
+    monkeypatch: pytest.MonkeyPatch, secret: str, text: str, shown: str | None
+) -> None:
+    monkeypatch.setattr("trainer.tracking.secrets._known", set())
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    for given in (f"http://user:{secret}@host", f"mysql://host/db?password={secret}"):
+        Address(given)
+        assert redacted(text) == (shown or text)
+        assert secret not in redacted(f"cannot reach {given}")
 
 
 def test_a_recipe_holds_the_password_in_memory_only(tmp_path: Path) -> None:

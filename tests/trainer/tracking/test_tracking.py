@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from launch import deliver
 from trainer import RunError
 from trainer.tracking import courier
 from trainer.tracking.spool import Spool
@@ -237,13 +238,29 @@ def test_nothing_imports_mlflow_before_there_is_something_to_deliver() -> None:
 
 
 def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
-    tmp_path: Path, start: Callable[..., Tracker]
+    tmp_path: Path,
+    start: Callable[..., Tracker],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(RunError, match="nothing was tracked there"):
-        deliver_spool(tmp_path)
+    def expect(run_dir: Path, code: int, token: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["deliver.py", str(run_dir)])
+        assert deliver.main() == code
+        assert token in "".join(capsys.readouterr())
+
+    expect(tmp_path, 2, "nothing was tracked there")
+    expect(tmp_path / "nowhere", 2, "nothing was tracked there")
     assert start().close("FINISHED", PATIENCE) == 0
-    with Spool(tmp_path).delivering(), pytest.raises(RunError, match="another process is delivering"):
-        deliver_spool(tmp_path)
+    with Spool(tmp_path).delivering():
+        expect(tmp_path, 85, "another process is delivering")
+    expect(tmp_path, 0, "0 lines delivered")
+    place = json.loads((tmp_path / "mlflow_run.json").read_text())
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "http://127.0.0.1:9"}))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    Spool(tmp_path).advance(0)
+    expect(tmp_path, 85, "2 lines are left, MLflow does not take them")
+    (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "htp://host"}))
+    expect(tmp_path, 2, "did you mean http://host")
 
 
 @contextmanager
