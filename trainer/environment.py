@@ -23,7 +23,7 @@ from trainer import RunError
 from trainer.distributed.find import find_place
 from trainer.distributed.mpi import port_seed
 from trainer.distributed.numbers import number
-from trainer.distributed.place import Place
+from trainer.distributed.rank_placement import RankPlacement
 from trainer.distributed.slurm_step import (
     cpus_per_task,
     expand_hosts,
@@ -100,7 +100,7 @@ def find_environment(
     place = find_place(variables)
     if place is None:
         notes = not_by_srun(variables)
-        place = Place(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
+        place = RankPlacement(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
         variables["MASTER_ADDR"] = "127.0.0.1"
         variables["MASTER_PORT"] = str(_free_port())
     else:
@@ -126,7 +126,7 @@ def find_environment(
     )
 
 
-def _with_address(place: Place, variables: MutableMapping[str, str]) -> Place:
+def _with_address(place: RankPlacement, variables: MutableMapping[str, str]) -> RankPlacement:
     """Set MASTER_ADDR and MASTER_PORT where the launcher did not. Raises RunError where nothing does."""
     given = variables.get("MASTER_ADDR")
     if given and place.launcher in ("srun", "mpi") and place.one_node and not _is_here(given):
@@ -153,7 +153,7 @@ def _with_address(place: Place, variables: MutableMapping[str, str]) -> Place:
     return place
 
 
-def _port(place: Place, variables: Mapping[str, str]) -> int:
+def _port(place: RankPlacement, variables: Mapping[str, str]) -> int:
     if place.launcher == "srun":
         return slurm_port(variables)
     seed = port_seed(variables)
@@ -188,7 +188,7 @@ def _free_port() -> int:
 
 
 def _device(
-    wanted: Literal["auto", "cpu", "cuda"], place: Place, variables: Mapping[str, str]
+    wanted: Literal["auto", "cpu", "cuda"], place: RankPlacement, variables: Mapping[str, str]
 ) -> torch.device:
     gpus = torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from trainer import RunError
 from trainer.distributed.mpi import find_mpi_place
-from trainer.distributed.place import Place, beside_starter, from_variables, is_launched
+from trainer.distributed.rank_placement import RankPlacement, beside_starter, from_variables, is_launched
 from trainer.distributed.slurm_step import find_srun_place, is_srun_task, step_tasks
 
 
-def find_place(variables: Mapping[str, str]) -> Place | None:
+def find_place(variables: Mapping[str, str]) -> RankPlacement | None:
     """Where what started this process puts it; None where it is alone.
 
     Raises RunError where the variables are incomplete, are no numbers, or contradict each other.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer import RunError
 from trainer.distributed.numbers import number
-from trainer.distributed.place import Place
+from trainer.distributed.rank_placement import RankPlacement
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ JOB_NAMES = (
 """Variables that name the job, the same for all its processes on all nodes."""
 
 
-def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> Place | None:
+def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> RankPlacement | None:
     """The place that an MPI launcher gave this process; None where none did.
 
     srun_tasks: how many tasks the srun step has that this process is in, if it is in one. srun may serve PMI
@@ -106,7 +106,7 @@ def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> Plac
     return None
 
 
-def _place(variables: Mapping[str, str], family: _Family, size: int) -> Place:
+def _place(variables: Mapping[str, str], family: _Family, size: int) -> RankPlacement:
     rank = number(variables, family.rank)
     local_rank = next((n for n in (*family.local_rank, "LOCAL_RANK") if variables.get(n)), None)
     local_size = next((n for n in (*family.local_size, "LOCAL_WORLD_SIZE") if variables.get(n)), None)
@@ -116,7 +116,7 @@ def _place(variables: Mapping[str, str], family: _Family, size: int) -> Place:
             "would say which of its node's processes this is: set LOCAL_RANK and LOCAL_WORLD_SIZE for each "
             "process, or start with `torchrun`, `deepspeed` or `srun`"
         )
-    return Place(
+    return RankPlacement(
         rank=rank,
         local_rank=0 if local_rank is None else number(variables, local_rank),
         world_size=size,

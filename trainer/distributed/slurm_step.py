@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trainer import RunError
 from trainer.distributed.numbers import number
-from trainer.distributed.place import Place
+from trainer.distributed.rank_placement import RankPlacement
 
 _PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768), above the well-known ones
 _MOST_HOSTS = 1_000_000  # of a node list: SLURM has at most 65,533 nodes
@@ -30,7 +30,7 @@ def step_tasks(variables: Mapping[str, str]) -> int:
     return number(variables, name, least=1)
 
 
-def find_srun_place(variables: Mapping[str, str]) -> Place:
+def find_srun_place(variables: Mapping[str, str]) -> RankPlacement:
     """The task's place.
 
     Raises RunError where variables are missing, are no numbers, or contradict each other.
@@ -57,7 +57,7 @@ def find_srun_place(variables: Mapping[str, str]) -> Place:
         )
     # Node after node, as SLURM lays ranks out unless told otherwise.
     nodes = tuple(name for name, count in zip(hosts, counts, strict=False) for _ in range(count))
-    return Place(
+    return RankPlacement(
         rank=rank,
         local_rank=number(variables, "SLURM_LOCALID"),
         world_size=world_size,

@@ -8,7 +8,7 @@ from trainer.distributed.numbers import number
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlacement:
     """What a launcher says of a process."""
 
     rank: int
@@ -57,7 +57,7 @@ class Place:
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def from_variables(variables: Mapping[str, str]) -> Place:
+def from_variables(variables: Mapping[str, str]) -> RankPlacement:
     """The place that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT give.
 
     Raises RunError where some of them are missing, are no numbers, or contradict each other.
@@ -73,7 +73,7 @@ def from_variables(variables: Mapping[str, str]) -> Place:
     world_size = number(variables, "WORLD_SIZE", least=1)
     # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
     local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if variables.get(name)), None)
-    return Place(
+    return RankPlacement(
         rank=number(variables, "RANK"),
         local_rank=number(variables, "LOCAL_RANK"),
         world_size=world_size,
@@ -95,7 +95,7 @@ def is_launched(variables: Mapping[str, str]) -> bool:
     return _launcher(variables) != "variables" and all(variables.get(name) for name in LAUNCHED)
 
 
-def beside_starter(place: Place, variables: Mapping[str, str]) -> Place:
+def beside_starter(place: RankPlacement, variables: Mapping[str, str]) -> RankPlacement:
     """Settle what RANK and the others, set by a shell or a script, are worth beside a starter's own numbers.
 
     A starter such as srun numbers its processes itself. What the shell exports is the same for all of them,
