@@ -40,7 +40,7 @@ from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
-from trainer.resilience.run_lock import take as take_folder
+from trainer.resilience.run_lock import acquire
 from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
@@ -113,7 +113,7 @@ class Run:
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         with ExitStack() as stack:
-            together(lambda: self._take_folder(stack))
+            together(lambda: self._acquire_folder(stack))
             self._notes += together(lambda: self._first_notes(prepared))
             together(lambda: self._check_folder(resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
@@ -175,10 +175,10 @@ class Run:
         if self.is_main:
             render_missing(self.recipe, workers=usable_cores())
 
-    def _take_folder(self, stack: ExitStack) -> None:
-        """Rank 0 takes the run folder, until the stack closes. Raises RunError where another run has it."""
+    def _acquire_folder(self, stack: ExitStack) -> None:
+        """Rank 0 holds the run folder until the stack closes. Raises RunError where another run has it."""
         if self.is_main:
-            stack.callback(take_folder(self.folder.path).release)
+            stack.callback(acquire(self.folder.path).release)
 
     def _first_notes(self, prepared: Preparation) -> tuple[str, ...]:
         """Each node's first rank removes what killed processes of this run left there; rank 0 looks for

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Holds a run folder; made by `take`, given back by `release`."""
+    """Holds a run folder; made by `acquire`, given back by `release`."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RunLock:
                     return
 
 
-def take(
+def acquire(
     run_dir: Path,
     *,
     stale: float = STALE,
@@ -100,7 +100,7 @@ def take(
     waiting: Callable[[str], None] = _log.warning,
     on_loss: Callable[[str], None] | None = None,
 ) -> RunLock:
-    """Take a run folder, which is made where it is missing.
+    """Acquire a run folder, which is made where it is missing.
 
     A holder that is gone is taken over from at once where this machine or SLURM knows that it is. Otherwise
     its sign of life decides: this waits until there is another one, or none for `stale` seconds.
@@ -119,7 +119,7 @@ def take(
     folder = _folder(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _Taker(run_dir, stale, beat, waiting, on_loss or _end).take()
+        return _Acquisition(run_dir, stale, beat, waiting, on_loss or _end).acquire()
     except OSError as error:
         raise RunError(
             f"cannot write the lock of the run folder {run_dir} ({folder}): {error.strerror or error}; mend "
@@ -127,8 +127,8 @@ def take(
         ) from error
 
 
-class _Taker:
-    """One try to take a folder."""
+class _Acquisition:
+    """One try to acquire a folder."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Taker:
         self._token = secrets.token_hex(8)
         self._temporary = self._folder / f".{self._token}"
 
-    def take(self) -> RunLock:
+    def acquire(self) -> RunLock:
         descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             record = LockRecord.own(self._token, flock=_flock(descriptor))

@@ -18,16 +18,16 @@ import pytest
 
 from trainer import RunError
 from trainer.resilience.lock_record import Holder, LockRecord
-from trainer.resilience.run_lock import RunLock, holder_of, take
+from trainer.resilience.run_lock import RunLock, acquire, holder_of
 
 ROOT = Path(__file__).parents[3]
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
     "from trainer import RunError\n"
-    "from trainer.resilience.run_lock import take\n"
+    "from trainer.resilience.run_lock import acquire\n"
     "try:\n"
-    "    lock = take(Path(sys.argv[1]), beat=0.1)\n"
+    "    lock = acquire(Path(sys.argv[1]), beat=0.1)\n"
     "except RunError as error:\n"
     "    print(f'refused: {error}', flush=True)\n"
     "    sys.exit(2)\n"
@@ -71,25 +71,25 @@ def test_a_second_run_is_refused_by_name_and_the_next_one_after_a_kill_is_not(tm
     run_dir = tmp_path / "run"
     with holding(run_dir) as process:
         with pytest.raises(RunError) as caught:
-            take(run_dir)
+            acquire(run_dir)
         words = str(caught.value)
         assert f"process {process.pid} on {os.uname().nodename}" in words
         assert "--run-dir" in words and f"kill {process.pid}" in words
         assert holder_of(run_dir) is not None
         process.send_signal(signal.SIGSTOP)  # it is there, though it gives no sign
         with pytest.raises(RunError, match=str(process.pid)):
-            take(run_dir)
+            acquire(run_dir)
         process.kill()
         process.wait()
         assert holder_of(run_dir) is None
-        take(run_dir, waiting=pytest.fail).release()
+        acquire(run_dir, waiting=pytest.fail).release()
 
 
 def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and was not reaped
-        take(tmp_path, waiting=pytest.fail).release()
+        acquire(tmp_path, waiting=pytest.fail).release()
 
 
 def test_of_many_that_come_after_a_kill_one_gets_the_folder(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_of_many_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
 
     def attempt(_: int) -> bool:
         try:
-            locks.append(take(tmp_path, on_loss=lambda _: None))
+            locks.append(acquire(tmp_path, on_loss=lambda _: None))
         except RunError:
             return False
         return True
@@ -133,25 +133,25 @@ def test_a_holder_elsewhere_that_gives_signs_of_life_is_not_taken_over(tmp_path:
         rewrite(tmp_path, boot="another machine", host="elsewhere")
         said_waiting: list[str] = []
         with pytest.raises(RunError, match=f"process {process.pid} on elsewhere"):
-            take(tmp_path, stale=60, waiting=said_waiting.append)
+            acquire(tmp_path, stale=60, waiting=said_waiting.append)
         assert len(said_waiting) == 1 and "elsewhere" in said_waiting[0]
 
 
 def test_a_holder_elsewhere_without_signs_of_life_is_taken_over(tmp_path: Path) -> None:
-    lock = take(tmp_path, beat=600)
+    lock = acquire(tmp_path, beat=600)
     rewrite(tmp_path, boot="another machine", host="elsewhere")
-    second = take(tmp_path, stale=0.5, waiting=lambda _: None, on_loss=lambda _: None)
+    second = acquire(tmp_path, stale=0.5, waiting=lambda _: None, on_loss=lambda _: None)
     file = rewrite(tmp_path, boot="another machine")
     hours_ago = time.time() - 7200
     os.utime(file, (hours_ago, hours_ago))
-    third = take(tmp_path, waiting=pytest.fail)  # an age by the file system's own clock
+    third = acquire(tmp_path, waiting=pytest.fail)  # an age by the file system's own clock
     for held in (lock, second, third):
         held.release()
 
 
 def test_a_holder_that_lost_the_folder_hears_of_it(tmp_path: Path) -> None:
     lost: list[str] = []
-    lock = take(tmp_path, beat=0.05, on_loss=lost.append)
+    lock = acquire(tmp_path, beat=0.05, on_loss=lost.append)
     own = json.loads((tmp_path / "lock/000001.json").read_text())
     (tmp_path / "lock/000002.json").write_text(json.dumps(own | {"host": "elsewhere", "pid": 77}))
     deadline = time.monotonic() + 60
@@ -163,14 +163,14 @@ def test_a_holder_that_lost_the_folder_hears_of_it(tmp_path: Path) -> None:
 
 def test_what_was_given_back_is_free_and_a_folder_without_a_run_is_gone(tmp_path: Path) -> None:
     run_dir = tmp_path / "a/run"
-    take(run_dir).release()
+    acquire(run_dir).release()
     assert not run_dir.exists()
-    lock = take(run_dir)
+    lock = acquire(run_dir)
     (run_dir / "recipe.yaml").write_text("name: x\n")
     lock.release()
     assert json.loads((run_dir / "lock/000001.json").read_text())["released"] is True
     assert holder_of(run_dir) is None
-    lock = take(run_dir, waiting=pytest.fail)
+    lock = acquire(run_dir, waiting=pytest.fail)
     assert holder_of(run_dir) is not None
     lock.release()
 
@@ -179,13 +179,13 @@ def test_what_was_given_back_is_free_and_a_folder_without_a_run_is_gone(tmp_path
 def test_a_lock_that_says_nothing_counts_by_its_age(text: str, tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     (tmp_path / "lock/000007.json").write_text(text)
-    take(tmp_path, stale=0.3, waiting=lambda _: None).release()
+    acquire(tmp_path, stale=0.3, waiting=lambda _: None).release()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
     with pytest.raises(RunError, match="cannot write the lock of the run folder"):
-        take(tmp_path)
+        acquire(tmp_path)
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,12 +193,12 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    lock = take(tmp_path, beat=0.05)
+    lock = acquire(tmp_path, beat=0.05)
     with pytest.raises(RunError, match=f"process {os.getpid()}"):
-        take(tmp_path)
+        acquire(tmp_path)
     rewrite(tmp_path, boot="another machine")
     with pytest.raises(RunError, match="last sign of life"):  # the file itself is touched
-        take(tmp_path, stale=60, waiting=lambda _: None)
+        acquire(tmp_path, stale=60, waiting=lambda _: None)
     lock.release()
 
 
@@ -208,7 +208,7 @@ def test_another_container_of_the_same_machine(tmp_path: Path) -> None:
     container = ("unshare", "--pid", "--fork", "--kill-child")
     with holding(tmp_path, *container) as process:
         with pytest.raises(RunError, match="in use"):
-            take(tmp_path, waiting=pytest.fail)
+            acquire(tmp_path, waiting=pytest.fail)
         record = holder_of(tmp_path)
         assert record is not None and record.pid == 1
         process.kill()
@@ -216,7 +216,7 @@ def test_another_container_of_the_same_machine(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while holder_of(tmp_path) is not None and time.monotonic() < deadline:
             time.sleep(0.02)
-        take(tmp_path, waiting=pytest.fail).release()
+        acquire(tmp_path, waiting=pytest.fail).release()
 
 
 SQUEUE = """#!/bin/sh
