@@ -86,18 +86,25 @@ def _unprefixed(line: str) -> str:
     return line.strip()
 
 
-def job_state(job: str) -> str | None:
-    """A job's state, such as RUNNING; None where SLURM does not know it, or not any more. Raises RunError."""
+def job_states(job: str) -> list[str]:
+    """A job's state, such as RUNNING; empty where SLURM does not know the job any more. Raises RunError.
+
+    job: such as `12`, or `12_3` for a task of an array. The number of a whole array, or of a heterogeneous
+    job, gives the state of each of its parts.
+    """
     try:
-        states = ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}").split()
+        return ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}").split()
     except RunError as error:
         if "Invalid job id" in str(error):
-            return None
+            return []
         raise
-    return states[0] if states else None
 
 
-def has_step(job: str, step: str) -> bool:
-    """Whether a step of a running job still runs. Raises RunError."""
+def job_steps(job: str) -> set[str]:
+    """The steps of a running job: their numbers, and names such as `batch`. Raises RunError.
+
+    Without the job, which squeue shows in several forms: `12.0`, `12_3.0` in an array, `12+0.0` or `12.0+1`
+    in a heterogeneous job.
+    """
     steps = ask("squeue", "--noheader", "--steps", "--format=%i", f"--jobs={job}").split()
-    return f"{job}.{step}" in steps
+    return {step.rpartition(".")[2].partition("+")[0].lower() for step in steps if "." in step}

@@ -20,6 +20,9 @@ _GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
 _ENDING = {"COMPLETING", "STAGE_OUT"}
 _LONGEST_RECORD = 65536  # bytes of a lock file that are read
 _JOB = re.compile(r"[0-9]{1,12}")
+_NAMED_STEPS = {"4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
+"""Steps that SLURM numbers in SLURM_STEP_ID and names in squeue."""
+_LAST_STEP = 4294967280  # SLURM's SLURM_MAX_NORMAL_STEP_ID
 
 
 class Holder(Enum):
@@ -57,6 +60,10 @@ class LockRecord:
     """Start in seconds since 1970, by the holder's clock."""
     released: bool = False
     """Whether the run has ended and given the folder back."""
+    array_job: str | None = None
+    """Number of the SLURM array that the job is a task of."""
+    array_task: str | None = None
+    """Index of the job in its array."""
 
     @classmethod
     def own(cls, token: str, *, flock: bool, variables: Mapping[str, str] = os.environ) -> Self:
@@ -74,6 +81,8 @@ class LockRecord:
             restart=int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0),
             cluster=variables.get("SLURM_CLUSTER_NAME") or None,
             since=round(time.time(), 3),
+            array_job=_numeral(variables.get("SLURM_ARRAY_JOB_ID")),
+            array_task=_numeral(variables.get("SLURM_ARRAY_TASK_ID")),
         )
 
     @classmethod
@@ -89,7 +98,7 @@ class LockRecord:
     def _is_sound(self) -> bool:
         """Whether each field is what it is to be: anyone may have written the file."""
         texts = (self.token, self.host, self.boot, self.pid_namespace)
-        maybe = (self.job, self.step, self.cluster)
+        maybe = (self.job, self.step, self.cluster, self.array_job, self.array_task)
         return (
             all(isinstance(text, str) for text in texts)
             and all(text is None or isinstance(text, str) for text in maybe)
@@ -121,7 +130,8 @@ class LockRecord:
 
     def _by_slurm(self, variables: Mapping[str, str]) -> Holder:
         own = variables.get("SLURM_CLUSTER_NAME") or None
-        if self.job is None or _numeral(self.job) is None:
+        job = self._job_id
+        if job is None or _numeral(self.job) is None:
             return Holder.UNKNOWN
         if own is not None and self.cluster is not None and own != self.cluster:
             return Holder.UNKNOWN
@@ -131,26 +141,42 @@ class LockRecord:
         if not slurm.is_here():
             return Holder.UNKNOWN
         try:
-            state = slurm.job_state(self.job)
-            if state is None or state not in _GOES_ON | _ENDING:
+            states = set(slurm.job_states(job))
+            if not states & (_GOES_ON | _ENDING):
                 return Holder.GONE
-            if state in _ENDING or self.step is None:
+            if not states <= _GOES_ON or self.step is None:
                 return Holder.UNKNOWN
-            return Holder.ALIVE if slurm.has_step(self.job, self.step) else Holder.GONE
+            return self._by_steps(self.step, slurm.job_steps(job))
         except RunError:
             return Holder.UNKNOWN
+
+    @staticmethod
+    def _by_steps(step: str, running: set[str]) -> Holder:
+        """Whether the holder's step is among those that run."""
+        if _NAMED_STEPS.get(step, step) in running:
+            return Holder.ALIVE
+        # Only where squeue lists steps of this kind does one that is missing have to be gone.
+        listed = any(name.isdecimal() or name == "batch" for name in running)
+        return Holder.GONE if listed and step.isdecimal() and int(step) <= _LAST_STEP else Holder.UNKNOWN
+
+    @property
+    def _job_id(self) -> str | None:
+        """The job as SLURM's commands take it: one task of an array bears the number of the array."""
+        if _numeral(self.array_job) is not None and _numeral(self.array_task) is not None:
+            return f"{self.array_job}_{self.array_task}"
+        return self.job
 
     @property
     def words(self) -> str:
         """Who holds the folder, for a message."""
-        job = "" if self.job is None else f" of SLURM job {self.job}"
+        job = "" if self._job_id is None else f" of SLURM job {self._job_id}"
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"process {self.pid} on {self.host}{job}, started {begun}"
 
     @property
     def advice(self) -> str:
         """How to end it."""
-        return f"scancel {self.job}" if self.job is not None else f"on {self.host}: kill {self.pid}"
+        return f"on {self.host}: kill {self.pid}" if self._job_id is None else f"scancel {self._job_id}"
 
 
 def read_lock(file: Path) -> tuple[LockRecord | None, float]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,39 +220,112 @@ def test_another_container_of_the_same_machine(tmp_path: Path) -> None:
 
 
 SQUEUE = """#!/bin/sh
+for last; do :; done
+echo "$last" >> {folder}/asked
 case "$*" in
-  *--steps*) echo 7.batch; cat {folder}/step ;;
+  *--steps*) cat {folder}/steps ;;
   *) cat {folder}/state; [ -s {folder}/state ] || {{ echo 'Invalid job id specified' >&2; exit 1; }} ;;
 esac
 """
+INTERACTIVE, BATCH, EXTERN = "4294967290", "4294967291", "4294967292"
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Set what squeue answers: to a question for the state, and to one for the steps."""
+    (tmp_path / "squeue").write_text(SQUEUE.format(folder=tmp_path))
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def answers(state: str, steps: str) -> None:
+        (tmp_path / "state").write_text("\n".join(state.split()))
+        (tmp_path / "steps").write_text("\n".join(steps.split()))
+
+    return answers
+
+
+def elsewhere(**variables: str) -> LockRecord:
+    """The record of a job on another machine."""
+    return dataclasses.replace(LockRecord.own("token", flock=False, variables=variables), boot="another")
 
 
 @pytest.mark.parametrize(
-    ("state", "step", "verdict"),
+    ("state", "steps", "verdict"),
     [
-        ("RUNNING", "7.0", Holder.ALIVE),
-        ("RUNNING", "", Holder.GONE),
-        ("COMPLETING", "", Holder.UNKNOWN),
+        ("RUNNING", "7.batch 7.0", Holder.ALIVE),
+        ("RUNNING", "7.batch", Holder.GONE),
+        ("RUNNING", "7.1", Holder.GONE),
+        ("RUNNING", "", Holder.UNKNOWN),  # squeue lists no steps here
+        ("RUNNING", "7.interactive", Holder.UNKNOWN),
+        ("RUNNING", "7+0.0 7+1.0", Holder.ALIVE),
+        ("RUNNING RUNNING", "7.0+0 7.0+1", Holder.ALIVE),
+        ("COMPLETING", "7.batch", Holder.UNKNOWN),
+        ("PENDING RUNNING", "7_2.0", Holder.UNKNOWN),  # an array, of a record that does not say which task
         ("PENDING", "", Holder.GONE),
         ("NODE_FAIL", "", Holder.GONE),
         ("", "", Holder.GONE),
     ],
 )
 def test_slurm_knows_a_holder_elsewhere(
-    state: str, step: str, verdict: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
 ) -> None:
-    (tmp_path / "state").write_text(state)
-    (tmp_path / "step").write_text(step)
-    (tmp_path / "squeue").write_text(SQUEUE.format(folder=tmp_path))
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    squeue(state, steps)
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_CLUSTER_NAME": "one"}
-    record = dataclasses.replace(LockRecord.own("token", flock=False, variables=job), boot="another machine")
+    record = elsewhere(**job)
     assert record.state(tmp_path / "none", variables={}) is verdict
     # A later start of the same job: SLURM has ended the earlier one. A cluster of another name is not asked.
     again = job | {"SLURM_RESTART_COUNT": "1"}
     assert record.state(tmp_path / "none", variables=again) is Holder.GONE
     assert record.state(tmp_path / "none", variables={"SLURM_CLUSTER_NAME": "two"}) is Holder.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "verdict"),
+    [
+        (INTERACTIVE, "7.interactive 7.3", Holder.ALIVE),
+        (INTERACTIVE, "7.Extern 7.Interactive", Holder.ALIVE),
+        (INTERACTIVE, "7.3", Holder.UNKNOWN),
+        (INTERACTIVE, "", Holder.UNKNOWN),
+        (BATCH, "7.batch 7.0", Holder.ALIVE),
+        (BATCH, "7.0", Holder.UNKNOWN),
+        (EXTERN, "7.extern 7.0", Holder.ALIVE),
+        ("4294967293", "7.0", Holder.UNKNOWN),
+    ],
+)
+def test_a_step_that_squeue_names_is_not_looked_for_by_number(
+    step: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
+) -> None:
+    squeue("RUNNING", steps)
+    assert elsewhere(SLURM_JOB_ID="7", SLURM_STEP_ID=step).state(tmp_path / "none", variables={}) is verdict
+
+
+@pytest.mark.parametrize("raw", ["127", "123"])  # the last task bears the number of the array itself
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [("123_4.batch 123_4.0", Holder.ALIVE), ("123_4.batch", Holder.GONE)]
+)
+def test_slurm_is_asked_for_the_task_of_an_array(
+    raw: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
+) -> None:
+    squeue("RUNNING", steps)
+    record = elsewhere(SLURM_JOB_ID=raw, SLURM_STEP_ID="0", SLURM_ARRAY_JOB_ID="123", SLURM_ARRAY_TASK_ID="4")
+    assert record.state(tmp_path / "none", variables={}) is verdict
+    assert set((tmp_path / "asked").read_text().split()) == {"--jobs=123_4"}
+    assert "SLURM job 123_4" in record.words and record.advice == "scancel 123_4"
+    assert LockRecord.read(record.text()) == record
+
+
+def test_a_record_of_before_arrays_were_known_is_read(
+    tmp_path: Path, squeue: Callable[[str, str], None]
+) -> None:
+    values = json.loads(elsewhere(SLURM_JOB_ID="127", SLURM_STEP_ID="0").text())
+    del values["array_job"], values["array_task"]
+    record = LockRecord.read(json.dumps(values))
+    assert record is not None
+    squeue("RUNNING", "123_4.0")
+    assert record.state(tmp_path / "none", variables={}) is Holder.ALIVE
+    assert LockRecord.read(json.dumps(values | {"array_job": 123})) is None
+    odd = LockRecord.read(json.dumps(values | {"array_job": "1;x", "array_task": "4"}))
+    assert odd is not None and odd.advice == "scancel 127"
 
 
 def test_a_record_says_the_job() -> None:
