@@ -40,7 +40,7 @@ from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
-from trainer.resilience.run_lock import acquire
+from trainer.resilience.run_lock import RunLock, acquire
 from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
@@ -96,6 +96,8 @@ class Run:
         self.is_main = environment.is_main
         self._meters: Meters | None = None
         self._notes = environment.notes
+        self._lock: RunLock | None = None  # of the folder, on rank 0
+        self._trains = False
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
@@ -113,13 +115,15 @@ class Run:
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
         with ExitStack() as stack:
-            together(lambda: self._acquire_folder(stack))
+            stack.push(self._release_folder)
+            together(self._acquire_folder)
             self._notes += together(lambda: self._first_notes(prepared))
             together(lambda: self._check_folder(resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
             together(lambda: self._create_folder(found, 0 if state is None else state.step))
             stop = stack.enter_context(together(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
+            self._trains = True
             trainer = self._build(prepared, found, state, stop, watchdog, stack)
             status: Status = "FAILED"
             try:
@@ -175,10 +179,26 @@ class Run:
         if self.is_main:
             render_missing(self.recipe, workers=usable_cores())
 
-    def _acquire_folder(self, stack: ExitStack) -> None:
-        """Rank 0 holds the run folder until the stack closes. Raises RunError where another run has it."""
+    def _acquire_folder(self) -> None:
+        """Rank 0 acquires the run folder. Raises RunError where another run has it."""
         if self.is_main:
-            stack.callback(acquire(self.folder.path).release)
+            self._lock = acquire(self.folder.path)
+
+    def _release_folder(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
+        """Rank 0 releases the run folder once no rank writes into it. Collective after an AgreedError.
+
+        Where rank 0 failed alone in the training, it keeps the lock until its process ends: the other ranks
+        may still be writing, and another start would remove or share what they write.
+        """
+        if isinstance(error, AgreedError):
+            try:
+                dist.barrier()  # the other ranks have waited for their writers, as this one has
+            except RuntimeError:
+                return
+        elif error is not None and self._trains and self.environment.world_size > 1:
+            return
+        if self._lock is not None:
+            self._lock.release()
 
     def _first_notes(self, prepared: Preparation) -> tuple[str, ...]:
         """Each node's first rank removes what killed processes of this run left there; rank 0 looks for

@@ -1,13 +1,18 @@
 """How the parts of a run are wired."""
 
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
 from trainer import RunError
+from trainer.agreement import AgreedError, together
 from trainer.environment import find_environment
 from trainer.recipe.file import load_recipe
+from trainer.resilience.run_lock import holder_of
 from trainer.run import LEAVING_TAKES, Run
 from trainer.run_folder import RunFolder
 
@@ -44,3 +49,40 @@ def test_a_folder_that_cannot_be_tidied_is_refused_in_words(tmp_path: Path) -> N
     with Ranks(1) as ranks:
         (said,) = ranks.run(refused_folder, tmp_path)
     assert str(tmp_path) in said and in_the_way.name in said and "Not a directory" in said
+
+
+def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:
+    """End the training by an error: whether rank 1 had written, and whether the folder is free.
+
+    Rank 1 ends later, as a rank does that waits until its shard is written.
+    """
+    run = Run(load_recipe(SMALL), RunFolder(run_dir), find_environment("cpu"))
+    with suppress(type(error)), ExitStack() as stack:
+        stack.push(run._release_folder)
+        together(run._acquire_folder)
+        run._trains = True
+        if not run.is_main:
+            time.sleep(0.5)
+            (run_dir / "shard").touch()
+        raise error
+    found = (run_dir / "shard").exists(), holder_of(run_dir) is None
+    dist.barrier()
+    return found
+
+
+def test_the_run_folder_is_held_while_other_ranks_may_write(tmp_path: Path) -> None:
+    agreed, alone = tmp_path / "agreed", tmp_path / "alone"
+    for run_dir in (agreed, alone):
+        run_dir.mkdir()
+        (run_dir / "recipe.yaml").touch()
+    with Ranks(2) as ranks:
+        assert ranks.run(leave_with, AgreedError("all"), agreed)[0] == (True, True)
+        assert ranks.run(leave_with, ValueError("rank 0"), alone)[0] == (False, False)
+        assert holder_of(alone) is not None
+    assert holder_of(alone) is None
+
+
+def test_a_run_of_one_rank_leaves_its_folder_free_after_any_error(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with Ranks(1) as ranks:
+        assert ranks.run(leave_with, ValueError("rank 0"), tmp_path) == [(False, True)]
