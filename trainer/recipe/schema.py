@@ -5,15 +5,12 @@ nothing else. `trainer.recipe.file.load_recipe` makes one from YAML files and ov
 after each field is its description in the schema: `docs/recipes.md` is generated from it.
 """
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     field_validator,
@@ -21,8 +18,8 @@ from pydantic import (
 )
 
 from pipelines import DataError, rand_augment
+from trainer.recipe.data import Data
 from trainer.recipe.ranges import (
-    MAX_RATIO,
     AspectRatio,
     Clips,
     Decay,
@@ -30,7 +27,6 @@ from trainer.recipe.ranges import (
     Epochs,
     FieldError,
     FilePath,
-    Length,
     Mean,
     Minutes,
     Rate,
@@ -40,8 +36,8 @@ from trainer.recipe.ranges import (
     Steps,
     Text,
     check_finite,
-    check_path,
 )
+from trainer.recipe.section import Section
 from trainer.recipe.yaml import dump_yaml
 from trainer.tracking.secrets import Address
 
@@ -53,17 +49,10 @@ ALTERNATIVES = (
 )
 """(section, field, field): two units of one quantity, of which at most one may have a value."""
 
-
 _MAX_MAGNITUDE = 100  # of RandAugment; common are 0 to 10
 
 ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks": "auto"}
 """What `engine: auto` is short for."""
-
-
-class Section(BaseModel):
-    """What all sections share: no unknown fields, no change after construction, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
@@ -85,7 +74,7 @@ class Model(Section):
     image_weights: FilePath | None = None
     """Safetensors file of CLIP image weights to start from; null starts from random weights."""
 
-    overrides: dict[str, JsonValue] = {}
+    overrides: dict[str, JsonValue] = {}  # noqa: RUF012 - pydantic copies it
     """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
 
     @field_validator("overrides")
@@ -101,132 +90,6 @@ class Model(Section):
                     raise FieldError((name,), str(error)) from None
                 check_finite(found, (name,))
         return value
-
-
-class Embedded(Section):
-    """The data set that needs no download: rendered clips of moving shapes."""
-
-    train_clips: Length
-    """Clips to render for training."""
-
-    val_clips: Length
-    """Clips to render for validation."""
-
-    seed: Seed = 0
-    """Seed of the rendering; the same seed renders the same clips."""
-
-    size: Annotated[int, Field(ge=32, le=2048, multiple_of=2)] = 72
-    """Shorter side of a rendered frame in pixels, even."""
-
-
-class TrainPart(Section):
-    """One of several training manifests."""
-
-    manifest: FilePath
-    """Manifest of training videos."""
-
-    ratio: Annotated[float, Field(gt=0, le=MAX_RATIO)] | None = None
-    """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
-    video once an epoch."""
-
-
-class Data(Section):
-    """Where the clips come from and how they are read."""
-
-    train: FilePath | tuple[TrainPart, ...]
-    """Manifest of the training videos; or a list of several, each as a path or as
-    `{manifest: PATH, ratio: NUMBER}`."""
-
-    val: FilePath
-    """Manifest of the validation videos."""
-
-    node_copy: FilePath | None = None
-    """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
-    the node to read; null reads them where they are. Videos are always read where the manifest says."""
-
-    embedded: Embedded | None = None
-    """Render the embedded motion data set where the two manifests are missing; null never does."""
-
-    bad_share: Share = 0.01
-    """Stop when more than this share of the clips seen could not be read."""
-
-    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the
-    node's cores and from what the first videos cost."""
-
-    prefetch: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Batches prepared ahead of the step that uses them; `auto` makes as many as keep all workers busy."""
-
-    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """DALI threads per rank; `auto` divides the node's cores among its ranks."""
-
-    decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
-    """Who decodes: DALI (NVDEC on a GPU), PyAV (any codec, on CPU cores), `hybrid` both at once, split by
-    their speed as measured when the run first started; `auto` is PyAV on a CPU, and on a GPU DALI, with PyAV
-    for the videos that it does not take."""
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _list_of_manifests(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        if not value:
-            raise ValueError("the list is empty; name at least one manifest")
-        parts = [_train_part(number, entry) for number, entry in enumerate(value, start=1)]
-        without = [number for number, part in enumerate(parts, start=1) if part.ratio is None]
-        if 0 < len(without) < len(parts):
-            raise ValueError(
-                f"entry {without[0]} has no ratio, others have one; give one to all, or to none, which shows "
-                "every video once an epoch"
-            )
-        return tuple(parts)
-
-    @model_validator(mode="after")
-    def _rendered_alone(self) -> Self:
-        if self.embedded is not None and not isinstance(self.train, Path):
-            raise ValueError("`embedded` renders a single `train` manifest: name that one, or leave it out")
-        return self
-
-    @property
-    def train_parts(self) -> tuple[TrainPart, ...]:
-        """The training manifests with their ratios, however `train` is written."""
-        return (TrainPart(manifest=self.train),) if isinstance(self.train, Path) else self.train
-
-
-def _train_part(number: int, entry: Any) -> TrainPart:
-    """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
-    found = json.dumps(entry, ensure_ascii=False)
-    if isinstance(entry, str):
-        _check_entry_path(number, entry)
-        return TrainPart(manifest=Path(entry))
-    if not isinstance(entry, dict):
-        raise ValueError(
-            f"entry {number}: found {found}; allowed: a path, or {{manifest: PATH, ratio: NUMBER}}"
-        )
-    for name in entry.keys() - TrainPart.model_fields:
-        near = difflib.get_close_matches(name, TrainPart.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(TrainPart.model_fields)}"
-        raise ValueError(f"entry {number}: {name}: no such field; {hint}")
-    if "manifest" not in entry:
-        raise ValueError(f"entry {number}: manifest: missing in {found}; allowed: a path")
-    if not isinstance(entry["manifest"], str):
-        raise ValueError(f"entry {number}: manifest: found {json.dumps(entry['manifest'])}; allowed: a path")
-    _check_entry_path(number, entry["manifest"])
-    ratio = entry.get("ratio")
-    is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-    if ratio is not None and not (is_number and 0 < ratio <= MAX_RATIO):
-        raise ValueError(
-            f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0, at most "
-            f"{MAX_RATIO:g}"
-        )
-    return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
-
-
-def _check_entry_path(number: int, path: str) -> None:
-    try:
-        check_path(path)
-    except ValueError as error:
-        raise ValueError(f"entry {number}: manifest: {error}") from None
 
 
 class Sampling(Section):

@@ -1,0 +1,137 @@
+"""The section `data` of a recipe: where the clips come from."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.recipe.ranges import MAX_RATIO, FilePath, Length, Seed, Share, check_path
+from trainer.recipe.section import Section
+
+
+class Embedded(Section):
+    """The data set that needs no download: rendered clips of moving shapes."""
+
+    train_clips: Length
+    """Clips to render for training."""
+
+    val_clips: Length
+    """Clips to render for validation."""
+
+    seed: Seed = 0
+    """Seed of the rendering; the same seed renders the same clips."""
+
+    size: Annotated[int, Field(ge=32, le=2048, multiple_of=2)] = 72
+    """Shorter side of a rendered frame in pixels, even."""
+
+
+class TrainPart(Section):
+    """One of several training manifests."""
+
+    manifest: FilePath
+    """Manifest of training videos."""
+
+    ratio: Annotated[float, Field(gt=0, le=MAX_RATIO)] | None = None
+    """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
+    video once an epoch."""
+
+
+class Data(Section):
+    """Where the clips come from and how they are read."""
+
+    train: FilePath | tuple[TrainPart, ...]
+    """Manifest of the training videos; or a list of several, each as a path or as
+    `{manifest: PATH, ratio: NUMBER}`."""
+
+    val: FilePath
+    """Manifest of the validation videos."""
+
+    node_copy: FilePath | None = None
+    """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
+    the node to read; null reads them where they are. Videos are always read where the manifest says."""
+
+    embedded: Embedded | None = None
+    """Render the embedded motion data set where the two manifests are missing; null never does."""
+
+    bad_share: Share = 0.01
+    """Stop when more than this share of the clips seen could not be read."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the
+    node's cores and from what the first videos cost."""
+
+    prefetch: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Batches prepared ahead of the step that uses them; `auto` makes as many as keep all workers busy."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """DALI threads per rank; `auto` divides the node's cores among its ranks."""
+
+    decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
+    """Who decodes: DALI (NVDEC on a GPU), PyAV (any codec, on CPU cores), `hybrid` both at once, split by
+    their speed as measured when the run first started; `auto` is PyAV on a CPU, and on a GPU DALI, with PyAV
+    for the videos that it does not take."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _list_of_manifests(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if not value:
+            raise ValueError("the list is empty; name at least one manifest")
+        parts = [_train_part(number, entry) for number, entry in enumerate(value, start=1)]
+        without = [number for number, part in enumerate(parts, start=1) if part.ratio is None]
+        if 0 < len(without) < len(parts):
+            raise ValueError(
+                f"entry {without[0]} has no ratio, others have one; give one to all, or to none, which shows "
+                "every video once an epoch"
+            )
+        return tuple(parts)
+
+    @model_validator(mode="after")
+    def _rendered_alone(self) -> Self:
+        if self.embedded is not None and not isinstance(self.train, Path):
+            raise ValueError("`embedded` renders a single `train` manifest: name that one, or leave it out")
+        return self
+
+    @property
+    def train_parts(self) -> tuple[TrainPart, ...]:
+        """The training manifests with their ratios, however `train` is written."""
+        return (TrainPart(manifest=self.train),) if isinstance(self.train, Path) else self.train
+
+
+def _train_part(number: int, entry: Any) -> TrainPart:
+    """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
+    found = json.dumps(entry, ensure_ascii=False)
+    if isinstance(entry, str):
+        _check_entry_path(number, entry)
+        return TrainPart(manifest=Path(entry))
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"entry {number}: found {found}; allowed: a path, or {{manifest: PATH, ratio: NUMBER}}"
+        )
+    for name in entry.keys() - TrainPart.model_fields:
+        near = difflib.get_close_matches(name, TrainPart.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(TrainPart.model_fields)}"
+        raise ValueError(f"entry {number}: {name}: no such field; {hint}")
+    if "manifest" not in entry:
+        raise ValueError(f"entry {number}: manifest: missing in {found}; allowed: a path")
+    if not isinstance(entry["manifest"], str):
+        raise ValueError(f"entry {number}: manifest: found {json.dumps(entry['manifest'])}; allowed: a path")
+    _check_entry_path(number, entry["manifest"])
+    ratio = entry.get("ratio")
+    is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if ratio is not None and not (is_number and 0 < ratio <= MAX_RATIO):
+        raise ValueError(
+            f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0, at most "
+            f"{MAX_RATIO:g}"
+        )
+    return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
+
+
+def _check_entry_path(number: int, path: str) -> None:
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ValueError(f"entry {number}: manifest: {error}") from None
