@@ -27,6 +27,7 @@ _SWITCHES = ("ln_pre", "patch_bias", "qkv_bias", "temporal_downsample", "frozen_
 _RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
 _MAX_GRID = 256  # patches along one side
 _MAX_MLP_RATIO = 64
+_MIN_EPS = 1e-12
 _MAX_PARAMETERS = 30_000_000_000
 
 
@@ -245,6 +246,11 @@ def build_config(
     return UniFormerV2Config(**fields)
 
 
+def is_field(name: str) -> bool:
+    """Whether `UniFormerV2Config` has a field of this name."""
+    return any(field.name == name for field in dataclasses.fields(UniFormerV2Config))
+
+
 def check_field(name: str, value: object) -> None:
     """Raises ModelError, naming the field, for a value that is not allowed whatever the other fields are.
 
@@ -261,7 +267,7 @@ def check_field(name: str, value: object) -> None:
     elif name in _RATES:
         _require(_between(value, 0, 1) and value != 1, name, value, "at least 0 and below 1")
     elif name == "norm_eps":
-        _require(_between(value, 0, 1) and value != 0, name, value, "above 0 and at most 1")
+        _require(_between(value, _MIN_EPS, 1), name, value, f"at least {_MIN_EPS:g} and at most 1")
     elif name == "mlp_ratio":
         words = f"above 0 and at most {_MAX_MLP_RATIO}"
         _require(_between(value, 0, _MAX_MLP_RATIO) and value != 0, name, value, words)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.recipe.ranges import MAX_RATIO, FilePath, Length, Seed, Share, check_path
+from trainer.recipe.ranges import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
 from trainer.recipe.section import Section
 
 
@@ -33,7 +33,7 @@ class TrainPart(Section):
     manifest: FilePath
     """Manifest of training videos."""
 
-    ratio: Annotated[float, Field(gt=0, le=MAX_RATIO)] | None = None
+    ratio: Annotated[float, Field(ge=MIN_RATIO, le=MAX_RATIO)] | None = None
     """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
     video once an epoch."""
 
@@ -122,10 +122,10 @@ def _train_part(number: int, entry: Any) -> TrainPart:
     _check_entry_path(number, entry["manifest"])
     ratio = entry.get("ratio")
     is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-    if ratio is not None and not (is_number and 0 < ratio <= MAX_RATIO):
+    if ratio is not None and not (is_number and MIN_RATIO <= ratio <= MAX_RATIO):
         raise ValueError(
-            f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, above 0, at most "
-            f"{MAX_RATIO:g}"
+            f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, at least "
+            f"{MIN_RATIO:g}, at most {MAX_RATIO:g}"
         )
     return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
 

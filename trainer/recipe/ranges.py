@@ -5,10 +5,13 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 MAX_RATIO = 1e12
 """Of one training manifest to the others; a number of videos will do."""
+MIN_RATIO = 1e-12
+MIN_RATE = 1e-12
+"""The smallest rate that is not 0."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -16,13 +19,22 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 
-# Upper bounds are far above what anybody trains with: they refuse a slip of the hand, or what would only
-# break later, when it is too large for the clock, the memory or a float.
+
+def check_not_tiny(value: float) -> float:
+    """A rate that is 0, or large enough to change a weight."""
+    if 0 < value < MIN_RATE:
+        raise ValueError(f"found {value:g}; allowed: 0, or a number, at least {MIN_RATE:g}")
+    return value
+
+
+# Bounds are far from what anybody trains with: they refuse a slip of the hand, or what would only break
+# later, when it is too large or too small for the clock, the memory or a float.
 Clips = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
-Epochs = Annotated[float, Field(gt=0, le=10**6)]
-Minutes = Annotated[float, Field(gt=0, le=366 * 24 * 60)]
-Rate = Annotated[float, Field(ge=0, le=10)]
+Epochs = Annotated[float, Field(ge=1e-6, le=10**6)]
+Minutes = Annotated[float, Field(ge=0.01, le=366 * 24 * 60)]
+SaveMinutes = Annotated[float, Field(ge=1e-4, le=366 * 24 * 60)]
+Rate = Annotated[float, Field(ge=0, le=10), AfterValidator(check_not_tiny)]
 Length = Annotated[int, Field(ge=1, le=10**7)]
 Mean = Annotated[float, Field(ge=-10, le=10)]
 Deviation = Annotated[float, Field(ge=1e-3, le=10)]

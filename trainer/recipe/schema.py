@@ -20,6 +20,7 @@ from pydantic import (
 from pipelines import DataError, rand_augment
 from trainer.recipe.data import Data
 from trainer.recipe.ranges import (
+    MIN_RATE,
     AspectRatio,
     Clips,
     Decay,
@@ -31,6 +32,7 @@ from trainer.recipe.ranges import (
     Minutes,
     Rate,
     RunName,
+    SaveMinutes,
     Seed,
     Share,
     Steps,
@@ -90,6 +92,22 @@ class Model(Section):
                     raise FieldError((name,), str(error)) from None
                 check_finite(found, (name,))
         return value
+
+    @model_validator(mode="after")
+    def _overrides_fit_the_preset(self) -> Self:
+        if self.overrides:
+            from models.config import ModelError, build_config, is_field
+
+            set_elsewhere = {"frames", "num_classes"}  # refused by name when the model is prepared
+            if all(is_field(name) and name not in set_elsewhere for name in self.overrides):
+                classes = self.num_classes or 1  # at least: the manifest says how many
+                try:
+                    build_config(
+                        self.preset, form=self.form, frames=self.frames, num_classes=classes, **self.overrides
+                    )
+                except ModelError as error:
+                    raise FieldError(("overrides",), str(error)) from None
+        return self
 
 
 class Sampling(Section):
@@ -171,7 +189,7 @@ class Optimisation(Section):
     steps: Steps | None = None
     """Length of the training in optimiser steps; or give `epochs`."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    learning_rate: Annotated[float, Field(ge=MIN_RATE, le=10)]
     """Peak learning rate; it belongs to the global batch."""
 
     warmup_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None
@@ -192,17 +210,17 @@ class Optimisation(Section):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment."""
 
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8
     """AdamW's term that keeps the division finite."""
 
-    clip_norm: Annotated[float, Field(gt=0, le=10**6)] | None = 20.0
+    clip_norm: Annotated[float, Field(ge=1e-6, le=10**6)] | None = 20.0
     """Global gradient norm above which gradients are scaled down; null never clips."""
 
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    layer_decay: Annotated[float, Field(ge=0.01, le=1)] | None = None
     """Layer-wise decay: each backbone block's learning rate is this many times that of the block after it;
     null gives all the same."""
 
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(ge=0.01, lt=1)] | None = None
     """Keep an exponential moving average of the weights with this decay per step, and evaluate and export it;
     null keeps none."""
 
@@ -334,7 +352,7 @@ class Run(Section):
     checkpoint_every_steps: Steps | None = None
     """Save a checkpoint every so many optimiser steps; null does not count steps."""
 
-    checkpoint_every_minutes: Minutes | None = 15.0
+    checkpoint_every_minutes: SaveMinutes | None = 15.0
     """Save a checkpoint every so many minutes; null does not look at the clock."""
 
     keep_last: Annotated[int, Field(ge=1, le=10**6)] = 3

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from trainer.recipe.ranges import MIN_RATE, check_not_tiny
 from trainer.recipe.schema import Recipe
 
 REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
@@ -109,6 +110,8 @@ def _constraints(metadata: list[Any]) -> list[str]:
                 words.append(f"at most {most} characters")
             case annotated_types.MultipleOf(multiple_of=step):
                 words.append(f"a multiple of {step}")
+            case AfterValidator(func=check) if check is check_not_tiny:
+                words.append(f"not between 0 and {_number(MIN_RATE)}")
             case _ if getattr(item, "pattern", None):
                 words.append(f"matching `{item.pattern}`")
     return words

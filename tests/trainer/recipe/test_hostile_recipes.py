@@ -236,11 +236,64 @@ EXTREME = {
 }
 
 
-@pytest.mark.parametrize("name", EXTREME)
-def test_extreme_values_are_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
-    (line,) = refusal(write(tmp_path / "minimal.yaml", MINIMAL), f"{name}={EXTREME[name]}")
+TINY = {
+    "run.time_limit_minutes": "1e-300",
+    "run.hang_minutes": "1e-300",
+    "run.rendezvous_minutes": "0.001",
+    "run.checkpoint_every_minutes": "1e-9",
+    "evaluation.every_epochs": "1e-300",
+    "model.overrides.norm_eps": "1e-320",
+    "optimisation.learning_rate": "1e-320",
+    "optimisation.warmup_start": "1e-320",
+    "optimisation.end_learning_rate": "1e-30",
+    "optimisation.weight_decay": "1e-320",
+    "optimisation.epochs": "1e-300",
+    "optimisation.eps": "1e-320",
+    "optimisation.clip_norm": "1e-300",
+    "optimisation.layer_decay": "1e-300",
+    "optimisation.ema_decay": "1e-300",
+    "data.train": "[{manifest: a, ratio: 1e-300}]",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*EXTREME.items(), *TINY.items()])
+def test_extreme_values_are_refused_before_anything_starts(tmp_path: Path, name: str, value: str) -> None:
+    (line,) = refusal(write(tmp_path / "minimal.yaml", MINIMAL), f"{name}={value}")
     assert line.startswith(f"--set {name}=")
     assert f": {name}" in line
+
+
+TOGETHER = {
+    "{width: 16384, depth: 256}": "width 16384, depth 256",
+    "{width: 100, heads: 3}": "heads is 3",
+    "{depth: 2, global_layers: [0, 2]}": "global_layers is",
+    "{patch_size: 7}": "resolution is 64",
+    "{recomputed_blocks: 5}": "recomputed_blocks is 5",
+}
+
+
+@pytest.mark.parametrize("overrides", TOGETHER)
+def test_overrides_that_do_not_fit_the_preset_are_refused(tmp_path: Path, overrides: str) -> None:
+    path = write(tmp_path / "minimal.yaml", MINIMAL)
+    (line,) = refusal(path, f"model.overrides={overrides}")
+    assert line.startswith("--set model.overrides=") and f": model.overrides: {TOGETHER[overrides]}" in line
+    assert load_recipe(path, ["model.overrides={depth: 2, global_layers: [0, 1]}"]).model.overrides
+
+
+def test_rates_may_be_zero(tmp_path: Path) -> None:
+    zero = [f"optimisation.{name}=0" for name in ("warmup_start", "end_learning_rate", "weight_decay")]
+    assert load_recipe(write(tmp_path / "minimal.yaml", MINIMAL), zero).optimisation.weight_decay == 0
+
+
+def test_no_number_of_a_recipe_may_be_arbitrarily_near_to_zero() -> None:
+    """Where 0 itself means nothing, there is a smallest value."""
+    sections = [(Recipe, "")]
+    for section, prefix in sections:
+        for name, field in section.model_fields.items():
+            if inner := section_of(field.annotation):
+                sections.append((inner, f"{prefix}{name}."))
+            else:
+                assert "above 0" not in allowed(field), prefix + name
 
 
 def test_every_number_of_a_recipe_has_an_upper_bound() -> None:

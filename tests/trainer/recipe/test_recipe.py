@@ -151,7 +151,7 @@ def test_both_units_in_one_file_are_refused(tmp_path: Path) -> None:
         ),
         (
             "  clip_norm: 0\n",
-            "8: optimisation.clip_norm: found 0; allowed: a number, above 0, at most 1000000, ",
+            "8: optimisation.clip_norm: found 0; allowed: a number, at least 1e-06, at most 1000000, ",
         ),
         (
             "augmentation: {crop_scale: [1, 0.5]}\n",
@@ -189,7 +189,7 @@ def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", MINIMAL + "  eps: 0\n")
     top = write(tmp_path / "top.yaml", "base: base.yaml\nseed: -1\n")
     assert set(refusal(top, "run.keep_last=0")) == {
-        f"{base}:8: optimisation.eps: found 0; allowed: a number, above 0, at most 1",
+        f"{base}:8: optimisation.eps: found 0; allowed: a number, at least 1e-20, at most 1",
         f"{top}:2: seed: found -1; allowed: an integer, at least 0, below 9223372036854775808",
         "--set run.keep_last=0: run.keep_last: found 0; allowed: an integer, at least 1, at most 1000000",
     }
@@ -239,9 +239,9 @@ def test_training_manifests_with_and_without_ratios(
         ("[{manifest: b, x: 1}]", "entry 1: x: no such field; allowed: manifest, ratio"),
         ("[{ratio: 1}]", 'entry 1: manifest: missing in {"ratio": 1}; allowed: a path'),
         ("[{manifest: 4}]", "entry 1: manifest: found 4; allowed: a path"),
-        ("[{manifest: a, ratio: 0}]", "entry 1: ratio: found 0; allowed: a number, above 0"),
-        ("[{manifest: a, ratio: yes}]", "entry 1: ratio: found true; allowed: a number, above 0"),
-        ("[{manifest: a, ratio: .inf}]", "entry 1: ratio: found Infinity; allowed: a number, above 0"),
+        ("[{manifest: a, ratio: 0}]", "entry 1: ratio: found 0; allowed: a number, at least 1e-12"),
+        ("[{manifest: a, ratio: yes}]", "entry 1: ratio: found true; allowed: a number, at least 1e-12"),
+        ("[{manifest: a, ratio: .inf}]", "entry 1: ratio: found Infinity; allowed: a number, at least 1e-12"),
         (
             "[{manifest: a, ratio: 1}, b]",
             "entry 2 has no ratio, others have one; give one to all, or to none",
