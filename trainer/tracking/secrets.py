@@ -35,7 +35,7 @@ _USER_INFO = re.compile(
     re.I,
 )
 _SECRET_PARAMETER = re.compile(
-    r"""((?:[?&;]|%3B)(?:user(?:name)?|uid|[^\s=&'"]{0,60}"""
+    r"""((?:[?&;]|%3B)(?:user(?:name)?|uid|[^\s=&'"?;]{0,60}"""
     r"""(?:pass(?:word|wd|phrase)?|pwd|token|secret|key|credential|sig(?:nature)?))(?:=|%3D))[^\s&'"]+""",
     re.I,
 )
