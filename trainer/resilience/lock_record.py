@@ -21,7 +21,7 @@ _ENDING = {"COMPLETING", "STAGE_OUT"}
 _LONGEST_RECORD = 65536  # bytes of a lock file that are read
 _JOB = re.compile(r"[0-9]{1,12}")
 _NAMED_STEPS = {"4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
-"""Steps that SLURM numbers in SLURM_STEP_ID and names in squeue."""
+"""Steps that SLURM numbers in SLURM_STEP_ID and, but for old versions, names in squeue."""
 _LAST_STEP = 4294967280  # SLURM's SLURM_MAX_NORMAL_STEP_ID
 
 
@@ -153,7 +153,7 @@ class LockRecord:
     @staticmethod
     def _by_steps(step: str, running: set[str]) -> Holder:
         """Whether the holder's step is among those that run."""
-        if _NAMED_STEPS.get(step, step) in running:
+        if step in running or _NAMED_STEPS.get(step) in running:
             return Holder.ALIVE
         # Only where squeue lists steps of this kind does one that is missing have to be gone.
         listed = any(name.isdecimal() or name == "batch" for name in running)

@@ -288,6 +288,7 @@ def test_slurm_knows_a_holder_elsewhere(
         (INTERACTIVE, "", Holder.UNKNOWN),
         (BATCH, "7.batch 7.0", Holder.ALIVE),
         (BATCH, "7.0", Holder.UNKNOWN),
+        (BATCH, f"7.{BATCH} 7.0", Holder.ALIVE),
         (EXTERN, "7.extern 7.0", Holder.ALIVE),
         ("4294967293", "7.0", Holder.UNKNOWN),
     ],
