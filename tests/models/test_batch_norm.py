@@ -30,7 +30,7 @@ def join(rank, world, meeting):
     )
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids="{} ranks".format)
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.soak), 4], ids="{} ranks".format)
 def in_ranks(request, tmp_path_factory):
     """Runs a check in each rank, and raises what any of them raises."""
     meeting = tmp_path_factory.mktemp("ranks") / "meeting"

@@ -59,6 +59,7 @@ def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(vp9_set:
         assert digests(begun_there) == digests(through[step : step + 3])
 
 
+@pytest.mark.soak
 def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
     """Here PyAV refuses it, too, and gives its own reason."""
     graph = TrainGraph(source(Reader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
@@ -99,6 +100,7 @@ def test_a_killed_worker_changes_no_batch(motion_set: MotionSet) -> None:
     endless.close()
 
 
+@pytest.mark.soak
 def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
     """The video is a pipe that nobody writes to, until the workers that wait for it are dead."""
     shutil.copytree(motion_set.root, tmp_path / "set")

@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 CLIPS = 4
+REPRESENTATIVE = (("fp32", 0), ("autocast", 3))
 BUCKET_BYTES = {"fp32": (0, 4, 4, 4), "autocast": (0, 8, 8, 6)}
 """Bytes of an element in DeepSpeed's buckets, all of them together, by stage."""
 
@@ -140,8 +141,14 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
     return (demand.total - demand.reserve - demand.clips + clips.nbytes) / measured
 
 
-@pytest.mark.parametrize("stage", [0, 3, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (1, 2))])
-@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [
+        pytest.param(precision, stage, marks=[] if (precision, stage) in REPRESENTATIVE else pytest.mark.soak)
+        for precision in ("fp32", "autocast")
+        for stage in range(4)
+    ],
+)
 def test_the_estimate_is_near_what_is_allocated(stage: int, precision: str) -> None:
     """In a program of its own: what DeepSpeed and PyTorch did before in a process counts in it."""
     call = (
