@@ -26,6 +26,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, Ended, Outcome, Training, events, settings, train
 from trainer.faults.stop import REQUEUE
 
+pytestmark = pytest.mark.soak
 HERE = Path(__file__).parent
 STEPS = 20
 OFTEN = settings(engine__zero_stage=2, run__checkpoint_every_steps=2, optimisation__steps=STEPS)
@@ -95,9 +96,7 @@ def kill_at(training: Training, moment: str, chance: random.Random) -> None:
     "moments",
     [
         pytest.param(["writing"], id="1"),
-        pytest.param(
-            ["computing", "writing", "becoming visible", "starting"] * 5, id="20", marks=pytest.mark.soak
-        ),
+        pytest.param(["computing", "writing", "becoming visible", "starting"] * 5, id="20"),
     ],
 )
 def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, moments: list[str]) -> None:
@@ -123,7 +122,6 @@ def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, 
     assert_same(run_dir, undisturbed)
 
 
-@pytest.mark.soak
 def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     """Rank 1 stands still where it is about to write its part of the first checkpoint."""
     run_dir = tmp_path / "run"
@@ -146,14 +144,7 @@ def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet,
     assert_same(run_dir, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param("truncated", marks=pytest.mark.soak),
-        "flipped",
-        pytest.param("missing", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_shard(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, damage: str) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
@@ -185,7 +176,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.soak
 def test_a_full_disk(undisturbed: Path, motion_set: MotionSet, small_disk: Path, tmp_path: Path) -> None:
     run_dir = small_disk / "run"
     training = begin(run_dir, motion_set)
@@ -230,7 +220,6 @@ def kept_full(file: Path) -> Iterator[None]:
         filler.join()
 
 
-@pytest.mark.soak
 def test_mlflow_dies(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -265,7 +254,6 @@ def _wait_for_port(port: int) -> None:
     raise TimeoutError("the MLflow server never came")
 
 
-@pytest.mark.soak
 def test_a_video_is_deleted_during_the_run(motion_set: MotionSet, tmp_path: Path) -> None:
     data, run_dir = tmp_path / "set", tmp_path / "run"
     shutil.copytree(motion_set.root, data)
@@ -285,7 +273,6 @@ def test_a_video_is_deleted_during_the_run(motion_set: MotionSet, tmp_path: Path
     assert sum(bad[-4:]) == 1 and 3 <= sum(bad) <= steps // 4
 
 
-@pytest.mark.soak
 def test_a_nan_in_one_ranks_clips(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     script = HERE / "planted_nan.py"
     path = {"PYTHONPATH": str(ROOT)}
@@ -326,7 +313,6 @@ def test_a_nan_in_one_ranks_clips(undisturbed: Path, motion_set: MotionSet, tmp_
     assert "Traceback" not in strict.errors
 
 
-@pytest.mark.soak
 def test_the_clock_jumps(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     library, jump = tmp_path / "jump.so", tmp_path / "jump"
     if shutil.which("gcc") is None:
@@ -348,7 +334,6 @@ def test_the_clock_jumps(undisturbed: Path, motion_set: MotionSet, tmp_path: Pat
     assert_same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.soak
 def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     hasty = settings(run__hang_minutes=0.5)  # a busy machine may take a while for a step
@@ -364,7 +349,6 @@ def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_
     assert_same(run_dir, undisturbed)
 
 
-@pytest.mark.soak
 def test_the_file_stop(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     slow = settings(optimisation__steps=2000)
@@ -379,7 +363,6 @@ def test_the_file_stop(undisturbed: Path, motion_set: MotionSet, tmp_path: Path)
     assert left < 2000 and training.checkpoints()[-1].name == f"step-{left:07d}"
 
 
-@pytest.mark.soak
 def test_the_time_limit(motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     begun = time.monotonic()

@@ -17,9 +17,12 @@ REFUSED = {
     "frames the model cannot have": ({"model__form": "temporal", "model__frames": 5}, ["frames", "even"]),
     "frames in the wrong place": ({"model__overrides.frames": 8}, ["set model.frames instead"]),
 }
+SLOW = ("frames the model cannot have", "frames in the wrong place")
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.soak if case in SLOW else []) for case in REFUSED]
+)
 def test_refusal(case: str, motion_set: MotionSet, tmp_path: Path) -> None:
     changes, words = REFUSED[case]
     ranks = 2 if case == "impossible batch" else 1

@@ -215,7 +215,7 @@ def task(contender: str, manifest: Path) -> Task:
     return Task(contender, workload, choose_cores(1), warm_up=0.0, seconds=0.2)
 
 
-@pytest.mark.parametrize("contender", [OURS, "PyAV"])
+@pytest.mark.parametrize("contender", [OURS, pytest.param("PyAV", marks=pytest.mark.soak)])
 def test_a_contender_is_measured_in_a_process_of_its_own(motion_set: MotionSet, contender: str) -> None:
     outcome = in_fresh_process(task(contender, motion_set.train))
     assert not outcome.problem
@@ -250,6 +250,7 @@ def test_a_library_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: p
         require("broken_module", "some-package")
 
 
+@pytest.mark.soak
 def test_without_torchvision_the_rivals_say_so_and_this_loader_is_measured(
     motion_set: MotionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

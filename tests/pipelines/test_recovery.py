@@ -40,6 +40,7 @@ def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: 
     endless.close()
 
 
+@pytest.mark.soak
 def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(vp9_set: Path) -> None:
     """Number 5 is whole, number 7 damaged in its second half: only draws that reach the damage are bad, and
     they are so for a loader that begins there, too.
@@ -142,7 +143,8 @@ def source(reader: Reader) -> TrainSource:
     return TrainSource(reader, plan, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
 
 
-@pytest.mark.parametrize("prefetch", [1, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("prefetch", [1, 4])
 def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSet, prefetch: int) -> None:
     reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
     how = options(workers=2, prefetch=prefetch)
