@@ -21,10 +21,10 @@ from .lending import Lent
 from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
 from .reader import Decoding, Reader, Refused
-from .recovery import BROKEN, find_culprits, in_words
-from .shared_memory import SharedMemoryNeed, shared_memory_need
+from .recovery import BROKEN, data_error, find_culprits, in_words
 from .source import TrainSource, ViewSource
 from .tuning import LoaderOptions, copy_seconds, tune
+from .worker_memory import SharedMemoryNeed, shared_memory_need
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
 ATTEMPTS = 3  # times that a pipeline may break over the same batch without anything to blame
@@ -145,13 +145,16 @@ class ClipLoader:
     def _run(self) -> Any:
         """The pipeline's next outputs.
 
-        Raises DataError when it breaks again and again over the same batch, with nothing to blame.
+        Raises DataError where a manifest is damaged, and when the pipeline breaks again and again over the
+        same batch, with nothing to blame.
         """
         if self._closed:
             raise RuntimeError("this loader is closed")
         broken = 0
         while True:
             complaint = self._attempt()
+            if isinstance(complaint, DataError):
+                raise complaint
             if not isinstance(complaint, str):
                 return complaint
             # Only words are kept of the error: it would hold the broken pipeline, and its memory, alive.
@@ -169,14 +172,19 @@ class ClipLoader:
             self._open()
 
     def _attempt(self) -> Any:
-        """The pipeline's next outputs, or in words why it broke."""
+        """The pipeline's next outputs, or in words why it broke, or what a worker said against the data."""
         # DALI hears of a worker that dies at work. It would wait for ever for one that died idle.
         if not all(process.is_alive() for process in self._workers):
             return "a worker process has died"
         try:
             return self._pipeline.run()
-        except BROKEN as error:
-            return in_words(str(error))
+        except Exception as error:
+            words = data_error(error)
+            if words is not None:
+                return DataError(words)
+            if isinstance(error, BROKEN):
+                return in_words(str(error))
+            raise
 
     def _culprits(self) -> Refused:
         """What the pipeline broke over, in the batches that it was at."""

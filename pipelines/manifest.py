@@ -6,22 +6,23 @@ a row in them is asked for, and the operating system shares their pages between 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EISDIR
 from fractions import Fraction
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines import DataError, VideoDefect
+from pipelines.manifest_digest import Fingerprint
 from pipelines.manifest_file import (
     AGAIN,
     ARROW_ERRORS,
@@ -182,15 +183,28 @@ class Manifest:
                 raise self._damaged(f"row {row}, {self.shown_path(row)}, {reason}.")
             yield batch
 
-    def stretches(self, step: int = 1) -> Iterator[pa.RecordBatch]:
+    @property
+    def batches(self) -> int:
+        """How many record batches it has."""
+        return self._file.batches
+
+    @property
+    def rows_per_batch(self) -> int:
+        """How many rows each record batch but the last has."""
+        return self._header.rows_per_batch
+
+    def stretches(self, step: int = 1, every: int = 1) -> Iterator[pa.RecordBatch]:
         """One of `step` rows of each record batch, side by side, as Arrow columns; no others are read.
+
+        Args:
+            every: take the first of so many record batches only.
 
         The values of the rows are not checked, as `record_batches` does, but can be used safely.
 
         Raises:
             DataError: the file is damaged there.
         """
-        for number in range(self._file.batches):
+        for number in range(0, self._file.batches, every):
             rows = -(-self._batch(number).rows // step)
             try:
                 batch = self._file.batch(number).slice(number % step * rows, rows)
@@ -238,7 +252,7 @@ class Manifest:
         Raises:
             DataError: the content is not what was written.
         """
-        digest = _Fingerprint(self._file.reader.schema.names)
+        digest = Fingerprint(self._file.reader.schema.names)
         for batch in self.stretches():
             digest.update(batch)
         found = digest.hexdigest(self.class_names)
@@ -283,8 +297,9 @@ def write_manifest(
         weighted: keep the rows' weights; without, they are not looked at.
 
     Raises:
-        DataError: a class name is empty or given twice, a label is not an index of `class_names`, or a weight
-            is negative or no number, or all are 0.
+        DataError: the file cannot be written, which shows before the first row is asked for; a class name is
+            empty or given twice, a label is not an index of `class_names`, or a weight is negative or no
+            number, or all are 0.
     """
     schema = _without_sums(WEIGHTED_SCHEMA) if weighted else SCHEMA
     return write_columns(path, _record_batches(rows, schema), class_names)
@@ -306,27 +321,27 @@ def write_columns(
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"class names must differ; given more than once: {', '.join(repeated)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    iterator = iter(batches)
-    first = next(iterator, None)
-    weighted = first is not None and "weight" in first.schema.names
-    schema = WEIGHTED_SCHEMA if weighted else SCHEMA
     with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
         # The fingerprint stands in the schema, at the head of the file, and is known only after the last row:
         # the batches are written once to be hashed, and once behind their final header.
-        digest = _Fingerprint(schema.names)
-        total = Fraction()
-        with body.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in [] if first is None else chain([first], iterator):
-                if digest.rows % ROWS_PER_BATCH:
-                    raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
-                _check_labels(batch, names)
-                columns = {name: batch[name] for name in batch.schema.names}
-                if weighted:
-                    columns["weight_before"], total = _sums_before(batch, total)
-                batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
-                digest.update(batch)
-                writer.write_batch(batch)
+        with _opened(body, path) as sink:
+            iterator = iter(batches)
+            first = next(iterator, None)
+            weighted = first is not None and "weight" in first.schema.names
+            schema = WEIGHTED_SCHEMA if weighted else SCHEMA
+            digest = Fingerprint(schema.names)
+            total = Fraction()
+            with pa.ipc.new_file(sink, schema) as writer:
+                for batch in [] if first is None else chain([first], iterator):
+                    if digest.rows % ROWS_PER_BATCH:
+                        raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
+                    _check_labels(batch, names)
+                    columns = {name: batch[name] for name in batch.schema.names}
+                    if weighted:
+                        columns["weight_before"], total = _sums_before(batch, total)
+                    batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
+                    digest.update(batch)
+                    writer.write_batch(batch)
         if weighted and not total:
             raise DataError(
                 f"{printable(path)}: the weights of all {digest.rows} videos are 0, so none could be drawn; "
@@ -392,36 +407,6 @@ def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Frac
     return pa.array(before), end
 
 
-class _Fingerprint:
-    """SHA-256 of a table's content, the same however the table is cut into batches.
-
-    Every column has a hash of its own that batches are fed to one after another; strings have two, of their
-    lengths and of their bytes, so that moving a character to the next row is seen.
-    """
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.rows = 0
-        self._columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in columns}
-
-    def update(self, batch: pa.RecordBatch) -> None:
-        self.rows += batch.num_rows
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            fixed, variable = self._columns[name]
-            if pa.types.is_string(column.type):
-                _, offsets, data = column.buffers()
-                ends = np.frombuffer(offsets, "<i4", column.offset + len(column) + 1)[column.offset :]
-                fixed.update(np.diff(ends).tobytes())
-                if data is not None:
-                    variable.update(memoryview(data)[ends[0] : ends[-1]])
-            else:
-                fixed.update(np.from_dlpack(column).tobytes())
-
-    def hexdigest(self, class_names: Sequence[str]) -> str:
-        columns = {name: [part.hexdigest() for part in parts] for name, parts in self._columns.items()}
-        content = {"rows": self.rows, "columns": columns, "class_names": list(class_names)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _record_batches(rows: Iterable[Row], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
     values = attrgetter(*schema.names)
@@ -440,7 +425,23 @@ def _temporary(path: Path, part: str) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # none was made where the folder cannot be written
+            temporary.unlink()
+
+
+def _opened(file: Path, path: Path) -> BinaryIO:
+    """`file`, beside the manifest `path`, to be written.
+
+    Raises:
+        DataError: it cannot be, nor can the manifest then.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        return file.open("wb")
+    except OSError as error:
+        raise DataError(f"{printable(path)} cannot be written: {error.strerror}") from error
 
 
 def _reopen(path: Path, folder: Path, fingerprint: str) -> Manifest:

@@ -198,7 +198,8 @@ def _class_names(text: str) -> tuple[str, ...]:
         names = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("its header's class_names are no JSON") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    # An empty name is refused when a manifest is made; older programs made such manifests.
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("its header's class_names are no list of names")
     if len(set(names)) < len(names):
         raise ValueError("its header's class_names name a class twice")

@@ -29,9 +29,9 @@ class Row:
     fps: float
     """Average frames per second, in single precision once stored; 0 where the file does not say."""
     width: int
-    """Pixels, as coded: rotation metadata is not applied."""
+    """Pixels, as shown: a rotation that the file asks for is applied."""
     height: int
-    """Pixels, as coded: rotation metadata is not applied."""
+    """Pixels, as shown: a rotation that the file asks for is applied."""
     codec: str
     """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
     weight: float = 1.0

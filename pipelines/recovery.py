@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from . import DataError
 from .graph import Processes, decode_only
 from .parallel import Isolation
 from .probe import CRASHES
@@ -50,6 +51,18 @@ def in_words(error: str) -> str:
     found = COMPLAINT.search(error)
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return found[1].strip() if found else lines[0] if lines else "no reason given"
+
+
+def data_error(error: Exception) -> str | None:
+    """The words of a DataError of a worker's, for which DALI raised `error`; None where it was another.
+
+    DALI has the exception for a cause, in newer versions only its words, and the worker's traceback.
+    """
+    cause = error.__cause__
+    name = f"{DataError.__module__}.{DataError.__qualname__}"
+    if isinstance(cause, DataError) or str(error).rstrip().endswith(f"\n{name}: {cause}".rstrip()):
+        return str(cause)
+    return None
 
 
 def _load(reader: Reader, request: Request) -> Loaded:

@@ -9,11 +9,13 @@ import torch.distributed as dist
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
+from pipelines.worker_memory import SharedMemoryNeed
 from trainer.agreement import together
 from trainer.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
+from trainer.schedule import Schedule
 from trainer.system.shared_memory import check_shared_memory
 
 
@@ -70,8 +72,10 @@ def open_loaders(
         options = replace(options, graph_share=share)
     train, val = together(lambda: training() if first is None else first), together(evaluation)
     # Nothing lies there yet: the first batches are made when they are asked for.
-    needs = together(train.shared_memory), together(val.shared_memory)
-    note = check_shared_memory(environment, *needs)
+    train_need, val_need = together(train.shared_memory), SharedMemoryNeed(0, 0)
+    if Schedule.of(recipe, prepared.plan.steps_per_epoch).evaluates:
+        val_need = together(val.shared_memory)
+    note = check_shared_memory(environment, train_need, val_need)
     return train, val, () if note is None else (note,)
 
 

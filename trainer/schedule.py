@@ -38,6 +38,12 @@ class Schedule:
             end=optimisation.end_learning_rate,
         )
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run evaluates at all, in between or at its end."""
+        interval = self.evaluation_interval
+        return self.recipe.evaluation.at_end or (interval is not None and interval < self.total_steps)
+
     def evaluates_after(self, done: int) -> bool:
         """Whether an evaluation is due when `done` steps are done; the one at the end is asked for apart."""
         interval = self.evaluation_interval

@@ -8,14 +8,18 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines import VideoDefect
+from pipelines import DataError, VideoDefect
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, shown_class
-from pipelines.manifest import Manifest
+from pipelines.manifest import Manifest, Row
+from pipelines.overlap import MOST_LINKS, Files
 from pipelines.parallel import ordered_map
 from pipelines.paths import decode_path, printable
 
@@ -24,6 +28,15 @@ BLOCK = 16 * 1024
 
 _FEW = 2000
 """Videos whose keys are read sooner than processes start."""
+
+MOST_READ = 100_000
+"""Files of another manifest that are read to compare them by content."""
+
+MOST_HELD = 2_000_000
+"""Places of files that are held to compare them."""
+
+_GROUP = 32
+"""Record batches that are compared at a time."""
 
 _SHOWN_COPIES = 4
 """Copies of one video that a line of the list names."""
@@ -112,43 +125,121 @@ def compare_with(
 ) -> None:
     """Add the videos of a manifest that are also in another one to the findings.
 
+    Where files are is compared first, which the manifests alone tell, then the content of files of the other
+    one, at most `MOST_READ` of them, evenly over it.
+
     Args:
         keys: the content keys of the manifest's rows, in their order.
         kind: what they are counted by.
-        progress: called after each video of the other manifest.
+        progress: called with what was done, in rows and files of the other manifest, and all that is to do.
 
     Raises:
-        DataError: a row of the other manifest is not valid.
+        DataError: the other manifest is damaged or a row is not valid; of a larger one, a row that is looked
+            at.
     """
+    if len(there) <= MOST_READ:
+        there.verify()
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    rows = map(there.row, range(len(there)))
-    jobs = ((str(there.folder), row.path, row.offset, row.length) for row in rows)
-    workers = workers if len(there) >= _FEW else 1
-    unreadable = 0
     shared = np.zeros(len(keys), bool)
+
+    def first_like(key: int) -> int | None:
+        """The first row with this content."""
+        place = int(np.searchsorted(ordered, np.uint64(key)))
+        return int(order[place]) if place < len(ordered) and ordered[place] == key else None
+
+    def add(ours: int, theirs: int, *, same: bool) -> None:
+        here, row = manifest.row(ours), _row(there, theirs)
+        path, other = manifest.absolute_path(here), there.absolute_path(row)
+        labels = _class_of(manifest, here.label), _class_of(there, row.label)
+        said = "the same file" if same or path == other else printable(other)
+        said += f" (here {labels[0]}, there {labels[1]})" if labels[0] != labels[1] else ""
+        findings.count(kind, f"{printable(path)}\n  = {said}")
+        findings.line(path, f"also in {printable(there.path.name)}: {said}")
+
+    looked_at = range(0, len(there), -(-len(there) // MOST_READ) or 1)
+    total = len(there) + len(looked_at)
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    for ours, theirs in _same_files(manifest, there, findings, told):
+        first = first_like(int(keys[ours]))
+        first = ours if first is None or not keys[ours] else first
+        if not shared[first]:
+            shared[first] = True
+            add(ours, theirs, same=True)
+    rows = (_row(there, number) for number in looked_at)
+    jobs = ((str(there.folder), row.path, row.offset, row.length) for row in rows)
+    unreadable = 0
     with closing(
-        ordered_map(_key_of_row, jobs, total=len(there), workers=workers, progress=progress)
+        ordered_map(
+            _key_of_row,
+            jobs,
+            total=len(looked_at),
+            workers=workers if len(looked_at) >= _FEW else 1,
+            progress=lambda done, _: told(len(there) + done),
+        )
     ) as found:
-        for number, key in enumerate(found):
-            if not key:
-                unreadable += 1
-                continue
-            place = int(np.searchsorted(ordered, np.uint64(key)))
-            if place == len(ordered) or ordered[place] != key or shared[order[place]]:
-                continue
-            shared[order[place]] = True
-            here, row = manifest.row(int(order[place])), there.row(number)
-            ours, theirs = manifest.absolute_path(here), there.absolute_path(row)
-            labels = _class_of(manifest, here.label), _class_of(there, row.label)
-            said = "the same file" if ours == theirs else printable(theirs)
-            said += f" (here {labels[0]}, there {labels[1]})" if labels[0] != labels[1] else ""
-            findings.count(kind, f"{printable(ours)}\n  = {said}")
-            findings.line(ours, f"also in {printable(there.path.name)}: {said}")
+        for number, key in zip(looked_at, found, strict=True):
+            unreadable += not key
+            place = first_like(key) if key else None
+            if place is not None and not shared[place]:
+                shared[place] = True
+                add(place, number, same=False)
     if unreadable:
         findings.note(
-            f"{unreadable} videos of {printable(there.path)} could not be read, and were not compared."
+            f"{unreadable} videos of {printable(there.path)} could not be read, and were not compared by "
+            "content."
         )
+    if len(looked_at) < len(there):
+        findings.note(
+            f"{len(looked_at):,} of {len(there):,} videos of {printable(there.path)} were compared by "
+            "content, evenly over it; copies of the others under another path are not seen."
+        )
+
+
+def _same_files(
+    manifest: Manifest, there: Manifest, findings: Findings, told: Callable[[int], None]
+) -> Iterator[tuple[int, int]]:
+    """A row of the manifest, and one of another that is in the same file at the same offset.
+
+    The keys of the smaller one are held, at most `MOST_HELD` of them, and the other one is gone through.
+    """
+    files = Files(follow=max(len(manifest), len(there)) <= MOST_LINKS)
+    swapped = len(manifest) > len(there)
+    held, passed = (there, manifest) if swapped else (manifest, there)
+    batches_held = max(1, MOST_HELD // held.rows_per_batch)
+    every = max(1, -(-held.batches // batches_held))
+    parts = [files.keys(batch, held.folder) for batch in held.stretches(every=every)]
+    value_set = pa.chunked_array(parts, pa.binary())
+    if every > 1:
+        findings.note(
+            f"Where files are was compared for {len(value_set):,} of {len(held):,} videos of "
+            f"{printable(held.path)}."
+        )
+    begin = 0
+    batches = passed.stretches()
+    # Several batches in one call: each call builds a hash table of the keys held.
+    while group := list(islice(batches, _GROUP)):
+        keys = pa.chunked_array([files.keys(batch, passed.folder) for batch in group], pa.binary())
+        found = pc.fill_null(pc.index_in(keys, value_set=value_set), -1).to_numpy()
+        for inside in np.flatnonzero(found >= 0).tolist():
+            number, rest = divmod(int(found[inside]), held.rows_per_batch)
+            pair = (number * every * held.rows_per_batch + rest, begin + inside)
+            yield (pair[1], pair[0]) if swapped else pair
+        begin += len(keys)
+        told(begin * len(there) // len(passed))
+
+
+def _row(manifest: Manifest, number: int) -> Row:
+    try:
+        return manifest.row(number)
+    except VideoDefect as defect:
+        raise DataError(
+            f"{printable(manifest.path)}: row {number}, {manifest.shown_path(number)}, {defect}."
+        ) from defect
 
 
 def _class_of(manifest: Manifest, label: int) -> str:

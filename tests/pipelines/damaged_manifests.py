@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from pipelines.manifest import _Fingerprint
+from pipelines.manifest_digest import Fingerprint
 
 
 def parts(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
@@ -33,7 +33,7 @@ def write_parts(path: Path, schema: pa.Schema, batches: list[pa.RecordBatch], **
 def change_rows(path: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
     """Give rows of a manifest other values, whatever they are; its fingerprint is that of the new content."""
     schema, batches = parts(path)
-    digest = _Fingerprint(schema.names)
+    digest = Fingerprint(schema.names)
     first = 0
     for number, batch in enumerate(batches):
         columns = batch.to_pydict()

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from pipelines import DataError, VideoDefect, manifest
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
+from pipelines.loader import train_loader
 from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.overlap import find_overlap
 from pipelines.plan import Part, TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Reader, Request
 from pipelines.source import TrainSource, ViewSource
+from tests.pipelines.batches import HALF, options
 from tests.pipelines.damaged_manifests import (
     change_header,
     change_rows,
@@ -106,7 +109,6 @@ HEADERS: dict[str, dict[str, str | bytes | None]] = {
     "classes that are no JSON": {"class_names": "fall, rise"},
     "classes that are no list": {"class_names": '{"fall": 0}'},
     "classes that are no names": {"class_names": "[1, 2, 3]"},
-    "class without a name": {"class_names": '["fall", "", "rise"]'},
     "class named twice": {"class_names": '["fall", "rise", "fall"]'},
     "deep nesting": {"class_names": "[" * 100_000},
     "name that cannot be written": {"class_names": '["\\ud800", "rise", "fall"]'},
@@ -193,6 +195,51 @@ def test_sums_of_weights_that_are_wrong_are_refused_when_sampled(
             plan.slot(0, place)
     with pytest.raises(DataError, match="damaged"):
         opened.verify()
+
+
+def cut_a_batch(path: Path) -> None:
+    """Take the last row from the middle one of three record batches."""
+    schema, batches = parts(path)
+    batches[1] = batches[1].slice(0, 3)
+    write_parts(path, schema, batches)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: change_rows(path, {5: {"weight_before": math.nan}}), "row .* has weight"),
+        (cut_a_batch, "a batch has 3 rows and should have 4"),
+    ],
+    ids=["a sum of weights", "a record batch"],
+)
+def test_what_a_worker_finds_damaged_ends_a_loader_in_words(
+    weighted: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    """The videos are not there, which costs one each; the manifest's own damage ends the run."""
+    damage(weighted)
+    dataset = Dataset.open([weighted])
+    plan = TrainPlan(10, 4, seed=0, parts=(Part(10, 1.0, dataset.manifests[0]),))
+    clips = train_loader(
+        dataset, plan, TrainClip(2, 16), mean=HALF, std=HALF, micro_batch=4, rank=0, world_size=1,
+        first_step=0, options=options(workers=2),
+    )  # fmt: skip
+    try:
+        with pytest.raises(DataError, match=rf"m\.arrow is damaged: {words}.* Make it again") as raised:
+            for _, _ in zip(range(20), clips, strict=False):
+                pass
+        assert "Traceback" not in str(raised.value)
+        assert raised.value.__context__ is None  # nothing holds the pipeline
+    finally:
+        clips.close()
+
+
+def test_an_old_manifest_with_a_class_without_a_name_is_still_read(weighted: Path) -> None:
+    change_header(weighted, class_names='["fall", "", "rise"]')
+    opened = Manifest.open(weighted)
+    assert opened.class_names == ("fall", "", "rise")
+    assert opened.row(1).label == 1
+    with pytest.raises(DataError, match="a class name is empty"):
+        write_manifest(weighted, ROWS, opened.class_names)
 
 
 def test_a_total_that_is_not_the_sum_is_refused_at_the_first_draw(weighted: Path) -> None:

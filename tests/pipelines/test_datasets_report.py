@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from pipelines import DataError
+from pipelines import DataError, manifest
 from pipelines.datasets import duplicates
 from pipelines.datasets.build import build_manifest, compare_with_siblings
 from pipelines.datasets.cost import CostSummary, clip_seconds
@@ -281,3 +282,42 @@ def test_the_command_that_is_advised_works(tmp_path):
     assert done.returncode == 0, done.stderr
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (426, 320)
+
+
+def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(tmp_path, monkeypatch):
+    """Rows 0 and 5 of the new one are copies of other files, 2 to 4 are the same files."""
+    names = [f"{number}.mp4" for number in range(12)]
+    data = make_video(tmp_path / "v/0.mp4", 1).read_bytes()
+    for number, name in enumerate(names):
+        (tmp_path / "v" / name).write_bytes(data + bytes([number]))
+    (tmp_path / "w").mkdir()
+    for number in (0, 5):
+        (tmp_path / "w" / f"{number}.mp4").write_bytes(data + bytes([number]))
+    (tmp_path / "linked").symlink_to(tmp_path / "v")
+
+    def made(name: str, paths: list[str]) -> Report:
+        (tmp_path / "list.csv").write_text("".join(f"{path},0\n" for path in paths))
+        return build_manifest(tmp_path / name, read_table(tmp_path / "list.csv", tmp_path), workers=1)
+
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
+    made("train.arrow", [f"v/{name}" for name in names])
+    ours = ["w/0.mp4", "w/5.mp4", "linked/2.mp4", "linked/3.mp4", "v/4.mp4"]
+    kind = "videos that are also in train.arrow"
+    report = made("val.arrow", ours)
+    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    assert report.findings.counted(kind) == 5 and not report.findings.notes
+
+    read = []
+    monkeypatch.setattr(duplicates, "MOST_READ", 4)
+    monkeypatch.setattr(duplicates, "MOST_LINKS", 0)
+    key_of_row = duplicates._key_of_row
+    monkeypatch.setattr(duplicates, "_key_of_row", lambda job: read.append(job[1]) or key_of_row(job))
+    for held in (duplicates.MOST_HELD, 4):
+        monkeypatch.setattr(duplicates, "MOST_HELD", held)
+        report, read[:] = replace(report, findings=Findings()), []
+        compare_with_siblings(report, workers=1, progress_of=shown_progress)
+        assert read == ["v/0.mp4", "v/3.mp4", "v/6.mp4", "v/9.mp4"]
+        assert lines_of(report.report).keys() >= {tmp_path / "w/0.mp4", tmp_path / "linked/2.mp4"}
+        assert report.findings.counted(kind) == (4 if held > 4 else 3)  # not the copy of 5
+        assert "4 of 12 videos of" in report.findings.notes[-1]
+        assert len(report.findings.notes) == (1 if held > 4 else 2)

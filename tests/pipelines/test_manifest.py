@@ -273,3 +273,20 @@ def test_columns_give_the_manifest_that_rows_do(tmp_path, monkeypatch):
     batches = list(by_rows.record_batches())
     with pytest.raises(ValueError, match="only the last batch"):
         write_columns(tmp_path / "n.arrow", [batches[2], batches[0]], CLASSES)
+
+
+def test_a_place_that_cannot_be_written_shows_before_the_first_row(tmp_path):
+    """Rows may take hours to come by."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.arrow").mkdir()
+    places = [tmp_path / "file" / "m.arrow", tmp_path / "folder.arrow", tmp_path / f"{'n' * 250}.arrow"]
+    places.append(Path("/proc/m.arrow"))
+
+    def rows():
+        raise AssertionError("asked for a row")
+        yield
+
+    for place in places:
+        with pytest.raises(DataError, match=rf"{place.name[-9:]} cannot be written: "):
+            write_manifest(place, rows(), CLASSES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.arrow"]

@@ -3,7 +3,12 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
+import pytest
+
+from pipelines import manifest, overlap
 from pipelines.dataset import Dataset
 from pipelines.manifest import Row, write_manifest
 from pipelines.overlap import find_overlap, overlap_notes
@@ -31,9 +36,9 @@ def test_the_same_file_by_several_names(tmp_path: Path) -> None:
         ("a.mp4", 0),
     ]
     val = dataset(tmp_path / "two/val.arrow", others)
-    overlap = find_overlap(train, val)
-    assert (overlap.shared, overlap.train_rows, overlap.val_rows) == (3, 5, 5)
-    assert overlap.names == tuple(str(tmp_path / f"one/videos/{name}.mp4") for name in "abé")
+    found = find_overlap(train, val)
+    assert (found.shared, found.train_rows, found.val_rows) == (3, 5, 5)
+    assert found.names == tuple(str(tmp_path / f"one/videos/{name}.mp4") for name in "abé")
     (note,) = overlap_notes(train, val)
     assert note.startswith("3 of 5 validation videos are in training, too: ")
 
@@ -61,7 +66,41 @@ def test_large_datasets_are_compared_in_a_sample_which_the_note_says(tmp_path: P
     exact = find_overlap(train, val)
     assert (exact.shared, exact.train_rows, exact.val_rows) == (10_000, 70_000, 30_000)
     assert "and 9,997 more" in overlap_notes(train, val)[0]
-    overlap = find_overlap(train, val, most=35_000)
-    assert 0 < overlap.shared < 10_000
-    assert overlap.train_rows <= 35_002
+    sample = find_overlap(train, val, most=35_000)
+    assert 0 < sample.shared < 10_000
+    assert sample.train_rows <= 35_002
     assert "compared were 30,000 of 30,000 and 35,000 of 70,000" in overlap_notes(train, val, 35_000)[0]
+    other = dataset(tmp_path / "other.arrow", [("new.mp4", 0)])
+    assert overlap_notes(train, other) == ()
+    (note,) = overlap_notes(train, other, 35_000)
+    assert note.startswith(
+        "no validation video was found in training (compared were 1 of 1 and 35,000 of 70,"
+    )
+
+
+def test_the_work_does_not_grow_with_the_number_of_record_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One table of keys is built, each folder is looked up once, and of many record batches some are read."""
+    monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 10)
+    monkeypatch.setattr(overlap, "MOST_LINKS", 0)
+    data = dataset(tmp_path / "train.arrow", ((f"c{n % 7}/{n}.mp4", 0) for n in range(1000)))
+    calls = {"is_in": 0, "realpath": 0}
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(pc, "is_in")
+    counted(os.path, "realpath")
+    assert find_overlap(data, data).shared == 1000
+    assert calls == {"is_in": 1, "realpath": 7}
+    monkeypatch.setattr(overlap, "MOST_BATCHES", 30)
+    found = find_overlap(data, data)
+    assert (found.train_rows, found.shared) == (250, 250)  # every fourth batch
+    assert "compared were 250 of 1,000" in overlap_notes(data, data)[0]

@@ -12,9 +12,9 @@ from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
 from pipelines.loader import view_loader
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Reader
-from pipelines.shared_memory import shared_memory_need
 from pipelines.source import TrainSource, ViewSource
 from pipelines.tuning import LoaderOptions
+from pipelines.worker_memory import shared_memory_need
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
