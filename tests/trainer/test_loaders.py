@@ -1,0 +1,78 @@
+"""What a run's loaders need before it begins."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipelines.manifest import Row, write_manifest
+from pipelines.worker_memory import SharedMemoryNeed
+from trainer import loaders
+from trainer.engine.memory import GIB, Room
+from trainer.environment import Environment
+from trainer.loaders import open_loaders
+from trainer.preparation import prepare
+from trainer.recipe.file import load_recipe
+from trainer.run_folder import RunFolder
+from trainer.schedule import Schedule
+
+RECIPE = """\
+name: test
+model: {preset: tiny, form: scene, frames: 4, overrides: {resolution: 32, patch_size: 16}}
+data: {train: train.arrow, val: val.arrow, workers: 1, threads: 1, prefetch: 1, decoder: pyav}
+optimisation: {global_batch: 8, epochs: 2, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Environment]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "val"):
+        rows = (Row(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9") for i in range(16))
+        write_manifest(f"{name}.arrow", rows, ["jump", "run"])
+    Path("recipe.yaml").write_text(RECIPE)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Environment(0, 0, 1, 1, torch.device("cpu"), "node", "alone")
+    dist.destroy_process_group()
+
+
+def test_a_run_that_never_evaluates_needs_no_shared_memory_for_it(
+    one_rank: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[SharedMemoryNeed] = []
+    check = loaders.check_shared_memory
+
+    def noted(environment: Environment, train: SharedMemoryNeed, val: SharedMemoryNeed) -> str | None:
+        needs.extend((train, val))
+        return check(environment, train, val)
+
+    monkeypatch.setattr(loaders, "check_shared_memory", noted)
+    recipe = load_recipe("recipe.yaml", ["evaluation.at_end=false"])
+    prepared = prepare(recipe, world_size=1, room=Room("cpu", 16 * GIB))
+    with ExitStack() as stack:
+        open_loaders(recipe, one_rank, prepared, RunFolder(tmp_path / "run"), first_step=0, stack=stack)
+    assert needs[0].least > 0
+    assert needs[1] == SharedMemoryNeed(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluates"),
+    [
+        ([], True),
+        (["evaluation.at_end=false"], False),
+        (["evaluation.at_end=false", "evaluation.every_epochs=1"], True),
+        (["evaluation.at_end=false", "evaluation.every_steps=3"], True),
+        (["evaluation.at_end=false", "evaluation.every_steps=4"], False),  # the run has 4
+    ],
+)
+def test_whether_a_run_evaluates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], evaluates: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    schedule = Schedule.of(load_recipe("recipe.yaml", settings), steps_per_epoch=2)
+    assert schedule.evaluates is evaluates
+    assert any(map(schedule.evaluates_after, range(1, 5))) or schedule.recipe.evaluation.at_end is evaluates
