@@ -106,8 +106,15 @@ class Model(Section):
                         self.preset, form=self.form, frames=self.frames, num_classes=classes, **self.overrides
                     )
                 except ModelError as error:
-                    raise FieldError(("overrides",), str(error)) from None
+                    raise FieldError(self._blamed(str(error)), str(error)) from None
         return self
+
+    def _blamed(self, words: str) -> tuple[str, ...]:
+        """The field that an error of the model configuration names, or all overrides."""
+        name, verb, _ = words.partition(" is ")
+        if verb and name in self.overrides:
+            return "overrides", name
+        return ("frames",) if verb and name == "frames" else ("overrides",)
 
 
 class Sampling(Section):

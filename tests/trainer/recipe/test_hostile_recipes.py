@@ -264,11 +264,11 @@ def test_extreme_values_are_refused_before_anything_starts(tmp_path: Path, name:
 
 
 TOGETHER = {
-    "{width: 16384, depth: 256}": "width 16384, depth 256",
-    "{width: 100, heads: 3}": "heads is 3",
-    "{depth: 2, global_layers: [0, 2]}": "global_layers is",
-    "{patch_size: 7}": "resolution is 64",
-    "{recomputed_blocks: 5}": "recomputed_blocks is 5",
+    "{width: 16384, depth: 256}": "model.overrides: width 16384, depth 256",
+    "{width: 100, heads: 3}": "model.overrides.heads: heads is 3",
+    "{depth: 2, global_layers: [0, 2]}": "model.overrides.global_layers: global_layers is",
+    "{patch_size: 7}": "model.overrides: resolution is 64",
+    "{recomputed_blocks: 5}": "model.overrides.recomputed_blocks: recomputed_blocks is 5",
 }
 
 
@@ -276,8 +276,10 @@ TOGETHER = {
 def test_overrides_that_do_not_fit_the_preset_are_refused(tmp_path: Path, overrides: str) -> None:
     path = write(tmp_path / "minimal.yaml", MINIMAL)
     (line,) = refusal(path, f"model.overrides={overrides}")
-    assert line.startswith("--set model.overrides=") and f": model.overrides: {TOGETHER[overrides]}" in line
+    assert line.startswith("--set model.overrides=") and f": {TOGETHER[overrides]}" in line
     assert load_recipe(path, ["model.overrides={depth: 2, global_layers: [0, 1]}"]).model.overrides
+    (line,) = refusal(path, "model.overrides={temporal_downsample: true}", "model.frames=5")
+    assert line.startswith("--set model.frames=5: model.frames: frames is 5")
 
 
 def test_rates_may_be_zero(tmp_path: Path) -> None:
