@@ -87,6 +87,7 @@ def test_a_finished_run_is_not_trained_again(
     assert "--run-dir" in refused.errors
 
 
+@pytest.mark.soak
 def test_bad_files_are_named_and_kept_out(motion_set: MotionSet, tmp_path: Path) -> None:
     data = tmp_path / "set"
     shutil.copytree(motion_set.root, data)

@@ -16,6 +16,8 @@ from trainer import RunError
 from trainer.checkpoint import export as exporting
 from trainer.weights import load_weights
 
+pytestmark = pytest.mark.soak  # all need a run
+
 
 @pytest.fixture(scope="module")
 def averaged(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
