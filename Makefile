@@ -1,6 +1,6 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
 # make test         set up, lint, check types, run the tests in two processes
-# make soak         all slow checks: about 50 minutes; make soak SHARD=1/3 runs the first of three parts
+# make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
 # make bench        set up, install what to compare with, measure how fast clips are made
 #
 # Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
