@@ -123,21 +123,26 @@ def allocated(work):
     return max(itertools.accumulate(change for _, change in changes))
 
 
+# The CPU's kernels take scratch memory: those for AVX-512 more than those for AVX2, with which the same work
+# allocates less. So what an estimate may be too high by, at most, is measured for each.
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 @pytest.mark.parametrize(
-    ("form", "autocast", "overrides", "excess"),
+    ("form", "autocast", "overrides", "excess", "excess_avx2"),
     [
-        ("scene", False, {}, 1.2),
-        ("temporal", False, {}, 1.2),
-        ("scene", True, {}, 1.2),
-        ("temporal", True, {}, 1.2),
-        ("scene", False, {"recomputed_blocks": 2}, 1.2),
-        ("temporal", False, {"recomputed_blocks": 4}, 1.5),
-        ("temporal", True, {"recomputed_blocks": 4}, 1.3),
-        ("scene", False, {"frozen_backbone": True}, 1.3),
+        ("scene", False, {}, 1.2, 1.2),
+        ("temporal", False, {}, 1.2, 1.2),
+        ("scene", True, {}, 1.2, 1.2),
+        ("temporal", True, {}, 1.2, 1.2),
+        ("scene", False, {"recomputed_blocks": 2}, 1.2, 1.3),
+        ("temporal", False, {"recomputed_blocks": 4}, 1.5, 1.5),
+        ("temporal", True, {"recomputed_blocks": 4}, 1.3, 1.35),
+        ("scene", False, {"frozen_backbone": True}, 1.3, 1.9),
     ],
     ids=str,
 )
-def test_the_estimated_peaks_are_near_what_is_allocated(form, autocast, overrides, excess):
+def test_the_estimated_peaks_are_near_what_is_allocated(form, autocast, overrides, excess, excess_avx2):
     config = config_of("tiny", form, 8, 10, **overrides)
     model = UniFormerV2(config).train()
     clips = torch.randn(2, 3, 8, 64, 64)
@@ -151,7 +156,8 @@ def test_the_estimated_peaks_are_near_what_is_allocated(form, autocast, override
     of = {"batch": 2, "bytes_per_element": 2 if autocast else 4, "autocast": autocast}
     alone = inference_bytes(config, **of)
     peak = max(activation_bytes(config, **of) + backward_bytes(config, **of), alone)
-    assert 0.95 < peak / allocated(lambda: forward().backward()) < excess
+    most = excess if AVX512 else excess_avx2
+    assert 0.95 < peak / allocated(lambda: forward().backward()) < most
     with torch.no_grad():
         assert 0.95 < alone / allocated(forward) < 2.2
 
