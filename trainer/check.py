@@ -16,7 +16,8 @@ from models.cost import (
     trainable_parameter_count,
 )
 from models.image_weights import check_image_weights
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, check_same_classes
+from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
 from trainer.display import gmacs
 from trainer.engine.engine import choose_precision
@@ -33,7 +34,8 @@ ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without on
 def check(recipe: Recipe, ranks: int | None = None) -> int:
     """Print what the run would be with so many ranks (by default, one per GPU here); returns exit code 0.
 
-    Raises UserError or ModelError for a recipe that could run nowhere, or not in the memory there is.
+    Raises UserError or ModelError for a recipe that could run nowhere, or not in the memory there is, and
+    DataError for manifests that cannot be used together.
     """
     if recipe.tracking.enabled:
         tracking, run_dir = recipe.tracking, recipe.run.dir / recipe.name
@@ -42,6 +44,8 @@ def check(recipe: Recipe, ranks: int | None = None) -> int:
     ranks = ranks or max(1, torch.cuda.device_count())
     paths = [part.manifest for part in recipe.data.train_parts]
     dataset = Dataset.open(paths) if all(path.exists() for path in paths) else None
+    if dataset and recipe.data.val.exists():
+        check_same_classes(dataset.manifests[0], Manifest.open(recipe.data.val))
     classes = len(dataset.class_names) if dataset else len(CLASS_NAMES) if recipe.data.embedded else None
     config = model_config(recipe, classes or 1)
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))

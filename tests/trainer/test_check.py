@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError
+from pipelines import DataError
+from pipelines.manifest import Row, write_manifest
 from trainer import RunError
 from trainer.check import check
 from trainer.recipe.file import load_recipe
@@ -84,3 +86,11 @@ def test_image_weights_that_do_not_fit_are_refused_before_the_run(say, tmp_path:
         say(*on_cpu)
     (tmp_path / "w.safetensors").unlink()
     assert "model.image_weights: w.safetensors" in say(*on_cpu).partition("missing on this machine")[2]
+
+
+def test_manifests_of_different_classes_are_refused_as_a_run_does(say, tmp_path: Path) -> None:
+    row = Row("v.mp4", 0, 0, 0, 10, 25.0, 64, 48, "h264")
+    write_manifest(tmp_path / "train.arrow", [row], ["cat", "dog"])
+    write_manifest(tmp_path / "val.arrow", [row], ["cat", "fox"])
+    with pytest.raises(DataError, match="label 1 is 'dog' in the first and 'fox' in the second"):
+        say("model.preset=tiny", "engine.device=cpu")

@@ -141,7 +141,7 @@ def _neighbour(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     recipes = sorted(name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("_"))
-    near = difflib.get_close_matches(path.name, recipes, n=1)
+    near = difflib.get_close_matches(path.name, recipes, n=1, cutoff=0.75)
     return f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
 
 
