@@ -180,13 +180,15 @@ def test_what_the_memory_decides_changes_no_number(
 
 def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:
     wild = settings(
-        optimisation__learning_rate=1e30,
+        optimisation__learning_rate=1,
         optimisation__warmup_steps=0,
         optimisation__clip_norm="null",
         optimisation__skipped_steps=3,
         run__checkpoint_every_steps=1,
     )
-    outcome = train(tmp_path / "run", *wild, data=motion_set.root)
+    script = Path(__file__).with_name("wild_rate.py")
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    outcome = train(tmp_path / "run", *wild, data=motion_set.root, script=script, variables=path)
     assert outcome.code == 2
     assert "learning_rate" in outcome.errors
     assert "Traceback" not in outcome.errors

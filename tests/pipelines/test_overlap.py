@@ -38,7 +38,8 @@ def test_the_same_file_by_several_names(tmp_path: Path) -> None:
     val = dataset(tmp_path / "two/val.arrow", others)
     found = find_overlap(train, val)
     assert (found.shared, found.train_rows, found.val_rows) == (3, 5, 5)
-    assert found.names == tuple(str(tmp_path / f"one/videos/{name}.mp4") for name in "abé")
+    for shown, name in zip(found.names, "abé", strict=True):
+        assert shown.endswith(f"one/videos/{name}.mp4")  # a long path is cut in front
     (note,) = overlap_notes(train, val)
     assert note.startswith("3 of 5 validation videos are in training, too: ")
 

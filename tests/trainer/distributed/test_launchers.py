@@ -252,7 +252,9 @@ PLACES = (
     "import os\n"
     "from trainer.distributed.find import find_place\n"
     "place = find_place(os.environ)\n"
-    "print(place.launcher, place.rank, place.local_rank, place.world_size, place.one_node, flush=True)\n"
+    "words = place.launcher, place.rank, place.local_rank, place.world_size, place.one_node\n"
+    # One write a rank: parts of several would mix.
+    "os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n"
 )
 MEETING = (
     "import torch, torch.distributed as dist\n"
