@@ -35,6 +35,12 @@ PLAYLISTS = frozenset({"concat", "hls", "dash", "imf"})
 # Text in a file's tags may be in any encoding; nobody reads it here. PyAV 19 is lenient by itself.
 LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
+HEADER_BYTES = 4096  # of a packet in which the headers of its picture lie
+
+# FFmpeg takes a packet of MPEG-4 up to so many bytes for a picture that is not coded, as it stands behind a
+# packet that holds two.
+MPEG4_NOT_CODED = 19
+
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
 
 
@@ -157,14 +163,15 @@ def read_index(
         latest = latest if time is None else time
         if packet.is_keyframe:
             if mpeg4 and not keyframes:
-                packed = PACKED.search((codec.extradata or b"") + bytes(packet)) is not None
+                packed = packed or PACKED.search((codec.extradata or b"") + bytes(packet)) is not None
             keyframes.append(ordinal)
         # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
         decodable = True
         if scan is not None and (
-            (rising and not scan.b_pictures) or scan.may_have_fields or scan.may_lack_references or mpeg4
+            (rising and not scan.b_pictures) or scan.may_have_fields or scan.may_lack_references
         ):
-            decodable = scan.add(bytes(packet))
+            decodable = scan.add(bytes(memoryview(packet)[:HEADER_BYTES]))
+        packed = packed or (mpeg4 and packet.size <= MPEG4_NOT_CODED)
         hidden = packet.is_discard or not decodable or (vp8 and not memoryview(packet)[0] & VP8_SHOWN)
         if keyframes and not hidden:
             shown.append(ordinal)
@@ -180,7 +187,7 @@ def read_index(
         return VideoIndex(times, [0], list(range(len(times))), False, kept)
     if not shown:
         raise VideoDefect("holds no frame")
-    by_time = None if packed or (scan and (scan.field_pictures or scan.uneven)) else _by_time(times, shown)
+    by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, shown)
     if by_time is not None:
         reorders = codec.has_b_frames if scan is None else scan.b_pictures
         # Rising times under a decoder that reorders are those of decoding.

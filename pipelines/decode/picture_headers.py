@@ -21,7 +21,6 @@ _MPEG_PICTURE = re.compile(b"\x00\x00\x01\x00.(.)", re.DOTALL)  # ITU-T H.262, 6
 _MPEG_GROUP = re.compile(b"\x00\x00\x01\xb8...(.)", re.DOTALL)  # ITU-T H.262, 6.2.2.6
 _MPEG_CLOSED = 0x40  # closed_gop, behind 25 bits of time code
 _MPEG4_PICTURE = re.compile(b"\x00\x00\x01\xb6(.)", re.DOTALL)  # ISO/IEC 14496-2, 6.2.5
-_MPEG4_NOT_CODED = 19  # bytes; FFmpeg takes a packet of MPEG-4 up to here for a picture that is not coded
 _MPEG_B = 3  # picture_coding_type, ITU-T H.262, table 6-12
 _MPEG4_B = 2  # vop_coding_type, ISO/IEC 14496-2, table 6-20
 _H264_B = frozenset({1, 6})  # slice_type, ITU-T H.264, table 7-6
@@ -48,8 +47,6 @@ class PictureScan:
     """Whether a picture was a B-picture."""
     field_pictures: bool = False
     """Whether a picture was a single field (H.264 only; packets of other codecs hold both fields)."""
-    uneven: bool = False
-    """Whether a packet may hold two pictures, or one that is not coded (MPEG-4)."""
     _closed: bool = False
     """Whether the latest group of pictures of MPEG-1 and MPEG-2 is closed."""
     _anchors: int = 0
@@ -82,9 +79,8 @@ class PictureScan:
             self._add_h264(packet)
             return decodable
         if self.codec == "mpeg4":
-            kinds = [found[1][0] >> 6 for found in _MPEG4_PICTURE.finditer(packet)]
-            self.b_pictures |= _MPEG4_B in kinds
-            self.uneven |= len(kinds) != 1 or len(packet) <= _MPEG4_NOT_CODED
+            found = _MPEG4_PICTURE.search(packet)
+            self.b_pictures |= found is not None and found[1][0] >> 6 == _MPEG4_B
         elif found := _MPEG_PICTURE.search(packet):
             group = _MPEG_GROUP.search(packet, 0, found.start())
             self._closed = bool(group[1][0] & _MPEG_CLOSED) if group else self._closed
