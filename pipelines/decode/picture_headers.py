@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 # Types of NAL units: ITU-T H.264, table 7-1, and ITU-T H.265, table 7-1.
 H264_SLICE, H264_IDR, H264_SPS = 1, 5, 7
-NAL_HEADER = {"h264": (1, 0, 31), "hevc": (2, 1, 63)}
-"""Codec → bytes of a NAL unit's header, and how its type stands in the first of them: shift and mask."""
+NAL_TYPE = {"h264": (0, 31), "hevc": (1, 63)}
+"""Codec → how a NAL unit's type stands in its first byte: shift and mask."""
 
 _START_CODE = re.compile(b"\x00\x00\x01")
 _EMULATED = re.compile(b"\x00\x00\x03")
@@ -143,7 +143,7 @@ def nal_units(content: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
 
 def nal_types(content: bytes, codec: str, extradata: bytes) -> Iterator[int]:
     """The types of the NAL units in a packet of H.264 or HEVC."""
-    _, shift, mask = NAL_HEADER[codec]
+    shift, mask = NAL_TYPE[codec]
     return (unit[0] >> shift & mask for unit in nal_units(content, codec, extradata))
 
 
