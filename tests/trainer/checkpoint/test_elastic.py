@@ -6,6 +6,7 @@ Each number of ranks is one set of processes, which saves from every stage and t
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -108,14 +109,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
         yield Family(ranks, tmp_path_factory.mktemp("elastic"), {})
 
 
-def transitions() -> Iterator[object]:
-    for world in WORLDS:
-        for stage in STAGES:
-            for new_world in WORLDS:
-                for new_stage in STAGES:
-                    name = f"{world}/{stage} to {new_world}/{new_stage}"
-                    marks = [] if name in REPRESENTATIVE else [pytest.mark.soak]
-                    yield pytest.param(world, stage, new_world, new_stage, id=name, marks=marks)
+def transitions() -> list[object]:
+    found: list[object] = []
+    for world, stage, new_world, new_stage in product(WORLDS, STAGES, WORLDS, STAGES):
+        name = f"{world}/{stage} to {new_world}/{new_stage}"
+        marks = [] if name in REPRESENTATIVE else [pytest.mark.soak]
+        found.append(pytest.param(world, stage, new_world, new_stage, id=name, marks=marks))
+    return found
 
 
 @pytest.mark.parametrize(("world", "stage", "new_world", "new_stage"), transitions())
