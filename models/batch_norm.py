@@ -89,17 +89,18 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm takes B C ..., not {input.dim()} dimensions")
 
 
-def over_all_ranks(model: nn.Module, device: torch.device) -> nn.Module:
+def over_all_ranks(model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
     """The model with every batch norm taking its statistics over the clips of all ranks.
 
     To be called after the ranks have joined the default process group and before anything holds on to the
-    model's modules. On CUDA the norms become torch's `SyncBatchNorm`, elsewhere `GlobalBatchNorm`; parameters
-    and buffers stay the same objects under the same names. With one rank nothing changes. A model that is
-    itself a batch norm is not changed in place, so use what is returned.
+    model's modules. On CUDA the norms become torch's `SyncBatchNorm`, elsewhere, and where the model is to be
+    compiled, `GlobalBatchNorm`, which is known to compile into the model's one graph; parameters and buffers
+    stay the same objects under the same names. With one rank nothing changes. A model that is itself a batch
+    norm is not changed in place, so use what is returned.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
-    if device.type == "cuda":
+    if device.type == "cuda" and not compiled:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return _converted(model)
 

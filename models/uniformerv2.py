@@ -116,11 +116,13 @@ class UniFormerV2(nn.Module):
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor, streams: Tensor | None) -> Tensor:
-        contexts = partial(_recomputation_contexts, block)
         # No block draws from a generator, so there is no state of one to keep.
-        return checkpoint(
-            block, x, streams, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-        )
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        # The compiler recomputes what has no effects, so statistics are counted once without a context. That
+        # holds inside its graph only: a graph break here would count them twice.
+        if not torch.compiler.is_compiling():
+            options["context_fn"] = partial(_recomputation_contexts, block)
+        return checkpoint(block, x, streams, **options)
 
     def _check(self, clips: Tensor) -> None:
         if clips.dim() != 5:

@@ -267,11 +267,13 @@ class Trainer:
         data has been read. Raises RunError when the model's loss is not finite, or memory runs out.
         """
         self.engine.train()
-        labels = torch.arange(len(clips), device=clips.device) % self.classes
+        # Keys as a step has them: without, a compiled model would be compiled once more at the first step.
+        keys = torch.arange(len(clips), device=clips.device)
+        labels = keys % self.classes
         try:
             with self.engine.without_trace():
                 for _ in range(self.engine.accumulation):
-                    loss = F.cross_entropy(self.engine.forward(clips), labels)
+                    loss = F.cross_entropy(self.engine.forward(clips, keys), labels)
                     if not torch.isfinite(loss):
                         raise RunError(f"the loss of random clips is {float(loss)} before the first step")
                     self.engine.backward(loss * 0.0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from models import ModelError, UniFormerV2, build_config, create_model
@@ -156,6 +157,68 @@ def test_recomputation_runs_the_asked_blocks_twice(small, clips):
         block.norm_1.register_forward_hook(lambda *_, index=index: runs.__setitem__(index, runs[index] + 1))
     gradients(model, clips)
     assert runs == [2, 1]
+
+
+def counted_once(model, clips, backend=None):
+    """Logits, gradients and buffers after one forward and backward, compiled as one graph or not."""
+    torch._dynamo.reset()
+    run = torch.compile(model, backend=backend, fullgraph=True) if backend else model
+    logits = run(clips, torch.tensor([3, 8]))
+    logits.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return logits.detach(), gradients, dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "aot_eager_decomp_partition"])
+def test_compiled_recomputation_changes_no_gradient_and_counts_statistics_once(small, clips, backend):
+    options = {"drop_path": 0.3, "head_dropout": 0.3}
+    plain = small("temporal", **options).train()
+    compiled = UniFormerV2(small("temporal", **options, recomputed_blocks=2).config).train()
+    compiled.load_state_dict(plain.state_dict())
+    expected, given = counted_once(plain, clips), counted_once(compiled, clips, backend)
+    for one, other in zip(expected, given, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    assert {int(b) for name, b in given[2].items() if name.endswith("num_batches_tracked")} == {1}
+
+
+def kept_for_the_backward(model, clips, backend=None):
+    """Bytes of activations between forward and backward."""
+    torch._dynamo.reset()
+    run = torch.compile(model, backend=backend, fullgraph=True) if backend else model
+    run(clips).sum().backward()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = run(clips)
+    del logits
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager_decomp_partition"])
+def test_recomputation_keeps_less_for_the_backward_also_when_compiled(small, backend):
+    clips = torch.randn(8, 3, 4, 16, 16)
+    all_kept = kept_for_the_backward(small(global_layers=()).train(), clips, backend)
+    frugal = small(global_layers=(), recomputed_blocks=2).train()
+    assert kept_for_the_backward(frugal, clips, backend) < 0.5 * all_kept
+
+
+def test_blocks_that_differ_by_a_number_are_compiled_at_once(small, clips):
+    """One by one, the compiler would give up after 8: the masks of each block have other layer numbers."""
+    model = small(depth=10, width=8, drop_path=0.3, recomputed_blocks=5, global_layers=(9,)).train()
+    torch._dynamo.reset()
+    counters.clear()
+    run = torch.compile(model, backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for keys in (torch.tensor([3, 8]), torch.tensor([5, 1])):
+            run(clips, keys)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_bfloat16_weights_stay_near_float32(small, clips):

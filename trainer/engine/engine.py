@@ -138,7 +138,7 @@ class Engine:
         self._micro_batches = 0  # of the step at work
         deepspeed = _import_deepspeed(environment.device)
         # Before the parameters are partitioned.
-        model = over_all_ranks(model, environment.device)
+        model = over_all_ranks(model, environment.device, compiled=recipe.engine.compile)
         # DeepSpeed rounds the weights to bf16 before it makes its master copy of them.
         exact = {}
         if self.precision == "bf16":
@@ -161,7 +161,8 @@ class Engine:
         if exact:
             self._begin_with(exact)
         if recipe.engine.compile:
-            self.deepspeed.compile()
+            # A graph break in a recomputed block would count batch norms' statistics twice: it is an error.
+            self.deepspeed.compile(compile_kwargs={"fullgraph": True})
         # Counts of batches included: they too are as before when a step is left out.
         self._statistics = list(self.model.buffers())
         self._statistics_before = [buffer.clone() for buffer in self._statistics]

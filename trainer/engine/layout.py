@@ -90,7 +90,8 @@ def _stages(recipe: Recipe, world_size: int, precision: Precision) -> tuple[Sequ
     lowest = 1 if precision == "bf16" else 0
     wanted = recipe.engine.zero_stage
     if wanted == "auto":  # one rank has nobody to share with
-        return (range(lowest, 4) if world_size > 1 else [lowest]), []
+        highest = 2 if recipe.engine.compile else 3  # as the recipe's check has it
+        return (range(lowest, highest + 1) if world_size > 1 else [lowest]), []
     if wanted < lowest:
         return [lowest], [
             f"ZeRO stage {lowest}, although engine.zero_stage is {wanted}: in bf16, gradients are added up "

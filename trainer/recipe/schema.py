@@ -280,7 +280,7 @@ class Engine(Section):
     """Update all weights in one kernel; `auto` does so on a GPU. Results differ by rounding."""
 
     compile: bool = False
-    """Compile the model with `torch.compile`."""
+    """Compile the model with `torch.compile`, as one graph; not with ZeRO stage 3."""
 
     deterministic: bool = False
     """Let a GPU compute the same bits each time, so that a run that goes on equals one that was never stopped
@@ -293,6 +293,15 @@ class Engine(Section):
     @classmethod
     def _all_auto(cls, value: Any) -> Any:
         return dict(ENGINE_AUTO) if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _one_graph(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "`compile` needs `zero_stage` 0, 1 or 2: at stage 3 DeepSpeed gathers weights before each "
+                "module, and compiled code would end there"
+            )
+        return self
 
 
 class Evaluation(Section):

@@ -31,7 +31,9 @@ LAYER_DECAY = 0.7
 Form = Literal["temporal", "scene"]
 
 
-def make_model(form: Form = "temporal", *, seed: int = 0, num_classes: int = 4) -> nn.Module:
+def make_model(
+    form: Form = "temporal", *, seed: int = 0, num_classes: int = 4, recomputed_blocks: int = 0
+) -> nn.Module:
     torch.manual_seed(seed)
     model = create_model(
         "tiny",
@@ -46,6 +48,7 @@ def make_model(form: Form = "temporal", *, seed: int = 0, num_classes: int = 4) 
         depth=2,
         heads=2,
         global_layers=(1,),
+        recomputed_blocks=recomputed_blocks,
     )
     model.get_parameter(FROZEN).requires_grad_(False)
     return model
@@ -69,8 +72,10 @@ def make_engine(
     clip_norm: float | None = 1.0,
     ema_decay: float | None = 0.9,
     num_classes: int = 4,
+    recomputed_blocks: int = 0,
+    **engine: Any,
 ) -> SmallEngine:
-    """Of this process group. seed: of the initial weights."""
+    """Of this process group. seed: of the initial weights. engine: of the recipe's section."""
     recipe = Recipe.model_validate(
         {
             "name": "test",
@@ -85,14 +90,15 @@ def make_engine(
                 "weight_decay": WEIGHT_DECAY,
                 "ema_decay": ema_decay,
             },
-            "engine": {"precision": precision},
+            "engine": {"precision": precision, **engine},
         }
     )
     micro_batch = GLOBAL_BATCH // dist.get_world_size() // ACCUMULATION
-    model = make_model(form, seed=seed, num_classes=num_classes)
-    engine = SmallEngine(model, recipe, find_environment("cpu"), Layout(stage, micro_batch, ACCUMULATION, 0))
-    engine.train()
-    return engine
+    model = make_model(form, seed=seed, num_classes=num_classes, recomputed_blocks=recomputed_blocks)
+    layout = Layout(stage, micro_batch, ACCUMULATION, recomputed_blocks)
+    made = SmallEngine(model, recipe, find_environment("cpu"), layout)
+    made.train()
+    return made
 
 
 def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | None = None) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 
 from models import UniFormerV2Config, build_config
 from trainer import RecipeError, RunError
-from trainer.engine.layout import ENOUGH_TOKENS, Layout, choose_layout
+from trainer.engine.layout import ENOUGH_TOKENS, Layout, _stages, choose_layout
 from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
 from trainer.recipe.schema import Recipe
 
@@ -177,6 +177,13 @@ def test_with_batch_norm_the_number_of_clips_that_it_sees_is_told() -> None:
     ]
     given = chosen(79.6, {"zero_stage": "auto", "micro_batch": 4}, config=temporal)
     assert not any("batch norms" in line for line in given.why)
+
+
+@pytest.mark.parametrize(("compiled", "highest"), [(False, 3), (True, 2)])
+def test_a_compiled_model_is_never_partitioned_by_stage_3(compiled: bool, highest: int) -> None:
+    asked = recipe({"zero_stage": "auto", "compile": compiled})
+    stages, _ = _stages(asked, 8, "fp32")
+    assert stages[-1] == highest
 
 
 def test_repeats_stay_together() -> None:

@@ -138,6 +138,10 @@ def test_both_units_in_one_file_are_refused(tmp_path: Path) -> None:
         ("zzz: 1\n", "8: zzz: no such field; allowed: name, seed, model, "),
         ("  zero_stage: 1\n", "8: optimisation.zero_stage: no such field; did you mean engine.zero_stage?"),
         ("engine: {zero_stage: 4}\n", "8: engine.zero_stage: found 4; allowed: one of 0, 1, 2, 3"),
+        (
+            "engine: {zero_stage: 3, compile: true}\n",
+            "8: engine: `compile` needs `zero_stage` 0, 1 or 2: at stage 3 DeepSpeed gathers weights",
+        ),
         ("engine:\n  device: gpu\n", '9: engine.device: found "gpu"; allowed: one of auto, cpu, cuda'),
         ("engine: cuda\n", '8: engine: found "cuda"; allowed: a section'),
         ("engine:\n", "8: engine: found nothing (null); allowed: a section"),

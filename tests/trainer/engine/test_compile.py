@@ -1,0 +1,64 @@
+"""A compiled model under a real DeepSpeed: one graph for all passes, statistics counted once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.trainer.checkpoint.training import make_engine, train
+from tests.trainer.ranks import Ranks
+from trainer.loop import Trainer
+
+
+@contextmanager
+def compiled_by(backend: str) -> Iterator[None]:
+    """Engines made inside compile with this backend of torch's, which needs no C++ compiler."""
+    from deepspeed import DeepSpeedEngine
+
+    original = DeepSpeedEngine.compile
+
+    def compile_with(engine: Any, **options: Any) -> None:
+        original(engine, backend=backend, **options)
+
+    with mock.patch.object(DeepSpeedEngine, "compile", compile_with):
+        yield
+
+
+def compiled_and_plain(backend: str, recomputed_blocks: int) -> tuple[int, float, float]:
+    """Graphs that a dry-run batch and two steps make; the largest difference in losses, and in statistics."""
+    plain = make_engine(1)
+    with compiled_by(backend):
+        compiled = make_engine(1, compile=True, recomputed_blocks=recomputed_blocks)
+    torch._dynamo.reset()
+    counters.clear()
+    trainer: Any = SimpleNamespace(engine=compiled, classes=4)
+    Trainer.rehearse(trainer, torch.randn(compiled.micro_batch, 3, 4, 16, 16))
+    losses = zip(train(plain, 0, 2), train(compiled, 0, 2), strict=True)
+    statistics = zip(plain.model.buffers(), compiled.model.buffers(), strict=True)
+    return (
+        counters["stats"]["unique_graphs"],
+        max(abs(one - other) for one, other in losses),
+        max(float((one - other).abs().max()) for one, other in statistics),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "backend", "recomputed_blocks"),
+    [
+        (1, "eager", 0),
+        pytest.param(2, "aot_eager_decomp_partition", 2, marks=pytest.mark.soak),
+    ],
+)
+def test_a_dry_run_batch_and_the_steps_share_one_graph(
+    ranks: int, backend: str, recomputed_blocks: int
+) -> None:
+    with Ranks(ranks) as processes:
+        for graphs, losses, statistics in processes.run(compiled_and_plain, backend, recomputed_blocks):
+            assert graphs == 1
+            assert losses < 1e-5
+            assert statistics < 1e-5
