@@ -1,0 +1,82 @@
+"""Verify on a GPU what cannot be seen without one, and measure how fast it is.
+
+    python launch/verify_gpu.py
+    python launch/verify_gpu.py --only decoder --only model --seconds 120
+    python launch/verify_gpu.py --device cpu
+
+Each step is a process of its own. After each, results.json and results.md in the folder --out are
+rewritten; the second is a table for docs/performance.md. Exit codes: 0 no step failed, 1 some did, 2 a
+mistake in the command, 130 interrupted (what was found until then is written).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainer.verification.runner import run_steps
+from trainer.verification.steps import STEPS
+
+
+def parse() -> argparse.Namespace:
+    names = ", ".join(step.name for step in STEPS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", metavar="STEP", help=f"repeatable; one of: {names}")
+    parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="repeatable")
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all steps (%(default)s)")
+    parser.add_argument("--device", default="cuda:0", help="or cpu, to rehearse (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/verification"), help="(%(default)s)")
+    parser.add_argument("--list", action="store_true", help="name the steps and end")
+    args = parser.parse_args()
+    for name in [*(args.only or []), *args.skip]:
+        if name not in {step.name for step in STEPS}:
+            parser.error(f"there is no step {name!r}; there are: {names}")
+    if args.seconds <= 0:
+        parser.error(f"--seconds must be above 0, not {args.seconds:g}")
+    if not args.list:
+        check_device(parser, args.device)
+    return args
+
+
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    kind, _, number = device.partition(":")
+    gpus = torch.cuda.device_count()
+    if kind != "cuda" or not (number or "0").isdigit():
+        parser.error(f"--device {device}: allowed are cpu and cuda:0, cuda:1 ...")
+    if int(number or 0) >= gpus:
+        parser.error(f"--device {device}: torch sees {gpus} GPUs here; --device cpu rehearses without one")
+
+
+def main() -> int:
+    args = parse()
+    if args.list:
+        for step in STEPS:
+            print(f"{step.name:10} {step.about}{' (needs a GPU)' if step.needs_gpu else ''}")
+        return 0
+    chosen = [
+        step for step in STEPS if step.name in (args.only or [step.name]) and step.name not in args.skip
+    ]
+    device = "cuda:0" if args.device == "cuda" else args.device
+    results = run_steps(
+        chosen, device=device, folder=args.out.absolute(), seconds=args.seconds, announce=print_line
+    )
+    print((args.out / "results.md").read_text(encoding="utf-8"))
+    print(f"wrote results.json and results.md to {args.out}")
+    return 1 if any(result.status in ("failed", "not run") for result in results) else 0
+
+
+def print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; what was found until then is written", file=sys.stderr)
+        sys.exit(130)

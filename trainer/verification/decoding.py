@@ -1,0 +1,218 @@
+"""NVDEC through DALI beside PyAV: the same frames, the same colours, and how fast each of them is."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.encoded import GraphDecoder, check_encoded
+from pipelines.graph import decode_only
+from pipelines.loader import train_loader
+from pipelines.manifest import Manifest, Row
+from pipelines.plan import TrainPlan
+from pipelines.pyav_decode import decode_frames
+from pipelines.reader import Decoding
+from pipelines.tuning import LoaderOptions
+from trainer.verification.steps import Task
+from trainer.verification.videos import BT709, Coding, make_manifest, make_videos, numbered, read_number
+
+B_FRAMES = "bframes=3:b-adapt=0"
+CLOSED = "log-level=error:pools=none:frame-threads=1:open-gop=0"
+COMPARED = (
+    Coding(352, 256, 12, 120),
+    Coding(340, 256, 12, 120),
+    Coding(340, 256, 250, 300, parameters=B_FRAMES),
+    Coding(640, 360, 60, 120),
+    Coding(1920, 1080, 30, 60),
+    Coding(352, 256, 12, 120, encoder="libx265", parameters=CLOSED),
+    Coding(340, 256, 12, 120, matrix=BT709),
+    Coding(340, 256, 12, 120, full_range=True),
+)
+MOST_APART = 4.0
+"""Levels of 255, mean over a frame: chroma is upsampled otherwise, the rest is the same."""
+MOST_TINTED = 3.0
+"""Levels of 255, of a colour's mean over a frame. FFmpeg's conversion lies 1.5 below the exact one in green,
+1 in red and blue; a wrong matrix would be 7 off, a wrong range 8 and more."""
+
+RATE_SECONDS = 5.0
+BATCH = 32
+MEAN = STD = (0.5, 0.5, 0.5)
+POLICY = "rand-m7-n4-mstd0.5-inc1"
+
+
+def compare_frames(task: Task) -> None:
+    """Frame numbers and colours of NVDEC beside PyAV's, for each of `COMPARED`."""
+    videos = [task.shared / "videos" / f"compared-{number}" / "000.mp4" for number in range(len(COMPARED))]
+    make_videos(list(zip(videos, COMPARED, strict=True)))
+    for video, coding in zip(videos, COMPARED, strict=True):
+        wanted = np.array([0, 1, 11, 12, 13, coding.frames // 2, 5, 5, coding.frames - 1])
+        try:
+            (graph,) = decode_in_graph([video], wanted, task.device)
+        except Exception as error:
+            task.report.check(coding.name, False, f"{type(error).__name__}: {error}"[:300], "is decoded")
+            continue
+        pyav = decode_frames(video, wanted)
+        numbers = [read_number(frame) for frame in graph]
+        task.report.check(
+            f"{coding.name}: frames", numbers == wanted.tolist(), str(numbers), str(wanted.tolist())
+        )
+        apart = np.abs(graph.astype(float) - pyav).mean(axis=(1, 2, 3)).max()
+        tint = np.abs((graph.astype(float) - pyav).mean(axis=(1, 2))).max()
+        task.report.check(
+            f"{coding.name}: colours",
+            bool(apart <= MOST_APART and tint <= MOST_TINTED),
+            f"{apart:.2f} apart, tint {tint:.2f} of 255",
+            f"at most {MOST_APART:g} and {MOST_TINTED:g}",
+        )
+
+
+def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """The frames at `wanted` of each video, by the graph's decoder, T H W 3 uint8."""
+    decoder = GraphDecoder.on(gpu=device.type == "cuda")
+    payloads = [payload(video, wanted, decoder) for video in videos]
+    pipeline = decode_only(
+        lambda info: payloads[info.idx_in_batch],
+        Decoding("dali", decoder),
+        batch=len(videos),
+        threads=min(len(videos), 8),
+        device=device,
+    )
+    (decoded,) = pipeline.run()
+    return [np.array(each) for each in decoded.as_cpu()]
+
+
+def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> tuple[np.ndarray, ...]:
+    """What a graph is given of a video to decode the frames at `wanted`."""
+    data = video.read_bytes()
+    encoded = check_encoded(data, row_of(video), wanted, decoder)
+    return np.frombuffer(data, np.uint8), encoded.indices, encoded.color, encoded.orientation
+
+
+def row_of(video: Path) -> Row:
+    """A manifest's row of a video."""
+    return Manifest.open(make_manifest(video.parent, [video])).row(0)
+
+
+def measure_rates(task: Task) -> None:
+    """Clips per second of 8 frames: NVDEC alone, then whole loaders."""
+    small = Coding(340, 256, 250, 300 if task.gpu else 60)
+    fitting = Coding(352, 256, 250, 300 if task.gpu else 60)
+    keyframes = Coding(340, 256, 12, 300 if task.gpu else 60)
+    large = Coding(1920, 1080, 30, 120 if task.gpu else 20)
+    counts = {small: 48, fitting: 48, keyframes: 48, large: 16} if task.gpu else {small: 4}
+    folders = {coding: task.shared / "videos" / f"rates-{number}" for number, coding in enumerate(counts)}
+    videos = {coding: numbered(folders[coding], count) for coding, count in counts.items()}
+    make_videos([(path, coding) for coding, paths in videos.items() for path in paths])
+    if task.gpu:
+        for coding, paths in videos.items():
+            for threads in (4, 8, 16) if coding == small else (8,):
+                measure_graph(task, coding, paths, threads)
+    for coding, paths in videos.items():
+        manifest = make_manifest(folders[coding], paths)
+        cases: list[tuple[str, str | None]] = [("pyav", None)]
+        if task.gpu and coding != fitting:
+            cases.append(("auto", None))
+        if coding == small:
+            cases += [("hybrid", None), ("pyav", POLICY)]
+        for decoder, policy in cases:
+            measure_loader(task, coding, manifest, decoder, policy)
+
+
+def measure_graph(task: Task, coding: Coding, videos: list[Path], threads: int) -> None:
+    """NVDEC's rate on clips of 8 frames spread over 64, and what it takes of the GPU's memory."""
+    rng = np.random.default_rng(0)
+    spread = min(64, coding.frames - 8)
+    wanted = [
+        int(rng.integers(0, coding.frames - spread)) + np.arange(0, spread, spread // 8)[:8] for _ in videos
+    ]
+    payloads = [
+        payload(video, indices, GraphDecoder.NVDEC) for video, indices in zip(videos, wanted, strict=True)
+    ]
+    free = torch.cuda.mem_get_info(task.device)[0]
+    pipeline = decode_only(
+        lambda info: payloads[info.idx_in_batch],
+        Decoding("dali", GraphDecoder.NVDEC),
+        batch=len(videos),
+        threads=threads,
+        device=task.device,
+    )
+    pipeline.run()
+    clips, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < RATE_SECONDS:
+        (decoded,) = pipeline.run()
+        np.array(decoded.as_cpu()[0])  # waits until the batch is there
+        clips += len(videos)
+    rate = clips / (time.perf_counter() - begun)
+    taken = (free - torch.cuda.mem_get_info(task.device)[0]) / 2**30
+    frames = np.mean([indices.max() + 1 for indices in wanted])
+    task.report.measure(
+        f"NVDEC alone, {coding.name}, {threads} threads",
+        f"{rate:.0f} clips/s ({rate * frames:.0f} frames/s up to the last wanted), {taken:.2f} GiB",
+    )
+
+
+def measure_loader(task: Task, coding: Coding, manifest: Path, decoder: str, policy: str | None) -> None:
+    """The rate of a training loader, with what it takes of the GPU's memory."""
+    size = 224 if task.gpu else 64
+    batch = BATCH if task.gpu else 4
+    dataset = Dataset.open([manifest])
+    free = torch.cuda.mem_get_info(task.device)[0] if task.gpu else 0
+    loader = train_loader(
+        dataset,
+        TrainPlan(len(dataset), batch, 0),
+        TrainClip(8, size, rand_augment=policy),
+        mean=MEAN,
+        std=STD,
+        micro_batch=batch,
+        rank=0,
+        world_size=1,
+        first_step=0,
+        options=LoaderOptions(task.device, decoder),
+    )
+    watch = _LeastFree(task) if task.gpu else None
+    try:
+        batches = iter(loader)
+        for _ in range(4):
+            next(batches)
+        clips, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < RATE_SECONDS:
+            next(batches)
+            clips += batch
+        if task.gpu:
+            torch.cuda.synchronize(task.device)
+        rate = clips / (time.perf_counter() - begun)
+        taken = f", {(free - watch.least) / 2**30:.2f} GiB" if watch else ""
+        bad = loader.defects.bad
+        task.report.check(
+            f"loader, {decoder}, {coding.name}{', RandAugment' if policy else ''}",
+            bad == 0,
+            f"{rate:.0f} clips/s{taken}; {bad} bad; {loader.tuning}",
+            "no bad clip",
+        )
+    finally:
+        if watch:
+            watch.stop()
+        loader.close()
+
+
+class _LeastFree(threading.Thread):
+    """Looks at the GPU's free memory every 50 ms."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(daemon=True)
+        self._device, self._over = task.device, threading.Event()
+        self.least = torch.cuda.mem_get_info(task.device)[0]
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            self.least = min(self.least, torch.cuda.mem_get_info(self._device)[0])
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()

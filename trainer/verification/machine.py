@@ -1,0 +1,142 @@
+"""What the GPU is, what it could do at most, and whether the libraries that it needs can be loaded."""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from pipelines.nvdec import LIBRARY, has_nvdec
+from pipelines.parallel import usable_cores
+from trainer.environment import describe
+from trainer.meters import peak_flops
+from trainer.verification.steps import Task
+
+GIB = 2**30
+
+
+def examine(task: Task) -> None:
+    report, device = task.report, task.device
+    about = describe()
+    report.measure("packages", ", ".join(f"{name} {version}" for name, version in about["packages"].items()))
+    report.measure("Python, CUDA of torch", f"{about['python']}, {about['cuda']}")
+    report.measure("CPU", f"{about['cpu']}, {usable_cores()} cores usable")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    shared = shutil.disk_usage("/dev/shm").total / GIB
+    report.measure("host memory, /dev/shm", f"{memory:.0f} GiB, {shared:.1f} GiB")
+    if task.gpu:
+        properties = torch.cuda.get_device_properties(device)
+        name = torch.cuda.get_device_name(device)
+        report.measure("GPU", f"{name}, {properties.total_memory / GIB:.1f} GiB, {driver()}")
+        peak = peak_flops(name)
+        report.check("its bf16 peak is known", peak is not None, f"{peak}", "a number")
+        report.check("NVDEC's library", has_nvdec(), LIBRARY, "can be loaded")
+        for codec, limits in nvdec_limits().items():
+            report.measure(f"NVDEC {codec}", limits)
+    copied = bandwidth(device)
+    report.measure("copy on the device, bytes read and written", f"{copied / 1e9:.0f} GB/s")
+    for kind in (torch.float32, *([torch.bfloat16] if task.gpu else [])):
+        side = 8192 if task.gpu else 1024
+        label = str(kind).removeprefix("torch.")
+        report.measure(
+            f"{label} product of {side} squared", f"{product_rate(device, side, kind) / 1e12:.2f} TFLOP/s"
+        )
+    command = [sys.executable, "-m", "pipelines.trial_decode", str(device)]
+    trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = (trial.stdout.strip() or trial.stderr.strip())[-200:]
+    right = trial.returncode == 0 and json.loads(trial.stdout) == {"frames": 16}
+    report.check("trial decode by DALI", right, said, '{"frames": 16}')
+
+
+def driver() -> str:
+    """The driver's version, from nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"driver unknown ({error})"
+    return f"driver {said.split()[0]}"
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second of a large copy on the device, read and written ones counted."""
+    size = 2**30 if device.type == "cuda" else 2**26
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / seconds_of(lambda: target.copy_(source), device)
+
+
+def product_rate(device: torch.device, side: int, kind: torch.dtype) -> float:
+    """FLOP/s of a square matrix product of random numbers."""
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    return 2 * side**3 / seconds_of(lambda: torch.mm(a, b), device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, runs: int = 10) -> float:
+    """Median seconds of `work`, after three runs that do not count; on a GPU by events."""
+    for _ in range(3):
+        work()
+    taken = []
+    for _ in range(runs):
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+            taken.append(begin.elapsed_time(end) / 1000)
+        else:
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return sorted(taken)[len(taken) // 2]
+
+
+class _DecodeCaps(ctypes.Structure):
+    """CUVIDDECODECAPS of NVIDIA's cuviddec.h."""
+
+    _fields_ = [
+        ("codec", ctypes.c_int),
+        ("chroma", ctypes.c_int),
+        ("bit_depth_minus_8", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint * 3),
+        ("supported", ctypes.c_ubyte),
+        ("decoders", ctypes.c_ubyte),
+        ("output_formats", ctypes.c_ushort),
+        ("max_width", ctypes.c_uint),
+        ("max_height", ctypes.c_uint),
+        ("max_macroblocks", ctypes.c_uint),
+        ("min_width", ctypes.c_ushort),
+        ("min_height", ctypes.c_ushort),
+        ("histogram", ctypes.c_ubyte * 4),
+        ("reserved3", ctypes.c_uint * 10),
+    ]
+
+
+_CODECS = {"MPEG-2": 1, "MPEG-4": 2, "H.264": 4, "JPEG": 5, "HEVC": 8, "VP8": 9, "VP9": 10, "AV1": 11}
+"""cudaVideoCodec of cuviddec.h."""
+_CHROMA = {"4:2:0": 1, "4:2:2": 2, "4:4:4": 3}
+"""cudaVideoChromaFormat of cuviddec.h."""
+
+
+def nvdec_limits() -> dict[str, str]:
+    """What `cuvidGetDecoderCaps` says of each codec, for the current CUDA context, in words."""
+    torch.zeros(1, device="cuda")  # makes the context
+    library = ctypes.CDLL(LIBRARY)
+    said = {}
+    for name, codec in _CODECS.items():
+        for chroma, number in _CHROMA.items():
+            for bits in (8, 10):
+                caps = _DecodeCaps(codec=codec, chroma=number, bit_depth_minus_8=bits - 8)
+                code = library.cuvidGetDecoderCaps(ctypes.byref(caps))
+                if code != 0:
+                    said[name] = f"cuvidGetDecoderCaps gave {code}"
+                elif caps.supported:
+                    sides = f"{caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+                    said[f"{name} {chroma} {bits} bits"] = f"{sides}, {caps.decoders} decoders"
+    return said

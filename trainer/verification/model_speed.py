@@ -1,0 +1,228 @@
+"""Training steps of the presets as a run makes them: time, MFU, and memory beside the estimate."""
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models import create_model
+from models.config import UniFormerV2Config
+from models.cost import train_step_flops
+from trainer.engine.engine import Engine, connect
+from trainer.engine.layout import Layout
+from trainer.engine.memory import Needs
+from trainer.environment import find_environment
+from trainer.meters import peak_flops
+from trainer.preparation import model_config
+from trainer.recipe.file import load_recipe
+from trainer.recipe.schema import Recipe
+from trainer.verification.steps import Task
+
+RECIPE = Path(__file__).parents[2] / "recipes/quickstart.yaml"
+CLASSES = 400
+WARM, TIMED = 3, 6
+GIB = 2**30
+ESTIMATE = (0.95, 1.3)
+"""The estimate of what the allocator holds, as a multiple of what it held."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step to be measured."""
+
+    preset: str
+    frames: int
+    batch: int
+    recomputed: int = 0
+    form: str = "scene"
+    zero_stage: int = 1
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.preset} {self.form}, {self.frames} frames, batch {self.batch}"]
+        parts += [f"{self.recomputed} blocks recomputed"] * (self.recomputed > 0)
+        parts += [f"ZeRO {self.zero_stage}"] * (self.zero_stage != 1) + ["compiled"] * self.compile
+        return ", ".join(parts)
+
+
+ON_GPU = (
+    Case("l14_336", 64, 1),
+    Case("l14_336", 64, 1, recomputed=24),
+    Case("l14_336", 64, 2),
+    Case("l14_336", 16, 4),
+    Case("l14", 8, 16),
+    Case("l14", 16, 8),
+    Case("l14", 16, 16, recomputed=24),
+    Case("b16", 8, 32),
+    Case("b16", 16, 16),
+    Case("b16", 8, 32, zero_stage=3),
+    Case("b16", 16, 16, form="temporal"),
+)
+ON_CPU = (Case("tiny", 4, 2), Case("tiny", 4, 2, recomputed=4), Case("tiny", 4, 2, form="temporal"))
+COMPILED_ON_GPU = (
+    Case("b16", 8, 32),
+    Case("b16", 8, 32, compile=True),
+    Case("b16", 8, 32, recomputed=12),
+    Case("b16", 8, 32, recomputed=12, compile=True),
+)
+PROFILED = Case("l14_336", 16, 4)
+
+
+def measure(task: Task) -> None:
+    """Step time, MFU and memory of each case."""
+    for case in ON_GPU if task.gpu else ON_CPU:
+        attempt(task, case)
+
+
+def measure_compiled(task: Task) -> None:
+    """The same, eager and compiled, with and without recomputation."""
+    for case in COMPILED_ON_GPU if task.gpu else ON_CPU[:1]:
+        attempt(task, case)
+
+
+def attempt(task: Task, case: Case) -> None:
+    """Measure one case; what goes wrong is a finding, and the next case is begun."""
+    try:
+        measure_case(task, case)
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        task.report.check(case.name, False, f"{type(error).__name__}: {words}", "trains")
+    gc.collect()
+    if task.gpu:
+        torch.cuda.empty_cache()
+
+
+def measure_case(task: Task, case: Case) -> None:
+    trained = Trained(task, case)
+    began = time.perf_counter()
+    for _ in range(WARM):
+        trained.step()
+    losses = trained.losses()
+    warming = time.perf_counter() - began
+    if task.gpu:
+        torch.cuda.reset_peak_memory_stats(task.device)
+    began = time.perf_counter()
+    for _ in range(TIMED):
+        trained.step()
+    losses += trained.losses()  # waits for the last step
+    seconds = (time.perf_counter() - began) / TIMED
+    flops = train_step_flops(trained.config, recomputed_blocks=0) * case.batch / seconds
+    words = f"{1000 * seconds:.0f} ms a step, {case.batch / seconds:.2f} clips/s, {flops / 1e12:.1f} TFLOP/s"
+    peak = peak_flops(torch.cuda.get_device_name(task.device)) if task.gpu else None
+    if peak:
+        words += f", MFU {100 * flops / peak:.1f} %"
+    if case.compile:
+        words += f", compiled in {warming:.0f} s"
+    finite = all(loss == loss and abs(loss) < 100 for loss in losses)
+    task.report.check(case.name, finite, words, "trains; losses are finite")
+    if task.gpu:
+        held = torch.cuda.max_memory_allocated(task.device)
+        reserved = torch.cuda.max_memory_reserved(task.device)
+        expected = trained.expected_bytes()
+        ratio = expected / held
+        task.report.check(
+            f"{case.name}: memory",
+            case.compile or ESTIMATE[0] <= ratio <= ESTIMATE[1],
+            f"{held / GIB:.2f} GiB allocated, {reserved / GIB:.2f} reserved, "
+            f"{expected / GIB:.2f} expected ({ratio:.2f})",
+            f"expected {ESTIMATE[0]} to {ESTIMATE[1]} times what was allocated",
+        )
+
+
+class Trained:
+    """An engine as a run has it, and one batch of random clips to train on."""
+
+    def __init__(self, task: Task, case: Case) -> None:
+        kind = task.device.type
+        precision = "bf16" if task.gpu else "fp32"
+        self.recipe: Recipe = load_recipe(
+            RECIPE,
+            [
+                f"model.preset={case.preset}",
+                f"model.form={case.form}",
+                f"model.frames={case.frames}",
+                "model.overrides={}",
+                f"optimisation.global_batch={case.batch}",
+                f"engine.device={kind}",
+                f"engine.precision={precision}",
+                f"engine.compile={str(case.compile).lower()}",
+                "evaluation.batch=1",
+                "data.prefetch=2",
+            ],
+        )
+        self.config: UniFormerV2Config = model_config(self.recipe, CLASSES, case.recomputed)
+        environment = find_environment(kind)  # type: ignore[arg-type]
+        connect(environment)
+        torch.manual_seed(0)
+        # Weights are drawn where they are to be: on a CPU, those of L/14 take seconds.
+        with task.device:
+            model = create_model(
+                case.preset,
+                form=case.form,
+                frames=case.frames,
+                num_classes=CLASSES,
+                recomputed_blocks=case.recomputed,
+            )
+        stage = case.zero_stage if task.gpu else 0
+        self.engine = Engine(model, self.recipe, environment, Layout(stage, case.batch, 1, case.recomputed))
+        self.engine.train()
+        side = self.config.resolution
+        self._clips = torch.randn(case.batch, 3, case.frames, side, side, device=task.device)
+        self._labels = torch.arange(case.batch, device=task.device) % CLASSES
+        self._keys = torch.arange(case.batch, device=task.device)
+        self._losses: list[torch.Tensor] = []
+        needs = Needs.of(self.recipe, self.config, ranks=1, precision=precision, kind=kind)  # type: ignore[arg-type]
+        self._demand = needs.demand(
+            zero_stage=stage, micro_batch=case.batch, recomputed_blocks=case.recomputed
+        )
+
+    def step(self) -> None:
+        logits = self.engine.forward(self._clips, self._keys)
+        loss = torch.nn.functional.cross_entropy(logits, self._labels)
+        self.engine.backward(loss)
+        self.engine.step(1e-5)
+        self._losses.append(loss.detach())
+
+    def losses(self) -> list[float]:
+        """Of the steps since the last call; waits for them."""
+        values = torch.stack(self._losses).tolist()
+        self._losses.clear()
+        return values
+
+    def expected_bytes(self) -> int:
+        """What the estimate says of the allocator: without DALI's batches and the reserve, with one batch."""
+        clips = self._clips.numel() * self._clips.element_size()
+        return self._demand.states + self._demand.working + clips
+
+
+def profile(task: Task) -> None:
+    """The operations that take most of the GPU's time in one step."""
+    trained = Trained(task, PROFILED if task.gpu else ON_CPU[0])
+    for _ in range(WARM):
+        trained.step()
+    trained.losses()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if task.gpu:
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profiler:
+        trained.step()
+        trained.losses()
+    profiler.export_chrome_trace(str(task.folder / "trace.json"))
+    # Kernels have no time of their own on the host; operations are left out, as they contain their kernels.
+    kernels = [event for event in profiler.key_averages() if (not task.gpu or _is_kernel(event))]
+    own = "self_device_time_total" if task.gpu else "self_cpu_time_total"
+    kernels.sort(key=lambda event: getattr(event, own), reverse=True)
+    whole = sum(getattr(event, own) for event in kernels)
+    task.report.measure("all kernels of a step", f"{whole / 1000:.1f} ms")
+    for event in kernels[:25]:
+        spent = getattr(event, own)
+        task.report.measure(
+            f"{event.key[:100]}", f"{100 * spent / whole:.1f} %, {spent / 1000:.2f} ms, {event.count} times"
+        )
+
+
+def _is_kernel(event: object) -> bool:
+    return str(getattr(event, "device_type", "")).endswith("CUDA")

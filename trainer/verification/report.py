@@ -1,0 +1,89 @@
+"""What a step found: checks that passed or failed, and measurements. Written as JSON after each of them."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["passed", "failed", "needs a GPU", "not run"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a step's result."""
+
+    name: str
+    value: str
+    """What was seen, with its unit."""
+    mark: str = ""
+    """What had to be seen, written down before it was looked at; empty for a measurement alone."""
+    passed: bool | None = None
+    """Whether the mark was reached; None for a measurement alone."""
+
+
+@dataclass
+class Report:
+    """The findings of one step, rewritten to `path` after each, so that a step that is killed keeps them."""
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+
+    def measure(self, name: str, value: str) -> None:
+        """Add a measurement that nothing depends on."""
+        self._add(Finding(name, value))
+
+    def check(self, name: str, passed: bool, value: str, mark: str) -> None:
+        """Add a check."""
+        self._add(Finding(name, value, mark, bool(passed)))
+
+    def _add(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        print(f"{finding.name}: {finding.value}{_outcome(finding)}", flush=True)
+        write_json(self.path, [asdict(each) for each in self.findings])
+
+
+@dataclass
+class StepResult:
+    """What became of a step."""
+
+    name: str
+    status: Status
+    seconds: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+    error: str = ""
+    """The end of what the step printed, where it did not come to its end."""
+
+
+def read_findings(path: Path) -> list[Finding]:
+    """The findings that a step has written; none where it has written nothing."""
+    if not path.exists():
+        return []
+    return [Finding(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file in one go: a reader sees the old content or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def markdown_table(results: list[StepResult]) -> str:
+    """A table with a row for each finding, and one for each step that has none."""
+    lines = ["| step | what | seen | had to be | |", "|---|---|---|---|---|"]
+    for result in results:
+        for finding in result.findings:
+            outcome = {None: "", True: "passed", False: "**failed**"}[finding.passed]
+            cells = (result.name, finding.name, finding.value, finding.mark, outcome)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if result.status != "passed":
+            why = " ".join(result.error.split())[-300:].replace("|", "\\|")
+            lines.append(f"| {result.name} | the step | {why} | | {result.status}, {result.seconds:.0f} s |")
+    return "\n".join(lines) + "\n"
+
+
+def _outcome(finding: Finding) -> str:
+    if finding.passed is None:
+        return ""
+    return f" - {'passed' if finding.passed else 'FAILED'} (had to be: {finding.mark})"

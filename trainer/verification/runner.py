@@ -1,0 +1,98 @@
+"""Runs the steps one after another, each as a process with a limit, and writes what they found."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.environment import describe
+from trainer.verification.report import StepResult, markdown_table, read_findings, write_json
+from trainer.verification.steps import Step
+
+ROOT = Path(__file__).parents[2]
+LEAST = 10.0
+"""Seconds: a step is not begun with less than this left of the time for all."""
+SHOWN = 2000
+"""Characters of a failed step's output that are kept."""
+
+
+def run_steps(
+    steps: Sequence[Step],
+    *,
+    device: str,
+    folder: Path,
+    seconds: float,
+    announce: Callable[[str], None],
+) -> list[StepResult]:
+    """Run each step; results are rewritten to `folder` after each, as results.json and results.md.
+
+    Args:
+        device: `cpu`, or `cuda:0` and so on.
+        seconds: for all steps together.
+        announce: is given one line before and after each step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = [StepResult(step.name, "not run") for step in steps]
+    about, deadline = describe(), time.monotonic() + seconds
+    for number, step in enumerate(steps):
+        left = deadline - time.monotonic()
+        if step.needs_gpu and device == "cpu":
+            results[number].status = "needs a GPU"
+        elif left < LEAST:
+            results[number].error = f"the {seconds:.0f} s for all steps were over"
+        else:
+            announce(f"{step.name} ({number + 1} of {len(steps)}, {left:.0f} s left): {step.about}")
+            results[number] = run_step(step, device=device, folder=folder, limit=min(step.seconds, left))
+        _write(folder, device, about, results)
+        result = results[number]
+        announce(f"{step.name}: {result.status}, {result.seconds:.0f} s. {result.error[-SHOWN:]}".rstrip())
+    return results
+
+
+def run_step(step: Step, *, device: str, folder: Path, limit: float) -> StepResult:
+    """Run one step as a process, and end it with all that it started when `limit` seconds are over."""
+    own = folder / step.name
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "findings.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "trainer.verification.one_step", step.name, device, str(folder)]
+    begun = time.monotonic()
+    with open(own / "output.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        error = ""
+        try:
+            code = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            code, error = 1, f"ended after {limit:.0f} s"
+        finally:
+            _end(process)
+    findings = read_findings(own / "findings.json")
+    failed = [finding for finding in findings if finding.passed is False]
+    if code != 0:
+        output = (own / "output.log").read_text(encoding="utf-8", errors="replace")
+        error = f"{error or f'exit code {code}'}: {output[-SHOWN:]}"
+    elif failed:
+        error = f"{len(failed)} of {len(findings)} findings are not as they had to be"
+    status = "failed" if code != 0 or failed else "passed"
+    return StepResult(step.name, status, time.monotonic() - begun, findings, error)  # type: ignore[arg-type]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group of a step: also what outlived it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+def _write(folder: Path, device: str, about: dict[str, object], results: list[StepResult]) -> None:
+    content = {"device": device, "environment": about, "steps": [asdict(result) for result in results]}
+    write_json(folder / "results.json", content)
+    (folder / "results.md").write_text(markdown_table(results), encoding="utf-8")

@@ -1,0 +1,161 @@
+"""Whole runs, started as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from trainer.verification.steps import Task
+
+ROOT = Path(__file__).parents[2]
+TOP_1 = 0.85
+"""Of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
+
+
+def quickstart(task: Task) -> None:
+    """The quickstart in bf16; then stopped and gone on with, and the same bits twice."""
+    run_quickstart(task)
+    go_on(task)
+
+
+def run_quickstart(task: Task) -> None:
+    settings = ["data.decoder=auto", "engine.precision=bf16"]
+    if not task.gpu:
+        settings = ["data.embedded={train_clips: 64, val_clips: 16}", "optimisation.epochs=1", *_small(task)]
+    run_dir = task.folder / "quickstart"
+    began = time.monotonic()
+    code, output = train(task, run_dir, settings)
+    seconds = time.monotonic() - began
+    results = run_dir / "summary.json"
+    said = json.loads(results.read_text()) if results.exists() else {}
+    task.report.check(
+        "quickstart", code == 0, f"exit code {code}, {seconds:.0f} s {_end(code, output)}", "exit code 0"
+    )
+    task.report.measure("its results", json.dumps(said)[:600])
+    top_1 = float(said.get("top1") or 0)
+    task.report.check(
+        "its accuracy", top_1 >= TOP_1 or not task.gpu, f"top-1 {top_1:.3f}", f"at least {TOP_1}"
+    )
+    for line in output.splitlines():
+        if "decoding by" in line or "MFU" in line:
+            task.report.measure("it says", line.strip()[:300])
+            break
+
+
+def go_on(task: Task) -> None:
+    """Thirty steps, deterministic: twice, and once stopped in between. The losses must be the same."""
+    settings = ["optimisation.epochs=null", "optimisation.steps=30", "evaluation.at_end=false"]
+    settings += [
+        "evaluation.every_epochs=null",
+        "optimisation.warmup_epochs=null",
+        "optimisation.warmup_steps=5",
+    ]
+    settings += ["engine.deterministic=true", "data.decoder=pyav", "run.checkpoint_every_minutes=null"]
+    settings += ["engine.precision=bf16", "augmentation.rand_augment=rand-m7-n4-mstd0.5-inc1"]
+    if not task.gpu:
+        settings = [s for s in settings if "bf16" not in s] + _small(task)
+    losses = {}
+    for name in ("first", "second"):
+        code, output = train(task, task.folder / name, settings)
+        losses[name] = read_losses(task.folder / name)
+        task.report.check(f"run {name}", code == 0, f"exit code {code} {_end(code, output)}", "exit code 0")
+    same = losses["first"] == losses["second"] and len(losses["first"]) == 30
+    task.report.check(
+        "the same bits twice", same, _compared(losses["first"], losses["second"]), "equal losses"
+    )
+    code, output = train(task, task.folder / "stopped", settings, stop_after=10)
+    task.report.check(
+        "stopped by SIGTERM", code == 85, f"exit code {code} {_end(code, output, 85)}", "exit code 85"
+    )
+    before = len(read_losses(task.folder / "stopped"))
+    code, output = train(task, task.folder / "stopped", settings)
+    after = read_losses(task.folder / "stopped")
+    task.report.check(
+        "gone on with", code == 0, f"after {before} steps: exit code {code} {_end(code, output)}", "0"
+    )
+    task.report.check(
+        "bit for bit", after == losses["first"], _compared(losses["first"], after), "losses as without a stop"
+    )
+
+
+def out_of_memory(task: Task) -> None:
+    """L/14 at 336 pixels and 64 frames with 64 clips in a forward pass, which no GPU has the memory for."""
+    settings = ["model.preset=l14_336", "model.frames=64", "model.overrides={}", "model.form=scene"]
+    settings += ["optimisation.global_batch=64", "engine.micro_batch=64", "engine.precision=bf16"]
+    settings += ["data.prefetch=1", "data.workers=2", "data.decoder=pyav", "evaluation.batch=1"]
+    code, output = train(task, task.folder / "memory", settings)
+    words = " ".join(output.split())[-500:]
+    told = "memory" in words and "Traceback" not in output
+    task.report.check(
+        "a batch that does not fit", code == 2 and told, f"exit code {code}: {words}", "2, in words"
+    )
+
+
+def train(task: Task, run_dir: Path, settings: list[str], stop_after: int | None = None) -> tuple[int, str]:
+    """Run launch/train.py; returns exit code and output. stop_after: steps, after which it gets SIGTERM."""
+    command = [
+        sys.executable,
+        "launch/train.py",
+        "--recipe",
+        "recipes/quickstart.yaml",
+        "--run-dir",
+        str(run_dir),
+    ]
+    data = task.shared / ("motion" if task.gpu else "motion-small")
+    settings = [f"data.train={data}/train.arrow", f"data.val={data}/val.arrow", *settings]
+    for setting in [*settings, f"engine.device={task.device.type}", "tracking.enabled=false"]:
+        command += ["--set", setting]
+    log = run_dir.with_suffix(".log")
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        if stop_after is not None:
+            while process.poll() is None and len(read_losses(run_dir)) < stop_after:
+                time.sleep(0.02)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGTERM)
+        code = process.wait()
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def read_losses(run_dir: Path) -> list[float]:
+    """The loss of each step that a run has written down, in the order of the steps."""
+    events = run_dir / "events.jsonl"
+    if not events.exists():
+        return []
+    losses: dict[int, float] = {}
+    for line in events.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # the last line, while it is written
+            continue
+        if event.get("event") == "step":
+            losses[event["step"]] = event["loss"]
+    return [losses[step] for step in sorted(losses)]
+
+
+def _small(task: Task) -> list[str]:
+    data = [
+        "model.frames=4",
+        "model.overrides={resolution: 32, patch_size: 16, depth: 2, width: 32, heads: 2}",
+    ]
+    return [
+        *data,
+        "optimisation.global_batch=8",
+        "evaluation.batch=8",
+        "data.workers=1",
+        "engine.precision=fp32",
+    ]
+
+
+def _compared(first: list[float], second: list[float]) -> str:
+    for step, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return f"step {step + 1}: {one!r} and {other!r}"
+    return f"{len(first)} and {len(second)} steps, equal as far as both go"
+
+
+def _end(code: int, output: str, wanted: int = 0) -> str:
+    return "" if code == wanted else f"({' '.join(output.split())[-400:]})"
