@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.motion import render
 from tests.shards import assign_shards, parse_shard
@@ -13,6 +14,46 @@ from tests.shards import assign_shards, parse_shard
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", metavar="NUMBER/TOTAL", help="run one part of the chosen tests, such as 1/3")
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what tests marked on_device compute on (%(default)s)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no GPU here")
+    # Read once, before a process's first product; needed where a test wants the same bits twice.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what computes on the device that --device names, so that -m on_device selects it."""
+    if "device" in getattr(item, "fixturenames", ()) or item.get_closest_marker("gpu"):
+        item.add_marker("on_device")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which a GPU may be needed for
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and item.config.getoption("--device") == "cpu":
+        pytest.skip("needs a GPU: pytest --device cuda")  # all from this line, so one line in the summary
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """What --device names: the CPU, or the first GPU, which then computes fp32 without TF32, as in a run."""
+    if request.config.getoption("--device") == "cpu":
+        return torch.device("cpu")
+    from trainer.numerics import settle, take
+
+    gpu = torch.device("cuda", 0)
+    take(gpu)
+    settle(deterministic=False)
+    return gpu
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k: the parts are those of the tests that are chosen

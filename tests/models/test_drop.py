@@ -38,27 +38,29 @@ def numbered(module, layer):
     return module
 
 
-def test_the_streams_are_those_of_unsigned_arithmetic():
+def test_the_streams_are_those_of_unsigned_arithmetic(device):
     keys = any_keys(1000)
-    assert np.array_equal(mask_streams(keys, 40).numpy().view(np.uint64), reference_streams(keys.numpy(), 40))
+    assert np.array_equal(
+        mask_streams(keys.to(device), 40).cpu().numpy().view(np.uint64), reference_streams(keys.numpy(), 40)
+    )
 
 
 @pytest.mark.parametrize("rate", [0.03, 0.5, 0.9])
-def test_the_masks_are_those_of_unsigned_arithmetic(rate):
+def test_the_masks_are_those_of_unsigned_arithmetic(rate, device):
     keys = any_keys(50)
     expected = reference_streams(keys.numpy(), 3)[:, 2]
-    streams = mask_streams(keys, 3)
-    path = numbered(DropPath(rate), 2)(torch.ones(50, 2, 2), streams)
+    streams = mask_streams(keys.to(device), 3)
+    path = numbered(DropPath(rate), 2)(torch.ones(50, 2, 2, device=device), streams).cpu()
     assert np.array_equal(
         (path != 0).numpy(), reference_kept(expected, rate)[:, None, None].repeat(2, 1).repeat(2, 2)
     )
     hashed = splitmix(expected[:, None] ^ np.arange(35, dtype=np.uint64)).reshape(50, 5, 7)
-    elements = numbered(Dropout(rate), 2)(torch.ones(50, 5, 7), streams)
+    elements = numbered(Dropout(rate), 2)(torch.ones(50, 5, 7, device=device), streams).cpu()
     assert np.array_equal((elements != 0).numpy(), reference_kept(hashed, rate))
 
 
 @pytest.mark.soak
-def test_compiled_masks_are_the_same():
+def test_compiled_masks_are_the_same(device):
     path, elements = numbered(DropPath(0.3), 1), numbered(Dropout(0.3), 2)
 
     def masks(keys, x):
@@ -66,7 +68,7 @@ def test_compiled_masks_are_the_same():
         return path(x, streams), elements(x, streams)
 
     # Rows of no multiple of a vector: an index that overflows corrupts the memory behind them.
-    keys, x = any_keys(50), torch.ones(50, 5, 7)
+    keys, x = any_keys(50).to(device), torch.ones(50, 5, 7, device=device)
     torch.testing.assert_close(torch.compile(masks)(keys, x), masks(keys, x), atol=0, rtol=0)
 
 

@@ -4,33 +4,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment import operate
 from pipelines.rand_augment import Drawn
 from pipelines.window import Box, Narrowed, localise
 
+CPU = torch.device("cpu")
+
 
 def run(
-    graph: Callable[..., Any], clips: Sequence[np.ndarray], *numbers: Sequence[np.ndarray]
+    graph: Callable[..., Any],
+    clips: Sequence[np.ndarray],
+    *numbers: Sequence[np.ndarray],
+    device: torch.device = CPU,
 ) -> list[np.ndarray]:
-    """Run `graph(frames, *numbers)` on one batch: clips of F H W 3, and per clip one array of each kind."""
+    """Run `graph(frames, *numbers)` on one batch: clips of F H W 3, and per clip one array of each kind.
+
+    device: of the frames.
+    """
     given = [list(clips), *(list(arrays) for arrays in numbers)]
 
-    @pipeline_def(batch_size=len(clips), num_threads=1, device_id=None, enable_conditionals=True)
+    @pipeline_def(batch_size=len(clips), num_threads=1, device_id=device.index, enable_conditionals=True)
     def pipeline() -> Any:
-        outputs = fn.external_source(
+        frames, *others = fn.external_source(
             source=lambda: given, num_outputs=len(given), layout=["FHWC", *[""] * len(numbers)]
         )
-        return graph(*outputs)
+        return graph(frames.gpu() if device.type == "cuda" else frames, *others)
 
     built = pipeline()
     built.build()
-    (result,) = built.run()
+    result = built.run()[0].as_cpu()
     return [np.array(result[place]) for place in range(len(clips))]
 
 
-def operated(clips: Sequence[np.ndarray], laid_out: Sequence[Narrowed]) -> list[np.ndarray]:
+def operated(
+    clips: Sequence[np.ndarray], laid_out: Sequence[Narrowed], device: torch.device = CPU
+) -> list[np.ndarray]:
     """What the operations make of the windows of full clips."""
     windows = [
         np.ascontiguousarray(clip[:, box.top : box.bottom, box.left : box.right])
@@ -47,6 +58,7 @@ def operated(clips: Sequence[np.ndarray], laid_out: Sequence[Narrowed]) -> list[
         [each.codes for each in laid_out],
         [each.arguments for each in laid_out],
         [each.regions for each in laid_out],
+        device=device,
     )
 
 

@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 
 from pipelines.rand_augment import MAKERS, Drawn
-from tests.pipelines.augmentation_graphs import on_full_frames, operated
+from tests.pipelines.augmentation_graphs import CPU, on_full_frames, operated
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/augmentation.md"
@@ -64,15 +65,15 @@ def by_timm(name: str, magnitude: float, sign: int, pixels: np.ndarray) -> np.nd
     return np.asarray(changed)
 
 
-def by_graph(drawn: list[Drawn], frames: list[np.ndarray]) -> list[np.ndarray]:
+def by_graph(drawn: list[Drawn], frames: list[np.ndarray], device: torch.device = CPU) -> list[np.ndarray]:
     """The graph's result for each operation on each frame, all in one batch."""
     laid_out = [
         on_full_frames([each], *pixels.shape[:2], 1) for each, pixels in zip(drawn, frames, strict=True)
     ]
-    return [clip[0] for clip in operated([pixels[None] for pixels in frames], laid_out)]
+    return [clip[0] for clip in operated([pixels[None] for pixels in frames], laid_out, device)]
 
 
-def compare() -> list[Case]:
+def compare(device: torch.device = CPU) -> list[Case]:
     """All operations at all magnitudes, each with the sign that a magnitude's parity gives it."""
     tried = [
         (name, magnitude, 1 - 2 * (place % 2))
@@ -86,7 +87,9 @@ def compare() -> list[Case]:
     ]
     return [
         Case(name, magnitude, pixels, by_timm(name, magnitude, sign, pixels), ours)
-        for (name, magnitude, sign), pixels, ours in zip(tried, frames, by_graph(drawn, frames), strict=True)
+        for (name, magnitude, sign), pixels, ours in zip(
+            tried, frames, by_graph(drawn, frames, device), strict=True
+        )
     ]
 
 

@@ -1,6 +1,6 @@
 """Loaders over the motion set, and what their batches come to; as a program, prints digests of batches.
 
-python -m tests.pipelines.batches MANIFEST FIRST_STEP
+python -m tests.pipelines.batches MANIFEST FIRST_STEP DEVICE
 """
 
 import hashlib
@@ -20,8 +20,13 @@ HALF = (0.5, 0.5, 0.5)
 ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
 
 
-def options(decoder: str = "pyav", workers: int = 1, prefetch: int = 2) -> LoaderOptions:
-    return LoaderOptions(torch.device("cpu"), decoder, workers, threads=1, prefetch=prefetch)
+CPU = torch.device("cpu")
+
+
+def options(
+    decoder: str = "pyav", workers: int = 1, prefetch: int = 2, device: torch.device = CPU
+) -> LoaderOptions:
+    return LoaderOptions(device, decoder, workers, threads=1, prefetch=prefetch)
 
 
 def loader(
@@ -59,12 +64,13 @@ def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
         parts = [entry] if isinstance(entry, ClipBatch) else entry
         digest = hashlib.sha256()
         for name in ("clips", "labels", "ids", "valid", "keys"):
-            digest.update(torch.cat([getattr(part, name) for part in parts]).numpy().tobytes())
+            digest.update(torch.cat([getattr(part, name) for part in parts]).cpu().numpy().tobytes())
         found.append(digest.hexdigest())
     return found
 
 
 if __name__ == "__main__":
-    endless = loader(Path(sys.argv[1]), ALL, first_step=int(sys.argv[2]), how=options(workers=2))
+    how = options(workers=2, device=torch.device(sys.argv[3]))
+    endless = loader(Path(sys.argv[1]), ALL, first_step=int(sys.argv[2]), how=how)
     for batch in endless:
         print(digests([batch])[0], flush=True)

@@ -26,16 +26,22 @@ TOLERANCES = {
     "TranslateXRel": (0.6, 1),  # PIL cuts fractions off
     "TranslateYRel": (0.6, 1),
 }
+# On a GPU contrast is arithmetic in float32, where a product and a sum are rounded once, not twice.
+GPU_TOLERANCES = {**TOLERANCES, "ContrastIncreasing": (0.1, 1)}
+# Of warps: mean difference, and the share that may be more than 12 levels off. On a GPU another library
+# warps, with a bicubic kernel of another sharpness.
+WARPED = {"cpu": (1, 0.01), "cuda": (2, 0.03)}
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Case]:
-    return compare()
+def cases(device: torch.device) -> list[Case]:
+    return compare(device)
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in INTERPOLATED])
-def test_operation_equals_that_of_timm(name: str, cases: list[Case]) -> None:
-    mean, greatest = TOLERANCES.get(name, (0, 0))
+def test_operation_equals_that_of_timm(name: str, cases: list[Case], device: torch.device) -> None:
+    tolerances = GPU_TOLERANCES if device.type == "cuda" else TOLERANCES
+    mean, greatest = tolerances.get(name, (0, 0))
     own = [case for case in cases if case.name == name]
     assert any((case.timm != case.before).mean() > 0.5 for case in own), "nothing changes, so nothing shows"
     for case in own:
@@ -44,37 +50,40 @@ def test_operation_equals_that_of_timm(name: str, cases: list[Case]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(INTERPOLATED))
-def test_warp_is_near_that_of_timm(name: str, cases: list[Case]) -> None:
+def test_warp_is_near_that_of_timm(name: str, cases: list[Case], device: torch.device) -> None:
     """OpenCV's bicubic kernel is softer (-0.75) than PIL's (-1), and its frame ends a pixel softer."""
+    mean, share = WARPED[device.type]
     for case in (case for case in cases if case.name == name):
-        assert case.difference.mean() < 1, case.magnitude
-        assert (case.difference > 12).mean() < 0.01, case.magnitude
+        assert case.difference.mean() < mean, case.magnitude
+        assert (case.difference > 12).mean() < share, case.magnitude
 
 
-def test_frames_are_measured_each_for_itself() -> None:
+def test_frames_are_measured_each_for_itself(device: torch.device) -> None:
     frames = np.stack([FRAME // 2 + 40, FRAME // 3 + 10])
     for operation in (
         Drawn(Operation.AUTO_CONTRAST),
         Drawn(Operation.EQUALIZE),
         Drawn(Operation.CONTRAST, (1.7,)),
     ):
-        (together,) = operated([frames], [on_full_frames([operation], HEIGHT, WIDTH, 1)])
-        for number, alone in enumerate(by_graph([operation] * 2, list(frames))):
+        (together,) = operated([frames], [on_full_frames([operation], HEIGHT, WIDTH, 1)], device)
+        for number, alone in enumerate(by_graph([operation] * 2, list(frames), device)):
             np.testing.assert_array_equal(together[number], alone)
 
 
-def test_a_flat_channel_keeps_its_level() -> None:
+def test_a_flat_channel_keeps_its_level(device: torch.device) -> None:
     flat = FRAME // 2 + 20
     flat[..., 1] = 77
-    for result in by_graph([Drawn(Operation.AUTO_CONTRAST), Drawn(Operation.EQUALIZE)], [flat, flat]):
+    operations = [Drawn(Operation.AUTO_CONTRAST), Drawn(Operation.EQUALIZE)]
+    for result in by_graph(operations, [flat, flat], device):
         assert (result[..., 1] == 77).all()
         assert (result[..., 0].min(), result[..., 0].max()) == (0, 255)
 
 
-def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order() -> None:
+def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order(device: torch.device) -> None:
     invert, darken = Drawn(Operation.INVERT), Drawn(Operation.BRIGHTNESS, (0.5,))
     chains = [[], [invert], [invert, darken], [darken, invert]]
-    results = operated([FRAME[None]] * 4, [on_full_frames(chain, HEIGHT, WIDTH, 2) for chain in chains])
+    laid_out = [on_full_frames(chain, HEIGHT, WIDTH, 2) for chain in chains]
+    results = operated([FRAME[None]] * 4, laid_out, device)
     expected = [FRAME, 255 - FRAME, (255 - FRAME) // 2, 255 - FRAME // 2]
     for result, wanted in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result[0], wanted)
@@ -82,10 +91,13 @@ def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order() -
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("crop", [Box(0, 0, 50, 70), Box(20, 30, 180, 300), Box(100, 200, 117, 213)])
-def test_crop_is_resized_as_by_torchvision(crop: Box, mirrored: bool) -> None:
+def test_crop_is_resized_as_by_torchvision(crop: Box, mirrored: bool, device: torch.device) -> None:
     cut = np.ascontiguousarray(FRAME[crop.top : crop.bottom, crop.left : crop.right])
     (ours,) = run(
-        lambda frames, matrix: place(frames, matrix, 96), [cut[None]], [placing(crop, mirrored, 96)]
+        lambda frames, matrix: place(frames, matrix, 96),
+        [cut[None]],
+        [placing(crop, mirrored, 96)],
+        device=device,
     )
     wanted = (
         F.resize(torch.from_numpy(cut).permute(2, 0, 1), [96, 96], antialias=False).permute(1, 2, 0).numpy()
@@ -105,9 +117,10 @@ ENHANCERS = {
 
 
 @pytest.mark.parametrize("order", [(9, 8, 7), (7, 9, 8), (8, 7, 9)])
-def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...]) -> None:
+def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...], device: torch.device) -> None:
     factors = (1.4, 0.7, 1.3)
-    (ours,) = run(jitter, [FRAME[None]], [np.array(order, np.int32)], [np.array(factors, np.float32)])
+    numbers = [np.array(order, np.int32)], [np.array(factors, np.float32)]
+    (ours,) = run(jitter, [FRAME[None]], *numbers, device=device)
     picture = Image.fromarray(FRAME)
     for code, factor in zip(order, factors, strict=True):
         picture = ENHANCERS[Operation(code)](picture).enhance(factor)
@@ -116,7 +129,7 @@ def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...]) -> None:
     assert difference.max() <= 4
 
 
-def test_a_whole_clip_equals_the_same_steps_one_by_one() -> None:
+def test_a_whole_clip_equals_the_same_steps_one_by_one(device: torch.device) -> None:
     clip = TrainClip(2, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
     mean, std = (0.45, 0.4, 0.5), (0.225, 0.2, 0.25)
     frames = np.stack([FRAME, FRAME[::-1]])
@@ -133,12 +146,12 @@ def test_a_whole_clip_equals_the_same_steps_one_by_one() -> None:
     def graph(frames: Any, *numbers: Any) -> Any:
         return train_clip(frames, numbers, clip, mean, std)
 
-    results = run(graph, windows, *zip(*(draw.numbers for draw in draws), strict=True))
+    results = run(graph, windows, *zip(*(draw.numbers for draw in draws), strict=True), device=device)
     drawn = [
         draw_changes(clip, np.random.default_rng([3, 0, place, 1]), HEIGHT, WIDTH) for place in range(12)
     ]
     full_frames = operated(
-        [frames] * 12, [on_full_frames(changes.operations, HEIGHT, WIDTH, 4) for changes in drawn]
+        [frames] * 12, [on_full_frames(changes.operations, HEIGHT, WIDTH, 4) for changes in drawn], device
     )
     for result, changes, full in zip(results, drawn, full_frames, strict=True):
         top, left, bottom, right = changes.crop

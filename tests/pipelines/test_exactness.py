@@ -23,17 +23,18 @@ BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def reference(motion_set: MotionSet) -> list[str]:
+def reference(motion_set: MotionSet, device: torch.device) -> list[str]:
     """Digests of the global batches of STEPS, made by one rank with one worker that started there."""
-    return digests(take(loader(motion_set.train, ALL, batch=BATCH, first_step=STEPS[0]), len(STEPS)))
+    how = options(device=device)
+    return digests(take(loader(motion_set.train, ALL, batch=BATCH, first_step=STEPS[0], how=how), len(STEPS)))
 
 
 def test_starting_at_step_41_gives_what_a_run_from_the_beginning_gets_there(
-    motion_set: MotionSet, reference: list[str]
+    motion_set: MotionSet, reference: list[str], device: torch.device
 ) -> None:
-    from_zero = take(loader(motion_set.train, ALL, batch=BATCH, how=options(workers=2)), 42)
+    from_zero = take(loader(motion_set.train, ALL, batch=BATCH, how=options(workers=2, device=device)), 42)
     assert digests(from_zero)[40:42] == reference[:2]
-    later = take(loader(motion_set.train, ALL, batch=BATCH, first_step=41), 2)
+    later = take(loader(motion_set.train, ALL, batch=BATCH, first_step=41, how=options(device=device)), 2)
     assert digests(later) == reference[1:]
     assert len(set(reference)) == len(reference)
 
@@ -49,7 +50,7 @@ def test_starting_at_step_41_gives_what_a_run_from_the_beginning_gets_there(
     ],
 )
 def test_ranks_workers_and_accumulation_change_nothing(
-    motion_set: MotionSet, reference: list[str], ranks: int, micro: int, workers: int
+    motion_set: MotionSet, reference: list[str], ranks: int, micro: int, workers: int, device: torch.device
 ) -> None:
     accumulation = BATCH // (ranks * micro)
     count = len(STEPS) * accumulation
@@ -57,7 +58,7 @@ def test_ranks_workers_and_accumulation_change_nothing(
         take(
             loader(
                 motion_set.train, ALL, batch=BATCH, micro=micro, rank=rank, ranks=ranks, first_step=STEPS[0],
-                how=options(workers=workers, prefetch=workers),
+                how=options(workers=workers, prefetch=workers, device=device),
             ),
             count,
         )
@@ -72,15 +73,15 @@ def test_ranks_workers_and_accumulation_change_nothing(
 
 
 def test_after_sigkill_the_next_process_goes_on_with_the_same_batches(
-    motion_set: MotionSet, reference: list[str]
+    motion_set: MotionSet, reference: list[str], device: torch.device
 ) -> None:
     """The process and its workers die in the middle of a batch; another begins at the step it had reached."""
-    killed = _start(motion_set.train, first_step=STEPS[0])
+    killed = _start(motion_set.train, STEPS[0], device)
     assert killed.stdout is not None
     before = [killed.stdout.readline().strip() for _ in range(2)]
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(60) == -signal.SIGKILL
-    after = _start(motion_set.train, first_step=STEPS[2])
+    after = _start(motion_set.train, STEPS[2], device)
     assert after.stdout is not None
     resumed = after.stdout.readline().strip()
     after.kill()
@@ -88,19 +89,19 @@ def test_after_sigkill_the_next_process_goes_on_with_the_same_batches(
     assert [*before, resumed] == reference
 
 
-def _start(manifest: Path, first_step: int) -> "subprocess.Popen[str]":
+def _start(manifest: Path, first_step: int, device: torch.device) -> "subprocess.Popen[str]":
     """A process that prints the digest of batch after batch."""
-    command = [sys.executable, "-m", "tests.pipelines.batches", str(manifest), str(first_step)]
+    command = [sys.executable, "-m", "tests.pipelines.batches", str(manifest), str(first_step), str(device)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
 
-def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet) -> None:
+def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet, device: torch.device) -> None:
     """Each repeat is what a loader without repeats gives it; the number of samples read is halved."""
-    repeated = loader(motion_set.train, ALL, batch=8, repeats=2)
+    repeated = loader(motion_set.train, ALL, batch=8, repeats=2, how=options(device=device))
     batches = [batch for _, batch in zip(range(4), repeated, strict=False)]
     assert (repeated.costs.clips, repeated.costs.decodings) == (32, 16)
     repeated.close()
-    single = take(loader(motion_set.train, ALL, batch=8), 2)
+    single = take(loader(motion_set.train, ALL, batch=8, how=options(device=device)), 2)
     clips, ids = torch.cat([b.clips for b in batches]), torch.cat([b.ids for b in batches])
     assert torch.equal(ids[0::2], ids[1::2])
     assert torch.equal(ids[0::2], torch.cat([batch.ids for batch in single]))

@@ -86,10 +86,10 @@ def test_damage_is_masked_in_evaluation_as_well(vp9_set: Path) -> None:
     views.close()
 
 
-def test_a_killed_worker_changes_no_batch(motion_set: MotionSet) -> None:
+def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.device) -> None:
     """As when the kernel ends one for want of memory: no video is to blame, and none is given up."""
-    undisturbed = digests(take(loader(motion_set.train, ALL), 6))
-    endless = loader(motion_set.train, ALL, how=options(workers=2))
+    undisturbed = digests(take(loader(motion_set.train, ALL, how=options(device=device)), 6))
+    endless = loader(motion_set.train, ALL, how=options(workers=2, device=device))
     batches = iter(endless)
     seen = [next(batches), next(batches)]
     victim = min(endless._workers, key=lambda process: process.pid or 0)

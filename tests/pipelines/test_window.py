@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.rand_augment import MAKERS, Drawn, Operation, draw, parse
 from pipelines.window import Box, narrow, needed
@@ -35,14 +36,19 @@ def crops(rng: np.random.Generator, count: int) -> list[Box]:
 
 
 def differences(
-    clips: list[np.ndarray], operations: list[list[Drawn]], boxes: list[Box], count: int
+    clips: list[np.ndarray],
+    operations: list[list[Drawn]],
+    boxes: list[Box],
+    count: int,
+    device: torch.device,
 ) -> list[np.ndarray]:
     """Windowed against full-frame results inside the crops, in levels."""
     windowed = operated(
         clips,
         [narrow(drawn, box, HEIGHT, WIDTH, count) for drawn, box in zip(operations, boxes, strict=True)],
+        device,
     )
-    full = operated(clips, [on_full_frames(drawn, HEIGHT, WIDTH, count) for drawn in operations])
+    full = operated(clips, [on_full_frames(drawn, HEIGHT, WIDTH, count) for drawn in operations], device)
     found = []
     for part, whole, box in zip(windowed, full, boxes, strict=True):
         inside = whole[:, box.top : box.bottom, box.left : box.right]
@@ -52,22 +58,22 @@ def differences(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_each_operation_on_its_window(name: str) -> None:
+def test_each_operation_on_its_window(name: str, device: torch.device) -> None:
     rng = np.random.default_rng(list(name.encode()))
     operations = [
         [MAKERS[name](rng.uniform(0.1, 1), sign, HEIGHT, WIDTH)] for sign in (-1.0, 1.0) for _ in range(20)
     ]
     boxes = crops(rng, len(operations))
     tolerance = WARP_TOLERANCE if operations[0][0].operation == Operation.WARP else 0
-    for difference in differences([clip(rng) for _ in boxes], operations, boxes, 1):
+    for difference in differences([clip(rng) for _ in boxes], operations, boxes, 1, device):
         assert difference.max() <= tolerance
 
 
-def test_chains_of_operations_on_their_windows() -> None:
+def test_chains_of_operations_on_their_windows(device: torch.device) -> None:
     policy, rng = parse("rand-m9-n4-mstd0.5-inc1-p0.8"), np.random.default_rng(5)
     operations = [draw(policy, rng, HEIGHT, WIDTH) for _ in range(200)]
     boxes = crops(rng, len(operations))
-    found = differences([clip(rng) for _ in boxes], operations, boxes, policy.count)
+    found = differences([clip(rng) for _ in boxes], operations, boxes, policy.count, device)
     assert max(len(drawn) for drawn in operations) == policy.count
     for drawn, difference in zip(operations, found, strict=True):
         if Operation.WARP not in {each.operation for each in drawn}:
@@ -92,7 +98,7 @@ def test_a_window_is_no_larger_than_it_has_to_be() -> None:
     }
 
 
-def test_a_crop_that_sees_nothing_of_the_frame_is_grey() -> None:
+def test_a_crop_that_sees_nothing_of_the_frame_is_grey(device: torch.device) -> None:
     away = [Drawn(Operation.TRANSLATE_X, (-500.0,))]
     for drawn in (
         away,
@@ -100,6 +106,6 @@ def test_a_crop_that_sees_nothing_of_the_frame_is_grey() -> None:
         [*away, Drawn(Operation.SHARPNESS, (1.5,))],
     ):
         laid_out = narrow(drawn, Box(0, 0, 20, 30), HEIGHT, WIDTH, 2)
-        (result,) = operated([clip(np.random.default_rng(0))], [laid_out])
+        (result,) = operated([clip(np.random.default_rng(0))], [laid_out], device)
         assert result.shape == (FRAMES, 20, 30, 3)
         assert (result == 128).all()

@@ -1,4 +1,4 @@
-"""Real ranks for tests: processes of one process group on the CPU, which run functions of a test's module."""
+"""Real ranks for tests: processes of one process group, which run functions of a test's module."""
 
 import faulthandler
 import multiprocessing
@@ -34,8 +34,10 @@ class Ranks:
     Once ranks have come to no end, those of later tests are not waited for as long again: they fail at once.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, device: str = "cpu") -> None:
+        """device: `cpu`, or `cuda` for ranks with a GPU each, whose results are the same bits each time."""
         self.world_size = world_size
+        self.device = device
         self.processes: list[Any] = []
         self._pipes: list[connection.Connection] = []
         self._stacks: list[Path] = []
@@ -93,14 +95,15 @@ class Ranks:
         end_all(processes)
 
     def _begin(self) -> None:
-        context = prepared_context()
+        # What has used a GPU, or only counted them, cannot be copied.
+        context = prepared_context() if self.device == "cpu" else multiprocessing.get_context("spawn")
         port = free_port()
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             descriptor, stacks = tempfile.mkstemp(prefix=f"rank-{rank}-", suffix=".stacks")
             os.close(descriptor)
             self._stacks.append(Path(stacks))
-            arguments = rank, self.world_size, port, theirs, stacks
+            arguments = rank, self.world_size, port, theirs, stacks, self.device
             process = context.Process(target=_serve, args=arguments, daemon=True)
             begin(process)
             theirs.close()
@@ -191,7 +194,9 @@ def _kill_server() -> None:
         os.waitid(os.P_PID, _server(), os.WEXITED | os.WNOWAIT)  # multiprocessing itself asks how it ended
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: connection.Connection, stacks: str) -> None:
+def _serve(
+    rank: int, world_size: int, port: int, pipe: connection.Connection, stacks: str, device: str
+) -> None:
     # It stays open for as long as the process lives: a signal's handler writes into it.
     faulthandler.register(signal.SIGUSR2, file=open(stacks, "w"), all_threads=True)  # noqa: SIM115
     os.environ.update(
@@ -208,7 +213,14 @@ def _serve(rank: int, world_size: int, port: int, pipe: connection.Connection, s
     from trainer.environment import find_environment
 
     torch.set_num_threads(1)
-    connect(find_environment("cpu"), patience=MEETING_MINUTES, rendezvous=MEETING_MINUTES)
+    environment = find_environment(device)  # type: ignore[arg-type]
+    if device == "cuda":
+        from trainer.numerics import settle, take
+
+        os.environ.pop("DS_ACCELERATOR", None)
+        take(environment.device)
+        settle(deterministic=True)
+    connect(environment, patience=MEETING_MINUTES, rendezvous=MEETING_MINUTES)
     while True:
         try:
             function, arguments = pickle.loads(pipe.recv_bytes())

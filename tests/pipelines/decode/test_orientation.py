@@ -1,9 +1,11 @@
 """Frames are shown as the file's display matrix says, whoever decodes them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines import VideoDefect
 from pipelines.decode.orientation import Orientation
@@ -65,13 +67,14 @@ def test_a_manifest_of_coded_sizes_is_refused(tmp_path: Path) -> None:
         decode_frames(video, np.array([0]), size=(80, 80))
 
 
-def test_the_graph_turns_frames_as_pyav_does(tmp_path: Path) -> None:
+def test_the_graph_turns_frames_as_pyav_does(tmp_path: Path, device: torch.device) -> None:
+    kind = H264 if device.type == "cuda" else Kind("libvpx-vp9", "mkv", VP9)
     videos = []
     for degrees in (0, 90, 180, 270):
         folder = tmp_path / str(degrees)
         folder.mkdir()
-        videos.append(make_video(folder, Kind("libvpx-vp9", "mkv", VP9, degrees=degrees)))
-    for video, decoded in zip(videos, decode_by_dali(videos, [0, 9, 30]), strict=True):
+        videos.append(make_video(folder, replace(kind, degrees=degrees)))
+    for video, decoded in zip(videos, decode_by_dali(videos, [0, 9, 30], device), strict=True):
         expected = decode_frames(video, np.array([0, 9, 30]))
         assert decoded.shape == expected.shape
         assert np.abs(decoded.astype(int) - expected).mean() < 6  # of chroma; other frames differ by 40

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,16 +47,16 @@ class Saved:
     """The losses of the steps after it, of the run that never stopped."""
 
 
-def save_and_go_on(folder: Path, stage: int) -> Saved:
-    engine = make_engine(stage)
+def save_and_go_on(folder: Path, stage: int, **how: Any) -> Saved:
+    engine = make_engine(stage, **how)
     train(engine, 0, BEFORE)
     path = save(engine, checkpoints(folder), BEFORE)
     return Saved(path, train(engine, BEFORE, AFTER))
 
 
-def load_and_check(path: Path, stage: int) -> list[float]:
+def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
     """Losses of the steps after a checkpoint; `stage` is the new one."""
-    engine = make_engine(stage, seed=1)
+    engine = make_engine(stage, seed=1, **how)
     fresh = copied(engine)
     shelf = checkpoints(path.parent)
     state = shelf.read(path, settled={}, allowed=(), verify=True)
@@ -64,14 +65,14 @@ def load_and_check(path: Path, stage: int) -> list[float]:
     changed = set(differences(fresh, copied(engine)))
     for piece in engine.pieces():
         whole = stored.whole(piece.key)
-        assert same(whole.view(-1)[piece.start : piece.start + piece.count], piece.values), piece.key
+        assert same(whole.view(-1)[piece.start : piece.start + piece.count], piece.values.cpu()), piece.key
         # A tensor that is the same in a fresh model could have been left out.
         assert piece.key in changed or float(whole.double().sum()) in (0, piece.count), piece.key
     held = {piece.key for piece in engine.pieces()}
     if stage == 0:
         assert held == set(stored.index)
     for name, weight in model_weights(engine).items():
-        assert same(weight, stored.whole(f"weight/{name}")), name
+        assert same(weight.cpu(), stored.whole(f"weight/{name}").to(weight.dtype)), name
     check_optimiser(engine, BEFORE)
     return train(engine, BEFORE, AFTER)
 

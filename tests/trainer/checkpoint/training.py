@@ -18,7 +18,7 @@ from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
 from trainer.engine.engine import Engine
 from trainer.engine.layout import Layout
-from trainer.environment import find_environment
+from trainer.environment import Environment, find_environment
 from trainer.recipe.schema import Recipe
 
 GLOBAL_BATCH = 8
@@ -54,6 +54,11 @@ def make_model(
     return model
 
 
+def environment_here() -> Environment:
+    """This rank's place in the process group that it has joined."""
+    return find_environment("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
 class SmallEngine(Engine):
     """Of the parameters, all small, stage 3 keeps the smallest gathered: both kinds are to be seen."""
 
@@ -73,9 +78,10 @@ def make_engine(
     ema_decay: float | None = 0.9,
     num_classes: int = 4,
     recomputed_blocks: int = 0,
+    accumulation: int = ACCUMULATION,
     **engine: Any,
 ) -> SmallEngine:
-    """Of this process group. seed: of the initial weights. engine: of the recipe's section."""
+    """Of this process group, on its device. seed: of the initial weights. engine: of the recipe's section."""
     recipe = Recipe.model_validate(
         {
             "name": "test",
@@ -93,10 +99,10 @@ def make_engine(
             "engine": {"precision": precision, **engine},
         }
     )
-    micro_batch = GLOBAL_BATCH // dist.get_world_size() // ACCUMULATION
+    micro_batch = GLOBAL_BATCH // dist.get_world_size() // accumulation
     model = make_model(form, seed=seed, num_classes=num_classes, recomputed_blocks=recomputed_blocks)
-    layout = Layout(stage, micro_batch, ACCUMULATION, recomputed_blocks)
-    made = SmallEngine(model, recipe, find_environment("cpu"), layout)
+    layout = Layout(stage, micro_batch, accumulation, recomputed_blocks)
+    made = SmallEngine(model, recipe, environment_here(), layout)
     made.train()
     return made
 
@@ -110,19 +116,18 @@ def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | 
     poison = (poisoned or {}).get(rank)
     losses = []
     for step in range(first, first + count):
-        total = torch.zeros(())
+        total = torch.zeros((), device=engine.device)
         for part in range(ACCUMULATION):
             generator = torch.Generator().manual_seed(100 * step + part)
             whole = GLOBAL_BATCH // ACCUMULATION
-            clips = torch.randn(whole, 3, 4, 16, 16, generator=generator)
-            keys = torch.randint(2**62, (whole,), generator=generator)
+            clips = torch.randn(whole, 3, 4, 16, 16, generator=generator).to(engine.device)
+            keys = torch.randint(2**62, (whole,), generator=generator).to(engine.device)
             own = slice(rank * whole // world_size, (rank + 1) * whole // world_size)
             batch = clips[own].clone()
             if poison == "clips" and part == 0:
                 batch[0, 0, 0, 0, 0] = float("nan")
-            each = F.cross_entropy(
-                engine.forward(batch, keys[own]), torch.arange(whole)[own], reduction="none"
-            )
+            labels = torch.arange(whole, device=engine.device)[own]
+            each = F.cross_entropy(engine.forward(batch, keys[own]), labels, reduction="none")
             if poison == "loss" and part == 0:
                 each = each * float("nan")
             engine.backward(each.mean())

@@ -1,9 +1,10 @@
-"""The engine under a real DeepSpeed, one rank on the CPU; two ranks are in tests/integration."""
+"""The engine under a real DeepSpeed, one rank; two ranks are in tests/integration."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -18,24 +19,30 @@ from trainer import RunError, StartAgain
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.environment import Environment, find_environment
+from trainer.numerics import settle
 from trainer.recipe.schema import Recipe
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[Environment]:
+def alone(device: torch.device) -> Iterator[Environment]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "")  # so that what is set meanwhile is gone again afterwards
             patch.delenv(name)
-        environment = find_environment("cpu")
+        environment = find_environment(device.type)  # type: ignore[arg-type]
+        if device.type == "cuda":  # bits are compared
+            settle(deterministic=True)
         connect(environment)
         yield environment
         disconnect()
+        torch.use_deterministic_algorithms(False)
 
 
-def engine(alone: Environment, *, stage: int, precision: str = "fp32", accumulation: int = 1) -> Engine:
+def engine(
+    alone: Environment, *, stage: int, precision: str = "fp32", accumulation: int = 1, **fields: Any
+) -> Engine:
     recipe = Recipe.model_validate(
         {
             "name": "test",
@@ -47,7 +54,7 @@ def engine(alone: Environment, *, stage: int, precision: str = "fp32", accumulat
                 "learning_rate": 1e-2,
                 "clip_norm": 1,
             },
-            "engine": {"zero_stage": stage, "precision": precision},
+            "engine": {"zero_stage": stage, "precision": precision, **fields},
         }
     )
     torch.manual_seed(0)
@@ -58,14 +65,20 @@ def engine(alone: Environment, *, stage: int, precision: str = "fp32", accumulat
 
 
 def clips(seed: int) -> torch.Tensor:
+    """On the CPU, the same for every device."""
     return torch.randn(4, 3, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(made: Engine, seed: int) -> torch.Tensor:
+    """Of fixed clips, with dropout."""
+    return F.cross_entropy(made.forward(clips(seed).to(made.device)), torch.arange(4, device=made.device))
 
 
 def steps(made: Engine, count: int) -> list[float]:
     """Train on fixed clips, with dropout; returns the losses."""
     losses = []
     for seed in range(count * made.accumulation):
-        loss = F.cross_entropy(made.forward(clips(seed)), torch.arange(4))
+        loss = loss_of(made, seed)
         made.backward(loss)
         made.step(1e-2)
         losses.append(loss.item())
@@ -80,7 +93,7 @@ def test_what_happens_without_trace_leaves_none(alone: Environment, stage: int, 
         if rehearsed:
             with made.without_trace():
                 for _ in range(2):
-                    made.backward(F.cross_entropy(made.forward(clips(99)), torch.arange(4)) * 0.0)
+                    made.backward(loss_of(made, 99) * 0.0)
                     made.step(0.0)
         return steps(made, 3), made.weights()
 
@@ -130,9 +143,11 @@ def test_bf16_begins_with_the_weights_as_they_are(alone: Environment, stage: int
     made.eval()
     model = create_model("tiny", form="scene", frames=4, num_classes=4, **SMALL).bfloat16().eval()
     model.load_state_dict(before)
+    model.to(made.device)
     with torch.no_grad():
-        expected = model(clips(0).bfloat16(), None).float()
-        assert torch.equal(made.forward(clips(0)), expected), "what it computes with follows"
+        expected = model(clips(0).bfloat16().to(made.device), None).float()
+        found = made.forward(clips(0).to(made.device))
+        assert torch.equal(found, expected), "what it computes with follows"
 
 
 def patience_of_deepspeed() -> float:
