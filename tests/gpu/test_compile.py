@@ -1,0 +1,19 @@
+"""A compiled model under the engine."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from tests.gpu.test_precision import NEAR, losses
+from tests.trainer.ranks import Ranks
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_compiled_model_gives_the_losses_of_the_eager_one(rank: Ranks, stage: int) -> None:
+    (compiled,), (eager,) = (
+        rank.run(partial(losses, form="scene", compile=compile), stage, "bf16") for compile in (True, False)
+    )
+    torch.testing.assert_close(compiled, eager, atol=NEAR, rtol=0)

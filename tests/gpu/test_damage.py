@@ -1,0 +1,143 @@
+"""Damaged videos in a graph that decodes with NVDEC: a bad one costs itself, and nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.encoded import GraphDecoder
+from pipelines.graph import TrainGraph, with_decoding
+from pipelines.loader import ClipLoader
+from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.plan import TrainPlan
+from pipelines.reader import NO_BYTES, Arrays, Decoding, Reader, Request
+from pipelines.source import TrainSource
+from tests.pipelines.batches import HALF, digests, loader, options, take
+from tests.pipelines.videos import Kind, make_video
+
+pytestmark = pytest.mark.gpu
+
+CLIP = TrainClip(4, 32)
+VIDEOS, BAD, FRAMES, SIZE = 12, 5, 20, (64, 96)
+BATCH, BATCHES = 4, 6  # two epochs
+
+
+def make_set(folder: Path, device: torch.device) -> Path:
+    """Twelve clips in a codec of the device's decoder; their manifest."""
+    codec, options = (
+        ("libx264", {"g": "10"}) if device.type == "cuda" else ("libvpx-vp9", {"g": "10", "cpu-used": "8"})
+    )
+    kind = Kind(codec, "mkv", options, size=SIZE, frames=FRAMES)
+    rows = []
+    for number in range(VIDEOS):
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+        moving = np.stack([np.roll(pixels, index, axis=1) for index in range(FRAMES)])
+        path = make_video(folder, kind, moving).rename(folder / f"{number}.mkv")
+        name = "h264" if device.type == "cuda" else "vp9"
+        rows.append(Row(path.name, 0, 0, number % 2, FRAMES, 25.0, SIZE[1], SIZE[0], name))
+    return write_manifest(folder / "train.arrow", rows, ["a", "b"]).path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Path:
+    return make_set(tmp_path_factory.mktemp("whole"), device)
+
+
+def flip_bytes(content: bytes) -> bytes:
+    """One byte in the middle, and one in each quarter."""
+    changed = bytearray(content)
+    for part in (1, 2, 3):
+        changed[part * len(content) // 4] ^= 0xFF
+    return bytes(changed)
+
+
+def zero_the_middle(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes(200) + content[middle + 200 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped bytes": flip_bytes,
+    "zeros in the middle": zero_the_middle,
+    "cut short": lambda content: content[: len(content) // 2],
+}
+
+
+def damaged_copy(whole: Path, folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    folder.mkdir()
+    for path in whole.parent.iterdir():
+        content = path.read_bytes()
+        (folder / path.name).write_bytes(change(content) if path.name == f"{BAD}.mkv" else content)
+    return folder / whole.name
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_inside_a_stream_reaches_no_other_clip(
+    whole: Path, tmp_path: Path, damage: str, device: torch.device
+) -> None:
+    """Whether NVDEC notices it is its own affair: the clip is then a bad one, or has wrong pixels."""
+    path = damaged_copy(whole, tmp_path / "set", DAMAGES[damage])
+    how = options("dali", workers=2, device=device)
+    sound = take(loader(whole, CLIP, batch=BATCH, how=how), BATCHES)
+    clips = loader(path, CLIP, batch=BATCH, how=how)
+    found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
+    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    clips.close()
+    assert reasons.keys() <= {BAD}
+    if damage == "cut short":
+        assert "frames" in reasons[BAD], "it is seen before the decoder gets it"
+    for one, other in zip(found, sound, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        others = one.ids != BAD
+        assert bool(one.valid[others].all())
+        assert torch.equal(one.clips[others], other.clips[others])
+
+
+@dataclass
+class UncheckedReader(Reader):
+    """Hands one video to the graph's decoder without a look at it."""
+
+    def _encoded(self, request: Request, row: Row, source: Path | bytes) -> Arrays | None:
+        if request.sample == BAD and isinstance(source, bytes):
+            return np.frombuffer(source, np.uint8), request.indices.astype(np.int32), *NO_BYTES[2:]
+        return super()._encoded(request, row, source)
+
+
+def not_for_the_decoder(folder: Path, name: str) -> bytes:
+    if name == "no video":
+        return b"no video" * 500
+    kind = Kind("libx264", "mkv", {"g": "10"}, "yuv444p", SIZE, FRAMES)
+    return make_video(folder, kind).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["no video", "4:4:4"])
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_a_video_that_breaks_the_decoder_costs_itself(
+    whole: Path, tmp_path: Path, name: str, prefetch: int, device: torch.device
+) -> None:
+    content = not_for_the_decoder(tmp_path, name)
+    path = damaged_copy(whole, tmp_path / "set", lambda _: content)
+    reader = UncheckedReader(Dataset([Manifest.open(path)]), Decoding("pyav"))
+    plan = TrainPlan(VIDEOS, BATCH, seed=3)
+    source = TrainSource(reader, plan, CLIP, BATCH, rank=0, world_size=1, first=0)
+    graph = with_decoding(
+        TrainGraph(source, HALF, HALF), Decoding("dali", GraphDecoder.on(gpu=device.type == "cuda"))
+    )
+    clips = ClipLoader(graph, options("dali", 2, prefetch, device), batches=0)
+    found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
+    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    clips.close()
+    ids, valid = (torch.cat([getattr(batch, part) for batch in found]).cpu() for part in ("ids", "valid"))
+    assert sorted(ids.tolist()) == sorted([*range(VIDEOS)] * 2)
+    assert set(ids[~valid].tolist()) == {BAD}
+    assert reasons[BAD].startswith("cannot be decoded")
+    sound = take(loader(whole, CLIP, batch=BATCH, how=options("dali", device=device)), BATCHES)
+    for one, other in zip(found, sound, strict=True):
+        others = one.ids != BAD
+        assert torch.equal(one.clips[others], other.clips[others])
+    assert len(set(digests(found))) == BATCHES

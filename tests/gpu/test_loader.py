@@ -1,0 +1,126 @@
+"""Batches made on a GPU: whoever decodes, however far ahead, and while the GPU works on those before."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.loader import ClipBatch, view_loader
+from pipelines.manifest import Manifest
+from pipelines.plan import ViewPlan
+from tests.conftest import MotionSet
+from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
+
+pytestmark = pytest.mark.gpu
+
+PLAIN = TrainClip(4, 64, flip=0)
+LEVEL = 127.5  # of 255 to one, for clips normalised with HALF
+# Mean differences in levels. Decoders bring chroma to full size differently; a level at the threshold of an
+# operation (solarize, posterize) may become many.
+DECODERS, AUGMENTED = 4.0, 6.0
+BUSY, LONG = 0.05, 0.4  # seconds of the GPU's work before each batch is used
+
+
+def alike(one: ClipBatch, other: ClipBatch) -> bool:
+    names = ("ids", "labels", "valid", "keys")
+    return all(torch.equal(getattr(one, name).cpu(), getattr(other, name).cpu()) for name in names)
+
+
+def distance(one: ClipBatch, other: ClipBatch) -> float:
+    return float((one.clips.cpu() - other.clips.cpu()).abs().mean()) * LEVEL
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "auto", "hybrid"])
+@pytest.mark.parametrize(("clip", "bound"), [(PLAIN, DECODERS), (ALL, AUGMENTED)], ids=["plain", "augmented"])
+def test_batches_are_those_of_the_cpu(
+    motion_set: MotionSet, decoder: str, clip: TrainClip, bound: float, device: torch.device
+) -> None:
+    on_cpu = take(loader(motion_set.train, clip, batch=16), 2)
+    found = take(loader(motion_set.train, clip, batch=16, how=options(decoder, workers=2, device=device)), 2)
+    for one, other in zip(found, on_cpu, strict=True):
+        assert one.clips.device == device and one.labels.device == device
+        assert alike(one, other) and bool(one.valid.all())
+        assert distance(one, other) < bound
+
+
+def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device) -> None:
+    manifest = Manifest.open(motion_set.val)
+
+    def views(device: torch.device) -> list[ClipBatch]:
+        clips = view_loader(
+            Dataset([manifest]), ViewPlan(16, 8, 1), ViewClip(4, 48, clips=2, crops=3), mean=HALF, std=HALF,
+            rank=0, options=options("auto", device=device),
+        )  # fmt: skip
+        found = list(clips)
+        clips.close()
+        return found
+
+    for one, other in zip(views(device), views(torch.device("cpu")), strict=True):
+        assert alike(one, other)
+        assert distance(one, other) < DECODERS
+
+
+def spin(device: torch.device, seconds: float) -> Callable[[], None]:
+    """A call that gives torch's stream work for about so many seconds, and the rest of the GPU none."""
+    if device.type == "cpu":
+        return lambda: None
+    cycles = 10_000_000
+    torch.cuda._sleep(cycles)
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    torch.cuda._sleep(cycles)
+    torch.cuda.synchronize(device)
+    enough = int(cycles * seconds / (time.perf_counter() - begun))
+    return lambda: torch.cuda._sleep(enough)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "auto"])
+def test_buffers_are_not_used_again_before_the_gpu_has_read_them(
+    motion_set: MotionSet, decoder: str, device: torch.device
+) -> None:
+    """Each batch is read behind other work on torch's stream, and dropped at once."""
+    count, spun = 16, spin(device, BUSY)
+    expected = digests(take(loader(motion_set.train, ALL, how=options(decoder, device=device)), count))
+    for prefetch in (1, 4):
+        clips = loader(motion_set.train, ALL, how=options(decoder, 2, prefetch, device))
+        copies = []
+        for _, batch in zip(range(count), clips, strict=False):
+            spun()
+            read = {
+                name: getattr(batch, name).clone() for name in ("clips", "labels", "ids", "valid", "keys")
+            }
+            copies.append(ClipBatch(**read))
+            del batch, read
+        clips.close()
+        assert digests(copies) == expected, f"prefetch {prefetch}"
+
+
+def test_the_next_batch_does_not_wait_for_the_gpu(motion_set: MotionSet, device: torch.device) -> None:
+    """What was made ahead is handed over while the batch before is still being worked on."""
+    clips = loader(motion_set.train, TrainClip(4, 32), how=options("pyav", 2, 8, device))
+    batches, spun = iter(clips), spin(device, LONG)
+    next(batches)
+    time.sleep(2)  # eight are made ahead by then
+    waited = []
+    for _ in range(2):  # with a third, the loader waits for the first by design
+        spun()
+        begun = time.perf_counter()
+        next(batches)
+        waited.append(time.perf_counter() - begun)
+    clips.close()
+    assert max(waited) < LONG / 2, waited
+
+
+def test_a_whole_pass_is_repeated_bit_for_bit(
+    motion_set: MotionSet, tmp_path: Path, device: torch.device
+) -> None:
+    """Two loaders of NVDEC's frames, each with other threads and workers."""
+    first, second = (
+        digests(take(loader(motion_set.train, ALL, batch=16, how=options("auto", workers, 3, device)), 4))
+        for workers in (1, 4)
+    )
+    assert first == second
