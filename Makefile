@@ -1,6 +1,7 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
 # make test         set up, lint, check types, run the tests in two processes
 # make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
+# make test-gpu     set up, run on the first GPU the tests that compute on a device
 # make bench        set up, install what to compare with, measure how fast clips are made
 #
 # Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # The tests' processes share the machine: one thread each keeps them from fighting over its cores.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 CUDA_DEVICE_MAX_CONNECTIONS=1
 
-.PHONY: install quickstart test soak bench lock clean
+.PHONY: install quickstart test soak test-gpu bench lock clean
 
 install: $(VENV)/installed
 
@@ -36,6 +37,10 @@ test: install
 
 soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))
+
+test-gpu: install
+	$(TEST_ENVIRONMENT) $(BIN)/pytest --device cuda -m "on_device and not soak" --numprocesses 8 --dist loadfile \
+	  -o faulthandler_timeout=90
 
 # --no-deps: what the rest of the environment was tested with stays as it is, and what these packages need is in it.
 bench: install
