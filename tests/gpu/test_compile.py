@@ -11,9 +11,12 @@ from tests.trainer.ranks import Ranks
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_compiled_model_gives_the_losses_of_the_eager_one(rank: Ranks, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "recomputed_blocks"), [(1, 0), (2, 2)])
+def test_a_compiled_model_gives_the_losses_of_the_eager_one(
+    rank: Ranks, stage: int, recomputed_blocks: int
+) -> None:
+    how = {"form": "scene", "recomputed_blocks": recomputed_blocks}
     (compiled,), (eager,) = (
-        rank.run(partial(losses, form="scene", compile=compile), stage, "bf16") for compile in (True, False)
+        rank.run(partial(losses, compile=compile, **how), stage, "bf16") for compile in (True, False)
     )
     torch.testing.assert_close(compiled, eager, atol=NEAR, rtol=0)
