@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from pipelines.motion import render
 from tests.shards import assign_shards, parse_shard
+
+ON_DEVICE = re.compile(r"\bdevice: torch\.device\b|\bdevice\):|\bmark\.gpu\b")  # in a test's file
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda: torch sees no GPU here")
     # Read once, before a process's first product; needed where a test wants the same bits twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --device cuda, import no file without such a test: some need packages that these do not."""
+    if config.getoption("--device") == "cpu" or not collection_path.match("test_*.py"):
+        return None
+    return True if ON_DEVICE.search(collection_path.read_text(encoding="utf-8")) is None else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
