@@ -102,7 +102,6 @@ class Trainer:
         """One optimiser step over all micro-batches; returns the sum of this rank's losses."""
         loss_sum = torch.zeros((), device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
-        changed = True
         for number in range(self.engine.accumulation):
             with self.meters.waiting():
                 batch = next(batches)
@@ -110,29 +109,34 @@ class Trainer:
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
             loss = contagious(losses.sum())
-            self.inquiry.hold(number, batch, loss)
+            self.inquiry.hold(self.step, number, batch, loss)
             self.engine.backward(loss / self.engine.micro_batch)
-            changed = self.engine.step(rate)
+            if number == self.engine.accumulation - 1:
+                self.conclude()  # the weights are still those that the step before met
+            self.engine.step(rate)
             loss_sum += losses.detach().sum()
         self.record.launched(self.step, rate, self.engine.gradient_norm())
-        if not changed:
-            self.leave_out()
         return loss_sum
 
-    def leave_out(self) -> None:
+    def conclude(self) -> None:
+        """Look into the step before, if it changed nothing. Waits for that step only, not for later work."""
+        if self.engine.take_outcome() is False:
+            self.leave_out(self.step - 1)
+
+    def leave_out(self, step: int) -> None:
         """Say why this step changed nothing, and keep what shows it.
 
         Raises RunError when it is one too many.
         """
         # Weights that were saved but never gave a finite gradient may be the cause.
-        self.checkpoints.drop(f"the gradient of step {self.step + 1} is not finite")
-        finding = self.inquiry.look(self.step)
+        self.checkpoints.drop(f"the gradient of step {step + 1} is not finite")
+        finding = self.inquiry.look(step)
         try:
-            words = self.skipped.add(self.step + 1, finding.words)
+            words = self.skipped.add(step + 1, finding.words)
         except RunError as error:
-            self.record.skipped(self.step, str(error), finding.file)
+            self.record.skipped(step, str(error), finding.file)
             raise AgreedError(str(error)) from error
-        self.record.skipped(self.step, words, finding.file)
+        self.record.skipped(step, words, finding.file)
 
     def exchange(self, loss: Tensor) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
@@ -168,7 +172,8 @@ class Trainer:
             )
 
     def settle(self) -> None:
-        """Take note of the step handed in last, whose totals have not been read yet."""
+        """Take note of the step handed in last, whose outcome and totals have not been read yet."""
+        self.conclude()
         last = self.tally.last()
         if last is not None:
             self.take_note(last)

@@ -35,15 +35,15 @@ def main() -> int:
     step, is_finite, steps = Engine.step, Engine._gradient_is_finite, 0
     left_out = False
 
-    def counted(self: Engine, learning_rate: float) -> bool:
+    def counted(self: Engine, learning_rate: float) -> None:
         nonlocal steps, left_out
         left_out = steps in LEFT_OUT
         steps += learning_rate > 0  # a rehearsal is none
-        return step(self, learning_rate)
+        step(self, learning_rate)
 
     if LEFT_OUT:
         Engine.step = counted  # type: ignore[method-assign]
-        Engine._gradient_is_finite = lambda self: not left_out and is_finite(self)  # type: ignore[method-assign]
+        Engine._gradient_is_finite = lambda self: is_finite(self) & (not left_out)  # type: ignore[method-assign]
     if os.environ["RANK"] == "1":
         loader.ClipLoader._handed_over = planted  # type: ignore[method-assign]
     return launch.train.main()

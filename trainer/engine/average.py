@@ -1,10 +1,12 @@
 """An exponential moving average of the weights, partitioned as the optimiser's states are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from trainer.engine.pieces import Piece
 
@@ -18,11 +20,18 @@ class Average:
     Batch norms' running statistics are averaged likewise, so that they fit the averaged weights.
     """
 
-    def __init__(self, pieces: list[Piece], decay: float) -> None:
-        """pieces: what this rank holds of the training state; the average begins as what they hold now."""
+    def __init__(
+        self, pieces: list[Piece], decay: float, after_step: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        """pieces: what this rank holds of the training state; the average begins as what they hold now.
+
+        after_step: by a piece's key, what holds its values as they were after the last step, where the piece
+        itself may have changed since.
+        """
         averaged = [piece for piece in pieces if _is_averaged(piece)]
         self._decay = decay
         self._live = [piece.values for piece in averaged]
+        self._after_step = [after_step.get(piece.key, piece.values) for piece in averaged]
         self.pieces = [
             replace(piece, key=f"average/{piece.key}", values=piece.values.float().clone())
             for piece in averaged
@@ -32,7 +41,7 @@ class Average:
     def update(self, steps: int) -> None:
         """Take in the weights after so many steps."""
         decay = min(self._decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(self._values, [live.float() for live in self._live], 1 - decay)
+        torch._foreach_lerp_(self._values, [values.float() for values in self._after_step], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

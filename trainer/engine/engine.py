@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
 from trainer import RunError, StartAgain
+from trainer.arrival import Arrival
 from trainer.deadline import within
 from trainer.engine.average import Average
 from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
 from trainer.engine.memory import Precision
+from trainer.engine.no_waits import keep_norms_on_device
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
@@ -135,7 +137,11 @@ class Engine:
         # Without ZeRO and without bf16, DeepSpeed clips the gradients but does not keep their norm.
         self._keeps_no_norm = self.zero_stage == 0 and self.precision != "bf16"
         self._norm: Tensor | None = None
-        self._micro_batches = 0  # of the step at work
+        self._finite: Tensor | None = None  # whether the gradient of the step at work is, on the device
+        self._at_work = False  # whether a step has begun
+        self._pending: Arrival | None = None  # whether the gradient of the last step was finite
+        self._changed: bool | None = None  # whether the last step changed the weights
+        self._updates = 0
         deepspeed = _import_deepspeed(environment.device)
         # Before the parameters are partitioned.
         model = over_all_ranks(model, environment.device, compiled=recipe.engine.compile)
@@ -152,8 +158,7 @@ class Engine:
             eps=optimisation.eps,
             fused=environment.device.type == "cuda" if fused == "auto" else fused,
         )
-        optimiser.may_step = self._gradient_is_finite
-        self._optimiser = optimiser
+        optimiser.is_finite = self._gradient_is_finite
         # Handing over torch's own AdamW: a configured one would compile DeepSpeed's at start.
         self.deepspeed, *_ = deepspeed.initialize(
             model=model.to(environment.device), optimizer=optimiser, config=self._config(recipe)
@@ -166,8 +171,7 @@ class Engine:
         # Counts of batches included: they too are as before when a step is left out.
         self._statistics = list(self.model.buffers())
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
-        self.updates = 0
-        """How often the weights were changed. Counted here: the optimiser's counts may lie on the device."""
+        self._clip_norm = optimisation.clip_norm
         self._decay = optimisation.ema_decay
         self.average: Average | None = None
         self.begin_average()
@@ -183,10 +187,11 @@ class Engine:
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": recipe.optimisation.clip_norm or 0.0,
+            "gradient_clipping": 0.0 if self._keeps_no_norm else recipe.optimisation.clip_norm or 0.0,
             "zero_optimization": {"stage": self.zero_stage},
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": self.precision == "bf16"},
+            # Looking for gradients that are not finite, it would wait for the device.
+            "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": False},
             # Many small gradients added up in bf16 would lose most of each.
             "data_types": {"grad_accum_dtype": "fp32" if self.precision == "bf16" else None},
             "torch_autocast": {"enabled": self.precision == "autocast", "dtype": "bfloat16"},
@@ -204,10 +209,18 @@ class Engine:
 
         keys: of the clips' dropout masks; only needed in training.
         """
-        if self.model.training and self._micro_batches == 0 and self._statistics:
-            torch._foreach_copy_(self._statistics_before, self._statistics)
+        if self.model.training and not self._at_work:
+            self._keep_statistics()
+            self._at_work = True
+        return self._logits(clips, keys)
+
+    def _logits(self, clips: Tensor, keys: Tensor | None) -> Tensor:
         clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
         return self.deepspeed(clips, keys).float()
+
+    def _keep_statistics(self) -> None:
+        if self._statistics:
+            torch._foreach_copy_(self._statistics_before, self._statistics)
 
     def look(self, clips: Tensor, keys: Tensor) -> Tensor:
         """Logits as in training, but part of no step: DeepSpeed does not hear of a backward that follows.
@@ -215,7 +228,7 @@ class Engine:
         Only at stage 3, where it alone can put the weights together, it would: no backward may follow there.
         """
         if self.zero_stage == 3:
-            return self.forward(clips, keys)
+            return self._logits(clips, keys)
         clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
             return self.model(clips, keys).float()
@@ -224,41 +237,74 @@ class Engine:
         """Accumulate gradients of one micro-batch; `loss` is its mean, DeepSpeed divides by accumulation."""
         self.deepspeed.backward(loss)
 
-    def step(self, learning_rate: float) -> bool:
+    def step(self, learning_rate: float) -> None:
         """To be called after each micro-batch; the last of an accumulation changes the weights.
 
-        Returns False, on all ranks alike, where they were left as they are because the gradient over all
-        ranks is not finite; the statistics of batch norms are then what they were before the step, too.
+        Where the gradient over all ranks is not finite, weights, moments and statistics of batch norms are
+        left as they were before the step. That is decided on the device, and `take_outcome` says it later:
+        the only wait is for the outcome of the step before this one.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         ends = self.deepspeed.is_gradient_accumulation_boundary()
-        if self._keeps_no_norm and ends:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._norm = nn.utils.get_total_norm(gradients)
-        self._optimiser.held_back = False
+        if ends:
+            self._settle()  # the average takes in the weights of the step before, which are about to change
+            self._finite = None
+            if self._keeps_no_norm:
+                self._measure_and_clip()
         self.deepspeed.step()
-        self._micro_batches += 1
         if not ends:
-            return True
-        self._micro_batches = 0
-        if self._optimiser.held_back or getattr(self.deepspeed.optimizer, "overflow", False):
-            if self._statistics:
-                torch._foreach_copy_(self._statistics, self._statistics_before)
-            if self.zero_stage == 3:
-                # DeepSpeed leaves small weights scattered after a step that it skips; the next forward would
-                # gather them rounded to bf16 where autocast is on.
-                refresh(self.deepspeed, self.zero_stage)
-            return False
-        self.updates += 1
-        if self.average is not None:
-            self.average.update(self.updates)
-        return True
+            return
+        finite = self._gradient_is_finite()
+        for now, before in zip(self._statistics, self._statistics_before, strict=True):
+            torch.where(finite, now, before, out=now)
+        self._at_work = False
+        self._pending = Arrival(finite)
 
-    def _gradient_is_finite(self) -> bool:
-        """Whether the gradient over all ranks is; DeepSpeed writes -1 for a norm that is not, if anything."""
-        norm = self._norm if self._keeps_no_norm else self.deepspeed.optimizer._global_grad_norm
-        return norm is None or 0 <= float(norm) < float("inf")
+    def _measure_and_clip(self) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self._norm = nn.utils.get_total_norm(gradients)
+        if self._clip_norm is not None:
+            torch._foreach_mul_(gradients, (self._clip_norm / (self._norm + 1e-6)).clamp(max=1.0))
+
+    def _gradient_is_finite(self) -> Tensor:
+        """Whether the gradient over all ranks is, on the device; where it is not, DeepSpeed writes -1 or
+        infinity for its norm.
+        """
+        if self._finite is None:
+            norm = self._norm if self._keeps_no_norm else self.deepspeed.optimizer._global_grad_norm
+            assert norm is not None
+            self._finite = norm.isfinite() & (norm >= 0)
+        return self._finite
+
+    def _settle(self) -> None:
+        """Wait for the outcome of the last step, where it is not known yet, and count the step."""
+        if self._pending is None:
+            return
+        self._changed = bool(self._pending.values())
+        self._pending = None
+        if not self._changed:
+            return
+        self._updates += 1
+        if self.average is not None:
+            if not self._at_work:  # else they are what they were after that step
+                self._keep_statistics()
+            self.average.update(self._updates)
+
+    def take_outcome(self) -> bool | None:
+        """Whether the last step changed the weights, the same on all ranks; None where that was asked before.
+
+        Waits for the device to have done that step. To be asked after each step, before the next one ends.
+        """
+        self._settle()
+        changed, self._changed = self._changed, None
+        return changed
+
+    @property
+    def updates(self) -> int:
+        """How often the weights were changed; waits for the last step."""
+        self._settle()
+        return self._updates
 
     def train(self) -> None:
         self.deepspeed.train()
@@ -274,25 +320,35 @@ class Engine:
         return self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
 
     def pieces(self) -> list[Piece]:
-        """What this rank holds of the training state. Writing into them is completed by `resume`."""
+        """What this rank holds of the training state. Writing into them is completed by `resume`.
+
+        They are the state after the last step once its outcome is known, for which this waits.
+        """
+        self._settle()
         return held_pieces(self.deepspeed, self.zero_stage) + (
             [] if self.average is None else self.average.pieces
         )
 
     def resume(self, updates: int) -> None:
         """Go on from what was written into the pieces, after so many updates. Collective."""
-        self.updates = updates
+        self._updates = updates
         set_update_count(self.deepspeed, updates)
         refresh(self.deepspeed, self.zero_stage)
 
     def begin_average(self) -> None:
         """Let the average of the weights, if there is to be one, begin as they are now."""
         if self._decay is not None:
-            self.average = Average(held_pieces(self.deepspeed, self.zero_stage), self._decay)
+            names = (name for name, _ in self.model.named_buffers())
+            kept = {
+                f"buffer/{name}": before.view(-1)
+                for name, before in zip(names, self._statistics_before, strict=True)
+            }
+            self.average = Average(held_pieces(self.deepspeed, self.zero_stage), self._decay, kept)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model's weights are their average, where one is kept. Collective."""
+        self._settle()
         if self.average is None:
             yield
             return
@@ -302,7 +358,8 @@ class Engine:
         refresh(self.deepspeed, self.zero_stage)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights in float32, the optimiser's master copy where there is one, on the CPU.
+        """All weights in float32, the optimiser's master copy where there is one, and the statistics of batch
+        norms, as they were after the last step, on the CPU.
 
         To be called on all ranks; only rank 0 gets them, the others an empty dictionary.
         """
@@ -313,7 +370,9 @@ class Engine:
             if keep:
                 state[name] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
         if keep:
-            for name, buffer in self.model.named_buffers():
+            # Within a step, forward passes have counted into the statistics already.
+            buffers = self._statistics_before if self._at_work else self._statistics
+            for (name, _), buffer in zip(self.model.named_buffers(), buffers, strict=True):
                 kind = torch.float32 if buffer.is_floating_point() else buffer.dtype
                 state[name] = buffer.detach().to("cpu", kind, copy=True)
         return state
@@ -344,11 +403,12 @@ class Engine:
         counters = {name: getattr(self.deepspeed, name) for name in _COUNTERS}
         with torch.random.fork_rng(devices=devices):
             yield
+        self.take_outcome()
         for buffer, saved in buffers:
             buffer.copy_(saved)
         for name, value in counters.items():
             setattr(self.deepspeed, name, value)
-        self.updates = 0
+        self._updates = 0
         set_update_count(self.deepspeed, 0)
         self.begin_average()  # it took in statistics of the batches inside
 
@@ -374,6 +434,8 @@ def _import_deepspeed(device: torch.device) -> Any:
 
     # It prints five lines, and collects garbage, twice for each group of parameters.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
+
+    keep_norms_on_device()
 
     if device.type == "cpu":
         import deepspeed.ops

@@ -32,6 +32,7 @@ RESERVE = {"cuda": 3 * GIB, "cpu": 2 * GIB}
 hundred idle video decoders that it keeps, on a CPU for the processes that read and decode. Assumed, not
 measured."""
 FRAGMENTATION = 0.06  # of what is needed, lost by the allocator between the tensors
+SUSPECTS = 2  # micro-batches of clips that are kept for an inquiry: what came of a step is known in the next
 UNLIMITED = 2**60  # a control group of version 1 without a limit names a number above this
 
 
@@ -51,8 +52,9 @@ class Demand:
     """Bytes of one rank at its fullest, by what takes them.
 
     weights: whole or this rank's part. gradients: accumulated. optimiser: moments, and the master weights.
-    average: of the weights. clips: batches made ahead. working: activations and DeepSpeed's buffers, or what
-    an update or an evaluation takes, whichever is most. reserve: for what is not counted.
+    average: of the weights. clips: batches made ahead, and those kept for an inquiry. working: activations
+    and DeepSpeed's buffers, or what an update or an evaluation takes, whichever is most. reserve: for what is
+    not counted.
     """
 
     weights: int
@@ -133,6 +135,7 @@ class Needs:
         whole = trained * (6 if bf16 else 4)
         gradients = 4 * trained // self.ranks if zero_stage >= 2 else whole
         clips = self._made_ahead(micro_batch) + self._made_ahead(self.views)
+        clips += SUSPECTS * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # the other stages give them back after each backward
         # The gradients flattened, to be added up or updated with; several kernels take two more such copies.
@@ -190,9 +193,12 @@ class Needs:
     def _element(self) -> int:
         return 4 if self.precision == "fp32" else 2
 
+    def _batch_bytes(self, clips: int) -> int:
+        return clips * 3 * self.config.frames * self.config.resolution**2 * 4
+
     def _made_ahead(self, clips: int) -> int:
         """Bytes of the batches of so many clips that a loader makes ahead, in fp32, and of those in use."""
-        batch = clips * 3 * self.config.frames * self.config.resolution**2 * 4
+        batch = self._batch_bytes(clips)
         used = batch * (1 + MOST if self.kind == "cuda" else 1)
         if self.prefetch is not None:
             return self.prefetch * batch + used

@@ -4,6 +4,7 @@ replay.
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch
 from trainer import RunError
-from trainer.arrival import Arrival
 from trainer.checkpoint.shelf import MARGIN
 from trainer.engine.engine import Engine
+from trainer.engine.memory import SUSPECTS
 from trainer.engine.pieces import shares
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
@@ -37,8 +38,31 @@ class Finding:
     file: Path | None
 
 
+class _Suspect:
+    """Of a step's micro-batches a copy of the first whose loss is not finite, else of the last.
+
+    The device chooses, so that the host need not wait for a loss. number: of the micro-batch, from 0.
+    """
+
+    def __init__(self, step: int, batch: ClipBatch, loss: Tensor) -> None:
+        self.step = step
+        self.batch = ClipBatch(*(tensor.clone() for tensor in _tensors(batch)))
+        self.number = torch.zeros((), dtype=torch.int64, device=loss.device)
+        self._finite = loss.detach().isfinite()
+
+    def add(self, number: int, batch: ClipBatch, loss: Tensor) -> None:
+        for held, new in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            torch.where(self._finite, new, held, out=held)
+        self.number = torch.where(self._finite, number, self.number)
+        self._finite = self._finite & loss.detach().isfinite()
+
+
+def _tensors(batch: ClipBatch) -> tuple[Tensor, ...]:
+    return batch.clips, batch.labels, batch.ids, batch.valid, batch.keys
+
+
 class Inquiry:
-    """Holds a step's suspects, and looks into them when it went wrong.
+    """Holds the suspects of the last two steps, and looks into those of one that went wrong.
 
     folder: of the run. description: what is needed to use the weights, see `TrainState`. path_of: a sample's
     file.
@@ -51,24 +75,25 @@ class Inquiry:
         self._folder = folder / "not-finite"
         self._description = description
         self._path_of = path_of
-        self._suspect: tuple[int, ClipBatch] | None = None
-        self._finite: Arrival | None = None
+        self._suspects: deque[_Suspect] = deque()
         self._kept = 0
 
-    def hold(self, number: int, batch: ClipBatch, loss: Tensor) -> None:
+    def hold(self, step: int, number: int, batch: ClipBatch, loss: Tensor) -> None:
         """Remember a micro-batch of the step at work, `number` counted from 0, and its loss.
 
         What is held is the first one whose loss was not finite, else the last: one, however many a step has.
         """
-        # A GPU has computed the micro-batch before by now; this one's need not be waited for.
-        if number == 0 or self._finite is None or self._finite.values():
-            self._suspect = (number, batch)
-            self._finite = Arrival(loss.detach().isfinite())
+        if number == 0:
+            if len(self._suspects) == SUSPECTS:
+                self._suspects.popleft()  # before its successor takes memory
+            self._suspects.append(_Suspect(step, batch, loss))
+        else:
+            self._suspects[-1].add(number, batch, loss)
 
     def look(self, step: int) -> Finding:
         """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
-        assert self._suspect is not None
-        number, batch = self._suspect
+        suspect = next(suspect for suspect in self._suspects if suspect.step == step)
+        number, batch = int(suspect.number), suspect.batch
         buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
         found = trace(self._engine.model, lambda: self._loss(batch))
         for buffer, before in buffers:

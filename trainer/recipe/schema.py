@@ -277,7 +277,8 @@ class Engine(Section):
     than needed."""
 
     fused: bool | Literal["auto"] = "auto"
-    """Update all weights in one kernel; `auto` does so on a GPU. Results differ by rounding."""
+    """Update all weights in one kernel; `auto` does so on a GPU, where otherwise each step waits until the
+    gradient is known to be finite. Results differ by rounding."""
 
     compile: bool = False
     """Compile the model with `torch.compile`, as one graph; not with ZeRO stage 3."""

@@ -17,22 +17,29 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def test_the_optimiser_asks_before_each_step() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_asks_before_each_step(fused: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    optimiser = GuardedAdamW([weight], lr=0.1)
+    optimiser = GuardedAdamW([weight], lr=0.1, fused=fused)
+    weight.grad = torch.full((3,), float("nan"))
+    optimiser.is_finite = lambda: torch.tensor(False)
+    optimiser.step()
+    assert torch.equal(weight.detach(), torch.ones(3))
+    for name, tensor in optimiser.state[weight].items():
+        assert not tensor.any(), name
     weight.grad = torch.ones(3)
-    optimiser.may_step = lambda: False
+    optimiser.is_finite = lambda: torch.tensor(True)
     optimiser.step()
-    assert optimiser.held_back and torch.equal(weight.detach(), torch.ones(3)) and not optimiser.state
-    optimiser.held_back, optimiser.may_step = False, lambda: True
-    optimiser.step()
-    assert not optimiser.held_back and not torch.equal(weight.detach(), torch.ones(3))
+    assert not torch.equal(weight.detach(), torch.ones(3))
+    assert float(optimiser.state[weight]["step"]) == 1
 
 
-def bad_step(stage: int, precision: str, clip_norm: float | None, poison: str, rank: int) -> list[str]:
+def bad_step(
+    stage: int, precision: str, clip_norm: float | None, poison: str, rank: int, fused: bool = False
+) -> list[str]:
     """What differs after good, bad, good from after good, good, or, right after the bad one, from before."""
-    undisturbed = make_engine(stage, precision=precision, clip_norm=clip_norm)
-    disturbed = make_engine(stage, precision=precision, clip_norm=clip_norm)
+    undisturbed = make_engine(stage, precision=precision, clip_norm=clip_norm, fused=fused)
+    disturbed = make_engine(stage, precision=precision, clip_norm=clip_norm, fused=fused)
     found = []
     for engine in (undisturbed, disturbed):
         train(engine, 0, 2)
@@ -73,16 +80,22 @@ def test_a_bad_step_leaves_no_trace_on_any_rank(
     assert two.run(bad_step, stage, precision, clip_norm, poison, rank) == [[], []]
 
 
-def what_step_says() -> list[bool]:
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "autocast"), (2, "fp32"), (3, "autocast")])
+def test_a_bad_step_that_the_device_skips_leaves_no_trace(two: Ranks, stage: int, precision: str) -> None:
+    assert two.run(bad_step, stage, precision, 1.0, "loss", 1, True) == [[], []]
+
+
+def what_is_said() -> list[bool | None]:
     engine = make_engine(2)
     said = []
     for bad in (False, True, False):
         for _ in range(engine.accumulation):
+            said.append(engine.take_outcome())
             logits = engine.forward(torch.randn(2, 3, 4, 16, 16), torch.arange(2))
             engine.backward(logits.square().mean() * (float("inf") if bad else 1.0))
-            said.append(engine.step(1e-3))
-    return said
+            engine.step(1e-3)
+    return [*said, engine.take_outcome(), engine.take_outcome()]
 
 
-def test_step_says_whether_it_was_taken(two: Ranks) -> None:
-    assert two.run(what_step_says) == [[True, True, True, False, True, True]] * 2
+def test_the_outcome_of_a_step_is_said_once(two: Ranks) -> None:
+    assert two.run(what_is_said) == [[None, None, True, None, False, None, True, None]] * 2

@@ -34,7 +34,7 @@ def look(folder: Path) -> tuple[Finding, int]:
     clips[0, 0, 0, 0, 0] = float("nan") if dist.get_rank() == 1 else 0.0
     labels, ids, keys = (torch.arange(2) for _ in range(3))
     batch = ClipBatch(clips, labels, ids, torch.ones(2, dtype=torch.bool), keys)
-    looked.hold(0, batch, torch.tensor(float("nan")))
+    looked.hold(4, 0, batch, torch.tensor(float("nan")))
     shelf = checkpoints(folder / "checkpoints")
     shelf.begin(engine, state_of(engine, 1))
     shelf.drop("only its size was asked for")

@@ -1,0 +1,168 @@
+"""How often a step reads a number from the device; a GPU's host waits there for all work so far."""
+
+import math
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trainer.engine.engine as engine_module
+from pipelines.loader import ClipBatch
+from tests.trainer.checkpoint.training import Form, make_engine
+from tests.trainer.ranks import Ranks
+from trainer.faults.inquiry import Inquiry
+from trainer.faults.skips import SkippedSteps
+from trainer.loop import Trainer
+from trainer.meters import Meters
+from trainer.tally import Tally
+
+TORCH = str(Path(torch.__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Ranks]:
+    with Ranks(1) as ranks:
+        yield ranks
+
+
+def _place() -> str:
+    """Who reads: the innermost line outside torch and this file."""
+    frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(TORCH)]
+    frame = next(frame for frame in reversed(frames) if frame.filename != __file__)
+    return f"{Path(frame.filename).name}: {frame.line}"
+
+
+class _Reads(TorchDispatchMode):
+    """Counts `.item()`, `float()`, `bool()` and `int()` of tensors: all come to one operation."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+            self.counts[_place()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_reads() -> Iterator[Counter[str]]:
+    counts: Counter[str] = Counter()
+
+    def counting(name: str) -> Any:
+        original = getattr(Tensor, name)
+
+        def read(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+            counts[_place()] += 1
+            return original(tensor, *arguments, **options)
+
+        return mock.patch.object(Tensor, name, read)
+
+    # These read without an operation that a dispatch mode sees.
+    with counting("tolist"), counting("cpu"), counting("numpy"), _Reads(counts):
+        yield counts
+
+
+def batch(seed: int, *, poisoned: bool = False) -> ClipBatch:
+    clips = torch.randn(4, 3, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    if poisoned:
+        clips[0, 0, 0, 0, 0] = math.nan
+    numbers = torch.arange(4)
+    return ClipBatch(clips, numbers, numbers + 10 * seed, torch.ones(4, dtype=torch.bool), numbers + seed)
+
+
+def trainer_of(engine: Any) -> Trainer:
+    """As much of a trainer as a step needs."""
+    made = object.__new__(Trainer)
+    made.engine = engine
+    made.step = 0
+    made.schedule = mock.Mock(learning_rate=lambda step: 1e-3)
+    made.meters = Meters(device=engine.device)
+    made.tally = Tally(engine.device)
+    for name in ("record", "stop", "skipped"):
+        setattr(made, name, mock.Mock())
+    made.checkpoints = mock.Mock(counts=lambda: (0, 0), is_due=lambda: False)
+    made.train_loader = mock.Mock(defects=mock.Mock(take_counts=lambda: (8, 0), fresh=[]))
+    return made
+
+
+def reads_of_a_step(stage: int, precision: str, form: Form) -> tuple[Counter[str], Counter[str]]:
+    """Of a step of two micro-batches, and of what the ranks tell each other after it."""
+    with mock.patch.object(engine_module, "choose_precision", lambda *_: precision):
+        engine = make_engine(stage, form=form, fused=True)
+    trainer = trainer_of(engine)
+    trainer.inquiry = Inquiry(engine, Path(), {}, lambda _: Path())
+    batches = iter([batch(number) for number in range(6)])
+    for _ in range(2):  # what is made at first is there by then
+        trainer.exchange(trainer.train_step(batches))
+        trainer.step += 1
+    with counted_reads() as step:
+        loss = trainer.train_step(batches)
+    with counted_reads() as exchange:
+        trainer.exchange(loss)
+    return step, exchange
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("precision", "form"), [("fp32", "temporal"), ("autocast", "temporal"), ("bf16", "scene")]
+)
+def test_a_step_reads_one_number_and_that_of_the_step_before(
+    alone: Ranks, stage: int, precision: str, form: Form
+) -> None:
+    if (stage, precision) == (0, "bf16"):
+        pytest.skip("stage 0 becomes 1 in bf16")
+    ((step, exchange),) = alone.run(reads_of_a_step, stage, precision, form)
+    assert step == {"engine.py: self._changed = bool(self._pending.values())": 1}
+    assert list(exchange.values()) == [1] and next(iter(exchange)).startswith("tally.py"), exchange
+
+
+def what_is_found(folder: Path, stage: int, poisoned: int) -> tuple[list[Any], list[str], int, bool]:
+    """Of two steps, with a NaN in one micro-batch of the first: what is told after the first, then in the
+    second; updates; whether the weights that the inquiry kept are those before.
+    """
+    engine = make_engine(stage)
+    before = engine.weights()
+    trainer = trainer_of(engine)
+    trainer.inquiry = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    trainer.skipped = SkippedSteps(limit=1)
+    batches = iter([batch(number, poisoned=number == poisoned) for number in range(4)])
+    told: Any = trainer.record.skipped
+    trainer.train_step(batches)
+    at_once = list(told.call_args_list)
+    trainer.step += 1
+    trainer.train_step(batches)
+    trainer.step += 1
+    ((step, words, file),) = [call.args for call in told.call_args_list]
+    kept = load_file(file.parent / "weights.safetensors")
+    trainer.settle()  # the second step was taken: nothing more is told
+    assert told.call_count == 1
+    same = all(torch.equal(kept[name], weight) for name, weight in before.items())
+    return at_once, [str(step), words, *map(str, drops(trainer))], engine.updates, same
+
+
+def drops(trainer: Trainer) -> list[Any]:
+    dropped: Any = trainer.checkpoints.drop
+    return [call.args[0] for call in dropped.call_args_list]
+
+
+@pytest.mark.parametrize(("stage", "poisoned"), [(1, 0), (1, 1), (3, 1)])
+def test_a_bad_step_is_looked_into_before_the_next_changes_the_weights(
+    alone: Ranks, tmp_path: Path, stage: int, poisoned: int
+) -> None:
+    ((at_once, (step, words, *dropped), updates, same),) = alone.run(what_is_found, tmp_path, stage, poisoned)
+    assert at_once == []
+    assert step == "0" and words.startswith("step 1 changed nothing, because the clips themselves")
+    assert ", ".join(str(10 * poisoned + sample) for sample in range(4)) in words
+    assert dropped == ["the gradient of step 1 is not finite"]
+    assert updates == 1
+    assert same
