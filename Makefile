@@ -39,8 +39,7 @@ soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))
 
 test-gpu: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --device cuda -m "on_device and not soak" --numprocesses 8 --dist loadfile \
-	  -o faulthandler_timeout=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest --device cuda -m "on_device and not soak" --numprocesses 8 --dist loadfile
 
 # --no-deps: what the rest of the environment was tested with stays as it is, and what these packages need is in it.
 bench: install

@@ -1,10 +1,12 @@
 """What tests of several packages share."""
 
+import faulthandler
 import fcntl
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
@@ -13,6 +15,11 @@ from pipelines.motion import render
 from tests.shards import assign_shards, parse_shard
 
 ON_DEVICE = re.compile(r"\bdevice: torch\.device\b|\bdevice\):|\bmark\.gpu\b")  # in a test's file
+
+# Seconds of a test on a GPU, fixtures included. A call that hangs there cannot be interrupted: the test's
+# process ends, and xdist starts another for the tests that are left.
+LIMIT = 90
+STDERR = pytest.StashKey[TextIO]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda: torch sees no GPU here")
     # Read once, before a process's first product; needed where a test wants the same bits twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        config.stash[STDERR] = os.fdopen(os.dup(2), "w")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -49,8 +59,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which a GPU may be needed for
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and item.config.getoption("--device") == "cpu":
+    on_gpu = item.config.getoption("--device") == "cuda"
+    if item.get_closest_marker("gpu") and not on_gpu:
         pytest.skip("needs a GPU: pytest --device cuda")  # all from this line, so one line in the summary
+    if on_gpu:  # in place of the longer limit of all tests
+        faulthandler.dump_traceback_later(LIMIT, exit=True, file=item.config.stash[STDERR])
+
+
+def pytest_runtest_logfinish() -> None:
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
