@@ -1,4 +1,4 @@
-"""Where the host waits for the GPU in a training step."""
+"""That the host waits nowhere for the GPU in a training step."""
 
 import json
 from collections import Counter
@@ -17,8 +17,6 @@ from tests.trainer.ranks import Ranks
 
 pytestmark = pytest.mark.gpu
 
-# In the last micro-batch's `step`: the norm of the gradient, for whether it is finite, and for clipping.
-IN_STEP = 2
 WARM = 4  # steps after which everything that a run makes once is there
 
 
@@ -40,14 +38,13 @@ def waits_of_a_step(stage: int, precision: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "bf16")])
-def test_the_engine_waits_for_the_norm_at_most(rank: Ranks, stage: int, precision: str) -> None:
+def test_the_engine_does_not_wait(rank: Ranks, stage: int, precision: str) -> None:
     (found,) = rank.run(waits_of_a_step, stage, precision)
-    assert len(found.pop("last step")) <= IN_STEP, found
     assert {name: places for name, places in found.items() if places} == {}
 
 
-def test_a_step_of_a_run_waits_for_the_norm_at_most(motion_set: MotionSet, tmp_path: Path) -> None:
-    """Data, copies to the device, losses and totals included."""
+def test_a_step_of_a_run_does_not_wait(motion_set: MotionSet, tmp_path: Path) -> None:
+    """Data, copies to the device, losses and totals included; events of earlier work are not counted."""
     outcome = run_training(
         tmp_path / "run",
         *on_gpu(optimisation__steps=12, evaluation__at_end="false"),
@@ -57,5 +54,5 @@ def test_a_step_of_a_run_waits_for_the_norm_at_most(motion_set: MotionSet, tmp_p
     )
     assert outcome.code == 0, outcome.errors
     steps = json.loads((tmp_path / "waits").read_text())[WARM:]
-    places = Counter(place for step in steps for place in step)
-    assert max(len(step) for step in steps) <= IN_STEP, places
+    assert len(steps) > WARM
+    assert Counter(place for step in steps for place in step) == {}

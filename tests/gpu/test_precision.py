@@ -60,9 +60,20 @@ def test_training_goes_on_from_a_checkpoint(rank: Ranks, tmp_path: Path, stage: 
     torch.testing.assert_close(went_on, saved.after, atol=NEAR, rtol=0)
 
 
-@pytest.mark.parametrize(("stage", "poison"), [(1, "clips"), (1, "loss"), (2, "clips"), (3, "loss")])
-def test_a_gradient_that_is_not_finite_changes_nothing(rank: Ranks, stage: int, poison: str) -> None:
-    assert rank.run(bad_step, stage, "bf16", 1.0, poison, 0) == [[]]
+@pytest.mark.parametrize(
+    ("stage", "precision", "poison", "fused"),
+    [
+        (0, "fp32", "clips", True),
+        (1, "bf16", "clips", True),
+        (1, "bf16", "loss", False),
+        (2, "bf16", "clips", True),
+        (3, "bf16", "loss", True),
+    ],
+)
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    rank: Ranks, stage: int, precision: str, poison: str, fused: bool
+) -> None:
+    assert rank.run(bad_step, stage, precision, 1.0, poison, 0, fused) == [[]]
 
 
 def unlike_master_weights(stage: int) -> tuple[list[str], bool]:
