@@ -1,12 +1,11 @@
 """The Global UniBlock, section 3.2: a query gathers the whole clip into a video token."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
+from models.depthwise import DepthwiseConv3d
 from models.drop import DropPath
 from models.vit import Mlp
 
@@ -55,7 +54,7 @@ class GlobalUniBlock(nn.Module):
         super().__init__()
         width = config.width
         self.grid = config.grid
-        self.dpe = nn.Conv3d(width, width, 3, padding=1, groups=width)
+        self.dpe = DepthwiseConv3d(width)
         self.norm_query = nn.LayerNorm(width)
         self.norm_tokens = nn.LayerNorm(width)
         self.attention = CrossAttention(width, config.global_heads)
@@ -90,13 +89,5 @@ class GlobalUniBlock(nn.Module):
     def _with_positions(self, tokens: Tensor) -> Tensor:  # B T 1+N C -> B T*(1+N) C
         """Adds the dynamic position embedding to the patches; class tokens have no position."""
         class_tokens, patches = tokens[:, :, :1], tokens[:, :, 1:]
-        volume = patches.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)  # B C T H W
-        positions = self._positions(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)  # B T N C
+        positions = self.dpe(patches.unflatten(2, (self.grid, self.grid))).flatten(2, 3)  # B T N C
         return torch.cat([class_tokens, patches + positions], dim=2).flatten(1, 2)
-
-    def _positions(self, volume: Tensor) -> Tensor:  # B C T H W -> B C T H W
-        if volume.device.type != "cpu":
-            return cast(Tensor, self.dpe(volume))
-        # On CPUs that have bf16, oneDNN's gradient of a depthwise convolution in it differs from run to run.
-        with torch.autocast("cpu", enabled=False):
-            return cast(Tensor, self.dpe(volume.to(self.dpe.weight.dtype)).to(volume.dtype))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
+from models.depthwise import DepthwiseConv3d
 from models.global_block import CrossAttention
 
 
@@ -32,8 +34,29 @@ def test_positions_are_added_to_patches_and_not_to_class_tokens(small):
     moved = block._with_positions(tokens).view_as(tokens)
     assert torch.equal(moved[:, :, 0], tokens[:, :, 0])
     volume = tokens[:, :, 1:].permute(0, 3, 1, 2).reshape(2, 16, 4, 2, 2)
-    expected = block.dpe(volume).flatten(3).permute(0, 2, 3, 1)
+    expected = conv3d(volume, block.dpe).flatten(3).permute(0, 2, 3, 1)
     torch.testing.assert_close(moved[:, :, 1:] - tokens[:, :, 1:], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (1, 1, 2, 2), (3, 2, 1, 1)], ids=str)
+def test_the_position_embedding_is_the_depthwise_conv3d(shape):
+    batch, frames, height, width = shape
+    dpe = DepthwiseConv3d(16).double()
+    # As a block has them: the class token of each frame lies between them.
+    whole = torch.randn(batch, frames, 1 + height * width, 16, dtype=torch.float64, requires_grad=True)
+    tokens = whole[:, :, 1:].unflatten(2, (height, width))
+    given = dpe(tokens)
+    expected = conv3d(tokens.permute(0, 4, 1, 2, 3), dpe).permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(given, expected)
+    towards = torch.randn_like(given)
+    inputs = [whole, dpe.weight, dpe.bias]
+    torch.testing.assert_close(
+        torch.autograd.grad(given, inputs, towards), torch.autograd.grad(expected, inputs, towards)
+    )
+
+
+def conv3d(volume, dpe):  # B C T H W -> B C T H W
+    return functional.conv3d(volume, dpe.weight, dpe.bias, padding=1, groups=dpe.groups)
 
 
 def test_a_new_block_returns_its_query(small):
