@@ -22,6 +22,7 @@ from .source import Source
 
 TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
 TRIAL_SAMPLES = 16
+TRIAL_ROUNDS = 3  # that the graph's decoder is timed for, or fewer where they take longer than TRIAL
 FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 frames is 0.9 TFLOP a clip
 GPU_THREADS = 4  # DALI's CPU threads beside a GPU, which does the work: they launch and copy
 NVDEC_THREADS = 8  # where it decodes, too: each thread waits for one video, and an H100 has 7 decoders
@@ -36,8 +37,8 @@ class LoaderOptions:
 
     device: where they end up. decoder: `auto`, `dali`, `pyav` or `hybrid`. workers: processes that read, and
     decode where the graph does not. threads: DALI's CPU threads. prefetch: batches made ahead. cores: those
-    that this rank may use. graph_share: of the samples, with `hybrid`. None is decided here: all cores of the
-    machine, and the rest from what samples cost.
+    that this rank may use. graph_share: of the samples, where the decoding is split. None is decided here:
+    all cores of the machine, and the rest from what samples cost.
     """
 
     device: torch.device
@@ -51,6 +52,11 @@ class LoaderOptions:
     @property
     def gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def splits(self) -> bool:
+        """Whether the samples are split between the graph's decoder and PyAV, by how fast each of them is."""
+        return choose_decoder(self.decoder, gpu=self.gpu) == "hybrid"
 
 
 @dataclass(frozen=True)
@@ -97,22 +103,19 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     decoding = Decoding(name, GraphDecoder.on(gpu=options.gpu))
     graph = with_decoding(graph, decoding)
     source = graph.source
-    splits = options.decoder == "hybrid"
-    asks_share = splits and options.graph_share is None
+    asks_share = options.splits and options.graph_share is None
     open_questions = asks_share or options.workers is None or options.prefetch is None
     trial = _try(source, keep=asks_share) if open_questions else None
     beside_gpu = GPU_THREADS if name == "pyav" else NVDEC_THREADS
     threads = options.threads or (min(beside_gpu, cores) if options.gpu else cores)
     workers = options.workers or _workers(trial, source.clips_per_sample, cores, options)
-    if splits:
+    if options.splits:
         share = options.graph_share
         if share is None:
             share = _graph_share(graph, trial, options, workers, threads)
         graph = with_decoding(graph, replace(decoding, graph_share=share))
         kept = "" if asks_share else ", as measured when the run first started"
         name = f"dali and pyav, {share:.0%} by dali{kept}"
-    elif name == "hybrid":
-        name = "dali, and pyav for what that does not take"
     batch_bytes = source.samples * (trial.bytes if trial else 0.0) + source.output_bytes
     enough = ceil(2 * workers / source.samples) + 1  # no worker waits for the batch to be complete
     prefetch = options.prefetch or max(2, min(enough, MOST_AHEAD, int(AHEAD / batch_bytes)))
@@ -127,7 +130,7 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
 def _workers(trial: Trial | None, clips_per_sample: int, cores: int, options: LoaderOptions) -> int:
     """As many as make clips as fast as anyone could train on them, and no more than there are cores."""
     most = max(1, cores - 1) if options.gpu else cores
-    if trial is None or options.decoder == "hybrid":
+    if trial is None or options.splits:
         return most
     return min(most, max(1, ceil(FASTEST / clips_per_sample * (trial.read + trial.decode))))
 
@@ -189,15 +192,16 @@ def _graph_rate(samples: list[Arrays], decoding: Decoding, device: torch.device,
         threads=threads,
         device=device,
     )
-    rounds = 3
+    rounds, begun = 0, time.perf_counter()
     try:
         pipeline.run()
         begun = time.perf_counter()
-        for _ in range(rounds):
+        while rounds < TRIAL_ROUNDS and (rounds == 0 or time.perf_counter() - begun < TRIAL):
             pipeline.run()
+            rounds += 1
     except BROKEN as error:
         logging.getLogger(__name__).warning(
-            "dali fails over the first videos, so hybrid leaves all to pyav: %s", in_words(str(error))
+            "dali fails over the first videos, so all are left to pyav: %s", in_words(str(error))
         )
         return 0.0
     return rounds * len(samples) / (time.perf_counter() - begun)

@@ -30,8 +30,8 @@ def open_loaders(
 ) -> tuple[ClipLoader, ClipLoader, tuple[str, ...]]:
     """The loader of training clips from this step on, that of evaluation, and notes on them. Collective.
 
-    Who decodes a video shows in its colours. So the share of `hybrid` decoding is measured once in a run, by
-    rank 0, and kept in its folder: all ranks go by it, and so does the run when it goes on.
+    Who decodes a video shows in its colours. So where decoding is split, DALI's share is measured once in a
+    run, by rank 0, and kept in its folder: all ranks go by it, and so does the run when it goes on.
 
     stack: closes them.
 
@@ -64,7 +64,7 @@ def open_loaders(
         return loader
 
     first: ClipLoader | None = None
-    if recipe.data.decoder == "hybrid":
+    if options.splits:
         share = _told(folder.graph_share() if environment.is_main else None)
         if share is None:
             first = together(lambda: _measured(training, folder) if environment.is_main else None)

@@ -4,7 +4,7 @@
 runs/<name>/
   recipe.yaml            the resolved recipe
   environment.json       versions, devices, host of the latest start
-  decoding.json          with hybrid decoding: DALI's share, as measured first
+  decoding.json          where decoding is split: DALI's share, as measured first
   checkpoints/           step-0000123/, ...
   events.jsonl           one line per step, evaluation, checkpoint, start and end
   quarantine.jsonl       videos that could not be used, and why

@@ -70,8 +70,7 @@ class Data(Section):
 
     decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
     """Who decodes: DALI (NVDEC on a GPU), PyAV (any codec, on CPU cores), `hybrid` both at once, split by
-    their speed as measured when the run first started; `auto` is PyAV on a CPU, and on a GPU DALI, with PyAV
-    for the videos that it does not take."""
+    their speed as measured when the run first started; `auto` is PyAV on a CPU and `hybrid` on a GPU."""
 
     @field_validator("train", mode="before")
     @classmethod
