@@ -23,12 +23,13 @@ def run_tests(task: Task) -> None:
         "-m",
         "pytest",
         "-m",
-        "on_device",
+        "on_device and not soak",
+        "--verbose",
         "--device",
         task.device.type,
         f"--junit-xml={results}",
     ]
-    if (workers := min(6, usable_cores() // 2)) > 1:
+    if (workers := min(8, usable_cores() // 2)) > 1:
         command += ["--numprocesses", str(workers), "--dist", "loadfile"]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if not results.exists():

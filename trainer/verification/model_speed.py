@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch
 
-from models import create_model
-from models.config import UniFormerV2Config
+from models import UniFormerV2
+from models.config import build_config
 from models.cost import train_step_flops
 from trainer.engine.engine import Engine, connect
 from trainer.engine.layout import Layout
 from trainer.engine.memory import Needs
 from trainer.environment import find_environment
 from trainer.meters import peak_flops
-from trainer.preparation import model_config
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.verification.steps import Task
@@ -141,10 +140,6 @@ class Trained:
         self.recipe: Recipe = load_recipe(
             RECIPE,
             [
-                f"model.preset={case.preset}",
-                f"model.form={case.form}",
-                f"model.frames={case.frames}",
-                "model.overrides={}",
                 f"optimisation.global_batch={case.batch}",
                 f"engine.device={kind}",
                 f"engine.precision={precision}",
@@ -153,21 +148,16 @@ class Trained:
                 "data.prefetch=2",
             ],
         )
-        self.config: UniFormerV2Config = model_config(self.recipe, CLASSES, case.recomputed)
+        model = {"frames": case.frames, "num_classes": CLASSES, "recomputed_blocks": case.recomputed}
+        self.config = build_config(case.preset, form=case.form, **model)
         environment = find_environment(kind)  # type: ignore[arg-type]
         connect(environment)
         torch.manual_seed(0)
         # Weights are drawn where they are to be: on a CPU, those of L/14 take seconds.
         with task.device:
-            model = create_model(
-                case.preset,
-                form=case.form,
-                frames=case.frames,
-                num_classes=CLASSES,
-                recomputed_blocks=case.recomputed,
-            )
+            network = UniFormerV2(self.config)
         stage = case.zero_stage if task.gpu else 0
-        self.engine = Engine(model, self.recipe, environment, Layout(stage, case.batch, 1, case.recomputed))
+        self.engine = Engine(network, self.recipe, environment, Layout(stage, case.batch, 1, case.recomputed))
         self.engine.train()
         side = self.config.resolution
         self._clips = torch.randn(case.batch, 3, case.frames, side, side, device=task.device)
