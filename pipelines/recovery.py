@@ -13,7 +13,8 @@ from . import DataError
 from .graph import Processes, decode_only
 from .parallel import Isolation
 from .probe import CRASHES
-from .reader import Arrays, Decoding, Loaded, Reader, Refused, Request
+from .reader import Arrays, Decoding, Reader, Refused, Request
+from .trial import load
 
 BROKEN = (RuntimeError, ValueError, IndexError)
 """What DALI's own errors come as: they are C++'s, of these kinds."""
@@ -34,7 +35,7 @@ def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], processe
                 if request.row is None or request.key in culprits:
                     continue
                 try:
-                    loaded = isolation.call(_load, reader, request)
+                    loaded = isolation.call(load, reader, request)
                 except BrokenProcessPool:
                     culprits[request.key] = CRASHES
                     continue
@@ -63,10 +64,6 @@ def data_error(error: Exception) -> str | None:
     if isinstance(cause, DataError) or str(error).rstrip().endswith(f"\n{name}: {cause}".rstrip()):
         return str(cause)
     return None
-
-
-def _load(reader: Reader, request: Request) -> Loaded:
-    return reader.load(request)
 
 
 class _GraphAlone:

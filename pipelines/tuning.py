@@ -6,11 +6,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from math import ceil
 
-import numpy as np
 import torch
 
 from . import DataError
-from .datasets.cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
 from .decode.dali_nodes import choose_decoder
 from .encoded import GraphDecoder
 from .graph import Graph, Processes, decode_only, with_decoding
@@ -19,9 +17,8 @@ from .parallel import Isolation, usable_cores
 from .reader import Arrays, Decoding
 from .recovery import BROKEN, in_words
 from .source import Source
+from .trial import TRIAL, Trial, try_samples
 
-TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
-TRIAL_SAMPLES = 16
 TRIAL_ROUNDS = 3  # that the graph's decoder is timed for, or fewer where they take longer than TRIAL
 FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 frames is 0.9 TFLOP a clip
 GPU_THREADS = 4  # DALI's CPU threads beside a GPU, which does the work: they launch and copy
@@ -57,34 +54,6 @@ class LoaderOptions:
     def splits(self) -> bool:
         """Whether the samples are split between the graph's decoder and PyAV, by how fast each of them is."""
         return choose_decoder(self.decoder, gpu=self.gpu) == "hybrid"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What the first samples cost each: seconds of reading, seconds of CPU time, bytes handed over.
-
-    samples: what the graph would get of them, where that was asked for.
-    """
-
-    read: float
-    decode: float
-    bytes: float
-    samples: tuple[Arrays, ...] = ()
-
-    @property
-    def words(self) -> str:
-        milliseconds = f"{1000 * self.read:.1f} ms to read, {1000 * self.decode:.1f} ms of CPU time"
-        return f"{milliseconds} in the workers a video; "
-
-    @property
-    def advice(self) -> str:
-        """What makes the videos cheaper to read; nothing where they are cheap."""
-        if self.decode < EXPENSIVE:
-            return ""
-        return (
-            f"; a clip of these videos costs {self.decode:.1f} s of CPU time to decode. Smaller frames and a "
-            f"keyframe every 12 frames make it cheap: ffmpeg -i IN -vf {CHEAP_SCALE} {CHEAP_CODING} OUT.mp4"
-        )
 
 
 def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
@@ -142,28 +111,9 @@ def _try(source: Source, *, keep: bool) -> Trial | None:
     """
     with Isolation() as isolation:
         try:
-            return isolation.call(_try_here, source, keep)
+            return isolation.call(try_samples, source, keep)
         except BrokenProcessPool:
             return None
-
-
-def _try_here(source: Source, keep: bool) -> Trial | None:
-    payload = len(source.reader.decoding.layouts)
-    begun = time.perf_counter()
-    samples, costs = [], []
-    for position in range(TRIAL_SAMPLES):
-        request = source.request(position)
-        loaded = source.reader.load(request)
-        if request.row is not None and not loaded.reason:
-            arrays = loaded.arrays[:payload]
-            samples.append(arrays)
-            costs.append((loaded.cost.read, loaded.cost.decode, sum(array.nbytes for array in arrays)))
-        if time.perf_counter() - begun > TRIAL:
-            break
-    if not costs:
-        return None
-    read, decode, size = (float(mean) for mean in np.mean(costs, axis=0))
-    return Trial(read, decode, size, tuple(samples) if keep else ())
 
 
 def _graph_share(

@@ -1,5 +1,7 @@
 """What is decided where the options leave it open."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from pipelines.motion import CLASS_NAMES
 from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader
 from pipelines.source import TrainSource
-from pipelines.tuning import MOST_AHEAD, LoaderOptions, Trial, tune
+from pipelines.trial import Trial, load, try_samples
+from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
@@ -43,6 +46,13 @@ def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set
     assert prefetch(micro_batch=8, workers=2) == 2
     assert prefetch(micro_batch=1, workers=4) == 9
     assert prefetch(micro_batch=1, workers=100) == MOST_AHEAD
+
+
+def test_the_process_that_tries_samples_imports_neither_torch_nor_dali() -> None:
+    """They would take seconds at the start of every run."""
+    code = "import sys, pipelines.trial; sys.exit(bool({'torch', 'nvidia.dali'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert try_samples.__module__ == load.__module__ == "pipelines.trial"
 
 
 def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:
