@@ -1,4 +1,4 @@
-"""A run inside a job whose end is known."""
+"""A run inside a job whose end is known; how that is read is in tests/trainer/test_environment.py."""
 
 import time
 from pathlib import Path
@@ -9,8 +9,9 @@ from tests.conftest import MotionSet
 from tests.integration.processes import events, settings, train
 from trainer.faults.stop import REQUEUE
 
+pytestmark = pytest.mark.soak
 
-@pytest.mark.soak
+
 def test_a_run_leaves_before_its_job_ends_and_goes_on_in_the_next(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:

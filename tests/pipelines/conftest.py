@@ -34,13 +34,13 @@ def damage(path: Path, packet: int) -> None:
     path.write_bytes(data[:at] + bytes(60) + data[at + 60 :])
 
 
-@pytest.fixture
-def vp9_set(tmp_path: Path) -> Path:
-    """Twelve VP9 clips, of which number 5 is damaged behind its first frame."""
-    rows = []
+@pytest.fixture(scope="session")
+def vp9_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve VP9 clips, of which number 5 is damaged behind its first frame; read only."""
+    folder, rows = tmp_path_factory.mktemp("vp9"), []
     for index in range(12):
-        path = tmp_path / f"{index}.webm"
+        path = folder / f"{index}.webm"
         encode_vp9(path, index)
         rows.append(Row(path.name, 0, 0, index % 2, FRAMES, 25.0, WIDTH, HEIGHT, "vp9"))
-    damage(tmp_path / "5.webm", packet=1)
-    return write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path
+    damage(folder / "5.webm", packet=1)
+    return write_manifest(folder / "train.arrow", rows, ["a", "b"]).path

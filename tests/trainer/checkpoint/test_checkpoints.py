@@ -544,8 +544,17 @@ def assert_visible_is_whole(folder: Path) -> int:
 SOME_CALLS = [2, 5, 6, 24]  # in the first, before and after the rename, and while an old one is deleted
 
 
+@pytest.fixture(scope="module")
+def survivor() -> Iterator[Ranks]:
+    """A rank that goes on with what killed ones leave."""
+    with Ranks(1) as ranks:
+        yield ranks
+
+
 @pytest.mark.parametrize("call", [*SOME_CALLS, pytest.param(None, marks=pytest.mark.soak)])
-def test_whenever_a_rank_is_killed_what_is_visible_is_whole(tmp_path: Path, call: int | None) -> None:
+def test_whenever_a_rank_is_killed_what_is_visible_is_whole(
+    survivor: Ranks, tmp_path: Path, call: int | None
+) -> None:
     if call is not None:
         calls = [call]
     else:
@@ -556,10 +565,9 @@ def test_whenever_a_rank_is_killed_what_is_visible_is_whole(tmp_path: Path, call
     most = 0
     for call in calls:
         folder = tmp_path / str(call)
-        with Ranks(1) as ranks:
-            with pytest.raises(RankError, match="it died"):
-                ranks.run(die_at, folder, call)
-            most = max(most, assert_visible_is_whole(folder))
-            ranks.run(go_on, folder)
+        with Ranks(1) as ranks, pytest.raises(RankError, match="it died"):
+            ranks.run(die_at, folder, call)
+        most = max(most, assert_visible_is_whole(folder))
+        survivor.run(go_on, folder)
         assert_visible_is_whole(folder)
     assert most <= 3
