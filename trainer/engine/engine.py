@@ -166,8 +166,9 @@ class Engine:
         if exact:
             self._begin_with(exact)
         if recipe.engine.compile:
-            # A graph break in a recomputed block would count batch norms' statistics twice: it is an error.
-            self.deepspeed.compile(compile_kwargs={"fullgraph": True})
+            # The forward alone: not every version of torch can trace DeepSpeed's hooks around it. A break of
+            # the graph in a recomputed block would count batch norms' statistics twice: it is an error.
+            self.model.forward = torch.compile(self.model.forward, fullgraph=True)
         # Counts of batches included: they too are as before when a step is left out.
         self._statistics = list(self.model.buffers())
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
