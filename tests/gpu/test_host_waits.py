@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.conftest import MotionSet
 from tests.gpu.counted_waits import waits
 from tests.gpu.test_run import on_gpu
+from tests.integration.processes import python_path
 from tests.integration.processes import train as run_training
 from tests.trainer.checkpoint.training import RATE, make_engine, train
 from tests.trainer.ranks import Ranks
@@ -50,7 +51,7 @@ def test_a_step_of_a_run_does_not_wait(motion_set: MotionSet, tmp_path: Path) ->
         *on_gpu(optimisation__steps=12, evaluation__at_end="false"),
         data=motion_set.root,
         script=Path(__file__).with_name("counted_waits.py"),
-        variables={"PYTHONPATH": str(Path(__file__).parents[2]), "WAITS": str(tmp_path / "waits")},
+        variables={**python_path(), "WAITS": str(tmp_path / "waits")},
     )
     assert outcome.code == 0, outcome.errors
     steps = json.loads((tmp_path / "waits").read_text())[WARM:]

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import MotionSet
 from tests.gpu.test_run import on_gpu
-from tests.integration.processes import ROOT, train
+from tests.integration.processes import ROOT, python_path, train
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +24,7 @@ def test_too_little_memory_is_said_in_words(motion_set: MotionSet, tmp_path: Pat
         *on_gpu(engine__micro_batch=8, engine__zero_stage=1, engine__recomputed_blocks=0, **overrides),
         data=motion_set.root,
         script=Path(__file__).with_name("with_little_memory.py"),
-        variables={"PYTHONPATH": str(ROOT)},
+        variables=python_path(),
     )
     assert outcome.code == 2, outcome.errors
     assert "out of memory with 8 clips per rank" in outcome.errors

@@ -19,6 +19,12 @@ SMALL = Path(__file__).parent / "small.yaml"
 PATIENCE = 240  # seconds; a run takes about 15 on an idle machine
 
 
+def python_path() -> dict[str, str]:
+    """The variable with which a script elsewhere finds the project, and what this process finds."""
+    there = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *there])}
+
+
 class Ended(AssertionError):
     """A process had ended before something was to happen to it."""
 

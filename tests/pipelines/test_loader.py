@@ -70,7 +70,10 @@ def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
 def test_decoding_in_the_graph_agrees_with_pyav(
     motion_set: MotionSet, tmp_path: Path, device: torch.device
 ) -> None:
-    """On a codec that both decode; they differ in how chroma is brought to full size, by a few levels."""
+    """On a codec that both decode; they differ in how chroma is brought to full size, by a few levels.
+
+    By 6.7 on an H100: NVDEC's pictures are about 2 levels brighter than FFmpeg's, which rounds down.
+    """
     codec = "h264" if device.type == "cuda" else "mjpeg"
     manifest = Manifest.open(motion_set.train)
     rows = [manifest.row(i) for i in range(len(manifest))]
@@ -84,7 +87,8 @@ def test_decoding_in_the_graph_agrees_with_pyav(
     for one, other in zip(in_graph, in_source, strict=True):
         assert torch.equal(one.ids, other.ids)
         difference = (one.clips - other.clips).abs().mean() * 127.5
-        assert difference < 4.0  # wrong frames or channels differ by more than 20
+        # Wrong frames or channels differ by more than 20.
+        assert difference < (4.0 if device.type == "cpu" else 9.0)
 
 
 def broken_set(motion_set: MotionSet, folder: Path) -> Path:

@@ -13,8 +13,9 @@ from pipelines.draw import TrainClip
 from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.graph import decode_only
 from pipelines.loader import train_loader
-from pipelines.manifest import Manifest, Row
+from pipelines.manifest import Row
 from pipelines.plan import TrainPlan
+from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding
 from pipelines.tuning import LoaderOptions
@@ -95,7 +96,11 @@ def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> tuple[np.
 
 def row_of(video: Path) -> Row:
     """A manifest's row of a video."""
-    return Manifest.open(make_manifest(video.parent, [video])).row(0)
+    info = probe_video(video)
+    return Row(
+        path=str(video), offset=0, length=0, label=0, frames=info.frames, fps=info.fps,
+        width=info.width, height=info.height, codec=info.codec,
+    )  # fmt: skip
 
 
 def measure_rates(task: Task) -> None:

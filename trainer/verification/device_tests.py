@@ -24,7 +24,7 @@ def run_tests(task: Task) -> None:
         "pytest",
         "-m",
         "on_device and not soak",
-        "--verbose",
+        "-vv",  # each test by name, as soon as it is done: pytest's settings here have -q
         "--device",
         task.device.type,
         f"--junit-xml={results}",
