@@ -4,6 +4,7 @@ Only this folder knows DeepSpeed. What the loop sees is `Engine`: forward, backw
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -426,7 +427,8 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ["LOCAL_RANK"] = str(device.index)
     # DeepSpeed 0.19 calls collectives by names that torch 2.14 is about to drop, thousands of times a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    import deepspeed
+    with _unavailable("mlflow"):  # seconds, for DeepSpeed's autotuner, which nobody uses here
+        import deepspeed
     import deepspeed.runtime.bf16_optimizer
     from deepspeed.utils.logging import logger
 
@@ -445,3 +447,16 @@ def _import_deepspeed(device: torch.device) -> Any:
         # GPUs, where a look at this table would try out every compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _unavailable(package: str) -> Iterator[None]:
+    """Inside, importing the package fails, unless it has been imported before."""
+    known = package in sys.modules
+    if not known:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if not known:
+            del sys.modules[package]

@@ -1,9 +1,11 @@
 """The engine under a real DeepSpeed, one rank; two ranks are in tests/integration."""
 
+import importlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -38,6 +40,21 @@ def alone(device: torch.device) -> Iterator[Environment]:
         yield environment
         disconnect()
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_package_is_out_of_reach_only_inside_and_only_if_it_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new_package", "known_package"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("known_package")
+    with engine_module._unavailable("new_package"), engine_module._unavailable("known_package"):
+        importlib.import_module("known_package")
+        with pytest.raises(ImportError):
+            importlib.import_module("new_package")
+    importlib.import_module("known_package")
+    importlib.import_module("new_package")
 
 
 def engine(
