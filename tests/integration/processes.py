@@ -197,3 +197,18 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 def losses(run_dir: Path) -> list[float]:
     return [event["loss"] for event in events(run_dir, "step")]
+
+
+def typed(
+    *command: str, folder: Path, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with the environment's programs on the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, **(variables or {})},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import ROOT
-from tests.integration.test_commands import typed
+from tests.integration.processes import ROOT, typed
 
 pytestmark = pytest.mark.soak
 

@@ -27,6 +27,7 @@ ALL_AT_ONCE = {
     "engine__micro_batch": 8 // 2 // ACCUMULATION,
 }
 Start = Callable[[Path], Training]
+pytestmark = pytest.mark.soak  # test_training.py stops a run once in the fast suite
 
 
 def starts(motion_set: MotionSet, precision: str, stage: int) -> Start:
@@ -99,15 +100,9 @@ def tell_all(training: Training, number: int) -> None:
     ("stop", "code"),
     [
         pytest.param(lambda run: run.signal(signal.SIGTERM, rank=1), REQUEUE, id="SIGTERM-to-one"),
-        pytest.param(
-            lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C", marks=pytest.mark.soak
-        ),
-        pytest.param(
-            lambda run: tell_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all", marks=pytest.mark.soak
-        ),
-        pytest.param(
-            lambda run: run.signal(signal.SIGUSR1), REQUEUE, id="SIGUSR1-to-one", marks=pytest.mark.soak
-        ),
+        pytest.param(lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C"),
+        pytest.param(lambda run: tell_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all"),
+        pytest.param(lambda run: run.signal(signal.SIGUSR1), REQUEUE, id="SIGUSR1-to-one"),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
@@ -121,7 +116,6 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert_goes_on_as_if_nothing_had_been(start, tmp_path / "run", expected, stop, code)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(
     ("precision", "stage"),
     [("fp32", 0), ("fp32", 1), ("fp32", 3), *(("autocast", stage) for stage in range(4))],
@@ -142,7 +136,6 @@ def test_so_it_does_in_every_precision_and_stage(
     )
 
 
-@pytest.mark.soak
 def test_who_decodes_what_stays_as_it_was_measured_first(motion_set: MotionSet, tmp_path: Path) -> None:
     """DALI's colours are not PyAV's, and what is fast differs from start to start."""
 

@@ -1,33 +1,82 @@
-"""Whole runs in real processes: the same numbers whatever the ranks and stages, and after every stop."""
+"""Whole runs in real processes: the same numbers whatever the ranks and stages, and after a stop.
+
+With all at once that could tell: repeated sampling, an average of the weights, dropout, drop path and batch
+norm over all ranks, but without accumulation: batch norm is over the clips of one pass.
+"""
 
 import json
 import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.manifest import Manifest, write_manifest
 from pipelines.motion import CLASS_NAMES
 from tests.conftest import MotionSet
-from tests.integration.processes import SMALL, events, losses, settings, train
+from tests.integration.processes import (
+    ROOT,
+    SMALL,
+    Training,
+    events,
+    losses,
+    settings,
+    train,
+    typed,
+)
+from trainer.faults.stop import REQUEUE
 from trainer.weights import load_weights
+
+STEPS = 20
+ALL_AT_ONCE = {"optimisation__ema_decay": 0.9, "sampling__repeats": 2}
+
+
+def in_stage(stage: int) -> Sequence[str]:
+    return settings(**ALL_AT_ONCE, engine__zero_stage=stage)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a run of one rank to its end."""
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    outcome = train(run_dir, *in_stage(0), data=motion_set.root)
     assert outcome.code == 0, outcome.errors
     return run_dir
 
 
+@dataclass(frozen=True)
+class Launched:
+    run_dir: Path
+    store: str
+    """MLflow's."""
+    output: str
+
+
+@pytest.fixture(scope="module")
+def launched(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    """The same run with two ranks in ZeRO stage 2, started by DeepSpeed's command and told to MLflow."""
+    folder = tmp_path_factory.mktemp("launched")
+    store = f"sqlite:///{folder}/mlflow.db"
+    result = typed(
+        "deepspeed", "--num_gpus", "2", "launch/train.py",
+        "--recipe", str(SMALL), "--run-dir", str(folder / "run"),
+        "--set", f"data.train={motion_set.train}", "--set", f"data.val={motion_set.val}",
+        *in_stage(2), "--set", "tracking.enabled=true", "--set", "tracking.every_steps=5",
+        folder=ROOT, variables={"MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return Launched(folder / "run", store, result.stdout)
+
+
 def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
-    assert len(losses(undisturbed)) == 20
+    assert len(losses(undisturbed)) == STEPS
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert {
         "top1",
@@ -39,7 +88,7 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
         "parameters",
         "gmacs",
     } <= set(summary)
-    assert summary["steps"] == 20
+    assert summary["steps"] == STEPS
     assert summary["videos"] == 16
     weights = load_weights(undisturbed / "weights.safetensors")
     assert weights.model(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 8)
@@ -50,13 +99,33 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
     assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
 
 
+def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
+    assert f"mlflow ui --backend-store-uri {launched.store}" in launched.output
+    client = MlflowClient(launched.store)
+    (run,) = client.search_runs([client.get_experiment_by_name("uniformerv2").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.preset"] == "tiny"
+    assert run.data.params["optimisation.learning_rate"] == "0.002"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted(steps) == [1, 5, 10, 15, 20]
+    summary = json.loads((launched.run_dir / "summary.json").read_text())
+    assert run.data.metrics["val/top1"] == summary["top1"]
+    assert {"speed/clips_per_second", "speed/data_wait_share", "train/gradient_norm"} <= set(run.data.metrics)
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.yaml", "environment.json", "confusion.png", "summary.json"} <= artifacts
+
+
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (0, 1, 3))])
 def test_two_ranks_train_as_one_does(
-    undisturbed: Path, motion_set: MotionSet, tmp_path: Path, stage: int
+    undisturbed: Path, motion_set: MotionSet, tmp_path: Path, request: pytest.FixtureRequest, stage: int
 ) -> None:
-    run_dir = tmp_path / "run"
-    outcome = train(run_dir, *settings(engine__zero_stage=stage), data=motion_set.root, ranks=2)
-    assert outcome.code == 0, outcome.errors
+    if stage == 2:
+        run_dir = request.getfixturevalue("launched").run_dir
+    else:
+        run_dir = tmp_path / "run"
+        outcome = train(run_dir, *in_stage(stage), data=motion_set.root, ranks=2)
+        assert outcome.code == 0, outcome.errors
+    assert {event["world_size"] for event in events(run_dir, "start")} == {2}
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
     assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it does learn something
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (undisturbed, run_dir))
@@ -73,15 +142,38 @@ def test_two_ranks_train_as_one_does(
         torch.testing.assert_close(other, tensor, atol=1e-3, rtol=0, msg=name)
 
 
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    launched: Launched, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """SIGTERM to one of two ranks; other signals, precisions and stages are in test_resume.py."""
+    run_dir = tmp_path / "run"
+    first = Training(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
+    first.wait_for_step(2)
+    first.signal(signal.SIGTERM, rank=1)
+    outcome = first.wait()
+    assert outcome.code == REQUEUE, outcome.errors
+    assert "give the same command again" in outcome.output
+    stopped_after = events(run_dir, "left")[0]["step"]
+    assert 2 <= stopped_after < STEPS
+    outcome = train(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
+    assert outcome.code == 0, outcome.errors
+    assert f"going on after step {stopped_after}" in outcome.output
+    assert losses(run_dir) == losses(launched.run_dir) and len(losses(run_dir)) == STEPS
+    weights, expected = (load_file(run / "weights.safetensors") for run in (run_dir, launched.run_dir))
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.soak
 def test_a_finished_run_is_not_trained_again(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
-    outcome = train(run_dir, *settings(engine__zero_stage=0), data=motion_set.root)
+    outcome = train(run_dir, *in_stage(0), data=motion_set.root)
     assert outcome.code == 0, outcome.errors
-    assert len(losses(run_dir)) == 20
+    assert len(losses(run_dir)) == STEPS
     refused = train(run_dir, "--resume", "never", data=motion_set.root)
     assert refused.code == 2
     assert "--run-dir" in refused.errors
@@ -115,8 +207,8 @@ def test_a_changed_recipe_is_refused_by_name_and_changes_nothing(
     undisturbed: Path, motion_set: MotionSet
 ) -> None:
     before = (undisturbed / "recipe.yaml").read_text()
-    changes = {"seed": 8, "model__overrides.width": 64, "engine__zero_stage": 0}
-    outcome = train(undisturbed, *settings(**changes), data=motion_set.root)
+    changes = {"seed": 8, "model__overrides.width": 64}
+    outcome = train(undisturbed, *in_stage(0), *settings(**changes), data=motion_set.root)
     assert outcome.code == 2
     assert "seed: 7 then, 8 now" in outcome.errors
     assert "model.overrides.width: 32 then, 64 now" in outcome.errors
@@ -138,17 +230,17 @@ def test_other_videos_and_classes_are_refused_by_name_unless_they_are_meant(
         rows = [manifest.row(index) for index in range(len(manifest) - (part == "train"))]
         (data / f"{part}.arrow").unlink()
         write_manifest(data / f"{part}.arrow", rows, names)
-    outcome = train(run_dir, *settings(engine__zero_stage=0), data=data)
+    outcome = train(run_dir, *in_stage(0), data=data)
     assert outcome.code == 2
     refused = "data.train (fingerprint)", "data.train (class names)"
     for name in refused:
         assert f"{name}: " in outcome.errors and f"--allow-change '{name}'" in outcome.errors
     assert '["move_left"' in outcome.errors and "Traceback" not in outcome.errors
     assert (run_dir / "events.jsonl").read_text() == (undisturbed / "events.jsonl").read_text()
-    one = train(run_dir, "--allow-change", refused[0], *settings(engine__zero_stage=0), data=data)
+    one = train(run_dir, "--allow-change", refused[0], *in_stage(0), data=data)
     assert one.code == 2 and f"{refused[0]}: " not in one.errors and f"{refused[1]}: " in one.errors
     allowed = [part for name in refused for part in ("--allow-change", name)]
-    outcome = train(run_dir, *allowed, *settings(engine__zero_stage=0), data=data)
+    outcome = train(run_dir, *allowed, *in_stage(0), data=data)
     assert outcome.code == 0, outcome.errors
     assert load_weights(run_dir / "weights.safetensors").class_names == CLASS_NAMES[::-1]
 
@@ -158,8 +250,7 @@ def test_a_compiled_model_trains_as_the_other_does(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    few = {"engine__compile": "true", "engine__zero_stage": 0}
-    outcome = train(run_dir, *settings(**few), data=motion_set.root)
+    outcome = train(run_dir, *in_stage(0), *settings(engine__compile="true"), data=motion_set.root)
     assert outcome.code == 0, outcome.errors
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-3, rtol=0)
 
@@ -173,7 +264,7 @@ def test_what_the_memory_decides_changes_no_number(
     recipe = yaml.safe_load(SMALL.read_text())
     recipe["engine"] = "auto"
     (tmp_path / "auto.yaml").write_text(yaml.safe_dump(recipe))
-    outcome = train(run_dir, data=motion_set.root, recipe=tmp_path / "auto.yaml")
+    outcome = train(run_dir, *settings(**ALL_AT_ONCE), data=motion_set.root, recipe=tmp_path / "auto.yaml")
     assert outcome.code == 0, outcome.errors
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
 
