@@ -46,7 +46,13 @@ def run_steps(
             results[number].error = f"the {seconds:.0f} s for all steps were over"
         else:
             announce(f"{step.name} ({number + 1} of {len(steps)}, {left:.0f} s left): {step.about}")
-            results[number] = run_step(step, device=device, folder=folder, limit=min(step.seconds, left))
+            try:
+                results[number] = run_step(step, device=device, folder=folder, limit=min(step.seconds, left))
+            except KeyboardInterrupt:
+                found = read_findings(folder / step.name / "findings.json")
+                results[number] = StepResult(step.name, "not run", findings=found, error="interrupted")
+                _write(folder, device, about, results)
+                raise
         _write(folder, device, about, results)
         result = results[number]
         announce(f"{step.name}: {result.status}, {result.seconds:.0f} s. {result.error[-SHOWN:]}".rstrip())

@@ -1,0 +1,85 @@
+"""Steps of a verification: what is kept of one that is ended, that has nothing to do, that found a fault."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.verification.report import Finding, Report, StepResult, markdown_table, read_findings
+from trainer.verification.runner import ROOT, run_step, run_steps
+from trainer.verification.steps import STEPS, Step, find_step
+
+
+def step(name: str, seconds: int = 60, needs_gpu: bool = False) -> Step:
+    return Step(name, "about", seconds, find_step("machine").function, needs_gpu)
+
+
+def test_a_step_that_takes_too_long_is_ended_and_the_results_say_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    steps = [step("gpu", needs_gpu=True), step("slow", seconds=0)]
+    results = run_steps(steps, device="cpu", folder=tmp_path, seconds=100, announce=told.append)
+    assert [result.status for result in results] == ["needs a GPU", "failed"]
+    assert "ended after 0 s" in results[1].error
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [each["status"] for each in written["steps"]] == ["needs a GPU", "failed"]
+    assert "| slow | the step | ended after 0 s" in (tmp_path / "results.md").read_text()
+    assert any("slow: failed" in line for line in told)
+
+
+def test_what_finds_no_time_is_not_run(tmp_path: Path) -> None:
+    (result,) = run_steps([step("late")], device="cpu", folder=tmp_path, seconds=1, announce=print)
+    assert result.status == "not run" and "the 1 s for all steps were over" in result.error
+
+
+def test_a_step_that_breaks_is_failed_with_the_end_of_its_output(tmp_path: Path) -> None:
+    result = run_step(step("no such step"), device="cpu", folder=tmp_path, limit=60)
+    assert result.status == "failed"
+    assert "exit code 1" in result.error and "KeyError: 'no such step'" in result.error
+
+
+def test_findings_are_written_one_by_one(tmp_path: Path) -> None:
+    report = Report(tmp_path / "findings.json")
+    report.measure("rate", "7 clips/s")
+    assert read_findings(tmp_path / "findings.json") == [Finding("rate", "7 clips/s")]
+    report.check("frames", False, "[0, 2]", "[0, 1]")
+    assert read_findings(tmp_path / "findings.json")[1] == Finding("frames", "[0, 2]", "[0, 1]", False)
+
+
+def test_the_table_has_a_row_for_each_finding_and_each_step_without() -> None:
+    findings = [Finding("a|b", "1", "2", False), Finding("c", "3")]
+    table = markdown_table(
+        [StepResult("one", "failed", 3, findings, "why"), StepResult("two", "needs a GPU")]
+    )
+    assert table.splitlines()[2:] == [
+        "| one | a\\|b | 1 | 2 | **failed** |",
+        "| one | c | 3 |  |  |",
+        "| one | the step | why | | failed, 3 s |",
+        "| two | the step |  | | needs a GPU, 0 s |",
+    ]
+
+
+def test_each_step_has_a_function_and_a_name_of_its_own() -> None:
+    assert len({each.name for each in STEPS}) == len(STEPS)
+    for each in STEPS:
+        module, _, function = each.function.partition(":")
+        source = (ROOT / f"trainer/verification/{module}.py").read_text()
+        assert f"def {function}(task: Task) -> None:" in source
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "nothing"], "there is no step 'nothing'; there are: machine, decoder"),
+        (["--device", "cuda:99"], "torch sees"),
+        (["--device", "tpu"], "allowed are cpu and cuda:0"),
+        (["--device", "cpu", "--seconds", "0"], "--seconds must be above 0"),
+    ],
+    ids=["step", "gpu", "device", "seconds"],
+)
+def test_a_mistake_in_the_command_is_said_in_words(arguments: list[str], words: str) -> None:
+    command = [sys.executable, "launch/verify_gpu.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
