@@ -1,6 +1,7 @@
 """DeepSpeed's optimisers without reading the gradient's norm on the host, which waits for the device."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,10 +17,17 @@ def keep_norms_on_device() -> None:
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     for module in (bf16_optimizer, stage3, stage_1_and_2):
-        module.is_invalid_grad_norm = _never_invalid
-    bf16_optimizer.clip_tensors_by_global_norm = _clip
+        _replace(module, "is_invalid_grad_norm", _never_invalid)
+    _replace(bf16_optimizer, "clip_tensors_by_global_norm", _clip)
     for module in (utils, stage3, stage_1_and_2):
-        module.mask_nan_or_inf_with_val_inplace = _mark
+        _replace(module, "mask_nan_or_inf_with_val_inplace", _mark)
+
+
+def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
+    """Raises RuntimeError where this version of DeepSpeed has no such function: the host would wait again."""
+    if not hasattr(module, name):
+        raise RuntimeError(f"{module.__name__} of this DeepSpeed has no {name}; see {__name__}")
+    setattr(module, name, function)
 
 
 def _never_invalid(norm: Any) -> bool:

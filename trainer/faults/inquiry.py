@@ -95,13 +95,20 @@ class Inquiry:
         suspect = next(suspect for suspect in self._suspects if suspect.step == step)
         number, batch = int(suspect.number), suspect.batch
         buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
-        found = trace(self._engine.model, lambda: self._loss(batch))
+        origin, room = None, True
+        try:
+            origin = trace(self._engine.model, lambda: self._loss(batch)).origin
+        except torch.OutOfMemoryError:  # the gradients of the next step are there, too
+            room = False
         for buffer, before in buffers:
             buffer.copy_(before)
-        orders: list[Any] = [None] * dist.get_world_size()
-        own = None if found.origin is None else (found.origin.order, found.origin.words, batch.ids.tolist())
-        dist.all_gather_object(orders, own)
-        culprits = [rank for rank, origin in enumerate(orders) if origin is not None]
+        told: list[Any] = [None] * dist.get_world_size()
+        own = None if origin is None else (origin.order, origin.words, batch.ids.tolist())
+        dist.all_gather_object(told, (own, room))
+        orders = [order for order, _ in told]
+        culprits = [rank for rank, order in enumerate(orders) if order is not None]
+        if not culprits and not all(looked for _, looked in told):
+            return Finding("the gradient is not finite; there was not enough memory to look for where", None)
         if not culprits:
             return Finding(
                 "the gradient is not finite; the clips of the last micro-batch "

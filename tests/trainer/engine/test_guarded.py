@@ -86,7 +86,7 @@ def test_a_bad_step_that_the_device_skips_leaves_no_trace(two: Ranks, stage: int
 
 
 def what_is_said() -> list[bool | None]:
-    engine = make_engine(2)
+    engine = make_engine(2, fused=True)
     said = []
     for bad in (False, True, False):
         for _ in range(engine.accumulation):

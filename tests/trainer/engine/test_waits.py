@@ -126,11 +126,14 @@ def test_a_step_reads_one_number_and_that_of_the_step_before(
     assert list(exchange.values()) == [1] and next(iter(exchange)).startswith("tally.py"), exchange
 
 
-def what_is_found(folder: Path, stage: int, poisoned: int) -> tuple[list[Any], list[str], int, bool]:
+def what_is_found(
+    folder: Path, stage: int, poisoned: int, fused: bool
+) -> tuple[list[Any], list[str], int, bool, list[str]]:
     """Of two steps, with a NaN in one micro-batch of the first: what is told after the first, then in the
-    second; updates; whether the weights that the inquiry kept are those before.
+    second; updates; whether the weights that the inquiry kept are those before; the parts of the state that
+    differ from those of an engine that saw the second step alone.
     """
-    engine = make_engine(stage)
+    engine = make_engine(stage, fused=fused)
     before = engine.weights()
     trainer = trainer_of(engine)
     trainer.inquiry = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
@@ -147,7 +150,14 @@ def what_is_found(folder: Path, stage: int, poisoned: int) -> tuple[list[Any], l
     trainer.settle()  # the second step was taken: nothing more is told
     assert told.call_count == 1
     same = all(torch.equal(kept[name], weight) for name, weight in before.items())
-    return at_once, [str(step), words, *map(str, drops(trainer))], engine.updates, same
+    state = {piece.key: piece.values.clone() for piece in engine.pieces()}
+    other = trainer_of(make_engine(stage, fused=fused))
+    other.inquiry = Inquiry(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    other.train_step(iter([batch(2), batch(3)]))
+    differing = [
+        piece.key for piece in other.engine.pieces() if not torch.equal(piece.values, state[piece.key])
+    ]
+    return at_once, [str(step), words, *map(str, drops(trainer))], engine.updates, same, differing
 
 
 def drops(trainer: Trainer) -> list[Any]:
@@ -155,14 +165,20 @@ def drops(trainer: Trainer) -> list[Any]:
     return [call.args[0] for call in dropped.call_args_list]
 
 
-@pytest.mark.parametrize(("stage", "poisoned"), [(1, 0), (1, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("stage", "poisoned", "fused"), [(0, 1, True), (1, 0, False), (1, 1, True), (2, 1, True), (3, 1, True)]
+)
 def test_a_bad_step_is_looked_into_before_the_next_changes_the_weights(
-    alone: Ranks, tmp_path: Path, stage: int, poisoned: int
+    alone: Ranks, tmp_path: Path, stage: int, poisoned: int, fused: bool
 ) -> None:
-    ((at_once, (step, words, *dropped), updates, same),) = alone.run(what_is_found, tmp_path, stage, poisoned)
+    """And that leaves the gradient of the next step as it is: the state is as if the first had not been."""
+    ((at_once, (step, words, *dropped), updates, same, differing),) = alone.run(
+        what_is_found, tmp_path, stage, poisoned, fused
+    )
     assert at_once == []
     assert step == "0" and words.startswith("step 1 changed nothing, because the clips themselves")
     assert ", ".join(str(10 * poisoned + sample) for sample in range(4)) in words
     assert dropped == ["the gradient of step 1 is not finite"]
     assert updates == 1
     assert same
+    assert differing == []

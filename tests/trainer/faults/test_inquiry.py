@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.loader import ClipBatch
-from tests.trainer.checkpoint.training import checkpoints, make_engine, state_of
+from tests.trainer.checkpoint.training import Form, checkpoints, make_engine, state_of
 from tests.trainer.ranks import Ranks
 from trainer import RunError
 from trainer.checkpoint.shelf import MARGIN
@@ -26,9 +26,9 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def look(folder: Path) -> tuple[Finding, int]:
+def look(folder: Path, form: Form = "temporal") -> tuple[Finding, int]:
     """What is found of a clip of rank 1 that holds a NaN, and the bytes of a checkpoint."""
-    engine = make_engine(1)
+    engine = make_engine(1, form=form)
     looked = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(f"{sample}.mp4"))
     clips = torch.zeros(2, 3, 4, 16, 16)
     clips[0, 0, 0, 0, 0] = float("nan") if dist.get_rank() == 1 else 0.0
@@ -49,6 +49,18 @@ def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) 
     files = [path for path in (tmp_path / "not-finite").rglob("*") if path.is_file()]
     assert len(files) == 2
     assert {path.stat().st_mode for path in files} == {(tmp_path / "ordinary").stat().st_mode}
+
+
+def look_without_memory(folder: Path) -> Finding:
+    error = torch.OutOfMemoryError("no room")
+    traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else inquiry.trace
+    with mock.patch.object(inquiry, "trace", traced):
+        return look(folder, "scene")[0]  # in the other form, batch norms wait for all ranks within a forward
+
+
+def test_a_rank_without_memory_to_look_leaves_no_other_waiting(two: Ranks, tmp_path: Path) -> None:
+    for finding in two.run(look_without_memory, tmp_path):
+        assert "not enough memory to look" in finding.words and finding.file is None
 
 
 def look_failing(folder: Path, failing: str) -> Finding:
