@@ -77,11 +77,14 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
     trial = _try(source, keep=asks_share) if open_questions else None
     beside_gpu = GPU_THREADS if name == "pyav" else NVDEC_THREADS
     threads = options.threads or (min(beside_gpu, cores) if options.gpu else cores)
-    workers = options.workers or _workers(trial, source.clips_per_sample, cores, options)
+    by_workers = trial
+    if options.splits and (asks_share or options.workers is None):
+        by_workers = _try(with_decoding(graph, Decoding("pyav")).source, keep=False)
+    workers = options.workers or _workers(by_workers, source.clips_per_sample, cores, options)
     if options.splits:
         share = options.graph_share
         if share is None:
-            share = _graph_share(graph, trial, options, workers, threads)
+            share = _graph_share(graph, trial, by_workers, options, workers, threads)
         graph = with_decoding(graph, replace(decoding, graph_share=share))
         kept = "" if asks_share else ", as measured when the run first started"
         name = f"dali and pyav, {share:.0%} by dali{kept}"
@@ -99,7 +102,7 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
 def _workers(trial: Trial | None, clips_per_sample: int, cores: int, options: LoaderOptions) -> int:
     """As many as make clips as fast as anyone could train on them, and no more than there are cores."""
     most = max(1, cores - 1) if options.gpu else cores
-    if trial is None or options.splits:
+    if trial is None:
         return most
     return min(most, max(1, ceil(FASTEST / clips_per_sample * (trial.read + trial.decode))))
 
@@ -117,13 +120,17 @@ def _try(source: Source, *, keep: bool) -> Trial | None:
 
 
 def _graph_share(
-    graph: Graph, in_graph: Trial | None, options: LoaderOptions, workers: int, threads: int
+    graph: Graph,
+    in_graph: Trial | None,
+    by_workers: Trial | None,
+    options: LoaderOptions,
+    workers: int,
+    threads: int,
 ) -> float:
     """The share of the samples that the graph should decode so that it and the workers take equally long."""
     decoding = graph.source.reader.decoding
     # Their last array is the flag that the graph decodes them.
     fitting = [arrays for arrays in in_graph.samples if arrays[-1]] if in_graph else []
-    by_workers = _try(with_decoding(graph, Decoding("pyav")).source, keep=False)
     if not fitting:
         return 0.0
     if by_workers is None:

@@ -2,7 +2,7 @@
 
 `dali` on a GPU is NVDEC, which is given H.264 and HEVC (see `GraphDecoder`). On a CPU the graph's decoder
 takes VP8, VP9 and MJPEG, enough to run the same branch anywhere. `auto` means `pyav` on a CPU and `hybrid` on
-a GPU: there, NVDEC and PyAV share the videos that NVDEC takes by how fast each of them is.
+a GPU: there, NVDEC and PyAV split the videos that NVDEC takes by measured speed.
 
 Both give the same frames. Their pixels differ where colours change sharply in videos of 4:2:0: DALI
 interpolates the colour of neighbours, PyAV repeats it, 3 to 5 levels on average in pictures of nothing but

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipelines.dataset import Dataset
@@ -59,6 +60,14 @@ def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:
     asked = LoaderOptions(CPU, "pyav", workers=3, threads=5, prefetch=7, cores=2)
     _, processes, _ = tune(graph(motion_set), asked)
     assert (processes.workers, processes.threads, processes.prefetch) == (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("device", "decoder", "splits"),
+    [("cuda", "auto", True), ("cpu", "auto", False), ("cpu", "hybrid", True), ("cuda", "dali", False)],
+)
+def test_where_decoding_is_split(device: str, decoder: str, splits: bool) -> None:
+    assert LoaderOptions(torch.device(device), decoder).splits is splits
 
 
 def test_hybrid_measures_its_share(motion_set: MotionSet) -> None:
