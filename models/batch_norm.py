@@ -1,4 +1,4 @@
-"""Batch norm over the clips of all ranks, on devices that torch's `SyncBatchNorm` does not serve."""
+"""Batch norm over the clips of all ranks, where torch's `SyncBatchNorm` does not serve: on CPUs, compiled."""
 
 from typing import Any
 

@@ -20,16 +20,16 @@ class DepthwiseConv3d(nn.Conv3d):
 
     def forward(self, tokens: Tensor) -> Tensor:  # B T H W C -> B T H W C
         if tokens.device.type != "cpu":
-            return self._convolve(tokens, self.weight)
+            return self._convolve(tokens)
         # On CPUs that have bf16, oneDNN's gradient of a depthwise convolution in it differs from run to run.
         with torch.autocast("cpu", enabled=False):
-            return self._convolve(tokens.to(self.weight.dtype), self.weight).to(tokens.dtype)
+            return self._convolve(tokens.to(self.weight.dtype)).to(tokens.dtype)
 
-    def _convolve(self, tokens: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, tokens: Tensor) -> Tensor:
         assert self.bias is not None  # a convolution has one unless told otherwise
         frames = tokens.flatten(0, 1).permute(0, 3, 1, 2)  # BT C H W, channels last in memory
         before, same, after = (
-            F.conv2d(frames, weight[:, :, tap], bias, padding=1, groups=self.groups)
+            F.conv2d(frames, self.weight[:, :, tap], bias, padding=1, groups=self.groups)
             .permute(0, 2, 3, 1)
             .unflatten(0, tokens.shape[:2])
             for tap, bias in enumerate((None, self.bias, None))

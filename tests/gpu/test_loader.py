@@ -19,9 +19,11 @@ pytestmark = pytest.mark.gpu
 
 PLAIN = TrainClip(4, 64, flip=0)
 LEVEL = 127.5  # of 255 to one, for clips normalised with HALF
-# Mean differences in levels. Decoders bring chroma to full size differently; a level at the threshold of an
+# Mean differences of a clip in levels. Decoders bring chroma to full size differently: 6.7 on average in
+# clips like these, seen on an H100; wrong frames are 20 and more apart. A level at the threshold of an
 # operation (solarize, posterize) may become many.
-DECODERS, AUGMENTED = 4.0, 6.0
+DECODERS, AUGMENTED = 12.0, 18.0
+SAME_DECODER = 1.0  # the kernels of the crop and the resize differ by rounding
 BUSY, LONG = 0.05, 0.4  # seconds of the GPU's work before each batch is used
 
 
@@ -30,11 +32,12 @@ def alike(one: ClipBatch, other: ClipBatch) -> bool:
     return all(torch.equal(getattr(one, name).cpu(), getattr(other, name).cpu()) for name in names)
 
 
-def distance(one: ClipBatch, other: ClipBatch) -> float:
-    return float((one.clips.cpu() - other.clips.cpu()).abs().mean()) * LEVEL
+def distances(one: ClipBatch, other: ClipBatch) -> torch.Tensor:
+    """Of each clip, or of each video's views."""
+    return (one.clips.cpu() - other.clips.cpu()).abs().flatten(1).mean(1) * LEVEL
 
 
-@pytest.mark.parametrize("decoder", ["pyav", "auto", "hybrid"])
+@pytest.mark.parametrize("decoder", ["pyav", "auto"])
 @pytest.mark.parametrize(("clip", "bound"), [(PLAIN, DECODERS), (ALL, AUGMENTED)], ids=["plain", "augmented"])
 def test_batches_are_those_of_the_cpu(
     motion_set: MotionSet, decoder: str, clip: TrainClip, bound: float, device: torch.device
@@ -44,7 +47,10 @@ def test_batches_are_those_of_the_cpu(
     for one, other in zip(found, on_cpu, strict=True):
         assert one.clips.device == device and one.labels.device == device
         assert alike(one, other) and bool(one.valid.all())
-        assert distance(one, other) < bound
+        assert distances(one, other).max() < bound
+    apart = torch.cat([distances(one, other) for one, other in zip(found, on_cpu, strict=True)])
+    if decoder == "auto" and clip is PLAIN:
+        assert (apart > SAME_DECODER).any(), "no clip was decoded by NVDEC"
 
 
 def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device) -> None:
@@ -61,7 +67,7 @@ def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device)
 
     for one, other in zip(views(device), views(torch.device("cpu")), strict=True):
         assert alike(one, other)
-        assert distance(one, other) < DECODERS
+        assert distances(one, other).max() < DECODERS
 
 
 def spin(device: torch.device, seconds: float) -> Callable[[], None]:

@@ -123,7 +123,7 @@ def measure_rates(task: Task) -> None:
         if task.gpu and coding != fitting:
             cases.append(("auto", None))
         if coding == small:
-            cases += [("hybrid", None), ("pyav", POLICY)]
+            cases += [("dali", None) if task.gpu else ("hybrid", None), ("pyav", POLICY)]
         for decoder, policy in cases:
             measure_loader(task, coding, manifest, decoder, policy)
 

@@ -1,47 +1,59 @@
 """The project's own tests that run on a device, as findings."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 from pipelines.parallel import usable_cores
 from trainer.verification.steps import Task
 
 ROOT = Path(__file__).parents[2]
+OUTCOME = re.compile(
+    r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED) (?P<test>tests/\S+)|(?P<name>tests/\S+) (?P<of>[A-Z]+)"
+)
 
 
 def run_tests(task: Task) -> None:
-    """Run pytest over the tests marked `on_device`; each failed test is a finding.
+    """Run pytest over the tests marked `on_device`; each that fails is a finding, as soon as it is done.
 
-    Raises RuntimeError where pytest came to no result.
+    The names of all tests that were done are in `tests.txt`.
     """
-    results = task.folder / "junit.xml"
-    results.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "on_device and not soak",
-        "-vv",  # each test by name, as soon as it is done: pytest's settings here have -q
-        "--device",
-        task.device.type,
-        f"--junit-xml={results}",
-    ]
+    command = [sys.executable, "-m", "pytest", "-m", "on_device and not soak", "--device", task.device.type]
+    # Each test by name, as soon as it is done: the settings have -q.
+    command += ["-vv", "--tb=short"]
     if (workers := min(8, usable_cores() // 2)) > 1:
         command += ["--numprocesses", str(workers), "--dist", "loadfile"]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if not results.exists():
-        raise RuntimeError(f"pytest ended with {code} and wrote no results")
-    passed = 0
-    for case in ElementTree.parse(results).iter("testcase"):
-        name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}"
-        wrong = [*case.iter("failure"), *case.iter("error")]
-        if wrong:
-            task.report.check(name, False, str(wrong[0].get("message"))[:300], "passes")
-        elif (skipped := case.find("skipped")) is not None:
-            task.report.measure(name, f"skipped: {skipped.get('message')}"[:300])
-        else:
-            passed += 1
-    task.report.check("tests marked on_device", passed > 0 and code == 0, f"{passed} passed", "all pass")
+    outcomes: dict[str, str] = {}
+    with (
+        open(task.folder / "tests.txt", "w", encoding="utf-8", buffering=1) as names,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            found = read_outcome(line)
+            if found is None or found[0] in outcomes:
+                continue
+            test, outcome = found
+            outcomes[test] = outcome
+            names.write(f"{outcome} {test}\n")
+            if outcome in ("FAILED", "ERROR"):
+                task.report.check(test, False, outcome, "PASSED")
+    passed = sum(outcome == "PASSED" for outcome in outcomes.values())
+    task.report.check(
+        "tests on the device",
+        passed > 0 and process.returncode == 0,
+        f"{passed} of {len(outcomes)} passed, exit code {process.returncode}",
+        "all pass or are skipped",
+    )
+
+
+def read_outcome(line: str) -> tuple[str, str] | None:
+    """The test and its outcome that a line of pytest's verbose output names, of one process or of several."""
+    found = OUTCOME.search(line)
+    if found is None:
+        return None
+    if found["test"]:
+        return found["test"], found["outcome"]
+    return (found["name"], found["of"]) if found["of"] in ("PASSED", "FAILED", "ERROR", "SKIPPED") else None

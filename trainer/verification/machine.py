@@ -21,6 +21,7 @@ GIB = 2**30
 
 
 def examine(task: Task) -> None:
+    """Facts, ceilings, and a trial of the decoder."""
     report, device = task.report, task.device
     about = describe()
     report.measure("packages", ", ".join(f"{name} {version}" for name, version in about["packages"].items()))
@@ -34,7 +35,9 @@ def examine(task: Task) -> None:
         name = torch.cuda.get_device_name(device)
         report.measure("GPU", f"{name}, {properties.total_memory / GIB:.1f} GiB, {driver()}")
         peak = peak_flops(name)
-        report.check("its bf16 peak is known", peak is not None, f"{peak and peak / 1e12} TFLOP/s", "a number")
+        report.check(
+            "its bf16 peak is known", peak is not None, f"{peak and peak / 1e12} TFLOP/s", "a number"
+        )
         report.check("NVDEC's library", has_nvdec(), LIBRARY, "can be loaded")
         for codec, limits in nvdec_limits().items():
             report.measure(f"NVDEC {codec}", limits)

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def attempt(task: Task, case: Case) -> None:
     try:
         measure_case(task, case)
     except Exception as error:
+        traceback.print_exc()
         words = " ".join(str(error).split())[:300]
         task.report.check(case.name, False, f"{type(error).__name__}: {words}", "trains")
     gc.collect()
@@ -95,6 +97,8 @@ def attempt(task: Task, case: Case) -> None:
 
 
 def measure_case(task: Task, case: Case) -> None:
+    """Time and memory of one case's steps."""
+    before = torch.cuda.memory_allocated(task.device) if task.gpu else 0  # of what cases before have left
     trained = Trained(task, case)
     began = time.perf_counter()
     for _ in range(WARM):
@@ -118,14 +122,14 @@ def measure_case(task: Task, case: Case) -> None:
     finite = all(loss == loss and abs(loss) < 100 for loss in losses)
     task.report.check(case.name, finite, words, "trains; losses are finite")
     if task.gpu:
-        held = torch.cuda.max_memory_allocated(task.device)
+        held = torch.cuda.max_memory_allocated(task.device) - before
         reserved = torch.cuda.max_memory_reserved(task.device)
         expected = trained.expected_bytes()
         ratio = expected / held
         task.report.check(
             f"{case.name}: memory",
             case.compile or ESTIMATE[0] <= ratio <= ESTIMATE[1],
-            f"{held / GIB:.2f} GiB allocated, {reserved / GIB:.2f} reserved, "
+            f"{held / GIB:.2f} GiB allocated ({before / GIB:.2f} before), {reserved / GIB:.2f} reserved, "
             f"{expected / GIB:.2f} expected ({ratio:.2f})",
             f"expected {ESTIMATE[0]} to {ESTIMATE[1]} times what was allocated",
         )

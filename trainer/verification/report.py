@@ -51,7 +51,9 @@ class StepResult:
     status: Status
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
-    error: str = ""
+    reason: str = ""
+    """Why it has not passed, in words."""
+    output: str = ""
     """The end of what the step printed, where it did not come to its end."""
 
 
@@ -78,7 +80,8 @@ def markdown_table(results: list[StepResult]) -> str:
             cells = (result.name, finding.name, finding.value, finding.mark, outcome)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         if result.status != "passed":
-            why = " ".join(result.error.split())[-300:].replace("|", "\\|")
+            last = " ".join(result.output.split())[-200:]
+            why = ": ".join(part for part in (result.reason, last) if part).replace("|", "\\|")
             lines.append(f"| {result.name} | the step | {why} | | {result.status}, {result.seconds:.0f} s |")
     return "\n".join(lines) + "\n"
 

@@ -43,19 +43,20 @@ def run_steps(
         if step.needs_gpu and device == "cpu":
             results[number].status = "needs a GPU"
         elif left < LEAST:
-            results[number].error = f"the {seconds:.0f} s for all steps were over"
+            results[number].reason = f"the {seconds:.0f} s for all steps were over"
         else:
             announce(f"{step.name} ({number + 1} of {len(steps)}, {left:.0f} s left): {step.about}")
             try:
                 results[number] = run_step(step, device=device, folder=folder, limit=min(step.seconds, left))
             except KeyboardInterrupt:
                 found = read_findings(folder / step.name / "findings.json")
-                results[number] = StepResult(step.name, "not run", findings=found, error="interrupted")
+                results[number] = StepResult(step.name, "not run", findings=found, reason="interrupted")
                 _write(folder, device, about, results)
                 raise
         _write(folder, device, about, results)
         result = results[number]
-        announce(f"{step.name}: {result.status}, {result.seconds:.0f} s. {result.error[-SHOWN:]}".rstrip())
+        outcome = f"{step.name}: {result.status}, {result.seconds:.0f} s"
+        announce("\n".join(part for part in (f"{outcome}. {result.reason}", result.output) if part))
     return results
 
 
@@ -70,22 +71,23 @@ def run_step(step: Step, *, device: str, folder: Path, limit: float) -> StepResu
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        error = ""
+        reason = output = ""
         try:
             code = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            code, error = 1, f"ended after {limit:.0f} s"
+            code, reason = 1, f"ended after {limit:.0f} s"
         finally:
             _end(process)
     findings = read_findings(own / "findings.json")
     failed = [finding for finding in findings if finding.passed is False]
     if code != 0:
-        output = (own / "output.log").read_text(encoding="utf-8", errors="replace")
-        error = f"{error or f'exit code {code}'}: {output[-SHOWN:]}"
+        output = (own / "output.log").read_text(encoding="utf-8", errors="replace")[-SHOWN:]
+        reason = reason or f"exit code {code}"
     elif failed:
-        error = f"{len(failed)} of {len(findings)} findings are not as they had to be"
+        reason = f"{len(failed)} of {len(findings)} findings are not as they had to be"
     status = "failed" if code != 0 or failed else "passed"
-    return StepResult(step.name, status, time.monotonic() - begun, findings, error)  # type: ignore[arg-type]
+    seconds = time.monotonic() - begun
+    return StepResult(step.name, status, seconds, findings, reason, output)  # type: ignore[arg-type]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
