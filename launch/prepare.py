@@ -6,12 +6,14 @@
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
 
-Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done and the message says why.
+Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done and the message says why, 130 and 143
+interrupted (nothing is left of an unfinished manifest).
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from operator import attrgetter
 from pathlib import Path
@@ -86,7 +88,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def terminate(*_: object) -> None:
+    """Leave in order at SIGTERM, so that half a manifest is removed."""
+    print("ended by SIGTERM; the same command starts anew", file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, terminate)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(parse()))

@@ -93,3 +93,21 @@ def test_rendering_can_be_interrupted(tmp_path):
     done = prepare("motion", root, "--train-clips", 8, "--val-clips", 8, "--seed", 5)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(Manifest.open(root / "train.arrow")) == len(Manifest.open(root / "val.arrow")) == 8
+
+
+def test_sigterm_leaves_nothing_of_a_manifest(motion_set, tmp_path):
+    video = next(path for path in motion_set.root.rglob("*") if path.suffix == ".mp4")
+    folder = tmp_path / "videos" / "class"
+    folder.mkdir(parents=True)
+    for number in range(3000):  # some seconds of work
+        (folder / f"{number}.mp4").symlink_to(video)
+    command = [*COMMAND, "folder", str(folder.parent), "--out", str(tmp_path / "out.arrow")]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".out.arrow*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "ended by SIGTERM" in words and "Traceback" not in words
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
