@@ -30,7 +30,7 @@ TIME_LIMIT = "the time limit"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PERSONAL = {"SIGINT", "SIGHUP", STOP_FILE}
 
-_AGAIN = "Ctrl-C again leaves at once, without saving."
+_AGAIN = "A Ctrl-C from now on leaves at once, without saving."
 
 _LOOK_EVERY = 3.0  # seconds: a shared filesystem need not be asked at every step
 

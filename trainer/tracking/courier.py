@@ -10,6 +10,7 @@ from trainer.tracking.spool import Spool
 GATHER = 1.0  # seconds between two deliveries, so that records travel together
 FIRST_PAUSE = 1.0  # seconds after a failed delivery, doubled after each further failure
 LONGEST_PAUSE = 60.0  # seconds
+SILENT = 3.0  # seconds that the end waits for the last delivery without a word
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,10 @@ class Courier:
         """
         self._closing.set()
         self._news.set()
-        self._thread.join(timeout)
+        self._thread.join(min(SILENT, timeout))
+        if self._thread.is_alive() and timeout > SILENT:
+            _log.warning("waiting up to %.0f s for %s to take the last records", timeout, self._name)
+            self._thread.join(timeout - SILENT)
         self._given_up.set()
         return self._spool.lines_left()
 

@@ -343,7 +343,9 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     tracker.metrics(2, {"loss": 2.0})
     tracker.artifact(picture)
     left = 5 - delivered
-    assert tracker.close("KILLED", timeout=0.5) == left
+    monkeypatch.setattr(courier, "SILENT", 0.1)
+    assert tracker.close("KILLED", timeout=1.0) == left
+    assert "waiting up to 1 s for " in caplog.text
     assert "python launch/deliver.py" in caplog.text
     with pytest.raises(RunError, match=f"{left} lines are left"):
         deliver_spool(tmp_path)
