@@ -103,7 +103,7 @@ def _shape(
     rng: np.random.Generator, path: ShapePath, x: np.ndarray, y: np.ndarray, short: int, luma: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coverage T H W in [0, 1] and paint 3 T H W of one random shape."""
-    distance = SHAPES[rng.choice(sorted(SHAPES))]
+    distance = SHAPES[str(rng.choice(sorted(SHAPES)))]
     centre_x, centre_y, radius, angle = (
         a.astype(np.float32)[:, None, None] for a in (path.x, path.y, path.radius, path.angle)
     )

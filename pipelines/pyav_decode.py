@@ -224,7 +224,7 @@ def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
 
 def check_frames(indices: NDArray[np.integer], frames: int) -> None:
     """Raise VideoDefect where one of `indices` lies beyond the last of `frames` frames."""
-    last = int(indices.max())
+    last = int(np.max(indices))
     if last >= frames:
         raise VideoDefect(f"holds {frames} frames, frame {last} was asked for")
 

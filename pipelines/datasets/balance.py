@@ -35,7 +35,7 @@ def balance(source: Path, out: Path, power: float) -> Manifest:
     manifest.verify()
     counts = np.zeros(len(manifest.class_names), np.int64)
     for batch in manifest.record_batches():
-        counts += np.bincount(np.from_dlpack(batch["label"]), minlength=len(counts))
+        counts += np.bincount(np.asarray(batch["label"], np.int32), minlength=len(counts))
     weights = np.maximum(counts, 1) ** -float(power)  # a class without a video has no row to be asked for
     return write_columns(out, _weighted(manifest, out.absolute().parent, weights), manifest.class_names)
 

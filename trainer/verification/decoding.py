@@ -62,8 +62,9 @@ def compare_frames(task: Task) -> None:
         task.report.check(
             f"{coding.name}: frames", numbers == wanted.tolist(), str(numbers), str(wanted.tolist())
         )
-        apart = np.abs(graph.astype(float) - pyav).mean(axis=(1, 2, 3)).max()
-        tint = np.abs((graph.astype(float) - pyav).mean(axis=(1, 2))).max()
+        difference = graph.astype(np.float64) - pyav.astype(np.float64)
+        apart = np.max(np.abs(difference).mean(axis=(1, 2, 3)))
+        tint = np.max(np.abs(difference.mean(axis=(1, 2))))
         task.report.check(
             f"{coding.name}: colours",
             bool(apart <= MOST_APART and tint <= MOST_TINTED),
@@ -154,7 +155,7 @@ def measure_graph(task: Task, coding: Coding, videos: list[Path], threads: int) 
         clips += len(videos)
     rate = clips / (time.perf_counter() - begun)
     taken = (free - torch.cuda.mem_get_info(task.device)[0]) / 2**30
-    frames = np.mean([indices.max() + 1 for indices in wanted])
+    frames = np.mean([np.max(indices) + 1 for indices in wanted])
     task.report.measure(
         f"NVDEC alone, {coding.name}, {threads} threads",
         f"{rate:.0f} clips/s ({rate * frames:.0f} frames/s up to the last wanted), {taken:.2f} GiB",

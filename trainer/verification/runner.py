@@ -1,6 +1,7 @@
 """Runs the steps one after another, each as a process with a limit, and writes what they found."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,15 +57,17 @@ def run_steps(
         _write(folder, device, about, results)
         result = results[number]
         outcome = f"{step.name}: {result.status}, {result.seconds:.0f} s"
-        announce("\n".join(part for part in (f"{outcome}. {result.reason}", result.output) if part))
+        said = ": ".join(part for part in (outcome, result.reason) if part)
+        announce("\n".join(part for part in (said, result.output) if part))
     return results
 
 
 def run_step(step: Step, *, device: str, folder: Path, limit: float) -> StepResult:
     """Run one step as a process, and end it with all that it started when `limit` seconds are over."""
     own = folder / step.name
-    own.mkdir(parents=True, exist_ok=True)
-    (own / "findings.json").unlink(missing_ok=True)
+    if own.exists():
+        shutil.rmtree(own)  # of an earlier verification
+    own.mkdir(parents=True)
     command = [sys.executable, "-m", "trainer.verification.one_step", step.name, device, str(folder)]
     begun = time.monotonic()
     with open(own / "output.log", "w", encoding="utf-8") as log:

@@ -53,7 +53,8 @@ STEPS = (
         "decoder", "NVDEC's frames and colours beside PyAV's", 60, "decoding:compare_frames", needs_gpu=True
     ),
     Step("tests", "the project's tests that run on a device", 240, "device_tests:run_tests"),
-    Step("run", "quickstart as a user starts it: bf16, checkpoints, evaluation", 150, "whole_run:quickstart"),
+    Step("run", "the quickstart as a user starts it, in bf16", 120, "whole_run:quickstart"),
+    Step("resume", "stop and go on bit for bit; the same bits twice", 240, "whole_run:go_on"),
     Step("model", "step time, MFU and memory of the presets beside the estimate", 200, "model_speed:measure"),
     Step("rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 150, "decoding:measure_rates"),
     Step("compile", "torch.compile with and without recomputation", 150, "model_speed:measure_compiled"),

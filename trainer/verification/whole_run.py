@@ -11,21 +11,16 @@ from pathlib import Path
 from trainer.verification.steps import Task
 
 ROOT = Path(__file__).parents[2]
+STEPS = 30
 TOP_1 = 0.85
 """Of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
 
 
 def quickstart(task: Task) -> None:
-    """The quickstart in bf16; then stopped and gone on with, and the same bits twice."""
-    run_quickstart(task)
-    go_on(task)
-
-
-def run_quickstart(task: Task) -> None:
     """The quickstart to its end; on a CPU a few steps of it."""
     settings = ["data.decoder=auto", "engine.precision=bf16"]
     if not task.gpu:
-        settings = ["data.embedded={train_clips: 64, val_clips: 16}", "optimisation.epochs=1", *_small(task)]
+        settings = ["optimisation.epochs=1", *_small()]
     run_dir = task.folder / "quickstart"
     began = time.monotonic()
     code, output = train(task, run_dir, settings)
@@ -37,9 +32,8 @@ def run_quickstart(task: Task) -> None:
     )
     task.report.measure("its results", json.dumps(said)[:600])
     top_1 = float(said.get("top1") or 0)
-    task.report.check(
-        "its accuracy", top_1 >= TOP_1 or not task.gpu, f"top-1 {top_1:.3f}", f"at least {TOP_1}"
-    )
+    if task.gpu:
+        task.report.check("its accuracy", top_1 >= TOP_1, f"top-1 {top_1:.3f}", f"at least {TOP_1}")
     for word in ("decoding by", "MFU"):
         said_last = [line.strip() for line in output.splitlines() if word in line][-1:]
         for line in said_last:
@@ -47,8 +41,8 @@ def run_quickstart(task: Task) -> None:
 
 
 def go_on(task: Task) -> None:
-    """Thirty steps, deterministic: twice, and once stopped in between. The losses must be the same."""
-    settings = ["optimisation.epochs=null", "optimisation.steps=30", "evaluation.at_end=false"]
+    """So many steps, deterministic: twice, and once stopped in between. The losses must be the same."""
+    settings = ["optimisation.epochs=null", f"optimisation.steps={STEPS}", "evaluation.at_end=false"]
     settings += [
         "evaluation.every_epochs=null",
         "optimisation.warmup_epochs=null",
@@ -57,13 +51,14 @@ def go_on(task: Task) -> None:
     settings += ["engine.deterministic=true", "data.decoder=pyav", "run.checkpoint_every_minutes=null"]
     settings += ["engine.precision=bf16", "augmentation.rand_augment=rand-m7-n4-mstd0.5-inc1"]
     if not task.gpu:
-        settings = [s for s in settings if "bf16" not in s] + _small(task)
+        settings = [s for s in settings if "bf16" not in s] + _small()
     losses = {}
     for name in ("first", "second"):
         code, output = train(task, task.folder / name, settings)
         losses[name] = read_losses(task.folder / name)
         task.report.check(f"run {name}", code == 0, f"exit code {code} {_end(code, output)}", "exit code 0")
-    same = losses["first"] == losses["second"] and len(losses["first"]) == 30
+    whole = len(losses["first"]) == STEPS
+    same = whole and losses["first"] == losses["second"]
     task.report.check(
         "the same bits twice", same, _compared(losses["first"], losses["second"]), "equal losses"
     )
@@ -77,9 +72,8 @@ def go_on(task: Task) -> None:
     task.report.check(
         "gone on with", code == 0, f"after {before} steps: exit code {code} {_end(code, output)}", "0"
     )
-    task.report.check(
-        "bit for bit", after == losses["first"], _compared(losses["first"], after), "losses as without a stop"
-    )
+    same = whole and after == losses["first"]
+    task.report.check("bit for bit", same, _compared(losses["first"], after), "losses as without a stop")
 
 
 def out_of_memory(task: Task) -> None:
@@ -137,13 +131,12 @@ def read_losses(run_dir: Path) -> list[float]:
     return [losses[step] for step in sorted(losses)]
 
 
-def _small(task: Task) -> list[str]:
-    data = [
+def _small() -> list[str]:
+    """Settings for a CPU: few and small clips, a small model."""
+    return [
+        "data.embedded={train_clips: 64, val_clips: 16}",
         "model.frames=4",
         "model.overrides={resolution: 32, patch_size: 16, depth: 2, width: 32, heads: 2}",
-    ]
-    return [
-        *data,
         "optimisation.global_batch=8",
         "evaluation.batch=8",
         "data.workers=1",
