@@ -6,14 +6,12 @@
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
 
-Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done and the message says why, 130 and 143
-interrupted (nothing is left of an unfinished manifest).
+Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done (in words), 130 and 143 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from operator import attrgetter
 from pathlib import Path
@@ -25,12 +23,12 @@ from pipelines.datasets.read import list_folder, list_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
 from pipelines.paths import printable
+from trainer.leaving import end_in_order_at_sigterm
 from trainer.progress import shown_progress
 
 
 def parse() -> argparse.Namespace:
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
 
     shared = argparse.ArgumentParser(add_help=False)
@@ -88,14 +86,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def terminate(*_: object) -> None:
-    """Leave in order at SIGTERM, so that half a manifest is removed."""
-    print("ended by SIGTERM; the same command starts anew", file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
+    end_in_order_at_sigterm("the same command starts anew")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(parse()))
