@@ -19,6 +19,7 @@ from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding
 from pipelines.tuning import LoaderOptions
+from trainer.engine.memory import GIB
 from trainer.verification.steps import Task
 from trainer.verification.videos import BT709, Coding, make_manifest, make_videos, numbered, read_number
 
@@ -154,7 +155,7 @@ def measure_graph(task: Task, coding: Coding, videos: list[Path], threads: int) 
         np.array(decoded.as_cpu()[0])  # waits until the batch is there
         clips += len(videos)
     rate = clips / (time.perf_counter() - begun)
-    taken = (free - torch.cuda.mem_get_info(task.device)[0]) / 2**30
+    taken = (free - torch.cuda.mem_get_info(task.device)[0]) / GIB
     frames = np.mean([np.max(indices) + 1 for indices in wanted])
     task.report.measure(
         f"NVDEC alone, {coding.name}, {threads} threads",
@@ -192,7 +193,7 @@ def measure_loader(task: Task, coding: Coding, manifest: Path, decoder: str, pol
         if task.gpu:
             torch.cuda.synchronize(task.device)
         rate = clips / (time.perf_counter() - begun)
-        taken = f", {(free - watch.least) / 2**30:.2f} GiB" if watch else ""
+        taken = f", {(free - watch.least) / GIB:.2f} GiB" if watch else ""
         bad = loader.defects.bad
         task.report.check(
             f"loader, {decoder}, {coding.name}{', RandAugment' if policy else ''}",

@@ -53,7 +53,12 @@ def measure(task: Task) -> None:
         flat = nn.Conv2d(
             channels, channels, (5, 1), padding=(2, 0), groups=channels, device=device, dtype=kind
         )
-        timed(f"the same as Conv2d over T x HW, {channels} channels", partial(_by_time, flat), *narrow)
+        timed(
+            f"the same as Conv2d over T x HW, {channels} channels",
+            partial(_by_time, flat),
+            *narrow,
+            module=flat,
+        )
         linear = nn.Linear(width, channels, device=device, dtype=kind)
         timed(f"linear {width} to {channels}", linear, *tokens, module=linear)
     norm = nn.BatchNorm3d(width, device=device, dtype=kind)

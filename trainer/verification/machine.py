@@ -13,11 +13,10 @@ import torch
 
 from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.parallel import usable_cores
+from trainer.engine.memory import GIB
 from trainer.environment import describe
 from trainer.meters import peak_flops
 from trainer.verification.steps import Task
-
-GIB = 2**30
 
 
 def examine(task: Task) -> None:

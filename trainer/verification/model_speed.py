@@ -13,7 +13,7 @@ from models.config import build_config
 from models.cost import train_step_flops
 from trainer.engine.engine import Engine, connect
 from trainer.engine.layout import Layout
-from trainer.engine.memory import Needs
+from trainer.engine.memory import GIB, Needs
 from trainer.environment import find_environment
 from trainer.meters import peak_flops
 from trainer.recipe.file import load_recipe
@@ -23,7 +23,6 @@ from trainer.verification.steps import Task
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.yaml"
 CLASSES = 400
 WARM, TIMED = 3, 6
-GIB = 2**30
 ESTIMATE = (0.95, 1.3)
 """The estimate of what the allocator holds, as a multiple of what it held."""
 
