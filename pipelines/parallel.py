@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -174,12 +175,37 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
     """Processes and threads that start inside never hear `signals`, which ask a program to leave.
 
     Ctrl-C and a scheduler's signals go to all processes at once. It is for the main one to act on them: it
-    may still want what the others are at.
+    may still want what the others are at. Its own handlers, of all STOP_SIGNALS, are called at the end: one
+    that raises between a process's start and the hand-over of what that process needs would leave it with
+    a traceback.
     """
     # Python starts its resource tracker with the first process and unblocks signals after it: start it first.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with _handlers_called_later():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _handlers_called_later() -> Iterator[None]:
+    """Keep Python's handlers of STOP_SIGNALS until the end. Only the main thread has any.
+
+    A mask does not do that: the kernel gives a signal to another thread, and Python calls its handler here.
+    """
+    arrived: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, lambda number, _: arrived.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -70,3 +72,28 @@ def test_an_isolated_call_goes_on_after_a_crash() -> None:
         with pytest.raises(BrokenProcessPool):
             isolation.call(square_or_die, 7)
         assert isolation.call(square_or_die, 4) == 16
+
+
+def test_a_signal_while_a_process_starts_waits_until_the_process_has_what_it_needs() -> None:
+    """SIGTERM comes when the first process runs and has been handed nothing yet."""
+    words = """
+import os, signal, sys, threading
+from multiprocessing import util
+from pipelines.parallel import ordered_map
+
+def start_then_signal(path, arguments, passfds, start=util.spawnv_passfds):
+    number = start(path, arguments, passfds)
+    if "--multiprocessing-fork" in arguments:  # not the resource tracker
+        os.kill(os.getpid(), signal.SIGTERM)
+    return number
+
+if __name__ == "__main__":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()  # hears what the main one does not
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    util.spawnv_passfds = start_then_signal
+    list(ordered_map(abs, range(64), total=64, workers=2))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (143, "")
