@@ -1,12 +1,12 @@
 """Opening a video file with PyAV, and finding its frames without decoding them."""
 
 import heapq
-import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from av.stream import Disposition
 
 from . import VideoDefect
 from .decode.picture_headers import SCANNED, PictureScan
+from .video_file import VideoFile
 
 # FFmpeg hides damage: it repeats what it has. Most of its decoders say so of the frame; these have to be
 # told. The others stay lenient, as their strict mode refuses streams that every player shows well.
@@ -31,6 +32,10 @@ PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition
 
 # FFmpeg's names of formats that only name other files.
 PLAYLISTS = frozenset({"concat", "hls", "dash", "imf"})
+
+# A playlist, a session description and the like name other files and hosts; whoever can write a video could
+# have any of them read. What FFmpeg reads is handed to it, so it needs no protocol at all.
+NOTHING_ELSE = {"protocol_whitelist": "none"}
 
 # Text in a file's tags may be in any encoding; nobody reads it here. PyAV 19 is lenient by itself.
 LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -90,33 +95,41 @@ def open_video(
 
     Raises VideoDefect for a file that is missing, empty, no video, or found damaged while it is used.
     """
-    if isinstance(source, Path):
+    with ExitStack() as stack:
+        file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)
+        if not file.read(1):
+            raise VideoDefect("is empty (0 bytes)")
+        file.seek(0)
         try:
-            size = source.stat().st_size
-        except (OSError, ValueError) as error:
-            raise VideoDefect(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    else:
-        size = len(source)
-    if size == 0:
-        raise VideoDefect("is empty (0 bytes)")
+            with av.open(file, container_options=NOTHING_ELSE, **LENIENT) as container:
+                if container.format.name in PLAYLISTS:
+                    raise VideoDefect(f"is a list of other files ({container.format.name}), not a video")
+                yield container, _video_stream(container)
+        except (av.FFmpegError, OSError) as error:
+            raise VideoDefect(_complaint(file, error)) from error
+
+
+def stated_size(data: bytes, stream: int) -> tuple[int, int]:
+    """(height, width) of a stream, by its number, as the container's header says, whatever its frames are.
+
+    Raises VideoDefect as `open_video` does.
+    """
+    # FFmpeg looks into the first frames, and takes the size of those, where it may use the codec.
+    options = {**NOTHING_ELSE, "codec_whitelist": "none"}
     try:
-        # `file:`, or FFmpeg takes what stands before a colon in the name for a protocol.
-        with av.open(
-            io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}", **LENIENT
-        ) as container:
-            if container.format.name in PLAYLISTS:
-                raise VideoDefect(f"is a list of other files ({container.format.name}), not a video")
-            yield container, _video_stream(container)
+        with av.open(BytesIO(data), container_options=options, **LENIENT) as container:
+            codec = container.streams[stream].codec_context
+            return codec.height, codec.width
     except (av.FFmpegError, OSError) as error:
-        raise VideoDefect(_complaint(source, error)) from error
+        raise VideoDefect(_complaint(BytesIO(data), error)) from error
 
 
-def _complaint(source: Path | bytes, error: Exception) -> str:
+def _complaint(file: VideoFile | BytesIO, error: Exception) -> str:
     """Why a file cannot be read as a video."""
-    begin = source[:40] if isinstance(source, bytes) else b""
-    if isinstance(source, Path):
-        with suppress(OSError), source.open("rb") as file:
-            begin = file.read(40)
+    begin = b""
+    with suppress(OSError):
+        file.seek(0)
+        begin = file.read(40)
     text = begin.decode("ascii", "replace").strip()
     # The header of a YUV4MPEG file is text, too.
     if text.isascii() and "".join(text.split()).isprintable() and text[:9] not in ("", "YUV4MPEG2"):

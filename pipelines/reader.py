@@ -7,9 +7,7 @@ say which file was bad. A bad file becomes a stand-in clip and a reason in words
 import ctypes
 import logging
 import multiprocessing
-import os
 import signal
-import stat
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -25,6 +23,7 @@ from .dataset import Dataset
 from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
 from .pyav_decode import decode_frames
+from .video_file import VideoFile
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LONG_FILE = 64 * 2**20  # bytes
@@ -169,10 +168,8 @@ class Reader:
 
     def _read(self, request: Request, row: Row) -> Loaded:
         path = self.dataset.path(request.sample)
-        source: Path | bytes = path
         begun = time.perf_counter()
-        if not _is_long(path, row):
-            source = _read_bytes(path, row)
+        source = _content(path, row)
         read = time.perf_counter() - begun
         begun = time.thread_time()
         encoded = self._encoded(request, row, source) if request.in_graph else None
@@ -225,28 +222,21 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _is_long(path: Path, row: Row) -> bool:
-    """Whether the file had better stay where it is: a recording of hours does not belong into memory."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise VideoDefect(f"cannot be read: {error.strerror}") from error
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):  # a device has no end
-        raise VideoDefect("is not a file")
-    return row.length == 0 and status.st_size > LONG_FILE
-
-
-def _read_bytes(path: Path, row: Row) -> bytes:
-    """The sample's bytes: the whole file, or its piece of a shard."""
-    try:
-        with open(path, "rb") as file:
-            there = max(0, os.fstat(file.fileno()).st_size - row.offset)
-            if there < row.length:
-                raise VideoDefect(f"shard ends after {there} of {row.length} bytes")
-            file.seek(row.offset)
+def _content(path: Path, row: Row) -> Path | bytes:
+    """The sample's bytes: the whole file, or its piece of a shard. Of a long file, its path: a recording of
+    hours does not belong into memory.
+    """
+    with VideoFile(path) as file:
+        if row.length == 0 and file.size > LONG_FILE:
+            return path
+        there = max(0, file.size - row.offset)
+        if there < row.length:
+            raise VideoDefect(f"shard ends after {there} of {row.length} bytes")
+        file.seek(row.offset)
+        try:
             data = file.read(row.length or -1)
-    except OSError as error:
-        raise VideoDefect(f"cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise VideoDefect(f"cannot be read: {error.strerror}") from error
     if not data:
         raise VideoDefect("is empty (0 bytes)")
     return data

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,6 +20,7 @@ from pipelines.manifest import Manifest, Row
 from pipelines.overlap import MOST_LINKS, Files
 from pipelines.parallel import ordered_map
 from pipelines.paths import decode_path, printable
+from pipelines.video_file import VideoFile
 
 BLOCK = 16 * 1024
 """Bytes that are compared at the beginning, in the middle and at the end of a file."""
@@ -52,16 +51,13 @@ def content_key(path: Path, offset: int = 0, length: int = 0) -> int:
     they differ only between the blocks, which compressed videos of one size hardly do.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return 0
-            size = length or status.st_size
+        with VideoFile(path) as file:
+            size = length or file.size
             digest = hashlib.blake2b(str(size).encode(), digest_size=8)
             for begin in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
                 file.seek(offset + begin)
                 digest.update(file.read(min(BLOCK, size - begin)))
-    except OSError:
+    except (OSError, VideoDefect):
         return 0
     return int.from_bytes(digest.digest(), "little") or 1
 

@@ -297,7 +297,7 @@ def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Pa
     for index in changes:
         row, _ = samples.row(index)
         reasons.append(samples.load(Request(index, row, np.zeros(1, np.int32), None, False)).reason)
-    assert reasons[:3] == ["is not a file"] * 3
+    assert reasons[:3] == ["is no regular file"] * 3
     assert reasons[3:6] == [
         f"shard ends after {n} of {size} bytes" for n, size in ((0, 2**63 - 1), (4, 2**62), (2, 3))
     ]

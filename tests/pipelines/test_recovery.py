@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,23 +105,36 @@ def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.d
     endless.close()
 
 
+@dataclass
+class WaitingReader(Reader):
+    """Waits over one video as long as a file is there, and says in another that it does."""
+
+    late: int = -1
+    wait: Path = Path()
+
+    def load(self, request: Request) -> Loaded:
+        while request.sample == self.late and self.wait.exists():
+            self.wait.with_suffix(".waits").touch()
+            time.sleep(0.01)
+        return super().load(request)
+
+
 @pytest.mark.soak
 def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
-    """The video is a pipe that nobody writes to, until the workers that wait for it are dead."""
-    shutil.copytree(motion_set.root, tmp_path / "set")
-    manifest = Manifest.open(tmp_path / "set" / "train.arrow")
-    undisturbed = digests(take(loader(manifest.path, ALL), 4))
-    endless = loader(manifest.path, ALL, how=options(workers=2))
-    late = TrainPlan(len(manifest), 8, seed=3).slot(step=3, place=5).sample
-    path, aside = manifest.absolute_path(manifest.row(late)), tmp_path / "aside"
-    path.rename(aside)
-    os.mkfifo(path)
+    undisturbed = digests(take(loader(motion_set.train, ALL), 4))
+    dataset, wait = Dataset.open([motion_set.train]), tmp_path / "wait"
+    wait.touch()
+    plan = TrainPlan(len(dataset), 8, seed=3)
+    reader = WaitingReader(dataset, Decoding("pyav"), late=plan.slot(step=3, place=5).sample, wait=wait)
+    waiting = TrainSource(reader, plan, ALL, 8, rank=0, world_size=1, first=0)
+    endless = ClipLoader(TrainGraph(waiting, HALF, HALF), options(workers=2), batches=0)
 
     def end_workers() -> None:
-        with path.open("wb"):  # opens when a worker has: at least one waits there now
-            aside.replace(path)
-            for process in endless._workers:
-                os.kill(process.pid or 0, signal.SIGKILL)
+        while not wait.with_suffix(".waits").exists():
+            time.sleep(0.01)
+        wait.unlink()
+        for process in endless._workers:
+            os.kill(process.pid or 0, signal.SIGKILL)
 
     ender = threading.Thread(target=end_workers)
     ender.start()
