@@ -74,6 +74,8 @@ class Environment:
     """Number of this node among those of the run, from 0."""
     nodes: tuple[str, ...] = ()
     """Each rank's node, where ranks lie on SLURM's nodes in order; empty where the launcher does not tell."""
+    one_node: bool = False
+    """Whether all ranks are known to be on this node."""
     notes: tuple[str, ...] = ()
     """Variables that were left out or assumed, in words for the run's first lines."""
 
@@ -122,6 +124,7 @@ def find_environment(
         node=variables.get("SLURMD_NODENAME") or socket.gethostname(),
         node_rank=place.rank // place.local_world_size if place.node_rank is None else place.node_rank,
         nodes=place.nodes,
+        one_node=place.world_size == 1 or (place.local_size_known and place.one_node),
         notes=place.notes,
     )
 

@@ -20,6 +20,9 @@ from trainer.agreement import AgreedError, ranks_in_words
 from trainer.deadline import within
 from trainer.environment import Environment
 
+_LOOPBACK = "127.0.0.1"
+_LOOPBACK_INTERFACE = "lo"
+_WAITING = 2048  # connections that may wait to be accepted: all ranks come at once
 _ALL_CAME = "all came"
 _LOOK_EVERY = 0.05  # seconds between two looks of rank 0 at the count, in its own memory
 _HEARING_TAKES = 10.0  # seconds that a verdict needs to reach all that came
@@ -30,12 +33,31 @@ class AbsentError(AgreedError, StartAgain):
     """Ranks did not come, as all know that came."""
 
 
+def meeting_place(environment: Environment) -> tuple[str, int]:
+    """The address and port at which the ranks meet: those of the environment's variables, and loopback where
+    all ranks are on one node.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return _LOOPBACK if environment.one_node and not _agent_listens() else address, port
+
+
+def keep_to_loopback(environment: Environment) -> None:
+    """Have gloo listen on loopback, not on the host's address, where all ranks are on one node."""
+    if environment.one_node and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
+
+
+def _agent_listens() -> bool:
+    """With torchrun, its agent listens, and rank 0 is a guest like the others."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def meet(environment: Environment, address: str, port: int, limit: float) -> dist.Store:
     """Wait until all ranks are there; returns the store that they share.
 
     Args:
         environment: this rank's place.
-        address: where rank 0 listens.
+        address: where rank 0 listens; on loopback only where this is loopback, else on all addresses.
         port: the same.
         limit: seconds, counted by rank 0 from its own coming, and by the others until they reach it.
 
@@ -43,12 +65,11 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
         AbsentError: ranks did not come; the same words on all that came.
         StartAgain: this rank cannot reach rank 0, or lost it.
         RunError: it met another run there.
-        dist.DistNetworkError: on rank 0, which cannot listen there.
+        dist.DistNetworkError, OSError: on rank 0, which cannot listen there.
     """
-    if environment.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store = within(limit, lambda: _store(address, port, limit, hosts=True), "rendezvous")
+    if environment.is_main and not _agent_listens():
+        store = within(limit, lambda: _host(address, port, limit), "rendezvous")
     else:
-        # With torchrun, its agent listens, and rank 0 is a guest like the others.
         store = _reach(environment, address, port, limit)
     meeting = dist.PrefixStore(_name(environment), store)
     try:
@@ -63,8 +84,20 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
     return store
 
 
-def _store(address: str, port: int, seconds: float, *, hosts: bool) -> dist.TCPStore:
-    return dist.TCPStore(address, port, None, hosts, timedelta(seconds=seconds), wait_for_workers=False)
+def _host(address: str, port: int, seconds: float) -> dist.TCPStore:
+    """Listen. Whoever reaches the store can write to it, so it listens no further than it has to."""
+    patience = timedelta(seconds=seconds)
+    if address not in (_LOOPBACK, "localhost"):
+        return dist.TCPStore(address, port, None, True, patience, wait_for_workers=False)
+    # torch's own would listen on all addresses.
+    listener = socket.create_server((_LOOPBACK, port), backlog=_WAITING)
+    return dist.TCPStore(
+        _LOOPBACK, port, None, True, patience, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+
+
+def _join(address: str, port: int, seconds: float) -> dist.TCPStore:
+    return dist.TCPStore(address, port, None, False, timedelta(seconds=seconds), wait_for_workers=False)
 
 
 def _reach(environment: Environment, address: str, port: int, limit: float) -> dist.TCPStore:
@@ -77,7 +110,7 @@ def _reach(environment: Environment, address: str, port: int, limit: float) -> d
         answers = True
         left = max(1.0, deadline - time.monotonic())
         # torch's client waits for ever for a word from whatever has the port, and no Ctrl-C reaches it there.
-        return within(left, lambda: _store(address, port, left, hosts=False), "rendezvous")
+        return within(left, lambda: _join(address, port, left), "rendezvous")
     except (OSError, dist.DistError) as error:
         what = (
             "something listens there, but does not answer as rank 0 does"

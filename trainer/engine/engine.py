@@ -28,7 +28,7 @@ from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe
-from trainer.rendezvous import meet
+from trainer.rendezvous import keep_to_loopback, meet, meeting_place
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 RENDEZVOUS_MINUTES = 10.0  # within which all ranks must have come, where the recipe is not asked
@@ -64,10 +64,11 @@ def connect(
         return
     backend = "nccl" if environment.device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=patience)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = meeting_place(environment)
+    keep_to_loopback(environment)
     try:
         store = meet(environment, address, port, 60 * rendezvous)
-    except dist.DistNetworkError as error:
+    except (dist.DistNetworkError, OSError) as error:
         raise RunError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}. If another run of "
             "this machine uses that port, name a free one: deepspeed --master_port 29501 launch/train.py ..."
