@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from . import VideoDefect
 from .color import check_colorspace, color_correction
-from .container import VideoIndex, open_video, read_index
+from .container import VideoIndex, open_video, read_index, stated_size
+from .decode.frame_sizes import one_size
 from .manifest import Row
 from .nvdec import SIDES, refused_by_nvdec
 from .pyav_decode import FrameShape, check_frames, check_size, first_frame
@@ -81,6 +82,15 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
         if reason := _numbered_otherwise(index, decoder):
             raise _not_for_graph(reason, "it would give other frames than were asked for")
         shape = FrameShape.of(first_frame(data, stream, index))
+        if decoder is GraphDecoder.CPU:
+            # It makes room for, and converts, frames of the size that the header says. Given others, it reads
+            # and writes memory that is not there, which ends the process.
+            if stated_size(data, stream.index) != (shape.height, shape.width):
+                raise _not_for_graph(
+                    "has frames of another size than its header says", "it goes by the header"
+                )
+            if not one_size(codec, map(bytes, index.packets or ())):
+                raise _not_for_graph("may change the size of its frames", "it converts all like the first")
     check_colorspace(colorspace)
     check_size(shape, (row.height, row.width))
     return Encoded(np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.numbers)

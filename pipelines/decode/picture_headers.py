@@ -103,7 +103,7 @@ class PictureScan:
 
     def _add_slice(self, unit: bytes) -> None:
         """ITU-T H.264, 7.3.3."""
-        bits = _Bits(unit[1 : 1 + _SLICE_BYTES])
+        bits = Bits(_payload(unit[1 : 1 + _SLICE_BYTES]))
         bits.unsigned()  # first_mb_in_slice
         self.b_pictures |= bits.unsigned() in _H264_B
         if self._frame_num_bits is not None:
@@ -164,7 +164,7 @@ def _sequence_parameters(unit: bytes) -> tuple[int, bool]:
 
     Raises IndexError where the unit is cut short.
     """
-    bits = _Bits(unit[1:_SPS_BYTES])
+    bits = Bits(_payload(unit[1:_SPS_BYTES]))
     profile = bits.read(8)
     bits.read(16)  # constraints, level
     bits.unsigned()  # seq_parameter_set_id
@@ -196,7 +196,7 @@ def _sequence_parameters(unit: bytes) -> tuple[int, bool]:
     return frame_num_bits, bits.read(1) == 1
 
 
-def _skip_scaling_list(bits: "_Bits", size: int) -> None:
+def _skip_scaling_list(bits: "Bits", size: int) -> None:
     """ITU-T H.264, 7.3.2.1.1.1."""
     last, following = 8, 8
     for _ in range(size):
@@ -207,16 +207,17 @@ def _skip_scaling_list(bits: "_Bits", size: int) -> None:
         last = following or last
 
 
-class _Bits:
-    """Bits of a NAL unit's payload, the most significant first.
+def _payload(unit: bytes) -> bytes:
+    """Without the bytes of emulation prevention (ITU-T H.264, 7.4.1)."""
+    return _EMULATED.sub(b"\x00\x00", unit)
 
-    Reading beyond the end raises IndexError.
-    """
 
-    def __init__(self, payload: bytes) -> None:
-        payload = _EMULATED.sub(b"\x00\x00", payload)  # emulation prevention, ITU-T H.264, 7.4.1
-        self._bits = int.from_bytes(payload, "big")
-        self._left = 8 * len(payload)
+class Bits:
+    """Bits of a header, the most significant first. Reading beyond the end raises IndexError."""
+
+    def __init__(self, header: bytes) -> None:
+        self._bits = int.from_bytes(header, "big")
+        self._left = 8 * len(header)
 
     def read(self, count: int) -> int:
         if count > self._left:

@@ -1,0 +1,128 @@
+"""Whether all pictures of a stream are said to be of one size and one layout of pixels, without decoding.
+
+DALI's CPU decoder sets its conversion to RGB up for the first frame and reads all later ones with it. A frame
+that is smaller, or has other planes, makes it read memory that is not there, which ends the process.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from .picture_headers import Bits
+
+# Start of frame: all of C0 to CF but DHT, JPG and DAC (ITU-T T.81, table B.1), and F7 (JPEG-LS). Data of a
+# scan hold no such pair of bytes: there, FF is followed by 00 or a restart marker.
+_JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")
+_JPEG_ADOBE = re.compile(rb"\xff\xee..Adobe.{7}", re.DOTALL)  # APP14, which can say that the planes are RGB
+
+_VP8_START = b"\x9d\x01\x2a"  # RFC 6386, 9.1
+_VP9_SYNC = 0x498342  # frame_sync_code (VP9 bitstream specification, 6.2)
+_VP9_RGB = 7  # color_space (the same, 7.2.2)
+_VP9_HEADER = 32  # bytes that hold all of a header that is read here
+
+CODECS = frozenset({"mjpeg", "vp8", "vp9"})
+"""FFmpeg's names of the codecs that are looked into."""
+
+Said = tuple[str, object]
+"""What a header says, and of what."""
+
+
+def one_size(codec: str, packets: Iterable[bytes]) -> bool:
+    """Whether no picture in the packets is said to differ from the first in size or pixels.
+
+    codec: one of `CODECS`. A header that cannot be read says nothing: decoders refuse it.
+    """
+    headers = {"mjpeg": _jpeg_headers, "vp8": _vp8_headers, "vp9": _vp9_headers}[codec]
+    first: dict[str, object] = {}
+    for packet in packets:
+        with suppress(IndexError):
+            for what, value in headers(packet):
+                if first.setdefault(what, value) != value:
+                    return False
+    return True
+
+
+def _jpeg_headers(packet: bytes) -> Iterator[Said]:
+    """The whole of each header of a frame, with sampling and identifiers of its components.
+
+    One inside another segment, as that of a thumbnail is, counts as well: a decoder that damage brings out of
+    step may find it.
+    """
+    adobe = b"".join(_JPEG_ADOBE.findall(packet))
+    for marker in _JPEG_FRAME.finditer(packet):
+        at = marker.start()
+        length = int.from_bytes(packet[at + 2 : at + 4], "big")
+        yield "frame", packet[at : at + 2 + length] + adobe
+
+
+def _vp8_headers(packet: bytes) -> Iterator[Said]:
+    """Width, height and scaling of a key frame; others have none of their own."""
+    if not packet[0] & 1 and packet[3:6] == _VP8_START:
+        yield "frame", packet[6:10]
+
+
+def _vp9_headers(packet: bytes) -> Iterator[Said]:
+    """Pixels and size, of the frames in a packet that say them; others have those of frames they refer to."""
+    for frame in _vp9_frames(packet):
+        yield from _vp9_header(Bits(frame[:_VP9_HEADER]))
+
+
+def _vp9_frames(packet: bytes) -> Iterator[bytes]:
+    """The frames of a packet, which may be a superframe (VP9 bitstream specification, annex B)."""
+    last = packet[-1]
+    count, width = (last & 7) + 1, (last >> 3 & 3) + 1
+    index = 2 + count * width
+    if last >> 5 != 0b110 or len(packet) < index or packet[-index] != last:
+        yield packet
+        return
+    at = 0
+    for number in range(count):
+        entry = len(packet) - index + 1 + number * width
+        size = int.from_bytes(packet[entry : entry + width], "little")
+        if size:
+            yield packet[at : at + size]
+        at += size
+
+
+def _vp9_header(bits: Bits) -> Iterator[Said]:
+    """What the uncompressed header of a frame says (the same, 6.2).
+
+    Raises IndexError for one that is cut short.
+    """
+    if bits.read(2) != 2:
+        return
+    profile = bits.read(1) + 2 * bits.read(1)
+    if profile == 3:
+        bits.read(1)
+    if bits.read(1):  # show_existing_frame
+        return
+    inter, shown, resilient = bits.read(1), bits.read(1), bits.read(1)
+    intra_only = inter and not shown and bits.read(1)
+    if inter and not resilient:
+        bits.read(2)  # reset_frame_context
+    if inter and not intra_only:
+        bits.read(8 + 3 * 4)  # refresh_frame_flags, three references
+        if any(bits.read(1) for _ in range(3)):  # found_ref
+            return
+    else:
+        if bits.read(24) != _VP9_SYNC:
+            return
+        yield "pixels", (profile, *(_vp9_pixels(bits, profile) if profile or not inter else (8, 1, 1)))
+        if inter:
+            bits.read(8)  # refresh_frame_flags
+    yield "size", (bits.read(16), bits.read(16))
+
+
+def _vp9_pixels(bits: Bits, profile: int) -> tuple[int, ...]:
+    """color_config (the same, 6.2.2): depth, and whether chroma is halved along x and y."""
+    depth = 10 + 2 * bits.read(1) if profile >= 2 else 8
+    if bits.read(3) == _VP9_RGB:
+        if profile & 1:
+            bits.read(1)
+        return (depth, 0, 0)
+    bits.read(1)  # color_range
+    if not profile & 1:
+        return (depth, 1, 1)
+    sampling = bits.read(1), bits.read(1)
+    bits.read(1)
+    return (depth, *sampling)

@@ -1,0 +1,118 @@
+"""Videos that say to change size: DALI's CPU decoder, given one, reads memory that is not there."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from pipelines.decode.frame_sizes import CODECS, one_size
+from pipelines.draw import TrainClip
+from pipelines.encoded import GraphDecoder, NotForGraph, check_encoded
+from pipelines.manifest import Row, write_manifest
+from pipelines.parallel import Isolation
+from tests.pipelines.batches import loader, options
+from tests.pipelines.videos import KINDS, Kind, make_video, moving_picture
+
+HEIGHT, WIDTH, FRAMES = 80, 112, 12
+MJPEG = Kind("mjpeg", "avi", pixels="yuvj420p", frames=FRAMES)
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def row(path: Path, codec: str) -> Row:
+    return Row(path.name, 0, 0, 0, FRAMES, 25.0, WIDTH, HEIGHT, codec)
+
+
+def change_header(path: Path, frame: int, *, width: int) -> None:
+    """Have a JPEG frame say another width."""
+    content = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(frame + 1):
+        at = content.index(b"\xff\xc0\x00\x11\x08", at + 1)
+    content[at + 7 : at + 9] = width.to_bytes(2, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if name.split()[0] in CODECS])
+def test_sound_videos_are_of_one_size(tmp_path: Path, name: str) -> None:
+    assert one_size(name.split()[0], packets(make_video(tmp_path, KINDS[name])))
+
+
+@pytest.mark.parametrize("name", ["mjpeg", "vp8", "vp9"])
+def test_another_size_is_seen_in_the_headers(tmp_path: Path, name: str) -> None:
+    """Two videos, one behind the other; VP9 does so by itself where an encoder is asked to resize."""
+    codec, pixels = KINDS[name].codec, KINDS[name].pixels
+    kinds = [Kind(codec, "mkv", pixels=pixels, frames=6, size=size) for size in ((80, 112), (80, 96))]
+    parts = []
+    for number, kind in enumerate(kinds):
+        (tmp_path / str(number)).mkdir()
+        parts.append(packets(make_video(tmp_path / str(number), kind)))
+    assert one_size(name, parts[0]) and one_size(name, parts[0] * 2) and one_size(name, parts[1])
+    assert not one_size(name, parts[0] + parts[1])
+    assert not one_size(name, parts[1] + parts[0])
+
+
+def test_vp9_that_resizes_between_keyframes(tmp_path: Path) -> None:
+    small = packets(make_video(tmp_path, Kind("libvpx-vp9", "webm", frames=3)))
+    inter = small[1]
+    # frame_marker 2, profile 0, not shown again, an inter frame that is shown; all references of other sizes.
+    bits = "10" + "00" + "0" + "1" + "1" + "0" + "00" + "00000001" + "0000" * 3 + "000"
+    header = int((bits + f"{WIDTH // 2 - 1:016b}" + f"{HEIGHT - 1:016b}").ljust(80, "0"), 2).to_bytes(
+        10, "big"
+    )
+    assert one_size("vp9", [small[0], inter])
+    assert not one_size("vp9", [small[0], header + inter[10:]])
+    superframe = (
+        inter + header + bytes([0xC9]) + len(inter).to_bytes(2, "little") + b"\x0a\x00" + bytes([0xC9])
+    )
+    assert not one_size("vp9", [small[0], superframe])
+
+
+def test_what_cannot_be_read_says_nothing() -> None:
+    for codec in CODECS:
+        assert one_size(codec, [b"\xff", b"\0", b"\xff\xc0", bytes(40), b"\xff" * 40])
+
+
+def test_a_file_whose_header_says_another_size_is_left_to_pyav(tmp_path: Path) -> None:
+    """DALI makes room for frames of the size that the file's header says."""
+    path = make_video(tmp_path, Kind("libvpx-vp9", "webm", frames=FRAMES))
+    indices = np.arange(FRAMES)
+    check_encoded(path.read_bytes(), row(path, "vp9"), indices, GraphDecoder.CPU)
+    width = b"\xb0\x81" + bytes([WIDTH])  # PixelWidth of a track
+    assert path.read_bytes().count(width) == 1
+    wrong = path.read_bytes().replace(width, b"\xb0\x81" + bytes([WIDTH - 8]))
+    with pytest.raises(NotForGraph, match="another size than its header says"):
+        check_encoded(wrong, row(path, "vp9"), indices, GraphDecoder.CPU)
+
+
+def batches(manifest: Path, decoder: str) -> tuple[list[int], list[int], list[str]]:
+    """The samples of an epoch, those that were bad, and why."""
+    clips = loader(manifest, TrainClip(4, 32), batch=4, how=options(decoder))
+    seen = [batch for _, batch in zip(range(2), clips, strict=False)]
+    ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
+    reasons = [defect.reason for defect in clips.defects.take_fresh()]
+    clips.close()
+    return sorted(ids.tolist()), ids[~valid].tolist(), reasons
+
+
+def test_damaged_mjpeg_does_not_end_the_rank(tmp_path: Path) -> None:
+    """It ended the process with SIGSEGV, so the loader is in one of its own here."""
+    rows = []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = make_video(folder, MJPEG, np.roll(moving_picture(FRAMES, HEIGHT, WIDTH), number, axis=2))
+        rows.append(Row(f"{number}/{path.name}", 0, 0, number % 2, FRAMES, 25.0, WIDTH, HEIGHT, "mjpeg"))
+    change_header(tmp_path / "3" / "clip.avi", frame=5, width=456)
+    manifest = write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path
+    with Isolation() as isolation:
+        ids, bad, reasons = isolation.call(batches, manifest, "dali")
+        assert (ids, bad) == (list(range(8)), [3])
+        assert len(reasons) == 1 and reasons[0].startswith("may change the size of its frames")
+        ids, bad, _ = isolation.call(batches, manifest, "hybrid")
+        assert ids == list(range(8)) and bad in ([], [3])  # PyAV decodes the frames that are drawn, no others
