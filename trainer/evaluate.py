@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.loader import ClipLoader
+from trainer.agreement import AgreedError
 from trainer.engine.engine import Engine
 
 TOP = 5
@@ -51,10 +52,13 @@ def evaluate(
 
     progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
     any was, all give up and get None, and the loader is of no more use. Collective; all get the same.
+
+    Raises RunError where the model's outputs are not finite for some video.
     """
     engine.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
-    counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # in the top five; bad
+    # In the top five; bad; with outputs that are not finite, whose order would mean nothing.
+    counts = torch.zeros(3, dtype=torch.int64, device=engine.device)
     with torch.no_grad():
         for done, batch in enumerate(loader, start=1):
             videos, views = batch.clips.shape[:2]
@@ -66,6 +70,7 @@ def evaluate(
             confusion += torch.bincount(flat, minlength=num_classes**2).view_as(confusion)
             counts[0] += (ranked == labels[:, None]).sum()
             counts[1] += ((batch.ids >= 0) & ~batch.valid).sum()
+            counts[2] += (~scores.isfinite().all(dim=1)).sum()
             progress(done)
             asked = torch.tensor(float(leaving()), device=engine.device)
             dist.all_reduce(asked)
@@ -74,4 +79,11 @@ def evaluate(
     dist.all_reduce(confusion)
     dist.all_reduce(counts)
     engine.train()
-    return Evaluation(confusion.cpu(), int(counts[0]), int(counts[1]))
+    top5, bad, not_finite = counts.tolist()
+    if not_finite:
+        raise AgreedError(
+            f"the model's outputs are not finite for {not_finite} of {int(confusion.sum())} validation "
+            "videos: its weights have become useless. Lower optimisation.learning_rate or set "
+            "optimisation.clip_norm, and go on from an earlier checkpoint with --resume"
+        )
+    return Evaluation(confusion.cpu(), top5, bad)

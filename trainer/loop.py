@@ -42,7 +42,7 @@ class Trainer:
     optimiser steps done. clips, bad: seen so far, over all ranks; of them, clips_before and bad_before in
     earlier starts: what has been mended since must not stop the run again. saved_step: of the newest
     checkpoint that is visible. best: the highest accuracy so far. final: the last evaluation, once there was
-    one.
+    one. is_finite: whether the last step was; where it was not, nothing is saved until one is.
     """
 
     engine: Engine
@@ -73,9 +73,14 @@ class Trainer:
     saved_step: int = -1
     best: float | None = None
     final: Evaluation | None = None
+    is_finite: bool = True
 
     def fit(self) -> bool:
-        """Train to the last step. Returns False when the run was asked to leave before."""
+        """Train to the last step. Returns False when the run was asked to leave before.
+
+        Raises RunError where the weights have become useless: too many steps were not finite, or the last
+        one, or what the model makes of the validation videos.
+        """
         batches = iter(self.train_loader)
         self.engine.train()
         self.meters.begun(process_age())
@@ -96,6 +101,12 @@ class Trainer:
         self.finish_saving()
         if self.step < self.schedule.total_steps:
             return False
+        if not self.is_finite:
+            raise AgreedError(
+                f"the last step, {self.step}, changed nothing, because its numbers were not finite: whether "
+                f"the weights are good is not known, and they are not saved; {self.last_saved()}. "
+                "launch/export.py writes a checkpoint's weights; lower optimisation.learning_rate to train on"
+            )
         return not self.evaluates_at_end or self.evaluate()
 
     def train_step(self, batches: Iterator[ClipBatch]) -> Tensor:
@@ -120,7 +131,13 @@ class Trainer:
 
     def conclude(self) -> None:
         """Look into the step before, if it changed nothing. Waits for that step only, not for later work."""
-        if self.engine.take_outcome() is False:
+        outcome = self.engine.take_outcome()
+        if outcome is None:
+            return
+        self.is_finite = outcome
+        if outcome:
+            self.checkpoints.confirm(self.step - 1)  # the weights that it met
+        else:
             self.leave_out(self.step - 1)
 
     def leave_out(self, step: int) -> None:
@@ -129,13 +146,13 @@ class Trainer:
         Raises RunError when it is one too many.
         """
         # Weights that were saved but never gave a finite gradient may be the cause.
-        self.checkpoints.drop(f"the gradient of step {step + 1} is not finite")
+        self.checkpoints.doubt(f"the gradient of step {step + 1}, which met its weights, is not finite")
         finding = self.inquiry.look(step)
         try:
             words = self.skipped.add(step + 1, finding.words)
         except RunError as error:
             self.record.skipped(step, str(error), finding.file)
-            raise AgreedError(str(error)) from error
+            raise AgreedError(f"{error}. {self.last_saved().capitalize()}") from error
         self.record.skipped(step, words, finding.file)
 
     def exchange(self, loss: Tensor) -> StepTotals | None:
@@ -202,6 +219,7 @@ class Trainer:
         if result is None:
             return False
         self.final = result
+        self.checkpoints.confirm(self.step)
         self.record.evaluation(self.step, result)
         self.keep_best(result.top1)
         if result.bad > self.bad_share * (result.videos + result.bad):
@@ -220,8 +238,13 @@ class Trainer:
                 self.save()
 
     def save(self) -> None:
-        """Begin to save a checkpoint; training goes on meanwhile."""
+        """Begin to save a checkpoint; training goes on meanwhile. After a step that was not finite, it is the
+        next finite one's.
+        """
         self.settle()
+        if not self.is_finite:
+            self.checkpoints.postpone()
+            return
         with self.meters.saving():
             self.saved(self.checkpoints.settle())
             self.checkpoints.begin(
@@ -247,7 +270,11 @@ class Trainer:
             self.record.checkpoint(self.saved_step, path, self.checkpoints.took)
 
     def finish_saving(self) -> None:
-        """Have this very step saved before going on. Raises RunError where that cannot be."""
+        """Have this very step saved before going on, unless it was not finite.
+
+        Raises RunError where that cannot be.
+        """
+        self.settle()
         trying = True
         while trying:
             if self.step not in (self.saved_step, self.checkpoints.in_flight):
@@ -256,14 +283,20 @@ class Trainer:
             self.watchdog.beat(f"saving step {self.step}")
             with self.meters.saving():
                 self.saved(self.checkpoints.settle())
+            if not self.is_finite:
+                return
             trying = self.saved_step != self.step and self.checkpoints.made_room
         self.watchdog.beat(f"step {self.step} saved")
         if self.saved_step != self.step:
-            last = f"the last is of step {self.saved_step}" if self.saved_step >= 0 else "there is none"
             raise AgreedError(
-                f"the checkpoint of step {self.step} could not be written (see above), {last}. Mend that and "
-                "start again to continue from there"
+                f"the checkpoint of step {self.step} could not be written (see above); {self.last_saved()}. "
+                "Mend that and start again to continue from there"
             )
+
+    def last_saved(self) -> str:
+        """What a start would go on from, in words."""
+        step = self.checkpoints.newest_step()
+        return "there is no checkpoint" if step is None else f"the last checkpoint is of step {step}"
 
     def rehearse(self, clips: Tensor) -> None:
         """A dry-run batch through forward, backward and optimiser, which leaves no trace.

@@ -187,13 +187,18 @@ class Record:
         if self._is_main:
             self._display.warn(text)
 
-    def left(self, step: int, reason: str, seconds: float) -> None:
-        """Tell that the run leaves before its end."""
-        if self._is_main:
-            self._folder.event("left", step=step, reason=reason)
-            self._display.note(
-                f"stopped by {reason} after step {step} of {self._total_steps}, {duration(seconds)} in. All "
-                "is saved: give the same command again to continue"
+    def left(self, step: int, reason: str, seconds: float, unsaved: str | None = None) -> None:
+        """Tell that the run leaves before its end. unsaved: what there is, where this step was not saved."""
+        if not self._is_main:
+            return
+        self._folder.event("left", step=step, reason=reason)
+        where = f"stopped by {reason} after step {step} of {self._total_steps}, {duration(seconds)} in"
+        if unsaved is None:
+            self._display.note(f"{where}. All is saved: give the same command again to continue")
+        else:
+            self._display.warn(
+                f"{where}. The numbers of that step were not finite, so that its weights are not saved; "
+                f"{unsaved}: the same command continues from there"
             )
 
     def summarise(self, summary: dict[str, Any]) -> None:

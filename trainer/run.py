@@ -46,7 +46,7 @@ from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.tally import Tally
 from trainer.tracking.tracker import Status, Tracker, check_tracking
-from trainer.weights import save_weights
+from trainer.weights import check_finite, save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
 LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving
@@ -274,6 +274,7 @@ class Run:
             environment,
             prepared.layout,
         )
+        fixed = settled(recipe, prepared)
         schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
         self._meters = meters = Meters(
             device=environment.device,
@@ -306,8 +307,8 @@ class Run:
             stop=stop,
             watchdog=watchdog,
             inquiry=Inquiry(engine, self.folder.path, self._description(prepared), prepared.train.path),
-            skipped=SkippedSteps(recipe.optimisation.skipped_steps),
-            settled=settled(recipe, prepared),
+            skipped=self._skipped_steps(fixed),
+            settled=fixed,
             description=self._description(prepared),
             tally=Tally(environment.device),
             data_watch=DataWatch(train, cores_per_rank(environment)),
@@ -321,6 +322,16 @@ class Run:
             bad_before=0 if state is None else state.bad,
             saved_step=-1 if found is None else step,
             best=self.checkpoints.best_accuracy(),
+        )
+
+    def _skipped_steps(self, fixed: dict[str, Any]) -> SkippedSteps:
+        """Of this run, by rank 0's account. Collective."""
+        found = [self.folder.skipped_steps(fixed) if self.is_main else 0]
+        dist.broadcast_object_list(found)
+        return SkippedSteps(
+            self.recipe.optimisation.skipped_steps,
+            found[0],
+            keep=(lambda count: self.folder.keep_skipped_steps(count, fixed)) if self.is_main else None,
         )
 
     def _description(self, prepared: Preparation) -> dict[str, Any]:
@@ -419,6 +430,7 @@ class Run:
 
     def _save_weights(self, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
         if self.is_main:
+            check_finite(weights, "the trained weights are not written: the model")
             save_weights(self.folder.weights, weights, description)
 
     def _leave(self, trainer: Trainer, stop: StopRequest) -> int:
@@ -426,5 +438,10 @@ class Run:
         heard: list[str | None] = [None] * self.environment.world_size
         dist.all_gather_object(heard, stop.requested)
         reasons = sorted({reason for reason in heard if reason is not None})
-        trainer.record.left(trainer.step, " and ".join(reasons), trainer.meters.spent.seconds)
+        trainer.record.left(
+            trainer.step,
+            " and ".join(reasons),
+            trainer.meters.spent.seconds,
+            unsaved=None if trainer.is_finite else trainer.last_saved(),
+        )
         return exit_code(reasons)

@@ -8,6 +8,7 @@ runs/<name>/
   checkpoints/           step-0000123/, ...
   events.jsonl           one line per step, evaluation, checkpoint, start and end
   quarantine.jsonl       videos that could not be used, and why
+  skipped.json           how many steps changed nothing, because their numbers were not finite
   confusion.png          of the latest evaluation
   summary.json           what came out
   weights.safetensors    the final weights, with class names and preprocessing inside
@@ -20,6 +21,7 @@ runs/<name>/
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -53,6 +55,7 @@ class RunFolder:
         self.stop = path / "STOP"
         self.mlflow = path / "mlflow_run.json"
         self.decoding = path / "decoding.json"
+        self.skipped = path / "skipped.json"
         self.travelling = (self.quarantine, self.mlflow, self.decoding)
         """Files of which every checkpoint has a copy."""
         self.telling = Telling()
@@ -98,6 +101,19 @@ class RunFolder:
             self.write_json(self.decoding, {"graph_share": share})
         except OSError as error:
             raise RunError(f"{self.decoding} cannot be written: {error.strerror or error}") from error
+
+    def skipped_steps(self, settings: dict[str, Any]) -> int:
+        """Steps that all starts with these settings have left out; 0 where it cannot be read."""
+        try:
+            stored = json.loads(self.skipped.read_text(encoding="utf-8"))
+            count = stored["count"] if stored["settings"] == _digest(settings) else 0
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
+        return count if type(count) is int and count >= 0 else 0
+
+    def keep_skipped_steps(self, count: int, settings: dict[str, Any]) -> None:
+        with self.telling(self.skipped):
+            self.write_json(self.skipped, {"count": count, "settings": _digest(settings)})
 
     def latest_events(self) -> list[dict[str, Any]]:
         """The last of the events, oldest first: a run has millions, and what counts now is at the end."""
@@ -162,6 +178,10 @@ class RunFolder:
     @classmethod
     def write_json(cls, path: Path, values: dict[str, Any]) -> None:
         cls.write(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _video(entry: dict[str, Any]) -> tuple[str, int]:

@@ -56,6 +56,17 @@ def save_weights(
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
+    """Raises RunError for NaN or infinity among the values. owner: who holds them, to begin the message."""
+    bad = [
+        f"{name}: {count:,} of {tensor.numel():,} values"
+        for name, tensor in tensors.items()
+        if (count := tensor.numel() - int(tensor.isfinite().sum()))
+    ]
+    if bad:
+        raise RunError(f"{owner} holds numbers that are not finite in {listed(bad)}")
+
+
 def load_weights(path: Path, *, finite: bool = True) -> Weights:
     """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
 

@@ -1,19 +1,37 @@
-"""launch/train.py with a learning rate that no recipe may have: every step makes weights of about 1e30."""
+"""launch/train.py with a learning rate that no recipe may have: a step with it makes weights of about 1e30.
+
+WILD_FROM: the first step with it, counted from 0. WILD_LEAVES_AFTER: steps that are not finite, of this
+process, after which it is sent SIGTERM, as a job that is preempted.
+"""
+
+import os
+import signal
 
 import launch.train
-from trainer.engine.engine import Engine
+from trainer.faults.skips import SkippedSteps
 from trainer.leaving import end_with
+from trainer.schedule import Schedule
 
 FACTOR = 1e30
+FROM = int(os.environ.get("WILD_FROM", "0"))
+LEAVES_AFTER = int(os.environ.get("WILD_LEAVES_AFTER", "0"))
 
 
 def main() -> int:
-    step = Engine.step
+    learning_rate, add = Schedule.learning_rate, SkippedSteps.add
+    left_out = []
 
-    def wild(self: Engine, learning_rate: float) -> bool:
-        return step(self, learning_rate * FACTOR)
+    def wild(self: Schedule, step: int) -> float:
+        return learning_rate(self, step) * (FACTOR if step >= FROM else 1.0)
 
-    Engine.step = wild  # type: ignore[method-assign]
+    def leaving(self: SkippedSteps, step: int, reason: str) -> str:
+        left_out.append(step)
+        if len(left_out) == LEAVES_AFTER:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(self, step, reason)
+
+    Schedule.learning_rate = wild  # type: ignore[method-assign]
+    SkippedSteps.add = leaving  # type: ignore[method-assign]
     return launch.train.main()
 
 

@@ -117,3 +117,14 @@ def test_a_branch_takes_all_along_but_the_mlflow_run(tmp_path: Path) -> None:
         assert folder.quarantine.exists()
     assert first.mlflow.exists()
     assert not branch.mlflow.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"count": "x", "settings": 1}', "[" * 100_000])
+def test_the_count_of_skipped_steps_belongs_to_the_settings(tmp_path: Path, text: str) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.skipped_steps({"rate": 1.0}) == 0
+    folder.keep_skipped_steps(3, {"rate": 1.0})
+    assert RunFolder(tmp_path).skipped_steps({"rate": 1.0}) == 3
+    assert RunFolder(tmp_path).skipped_steps({"rate": 0.1}) == 0
+    folder.skipped.write_text(text)
+    assert folder.skipped_steps({"rate": 1.0}) == 0

@@ -5,6 +5,9 @@ All ranks copy their part of the training state to the host, which is all that t
 it into a hidden folder in the background. The step after all have written and flushed, rank 0 describes what
 must be there and makes the folder visible by one rename. So whatever dies, whenever: what is visible is
 whole.
+
+It counts as good once a step after it was finite: a step's own gradient says nothing of the weights that it
+leaves. Until then older ones stay, and where the next step is not finite it is withdrawn.
 """
 
 import json
@@ -24,7 +27,7 @@ import torch.distributed as dist
 from trainer import RunError
 from trainer.agreement import AgreedError, together
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
-from trainer.checkpoint.shelf import Shelf, lacks_room
+from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
 from trainer.checkpoint.state import (
     CheckpointError,
     TrainState,
@@ -60,12 +63,14 @@ class Checkpoints:
         self._attachments = attachments
         self._seconds = math.inf if every_minutes is None else 60 * every_minutes
         self._saved_at = time.monotonic()
+        self._due = False  # whatever the clock says
         self._is_main = dist.get_rank() == 0
         self._snapshot: Snapshot | None = None
         self._writer = Writer()
         self._begun = 0
         self._lost = 0  # of those begun, which some rank could not write
         self._in_flight: TrainState | None = None
+        self._confirmed = -1
         self._begun_at = 0.0
         self.took = 0.0
         """Seconds that the last save took, from the copy until it was visible."""
@@ -82,8 +87,9 @@ class Checkpoints:
 
         Found due once: it takes the ranks a step to agree on the save.
         """
-        if not self._is_main or time.monotonic() - self._saved_at <= self._seconds:
+        if not self._is_main or not (self._due or time.monotonic() - self._saved_at > self._seconds):
             return False
+        self._due = False
         self._saved_at = time.monotonic()
         return True
 
@@ -128,18 +134,19 @@ class Checkpoints:
         lost, self._lost = failed - self._lost, failed
         state, self._in_flight = self._in_flight, None
         error = self._writer.error
-        if error is not None:
-            _log.warning("rank %d: %s", dist.get_rank(), str(error) or repr(error))
         if not lost and self._is_main:
             error = self._publish(state)
-        # Of each rank that could not do its part, whether for want of room.
+        # Of each rank that could not do its part, why, and whether for want of room.
         failures: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if error is None else lacks_room(error))
-        if any(failure is not None for failure in failures):
+        own = None if error is None else (dist.get_rank(), str(error) or repr(error), lacks_room(error))
+        dist.all_gather_object(failures, own)
+        failures = [failure for failure in failures if failure is not None]
+        if failures:
+            rank, reason, _ = failures[0]
             self._discard(
-                state, f"{lost} of {dist.get_world_size()} ranks could not write" if lost else str(error)
+                state, f"{len(failures)} of {dist.get_world_size()} ranks failed; rank {rank}: {reason}"
             )
-            if any(failures):
+            if any(full for _, _, full in failures):
                 self._make_room()
             return None
         # Not since `_saved_at`: meanwhile the next one may have been found due.
@@ -156,19 +163,41 @@ class Checkpoints:
             return None
         return self.hear(*self._wait())
 
-    def drop(self, reason: str) -> None:
-        """Give up the checkpoint that is being written, if one is; the next is due at once."""
-        if self._in_flight is None:
-            return
-        _, self._lost = self._wait()
-        state, self._in_flight = self._in_flight, None
-        self._discard(state, reason)
-        self._saved_at = -math.inf
+    def confirm(self, step: int) -> None:
+        """Take note that the numbers at the weights after `step` steps are finite: checkpoints of them, and
+        older ones, are good, and what is not to be kept beside them may go. Each rank by itself.
+        """
+        self._confirmed = step
+        if self._is_main:
+            self.shelf.confirmed(step)
+
+    def doubt(self, reason: str) -> None:
+        """Give up the checkpoint that is being written, and withdraw the newest, if they are of weights at
+        which nothing was finite so far; the next is due at once.
+        """
+        if self._is_main and self.shelf.withdraw(self._confirmed, reason):
+            self.postpone()
+        if self._in_flight is not None and self._in_flight.step > self._confirmed:
+            _, self._lost = self._wait()
+            state, self._in_flight = self._in_flight, None
+            self._discard(state, reason)
+            self.postpone()
+
+    def postpone(self) -> None:
+        """Have the next one due at once."""
+        self._due = True
 
     def note_accuracy(self, step: int, top1: float) -> None:
         """Write down what the weights after so many steps came to: it decides which checkpoint stays."""
         if self._is_main:
             self.shelf.note_accuracy(step, top1)
+
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint that is visible; None where there is none."""
+        visible = self.shelf.visible() if self._is_main else []
+        found = [step_of(visible[-1]) if visible else None]
+        dist.broadcast_object_list(found)
+        return found[0]
 
     def best_accuracy(self) -> float | None:
         """Top-1 of the most accurate checkpoint; None where none was evaluated."""
@@ -233,7 +262,7 @@ class Checkpoints:
         dist.broadcast_object_list(made)
         self.made_room = made[0]
         if self.made_room:
-            self._saved_at = -math.inf
+            self._due = True
 
     def _publish(self, state: TrainState) -> OSError | None:
         """Describe the checkpoint and make it visible. Returns why that cannot be."""
@@ -250,6 +279,7 @@ class Checkpoints:
         except OSError as error:
             return error
         self.shelf.published(final)
+        self.shelf.confirmed(self._confirmed)
         return None
 
     def _discard(self, state: TrainState, reason: str) -> None:

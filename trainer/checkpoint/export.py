@@ -6,12 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from models import ModelError
-from models.weight_files import listed
 from trainer import RunError
 from trainer.checkpoint.shards import Index, ShardReader, read_index
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import STATE, CheckpointError, TrainState, problem_of, read_state, shards
-from trainer.weights import described_model, save_weights
+from trainer.weights import check_finite, described_model, save_weights
 
 _log = logging.getLogger(__name__)
 
@@ -49,20 +48,14 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
 
 
 def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> None:
-    """Raises CheckpointError where nobody could use the file: for another model's tensors, or ones that are
-    not finite.
+    """Raises RunError where nobody could use the file: for another model's tensors, or ones that are not
+    finite.
     """
     try:
         described_model(state.description, tensors)
     except ModelError as error:
         raise CheckpointError(checkpoint, str(error)) from error
-    bad = [
-        f"{name}: {count:,} of {tensor.numel():,} values"
-        for name, tensor in tensors.items()
-        if (count := tensor.numel() - int(tensor.isfinite().sum()))
-    ]
-    if bad:
-        raise CheckpointError(checkpoint, f"it holds numbers that are not finite in {listed(bad)}")
+    check_finite(tensors, "it")
 
 
 def _choose(run: Path, best: bool) -> Path:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.weight_files import listed
 from models.weights.header import read_header, short
 from trainer import RunError
 from trainer.engine.pieces import Piece
 from trainer.tensor_file import flush, write_tensors
 
 _HASHED_AT_ONCE = 2**22  # bytes
+_LOOKED_AT_AT_ONCE = 2**24  # numbers
 _MAX_CHECKSUM = 1000  # characters of a line of sha256sum
 
 
@@ -55,11 +57,27 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> None:
-        """Write the shard, its checksum beside it, and flush both to the disk. Raises OSError."""
+        """Write the shard, its checksum beside it, and flush both to the disk.
+
+        Raises OSError, and RunError for numbers that are not finite: nobody could use them.
+        """
+        ends = dict.fromkeys(self._buffers, 0)
+        for piece in self._pieces:
+            kind = piece.values.dtype
+            if not _is_finite(self._buffers[kind].narrow(0, ends[kind], piece.count)):
+                raise RunError(f"{piece.key} holds numbers that are not finite")
+            ends[kind] += piece.count
         held = [[piece.key, piece.start, piece.count, _name(piece), piece.shape] for piece in self._pieces]
         tensors = {_short(kind): buffer for kind, buffer in self._buffers.items()}
         write_tensors(path, tensors, {"pieces": json.dumps(held)})
         seal(path)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all of a 1-D tensor's values are; whole numbers always are."""
+    return not values.is_floating_point() or all(
+        bool(part.isfinite().all()) for part in values.split(_LOOKED_AT_AT_ONCE)
+    )
 
 
 def seal(path: Path) -> None:
@@ -99,6 +117,22 @@ class Stored:
 
 
 Index = dict[str, list[Stored]]
+
+
+def not_finite(path: Path) -> str | None:
+    """What holds numbers that are not finite in an undamaged shard, or None.
+
+    Raises RunError where it cannot be read.
+    """
+    index = read_index([path])
+    reader = ShardReader(index)
+    bad = []
+    for key, parts in index.items():
+        every = (values for stored in parts for values in reader.parts(stored))
+        if count := sum(values.numel() - int(values.isfinite().sum()) for values in every):
+            of = sum(stored.count for stored in parts)
+            bad.append(f"{key.removeprefix('weight/')}: {count:,} of {of:,} values")
+    return f"it holds numbers that are not finite in {listed(bad)}" if bad else None
 
 
 def read_index(paths: Iterable[Path]) -> Index:
@@ -188,6 +222,15 @@ class ShardReader:
         piece = Piece(key, 0, torch.empty(count, dtype=kind), first.shape, replicated=False)
         self.fill(piece)
         return piece.values.view(first.shape)
+
+    def parts(self, stored: Stored) -> Iterator[Tensor]:
+        """The values of a piece, some at a time."""
+        for begin in range(0, stored.count, _LOOKED_AT_AT_ONCE):
+            end = min(begin + _LOOKED_AT_AT_ONCE, stored.count)
+            with _naming(stored.file):
+                yield self._file(stored.file).get_slice(stored.kind)[
+                    stored.offset + begin : stored.offset + end
+                ]
 
     def _overlaps(self, stored: list[Stored], begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
         for part in sorted(stored, key=lambda part: part.start):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
 
+_WITHDRAWN = "not-finite-"
 MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Shelf:
         self._accuracies = Accuracies(folder)
         self._deleting: threading.Thread | None = None
         self._good: Path | None = None  # the newest known to be good, which stays whatever happens
+        self._unconfirmed: list[Path] = []  # at whose weights nothing was finite yet
 
     def visible(self) -> list[Path]:
         """Checkpoints that were made visible, oldest first; a copy under a name of its own is none."""
@@ -100,15 +102,39 @@ class Shelf:
         """Remove what was written of a checkpoint that is given up."""
         shutil.rmtree(self.partial(step), ignore_errors=True)
 
-    def published(self, good: Path) -> None:
-        """Take note of a new checkpoint, and delete in the background what is not to be kept beside it."""
+    def published(self, path: Path) -> None:
+        """Take note of a new checkpoint, which may still turn out to be of weights that nobody can use."""
+        self._unconfirmed.append(path)
+
+    def confirmed(self, step: int) -> None:
+        """Take note that weights were good after `step` steps, and delete in the background what is not to be
+        kept beside their checkpoints.
+        """
+        good = [path for path in self._unconfirmed if step_of(path) <= step]
+        if not good:
+            return
         self.finish_deleting()
-        self._good = good
+        self._unconfirmed = [path for path in self._unconfirmed if path not in good]
+        for path in good:
+            if (aside := _withdrawn(path)).exists() and not path.exists():
+                _rename(aside, path)
+        self._good = good[-1]
         kept = self._kept_as_best()
-        so_far = [path for path in self.visible() if step_of(path) <= step_of(good)]
+        so_far = [path for path in self.visible() if step_of(path) <= step_of(self._good)]
         superfluous = [path for path in so_far[: -self._keep_last] if path != kept]
         self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
         self._deleting.start()
+
+    def withdraw(self, step: int, reason: str) -> bool:
+        """Rename the checkpoints of later steps than `step` that were not confirmed, so that no start goes on
+        from them. Confirmed later, they get their names back. Returns whether there was one.
+        """
+        withdrawn = False
+        for path in self._unconfirmed:
+            if step_of(path) > step and path.exists() and (aside := _rename(path, _withdrawn(path))):
+                _log.warning("checkpoint %s is renamed to %s: %s", path, aside.name, reason)
+                withdrawn = True
+        return withdrawn
 
     def finish_deleting(self) -> None:
         """Wait for what is being deleted."""
@@ -134,6 +160,11 @@ class Shelf:
         self._accuracies.forget_after(step)
         own = [path for path in self.visible() if good is not None and path.resolve() == good.resolve()]
         self._good = own[0] if own else None
+        self._unconfirmed = own
+        for path in sorted(self.folder.glob(f"{_WITHDRAWN}step-*")):
+            _log.warning(
+                "%s is of weights at which nothing was finite; --resume goes on from it all the same", path
+            )
 
     def _dispensable(self) -> list[Path]:
         """What may be deleted for want of room, in this order: the most accurate last, the newest good one
@@ -155,6 +186,21 @@ def step_of(path: Path) -> int:
     """The step whose checkpoint lies there; -1 for a folder that is named otherwise."""
     number = path.name.removeprefix("step-")
     return int(number) if number.isascii() and number.isdigit() else -1
+
+
+def _withdrawn(path: Path) -> Path:
+    return path.with_name(_WITHDRAWN + path.name)
+
+
+def _rename(path: Path, new: Path) -> Path | None:
+    """The new path; None where it cannot be, which is said."""
+    try:
+        if new.exists():
+            shutil.rmtree(new)
+        return path.rename(new)
+    except OSError as error:
+        _log.warning("%s cannot be renamed to %s (%s)", path, new.name, error)
+        return None
 
 
 def lacks_room(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.weights.header import short
 from trainer import RunError
-from trainer.checkpoint.shards import damage, seal
+from trainer.checkpoint.shards import damage, not_finite, seal
 
 FORMAT = 2
 STATE = "state.json"
@@ -105,12 +105,18 @@ def read_state(folder: Path) -> TrainState:
 
 
 def problem_of(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None; reads all of it, or a rank's share of its shards."""
+    """What is wrong with a checkpoint, or None; reads all of it, or a rank's share of its shards.
+
+    Numbers that are not finite are damage, too: neither training nor an export has any use for them.
+    """
     try:
         files = shards(folder, read_state(folder))[rank::world_size]
+        found = (damage(file) or not_finite(file) for file in files)
+        return next((problem for problem in found if problem is not None), None)
     except CheckpointError as error:
         return error.reason
-    return next((problem for file in files if (problem := damage(file)) is not None), None)
+    except RunError as error:
+        return str(error)
 
 
 def shards(folder: Path, state: TrainState) -> list[Path]:

@@ -1,5 +1,6 @@
 """Steps left out because their numbers were not finite: a few are bad luck, many are a wrong recipe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer import RunError
@@ -7,13 +8,16 @@ from trainer import RunError
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps left out since the run was last started.
+    """Counts the steps left out in all starts of a run.
 
-    limit: how many may be, of the recipe's `optimisation.skipped_steps`. count: so far.
+    limit: how many may be, of the recipe's `optimisation.skipped_steps`. count: so far. keep: writes the
+    count down for the next start. A step that a later start does again, and leaves out again, counts again:
+    else a job that is preempted often would do the same steps for ever.
     """
 
     limit: int
     count: int = 0
+    keep: Callable[[int], None] | None = None
 
     def add(self, step: int, reason: str) -> str:
         """Count a step; returns a line that says so.
@@ -22,12 +26,14 @@ class SkippedSteps:
         "the loss is nan". Every rank is to call it alike. Raises RunError when there are more than the limit.
         """
         self.count += 1
+        if self.keep is not None:
+            self.keep(self.count)
         left_out = f"step {step} changed nothing, because {reason}"
         if self.count <= self.limit:
-            return f"{left_out}; {self.count} of at most {self.limit} such steps since this start"
+            return f"{left_out}; {self.count} of at most {self.limit} such steps in this run"
         raise RunError(
-            f"{left_out}, and {_steps(self.limit)} since this start, as optimisation.skipped_steps says. The "
-            "run stops; its last checkpoint is from before. not-finite/ of the run folder holds what those "
+            f"{left_out}, and {_steps(self.limit)} in a run, as optimisation.skipped_steps says. The run "
+            "stops. not-finite/ of the run folder holds what those "
             "steps saw: launch/train.py --replay FILE shows where it goes wrong. Lower "
             "optimisation.learning_rate, set optimisation.clip_norm, or set engine.precision to fp32"
         )

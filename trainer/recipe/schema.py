@@ -232,8 +232,8 @@ class Optimisation(Section):
     null keeps none."""
 
     skipped_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
-    """Steps left out because their loss or gradient is not finite, since the run was last started, before it
-    stops; 0 stops at the first."""
+    """Steps left out because their loss or gradient is not finite, in all starts of a run, before it stops; 0
+    stops at the first."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

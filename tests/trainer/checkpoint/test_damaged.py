@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -212,6 +213,27 @@ def test_weights_that_are_not_finite_are_not_exported(checkpoint: Path) -> None:
     values[:2] = float("nan")
     first = next(piece[0] for piece in pieces_of(checkpoint) if piece[3] == "float32").partition("/")[2]
     assert f"not finite in {first}: 2 of " in refusal(with_shard(checkpoint, float32=values))
+    values[:2] = float("inf")
+    assert f"not finite in {first}: 2 of " in str(problem_of(with_shard(checkpoint, float32=values)))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, number: float) -> None:
+    values = torch.ones(5)
+    pieces = [
+        Piece("buffer/count", 0, torch.ones(3, dtype=torch.int64), (3,), True),
+        Piece("exp_avg/head", 5, values, (10,), False),
+    ]
+    snapshot = Snapshot(pieces)
+    values[4] = number
+    snapshot.take()
+    with pytest.raises(RunError, match="exp_avg/head holds numbers that are not finite"):
+        snapshot.write(tmp_path / "shard")
+    assert not list(tmp_path.iterdir())
+    values[4] = 0.0
+    snapshot.take()
+    snapshot.write(tmp_path / "shard")
+    assert damage(tmp_path / "shard") is None
 
 
 def test_what_is_no_file_is_not_waited_for(checkpoint: Path) -> None:

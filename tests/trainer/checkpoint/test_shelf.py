@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from trainer.checkpoint.shelf import MARGIN, Shelf
+from trainer.checkpoint.shelf import MARGIN, Shelf, step_of
 
 ROOM_OF_ONE = 10 * MARGIN
 
@@ -41,6 +41,7 @@ def disk_for(folder: Path, checkpoints: int) -> Any:
 
 def publish(shelf: Shelf, path: Path) -> None:
     shelf.published(path)
+    shelf.confirmed(step_of(path))
     shelf.finish_deleting()
 
 
@@ -113,3 +114,37 @@ def test_an_accuracy_that_cannot_be_written_is_remembered(
     blocked.rmdir()
     shelf.note_accuracy(3, 0.1)
     assert shelf_of(tmp_path).best() == (tmp_path / "step-0000001", 0.9)
+
+
+def test_older_ones_stay_until_a_finite_step_has_followed(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path)
+    old, new = make(tmp_path, 10, 20)
+    shelf.tidy(20, old)
+    shelf.published(new)
+    shelf.confirmed(19)
+    shelf.finish_deleting()
+    assert left(tmp_path) == ["10", "20"], "what was finite before it says nothing of it"
+    shelf.confirmed(20)
+    shelf.finish_deleting()
+    assert left(tmp_path) == ["20"]
+
+
+def test_one_of_useless_weights_is_withdrawn_and_comes_back_if_they_are_good_after_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = shelf_of(tmp_path)
+    make(tmp_path, 10)
+    (new,) = make(tmp_path, 20)
+    shelf.tidy(20, new)
+    assert shelf.withdraw(10, "the gradient of step 21 is not finite")
+    assert left(tmp_path) == ["10"] and not shelf.withdraw(10, "again")
+    assert "step-0000020 is renamed to not-finite-step-0000020: the gradient of step 21" in caplog.text
+    shelf.confirmed(21)
+    shelf.finish_deleting()
+    assert left(tmp_path) == ["20"]
+    # A process that ended meanwhile leaves it where the next start names it.
+    assert shelf.withdraw(10, "confirmed already") is False
+    new.rename(tmp_path / "not-finite-step-0000020")
+    caplog.clear()
+    shelf_of(tmp_path).tidy(10)
+    assert "not-finite-step-0000020" in caplog.text and "--resume" in caplog.text

@@ -160,10 +160,11 @@ def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
 
 
 def save(engine: Engine, shelf: Checkpoints, step: int, **fields: Any) -> Path:
-    """Save and wait for it."""
+    """Save, wait for it, and find its weights good."""
     assert shelf.begin(engine, state_of(engine, step, **fields))
     path = shelf.settle()
     assert path is not None
+    shelf.confirm(step)
     return path
 
 

@@ -161,7 +161,7 @@ def what_is_found(
 
 
 def drops(trainer: Trainer) -> list[Any]:
-    dropped: Any = trainer.checkpoints.drop
+    dropped: Any = trainer.checkpoints.doubt
     return [call.args[0] for call in dropped.call_args_list]
 
 
@@ -178,7 +178,7 @@ def test_a_bad_step_is_looked_into_before_the_next_changes_the_weights(
     assert at_once == []
     assert step == "0" and words.startswith("step 1 changed nothing, because the clips themselves")
     assert ", ".join(str(10 * poisoned + sample) for sample in range(4)) in words
-    assert dropped == ["the gradient of step 1 is not finite"]
+    assert dropped == ["the gradient of step 1, which met its weights, is not finite"]
     assert updates == 1
     assert same
     assert differing == []
