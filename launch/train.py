@@ -73,13 +73,16 @@ def main() -> int:
             replay(arguments.replay)
             return 0
         recipe = load_recipe(arguments.recipe, arguments.set)
+        run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         if arguments.check:
             from trainer.check import check
+            from trainer.run_folder import RunFolder
 
-            return check(recipe, ranks=arguments.ranks)
+            return check(
+                recipe, RunFolder(run_dir), arguments.ranks, arguments.resume, arguments.allow_change
+            )
         from trainer.run import train
 
-        run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
         show_error(error, os.environ)

@@ -6,6 +6,7 @@ UTF-8 as a lone surrogate, which can be written neither to Arrow, JSON or UTF-8 
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from . import VideoDefect
@@ -57,3 +58,19 @@ def _escape(found: re.Match[str]) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def try_to_write(folder: Path) -> None:
+    """Make sure that files can be written into a folder, or that it can be made. Leaves nothing behind.
+
+    Raises:
+        OSError: neither can be; its file name is the folder, or the closest one above it that is there.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error

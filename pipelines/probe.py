@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +17,7 @@ from pipelines.parallel import ordered_map
 from pipelines.pyav_decode import KEPT_BYTES, FrameShape, decode_through, first_frame
 
 CRASHES = "crashes the process that decodes it"
+MISSING = f"cannot be read: {os.strerror(errno.ENOENT)}"
 
 # FFmpeg's numbers of transfer characteristics (ITU-T H.273, table 3).
 HDR = {

@@ -169,7 +169,7 @@ class Reader:
     def _read(self, request: Request, row: Row) -> Loaded:
         path = self.dataset.path(request.sample)
         begun = time.perf_counter()
-        source = _content(path, row)
+        source = read_content(path, row)
         read = time.perf_counter() - begun
         begun = time.thread_time()
         encoded = self._encoded(request, row, source) if request.in_graph else None
@@ -222,7 +222,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _content(path: Path, row: Row) -> Path | bytes:
+def read_content(path: Path, row: Row) -> Path | bytes:
     """The sample's bytes: the whole file, or its piece of a shard. Of a long file, its path: a recording of
     hours does not belong into memory.
     """

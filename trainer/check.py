@@ -1,14 +1,18 @@
 """`--check`: what a run would do and need, and what of it is missing on this machine. Builds nothing."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from models import UniFormerV2Config
+from models import ModelError, UniFormerV2Config
 from models.cost import (
     multiply_accumulates,
     parameter_count,
@@ -16,79 +20,186 @@ from models.cost import (
     trainable_parameter_count,
 )
 from models.image_weights import check_image_weights
-from pipelines.dataset import Dataset, check_same_classes
+from pipelines import DataError
 from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
+from pipelines.overlap import overlap_notes
+from trainer import RunError, UserError
 from trainer.display import gmacs
+from trainer.embedded import check_embedded
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import GIB, Needs, Room, free_bytes
-from trainer.preparation import model_config
+from trainer.node_files import open_manifest
+from trainer.preparation import (
+    Preparation,
+    check_decoder,
+    manifests,
+    model_config,
+    named_manifests,
+    prepare,
+    settled,
+)
 from trainer.recipe.schema import Recipe
+from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
-from trainer.tracking.tracker import check_tracking
+from trainer.start_checks import (
+    check_checkpoint,
+    check_folder,
+    check_resume,
+    check_tracking,
+    check_videos,
+)
+
+T = TypeVar("T")
 
 ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without one
 
 
-def check(recipe: Recipe, ranks: int | None = None) -> int:
+class _Problems(list[str]):
+    """What a run could not start for, each once."""
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None where it cannot be, whose reason is a problem."""
+        try:
+            return work()
+        except (UserError, DataError, ModelError) as error:
+            self.note(str(error))
+            return None
+
+    def note(self, text: str) -> None:
+        if text not in self:
+            self.append(text)
+
+
+def check(
+    recipe: Recipe,
+    folder: RunFolder,
+    ranks: int | None = None,
+    resume: str = "auto",
+    allowed: Sequence[str] = (),
+) -> int:
     """Print what the run would be with so many ranks (by default, one per GPU here); returns exit code 0.
 
-    Raises UserError or ModelError for a recipe that could run nowhere, or not in the memory there is, and
-    DataError for manifests that cannot be used together.
+    folder: of the run. resume, allowed: as for `trainer.run.train`.
+
+    Raises RunError, with all reasons, where the run could not start here. With `ranks`, GPUs are somewhere
+    else and not missed.
     """
-    if recipe.tracking.enabled:
-        tracking, run_dir = recipe.tracking, recipe.run.dir / recipe.name
-        check_tracking(run_dir, uri=tracking.uri, experiment=tracking.experiment)
+    problems = _Problems()
+    problems.attempt(lambda: check_tracking(recipe, folder.path))
+    problems.attempt(lambda: check_folder(folder))
+    problems.attempt(lambda: check_resume(folder, resume))
+    problems.attempt(lambda: check_embedded(recipe))
     room, whose = _room(recipe, ranks)
-    ranks = ranks or max(1, torch.cuda.device_count())
-    paths = [part.manifest for part in recipe.data.train_parts]
-    dataset = Dataset.open(paths) if all(path.exists() for path in paths) else None
-    if dataset and recipe.data.val.exists():
-        check_same_classes(dataset.manifests[0], Manifest.open(recipe.data.val))
-    classes = len(dataset.class_names) if dataset else len(CLASS_NAMES) if recipe.data.embedded else None
-    config = model_config(recipe, classes or 1)
-    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    layout = choose_layout(recipe, config, ranks, precision=precision, room=room)
-    config = model_config(recipe, classes or 1, layout.recomputed_blocks)
-    needs = Needs.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
-    weights = recipe.model.image_weights
-    if weights is not None and weights.exists():
-        check_image_weights(config, weights)
-    console = Console()
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    if classes is None and recipe.model.num_classes is None:
-        console.print("figures as if for 1 class: the manifest, which names the classes, is not here")
-    for name, text in _rows(recipe, config, dataset, ranks, layout):
-        table.add_row(name, text)
-    table.add_row("memory per rank", f"{_memory(needs, layout, room)} of {whose}")
-    console.print(table)
-    if layout.why:
-        console.print("\n[bold]chosen for this memory[/bold]")
-        for text in layout.why:
-            console.print(f"  - {text}", highlight=False)
-    absent = [(name, path) for name, path in _manifests(recipe) if not path.exists()]
-    if absent and recipe.data.embedded:
-        console.print("\n[bold]rendered at the start[/bold]")
+    asked, ranks = ranks, ranks or max(1, torch.cuda.device_count())
+    absent = [(name, path) for name, path in named_manifests(recipe) if not path.exists()]
+    notes: list[str] = []
+    prepared = None
+    if not absent:
+        prepared, notes = _prepared(recipe, ranks, room, problems)
+    elif recipe.data.embedded is None:
         for name, path in absent:
-            console.print(f"  - {name}: {path}", highlight=False)
-        absent = []
-    missing = [f"{name}: {path} (make it with python launch/prepare.py)" for name, path in absent]
-    missing += _missing(recipe)
-    if missing:
-        console.print("\n[bold]missing on this machine[/bold]")
-        for text in missing:
-            console.print(f"  - {text}", highlight=False)
-    else:
-        console.print("\nnothing is missing on this machine", highlight=False)
+            problems.note(f"{name}: no manifest at {path}; make it with python launch/prepare.py")
+    if prepared is not None:
+        problems.attempt(partial(check_checkpoint, folder, settled(recipe, prepared), resume, allowed))
+    classes = _classes(recipe)
+    layout = prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, room))
+    for problem in _missing(recipe, with_gpu=asked is None):
+        problems.note(problem)
+    if layout is not None:
+        config = model_config(recipe, classes or 1, layout.recomputed_blocks)
+        weights = recipe.model.image_weights
+        if weights is not None and weights.exists():
+            problems.attempt(lambda: check_image_weights(config, weights))
+        _print_figures(recipe, config, layout, ranks, room, whose)
+    for heading, lines in (
+        ("chosen for this memory", layout.why if layout else ()),
+        ("rendered at the start", [f"{name}: {path}" for name, path in absent if recipe.data.embedded]),
+        ("to know", notes),
+    ):
+        _print_list(heading, lines)
+    if problems:
+        raise RunError("\n".join(["a run could not start here:", *_bulleted(problems, _columns())]))
+    print("\nnothing is missing on this machine")
     return 0
 
 
-def _rows(
-    recipe: Recipe, config: UniFormerV2Config, dataset: Dataset | None, ranks: int, layout: Layout
-) -> Iterator[tuple[str, str]]:
+def _prepared(
+    recipe: Recipe, ranks: int, room: Room, problems: _Problems
+) -> tuple[Preparation | None, list[str]]:
+    """What the start of a run prepares, and what it notes."""
+    opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
+    found = [manifest for manifest in opened if manifest is not None]
+    if len(found) < len(opened):
+        return None, []
+    notes = list(problems.attempt(lambda: check_videos(recipe, found)) or ())
+    prepared = problems.attempt(lambda: prepare(recipe, ranks, room))
+    if prepared is not None:
+        train, val = prepared.train, prepared.val
+        problems.attempt(lambda: check_decoder(recipe, train, gpu=room.kind == "cuda"))
+        why = set(prepared.layout.why)
+        notes += [note for note in prepared.notes if note not in why]
+        notes += overlap_notes(train, val)
+    return prepared, notes
+
+
+def _classes(recipe: Recipe) -> int | None:
+    """Of the data; None where the manifest that names them is not there, or cannot be used."""
+    path = recipe.data.train_parts[0].manifest
+    with suppress(DataError):  # a problem that is told already
+        return len(Manifest.open(path).class_names) if path.exists() else _embedded_classes(recipe)
+    return None
+
+
+def _embedded_classes(recipe: Recipe) -> int | None:
+    return len(CLASS_NAMES) if recipe.data.embedded else None
+
+
+def _layout(recipe: Recipe, classes: int | None, ranks: int, room: Room) -> Layout:
+    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
+    return choose_layout(recipe, model_config(recipe, classes or 1), ranks, precision=precision, room=room)
+
+
+def _print_figures(
+    recipe: Recipe, config: UniFormerV2Config, layout: Layout, ranks: int, room: Room, whose: str
+) -> None:
+    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
+    needs = Needs.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    if _classes(recipe) is None and recipe.model.num_classes is None:
+        _print_list("figures", ["as if for 1 class: the manifest, which names the classes, is not here"])
+    for name, text in _rows(recipe, config, ranks, layout):
+        table.add_row(name, text)
+    table.add_row("memory per rank", f"{_memory(needs, layout, room)} of {whose}")
+    Console().print(table)
+
+
+def _print_list(heading: str, lines: Iterable[str]) -> None:
+    bulleted = _bulleted(lines, _columns())
+    if bulleted:
+        Console().print(f"\n[bold]{heading}[/bold]")
+        print("\n".join(bulleted))
+
+
+def _bulleted(texts: Iterable[str], columns: int) -> list[str]:
+    """Each as an item of a list, in lines of so many columns; no path is cut in two."""
+    lines = []
+    for text in texts:
+        for number, line in enumerate(text.split("\n")):
+            wrapped = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+            wrapped.initial_indent, wrapped.subsequent_indent = "    " if number else "  - ", "    "
+            lines += wrapped.wrap(line)
+    return lines
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _rows(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout) -> Iterator[tuple[str, str]]:
     parameters = parameter_count(config)
     yield "recipe", recipe.name
     yield (
@@ -113,7 +224,7 @@ def _rows(
             f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
         ),
     )
-    videos = len(dataset) if dataset else (recipe.data.embedded and recipe.data.embedded.train_clips)
+    videos = _videos(recipe)
     if videos or recipe.optimisation.steps:
         per_epoch = (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch
         schedule = Schedule.of(recipe, per_epoch)
@@ -164,20 +275,22 @@ def _flop(amount: float) -> str:
     return f"{amount / 10**exponent:,.1f} {unit}FLOP"
 
 
-def _manifests(recipe: Recipe) -> list[tuple[str, Path]]:
-    """By the fields that name them."""
-    return [
-        *(("data.train", part.manifest) for part in recipe.data.train_parts),
-        ("data.val", recipe.data.val),
-    ]
+def _videos(recipe: Recipe) -> int | None:
+    """Of the training set; None where a manifest is not there, or cannot be used."""
+    paths = [part.manifest for part in recipe.data.train_parts]
+    if all(path.exists() for path in paths):
+        with suppress(DataError):  # a problem that is told already
+            return sum(len(Manifest.open(path)) for path in paths)
+        return None
+    return recipe.data.embedded.train_clips if recipe.data.embedded else None
 
 
-def _missing(recipe: Recipe) -> Iterator[str]:
-    """Beside manifests."""
+def _missing(recipe: Recipe, *, with_gpu: bool) -> Iterator[str]:
+    """Beside manifests. with_gpu: whether a GPU belongs to it."""
     weights = recipe.model.image_weights
     if weights is not None and not weights.exists():
-        yield f"model.image_weights: {weights}"
-    if not torch.cuda.is_available():
+        yield f"model.image_weights: there is no file {weights}"
+    if with_gpu and not torch.cuda.is_available():
         for name, value in (("precision", "bf16"), ("device", "cuda")):
             if getattr(recipe.engine, name) == value:
-                yield f"a GPU (for engine.{name}: {value})"
+                yield f"engine.{name} is {value}, but torch sees no GPU here"

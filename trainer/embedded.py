@@ -1,26 +1,48 @@
 """Renders the embedded data set where a recipe asks for it and its manifests are missing."""
 
+from pathlib import Path
+
 from pipelines.motion import render
-from trainer import RecipeError
+from pipelines.paths import try_to_write
+from trainer import RecipeError, RunError
 from trainer.progress import shown_progress
 from trainer.recipe.schema import Recipe
 
 
-def render_missing(recipe: Recipe, *, workers: int) -> None:
-    """Render unless both manifests are there. To be called on rank 0 only.
+def check_embedded(recipe: Recipe) -> Path | None:
+    """The folder into which the data set is to be rendered; None where nothing is.
 
-    workers: processes. Raises RecipeError when the manifests' names are not those that are rendered.
+    Raises RecipeError when the manifests' names are not those that are rendered, RunError where the folder
+    cannot be written.
     """
     embedded = recipe.data.embedded
     train = recipe.data.train_parts[0].manifest  # the only one: the schema allows no other beside it
     if embedded is None or (train.exists() and recipe.data.val.exists()):
-        return
+        return None
     root = train.parent
     if (train.name, recipe.data.val) != ("train.arrow", root / "val.arrow"):
         raise RecipeError(
             f"data.embedded renders {root}/train.arrow and {root}/val.arrow, but data.train is "
             f"{train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
         )
+    try:
+        try_to_write(root)
+    except OSError as error:
+        raise RunError(
+            f"data.embedded renders into {root}, which cannot be written ({error.filename}: "
+            f"{error.strerror}); name another folder in data.train and data.val"
+        ) from error
+    return root
+
+
+def render_missing(recipe: Recipe, *, workers: int) -> None:
+    """Render unless both manifests are there. To be called on rank 0 only.
+
+    workers: processes. Raises what `check_embedded` does.
+    """
+    root, embedded = check_embedded(recipe), recipe.data.embedded
+    if root is None or embedded is None:
+        return
     with shown_progress(f"rendering {root}") as progress:
         render(
             root,

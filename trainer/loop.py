@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
 from trainer import RunError
 from trainer.agreement import AgreedError
+from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
@@ -37,12 +38,13 @@ class Trainer:
     """One run: what `fit` works with.
 
     settled: what may not change when a checkpoint is gone on from. description: what is needed to use the
-    weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than that
-    was seen, above which the run stops. keeps_best: whether to save after the best evaluation so far. step:
-    optimiser steps done. clips, bad: seen so far, over all ranks; of them, clips_before and bad_before in
-    earlier starts: what has been mended since must not stop the run again. saved_step: of the newest
-    checkpoint that is visible. best: the highest accuracy so far. final: the last evaluation, once there was
-    one. is_finite: whether the last step was; where it was not, nothing is saved until one is.
+    weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than
+    that was seen, above which the run stops, where it is more than a few videos. keeps_best: whether to
+    save after the best evaluation so far. step: optimiser steps done. clips, bad: seen so far, over all
+    ranks; of them, clips_before and bad_before in earlier starts: what has been mended since must not stop
+    the run again. saved_step: of the newest checkpoint that is visible. best: the highest accuracy so far.
+    final: the last evaluation, once there was one. is_finite: whether the last step was; where it was not,
+    nothing is saved until one is. bad_videos, bad_val_videos: found since this start.
     """
 
     engine: Engine
@@ -74,6 +76,8 @@ class Trainer:
     best: float | None = None
     final: Evaluation | None = None
     is_finite: bool = True
+    bad_videos: BadVideos = field(default_factory=BadVideos)
+    bad_val_videos: BadVideos = field(default_factory=BadVideos)
 
     def fit(self) -> bool:
         """Train to the last step. Returns False when the run was asked to leave before.
@@ -175,17 +179,17 @@ class Trainer:
         self.clips += totals.clips
         self.bad += totals.bad
         if totals.defects:
-            self.record.quarantine(self.train_loader.defects)
+            self.bad_videos.add(self.record.quarantine(self.train_loader.defects))
         self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
         self.record.data(totals.step, self.data_watch.look(self.meters.spent))
         clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
-        if bad > self.bad_share * max(clips, self.plan.samples):
+        if self.bad_videos.too_many(bad, clips, self.bad_share, self.plan.samples):
             self.finish_saving()
             raise AgreedError(
                 f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
-                f"allows; {self.record.where_quarantined()} says why. Mend that or raise data.bad_share, and "
-                "start again to continue; or make the manifest anew with --deep, which leaves bad videos "
-                "out, and train with another --run-dir"
+                f"allows; {self.bad_videos.first_reasons}. All are in {self.record.where_quarantined()}. "
+                "Mend them or raise data.bad_share, and start again to continue; or make the manifest anew "
+                "with --deep, which leaves bad videos out, and train with another --run-dir"
             )
 
     def settle(self) -> None:
@@ -215,17 +219,19 @@ class Trainer:
                 progress=progress,
                 leaving=lambda: self.stop.requested is not None,
             )
-        self.record.quarantine(self.val_loader.defects)
+        self.bad_val_videos.add(self.record.quarantine(self.val_loader.defects))
         if result is None:
             return False
         self.final = result
         self.checkpoints.confirm(self.step)
         self.record.evaluation(self.step, result)
         self.keep_best(result.top1)
-        if result.bad > self.bad_share * (result.videos + result.bad):
+        videos = result.videos + result.bad
+        if too_many(result.bad, self.bad_share, videos):
             raise AgreedError(
-                f"{result.bad} of {result.videos + result.bad} validation videos could not be read, more "
-                f"than data.bad_share ({self.bad_share:g}) allows; see {self.record.where_quarantined()}"
+                f"{result.bad} of {videos} validation videos could not be read, more than data.bad_share "
+                f"({self.bad_share:g}) allows; {self.bad_val_videos.first_reasons}. All are in "
+                f"{self.record.where_quarantined()}"
             )
         return True
 

@@ -50,9 +50,17 @@ class Preparation:
     notes: tuple[str, ...]
 
 
+def named_manifests(recipe: Recipe) -> list[tuple[str, Path]]:
+    """The manifests of a recipe by the fields that name them, those of training first."""
+    return [
+        *(("data.train", part.manifest) for part in recipe.data.train_parts),
+        ("data.val", recipe.data.val),
+    ]
+
+
 def manifests(recipe: Recipe) -> list[Path]:
     """The manifests that a recipe names, those of training first."""
-    return [*(part.manifest for part in recipe.data.train_parts), recipe.data.val]
+    return [path for _, path in named_manifests(recipe)]
 
 
 def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None = None) -> Preparation:

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.loader import Defects
+from pipelines.defects import Defect, Defects
 from trainer import RunError
 from trainer.arrival import Arrival
 from trainer.confusion import draw_confusion
@@ -156,17 +156,16 @@ class Record:
             self._folder.event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
             self._display.note(f"checkpoint after step {step}: {path}")
 
-    def quarantine(self, defects: Defects) -> None:
-        """Gather the videos that any rank found bad and write them down. Collective."""
-        fresh = [asdict(defect) for defect in defects.take_fresh()]
-        gathered: list[Any] | None = [None] * dist.get_world_size() if self._is_main else None
-        dist.gather_object(fresh, gathered)
-        if gathered is None:
-            return
-        entries = [entry for part in gathered for entry in part]
-        for entry in self._folder.add_to_quarantine(entries):
-            self._display.warn(f"bad video, left out: {entry['path']} {entry['reason']}")
-            self._folder.event("quarantine", **entry)
+    def quarantine(self, defects: Defects) -> list[Defect]:
+        """Gather the videos that any rank found bad and write them down. Collective; all get the same."""
+        gathered: list[list[Defect]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, defects.take_fresh())
+        found = [defect for part in gathered for defect in part]
+        if self._is_main:
+            for entry in self._folder.add_to_quarantine(map(asdict, found)):
+                self._display.warn(f"bad video, left out: {entry['path']} {entry['reason']}")
+                self._folder.event("quarantine", **entry)
+        return found
 
     def where_quarantined(self) -> Path:
         return self._folder.quarantine

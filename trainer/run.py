@@ -20,7 +20,7 @@ from trainer import RunError, UserError
 from trainer.agreement import AgreedError, same_on_all, together
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.state import TrainState, check_names
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
@@ -44,8 +44,9 @@ from trainer.resilience.run_lock import RunLock, acquire
 from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
+from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.tally import Tally
-from trainer.tracking.tracker import Status, Tracker, check_tracking
+from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import check_finite, save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
@@ -106,7 +107,7 @@ class Run:
 
     def train(self, resume: str, allowed: Sequence[str]) -> int:
         same_on_all("the recipe", self.recipe.to_yaml())
-        together(self._check_tracking)
+        together(self._check_place)
         together(self._render)
         room = room_of_all(self.environment)
         node_copy = self.recipe.data.node_copy
@@ -114,11 +115,12 @@ class Run:
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room, node_copy))
         gpu = self.environment.device.type == "cuda"
         together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
+        self._notes += together(lambda: self._check_videos(prepared))
         with ExitStack() as stack:
             stack.push(self._release_folder)
             together(self._acquire_folder)
             self._notes += together(lambda: self._first_notes(prepared))
-            together(lambda: self._check_folder(resume))
+            together(lambda: check_resume(self.folder, resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
             together(lambda: self._create_folder(found, 0 if state is None else state.step))
             stop = stack.enter_context(together(self._stop_request))
@@ -169,15 +171,20 @@ class Run:
             limit=None if minutes is None else 60 * minutes,
         )
 
-    def _check_tracking(self) -> None:
-        """Raises RunError where MLflow could never take this run; rank 0 alone speaks to it."""
-        tracking = self.recipe.tracking
-        if self.is_main and tracking.enabled:
-            check_tracking(self.folder.path, uri=tracking.uri, experiment=tracking.experiment)
+    def _check_place(self) -> None:
+        """Rank 0 alone speaks to MLflow and writes into the folder."""
+        if self.is_main:
+            check_tracking(self.recipe, self.folder.path)
+            check_folder(self.folder)
 
     def _render(self) -> None:
         if self.is_main:
             render_missing(self.recipe, workers=usable_cores())
+
+    def _check_videos(self, prepared: Preparation) -> tuple[str, ...]:
+        if not self.is_main:
+            return ()
+        return check_videos(self.recipe, [*prepared.train.manifests, *prepared.val.manifests])
 
     def _acquire_folder(self) -> None:
         """Rank 0 acquires the run folder. Raises RunError where another run has it."""
@@ -215,29 +222,17 @@ class Run:
             *shared,
         )
 
-    def _check_folder(self, resume: str) -> None:
-        """Raises RunError for a run that is not to be continued, or none where one must be."""
-        holds_run = self.folder.recipe.exists() and any(self.folder.checkpoints.glob("step-*"))
-        if holds_run and resume == "never":
-            raise RunError(
-                f"{self.folder.path} holds a run with checkpoints, and --resume never was asked for; choose "
-                "another folder with --run-dir, or continue it with --resume auto"
-            )
-        if resume not in ("auto", "never") and not Path(resume).is_dir():
-            raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
-        if resume not in ("auto", "never") and (Path(resume) / "checkpoints").is_dir():
-            raise RunError(f"--resume {resume} is a run's folder: name one of its checkpoints/step-...")
-
     def _find_checkpoint(
         self, prepared: Preparation, resume: str, allowed: Sequence[str]
     ) -> tuple[Path, TrainState] | tuple[None, None]:
         """What to go on from, checked before anything is written; nothing for a new run."""
-        if resume == "never":
-            return None, None
-        found = self.checkpoints.newest() if resume == "auto" else Path(resume)
-        if found is None:
-            return None, None
         now = settled(self.recipe, prepared)
+        found = None
+        if resume != "never":
+            found = self.checkpoints.newest() if resume == "auto" else Path(resume)
+        if found is None:
+            together(lambda: check_names(allowed, now))
+            return None, None
         return found, self.checkpoints.read(found, settled=now, allowed=allowed, verify=resume != "auto")
 
     def _create_folder(self, found: Path | None, step: int) -> None:

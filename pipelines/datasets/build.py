@@ -21,14 +21,12 @@ from pipelines.datasets.summary import Report, list_of
 from pipelines.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.parallel import ordered_map
 from pipelines.paths import printable
-from pipelines.probe import CRASHES, VideoInfo, probe_video
+from pipelines.probe import CRASHES, MISSING, VideoInfo, probe_video
 
 Progress = Callable[[int, int], None]
 
 _NAMED_SIBLINGS = 5
 """Other manifests of the folder for which shared videos are counted apart."""
-
-_MISSING = "cannot be read: No such file or directory"
 
 _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
@@ -238,7 +236,7 @@ def _none_usable(out: Path, listing: Listing, bad: Findings) -> str:
 
 def _say_missing(bad: Findings, listing: Listing) -> None:
     """Where most files of a table are not there, say where they are looked for."""
-    missing = bad.counted(_MISSING)
+    missing = bad.counted(MISSING)
     if listing.lines is not None and 2 * missing > len(listing.videos):
         first = printable(listing.videos[0][0].absolute())
         listing.findings.note(

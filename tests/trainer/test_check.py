@@ -1,17 +1,20 @@
 """`--check`: the figures for what is not here, and for what is."""
 
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import ModelError
-from pipelines import DataError
+from pipelines.encoder import MJPEG, encode_video
 from pipelines.manifest import Row, write_manifest
 from trainer import RunError
 from trainer.check import check
+from trainer.checkpoint.state import TrainState, write_state
 from trainer.recipe.file import load_recipe
+from trainer.run_folder import RunFolder
 
 RECIPE = """\
 name: test
@@ -30,11 +33,38 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
-    def run(*overrides: str, ranks: int | None = None) -> str:
-        assert check(load_recipe(Path("recipe.yaml"), overrides), ranks) == 0
+    def run(*overrides: str, ranks: int | None = None, **options) -> str:
+        """What is printed; behind it, under a heading, why a run could not start."""
+        recipe = load_recipe(Path("recipe.yaml"), overrides)
+        try:
+            assert check(recipe, RunFolder(tmp_path / "run"), ranks, **options) == 0
+        except RunError as error:
+            return f"{capsys.readouterr().out}\nREFUSED {error}"
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> list[Row]:
+    """Rows of videos that can be opened, with manifests of them."""
+    (tmp_path / "videos").mkdir()
+    rows = []
+    for number in range(4):
+        pictures = np.full((2, 48, 64, 3), 60 * number, np.uint8)
+        encode_video(tmp_path / f"videos/{number}.avi", pictures, MJPEG, Fraction(25), keyframe_interval=1)
+        rows.append(Row(f"videos/{number}.avi", 0, 0, number % 2, 2, 25.0, 64, 48, "mjpeg"))
+    for name in ("train", "val"):
+        write_manifest(tmp_path / f"{name}.arrow", rows, ["cat", "dog"])
+    return rows
+
+
+ON_CPU = ("model.preset=tiny", "engine.device=cpu")
+
+
+def refusal(text: str) -> str:
+    assert "nothing is missing" not in text
+    return text.partition("REFUSED a run could not start here:")[2]
 
 
 @needs_no_gpu
@@ -60,8 +90,7 @@ def test_on_a_cpu_it_is_the_memory_of_this_machine(say) -> None:
 @needs_no_gpu
 def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -> None:
     large = ("model.preset=l14_336", "model.frames=512", "engine.precision=fp32")
-    with pytest.raises(RunError, match="the training does not fit: 1 clip a rank"):
-        say(*large, ranks=1)
+    assert "the training does not fit: 1 clip a rank" in refusal(say(*large, ranks=1))
     given = ("engine.zero_stage=1", "engine.micro_batch=16", "engine.recomputed_blocks=0")
     text = say(*large, *given, ranks=8)
     assert "GiB, too much: " in text
@@ -70,27 +99,68 @@ def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -
 
 def test_what_a_run_renders_itself_is_not_missing(say) -> None:
     lines = [f"  - data.{name}: {name}.arrow" for name in ("train", "val")]
-    on_cpu = ("model.preset=tiny", "engine.device=cpu")
-    of_itself = say(*on_cpu, "data.embedded={train_clips: 100, val_clips: 20}")
+    of_itself = say(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}")
     assert all(line in of_itself.partition("rendered at the start")[2] for line in lines)
     assert "nothing is missing" in of_itself
-    text = say(*on_cpu)
+    text = say(*ON_CPU)
     assert "rendered at the start" not in text
-    assert all(line in text.partition("missing on this machine")[2] for line in lines)
+    for name in ("train", "val"):
+        assert f"  - data.{name}: no manifest at {name}.arrow" in refusal(text)
+    other = say(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}", "data.train=x.arrow")
+    assert "data.embedded renders ./train.arrow" in refusal(other)
 
 
 def test_image_weights_that_do_not_fit_are_refused_before_the_run(say, tmp_path: Path) -> None:
     save_file({"visual.conv1.weight": torch.zeros(64, 3, 16, 16)}, tmp_path / "w.safetensors")
-    on_cpu = ("model.preset=tiny", "engine.device=cpu", "model.image_weights=w.safetensors")
-    with pytest.raises(ModelError, match=r"w\.safetensors holds no image weights that can be loaded"):
-        say(*on_cpu)
+    weights = (*ON_CPU, "model.image_weights=w.safetensors")
+    assert "w.safetensors holds no image weights that can be loaded" in refusal(say(*weights))
     (tmp_path / "w.safetensors").unlink()
-    assert "model.image_weights: w.safetensors" in say(*on_cpu).partition("missing on this machine")[2]
+    assert "model.image_weights: there is no file w.safetensors" in refusal(say(*weights))
 
 
-def test_manifests_of_different_classes_are_refused_as_a_run_does(say, tmp_path: Path) -> None:
-    row = Row("v.mp4", 0, 0, 0, 10, 25.0, 64, 48, "h264")
-    write_manifest(tmp_path / "train.arrow", [row], ["cat", "dog"])
-    write_manifest(tmp_path / "val.arrow", [row], ["cat", "fox"])
-    with pytest.raises(DataError, match="label 1 is 'dog' in the first and 'fox' in the second"):
-        say("model.preset=tiny", "engine.device=cpu")
+def test_where_all_is_there_nothing_is_missing_and_nothing_is_left_behind(say, videos, tmp_path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    text = say(*ON_CPU)
+    assert "nothing is missing on this machine" in text
+    assert "4 of 4 validation videos are in training, too" in text.partition("to know")[2]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_that_a_run_could_not_start_for_is_told_at_once(say, videos, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "val.arrow", videos, ["cat", "fox"])
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    told = refusal(say(*ON_CPU, "tracking.uri=htp://x", resume="never-there"))
+    for words in (
+        "tracking.uri: 'htp://x': MLflow knows no scheme",
+        "--resume never-there: there is no such checkpoint folder",
+        f"none of 4 videos of data.train (train.arrow) was found under {tmp_path}/videos, a folder that is",
+        "of data.val (val.arrow) was found under",
+        "label 1 is 'dog' in the first and 'fox' in the second",
+    ):
+        assert told.count(words) == 1, words
+
+
+def test_more_classes_than_the_head_has_are_refused(say, videos) -> None:
+    assert "has 2 classes, the model 1" in refusal(say(*ON_CPU, "model.num_classes=1"))
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(say, videos, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()  # root may write anywhere but below a file
+    told = refusal(say(*ON_CPU))
+    assert f"the run folder {tmp_path}/run cannot be written" in told and "Not a directory" in told
+
+
+def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(say, videos, tmp_path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step-0000003"
+    checkpoint.mkdir(parents=True)
+    state = TrainState(3, 3, 1, 1, {"seed": 1}, 0, 0, {}, 0.0, {})
+    write_state(checkpoint, state)
+    told = refusal(say(*ON_CPU))
+    assert "step-0000003 is of another training" in told and "seed: 1 then, 0 now" in told
+    assert "--allow-change 'sed'" in refusal(say(*ON_CPU, allowed=["sed"]))
+
+
+def test_lines_fit_a_terminal_of_80_columns(say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = say("engine.device=cpu", "tracking.uri=htp://x")
+    assert all(len(line) <= 80 for line in text.splitlines()) and "MLflow knows no" in text

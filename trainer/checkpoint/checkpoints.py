@@ -10,7 +10,6 @@ It counts as good once a step after it was finite: a step's own gradient says no
 leaves. Until then older ones stay, and where the next step is not finite it is withdrawn.
 """
 
-import json
 import logging
 import math
 import os
@@ -31,6 +30,7 @@ from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
 from trainer.checkpoint.state import (
     CheckpointError,
     TrainState,
+    check_settled,
     problem_of,
     read_state,
     shard_name,
@@ -241,7 +241,7 @@ class Checkpoints:
         if verify and (problem := self._problem(path)) is not None:
             raise CheckpointError(path, problem)
         state = together(lambda: read_state(path))
-        together(lambda: _check_settled(path, state.settled, settled, allowed))
+        together(lambda: check_settled(path, state.settled, settled, allowed))
         return state
 
     def load(self, engine: Engine, path: Path, state: TrainState) -> None:
@@ -342,26 +342,3 @@ def _about(checkpoint: Path) -> Iterator[None]:
         yield
     except RunError as error:
         raise CheckpointError(checkpoint, str(error)) from error
-
-
-def _check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
-    changed = {
-        name: (then.get(name), now.get(name))
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
-    }
-    refused = {name: values for name, values in changed.items() if name not in allowed}
-    if refused:
-        lines = [
-            f"{name}: {_brief(before)} then, {_brief(after)} now" for name, (before, after) in refused.items()
-        ]
-        flags = " ".join(f"--allow-change '{name}'" for name in refused)
-        raise RunError(
-            f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
-            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}"
-        )
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"

@@ -1,7 +1,8 @@
 """What a checkpoint says of itself, and whether it is whole."""
 
+import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,51 @@ def problem_of(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
 
 def shards(folder: Path, state: TrainState) -> list[Path]:
     return [folder / shard_name(rank) for rank in range(state.world_size)]
+
+
+def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
+    """Raises RunError where settings differ from those of the checkpoint at `path`, except those allowed to,
+    and where there is no setting of an allowed name.
+    """
+    check_names(allowed, {*then, *now})
+    changed = {
+        name: (then.get(name), now.get(name))
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    }
+    refused = {name: values for name, values in changed.items() if name not in allowed}
+    if refused:
+        lines = [
+            f"{name}: {_brief(before)} then, {_brief(after)} now" for name, (before, after) in refused.items()
+        ]
+        flags = " ".join(f"--allow-change '{name}'" for name in refused)
+        raise RunError(
+            f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
+            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}"
+        )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
+
+
+def check_names(allowed: Sequence[str], known: Iterable[str]) -> None:
+    """Raises RunError for a name that no setting has, with the nearest that one has."""
+    names = sorted(known)
+    for name in allowed:
+        if name in names:
+            continue
+        near = [known for known in names if known.split(" (")[0] == name]
+        near = near or difflib.get_close_matches(name, names, n=1) or _ending(name, names)
+        hint = f"did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
+        raise RunError(
+            f"--allow-change '{name}': no setting that a checkpoint keeps has this name; "
+            f"{hint or 'allowed: the names that a refusal gives'}"
+        )
+
+
+def _ending(name: str, names: Iterable[str]) -> list[str]:
+    """Those of the names whose last part this is."""
+    last = name.split(".")[-1]
+    return [known for known in names if known.split(".")[-1] == last]

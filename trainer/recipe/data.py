@@ -56,7 +56,8 @@ class Data(Section):
     """Render the embedded motion data set where the two manifests are missing; null never does."""
 
     bad_share: Share = 0.01
-    """Stop when more than this share of the clips seen could not be read."""
+    """Stop when more than this share of the clips seen could not be read, and more than three videos (of a
+    very small data set, more than half); 0 stops at the first."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the

@@ -1,0 +1,92 @@
+"""Opens a few videos of a manifest before anything is built on it: a data set that was moved shows here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import VideoDefect
+from .container import open_video
+from .defects import Defect
+from .manifest import Manifest, Row
+from .paths import printable
+from .probe import MISSING
+from .reader import read_content
+
+OPENED = 8
+"""Videos of a manifest that are opened, evenly over it."""
+
+_NAMED = 3
+"""Videos that a message names."""
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """What opening a few videos of a manifest showed.
+
+    name: of the manifest, for messages. opened: how many videos were opened. defects: those that cannot be
+    used. lost: where none of their files is there, the folder in which they were looked for.
+    """
+
+    name: str
+    opened: int
+    defects: tuple[Defect, ...]
+    lost: Path | None = None
+
+    @property
+    def words(self) -> str:
+        """What is wrong, with the first reasons; empty where nothing is."""
+        if not self.defects:
+            return ""
+        bad, some = len(self.defects), f"{self.opened} video{'s' if self.opened > 1 else ''} of {self.name}"
+        if self.lost is not None:
+            where = f"under {printable(self.lost)}: were they moved? Move them"
+            if not os.path.exists(self.lost):
+                where = f"under {printable(self.lost)}, a folder that is not there: was it moved? Move it"
+            return (
+                f"none of {some} was found {where} back, or make the manifest anew with python "
+                "launch/prepare.py"
+            )
+        counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
+        return f"{counted}; {first_reasons([(defect.path, defect.reason) for defect in self.defects])}"
+
+
+def open_some(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheck:
+    """Open at most so many videos, evenly over the manifest, up to what says which codec each has.
+
+    name: of the manifest, for messages; by default its path.
+    """
+    opened = range(0, len(manifest), max(1, -(-len(manifest) // most)))
+    defects, missing = [], []
+    for index in opened:
+        try:
+            _open(manifest, manifest.row(index))
+        except VideoDefect as defect:
+            defects.append(Defect(index, manifest.shown_path(index), str(defect)))
+            if str(defect) == MISSING:
+                missing.append(manifest.path_at(index))
+    name = printable(manifest.path) if name is None else name
+    lost = common_folder(missing) if len(missing) == len(opened) > 0 else None
+    return SpotCheck(name, len(opened), tuple(defects), lost)
+
+
+def first_reasons(bad: Sequence[tuple[str, str]]) -> str:
+    """Half a sentence with the first of several bad videos, each as its path and its reason."""
+    named = "; ".join(f"{path} {reason}" for path, reason in bad[:_NAMED])
+    return f"the first: {named}"
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all of these files; where it is missing, the topmost folder that is."""
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    while not os.path.exists(folder.parent):
+        folder = folder.parent
+    return folder
+
+
+def _open(manifest: Manifest, row: Row) -> None:
+    path = manifest.absolute_path(row)
+    with open_video(read_content(path, row) if row.length else path):
+        pass

@@ -1,0 +1,53 @@
+"""Opening a few videos of a manifest."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.encoder import MJPEG, encode_video
+from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.spot_check import OPENED, open_some
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """Of 20 rows that share four videos, one of them as a piece of a larger file."""
+    for name in "abc":
+        path = tmp_path / f"videos/{name}.avi"
+        path.parent.mkdir(exist_ok=True)
+        encode_video(path, np.zeros((2, 48, 64, 3), np.uint8), MJPEG, Fraction(25), keyframe_interval=1)
+    data = (tmp_path / "videos/a.avi").read_bytes()
+    (tmp_path / "videos/shard").write_bytes(b"before" + data + b"after")
+    places = [("a.avi", 0, 0), ("b.avi", 0, 0), ("c.avi", 0, 0), ("shard", 6, len(data))]
+    rows = [
+        Row(f"videos/{name}", offset, length, 0, 2, 25.0, 64, 48, "mjpeg")
+        for name, offset, length in places * 5
+    ]
+    return write_manifest(tmp_path / "train.arrow", rows, ["cat"])
+
+
+def test_good_videos_are_opened_evenly_and_nothing_is_said(manifest: Manifest) -> None:
+    found = open_some(manifest)
+    assert 4 < found.opened <= OPENED and not found.defects and found.words == ""
+    assert open_some(manifest, most=100).opened == 20
+
+
+def test_some_bad_videos_are_named_with_their_reasons(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "videos/b.avi").write_bytes(b"")
+    found = open_some(manifest, "data.train", most=100)
+    assert found.words.startswith("5 of 20 videos of data.train cannot be used; the first: ")
+    assert found.words.count(f"{tmp_path}/videos/b.avi is empty") == 3  # no more are named
+    for name in ("a.avi", "c.avi", "shard"):
+        (tmp_path / "videos" / name).write_bytes(b"")
+    assert open_some(manifest).words.startswith("none of 7 videos of")
+
+
+def test_a_folder_that_was_moved_is_named(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "videos").rename(tmp_path / "elsewhere")
+    found = open_some(manifest)
+    assert found.lost == tmp_path / "videos"
+    assert f"found under {tmp_path}/videos, a folder that is not there: was it moved?" in found.words
+    (tmp_path / "videos").mkdir()
+    assert f"found under {tmp_path}/videos: were they moved?" in open_some(manifest).words

@@ -1,0 +1,48 @@
+"""How many bad videos a run does without."""
+
+from collections.abc import Iterable
+
+from pipelines.defects import Defect
+from pipelines.spot_check import first_reasons
+
+FEW = 3
+"""Bad videos that stop no run, whatever share of a small data set they are."""
+
+
+def few(share: float, videos: int) -> int:
+    """How many bad videos of so many a run always does without: at most half; none where the share is 0."""
+    return 0 if share == 0 else min(FEW, videos // 2)
+
+
+def too_many(bad: int, share: float, videos: int) -> bool:
+    """Whether a run cannot do without so many bad videos, of so many seen. share: `data.bad_share`."""
+    return bad > max(share * videos, few(share, videos))
+
+
+class BadVideos:
+    """The training videos that any rank found bad since this start; the same on all ranks."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Defect] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, defects: Iterable[Defect]) -> None:
+        """Take note of videos; one that is known already changes nothing."""
+        for defect in defects:
+            self._found.setdefault(defect.sample, defect)
+
+    def too_many(self, bad: int, clips: int, share: float, videos: int) -> bool:
+        """Whether the run stops: for the share of its clips that are bad, and the number of bad videos.
+
+        Args:
+            bad: clips that could not be read, of so many seen.
+            share: `data.bad_share`.
+            videos: of the training set.
+        """
+        return bad > share * max(clips, videos) and len(self) > few(share, videos)
+
+    @property
+    def first_reasons(self) -> str:
+        return first_reasons([(defect.path, defect.reason) for defect in self._found.values()])

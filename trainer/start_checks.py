@@ -1,0 +1,100 @@
+"""What is checked when a run starts, before anything is built or written; `--check` checks the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.manifest import Manifest
+from pipelines.paths import try_to_write
+from pipelines.spot_check import open_some
+from trainer import RunError
+from trainer.bad_videos import too_many
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import CheckpointError, TrainState, check_names, check_settled, read_state
+from trainer.preparation import named_manifests
+from trainer.recipe.schema import Recipe
+from trainer.run_folder import RunFolder
+from trainer.tracking.tracker import check_tracking as check_place
+
+
+def check_tracking(recipe: Recipe, run_dir: Path) -> None:
+    """Raises RunError where MLflow could never take this run; no connection is made."""
+    tracking = recipe.tracking
+    if tracking.enabled:
+        check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment)
+
+
+def check_folder(folder: RunFolder) -> None:
+    """Raises RunError where the run's folder can neither be made nor written into. Leaves nothing there."""
+    try:
+        try_to_write(folder.path)
+    except OSError as error:
+        raise RunError(
+            f"the run folder {folder.path} cannot be written ({error.filename}: {error.strerror}); choose "
+            "another with --run-dir"
+        ) from error
+
+
+def check_resume(folder: RunFolder, resume: str) -> None:
+    """Raises RunError for a run that is not to be continued, or none where one must be."""
+    holds_run = folder.recipe.exists() and any(folder.checkpoints.glob("step-*"))
+    if holds_run and resume == "never":
+        raise RunError(
+            f"{folder.path} holds a run with checkpoints, and --resume never was asked for; choose "
+            "another folder with --run-dir, or continue it with --resume auto"
+        )
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
+    if resume not in ("auto", "never") and (Path(resume) / "checkpoints").is_dir():
+        raise RunError(f"--resume {resume} is a run's folder: name one of its checkpoints/step-...")
+
+
+def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ...]:
+    """Open a few videos of each manifest, given in the order of `named_manifests`.
+
+    Returns notes on those that cannot be used. Raises RunError where they are more than data.bad_share lets
+    pass.
+    """
+    notes, refused = [], []
+    for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True):
+        found = open_some(manifest, f"{field} ({path})")
+        bad = len(found.defects)
+        if too_many(bad, recipe.data.bad_share, found.opened):
+            refused.append(found.words)
+        elif bad:
+            notes.append(found.words)
+    if refused:
+        raise RunError("\n".join(refused))
+    return tuple(notes)
+
+
+def check_checkpoint(folder: RunFolder, settled: dict[str, Any], resume: str, allowed: Sequence[str]) -> None:
+    """Compare the settings of a run with those of the checkpoint that it goes on from, if there is one.
+
+    Raises RunError where they differ. Reads what the checkpoint says of itself, and no tensors.
+    """
+    state = None
+    if resume == "auto":
+        kept = Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible()
+        found, state = _newest(kept)
+    elif resume != "never":
+        found, state = Path(resume), read_state(Path(resume))
+    if state is None:
+        check_names(allowed, settled)
+    else:
+        check_settled(found, state.settled, settled, allowed)
+
+
+def _newest(kept: Sequence[Path]) -> tuple[Path, TrainState | None]:
+    """The last of these checkpoints that says what it is. Raises CheckpointError where each of them is
+    damaged.
+    """
+    problem = None
+    for path in reversed(kept):
+        try:
+            return path, read_state(path)
+        except CheckpointError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return Path(), None
