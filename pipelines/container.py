@@ -4,7 +4,7 @@ import heapq
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ import av
 from av.stream import Disposition
 
 from . import VideoDefect
+from .broken_files import what_is_wrong
 from .decode.picture_headers import SCANNED, PictureScan
 from .video_file import VideoFile
 
@@ -47,6 +48,10 @@ HEADER_BYTES = 4096  # of a packet in which the headers of its picture lie
 MPEG4_NOT_CODED = 19
 
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
+
+
+class NothingFound(VideoDefect):
+    """A file that FFmpeg opens, and in which it finds no video: it may be cut off before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,8 @@ def open_video(
                 if container.format.name in PLAYLISTS:
                     raise VideoDefect(f"is a list of other files ({container.format.name}), not a video")
                 yield container, _video_stream(container)
+        except NothingFound as defect:
+            raise VideoDefect(what_is_wrong(file) or str(defect)) from defect
         except (av.FFmpegError, OSError) as error:
             raise VideoDefect(_complaint(file, error)) from error
 
@@ -126,28 +133,20 @@ def stated_size(data: bytes, stream: int) -> tuple[int, int]:
 
 def _complaint(file: VideoFile | BytesIO, error: Exception) -> str:
     """Why a file cannot be read as a video."""
-    begin = b""
-    with suppress(OSError):
-        file.seek(0)
-        begin = file.read(40)
-    text = begin.decode("ascii", "replace").strip()
-    # The header of a YUV4MPEG file is text, too.
-    if text.isascii() and "".join(text.split()).isprintable() and text[:9] not in ("", "YUV4MPEG2"):
-        return f"is not a video, but text that begins with {text.splitlines()[0]!r}"
-    return f"is not a video, or is damaged: {in_words(error)}"
+    return what_is_wrong(file) or f"is not a video, or is damaged: {in_words(error)}"
 
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
-    """The default one of the video streams that are not pictures; raises VideoDefect where there is none."""
+    """The default one of the video streams that are not pictures; raises NothingFound where there is none."""
     streams = container.streams.video
     videos = [stream for stream in streams if not stream.disposition & PICTURES]
     if not videos:
-        raise VideoDefect("holds cover art, but no video" if streams else "holds no video stream")
+        raise NothingFound("holds cover art, but no video" if streams else "holds no video stream")
     default = [stream for stream in videos if stream.disposition & Disposition.default] or videos
     best = container.streams.best("video")
     chosen = best if best in default else default[0]
     if chosen.codec_context is None:
-        raise VideoDefect("holds a video stream of a codec that FFmpeg does not know")
+        raise NothingFound("holds a video stream of a codec that FFmpeg does not know")
     return chosen
 
 
@@ -194,12 +193,12 @@ def read_index(
             if room < 0:
                 packets.clear()
     if not times:
-        raise VideoDefect("holds no frame")
+        raise NothingFound("holds no frame")
     kept = packets if room >= 0 else None
     if not keyframes:  # some containers do not mark them
         return VideoIndex(times, [0], list(range(len(times))), False, kept)
     if not shown:
-        raise VideoDefect("holds no frame")
+        raise NothingFound("holds no frame")
     by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, shown)
     if by_time is not None:
         reorders = codec.has_b_frames if scan is None else scan.b_pictures

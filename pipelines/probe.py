@@ -10,9 +10,12 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import av
+
 from pipelines import VideoDefect
+from pipelines.broken_files import cut_off
 from pipelines.color import check_colorspace
-from pipelines.container import open_video, read_index
+from pipelines.container import VideoIndex, open_video, read_index
 from pipelines.parallel import ordered_map
 from pipelines.pyav_decode import KEPT_BYTES, FrameShape, decode_through, first_frame
 
@@ -61,6 +64,7 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
     """
     with open_video(source) as (container, stream):
         index = read_index(container, stream, keep_bytes=KEPT_BYTES)
+        _check_whole(source, container, stream, index)
         rate = stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -90,6 +94,22 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
         index.keyframe_distance if index.ordered else frames,
         tuple(filter(None, notes)),
     )
+
+
+def _check_whole(
+    source: Path | bytes,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    index: VideoIndex,
+) -> None:
+    """Raises VideoDefect for an MP4 file that ends before the last frames that its index lists. FFmpeg says
+    nothing, and gives those that are there, the last of them perhaps in part.
+    """
+    if not container.format.name.startswith("mov,"):
+        return
+    lacks = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
+    if lacks and (words := cut_off(source)):
+        raise VideoDefect(words)
 
 
 def probe_many(

@@ -66,7 +66,7 @@ def test_defects_are_told_in_words(tmp_path):
     assert defect(text) == "is not a video, or is damaged: Invalid data found when processing input"
     cut = video(tmp_path / "cut")
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # the index of an .mp4 is at its end
-    assert defect(cut).startswith("is not a video, or is damaged")
+    assert defect(cut).startswith("ends before its index (moov)")
     sound = tmp_path / "sound.wav"
     with wave.open(str(sound), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
