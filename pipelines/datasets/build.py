@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 _NAMED_SIBLINGS = 5
 """Other manifests of the folder for which shared videos are counted apart."""
 
+_NOT_COMPARED = "other manifests of the folder that could not be compared"
+
 _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 
@@ -145,7 +147,8 @@ def compare_with_siblings(
                     progress=progress,
                 )
         except DataError as error:
-            findings.note(f"Not compared with another manifest: {error}")
+            findings.count(_NOT_COMPARED, printable(str(error)))  # which names the file
+            findings.line(path, printable(f"not compared: {error}"))
         else:
             others.append(other)
     unlike = [

@@ -41,6 +41,7 @@ _SHOWN_COPIES = 4
 """Copies of one video that a line of the list names."""
 
 TWO_LABELS = "videos that occur under two labels or more"
+UNREADABLE = "other manifests with videos that could not be read, nor compared by content"
 TWICE = "videos that occur twice or more, with one label"
 
 
@@ -185,10 +186,8 @@ def compare_with(
                 shared[place] = True
                 add(place, number, same=False)
     if unreadable:
-        findings.note(
-            f"{unreadable} videos of {printable(there.path)} could not be read, and were not compared by "
-            "content."
-        )
+        findings.count(UNREADABLE, f"{printable(there.path)}: {unreadable} videos")
+        findings.line(there.path, f"{unreadable} of its videos could not be read, nor compared by content")
     if len(looked_at) < len(there):
         findings.note(
             f"{len(looked_at):,} of {len(there):,} videos of {printable(there.path)} were compared by "

@@ -13,6 +13,9 @@ from pipelines.paths import printable
 _NAMED = 3
 """Examples that a summary names of each kind."""
 
+_SHOWN_KINDS = 10
+"""Kinds that a summary shows, the most frequent; the list has the items of all."""
+
 _MOST_KINDS = 200
 """Kinds that are counted apart; what comes later is counted as one."""
 
@@ -112,13 +115,19 @@ class Findings:
         return path
 
     def table(self) -> list[str]:
-        """Lines with each kind, its count and its first items."""
+        """Lines with each kind, its count and its first items; of many kinds, the most frequent."""
         lines = []
-        for kind, found in self._kinds.items():
+        ranked = sorted(self._kinds, key=lambda kind: -self._kinds[kind].count)
+        shown = set(ranked[:_SHOWN_KINDS])
+        for kind in (kind for kind in self._kinds if kind in shown):
+            found = self._kinds[kind]
             lines += wrapped(f"{kind}: {found.count}", "  ")
             lines += [f"    {line}" for item in found.first for line in item.split("\n")]
             if found.unnamed:
                 lines.append(f"    and {found.unnamed} more")
+        rest = [self._kinds[kind].count for kind in ranked[_SHOWN_KINDS:]]
+        if rest:
+            lines += wrapped(f"of {len(rest)} more kinds: {sum(rest)}", "  ")
         return lines
 
 

@@ -46,8 +46,8 @@ _SPECIAL = "neither files nor folders, not taken"
 _AT_ROOT = "videos directly in the folder of the class folders, not taken: they have no class"
 _ONE_CLASS = "folders of one class (names are equal after NFC and without blanks at the ends)"
 _NOT_UTF8 = "class names that are not UTF-8; a byte is shown as \\xNN"
-_EMPTY = "class folders without a video"
-_STRANGERS = "folders without a video that are not among the class names"
+_EMPTY = "class folders without a video, which keep their class number"
+_STRANGERS = "folders without a video that are not among the class names; they get no class number"
 
 
 @dataclass(slots=True)

@@ -112,7 +112,13 @@ def _of_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
         )
     empty = np.flatnonzero(counts == 0)
     if len(empty):
-        named = ", ".join(shown[index] for index in empty[:_NAMED])
+        named = ", ".join(f"{shown[index]} ({index})" for index in empty[:_NAMED])
         more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
-        lines += wrapped(f"{_classes(len(empty))} without a video: {named}{more}", "  ")
+        keep = "keeps its class number" if len(empty) == 1 else "keep their class numbers"
+        lines += wrapped(f"{_classes(len(empty))} without a video {keep}: {named}{more}", "  ")
+        lines += wrapped(
+            "A model gets an output for each. To leave a class out, take away its folder, or its name in the "
+            "file of --classes.",
+            "  ",
+        )
     return lines

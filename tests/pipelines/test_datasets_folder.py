@@ -103,7 +103,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
         "files .part, not taken": 1,
         "files .txt, not taken": 1,
         "files without an extension, not taken": 1,
-        "class folders without a video": 1,
+        "class folders without a video, which keep their class number": 1,
     }
     lines = listing.findings.write_list(tmp_path / "list.txt").read_text().splitlines()
     assert f"{root}/a/frames\tnot taken: 50 files .jpg" in lines
@@ -174,7 +174,8 @@ def test_splits_may_be_classes_where_they_are_named(tmp_path):
 
 def test_folders_that_are_no_given_class(tmp_path):
     root = files(tmp_path, "a/1.mp4", "thumbs/1.jpg")
-    assert said(read_folder(root, ["a"]))["folders without a video that are not among the class names"] == 1
+    kind = "folders without a video that are not among the class names; they get no class number"
+    assert said(read_folder(root, ["a"]))[kind] == 1
     files(root, "jumb/2.mp4", "zoo/2.mp4")
     with pytest.raises(DataError, match=r"class 'jumb' is not among .* 'jump'\?, and 1 more such folders"):
         read_folder(root, ["a", "jump"])

@@ -100,7 +100,8 @@ def test_the_lists_can_be_read_back(collection):
     }
     assert all(path.is_file() for path in bad)
     found = lines_of(report.report)
-    assert found.keys() == {root / "train" / name for name in ("empty", "a/1.mp4", "b/2.mp4")}
+    in_train = {root / "train" / name for name in ("empty", "a/1.mp4", "b/2.mp4")}
+    assert found.keys() == {*in_train, root / "other.arrow"}
 
 
 def test_the_summary_says_what_was_taken_and_what_not(collection):
@@ -110,20 +111,45 @@ def test_the_summary_says_what_was_taken_and_what_not(collection):
     lines = text.splitlines()
     assert lines[0] == f"{root}/train.arrow: 6 videos of 3 classes"
     assert "a 2, b 4, empty 0" in lines[1]
-    assert "1 class without a video: empty" in lines[2]
+    assert lines[2] == "  1 class without a video keeps its class number: empty (2)"
     assert "4 bad videos are left out, see" in lines
     for words in (
         "videos that occur under two labels or more: 1",
         "videos that occur twice or more, with one label: 1",
-        "class folders without a video: 1",
+        "class folders without a video, which keep their class number: 1",
+        "other manifests of the folder that could not be compared: 1",
         "videos that are also in val.arrow: 1",
         "one frame only: 1",
     ):
         assert f"  {words}" in lines
     assert f"      = {root}/train/b/copy.mp4 (b) and 1 more" in lines
-    assert any("Not compared with another manifest:" in line for line in lines)
+    assert any(f"{root}/other.arrow is not a manifest" in line for line in lines), text
     assert any("Other classes, or in another order, in val.arrow" in line for line in lines)
     assert all(len(line) <= WIDTH for line in lines if str(root) not in line)
+
+
+def test_a_summary_stays_short_whatever_is_found():
+    findings = Findings()
+    for kind in range(30):
+        for item in range(kind + 1):
+            findings.add(f"of kind {kind:02}", Path(f"{kind}/{item}.mp4"))
+    lines = findings.table()
+    assert [line for line in lines if line.startswith("  of")] == [
+        *(f"  of kind {kind}: {kind + 1}" for kind in range(20, 30)),
+        f"  of 20 more kinds: {sum(range(1, 21))}",
+    ]
+    assert lines.count("    and 26 more") == 1 and len(lines) <= 10 * 5 + 1
+
+
+def test_many_manifests_that_cannot_be_compared_are_counted(tmp_path):
+    make_video(tmp_path / "train/a/1.mp4", 1)
+    for number in range(12):
+        (tmp_path / f"{number}.arrow").write_bytes(b"no manifest")
+    report = build_manifest(tmp_path / "train.arrow", read_folder(tmp_path / "train"), workers=1)
+    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    assert "other manifests of the folder that could not be compared: 12" in report.summary()
+    assert report.summary().count("not a manifest") == 3
+    assert len(lines_of(report.report)) == 12
 
 
 def test_the_same_bytes_whatever_the_workers(collection, tmp_path, monkeypatch):
