@@ -120,7 +120,7 @@ def _split(text: str, part: str) -> tuple[str, float]:
         )
     if name not in PARTS:
         raise DataError(
-            f"rand_augment '{text}': part '{part}' is not one of m<0..10>, n<count>, mstd<float>, "
+            f"rand_augment '{text}': part '{part}' is not one of m<0..10>, n<count>, mstd<number>, "
             "mmax<magnitude>, inc1, p<0..1>"
         )
     if not re.fullmatch(PARTS[name], value):

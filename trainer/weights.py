@@ -23,6 +23,7 @@ from trainer.tensor_file import flush, write_tensors
 FORMAT = "1"
 
 _DESCRIPTION: dict[str, type] = {"model": dict, "class_names": list, "preprocessing": dict, "recipe": dict}
+_KINDS = {dict: "a mapping of names to values", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,7 @@ def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -
         if part not in description:
             raise ModelError(f"its description has no {part}")
         if not isinstance(description[part], kind):
-            given = type(description[part]).__name__
-            raise ModelError(f"its {part} is a {given}, not a {kind.__name__}")
+            raise ModelError(f"its {part} is not {_KINDS[kind]}")
     if not all(isinstance(text, str) for text in description["class_names"]):
         raise ModelError("its class_names are not all text")
     fields = description["model"]

@@ -74,13 +74,13 @@ def test_what_was_written_is_read(written: Path) -> None:
         ({"model": "{"}, "its model is no JSON"),
         ({"model": "[" * 100_000}, "its model is no JSON"),
         ({"model": "9" * 5000}, "its model is no JSON"),
-        ({"model": "[]"}, "its model is a list, not a dict"),
+        ({"model": "[]"}, "its model is not a mapping"),
         ({"model": "{}"}, "the model's field resolution is missing"),
-        ({"class_names": "3"}, "its class_names is a int, not a list"),
+        ({"class_names": "3"}, "its class_names is not a list"),
         ({"class_names": "[1, 2, 3]"}, "its class_names are not all text"),
         ({"class_names": None}, "its description has no class_names"),
-        ({"preprocessing": "null"}, "its preprocessing is a NoneType"),
-        ({"recipe": "NaN"}, "its recipe is a float"),
+        ({"preprocessing": "null"}, "its preprocessing is not a mapping"),
+        ({"recipe": "NaN"}, "its recipe is not a mapping"),
     ],
 )
 def test_a_wrong_description_is_refused(written: Path, metadata: dict[str, str | None], words: str) -> None:

@@ -95,9 +95,9 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
     chain: list[tuple[Path, YamlText]] = []
     seen: list[Path] = []
     real: set[str] = set()
-    named_by = ""
+    named_by, base = "", ""
     while True:
-        document = _read(path, named_by)
+        document = _read(path, named_by, base, seen)
         found = os.path.realpath(path)
         if found in real:
             circle = " -> ".join(shown(str(file)) for file in [*seen, path])
@@ -116,15 +116,19 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
         path = path.parent / base
 
 
-def _read(path: Path, named_by: str) -> YamlText:
-    """A recipe's own fields. named_by: the file and line that name it as their base, for messages."""
+def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlText:
+    """A recipe's own fields.
+
+    named_by: the file and line that name it as their base, for messages. base: what stands there, empty for
+    the recipe itself. seen: the files that were read before, the last of which names it.
+    """
     name = shown(str(path))
     try:
         text = read_text(path, most=MAX_TEXT)
     except OSError as error:
-        raise RecipeError(
-            f"{named_by}cannot read the recipe {name}: {error.strerror}{_neighbour(path)}"
-        ) from error
+        hint = _base_hint(base, seen) if base else _neighbour(path)
+        what = f"base: cannot read {name}" if base else f"cannot read the recipe {name}"
+        raise RecipeError(f"{named_by}{what}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise RecipeError(f"{named_by}cannot read the recipe {name}: {error}") from error
     document = parse_yaml(text, name)
@@ -135,14 +139,43 @@ def _read(path: Path, named_by: str) -> YamlText:
 
 def _neighbour(path: Path) -> str:
     """A hint at a recipe of nearly the same name, or nothing."""
-    try:
-        with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, _MAX_NEIGHBOURS)]
-    except (OSError, ValueError):
-        return ""
-    recipes = sorted(name for name in names if name.endswith((".yaml", ".yml")) and not name.startswith("_"))
-    near = difflib.get_close_matches(path.name, recipes, n=1, cutoff=0.75)
+    names = [name for name in _recipes_in(path.parent) if not name.startswith("_")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     return f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
+
+
+def _base_hint(base: str, seen: Sequence[Path]) -> str:
+    """A hint at what to write for a base that is not there: the path of a recipe that is, or nothing.
+
+    seen: the files that were read before; a base that is one of them would be a circle.
+    """
+    folder = seen[-1].parent
+    relative = "; a base is relative to the file that names it"
+    for path in (Path(base), folder / Path(base).name):  # meant relative to the current directory; without it
+        if path.is_file() and not any(os.path.samefile(path, other) for other in seen):
+            return f"{relative}: did you mean {shown(os.path.relpath(path, folder))}?"
+    wanted = folder / base
+    names = [
+        name
+        for name in _recipes_in(wanted.parent)
+        if not any(os.path.samefile(wanted.parent / name, other) for other in seen)
+    ]
+    near = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {shown(str(Path(base).parent / near[0]))}?"
+    return "" if wanted.parent.is_dir() else relative
+
+
+def _recipes_in(folder: Path) -> list[str]:
+    """The names of the YAML files in a folder, of not too many; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            first = islice(entries, _MAX_NEIGHBOURS)
+            return sorted(
+                entry.name for entry in first if entry.name.endswith((".yaml", ".yml")) and entry.is_file()
+            )
+    except (OSError, ValueError):
+        return []
 
 
 def _parse_override(

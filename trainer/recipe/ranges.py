@@ -17,7 +17,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=200)]
 
 
 def check_not_tiny(value: float) -> float:

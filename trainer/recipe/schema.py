@@ -397,7 +397,7 @@ class Recipe(Section):
     """All that a training run is told."""
 
     name: RunName
-    """Name of the run and of its folder: letters, digits, dot, underscore, hyphen."""
+    """Name of the run and of its folder."""
 
     seed: Seed = 0
     """Seed of every random number: order, frames, augmentation, initial weights, dropout."""

@@ -14,7 +14,7 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.recipe.ranges import MIN_RATE, check_not_tiny
+from trainer.recipe.ranges import MIN_RATE, RUN_NAME, check_not_tiny
 from trainer.recipe.schema import Recipe
 
 REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
@@ -45,6 +45,11 @@ _NAMES: dict[Any, str] = {
     Path: "a path",
     type(None): "null",
 }
+
+_PATTERNS = {
+    RUN_NAME: "of letters A-Z and a-z, digits, dots, underscores and hyphens, the first a letter or a digit",
+}
+"""What matches a regular expression, in words."""
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -113,7 +118,7 @@ def _constraints(metadata: list[Any]) -> list[str]:
             case AfterValidator(func=check) if check is check_not_tiny:
                 words.append(f"not between 0 and {_number(MIN_RATE)}")
             case _ if getattr(item, "pattern", None):
-                words.append(f"matching `{item.pattern}`")
+                words.append(_PATTERNS[item.pattern])
     return words
 
 

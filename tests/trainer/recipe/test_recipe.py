@@ -288,7 +288,39 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path, minimal: Path) ->
     assert line.endswith(f"No such file or directory; did you mean {minimal}?")
     top = write(tmp_path / "top.yaml", "name: x\nbase: minmal.yaml\n")
     (line,) = refusal(top)
-    assert line.startswith(f"{top}:2: cannot read the recipe {tmp_path / 'minmal.yaml'}: No such file")
+    assert line.startswith(f"{top}:2: base: cannot read {tmp_path / 'minmal.yaml'}: No such file")
+    assert line.endswith("; did you mean minimal.yaml?")
+
+
+def test_a_missing_base_suggests_what_to_write_there(
+    tmp_path: Path, minimal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("shared", "own"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "shared/_scene.yaml", "seed: 3\n")
+    write(tmp_path / "own/other.yaml", "seed: 3\n")
+    top = tmp_path / "own/scene.yaml"
+    for base, hint in (
+        ("../shared/_scenes.yaml", "; did you mean ../shared/_scene.yaml?"),
+        ("shared/_scene.yaml", "names it: did you mean ../shared/_scene.yaml?"),
+        ("own/other.yaml", "names it: did you mean other.yaml?"),
+        ("nowhere/at-all.yaml", "; a base is relative to the file that names it"),
+        ("scene.yml", "No such file or directory"),  # nearly its own name: that would be a circle
+    ):
+        write(top, f"name: x\nbase: {base}\n")
+        (line,) = refusal(top)
+        assert line.endswith(hint), line
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "a/b", "-a", "é"])
+def test_what_a_name_may_hold_is_said_in_words(minimal: Path, name: str) -> None:
+    (line,) = refusal(minimal, f'name="{name}"')
+    assert "letters A-Z and a-z, digits, dots, underscores and hyphens" in line and "^" not in line
+
+
+def test_no_field_is_described_by_a_regular_expression() -> None:
+    assert "[A-Za-z" not in reference() and "^" not in reference()
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "3\n"])
