@@ -23,7 +23,7 @@ from trainer.tensor_file import flush, write_tensors
 FORMAT = "1"
 
 _DESCRIPTION: dict[str, type] = {"model": dict, "class_names": list, "preprocessing": dict, "recipe": dict}
-_KINDS = {dict: "a mapping of names to values", list: "a list"}
+_KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list"}
 
 
 @dataclass(frozen=True)

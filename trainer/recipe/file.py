@@ -127,8 +127,7 @@ def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlTex
         text = read_text(path, most=MAX_TEXT)
     except OSError as error:
         hint = _base_hint(base, seen) if base else _neighbour(path)
-        what = f"base: cannot read {name}" if base else f"cannot read the recipe {name}"
-        raise RecipeError(f"{named_by}{what}: {error.strerror}{hint}") from error
+        raise RecipeError(f"{named_by}cannot read the recipe {name}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise RecipeError(f"{named_by}cannot read the recipe {name}: {error}") from error
     document = parse_yaml(text, name)
@@ -152,7 +151,7 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
     folder = seen[-1].parent
     relative = "; a base is relative to the file that names it"
     for path in (Path(base), folder / Path(base).name):  # meant relative to the current directory; without it
-        if path.is_file() and not any(os.path.samefile(path, other) for other in seen):
+        if os.path.isfile(path) and not any(os.path.samefile(path, other) for other in seen):
             return f"{relative}: did you mean {shown(os.path.relpath(path, folder))}?"
     wanted = folder / base
     names = [
@@ -163,7 +162,7 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
     near = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.75)
     if near:
         return f"; did you mean {shown(str(Path(base).parent / near[0]))}?"
-    return "" if wanted.parent.is_dir() else relative
+    return "" if os.path.isdir(wanted.parent) else relative
 
 
 def _recipes_in(folder: Path) -> list[str]:

@@ -288,7 +288,7 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path, minimal: Path) ->
     assert line.endswith(f"No such file or directory; did you mean {minimal}?")
     top = write(tmp_path / "top.yaml", "name: x\nbase: minmal.yaml\n")
     (line,) = refusal(top)
-    assert line.startswith(f"{top}:2: base: cannot read {tmp_path / 'minmal.yaml'}: No such file")
+    assert line.startswith(f"{top}:2: cannot read the recipe {tmp_path / 'minmal.yaml'}: No such file")
     assert line.endswith("; did you mean minimal.yaml?")
 
 
