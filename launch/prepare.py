@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipelines import DataError
 from pipelines.datasets.balance import balance
-from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings
+from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.read import list_folder, list_table
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     deep = argparse.ArgumentParser(add_help=False)
     deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
     making = argparse.ArgumentParser(add_help=False)
-    making.add_argument("--out", type=Path, required=True, help="the manifest to write, such as train.arrow")
+    making.add_argument("--out", type=new_manifest, required=True, help="manifest to write (train.arrow)")
     making.add_argument("--classes", type=Path, help="text file, a class name a line, in the labels' order")
 
     folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
     balancing.add_argument("manifest", type=Path)
-    balancing.add_argument("--out", type=Path, required=True, help="the manifest to write; may be the same")
+    balancing.add_argument("--out", type=new_manifest, required=True, help="the new one; may be the same")
     balancing.add_argument("--power", type=float, default=1.0, help="0 as is, 1 all classes equally often")
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)

@@ -42,13 +42,7 @@ class SpotCheck:
             return ""
         bad, some = len(self.defects), f"{self.opened} video{'s' if self.opened > 1 else ''} of {self.name}"
         if self.lost is not None:
-            where = f"under {printable(self.lost)}: were they moved? Move them"
-            if not os.path.exists(self.lost):
-                where = f"under {printable(self.lost)}, a folder that is not there: was it moved? Move it"
-            return (
-                f"none of {some} was found {where} back, or make the manifest anew with python "
-                "launch/prepare.py"
-            )
+            return none_found(some, self.lost)
         counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
         return f"{counted}; {first_reasons([(defect.path, defect.reason) for defect in self.defects])}"
 
@@ -68,7 +62,7 @@ def open_some(manifest: Manifest, name: str | None = None, most: int = OPENED) -
             if str(defect) == MISSING:
                 missing.append(manifest.path_at(index))
     name = printable(manifest.path) if name is None else name
-    lost = common_folder(missing) if len(missing) == len(opened) > 0 else None
+    lost = common_folder([path.parent for path in missing]) if len(missing) == len(opened) > 0 else None
     return SpotCheck(name, len(opened), tuple(defects), lost)
 
 
@@ -78,12 +72,23 @@ def first_reasons(bad: Sequence[tuple[str, str]]) -> str:
     return f"the first: {named}"
 
 
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all of these files; where it is missing, the topmost folder that is."""
-    folder = Path(os.path.commonpath([path.parent for path in paths]))
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The folder that holds all of these; where it is missing, the topmost folder that is."""
+    folder = Path(os.path.commonpath(folders))
     while not os.path.exists(folder.parent):
         folder = folder.parent
     return folder
+
+
+def none_found(videos: str, folder: Path) -> str:
+    """What is said where none of these videos is there. folder: that which should hold them all."""
+    where = (
+        printable(folder) if os.path.exists(folder) else f"{printable(folder)}, a folder that is not there"
+    )
+    return (
+        f"none of {videos} was found under {where}: were they moved? Move them back, or make the manifest "
+        "anew with python launch/prepare.py"
+    )
 
 
 def _open(manifest: Manifest, row: Row) -> None:

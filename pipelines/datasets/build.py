@@ -20,8 +20,9 @@ from pipelines.datasets.listing import Listing
 from pipelines.datasets.summary import Report, list_of
 from pipelines.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.parallel import ordered_map
-from pipelines.paths import printable
+from pipelines.paths import printable, try_to_write
 from pipelines.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.spot_check import common_folder, none_found
 
 Progress = Callable[[int, int], None]
 
@@ -50,7 +51,7 @@ def build_manifest(
     Raises:
         DataError: no video can be used, or only such of weight 0; or `out` is a file of another kind.
     """
-    _check_out(out)
+    check_out(out)
     total = len(listing.videos)
     weights = [1.0] * total if listing.weights is None else listing.weights
     folder = out.absolute().parent
@@ -103,8 +104,17 @@ def build_manifest(
     return report
 
 
-def _check_out(out: Path) -> None:
-    """Refuse to replace a file that is no manifest, such as the table."""
+def new_manifest(text: str) -> Path:
+    """The path of a manifest that is to be written; raises what `check_out` does."""
+    check_out(Path(text))
+    return Path(text)
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace a file that is no manifest, such as the table, and to write where nothing can be.
+
+    Raises DataError, before anything was read or written.
+    """
     if out.is_dir():
         raise DataError(
             f"{printable(out)} is a folder; --out names the manifest to write, such as train.arrow"
@@ -115,6 +125,13 @@ def _check_out(out: Path) -> None:
                 raise DataError(
                     f"{printable(out)} exists and is no manifest: it is not replaced. Give another --out"
                 )
+    try:
+        try_to_write(out.parent)
+    except OSError as error:
+        raise DataError(
+            f"{printable(out)} cannot be written: {printable(Path(error.filename))}: {error.strerror}. Give "
+            "another --out"
+        ) from error
 
 
 def compare_with_siblings(
@@ -181,6 +198,7 @@ def check_manifest(
     manifest = Manifest.open(path)
     manifest.verify_fingerprint()
     bad, wrong = Findings(), set()
+    missing: set[Path] = set()
     for index, reason in manifest.wrong_rows():
         wrong.add(index)
         _add_bad(bad, manifest.shown_path(index), reason)
@@ -198,8 +216,18 @@ def check_manifest(
         for index, defect in zip(others(), defects, strict=True):
             if defect:
                 _add_bad(bad, manifest.path_at(index), defect)
-    report = Report(manifest, bad, "still in the manifest", "check")
-    report.write_lists()
+            if defect == MISSING:
+                missing.add(manifest.path_at(index).parent)
+    findings = Findings()
+    if bad.counted(MISSING) == len(manifest) > 0:
+        findings.note(
+            none_found(f"{len(manifest)} video{'s' * (len(manifest) > 1)}", common_folder(list(missing)))
+        )
+    report = Report(manifest, bad, "still in the manifest", "check", findings=findings)
+    try:
+        report.write_lists()
+    except OSError as error:
+        findings.note(f"That list could not be written: {error.strerror}.")
     return report
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipelines import DataError, manifest
 from pipelines.datasets import duplicates
-from pipelines.datasets.build import build_manifest, compare_with_siblings
+from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.cost import CostSummary, clip_seconds
 from pipelines.datasets.duplicates import content_key
 from pipelines.datasets.findings import WIDTH, Findings
@@ -23,6 +24,8 @@ from pipelines.datasets.table import read_table
 from pipelines.manifest import Manifest
 from pipelines.probe import VideoInfo
 from trainer.progress import shown_progress
+
+ROOT = Path(__file__).parents[2]
 
 
 def make_video(path: Path, seed: int, frames: int = 4, codec: str = "mpeg4", form: str | None = None) -> Path:
@@ -226,6 +229,39 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path):
     with pytest.raises(DataError, match="is a folder"):
         build_manifest(tmp_path, read_table(table), workers=1)
     assert table.read_text() == "v.mp4,a\n"
+
+
+@pytest.mark.parametrize("name", ["file/m.arrow", "file/new/m.arrow", "/proc/m.arrow"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"m\.arrow cannot be written: .*Give another --out"):
+        new_manifest(str(tmp_path / name))
+    assert new_manifest(str(tmp_path / "new/m.arrow")) == tmp_path / "new/m.arrow"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_command_tries_the_manifest_before_the_folder_of_videos(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "launch/prepare.py", "folder", str(tmp_path / "none"), "--out"]
+    command.append(str(tmp_path / "file/m.arrow"))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "m.arrow cannot be written" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_check_whose_list_cannot_be_written_still_says_what_it_found(tmp_path):
+    path = build_manifest(tmp_path / "m.arrow", read_folder(one_video(tmp_path)), workers=1).manifest.path
+    (tmp_path / "m.arrow.check.txt").mkdir()
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    report = check_manifest(path, workers=1)
+    text = " ".join(report.summary().split())
+    assert report.bad == 1 and "That list could not be written: Is a directory." in text
+    assert f"Note: none of 1 video was found under {tmp_path}/videos, a folder that is not there" in text
+
+
+def one_video(folder: Path) -> Path:
+    make_video(folder / "videos/a/1.mp4", 1)
+    return folder / "videos"
 
 
 def test_none_that_can_be_used_says_why_and_where(tmp_path):
