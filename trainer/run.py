@@ -40,6 +40,7 @@ from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.recipe.schema import Recipe
 from trainer.record import Record
+from trainer.resilience.launcher import LauncherWatch
 from trainer.resilience.run_lock import RunLock, acquire
 from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
 from trainer.run_folder import RunFolder
@@ -155,6 +156,7 @@ class Run:
             time_limit=self.recipe.run.time_limit_minutes,
             job_end=job_end(),
             margin=self._time_to_leave,
+            launcher_is_gone=LauncherWatch(self.environment.launcher).is_gone,
         )
 
     def _time_to_leave(self) -> float:

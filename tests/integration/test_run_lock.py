@@ -3,13 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MotionSet
-from tests.integration.processes import Training, events, settings, train
+from tests.integration.processes import ROOT, SMALL, Training, events, settings, train
 from trainer.resilience.semaphores import SHARED_MEMORY
 
 LONG = settings(optimisation__steps=2000, run__checkpoint_every_steps=2)
@@ -50,3 +54,38 @@ def test_a_second_run_is_refused_and_the_next_start_after_a_kill_clears_up(
     assert f"{len(left)} semaphores were removed" in outcome.output + outcome.errors
     assert not semaphores() & left
     assert json.loads(max((run_dir / "lock").iterdir()).read_text())["released"] is True
+
+
+@pytest.mark.soak
+def test_ranks_save_and_end_when_their_launcher_is_killed_and_keep_the_folder_until_then(
+    motion_set: MotionSet, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    program = Path(sys.executable).with_name("deepspeed")
+    command = [str(program), "--num_gpus", "2", "--master_port", "29617", "launch/train.py"]
+    data = settings(data__train=motion_set.train, data__val=motion_set.val)
+    launcher = subprocess.Popen(
+        [*command, "--recipe", str(SMALL), "--run-dir", str(run_dir), *data, *LONG],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: bool(events(run_dir, "step")))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert json.loads(max((run_dir / "lock").iterdir()).read_text())["released"] is False
+    wait_until(lambda: bool(events(run_dir, "left")))
+    wait_until(lambda: json.loads(max((run_dir / "lock").iterdir()).read_text())["released"] is True)
+    (left,) = events(run_dir, "left")
+    assert left["reason"] == "the end of its launcher"
+    assert (run_dir / "checkpoints" / f"step-{left['step']:07d}" / "state.json").exists()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)

@@ -3,7 +3,7 @@
 SIGTERM and SIGUSR1 come from a scheduler that wants the machine back, and a time limit says the same before
 it must: the process leaves with a code that means "start me again". SIGINT is a person's Ctrl-C, SIGHUP their
 closed terminal, a file named STOP their word without either: no one should start it again unasked. A second
-SIGINT does not wait for anything.
+SIGINT does not wait for anything. A launcher that was killed can ask no more: that it is gone says so.
 """
 
 import os
@@ -25,6 +25,7 @@ INTERRUPTED = 130
 """Exit code after a person's request: the shell's 128 + 2, of SIGINT."""
 
 STOP_FILE = "the file STOP"
+LAUNCHER_GONE = "the end of its launcher"
 TIME_LIMIT = "the time limit"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -65,6 +66,7 @@ class StopRequest:
         time_limit: float | None = None,
         job_end: float | None = None,
         margin: Callable[[], float] = lambda: 0.0,
+        launcher_is_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -73,10 +75,12 @@ class StopRequest:
             time_limit: minutes from the start of this process at which it must be gone; None has no limit.
             job_end: when the scheduler will end it, in seconds since 1970; whichever is earlier counts.
             margin: seconds before that limit at which to ask; what a step and a save take, as known by then.
+            launcher_is_gone: whether what started this process was killed, and so nobody would end it.
         """
         self._announce = announce
         self._stop_file = stop_file
         self._looked = -_LOOK_EVERY
+        self._launcher_is_gone = launcher_is_gone
         now = time.monotonic()
         self._begun = now - process_age()
         # The wall clock is asked this once: it may be set while the run goes on.
@@ -109,15 +113,20 @@ class StopRequest:
     @property
     def requested(self) -> str | None:
         """Why to leave, in words that follow "stopped by": a signal's name such as "SIGTERM", "the time
-        limit" or "the file STOP", whichever came first; None while nobody asked.
+        limit", "the file STOP" or "the end of its launcher", whichever came first; None while nobody asked.
         """
         if self._reason is not None:
             _drop_broken_outputs()
             return self._reason
         if self._end is not None and time.monotonic() >= self._leaves_at(self._end):
             self._note(TIME_LIMIT)
-        if self._stop_file is not None:
-            self._look_for(self._stop_file)
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            if self._stop_file is not None:
+                self._look_for(self._stop_file)
+            if self._launcher_is_gone():
+                self._note(LAUNCHER_GONE)
         return self._reason
 
     def _leaves_at(self, end: float) -> float:
@@ -130,10 +139,6 @@ class StopRequest:
         return max(end - self._margin(), (self._begun + end) / 2)
 
     def _look_for(self, file: Path) -> None:
-        now = time.monotonic()
-        if now - self._looked < _LOOK_EVERY:
-            return
-        self._looked = now
         try:
             file.unlink()  # so that the next start does not stop at once
         except OSError as error:

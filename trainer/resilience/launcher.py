@@ -1,0 +1,50 @@
+"""Whether the launcher that started this rank still lives: without it, nobody ends a rank of a lost run."""
+
+import os
+from pathlib import Path
+
+from trainer.resilience.processes import start_ticks
+
+_OWN_PROCESS = {"deepspeed", "torchrun", "mpi"}  # launchers that live as long as their ranks
+
+
+class LauncherWatch:
+    """Watches the process that started this one and, of the deepspeed launcher, the one that started that.
+
+    launcher: its name, as `Environment` has it. Of others nothing is watched: srun's ranks are ended by its
+    daemon, and a shell may end before what it started.
+    """
+
+    def __init__(self, launcher: str) -> None:
+        self._watched: list[tuple[int, int]] = []
+        if launcher not in _OWN_PROCESS:
+            return
+        self._watch(os.getppid())
+        if launcher == "deepspeed" and self._watched:
+            # One process per node starts the ranks. The command itself is above it on a single node only.
+            above = _parent(self._watched[0][0])
+            if above is not None and b"deepspeed" in _command(above):
+                self._watch(above)
+
+    def is_gone(self) -> bool:
+        return any(start_ticks(number) != start for number, start in self._watched)
+
+    def _watch(self, number: int) -> None:
+        start = start_ticks(number)
+        if number > 1 and start is not None:
+            self._watched.append((number, start))
+
+
+def _parent(number: int) -> int | None:
+    try:
+        status = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])
+
+
+def _command(number: int) -> bytes:
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return b""
