@@ -26,11 +26,12 @@ _NAMED = 3
 class SpotCheck:
     """What opening a few videos of a manifest showed.
 
-    name: of the manifest, for messages. opened: how many videos were opened. defects: those that cannot be
-    used. lost: where none of their files is there, the folder in which they were looked for.
+    name: of the manifest, for messages. videos: in it. opened: how many of them were opened. defects: those
+    that cannot be used. lost: where none of their files is there, the folder in which they were looked for.
     """
 
     name: str
+    videos: int
     opened: int
     defects: tuple[Defect, ...]
     lost: Path | None = None
@@ -40,7 +41,8 @@ class SpotCheck:
         """What is wrong, with the first reasons; empty where nothing is."""
         if not self.defects:
             return ""
-        bad, some = len(self.defects), f"{self.opened} video{'s' if self.opened > 1 else ''} of {self.name}"
+        tried = "tried " if self.opened < self.videos else ""
+        bad, some = len(self.defects), f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}"
         if self.lost is not None:
             return none_found(some, self.lost)
         counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
@@ -63,7 +65,7 @@ def open_some(manifest: Manifest, name: str | None = None, most: int = OPENED) -
                 missing.append(manifest.path_at(index))
     name = printable(manifest.path) if name is None else name
     lost = common_folder([path.parent for path in missing]) if len(missing) == len(opened) > 0 else None
-    return SpotCheck(name, len(opened), tuple(defects), lost)
+    return SpotCheck(name, len(manifest), len(opened), tuple(defects), lost)
 
 
 def first_reasons(bad: Sequence[tuple[str, str]]) -> str:

@@ -116,7 +116,7 @@ def check(
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
         ("rendered at the start", [f"{name}: {path}" for name, path in absent if recipe.data.embedded]),
-        ("to know", notes),
+        ("notes", notes),
     ):
         _print_list(heading, lines)
     if problems:

@@ -1,5 +1,6 @@
 """What is checked when a run starts, before anything is built or written; `--check` checks the same."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def check_resume(folder: RunFolder, resume: str) -> None:
             "another folder with --run-dir, or continue it with --resume auto"
         )
     if resume not in ("auto", "never") and not Path(resume).is_dir():
-        raise RunError(f"--resume {resume}: there is no such checkpoint folder; auto finds the newest")
+        near = difflib.get_close_matches(resume, ("auto", "never"), n=1)
+        hint = f"did you mean {near[0]}?" if near else "auto finds the newest"
+        raise RunError(f"--resume {resume}: there is no such checkpoint folder; {hint}")
     if resume not in ("auto", "never") and (Path(resume) / "checkpoints").is_dir():
         raise RunError(f"--resume {resume} is a run's folder: name one of its checkpoints/step-...")
 

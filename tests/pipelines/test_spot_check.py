@@ -41,7 +41,7 @@ def test_some_bad_videos_are_named_with_their_reasons(manifest: Manifest, tmp_pa
     assert found.words.count(f"{tmp_path}/videos/b.avi is empty") == 3  # no more are named
     for name in ("a.avi", "c.avi", "shard"):
         (tmp_path / "videos" / name).write_bytes(b"")
-    assert open_some(manifest).words.startswith("none of 7 videos of")
+    assert open_some(manifest).words.startswith("none of 7 tried videos of")
 
 
 def test_a_folder_that_was_moved_is_named(manifest: Manifest, tmp_path: Path) -> None:

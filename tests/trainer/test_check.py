@@ -122,7 +122,7 @@ def test_where_all_is_there_nothing_is_missing_and_nothing_is_left_behind(say, v
     before = sorted(tmp_path.rglob("*"))
     text = say(*ON_CPU)
     assert "nothing is missing on this machine" in text
-    assert "4 of 4 validation videos are in training, too" in text.partition("to know")[2]
+    assert "4 of 4 validation videos are in training, too" in text.partition("notes")[2]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -160,7 +160,15 @@ def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(say, vid
     assert "--allow-change 'sed'" in refusal(say(*ON_CPU, allowed=["sed"]))
 
 
-def test_lines_fit_a_terminal_of_80_columns(say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_fit_a_terminal_of_80_columns(
+    say, videos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = say("engine.device=cpu", "tracking.uri=htp://x")
-    assert all(len(line) <= 80 for line in text.splitlines()) and "MLflow knows no" in text
+    lost = tmp_path / "videos/0.avi"
+    lost.unlink()
+    recipe = ("engine.device=cpu", "engine.precision=fp32", "tracking.uri=htp://x", "optimisation.steps=5")
+    text = say(*recipe, "model.preset=tiny", "model.frames=8", ranks=2)
+    for words in ("MLflow knows no", "chosen for this memory", "1 of 4 videos of data.train"):
+        assert words in text
+    long = [line for line in text.splitlines() if len(line) > 80]
+    assert all(str(lost) in line for line in long)  # a path is never cut in two

@@ -1,0 +1,64 @@
+"""What is checked when a run starts, and with `--check`."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import RunError
+from trainer.checkpoint.state import TrainState, check_names, check_settled, write_state
+from trainer.run_folder import RunFolder
+from trainer.start_checks import check_checkpoint, check_folder, check_resume
+
+KEPT = {"seed": 1, "optimisation.learning_rate": 1e-3, "data.train (ratios)": None, "data.train (names)": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sed", "did you mean 'seed'?"),
+        ("learning_rate", "did you mean 'optimisation.learning_rate'?"),
+        ("data.train", "did you mean 'data.train (names)' or 'data.train (ratios)'?"),
+        ("qqq", "allowed: the names that a refusal gives"),
+    ],
+)
+def test_an_unknown_name_of_allow_change_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(RunError) as refusal:
+        check_names(["seed", name], KEPT)
+    assert str(refusal.value).startswith(f"--allow-change '{name}': ") and str(refusal.value).endswith(hint)
+
+
+def test_names_that_only_the_checkpoint_or_only_the_run_has_are_known(tmp_path: Path) -> None:
+    check_settled(tmp_path, {"old": 1}, {"new": 2}, ["old", "new"])
+    with pytest.raises(RunError, match="--allow-change 'nex'"):
+        check_settled(tmp_path, {"old": 1}, {"old": 1}, ["nex"])
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    check_checkpoint(folder, {"seed": 1}, "auto", [])  # there is none
+    for step in (3, 20):
+        path = folder.checkpoints / f"step-{step:07d}"
+        path.mkdir(parents=True)
+        write_state(path, TrainState(step, step, 1, 1, {"seed": step}, 0, 0, {}, 0.0, {}))
+    with pytest.raises(RunError, match="step-0000020 is of another training:\n  seed: 20 then, 1 now"):
+        check_checkpoint(folder, {"seed": 1}, "auto", [])
+    check_checkpoint(folder, {"seed": 1}, "auto", ["seed"])
+    check_checkpoint(folder, {"seed": 1}, "never", [])
+    (folder.checkpoints / "step-0000020/state.json").write_text("damaged")
+    check_checkpoint(folder, {"seed": 3}, "auto", [])
+    with pytest.raises(RunError, match="step-0000020 cannot be used"):
+        check_checkpoint(folder, {"seed": 3}, str(folder.checkpoints / "step-0000020"), [])
+
+
+def test_a_slip_in_resume_is_named(tmp_path: Path) -> None:
+    for resume, hint in (("atuo", "did you mean auto"), ("/none/step-3", "auto finds the newest")):
+        with pytest.raises(RunError, match=hint):
+            check_resume(RunFolder(tmp_path), resume)
+
+
+def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
+    check_folder(RunFolder(tmp_path / "a/b"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").touch()
+    with pytest.raises(RunError, match=r"a/b cannot be written \(.*/a: Not a directory\)"):
+        check_folder(RunFolder(tmp_path / "a/b"))
