@@ -9,14 +9,14 @@ from trainer.checkpoint.state import TrainState, check_names, check_settled, wri
 from trainer.run_folder import RunFolder
 from trainer.start_checks import check_checkpoint, check_folder, check_resume
 
-KEPT = {"seed": 1, "optimisation.learning_rate": 1e-3, "data.train (ratios)": None, "data.train (names)": 3}
+KEPT = {"seed": 1, "optimisation.eps": 1e-8, "data.train (ratios)": None, "data.train (names)": 3}
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("sed", "did you mean 'seed'?"),
-        ("learning_rate", "did you mean 'optimisation.learning_rate'?"),
+        ("eps", "did you mean 'optimisation.eps'?"),
         ("data.train", "did you mean 'data.train (names)' or 'data.train (ratios)'?"),
         ("qqq", "allowed: the names that a refusal gives"),
     ],

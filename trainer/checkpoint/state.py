@@ -157,16 +157,10 @@ def check_names(allowed: Sequence[str], known: Iterable[str]) -> None:
     for name in allowed:
         if name in names:
             continue
-        near = [known for known in names if known.split(" (")[0] == name]
-        near = near or difflib.get_close_matches(name, names, n=1) or _ending(name, names)
+        near = [known for known in names if known.split(" (")[0] == name or known.endswith(f".{name}")]
+        near = near or difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
         raise RunError(
             f"--allow-change '{name}': no setting that a checkpoint keeps has this name; "
             f"{hint or 'allowed: the names that a refusal gives'}"
         )
-
-
-def _ending(name: str, names: Iterable[str]) -> list[str]:
-    """Those of the names whose last part this is."""
-    last = name.split(".")[-1]
-    return [known for known in names if known.split(".")[-1] == last]
