@@ -7,3 +7,8 @@ class DataError(Exception):
 
 class VideoDefect(DataError):
     """One video cannot be used; the message says why, in words that follow the file's name."""
+
+
+def unforeseen(error: Exception) -> str:
+    """A reason for a video over which a library raised what nobody thought of."""
+    return f"cannot be read: {type(error).__name__}: {error}"

@@ -4,7 +4,7 @@ import heapq
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,10 +17,6 @@ from . import VideoDefect
 from .broken_files import what_is_wrong
 from .decode.picture_headers import SCANNED, PictureScan
 from .video_file import VideoFile
-
-# FFmpeg hides damage: it repeats what it has. Most of its decoders say so of the frame; these have to be
-# told. The others stay lenient, as their strict mode refuses streams that every player shows well.
-STRICT = frozenset({"hevc", "mjpeg"})
 
 # What MPEG-4 encoders write into streams with two frames in a packet and an empty one after it. Then the
 # times are those of the packets, not of the frames.
@@ -77,6 +73,9 @@ class VideoIndex:
     place, all different and rising; then only the decoder's order of output counts."""
     packets: list["av.Packet"] | None
     """The packets themselves, where they were to be kept and are not too large."""
+    gaps: bool = False
+    """Whether FFmpeg says of a packet that it is not whole. In a transport stream, parts were lost,
+    or several streams were made one."""
 
     @property
     def start(self) -> int | None:
@@ -164,13 +163,14 @@ def read_index(
     codec = stream.codec_context
     mpeg4 = codec.name == "mpeg4"
     vp8 = codec.name == "vp8"
-    packed = False
+    packed = gaps = False
     scan = PictureScan(codec.name, codec.extradata or b"") if codec.name in SCANNED else None
     rising, latest = True, -sys.maxsize
     room = keep_bytes
     for ordinal, packet in enumerate(stored_packets(container, stream)):
         time = packet.pts
         times.append(time)
+        gaps = gaps or packet.is_corrupt
         rising = rising and time is not None and time > latest
         latest = latest if time is None else time
         if packet.is_keyframe:
@@ -196,7 +196,7 @@ def read_index(
         raise NothingFound("holds no frame")
     kept = packets if room >= 0 else None
     if not keyframes:  # some containers do not mark them
-        return VideoIndex(times, [0], list(range(len(times))), False, kept)
+        return VideoIndex(times, [0], list(range(len(times))), False, kept, gaps)
     if not shown:
         raise NothingFound("holds no frame")
     by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, shown)
@@ -207,8 +207,8 @@ def read_index(
         if not reorders if by_time == shown else _held_back(in_stored_order, codec.reorder_depth):
             first = keyframes[0]
             shown = by_time[by_time.index(first) :] if first in by_time else by_time
-            return VideoIndex(times, keyframes, shown, True, kept)
-    return VideoIndex(times, keyframes, shown, False, kept)
+            return VideoIndex(times, keyframes, shown, True, kept, gaps)
+    return VideoIndex(times, keyframes, shown, False, kept, gaps)
 
 
 def _by_time(times: list[int | None], shown: list[int]) -> list[int] | None:
@@ -240,19 +240,13 @@ def stored_packets(
     container: "av.container.InputContainer", stream: "av.video.stream.VideoStream"
 ) -> Iterator["av.Packet"]:
     """The packets that `VideoIndex` numbers: all but those without content, which no decoder takes."""
-    return (packet for packet in container.demux(stream) if packet.size)
-
-
-def decoder_of(stream: "av.video.stream.VideoStream") -> "av.video.codeccontext.VideoCodecContext":
-    """The stream's decoder, set to one thread and to telling of damage where it can.
-
-    Damage then shows itself by an av.FFmpegError, or by `is_corrupt` of a frame.
-    """
-    codec = stream.codec_context
-    codec.thread_type = "NONE"  # parallelism is over clips; frame threads would add copies and delay
-    if codec.name in STRICT:
-        codec.options = {"err_detect": "explode"}
-    return codec
+    packets = container.demux(stream)
+    # Behind the last packet, PyAV 18 looks for streams that a transport stream began later, and may raise
+    # IndexError, depending on what lies in memory.
+    with suppress(IndexError):
+        for packet in packets:
+            if packet.size:
+                yield packet
 
 
 def in_words(error: Exception) -> str:

@@ -16,7 +16,7 @@ from .container import VideoIndex, open_video, read_index, stated_size
 from .decode.frame_sizes import one_size
 from .manifest import Row
 from .nvdec import SIDES, refused_by_nvdec
-from .pyav_decode import FrameShape, check_frames, check_size, first_frame
+from .pyav_decode import check_frames, check_size, first_frame
 
 
 class GraphDecoder(Enum):
@@ -81,7 +81,7 @@ def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: 
             raise _not_for_graph(*refused)
         if reason := _numbered_otherwise(index, decoder):
             raise _not_for_graph(reason, "it would give other frames than were asked for")
-        shape = FrameShape.of(first_frame(data, stream, index))
+        _, shape = first_frame(data, stream, index)
         if decoder is GraphDecoder.CPU:
             # It makes room for, and converts, frames of the size that the header says. Given others, it reads
             # and writes memory that is not there, which ends the process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import av
 
-from pipelines import VideoDefect
+from pipelines import VideoDefect, unforeseen
 from pipelines.broken_files import cut_off
 from pipelines.color import check_colorspace
 from pipelines.container import VideoIndex, open_video, read_index
 from pipelines.parallel import ordered_map
-from pipelines.pyav_decode import KEPT_BYTES, FrameShape, decode_through, first_frame
+from pipelines.pyav_decode import KEPT_BYTES, decode_through, first_frame
 
 CRASHES = "crashes the process that decodes it"
 MISSING = f"cannot be read: {os.strerror(errno.ENOENT)}"
@@ -56,12 +57,22 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
     Without `deep` it is demuxed and its first frame decoded, which costs 2 to 20 ms and sees missing and cut
     files, not damage inside the stream. A video whose container does not say in which order frames are shown
     is decoded to its end, to count them. With `deep` every frame is decoded and converted as a run does it,
-    which sees what the codec lets be seen of it: H.264 and MJPEG notice most damage, VP9 only that of a
-    frame's header.
+    which sees what the codec lets be seen of it (the guide says how much that is).
 
     Raises:
-        VideoDefect: the video cannot be used; the reason follows the file's name in a sentence.
+        VideoDefect: the video cannot be used; the reason follows the file's name in a sentence. Whatever else
+            a library raises over the file becomes one, too.
     """
+    try:
+        return _probe(source, deep=deep)
+    except VideoDefect:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("unforeseen error while probing a video", exc_info=True)
+        raise VideoDefect(unforeseen(error)) from error
+
+
+def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
     with open_video(source) as (container, stream):
         index = read_index(container, stream, keep_bytes=KEPT_BYTES)
         _check_whole(source, container, stream, index)
@@ -69,8 +80,8 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
         codec = stream.codec_context.codec.canonical_name
         aspect = stream.sample_aspect_ratio or Fraction(1)
         still = container.format.name.endswith("_pipe") or container.format.name == "image2"
-        first = first_frame(source, stream, index)
-    shape = FrameShape.of(first)
+        gaps = index.gaps and container.format.name == "mpegts"
+        first, shape = first_frame(source, stream, index)
     check_colorspace(int(first.colorspace))
     frames = len(index.shown)
     if deep or not index.ordered:
@@ -84,6 +95,7 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
         HDR.get(int(first.color_trc), ""),
         "" if index.ordered else "no usable times: decoded from the start for each clip",
         "a still image" if still else "",
+        "a transport stream with gaps, or several in one" if gaps else "",
     )
     return VideoInfo(
         frames,

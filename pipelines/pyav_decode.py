@@ -15,7 +15,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -25,13 +24,13 @@ from .container import (
     FIELDS_UNKNOWN,
     PROGRESSIVE,
     VideoIndex,
-    decoder_of,
     in_words,
     open_video,
     read_index,
     stored_packets,
 )
-from .decode.orientation import Orientation, orientation_of
+from .decode.orientation import Orientation
+from .decode.stream_decoder import StreamDecoder
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 
@@ -84,24 +83,24 @@ def decode_frames(
 
 def first_frame(
     source: Path | bytes, stream: "av.video.stream.VideoStream", index: VideoIndex
-) -> "av.VideoFrame":
-    """The first frame that the video shows.
+) -> tuple["av.VideoFrame", "FrameShape"]:
+    """The first frame that the video shows, and its shape.
 
     stream: of the open source; without packets in the index, it is opened once more.
 
     Raises VideoDefect where it cannot be decoded.
     """
-    frame: av.VideoFrame | None = None
+    first: tuple[av.VideoFrame, FrameShape] | None = None
     if index.packets is not None:
         # The keyframe alone, without those that the decoder would hold back: it costs a third.
         alone = index.packets[index.keyframes[0] : index.keyframes[0] + 1]
-        frame = next(_shown_frames(stream, alone, replace(index, keyframes=[0])), None)
-    if frame is None:
+        first = next(_shown_frames(stream, alone, replace(index, keyframes=[0])), None)
+    if first is None:
         with open_video(source) as (container, again):
-            frame = next(_shown_frames(again, stored_packets(container, again), index), None)
-    if frame is None:
+            first = next(_shown_frames(again, stored_packets(container, again), index), None)
+    if first is None:
         raise VideoDefect("holds no frame that can be decoded")
-    return frame
+    return first
 
 
 def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
@@ -111,13 +110,14 @@ def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) ->
 
     Raises VideoDefect where `decode_frames` would refuse some of the frames.
     """
-    shape, frames = None, 0
+    before, frames = None, 0
     converter = VideoReformatter()
     with open_video(source) as (container, stream):
-        for frame in _shown_frames(stream, stored_packets(container, stream), index):
+        for frame, shape in _shown_frames(stream, stored_packets(container, stream), index):
             if frame.is_corrupt:
                 raise VideoDefect(f"is damaged in frame {frames} of {len(index.shown)}")
-            shape = _checked_shape(frame, shape, frames)
+            _check_same(frame, shape, before, frames)
+            before = shape
             if convert:
                 to_rgb(converter, frame)
             frames += 1
@@ -132,25 +132,19 @@ class FrameShape:
     width: int
     orientation: Orientation
 
-    @staticmethod
-    def of(frame: "av.VideoFrame") -> "FrameShape":
-        return FrameShape(frame.height, frame.width, orientation_of(frame))
-
     @property
     def shown(self) -> tuple[int, int]:
         """(height, width) as shown."""
         return self.orientation.shown(self.height, self.width)
 
 
-def _checked_shape(frame: "av.VideoFrame", before: FrameShape | None, number: int) -> FrameShape:
-    """The frame's shape, which has to be that of the frame before.
-
-    Raises VideoDefect for another shape, and for colours that cannot be converted.
+def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | None, number: int) -> None:
+    """Raise VideoDefect for another shape than that of the frame before, and for colours that cannot be
+    converted.
     """
     check_colorspace(int(frame.colorspace))
-    shape = FrameShape.of(frame)
     if before is None or shape == before:
-        return shape
+        return
     (height, width), (now_height, now_width) = before.shown, shape.shown
     if before.shown != shape.shown:
         change = f"from frames of {width}x{height} to {now_width}x{now_height}"
@@ -181,9 +175,9 @@ class _Clip:
         # One converter for all frames: setting it up costs more than a small frame.
         self._converter = VideoReformatter()
 
-    def take(self, number: int, frame: "av.VideoFrame") -> None:
+    def take(self, number: int, frame: "av.VideoFrame", shape: FrameShape) -> None:
         """Fill the places of frame `number`."""
-        shape = _checked_shape(frame, self._shape, number)
+        _check_same(frame, shape, self._shape, number)
         if self._shape is None:
             self._begin(shape)
         picture = shape.orientation.apply(to_rgb(self._converter, frame))
@@ -271,7 +265,7 @@ def _fill(
 
     Returns False where frames do not come out in the order of their times: none of those taken counts.
     """
-    codec = decoder_of(stream)
+    codec = StreamDecoder(stream)
     shown = {index.times[index.shown[number]]: number for number in clip.places}
     needed = {index.shown[number] for number in clip.places} if index.ordered else set()
     remaining, position = iter(packets), 0
@@ -287,13 +281,13 @@ def _fill(
             if start is not None and time is not None:
                 if time < start:
                     continue  # may lack what it builds on, and is not wanted
-                if time == start and first > index.keyframes[0] and not _stands_alone(frame):
+                if time == start and first > index.keyframes[0] and not codec.stands_alone(frame):
                     return True
             if frame.is_corrupt:
                 raise VideoDefect(f"is damaged at or before frame {_place(index, time, count)}")
             number = shown.get(time) if index.ordered else count
             if number in clip.places:
-                clip.take(number, frame)
+                clip.take(number, frame, _shape_of(frame, codec))
             if not clip.places:
                 return True
         position = last + 1
@@ -302,16 +296,17 @@ def _fill(
 
 def _shown_frames(
     stream: "av.video.stream.VideoStream", packets: Iterable["av.Packet"], index: VideoIndex
-) -> Iterator["av.VideoFrame"]:
+) -> Iterator[tuple["av.VideoFrame", FrameShape]]:
     """All frames that the video shows, as the decoder gives them out. packets: all of the stream."""
+    codec = StreamDecoder(stream)
     run = islice(enumerate(packets), index.keyframes[0], None)
-    for frame in _frames(decoder_of(stream), run, index.start, set(), index):
+    for frame in _frames(codec, run, index.start, set(), index):
         if index.start is None or frame.pts is None or frame.pts >= index.start:
-            yield frame
+            yield frame, _shape_of(frame, codec)
 
 
 def _frames(
-    codec: "av.video.codeccontext.VideoCodecContext",
+    codec: StreamDecoder,
     run: Iterable[tuple[int, "av.Packet"]],
     start: int | None,
     needed: set[int],
@@ -328,7 +323,7 @@ def _frames(
     for ordinal, packet in run:
         if spares and spared != (ordinal not in needed):
             spared = not spared
-            codec.skip_frame = "NONREF" if spared else "DEFAULT"
+            codec.skip_unreferenced(spared)
         try:
             yield from codec.decode(packet)
         except av.FFmpegError as error:
@@ -337,13 +332,11 @@ def _frames(
             number = _place(index, packet.pts, ordinal)
             raise VideoDefect(f"is damaged at or before frame {number}: {in_words(error)}") from error
     yield from codec.decode(None)
-    codec.flush_buffers()
+    codec.end()
 
 
-def _stands_alone(frame: "av.VideoFrame") -> bool:
-    """Whether a frame that the container calls a keyframe is coded without others."""
-    kind = frame.pict_type
-    return kind == PictureType.I or (kind == PictureType.NONE and bool(frame.key_frame))
+def _shape_of(frame: "av.VideoFrame", codec: StreamDecoder) -> FrameShape:
+    return FrameShape(frame.height, frame.width, codec.orientation(frame))
 
 
 def _place(index: VideoIndex, time: int | None, count: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import VideoDefect
+from . import VideoDefect, unforeseen
 from .dataset import Dataset
 from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
@@ -164,7 +164,7 @@ class Reader:
         except Exception as error:
             path = self.dataset.shown_path(request.sample)
             logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
-            return self._stand_in(request, f"{type(error).__name__}: {error}")
+            return self._stand_in(request, unforeseen(error))
 
     def _read(self, request: Request, row: Row) -> Loaded:
         path = self.dataset.path(request.sample)
@@ -229,14 +229,4 @@ def read_content(path: Path, row: Row) -> Path | bytes:
     with VideoFile(path) as file:
         if row.length == 0 and file.size > LONG_FILE:
             return path
-        there = max(0, file.size - row.offset)
-        if there < row.length:
-            raise VideoDefect(f"shard ends after {there} of {row.length} bytes")
-        file.seek(row.offset)
-        try:
-            data = file.read(row.length or -1)
-        except OSError as error:
-            raise VideoDefect(f"cannot be read: {error.strerror}") from error
-    if not data:
-        raise VideoDefect("is empty (0 bytes)")
-    return data
+        return file.piece(row.offset, row.length)

@@ -53,6 +53,23 @@ class VideoFile:
             wanted -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def piece(self, offset: int, length: int) -> bytes:
+        """So many bytes from `offset` on; with length 0, all of them.
+
+        Raises VideoDefect where they are not there or cannot be read.
+        """
+        there = max(0, self.size - offset)
+        if there < length:
+            raise VideoDefect(f"shard ends after {there} of {length} bytes")
+        self.seek(offset)
+        try:
+            data = self.read(length or -1)
+        except OSError as error:
+            raise VideoDefect(f"cannot be read: {error.strerror}") from error
+        if not data:
+            raise VideoDefect("is empty (0 bytes)")
+        return data
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Raises OSError for a place before the beginning."""
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]

@@ -23,6 +23,7 @@ from pipelines.parallel import ordered_map
 from pipelines.paths import printable, try_to_write
 from pipelines.probe import CRASHES, MISSING, VideoInfo, probe_video
 from pipelines.spot_check import common_folder, none_found
+from pipelines.video_file import VideoFile
 
 Progress = Callable[[int, int], None]
 
@@ -313,9 +314,5 @@ def _likeness(video: VideoInfo | Row) -> str:
 
 
 def _piece(path: Path, row: Row) -> bytes:
-    try:
-        with path.open("rb") as shard:
-            shard.seek(row.offset)
-            return shard.read(row.length)
-    except OSError as error:
-        raise VideoDefect(f"cannot be read: {error.strerror}") from error
+    with VideoFile(path) as shard:
+        return shard.piece(row.offset, row.length)

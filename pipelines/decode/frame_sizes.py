@@ -67,6 +67,17 @@ def _vp9_headers(packet: bytes) -> Iterator[Said]:
         yield from _vp9_header(Bits(frame[:_VP9_HEADER]))
 
 
+def vp9_keyframe(packet: bytes) -> bool:
+    """Whether the first frame in a packet of VP9 is coded without others; a few bytes are enough."""
+    with suppress(IndexError):
+        bits = Bits(packet)
+        bits.read(2)
+        if bits.read(1) + 2 * bits.read(1) == 3:
+            bits.read(1)
+        return not bits.read(1) and not bits.read(1)  # show_existing_frame, frame_type
+    return False
+
+
 def _vp9_frames(packet: bytes) -> Iterator[bytes]:
     """The frames of a packet, which may be a superframe (VP9 bitstream specification, annex B)."""
     last = packet[-1]
