@@ -13,9 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from trainer.verification.runner import run_steps
 from trainer.verification.steps import STEPS
 
 
@@ -41,8 +38,11 @@ def parse() -> argparse.Namespace:
             parser.error(f"there is no step {name!r}; there are: {names}")
     if args.seconds <= 0:
         parser.error(f"--seconds must be above 0, not {args.seconds:g}")
-    if not args.list and args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU here; --device cpu rehearses without one")
+    if not args.list and args.device == "cuda":
+        import torch  # takes seconds, which no other mistake needs
+
+        if not torch.cuda.is_available():
+            parser.error("torch sees no GPU here; --device cpu rehearses without one")
     return args
 
 
@@ -52,6 +52,8 @@ def main() -> int:
         for step in STEPS:
             print(f"{step.name:10} {step.about}{' (needs a GPU)' if step.needs_gpu else ''}")
         return 0
+    from trainer.verification.runner import run_steps
+
     chosen = [
         step for step in STEPS if step.name in (args.only or [step.name]) and step.name not in args.skip
     ]

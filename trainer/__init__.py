@@ -21,5 +21,9 @@ class RunError(UserError):
     """The run cannot start or go on."""
 
 
+class AgreedError(RunError):
+    """What some rank could not do, raised on all ranks with the same words: one of them is to show it."""
+
+
 class StartAgain(RunError):
     """What may go well the next time as it is: a node that did not come, a connection that was lost."""

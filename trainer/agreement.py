@@ -1,21 +1,18 @@
 """Doing something on all ranks, and failing on all of them where one fails."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from itertools import groupby, zip_longest
+from collections.abc import Callable
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch.distributed as dist
 
 from models import ModelError
 from pipelines import DataError
-from trainer import RunError, UserError
+from trainer import AgreedError, UserError
+from trainer.system.formatting import ranks_in_words
 
 T = TypeVar("T")
-
-
-class AgreedError(RunError):
-    """What some rank could not do, raised on all ranks with the same words: one of them is to show it."""
 
 
 def together(work: Callable[[], T]) -> T:
@@ -67,14 +64,3 @@ def _first_difference(one: str, other: str) -> str | None:
         if before != after:
             return f"`{after.strip()[:200]}` and not `{before.strip()[:200]}`"
     return None
-
-
-def ranks_in_words(ranks: Sequence[int]) -> str:
-    """Ascending ranks in short: `rank 3`, `ranks 0-2, 4-7`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: `0-3, 7`."""
-    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0][1]) if len(run) == 1 else f"{run[0][1]}-{run[-1][1]}" for run in runs)

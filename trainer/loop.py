@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.plan import TrainPlan
-from trainer import RunError
-from trainer.agreement import AgreedError
+from trainer import AgreedError, RunError
 from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import step_of

@@ -15,10 +15,10 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from trainer import RunError, StartAgain
-from trainer.agreement import AgreedError, ranks_in_words
+from trainer import AgreedError, RunError, StartAgain
 from trainer.deadline import within
 from trainer.environment import Environment
+from trainer.system.formatting import ranks_in_words
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"

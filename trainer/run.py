@@ -16,8 +16,8 @@ from models.image_weights import load_image_weights
 from pipelines import DataError
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
-from trainer import RunError, UserError
-from trainer.agreement import AgreedError, same_on_all, together
+from trainer import AgreedError, RunError, UserError
+from trainer.agreement import same_on_all, together
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState, check_names

@@ -1,11 +1,13 @@
 """What cannot work is refused before the first step, in one message, with exit code 2."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MotionSet
-from tests.integration.processes import settings, train
+from tests.integration.processes import ROOT, SMALL, python_path, settings, train
 
 REFUSED = {
     "unknown field": ({"optimisation__learning_rat": 1}, ["optimisation.learning_rat", "learning_rate"]),
@@ -40,3 +42,17 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     assert f"no manifest at {tmp_path}/train.arrow" in outcome.errors
     assert "launch/prepare.py" in outcome.errors
     assert "Traceback" not in outcome.errors
+
+
+def test_a_wrong_recipe_is_refused_before_torch_is_imported() -> None:
+    """It takes seconds."""
+    arguments = ["train.py", "--recipe", str(SMALL), "--set", "optimisation.steps=none"]
+    code = (
+        f"import sys, launch.train; sys.argv = {arguments!r}; code = launch.train.main(); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=python_path(), capture_output=True, text=True, timeout=120
+    )
+    assert "optimisation.steps" in done.stderr
+    assert done.stdout == "2 False\n"

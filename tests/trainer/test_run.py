@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
-from trainer import RunError
-from trainer.agreement import AgreedError, together
+from trainer import AgreedError, RunError
+from trainer.agreement import together
 from trainer.environment import find_environment
 from trainer.recipe.file import load_recipe
 from trainer.resilience.run_lock import holder_of

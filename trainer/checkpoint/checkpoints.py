@@ -23,8 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer import RunError
-from trainer.agreement import AgreedError, together
+from trainer import AgreedError, RunError
+from trainer.agreement import together
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
 from trainer.checkpoint.state import (

@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from trainer import RecipeError
-from trainer.agreement import AgreedError
+from trainer import AgreedError, RecipeError
 from trainer.distributed.find import rank_of
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from trainer.agreement import ranks_in_words
 from trainer.faults.stop import REQUEUE
+from trainer.system.formatting import ranks_in_words
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = tuple(str(_ROOT / name) + os.sep for name in ("launch", "trainer", "pipelines", "models"))

@@ -7,7 +7,7 @@ from math import ceil
 import torch.distributed as dist
 
 from pipelines.worker_memory import SharedMemoryNeed
-from trainer.agreement import AgreedError
+from trainer import AgreedError
 from trainer.environment import Environment
 from trainer.system.host import SharedMemory
 

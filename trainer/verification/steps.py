@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from trainer.verification.report import Report
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Task:
     folder: of its own, for files it makes; shared: of all steps, for videos that several use.
     """
 
-    device: torch.device
+    device: "torch.device"
     folder: Path
     shared: Path
     report: Report
