@@ -4,7 +4,6 @@ A check runs in every rank; each knows the whole batch, computes the answer by i
 """
 
 import itertools
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from models import create_model
 from models.batch_norm import GlobalBatchNorm, over_all_ranks
+from tests.trainer.ranks import prepared_context
 
 CHANNELS = 6
 
@@ -34,11 +34,11 @@ def join(rank, world, meeting):
 def in_ranks(request, tmp_path_factory):
     """Runs a check in each rank, and raises what any of them raises."""
     meeting = tmp_path_factory.mktemp("ranks") / "meeting"
-    spawn = multiprocessing.get_context("spawn")
+    prepared = prepared_context()
     with ExitStack() as stack:
         ranks = [
             stack.enter_context(
-                ProcessPoolExecutor(1, spawn, initializer=join, initargs=(rank, request.param, meeting))
+                ProcessPoolExecutor(1, prepared, initializer=join, initargs=(rank, request.param, meeting))
             )
             for rank in range(request.param)
         ]

@@ -121,11 +121,15 @@ class Ranks:
 
 
 def prepared_context() -> Any:
-    """Makes processes that are copies of one which has imported what takes seconds, DeepSpeed."""
+    """Makes processes that are copies of one which has imported what takes seconds, as DeepSpeed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["deepspeed.runtime.zero.stage3", "functorch.compile", "safetensors.torch"]
-    )
+        [
+            "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.muon.muon_optimizer",
+            "functorch.compile", "safetensors.torch", "pytest", "trainer.run",
+            "tests.trainer.checkpoint.training",
+        ]
+    )  # fmt: skip
     # A process that forks must have one thread: a lock which another thread held would stay locked in the
     # copy. pyarrow's memory allocator would start one.
     variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
