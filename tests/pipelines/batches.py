@@ -1,10 +1,6 @@
-"""Loaders over the motion set, and what their batches come to; as a program, prints digests of batches.
-
-python -m tests.pipelines.batches MANIFEST FIRST_STEP DEVICE
-"""
+"""Loaders over the motion set, and what their batches come to."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +13,7 @@ from pipelines.plan import TrainPlan
 from pipelines.tuning import LoaderOptions
 
 HALF = (0.5, 0.5, 0.5)
-ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
+ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n2-mstd0.5-inc1")
 
 
 CPU = torch.device("cpu")
@@ -68,10 +64,3 @@ def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
             digest.update(torch.cat([getattr(part, name) for part in parts]).cpu().numpy().tobytes())
         found.append(digest.hexdigest())
     return found
-
-
-if __name__ == "__main__":
-    how = options(workers=2, device=torch.device(sys.argv[3]))
-    endless = loader(Path(sys.argv[1]), ALL, first_step=int(sys.argv[2]), how=how)
-    for batch in endless:
-        print(digests([batch])[0], flush=True)
