@@ -312,10 +312,47 @@ def wait_for(address: str, process: subprocess.Popen) -> None:
     raise AssertionError(f"{address} does not answer")
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [pytest.param(False, id="not there yet"), pytest.param(True, id="killed", marks=pytest.mark.soak)],
-)
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
+    tmp_path: Path,
+    store: str,
+    start: Callable[..., Tracker],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is left goes to another store here; to the server itself, once it is there, in a slow check."""
+    monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(courier, "SILENT", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = start(uri=f"http://127.0.0.1:{free_port()}")
+    tracker.metrics(1, {"loss": 3.0})
+    deadline = time.monotonic() + PATIENCE  # MLflow is imported first
+    while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker.close("KILLED", timeout=1.0) == 3
+    assert tracker._courier is not None
+    tracker._courier._thread.join(PATIENCE)
+    assert "waiting up to 1 s for " in caplog.text
+    assert "python launch/deliver.py" in caplog.text
+    with pytest.raises(RunError, match="3 lines are left"):
+        deliver_spool(tmp_path)
+    tracker = start()
+    tracker.metrics(2, {"loss": 1.0})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    (run,) = runs(store, request.node.name)
+    assert run.info.status == "FINISHED"
+    assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("killed", [pytest.param(False, id="not there yet"), pytest.param(True, id="killed")])
 def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     killed: bool,
     tmp_path: Path,
@@ -326,9 +363,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     picture = tmp_path / "picture.txt"
     picture.write_text("pixels")
@@ -365,10 +400,12 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
         assert tracker.ui_command() == f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
-def test_a_copy_of_a_run_is_another_run_and_one_that_was_moved_is_not(tmp_path: Path) -> None:
+def test_a_copy_of_a_run_is_another_run_and_one_that_was_moved_is_not(
+    tmp_path: Path, store: str, request: pytest.FixtureRequest
+) -> None:
     def key(run_dir: Path) -> str:
-        tracker = Tracker(run_dir, uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="e", run_name="a")
-        tracker.close("FINISHED", 60)
+        tracker = Tracker(run_dir, uri=store, experiment=request.node.name, run_name="a")
+        assert tracker.close("FINISHED", PATIENCE) == 0
         found: str = json.loads((run_dir / "mlflow_run.json").read_text())["key"]
         return found
 
