@@ -9,9 +9,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The tests' processes share the machine: one thread each keeps them from fighting over its cores. They are many:
-# none compiles again what another has compiled, whatever the shell's environment says.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONDONTWRITEBYTECODE=
+# The tests' processes share the machine: one thread each keeps them from fighting over its cores, and the threads
+# of a run, which are as many as it has cores, wait for each other asleep. They are many: none compiles again what
+# another has compiled, whatever the shell's environment says.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: install quickstart test soak test-gpu bench lock clean
 
@@ -33,8 +34,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak and not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak and alone" $$(grep -rl --include="test_*.py" "mark\.alone" tests)
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))

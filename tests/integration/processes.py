@@ -81,6 +81,7 @@ class Training:
                     env={
                         **os.environ,
                         "OMP_NUM_THREADS": "1",
+                        "OMP_WAIT_POLICY": "passive",  # else waiting threads take most of the time
                         **(placed if ranks > 1 else {}),
                         **(variables or {}),
                     },
