@@ -24,13 +24,10 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train
 from tests.integration.slurm import Cluster, missing
 
-pytestmark = [
-    pytest.mark.alone,  # nodes and ranks have seconds to report
-    pytest.mark.skipif(
-        bool(missing()) and "REQUIRE_SLURM" not in os.environ,
-        reason=f"NO SLURM HERE ({', '.join(missing())}): apt-get install slurm-wlm munge",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    bool(missing()) and "REQUIRE_SLURM" not in os.environ,
+    reason=f"NO SLURM HERE ({', '.join(missing())}): apt-get install slurm-wlm munge",
+)
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 STEPS = 60
@@ -312,6 +309,7 @@ def test_what_cannot_work_is_refused_where_it_is_submitted(
     assert cluster.run("squeue", "--noheader") == ""
 
 
+@pytest.mark.soak  # tests/trainer/test_rendezvous.py has ranks that do not come, without a SLURM
 def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
     """Its process hangs before it meets the others."""
     training = [
