@@ -24,6 +24,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import (
     ROOT,
     SMALL,
+    Outcome,
     Training,
     events,
     losses,
@@ -56,23 +57,33 @@ class Launched:
     run_dir: Path
     store: str
     """MLflow's."""
+    stopped: Outcome
+    """Of the start that was asked to leave."""
     output: str
+    """Of the start that went on."""
 
 
 @pytest.fixture(scope="module")
 def launched(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """The same run with two ranks in ZeRO stage 2, started by DeepSpeed's command and told to MLflow."""
+    """The same run with two ranks in ZeRO stage 2, told to MLflow. SIGTERM to one rank stops it, and
+    DeepSpeed's command goes on with it.
+    """
     folder = tmp_path_factory.mktemp("launched")
-    store = f"sqlite:///{folder}/mlflow.db"
+    run_dir, store = folder / "run", f"sqlite:///{folder}/mlflow.db"
+    variables = {"MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    tracked = [*in_stage(2), "--set", "tracking.enabled=true", "--set", "tracking.every_steps=5"]
+    first = Training(run_dir, *tracked, data=motion_set.root, ranks=2, variables=variables)
+    first.wait_for_step(2)
+    first.signal(signal.SIGTERM, rank=1)
+    stopped = first.wait()
     result = typed(
         "deepspeed", "--num_gpus", "2", "launch/train.py",
-        "--recipe", str(SMALL), "--run-dir", str(folder / "run"),
-        "--set", f"data.train={motion_set.train}", "--set", f"data.val={motion_set.val}",
-        *in_stage(2), "--set", "tracking.enabled=true", "--set", "tracking.every_steps=5",
-        folder=ROOT, variables={"MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1"},
+        "--recipe", str(SMALL), "--run-dir", str(run_dir),
+        "--set", f"data.train={motion_set.train}", "--set", f"data.val={motion_set.val}", *tracked,
+        folder=ROOT, variables=variables,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return Launched(folder / "run", store, result.stdout)
+    return Launched(run_dir, store, stopped, result.stdout)
 
 
 def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
@@ -115,6 +126,17 @@ def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
     assert {"recipe.yaml", "environment.json", "confusion.png", "summary.json"} <= artifacts
 
 
+def test_a_run_asked_to_leave_is_saved_and_goes_on(launched: Launched) -> None:
+    """That its numbers are those of a run that never stopped is in the tests before and after this one."""
+    assert launched.stopped.code == REQUEUE, launched.stopped.errors
+    assert "give the same command again" in launched.stopped.output
+    stopped_after = events(launched.run_dir, "left")[0]["step"]
+    assert 2 <= stopped_after < STEPS
+    assert f"going on after step {stopped_after}" in launched.output
+    done = [event["step"] for event in events(launched.run_dir, "step")]
+    assert done == list(range(1, STEPS + 1)), "no step is lost or done twice"
+
+
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (0, 1, 3))])
 def test_two_ranks_train_as_one_does(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path, request: pytest.FixtureRequest, stage: int
@@ -142,11 +164,12 @@ def test_two_ranks_train_as_one_does(
         torch.testing.assert_close(other, tensor, atol=1e-3, rtol=0, msg=name)
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    launched: Launched, motion_set: MotionSet, tmp_path: Path
-) -> None:
-    """SIGTERM to one of two ranks; other signals, precisions and stages are in test_resume.py."""
-    run_dir = tmp_path / "run"
+@pytest.mark.soak
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(motion_set: MotionSet, tmp_path: Path) -> None:
+    """SIGTERM to one of two ranks, bit for bit. Other signals, precisions and stages: test_resume.py."""
+    undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
+    outcome = train(undisturbed, *in_stage(2), data=motion_set.root, ranks=2)
+    assert outcome.code == 0, outcome.errors
     first = Training(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
     first.wait_for_step(2)
     first.signal(signal.SIGTERM, rank=1)
@@ -158,8 +181,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     outcome = train(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
     assert outcome.code == 0, outcome.errors
     assert f"going on after step {stopped_after}" in outcome.output
-    assert losses(run_dir) == losses(launched.run_dir) and len(losses(run_dir)) == STEPS
-    weights, expected = (load_file(run / "weights.safetensors") for run in (run_dir, launched.run_dir))
+    assert losses(run_dir) == losses(undisturbed) and len(losses(run_dir)) == STEPS
+    weights, expected = (load_file(run / "weights.safetensors") for run in (run_dir, undisturbed))
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), name
