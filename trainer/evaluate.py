@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.loader import ClipLoader
-from trainer.agreement import AgreedError
+from trainer import AgreedError
 from trainer.engine.engine import Engine
 
 TOP = 5

@@ -8,7 +8,7 @@ import torch
 
 from pipelines.loader import ClipBatch
 from tests.trainer.ranks import Ranks
-from trainer.agreement import AgreedError
+from trainer import AgreedError
 from trainer.evaluate import Evaluation, evaluate
 
 LABELS = torch.tensor([0, 1, 2, 2])
