@@ -261,6 +261,17 @@ class Manifest:
                 f"its content has fingerprint {found[:12]}, its header says {self.fingerprint[:12]}."
             )
 
+    def is_copy_of(self, other: Manifest) -> bool:
+        """Whether both hold the same. All of this one is read, of the other one what its header says.
+
+        Raises:
+            DataError: the content of this one is not what was written.
+        """
+        if self._header != other._header:
+            return False
+        self.verify_fingerprint()
+        return True
+
     def _place(self, index: int) -> tuple[Columns, int]:
         """The record batch of a row, and its place there."""
         if not 0 <= index < self._rows:

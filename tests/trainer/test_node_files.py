@@ -1,5 +1,6 @@
 """Manifests that one rank of a node reads, and copies, for the others."""
 
+import os
 import pickle
 import shutil
 import time
@@ -34,8 +35,13 @@ def made(path: Path, label: int = 0, count: int = 3) -> Manifest:
     return write_manifest(path, rows, ("jump", "run"))
 
 
-def copies(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def own(node: Path) -> Path:
+    """The folder of copies."""
+    return node / f"manifests-{os.geteuid()}"
+
+
+def copies(node: Path) -> list[Path]:
+    return sorted(path for path in own(node).iterdir() if not path.name.startswith("."))
 
 
 def test_nodes_come_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +109,11 @@ def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     made(path)
     read_first([path], place(), node)
     (copy,) = copies(node)
-    (node / f".{copy.name}.partial").write_bytes(b"of a run that was killed")
+    (own(node) / f".{copy.name}.partial").write_bytes(b"of a run that was killed")
     copy.write_bytes(copy.read_bytes()[:-100])
     read_first([path], place(), node)
     open_manifest(path, node).verify()
-    assert [file.name for file in sorted(node.iterdir())] == [f".{copy.name}.lock", copy.name]
+    assert [file.name for file in sorted(own(node).iterdir())] == [f".{copy.name}.lock", copy.name]
 
 
 def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
@@ -118,7 +124,9 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
-        with pytest.raises(RunError, match=r"node on n0 has 0 MiB free, .* make room, name another folder"):
+        with pytest.raises(
+            RunError, match=r"node/manifests-\d+ on n0 has 0 MiB free, .* make room, name another folder"
+        ):
             read_first([path], place(), node)
 
     def fail(*_: object) -> None:
@@ -129,7 +137,69 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
         with pytest.raises(RunError, match=r"cannot be copied into .*node on n0 \(No space left on device\)"):
             read_first([path], place(), node)
     assert copies(node) == []
-    assert [file.suffix for file in node.iterdir()] == [".lock"]
+    assert [file.suffix for file in own(node).iterdir()] == [".lock"]
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="name another folder, or set it to null"):
         read_first([path], place(), tmp_path / "file")
+
+
+def test_a_copy_that_somebody_made_up_is_not_used(tmp_path: Path) -> None:
+    """Its header has the right fingerprint; paths and labels are others."""
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    original = made(path)
+    read_first([path], place(), node)
+    (copy,) = copies(node)
+    false = made(tmp_path / "false.arrow", label=1)
+    content = false.path.read_bytes()
+    assert false.fingerprint.encode() in content
+    copy.write_bytes(content.replace(false.fingerprint.encode(), original.fingerprint.encode()))
+    assert Manifest.open(copy).fingerprint == original.fingerprint
+    read_first([path], place(), node)
+    assert open_manifest(path, node).row(0) == original.row(0)
+    assert copy.read_bytes() == path.read_bytes()
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    path, node, victim = tmp_path / "train.arrow", tmp_path / "node", tmp_path / "victim"
+    made(path)
+    victim.write_text("precious")
+    read_first([path], place(), node)
+    (copy,) = copies(node)
+    lock, partial = (copy.with_name(f".{copy.name}.{kind}") for kind in ("lock", "partial"))
+    for link in (partial, copy):
+        link.unlink(missing_ok=True)
+        link.symlink_to(victim)
+    with pytest.raises(RunError, match="is not the file that this run put there"):
+        open_manifest(path, node)
+    read_first([path], place(), node)
+    assert not copy.is_symlink() and not partial.is_symlink()
+    open_manifest(path, node).verify()
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(RunError, match="cannot be copied"):
+        read_first([path], place(), node)
+    lock.unlink()
+    own(node).rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"cannot be read \(No such file or directory\)"):
+        open_manifest(path, node)
+    own(node).symlink_to(tmp_path / "elsewhere")
+    for use in (lambda: read_first([path], place(), node), lambda: open_manifest(path, node)):
+        with pytest.raises(RunError, match="is a link"):
+            use()
+    assert victim.read_text() == "precious"
+
+
+def test_the_folder_of_copies_is_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    own(node).mkdir(parents=True)
+    own(node).chmod(0o777)
+    read_first([path], place(), node)
+    assert own(node).stat().st_mode & 0o777 == 0o700
+    (copy,) = copies(node)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    own(node).mkdir()  # by whom this test runs
+    for use in (lambda: read_first([path], place(), node), lambda: open_manifest(path, node)):
+        with pytest.raises(RunError, match=r"belongs to user .*, not to user 54321"):
+            use()
