@@ -1,9 +1,12 @@
 """The confusion matrix as a picture."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from pipelines.paths import printable
 
 LABELLED = 40  # classes whose names still fit beside the axes
 NUMBERED = 20  # classes whose shares still fit into the cells
@@ -14,7 +17,16 @@ def draw_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
 
     confusion: (K, K) counts. A class without a video has an empty row.
     """
-    from matplotlib.figure import Figure  # late: only rank 0 draws
+    import matplotlib  # late: only rank 0 draws
+
+    # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        _draw(path, confusion, [printable(name) for name in class_names], title)
+
+
+def _draw(path: Path, confusion: torch.Tensor, class_names: Sequence[str], title: str) -> None:
+    from matplotlib.figure import Figure
 
     counts = confusion.double()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)

@@ -26,7 +26,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class RunFolder:
         """
         try:
             share = json.loads(self.decoding.read_text(encoding="utf-8"))["graph_share"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return share if isinstance(share, float) and 0 <= share <= 1 else None
 
@@ -125,17 +125,17 @@ class RunFolder:
 
     def last_event(self, *kinds: str) -> dict[str, Any] | None:
         """The last event of one of these kinds, if it is among the latest."""
-        return next((event for event in reversed(self.latest_events()) if event["event"] in kinds), None)
+        return next((event for event in reversed(self.latest_events()) if event.get("event") in kinds), None)
 
     def last_spent(self) -> float:
         """Seconds that the run had spent when it last told of a step; 0 where it never did."""
         event = self.last_event("step")
-        return 0.0 if event is None else float(event["spent"])
+        return 0.0 if event is None else max(number_of(event, "spent") or 0.0, 0.0)
 
     def longest_save(self) -> float:
         """Seconds of the slowest save among the latest events; 0 where there is none."""
-        saves = [event for event in self.latest_events() if event["event"] == "checkpoint"]
-        return max((float(event.get("seconds", 0.0)) for event in saves), default=0.0)
+        saves = [event for event in self.latest_events() if event.get("event") == "checkpoint"]
+        return max([0.0, *(number_of(event, "seconds") or 0.0 for event in saves)])
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970; what finds no room is lost."""
@@ -146,8 +146,9 @@ class RunFolder:
         """Path and manifest row of the videos in quarantine so far."""
         if not self.quarantine.exists():
             return set()
-        # A line cut off by a crash is missing here: its video is written down again.
-        return {_video(entry) for entry in records(self.quarantine.read_text(encoding="utf-8"))}
+        # A line cut off by a crash, or damaged, is missing here: its video is written down again.
+        text = self.quarantine.read_text(encoding="utf-8", errors="replace")
+        return {_video(entry) for entry in records(text) if _is_video(entry)}
 
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet.
@@ -184,19 +185,48 @@ def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def _is_video(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("path"), str) and type(entry.get("sample")) is int
+
+
 def _video(entry: dict[str, Any]) -> tuple[str, int]:
     return entry["path"], entry["sample"]
 
 
 def records(text: str) -> Iterator[dict[str, Any]]:
-    """The records of whole lines; one may be cut off, by a crash or by where the text begins."""
+    """The records of whole lines; one may be cut off, by a crash or by where the text begins.
+
+    A line that this program would not write, as with a number that no computer holds, is passed over, too.
+    """
     for line in text.split("\n"):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line, parse_float=_float, parse_int=_integer, parse_constant=_float)
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record
+
+
+def number_of(record: Mapping[str, Any], key: str, most: float = 1e15) -> float | None:
+    """A record's number; None where there is none, or one above any that a run writes there."""
+    value = record.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > most:
+        return None
+    return float(value)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 2**63:
+        raise ValueError(text)
+    return value
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -151,7 +151,7 @@ class Shelf:
         for cut_off in self.folder.glob(".step-*"):
             if cut_off.suffix == ".partial":
                 _log.warning("%s was cut off while it was written: removed", cut_off.name)
-            shutil.rmtree(cut_off)
+            _remove(cut_off)
         for path in self.visible():
             if step_of(path) > step:
                 aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -188,6 +188,14 @@ def step_of(path: Path) -> int:
     return int(number) if number.isascii() and number.isdigit() else -1
 
 
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link: what lies behind it is not this run's to delete. Raises OSError."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
 def _withdrawn(path: Path) -> Path:
     return path.with_name(_WITHDRAWN + path.name)
 
@@ -196,7 +204,7 @@ def _rename(path: Path, new: Path) -> Path | None:
     """The new path; None where it cannot be, which is said."""
     try:
         if new.exists():
-            shutil.rmtree(new)
+            _remove(new)
         return path.rename(new)
     except OSError as error:
         _log.warning("%s cannot be renamed to %s (%s)", path, new.name, error)
@@ -215,7 +223,7 @@ def _delete(paths: Sequence[Path]) -> bool:
         hidden = path.with_name(f".{path.name}.deleted")
         try:
             path.rename(hidden)
-            shutil.rmtree(hidden)
+            _remove(hidden)
         except OSError as error:
             _log.warning("%s cannot be deleted (%s)", path, error)
             gone = False

@@ -43,7 +43,7 @@ def _notes(run_dir: Path) -> list[dict[str, Any]]:
     for path in (run_dir / "failures").glob("rank-*.json"):
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue  # cut off by the end of its rank
         if isinstance(note, dict) and note.keys() >= {"time", "rank", "node", "words", "traceback"}:
             found.append(note)

@@ -8,6 +8,7 @@ Nothing here may fail on what it reads: a file may be damaged, of another versio
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.cluster.first_failure import noted_failure
 from trainer.cluster.slurm import Queued
-from trainer.run_folder import RunFolder, records
+from trainer.run_folder import RunFolder, number_of, records
 
 State = Literal[
     "running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"
@@ -238,7 +239,7 @@ def standing(name: str, evidence: Evidence, queue: Mapping[str, Queued] | None, 
         total_steps=None if total is None else int(total),
         seconds_left=None if left is None else round(left, 1),
         restarts=_restarts(evidence),
-        loss=None if told is None else _number(told, "loss"),
+        loss=None if told is None else number_of(told, "loss", most=math.inf),
         diverged=told is not None and "loss" in told and told["loss"] is None,
         top1=_top1(evidence),
         job=job,
@@ -308,7 +309,8 @@ def _in_queue(evidence: Evidence, queued: Queued, now: float) -> Verdict:
 def _never_begun(evidence: Evidence, asked: bool, now: float) -> Verdict:
     if asked:
         return "unknown", "its job left the queue before it began: cancelled, or its script failed at once"
-    age = duration(now - evidence.submitted[-1]["time"])
+    # A damaged line may hide that it was submitted, and show a turn of it.
+    age = duration(now - max(line["time"] for line in (*evidence.submitted, *evidence.turns)))
     return "waiting", f"submitted {age} ago; only SLURM knows more"
 
 
@@ -371,7 +373,7 @@ def _restarts(evidence: Evidence) -> int:
     starts = 0
     if told is not None:
         after = kinds[len(kinds) - kinds[::-1].index("step") :]
-        starts = int(_number(told, "starts") or 1) + after.count("start")
+        starts = int(number_of(told, "starts") or 1) + after.count("start")
     turns = sum(turn["turn"] == "begun" for turn in evidence.turns)
     return max(starts, kinds.count("start"), turns, 1) - 1
 
@@ -380,7 +382,7 @@ def _top1(evidence: Evidence) -> float | None:
     """Of the last evaluation, which may be longer ago than the latest events."""
     told = evidence.last("evaluation")
     if told is not None:
-        return _number(told, "top1")
+        return number_of(told, "top1")
     known = Accuracies(evidence.folder.checkpoints).known()
     return known[max(known)] if known else None
 
@@ -393,31 +395,26 @@ def _nodes(evidence: Evidence, queued: Queued | None, job: str | None) -> str:
     try:
         described = json.loads(evidence.folder.environment.read_text(encoding="utf-8"))
         return str(described["hostname"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
 def _latest(evidence: Evidence, key: str) -> float | None:
     found = (
-        _number(event, key)
+        number_of(event, key)
         for event in reversed(evidence.events)
         if event["event"] in ("start", "step", "left")
     )
     return next((value for value in found if value is not None), None)
 
 
-def _number(record: Record, key: str) -> float | None:
-    value = record.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
 def _difference(after: Record, before: Record | None, key: str) -> float | None:
-    values = _number(after, key), None if before is None else _number(before, key)
+    values = number_of(after, key), None if before is None else number_of(before, key)
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
 def _is_told(line: Record, kind: str) -> bool:
-    return isinstance(line.get(kind), str) and _number(line, "time") is not None
+    return isinstance(line.get(kind), str) and number_of(line, "time") is not None
 
 
 def _size(path: Path) -> int:

@@ -147,7 +147,7 @@ class Turns:
         path = self._path.with_name("preflight.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return "the preflight did not come to its end; its log is above", False
         if not found["failed"]:
             return "; ".join(found["everywhere"]), True

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from models import ModelError, UniFormerV2
-from models.weight_files import open_safetensors
+from models import ModelError, UniFormerV2, UniFormerV2Config
+from models.weight_files import StoredWeights, open_safetensors
 from models.weights.header import FileError
 from pipelines.loader import ClipBatch
+from pipelines.paths import printable
 from trainer import RunError
 from trainer.faults.trace import Trace, trace
 from trainer.tensor_file import write_tensors
@@ -24,7 +25,8 @@ from trainer.weights import load_weights
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
-_OF_EACH_CLIP = ("labels", "ids", "valid", "keys")
+_OF_EACH_CLIP = {"labels": torch.int64, "ids": torch.int64, "valid": torch.bool, "keys": torch.int64}
+_PRECISIONS = ["fp32", "autocast", "bf16"]
 _AROUND = 6  # modules shown before and after the first that is not finite
 
 
@@ -53,13 +55,14 @@ def replay(file: Path) -> bool:
     """
     if file.is_dir():
         raise RunError(f"{file} is a folder: name one of the files in not-finite/step-.../ of a run")
-    tensors, about = _read(file)
+    stored, about = _open(file)
     model = load_weights(file.parent / WEIGHTS, finite=False).model.train()
+    tensors = _read(file, stored, model.config, len(about["paths"]))
     console = Console(markup=False, highlight=False, emoji=False)  # a path may hold what looks like markup
     paths = about["paths"]
     console.print(
         f"step {about['step']}, rank {about['rank']}, micro-batch {about['micro_batch']}, "
-        f"{about['precision']}; the run said: {about['words']}"
+        f"{about['precision']}; the run said: {printable(about['words'])}"
     )
     reproduced = False
     for precision in dict.fromkeys(["fp32", about["precision"]]):
@@ -78,25 +81,46 @@ def replay(file: Path) -> bool:
     return reproduced
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
+    """The tensors, none of them read yet, and what the run said of them."""
     try:
         stored = open_safetensors(file)
-        tensors = stored.read(stored.shapes, finite=False)
     except FileError as error:
         raise RunError(f"--replay {file}: cannot be read: it {error}") from error
-    except ModelError as error:
-        raise RunError(f"--replay {file}: cannot be read: {error}") from error
     if stored.metadata.get("format") != FORMAT:
         raise RunError(f"--replay {file}: these are no clips that a run kept; see not-finite/ of its folder")
     if not (file.parent / WEIGHTS).exists():
         raise RunError(f"--replay {file}: {WEIGHTS} is missing beside it")
-    about = _about(file, stored.metadata.get("about", ""))
-    clips = tensors.get("clips")
-    count = len(clips) if clips is not None and clips.dim() == 5 else 0
-    beside = [tensors.get(name) for name in _OF_EACH_CLIP]
-    if not count or any(tensor is None or tensor.shape[:1] != (count,) for tensor in beside):
-        raise RunError(f"--replay {file}: it is damaged: clips, or what belongs to each of them, are missing")
-    return tensors, about
+    return stored, _about(file, stored.metadata.get("about", ""))
+
+
+def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: int) -> dict[str, Tensor]:
+    """The clips and what belongs to each, as the model takes them. Raises RunError for anything else."""
+    size = config.resolution
+    wanted = {
+        "clips": ((count, 3, config.frames, size, size), torch.float32),
+        **{name: ((count,), dtype) for name, dtype in _OF_EACH_CLIP.items()},
+    }
+    for name, (shape, dtype) in wanted.items():
+        found = stored.shapes.get(name)
+        if found is None:
+            raise RunError(f"--replay {file}: it is damaged: {name} are missing")
+        if tuple(found.shape) != shape or found.dtype != dtype:
+            raise RunError(
+                f"--replay {file}: it is damaged: {name} are {list(found.shape)} of {_short(found.dtype)}; "
+                f"the {count} videos it names and the model of {WEIGHTS} make them {list(shape)} of "
+                f"{_short(dtype)}"
+            )
+    try:
+        tensors = stored.read(wanted, finite=False)
+    except ModelError as error:
+        raise RunError(f"--replay {file}: cannot be read: {error}") from error
+    if int(tensors["labels"].max()) >= config.num_classes:
+        raise RunError(
+            f"--replay {file}: it is damaged: a label is {int(tensors['labels'].max())}, and the model of "
+            f"{WEIGHTS} has {config.num_classes} classes"
+        )
+    return tensors
 
 
 def _about(file: Path, text: str) -> dict[str, Any]:
@@ -104,10 +128,21 @@ def _about(file: Path, text: str) -> dict[str, Any]:
         about = json.loads(text)
     except (ValueError, RecursionError):
         about = None
-    wanted = {"step", "rank", "micro_batch", "precision", "words", "paths"}
-    if not isinstance(about, dict) or not wanted <= about.keys() or not isinstance(about["paths"], list):
+    if (
+        not isinstance(about, dict)
+        or any(type(about.get(name)) is not int for name in ("step", "rank", "micro_batch"))
+        or about.get("precision") not in _PRECISIONS
+        or not isinstance(about.get("words"), str)
+        or not isinstance(about.get("paths"), list)
+        or not about["paths"]
+        or not all(isinstance(path, str) for path in about["paths"])
+    ):
         raise RunError(f"--replay {file}: it is damaged: it does not say which step and videos it holds")
     return about
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _seen_again(model: UniFormerV2, tensors: dict[str, Tensor], precision: str) -> tuple[list[float], Trace]:
@@ -139,7 +174,7 @@ def _print_losses(
     for column in ("sample", "loss", "video"):
         table.add_column(column, overflow="fold")
     for sample, loss, path in zip(tensors["ids"].tolist(), losses, paths, strict=True):
-        table.add_row(str(sample), f"{loss:.4g}", path)
+        table.add_row(str(sample), f"{loss:.4g}", printable(path))
     console.print(table)
 
 

@@ -172,7 +172,7 @@ class Delivery:
                     self._flush(batch)
                 return
             act = {"artifact": self._send_artifact, "status": self._send_status}[record["kind"]]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._reject({"line": line.decode(errors="replace")}, f"not a record of ours: {error!r}")
             batch.end = end
             return

@@ -61,8 +61,8 @@ class Repeats:
                     continue
                 try:
                     values = {key: float(value) for key, value in json.loads(line)["values"].items()}
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # a torn line
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                    continue  # a torn line, or a damaged one
                 for key, value in values.items():
                     if end <= self._base:
                         self._chosen[key, step] = Chosen(end, value)

@@ -148,3 +148,20 @@ def test_one_of_useless_weights_is_withdrawn_and_comes_back_if_they_are_good_aft
     caplog.clear()
     shelf_of(tmp_path).tidy(10)
     assert "not-finite-step-0000020" in caplog.text and "--resume" in caplog.text
+
+
+def test_a_link_is_removed_and_not_what_lies_behind_it(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (behind,) = make(elsewhere, 10)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step-0000010").symlink_to(behind)
+    (good,) = make(folder, 20)
+    shelf = shelf_of(folder)
+    publish(shelf, good)
+    assert left(folder) == ["20"] and not list(folder.glob(".*"))
+    (folder / ".step-0000010.deleted").symlink_to(behind)  # where a process was killed meanwhile
+    (folder / ".step-0000011.partial").write_text("no folder")
+    shelf_of(folder).tidy(20, good)
+    assert not list(folder.glob(".*")) and (behind / "shard").exists()

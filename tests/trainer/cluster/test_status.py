@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -407,6 +408,44 @@ def test_a_damaged_file_harms_only_its_own_line(tmp_path: Path, damage: Callable
         assert rows[1].state == "unknown" and "events.jsonl" in rows[1].words
     assert "3 runs: " in shown(tmp_path)
     json.loads(as_json(look([tmp_path])))
+
+
+ODD = (
+    "1e400", "-1e400", "NaN", "9" * 4000, "9" * 5000, "1e308", "-1", "true", "null", '""', '"x"', "[]", "{}",
+    "0", "[" * 3000 + "]" * 3000,
+)  # fmt: skip
+
+
+def with_odd_values(file: Path, chance: random.Random) -> None:
+    """Give one field of one line a value that no run writes."""
+    lines = file.read_text().splitlines()
+    number = chance.randrange(len(lines))
+    record = {key: json.dumps(value) for key, value in json.loads(lines[number]).items()}
+    record[chance.choice(list(record))] = chance.choice(ODD)
+    lines[number] = "{" + ", ".join(f"{json.dumps(key)}: {value}" for key, value in record.items()) + "}"
+    file.write_text("\n".join(lines) + "\n")
+
+
+def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
+    """What a run reads of its own folder at its next start, too."""
+    Run(tmp_path / "good").start().steps(1, 2)
+    whole = Run(tmp_path / "odd").start().steps(1, 4).submitted().begun().ended(REQUEUE)
+    whole.folder.event("evaluation", step=4, videos=1, bad=0, top1=0.5, top5=0.5)
+    whole.folder.event("checkpoint", step=4, path="x", seconds=1.0)
+    whole.folder.event("left", step=4, reason="SIGTERM")
+    files = [whole.folder.events, whole.path / "slurm" / "turns.jsonl", whole.path / "slurm" / "jobs.jsonl"]
+    texts = {file: file.read_text() for file in files}
+    chance = random.Random(7)
+    for _ in range(150):
+        for file, text in texts.items():
+            file.write_text(text)
+            with_odd_values(file, chance)
+        rows = look([tmp_path]).standings
+        assert [row.name for row in rows] == ["good", "odd"]
+        json.loads(as_json(look([tmp_path])), parse_constant=pytest.fail)
+        assert "2 runs: " in shown(tmp_path)
+        assert whole.folder.last_spent() >= 0 and whole.folder.longest_save() >= 0
+        whole.turns.is_finished()
 
 
 def shown(*places: Path) -> str:

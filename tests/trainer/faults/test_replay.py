@@ -1,17 +1,20 @@
 """What a run keeps of a step that went wrong is shown once more to the weights it met."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models import UniFormerV2, create_model
 from pipelines.loader import ClipBatch
 from trainer import RunError
-from trainer.faults.replay import WEIGHTS, keep, replay
+from trainer.faults.replay import FORMAT, WEIGHTS, keep, replay
 from trainer.weights import save_weights
 
 PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
@@ -136,3 +139,53 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(RunError, match="cannot be read"):
         replay(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": torch.tensor([3.0, 1.0])}, "labels are [2] of float32; the 2 videos it names"),
+        (
+            {"labels": torch.tensor([3, 5])},
+            "a label is 5, and the model of weights.safetensors has 5 classes",
+        ),
+        ({"valid": torch.ones(2, 2, dtype=torch.bool)}, "valid are [2, 2] of bool"),
+        ({"keys": torch.zeros(0, dtype=torch.int64)}, "keys are [0] of int64"),
+        ({"clips": torch.zeros(2, 3, 4, 16, 17)}, "clips are [2, 3, 4, 16, 17] of float32"),
+        ({"clips": torch.zeros(3, 3, 4, 16, 16)}, "the 2 videos it names and the model"),
+    ],
+)
+def test_what_no_run_wrote_is_refused_before_it_is_shown(
+    tmp_path: Path, changes: dict[str, torch.Tensor], words: str
+) -> None:
+    with pytest.raises(RunError, match=re.escape(words)):
+        replay(kept(tmp_path, model(), batch(**changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "8"}, {"rank": True}, {"micro_batch": 1.5}, {"precision": []}, {"precision": "fp8"},
+        {"words": 3}, {"paths": []}, {"paths": [1, 2]}, {"paths": {}},
+    ],
+)  # fmt: skip
+def test_what_no_run_said_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    file = kept(tmp_path, model(), batch())
+    with safe_open(file, framework="pt") as stored:
+        about = json.loads(stored.metadata()["about"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+    save_file(tensors, file, metadata={"format": FORMAT, "about": json.dumps(about | changes)})
+    with pytest.raises(RunError, match="it does not say which step and videos it holds"):
+        replay(file)
+
+
+def test_what_is_shown_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = kept(tmp_path, model(), batch())
+    with safe_open(file, framework="pt") as stored:
+        about = json.loads(stored.metadata()["about"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+    about |= {"words": "\x1b[2Jgone", "paths": ["\x1b]0;title\x07", "a\nb"]}
+    save_file(tensors, file, metadata={"format": FORMAT, "about": json.dumps(about)})
+    replay(file)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown and r"\x1b[2Jgone" in shown
