@@ -259,6 +259,7 @@ class Delivery:
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._client.set_terminated(self._run_id, record["status"], end_time=record["time"])
+            self._delete_duplicates()
 
     def _attempt(self, call: Callable[[], None], record: Record) -> None:
         try:
@@ -303,7 +304,24 @@ class Delivery:
         self._run_id = str(run.info.run_id)
         if found:
             self._require_active()
+        self._delete_duplicates()
         return self._run_id
+
+    def _delete_duplicates(self) -> None:
+        """Delete empty runs beside ours that bear our key, which would show as RUNNING for ever.
+
+        A request to create a run whose reply is lost or late is made again: the server may take both.
+        """
+        assert self._place is not None and self._place.experiment_id is not None
+        alike = self._client.search_runs(
+            [self._place.experiment_id], f"tags.`{_KEY_TAG}` = '{self._place.key}'"
+        )
+        for run in alike:
+            if run.info.run_id != self._run_id and not run.data.metrics and not run.data.params:
+                self._client.delete_run(run.info.run_id)
+                _log.warning(
+                    "MLflow had created the run twice: the empty one, %s, is deleted", run.info.run_id
+                )
 
     def _create_run(self, place: Place, experiment_id: str) -> Any:
         return self._client.create_run(
