@@ -20,7 +20,12 @@ REFUSED = {
     "frames in the wrong place": ({"model__overrides.frames": 8}, ["set model.frames instead"]),
 }
 # In the fast suite, tests/trainer/test_preparation.py has the classes.
-SLOW = ("more classes than the model has", "frames the model cannot have", "frames in the wrong place")
+SLOW = (
+    "impossible batch",
+    "more classes than the model has",
+    "frames the model cannot have",
+    "frames in the wrong place",
+)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
@@ -32,6 +30,7 @@ from pipelines.manifest import Manifest
 from pipelines.pyav_decode import decode_frames
 from pipelines.rand_augment import Drawn, Operation, parse
 from tests.conftest import MotionSet
+from tests.pipelines.started import spin
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,6 +226,7 @@ def test_a_contender_is_measured_in_a_process_of_its_own(motion_set: MotionSet, 
     assert min(outcome.stages.values()) >= 0
 
 
+@pytest.mark.soak
 def test_videos_that_cannot_be_used_are_a_problem_not_a_figure(motion_set: MotionSet, tmp_path: Path) -> None:
     copy = tmp_path / "train.arrow"
     copy.write_bytes(motion_set.train.read_bytes())  # the videos it names are not beside it
@@ -305,14 +305,6 @@ def test_the_report_gives_medians_ranges_and_ratios(tmp_path: Path) -> None:
     assert disturbance(measured()[-1:]) == ""
     draw_rates(tmp_path / "rates.png", summarise(measured()))
     assert min(Image.open(tmp_path / "rates.png").size) > 400
-
-
-def spin(seconds: float, spun: Connection) -> None:
-    """Use that much CPU time, say how much it was, and do nothing until `spun` is closed."""
-    while time.process_time() < seconds:
-        pass
-    spun.send(time.process_time())
-    spun.poll(None)
 
 
 def test_the_time_of_processes_that_were_started_is_counted() -> None:

@@ -25,6 +25,7 @@ from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.conftest import FRAMES, damage, encode_vp9
+from tests.pipelines.started import CrashingReader
 
 
 def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: Path) -> None:
@@ -143,16 +144,6 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     assert digests(seen) == undisturbed
     assert endless.defects.take_fresh() == []
     endless.close()
-
-
-@dataclass
-class CrashingReader(Reader):
-    """Dies over one video, as a decoder with a fault does."""
-
-    def load(self, request: Request) -> Loaded:
-        if request.sample == 2 and request.key not in self.refused:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return super().load(request)
 
 
 def source(reader: Reader) -> TrainSource:

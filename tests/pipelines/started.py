@@ -1,0 +1,27 @@
+"""What processes that a test starts run: apart, because they would import all that the test's file does."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from pipelines.reader import Loaded, Reader, Request
+
+
+@dataclass
+class CrashingReader(Reader):
+    """Dies over one video, as a decoder with a fault does."""
+
+    def load(self, request: Request) -> Loaded:
+        if request.sample == 2 and request.key not in self.refused:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().load(request)
+
+
+def spin(seconds: float, spun: Connection) -> None:
+    """Use that much CPU time, say how much it was, and do nothing until `spun` is closed."""
+    while time.process_time() < seconds:
+        pass
+    spun.send(time.process_time())
+    spun.poll(None)
