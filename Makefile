@@ -1,5 +1,5 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
-# make test         set up, lint, check types, run the tests in two processes
+# make test         set up, lint, check types, run the tests in three processes
 # make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
 # make bench        set up, install what to compare with, measure how fast clips are made
@@ -34,7 +34,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))
