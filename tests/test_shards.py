@@ -40,14 +40,28 @@ def test_every_slow_check_is_in_exactly_one_shard(pytestconfig: pytest.Config) -
     marked -= {__file__}
     files = {test_id.partition("::")[0] for test_id in everything}
     assert {str(pytestconfig.rootpath / file) for file in files} == marked
+    # Collecting takes seconds: the option itself is tried on a folder.
+    some = collected(pytestconfig, str(tests / "integration"))
     parts = [
-        collected(pytestconfig, str(tests), "--shard", f"{number}/{TOTAL}") for number in range(1, TOTAL + 1)
+        collected(pytestconfig, str(tests / "integration"), "--shard", f"{number}/{TOTAL}")
+        for number in range(1, TOTAL + 1)
     ]
-    assert Counter(test_id for part in parts for test_id in part) == Counter(everything)
-    assert all(len(everything) / 4 < len(part) < len(everything) / 2 for part in parts)
+    assert Counter(test_id for part in parts for test_id in part) == Counter(some)
+    assert parts == in_shards(some)
+    for part in in_shards(everything):
+        assert len(everything) / 4 < len(part) < len(everything) / 2
     # In a part, the tests stand in the order that they have without parts.
-    order = {test_id: place for place, test_id in enumerate(everything)}
+    order = {test_id: place for place, test_id in enumerate(some)}
     assert all(part == sorted(part, key=order.__getitem__) for part in parts)
+
+
+def in_shards(test_ids: list[str]) -> list[list[str]]:
+    """The tests of each part."""
+    shards = assign_shards(test_ids, TOTAL)
+    return [
+        [test_id for test_id, its in zip(test_ids, shards, strict=True) if its == number]
+        for number in range(1, TOTAL + 1)
+    ]
 
 
 def test_a_large_file_is_spread_over_all_shards_in_runs() -> None:
