@@ -169,7 +169,9 @@ def counted_once(model, clips, backend=None):
     return logits.detach(), gradients, dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "aot_eager_decomp_partition"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("aot_eager", marks=pytest.mark.soak), "aot_eager_decomp_partition"]
+)
 def test_compiled_recomputation_changes_no_gradient_and_counts_statistics_once(small, clips, backend):
     options = {"drop_path": 0.3, "head_dropout": 0.3}
     plain = small("temporal", **options).train()

@@ -1,7 +1,5 @@
 """Results in order, whoever works, and whatever dies over it."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,25 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from pipelines.parallel import Isolation, ordered_map
-
-DEADLY = {7, 40, 41, 99}
-LATE = {100, 150, 640}
-
-
-def square(number: int) -> int:
-    return number * number
-
-
-def square_or_die(number: int) -> int:
-    if number in DEADLY:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return number * number
-
-
-def square_or_die_late(number: int) -> int:
-    if number in LATE:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return number * number
+from tests.pipelines.squares import DEADLY, LATE, square, square_or_die, square_or_die_late
 
 
 @pytest.mark.parametrize(("total", "workers"), [(0, 2), (5, 2), (100, 1), (100, 3)])

@@ -41,11 +41,12 @@ def compiled_and_plain(backend: str, recomputed_blocks: int) -> tuple[int, float
     )
 
 
+@pytest.mark.soak  # tests/models/test_uniformerv2.py compiles the model alone
 @pytest.mark.parametrize(
     ("ranks", "backend", "recomputed_blocks"),
     [
         (1, "eager", 0),
-        pytest.param(2, "aot_eager_decomp_partition", 2, marks=pytest.mark.soak),
+        (2, "aot_eager_decomp_partition", 2),
     ],
 )
 def test_a_dry_run_batch_and_the_steps_share_one_graph(

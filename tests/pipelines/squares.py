@@ -1,0 +1,23 @@
+"""Work for processes that tests start, apart from what a test's file imports."""
+
+import os
+import signal
+
+DEADLY = {7, 40, 41, 99}
+LATE = {100, 150, 640}
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def square_or_die(number: int) -> int:
+    if number in DEADLY:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number * number
+
+
+def square_or_die_late(number: int) -> int:
+    if number in LATE:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number * number
