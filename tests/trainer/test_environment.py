@@ -63,6 +63,23 @@ def test_a_launcher_s_variables(extra: dict[str, str], launcher: str) -> None:
     assert variables["MASTER_ADDR"] == "10.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("variables", "one_node"),
+    [
+        ({}, True),
+        (LAUNCHED | {"LOCAL_WORLD_SIZE": "4"}, True),
+        (LAUNCHED | {"LOCAL_WORLD_SIZE": "2"}, False),
+        (LAUNCHED, False),  # nobody says so: the others may be elsewhere
+        (LAUNCHED | {"CROSS_SIZE": "1", "LOCAL_SIZE": "4"}, True),
+        (SRUN, False),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "6", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "a"}, True),
+    ],
+)
+def test_what_is_known_to_be_on_one_node(variables: dict[str, str], one_node: bool) -> None:
+    """There, ranks listen on loopback only."""
+    assert find_environment("cpu", dict(variables)).one_node is one_node
+
+
 def test_srun() -> None:
     variables = dict(SRUN)
     environment = find_environment("cpu", variables)
