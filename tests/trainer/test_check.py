@@ -171,4 +171,5 @@ def test_lines_fit_a_terminal_of_80_columns(
     for words in ("MLflow knows no", "chosen for this memory", "1 of 4 videos of data.train"):
         assert words in text
     long = [line for line in text.splitlines() if len(line) > 80]
-    assert all(str(lost) in line for line in long)  # a path is never cut in two
+    # A path is never cut in two; under xdist that of the test's folder is long.
+    assert [line for line in long if tmp_path.name not in line] == []

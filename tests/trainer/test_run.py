@@ -1,8 +1,11 @@
 """How the parts of a run are wired."""
 
+import errno
+import os
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
@@ -37,7 +40,11 @@ def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> N
 
 def refused_folder(run_dir: Path) -> str:
     run = Run(load_recipe(SMALL), RunFolder(run_dir), find_environment("cpu"))
-    with pytest.raises(RunError) as refusal:
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    with mock.patch("trainer.checkpoint.shelf._remove", busy), pytest.raises(RunError) as refusal:
         run._create_folder(None, 0)
     return str(refusal.value)
 
@@ -45,10 +52,10 @@ def refused_folder(run_dir: Path) -> str:
 def test_a_folder_that_cannot_be_tidied_is_refused_in_words(tmp_path: Path) -> None:
     in_the_way = tmp_path / "checkpoints" / ".step-0000003.partial"
     in_the_way.parent.mkdir()
-    in_the_way.touch()  # no folder: it cannot be removed as one
+    in_the_way.touch()
     with Ranks(1) as ranks:
         (said,) = ranks.run(refused_folder, tmp_path)
-    assert str(tmp_path) in said and in_the_way.name in said and "Not a directory" in said
+    assert str(tmp_path) in said and in_the_way.name in said and "resource busy" in said
 
 
 def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:

@@ -146,7 +146,7 @@ def test_a_state_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
     [
         ({"model": None}, "its model is not a mapping"),
         ({"model": {}}, "the model's field resolution is missing"),
-        ({"class_names": "abc"}, "its class_names is a str"),
+        ({"class_names": "abc"}, "its class_names is not a list"),
         ({"class_names": [1]}, "its class_names are not all text"),
         ({"recipe": "left out"}, "its description has no recipe"),
     ],
