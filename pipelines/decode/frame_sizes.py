@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from .jpeg_headers import frame_headers
 from .picture_headers import Bits
 
-# Start of frame: all of C0 to CF but DHT, JPG and DAC (ITU-T T.81, table B.1), and F7 (JPEG-LS). Data of a
-# scan hold no such pair of bytes: there, FF is followed by 00 or a restart marker.
-_JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")
 _JPEG_ADOBE = re.compile(rb"\xff\xee..Adobe.{7}", re.DOTALL)  # APP14, which can say that the planes are RGB
 
 _VP8_START = b"\x9d\x01\x2a"  # RFC 6386, 9.1
@@ -43,16 +41,10 @@ def one_size(codec: str, packets: Iterable[bytes]) -> bool:
 
 
 def _jpeg_headers(packet: bytes) -> Iterator[Said]:
-    """The whole of each header of a frame, with sampling and identifiers of its components.
-
-    One inside another segment, as that of a thumbnail is, counts as well: a decoder that damage brings out of
-    step may find it.
-    """
+    """The whole of each header of a frame, with whether the planes are RGB."""
     adobe = b"".join(_JPEG_ADOBE.findall(packet))
-    for marker in _JPEG_FRAME.finditer(packet):
-        at = marker.start()
-        length = int.from_bytes(packet[at + 2 : at + 4], "big")
-        yield "frame", packet[at : at + 2 + length] + adobe
+    for header in frame_headers(packet):
+        yield "frame", header + adobe
 
 
 def _vp8_headers(packet: bytes) -> Iterator[Said]:

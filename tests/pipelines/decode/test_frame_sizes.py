@@ -1,11 +1,13 @@
 """Videos that say to change size: DALI's CPU decoder, given one, reads memory that is not there."""
 
+import io
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.decode.frame_sizes import CODECS, one_size
 from pipelines.draw import TrainClip
@@ -71,6 +73,66 @@ def test_vp9_that_resizes_between_keyframes(tmp_path: Path) -> None:
         inter + header + bytes([0xC9]) + len(inter).to_bytes(2, "little") + b"\x0a\x00" + bytes([0xC9])
     )
     assert not one_size("vp9", [small[0], superframe])
+
+
+def jpeg(
+    quality: int = 75,
+    width: int = WIDTH,
+    *,
+    before: bytes = b"",
+    progressive: bool = False,
+    thumbnail: int = 0,
+) -> bytes:
+    """A picture. before: segments behind its first marker. thumbnail: width of one in its Exif data."""
+    picture = Image.fromarray(moving_picture(1, HEIGHT, width)[0])
+    content = io.BytesIO()
+    exif = b""
+    if thumbnail:
+        tiff = b"MM\0*" + (8).to_bytes(4, "big") + bytes(2 + 4) + jpeg(width=thumbnail)
+        exif = b"Exif\0\0" + tiff
+    picture.save(content, "jpeg", quality=quality, progressive=progressive, exif=exif)
+    return content.getvalue()[:2] + before + content.getvalue()[2:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("quality", [7, 9, 15, 16, 17, 20, 21, 75, 95])
+def test_tables_of_a_jpeg_that_look_like_a_header_are_none(quality: int, progressive: bool) -> None:
+    picture, narrow = (jpeg(quality, width, progressive=progressive) for width in (WIDTH, WIDTH - 16))
+    assert one_size("mjpeg", [picture, picture])
+    assert not one_size("mjpeg", [picture, narrow])
+    assert not one_size("mjpeg", [picture, picture + narrow])  # as fields are stored
+
+
+def test_metadata_of_a_jpeg_are_passed_over() -> None:
+    random = np.random.default_rng(0).bytes(60_000)
+    comment = b"\xff\xfe" + (2 + len(random)).to_bytes(2, "big") + random
+    assert b"\xff\xc0" in comment[4:]
+    pictures = [jpeg(), jpeg(before=comment), jpeg(thumbnail=32), jpeg(thumbnail=48)]
+    assert one_size("mjpeg", pictures)
+    assert not one_size("mjpeg", [*pictures, jpeg(width=WIDTH - 16, before=comment)])
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        (b"\xff\xdb\0\x43\0", b"\xff\xdb\0\x43\x20"),  # a table of quantisation of unknown width
+        (b"\xff\xdb\0\x43\0", b"\xff\xdb\x40\x43\0"),  # one that seems to hold the header
+        (b"\xff\xc4\0\x1f\0", b"\xff\xc4\x01\x1f\0"),
+        (b"\xff\xe0\0\x10JFIF", b"\xff\xe0\xff\xffJFIF"),  # longer than the packet
+        (b"\xff\xe0\0\x10JFIF", b"\xff\xe0\0\0JFIF"),
+        (b"\xff\xe0\0\x10JFIF\0", b"\xff\xe1\x02\x2eExif\0"),  # seems to hold it; its directory does not
+    ],
+)
+def test_behind_a_damaged_segment_of_a_jpeg_each_header_counts(sound: bytes, damaged: bytes) -> None:
+    whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
+    assert narrow.count(sound) >= 1 and whole.find(b"\xff\xc0") < 0x22E
+    assert not one_size("mjpeg", [whole, narrow.replace(sound, damaged, 1)])
+
+
+def test_a_header_amid_the_data_of_a_scan_counts() -> None:
+    whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
+    at, header = narrow.index(b"\xff\xc0"), whole.index(b"\xff\xda") + 40
+    assert not one_size("mjpeg", [whole[:header] + narrow[at : at + 19] + whole[header:]])
 
 
 def test_what_cannot_be_read_says_nothing() -> None:
