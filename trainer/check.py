@@ -32,6 +32,7 @@ from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import GIB, Needs, Room, free_bytes
 from trainer.node_files import open_manifest
 from trainer.preparation import (
+    BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
     manifests,
@@ -102,7 +103,10 @@ def check(
         for name, path in absent:
             problems.note(f"{name}: no manifest at {path}; make it with python launch/prepare.py")
     if prepared is not None:
-        problems.attempt(partial(check_checkpoint, folder, settled(recipe, prepared), resume, allowed))
+        kept = settled(recipe, prepared)
+        # How many ranks there will be only --ranks says, and what memory they will have, nobody.
+        assumed = (BATCH_NORM_CLIPS,) if asked is None or recipe.engine.micro_batch == "auto" else ()
+        notes += problems.attempt(lambda: check_checkpoint(folder, kept, resume, allowed, assumed)) or ()
     classes = _classes(recipe)
     layout = prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, room))
     for problem in _missing(recipe, with_gpu=asked is None):

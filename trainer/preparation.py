@@ -28,6 +28,8 @@ from trainer.sides import mirrored_classes
 _NAMED = 4
 """Classes that a note names."""
 
+BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
+"""The one of the `settled` that the machine has a part in."""
 
 LOOKED_AT = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
 
@@ -215,9 +217,7 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
         **_under("optimisation", optimisation),
     }
     if prepared.config.local_mhra:
-        values["clips that a batch norm sees (engine.micro_batch x ranks)"] = (
-            plan.global_batch // layout.accumulation
-        )
+        values[BATCH_NORM_CLIPS] = plan.global_batch // layout.accumulation
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

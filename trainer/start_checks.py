@@ -1,7 +1,7 @@
 """What is checked when a run starts, before anything is built or written; `--check` checks the same."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,20 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
     return tuple(notes)
 
 
-def check_checkpoint(folder: RunFolder, settled: dict[str, Any], resume: str, allowed: Sequence[str]) -> None:
+def check_checkpoint(
+    folder: RunFolder,
+    settled: dict[str, Any],
+    resume: str,
+    allowed: Sequence[str],
+    assumed: Collection[str] = (),
+) -> tuple[str, ...]:
     """Compare the settings of a run with those of the checkpoint that it goes on from, if there is one.
 
-    Raises RunError where they differ. Reads what the checkpoint says of itself, and no tensors.
+    assumed: settings whose values here come from ranks or memory that may be others when the run starts.
+    Where these differ from the checkpoint's, a note says so, and none is refused.
+
+    Returns the notes. Raises RunError where other settings differ. Reads what the checkpoint says of itself,
+    and no tensors.
     """
     state = None
     if resume == "auto":
@@ -85,7 +95,16 @@ def check_checkpoint(folder: RunFolder, settled: dict[str, Any], resume: str, al
     if state is None:
         check_names(allowed, settled)
     else:
-        check_settled(found, state.settled, settled, allowed)
+        then = state.settled
+        other = [name for name in assumed if name in then.keys() & settled and then[name] != settled[name]]
+        check_settled(found, then, settled, [*allowed, *other])
+        return tuple(
+            f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
+            f"{found}, {settled[name]} now. A run that starts so is refused"
+            for name in other
+            if name not in allowed
+        )
+    return ()
 
 
 def _newest(kept: Sequence[Path]) -> tuple[Path, TrainState | None]:

@@ -13,6 +13,8 @@ from pipelines.manifest import Row, write_manifest
 from trainer import RunError
 from trainer.check import check
 from trainer.checkpoint.state import TrainState, write_state
+from trainer.engine.memory import GIB, Room
+from trainer.preparation import BATCH_NORM_CLIPS, prepare, settled
 from trainer.recipe.file import load_recipe
 from trainer.run_folder import RunFolder
 
@@ -158,6 +160,28 @@ def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(say, vid
     told = refusal(say(*ON_CPU))
     assert "step-0000003 is of another training" in told and "seed: 1 then, 0 now" in told
     assert "--allow-change 'sed'" in refusal(say(*ON_CPU, allowed=["sed"]))
+
+
+def test_clips_of_a_batch_norm_that_are_only_assumed_are_noted(say, videos, tmp_path: Path) -> None:
+    recipe = load_recipe(Path("recipe.yaml"), ON_CPU)
+    kept = settled(recipe, prepare(recipe, 1, Room("cpu", 8 * GIB)))
+    checkpoint = tmp_path / "run/checkpoints/step-0000003"
+    checkpoint.mkdir(parents=True)
+
+    def keep(**others: object) -> None:
+        write_state(checkpoint, TrainState(3, 3, 16, 1, {**kept, **others}, 0, 0, {}, 0.0, {}))
+
+    keep(**{BATCH_NORM_CLIPS: 512})
+    fixed = "engine.micro_batch=2"
+    for text in (say(*ON_CPU), say(*ON_CPU, ranks=2), say(*ON_CPU, fixed)):
+        assert "nothing is missing" in text
+        notes = text.partition("\nnotes")[2]
+        assert f"which --check assumes: {BATCH_NORM_CLIPS}: 512 in checkpoint {checkpoint}, " in notes
+    assert f"{BATCH_NORM_CLIPS}: 512 then, 4 now" in refusal(say(*ON_CPU, fixed, ranks=2))
+    assert "--check assumes" not in say(*ON_CPU, allowed=[BATCH_NORM_CLIPS])
+    keep(**{BATCH_NORM_CLIPS: 512, "seed": 1})
+    told = refusal(say(*ON_CPU))
+    assert "seed: 1 then, 0 now" in told and BATCH_NORM_CLIPS not in told
 
 
 def test_lines_fit_a_terminal_of_80_columns(
