@@ -1,5 +1,6 @@
 """How many bad videos a run does without."""
 
+import math
 from collections.abc import Iterable
 
 from pipelines.defects import Defect
@@ -7,6 +8,9 @@ from pipelines.spot_check import first_reasons
 
 FEW = 3
 """Bad videos that stop no run, whatever share of a small data set they are."""
+
+CHANCE = 10_000
+"""One in so many samples may be refused that is of a data set which a run does without the bad videos of."""
 
 
 def few(share: float, videos: int) -> int:
@@ -17,6 +21,29 @@ def few(share: float, videos: int) -> int:
 def too_many(bad: int, share: float, videos: int) -> bool:
     """Whether a run cannot do without so many bad videos, of so many seen. share: `data.bad_share`."""
     return bad > max(share * videos, few(share, videos))
+
+
+def surely_too_many(bad: int, share: float, opened: int, videos: int) -> bool:
+    """Whether a run that tried some of its videos need not begin: it cannot do without all that are bad.
+
+    It is where all that were tried are bad, which few data sets are by chance and all are that were moved, or
+    where one of `CHANCE` samples or fewer holds so many, of a data set with as many as a run does without.
+
+    Args:
+        bad: videos of those opened.
+        share: `data.bad_share`.
+        opened: how many were tried.
+        videos: of the data set.
+    """
+    if bad <= few(share, opened) or share == 1:
+        return False
+    if bad == opened:
+        return True
+    most = int(max(share * videos, few(share, videos)))
+    as_bad = sum(
+        math.comb(most, found) * math.comb(videos - most, opened - found) for found in range(bad, opened + 1)
+    )
+    return as_bad * CHANCE < math.comb(videos, opened)
 
 
 class BadVideos:

@@ -9,7 +9,7 @@ from pipelines.manifest import Manifest
 from pipelines.paths import try_to_write
 from pipelines.spot_check import open_some
 from trainer import RunError
-from trainer.bad_videos import too_many
+from trainer.bad_videos import surely_too_many
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, TrainState, check_names, check_settled, read_state
 from trainer.preparation import named_manifests
@@ -55,14 +55,14 @@ def check_resume(folder: RunFolder, resume: str) -> None:
 def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ...]:
     """Open a few videos of each manifest, given in the order of `named_manifests`.
 
-    Returns notes on those that cannot be used. Raises RunError where they are more than data.bad_share lets
-    pass.
+    Returns notes on those that cannot be used. Raises RunError where so many show that the manifest has more
+    than data.bad_share lets pass.
     """
     notes, refused = [], []
     for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True):
         found = open_some(manifest, f"{field} ({path})")
         bad = len(found.defects)
-        if too_many(bad, recipe.data.bad_share, found.opened):
+        if surely_too_many(bad, recipe.data.bad_share, found.opened, found.videos):
             refused.append(found.words)
         elif bad:
             notes.append(found.words)

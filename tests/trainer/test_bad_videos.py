@@ -1,9 +1,10 @@
 """How many bad videos a run does without."""
 
+import numpy as np
 import pytest
 
 from pipelines.defects import Defect
-from trainer.bad_videos import BadVideos, few, too_many
+from trainer.bad_videos import BadVideos, few, surely_too_many, too_many
 
 
 def found(count: int) -> BadVideos:
@@ -19,6 +20,37 @@ def found(count: int) -> BadVideos:
 )
 def test_the_limit_is_a_share_and_at_least_a_few(videos: int, share: float, most: int) -> None:
     assert [bad for bad in range(videos + 1) if not too_many(bad, share, videos)] == list(range(most + 1))
+
+
+@pytest.mark.parametrize(
+    ("opened", "videos", "share", "most"),
+    [
+        (8, 1000, 0.01, 3),  # four of eight: in one of 2.9 million samples
+        (8, 1000, 0.05, 4),
+        (8, 10**7, 0.3, 7),
+        (8, 10**7, 0.9, 7),
+        (8, 1000, 1.0, 8),
+        (8, 1000, 0.0, 0),
+        (5, 9, 0.01, 2 + 1),  # which may have three bad ones, and so not a fourth
+        (8, 8, 0.3, 3),  # nothing is left to chance where all are tried
+        (8, 8, 0.5, 4),
+        (1, 1, 0.01, 0),
+        (2, 2, 0.3, 1),
+    ],
+)
+def test_a_sample_is_refused_only_where_its_data_set_surely_is(
+    opened: int, videos: int, share: float, most: int
+) -> None:
+    noted = [bad for bad in range(opened + 1) if not surely_too_many(bad, share, opened, videos)]
+    assert noted == list(range(most + 1))
+
+
+def test_good_data_sets_are_hardly_ever_refused_for_their_sample() -> None:
+    """300 of 1,000 videos are bad, as many as the share lets pass."""
+    random = np.random.default_rng(0)
+    found = random.hypergeometric(300, 700, 8, size=20_000)
+    assert np.mean([too_many(bad, 0.3, 8) for bad in found]) > 0.15
+    assert np.mean([surely_too_many(bad, 0.3, 8, 1000) for bad in found]) < 5e-4
 
 
 def test_a_lost_video_of_a_small_set_stops_no_run_however_often_it_comes() -> None:

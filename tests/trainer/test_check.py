@@ -146,6 +146,21 @@ def test_more_classes_than_the_head_has_are_refused(say, videos) -> None:
     assert "has 2 classes, the model 1" in refusal(say(*ON_CPU, "model.num_classes=1"))
 
 
+def test_bad_videos_that_a_run_may_do_without_are_noted(say, videos, tmp_path: Path) -> None:
+    """Half of the videos that are tried are bad, where three in ten of the manifest may be."""
+    write_manifest(tmp_path / "train.arrow", videos * 10, ["cat", "dog"])
+    for number in (1, 2):
+        (tmp_path / f"videos/{number}.avi").write_bytes(b"")
+    words = "4 of 8 tried videos of data.train (train.arrow) cannot be used; the first: "
+    many = (*ON_CPU, "data.bad_share=0.3")
+    text = say(*many)
+    assert words in text.partition("\nnotes")[2] and "nothing is missing" in text
+    assert words in refusal(say(*ON_CPU))
+    for number in (0, 3):
+        (tmp_path / f"videos/{number}.avi").write_bytes(b"")
+    assert "none of 8 tried videos of data.train (train.arrow) can be used" in refusal(say(*many))
+
+
 def test_a_run_folder_that_cannot_be_made_is_refused(say, videos, tmp_path: Path) -> None:
     (tmp_path / "run").touch()  # root may write anywhere but below a file
     told = refusal(say(*ON_CPU))
