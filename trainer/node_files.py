@@ -30,7 +30,7 @@ def read_first(paths: Sequence[Path], environment: Environment, node_copy: Path 
     Does something on each node's first rank only: the others find in the node's memory what it looked up and
     read. To be done on all ranks `together`.
 
-    Raises DataError for what is no manifest, RunError where it cannot be copied.
+    Raises DataError for what is no manifest, or is found damaged, RunError where it cannot be copied.
     """
     if environment.local_rank > 0:
         return
@@ -111,6 +111,7 @@ def _is_own_file(name: str, folder: int) -> bool:
 
 
 def _copy(manifest: Manifest, node_copy: Path, node: str) -> None:
+    """Raises DataError for an original that is damaged, RunError where it cannot be copied."""
     copy = _copy_of(manifest.path, node_copy)
     try:
         node_copy.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,7 @@ def _copy(manifest: Manifest, node_copy: Path, node: str) -> None:
             if not _is_copy(copy, manifest, folder):
                 _write(manifest.path, copy, folder, node)
                 if not _is_copy(copy, manifest, folder):
+                    Manifest.open(manifest.path).verify_fingerprint()  # damaged, it has no whole copy
                     raise RunError(
                         f"data.node_copy: {printable(manifest.path)} was changed while {node} copied it: "
                         "start again"

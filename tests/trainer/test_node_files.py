@@ -116,6 +116,39 @@ def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     assert [file.name for file in sorted(own(node).iterdir())] == [f".{copy.name}.lock", copy.name]
 
 
+def test_a_damaged_original_is_named_and_not_its_copy(tmp_path: Path) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    content = path.read_bytes()
+    assert content.count(b"videos/1.mp4") == 1
+    path.write_bytes(content.replace(b"videos/1.mp4", b"videos/7.mp4"))
+    for _ in range(2):  # the second one finds the first one's copy
+        with pytest.raises(DataError, match=r"its content has fingerprint .* Make it again") as refusal:
+            read_first([path], place(), node)
+        assert str(refusal.value).startswith(f"{path} is damaged: ")
+    path.write_bytes(content)
+    read_first([path], place(), node)
+    open_manifest(path, node).verify()
+
+
+def test_an_original_that_changes_while_it_is_copied_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, node = tmp_path / "train.arrow", tmp_path / "node"
+    made(path)
+    write = node_files._write
+
+    def change_and_write(*arguments) -> None:
+        made(path, label=1)
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node_files, "_write", change_and_write)
+        with pytest.raises(RunError, match="was changed while n0 copied it: start again"):
+            read_first([path], place(), node)
+    read_first([path], place(), node)
+
+
 def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
