@@ -166,25 +166,31 @@ def read_index(
     packed = gaps = False
     scan = PictureScan(codec.name, codec.extradata or b"") if codec.name in SCANNED else None
     rising, latest = True, -sys.maxsize
+    scans = scan is not None  # this runs for each packet of a video: what cannot matter is not asked for
     room = keep_bytes
     for ordinal, packet in enumerate(stored_packets(container, stream)):
         time = packet.pts
         times.append(time)
-        gaps = gaps or packet.is_corrupt
-        rising = rising and time is not None and time > latest
-        latest = latest if time is None else time
+        if packet.is_corrupt:
+            gaps = True
         if packet.is_keyframe:
             if mpeg4 and not keyframes:
                 packed = packed or PACKED.search((codec.extradata or b"") + bytes(packet)) is not None
             keyframes.append(ordinal)
-        # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
-        decodable = True
-        if scan is not None and (
-            (rising and not scan.b_pictures) or scan.may_have_fields or scan.may_lack_references
-        ):
-            decodable = scan.add(bytes(memoryview(packet)[:HEADER_BYTES]))
-        packed = packed or (mpeg4 and packet.size <= MPEG4_NOT_CODED)
-        hidden = packet.is_discard or not decodable or (vp8 and not memoryview(packet)[0] & VP8_SHOWN)
+        hidden = packet.is_discard
+        if scans:
+            assert scan is not None
+            # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
+            rising = rising and time is not None and time > latest
+            latest = latest if time is None else time
+            if scan.b_pictures or not rising:
+                scans = scan.may_have_fields or scan.may_lack_references
+            if scans:
+                hidden = not scan.add(bytes(memoryview(packet)[:HEADER_BYTES])) or hidden
+        if mpeg4:
+            packed = packed or packet.size <= MPEG4_NOT_CODED
+        elif vp8:
+            hidden = hidden or not memoryview(packet)[0] & VP8_SHOWN
         if keyframes and not hidden:
             shown.append(ordinal)
         if room >= 0:

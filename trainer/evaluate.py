@@ -13,6 +13,10 @@ from trainer.engine.engine import Engine
 TOP = 5
 
 
+class NotFiniteError(AgreedError):
+    """The weights have become useless."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What came out, over all ranks.
@@ -53,7 +57,7 @@ def evaluate(
     progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
     any was, all give up and get None, and the loader is of no more use. Collective; all get the same.
 
-    Raises RunError where the model's outputs are not finite for some video.
+    Raises NotFiniteError where the model's outputs are not finite for some video.
     """
     engine.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
@@ -81,7 +85,7 @@ def evaluate(
     engine.train()
     top5, bad, not_finite = counts.tolist()
     if not_finite:
-        raise AgreedError(
+        raise NotFiniteError(
             f"the model's outputs are not finite for {not_finite} of {int(confusion.sum())} validation "
             "videos: its weights have become useless. Lower optimisation.learning_rate or set "
             "optimisation.clip_norm, and go on from an earlier checkpoint with --resume"

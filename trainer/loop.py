@@ -21,7 +21,7 @@ from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluate import Evaluation, NotFiniteError, evaluate
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, process_age
@@ -211,18 +211,23 @@ class Trainer:
                 told(done)
                 self.watchdog.beat(f"evaluation batch {done}")
 
-            result = evaluate(
-                self.engine,
-                self.val_loader,
-                self.classes,
-                progress=progress,
-                leaving=lambda: self.stop.requested is not None,
-            )
+            try:
+                result = evaluate(
+                    self.engine,
+                    self.val_loader,
+                    self.classes,
+                    progress=progress,
+                    leaving=lambda: self.stop.requested is not None,
+                )
+            except NotFiniteError:
+                self.checkpoints.doubt(f"the outputs of the evaluation after step {self.step} are not finite")
+                raise
         self.bad_val_videos.add(self.record.quarantine(self.val_loader.defects))
         if result is None:
             return False
         self.final = result
-        self.checkpoints.confirm(self.step)
+        if self.is_finite and self.step == self.schedule.total_steps and result.videos:
+            self.checkpoints.confirm(self.step)  # no step will do so
         self.record.evaluation(self.step, result)
         self.keep_best(result.top1)
         videos = result.videos + result.bad

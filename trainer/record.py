@@ -197,7 +197,7 @@ class Record:
         else:
             self._display.warn(
                 f"{where}. The numbers of that step were not finite, so that its weights are not saved; "
-                f"{unsaved}: the same command continues from there"
+                f"{unsaved}. The same command goes on from what there is"
             )
 
     def summarise(self, summary: dict[str, Any]) -> None:

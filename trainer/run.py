@@ -98,6 +98,7 @@ class Run:
         self.is_main = environment.is_main
         self._meters: Meters | None = None
         self._notes = environment.notes
+        self._launcher = LauncherWatch(environment.launcher)
         self._lock: RunLock | None = None  # of the folder, on rank 0
         self._trains = False
         self.checkpoints = Checkpoints(
@@ -156,7 +157,7 @@ class Run:
             time_limit=self.recipe.run.time_limit_minutes,
             job_end=job_end(),
             margin=self._time_to_leave,
-            launcher_is_gone=LauncherWatch(self.environment.launcher).is_gone,
+            launcher_is_gone=self._launcher.is_gone,
         )
 
     def _time_to_leave(self) -> float:
@@ -323,12 +324,14 @@ class Run:
 
     def _skipped_steps(self, fixed: dict[str, Any]) -> SkippedSteps:
         """Of this run, by rank 0's account. Collective."""
-        found = [self.folder.skipped_steps(fixed) if self.is_main else 0]
+        # A change of precision is a remedy: what it was before does not count.
+        settings = {**fixed, "engine.precision": self.recipe.engine.precision}
+        found = [self.folder.skipped_steps(settings) if self.is_main else 0]
         dist.broadcast_object_list(found)
         return SkippedSteps(
             self.recipe.optimisation.skipped_steps,
             found[0],
-            keep=(lambda count: self.folder.keep_skipped_steps(count, fixed)) if self.is_main else None,
+            keep=(lambda count: self.folder.keep_skipped_steps(count, settings)) if self.is_main else None,
         )
 
     def _description(self, prepared: Preparation) -> dict[str, Any]:

@@ -7,7 +7,8 @@ must be there and makes the folder visible by one rename. So whatever dies, when
 whole.
 
 It counts as good once a step after it was finite: a step's own gradient says nothing of the weights that it
-leaves. Until then older ones stay, and where the next step is not finite it is withdrawn.
+leaves. After the last step the evaluation takes that part. Until then older ones stay, and where the next
+step is not finite it is withdrawn.
 """
 
 import logging
@@ -210,12 +211,20 @@ class Checkpoints:
         """The newest checkpoint that is whole; damaged ones are passed over by name. None where there is none
         at all.
 
-        Raises RunError when there are some and all are damaged: what they hold is not to be given up unasked.
+        Raises RunError when there are some and all are damaged, or of weights that were of no use: what they
+        hold is not to be given up unasked.
         """
-        found = [self.shelf.visible() if self._is_main else None]
+        found: list[Any] = [(self.shelf.visible(), self.shelf.withdrawn()) if self._is_main else None]
         dist.broadcast_object_list(found)
+        visible, withdrawn = found[0]
+        if withdrawn and not visible:
+            raise AgreedError(
+                f"the one checkpoint, {withdrawn[-1]}, is of weights at which nothing was finite. Go on from "
+                "it all the same with --resume and its path; to begin anew, give --resume never and another "
+                "folder with --run-dir"
+            )
         problems = []
-        for path in reversed(found[0] or []):
+        for path in reversed(visible):
             problem = self._problem(path)
             if problem is None:
                 return path

@@ -3,6 +3,7 @@ work.
 """
 
 import errno
+import json
 import logging
 import shutil
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
+from trainer.run_folder import RunFolder
+from trainer.telling import Telling
 
 _WITHDRAWN = "not-finite-"
 MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
@@ -30,6 +33,8 @@ class Shelf:
         self._accuracies = Accuracies(folder)
         self._deleting: threading.Thread | None = None
         self._good: Path | None = None  # the newest known to be good, which stays whatever happens
+        self._confirmations = folder / "confirmed.json"
+        self._telling = Telling()
         self._unconfirmed: list[Path] = []  # at whose weights nothing was finite yet
 
     def visible(self) -> list[Path]:
@@ -119,9 +124,11 @@ class Shelf:
             if (aside := _withdrawn(path)).exists() and not path.exists():
                 _rename(aside, path)
         self._good = good[-1]
+        self._write_confirmed(step_of(self._good))
         kept = self._kept_as_best()
         so_far = [path for path in self.visible() if step_of(path) <= step_of(self._good)]
         superfluous = [path for path in so_far[: -self._keep_last] if path != kept]
+        superfluous += [path for path in self.withdrawn() if _step_withdrawn(path) <= step_of(self._good)]
         self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
         self._deleting.start()
 
@@ -148,7 +155,7 @@ class Shelf:
         good: the checkpoint that it goes on from, which may lie elsewhere. A later one belongs to a branch
         that is given up, or is damaged; left in place, it would count as the newest. Raises OSError.
         """
-        for cut_off in self.folder.glob(".step-*"):
+        for cut_off in [*self.folder.glob(".step-*"), *self.folder.glob(f".{_WITHDRAWN}step-*")]:
             if cut_off.suffix == ".partial":
                 _log.warning("%s was cut off while it was written: removed", cut_off.name)
             _remove(cut_off)
@@ -160,20 +167,43 @@ class Shelf:
         self._accuracies.forget_after(step)
         own = [path for path in self.visible() if good is not None and path.resolve() == good.resolve()]
         self._good = own[0] if own else None
-        self._unconfirmed = own
+        # Of the checkpoints of one branch only the newest can lack it: none is saved before a finite step.
+        before = [step_of(path) for path in self.visible() if step_of(path) < step]
+        confirmed = max(min(self._read_confirmed(), step), *before, -1)
+        self._write_confirmed(confirmed)
+        self._unconfirmed = [path for path in own if step_of(path) > confirmed]
         for path in sorted(self.folder.glob(f"{_WITHDRAWN}step-*")):
             _log.warning(
                 "%s is of weights at which nothing was finite; --resume goes on from it all the same", path
             )
 
+    def withdrawn(self) -> list[Path]:
+        """Checkpoints that were renamed, because nothing was finite at their weights, oldest first."""
+        folders = (path for path in self.folder.glob(f"{_WITHDRAWN}step-*") if _step_withdrawn(path) >= 0)
+        return sorted(folders, key=_step_withdrawn)
+
+    def _read_confirmed(self) -> int:
+        """The newest step whose checkpoint was confirmed, in whatever start; -1 where that is not known."""
+        try:
+            step = json.loads(self._confirmations.read_text(encoding="utf-8"))["step"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return -1
+        return step if type(step) is int else -1
+
+    def _write_confirmed(self, step: int) -> None:
+        if step == self._read_confirmed():
+            return
+        with self._telling(self._confirmations):
+            RunFolder.write_json(self._confirmations, {"step": step})
+
     def _dispensable(self) -> list[Path]:
-        """What may be deleted for want of room, in this order: the most accurate last, the newest good one
-        never.
+        """What may be deleted for want of room, in this order: what was withdrawn, the others, the most
+        accurate last, the newest good one never.
         """
         kept = self._kept_as_best()
         visible = self.visible()
         stays = self._good or (visible[-1] if visible else None)
-        return sorted(
+        return self.withdrawn() + sorted(
             (path for path in visible if path != stays), key=lambda path: (path == kept, step_of(path))
         )
 
@@ -194,6 +224,10 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path)
+
+
+def _step_withdrawn(path: Path) -> int:
+    return step_of(path.with_name(path.name.removeprefix(_WITHDRAWN)))
 
 
 def _withdrawn(path: Path) -> Path:

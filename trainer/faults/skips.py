@@ -32,8 +32,9 @@ class SkippedSteps:
         if self.count <= self.limit:
             return f"{left_out}; {self.count} of at most {self.limit} such steps in this run"
         raise RunError(
-            f"{left_out}, and {_steps(self.limit)} in a run, as optimisation.skipped_steps says. The run "
-            "stops. not-finite/ of the run folder holds what those "
+            f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)}, as "
+            "optimisation.skipped_steps says. The run stops; it goes on once these settings have changed, or "
+            "with a larger optimisation.skipped_steps. not-finite/ of the run folder holds what those "
             "steps saw: launch/train.py --replay FILE shows where it goes wrong. Lower "
             "optimisation.learning_rate, set optimisation.clip_norm, or set engine.precision to fp32"
         )

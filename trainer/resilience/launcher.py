@@ -23,7 +23,7 @@ class LauncherWatch:
         if launcher == "deepspeed" and self._watched:
             # One process per node starts the ranks. The command itself is above it on a single node only.
             above = _parent(self._watched[0][0])
-            if above is not None and b"deepspeed" in _command(above):
+            if above is not None and _is_deepspeed(above):
                 self._watch(above)
 
     def is_gone(self) -> bool:
@@ -43,8 +43,12 @@ def _parent(number: int) -> int | None:
     return int(status.rpartition(")")[2].split()[1])
 
 
-def _command(number: int) -> bytes:
+def _is_deepspeed(number: int) -> bool:
+    """Whether a process is the `deepspeed` command, and no shell whose script happens to be called so."""
     try:
-        return Path(f"/proc/{number}/cmdline").read_bytes()
+        words = Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return b""
+        return False
+    # A script is started as `python .../bin/deepspeed ...`.
+    is_python = Path(words[0]).name.startswith("python")
+    return is_python and any(Path(word).name == "deepspeed" for word in words[1:4])

@@ -268,6 +268,28 @@ def none_good(folder: Path) -> str:
     return str(refusal.value)
 
 
+def none_but_withdrawn(folder: Path) -> str:
+    engine, shelf = make_engine(2), checkpoints(folder)
+    train(engine, 0, 1)
+    assert shelf.begin(engine, state_of(engine, 1))
+    path = shelf.settle()
+    shelf.doubt("the gradient of step 2 is not finite")
+    assert path is not None and not path.exists()
+    with pytest.raises(RunError) as refusal:
+        shelf.newest()
+    shelf.confirm(1)
+    assert shelf.newest() == path
+    shelf.doubt("a clip of step 3 holds a NaN")
+    assert shelf.newest() == path
+    shelf.finish()
+    return str(refusal.value)
+
+
+def test_a_run_whose_checkpoint_was_withdrawn_is_not_begun_anew(two: Ranks, tmp_path: Path) -> None:
+    one, other = two.run(none_but_withdrawn, tmp_path)
+    assert one == other and f"{tmp_path}/not-finite-step-0000001" in one and "--resume" in one
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(two: Ranks, tmp_path: Path) -> None:
     one, other = two.run(none_good, tmp_path)
     assert one == other

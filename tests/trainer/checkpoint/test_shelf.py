@@ -146,8 +146,40 @@ def test_one_of_useless_weights_is_withdrawn_and_comes_back_if_they_are_good_aft
     assert shelf.withdraw(10, "confirmed already") is False
     new.rename(tmp_path / "not-finite-step-0000020")
     caplog.clear()
-    shelf_of(tmp_path).tidy(10)
-    assert "not-finite-step-0000020" in caplog.text and "--resume" in caplog.text
+    shelf = shelf_of(tmp_path)
+    shelf.tidy(10)
+    assert [path.name for path in shelf.withdrawn()] == ["not-finite-step-0000020"]
+    # It is in nobody's way: the first to go for want of room, and once the run has got past it.
+    make(tmp_path, 10)
+    with disk_for(tmp_path, 1):
+        shelf.make_room(30, ROOM_OF_ONE)
+    assert shelf.withdrawn() == [] and left(tmp_path) == ["10"]
+
+
+def test_what_was_confirmed_once_is_never_withdrawn(tmp_path: Path) -> None:
+    """Each start meets nothing finite at its first step, as on a broken device."""
+    for path in make(tmp_path, 80, 90, 100):
+        publish(shelf_of(tmp_path, keep_last=3), path)
+    for _ in range(3):
+        shelf = shelf_of(tmp_path, keep_last=3)
+        newest = shelf.visible()[-1]
+        shelf.tidy(step_of(newest), newest)
+        shelf.withdraw(-1, "the gradient of the first step is not finite")
+        assert left(tmp_path) == ["80", "90", "100"]
+    # Of an unconfirmed one, only the newest.
+    (tmp_path / "confirmed.json").unlink()
+    for _ in range(3):
+        shelf = shelf_of(tmp_path, keep_last=3)
+        newest = shelf.visible()[-1]
+        shelf.tidy(step_of(newest), newest)
+        shelf.withdraw(-1, "the gradient of the first step is not finite")
+        assert left(tmp_path) == ["80", "90"]
+    # Going back takes the word back that later steps of that branch were good.
+    shelf_of(tmp_path).tidy(80, tmp_path / "step-0000080")
+    (new,) = make(tmp_path, 90)
+    shelf = shelf_of(tmp_path)
+    shelf.tidy(90, new)
+    assert shelf.withdraw(-1, "the gradient of step 91 is not finite")
 
 
 def test_a_link_is_removed_and_not_what_lies_behind_it(tmp_path: Path) -> None:
