@@ -16,6 +16,7 @@ from trainer.run_folder import RunFolder
 from trainer.telling import Telling
 
 _WITHDRAWN = "not-finite-"
+_CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")
 MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
 
 _log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Shelf:
         good: the checkpoint that it goes on from, which may lie elsewhere. A later one belongs to a branch
         that is given up, or is damaged; left in place, it would count as the newest. Raises OSError.
         """
-        for cut_off in [*self.folder.glob(".step-*"), *self.folder.glob(f".{_WITHDRAWN}step-*")]:
+        for cut_off in (path for kind in _CUT_OFF for path in self.folder.glob(kind)):
             if cut_off.suffix == ".partial":
                 _log.warning("%s was cut off while it was written: removed", cut_off.name)
             _remove(cut_off)

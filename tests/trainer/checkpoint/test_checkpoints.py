@@ -274,6 +274,7 @@ def none_but_withdrawn(folder: Path) -> str:
     assert shelf.begin(engine, state_of(engine, 1))
     path = shelf.settle()
     shelf.doubt("the gradient of step 2 is not finite")
+    dist.barrier()
     assert path is not None and not path.exists()
     with pytest.raises(RunError) as refusal:
         shelf.newest()

@@ -41,24 +41,26 @@ def wait_for(file: Path, *texts: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "killed", "expected"),
+    ("launcher", "name", "killed", "expected"),
     [
-        ("deepspeed", 0, "the end of its launcher"),
-        ("deepspeed", 1, "the end of its launcher"),
-        ("torchrun", 1, "the end of its launcher"),
-        ("torchrun", 0, "None"),
-        ("variables", 1, "None"),
+        ("deepspeed", "deepspeed", 0, "the end of its launcher"),
+        ("deepspeed", "deepspeed", 1, "the end of its launcher"),
+        ("deepspeed", "deepspeed-runs.py", 0, "None"),  # a script that may end before the launcher it started
+        ("torchrun", "torchrun", 1, "the end of its launcher"),
+        ("torchrun", "start.py", 0, "None"),
+        ("variables", "start.py", 1, "None"),
     ],
 )
-def test_a_launcher_that_is_killed(tmp_path: Path, launcher: str, killed: int, expected: str) -> None:
+def test_a_launcher_that_is_killed(
+    tmp_path: Path, launcher: str, name: str, killed: int, expected: str
+) -> None:
     """Two processes above the rank, the command and what it starts on the node; one of them is killed."""
     said, numbers = tmp_path / "said", tmp_path / "numbers"
-    command, node = (
-        [sys.executable, "-c", f"import os; open({str(numbers)!r}, 'a').write(f'{{os.getpid()}} '); {STARTS}"]
-        for _ in range(2)
-    )
+    code = f"import os; open({str(numbers)!r}, 'a').write(f'{{os.getpid()}} '); {STARTS}"
+    script = tmp_path / name
+    script.write_text(code)
     process = subprocess.Popen(
-        [*command, *node, sys.executable, "-c", RANK, launcher, str(said), "named deepspeed for who looks"],
+        [sys.executable, script, sys.executable, "-c", code, sys.executable, "-c", RANK, launcher, str(said)],
         env={**os.environ, **python_path()},
         stderr=subprocess.DEVNULL,
     )
