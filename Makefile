@@ -2,6 +2,7 @@
 # make test         set up, lint, check types, run the tests in three processes
 # make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
+# make fuzz         set up, read damaged inputs for five minutes; make fuzz MINUTES=20 SEED=3
 # make bench        set up, install what to compare with, measure how fast clips are made
 #
 # Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # another has compiled, whatever the shell's environment says.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install quickstart test soak test-gpu bench lock clean
+.PHONY: install quickstart test soak test-gpu fuzz bench lock clean
 
 install: $(VENV)/installed
 
@@ -41,6 +42,9 @@ soak: install
 
 test-gpu: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --device cuda -m "on_device and not soak" --numprocesses 8 --dist loadfile
+
+fuzz: install
+	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.fuzzing --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
 
 # --no-deps: what the rest of the environment was tested with stays as it is, and what these packages need is in it.
 bench: install

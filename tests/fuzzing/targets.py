@@ -1,0 +1,196 @@
+"""What is fuzzed: for each kind of input some whole ones, and what reads them. Runs in a process of its own.
+
+A reader takes the input, or refuses it by an error that a user is shown in words. What else it raises, a
+crash, a hang and a hunger for memory are findings.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SMALL = {"resolution": 16, "width": 16, "depth": 1, "heads": 2, "frames": 2, "num_classes": 3}
+
+
+@dataclass(frozen=True)
+class Target:
+    """name: of a file with such content. make: writes whole inputs into a folder. read: reads one. beside:
+    makes what has to lie in its folder.
+    """
+
+    name: str
+    make: Callable[[Path], list[Path]]
+    read: Callable[[Path], None]
+    beside: Callable[[Path], object] | None = None
+
+
+def make_recipes(folder: Path) -> list[Path]:
+    root = Path(__file__).parents[2]
+    copy_recipes(folder)
+    shutil.copy(root / "tests" / "integration" / "small.yaml", folder)
+    return [path for path in sorted(folder.glob("*.yaml")) if not path.name.startswith("_")]
+
+
+def copy_recipes(folder: Path) -> None:
+    """What a damaged one has as its base stays whole."""
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
+        shutil.copy(path, folder)
+
+
+def read_recipe(path: Path) -> None:
+    from trainer.recipe.file import load_recipe
+
+    load_recipe(path).to_yaml()
+
+
+def make_manifests(folder: Path) -> list[Path]:
+    from pipelines.manifest import Manifest  # noqa: F401 - what reads them is imported before any is damaged
+    from pipelines.motion import render
+
+    render(folder, train_clips=24, val_clips=12, seed=0, workers=1, progress=None)
+    return sorted(folder.glob("*.arrow"))
+
+
+def read_manifest(path: Path) -> None:
+    from pipelines import DataError
+    from pipelines.manifest import Manifest
+
+    manifest = Manifest.open(path)
+    for index in range(min(len(manifest), 200)):
+        with contextlib.suppress(DataError):
+            manifest.absolute_path(manifest.row(index))
+    list(manifest.wrong_rows())
+    manifest.verify()
+
+
+def make_weights(folder: Path) -> list[Path]:
+    from models import create_model
+    from trainer.weights import save_weights
+
+    model = create_model("tiny", form="temporal", **SMALL)
+    description = {
+        "model": dataclasses.asdict(model.config),
+        "class_names": ["a", "b", "c"],
+        "preprocessing": {},
+        "recipe": {},
+    }
+    path = folder / "weights.safetensors"
+    save_weights(path, dict(model.state_dict()), description)
+    return [path]
+
+
+def read_weights(path: Path) -> None:
+    from models.weight_files import open_weights
+    from trainer.weights import load_weights
+
+    weights = open_weights(path)
+    weights.read(list(weights.shapes)[:5])
+    load_weights(path)
+
+
+def make_videos(folder: Path) -> list[Path]:
+    from tests.pipelines.videos import Kind, make_video
+
+    kinds = [
+        Kind("libx264", "mp4", {"g": "12", "bf": "2"}),
+        Kind("libx264", "ts", {"g": "12"}),
+        Kind("libx265", "mkv", {"x265-params": "log-level=none"}),
+        Kind("libvpx-vp9", "webm", {"deadline": "realtime"}),
+        Kind("libvpx", "webm", {"deadline": "realtime"}),
+        Kind("mpeg4", "avi"),
+        Kind("mjpeg", "avi", pixels="yuvj420p"),
+        Kind("mpeg2video", "mpg"),
+        Kind("gif", "gif", pixels="rgb8"),
+    ]
+    made = []
+    for number, kind in enumerate(kinds):
+        place = folder / str(number)
+        place.mkdir()
+        made.append(make_video(place, dataclasses.replace(kind, frames=20)))
+    return made
+
+
+def read_video(path: Path) -> None:
+    from pipelines import VideoDefect
+    from pipelines.probe import probe_video
+    from pipelines.pyav_decode import decode_frames
+
+    defects = []
+    for source in (path, path.read_bytes()):
+        try:
+            probed = probe_video(source, deep=True)
+            wanted = np.linspace(0, probed.frames - 1, 4).astype(np.int32)
+            pixels = decode_frames(source, wanted, size=(probed.height, probed.width))
+            assert pixels.shape == (4, probed.height, probed.width, 3)
+        except VideoDefect as defect:
+            defects.append(defect)
+    assert len(defects) != 1, f"from a path and from bytes it is not the same: {defects}"
+    if defects:
+        raise defects[0]
+
+
+def make_kept_steps(folder: Path) -> list[Path]:
+    import torch
+
+    from pipelines.loader import ClipBatch
+    from trainer.faults.replay import keep
+
+    path = folder / "rank-00000.safetensors"
+    numbers = torch.arange(2)
+    clips, valid = torch.randn(2, 3, 2, 16, 16), torch.ones(2, dtype=torch.bool)
+    batch = ClipBatch(clips, numbers, numbers + 4, valid, numbers + 7)
+    about = {"step": 3, "rank": 0, "micro_batch": 0, "precision": "fp32", "words": "x", "paths": ["a", "b"]}
+    keep(path, batch, about)
+    return [path]
+
+
+def read_kept_step(path: Path) -> None:
+    from trainer.faults.replay import replay
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        replay(path)
+
+
+TARGETS = {
+    "recipe": Target("recipe.yaml", make_recipes, read_recipe, copy_recipes),
+    "manifest": Target("train.arrow", make_manifests, read_manifest),
+    "weights": Target("weights.safetensors", make_weights, read_weights),
+    "video": Target("clip.mp4", make_videos, read_video),
+    "replay": Target("rank-00000.safetensors", make_kept_steps, read_kept_step, make_weights),
+}
+
+
+def serve(connection: Any) -> None:
+    """Read what is named, one after another; answers with what was raised, None where nothing was, and the
+    largest memory so far in bytes.
+    """
+    import resource
+    import traceback
+
+    from models import ModelError
+    from pipelines import DataError
+    from trainer import UserError
+
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 2)  # FFmpeg's and others' words on damage
+    while True:
+        try:
+            name, path = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        found = None
+        try:
+            with contextlib.suppress(UserError, DataError, ModelError):
+                TARGETS[name].read(Path(path))
+        except BaseException:
+            found = traceback.format_exc()
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        connection.send_bytes(json.dumps([found, peak]).encode())
