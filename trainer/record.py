@@ -200,6 +200,11 @@ class Record:
                 f"{unsaved}. The same command goes on from what there is"
             )
 
+    def failed(self, step: int, words: str) -> None:
+        """Tell that the run ends by an error after so many steps."""
+        if self._is_main:
+            self._folder.event("failed", step=step, words=words)
+
     def summarise(self, summary: dict[str, Any]) -> None:
         """Write what came out. Raises RunError where that cannot be: a run without it has not ended."""
         if not self._is_main:

@@ -140,6 +140,9 @@ class Run:
                 if finished:
                     self._write_results(prepared, trainer)
                 status = "FINISHED" if finished else "KILLED"
+            except UserError as error:
+                trainer.record.failed(trainer.step, str(error))
+                raise
             finally:
                 self.checkpoints.finish()
                 trainer.record.close(status, MLFLOW_PATIENCE)

@@ -344,9 +344,11 @@ def _by_hand(evidence: Evidence, now: float) -> Verdict:
         return "running", "starting"
     if evidence.sign_of_life is None:
         return "unknown", "" if evidence.problems else "it has told nothing yet"
-    last = evidence.last("start", "step", "left")
+    last = evidence.last("start", "step", "left", "failed")
     if last is not None and last["event"] == "left" and last is evidence.events[-1]:
         return "stopped", f"by {last.get('reason')}"
+    if last is not None and last["event"] == "failed":
+        return "failed", _first_line(str(last.get("words", "")))
     if (failure := evidence.failure()) is not None:
         return "failed", failure
     silence = now - evidence.sign_of_life

@@ -32,11 +32,11 @@ class SkippedSteps:
         if self.count <= self.limit:
             return f"{left_out}; {self.count} of at most {self.limit} such steps in this run"
         raise RunError(
-            f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)}, as "
-            "optimisation.skipped_steps says. The run stops; it goes on once these settings have changed, or "
-            "with a larger optimisation.skipped_steps. not-finite/ of the run folder holds what those "
-            "steps saw: launch/train.py --replay FILE shows where it goes wrong. Lower "
-            "optimisation.learning_rate, set optimisation.clip_norm, or set engine.precision to fp32"
+            f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)} "
+            "(optimisation.skipped_steps). The run stops. Lower optimisation.learning_rate, set "
+            "optimisation.clip_norm, or, where it is lower, raise engine.precision to fp32; or allow more "
+            "such steps. not-finite/ of the run folder holds what those steps saw: launch/train.py --replay "
+            "FILE shows where it goes wrong"
         )
 
 

@@ -426,6 +426,14 @@ def with_odd_values(file: Path, chance: random.Random) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
+def test_an_error_in_words_shows_at_once_and_until_the_next_start(tmp_path: Path) -> None:
+    run = Run(tmp_path / "x").start().steps(1, 12)
+    run.folder.event("failed", step=12, words="step 12 changed nothing\nmore")
+    found = run.standing()
+    assert (found.state, found.words, found.step) == ("failed", "step 12 changed nothing", 12)
+    assert run.start(10).standing().state == "running"
+
+
 def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
     """What a run reads of its own folder at its next start, too."""
     Run(tmp_path / "good").start().steps(1, 2)
