@@ -6,6 +6,7 @@ Each input that shows a defect is kept in DIR, with what it shows beside it.
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -18,9 +19,10 @@ from typing import Any
 from tests.fuzzing.damage import damaged
 from tests.fuzzing.targets import TARGETS, serve
 
-PATIENCE = 30.0  # seconds that one input may take
+PATIENCE = 30.0  # seconds of CPU that one input may take
+STANDSTILL = 300.0  # seconds that it may take on a machine at other work
 HUNGER = 2 * 2**30  # bytes that one input may add to the largest memory
-IMPORTS = 90.0  # seconds more for the first of a target in a process
+IMPORTS = 90.0  # seconds of CPU more for the first of a target in a process
 RENEWED = 500  # inputs, after which a process is replaced: what grows slowly is not what is looked for
 
 
@@ -43,6 +45,14 @@ class Reader:
         self._process.kill()
         self._process.join()
 
+    def _answers(self, patience: float) -> bool:
+        """Whether an answer comes within so many seconds of CPU."""
+        begin, end = _seconds(self._process.pid), time.monotonic() + STANDSTILL
+        while not self._connection.poll(0.5):
+            if _seconds(self._process.pid) - begin > patience or time.monotonic() > end:
+                return False
+        return True
+
     def read(self, name: str, path: Path) -> str | None:
         """What is wrong with how an input is read; None where nothing is."""
         if self._read == RENEWED:
@@ -54,11 +64,10 @@ class Reader:
         self._connection.send_bytes(json.dumps([name, str(path)]).encode())
         found: Any
         try:
-            if not self._connection.poll(patience):
-                found = f"it came to no end within {patience:.0f} s"
+            if not self._answers(patience):
                 self.end()
                 self._start()
-                return found
+                return f"it came to no end within {patience:g} s of CPU or {STANDSTILL:g} s"
             found, self._peak = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self._process.join(10)
@@ -69,6 +78,15 @@ class Reader:
         if found is None and known and self._peak - before > HUNGER:
             return f"it took {(self._peak - before) / 2**30:.1f} GiB"
         return found
+
+
+def _seconds(number: int) -> float:
+    """Of CPU that a process has used so far; 0 where it has died, of which its pipe tells."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:

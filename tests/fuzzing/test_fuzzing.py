@@ -38,6 +38,9 @@ def read_by_its_words(path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             time.sleep(100)
+        case "busy":
+            while True:
+                pass
         case "hunger":
             assert bytearray(80 * 2**20)
 
@@ -46,6 +49,7 @@ def test_errors_deaths_hangs_and_hunger_are_findings(tmp_path: Path, monkeypatch
     """In a process that is forked: it has this test's target."""
     monkeypatch.setitem(TARGETS, "words", Target("words.txt", lambda _: [], read_by_its_words))
     monkeypatch.setattr(fuzzer, "PATIENCE", 1.0)
+    monkeypatch.setattr(fuzzer, "STANDSTILL", 3.0)
     monkeypatch.setattr(fuzzer, "IMPORTS", 4.0)
     monkeypatch.setattr(fuzzer, "HUNGER", 40 * 2**20)
     path = tmp_path / "words.txt"
@@ -53,7 +57,8 @@ def test_errors_deaths_hangs_and_hunger_are_findings(tmp_path: Path, monkeypatch
     try:
         for text, expected in [
             ("", None), ("raise", "IndexError: nobody told"), ("die", "died with -9"), ("", None),
-            ("hang", "no end within 1 s"), ("", None), ("hunger", "it took 0.1 GiB"), ("", None),
+            ("hang", "no end within 1 s of CPU or 3 s"), ("busy", "no end"), ("", None),
+            ("hunger", "it took 0.1 GiB"), ("", None),
         ]:  # fmt: skip
             path.write_text(text)
             found = reader.read("words", path)
