@@ -29,7 +29,7 @@ def test_a_run_leaves_before_its_job_ends_and_goes_on_in_the_next(
     saves = events(run_dir, "checkpoint")
     assert [save["step"] for save in saves] == steps
     assert all(0 < save["seconds"] < 60 for save in saves)
-    assert len(list(node.glob("*.arrow"))) == 2
+    assert len(list(node.rglob("*.arrow"))) == 2
 
 
 def test_a_wrong_end_is_refused_by_name(motion_set: MotionSet, tmp_path: Path) -> None:
