@@ -51,7 +51,7 @@ class StoredWeights:
             tensor = found[name].detach()
             if tensor.is_floating_point():
                 tensor = tensor.float()
-                bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+                bad = count_not_finite(tensor)
                 if bad and finite:
                     problems.append(f"{short(name)}: {bad:,} of {tensor.numel():,} values")
             tensors[name] = tensor
@@ -88,6 +88,16 @@ def read_state(source: WeightSource) -> dict[str, Tensor]:
     """All tensors of a file or a mapping, as `StoredWeights.read` gives them. Raises ModelError."""
     weights = open_weights(source)
     return weights.read(weights.shapes)
+
+
+def count_not_finite(values: Tensor) -> int:
+    """How many of the values are NaN or infinite."""
+    if not values.is_floating_point():
+        return 0
+    # A sum is many times faster than a look at each, and is finite only where all are.
+    if values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).isfinite():
+        return 0
+    return values.numel() - int(values.isfinite().sum())
 
 
 def listed(items: list[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.weight_files import listed, open_safetensors
+from models.weight_files import count_not_finite, listed, open_safetensors
 from models.weights.header import FileError, short
 from trainer import RunError
 from trainer.tensor_file import flush, write_tensors
@@ -62,7 +62,7 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
     bad = [
         f"{name}: {count:,} of {tensor.numel():,} values"
         for name, tensor in tensors.items()
-        if (count := tensor.numel() - int(tensor.isfinite().sum()))
+        if (count := count_not_finite(tensor))
     ]
     if bad:
         raise RunError(f"{owner} holds numbers that are not finite in {listed(bad)}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.weight_files import listed
+from models.weight_files import count_not_finite, listed
 from models.weights.header import read_header, short
 from trainer import RunError
 from trainer.engine.pieces import Piece
@@ -75,17 +75,7 @@ class Snapshot:
 
 def _is_finite(values: Tensor) -> bool:
     """Whether all of a 1-D tensor's values are; whole numbers always are."""
-    return all(_not_finite_in(part) == 0 for part in values.split(_LOOKED_AT_AT_ONCE))
-
-
-def _not_finite_in(values: Tensor) -> int:
-    """How many of the values are NaN or infinite."""
-    if not values.is_floating_point():
-        return 0
-    # A sum is many times faster than a look at each, and is finite only where all are.
-    if values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).isfinite():
-        return 0
-    return values.numel() - int(values.isfinite().sum())
+    return all(count_not_finite(part) == 0 for part in values.split(_LOOKED_AT_AT_ONCE))
 
 
 def seal(path: Path) -> None:
@@ -137,7 +127,7 @@ def not_finite(path: Path) -> str | None:
     bad = []
     for key, parts in index.items():
         every = (values for stored in parts for values in reader.parts(stored))
-        if count := sum(map(_not_finite_in, every)):
+        if count := sum(map(count_not_finite, every)):
             of = sum(stored.count for stored in parts)
             bad.append(f"{key.removeprefix('weight/')}: {count:,} of {of:,} values")
     return f"it holds numbers that are not finite in {listed(bad)}" if bad else None
