@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from trainer.resilience.processes import start_ticks
+from trainer.resilience.processes import parent, start_ticks
 
 _OWN_PROCESS = {"deepspeed", "torchrun", "mpi"}  # launchers that live as long as their ranks
 
@@ -22,7 +22,7 @@ class LauncherWatch:
         self._watch(os.getppid())
         if launcher == "deepspeed" and self._watched:
             # One process per node starts the ranks. The command itself is above it on a single node only.
-            above = _parent(self._watched[0][0])
+            above = parent(self._watched[0][0])
             if above is not None and _is_deepspeed(above):
                 self._watch(above)
 
@@ -33,14 +33,6 @@ class LauncherWatch:
         start = start_ticks(number)
         if number > 1 and start is not None:
             self._watched.append((number, start))
-
-
-def _parent(number: int) -> int | None:
-    try:
-        status = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[1])
 
 
 def _is_deepspeed(number: int) -> bool:

@@ -22,11 +22,17 @@ def start_ticks(pid: int) -> int | None:
 
     None where there is none of that number, or it has ended and only waits to be noticed.
     """
-    # The 3rd field is the state, the 22nd the start; the 2nd, the name in brackets, may hold blanks.
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = _status(pid)
+    # The 3rd field is the state, the 22nd the start.
     if len(fields) < 20 or fields[0] in "ZX":
         return None
     return int(fields[19])
+
+
+def parent(pid: int) -> int | None:
+    """The process that started one, or that has taken it over; None where it is gone."""
+    fields = _status(pid)
+    return int(fields[1]) if len(fields) > 1 else None
 
 
 def is_hidden(pid: int) -> bool:
@@ -38,6 +44,11 @@ def is_hidden(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return False
+
+
+def _status(pid: int) -> list[str]:
+    """Its fields in /proc from the 3rd on; the 2nd, the name in brackets, may hold blanks."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
 def _read(path: str) -> str:
