@@ -173,7 +173,7 @@ class Shelf:
         confirmed = max(min(self._read_confirmed(), step), *before, -1)
         self._write_confirmed(confirmed)
         self._unconfirmed = [path for path in own if step_of(path) > confirmed]
-        for path in sorted(self.folder.glob(f"{_WITHDRAWN}step-*")):
+        for path in self.withdrawn():
             _log.warning(
                 "%s is of weights at which nothing was finite; --resume goes on from it all the same", path
             )
