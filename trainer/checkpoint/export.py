@@ -18,11 +18,23 @@ _log = logging.getLogger(__name__)
 def export(source: Path, out: Path, *, best: bool = False, average: bool = True) -> TrainState:
     """Write the weights of a checkpoint in float32, with all that is needed to use them.
 
+    Takes what `read_checkpoint` takes. Returns what the checkpoint says of itself. Raises RunError as that
+    does, and where the file cannot be written.
+    """
+    state, tensors = read_checkpoint(source, best=best, average=average)
+    save_weights(out, tensors, state.description)
+    return state
+
+
+def read_checkpoint(
+    source: Path, *, best: bool = False, average: bool = True
+) -> tuple[TrainState, dict[str, Tensor]]:
+    """What a checkpoint says of itself, and its weights in float32 by the model's names.
+
     source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
-    with `best`. average: take the moving average of the weights where the run keeps one. Returns what the
-    checkpoint says of itself. Raises RunError for a folder that holds none, or a damaged one, for weights
-    that are not finite or not the described model's, and for a checkpoint that a run at work deletes
-    meanwhile.
+    with `best`. average: take the moving average of the weights where the run keeps one. Raises RunError for
+    a folder that holds none, or a damaged one, for weights that are not finite or not the described model's,
+    and for a checkpoint that a run at work deletes meanwhile.
     """
     if not source.is_dir():
         raise RunError(f"{source}: there is no such folder; name a run's, or one of its checkpoints/step-...")
@@ -41,10 +53,9 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
         if checkpoint.is_dir():
             raise CheckpointError(checkpoint, str(error)) from error
         raise CheckpointError(
-            checkpoint, "it was deleted while it was read, as its run keeps newer ones; export one of those"
+            checkpoint, "it was deleted while it was read, as its run keeps newer ones; take one of those"
         ) from error
-    save_weights(out, tensors, state.description)
-    return state
+    return state, tensors
 
 
 def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> None:

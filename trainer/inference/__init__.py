@@ -1,0 +1,1 @@
+"""A trained model at work: read from a run or a file, applied to videos."""

@@ -1,0 +1,115 @@
+"""A trained model from whatever holds one: a run's folder, a checkpoint, a file of weights."""
+
+from pathlib import Path
+
+from models import ModelError
+from models.weight_files import open_weights
+from models.weights.header import short
+from trainer import RunError
+from trainer.checkpoint.export import read_checkpoint
+from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.state import STATE
+from trainer.run_folder import RunFolder
+from trainer.weights import FORMAT, Weights, described_model, load_weights
+
+RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
+"""What the released models' clips are normalised with, by channel."""
+
+
+def open_model(
+    source: Path,
+    *,
+    last: bool = False,
+    frames: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Weights:
+    """The model in evaluation mode, on the CPU in float32, with class names and preprocessing.
+
+    source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, or a
+    released UniFormerV2 checkpoint. last: of a run's folder, the weights of its last step; otherwise those of
+    its best evaluation, where one was kept. frames: of a clip, which a released checkpoint does not say, and
+    only that may be given it. class_names: a name for each output, to stand in place of the file's.
+
+    Raises RunError for a source that cannot be read, one that needs `frames` and does not get it or gets it
+    without need, and for another number of names than the model has outputs.
+    """
+    if source.is_dir():
+        found = _from_folder(source, last)
+    elif _is_own(source):
+        found = load_weights(source)
+    else:
+        return _from_released(source, frames, class_names)
+    if frames is not None and frames != found.model.config.frames:
+        raise RunError(f"{source} is a model of {found.model.config.frames} frames, not of {frames}")
+    return found if class_names is None else _renamed(found, class_names, source)
+
+
+def _from_folder(source: Path, last: bool) -> Weights:
+    folder = RunFolder(source)
+    if (source / STATE).exists():
+        return _from_checkpoint(source)
+    shelf = Shelf(folder.checkpoints, keep_last=1, keep_best=True)
+    best = None if last or not folder.checkpoints.is_dir() else shelf.best()
+    if best is not None:
+        return _from_checkpoint(best[0])
+    if folder.weights.exists():
+        return load_weights(folder.weights)
+    return _from_checkpoint(source)
+
+
+def _from_checkpoint(source: Path) -> Weights:
+    state, tensors = read_checkpoint(source)
+    description = state.description
+    try:
+        model = described_model(description, tensors).to_empty(device="cpu")
+    except ModelError as error:
+        raise RunError(f"{source} cannot be read as weights: {error}") from error
+    model.load_state_dict(tensors)
+    return Weights(
+        model.eval(), tuple(description["class_names"]), description["preprocessing"], description["recipe"]
+    )
+
+
+def _is_own(source: Path) -> bool:
+    """Whether a file describes a model in this program's format; load_weights says what is wrong with it."""
+    try:
+        return open_weights(source).metadata.get("format_version") == FORMAT
+    except ModelError as error:
+        raise RunError(str(error)) from error
+
+
+def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> Weights:
+    from models.official_weights import load_official
+
+    if frames is None:
+        raise RunError(
+            f"{source} holds weights without a description, as the released checkpoints do; say how many "
+            "frames its clips have (--frames 8)"
+        )
+    try:
+        model = load_official(source, frames=frames)
+    except ModelError as error:
+        raise RunError(
+            f"{source} is no model of this program and no released UniFormerV2: {error}"
+        ) from error
+    config = model.config
+    preprocessing = {
+        "frames": frames,
+        "resolution": config.resolution,
+        "sampling": "sparse",
+        **RELEASED_COLOURS,
+    }
+    names = tuple(f"class {number}" for number in range(config.num_classes))
+    found = Weights(model.eval(), names, preprocessing, {})
+    return found if class_names is None else _renamed(found, class_names, source)
+
+
+def _renamed(found: Weights, class_names: tuple[str, ...], source: Path) -> Weights:
+    outputs = found.model.config.num_classes
+    if len(class_names) != outputs:
+        last = short(class_names[-1]) if class_names else "none"
+        raise RunError(
+            f"{source} has {outputs} outputs, and {len(class_names)} class names were given, the last of "
+            f"which is {last}"
+        )
+    return Weights(found.model, class_names, found.preprocessing, found.recipe)
