@@ -21,7 +21,7 @@ from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
-from trainer.evaluate import Evaluation, NotFiniteError, evaluate
+from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, process_age

@@ -15,7 +15,7 @@ from trainer.arrival import Arrival
 from trainer.confusion import draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
-from trainer.evaluate import Evaluation
+from trainer.evaluation.multi_view import Evaluation
 from trainer.faults.spikes import Spikes
 from trainer.meters import Meters
 from trainer.run_folder import RunFolder

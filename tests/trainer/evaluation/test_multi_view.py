@@ -9,7 +9,7 @@ import torch
 from pipelines.loader import ClipBatch
 from tests.trainer.ranks import Ranks
 from trainer import AgreedError
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluation.multi_view import Evaluation, evaluate
 
 LABELS = torch.tensor([0, 1, 2, 2])
 
