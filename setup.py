@@ -12,6 +12,7 @@ setup(
     description="Train UniFormerV2 video models with DALI, DeepSpeed and MLflow",
     python_requires=">=3.11",
     packages=find_packages(include=["launch*", "trainer*", "pipelines*", "models*"]),
+    package_data={"pipelines": ["dataset/labels/*"]},  # the label tables of Kinetics
     install_requires=[
         "torch>=2.9",  # tensors, autograd, scaled-dot-product attention
         "deepspeed>=0.19.8",  # ZeRO partitioning, mixed precision, the multi-process launcher

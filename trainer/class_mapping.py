@@ -1,0 +1,66 @@
+"""Which row of a trained model's head belongs to which class of a manifest."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from models.weights.header import short
+from models.weights.row_maps import NO_SYNONYMS, match_rows, plain
+from pipelines import kinetics710
+from trainer import RunError
+
+_SHOWN = 5  # differences that a refusal names
+
+
+def rows_by_name(head: Sequence[str | None], wanted: Sequence[str]) -> tuple[int | None, ...]:
+    """For each wanted class its row in a head of these classes, None where it has none.
+
+    Names are compared without regard to case, underscores and blanks. Where the head's classes or the wanted
+    ones are all of Kinetics, so are the synonyms between its versions.
+    """
+    return match_rows(head, wanted, synonyms_between(head, wanted))
+
+
+def synonyms_between(head: Sequence[str | None], wanted: Sequence[str]) -> Mapping[str, str]:
+    """Those of Kinetics where all classes of a side are of it: elsewhere "hugging" may be something else."""
+    known = _kinetics()
+    sides = ([name for name in head if name is not None], wanted)
+    of_kinetics = any(names and all(plain(name) in known for name in names) for names in sides)
+    return kinetics710.synonyms() if of_kinetics else NO_SYNONYMS
+
+
+@cache
+def _kinetics() -> frozenset[str]:
+    return frozenset(map(plain, kinetics710.all_names()))
+
+
+def rows_for(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """For each class of a manifest its row in the head of a model, for an evaluation.
+
+    model_classes: the model's, in the order of its head's rows. wanted: the manifest's, in the order of its
+    labels. See `rows_by_name`.
+
+    Raises RunError, with the first differences, where the model does not know some of them.
+    """
+    rows = rows_by_name(model_classes, wanted)
+    absent = [name for name, row in zip(wanted, rows, strict=True) if row is None]
+    if not absent:
+        return tuple(row for row in rows if row is not None)
+    lines = [_nearest(name, model_classes) for name in absent[:_SHOWN]]
+    if len(absent) > _SHOWN:
+        lines.append(f"... and {len(absent) - _SHOWN:,} more")
+    hint = (
+        "Names that are mere numbers do not say which class is meant: make the manifest anew with --classes"
+        if all(name.isdecimal() for name in wanted)
+        else "Evaluate on a manifest of the model's classes, or train the model on these (model.weights)"
+    )
+    raise RunError(
+        f"{len(absent):,} of the manifest's {len(wanted):,} classes are none of the model's "
+        f"{len(model_classes):,}:\n  " + "\n  ".join(lines) + f"\n{hint}"
+    )
+
+
+def _nearest(name: str, model_classes: Sequence[str]) -> str:
+    by_plain = {plain(known): known for known in model_classes}
+    near = difflib.get_close_matches(plain(name), list(by_plain), n=1, cutoff=0.75)
+    return repr(short(name)) + (f"; the model has {short(by_plain[near[0]])!r}" if near else "")
