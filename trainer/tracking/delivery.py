@@ -6,17 +6,19 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer import RunError, StartAgain
-from trainer.tracking.address import check_address, check_experiment, restore_command, sqlite_path
+from trainer.tracking.address import check_address, check_experiment, sqlite_path
 from trainer.tracking.database import ensure_database, is_partial
 from trainer.tracking.outcome import Stopped, first_line, is_refusal
 from trainer.tracking.place import NAME, Place
 from trainer.tracking.repeats import Chosen, Repeats
+from trainer.tracking.reply_limit import limit_replies
 from trainer.tracking.secrets import Address, give_to_mlflow, redacted, with_credentials
+from trainer.tracking.server_run import ServerRun, new_run_command
 from trainer.tracking.spool import Record, Spool
 
 METRICS_PER_CALL = 1000  # MLflow refuses more
@@ -24,10 +26,6 @@ PARAMS_OR_TAGS_PER_CALL = 100  # MLflow refuses more, of each
 
 LONGEST_KEY = 250  # characters that MLflow takes
 LONGEST_VALUE = {"params": 6000, "tags": 8000}  # characters that MLflow takes
-LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
-
-_KEY_TAG = "trainer.key"
-_PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages fold the runs below into the one above
 
 _COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again
 _TOLERANCE = 0.01  # relative difference up to which a repeated step's value is called the same
@@ -89,6 +87,7 @@ class Delivery:
         for handler in logging.getLogger("mlflow").handlers:
             if not any(isinstance(known, _Redaction) for known in handler.filters):
                 handler.addFilter(_Redaction())
+        limit_replies()
         self._entities = mlflow.entities
         self._exception = mlflow.exceptions.MlflowException
         self._spool = spool
@@ -157,8 +156,9 @@ class Delivery:
                 place = self._begin_anew(place)
             ensure_database(path)
         self._client = MlflowClient(address.full)
-        self._place = place
-        self._run_id = self._find_run(place)
+        self._server_run = ServerRun(self._client, place, self._spool.run_dir)
+        self._place = self._server_run.find()
+        self._run_id = self._server_run.run_id
         self._repeats = Repeats(self._spool.lines_path, place.base)
 
     def _take(self, line: bytes, batch: _Batch, end: int) -> None:
@@ -196,7 +196,7 @@ class Delivery:
                     key,
                     value,
                     chosen.value,
-                    self._new_run_command(),
+                    new_run_command(self._spool.run_dir),
                 )
         return found
 
@@ -251,7 +251,7 @@ class Delivery:
         if not Path(record["path"]).is_file():
             self._reject(record, "the file is gone")
             return
-        self._require_active()  # uploading does not ask
+        self._server_run.require_active()  # uploading does not ask
         self._client.log_artifact(self._run_id, record["path"], record["folder"] or None)
 
     def _send_status(self, record: Record) -> None:
@@ -259,7 +259,7 @@ class Delivery:
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._client.set_terminated(self._run_id, record["status"], end_time=record["time"])
-            self._delete_duplicates()
+            self._server_run.delete_duplicates()
 
     def _attempt(self, call: Callable[[], None], record: Record) -> None:
         try:
@@ -274,117 +274,11 @@ class Delivery:
         """Raises the error unless it is about the record: Stopped where the run was deleted."""
         if not is_refusal(error):
             raise error
-        self._require_active()
+        self._server_run.require_active()
 
     def _reject(self, record: Record, reason: str) -> None:
         self._spool.reject(record, reason)
         _log.warning("MLflow refuses a line, kept in %s: %s", self._spool.rejected_path, reason)
-
-    def _find_run(self, place: Place) -> str:
-        """The run's id: remembered, found by our key, or of a new run. Raises Stopped for a deleted one."""
-        if place.run_id is not None:
-            self._run_id = place.run_id
-            self._require_active()
-            return place.run_id
-        try:
-            experiment_id = self._find_experiment(place)
-            found = self._client.search_runs(
-                [experiment_id],
-                f"tags.`{_KEY_TAG}` = '{place.key}'",
-                run_view_type=self._entities.ViewType.ALL,
-                max_results=1,
-            )
-            run = found[0] if found else self._create_run(place, experiment_id)
-        except self._exception as error:
-            if not is_refusal(error):
-                raise
-            raise Stopped(f"MLflow refuses the run: {first_line(error)}.") from error
-        self._place = replace(place, experiment_id=experiment_id, run_id=str(run.info.run_id))
-        self._place.save(self._spool.run_dir)
-        self._run_id = str(run.info.run_id)
-        if found:
-            self._require_active()
-        self._delete_duplicates()
-        return self._run_id
-
-    def _delete_duplicates(self) -> None:
-        """Delete empty runs beside ours that bear our key, which would show as RUNNING for ever.
-
-        A request to create a run whose reply is lost or late is made again: the server may take both.
-        """
-        assert self._place is not None and self._place.experiment_id is not None
-        alike = self._client.search_runs(
-            [self._place.experiment_id], f"tags.`{_KEY_TAG}` = '{self._place.key}'"
-        )
-        for run in alike:
-            if run.info.run_id != self._run_id and not run.data.metrics and not run.data.params:
-                self._client.delete_run(run.info.run_id)
-                _log.warning(
-                    "MLflow had created the run twice: the empty one, %s, is deleted", run.info.run_id
-                )
-
-    def _create_run(self, place: Place, experiment_id: str) -> Any:
-        return self._client.create_run(
-            experiment_id,
-            start_time=place.started,
-            run_name=place.run_name.encode(errors="replace").decode()[:LONGEST_RUN_NAME],
-            tags={_KEY_TAG: place.key, **({_PARENT_TAG: place.parent} if place.parent else {})},
-        )
-
-    def _require_active(self) -> None:
-        """Raises Stopped where the run, or its experiment, was deleted, with the command that restores it."""
-        assert self._place is not None
-        where = f"of {self._spool.run_dir}"
-        try:
-            run = self._client.get_run(self._run_id)
-            if run.info.lifecycle_stage == "active":
-                return
-            experiment = self._client.get_experiment(run.info.experiment_id)
-        except self._exception as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise Stopped(
-                f"MLflow no longer has the run {self._run_id} {where}: it was deleted for good, or "
-                f"{self._place.uri} is another database than before. To deliver the whole history to a new "
-                f"run: {self._new_run_command()}."
-            ) from None
-        if experiment.lifecycle_stage != "active":
-            self._stop_for_experiment(experiment, f"the run {self._run_id} {where}")
-        restore = restore_command(self._place.uri, kind="runs", id=self._run_id)
-        raise Stopped(
-            f"The MLflow run {self._run_id} {where} was deleted. To restore it, and have all records "
-            f"delivered: {restore} - or, to deliver the whole history to a new run: "
-            f"{self._new_run_command()}."
-        )
-
-    def _stop_for_experiment(self, experiment: Any, run: str) -> None:
-        assert self._place is not None
-        restore = restore_command(self._place.uri, kind="experiments", id=str(experiment.experiment_id))
-        raise Stopped(
-            f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, and "
-            f"have all records delivered: {restore} - or name another with tracking.experiment: the whole "
-            "history then goes there."
-        )
-
-    def _new_run_command(self) -> str:
-        return f"python launch/deliver.py {self._spool.run_dir} --new-run"
-
-    def _find_experiment(self, place: Place) -> str:
-        """The experiment's id; beside a database of our own, its artifacts go to `mlartifacts`."""
-        known = self._client.get_experiment_by_name(place.experiment)
-        if known is None:
-            path = sqlite_path(place.uri)
-            artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
-            try:
-                return str(self._client.create_experiment(place.experiment, artifact_location=artifacts))
-            except self._exception as error:
-                known = self._client.get_experiment_by_name(place.experiment)
-                if known is None:
-                    raise error
-                # Another run has created it meanwhile.
-        if known.lifecycle_stage != "active":
-            self._stop_for_experiment(known, f"the runs in it; {self._spool.run_dir} belongs there")
-        return str(known.experiment_id)
 
 
 def fitting_key(key: str) -> str:

@@ -54,6 +54,12 @@ def proxy() -> Iterator[Proxy]:
     ("status", "body", "token"),
     [
         (200, b"<html>Please log in</html>", "not in a valid JSON format"),
+        (200, b"{}", "does not say whether"),
+        (
+            200,
+            b'{"run": {}, "experiment": {"experiment_id": "1", "lifecycle_stage": "?"}}',
+            "does not say whether",
+        ),
         (401, b"<html>no</html>", "MLFLOW_TRACKING_PASSWORD"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "MLFLOW_TRACKING_PASSWORD"),
         (404, b"<html>nothing here</html>", "404"),

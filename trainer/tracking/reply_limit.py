@@ -1,0 +1,125 @@
+"""A limit on the size of a server's replies: MLflow's HTTP client itself reads whatever comes.
+
+MLflow makes its sessions with an adapter of its own, by the name that is replaced here. The new adapter's
+connections count the bytes of each reply, headers, retries and redirects included, and a reply's body is
+counted once more where it is decompressed.
+"""
+
+import http.client
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+LONGEST_REPLY = 64 * 2**20
+"""Bytes. MLflow's longest reply to what a run asks is one run with its metrics: well below 1 MiB."""
+
+
+class ReplyTooLong(OSError):
+    """A reply has more than `LONGEST_REPLY` bytes; the rest is not read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"the reply is longer than {LONGEST_REPLY / 2**20:.3g} MiB and was not read further: is there an "
+            "MLflow server at this address?"
+        )
+
+
+def limit_replies() -> None:
+    """Have every HTTP session that MLflow makes from now on refuse replies that are too long."""
+    from mlflow.utils import request_utils
+
+    if not getattr(request_utils.TCPKeepAliveHTTPAdapter, "limits_replies", False):
+        request_utils.TCPKeepAliveHTTPAdapter = _limited(request_utils.TCPKeepAliveHTTPAdapter)
+
+
+def _limited(adapter: Any) -> Any:
+    class LimitedAdapter(adapter):
+        limits_replies = True
+
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = _POOLS
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            manager.pool_classes_by_scheme = _POOLS
+            return manager
+
+        def build_response(self, *args: Any, **kwargs: Any) -> Any:
+            response = super().build_response(*args, **kwargs)
+            response.raw = _LimitedBody(response.raw)
+            return response
+
+    return LimitedAdapter
+
+
+class _LimitedReader(io.RawIOBase):
+    """A socket's file for one reply, up to `LONGEST_REPLY` bytes as they are sent."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._left = LONGEST_REPLY
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise ReplyTooLong
+        return count
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Reply(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach()))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Reply
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Reply
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
+class _LimitedBody:
+    """A reply's body as `requests` reads it, up to `LONGEST_REPLY` bytes after decompression."""
+
+    def __init__(self, body: urllib3.BaseHTTPResponse) -> None:
+        self._body = body
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        left = LONGEST_REPLY
+        for part in self._body.stream(*args, **kwargs):
+            left -= len(part)
+            if left < 0:
+                raise ReplyTooLong
+            yield part
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
