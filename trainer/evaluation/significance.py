@@ -1,0 +1,101 @@
+"""Whether two models differ on the same videos: exact McNemar test, paired bootstrap, Holm's correction.
+
+All of it is about these weights on these videos. That a training with another seed would differ in the same
+way does not follow; for that, compare groups of seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PairedCounts:
+    """Videos that two models were both shown, by which of the two was right."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def videos(self) -> int:
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the second less that of the first, -1..1; 0 without videos."""
+        return (self.only_second - self.only_first) / self.videos if self.videos else 0.0
+
+
+def count_pairs(first: np.ndarray, second: np.ndarray) -> PairedCounts:
+    """Count outcomes by pairs.
+
+    Args:
+        first, second: (N,) bool, whether each model was right on each of the same N videos.
+
+    Raises:
+        ValueError: the two are not of the same length.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"{first.size} outcomes of the first model, {second.size} of the second")
+    first, second = first.astype(bool), second.astype(bool)
+    both, right, other = (int(np.count_nonzero(x)) for x in (first & second, first, second))
+    return PairedCounts(both, right - both, other - both, first.size - right - other + both)
+
+
+def mcnemar(counts: PairedCounts) -> float:
+    """Two-sided exact p-value of McNemar's test.
+
+    Of the n = b + c videos on which exactly one model is right, each is the first's with probability 1/2
+    under the null hypothesis: p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(n, 1/2). 1 without such videos.
+    """
+    low, high = sorted((counts.only_first, counts.only_second))
+    if low == high:
+        return 1.0
+    n = low + high
+    log_last = math.lgamma(n + 1) - math.lgamma(low + 1) - math.lgamma(high + 1) - n * math.log(2)
+    # P(X = k - 1) / P(X = k) = k / (n - k + 1) falls with k, so the sum ends where its terms no longer count.
+    relative = total = 1.0
+    for k in range(low, 0, -1):
+        relative *= k / (n - k + 1)
+        total += relative
+        if relative < total * 1e-17:
+            break
+    return min(1.0, 2 * math.exp(log_last + math.log(total)))
+
+
+def bootstrap_interval(
+    counts: PairedCounts, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Percentile interval of the difference in accuracy (second less first) under resampling of the videos.
+
+    N videos drawn with replacement give, of each kind of pair, a multinomial number: drawing these numbers is
+    the same as drawing the videos, and takes memory for the resamples only, whatever N is.
+    """
+    if not counts.videos:
+        return 0.0, 0.0
+    shares = np.array([counts.only_first, counts.only_second, counts.both + counts.neither]) / counts.videos
+    drawn = np.random.default_rng(seed).multinomial(counts.videos, shares, size=resamples)
+    differences = (drawn[:, 1] - drawn[:, 0]) / counts.videos
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(differences, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of m tests, in their order (Holm 1979).
+
+    With p(1) <= ... <= p(m): adjusted p(i) = max over j <= i of min(1, (m - j + 1) p(j)).
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
