@@ -35,7 +35,7 @@ class ImageWeightsReport:
     """Names of the model's tensors that keep their initialisation: what video adds."""
 
 
-def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeightsReport:
+def load_image_weights(model: UniFormerV2, source: WeightSource | StoredWeights) -> ImageWeightsReport:
     """Fills the backbone of `model` with an image ViT's weights, and says what it did.
 
     `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip and OpenAI
@@ -49,7 +49,7 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
     and lists missing, unexpected and mis-shaped tensors, at most ten. Names and shapes are compared before a
     tensor is read. Weights that are not finite are refused.
     """
-    weights = open_weights(source)
+    weights = source if isinstance(source, StoredWeights) else open_weights(source)
     targets = model.state_dict()
     grid = model.config.grid
     tower = _tower_that_fits(weights, targets, grid)
@@ -68,13 +68,24 @@ def load_image_weights(model: UniFormerV2, source: WeightSource) -> ImageWeights
     return ImageWeightsReport(tuple(loaded), tuple(adapted), tower.left_out, kept)
 
 
-def check_image_weights(config: UniFormerV2Config, source: WeightSource) -> None:
-    """Raises ModelError for weights that `load_image_weights` would refuse by their names, shapes and types;
-    no tensor of a safetensors file is read.
+def check_image_weights(
+    config: UniFormerV2Config, source: WeightSource | StoredWeights
+) -> ImageWeightsReport:
+    """What `load_image_weights` would do with these weights; no tensor of a safetensors file is read.
+
+    Raises ModelError for weights that it would refuse by their names, shapes and types.
     """
     with torch.device("meta"):
-        model = UniFormerV2(config)
-    _tower_that_fits(open_weights(source), model.state_dict(), config.grid)
+        targets = UniFormerV2(config).state_dict()
+    weights = source if isinstance(source, StoredWeights) else open_weights(source)
+    tower = _tower_that_fits(weights, targets, config.grid)
+    adapted = tuple(
+        own
+        for own, names in tower.parts.items()
+        if sum(weights.shapes[name].numel() for name in names) != targets[own].numel()
+    )
+    kept = tuple(name for name in targets if name not in tower.parts)
+    return ImageWeightsReport(tuple(tower.parts), adapted, tower.left_out, kept)
 
 
 def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid: int) -> Tower:

@@ -7,6 +7,7 @@ local MHRA and the rest are read off names and shapes.
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import WeightSource, open_weights
+from models.weight_files import StoredWeights, WeightSource, open_weights
 from models.weights.header import short
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,78 @@ _OFFICIAL_NAMES = (  # first pattern that fits the whole name of ours → name i
 )
 
 
+@dataclass(frozen=True)
+class ReleasedWeights:
+    """A released checkpoint, of which no tensor has been read.
+
+    stored: its tensors. config: of the model that it describes. names: the file's by the released ones.
+    shapes: by the released names. is_port: whether the names are those of mmaction2's port.
+    """
+
+    stored: StoredWeights
+    config: UniFormerV2Config
+    names: dict[str, str]
+    shapes: dict[str, Tensor]
+    is_port: bool
+
+
+def is_released(names: Iterable[str]) -> bool:
+    """Whether a file with these names is a released UniFormerV2, or mmaction2's port of one."""
+    released = {_released_name(name) for name in names}
+    return {"transformer.proj.2.weight", "transformer.resblocks.0.ln_1.weight"} <= released
+
+
+def describe_released(
+    source: WeightSource | StoredWeights,
+    *,
+    frames: int,
+    heads: int | None = None,
+    global_heads: int | None = None,
+    global_layers: Iterable[int] | None = None,
+    resolution: int | None = None,
+) -> ReleasedWeights:
+    """What a released state dict describes; the arguments are those of `load_official`.
+
+    Raises `ModelError` for missing, unexpected and mis-shaped tensors, of which it lists ten.
+    """
+    weights = source if isinstance(source, StoredWeights) else open_weights(source)
+    names = _released_names(weights.shapes)
+    shapes = {official: weights.shapes[name] for official, name in names.items()}
+    config = _infer_config(
+        shapes,
+        frames=frames,
+        heads=heads,
+        global_heads=global_heads,
+        global_layers=global_layers,
+        resolution=resolution,
+    )
+    with torch.device("meta"):
+        model = UniFormerV2(config)
+    _check_fit(model, {**shapes, "positional_embedding": _resized(shapes["positional_embedding"], config)})
+    is_port = any(name.startswith("cls_head.") for name in weights.shapes)
+    return ReleasedWeights(weights, config, names, shapes, is_port)
+
+
+def own_shapes(released: ReleasedWeights) -> dict[str, Tensor]:
+    """Its tensors' shapes by the names of this program, on the meta device."""
+    with torch.device("meta"):
+        return dict(UniFormerV2(released.config).state_dict())
+
+
+def read_released(released: ReleasedWeights, wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors by the names, and in the shapes, of this program. Raises ModelError for what is not finite.
+
+    Those of Something-Something take RGB: the released ones were trained on BGR frames.
+    """
+    shapes = own_shapes(released)
+    files = {own: released.names[_official_name(own)] for own in wanted}
+    read = released.stored.read(files.values())
+    found = {own: read[name].reshape(shapes[own].shape) for own, name in files.items()}
+    if released.config.temporal_downsample and "patch_embedding.weight" in found:
+        found["patch_embedding.weight"] = found["patch_embedding.weight"].flip(1)
+    return found
+
+
 def load_official(
     path_or_state: WeightSource,
     *,
@@ -75,22 +148,19 @@ def load_official(
     A frozen model is known by its missing `balance`. Raises `ModelError` for a file that cannot be read, for
     missing, unexpected and mis-shaped tensors, of which it lists ten, and for weights that are not finite.
     """
-    weights = open_weights(path_or_state)
-    names = _released_names(weights.shapes)
-    shapes = {official: weights.shapes[name] for official, name in names.items()}
-    config = _infer_config(
-        shapes,
+    released = describe_released(
+        path_or_state,
         frames=frames,
         heads=heads,
         global_heads=global_heads,
         global_layers=global_layers,
         resolution=resolution,
     )
+    config = released.config
     with torch.device("meta"):
         model = UniFormerV2(config)
-    _check_fit(model, {**shapes, "positional_embedding": _resized(shapes["positional_embedding"], config)})
-    read = weights.read(names.values())
-    state = {official: read[name] for official, name in names.items()}
+    read = released.stored.read(released.names.values())
+    state = {official: read[name] for official, name in released.names.items()}
     state["positional_embedding"] = resize_position_embedding(state["positional_embedding"], config.grid)
     if bgr_to_rgb:
         state["conv1.weight"] = state["conv1.weight"].flip(1)
@@ -121,18 +191,21 @@ def to_official(model: UniFormerV2) -> dict[str, Tensor]:
 
 
 def _released_names(names: Iterable[str]) -> dict[str, str]:
-    """The names in the file by the released ones: without `backbone.`, and mmaction2's names of the last norm
-    and the classifier turned back.
-    """
+    """The names in the file by the released ones."""
     released: dict[str, str] = {}
     for name in names:
-        official = name.removeprefix("backbone.")
-        official = re.sub(r"^transformer\.norm\.", "transformer.proj.0.", official)
-        official = re.sub(r"^cls_head\.fc_cls\.", "transformer.proj.2.", official)
+        official = _released_name(name)
         if official in released:
             raise ModelError(f"{short(official)} stands in the file twice, also as {short(name)}")
         released[official] = name
     return released
+
+
+def _released_name(name: str) -> str:
+    """Without `backbone.`, and mmaction2's names of the last norm and the classifier turned back."""
+    official = name.removeprefix("backbone.")
+    official = re.sub(r"^transformer\.norm\.", "transformer.proj.0.", official)
+    return re.sub(r"^cls_head\.fc_cls\.", "transformer.proj.2.", official)
 
 
 def _resized(embedding: Tensor, config: UniFormerV2Config) -> Tensor:

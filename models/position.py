@@ -21,11 +21,18 @@ def grid_of(position_embedding: Tensor) -> int:
 
 
 def resize_position_embedding(position_embedding: Tensor, grid: int) -> Tensor:  # 1+g*g C -> 1+grid*grid C
-    """Bicubic interpolation of the patches' part to `grid` x `grid`; logged where it changes anything."""
+    """`interpolate_position_embedding`, logged where it changes anything."""
+    old = grid_of(position_embedding)
+    if old != grid:
+        logger.warning("position embedding interpolated from %dx%d to %dx%d patches", old, old, grid, grid)
+    return interpolate_position_embedding(position_embedding, grid)
+
+
+def interpolate_position_embedding(position_embedding: Tensor, grid: int) -> Tensor:
+    """Bicubic interpolation of the patches' part to `grid` x `grid`: 1+g*g C -> 1+grid*grid C."""
     old = grid_of(position_embedding)
     if old == grid:
         return position_embedding
-    logger.warning("position embedding interpolated from %dx%d to %dx%d patches", old, old, grid, grid)
     class_token, patches = position_embedding[:1], position_embedding[1:]
     image = patches.float().T.unflatten(1, (old, old)).unsqueeze(0)  # 1 C g g
     image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False)

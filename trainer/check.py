@@ -19,12 +19,12 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
-from models.image_weights import check_image_weights
 from pipelines import DataError
 from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
 from pipelines.overlap import overlap_notes
 from trainer import RunError, UserError
+from trainer.checkpoint.shelf import Shelf
 from trainer.display import gmacs
 from trainer.embedded import check_embedded
 from trainer.engine.engine import choose_precision
@@ -39,6 +39,7 @@ from trainer.preparation import (
     model_config,
     named_manifests,
     prepare,
+    preprocessing,
     settled,
 )
 from trainer.recipe.schema import Recipe
@@ -51,6 +52,7 @@ from trainer.start_checks import (
     check_tracking,
     check_videos,
 )
+from trainer.starting_weights import plan_start
 
 T = TypeVar("T")
 
@@ -107,18 +109,20 @@ def check(
         # How many ranks there will be only --ranks says, and what memory they will have, nobody.
         assumed = (BATCH_NORM_CLIPS,) if asked is None or recipe.engine.micro_batch == "auto" else ()
         notes += problems.attempt(lambda: check_checkpoint(folder, kept, resume, allowed, assumed)) or ()
-    classes = _classes(recipe)
+    class_names = _class_names(recipe)
+    classes = len(class_names) or None
+    starting: Sequence[str] = ()
     layout = prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, room))
     for problem in _missing(recipe, with_gpu=asked is None):
         problems.note(problem)
     if layout is not None:
         config = model_config(recipe, classes or 1, layout.recomputed_blocks)
-        weights = recipe.model.image_weights
-        if weights is not None and weights.exists():
-            problems.attempt(lambda: check_image_weights(config, weights))
+        if not _goes_on(folder, resume):  # the file is read by a training that begins, and by no other
+            starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
         _print_figures(recipe, config, layout, ranks, room, whose)
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
+        ("starting weights", starting),
         ("rendered at the start", [f"{name}: {path}" for name, path in absent if recipe.data.embedded]),
         ("notes", notes),
     ):
@@ -148,16 +152,29 @@ def _prepared(
     return prepared, notes
 
 
-def _classes(recipe: Recipe) -> int | None:
-    """Of the data; None where the manifest that names them is not there, or cannot be used."""
+def _class_names(recipe: Recipe) -> tuple[str, ...]:
+    """Of the data; none where the manifest that names them is not there, or cannot be used."""
     path = recipe.data.train_parts[0].manifest
     with suppress(DataError):  # a problem that is told already
-        return len(Manifest.open(path).class_names) if path.exists() else _embedded_classes(recipe)
-    return None
+        if path.exists():
+            return Manifest.open(path).class_names
+        return tuple(CLASS_NAMES) if recipe.data.embedded else ()
+    return ()
 
 
-def _embedded_classes(recipe: Recipe) -> int | None:
-    return len(CLASS_NAMES) if recipe.data.embedded else None
+def _goes_on(folder: RunFolder, resume: str) -> bool:
+    """Whether the start would go on from a checkpoint."""
+    if resume == "auto":
+        return bool(Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible())
+    return resume != "never"
+
+
+def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What becomes of the weights that the training begins from; raises RunError where they do not fit."""
+    if recipe.model.weights is None:
+        return ()
+    found = plan_start(recipe.model.weights, config, class_names, preprocessing(recipe, config))
+    return found.report if class_names else ()  # without names, nothing can be said of the head
 
 
 def _layout(recipe: Recipe, classes: int | None, ranks: int, room: Room) -> Layout:
@@ -173,7 +190,7 @@ def _print_figures(
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    if _classes(recipe) is None and recipe.model.num_classes is None:
+    if not _class_names(recipe) and recipe.model.num_classes is None:
         _print_list("figures", ["as if for 1 class: the manifest, which names the classes, is not here"])
     for name, text in _rows(recipe, config, ranks, layout):
         table.add_row(name, text)
@@ -291,9 +308,6 @@ def _videos(recipe: Recipe) -> int | None:
 
 def _missing(recipe: Recipe, *, with_gpu: bool) -> Iterator[str]:
     """Beside manifests. with_gpu: whether a GPU belongs to it."""
-    weights = recipe.model.image_weights
-    if weights is not None and not weights.exists():
-        yield f"model.image_weights: there is no file {weights}"
     if with_gpu and not torch.cuda.is_available():
         for name, value in (("precision", "bf16"), ("device", "cuda")):
             if getattr(recipe.engine, name) == value:

@@ -18,6 +18,7 @@ from pipelines.encoded import GraphDecoder
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
+from trainer.checkpoint.state import WEIGHTS
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import Room
@@ -195,7 +196,7 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     """What may not change while a run goes on, by its name in the recipe, as JSON has it.
 
     That is all that changes results by more than rounding: not where and how the work is done, nor what is
-    measured, told and kept, nor what the training began from.
+    measured, told and kept. What the training began from is compared by `checkpoint.began_from`.
     """
     plan, layout = prepared.plan, prepared.layout
     augmentation = recipe.augmentation.model_dump(mode="json")
@@ -207,6 +208,9 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     named = {name: config.pop(name) for name in ("frames", "num_classes")}
     values = {
         "seed": recipe.seed,
+        WEIGHTS: None
+        if recipe.model.weights is None
+        else {"file": str(recipe.model.weights), "sha256": None},
         **_under("model", named),
         **_under("model.overrides", config),
         "data.train (fingerprint)": prepared.train.fingerprint,

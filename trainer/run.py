@@ -12,15 +12,15 @@ import torch.distributed as dist
 
 from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
-from models.image_weights import load_image_weights
 from pipelines import DataError
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
 from trainer.agreement import same_on_all, together
+from trainer.checkpoint.began_from import Began, began_from, recorded
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import TrainState, check_names
+from trainer.checkpoint.state import WEIGHTS, TrainState, check_names
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
@@ -46,6 +46,7 @@ from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphore
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
+from trainer.starting_weights import StartingWeights, plan_start
 from trainer.tally import Tally
 from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import check_finite, save_weights
@@ -101,6 +102,7 @@ class Run:
         self._launcher = LauncherWatch(environment.launcher)
         self._lock: RunLock | None = None  # of the folder, on rank 0
         self._trains = False
+        self._starting: StartingWeights | None = None  # that a new training begins from
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
@@ -124,11 +126,12 @@ class Run:
             self._notes += together(lambda: self._first_notes(prepared))
             together(lambda: check_resume(self.folder, resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
+            began = self._began_from(prepared, state)
             together(lambda: self._create_folder(found, 0 if state is None else state.step))
             stop = stack.enter_context(together(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
             self._trains = True
-            trainer = self._build(prepared, found, state, stop, watchdog, stack)
+            trainer = self._build(prepared, found, state, began, stop, watchdog, stack)
             status: Status = "FAILED"
             try:
                 # A run that goes on, too: what ZeRO 3 gathers in a process's first pass it rounds otherwise
@@ -241,6 +244,30 @@ class Run:
             return None, None
         return found, self.checkpoints.read(found, settled=now, allowed=allowed, verify=resume != "auto")
 
+    def _began_from(self, prepared: Preparation, state: TrainState | None) -> Began:
+        """The weights that the training begins, or began, from, as its checkpoints say it.
+
+        A start that goes on records the ones that it began from, whatever it is given.
+        """
+        weights = self.recipe.model.weights
+        if state is None:
+            if weights is not None:
+                clips = preprocessing(self.recipe, prepared.config)
+                self._starting = together(
+                    lambda: plan_start(weights, prepared.config, prepared.train.class_names, clips)
+                )
+            return together(lambda: began_from(weights) if self.is_main else None)
+        began = recorded(state)
+        file = None if began is None else Path(began["file"])
+        if weights != file:
+            self._notes += (
+                f"model.weights is recorded as {file}, which the training began from, and not as {weights}: "
+                "going on reads neither",
+            )
+        model = self.recipe.model.model_copy(update={"weights": file})
+        self.recipe = self.recipe.model_copy(update={"model": model})
+        return began
+
     def _create_folder(self, found: Path | None, step: int) -> None:
         """Rank 0 makes the folder for a run that goes on after `step`, and writes down what is run where."""
         if not self.is_main:
@@ -263,6 +290,7 @@ class Run:
         prepared: Preparation,
         found: Path | None,
         state: TrainState | None,
+        began: Began,
         stop: StopRequest,
         watchdog: Watchdog,
         stack: ExitStack,
@@ -270,12 +298,12 @@ class Run:
         recipe, environment = self.recipe, self.environment
         torch.manual_seed(recipe.seed)
         engine = Engine(
-            together(lambda: self._model(prepared, found)),
+            together(lambda: self._model(prepared)),
             recipe,
             environment,
             prepared.layout,
         )
-        fixed = settled(recipe, prepared)
+        fixed = {**settled(recipe, prepared), WEIGHTS: began}
         schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
         self._meters = meters = Meters(
             device=environment.device,
@@ -295,6 +323,8 @@ class Run:
         for line in (*self._notes, *prepared.notes, *notes):
             record.warn(line)
         record.note(train.tuning)
+        for line in self._starting.report if self._starting is not None else ():
+            record.note(line)
         return Trainer(
             engine=engine,
             plan=prepared.plan,
@@ -346,11 +376,10 @@ class Run:
             "recipe": json.loads(self.recipe.model_dump_json()),
         }
 
-    def _model(self, prepared: Preparation, found: Path | None) -> UniFormerV2:
+    def _model(self, prepared: Preparation) -> UniFormerV2:
         model = UniFormerV2(prepared.config)
-        weights = self.recipe.model.image_weights
-        if weights is not None and found is None:
-            together(lambda: load_image_weights(model, weights))
+        if self._starting is not None:
+            self._starting.load(model)
         return model
 
     def _open_record(

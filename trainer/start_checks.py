@@ -10,8 +10,9 @@ from pipelines.paths import try_to_write
 from pipelines.spot_check import open_some
 from trainer import RunError
 from trainer.bad_videos import surely_too_many
+from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import CheckpointError, TrainState, check_names, check_settled, read_state
+from trainer.checkpoint.state import CheckpointError, TrainState, check_names, read_state
 from trainer.preparation import named_manifests
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
@@ -97,7 +98,7 @@ def check_checkpoint(
     else:
         then = state.settled
         other = [name for name in assumed if name in then.keys() & settled and then[name] != settled[name]]
-        check_settled(found, then, settled, [*allowed, *other])
+        check_unchanged(found, state, settled, [*allowed, *other])
         return tuple(
             f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
             f"{found}, {settled[name]} now. A run that starts so is refused"

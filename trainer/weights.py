@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.weight_files import count_not_finite, listed, open_safetensors
+from models.weight_files import StoredWeights, count_not_finite, listed, open_safetensors
 from models.weights.header import FileError, short
 from trainer import RunError
 from trainer.tensor_file import flush, write_tensors
@@ -68,11 +68,25 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
         raise RunError(f"{owner} holds numbers that are not finite in {listed(bad)}")
 
 
-def load_weights(path: Path, *, finite: bool = True) -> Weights:
-    """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
+@dataclass(frozen=True)
+class DescribedFile:
+    """A weights file of this program, of which no tensor has been read.
 
-    Raises RunError when the file is missing, no safetensors file, was not written by `save_weights`, or holds
-    other tensors than its model has. These are compared before any tensor is read.
+    description: `model`, `class_names`, `preprocessing`, `recipe`. model: on the meta device.
+    """
+
+    stored: StoredWeights
+    description: dict[str, Any]
+    model: UniFormerV2
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.description["class_names"])
+
+
+def open_described(path: Path) -> DescribedFile:
+    """Raises RunError when the file is missing, no safetensors file, was not written by `save_weights`, or
+    holds other tensors than its model has.
     """
     try:
         stored = open_safetensors(path)
@@ -86,15 +100,27 @@ def load_weights(path: Path, *, finite: bool = True) -> Weights:
         description = {
             name: _parsed(name, stored.metadata) for name in _DESCRIPTION if name in stored.metadata
         }
-        model = described_model(description, stored.shapes).to_empty(device="cpu")
-        model.load_state_dict(stored.read(stored.shapes, finite=finite))
+        return DescribedFile(stored, description, described_model(description, stored.shapes))
+    except ModelError as error:
+        raise RunError(f"{path} cannot be read as weights: {error}") from error
+
+
+def load_weights(path: Path, *, finite: bool = True) -> Weights:
+    """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
+
+    Raises RunError as `open_described` does, before any tensor is read, and for a tensor that cannot be read.
+    """
+    found = open_described(path)
+    model = found.model.to_empty(device="cpu")
+    try:
+        model.load_state_dict(found.stored.read(found.stored.shapes, finite=finite))
     except ModelError as error:
         raise RunError(f"{path} cannot be read as weights: {error}") from error
     return Weights(
         model.eval(),
-        tuple(description["class_names"]),
-        description["preprocessing"],
-        description["recipe"],
+        found.class_names,
+        found.description["preprocessing"],
+        found.description["recipe"],
     )
 
 

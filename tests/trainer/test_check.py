@@ -112,12 +112,14 @@ def test_what_a_run_renders_itself_is_not_missing(say) -> None:
     assert "data.embedded renders ./train.arrow" in refusal(other)
 
 
-def test_image_weights_that_do_not_fit_are_refused_before_the_run(say, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_unless_the_run_goes_on(say, tmp_path: Path) -> None:
     save_file({"visual.conv1.weight": torch.zeros(64, 3, 16, 16)}, tmp_path / "w.safetensors")
-    weights = (*ON_CPU, "model.image_weights=w.safetensors")
+    weights = (*ON_CPU, "model.weights=w.safetensors")
     assert "w.safetensors holds no image weights that can be loaded" in refusal(say(*weights))
     (tmp_path / "w.safetensors").unlink()
-    assert "model.image_weights: there is no file w.safetensors" in refusal(say(*weights))
+    assert "model.weights: w.safetensors does not exist" in refusal(say(*weights))
+    (tmp_path / "run" / "checkpoints" / "step-0000004").mkdir(parents=True)
+    assert "model.weights" not in refusal(say(*weights))
 
 
 def test_where_all_is_there_nothing_is_missing_and_nothing_is_left_behind(say, videos, tmp_path) -> None:

@@ -26,12 +26,12 @@ import torch.distributed as dist
 
 from trainer import AgreedError, RunError
 from trainer.agreement import together
+from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
 from trainer.checkpoint.state import (
     CheckpointError,
     TrainState,
-    check_settled,
     problem_of,
     read_state,
     shard_name,
@@ -250,7 +250,7 @@ class Checkpoints:
         if verify and (problem := self._problem(path)) is not None:
             raise CheckpointError(path, problem)
         state = together(lambda: read_state(path))
-        together(lambda: check_settled(path, state.settled, settled, allowed))
+        together(lambda: check_unchanged(path, state, settled, allowed))
         return state
 
     def load(self, engine: Engine, path: Path, state: TrainState) -> None:

@@ -13,6 +13,8 @@ from trainer.checkpoint.shards import damage, not_finite, seal
 
 FORMAT = 2
 STATE = "state.json"
+WEIGHTS = "model.weights"
+"""The setting whose value is compared by what the file holds, see `began_from`."""
 _MAX_RANKS = 2**17
 _MAX_SECONDS = 1e12
 
@@ -147,6 +149,9 @@ def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, dict) and "file" in value:
+        digest = value.get("sha256")
+        return f"{value['file']}" + (f" (sha256 {digest[:12]}...)" if isinstance(digest, str) else "")
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
 

@@ -21,6 +21,7 @@ from trainer.recipe.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_
 
 MAX_CHAIN = 16
 """Recipes that inherit from each other."""
+RENAMED = {("model", "image_weights"): "model.weights"}
 _MAX_MISTAKES = 20  # lines of one message
 _MAX_NEIGHBOURS = 1000  # files of a folder that are compared with the name of a missing one
 
@@ -277,6 +278,8 @@ def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:
 
 def _suggest(path: FieldPath, section: type[BaseModel]) -> str:
     """The nearest right name: in the same section, else the same name elsewhere, else all names there."""
+    if path in RENAMED:
+        return f"it is {RENAMED[path]} now, which takes the same file"
     wrong = path[-1][:100]
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:

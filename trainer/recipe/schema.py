@@ -73,11 +73,20 @@ class Model(Section):
     num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Classes of the head; null takes the number that the training manifest names."""
 
-    image_weights: FilePath | None = None
-    """Safetensors file of CLIP image weights to start from; null starts from random weights."""
+    weights: FilePath | None = None
+    """File of weights to start from: an image ViT's (CLIP, timm), an export of this program
+    (`weights.safetensors`), or a released UniFormerV2 checkpoint; null starts from random weights."""
 
     overrides: dict[str, JsonValue] = {}  # noqa: RUF012 - pydantic copies it
     """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_an_empty_old_field(cls, value: Any) -> Any:
+        """Recipes that earlier versions saved in run folders hold `image_weights: null`."""
+        if isinstance(value, dict) and value.get("image_weights", "") is None:
+            return {name: found for name, found in value.items() if name != "image_weights"}
+        return value
 
     @field_validator("overrides")
     @classmethod

@@ -215,7 +215,7 @@ EXTREME = {
     "model.overrides.unknown": "[{a: .nan}]",
     "model.frames": "1000000",
     "model.num_classes": "1000000000000",
-    "model.image_weights": '""',
+    "model.weights": '""',
     "evaluation.clips": "100000",
     "evaluation.batch": "1000000",
     "optimisation.learning_rate": "1e30",

@@ -390,3 +390,10 @@ def test_engine_auto_is_kept_when_a_later_layer_sets_another_field(tmp_path: Pat
     engine = load_recipe(base, ["engine.precision=fp32"]).engine
     assert (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks) == ("auto", "auto", "auto")
     assert engine.precision == "fp32"
+
+
+def test_the_old_name_of_the_weights_names_the_new_one_and_its_null_is_nothing(minimal: Path) -> None:
+    (line,) = refusal(minimal, "model.image_weights=clip.safetensors")
+    assert "model.image_weights: no such field; it is model.weights now" in line
+    # As earlier versions saved it in run folders.
+    assert load_recipe(minimal, ["model.image_weights=null"]) == load_recipe(minimal)

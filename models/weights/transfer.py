@@ -1,0 +1,194 @@
+"""From one video model's weights to another model that differs a little: the start of a fine-tuning.
+
+Names, shapes and configurations decide what goes where, before a tensor is read.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from models.config import ModelError, UniFormerV2Config
+from models.position import interpolate_position_embedding
+from models.uniformerv2 import UniFormerV2
+
+_MOST_PROBLEMS = 10
+_POSITION = "position_embedding"
+_PATCHES = "patch_embedding.weight"
+_OPTIONAL = re.compile(r"blocks\.\d+\.local_.*|fusion\..*|balance|head\..*")
+"""What a video model may have or lack beside the image ViT that both share."""
+_RESHAPED_FUSION = ("fusion.query", "fusion.project.weight")  # of as many rows as the fusion has queries
+_WITHOUT_TRACE = ("heads", "activation", "norm_eps")
+"""Fields that change what the same tensors mean, without a trace in their shapes."""
+
+
+@dataclass(frozen=True)
+class VideoWeights:
+    """The weights of a video model, under the names and in the shapes of this program.
+
+    origin: what to call them in messages. shapes: of its tensors, on the meta device. read: the named tensors
+    in float32; raises ModelError.
+    """
+
+    origin: str
+    config: UniFormerV2Config
+    shapes: Mapping[str, Tensor]
+    read: Callable[[Iterable[str]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What goes where.
+
+    sources: for each tensor of the model that is loaded its name in the file. adapted: of them, those whose
+    shape changes, the head's left out. new: the model's tensors that keep their initialisation. left_out: the
+    file's that have no place. rows: for each row of the model's head the file's, None for a new one.
+    """
+
+    sources: Mapping[str, str]
+    adapted: tuple[str, ...]
+    new: tuple[str, ...]
+    left_out: tuple[str, ...]
+    rows: tuple[int | None, ...]
+
+
+def plan_transfer(source: VideoWeights, config: UniFormerV2Config, rows: Sequence[int | None]) -> Transfer:
+    """What of the weights goes where in a model of this configuration; no tensor is read.
+
+    rows: for each row of the model's head the file's, None for one that keeps its initialisation.
+
+    Raises ModelError, with both sides' dimensions and at most ten tensors, where the image ViTs differ by
+    more than resolution and the frames that a patch spans.
+    """
+    with torch.device("meta"):
+        targets = UniFormerV2(config).state_dict()
+    keeps_head = any(row is not None for row in rows)
+    sources: dict[str, str] = {}
+    adapted: list[str] = []
+    new: list[str] = []
+    wrong: list[str] = []
+    missing: list[str] = []
+    for name, target in targets.items():
+        other = _name_there(name, source.config, config)
+        found = None if other is None else source.shapes.get(other)
+        if other is None or found is None:
+            (new if _OPTIONAL.fullmatch(name) else missing).append(name)
+        elif name.startswith("head."):
+            if keeps_head:
+                sources[name] = other
+            else:
+                new.append(name)
+        elif found.shape == target.shape:
+            sources[name] = other
+        elif _can_adapt(name, found, target):
+            sources[name] = other
+            adapted.append(name)
+        elif name in _RESHAPED_FUSION:
+            new.append(name)
+        else:
+            wrong.append(
+                f"{name} has shape {tuple(found.shape)} in the file, {tuple(target.shape)} in the model"
+            )
+    used = set(sources.values())
+    unused = [name for name in source.shapes if name not in used]
+    unexpected = [name for name in unused if not _OPTIONAL.fullmatch(name) and name not in targets]
+    _check(source, config, wrong, missing, unexpected)
+    left_out = tuple(name for name in unused if not name.startswith("head."))
+    return Transfer(sources, tuple(adapted), tuple(new), left_out, tuple(rows))
+
+
+def load_transfer(model: UniFormerV2, source: VideoWeights, plan: Transfer) -> None:
+    """Copy the weights into the model as planned. Raises ModelError for ones that are not finite."""
+    read = source.read(plan.sources.values())
+    own = model.state_dict()
+    loaded = {}
+    for name, other in plan.sources.items():
+        tensor, target = read[other], own[name]
+        if name.startswith("head."):
+            tensor = _rows(tensor, target, plan.rows)
+        elif name == _POSITION:
+            tensor = interpolate_position_embedding(tensor, model.config.grid)
+        elif name == _PATCHES:
+            tensor = _with_taps(tensor, target.shape[2])
+        loaded[name] = tensor
+    model.load_state_dict(loaded, strict=False)
+
+
+def _name_there(name: str, there: UniFormerV2Config, here: UniFormerV2Config) -> str | None:
+    """The file's name of a tensor; None where the file can have none. Global blocks are those of the same
+    layer, whatever their number.
+    """
+    block = re.fullmatch(r"fusion\.blocks\.(\d+)\.(.*)", name)
+    if block is None:
+        return name
+    layer = here.global_layers[int(block[1])]
+    if layer not in there.global_layers:
+        return None
+    return f"fusion.blocks.{there.global_layers.index(layer)}.{block[2]}"
+
+
+def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
+    if name == _POSITION:
+        return found.shape[1] == target.shape[1]
+    if name == _PATCHES:
+        others = [shape[:2] + shape[3:] for shape in (found.shape, target.shape)]
+        return others[0] == others[1] and 1 in (found.shape[2], target.shape[2])
+    return False
+
+
+def _with_taps(weight: Tensor, taps: int) -> Tensor:  # C 3 t p p -> C 3 taps p p
+    """A patch embedding over another number of frames, with the same tokens for a clip that stands still."""
+    if weight.shape[2] == taps:
+        return weight
+    adapted = torch.zeros(*weight.shape[:2], taps, *weight.shape[3:], dtype=weight.dtype)
+    adapted[:, :, taps // 2] = weight.sum(dim=2)
+    return adapted
+
+
+def _rows(tensor: Tensor, initial: Tensor, rows: Sequence[int | None]) -> Tensor:
+    mapped = initial.clone()
+    for own, other in enumerate(rows):
+        if other is not None:
+            mapped[own] = tensor[other]
+    return mapped
+
+
+def _check(
+    source: VideoWeights,
+    config: UniFormerV2Config,
+    wrong: Sequence[str],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+) -> None:
+    there = source.config
+    fields = [name for name in _WITHOUT_TRACE if getattr(there, name) != getattr(config, name)]
+    if there.global_layers and config.global_layers and there.global_heads != config.global_heads:
+        fields.append("global_heads")
+    meaning = [
+        f"{name} is {getattr(there, name)} in the file, {getattr(config, name)} in the model"
+        for name in fields
+    ]
+    columns = (
+        meaning,
+        wrong,
+        [f"missing in the file: {name}" for name in missing],
+        [f"without a place in the model: {name}" for name in unexpected],
+    )
+    every = [item for row in zip_longest(*columns) for item in row if item is not None]
+    if not every:
+        return
+    more = len(every) - _MOST_PROBLEMS
+    lines = every[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
+    raise ModelError(
+        f"{source.origin} does not fit the model\n"
+        f"  in the file: {_dimensions(there)}; in the model: {_dimensions(config)}\n  " + "\n  ".join(lines)
+    )
+
+
+def _dimensions(config: UniFormerV2Config) -> str:
+    return (
+        f"width {config.width}, {config.depth} blocks, {config.heads} heads, patches of {config.patch_size}"
+    )

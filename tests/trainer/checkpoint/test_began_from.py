@@ -1,0 +1,66 @@
+"""A run that goes on began from what its checkpoints say, and from nothing else."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import RunError
+from trainer.checkpoint.began_from import began_from, check_unchanged, recorded
+from trainer.checkpoint.state import WEIGHTS, TrainState
+
+STATE = TrainState(
+    step=1, updates=1, world_size=1, zero_stage=0, settled={"seed": 1}, clips=0, bad=0, spent={},
+    saved_at=0.0, description={},
+)  # fmt: skip
+
+
+def begun(weights: Path | None) -> TrainState:
+    return dataclasses.replace(STATE, settled={"seed": 1, WEIGHTS: began_from(weights)})
+
+
+def go_on(state: TrainState, weights: Path | None, allowed: Any = ()) -> None:
+    named = None if weights is None else {"file": str(weights), "sha256": None}
+    check_unchanged(Path("step-1"), state, {"seed": 1, WEIGHTS: named}, allowed)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"one")
+    return path
+
+
+def test_a_moved_file_and_one_that_is_gone_stop_nothing(weights: Path) -> None:
+    state = begun(weights)
+    go_on(state, weights)
+    moved = weights.rename(weights.with_name("moved"))
+    go_on(state, weights)
+    go_on(state, moved)
+    go_on(begun(None), None)
+
+
+def test_other_weights_are_refused_by_name(weights: Path) -> None:
+    state = begun(weights)
+    other = weights.with_name("other")
+    for name in (None, other):
+        with pytest.raises(RunError, match=r"--allow-change 'model\.weights'") as refused:
+            go_on(state, name)
+        assert str(weights) in str(refused.value)
+    other.write_bytes(b"two")
+    with pytest.raises(RunError, match="other"):
+        go_on(state, other)
+    go_on(state, other, [WEIGHTS])
+    with pytest.raises(RunError, match="null then"):
+        go_on(begun(None), other)
+
+
+def test_checkpoints_of_earlier_versions_have_the_path_in_their_recipe(weights: Path) -> None:
+    recipe = {"model": {"image_weights": str(weights)}}
+    state = dataclasses.replace(STATE, description={"recipe": recipe})
+    assert recorded(state) == {"file": str(weights), "sha256": None}
+    go_on(state, weights)
+    go_on(STATE, None)
+    with pytest.raises(RunError, match=r"model\.weights"):
+        go_on(state, None)

@@ -1,0 +1,235 @@
+"""`model.weights`: the weights that a training begins from, whatever kind of file holds them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models import ModelError, UniFormerV2, UniFormerV2Config
+from models.image_weights import ImageWeightsReport, check_image_weights, load_image_weights
+from models.official_weights import describe_released, is_released, own_shapes, read_released
+from models.weight_files import StoredWeights, open_weights
+from models.weights.header import short
+from models.weights.row_maps import agrees_with_order
+from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_transfer
+from pipelines import kinetics710
+from trainer import RunError
+from trainer.checkpoint.state import STATE
+from trainer.class_mapping import rows_by_name, synonyms_between
+from trainer.weights import FORMAT, open_described
+
+_NAMED = 4  # classes, or groups of tensors, that a line of the report names
+_ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
+
+Rows = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """Weights that fit a model, of which no tensor has been read.
+
+    report: what they are and what becomes of them, a line each, at most fifteen. load: puts them into the
+    model, and raises ModelError for a tensor that cannot be read or is not finite.
+    """
+
+    report: tuple[str, ...]
+    load: Callable[[UniFormerV2], object]
+
+
+def plan_start(
+    path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
+) -> StartingWeights:
+    """Find out what a file of weights is, and what of it goes where.
+
+    class_names: of the training manifest, in the order of the labels. preprocessing: of the clips, see
+    `trainer.preparation.preprocessing`.
+
+    Raises RunError for a folder, a file that holds no weights, or ones that do not fit, from names and shapes
+    alone.
+    """
+    _refuse_folder(path)
+    try:
+        stored = open_weights(path)
+        if stored.metadata.get("format_version") == FORMAT:
+            return _own(path, config, class_names, preprocessing)
+        if is_released(stored.shapes):
+            return _released(path, stored, config, class_names)
+        if any(name.startswith("weight/blocks.") for name in stored.shapes):
+            raise ModelError(
+                f"{path} is a part of a checkpoint: write its weights with `python launch/export.py "
+                f"{path.parent} --out weights.safetensors`, and name that file"
+            )
+        return _image(path, stored, config)
+    except (ModelError, RunError) as error:
+        raise RunError(f"model.weights: {error}") from error
+
+
+def _refuse_folder(path: Path) -> None:
+    if not path.is_dir():
+        return
+    if (path / "weights.safetensors").is_file():
+        hint = f"name {path / 'weights.safetensors'} in it"
+    elif (path / STATE).is_file() or (path / "checkpoints").is_dir():
+        hint = f"write its weights with `python launch/export.py {path} --out FILE`, and name that file"
+    else:
+        hint = "name a file of weights"
+    raise RunError(f"model.weights: {path} is a folder; {hint}")
+
+
+def _own(
+    path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
+) -> StartingWeights:
+    found = open_described(path)
+    there = found.model.config
+    rows, head = _rows_by_name(found.class_names, class_names, config.num_classes)
+    source = VideoWeights(str(path), there, found.stored.shapes, found.stored.read)
+    plan = plan_transfer(source, config, rows)
+    other = [
+        f"{name} {found.description['preprocessing'].get(name)} there, {preprocessing[name]} here"
+        for name in ("mean", "std")
+        if found.description["preprocessing"].get(name) != preprocessing[name]
+    ]
+    return _video("an export of this program", source, config, plan, head, other)
+
+
+def _released(
+    path: Path, stored: StoredWeights, config: UniFormerV2Config, class_names: Sequence[str]
+) -> StartingWeights:
+    released = describe_released(stored, frames=config.frames)
+    rows, head = _released_rows(
+        released.config.num_classes, released.is_port, class_names, config.num_classes
+    )
+
+    def read(names: Iterable[str]) -> Mapping[str, Tensor]:
+        return read_released(released, names)
+
+    source = VideoWeights(str(path), released.config, own_shapes(released), read)
+    plan = plan_transfer(source, config, rows)
+    notes = []
+    if released.config.temporal_downsample:
+        notes.append("its input channels are reversed: it was trained on BGR frames, here they are RGB")
+    kind = "mmaction2's port of a released UniFormerV2" if released.is_port else "a released UniFormerV2"
+    return _video(kind, source, config, plan, head, notes)
+
+
+def _image(path: Path, stored: StoredWeights, config: UniFormerV2Config) -> StartingWeights:
+    found = check_image_weights(config, stored)
+    return StartingWeights(
+        (
+            f"starting weights: {path}, of an image ViT",
+            *_adapted(found.adapted, config.grid),
+            _loaded(found.loaded, found.kept),
+            *_left_out(found),
+            f"head: new, {config.num_classes} rows; image weights have none for video",
+        ),
+        lambda model: load_image_weights(model, stored),
+    )
+
+
+def _left_out(found: ImageWeightsReport) -> list[str]:
+    if not found.left_out:
+        return []
+    return [f"left out: {_groups(found.left_out)}, for which the model has no place"]
+
+
+def _video(
+    kind: str,
+    source: VideoWeights,
+    config: UniFormerV2Config,
+    plan: Transfer,
+    head: str,
+    notes: Sequence[str],
+) -> StartingWeights:
+    there = source.config
+    report = [
+        f"starting weights: {source.origin}, {kind}, of {there.num_classes} classes",
+        *_adapted(plan.adapted, config.grid, there),
+        _loaded(tuple(plan.sources), plan.new),
+    ]
+    if plan.left_out:
+        report.append(f"left out: {_groups(plan.left_out)}, for which the model has no place")
+    if there.fusion != config.fusion:
+        report.append(f"fusion: {there.fusion} there, {config.fusion} here; global blocks keep their weights")
+    if there.frames != config.frames:
+        report.append(f"frames: {there.frames} there, {config.frames} here; no weight depends on them")
+    report += [f"note: {note}" for note in notes]
+    report.append(f"head: {head}")
+    return StartingWeights(tuple(report), lambda model: load_transfer(model, source, plan))
+
+
+def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = None) -> list[str]:
+    lines = []
+    if "position_embedding" in names:
+        old = f"from {there.grid}x{there.grid} " if there is not None else ""
+        lines.append(f"position embedding: interpolated {old}to {grid}x{grid} patches, bicubically")
+    if "patch_embedding.weight" in names:
+        lines.append("patch embedding: put over another number of frames; a still clip gives the same tokens")
+    return lines
+
+
+def _loaded(loaded: Sequence[str], new: Sequence[str]) -> str:
+    body = [name for name in new if not name.startswith("head.")]
+    keeps = f"; {len(body)} keep their initialisation: {_groups(body)}" if body else ""
+    return f"tensors: {len([name for name in loaded if not name.startswith('head.')])} loaded{keeps}"
+
+
+def _groups(names: Sequence[str]) -> str:
+    """Tensors' names in few words: without what numbers them, and the last part."""
+    groups: dict[str, int] = {}
+    for name in names:
+        parts = [part for part in name.split(".") if not part.isdigit()]
+        group = ".".join(parts[:2]) if len(parts) > 1 else name
+        groups[group] = groups.get(group, 0) + 1
+    shown = [f"{short(group)} ({count})" for group, count in list(groups.items())[:_NAMED]]
+    more = len(groups) - _NAMED
+    return ", ".join(shown) + (f" and {more} groups more" if more > 0 else "")
+
+
+def _rows_by_name(
+    head: Sequence[str | None], class_names: Sequence[str], num_classes: int
+) -> tuple[Rows, str]:
+    """For each row of the model's head the file's, and what to say of it."""
+    if list(head) == list(class_names) and len(head) == num_classes:
+        return tuple(range(num_classes)), f"all {num_classes} rows kept: the same classes in the same order"
+    rows = rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
+    found = sum(row is not None for row in rows)
+    absent = [name for name, row in zip(class_names, rows, strict=False) if row is None]
+    named = ", ".join(map(short, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+    if not found:
+        known = ", ".join(short(name) for name in head[:_NAMED] if name)
+        numbers = all(name.isdecimal() for name in class_names)
+        why = "the classes' names are mere numbers" if numbers else f"none of {named} is in it"
+        return rows, f"new, {num_classes} rows: the file's classes are {known}, ...; {why}"
+    text = f"{found} of {num_classes} rows taken by class name, of the file's {len(head)}"
+    if absent:
+        text += f"; new: {len(absent)} ({named})"
+    unnamed = num_classes - len(class_names)
+    return rows, text + (f"; new: {unnamed} that the manifest has no class for" if unnamed else "")
+
+
+def _released_rows(
+    count: int, is_port: bool, class_names: Sequence[str], num_classes: int
+) -> tuple[Rows, str]:
+    """As `_rows_by_name`, for a file that names no classes."""
+    if is_port and count in _ORDER_KNOWN:
+        rows, text = _rows_by_name(kinetics710.class_names(_ORDER_KNOWN[count]), class_names, num_classes)
+        return rows, f"{text}; read in mmaction2's order of Kinetics-{count}"
+    union = kinetics710.released_names()
+    order = kinetics710.released_rows().get(len(class_names))
+    synonyms = synonyms_between(union, class_names)
+    fits = order is not None and count in (len(class_names), len(union))
+    if order is not None and fits and agrees_with_order(union, order, class_names, synonyms):
+        taken = order if count == len(union) else tuple(range(count))
+        rest = (None,) * (num_classes - len(taken))
+        return (*taken, *rest), f"{len(taken)} rows taken: the manifest has the authors' order of Kinetics"
+    if count == 400:
+        rows, text = _rows_by_name(kinetics710.class_names("k400_released"), class_names, num_classes)
+        return rows, f"{text}; read in the authors' order of Kinetics-400"
+    if count == len(union):
+        rows, text = _rows_by_name(union, class_names, num_classes)
+        return rows, f"{text}; only rows 0 to 399 of the authors' Kinetics-710 have published names"
+    return (None,) * num_classes, (
+        f"new, {num_classes} rows: the file does not name its {count} classes, and their order is not known"
+    )
