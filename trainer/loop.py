@@ -27,9 +27,10 @@ from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, process_age
 from trainer.faults.watchdog import Watchdog
 from trainer.meters import Meters
+from trainer.monitoring.batch_hash import hash_clips
 from trainer.record import Record
 from trainer.schedule import Schedule
-from trainer.tally import StepTotals, Tally
+from trainer.tally import StepSums, StepTotals, Tally
 
 
 @dataclass
@@ -89,8 +90,7 @@ class Trainer:
         self.meters.begun(process_age())
         while self.step < self.schedule.total_steps:
             with self.meters.step(self.plan.global_batch):
-                loss = self.train_step(batches)
-                totals = self.exchange(loss)
+                totals = self.exchange(self.train_step(batches))
             self.step += 1
             self.watchdog.beat(f"step {self.step}")
             if totals is not None:
@@ -112,13 +112,15 @@ class Trainer:
             )
         return not self.evaluates_at_end or self.evaluate()
 
-    def train_step(self, batches: Iterator[ClipBatch]) -> Tensor:
-        """One optimiser step over all micro-batches; returns the sum of this rank's losses."""
+    def train_step(self, batches: Iterator[ClipBatch]) -> StepSums:
+        """One optimiser step over all micro-batches; returns this rank's sums."""
         loss_sum = torch.zeros((), device=self.engine.device)
+        batch_hash = torch.zeros((), dtype=torch.int64, device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
         for number in range(self.engine.accumulation):
             with self.meters.waiting():
                 batch = next(batches)
+            batch_hash += hash_clips(batch)
             losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
@@ -130,7 +132,7 @@ class Trainer:
             self.engine.step(rate)
             loss_sum += losses.detach().sum()
         self.record.launched(self.step, rate, self.engine.gradient_norm())
-        return loss_sum
+        return StepSums(loss_sum, batch_hash)
 
     def conclude(self) -> None:
         """Look into the step before, if it changed nothing. Waits for that step only, not for later work."""
@@ -158,12 +160,12 @@ class Trainer:
             raise AgreedError(f"{error}. {self.last_saved().capitalize()}") from error
         self.record.skipped(step, words, finding.file)
 
-    def exchange(self, loss: Tensor) -> StepTotals | None:
+    def exchange(self, sums: StepSums) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
         clips, bad = self.train_loader.defects.take_counts()
         return self.tally.exchange(
             self.step,
-            loss,
+            sums,
             clips=clips,
             bad=bad,
             defects=len(self.train_loader.defects.fresh),

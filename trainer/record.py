@@ -66,6 +66,7 @@ class Record:
             total_steps=self._total_steps,
             starts=meters.spent.starts,
             loss=totals.loss,
+            batch_hash=totals.batch_hash,
             learning_rate=learning_rate,
             gradient_norm=gradient_norm,
             clips_per_second=round(rates.clips_per_second, 3),

@@ -429,6 +429,11 @@ class Run:
             step=step,
             total_steps=schedule.total_steps,
             world_size=environment.world_size,
+            device=environment.device.type,
+            train_manifests=[
+                [str(part.manifest), manifest.fingerprint]
+                for part, manifest in zip(recipe.data.train_parts, prepared.train.manifests, strict=True)
+            ],
         )
         return record
 

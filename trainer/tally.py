@@ -5,17 +5,30 @@ ranks read the same sums at the same step, so they agree on what follows from th
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from trainer.arrival import Arrival
+from trainer.monitoring.batch_hash import halves, hex_of
+
+
+class StepSums(NamedTuple):
+    """Of one rank's micro-batches in a step, on the device.
+
+    loss: sum of the losses of the clips that counted. batch_hash: sum of `hash_clips`, int64.
+    """
+
+    loss: Tensor
+    batch_hash: Tensor
 
 
 @dataclass(frozen=True)
 class StepTotals:
     """Sums over all ranks. step: counted from 0. loss: mean over the clips that counted, NaN without any.
+    batch_hash: of all clips, 16 hexadecimal digits (see `hash_clips`).
 
     clips: that were to be seen; bad: of those, the ones that could not be read; defects: videos found bad for
     the first time. leaving: ranks that were asked to leave. wants_save: whether rank 0 finds a save due.
@@ -24,6 +37,7 @@ class StepTotals:
 
     step: int
     loss: float
+    batch_hash: str
     clips: int
     bad: int
     defects: int
@@ -43,7 +57,7 @@ class Tally:
     def exchange(
         self,
         step: int,
-        loss_sum: Tensor,
+        sums: StepSums,
         *,
         clips: int,
         bad: int,
@@ -54,14 +68,15 @@ class Tally:
     ) -> StepTotals | None:
         """Hand in this rank's part of `step`; get the totals of the step handed in before, None at first.
 
-        loss_sum: sum of the losses of the clips that counted, on the device. saves: finished, failed.
+        saves: finished, failed.
         """
         numbers = [clips - bad, clips, bad, defects, leaving, wants_save, *saves]
-        part = torch.tensor([0.0, *numbers], dtype=torch.float64)
+        part = torch.tensor([0.0, 0.0, 0.0, *numbers], dtype=torch.float64)
         if self._device.type == "cuda":  # from memory that is not pinned, the copy would wait
             part = part.pin_memory()
         part = part.to(self._device, non_blocking=True)
-        part[0] = loss_sum.double()
+        part[0] = sums.loss.double()
+        part[1:3] = halves(sums.batch_hash)
         before = self.last()
         dist.all_reduce(part)
         self._pending = (step, Arrival(part))
@@ -73,10 +88,12 @@ class Tally:
             return None
         step, sums = self._pending
         self._pending = None
-        loss, counted, clips, bad, defects, leaving, wants_save, finished, failed = sums.values().tolist()
+        loss, upper, lower, counted, *counts = sums.values().tolist()
+        clips, bad, defects, leaving, wants_save, finished, failed = counts
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
+            hex_of(upper, lower),
             int(clips),
             int(bad),
             int(defects),

@@ -150,6 +150,10 @@ def test_two_ranks_train_as_one_does(
     assert {event["world_size"] for event in events(run_dir, "start")} == {2}
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
     assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it does learn something
+    one, two = (
+        [event["batch_hash"] for event in events(folder, "step")] for folder in (undisturbed, run_dir)
+    )
+    assert one == two and len(set(one)) == STEPS, "the ranks and the stop changed a clip"
     one, two = (json.loads((folder / "summary.json").read_text()) for folder in (undisturbed, run_dir))
     assert (one["videos"], one["top1"], one["top5"]) == (two["videos"], two["top1"], two["top5"])
     weights = [load_file(folder / "weights.safetensors") for folder in (undisturbed, run_dir)]
