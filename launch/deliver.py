@@ -1,4 +1,7 @@
-"""Deliver to MLflow what a run recorded while the server was gone: `python launch/deliver.py runs/NAME`.
+"""Deliver to MLflow what a run recorded while the server was gone.
+
+    python launch/deliver.py runs/NAME
+    python launch/deliver.py runs/NAME --uri http://HOST:5000    # the whole history, to another server
 
 Exit codes: 0 all is delivered, 2 something must be mended (the message says what), 85 MLflow cannot be
 reached, or another process is delivering: to be tried again. What is not delivered is kept.
@@ -22,9 +25,13 @@ def main() -> int:
         action="store_true",
         help="deliver the whole history to a new MLflow run, in place of one that was deleted",
     )
+    parser.add_argument(
+        "--uri",
+        help="MLflow's address, where it is another than the run's: the whole history goes there",
+    )
     arguments = parser.parse_args()
     try:
-        lines = deliver_spool(arguments.run_dir, new_run=arguments.new_run)
+        lines = deliver_spool(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REQUEUE if isinstance(error, StartAgain) else 2

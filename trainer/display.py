@@ -186,7 +186,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         (words),
             `steps`, `parameters` and `gmacs`; what is missing or None is left out.
         run_dir: the run's folder.
-        mlflow_command: see `Tracker.ui_command`; None where nothing was tracked.
+        mlflow_command: see `Tracker.how_to_see`; None where nothing was tracked.
     """
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "top-1": ("top1", lambda value: f"{100 * value:.2f} %"),

@@ -224,7 +224,7 @@ class Record:
         """Show what came out."""
         if self._is_main:
             summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
-            self._display.summary(summary, self._folder.path, self._tracker.ui_command())
+            self._display.summary(summary, self._folder.path, self._tracker.how_to_see())
 
     def close(self, status: Status, timeout: float) -> None:
         """End the MLflow run, waiting so many seconds at most for what is still on its way."""

@@ -21,6 +21,8 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 LONGEST_EXPERIMENT = 500  # characters of an experiment's name that MLflow takes
 
 _SERVERS = ("http", "https")
+_SERVER_SCHEMES = ("http://", "https://")
+_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _DATABASES = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc", "sqlite": "sqlite3"}
 """MLflow's databases, and the package that SQLAlchemy takes for each where the address names none."""
 
@@ -203,29 +205,35 @@ def check_experiment(name: str) -> None:
         raise RunError(f"tracking.experiment: {name!r} holds NUL, or bytes that are no UTF-8: leave them out")
 
 
-def ui_command(address: str, experiment_id: str | None, run_id: str | None) -> str:
-    """How to see a run: a command for a database, to be pasted into a shell; a server's page."""
-    if address.startswith(("http://", "https://")):
-        page = f"/#/experiments/{experiment_id}/runs/{run_id}" if run_id else ""
+def how_to_see(address: str, experiment_id: str | None, run_id: str | None) -> str:
+    """How to see a run: a server's page; for a database a command for a shell, and below it the page that is
+    then there. Without a run's id, which comes with the first delivery, no page of a run.
+    """
+    page = "" if run_id is None else run_page(experiment_id, run_id)
+    if address.startswith(_SERVER_SCHEMES):
         return address.rstrip("/") + page
-    return shlex.join([mlflow_program(), "ui", "--backend-store-uri", short_address(address)])
+    command = shlex.join([mlflow_program(), "ui", "--backend-store-uri", absolute_address(address)])
+    return f"{command}\n{_UI}{page}" if page else command
+
+
+def run_page(experiment_id: str | None, run_id: str) -> str:
+    """A run's page, below a server's address. MLflow 3 shows training runs where the page says so."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def restore_command(address: str, *, kind: str, id: str) -> str:
     """The command that restores a deleted run or experiment. kind: `runs` or `experiments`."""
     option = "--run-id" if kind == "runs" else "--experiment-id"
     return (
-        f"{VARIABLE}={shlex.quote(short_address(address))} "
+        f"{VARIABLE}={shlex.quote(absolute_address(address))} "
         f"{shlex.join([mlflow_program(), kind, 'restore', option, id])}"
     )
 
 
-def short_address(address: str) -> str:
-    """An address for a command given here: a database below the current directory by its relative path."""
+def absolute_address(address: str) -> str:
+    """An address for a command that works from any folder."""
     path = sqlite_path(address)
-    if path is None:
-        return address
-    return sqlite_address(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return address if path is None else sqlite_address(path)
 
 
 def mlflow_program() -> str:

@@ -6,14 +6,16 @@ import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from trainer import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
+from trainer.tracking.batch import METRICS_PER_CALL, Batch, Item
 from trainer.tracking.database import ensure_database, is_partial
-from trainer.tracking.outcome import Stopped, first_line, is_refusal
+from trainer.tracking.logged_models import LoggedModels
+from trainer.tracking.outcome import Stopped, first_line, is_refusal, is_unknown_call
 from trainer.tracking.place import NAME, Place
 from trainer.tracking.repeats import Chosen, Repeats
 from trainer.tracking.reply_limit import limit_replies
@@ -21,46 +23,18 @@ from trainer.tracking.secrets import Address, give_to_mlflow, redacted, with_cre
 from trainer.tracking.server_run import ServerRun, new_run_command
 from trainer.tracking.spool import Record, Spool
 
-METRICS_PER_CALL = 1000  # MLflow refuses more
 PARAMS_OR_TAGS_PER_CALL = 100  # MLflow refuses more, of each
 
 LONGEST_KEY = 250  # characters that MLflow takes
+LONGEST_DIGEST = 36  # characters of a data set's digest that MLflow takes
 LONGEST_VALUE = {"params": 6000, "tags": 8000}  # characters that MLflow takes
+
+_NEW_KINDS = ("dataset", "model", "model_deleted", "model_registered")  # MLflow 2 does not know all of them
 
 _COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again
 _TOLERANCE = 0.01  # relative difference up to which a repeated step's value is called the same
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One metric value, parameter or tag."""
-
-    kind: str
-    key: str
-    value: Any
-    time: int
-    step: int | None = None
-
-
-@dataclass
-class _Batch:
-    """Items that wait for a call, by kind, and the spool offset that the last of them ends at."""
-
-    items: dict[str, list[_Item]] = field(default_factory=lambda: {"metrics": [], "params": [], "tags": []})
-    end: int | None = None
-
-    def add(self, record: Record, without: dict[str, Chosen]) -> None:
-        kind = record["kind"]
-        for key, value in record["values"].items():
-            value = float(value) if kind == "metrics" else str(value)
-            if key not in without:
-                self.items[kind].append(_Item(kind, str(key), value, record["time"], record.get("step")))
-
-    @property
-    def full(self) -> bool:
-        return len(self.items["metrics"]) >= METRICS_PER_CALL
 
 
 class _Redaction(logging.Filter):
@@ -92,16 +66,20 @@ class Delivery:
         self._exception = mlflow.exceptions.MlflowException
         self._spool = spool
         self._place: Place | None = None
+        self._address: Address | None = None  # where it was given, with what it takes to log in
         self._client: Any = None
         self._run_id = ""
+        self._started = 0
+        self._acts: dict[str, Callable[[Record], None]] = {}
         self._repeats: Repeats | None = None
         self._cut: set[str] = set()
         self._differs = False
 
-    def run(self, new_run: bool = False) -> None:
+    def run(self, new_run: bool = False, address: Address | None = None) -> None:
         """Deliver every complete line there is; what MLflow refuses is put aside and holds up nothing.
 
-        new_run: give up MLflow's run of this folder, and deliver the whole history to a new one.
+        new_run: give up MLflow's run of this folder, and deliver the whole history to a new one. address: the
+        run's from now on; None leaves it where it is.
         """
         place = Place.load(self._spool.run_dir)
         if place is None:
@@ -117,11 +95,14 @@ class Delivery:
             if not mine:
                 raise StartAgain(f"another process is delivering {self._spool.lines_path}")
             place = Place.recover(self._spool.run_dir) or place
+            if address is not None:
+                place = replace(place, uri=str(address), credentials=address.has_credentials)
+                self._address = address
             if new_run:
                 place = self._begin_anew(place)
             if self._place is None or self._place.key != place.key:
                 self._connect(place)
-            batch = _Batch()
+            batch = Batch()
             for end, line in self._spool.unread():
                 self._take(line, batch, end)
             self._flush(batch)
@@ -136,7 +117,7 @@ class Delivery:
     def _connect(self, place: Place) -> None:
         from mlflow.tracking import MlflowClient
 
-        address = with_credentials(Address(place.uri))
+        address = self._address or with_credentials(Address(place.uri))
         is_server = address.startswith(("http://", "https://"))
         if place.credentials and not address.has_credentials and not is_server:
             raise Stopped(
@@ -159,19 +140,33 @@ class Delivery:
         self._server_run = ServerRun(self._client, place, self._spool.run_dir)
         self._place = self._server_run.find()
         self._run_id = self._server_run.run_id
+        self._started = place.started
+        models = LoggedModels(self._client, str(self._place.experiment_id), self._run_id)
+        self._acts = {
+            "artifact": self._send_artifact,
+            "status": self._send_status,
+            "dataset": self._send_dataset,
+            "model": models.log,
+            "model_deleted": models.delete,
+            "model_registered": models.register,
+        }
         self._repeats = Repeats(self._spool.lines_path, place.base)
 
-    def _take(self, line: bytes, batch: _Batch, end: int) -> None:
+    def _take(self, line: bytes, batch: Batch, end: int) -> None:
         """Put a line's items into the batch; what is no item goes out by itself, in its turn."""
         try:
             record = json.loads(line)
-            if record["kind"] in batch.items:
-                batch.add(record, self._repeated(record, end) if record["kind"] == "metrics" else {})
+            kind = record["kind"]
+            if kind in batch.items or kind == "system":
+                if kind == "system":
+                    batch.add_system(record, self._started)
+                else:
+                    batch.add(record, self._repeated(record, end) if kind == "metrics" else {})
                 batch.end = end
                 if batch.full:
                     self._flush(batch)
                 return
-            act = {"artifact": self._send_artifact, "status": self._send_status}[record["kind"]]
+            act = self._acts[kind]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             self._reject({"line": line.decode(errors="replace")}, f"not a record of ours: {error!r}")
             batch.end = end
@@ -200,7 +195,7 @@ class Delivery:
                 )
         return found
 
-    def _flush(self, batch: _Batch) -> None:
+    def _flush(self, batch: Batch) -> None:
         for kind, items in batch.items.items():
             size = METRICS_PER_CALL if kind == "metrics" else PARAMS_OR_TAGS_PER_CALL
             for start in range(0, len(items), size):
@@ -210,9 +205,9 @@ class Delivery:
             self._spool.advance(batch.end)
             batch.end = None
 
-    def _send_items(self, kind: str, items: list[_Item]) -> None:
+    def _send_items(self, kind: str, items: list[Item]) -> None:
         """One call; where MLflow refuses it, halves, down to the one item that is wrong."""
-        make: Callable[[_Item], Any] = {
+        make: Callable[[Item], Any] = {
             "metrics": lambda item: self._entities.Metric(item.key, item.value, item.time, item.step),
             "params": lambda item: self._entities.Param(*self._fitting(item)),
             "tags": lambda item: self._entities.RunTag(*self._fitting(item)),
@@ -228,7 +223,7 @@ class Delivery:
             self._send_items(kind, items[:middle])
             self._send_items(kind, items[middle:])
 
-    def _fitting(self, item: _Item) -> tuple[str, str]:
+    def _fitting(self, item: Item) -> tuple[str, str]:
         """Key and value of a parameter or tag as MLflow takes them; says once of each what was changed."""
         key, value = fitting_key(item.key), redacted(item.value.encode(errors="replace").decode())
         limit = LONGEST_VALUE[item.kind]
@@ -254,18 +249,30 @@ class Delivery:
         self._server_run.require_active()  # uploading does not ask
         self._client.log_artifact(self._run_id, record["path"], record["folder"] or None)
 
+    def _send_dataset(self, record: Record) -> None:
+        profile = json.dumps(record["profile"])
+        source = json.dumps({"uri": record["path"]})
+        digest = record["digest"][:LONGEST_DIGEST]
+        dataset = self._entities.Dataset(record["name"], digest, "local", source, None, profile)
+        context = self._entities.InputTag("mlflow.data.context", record["context"])
+        self._client.log_inputs(self._run_id, [self._entities.DatasetInput(dataset, [context])])
+
     def _send_status(self, record: Record) -> None:
         if record["status"] == "RUNNING":
             self._client.update_run(self._run_id, status="RUNNING")
         else:
-            self._client.set_terminated(self._run_id, record["status"], end_time=record["time"])
+            # MLflow shows the time from start to end: that of the run's work, without its waits in a queue.
+            spent = record.get("seconds")
+            end = record["time"] if spent is None else self._started + round(1000 * spent)
+            self._client.set_terminated(self._run_id, record["status"], end_time=end)
             self._server_run.delete_duplicates()
 
     def _attempt(self, call: Callable[[], None], record: Record) -> None:
         try:
             call()
         except self._exception as error:
-            self._require_refusal(error)
+            if not (record["kind"] in _NEW_KINDS and is_unknown_call(error)):
+                self._require_refusal(error)
             self._reject(record, first_line(error))
         except (KeyError, TypeError, ValueError) as error:
             self._reject(record, f"not a record of ours: {error!r}")

@@ -48,6 +48,11 @@ def is_refusal(error: Any) -> bool:
     return type(cause).__name__ in _DATABASE_REFUSALS
 
 
+def is_unknown_call(error: Any) -> bool:
+    """Whether an MlflowException says that the server does not know the call: it is older than the call."""
+    return error.error_code == "ENDPOINT_NOT_FOUND" or "failed with error code 404" in str(error)
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line, without passwords."""
     text = redacted(str(error)).strip().partition("\n")[0] or redacted(repr(error))

@@ -13,6 +13,10 @@ LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
 
 _KEY_TAG = "trainer.key"
 _PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages fold the runs below into the one above
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""The kind of an experiment. MLflow 3.17 opens its page on "GenAI" all the same, unless the page's address
+says otherwise: see `address.run_page`."""
+
 _STAGES = ("active", "deleted")
 
 _log = logging.getLogger(__name__)
@@ -128,7 +132,9 @@ class ServerRun:
             path = sqlite_path(place.uri)
             artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
             try:
-                created = self._client.create_experiment(place.experiment, artifact_location=artifacts)
+                created = self._client.create_experiment(
+                    place.experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS
+                )
                 return self._required(str(created), "an experiment's id")
             except self._exception as error:
                 known = self._client.get_experiment_by_name(place.experiment)

@@ -5,11 +5,12 @@ server gone it tries again at growing intervals, says so once, and whatever is l
 delivered by the next start on the same run directory or by `launch/deliver.py`.
 
 What MLflow does with values that are not finite (measured, 3.17, sqlite): NaN is kept as NaN, infinity
-becomes the largest double. A metric that is delivered twice is stored once.
+would become the largest double. A metric that is delivered twice is stored once.
 """
 
 import errno
 import logging
+import math
 import os
 import time
 import uuid
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer import RunError, StartAgain
-from trainer.tracking.address import check_address, check_experiment, choose_address, ui_command
+from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
 from trainer.tracking.courier import Courier
 from trainer.tracking.delivery import Delivery
 from trainer.tracking.outcome import Stopped, first_line
@@ -93,8 +94,64 @@ class Tracker:
         self._append({"kind": "params", "values": _texts(values)})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics of an optimiser step, at the time of this call."""
-        self._append({"kind": "metrics", "step": step, "values": {k: float(v) for k, v in values.items()}})
+        """Record metrics of an optimiser step, at the time of this call.
+
+        An infinite value, which MLflow shows as 1.8e308, is left out; `NAME_infinite` is 1 or -1 instead.
+        """
+        self._append({"kind": "metrics", "step": step, "values": _without_infinity(values)})
+
+    def system(self, values: Mapping[str, float]) -> None:
+        """Record readings of the machines, at the time of this call. Names begin with `system/`."""
+        self._append({"kind": "system", "values": _without_infinity(values)})
+
+    def dataset(
+        self,
+        path: Path,
+        context: Literal["training", "validation"],
+        *,
+        digest: str,
+        profile: Mapping[str, Any],
+    ) -> None:
+        """Record a manifest that the run reads. profile: what is to be known of it, as rows and classes."""
+        self._append(
+            {
+                "kind": "dataset",
+                "name": f"{path.parent.name}/{path.name}".lstrip("/"),
+                "path": redacted(str(path.absolute())),
+                "context": context,
+                "digest": digest,
+                "profile": dict(profile),
+            }
+        )
+
+    def model(self, path: Path, step: int, values: Mapping[str, float]) -> None:
+        """Record a checkpoint as a logged model, or more metrics of one. path: its folder."""
+        self._append({"kind": "model", **_model(path, step, values)})
+
+    def model_deleted(self, name: str) -> None:
+        """Delete the logged model of a checkpoint that is no longer kept. name: of its folder."""
+        self._append({"kind": "model_deleted", "name": name})
+
+    def register(
+        self,
+        path: Path,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        weights: Path,
+        name: str,
+        alias: str | None,
+    ) -> None:
+        """Make a checkpoint's weights a version of a registered model.
+
+        Args:
+            path, step, values: of the checkpoint, as for `model`.
+            weights: the file that is uploaded.
+            name: of the registered model, created where there is none.
+            alias: leads to this version afterwards; None leaves aliases alone.
+        """
+        record = {"weights": str(weights.absolute()), "registered": name, "alias": alias}
+        self._append({"kind": "model_registered", **_model(path, step, values), **record})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; setting one again changes it."""
@@ -104,12 +161,14 @@ class Tracker:
         """Upload a file, as it is when delivered, into a folder of the run's artifacts."""
         self._append({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
-    def close(self, status: Status, timeout: float) -> int:
+    def close(self, status: Status, timeout: float, seconds: float | None = None) -> int:
         """Say how the run ended and wait for the delivery.
 
         Args:
             status: how the run ended.
             timeout: seconds to wait at most.
+            seconds: that the run has worked in all its starts, which MLflow shows as its duration; None is
+                from its first start to now.
 
         Returns:
             Lines that were not delivered in time. They stay in the spool, and a warning says how to
@@ -117,7 +176,9 @@ class Tracker:
         """
         if self._courier is None:
             return 0
-        self._append({"kind": "status", "status": status})
+        self._append(
+            {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
+        )
         left = self._courier.close(timeout)
         if left:
             command = f"python launch/deliver.py {self._spool.run_dir}"
@@ -126,12 +187,12 @@ class Tracker:
             )
         return left
 
-    def ui_command(self) -> str | None:
-        """How to see the run: a command for a database, an address for a server; None if untracked."""
+    def how_to_see(self) -> str | None:
+        """How to see the run, see `address.how_to_see`; None if untracked."""
         place = None
         with suppress(OSError):
             place = _Place.load(self._spool.run_dir) if self._enabled else None
-        return None if place is None else ui_command(place.uri, place.experiment_id, place.run_id)
+        return None if place is None else how_to_see(place.uri, place.experiment_id, place.run_id)
 
     def _append(self, record: Record) -> None:
         if not self._enabled:
@@ -165,12 +226,14 @@ def check_tracking(run_dir: Path, *, uri: str | None, experiment: str) -> None:
     check_experiment(experiment)
 
 
-def deliver_spool(run_dir: Path, new_run: bool = False) -> int:
+def deliver_spool(run_dir: Path, new_run: bool = False, uri: str | None = None) -> int:
     """Deliver by hand what a finished run left in its spool.
 
     Args:
         run_dir: the run's folder.
         new_run: deliver the run's whole history to a new MLflow run, which it then goes on with.
+        uri: MLflow's address; None is where the run is tracked. Another one than that gets the whole history,
+            in a new MLflow run, which the run then goes on with.
 
     Returns:
         Lines handled, those included that MLflow refused and that lie in `mlflow.rejected.jsonl`.
@@ -181,11 +244,16 @@ def deliver_spool(run_dir: Path, new_run: bool = False) -> int:
     """
     _prepare_environment()
     spool = Spool(run_dir)
-    waiting = spool.lines_left()
-    if new_run:
-        waiting = spool.lines()
+    address = None
+    if uri is not None:
+        address, _ = choose_address(uri, None)
+        check_address(address, "--uri")
+        give_to_mlflow(address)
+        known = _known_place(run_dir)
+        new_run = new_run or (known is not None and known.uri != str(address))
+    waiting = spool.lines() if new_run else spool.lines_left()
     try:
-        Delivery(spool).run(new_run)
+        Delivery(spool).run(new_run, address)
     except RunError:
         raise
     except Stopped as error:
@@ -239,6 +307,20 @@ def _choose_place(
         credentials=address.has_credentials,
         base=spool.size(),
     )
+
+
+def _model(path: Path, step: int, values: Mapping[str, float]) -> Record:
+    finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
+    return {"name": path.name, "step": step, "path": redacted(str(path.absolute())), "values": finite}
+
+
+def _without_infinity(values: Mapping[str, float]) -> dict[str, float]:
+    return {
+        (f"{key}_infinite" if math.isinf(value) else key): (
+            math.copysign(1, value) if math.isinf(value) else value
+        )
+        for key, value in ((key, float(value)) for key, value in values.items())
+    }
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer import RunError
-from trainer.tracking.address import choose_address, sqlite_path, ui_command
+from trainer.tracking.address import choose_address, how_to_see, sqlite_path
 from trainer.tracking.outcome import is_refusal
 from trainer.tracking.tracker import check_tracking
 
@@ -82,14 +82,11 @@ def test_a_database_lies_in_the_current_directory_whatever_its_name(
         assert make_url(address).database == str(here / "mlflow.db")
         again, _ = choose_address(None, str(address), {})
         assert again == address
-    assert shlex.split(ui_command(address, None, None))[1:] == [
-        "ui",
-        "--backend-store-uri",
-        "sqlite:///mlflow.db",
-    ]
-    monkeypatch.chdir(tmp_path)
-    (*_, pasted) = shlex.split(ui_command(address, None, None))
-    assert Path(make_url(pasted).database or "").absolute() == here / "mlflow.db"
+    command, page = how_to_see(address, "1", "a").splitlines()
+    monkeypatch.chdir(tmp_path)  # the command works from any folder
+    assert shlex.split(command)[1:3] == ["ui", "--backend-store-uri"]
+    assert Path(make_url(shlex.split(command)[3]).database or "") == here / "mlflow.db"
+    assert page == "http://127.0.0.1:5000/#/experiments/1/runs/a?workflowType=machine_learning"
 
 
 def test_the_options_of_a_database_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,9 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     (here / "run" / "file.txt").write_text("hello")
     tracker.artifact(here / "run" / "file.txt")
     assert tracker.close("FINISHED", PATIENCE) == 0
-    command = tracker.ui_command()
+    command = tracker.how_to_see()
     assert command is not None
-    (*_, pasted) = shlex.split(command)
+    pasted = shlex.split(command.splitlines()[0])[-1]
     assert client(pasted).get_run(tracked_run(here / "run")).info.status == "FINISHED"
     assert len(list(here.glob("mlartifacts/*/artifacts/file.txt"))) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]

@@ -139,7 +139,7 @@ def test_no_file_and_no_message_of_a_run_holds_it(
     tracker.params({"command": f"--set tracking.uri=http://user:{SECRET}@127.0.0.1:9"})
     assert tracker.close("KILLED", 0.0) == 3
     tracker._courier._thread.join(60)  # type: ignore[union-attr]
-    assert tracker.ui_command() == "http://127.0.0.1:9"
+    assert tracker.how_to_see() == "http://127.0.0.1:9"
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
         "user",
         SECRET,

@@ -1,0 +1,109 @@
+"""Records of data sets, logged models, machines and the run's duration."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import deliver
+from trainer.tracking.spool import Spool
+from trainer.tracking.tracker import Tracker, deliver_spool, tracked_run
+
+PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
+
+
+def client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def delivered(
+    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+) -> tuple[Any, Any, Any]:
+    """A run of two checkpoints, the first of which is gone: MLflow's client, experiment and run."""
+    tracker = start()
+    profile = {"rows": 16, "classes": 8}
+    for context in ("training", "validation"):
+        manifest = tmp_path / "motion" / f"{context}.arrow"
+        tracker.dataset(manifest, context, digest="ab" * 32, profile=profile)  # type: ignore[arg-type]
+    tracker.system({"system/cpu_utilization_percentage": 12.5})
+    tracker.model(tmp_path / "step-0000010", 10, {"val/top1": 0.25})
+    tracker.model(tmp_path / "step-0000020", 20, {})
+    tracker.model(tmp_path / "step-0000020", 20, {"val/top1": 0.5, "val/loss": float("inf")})
+    tracker.model_deleted("step-0000010")
+    tracker.model_deleted("step-0000001")  # recorded by nobody
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"numbers")
+    tracker.register(tmp_path / "step-0000020", 20, {}, weights=weights, name=request.node.name, alias="best")
+    assert tracker.close("FINISHED", PATIENCE, seconds=3600.0) == 0
+    # A process that dies after the calls and before the offset is written.
+    Spool(tmp_path).advance(0)
+    assert deliver_spool(tmp_path) == 11
+    mlflow = client(store)
+    experiment = mlflow.get_experiment_by_name(request.node.name)
+    (run,) = mlflow.search_runs([experiment.experiment_id])
+    return mlflow, experiment, run
+
+
+def test_every_kind_of_record_arrives_once(
+    tmp_path: Path, delivered: tuple[Any, Any, Any], request: pytest.FixtureRequest
+) -> None:
+    mlflow, experiment, run = delivered
+    assert not (tmp_path / "mlflow.rejected.jsonl").exists()
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    found = {
+        entry.tags[0].value: (entry.dataset.name, entry.dataset.digest, json.loads(entry.dataset.profile))
+        for entry in run.inputs.dataset_inputs
+    }
+    assert found == {
+        context: (f"motion/{context}.arrow", "ab" * 18, {"rows": 16, "classes": 8})
+        for context in ("training", "validation")
+    }
+    assert run.info.end_time - run.info.start_time == 3_600_000
+    assert run.data.metrics["system/cpu_utilization_percentage"] == 12.5
+
+    (model,) = mlflow.search_logged_models(
+        [experiment.experiment_id], filter_string="metrics.`val/top1` > 0.4"
+    )
+    assert (model.name, model.status, model.tags["step"]) == ("step-0000020", "READY", "20")
+    assert model.tags["checkpoint"] == str(tmp_path / "step-0000020")
+    assert {metric.key: metric.value for metric in model.metrics} == {"val/top1": 0.5}
+    assert [known.name for known in mlflow.search_logged_models([experiment.experiment_id])] == [model.name]
+    assert {output.step for output in run.outputs.model_outputs} >= {20}
+    version = mlflow.get_model_version_by_alias(request.node.name, "best")
+    assert (str(version.version), version.run_id) == ("1", run.info.run_id)
+    assert [file.path for file in mlflow.list_logged_model_artifacts(model.model_id)] == [
+        "weights.safetensors"
+    ]
+
+
+def test_another_address_gets_the_whole_history(
+    tmp_path: Path,
+    store: str,
+    start: Callable[..., Tracker],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker = start()
+    tracker.metrics(1, {"loss": 3.0})
+    assert tracker.close("FINISHED", PATIENCE) == 0
+    first = tracked_run(tmp_path)
+    there = f"{store}?timeout=30"  # another address, and no second database to be made
+
+    def deliver_to(uri: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["deliver.py", str(tmp_path), "--uri", uri])
+        return deliver.main(), "".join(capsys.readouterr())
+
+    code, output = deliver_to("htp://host")
+    assert (code, "--uri" in output) == (2, True)
+    code, output = deliver_to(there)
+    assert (code, "3 lines delivered" in output) == (0, True)
+    moved = tracked_run(tmp_path)
+    assert moved is not None and moved != first
+    assert client(there).get_run(moved).data.metrics == {"loss": 3.0}
+    assert "0 lines delivered" in deliver_to(there)[1]

@@ -1,0 +1,109 @@
+"""Checkpoints as MLflow's logged models, and the final weights as a version of a registered model.
+
+A logged model names its checkpoint's folder and bears its metrics; nothing is uploaded. Only weights that are
+registered go to MLflow, as `weights.safetensors`: no pickle, no code.
+"""
+
+from typing import Any
+
+from trainer.tracking.spool import Record
+
+MODEL_TYPE = "UniFormerV2"
+
+_PAGE = 1  # of models with one name in one run there is one
+
+
+class LoggedModels:
+    """The logged models of one MLflow run. Delivering a record twice has the effect of delivering it once."""
+
+    def __init__(self, client: Any, experiment_id: str, run_id: str) -> None:
+        """client: an `MlflowClient`."""
+        import mlflow.entities
+
+        self._entities = mlflow.entities
+        self._client = client
+        self._experiment_id = experiment_id
+        self._run_id = run_id
+        self._ids: dict[str, str] = {}
+
+    def log(self, record: Record) -> None:
+        """Create the model of a checkpoint, or add metrics to it.
+
+        record: `name`, `step`, `path` of the checkpoint, `values`: metrics, `time`.
+        """
+        model_id = self._find(record["name"]) or self._create(record)
+        metrics = [
+            self._entities.Metric(key, float(value), record["time"], record["step"], model_id=model_id)
+            for key, value in record["values"].items()
+        ]
+        if metrics:
+            self._client.log_batch(self._run_id, metrics=metrics)
+
+    def delete(self, record: Record) -> None:
+        """Delete the model of a checkpoint that is no longer kept. record: `name`."""
+        model_id = self._find(record["name"])
+        if model_id is not None:
+            self._client.delete_logged_model(model_id)
+            del self._ids[record["name"]]
+
+    def register(self, record: Record) -> None:
+        """Upload the weights to the model of their checkpoint, and make that a version of a registered model.
+
+        record: as of `log`, with `weights`: path of the file, `registered`: the registered model's name,
+        `alias`: which then leads to this version, or None.
+        """
+        self.log(record)
+        model_id = self._ids[record["name"]]
+        name = record["registered"]
+        source = self._source(model_id)
+        known = self._client.search_model_versions(f"name = '{name}'")
+        version = next((found for found in known if found.source == source), None)
+        if version is None:
+            self._client.log_model_artifact(model_id, record["weights"])
+            if not self._client.search_registered_models(f"name = '{name}'"):
+                self._client.create_registered_model(name)
+            version = self._client.create_model_version(
+                name, source=source, run_id=self._run_id, model_id=model_id
+            )
+        if record["alias"] is not None:
+            self._client.set_registered_model_alias(name, record["alias"], version.version)
+
+    def _source(self, model_id: str) -> str:
+        """Where a registered version's files are: a server gets the model's id. MLflow's code for a database
+        would look for that in its default database, so it gets the folder.
+        """
+        if self._client.tracking_uri.startswith(("http://", "https://")):
+            return f"models:/{model_id}"
+        return str(self._client.get_logged_model(model_id).artifact_location)
+
+    def _find(self, name: str) -> str | None:
+        if name not in self._ids:
+            found = self._client.search_logged_models(
+                [self._experiment_id],
+                filter_string=f"name = '{name}' AND source_run_id = '{self._run_id}'",
+                max_results=_PAGE,
+            )
+            if not found:
+                return None
+            self._ids[name] = found[0].model_id
+            outputs = self._client.get_run(self._run_id).outputs
+            if found[0].model_id not in {output.model_id for output in outputs.model_outputs}:
+                self._show_in_run(found[0].model_id, int(found[0].tags.get("step", 0)))
+        return self._ids[name]
+
+    def _create(self, record: Record) -> str:
+        model = self._client.create_logged_model(
+            self._experiment_id,
+            name=record["name"],
+            source_run_id=self._run_id,
+            tags={"step": str(record["step"]), "checkpoint": record["path"]},
+            model_type=MODEL_TYPE,
+        )
+        model_id = str(model.model_id)
+        self._show_in_run(model_id, record["step"])
+        self._ids[record["name"]] = model_id
+        return model_id
+
+    def _show_in_run(self, model_id: str, step: int) -> None:
+        self._client.finalize_logged_model(model_id, "READY")
+        self._client.log_outputs(self._run_id, [self._entities.LoggedModelOutput(model_id, step)])
