@@ -1,5 +1,8 @@
 """Turns a dataset into batches on the device: manifest, sampling plan, decoding, augmentation."""
 
+TRIAL_DECODE = f"{__name__}.trial_decode"
+"""The module to run with `python -m`: whether DALI decodes on this machine."""
+
 
 class DataError(Exception):
     """Something about the data that its owner can mend; the message says what, where and how."""

@@ -40,6 +40,7 @@ Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun", "mpi"]
 _MPI_PORTS = range(20000, 30000)  # below Linux's ephemeral ports
 _DEFAULT_PORT = 29500  # torch.distributed's and the deepspeed launcher's
 _PACKAGES = (
+    "uniformerv2-trainer",
     "torch",
     "deepspeed",
     "nvidia-dali-cuda120",
@@ -253,9 +254,13 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this file lies in, `+changes` where files differ; None outside git."""
+    """The commit of the source tree this file lies in, `+changes` where files differ; None outside git, and
+    for a file that lies in somebody's repository and is not part of it, as of a wheel in `.venv`.
+    """
     source = str(Path(__file__).parent)
     try:
+        tracked = ["git", "-C", source, "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, timeout=10, check=True)
         head = subprocess.run(
             ["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()

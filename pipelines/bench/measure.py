@@ -81,7 +81,7 @@ def measure_all(
 
 def in_fresh_process(task: Task) -> Outcome:
     """Measure one contender in a new interpreter; its processes end with it, at once or within seconds."""
-    command = [sys.executable, "-m", "pipelines.bench.contender", task.to_json()]
+    command = [sys.executable, "-m", f"{__package__}.contender", task.to_json()]
     # A session of its own: Ctrl-C reaches this process alone, which then ends the other.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -21,7 +21,7 @@ import torch
 
 from models import ModelError
 from models.cost import parameter_count
-from pipelines import DataError
+from pipelines import TRIAL_DECODE, DataError
 from pipelines.manifest import Manifest
 from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.tuning import AHEAD
@@ -259,7 +259,7 @@ def _nvdec(index: int) -> Iterator[Finding]:
         advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
         yield Finding("NVDEC", Verdict.FAILED, f"{LIBRARY} cannot be loaded", advice)
         return
-    command = [sys.executable, "-m", "pipelines.trial_decode", f"cuda:{index}", "--frames", str(FRAMES)]
+    command = [sys.executable, "-m", TRIAL_DECODE, f"cuda:{index}", "--frames", str(FRAMES)]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=DECODING_LIMIT)
     except subprocess.TimeoutExpired:

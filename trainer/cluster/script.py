@@ -11,7 +11,8 @@ from pathlib import Path
 from trainer import RunError
 from trainer.tracking.secrets import redacted
 
-PLAIN = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
+LAUNCH = Path(__file__).parents[2] / "launch"
+PLAIN = LAUNCH / "slurm" / "train.sbatch"
 """The script for those who write their own head; its body is everybody's."""
 
 _BODY = "# ---- from here on the same in every job ----\n"
@@ -98,7 +99,8 @@ def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_
         log: where what the script says goes, with SLURM's `%j`, or `%A_%a`, in its name.
         made_by: the command that wrote the script, for whoever finds it.
 
-    Raises RunError for what cannot stand in a script: a folder with blanks, an argument of several lines.
+    Raises RunError for what cannot stand in a script (a folder with blanks, an argument of several lines),
+    and for a container that would not find the project.
     """
     if re.search(r"\s", str(log)):
         raise RunError(f"{log.parent.parent}: SLURM takes no blanks in the name of a run's folder")
@@ -129,6 +131,7 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
     ]
     lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in asked), ""]
     lines += ["# What runs Python, on every node the same.", f"python=({shlex.join(_python(request))})"]
+    lines += ["# Where the commands lie that it runs.", f"launch={shlex.quote(_launch(request))}"]
     demands = ["--gpus-per-node", str(request.gpus_per_node)]
     if request.min_bandwidth is not None:
         demands += ["--min-bandwidth", f"{request.min_bandwidth:g}"]
@@ -143,6 +146,17 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
         return "\n".join([*lines, _set(tasks[0]), ""])
     cases = [f"  {number}) {_set(task)} ;;" for number, task in enumerate(tasks)]
     return "\n".join([*lines, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
+
+
+def _launch(request: JobRequest) -> str:
+    """The folder of the commands: in the folder that the job starts in, or else where this program is."""
+    if Path("launch/slurm/turn.py").exists():
+        return "launch"
+    if request.container is not None:
+        raise RunError(
+            "--container: give the command from the project's folder, whose code the container is to run"
+        )
+    return str(LAUNCH)
 
 
 def _set(task: Sequence[str]) -> str:

@@ -50,12 +50,8 @@ def plan(
     home: folder of the one variant's run, or of the sweep, in which each has its own. extra: more arguments
     of launch/train.py. parent: MLflow's id of the run that a sweep's runs stand under.
 
-    Raises RunError or RecipeError where a batch cannot be divided over the ranks, or the project is not here.
+    Raises RunError or RecipeError where a batch cannot be divided over the ranks, and as `script` does.
     """
-    if not Path("launch/slurm/turn.py").exists():
-        raise RunError(
-            "give the command from the project's folder, which every node sees under the same path"
-        )
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
         tracking = recipe.tracking

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer import RecipeError
+from trainer.recipe.named import find_base, find_recipe
 from trainer.recipe.ranges import FieldError
 from trainer.recipe.reading import read_text
 from trainer.recipe.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
@@ -67,14 +68,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with all it inherits, apply overrides, check every value.
 
     Args:
-        path: the recipe; its `base:` chain is relative to each naming file.
+        path: the recipe, or its name (see `find_recipe`); its `base:` chain is relative to each naming file.
         overrides: `section.field=value`, the value read as YAML; applied in order, after all files.
 
     Raises:
         RecipeError: a file is missing, no ordinary file or no YAML, bases form a cycle, or fields are wrong;
             one line per mistake with file and line, dotted field, what was found, what is allowed.
     """
-    path = Path(path)
+    path = find_recipe(Path(path))
     layered = _Layered()
     for file, document in reversed(_chain(path)):
         place = shown(str(file))
@@ -114,7 +115,10 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
         named_by = f"{shown(str(path))}:{document.lines[('base',)]}: "
         if not isinstance(base, str) or not base:
             raise RecipeError(f"{named_by}base: found {_found(base)}; allowed: the path of one recipe")
-        path = path.parent / base
+        try:
+            path = find_base(base, path.parent)
+        except RecipeError as error:
+            raise RecipeError(f"{named_by}base: {error}") from error
 
 
 def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlText:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from pipelines import TRIAL_DECODE
 from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.parallel import usable_cores
 from trainer.engine.memory import GIB
@@ -48,7 +49,7 @@ def examine(task: Task) -> None:
         report.measure(
             f"{label} product of {side} squared", f"{product_rate(device, side, kind) / 1e12:.2f} TFLOP/s"
         )
-    command = [sys.executable, "-m", "pipelines.trial_decode", str(device)]
+    command = [sys.executable, "-m", TRIAL_DECODE, str(device)]
     trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = (trial.stdout.strip() or trial.stderr.strip())[-200:]
     right = trial.returncode == 0 and json.loads(trial.stdout) == {"frames": 16}

@@ -68,7 +68,7 @@ def run_step(step: Step, *, device: str, folder: Path, limit: float) -> StepResu
     if own.exists():
         shutil.rmtree(own)  # of an earlier verification
     own.mkdir(parents=True)
-    command = [sys.executable, "-m", "trainer.verification.one_step", step.name, device, str(folder)]
+    command = [sys.executable, "-m", f"{__package__}.one_step", step.name, device, str(folder)]
     begun = time.monotonic()
     with open(own / "output.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(

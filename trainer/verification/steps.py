@@ -28,7 +28,7 @@ class Step:
 
     def run(self, task: "Task") -> None:
         module, _, function = self.function.partition(":")
-        call: Callable[[Task], None] = getattr(import_module(f"trainer.verification.{module}"), function)
+        call: Callable[[Task], None] = getattr(import_module(f"{__package__}.{module}"), function)
         call(task)
 
 

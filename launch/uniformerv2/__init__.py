@@ -1,0 +1,25 @@
+"""What the installed package offers to other programs: `uniformerv2.load(SOURCE)`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.weights import Weights
+
+__version__ = "0.1.0"
+
+
+def load(source: str | Path, *, last: bool = False, frames: int | None = None) -> Weights:
+    """A trained model in evaluation mode on the CPU, with class names and preprocessing.
+
+    source: a run's folder, a checkpoint, a file of weights, or a folder that `uniformerv2 export --format
+    huggingface` wrote. last, frames, and what is raised: as of `trainer.inference.model_source.open_model`.
+
+        found = uniformerv2.load("best.safetensors")
+        logits = found.model(clips)  # B 3 T H W, normalised as found.preprocessing says; B classes
+    """
+    from trainer.inference.model_source import open_model  # PyTorch takes seconds, the commands' help none
+
+    return open_model(Path(source), last=last, frames=frames)

@@ -1,0 +1,71 @@
+"""The one command for all scripts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import LAUNCH, about, command_line, commands, main
+from tests.integration.processes import ROOT
+
+
+def test_every_script_is_a_command_with_a_description() -> None:
+    found = commands()
+    scripts = {path for path in LAUNCH.rglob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    hidden = {LAUNCH / "cli.py", LAUNCH / "slurm/turn.py", LAUNCH / "uniformerv2/__main__.py"}
+    assert set(found.values()) == scripts - hidden
+    assert found["verify-gpu"].name == "verify_gpu.py" and found["submit"].parent.name == "slurm"
+    for name, script in found.items():
+        assert about(script), name
+
+
+def test_help_lists_all_and_an_unknown_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for name, script in commands().items():
+        assert f"  {name} " in shown and about(script) in shown
+    with pytest.raises(SystemExit) as ended:
+        main(["trian"])
+    assert ended.value.code == 2 and "did you mean train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "launched"),
+    [
+        ([], {"CUDA_VISIBLE_DEVICES": "0,1"}, True),
+        ([], {"CUDA_VISIBLE_DEVICES": "0"}, False),
+        ([], {"CUDA_VISIBLE_DEVICES": ""}, False),
+        (["--check"], {"CUDA_VISIBLE_DEVICES": "0,1"}, False),
+        ([], {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_PROCID": "0"}, False),
+        ([], {"CUDA_VISIBLE_DEVICES": "0,1", "RANK": "1"}, False),
+    ],
+)
+def test_training_on_several_gpus_starts_the_launcher_once(
+    arguments: list[str], variables: dict[str, str], launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    command = command_line("train", ["--recipe", "r", *arguments])
+    assert command[0] == sys.executable and str(LAUNCH / "train.py") in command
+    assert (Path(command[1]).name == "deepspeed") == launched
+    assert ("--quiet" in command) == launched
+
+
+def test_the_exit_code_and_the_words_are_the_scripts_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uniformerv2", "train", "--recipe", "nowhere.yaml"]
+    path = f"{ROOT}:{LAUNCH}"  # where the library lies before it is installed
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "nowhere.yaml" in result.stderr and "Traceback" not in result.stderr
