@@ -34,7 +34,7 @@ class Sequential(Fusion):
         super().__init__(config, query_count=1)
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
-        (token,) = self._queries(len(features[0]))
+        (token,) = self._queries(features[0].shape[0])
         for block, tokens in zip(self.blocks, features, strict=True):
             token = block(token, tokens, streams)
         return token.squeeze(1)
@@ -49,7 +49,7 @@ class Parallel(Fusion):
         self.project = nn.Linear(count * config.width, config.width, bias=False)
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
-        queries = self._queries(len(features[0]))
+        queries = self._queries(features[0].shape[0])
         stages = zip(self.blocks, queries, features, strict=True)
         video_tokens = [block(query, tokens, streams) for block, query, tokens in stages]
         return self.project(torch.cat(video_tokens, dim=-1)).squeeze(1)
@@ -63,7 +63,7 @@ class HierarchicalKV(Fusion):
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         token: Tensor | None = None
-        queries = self._queries(len(features[0]))
+        queries = self._queries(features[0].shape[0])
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
             token = block(query, tokens, streams, context=token)
         assert token is not None  # the config refuses a fusion of no blocks
@@ -80,7 +80,7 @@ class HierarchicalQ(Fusion):
         super().__init__(config, query_count=len(config.global_layers))
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
-        queries = self._queries(len(features[0]))
+        queries = self._queries(features[0].shape[0])
         video_tokens = queries[0][:, :0]  # B 0 C
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
             video_tokens = block(torch.cat([video_tokens, query], dim=1), tokens, streams)
