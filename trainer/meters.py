@@ -154,6 +154,8 @@ class Meters:
         self._window: deque[tuple[int, float, float]] = deque(maxlen=window)
         gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         peak = peak_flops(gpu_name)
+        self._world_size = world_size
+        self._seconds_before = self._device_seconds_before = 0.0  # of earlier starts
         self._clips_per_second_at_peak = (
             peak * world_size / flops_per_clip if peak is not None and flops_per_clip else None
         )
@@ -194,14 +196,24 @@ class Meters:
         waited = sum(entry[1] for entry in self._window)
         seconds = waited + sum(entry[2] for entry in self._window)
         clips_per_second = _ratio(clips, seconds)
-        at_peak = self._clips_per_second_at_peak
         return Rates(
             clips_per_second=clips_per_second,
             data_wait_share=_ratio(waited, seconds),
             seconds_per_step=_ratio(seconds, len(self._window)),
             memory_peak=memory_peak(self._device),
-            mfu=None if at_peak is None else clips_per_second / at_peak,
+            mfu=self.mfu(clips_per_second),
         )
+
+    def mfu(self, clips_per_second: float) -> float | None:
+        """Model FLOP utilisation at this speed over all ranks, 0..1; None where no GPU's peak is known."""
+        at_peak = self._clips_per_second_at_peak
+        return None if at_peak is None else clips_per_second / at_peak
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds spent times the ranks that spent them, over all starts."""
+        own = self.spent.seconds - self._seconds_before
+        return self._device_seconds_before + own * self._world_size
 
     def time_left(self, steps_left: int) -> float:
         """Seconds for so many steps at the present pace, evaluations and checkpoints not counted."""
@@ -209,7 +221,7 @@ class Meters:
 
     def totals(self) -> dict[str, float]:
         """What was spent since the run's first start, as plain numbers for a checkpoint."""
-        return asdict(self.spent)
+        return {**asdict(self.spent), "device_seconds": self.device_seconds}
 
     def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0) -> None:
         """Go on counting where a checkpoint stopped, as one start more.
@@ -218,6 +230,9 @@ class Meters:
         in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
         """
         self.spent = Totals.of(totals)
+        self._seconds_before = self.spent.seconds
+        # A checkpoint of an earlier version does not say on how many ranks.
+        self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
         self.spent.starts += 1
         self.spent.lost += max(0.0, done_again)
 

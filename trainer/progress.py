@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
@@ -15,10 +17,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def shown_progress(work: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes (done, total) and shows them with rate and time left."""
-    if not sys.stdout.isatty():
-        yield ProgressLines(work)
+def shown_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes (done, total) and shows them with rate and time left.
+
+    file: where; None is standard output.
+    """
+    file = file or sys.stdout
+    if not file.isatty():
+        yield ProgressLines(work, lambda text: print(text, file=file, flush=True))
         return
     columns = (
         "{task.description}",
@@ -27,7 +33,7 @@ def shown_progress(work: str) -> Iterator[Callable[[int, int], None]]:
         _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(file=file)) as progress:
         task = progress.add_task(work, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -45,6 +45,8 @@ class Record:
         self._is_main = dist.get_rank() == 0
         self._spikes = Spikes()
         self._launched: dict[int, tuple[float, Arrival | float | None]] = {}
+        self._quarantined = len(folder.quarantined()) if self._is_main else 0
+        self._untracked: tuple[int, dict[str, float]] | None = None  # of the last step, where it was not due
 
     def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
         """Keep what is known of a step at once, until its totals are there."""
@@ -73,23 +75,31 @@ class Record:
             data_wait_share=round(rates.data_wait_share, 4),
             bad_clips=totals.bad,
             spent=round(meters.spent.seconds, 3),
+            device_seconds=round(meters.device_seconds, 3),
+            mfu=rates.mfu,
+            quarantined=self._quarantined,
         )
         self._mark_spike(done, totals.loss)
+        values = {
+            "train/loss": totals.loss,
+            "train/learning_rate": learning_rate,
+            "train/epoch": epoch,
+            "train/step": done,
+            "train/bad_clips": totals.bad,
+            "train/quarantined": self._quarantined,
+            "speed/clips_per_second": rates.clips_per_second,
+            "speed/data_wait_share": rates.data_wait_share,
+            "speed/memory_peak_gib": rates.memory_peak / 2**30,
+            "time/hours": meters.spent.seconds / 3600,
+            "time/gpu_hours": meters.device_seconds / 3600,
+        }
+        if gradient_norm is not None:
+            values["train/gradient_norm"] = gradient_norm
+        if rates.mfu is not None:
+            values["speed/mfu"] = rates.mfu
+        self._untracked = done, values
         if done % self._every_steps == 0 or done in (1, self._total_steps):
-            values = {
-                "train/loss": totals.loss,
-                "train/learning_rate": learning_rate,
-                "train/epoch": epoch,
-                "train/bad_clips": totals.bad,
-                "speed/clips_per_second": rates.clips_per_second,
-                "speed/data_wait_share": rates.data_wait_share,
-                "speed/memory_peak_gib": rates.memory_peak / 2**30,
-            }
-            if gradient_norm is not None:
-                values["train/gradient_norm"] = gradient_norm
-            if rates.mfu is not None:
-                values["speed/mfu"] = rates.mfu
-            self._tracker.metrics(done, values)
+            self._track_step()
         self._display.step(
             done,
             epoch=epoch,
@@ -98,6 +108,11 @@ class Record:
             rates=rates,
             seconds_left=meters.time_left(self._total_steps - done),
         )
+
+    def _track_step(self) -> None:
+        if self._untracked is not None:
+            self._tracker.metrics(*self._untracked)
+            self._untracked = None
 
     def _mark_spike(self, done: int, loss: float) -> None:
         spike = self._spikes.look(loss)
@@ -163,10 +178,17 @@ class Record:
         dist.all_gather_object(gathered, defects.take_fresh())
         found = [defect for part in gathered for defect in part]
         if self._is_main:
-            for entry in self._folder.add_to_quarantine(map(asdict, found)):
+            fresh = self._folder.add_to_quarantine(map(asdict, found))
+            self._quarantined += len(fresh)
+            for entry in fresh:
                 self._display.warn(f"bad video, left out: {entry['path']} {entry['reason']}")
                 self._folder.event("quarantine", **entry)
         return found
+
+    @property
+    def quarantined(self) -> int:
+        """Videos in quarantine so far, on rank 0; 0 on the others."""
+        return self._quarantined
 
     def where_quarantined(self) -> Path:
         return self._folder.quarantine
@@ -218,6 +240,8 @@ class Record:
                 "the last checkpoint is evaluated once more"
             ) from error
         self._folder.event("end", **summary)
+        numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+        self._tracker.metrics(summary["steps"], {f"result/{name}": value for name, value in numbers.items()})
         self._tracker.artifact(self._folder.summary)
 
     def finished(self) -> None:
@@ -227,5 +251,9 @@ class Record:
             self._display.summary(summary, self._folder.path, self._tracker.how_to_see())
 
     def close(self, status: Status, timeout: float) -> None:
-        """End the MLflow run, waiting so many seconds at most for what is still on its way."""
+        """End the MLflow run, waiting so many seconds at most for what is still on its way.
+
+        The last step is recorded there, too: a run that stops or fails ends between two records.
+        """
+        self._track_step()
         self._tracker.close(status, timeout)

@@ -405,6 +405,13 @@ class Run:
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below
             tracker.params(recipe.flattened())
+        fingerprints = {
+            "train_fingerprint": prepared.train.fingerprint,
+            "val_fingerprint": prepared.val.fingerprint,
+        }
+        starts = 1 if self._meters is None else self._meters.spent.starts
+        # After the first start, parameters may be out of date: the artifact recipe.yaml is not.
+        tracker.tags({**fingerprints, "starts": starts, "total_steps": schedule.total_steps})
         tracker.artifact(self.folder.recipe)
         tracker.artifact(self.folder.environment)
         record = Record(
@@ -434,6 +441,7 @@ class Run:
                 [str(part.manifest), manifest.fingerprint]
                 for part, manifest in zip(recipe.data.train_parts, prepared.train.manifests, strict=True)
             ],
+            **fingerprints,
         )
         return record
 
@@ -460,6 +468,9 @@ class Run:
             "lost_seconds": totals.lost,
             "starts": totals.starts,
             "spent": totals.words,
+            "gpu_hours": trainer.meters.device_seconds / 3600,
+            "mfu": trainer.meters.mfu(totals.clips_per_second),
+            "quarantined": trainer.record.quarantined,
             "parameters": parameter_count(prepared.config),
             "gmacs": multiply_accumulates(prepared.config) / 1e9,
         }

@@ -167,14 +167,19 @@ class RunFolder:
         return fresh
 
     @staticmethod
-    def write(path: Path, text: str) -> None:
+    def write_bytes(path: Path, content: bytes) -> None:
         """Write a file whole or not at all: a reader never sees half of it."""
         temporary = path.with_name(f".{path.name}.partial")
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+    @classmethod
+    def write(cls, path: Path, text: str) -> None:
+        """As `write_bytes`, in UTF-8; a lone surrogate becomes an escape."""
+        cls.write_bytes(path, text.encode(errors="backslashreplace"))
 
     @classmethod
     def write_json(cls, path: Path, values: dict[str, Any]) -> None:

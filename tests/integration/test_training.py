@@ -118,9 +118,14 @@ def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
     assert run.data.params["model.preset"] == "tiny"
     assert run.data.params["optimisation.learning_rate"] == "0.002"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
-    assert sorted(steps) == [1, 5, 10, 15, 20]
+    last_of_first_start = max(event["step"] for event in events(launched.run_dir, "left"))
+    assert set(steps) == {1, 5, 10, 15, 20, last_of_first_start}
     summary = json.loads((launched.run_dir / "summary.json").read_text())
-    assert run.data.metrics["val/top1"] == summary["top1"]
+    assert run.data.metrics["val/top1"] == run.data.metrics["result/top1"] == summary["top1"]
+    assert run.data.metrics["result/gpu_hours"] == summary["gpu_hours"] > 2 * summary["seconds"] / 3600 * 0.99
+    assert run.data.tags["starts"] == "2"
+    (_, started) = events(launched.run_dir, "start")
+    assert run.data.tags["val_fingerprint"] == started["val_fingerprint"]
     assert {"speed/clips_per_second", "speed/data_wait_share", "train/gradient_norm"} <= set(run.data.metrics)
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.yaml", "environment.json", "confusion.png", "summary.json"} <= artifacts

@@ -76,7 +76,7 @@ def test_totals_go_on_after_a_restart(clock: Clock, meters: Meters, step: Callab
     step(32, waited=1.0, trained=3.0)
     saved = meters.totals()
     spent = {"training": 3, "waiting": 1, "saving": 0, "evaluating": 0, "lost": 0}
-    assert saved == {"steps": 1, "clips": 32, **spent, "starts": 1}
+    assert saved == {"steps": 1, "clips": 32, **spent, "starts": 1, "device_seconds": 4}
     later = Meters(device=CPU, clock=clock)
     later.restore(saved)
     with later.step(32):
@@ -103,6 +103,22 @@ def test_what_restarts_cost_is_added_up(clock: Clock, meters: Meters, step: Call
     assert third.spent.words == (
         "0:01:40: training 60 %, waiting 0 %, saving 0 %, evaluating 0 %, lost to 2 restarts 40 %"
     )
+
+
+def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> None:
+    first = Meters(device=CPU, clock=clock, world_size=4)
+    with first.saving():
+        clock.now += 10
+    assert first.device_seconds == 40
+    later = Meters(device=CPU, clock=clock, world_size=2)
+    later.restore(first.totals(), done_again=3)
+    later.begun(2)
+    with later.evaluating():
+        clock.now += 5
+    assert later.device_seconds == 40 + 2 * (3 + 2 + 5)
+    old = {name: value for name, value in first.totals().items() if name != "device_seconds"}
+    later.restore(old)
+    assert later.device_seconds == 20  # as if all of it had been on the ranks of now
 
 
 def test_totals_of_other_versions_are_taken(clock: Clock, meters: Meters) -> None:

@@ -433,18 +433,19 @@ class Recipe(Section):
 
     def flattened(self) -> dict[str, Scalar]:
         """Every leaf under its dotted name, such as `optimisation.betas`; lists as JSON text."""
-        return dict(_leaves(self.model_dump(mode="json"), ""))
+        return dict(leaves(self.model_dump(mode="json"), ""))
 
     def to_yaml(self) -> str:
         """The recipe with nothing left to a default or a base; loading it gives an equal recipe."""
         return dump_yaml(self.model_dump(mode="json"))
 
 
-def _leaves(tree: dict[str, Any], prefix: str) -> list[tuple[str, Scalar]]:
+def leaves(tree: dict[str, Any], prefix: str) -> list[tuple[str, Scalar]]:
+    """Every leaf of a tree under its dotted name after `prefix`; lists as JSON text."""
     found: list[tuple[str, Scalar]] = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
+            found += leaves(value, f"{prefix}{key}.")
         else:
             found.append((prefix + key, json.dumps(value) if isinstance(value, list) else value))
     return found

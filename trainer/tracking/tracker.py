@@ -41,6 +41,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Standard output is the progress display's.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Tracker:
         self._courier: Courier | None = None
         if not enabled:
             return
-        _prepare_environment()
+        prepare_environment()
         try:
             _choose_place(run_dir, uri, experiment, run_name, parent, self._spool).save(run_dir)
         except OSError as error:
@@ -242,7 +243,7 @@ def deliver_spool(run_dir: Path, new_run: bool = False, uri: str | None = None) 
         StartAgain: MLflow cannot be reached, or another process is delivering.
         RunError: nothing was tracked here, the folder cannot be written, or the MLflow run was deleted.
     """
-    _prepare_environment()
+    prepare_environment()
     spool = Spool(run_dir)
     address = None
     if uri is not None:
@@ -276,7 +277,8 @@ def _known_place(run_dir: Path) -> _Place | None:
         ) from None
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
+    """Set MLflow's variables for this process where they are not set: short waits, no telemetry."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

@@ -1,0 +1,92 @@
+"""Compare runs: recipes, results, data, significance, curves.
+
+    python launch/compare.py runs/b16 runs/l14      # runs' folders, or folders that hold such
+    python launch/compare.py --experiment uniformerv2 --filter "metrics.`val/top1` > 0.5" --out report.html
+    python launch/compare.py RUN_ID runs/b16 --baseline runs/b16    # MLflow's ids of runs, too
+    python launch/compare.py --experiment sweep --log-to parent     # saved into the sweep's MLflow run
+
+Significance needs `scores.parquet` in the runs' folders. Exit codes: 0 done, 2 a mistake in what was asked
+(the message says which), 85 MLflow does not answer: to be tried again, 130 Ctrl-C.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer import RunError, StartAgain, UserError
+from trainer.faults.stop import REQUEUE
+from trainer.leaving import end_with
+from trainer.progress import shown_progress
+from trainer.tracking.comparison.command import Gathering, Request, check_output, save_to_mlflow, write_report
+from trainer.tracking.comparison.compare import compare
+from trainer.tracking.comparison.render import print_report
+from trainer.tracking.comparison.report import as_json, report
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a run's folder, one of several, or an MLflow id"
+    )
+    parser.add_argument("--experiment", metavar="NAME", help="all runs of this MLflow experiment")
+    parser.add_argument("--filter", metavar="TEXT", help="the runs in MLflow that this filter lets through")
+    parser.add_argument(
+        "--uri", metavar="ADDRESS", help="MLflow's (MLFLOW_TRACKING_URI, sqlite:///mlflow.db)"
+    )
+    parser.add_argument("--baseline", metavar="RUN", help="what the others are compared with (the best)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report: .html or .md")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument(
+        "--log-to", metavar="RUN_ID", help="save it in this MLflow run; `parent`: the runs' own"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if not arguments.runs and arguments.experiment is None and arguments.filter is None:
+        raise RunError("name runs: folders, MLflow's ids of runs, --experiment NAME or --filter TEXT")
+    if arguments.out is not None:
+        check_output(arguments.out)
+    gathering = Gathering(
+        Request(arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline)
+    )
+    try:
+        with shown_progress("reading runs", sys.stderr) as progress:
+            found, baseline = gathering.runs(progress)
+        with shown_progress("comparing", sys.stderr) as progress:
+            comparison = compare(found, baseline, progress)
+        blocks = report(comparison, curves=arguments.out is not None or arguments.log_to is not None)
+        if arguments.json:
+            print(as_json(comparison))
+        else:
+            print_report(blocks, Console())
+        if arguments.out is not None:
+            written = write_report(blocks, arguments.out)
+            print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+        if arguments.log_to is not None:
+            run_id = save_to_mlflow(comparison, blocks, arguments.log_to, gathering.connect())
+            print(f"saved in MLflow run {run_id}: comparison/", file=sys.stderr)
+    finally:
+        gathering.close()
+
+
+def main() -> int:
+    arguments = parse()
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REQUEUE if isinstance(error, StartAgain) else 2
+    except BrokenPipeError:  # as of `| head`
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    end_with(main, "stopped: nothing was changed")

@@ -1,0 +1,1 @@
+"""Runs side by side: what differs in their recipes, results, data, and whether it is more than chance."""

@@ -1,0 +1,140 @@
+"""What `launch/compare.py` does: gather runs, compare them, show, write and save the report."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import RunError
+from trainer.run_folder import RunFolder
+from trainer.tracking.comparison.blocks import Block
+from trainer.tracking.comparison.compare import Comparison
+from trainer.tracking.comparison.folder_source import find_run_folders, read_folder
+from trainer.tracking.comparison.mlflow_source import MlflowSource, is_run_id
+from trainer.tracking.comparison.render import as_html, as_markdown, picture_of
+from trainer.tracking.comparison.report import as_json
+from trainer.tracking.comparison.runs import ComparedRun
+
+FORMATS = (".html", ".md")
+PARENT = "parent"
+_ARTIFACTS = "comparison"  # folder among a run's artifacts
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """runs: folders and MLflow's ids of runs. experiment, filter_string: of MLflow. baseline: one more of
+    `runs`, or one that is among those found.
+    """
+
+    runs: Sequence[str]
+    experiment: str | None
+    filter_string: str | None
+    uri: str | None
+    baseline: str | None
+
+
+class Gathering:
+    """Reads the runs that are asked for, each once."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._mlflow: MlflowSource | None = None
+
+    def connect(self) -> MlflowSource:
+        """MLflow, connected to when it is first needed. Raises as `MlflowSource`."""
+        if self._mlflow is None:
+            self._mlflow = MlflowSource(self._request.uri)
+        return self._mlflow
+
+    def close(self) -> None:
+        if self._mlflow is not None:
+            self._mlflow.close()
+
+    def runs(self, progress: Progress) -> tuple[list[ComparedRun], str | None]:
+        """All runs that are asked for, and the source of the baseline, None where none is named.
+
+        Raises RunError where something that is named is not there, StartAgain where MLflow is not.
+        """
+        request = self._request
+        named = [*request.runs, *([] if request.baseline is None else [request.baseline])]
+        ids = list(dict.fromkeys(text for text in named if is_run_id(text) and not Path(text).exists()))
+        places = [Path(text) for text in dict.fromkeys(named) if text not in ids]
+        folders: dict[Path, Path] = {}  # by what they really are: one may be named twice
+        for place in places:
+            for folder in find_run_folders(place):
+                folders.setdefault(folder.resolve(), folder)
+        found = {}
+        for number, (real, folder) in enumerate(folders.items(), start=1):
+            found[str(real)] = read_folder(folder)
+            progress(number, len(folders))
+        if request.experiment is not None or request.filter_string is not None:
+            for run in self.connect().search(request.experiment, request.filter_string or ""):
+                found[run.source] = run
+        missing = [run_id for run_id in ids if run_id not in found]
+        if missing:
+            found |= {run.source: run for run in self.connect().runs(missing)}
+        return list(found.values()), self._baseline(found)
+
+    def _baseline(self, found: dict[str, ComparedRun]) -> str | None:
+        text = self._request.baseline
+        if text is None:
+            return None
+        if text in found:
+            return found[text].source
+        folders = find_run_folders(Path(text))
+        if len(folders) > 1:
+            raise RunError(f"--baseline {text} holds {len(folders)} runs; name one of them")
+        return found[str(folders[0].resolve())].source
+
+
+def check_output(path: Path) -> None:
+    """Raises RunError for a report that cannot be written, before anything is read."""
+    if path.suffix not in FORMATS:
+        raise RunError(f"--out {path}: the name ends in none of {', '.join(FORMATS)}, which says the format")
+    if not path.absolute().parent.is_dir():
+        raise RunError(f"--out {path}: there is no folder {path.absolute().parent}")
+
+
+def write_report(blocks: Sequence[Block], path: Path) -> list[Path]:
+    """Write the report as its suffix says; returns what was written: of Markdown, the picture too.
+
+    Raises RunError where it cannot be written.
+    """
+    picture = picture_of(blocks)
+    beside = path.with_suffix(".curves.png")
+    written = [path]
+    try:
+        if path.suffix == ".html":
+            RunFolder.write(path, as_html(blocks))
+        else:
+            if picture is not None:
+                RunFolder.write_bytes(beside, picture.png)
+                written.append(beside)
+            RunFolder.write(path, as_markdown(blocks, beside.name))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+    return written
+
+
+def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, source: MlflowSource) -> str:
+    """Save the report, its picture and the JSON as artifacts of an MLflow run; returns the run's id.
+
+    run: its id, or `parent`: the one that all compared runs stand under. Raises as `MlflowSource.save`, and
+    RunError where they stand under none, or several.
+    """
+    if run == PARENT:
+        parents = {each.parent for each in comparison.runs}
+        if len(parents) != 1 or None in parents:
+            raise RunError("--log-to parent: the runs do not all stand under one MLflow run; give its id")
+        run = str(parents.pop())
+    with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+        files = [
+            *write_report(blocks, Path(folder) / "comparison.html"),
+            *write_report(blocks, Path(folder) / "comparison.md"),
+            Path(folder) / "comparison.json",
+        ]
+        RunFolder.write(files[-1], as_json(comparison) + "\n")
+        source.save(run, files, _ARTIFACTS)
+    return run

@@ -1,0 +1,195 @@
+"""Training loss and accuracy of many runs in one picture, over four measures of effort."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.paths import printable
+from trainer.tracking.comparison.differences import Group
+from trainer.tracking.comparison.results import group_labels
+from trainer.tracking.comparison.runs import ComparedRun, Curve
+
+MOST_LINES = 20
+_LONGEST_LABEL = 28  # characters
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Told apart with any common colour blindness (Okabe and Ito); its yellow is too light for a line."""
+_STYLES = ("-", "--", ":")
+_SMOOTHING = 1 / 50  # of a curve's points, averaged into each
+_MARKED = 40  # evaluations of a run that are marked one by one
+_GRID = 200  # points of a group's mean
+
+_AXES = ("steps", "clips seen", "hours", "GPU-hours")
+
+
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    members: tuple[ComparedRun, ...]
+
+
+def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[bytes, str] | None:
+    """A PNG, and what it shows in words; None where no run has a curve.
+
+    runs: by their best top-1. More than `MOST_LINES` are drawn as the means of their groups of seeds, where
+    all belong to so few, else the best so many.
+    """
+    lines, words = _chosen(runs, groups)
+    curves = {id(run): run.read_curve() for line in lines for run in line.members}
+    if not any(curve is not None for curve in curves.values()):
+        return None
+    import matplotlib  # late: a table needs none
+
+    # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        return _draw(lines, curves), words
+
+
+def _chosen(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[list[_Line], str]:
+    what = "Training loss (mean of neighbouring points) and top-1 of the validation videos"
+    if len(runs) <= MOST_LINES:
+        lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs, start=1)]
+        return lines, f"{what}."
+    alone = len(runs) - sum(len(group.members) for group in groups)
+    if groups and len(groups) + alone <= MOST_LINES:
+        grouped = {place for group in groups for place in group.members}
+        lines = [
+            _Line(label, tuple(runs[place] for place in group.members))
+            for label, group in zip(group_labels(runs, groups), groups, strict=True)
+        ]
+        lines += [
+            _Line(f"{place + 1} {run.name}", (run,)) for place, run in enumerate(runs) if place not in grouped
+        ]
+        return lines, f"{what}; of each group of seeds the mean, and its range as a band."
+    lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs[:MOST_LINES], start=1)]
+    return lines, f"{what}, of the {MOST_LINES} runs with the highest top-1 of {len(runs)}."
+
+
+def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+
+    figure = Figure(figsize=(16, 7.5), layout="constrained")
+    axes = figure.subplots(2, len(_AXES), sharey="row")
+    losses: list[np.ndarray] = []
+    for number, line in reversed(list(enumerate(lines))):  # the best lies on top
+        colour = _COLOURS[number % len(_COLOURS)]
+        look = {"color": colour, "linestyle": _STYLES[number // len(_COLOURS) % len(_STYLES)]}
+        label = printable(line.label)
+        look["label"] = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+        for column in range(len(_AXES)):
+            pairs = [(run, curves[id(run)]) for run in line.members]
+            loss = [_loss(run, curve, column) for run, curve in pairs if curve is not None]
+            accuracy = [_accuracy(run, curve, column) for run, curve in pairs]
+            _plot(axes[0, column], [xy for xy in loss if xy is not None], look)
+            _plot(axes[1, column], [xy for xy in accuracy if xy is not None], look, marks=True)
+            losses += [xy[1] for xy in loss if xy is not None and column == 0]
+    for column, name in enumerate(_AXES):
+        axes[1, column].set_xlabel(name)
+        for row in (0, 1):
+            axes[row, column].grid(alpha=0.3)
+            axes[row, column].set_xlim(left=0)
+            axes[row, column].xaxis.set_major_locator(MaxNLocator(5))
+            if column < 2:
+                axes[row, column].xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes[row, column].spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("training loss")
+    axes[1, 0].set_ylabel("top-1, %")
+    if losses:
+        # A diverging run would press all others onto the axis.
+        together = np.concatenate(losses)
+        low, high = np.nanpercentile(together, [0, 99.5])
+        if low > 0:  # differences at the end are small beside those of the beginning
+            axes[0, 0].set_yscale("log")
+            axes[0, 0].set_ylim(low / 1.1, high * 1.1)
+            axes[0, 0].yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            for set_formatter in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
+                set_formatter(lambda value, _: f"{value:g}")
+        else:
+            margin = 0.05 * (high - low) or 0.1
+            axes[0, 0].set_ylim(low - margin, high + margin)
+    # A line may have a loss and no evaluation, or the other way round.
+    found: dict[str, Any] = {}
+    for row in (0, 1):
+        handles, labels = axes[row, 0].get_legend_handles_labels()
+        found = {**dict(zip(labels, handles, strict=True)), **found}
+    found = dict(reversed(found.items()))
+    figure.legend(found.values(), found.keys(), loc="outside right center", fontsize=9, frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    return picture.getvalue()
+
+
+def _plot(
+    axes: Any, found: list[tuple[np.ndarray, np.ndarray]], look: dict[str, str], marks: bool = False
+) -> None:
+    found = [(x, y) for x, y in found if np.isfinite(x).any() and np.isfinite(y).any()]
+    if not found:
+        return
+    if len(found) == 1:
+        (x, y) = found[0]
+        axes.plot(
+            x, y, linewidth=1.4, marker="o" if marks and len(x) <= _MARKED else None, markersize=2.5, **look
+        )
+        return
+    start, end = max(x[0] for x, _ in found), min(x[-1] for x, _ in found)
+    if end <= start:
+        return
+    grid = np.linspace(start, end, _GRID)
+    every = np.array([np.interp(grid, x, y) for x, y in found])
+    axes.plot(grid, every.mean(axis=0), linewidth=1.4, **look)
+    axes.fill_between(
+        grid, every.min(axis=0), every.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
+    )
+
+
+def _loss(run: ComparedRun, curve: Curve, column: int) -> tuple[np.ndarray, np.ndarray] | None:
+    x = _effort(run, curve, column)
+    if x is None:
+        return None
+    kept = np.isfinite(x) & np.isfinite(curve.loss)
+    return (x[kept], smoothed(curve.loss[kept])) if kept.any() else None
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean over a window around each point, which is cut off at the ends."""
+    half = int(len(values) * _SMOOTHING / 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _accuracy(run: ComparedRun, curve: Curve | None, column: int) -> tuple[np.ndarray, np.ndarray] | None:
+    steps = np.array([found.step for found in run.evaluations], float)
+    top1 = 100 * np.array([found.top1 for found in run.evaluations], float)
+    if column == 0 and steps.size:
+        return steps, top1
+    if curve is None or not steps.size:
+        return None
+    x = _effort(run, curve, column)
+    if x is None:
+        return None
+    kept = np.isfinite(x)
+    if not kept.any():
+        return None
+    # Effort from the origin on, and beyond the last recorded step in proportion.
+    known, effort = np.append(0.0, curve.steps[kept]), np.append(0.0, x[kept])
+    at_steps = np.interp(steps, known, effort)
+    beyond = steps > known[-1]
+    at_steps[beyond] = effort[-1] * steps[beyond] / known[-1]
+    return at_steps, top1
+
+
+def _effort(run: ComparedRun, curve: Curve, column: int) -> np.ndarray | None:
+    batch = run.global_batch
+    return (
+        curve.steps,
+        None if batch is None else curve.steps * batch,
+        curve.hours,
+        curve.gpu_hours,
+    )[column]

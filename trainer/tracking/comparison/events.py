@@ -1,0 +1,148 @@
+"""A run's `events.jsonl` read as a stream: millions of lines take seconds and little memory.
+
+Nothing in the file is trusted: a line may be cut off, damaged, or of any length.
+"""
+
+import hashlib
+import os
+import stat
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.run_folder import number_of, records
+from trainer.tracking.comparison.runs import Curve, Evaluation
+
+_BLOCK = 2**20  # bytes that are read at once
+_LONGEST = 2**16  # bytes of a line; a step's has about 400
+_STEP = b'{"event": "step"'
+"""How a step's line begins: nearly all lines are such, and most need not be parsed."""
+MOST_EVALUATIONS = 100_000
+POINTS = 1000  # of a curve, at most
+
+
+@dataclass
+class RunEvents:
+    """evaluations: by step. last_step, started: the last event of that kind. too_many: whether evaluations
+    beyond `MOST_EVALUATIONS` were passed over.
+    """
+
+    evaluations: list[Evaluation]
+    last_step: dict[str, Any] | None
+    started: dict[str, Any] | None
+    too_many: bool
+
+
+def read_events(path: Path) -> RunEvents:
+    """All that a table needs. Of a step that was done again after a restart, the later evaluation counts.
+
+    Raises OSError where the file cannot be read, ValueError where it is no ordinary file.
+    """
+    found: dict[int, Evaluation] = {}
+    last_step, started, too_many = b"", None, False
+    for line in event_lines(path):
+        if line.startswith(_STEP):
+            last_step = line
+            continue
+        event = _event(line)
+        if event is None:
+            continue
+        if event.get("event") == "start":
+            started = event
+            first = number_of(event, "step")
+            if first is not None:  # what came after is done again
+                found = {step: evaluation for step, evaluation in found.items() if step <= first}
+        elif event.get("event") == "evaluation" and (evaluation := _evaluation(event)) is not None:
+            too_many = too_many or len(found) >= MOST_EVALUATIONS
+            if not too_many:
+                found[evaluation.step] = evaluation
+        elif event.get("event") == "step":
+            last_step = line
+    return RunEvents([found[step] for step in sorted(found)], _event(last_step), started, too_many)
+
+
+def read_curve(path: Path, points: int = POINTS) -> Curve | None:
+    """The steps' losses, thinned evenly to `points` at most while they are read; None without a step.
+
+    Raises as `read_events`.
+    """
+    rows: list[tuple[float, ...]] = []
+    stride, number = 1, 0
+    for line in event_lines(path):
+        if not line.startswith(_STEP):
+            continue
+        number += 1
+        if number % stride:
+            continue
+        event = _event(line)
+        step = None if event is None else number_of(event, "step")
+        if event is None or step is None:
+            continue
+        while rows and rows[-1][0] >= step:  # done again after a restart
+            rows.pop()
+        values = (number_of(event, name) for name in ("loss", "spent", "device_seconds"))
+        rows.append((step, *(float("nan") if value is None else value for value in values)))
+        if len(rows) > points:
+            rows, stride = rows[1::2], 2 * stride
+    if not rows:
+        return None
+    steps, loss, seconds, device_seconds = np.array(rows).T
+    return Curve(steps, loss, seconds / 3600, device_seconds / 3600)
+
+
+def batch_hashes(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """(N,) steps, rising, and (N,) 64-bit digests of their `batch_hash`; None where no step has one.
+
+    16 bytes a step. Of a step that was done again, the last counts. Raises as `read_events`.
+    """
+    steps, digests = array("q"), array("Q")
+    for line in event_lines(path):
+        if not line.startswith(_STEP) or b'"batch_hash"' not in line:
+            continue
+        event = _event(line)
+        step = None if event is None else number_of(event, "step")
+        if event is not None and step is not None and event.get("batch_hash") is not None:
+            text = str(event["batch_hash"]).encode(errors="replace")
+            steps.append(int(step))
+            digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+    if not steps:
+        return None
+    of_step, of_digest = np.array(steps)[::-1], np.array(digests)[::-1]
+    unique, places = np.unique(of_step, return_index=True)
+    return unique, of_digest[places]
+
+
+def event_lines(path: Path) -> Iterator[bytes]:
+    """The lines of an ordinary file; those longer than any of ours are passed over."""
+    # Without O_NONBLOCK opening a pipe would wait for whoever writes into it.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("it is not an ordinary file")
+        rest, too_long = b"", False
+        while block := file.read(_BLOCK):
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            if too_long and lines:
+                del lines[0]
+                too_long = False
+            yield from (line for line in lines if len(line) <= _LONGEST)
+            if too_long or len(rest) > _LONGEST:
+                rest, too_long = b"", True
+        if rest:
+            yield rest
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    return next(records(line.decode(errors="replace")), None)
+
+
+def _evaluation(event: dict[str, Any]) -> Evaluation | None:
+    step, top1, top5 = (number_of(event, name) for name in ("step", "top1", "top5"))
+    if step is None or top1 is None or not 0 <= top1 <= 1:
+        return None
+    return Evaluation(int(step), top1, top5 if top5 is not None and 0 <= top5 <= 1 else None)

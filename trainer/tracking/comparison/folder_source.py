@@ -1,0 +1,165 @@
+"""Runs read from their folders."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import RecipeError, RunError
+from trainer.cluster.standing import Evidence, standing
+from trainer.recipe.reading import read_text
+from trainer.recipe.schema import leaves
+from trainer.recipe.yaml import MAX_TEXT, parse_yaml
+from trainer.run_folder import number_of
+from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
+from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve
+from trainer.tracking.secrets import redacted
+
+SCORES = "scores.parquet"
+_MOST_BYTES = 2**24  # of a JSON file that is read whole
+_MARKS = ("recipe.yaml", "events.jsonl", "summary.json")
+_STATES = "step-*/state.json"  # of a run's checkpoints
+_FINGERPRINT = "data.train (fingerprint)"  # its name in a checkpoint's state.json
+_RESULTS = ("clips_per_second", "data_wait_share", "mfu", "gpu_hours", "quarantined")
+
+
+def is_run(path: Path) -> bool:
+    return any((path / mark).exists() for mark in _MARKS)
+
+
+def read_folder(path: Path) -> ComparedRun:
+    """A run as its folder describes it. Whatever is missing or damaged in it is said in the run's notes."""
+    evidence = Evidence(path)
+    state = standing(path.name, evidence, None, time.time())
+    run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
+    if state.words:
+        run.notes.append(state.words)
+    run.recipe = _recipe(path / "recipe.yaml", run.notes)
+    events = _events(path / "events.jsonl", run.notes)
+    summary = _json(path / "summary.json", run.notes) if run.status == "finished" else {}
+    run.evaluations = events.evaluations
+    run.results = results_of(summary, events.last_step or {})
+    run.data = _fingerprints(path, events)
+    run.read_curve = lambda: _curve(run, path / "events.jsonl")
+    run.find_scores = lambda: path / SCORES if (path / SCORES).is_file() else None
+    parent = run.recipe.get("tracking.parent_run")
+    run.parent = None if parent in (None, "None") else parent
+    return run
+
+
+def results_of(summary: dict[str, Any], last_step: dict[str, Any]) -> dict[str, float]:
+    """What a run came to: of the whole training where it ended, else as of its last step.
+
+    Args:
+        summary: of `summary.json`; empty for a run that did not end.
+        last_step: the last event of a step.
+    """
+    found: dict[str, float | None] = {
+        "step": number_of(last_step, "step"),
+        "total_steps": number_of(last_step, "total_steps"),
+        "loss": number_of(last_step, "loss"),
+        "hours": _hours(last_step, "spent"),
+        "gpu_hours": _hours(last_step, "device_seconds"),
+    }
+    found |= {name: number_of(last_step, name) for name in _RESULTS if name != "gpu_hours"}
+    if summary:
+        whole: dict[str, float | None] = {name: number_of(summary, name) for name in _RESULTS}
+        whole |= {"step": number_of(summary, "steps"), "hours": _hours(summary, "seconds")}
+        found |= {name: value for name, value in whole.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def recipe_of(text: str, source: str) -> dict[str, str]:
+    """A resolved recipe's fields under their dotted names, as MLflow has them: as text.
+
+    Not checked against the schema: a recipe of an earlier version is compared, too. Raises RecipeError.
+    """
+    tree = parse_yaml(text, source).value
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
+    return {name: redacted(str(value)) for name, value in leaves(tree, "")}
+
+
+def _hours(record: dict[str, Any], name: str) -> float | None:
+    seconds = number_of(record, name)
+    return None if seconds is None else seconds / 3600
+
+
+def _recipe(path: Path, notes: list[str]) -> dict[str, str]:
+    try:
+        return recipe_of(read_text(path, MAX_TEXT), str(path))
+    except FileNotFoundError:
+        notes.append("it has no recipe.yaml")
+    except OSError as error:
+        notes.append(f"recipe.yaml cannot be read: {error.strerror or error}")
+    except (ValueError, RecipeError) as error:
+        notes.append(f"recipe.yaml: {error}")
+    return {}
+
+
+def _events(path: Path, notes: list[str]) -> RunEvents:
+    try:
+        found = read_events(path)
+    except FileNotFoundError:
+        notes.append("it has no events.jsonl")
+    except OSError as error:
+        notes.append(f"events.jsonl cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        notes.append(f"events.jsonl: {error}")
+    else:
+        if found.too_many:
+            notes.append(f"events.jsonl: only the first {MOST_EVALUATIONS:,} evaluations were read")
+        return found
+    return RunEvents([], None, None, False)
+
+
+def _curve(run: ComparedRun, path: Path) -> Curve | None:
+    try:
+        return read_curve(path)
+    except (OSError, ValueError):
+        return None  # said when the table was made
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(read_text(path, _MOST_BYTES))
+    except FileNotFoundError:
+        notes.append(f"it has no {path.name}")
+        return {}
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror or error}")
+        return {}
+    except (ValueError, RecursionError) as error:
+        notes.append(f"{path.name}: {error}")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
+    """Of the latest start; of a run of an earlier version, the training data's by its newest checkpoint."""
+    started = events.started or {}
+    found = {name: started[name] for name in FINGERPRINTS if isinstance(started.get(name), str)}
+    if "train_fingerprint" in found:
+        return found
+    for state in sorted((path / "checkpoints").glob(_STATES), reverse=True):
+        settled = _json(state, []).get("settled")
+        if isinstance(settled, dict) and isinstance(settled.get(_FINGERPRINT), str):
+            return {**found, "train_fingerprint": settled[_FINGERPRINT]}
+    return found
+
+
+def find_run_folders(place: Path) -> Sequence[Path]:
+    """The run folders that are meant: the folder itself, or those in it and one level deeper.
+
+    Raises RunError where there is no such folder, or no run in it.
+    """
+    if not place.is_dir():
+        raise RunError(f"{place}: there is no such folder, and it is no id of an MLflow run (32 digits)")
+    if is_run(place):
+        return [place]
+    found = sorted(path for pattern in ("*", "*/*") for path in place.glob(pattern) if is_run(path))
+    if not found:
+        raise RunError(f"{place}: no run's folder, and none is in it; a run's folder has a recipe.yaml")
+    return found

@@ -1,0 +1,235 @@
+"""Runs read from MLflow: one search for all that a table needs, then the evaluations, many runs at once.
+
+A search gives each run's parameters, tags and latest metrics. Only three things are asked for run by run: the
+evaluations, since the best one is not the latest; recipe.yaml of runs that were started again, whose
+parameters are those of the first start; and, of runs that are drawn or tested, curves and scores.
+"""
+
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import RecipeError, RunError, StartAgain
+from trainer.recipe.reading import read_text
+from trainer.recipe.yaml import MAX_TEXT
+from trainer.tracking.address import check_address, choose_address, sqlite_path
+from trainer.tracking.comparison.events import POINTS
+from trainer.tracking.comparison.folder_source import SCORES, recipe_of
+from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, Evaluation
+from trainer.tracking.database import is_partial
+from trainer.tracking.outcome import first_line, is_refusal
+from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
+from trainer.tracking.tracker import prepare_environment
+
+_PAGE = 500  # runs that a search gives at once
+_CALLS_AT_ONCE = 8
+_STATUSES = {
+    "FINISHED": "finished",
+    "RUNNING": "running",
+    "FAILED": "failed",
+    "KILLED": "stopped",
+    "SCHEDULED": "waiting",
+}
+_RESULTS = {
+    "clips_per_second": "speed/clips_per_second",
+    "data_wait_share": "speed/data_wait_share",
+    "mfu": "speed/mfu",
+    "gpu_hours": "time/gpu_hours",
+    "quarantined": "train/quarantined",
+    "step": "train/step",
+}
+"""What a run came to, by the metric that has it as of the last step; `result/...` has it of the whole."""
+
+
+class MlflowSource:
+    """Runs on one MLflow server or in one database; only reads, but for `save`."""
+
+    def __init__(self, uri: str | None) -> None:
+        """uri: None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current directory.
+
+        Raises RunError for an address that MLflow cannot use, and for a database that is not there.
+        """
+        prepare_environment()
+        address, source = choose_address(uri, None)
+        source = "--uri" if source == "tracking.uri" else source
+        check_address(address, source)
+        address = with_credentials(address)
+        give_to_mlflow(address)
+        path = sqlite_path(address)
+        if path is not None and is_partial(path):
+            raise RunError(f"{source}: {path} holds no MLflow database; name another with --uri")
+
+        import mlflow.exceptions  # seconds: only where MLflow is asked
+        from mlflow.tracking import MlflowClient
+
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self._exception = mlflow.exceptions.MlflowException
+        self._client = MlflowClient(address.full)
+        self._address = str(address)
+        self._downloads = tempfile.TemporaryDirectory(prefix="compare-")
+
+    def search(self, experiment: str | None, filter_string: str) -> list[ComparedRun]:
+        """The training runs of an experiment (None: of all) that a filter in MLflow's language lets through.
+
+        Raises RunError for an experiment that is not there and for a filter that MLflow refuses, StartAgain
+        where MLflow cannot be reached.
+        """
+        with self._in_words(filter_string):
+            experiments = self._experiments(experiment)
+            page = self._client.search_runs(experiments, filter_string, max_results=_PAGE)
+            found = list(page)
+            while page.token:
+                page = self._client.search_runs(
+                    experiments, filter_string, max_results=_PAGE, page_token=page.token
+                )
+                found += page
+            # The run that a sweep's runs stand under trained nothing.
+            return self._compared([run for run in found if "sweep" not in run.data.params])
+
+    def runs(self, ids: Sequence[str]) -> list[ComparedRun]:
+        """Raises as `search`; RunError for an id that is not there."""
+        found = []
+        for run_id in ids:
+            with self._in_words(f"run {run_id}"):
+                found.append(self._client.get_run(run_id))
+        with self._in_words(""):
+            return self._compared(found)
+
+    def save(self, run_id: str, files: Sequence[Path], folder: str) -> None:
+        """Upload files as artifacts of a run. Raises as `runs`."""
+        with self._in_words(f"run {run_id}"):
+            self._client.get_run(run_id)
+            for file in files:
+                self._client.log_artifact(run_id, str(file), folder)
+
+    def close(self) -> None:
+        """Delete what was downloaded."""
+        self._downloads.cleanup()
+
+    @contextmanager
+    def _in_words(self, asked: str) -> Iterator[None]:
+        """MLflow's errors as ours: what was asked is wrong, or MLflow cannot be reached."""
+        try:
+            yield
+        except self._exception as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" or is_refusal(error):
+                raise RunError(f"{self._address}: {asked}: {first_line(error)}") from None
+            raise StartAgain(f"MLflow at {self._address} does not answer: {first_line(error)}") from None
+
+    def _experiments(self, name: str | None) -> list[str]:
+        if name is not None:
+            known = self._client.get_experiment_by_name(name)
+            if known is not None:
+                return [str(known.experiment_id)]
+        every = self._client.search_experiments()
+        if name is None:
+            return [str(experiment.experiment_id) for experiment in every]
+        names = [experiment.name for experiment in every]
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names[:10])}"
+        raise RunError(f"{self._address}: --experiment {name!r}: there is no such experiment; {hint}")
+
+    def _compared(self, found: Sequence[Any]) -> list[ComparedRun]:
+        with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
+            return list(pool.map(self._run, found))
+
+    def _run(self, found: Any) -> ComparedRun:
+        metrics, tags, run_id = found.data.metrics, found.data.tags, str(found.info.run_id)
+        status = _STATUSES.get(found.info.status, found.info.status.lower())
+        run = ComparedRun(run_id, str(found.info.run_name or run_id), status)
+        run.recipe = {name: redacted(text) for name, text in found.data.params.items()}
+        run.data = {name: tags[name] for name in FINGERPRINTS if name in tags}
+        run.parent = tags.get("mlflow.parentRunId")
+        if not run.recipe or tags.get("starts", "1") != "1":
+            self._read_recipe(run)
+        run.results = _results(metrics, status)
+        if (total := tags.get("total_steps", "")).isdecimal():
+            run.results["total_steps"] = float(total)
+        run.evaluations = self._evaluations(run_id, metrics)
+        run.read_curve = lambda: self._curve(run_id, metrics)
+        run.find_scores = lambda: self._download(run_id, SCORES)
+        return run
+
+    def _read_recipe(self, run: ComparedRun) -> None:
+        path = self._download(run.source, "recipe.yaml")
+        if path is None:
+            run.notes.append("MLflow has no recipe.yaml of it; the fields shown are those of its first start")
+            return
+        try:
+            run.recipe = recipe_of(read_text(path, MAX_TEXT), "recipe.yaml")
+        except (OSError, ValueError, RecipeError) as error:
+            run.notes.append(f"recipe.yaml in MLflow cannot be used: {error}")
+
+    def _download(self, run_id: str, name: str) -> Path | None:
+        """An artifact as a local file; None where the run has none of this name."""
+        folder = Path(self._downloads.name) / run_id
+        folder.mkdir(exist_ok=True)
+        try:
+            return Path(self._client.download_artifacts(run_id, name, str(folder)))
+        except (
+            OSError,
+            self._exception,
+        ):  # each kind of artifact store has its own error for what is missing
+            return None
+
+    def _history(self, run_id: str, name: str, metrics: dict[str, float]) -> list[tuple[int, float]]:
+        """(step, value), by step, the first recorded of each step; nothing where the metric is not there."""
+        if name not in metrics:
+            return []
+        values: dict[int, tuple[int, float]] = {}
+        for metric in self._client.get_metric_history(run_id, name):
+            if metric.step not in values or metric.timestamp < values[metric.step][0]:
+                values[metric.step] = metric.timestamp, metric.value
+        return [(step, values[step][1]) for step in sorted(values)]
+
+    def _evaluations(self, run_id: str, metrics: dict[str, float]) -> list[Evaluation]:
+        top5 = dict(self._history(run_id, "val/top5", metrics))
+        return [
+            Evaluation(step, top1, top5.get(step))
+            for step, top1 in self._history(run_id, "val/top1", metrics)
+            if math.isfinite(top1)
+        ]
+
+    def _curve(self, run_id: str, metrics: dict[str, float]) -> Curve | None:
+        loss = self._history(run_id, "train/loss", metrics)
+        if not loss:
+            return None
+        loss = loss[:: math.ceil(len(loss) / POINTS)]
+        steps = np.array([step for step, _ in loss], float)
+
+        def at_steps(name: str) -> np.ndarray:
+            values = dict(self._history(run_id, name, metrics))
+            return np.array([values.get(step, math.nan) for step, _ in loss], float)
+
+        hours, gpu_hours = at_steps("time/hours"), at_steps("time/gpu_hours")
+        return Curve(steps, np.array([value for _, value in loss], float), hours, gpu_hours)
+
+
+def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
+    """As `folder_source.results_of`."""
+    found = {name: metrics.get(metric) for name, metric in _RESULTS.items()}
+    found |= {"loss": metrics.get("train/loss"), "hours": metrics.get("time/hours")}
+    if status == "finished":
+        whole = {name: metrics.get(f"result/{name}") for name in _RESULTS}  # its step is called `steps`
+        seconds = metrics.get("result/seconds")
+        whole |= {
+            "step": metrics.get("result/steps"),
+            "hours": None if seconds is None else seconds / 3600,
+        }
+        found |= {name: value for name, value in whole.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of MLflow's ids of runs."""
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None

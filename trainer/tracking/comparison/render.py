@@ -1,0 +1,212 @@
+"""Blocks of a report for the terminal, as Markdown, and as one HTML file.
+
+Names and values come from files that anybody may have written: nothing of them is taken for markup, and no
+control character reaches a terminal.
+"""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from pipelines.paths import printable
+from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
+
+_LEAST_NAME = 12  # characters that remain of a run's name
+_LEAST_WRAPPED = 24  # characters of a column that takes several lines
+
+
+def print_report(blocks: Sequence[Block], console: Console) -> None:
+    """A file or a pipe gets lines of any length; a terminal a table that fits, with what was left out."""
+    width = console.width if console.is_terminal else 10_000
+    wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
+    with wide.capture() as capture:
+        for number, block in enumerate(blocks):
+            if isinstance(block, Heading):
+                wide.print(*[""] * (number > 0), Text(printable(block.text), style="bold"), sep="\n")
+            elif isinstance(block, Paragraph):
+                wide.print(Text(printable(block.text), style="dim"))
+            elif isinstance(block, Table):
+                table, left_out = _fitting(_printable(block), width)
+                wide.print(_rich(table, width))
+                if left_out:
+                    wide.print(Text(f"No room for: {', '.join(left_out)}; --out shows all.", style="dim"))
+    console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    console.file.flush()
+
+
+def _printable(table: Table) -> Table:
+    columns = [replace(column, head=printable(column.head)) for column in table.columns]
+    return Table(columns, [[replace(cell, text=printable(cell.text)) for cell in row] for row in table.rows])
+
+
+def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
+    """The table with shorter names, then without its expendable columns, until it fits; those left out."""
+    needed = _width(table)
+    for number, column in enumerate(table.columns):
+        if column.name and needed > width:
+            most = max(_LEAST_NAME, _unique_width([row[number].text for row in table.rows]))
+            rows = [
+                [replace(cell, text=_end_of(cell.text, most)) if place == number else cell
+                 for place, cell in enumerate(row)]
+                for row in table.rows
+            ]  # fmt: skip
+            table = Table(table.columns, rows)
+            needed = _width(table)
+    left_out = []
+    while _width(table) > width:
+        number, column = max(enumerate(table.columns), key=lambda item: item[1].expendable)
+        if not column.expendable:
+            break
+        left_out.append(column.head)
+        keep = [place for place in range(len(table.columns)) if place != number]
+        table = Table(
+            [table.columns[place] for place in keep], [[row[place] for place in keep] for row in table.rows]
+        )
+    return table, left_out
+
+
+def _width(table: Table) -> int:
+    widths = [
+        min(longest, _LEAST_WRAPPED) if column.wraps else longest
+        for number, column in enumerate(table.columns)
+        for longest in [max(_head_width(column), *(len(row[number].text) for row in table.rows), 0)]
+    ]
+    return sum(widths) + len(widths) - 1
+
+
+def _head_width(column: Column) -> int:
+    """A head may stand on two lines."""
+    return max(map(len, column.head.split(" "))) if column.numeric else len(column.head)
+
+
+def _unique_width(names: Sequence[str]) -> int:
+    """The least to which names may be cut and still differ, where they do."""
+    longest = max(map(len, names), default=0)
+    distinct = len(set(names))
+    widths = range(_LEAST_NAME, longest)
+    return next((width for width in widths if len({_end_of(n, width) for n in names}) == distinct), longest)
+
+
+def _end_of(name: str, width: int) -> str:
+    """Runs of a sweep differ at the end of their names."""
+    return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
+
+
+def _rich(table: Table, width: int) -> RichTable:
+    gap = 2 if _width(table) + len(table.columns) - 1 <= width else 1
+    shown = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for column in table.columns:
+        shown.add_column(
+            Text(column.head),
+            justify="right" if column.numeric else "left",
+            no_wrap=not (column.wraps or column.numeric),
+            overflow="fold",
+            vertical="bottom" if column.numeric else "top",
+        )
+    for row in table.rows:
+        shown.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+    return shown
+
+
+def as_markdown(blocks: Sequence[Block], picture: str) -> str:
+    """GitHub's Markdown. picture: the file beside it that holds the report's picture."""
+    parts = ["# Comparison of runs"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {_escaped(block.text)}")
+        elif isinstance(block, Paragraph):
+            parts.append(_escaped(block.text))
+        elif isinstance(block, Table):
+            parts.append(_markdown_table(block))
+        else:
+            parts.append(f"## Curves\n\n{_escaped(block.text)}\n\n![curves]({picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    rows = [line([_escaped(column.head) for column in table.columns])]
+    rows.append(line(["---:" if column.numeric else "---" for column in table.columns]))
+    rows += [line([_markdown_cell(cell) for cell in row]) for row in table.rows]
+    return "\n".join(rows)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _escaped(cell.text.strip())
+    return f"**{text}**" if cell.best and text else text
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", printable(text))
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1500px;
+  margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; margin: 0.8em 0 } h2 { margin-top: 1.8em }
+th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
+th { border-bottom: 2px solid #888; position: sticky; top: 0; background: #fff }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+img { max-width: 100% } p { max-width: 60em; color: #444 }
+"""
+
+
+def as_html(blocks: Sequence[Block]) -> str:
+    """One file that needs no other and no network: the picture is in it, and no script."""
+    parts = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"<h2>{_html(block.text)}</h2>")
+        elif isinstance(block, Paragraph):
+            parts.append(f"<p>{_html(block.text)}</p>")
+        elif isinstance(block, Table):
+            parts.append(_html_table(block))
+        else:
+            data = base64.b64encode(block.png).decode()
+            text = _html(block.text)
+            parts.append(
+                f'<h2>Curves</h2>\n<p>{text}</p>\n<img alt="{text}" src="data:image/png;base64,{data}">'
+            )
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8">\n<title>Comparison of runs</title>\n<style>{_STYLE}</style>'
+    heading = "<h1>Comparison of runs</h1>"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
+        f"<body>\n{heading}\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    classes = [' class="n"' if column.numeric else "" for column in table.columns]
+    heads = "".join(
+        f"<th{mark}>{_html(column.head)}</th>" for mark, column in zip(classes, table.columns, strict=True)
+    )
+    rows = [
+        "".join(f"<td{mark}>{_html_cell(cell)}</td>" for mark, cell in zip(classes, row, strict=True))
+        for row in table.rows
+    ]
+    lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
+
+
+def _html_cell(cell: Cell) -> str:
+    text = _html(cell.text)
+    return f"<b>{text}</b>" if cell.best else text
+
+
+def _html(text: str) -> str:
+    return html.escape(printable(text)).replace("  ", "&nbsp;&nbsp;")
+
+
+def picture_of(blocks: Sequence[Block]) -> Picture | None:
+    """The report's picture, where it has one."""
+    return next((block for block in blocks if isinstance(block, Picture)), None)

@@ -1,0 +1,272 @@
+"""A comparison as blocks of a report, and as JSON."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
+from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
+from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, Test
+from trainer.tracking.comparison.curves import draw_curves
+from trainer.tracking.comparison.differences import Difference
+from trainer.tracking.comparison.results import (
+    MEASURES,
+    MISSING,
+    deviation,
+    group_table,
+    results_table,
+    run_numbers,
+)
+
+_SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
+_MOST_VALUES = 8  # of a field, that are listed
+_LONGEST_VALUE = 60  # characters
+_MOST_LINES = 30  # of what is said of single runs
+
+
+def report(comparison: Comparison, *, curves: bool) -> list[Block]:
+    """All sections, in the order in which they are read. curves: whether the picture is drawn."""
+    blocks: list[Block] = [*_results(comparison), *_differences(comparison)]
+    blocks += _groups(comparison) + _data(comparison) + _significance(comparison)
+    if curves and (drawn := draw_curves(comparison.runs, comparison.groups)) is not None:
+        blocks.append(Picture(*drawn))
+    return blocks + _notes(comparison)
+
+
+def _results(comparison: Comparison) -> list[Block]:
+    runs = comparison.runs
+    counts = Counter(run.status for run in runs)
+    states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    words = (
+        f"{len(runs)} run{'s' * (len(runs) > 1)} ({states}), by best top-1. Accuracies in %; without `best`, "
+        "of the last evaluation. GPU-hours: hours x ranks. A run that has not finished: as of its last step."
+    )
+    return [Heading("Results"), Paragraph(words), results_table(runs)]
+
+
+def _differences(comparison: Comparison) -> list[Block]:
+    found, runs = comparison.differences, comparison.runs
+    if len(runs) < 2:
+        return []
+    heading = Heading("What differs in the recipes")
+    if not found:
+        return [heading, Paragraph("Nothing but the names.")]
+    if len(runs) <= _SIDE_BY_SIDE:
+        columns = [Column("field", numeric=False)]
+        columns += [Column(f"{number} {run.name}", False, wraps=True) for number, run in enumerate(runs, 1)]
+        rows = [[_shown(value) for value in difference.values] for difference in found]
+    else:
+        columns = [Column("field", numeric=False), Column("value: runs", numeric=False, wraps=True)]
+        rows = [[_listed(difference)] for difference in found]
+    return [heading, Table(columns, _by_section(found, rows, len(columns)))]
+
+
+def _by_section(found: Sequence[Difference], rows: Sequence[Sequence[str]], width: int) -> list[list[Cell]]:
+    """The rows with a line before those of each section."""
+    table: list[list[Cell]] = []
+    section = None
+    for difference, values in zip(found, rows, strict=True):
+        if difference.section != section:
+            section = difference.section
+            table.append([Cell(section, best=True), *[Cell("")] * (width - 1)])
+        name = difference.field.removeprefix(f"{section}.")
+        table.append([Cell(f"  {name}"), *map(Cell, values)])
+    return table
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return MISSING
+    return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…"
+
+
+def _listed(difference: Difference) -> str:
+    """Each value with the numbers of its runs; of many values the range, or how many there are."""
+    places: dict[str | None, list[int]] = {}
+    for place, value in enumerate(difference.values):
+        places.setdefault(value, []).append(place)
+    if len(places) <= _MOST_VALUES:
+        return " · ".join(f"{_shown(value)}: {run_numbers(found)}" for value, found in places.items())
+    numbers = [number for value in places if (number := _number(value)) is not None]
+    if len(numbers) == len(places):
+        return f"{len(places)} values, {min(numbers):g} to {max(numbers):g}"
+    common = sorted(places.items(), key=lambda item: -len(item[1]))[: _MOST_VALUES - 1]
+    listed = " · ".join(f"{_shown(value)}: {run_numbers(found)}" for value, found in common)
+    return f"{listed} · {len(places) - len(common)} more values"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _groups(comparison: Comparison) -> list[Block]:
+    if not comparison.groups:
+        return []
+    words = "Runs that differ in their seed alone: mean ± sample deviation over the n that finished."
+    return [Heading("Seeds"), Paragraph(words), group_table(comparison.runs, comparison.groups)]
+
+
+def _data(comparison: Comparison) -> list[Block]:
+    if not comparison.data:
+        return []
+    said: dict[str, list[int]] = {}
+    for place, words in comparison.data:
+        said.setdefault(words, []).append(place)
+    base = comparison.runs[comparison.baseline]
+    words = f"Compared with run {comparison.baseline + 1} ({base.name}); of two values, its own comes first."
+    shown = list(said.items())[:_MOST_LINES]
+    rows = [[Cell(run_numbers(places)), Cell(text)] for text, places in shown]
+    columns = [Column("run", numeric=False, wraps=True), Column("data", numeric=False, wraps=True)]
+    blocks: list[Block] = [Heading("Same data, same order?"), Paragraph(words), Table(columns, rows)]
+    if len(said) > len(shown):
+        left = sum(len(places) for places in list(said.values())[len(shown) :])
+        blocks.append(Paragraph(f"And {left} runs with other words, which --json shows."))
+    return blocks
+
+
+_TEST_COLUMNS = (
+    Column("#"),
+    Column("run", numeric=False, name=True),
+    Column("videos"),
+    Column("difference"),
+    Column(f"{100 * CONFIDENCE:.0f} % interval"),
+    Column("only base right"),
+    Column("only run right"),
+    Column("p"),
+    Column("p, Holm"),
+)
+
+
+def _significance(comparison: Comparison) -> list[Block]:
+    tests, runs = comparison.tests, comparison.runs
+    if not tests:
+        return []
+    base = runs[comparison.baseline]
+    adjusted = f", adjusted for {len(tests)} tests by Holm" if len(tests) > 1 else ""
+    words = (
+        f"Top-1 against run {comparison.baseline + 1} ({base.name}) on the same videos, in points: interval "
+        f"by {RESAMPLES:,} paired bootstrap resamples, p by McNemar's exact test, two-sided{adjusted}. This "
+        "is about these weights on these videos, not about another seed."
+    )
+    if len(runs) > MOST_TESTED:
+        words += f" Of {len(runs)} runs, the best {MOST_TESTED} with scores are tested."
+    rows = []
+    for test in tests:
+        counts = test.pairs.counts
+        rows.append(
+            [
+                Cell(str(test.run + 1)), Cell(runs[test.run].name), Cell(str(counts.videos)),
+                Cell(f"{100 * counts.difference:+.2f}"),
+                Cell(f"{100 * test.low:+.2f} to {100 * test.high:+.2f}"),
+                Cell(str(counts.only_first)), Cell(str(counts.only_second)), Cell(_p(test.p)),
+                Cell(_p(test.adjusted)),
+            ]
+        )  # fmt: skip
+    notes = [Paragraph(note) for test in tests if (note := _unpaired(test, runs[test.run].name))]
+    return [Heading("Significance"), Paragraph(words), Table(_TEST_COLUMNS, rows), *notes[:_MOST_LINES]]
+
+
+def _p(value: float) -> str:
+    return "< 1e-300" if value == 0 else f"{value:.2g}" if value < 0.001 else f"{value:.3f}"
+
+
+def _unpaired(test: Test, name: str) -> str | None:
+    """Which videos a test leaves out, and why."""
+    pairs = test.pairs
+    left_out = {
+        "only in the baseline's scores": pairs.only_first,
+        "only in this run's": pairs.only_second,
+        "not read by one of the two": pairs.unread,
+        "under different labels": pairs.other_label,
+        "with a path that occurs more than once": pairs.ambiguous,
+    }
+    said = [f"{count:,} {words}" for words, count in left_out.items() if count]
+    views = f"evaluated with other views ({test.views})" if test.views else ""
+    parts = [f"videos left out: {', '.join(said)}"] * bool(said) + [views] * bool(views)
+    return f"Run {test.run + 1} ({name}): {'; '.join(parts)}." if parts else None
+
+
+def _notes(comparison: Comparison) -> list[Block]:
+    said: dict[str, list[int]] = {}
+    for place, run in enumerate(comparison.runs):
+        for note in run.notes:
+            said.setdefault(note, []).append(place)
+    lines = [f"Run {run_numbers(places)}: {note}" for note, places in said.items()]
+    lines += comparison.notes
+    if not lines:
+        return []
+    more = [f"And {len(lines) - _MOST_LINES} more, which --json shows."] * (len(lines) > _MOST_LINES)
+    return [Heading("Notes"), *map(Paragraph, [*lines[:_MOST_LINES], *more])]
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything, for programs: runs with recipe and results, differences, groups, tests."""
+    tests = {test.run: test for test in comparison.tests}
+    same = dict(comparison.data)
+    runs = [
+        {
+            "number": place + 1,
+            "name": run.name,
+            "source": run.source,
+            "status": run.status,
+            "results": {
+                **run.results,
+                **{measure.key: measure.value(run) for measure in MEASURES},
+                "best_step": run.best.step if run.best else None,
+            },
+            "data": run.data,
+            "data_against_baseline": same.get(place),
+            "test_against_baseline": _test_as_json(tests[place]) if place in tests else None,
+            "recipe": run.recipe,
+            "notes": run.notes,
+        }
+        for place, run in enumerate(comparison.runs)
+    ]
+    found = {
+        "baseline": comparison.baseline + 1,
+        "runs": runs,
+        "differences": {difference.field: difference.values for difference in comparison.differences},
+        "groups": [_group_as_json(comparison, group.members) for group in comparison.groups],
+        "notes": comparison.notes,
+    }
+    return json.dumps(_finite(found), indent=2, ensure_ascii=False)
+
+
+def _test_as_json(test: Test) -> dict[str, Any]:
+    counts = test.pairs.counts
+    return {
+        "videos": counts.videos,
+        "difference": counts.difference,
+        "interval": [test.low, test.high],
+        "only_baseline_right": counts.only_first,
+        "only_run_right": counts.only_second,
+        "p": test.p,
+        "p_holm": test.adjusted,
+        "only_in_baseline": test.pairs.only_first,
+        "only_in_run": test.pairs.only_second,
+    }
+
+
+def _group_as_json(comparison: Comparison, members: Sequence[int]) -> dict[str, Any]:
+    finished = [run for place in members if (run := comparison.runs[place]).status == "finished"]
+    found: dict[str, Any] = {"runs": [place + 1 for place in members], "finished": len(finished)}
+    for measure in MEASURES:
+        values = [value for run in finished if (value := measure.value(run)) is not None]
+        if values:
+            mean, spread = deviation(values)
+            found[measure.key] = {"mean": mean, "deviation": spread, "n": len(values)}
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

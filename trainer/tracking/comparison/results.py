@@ -1,0 +1,163 @@
+"""The table of results, and means over seeds."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.system.formatting import ranges
+from trainer.tracking.comparison.blocks import Cell, Column, Table
+from trainer.tracking.comparison.differences import NAMES, Group, fields_of
+from trainer.tracking.comparison.runs import ComparedRun
+
+MISSING = "-"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _rounded_percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def _amount(value: float) -> str:
+    """Three digits at least, no more than two after the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def _result(name: str) -> Callable[[ComparedRun], float | None]:
+    return lambda run: run.results.get(name)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of numbers. better: 1 the higher, -1 the lower, 0 neither."""
+
+    head: str
+    key: str
+    value: Callable[[ComparedRun], float | None]
+    text: Callable[[float], str]
+    better: int = 0
+    expendable: int = 0
+
+
+MEASURES = (
+    Measure("best top-1", "best_top1", lambda run: run.best.top1 if run.best else None, percent, 1),
+    Measure("top-1", "top1", lambda run: run.last.top1 if run.last else None, percent, 1),
+    Measure("best top-5", "best_top5", lambda run: run.best_top5, percent, 1, 5),
+    Measure("top-5", "top5", lambda run: run.last.top5 if run.last else None, percent, 1, 3),
+    Measure("loss", "loss", _result("loss"), _loss, -1),
+    Measure("clips/s", "clips_per_second", _result("clips_per_second"), _amount, 1),
+    Measure("MFU %", "mfu", _result("mfu"), _rounded_percent, 1),
+    Measure("hours", "hours", _result("hours"), _amount, 0, 4),
+    Measure("GPU-hours", "gpu_hours", _result("gpu_hours"), _amount),
+    Measure("wait %", "data_wait_share", _result("data_wait_share"), _rounded_percent, -1, 1),
+    Measure("bad", "quarantined", _result("quarantined"), lambda value: f"{value:.0f}", 0, 2),
+)
+"""In the order of the columns; accuracies are of the validation videos, the loss is of the last step."""
+
+_OF_GROUPS = ("best_top1", "top1", "top5", "loss", "clips_per_second", "gpu_hours")
+
+
+def results_table(runs: Sequence[ComparedRun]) -> Table:
+    """A row for each run. Columns that no run fills are left out, as is a status that all runs share."""
+    measures = [measure for measure in MEASURES if any(measure.value(run) is not None for run in runs)]
+    best = {measure.key: _best(measure, runs) for measure in measures}
+    columns = [Column("#"), Column("run", numeric=False, name=True)]
+    with_status = {run.status for run in runs} != {"finished"}
+    with_steps = with_status or len({run.results.get("step") for run in runs}) > 1
+    columns += [Column("status", numeric=False)] * with_status + [Column("step", expendable=6)] * with_steps
+    columns += [Column(measure.head, expendable=measure.expendable) for measure in measures]
+    rows = []
+    for number, run in enumerate(runs, start=1):
+        row = [Cell(str(number)), Cell(run.name)]
+        row += [Cell(run.status)] * with_status + [Cell(_steps(run))] * with_steps
+        for measure in measures:
+            text = _text(measure, measure.value(run))
+            row.append(Cell(text, best=text != MISSING and text == best[measure.key]))
+        rows.append(row)
+    return Table(columns, rows)
+
+
+def _text(measure: Measure, value: float | None) -> str:
+    return MISSING if value is None else measure.text(value)
+
+
+def _best(measure: Measure, runs: Sequence[ComparedRun]) -> str | None:
+    """The best value as it is shown, so that runs which look alike are marked alike; None of a single run."""
+    values = [value for run in runs if (value := measure.value(run)) is not None]
+    if measure.better == 0 or len(values) < 2:
+        return None
+    best = measure.text(max(values) if measure.better > 0 else min(values))
+    return None if all(measure.text(value) == best for value in values) else best
+
+
+def _steps(run: ComparedRun) -> str:
+    step, total = run.results.get("step"), run.results.get("total_steps")
+    if step is None:
+        return MISSING
+    return f"{step:.0f}" if total is None or total == step else f"{step:.0f}/{total:.0f}"
+
+
+def deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample deviation (n - 1); None for the deviation of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def group_table(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> Table:
+    """Mean ± sample deviation over the finished runs of each group, and how many those are."""
+    measures = [measure for measure in MEASURES if measure.key in _OF_GROUPS]
+    labels = group_labels(runs, groups)
+    found = []
+    for group, label in zip(groups, labels, strict=True):
+        members = [runs[place] for place in group.members]
+        finished = [run for run in members if run.status == "finished"]
+        cells = [Cell(label), Cell(_number(len(finished), len(members)))]
+        means = []
+        for measure in measures:
+            values = [value for run in finished if (value := measure.value(run)) is not None]
+            cells.append(Cell(_spread(measure, values)))
+            means.append(statistics.fmean(values) if values else -math.inf)
+        found.append((means[0], cells))
+    columns = [Column("runs", numeric=False, wraps=True), Column("n")]
+    columns += [Column(measure.head, expendable=measure.expendable) for measure in measures]
+    return Table(columns, [cells for _, cells in sorted(found, key=lambda row: row[0], reverse=True)])
+
+
+def _number(finished: int, members: int) -> str:
+    return str(finished) if finished == members else f"{finished} of {members}"
+
+
+def _spread(measure: Measure, values: Sequence[float]) -> str:
+    if not values:
+        return MISSING
+    mean, spread = deviation(values)
+    return measure.text(mean) if spread is None else f"{measure.text(mean)} ± {measure.text(spread)}"
+
+
+def group_labels(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> list[str]:
+    """Each group's numbers of runs, and by what it differs from the other groups."""
+    firsts = [fields_of(runs[group.members[0]]) for group in groups]
+    names = [
+        name
+        for name in dict.fromkeys(name for fields in firsts for name in fields)
+        if name not in (*NAMES, "seed")
+        and not name.startswith("tracking.")
+        and len({fields.get(name) for fields in firsts}) > 1
+    ]
+    labels = []
+    for group, fields in zip(groups, firsts, strict=True):
+        said = ", ".join(f"{name.rpartition('.')[2]} {fields.get(name, MISSING)}" for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        labels.append(f"{run_numbers(group.members)}{f': {said}{more}' if said else ''}")
+    return labels
+
+
+def run_numbers(places: Sequence[int]) -> str:
+    """Places in the list as the numbers that runs are shown under: `1-3, 7`."""
+    return ranges([place + 1 for place in places])

@@ -1,0 +1,78 @@
+"""A run as it is compared, wherever it was read from."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FINGERPRINTS = ("train_fingerprint", "val_fingerprint")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy after `step` steps, as shares (0..1)."""
+
+    step: int
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's training loss, thinned; (N,) arrays, NaN where something was not recorded."""
+
+    steps: np.ndarray
+    loss: np.ndarray
+    hours: np.ndarray
+    gpu_hours: np.ndarray
+
+
+@dataclass
+class ComparedRun:
+    """One run. What it lacks is empty or None, and `notes` say why where it should have been there."""
+
+    source: str
+    """What was given: a folder, or MLflow's id of a run."""
+    name: str
+    status: str
+    """`finished`, `running`, `stopped`, `failed` and the other states of `launch/status.py`."""
+    recipe: dict[str, str] = field(default_factory=dict)
+    """Every field under its dotted name, as text."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the manifests, by the names in `FINGERPRINTS`."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """By step."""
+    results: dict[str, float] = field(default_factory=dict)
+    """`step`, `total_steps`, `loss`, `clips_per_second`, `data_wait_share`, `mfu`, `hours`, `gpu_hours`,
+    `quarantined`."""
+    notes: list[str] = field(default_factory=list)
+    parent: str | None = None
+    """MLflow's id of the run that this one stands under."""
+    read_curve: Callable[[], Curve | None] = lambda: None
+    find_scores: Callable[[], Path | None] = lambda: None
+    """The file of scores per video; None where there is none."""
+    folder: Path | None = None
+
+    @property
+    def best(self) -> Evaluation | None:
+        return max(self.evaluations, key=lambda found: found.top1, default=None)
+
+    @property
+    def best_top5(self) -> float | None:
+        return max((found.top5 for found in self.evaluations if found.top5 is not None), default=None)
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def global_batch(self) -> int | None:
+        text = self.recipe.get("optimisation.global_batch", "")
+        return int(text) if text.isdecimal() and len(text) < 12 else None
+
+
+def in_order(runs: list[ComparedRun]) -> list[ComparedRun]:
+    """By the best top-1, the highest first; runs without an evaluation come last, in the order given."""
+    return sorted(runs, key=lambda run: -math.inf if run.best is None else run.best.top1, reverse=True)

@@ -1,0 +1,123 @@
+"""Whether two runs saw the same data in the same order.
+
+A batch is a function of (fingerprint of the manifests, seed, plan): where these are the same, so are the
+batches, whatever the ranks. Where both runs recorded a hash of each batch, it is compared, too.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.config import PRESETS
+from trainer.tracking.comparison.events import batch_hashes
+from trainer.tracking.comparison.runs import ComparedRun
+
+SAME = "same manifests, same seed, same batches"
+
+_ORDER = (
+    "seed", "optimisation.global_batch", "sampling.repeats", "sampling.shuffle",
+)  # fmt: skip
+"""Which videos stand where."""
+_CLIPS = ("model.frames", "augmentation.")
+"""What is made of a video, together with the resolution."""
+_NOT_OF_CLIPS = ("augmentation.flip_left_right",)
+_VIEWS = ("evaluation.clips", "evaluation.crops")
+
+
+def compare_data(one: ComparedRun, other: ComparedRun) -> str:
+    """What two runs have in common of their data, in words; differing values are `one's / other's`."""
+    if not one.recipe or not other.recipe:
+        return "not known: a recipe is missing"
+    parts = [_training_data(one, other)]
+    hashes = _compare_hashes(one.folder, other.folder)
+    if hashes:
+        parts.append(hashes)
+    val = one.data.get("val_fingerprint"), other.data.get("val_fingerprint")
+    if None not in val and val[0] != val[1]:
+        parts.append("other validation manifests: their accuracies are of different videos")
+    views = _differing(one.recipe, other.recipe, _VIEWS)
+    if views:
+        parts.append(f"evaluated with other views: {', '.join(views)}")
+    return "; ".join(parts)
+
+
+def _training_data(one: ComparedRun, other: ComparedRun) -> str:
+    fingerprints = one.data.get("train_fingerprint"), other.data.get("train_fingerprint")
+    order = _differing(one.recipe, other.recipe, _ORDER)
+    ratios = _ratios(one), _ratios(other)
+    if ratios[0] != ratios[1]:
+        order.append(f"ratios in data.train ({ratios[0]} / {ratios[1]})")
+    names = [name for name in {**one.recipe, **other.recipe} if name.startswith(_CLIPS)]
+    clips = _differing(one.recipe, other.recipe, [name for name in names if name not in _NOT_OF_CLIPS])
+    sizes = _resolution(one), _resolution(other)
+    if sizes[0] != sizes[1]:
+        clips.append(f"resolution ({sizes[0]} / {sizes[1]})")
+    decoder = _differing(one.recipe, other.recipe, ("data.decoder",))
+    if None not in fingerprints and fingerprints[0] != fingerprints[1]:
+        return _joined("other training manifests", "other order", order)
+    if None in fingerprints:
+        known = "whether the manifests are the same is not recorded"
+        return _joined(known, "other order", order) if order else _joined(known, "other clips", clips)
+    if order:
+        return f"same manifests, other batches: {', '.join(order)}"
+    if clips:
+        return f"same manifests, same videos in the same order, other clips of them: {', '.join(clips)}"
+    return f"{SAME}, but for rounding in decoding: {', '.join(decoder)}" if decoder else SAME
+
+
+def _joined(words: str, what: str, differing: Sequence[str]) -> str:
+    return f"{words}; {what}: {', '.join(differing)}" if differing else words
+
+
+def _differing(one: dict[str, str], other: dict[str, str], names: Sequence[str]) -> list[str]:
+    return [
+        f"{name} ({one.get(name, '-')} / {other.get(name, '-')})"
+        for name in names
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _ratios(run: ComparedRun) -> str | None:
+    """The ratios of several training manifests as text; None of one, or without ratios."""
+    try:
+        parts = json.loads(run.recipe.get("data.train", ""))
+        ratios = [part["ratio"] for part in parts]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return (
+        None if None in ratios else ":".join(f"{ratio:g}" if _is_number(ratio) else "?" for ratio in ratios)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _resolution(run: ComparedRun) -> str | None:
+    preset = PRESETS.get(run.recipe.get("model.preset", ""))
+    own = run.recipe.get("model.overrides.resolution")
+    return own if own is not None else None if preset is None else str(preset.get("resolution"))
+
+
+def _compare_hashes(one: Path | None, other: Path | None) -> str | None:
+    """What the recorded hashes of batches say; None where one of the runs has none."""
+    if one is None or other is None:
+        return None
+    try:
+        first, second = batch_hashes(one / "events.jsonl"), batch_hashes(other / "events.jsonl")
+    except (OSError, ValueError):
+        return None
+    if first is None or second is None:
+        return None
+    steps, mine, theirs = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
+    if not steps.size:
+        return "no step has a batch hash in both"
+    differ = np.flatnonzero(first[1][mine] != second[1][theirs])
+    if not differ.size:
+        return f"the batch hashes of all {steps.size:,} steps that both recorded are the same"
+    return (
+        f"the batch hashes first differ at step {steps[differ[0]]:,}, and in {differ.size:,} of "
+        f"{steps.size:,} steps that both recorded"
+    )
