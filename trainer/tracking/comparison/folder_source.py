@@ -57,18 +57,18 @@ def results_of(summary: dict[str, Any], last_step: dict[str, Any]) -> dict[str, 
         last_step: the last event of a step.
     """
     found: dict[str, float | None] = {
-        "step": number_of(last_step, "step"),
-        "total_steps": number_of(last_step, "total_steps"),
-        "loss": number_of(last_step, "loss"),
+        "step": _finite(last_step, "step"),
+        "total_steps": _finite(last_step, "total_steps"),
+        "loss": _finite(last_step, "loss"),
         "hours": _hours(last_step, "spent"),
         "gpu_hours": _hours(last_step, "device_seconds"),
     }
-    found |= {name: number_of(last_step, name) for name in _RESULTS if name != "gpu_hours"}
+    found |= {name: _finite(last_step, name) for name in _RESULTS if name != "gpu_hours"}
     if summary:
-        whole: dict[str, float | None] = {name: number_of(summary, name) for name in _RESULTS}
-        whole |= {"step": number_of(summary, "steps"), "hours": _hours(summary, "seconds")}
+        whole: dict[str, float | None] = {name: _finite(summary, name) for name in _RESULTS}
+        whole |= {"step": _finite(summary, "steps"), "hours": _hours(summary, "seconds")}
         found |= {name: value for name, value in whole.items() if value is not None}
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def recipe_of(text: str, source: str) -> dict[str, str]:
@@ -82,8 +82,13 @@ def recipe_of(text: str, source: str) -> dict[str, str]:
     return {name: redacted(str(value)) for name, value in leaves(tree, "")}
 
 
+def _finite(record: dict[str, Any], name: str) -> float | None:
+    value = number_of(record, name)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _hours(record: dict[str, Any], name: str) -> float | None:
-    seconds = number_of(record, name)
+    seconds = _finite(record, name)
     return None if seconds is None else seconds / 3600
 
 

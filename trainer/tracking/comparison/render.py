@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from pipelines.paths import printable
-from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
+from trainer.tracking.comparison.blocks import Block, Cell, Heading, Paragraph, Picture, Table
 
 _LEAST_NAME = 12  # characters that remain of a run's name
 _LEAST_WRAPPED = 24  # characters of a column that takes several lines
@@ -72,17 +72,17 @@ def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
 
 
 def _width(table: Table) -> int:
-    widths = [
-        min(longest, _LEAST_WRAPPED) if column.wraps else longest
-        for number, column in enumerate(table.columns)
-        for longest in [max(_head_width(column), *(len(row[number].text) for row in table.rows), 0)]
-    ]
-    return sum(widths) + len(widths) - 1
+    """The least that the table takes, with a blank between columns and heads on two lines."""
+    return sum(_least_widths(table)) + len(table.columns) - 1
 
 
-def _head_width(column: Column) -> int:
-    """A head may stand on two lines."""
-    return max(map(len, column.head.split(" "))) if column.numeric else len(column.head)
+def _least_widths(table: Table) -> list[int]:
+    widths = []
+    for number, column in enumerate(table.columns):
+        head = max(map(len, column.head.split(" "))) if column.numeric else len(column.head)
+        cells = max((len(row[number].text) for row in table.rows), default=0)
+        widths.append(min(max(head, cells), _LEAST_WRAPPED) if column.wraps else max(head, cells))
+    return widths
 
 
 def _unique_width(names: Sequence[str]) -> int:
@@ -99,15 +99,22 @@ def _end_of(name: str, width: int) -> str:
 
 
 def _rich(table: Table, width: int) -> RichTable:
-    gap = 2 if _width(table) + len(table.columns) - 1 <= width else 1
+    """With heads on one line and two blanks between columns where there is room."""
+    widths = _least_widths(table)
+    for number, column in enumerate(table.columns):
+        more = len(column.head) - widths[number]
+        if 0 < more <= width - sum(widths) - 2 * (len(widths) - 1):
+            widths[number] += more
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     shown = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for column in table.columns:
+    for column, own in zip(table.columns, widths, strict=True):
         shown.add_column(
             Text(column.head),
             justify="right" if column.numeric else "left",
-            no_wrap=not (column.wraps or column.numeric),
             overflow="fold",
-            vertical="bottom" if column.numeric else "top",
+            vertical="top",
+            width=None if column.wraps else own,
+            min_width=own if column.wraps else None,
         )
     for row in table.rows:
         shown.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))

@@ -26,8 +26,10 @@ def _loss(value: float) -> str:
 
 
 def _amount(value: float) -> str:
-    """Three digits at least, no more than two after the point."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+    """About three digits, for hours as well as for thousands of clips."""
+    if value >= 10:
+        return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _result(name: str) -> Callable[[ComparedRun], float | None]:
@@ -61,7 +63,8 @@ MEASURES = (
 )
 """In the order of the columns; accuracies are of the validation videos, the loss is of the last step."""
 
-_OF_GROUPS = ("best_top1", "top1", "top5", "loss", "clips_per_second", "gpu_hours")
+_OF_GROUPS = {"best_top1": 0, "top1": 1, "top5": 3, "loss": 4, "clips_per_second": 2, "gpu_hours": 0}
+"""Measures of groups, and how expendable each is."""
 
 
 def results_table(runs: Sequence[ComparedRun]) -> Table:
@@ -125,7 +128,7 @@ def group_table(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> Table:
             means.append(statistics.fmean(values) if values else -math.inf)
         found.append((means[0], cells))
     columns = [Column("runs", numeric=False, wraps=True), Column("n")]
-    columns += [Column(measure.head, expendable=measure.expendable) for measure in measures]
+    columns += [Column(measure.head, expendable=_OF_GROUPS[measure.key]) for measure in measures]
     return Table(columns, [cells for _, cells in sorted(found, key=lambda row: row[0], reverse=True)])
 
 
