@@ -29,9 +29,7 @@ def test_a_finished_run_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
     assert run.best is not None and run.last is not None
     assert (run.best.step, run.best.top1, run.last.top1, run.best_top5) == (2, 0.6, 0.5, 0.7)
     assert run.recipe["optimisation.global_batch"] == "8" and run.global_batch == 8
-    assert (
-        run.recipe["augmentation.crop_scale"] == "[0.6, 1.0]" and run.recipe["model.image_weights"] == "None"
-    )
+    assert run.recipe["augmentation.crop_scale"] == "[0.6, 1.0]" and run.recipe["data.node_copy"] == "None"
 
 
 def test_one_that_failed_has_those_of_its_last_step(tmp_path: Path) -> None:
