@@ -6,6 +6,8 @@ import multiprocessing
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +19,20 @@ from .dataset import Dataset
 from .defects import Defect, Defects
 from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
+from .in_flight import InFlightFile
 from .lending import Lent
 from .parallel import STOP_SIGNALS, signals_blocked
 from .plan import TrainPlan, ViewPlan
-from .reader import Decoding, Reader, Refused
-from .recovery import BROKEN, data_error, find_culprits, in_words
+from .reader import Crashed, Decoding, Reader, Refused
+from .recovery import BROKEN, data_error, find_culprits, in_words, requests
 from .source import TrainSource, ViewSource
+from .trial import TRIAL_SAMPLES
 from .tuning import LoaderOptions, copy_seconds, tune
+from .worker_lock import release_after_deaths
 from .worker_memory import SharedMemoryNeed, shared_memory_need
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
+IN_FLIGHT = 2  # times the prefetch: the source's queue and the pipeline's add up
 ATTEMPTS = 3  # times that a pipeline may break over the same batch without anything to blame
 
 
@@ -51,16 +57,28 @@ class ClipLoader:
     """Batches of one rank, made ahead in DALI's threads and worker processes.
 
     Make one with `train_loader` or `view_loader`. `batches`: of one pass, 0 for an endless stream. `tuning`:
-    how it spread itself over the machine, in words. `close()` ends the worker processes.
+    how it spread itself over the machine, in words. in_flight: where it keeps, while the graph decodes, which
+    batches it is at (`InFlightFile`). `close()` ends the worker processes.
 
     A video that breaks the pipeline, because DALI's decoder refuses it or a worker crashes over it, is found
     and treated like any other bad one; the pipeline is built anew from the same batch on.
     """
 
-    def __init__(self, graph: Graph, options: LoaderOptions, batches: int) -> None:
+    def __init__(
+        self, graph: Graph, options: LoaderOptions, batches: int, in_flight: Path | None = None
+    ) -> None:
         self.defects = Defects()
         self.batches = batches
+        self._in_flight = None
+        if in_flight is not None and options.decodes_in_graph:
+            self._in_flight = InFlightFile(
+                in_flight, graph.source, ceil(TRIAL_SAMPLES / graph.source.samples)
+            )
+            if options.splits and options.graph_share is None:
+                self._in_flight.serve(0)  # the graph's speed is measured with the first samples
         self._graph, self.processes, self.tuning = tune(graph, options)
+        if self._in_flight is not None:
+            self._in_flight.ahead = IN_FLIGHT * self.processes.prefetch
         self._repeats = graph.source.clips_per_sample if isinstance(graph.source, TrainSource) else 1
         self._copy_seconds = copy_seconds(options.device)
         self._refused: Refused = {}
@@ -78,6 +96,7 @@ class ClipLoader:
         with signals_blocked(*STOP_SIGNALS):
             self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
+        self._end_lock_watch = release_after_deaths(self._pipeline, self._workers)
         self._observers = set(threading.enumerate()) - python_threads  # DALI's, which watch the workers
         self._threads = own_threads() - threads  # all but a few idle ones are DALI's
 
@@ -151,6 +170,8 @@ class ClipLoader:
         if self._closed:
             raise RuntimeError("this loader is closed")
         broken = 0
+        if self._in_flight is not None:
+            self._in_flight.serve(self._served)
         while True:
             complaint = self._attempt()
             if isinstance(complaint, DataError):
@@ -189,12 +210,8 @@ class ClipLoader:
     def _culprits(self) -> Refused:
         """What the pipeline broke over, in the batches that it was at."""
         source = starting_at(self._graph, self._served, self._refused).source
-        # The source's queue and the pipeline's add up.
-        batches = (
-            [source.request(batch * source.samples + place) for place in range(source.samples)]
-            for batch in range(2 * self.processes.prefetch)
-        )
-        return find_culprits(source.reader, batches, self.processes)
+        batches = requests(source, IN_FLIGHT * self.processes.prefetch)
+        return find_culprits(source.reader, batches, self.processes.device)
 
     def _note(self, identity: np.ndarray, reasons: Any) -> None:
         self.defects.seen += int((identity[:, 0] >= 0).sum()) * self._repeats
@@ -209,6 +226,8 @@ class ClipLoader:
         """End the worker processes; the loader gives no more batches."""
         self._closed = True
         self._shut()
+        if self._in_flight is not None:
+            self._in_flight.close()
 
     def _shut(self) -> None:
         if not all(process.is_alive() for process in self._workers):
@@ -227,6 +246,7 @@ class ClipLoader:
         self._pipeline = None
         gc.collect()
         deadline.cancel()
+        self._end_lock_watch()
 
     def _kill_workers(self) -> None:
         for process in self._workers:
@@ -245,8 +265,13 @@ def train_loader(
     world_size: int,
     first_step: int,
     options: LoaderOptions,
+    crashed: Crashed | None = None,
+    in_flight: Path | None = None,
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them belonging to `first_step`.
+
+    crashed: samples that the graph's decoder is not given, as `find_crashed` found them at an earlier start.
+    in_flight: the file with which it can find them at a later one.
 
     Raises DataError for an empty dataset; ValueError for a micro-batch that would part the repeats of a
     sample.
@@ -254,8 +279,8 @@ def train_loader(
     if micro_batch % plan.repeats:
         raise ValueError(f"a micro-batch of {micro_batch} parts the {plan.repeats} repeats of a sample")
     first = first_step * (plan.global_batch // (micro_batch * world_size))
-    source = TrainSource(_reader(dataset), plan, clip, micro_batch, rank, world_size, first)
-    return ClipLoader(TrainGraph(source, mean, std), options, batches=0)
+    source = TrainSource(_reader(dataset, crashed), plan, clip, micro_batch, rank, world_size, first)
+    return ClipLoader(TrainGraph(source, mean, std), options, 0, in_flight)
 
 
 def view_loader(
@@ -267,17 +292,19 @@ def view_loader(
     std: tuple[float, ...],
     rank: int,
     options: LoaderOptions,
+    crashed: Crashed | None = None,
+    in_flight: Path | None = None,
 ) -> ClipLoader:
     """A loader of all views of every video; each iteration over it is one pass, in the dataset's order.
 
-    Raises DataError for an empty dataset.
+    crashed, in_flight: as for `train_loader`. Raises DataError for an empty dataset.
     """
-    source = ViewSource(_reader(dataset), plan, clip, rank)
-    return ClipLoader(ViewGraph(source, mean, std), options, batches=plan.batches)
+    source = ViewSource(_reader(dataset, crashed), plan, clip, rank)
+    return ClipLoader(ViewGraph(source, mean, std), options, plan.batches, in_flight)
 
 
-def _reader(dataset: Dataset) -> Reader:
+def _reader(dataset: Dataset, crashed: Crashed | None) -> Reader:
     """A reader for whom `tune` still has to choose the decoding."""
     if len(dataset) == 0:
         raise DataError(f"{dataset} lists no video")
-    return Reader(dataset, Decoding("pyav"))
+    return Reader(dataset, Decoding("pyav"), crashed=crashed or {})

@@ -32,6 +32,7 @@ Arrays = tuple[NDArray[Any], ...]
 Window = tuple[int, int, int, int]
 RequestKey = tuple[int, bytes, bool]
 Refused = dict[RequestKey, str]
+Crashed = dict[int, str]
 
 # Bytes, indices, colour and orientation, as `check_encoded` gives them, of nothing.
 NO_BYTES = (
@@ -130,11 +131,14 @@ class Reader:
     dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: requests that
     broke the graph or a worker before, by their keys, and why. Other frames of the same video are not
     refused: whether a clip is bad must not depend on what was tried before it, here or on another rank.
+    crashed: samples over which the graph's decoder ended a process of this run, and why. It is given none of
+    their frames at all later starts: another crash would cost the run one more start.
     """
 
     dataset: Dataset
     decoding: Decoding
     refused: Refused = field(default_factory=dict)
+    crashed: Crashed = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a worker process begins with."""
@@ -153,10 +157,11 @@ class Reader:
         if request.row is None:
             return self._stand_in(request, request.reason)
         row = request.row
-        if request.key in self.refused and request.in_graph and self.decoding.name == "hybrid":
+        if (reason := self._refusal(request)) and request.in_graph and self.decoding.name == "hybrid":
             request = replace(request, in_graph=False)
-        if request.key in self.refused:
-            return self._stand_in(request, self.refused[request.key])
+            reason = self._refusal(request)
+        if reason:
+            return self._stand_in(request, reason)
         try:
             return self._read(request, row)
         except VideoDefect as defect:
@@ -165,6 +170,12 @@ class Reader:
             path = self.dataset.shown_path(request.sample)
             logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
             return self._stand_in(request, unforeseen(error))
+
+    def _refusal(self, request: Request) -> str:
+        """Why what is wanted is not tried; empty where it is."""
+        if request.in_graph and request.sample in self.crashed:
+            return self.crashed[request.sample]
+        return self.refused.get(request.key, "")
 
     def _read(self, request: Request, row: Row) -> Loaded:
         path = self.dataset.path(request.sample)

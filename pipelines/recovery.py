@@ -1,19 +1,23 @@
 """After a pipeline broke: what it broke over.
 
 DALI says that a batch failed, not which sample; and a decoder that crashes takes its whole process along. So
-each sample is tried again by itself: read in a process of its own, then decoded by a graph of its own.
+each sample is tried again by itself, read and decoded in a process of its own.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from typing import Any
 
+import torch
+
 from . import DataError
-from .graph import Processes, decode_only
+from .graph import decode_only
 from .parallel import Isolation
 from .probe import CRASHES
 from .reader import Arrays, Decoding, Reader, Refused, Request
+from .source import Source
 from .trial import load
 
 BROKEN = (RuntimeError, ValueError, IndexError)
@@ -22,29 +26,47 @@ BROKEN = (RuntimeError, ValueError, IndexError)
 COMPLAINT = re.compile(r'Assert on "[^"]*" failed: (.+)')
 
 
-def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], processes: Processes) -> Refused:
+def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], device: torch.device) -> Refused:
     """The requests that cannot be read or decoded, by their keys, and why, in words that follow the name.
 
     Looks at batch after batch and no further than the first that has any: the next run shows what else there
     is. Samples that the reader itself finds bad are none, they do not break a pipeline.
     """
-    with Isolation() as isolation, _GraphAlone(reader.decoding, processes) as graph:
+    with Isolation() as isolation:
         for requests in batches:
             culprits: Refused = {}
             for request in requests:
                 if request.row is None or request.key in culprits:
                     continue
                 try:
-                    loaded = isolation.call(load, reader, request)
+                    if request.in_graph:
+                        complaint = isolation.call(decode_alone, reader, request, device)
+                    else:
+                        isolation.call(load, reader, request)
+                        complaint = ""
                 except BrokenProcessPool:
                     culprits[request.key] = CRASHES
                     continue
-                complaint = "" if loaded.reason else graph.complaint(loaded.arrays)
                 if complaint:
                     culprits[request.key] = f"cannot be decoded: {complaint}"
             if culprits:
                 return culprits
     return {}
+
+
+def requests(source: Source, batches: int) -> Iterator[list[Request]]:
+    """What a source is asked for, batch after batch from its first on."""
+    for batch in range(batches):
+        yield [source.request(batch * source.samples + place) for place in range(source.samples)]
+
+
+def decode_alone(reader: Reader, request: Request, device: torch.device) -> str:
+    """What DALI says against a sample that the graph decodes; nothing when it decodes it.
+
+    For a process of its own, which a decoder may end.
+    """
+    loaded = reader.load(request)
+    return "" if loaded.reason else _graph_alone(reader.decoding, device).complaint(loaded.arrays)
 
 
 def in_words(error: str) -> str:
@@ -66,29 +88,26 @@ def data_error(error: Exception) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def _graph_alone(decoding: Decoding, device: torch.device) -> "_GraphAlone":
+    return _GraphAlone(decoding, device)
+
+
 class _GraphAlone:
     """The decoding part of a graph, for one sample at a time."""
 
-    def __init__(self, decoding: Decoding, processes: Processes) -> None:
+    def __init__(self, decoding: Decoding, device: torch.device) -> None:
         self._decoding = decoding
-        self._processes = processes
+        self._device = device
         self._arrays: Arrays = ()
         self._pipeline: Any = None
 
-    def __enter__(self) -> "_GraphAlone":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipeline = None
-
     def complaint(self, arrays: Arrays) -> str:
         """What DALI says against the sample; nothing when it decodes it."""
-        if self._decoding.name == "pyav":
-            return ""
         self._arrays = arrays
         if self._pipeline is None:
             self._pipeline = decode_only(
-                lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._processes.device
+                lambda _: self._arrays, self._decoding, batch=1, threads=1, device=self._device
             )
         try:
             self._pipeline.run()

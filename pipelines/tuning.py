@@ -51,6 +51,11 @@ class LoaderOptions:
         return self.device.type == "cuda"
 
     @property
+    def decodes_in_graph(self) -> bool:
+        """Whether DALI decodes any sample, in the rank's own process."""
+        return choose_decoder(self.decoder, gpu=self.gpu) != "pyav"
+
+    @property
     def splits(self) -> bool:
         """Whether the samples are split between the graph's decoder and PyAV, by how fast each of them is."""
         return choose_decoder(self.decoder, gpu=self.gpu) == "hybrid"

@@ -14,6 +14,7 @@ from trainer.agreement import together
 from trainer.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation
 from trainer.recipe.schema import Recipe
+from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.system.shared_memory import check_shared_memory
@@ -38,45 +39,60 @@ def open_loaders(
     Raises AgreedError where what a loader needs cannot be had on some rank, as too small a /dev/shm.
     """
     options = _options(recipe, environment)
-    colours = {"mean": recipe.augmentation.mean, "std": recipe.augmentation.std}
+    colours = recipe.augmentation
+    view_plan = ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size)
+    readings = [
+        Reading("train", prepared.train, prepared.plan, prepared.train_clip),
+        Reading("val", prepared.val, view_plan, prepared.view_clip),
+    ]
+    share = _told(folder.graph_share() if environment.is_main else None) if options.splits else None
+    options = replace(options, graph_share=share)
+    crashed, notes = find_crashed_videos(readings, folder, environment, options)
 
     def training() -> ClipLoader:
         loader = train_loader(
             prepared.train,
             prepared.plan,
             prepared.train_clip,
-            **colours,
+            mean=colours.mean,
+            std=colours.std,
             micro_batch=prepared.layout.micro_batch,
             rank=environment.rank,
             world_size=environment.world_size,
             first_step=first_step,
             options=options,
+            crashed=crashed.get("train"),
+            in_flight=in_flight_file(folder, "train", environment.rank),
         )
         stack.callback(loader.close)
         return loader
 
     def evaluation() -> ClipLoader:
-        plan = ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size)
         loader = view_loader(
-            prepared.val, plan, prepared.view_clip, **colours, rank=environment.rank, options=options
+            prepared.val,
+            view_plan,
+            prepared.view_clip,
+            mean=colours.mean,
+            std=colours.std,
+            rank=environment.rank,
+            options=options,
+            crashed=crashed.get("val"),
+            in_flight=in_flight_file(folder, "val", environment.rank),
         )
         stack.callback(loader.close)
         return loader
 
     first: ClipLoader | None = None
-    if options.splits:
-        share = _told(folder.graph_share() if environment.is_main else None)
-        if share is None:
-            first = together(lambda: _measured(training, folder) if environment.is_main else None)
-            share = _told(None if first is None else first.graph_share)
-        options = replace(options, graph_share=share)
+    if options.splits and share is None:
+        first = together(lambda: _measured(training, folder) if environment.is_main else None)
+        options = replace(options, graph_share=_told(None if first is None else first.graph_share))
     train, val = together(lambda: training() if first is None else first), together(evaluation)
     # Nothing lies there yet: the first batches are made when they are asked for.
     train_need, val_need = together(train.shared_memory), SharedMemoryNeed(0, 0)
     if Schedule.of(recipe, prepared.plan.steps_per_epoch).evaluates:
         val_need = together(val.shared_memory)
     note = check_shared_memory(environment, train_need, val_need)
-    return train, val, () if note is None else (note,)
+    return train, val, notes if note is None else (*notes, note)
 
 
 def _measured(training: Callable[[], ClipLoader], folder: RunFolder) -> ClipLoader:

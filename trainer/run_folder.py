@@ -8,6 +8,8 @@ runs/<name>/
   checkpoints/           step-0000123/, ...
   events.jsonl           one line per step, evaluation, checkpoint, start and end
   quarantine.jsonl       videos that could not be used, and why
+  decoder_crashes.json   clips over which DALI's decoder ended a rank
+  in-flight/             which batches the ranks are at, while DALI decodes
   skipped.json           how many steps changed nothing, because their numbers were not finite
   confusion.png          of the latest evaluation
   summary.json           what came out
@@ -56,6 +58,8 @@ class RunFolder:
         self.mlflow = path / "mlflow_run.json"
         self.decoding = path / "decoding.json"
         self.skipped = path / "skipped.json"
+        self.decoder_crashes = path / "decoder_crashes.json"
+        self.in_flight = path / "in-flight"
         self.travelling = (self.quarantine, self.mlflow, self.decoding)
         """Files of which every checkpoint has a copy."""
         self.telling = Telling()

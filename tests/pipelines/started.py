@@ -1,10 +1,12 @@
 """What processes that a test starts run: apart, because they would import all that the test's file does."""
 
+import gc
 import os
 import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from pipelines.reader import Loaded, Reader, Request
 
@@ -16,6 +18,24 @@ class CrashingReader(Reader):
     def load(self, request: Request) -> Loaded:
         if request.sample == 2 and request.key not in self.refused:
             os.kill(os.getpid(), signal.SIGSEGV)
+        return super().load(request)
+
+
+@dataclass
+class LockingReader(Reader):
+    """Dies over one video the first time, holding the lock of the queue of results."""
+
+    late: int = -1
+    once: Path = Path()
+
+    def load(self, request: Request) -> Loaded:
+        if request.sample == self.late and not self.once.exists():
+            self.once.touch()
+            queues = [one for one in gc.get_objects() if type(one).__name__ == "ShmQueue"]
+            for queue in queues:
+                if queue.MSG_CLASS.__name__ == "ShmMessageDesc":
+                    queue.lock.acquire(timeout=5)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().load(request)
 
 

@@ -15,7 +15,7 @@ import torch
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
-from pipelines.graph import Processes, TrainGraph, with_decoding
+from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.manifest import Manifest
 from pipelines.plan import TrainPlan, ViewPlan
@@ -178,9 +178,8 @@ def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> Non
     requests = [
         Request(sample, dataset.row(sample), np.arange(2, dtype=np.int32), None, False) for sample in range(5)
     ]
-    processes = Processes(torch.device("cpu"), workers=1, threads=1, prefetch=2)
     reader = CrashingReader(dataset, Decoding("pyav"))
-    culprits = find_culprits(reader, [requests[:2], requests[2:]], processes)
+    culprits = find_culprits(reader, [requests[:2], requests[2:]], torch.device("cpu"))
     assert culprits == {requests[2].key: CRASHES}
 
 

@@ -1,0 +1,186 @@
+"""Which batches a rank's pipeline is at, in a file that outlives the process.
+
+DALI decodes in the rank's own process, and a decoder that crashes ends it before a word can be said. The next
+start finds the file, and tries by themselves the samples that the graph was decoding.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from .dataset import Dataset
+from .decode.dali_nodes import choose_decoder
+from .draw import TrainClip, ViewClip
+from .encoded import GraphDecoder
+from .parallel import Isolation
+from .plan import TrainPlan, ViewPlan
+from .probe import CRASHES
+from .reader import Crashed, Decoding, Reader, Request
+from .recovery import decode_alone, requests
+from .source import Source, TrainSource, ViewSource
+from .tuning import LoaderOptions
+
+_BYTES = 256  # of the file, whatever the numbers: it is written over in place
+SUSPECTS = 8  # samples that may be to blame for a crash
+AGAIN = 3  # times that each is decoded by itself
+_MOST_AHEAD = 4096  # batches
+_MOST = 2**31  # no count in the file is as large
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """What the file says.
+
+    batch: the next to be handed over, counted like `first` of a source. ahead: how many may be in the
+    pipeline. samples: clips of a micro-batch, or videos of a batch of views. rank, world_size: the process's.
+    """
+
+    batch: int
+    ahead: int
+    samples: int
+    rank: int
+    world_size: int
+
+    def source(self, now: Source) -> Source | None:
+        """The source of those batches. now: any rank's, of the same data and plan. None where its plan is
+        another.
+        """
+        if isinstance(now, ViewSource):
+            plan = replace(now.plan, batch=self.samples, world_size=self.world_size)
+            return replace(now, plan=plan, rank=self.rank, first=self.batch)
+        if now.plan.global_batch % (self.samples * self.world_size) or self.samples % now.plan.repeats:
+            return None
+        return replace(
+            now, micro_batch=self.samples, rank=self.rank, world_size=self.world_size, first=self.batch
+        )
+
+
+class InFlightFile:
+    """Written by one rank's loader. A disk that has no room costs the file, not the run.
+
+    ahead: how many batches may be in the pipeline at once.
+    """
+
+    def __init__(self, path: Path, source: Source, ahead: int) -> None:
+        self.ahead = ahead
+        self._path = path
+        self._source = source
+        self._is_written = True
+
+    def serve(self, batch: int) -> None:
+        """Say which batch is next, counted from the source's first."""
+        if not self._is_written:
+            return
+        source = self._source
+        if isinstance(source, TrainSource):
+            samples, world_size = source.micro_batch, source.world_size
+        else:
+            samples, world_size = source.samples, source.plan.world_size
+        now = InFlight(source.first + batch, self.ahead, samples, source.rank, world_size)
+        try:
+            self._write(json.dumps(asdict(now)).encode().ljust(_BYTES))
+        except OSError as error:
+            self._is_written = False
+            _log.warning(
+                "%s cannot be written (%s): should DALI's decoder crash, the video will not be named",
+                self._path,
+                error.strerror or error,
+            )
+
+    def _write(self, content: bytes) -> None:
+        """In place: a file system of a cluster takes a rename for each batch badly."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb") as file:
+            file.write(content)
+
+    def close(self) -> None:
+        """No batch is in the pipeline any more."""
+        if self._is_written:
+            self._is_written = False
+            self._path.unlink(missing_ok=True)
+
+
+def read_in_flight(path: Path) -> InFlight | None:
+    """What a process left that did not close its loader; None for a file that is cut off or damaged."""
+    try:
+        values = json.loads(path.read_bytes()[:_BYTES])
+        found = InFlight(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    counts = astuple(found)
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
+        return None
+    is_usable = found.samples > 0 and found.rank < found.world_size and found.ahead <= _MOST_AHEAD
+    return found if is_usable else None
+
+
+def find_crashed(
+    left: Iterable[Path],
+    dataset: Dataset,
+    plan: TrainPlan | ViewPlan,
+    clip: TrainClip | ViewClip,
+    options: LoaderOptions,
+) -> Crashed:
+    """The samples over which DALI's decoder ends its process, among those that loaders were at, and why.
+
+    left: files of loaders that were not closed. plan, clip, options: as the loaders of this start have them,
+    which need not have as many ranks. Decodes in a process of its own: some seconds for each file.
+    """
+    decoding = Decoding(
+        choose_decoder(options.decoder, gpu=options.gpu),
+        GraphDecoder.on(gpu=options.gpu),
+        1.0 if options.graph_share is None else options.graph_share,
+    )
+    reader = Reader(dataset, decoding)
+    now: Source
+    if isinstance(plan, TrainPlan) and isinstance(clip, TrainClip):
+        now = TrainSource(reader, plan, clip, plan.repeats, rank=0, world_size=1, first=0)
+    elif isinstance(plan, ViewPlan) and isinstance(clip, ViewClip):
+        now = ViewSource(reader, plan, clip, rank=0)
+    else:
+        raise TypeError("a plan and a clip of training, or both of evaluation")
+    crashed: Crashed = {}
+    with Isolation() as isolation:
+        for path in left:
+            was = read_in_flight(path)
+            then = None if was is None else was.source(now)
+            if was is None or then is None:
+                continue
+            tried: list[Request] = []
+            for request in chain.from_iterable(requests(then, was.ahead)):
+                if request.row is None or not request.in_graph or request.sample in crashed:
+                    continue
+                tried.append(request)
+                if _crashes(isolation, reader, request, options):
+                    culprit = _culprit(reader, tried, options)
+                    crashed[culprit.sample] = CRASHES
+                    tried.clear()
+    return crashed
+
+
+def _crashes(isolation: Isolation, reader: Reader, request: Request, options: LoaderOptions) -> bool:
+    try:
+        isolation.call(decode_alone, reader, request, options.device)
+    except BrokenProcessPool:
+        return True
+    return False
+
+
+def _culprit(reader: Reader, tried: list[Request], options: LoaderOptions) -> Request:
+    """Which of the samples that a process decoded until it crashed is to blame.
+
+    A decoder that writes where it must not may end its process over a later sample. So the last ones are
+    decoded again, the latest first, some times each and with no other before.
+    """
+    for request in reversed(tried[-SUSPECTS:]):
+        with Isolation() as alone:
+            if any(_crashes(alone, reader, request, options) for _ in range(AGAIN)):
+                return request
+    return tried[-1]

@@ -1,0 +1,31 @@
+"""A worker that dies with the lock of DALI's queue: the batches come all the same."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.dataset import Dataset
+from pipelines.graph import TrainGraph
+from pipelines.loader import ClipLoader
+from pipelines.plan import TrainPlan
+from pipelines.reader import Decoding
+from pipelines.source import TrainSource
+from tests.conftest import MotionSet
+from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
+from tests.pipelines.started import LockingReader
+
+
+@pytest.mark.soak
+def test_a_worker_that_dies_with_the_lock_changes_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
+    undisturbed = digests(take(loader(motion_set.train, ALL), 4))
+    dataset = Dataset.open([motion_set.train])
+    plan = TrainPlan(len(dataset), 8, seed=3)
+    late = plan.slot(step=2, place=3).sample
+    reader = LockingReader(dataset, Decoding("pyav"), late=late, once=tmp_path / "died")
+    source = TrainSource(reader, plan, ALL, 8, rank=0, world_size=1, first=0)
+    endless = ClipLoader(TrainGraph(source, HALF, HALF), options(workers=2), batches=0)
+    seen = [batch for _, batch in zip(range(4), endless, strict=False)]
+    endless.close()
+    assert (tmp_path / "died").exists()
+    assert digests(seen) == undisturbed
+    assert endless.defects.take_fresh() == []

@@ -1,0 +1,120 @@
+"""Videos over which DALI's decoder ended a rank at an earlier start: found, named and kept from it.
+
+DALI decodes in the rank's own process. What its loaders were at lies in `in-flight/` of the run's folder.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.in_flight import find_crashed
+from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.reader import Crashed
+from pipelines.tuning import LoaderOptions
+from trainer.agreement import together
+from trainer.environment import Environment
+from trainer.run_folder import RunFolder
+
+T = TypeVar("T")
+
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What loaders of one kind read. kind: `train` or `val`, with which the names of their files begin."""
+
+    kind: str
+    dataset: Dataset
+    plan: TrainPlan | ViewPlan
+    clip: TrainClip | ViewClip
+
+
+def in_flight_file(folder: RunFolder, kind: str, rank: int) -> Path:
+    """Where a rank's loader keeps which batches it is at."""
+    return folder.in_flight / f"{kind}-{rank:05d}.json"
+
+
+def find_crashed_videos(
+    readings: Iterable[Reading], folder: RunFolder, environment: Environment, options: LoaderOptions
+) -> tuple[dict[str, Crashed], tuple[str, ...]]:
+    """What DALI's decoder is not to be given, by the kind of reading, and notes on what is new. Collective.
+
+    Each rank tries its share of what was in flight when an earlier start died, and rank 0 keeps what is found
+    in the run's folder. Nothing is tried where the graph does not decode, or all loaders were closed.
+    """
+    if not options.decodes_in_graph:
+        return {}, ()
+    crashed: dict[str, Crashed] = {}
+    notes: list[str] = []
+    for reading in readings:
+        known, left = _from_rank_0(environment, partial(_left, reading, folder))
+        found = _found_by_all(reading, left, environment, options)
+        new = {sample: reason for sample, reason in found.items() if sample not in known}
+        crashed[reading.kind] = {**known, **new}
+        if environment.is_main:
+            if new:
+                _keep(crashed[reading.kind], reading.dataset.fingerprint, folder)
+            for path in left:
+                Path(path).unlink(missing_ok=True)
+        notes += _notes(new, reading.dataset, options)
+    return crashed, tuple(notes)
+
+
+def _found_by_all(
+    reading: Reading, left: list[str], environment: Environment, options: LoaderOptions
+) -> Crashed:
+    if not left:
+        return {}
+    own = [Path(path) for path in left[environment.rank :: environment.world_size]]
+    found = together(lambda: find_crashed(own, reading.dataset, reading.plan, reading.clip, options))
+    gathered: list[Crashed] = [{}] * environment.world_size
+    dist.all_gather_object(gathered, found)
+    return {sample: reason for part in gathered for sample, reason in part.items()}
+
+
+def _from_rank_0(environment: Environment, read: Callable[[], T]) -> T:
+    shared: list[Any] = [read() if environment.is_main else None]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def _left(reading: Reading, folder: RunFolder) -> tuple[Crashed, list[str]]:
+    """What is known of the data, and the files of loaders that were not closed."""
+    files = sorted(map(str, folder.in_flight.glob(f"{reading.kind}-*.json")))
+    try:
+        known = _kept(folder).get(reading.dataset.fingerprint, {}).items()
+        return {int(sample): str(reason) for sample, reason in known}, files
+    except (ValueError, AttributeError):
+        return {}, files
+
+
+def _kept(folder: RunFolder) -> dict[str, Any]:
+    """What the file holds, by the fingerprint of the data; nothing where it cannot be read."""
+    try:
+        stored = json.loads(folder.decoder_crashes.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _keep(crashes: Crashed, fingerprint: str, folder: RunFolder) -> None:
+    with folder.telling(folder.decoder_crashes):
+        folder.write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
+
+
+def _notes(new: Crashed, dataset: Dataset, options: LoaderOptions) -> list[str]:
+    if not new:
+        return []
+    samples = sorted(new)
+    named = ", ".join(dataset.shown_path(sample) for sample in samples[:_MOST_NAMED])
+    more = f" and {len(samples) - _MOST_NAMED} more" if len(samples) > _MOST_NAMED else ""
+    what = "PyAV decodes them" if options.splits else "they are left out"
+    return [f"DALI's decoder ended a rank at an earlier start over {named}{more}: {what} from now on"]
