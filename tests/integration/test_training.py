@@ -113,7 +113,7 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
 def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
     assert f"mlflow ui --backend-store-uri {launched.store}" in launched.output
     client = MlflowClient(launched.store)
-    (run,) = client.search_runs([client.get_experiment_by_name("uniformerv2").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["model.preset"] == "tiny"
     assert run.data.params["optimisation.learning_rate"] == "0.002"

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from trainer import RecipeError
 from trainer.recipe.named import find_base, find_recipe
-from trainer.recipe.ranges import FieldError
+from trainer.recipe.ranges import RUN_NAME, FieldError
 from trainer.recipe.reading import read_text
 from trainer.recipe.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
 from trainer.recipe.words import allowed, section_of
@@ -23,6 +24,7 @@ from trainer.recipe.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_
 MAX_CHAIN = 16
 """Recipes that inherit from each other."""
 RENAMED = {("model", "image_weights"): "model.weights"}
+_LONGEST_NAME = 200
 _MAX_MISTAKES = 20  # lines of one message
 _MAX_NEIGHBOURS = 1000  # files of a folder that are compared with the name of a missing one
 
@@ -76,8 +78,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             one line per mistake with file and line, dotted field, what was found, what is allowed.
     """
     path = find_recipe(Path(path))
+    chain = _chain(path)
     layered = _Layered()
-    for file, document in reversed(_chain(path)):
+    layered.add({"tracking": {"experiment": _family(chain)}}, {}, {})
+    for file, document in reversed(chain):
         place = shown(str(file))
         layered.add(
             document.value,
@@ -119,6 +123,16 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
             path = find_base(base, path.parent)
         except RecipeError as error:
             raise RecipeError(f"{named_by}base: {error}") from error
+
+
+def _family(chain: Sequence[tuple[Path, YamlText]]) -> str:
+    """The name that a recipe and its variants share: of the oldest recipe that is one by itself."""
+    whole = [(file, document) for file, document in chain if not file.name.startswith("_")] or chain
+    file, document = whole[-1]
+    name = document.value.get("name")
+    if isinstance(name, str) and len(name) <= _LONGEST_NAME and re.match(RUN_NAME, name):
+        return name
+    return re.sub(r"[^A-Za-z0-9._-]", "_", file.stem[:_LONGEST_NAME])
 
 
 def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlText:

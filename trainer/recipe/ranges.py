@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+REGISTERED_MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}(@[A-Za-z][A-Za-z0-9_-]{0,99})?$"
 RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=200)]
 
 
@@ -40,6 +42,21 @@ Length = Annotated[int, Field(ge=1, le=10**7)]
 Mean = Annotated[float, Field(ge=-10, le=10)]
 Deviation = Annotated[float, Field(ge=1e-3, le=10)]
 AspectRatio = Annotated[float, Field(ge=0.01, le=100)]
+
+
+def check_alias(value: str) -> str:
+    """A registered model's name, whose alias is none of those that MLflow keeps for itself."""
+    alias = value.partition("@")[2]
+    if re.fullmatch(r"latest|v\d+", alias, re.I):
+        raise ValueError(f"the alias {alias} is MLflow's own; name another, such as best")
+    return value
+
+
+RegisteredModel = Annotated[
+    str,
+    Field(pattern=REGISTERED_MODEL),
+    AfterValidator(check_alias),
+]
 
 
 class FieldError(ValueError):

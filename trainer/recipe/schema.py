@@ -31,6 +31,7 @@ from trainer.recipe.ranges import (
     Mean,
     Minutes,
     Rate,
+    RegisteredModel,
     RunName,
     SaveMinutes,
     Seed,
@@ -360,13 +361,18 @@ class Tracking(Section):
     written nowhere."""
 
     experiment: Text = "uniformerv2"
-    """MLflow experiment that the run belongs to."""
+    """MLflow experiment that the run belongs to. Where no recipe file names one, it is the name of the oldest
+    recipe in the chain of bases, those left out whose file begins with `_`: variants share an experiment."""
 
     every_steps: Steps = 10
     """Optimiser steps between two records of the training metrics."""
 
     parent_run: Text | None = None
     """MLflow's id of the run that this one stands under, as the runs of a sweep do; null stands alone."""
+
+    register_as: RegisteredModel | None = None
+    """Upload the final weights to MLflow as a new version of this registered model: `NAME`, or `NAME@ALIAS`
+    to have the alias lead to it. null uploads no weights."""
 
 
 class Run(Section):

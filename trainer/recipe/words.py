@@ -14,7 +14,7 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.recipe.ranges import MIN_RATE, RUN_NAME, check_not_tiny
+from trainer.recipe.ranges import MIN_RATE, REGISTERED_MODEL, RUN_NAME, check_not_tiny
 from trainer.recipe.schema import Recipe
 
 REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
@@ -47,6 +47,7 @@ _NAMES: dict[Any, str] = {
 }
 
 _PATTERNS = {
+    REGISTERED_MODEL: "`NAME` or `NAME@ALIAS`, of letters A-Z and a-z, digits, dots, underscores and hyphens",
     RUN_NAME: "of letters A-Z and a-z, digits, dots, underscores and hyphens, the first a letter or a digit",
 }
 """What matches a regular expression, in words."""

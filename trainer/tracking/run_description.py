@@ -1,0 +1,131 @@
+"""What MLflow shows of a run beside its numbers: who started what, on which code and machines, and a note."""
+
+import getpass
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.tracking.secrets import redacted
+
+_SOURCE = Path(__file__).parent
+_GIT_PATIENCE = 10  # seconds
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The commit of the source tree this file lies in."""
+
+    commit: str
+    branch: str
+    """`(detached)` where there is none."""
+    dirty: bool
+    """Whether files differ from the commit; files that git does not know do not count."""
+
+
+def git_state(folder: Path = _SOURCE) -> GitState | None:
+    """None outside of git, or before the first commit."""
+    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    lines = found.stdout.splitlines()
+    heads = [line[2:].partition(" ") for line in lines if line.startswith("# branch.")]
+    head = {name: value for name, _, value in heads}
+    commit = head.get("branch.oid", "(initial)")
+    if commit == "(initial)":
+        return None
+    return GitState(commit, head.get("branch.head", ""), any(not line.startswith("#") for line in lines))
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What is said of a run at its start."""
+
+    recipe: str
+    """Its name."""
+    model: str
+    """In words: `b16 scene, 8 frames of 224 x 224, 115 M parameters`."""
+    data: Sequence[tuple[str, str, int, int]]
+    """Of each manifest: what it is for, its path, its videos and classes."""
+    run_dir: Path
+    launcher: str
+    """What started the ranks, see `Environment.launcher`."""
+    ranks: int
+    nodes: int
+    device: str
+    """Name of a rank's GPU, or `cpu`."""
+    starts: int
+    """How often the run was started, this time included."""
+
+    def tags(self, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """Tags; those that begin with `mlflow.` are shown by MLflow in places of their own."""
+        job = variables.get("SLURM_JOB_ID")
+        git = git_state()
+        tags = {
+            "mlflow.user": user_name(),
+            "mlflow.source.name": os.path.relpath(sys.argv[0]) if sys.argv[0] else "launch/train.py",
+            "mlflow.source.type": "JOB" if job else "LOCAL",
+            "mlflow.note.content": self.note(),
+            "recipe": self.recipe,
+            "model": self.model,
+            "gpu": self.device,
+            "ranks": str(self.ranks),
+            "nodes": str(self.nodes),
+            "starts": str(self.starts),
+        }
+        if job:
+            tags["slurm_job"] = job
+        if git is not None:
+            tags["mlflow.source.git.commit"] = git.commit
+            tags["mlflow.source.git.branch"] = git.branch
+            tags["mlflow.source.git.dirty"] = str(git.dirty).lower()
+        return tags
+
+    def note(self) -> str:
+        """What is trained on what, the command, and how to go on, in Markdown."""
+        rows = "\n".join(
+            f"| {use} | `{_cell(path)}` | {videos:,} | {classes:,} |"
+            for use, path, videos, classes in self.data
+        )
+        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''} of {self.device}"
+        return redacted(
+            f"**{self.recipe}**: {self.model}; {ranks}\n\n"
+            f"| data | manifest | videos | classes |\n|---|---|---:|---:|\n{rows}\n\n"
+            f"Started with\n\n```\n{self.command()}\n```\n\n"
+            f"The same command goes on after a stop. What the run leaves is in `{self.run_dir.absolute()}`; "
+            "`recipe.yaml` there and among the artifacts has every value that was used.\n"
+        )
+
+    def command(self) -> str:
+        """The command that started the run, as far as a rank can know it; for a SLURM job its script."""
+        scripts = sorted((self.run_dir / "slurm").glob("*.sbatch"))
+        if self.launcher == "srun" and scripts:
+            return f"sbatch {shlex.quote(str(scripts[-1]))}"
+        own = [part for part in sys.argv if not re.match(r"--local[_-]rank", part)]
+        each = self.ranks // self.nodes
+        starters = {
+            "deepspeed": ["deepspeed", "--num_gpus", str(each)],
+            "torchrun": ["torchrun", "--nnodes", str(self.nodes), "--nproc_per_node", str(each)],
+            "srun": ["srun", "--nodes", str(self.nodes), "--ntasks", str(self.ranks), "python"],
+            "mpi": ["mpirun", "-n", str(self.ranks), "python"],
+        }
+        return shlex.join([*starters.get(self.launcher, ["python"]), *own])
+
+
+def user_name() -> str:
+    """Of who started the process; its number where the system has no name for it, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _cell(text: str) -> str:
+    """A text inside a Markdown table's code."""
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")

@@ -1,0 +1,167 @@
+"""Readings of every node: CPU, memory, network and GPUs, by one thread on each.
+
+The first rank of a node samples. Rank 0 hands its readings to the tracker, and with them the latest of the
+other nodes, which lie in the run's folder: no collective, and no call to MLflow's server.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from trainer.tracking.spool import replace_text
+
+SECONDS = 15.0  # between two samples of a node
+VALUES_PER_SECOND = 2.0
+"""That MLflow gets at most, of all nodes: from 4 nodes on, samples are further apart."""
+
+FOLDER = "nodes"
+
+_log = logging.getLogger(__name__)
+
+
+class NodeMonitor:
+    """Samples this node while it is open. Where that fails, it says so once and tries on; the run goes on."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        node: int,
+        nodes: int,
+        gpus: Sequence[str],
+        report: Callable[[Mapping[str, float]], None] | None,
+    ) -> None:
+        """
+        Args:
+            run_dir: the run's folder, which all nodes see.
+            node: number of this node among those of the run, from 0.
+            nodes: their number.
+            gpus: UUIDs of this node's GPUs that the run uses, as NVML writes them.
+            report: where all readings go, on node 0; None on the others.
+        """
+        self._folder = run_dir / FOLDER
+        self._node = node
+        self._nodes = nodes
+        self._report = report
+        self._gpus = gpus
+        self._reported: dict[int, float] = {}  # time of the latest sample of each other node
+        self._began = time.time()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="node monitor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join(SECONDS)
+
+    def _work(self) -> None:
+        sampler: Sampler | None = None
+        pause, said = SECONDS, False
+        while not self._closing.wait(pause):
+            try:
+                if sampler is None:
+                    sampler = Sampler(self._gpus)
+                    continue  # shares and rates are since the first reading
+                values = sampler.sample()
+                pause = max(SECONDS, self._nodes * len(values) / VALUES_PER_SECOND)
+                if self._report is None:
+                    self._leave(values)
+                else:
+                    self._report(self._of_all(values))
+            except Exception as error:  # whatever goes wrong here, the run goes on
+                if not said:
+                    _log.warning("node %d cannot be read for MLflow, the run goes on: %s", self._node, error)
+                said = True
+
+    def _leave(self, values: Mapping[str, float]) -> None:
+        """Write this node's readings where rank 0 finds them."""
+        self._folder.mkdir(exist_ok=True)
+        text = json.dumps({"time": time.time(), "values": values})
+        replace_text(self._folder / f"node-{self._node:05d}.json", text)
+
+    def _of_all(self, own: Mapping[str, float]) -> dict[str, float]:
+        if self._nodes == 1:
+            return dict(own)
+        found = {0: own}
+        for node in range(1, self._nodes):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # not written yet, or by nobody of us
+                record = json.loads((self._folder / f"node-{node:05d}.json").read_text(encoding="utf-8"))
+                if record["time"] > self._reported.get(node, self._began):
+                    self._reported[node] = record["time"]
+                    found[node] = {str(key): float(value) for key, value in record["values"].items()}
+        return {f"{key}_node{node}": value for node, values in found.items() for key, value in values.items()}
+
+
+class Sampler:
+    """Reads one node's counters; a sample takes some milliseconds."""
+
+    def __init__(self, gpus: Sequence[str]) -> None:
+        self._handles = _open_gpus(gpus)
+        psutil.cpu_percent()  # the next call gives the share since this one
+        self._network = _network()
+
+    def sample(self) -> dict[str, float]:
+        """Readings now, or since the last call, under the names that MLflow's own monitor has.
+
+        GPUs: mean and lowest utilisation, highest share of memory, power of all together. Network: without
+        the loopback; RDMA does not show there.
+        """
+        before, self._network = self._network, _network()
+        seconds = max(self._network[0] - before[0], 1e-3)
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_percentage": psutil.virtual_memory().percent,
+            "network_receive_megabytes_per_second": (self._network[1] - before[1]) / 1e6 / seconds,
+            "network_transmit_megabytes_per_second": (self._network[2] - before[2]) / 1e6 / seconds,
+            **_read_gpus(self._handles),
+        }
+        return {f"system/{name}": round(value, 3) for name, value in values.items()}
+
+
+def _network() -> tuple[float, int, int]:
+    """Time in seconds, bytes received and sent so far."""
+    counters = [counter for name, counter in psutil.net_io_counters(pernic=True).items() if name != "lo"]
+    received = sum(counter.bytes_recv for counter in counters)
+    return time.monotonic(), received, sum(counter.bytes_sent for counter in counters)
+
+
+def _open_gpus(uuids: Sequence[str]) -> list[object]:
+    """NVML's handles; none where a GPU is not NVIDIA's, or only a part of one."""
+    if not uuids:
+        return []
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+    except pynvml.NVMLError as error:
+        _log.warning("NVML does not give readings of the GPUs: %s", error)
+        return []
+
+
+def _read_gpus(handles: Sequence[object]) -> dict[str, float]:
+    if not handles:
+        return {}
+    import pynvml
+
+    used = [float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) for handle in handles]
+    memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+    return {
+        "gpu_utilization_percentage": sum(used) / len(used),
+        "gpu_utilization_percentage_lowest": min(used),
+        "gpu_memory_usage_percentage": max(100 * part.used / part.total for part in memory),
+        "gpu_power_usage_watts": sum(pynvml.nvmlDeviceGetPowerUsage(handle) for handle in handles) / 1000,
+    }
