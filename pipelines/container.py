@@ -83,6 +83,14 @@ class VideoIndex:
         return self.times[self.keyframes[0]] if self.ordered else None
 
     @property
+    def starts_clean(self) -> bool:
+        """Whether decoding starts with the first packet, and nothing is shown before it."""
+        start = self.start
+        return self.keyframes[0] == 0 and all(
+            time is not None and start is not None and time >= start for time in self.times
+        )
+
+    @property
     def keyframe_distance(self) -> int:
         """The most packets from one keyframe to the next, or to the end."""
         following = [*self.keyframes[1:], len(self.times)]

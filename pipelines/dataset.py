@@ -7,10 +7,23 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 from pipelines import DataError
 from pipelines.manifest import Manifest, Row
 from pipelines.paths import printable
+
+
+class Samples(Protocol):
+    """Videos by their numbers, as a reader of samples takes them; its methods are those of `Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, sample: int) -> Row: ...
+
+    def path(self, sample: int) -> Path: ...
+
+    def shown_path(self, sample: int) -> str: ...
 
 
 class Dataset:

@@ -12,6 +12,7 @@ from nvidia.dali import fn, pipeline_def
 
 from .augment import train_clip, views
 from .decode.dali_nodes import decode_in_graph
+from .draw import ViewClip
 from .reader import Arrays, Decoding, Refused
 from .source import TrainSource, ViewSource
 
@@ -67,13 +68,17 @@ class ViewGraph:
     std: Colours
 
     def nodes(self, frames: Any, numbers: Any) -> Any:
-        clip = self.source.clip
-        size, positions = numbers
-        # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
-        stacked = views(frames, size, positions, clip.crops, clip.size, self.mean, self.std)
-        split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
-        ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
-        return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
+        return view_nodes(frames, numbers, self.source.clip, self.mean, self.std)
+
+
+def view_nodes(frames: Any, numbers: Any, clip: ViewClip, mean: Colours, std: Colours) -> Any:
+    """Graph nodes: the frames of all clips of a video, one clip after another, and `view_numbers` → views."""
+    size, positions = numbers
+    # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
+    stacked = views(frames, size, positions, clip.crops, clip.size, mean, std)
+    split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
+    ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
+    return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
 
 
 Graph = TrainGraph | ViewGraph

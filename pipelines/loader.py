@@ -15,7 +15,7 @@ import torch
 
 from . import DataError
 from .costs import Costs, cpu_seconds, own_threads
-from .dataset import Dataset
+from .dataset import Dataset, Samples
 from .defects import Defect, Defects
 from .draw import TrainClip, ViewClip
 from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
@@ -284,7 +284,7 @@ def train_loader(
 
 
 def view_loader(
-    dataset: Dataset,
+    dataset: Samples,
     plan: ViewPlan,
     clip: ViewClip,
     *,
@@ -303,7 +303,7 @@ def view_loader(
     return ClipLoader(ViewGraph(source, mean, std), options, plan.batches, in_flight)
 
 
-def _reader(dataset: Dataset, crashed: Crashed | None) -> Reader:
+def _reader(dataset: Samples, crashed: Crashed | None) -> Reader:
     """A reader for whom `tune` still has to choose the decoding."""
     if len(dataset) == 0:
         raise DataError(f"{dataset} lists no video")

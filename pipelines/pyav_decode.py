@@ -110,18 +110,33 @@ def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) ->
 
     Raises VideoDefect where `decode_frames` would refuse some of the frames.
     """
-    before, frames = None, 0
+    frames = 0
     converter = VideoReformatter()
-    with open_video(source) as (container, stream):
-        for frame, shape in _shown_frames(stream, stored_packets(container, stream), index):
-            if frame.is_corrupt:
-                raise VideoDefect(f"is damaged in frame {frames} of {len(index.shown)}")
-            _check_same(frame, shape, before, frames)
-            before = shape
-            if convert:
-                to_rgb(converter, frame)
-            frames += 1
+    for frame, _ in frames_in_order(source, index):
+        if convert:
+            to_rgb(converter, frame)
+        frames += 1
     return frames
+
+
+def frames_in_order(
+    source: Path | bytes, index: VideoIndex, *, threads: bool = False
+) -> Iterator[tuple["av.VideoFrame", "FrameShape"]]:
+    """All frames of the video as they are shown, from the first on: frame k has number k.
+
+    threads: decode with all cores, where the video begins with a frame that needs no other.
+
+    Raises VideoDefect where `decode_frames` would refuse a frame.
+    """
+    before: FrameShape | None = None
+    with open_video(source) as (container, stream):
+        shown = _shown_frames(stream, stored_packets(container, stream), index, threads=threads)
+        for number, (frame, shape) in enumerate(shown):
+            if frame.is_corrupt:
+                raise VideoDefect(f"is damaged in frame {number} of {len(index.shown)}")
+            _check_same(frame, shape, before, number)
+            before = shape
+            yield frame, shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +310,15 @@ def _fill(
 
 
 def _shown_frames(
-    stream: "av.video.stream.VideoStream", packets: Iterable["av.Packet"], index: VideoIndex
+    stream: "av.video.stream.VideoStream",
+    packets: Iterable["av.Packet"],
+    index: VideoIndex,
+    *,
+    threads: bool = False,
 ) -> Iterator[tuple["av.VideoFrame", FrameShape]]:
     """All frames that the video shows, as the decoder gives them out. packets: all of the stream."""
-    codec = StreamDecoder(stream)
+    # With threads, errors come some packets late: one of a frame that is not shown would pass for another's.
+    codec = StreamDecoder(stream, threads=threads and index.starts_clean)
     run = islice(enumerate(packets), index.keyframes[0], None)
     for frame in _frames(codec, run, index.start, set(), index):
         if index.start is None or frame.pts is None or frame.pts >= index.start:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import VideoDefect, unforeseen
-from .dataset import Dataset
+from .dataset import Samples
 from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from .manifest import Row
 from .pyav_decode import decode_frames
@@ -128,14 +128,14 @@ NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 class Reader:
     """Reads samples of one dataset, as decoded frames or as bytes for the graph.
 
-    dataset: travels to a worker as paths and fingerprints, and is mapped anew there. refused: requests that
-    broke the graph or a worker before, by their keys, and why. Other frames of the same video are not
-    refused: whether a clip is bad must not depend on what was tried before it, here or on another rank.
-    crashed: samples over which the graph's decoder ended a process of this run, and why. It is given none of
-    their frames at all later starts: another crash would cost the run one more start.
+    dataset: travels to a worker; manifests as paths and fingerprints, to be mapped anew there. refused:
+    requests that broke the graph or a worker before, by their keys, and why. Other frames of the same video
+    are not refused: whether a clip is bad must not depend on what was tried before it, here or on another
+    rank. crashed: samples over which the graph's decoder ended a process of this run, and why. It is given
+    none of their frames at all later starts: another crash would cost the run one more start.
     """
 
-    dataset: Dataset
+    dataset: Samples
     decoding: Decoding
     refused: Refused = field(default_factory=dict)
     crashed: Crashed = field(default_factory=dict)

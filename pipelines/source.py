@@ -194,17 +194,23 @@ class ViewSource:
     def __call__(self, info: SampleInfo) -> Arrays:
         request = self.request(info.idx_in_epoch)
         loaded = self.reader.load(request)
-        scale = self.clip.size / min(loaded.height, loaded.width)
-        resized = np.array([int(loaded.height * scale), int(loaded.width * scale)], np.float32)
         return (
             *loaded.arrays,
             *_about(request, loaded, [0]),
-            np.maximum(resized, self.clip.size),
-            crop_positions(self.clip.crops, loaded.height, loaded.width),
+            *view_numbers(self.clip, loaded.height, loaded.width),
         )
 
 
 Source = TrainSource | ViewSource
+
+
+def view_numbers(clip: ViewClip, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the graph of the views takes beside frames of `height` x `width` pixels: the size to resize them
+    to, (2,), and where the crops lie, (crops, 2).
+    """
+    scale = clip.size / min(height, width)
+    resized = np.array([int(height * scale), int(width * scale)], np.float32)
+    return np.maximum(resized, clip.size), crop_positions(clip.crops, height, width)
 
 
 def crop_positions(crops: int, height: int, width: int) -> NDArray[np.float32]:

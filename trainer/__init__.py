@@ -1,6 +1,22 @@
 """Turns a recipe into a run: engine, loop, checkpoints, evaluation, tracking."""
 
+from typing import TYPE_CHECKING, Any
+
 from trainer.tracking.secrets import redacted
+
+if TYPE_CHECKING:
+    from trainer.inference.predictor import load
+
+__all__ = ["AgreedError", "RecipeError", "RunError", "StartAgain", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` when it is first asked for: what it needs takes seconds to import."""
+    if name == "load":
+        from trainer.inference.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class UserError(Exception):

@@ -22,6 +22,7 @@ from trainer.checkpoint.state import WEIGHTS
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import Room
+from trainer.inference.preprocessing import Preprocessing
 from trainer.node_files import open_manifest
 from trainer.recipe.schema import Recipe
 from trainer.sides import mirrored_classes
@@ -231,13 +232,14 @@ def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
     """What must be done to a video before the model sees it; travels with the weights."""
-    return {
-        "frames": config.frames,
-        "resolution": config.resolution,
-        "sampling": "sparse",
-        "mean": list(recipe.augmentation.mean),
-        "std": list(recipe.augmentation.std),
-    }
+    return Preprocessing(
+        config.frames,
+        config.resolution,
+        recipe.augmentation.mean,
+        recipe.augmentation.std,
+        recipe.evaluation.clips,
+        recipe.evaluation.crops,
+    ).as_metadata()
 
 
 def _ratios(recipe: Recipe) -> list[float] | None:

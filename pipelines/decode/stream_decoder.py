@@ -19,12 +19,12 @@ VP9_PIXELS = frozenset({"yuv420p", "yuv444p"})
 
 
 class StreamDecoder:
-    """The decoder of a video stream, set to one thread.
+    """The decoder of a video stream, set to one thread, or to as many as there are cores.
 
     Damage shows itself by an av.FFmpegError, or by `is_corrupt` of a frame.
     """
 
-    def __init__(self, stream: "av.video.stream.VideoStream") -> None:
+    def __init__(self, stream: "av.video.stream.VideoStream", *, threads: bool = False) -> None:
         self._own = stream.codec_context
         self._codec = self._own
         self.name = self._own.name
@@ -37,7 +37,8 @@ class StreamDecoder:
             for name in ("extradata", "color_range", "color_primaries", "color_trc", "colorspace"):
                 setattr(self._codec, name, getattr(self._own, name))
         for codec in {self._own, self._codec}:
-            codec.thread_type = "NONE"  # parallelism is over clips; frame threads would add copies and delay
+            # Of clips many are decoded at once: there, threads would add copies and delay.
+            codec.thread_type = "AUTO" if threads else "NONE"
         if self.name in STRICT:
             self._codec.options = {"err_detect": STRICT[self.name]}
 

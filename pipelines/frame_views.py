@@ -1,0 +1,80 @@
+"""The views of decoded frames, made in this process by the graph that makes those of an evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def
+
+from . import VideoDefect, unforeseen
+from .draw import ViewClip
+from .frames import view_indices
+from .graph import Colours, view_nodes
+from .manifest import Row
+from .pyav_decode import decode_frames
+from .reader import read_content
+from .source import view_numbers
+
+
+class FrameViews:
+    """Makes views of frames that are given, with one pipeline that is built once.
+
+    clip: how a video is seen. device: where the views end up. batch: the most videos at once.
+    """
+
+    def __init__(
+        self, clip: ViewClip, mean: Colours, std: Colours, device: torch.device, batch: int, threads: int
+    ) -> None:
+        self.clip = clip
+        self.batch = batch
+        self._samples: list[tuple[NDArray[Any], ...]] = []
+        gpu = device.type == "cuda"
+
+        @pipeline_def(
+            batch_size=batch,
+            num_threads=threads,
+            device_id=(device.index or 0) if gpu else None,
+            prefetch_queue_depth=1,  # a source is asked for the batch that is wanted, and none ahead
+            enable_conditionals=True,
+        )
+        def build() -> Any:
+            frames, size, positions = fn.external_source(
+                source=self._batch_of_arrays, num_outputs=3, layout=["FHWC", "", ""], batch=True
+            )
+            frames = frames.gpu() if gpu else frames
+            return view_nodes(frames, (size, positions), clip, mean, std)
+
+        self._pipeline = build()
+        self._pipeline.build()
+
+    def __call__(self, videos: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """Views of up to `batch` videos, float32, (B, V, 3, T, H, W).
+
+        videos: of each the frames of all its clips, one clip after another, (clips x T, h, w, 3) RGB.
+        """
+        self._samples = [
+            (np.ascontiguousarray(frames), *view_numbers(self.clip, *frames.shape[1:3])) for frames in videos
+        ]
+        (views,) = self._pipeline.run()
+        return torch.from_dlpack(views.as_tensor()).clone()  # DALI uses its buffer again
+
+    def _batch_of_arrays(self) -> tuple[list[NDArray[Any]], ...]:
+        frames, sizes, positions = zip(*self._samples, strict=True)
+        return list(frames), list(sizes), list(positions)
+
+
+def clip_frames(path: Path, row: Row, clip: ViewClip) -> NDArray[np.uint8]:
+    """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation takes them.
+
+    Raises VideoDefect where the video cannot be used.
+    """
+    indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
+    try:
+        return decode_frames(read_content(path, row), indices, size=(row.height, row.width))
+    except VideoDefect:
+        raise
+    except Exception as error:
+        raise VideoDefect(unforeseen(error)) from error

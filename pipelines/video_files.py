@@ -1,0 +1,68 @@
+"""Video files without a manifest, each of which is probed when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Self
+
+from pipelines import VideoDefect
+from pipelines.manifest import Row, encode_path
+from pipelines.parallel import Isolation
+from pipelines.paths import printable
+from pipelines.probe import CRASHES, probe_video
+
+
+class VideoFiles:
+    """Files as samples, in their order, all with label 0. Holds their paths and nothing else.
+
+    A file is probed as `prepare.py` does it, so that its frames are those that a manifest would count. That
+    costs 2 to 20 ms for each `row`: in a worker process there, elsewhere in a process of its own, which a
+    file may crash.
+
+    with VideoFiles(paths) as files:
+        loader = view_loader(files, ...)
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._isolation: Isolation | None = None
+
+    def __reduce__(self) -> tuple[type[VideoFiles], tuple[Sequence[Path]]]:
+        return VideoFiles, (self._paths,)
+
+    def __enter__(self) -> Self:
+        self._isolation = Isolation().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._isolation is not None:
+            self._isolation.__exit__()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __str__(self) -> str:
+        return f"{len(self)} video files"
+
+    def row(self, sample: int) -> Row:
+        """What the file is like. Raises VideoDefect where it cannot be used."""
+        if self._isolation is None:
+            return row_of(self._paths[sample])
+        try:
+            return self._isolation.call(row_of, self._paths[sample])
+        except BrokenProcessPool:
+            raise VideoDefect(CRASHES) from None
+
+    def path(self, sample: int) -> Path:
+        return self._paths[sample].absolute()
+
+    def shown_path(self, sample: int) -> str:
+        return printable(self._paths[sample])
+
+
+def row_of(path: Path) -> Row:
+    """The row of a manifest that the file would have. Raises VideoDefect where it cannot be used."""
+    info = probe_video(path)
+    return Row(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)

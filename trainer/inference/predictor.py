@@ -1,0 +1,259 @@
+"""`trainer.load(FILE).predict(PATH)`: what a trained model makes of videos.
+
+A video's scores are those of the run's own evaluation with the same views, up to the rounding of float32: the
+same code chooses and decodes the frames, and the same DALI graph makes views of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import UniFormerV2Config
+from pipelines import DataError, VideoDefect
+from pipelines.draw import ViewClip
+from pipelines.frame_views import FrameViews, clip_frames
+from pipelines.loader import ClipLoader, view_loader
+from pipelines.parallel import usable_cores
+from pipelines.paths import printable
+from pipelines.plan import ViewPlan
+from pipelines.tuning import LoaderOptions
+from pipelines.video_files import VideoFiles, row_of
+from trainer import RunError
+from trainer.inference.model_source import open_model
+from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, top_of
+from trainer.inference.preprocessing import read_preprocessing
+from trainer.inference.timeline import Sliding, scored_windows
+from trainer.system.host import SharedMemory
+from trainer.weights import Weights
+
+AUTO = "auto"
+ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice what a loader makes ahead at most, where videos are of usual size
+_FORWARD_BYTES = 2**30  # that the hidden layer of an MLP may take in one forward pass
+_MOST_VIEWS = 64  # of one forward pass: more is no faster
+_MOST_VIDEOS = 8  # of one batch
+
+
+class Predictor:
+    """A trained model on a device, ready for videos.
+
+    class_names: a name for each output. preprocessing: how clips are made, as the weights say it.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        """Raises RunError where the weights' description is not one that can be followed here."""
+        config = weights.model.config
+        self.preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
+        self.class_names = _names(weights.class_names, config.num_classes)
+        self.device = device
+        self._model = weights.model.to(device).eval()
+        self._views_at_once = _views_at_once(config)
+        self._frame_views: FrameViews | None = None
+
+    @overload
+    def predict(self, videos: str | Path, *, top: int = 5, clips: int = 1, crops: int = 1) -> Prediction: ...
+    @overload
+    def predict(
+        self, videos: list[str] | list[Path], *, top: int = 5, clips: int = 1, crops: int = 1
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        videos: str | Path | list[str] | list[Path],
+        *,
+        top: int = 5,
+        clips: int = 1,
+        crops: int = 1,
+    ) -> Prediction | list[Prediction]:
+        """What the model says of a video, or of each of several.
+
+        top: classes to name. clips, crops: views of a video, whose probabilities are averaged.
+
+        Raises DataError where a single video cannot be used; of several, its prediction says so in `error`.
+        """
+        if not isinstance(videos, str | Path):
+            return list(self.stream([Path(path) for path in videos], top=top, clips=clips, crops=crops))
+        (found,) = self.stream([Path(videos)], top=top, clips=clips, crops=crops)
+        if found.error:
+            raise DataError(f"{printable(found.path)} {found.error}")
+        return found
+
+    def stream(
+        self, paths: Sequence[Path], *, top: int = 5, clips: int = 1, crops: int = 1, workers: int | None = 0
+    ) -> Iterator[Prediction]:
+        """Predictions in the order of the files, each as soon as it is there; memory does not grow with them.
+
+        workers: processes that read and decode; 0 is this process, None as many as it takes. With any, the
+        caller's main module must be importable (`if __name__ == "__main__":`).
+
+        Raises RunError for a number of views that cannot be, or where /dev/shm is too small for the workers.
+        """
+        clip = self._clip(clips, crops)
+        _check_top(top)
+        scored = self._here(paths, clip) if workers == 0 else self._by_workers(paths, clip, workers)
+        for path, scores in scored:
+            if isinstance(scores, str):
+                yield Prediction(path, error=scores)
+            else:
+                yield Prediction(path, top_of(scores, self.class_names, top), scores)
+
+    def timeline(
+        self,
+        path: Path,
+        *,
+        window: float,
+        stride: float | None = None,
+        top: int = 5,
+        clips: int = 1,
+        crops: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Timeline:
+        """What the model says of windows that slide over a long video; it is decoded once, from begin to end.
+
+        window: seconds of each. stride: seconds from one to the next; by default they follow one another.
+        progress: told the windows that are done, and of how many.
+
+        Raises RunError for windows that cannot be. A video that cannot be used is told in `error`.
+        """
+        clip = self._clip(clips, crops)
+        _check_top(top)
+        slid = Sliding(window, window if stride is None else stride, self._batch(clip))
+        found: list[WindowPrediction] = []
+        error = ""
+        try:
+            for each, scores, total in scored_windows(
+                path, slid, clip, self.preprocessing, self._scores, self.device
+            ):
+                named = top_of(scores, self.class_names, top)
+                found.append(WindowPrediction(each.start, each.end, named))
+                progress(len(found), total)
+        except VideoDefect as defect:
+            error = str(defect)
+        return Timeline(path, tuple(found), error)
+
+    def _clip(self, clips: int, crops: int) -> ViewClip:
+        if not 1 <= clips <= 1000:
+            raise RunError(f"{clips} clips a video; 1 to 1,000 can be had")
+        if crops not in (1, 3):
+            raise RunError(f"{crops} crops a clip; there are 1, the centre, or 3, along the longer side")
+        return ViewClip(self.preprocessing.frames, self.preprocessing.resolution, clips, crops)
+
+    def _batch(self, clip: ViewClip) -> int:
+        return max(1, min(_MOST_VIDEOS, self._views_at_once // clip.views))
+
+    def _here(
+        self, paths: Sequence[Path], clip: ViewClip
+    ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
+        if self._frame_views is None or self._frame_views.clip != clip:
+            colours = self.preprocessing.mean, self.preprocessing.std
+            self._frame_views = FrameViews(clip, *colours, self.device, batch=1, threads=usable_cores())
+        for path in paths:
+            try:
+                frames = clip_frames(path, row_of(path), clip)
+            except VideoDefect as defect:
+                yield path, str(defect)
+                continue
+            yield path, self._scores(self._frame_views([frames]))[0]
+
+    def _by_workers(
+        self, paths: Sequence[Path], clip: ViewClip, workers: int | None
+    ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
+        plan = ViewPlan(len(paths), self._batch(clip), world_size=1)
+        options = LoaderOptions(self.device, workers=workers, cores=usable_cores())
+        colours = {"mean": self.preprocessing.mean, "std": self.preprocessing.std}
+        with (
+            VideoFiles(paths) as files,
+            closing(view_loader(files, plan, clip, **colours, rank=0, options=options)) as loader,
+        ):
+            _check_shared_memory(loader)
+            for batch in loader:
+                scores = self._scores(batch.clips)
+                for place, sample in enumerate(batch.ids.tolist()):
+                    if sample < 0:
+                        continue
+                    if bool(batch.valid[place]):
+                        yield paths[sample], scores[place]
+                    else:
+                        yield paths[sample], loader.defects.videos[sample].reason
+                loader.defects.take_fresh()
+
+    def _scores(self, views: Tensor) -> NDArray[np.float32]:  # B V 3 T H W -> B K
+        """Softmax of each view, and their mean."""
+        videos, count = views.shape[:2]
+        exact: AbstractContextManager[None] = nullcontext()
+        if self.device.type == "cuda":  # TF32 would round a convolution's inputs to 10 bits
+            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
+            parts = views.flatten(0, 1).split(self._views_at_once)
+            shares = torch.cat([self._model(part).softmax(dim=-1) for part in parts])
+            scores = shares.unflatten(0, (videos, count)).mean(dim=1)
+        return scores.cpu().numpy()
+
+
+def load(
+    source: str | Path,
+    device: str = AUTO,
+    *,
+    last: bool = False,
+    frames: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Predictor:
+    """A trained model, ready for videos.
+
+    source, last, frames, class_names: as `open_model` takes them. device: `auto` (a GPU where there is one),
+    `cpu`, `cuda` or `cuda:1`.
+
+    Raises RunError where the model cannot be read, or there is no such device.
+    """
+    chosen = _device(device)
+    names = None if class_names is None else tuple(class_names)
+    return Predictor(open_model(Path(source), last=last, frames=frames, class_names=names), chosen)
+
+
+def _check_top(count: int) -> None:
+    if count < 1:
+        raise RunError(f"the top {count} classes; at least 1 is to be named")
+
+
+def _device(name: str) -> torch.device:
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RunError(f"device {name!r} is not known; there are auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"there is no {name} here: torch sees {torch.cuda.device_count()} GPUs; take cpu")
+    return device
+
+
+def _names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
+    """A name for each output: a model may have more of them than its data have classes."""
+    if len(names) > outputs:
+        raise RunError(f"the weights name {len(names)} classes, and their model has {outputs} outputs")
+    return (*names, *(f"output {number}" for number in range(len(names), outputs)))
+
+
+def _views_at_once(config: UniFormerV2Config) -> int:
+    """Views of a forward pass: as many as keep the largest activation, an MLP's hidden layer, in bounds."""
+    tokens = config.frames * (config.grid**2 + 1)
+    hidden = tokens * config.width * config.mlp_ratio * 4
+    return max(1, min(_MOST_VIEWS, int(_FORWARD_BYTES / hidden)))
+
+
+def _check_shared_memory(loader: ClipLoader) -> None:
+    there = SharedMemory.read()
+    if there is None or there.free >= ENOUGH_SHARED_MEMORY:
+        return
+    need = loader.shared_memory().most
+    if need > there.free:
+        raise RunError(
+            f"/dev/shm has {there.free / 2**20:,.0f} MiB free, and the workers need {need / 2**20:,.0f} MiB "
+            "there; start the container with a larger one (--shm-size=8g), or work without them (--workers 0)"
+        )

@@ -1,0 +1,124 @@
+"""What is done to a video before the model sees it, as a file of weights says it.
+
+The file says all of it in words that other programs can follow, as much of it as is the same for every model
+of this program included. What it says is compared with what is done here before a video is decoded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.weights.header import short
+from trainer import RunError
+
+SAMPLING = "sparse"
+
+FIXED: dict[str, Any] = {
+    "sampling": SAMPLING,
+    "frame_indices": (
+        "clip c of C, frame i of T, of a video of n frames, counted and numbered from 0 as ffmpeg gives them "
+        "out, s = (n - 1) / T: min(round_half_to_even(s * i) + floor(s / (C + 1) * (c + 1)), n - 1)"
+    ),
+    "orientation": "turned and mirrored as the container's display matrix says, by quarter turns",
+    "resize": {
+        "short_side": "resolution",
+        "long_side": "floor(long side * resolution / short side)",
+        "interpolation": "bilinear",
+        "antialias": False,
+    },
+    "crop": {
+        "height": "resolution",
+        "width": "resolution",
+        "position": "centre; of more than one crop, evenly along the long side from its begin to its end",
+    },
+    "color": {"order": "RGB", "range": "full", "scale": "1 / 255", "normalise": "(x - mean) / std"},
+    "axes": "B 3 T H W",
+    "dtype": "float32",
+    "scores": "softmax of each view, then their mean",
+}
+"""What holds for every model of this program."""
+
+_NUMBERS = ("frames", "resolution")
+_COLOURS = ("mean", "std")
+_VIEWS = "evaluation_views"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a clip is made of a video.
+
+    frames: T. resolution: side of the square crops in pixels, to which the short side is resized. mean, std:
+    of red, green and blue in 0..1. clips, crops: the views of a video with which the run was evaluated.
+    """
+
+    frames: int
+    resolution: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    clips: int = 1
+    crops: int = 1
+
+    def as_metadata(self) -> dict[str, Any]:
+        """What a file of weights says."""
+        return {
+            "frames": self.frames,
+            "resolution": self.resolution,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **FIXED,
+            _VIEWS: {"clips": self.clips, "crops": self.crops},
+        }
+
+
+def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> Preprocessing:
+    """What a file's metadata say of preprocessing. What older files leave out is as it is today.
+
+    frames, resolution: the model's own.
+
+    Raises RunError where a value cannot be, is not the model's, or asks for what is not done here.
+    """
+    known = {*_NUMBERS, *_COLOURS, *FIXED, _VIEWS}
+    for name in values.keys() - known:
+        raise RunError(
+            f"the weights' preprocessing has the field {short(name)}, which this version does not know; what "
+            "it asks for would be left out"
+        )
+    for name, own in zip(_NUMBERS, (frames, resolution), strict=True):
+        if type(values.get(name)) is not int or values[name] != own:
+            raise RunError(
+                f"the weights' preprocessing has {name} {short(values.get(name))}, the model has {own}"
+            )
+    for name, done in FIXED.items():
+        if name in values and values[name] != done:
+            raise RunError(
+                f"the weights' preprocessing has {name} {short(values[name])}; what is done here is {done!r}"
+            )
+    mean, std = (_colours(name, values.get(name)) for name in _COLOURS)
+    if min(std) <= 0:
+        raise RunError(f"the weights' preprocessing has std {short(list(std))}; each is above 0")
+    clips, crops = _views(values.get(_VIEWS, {"clips": 1, "crops": 1}))
+    return Preprocessing(frames, resolution, mean, std, clips, crops)
+
+
+def _colours(name: str, value: object) -> tuple[float, ...]:
+    if isinstance(value, list) and len(value) == 3 and all(map(_is_colour, value)):
+        return tuple(float(each) for each in value)
+    raise RunError(
+        f"the weights' preprocessing has {name} {short(value)}; expected are three numbers, for red, green "
+        "and blue in 0..1"
+    )
+
+
+def _is_colour(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 255  # type: ignore[arg-type]
+
+
+def _views(value: object) -> Sequence[int]:
+    if isinstance(value, dict) and value.keys() == {"clips", "crops"}:
+        counts = (value["clips"], value["crops"])
+        if all(type(count) is int and 1 <= count <= 1000 for count in counts):
+            return counts
+    raise RunError(
+        f"the weights' preprocessing has {_VIEWS} {short(value)}; expected are clips and crops, from 1 on"
+    )
