@@ -184,7 +184,8 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
     Args:
         summary: with `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `spent`
         (words),
-            `steps`, `parameters` and `gmacs`; what is missing or None is left out.
+            `steps`, `parameters` and `gmacs`, and of the best evaluation `best_top1`, `best_step` and
+            `best_weights` (a file's name); what is missing or None is left out.
         run_dir: the run's folder.
         mlflow_command: see `Tracker.how_to_see`; None where nothing was tracked.
     """
@@ -204,10 +205,19 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
     for label, (name, text) in shown.items():
         if summary.get(name) is not None:
             table.add_row(label, text(summary[name]))
+            if name == "top5" and summary.get("best_top1") is not None:
+                table.add_row("best top-1", _best(summary))
     table.add_row("run", str(run_dir))
     if mlflow_command is not None:
         table.add_row("MLflow", mlflow_command)
     return table
+
+
+def _best(summary: Mapping[str, Any]) -> str:
+    """The best evaluation, and where its weights are."""
+    file = summary.get("best_weights")
+    kept = f"in {file}" if file is not None else "whose weights were not kept"
+    return f"{100 * summary['best_top1']:.2f} % after step {summary['best_step']}, {kept}"
 
 
 def gmacs(amount: float) -> str:

@@ -33,7 +33,8 @@ def shown_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[
         _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=Console(file=file)) as progress:
+    # Standard output is taken over, to print above the bar, only where the bar is there.
+    with Progress(*columns, console=Console(file=file), redirect_stdout=file is sys.stdout) as progress:
         task = progress.add_task(work, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

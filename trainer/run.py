@@ -18,6 +18,7 @@ from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
 from trainer.agreement import same_on_all, together
 from trainer.checkpoint.began_from import Began, began_from, recorded
+from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import WEIGHTS, TrainState, check_names
@@ -455,12 +456,16 @@ class Run:
         with trainer.engine.averaged():
             weights = trainer.engine.weights()
         together(lambda: self._save_weights(weights, trainer.description))
+        best = together(lambda: self._save_best(trainer.step))
         final, totals = trainer.final, trainer.meters.spent
         summary = {
             "top1": None if final is None else final.top1,
             "top5": None if final is None else final.top5,
             "videos": None if final is None else final.videos,
             "bad_videos": None if final is None else final.bad,
+            "best_top1": None if best is None else best.top1,
+            "best_step": None if best is None else best.step,
+            "best_weights": None if best is None else best.file,
             "steps": trainer.step,
             "clips_per_second": totals.clips_per_second,
             "data_wait_share": totals.data_wait_share,
@@ -480,6 +485,10 @@ class Run:
         if self.is_main:
             check_finite(weights, "the trained weights are not written: the model")
             save_weights(self.folder.weights, weights, description)
+
+    def _save_best(self, step: int) -> BestWeights | None:
+        """Rank 0 writes the weights of the best evaluation, where an earlier one than the last step's was."""
+        return write_best(self.folder, self.checkpoints.shelf, step) if self.is_main else None
 
     def _leave(self, trainer: Trainer, stop: StopRequest) -> int:
         """Say how to go on; all ranks leave with the same code, whichever of them was asked."""

@@ -14,6 +14,7 @@ runs/<name>/
   confusion.png          of the latest evaluation
   summary.json           what came out
   weights.safetensors    the final weights, with class names and preprocessing inside
+  weights-best.safetensors  those of the best evaluation, where an earlier step's was better
   mlflow*.json*          what goes to MLflow, delivered or not
   STOP                   made by a person who wants the run to save and leave
   not-finite/, hangs/, failures/   where numbers, ranks or the program went wrong
@@ -54,6 +55,7 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.summary = path / "summary.json"
         self.weights = path / "weights.safetensors"
+        self.best_weights = path / "weights-best.safetensors"
         self.stop = path / "STOP"
         self.mlflow = path / "mlflow_run.json"
         self.decoding = path / "decoding.json"

@@ -8,18 +8,27 @@ import json
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+import trainer
+from pipelines.dataset import Dataset
+from pipelines.draw import ViewClip
+from pipelines.loader import view_loader
 from pipelines.manifest import Manifest, write_manifest
 from pipelines.motion import CLASS_NAMES
+from pipelines.plan import ViewPlan
+from pipelines.tuning import LoaderOptions
 from tests.conftest import MotionSet
 from tests.integration.processes import (
     ROOT,
@@ -32,8 +41,12 @@ from tests.integration.processes import (
     train,
     typed,
 )
+from trainer.checkpoint.best_weights import BestWeights, write_best
+from trainer.checkpoint.shelf import Shelf
 from trainer.faults.stop import REQUEUE
-from trainer.weights import load_weights
+from trainer.inference import model_source
+from trainer.run_folder import RunFolder
+from trainer.weights import Weights, load_weights
 
 STEPS = 20
 ALL_AT_ONCE = {"optimisation__ema_decay": 0.9, "sampling__repeats": 2}
@@ -108,6 +121,74 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
     assert (undisturbed / "confusion.png").stat().st_size > 1000
     assert [path.name for path in (undisturbed / "checkpoints").glob("step-*")] == ["step-0000020"]
     assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
+
+
+def test_a_prediction_has_the_scores_of_the_runs_own_evaluation(
+    undisturbed: Path, motion_set: MotionSet
+) -> None:
+    loaded = load_weights(undisturbed / "weights.safetensors")
+    dataset = Dataset.open([motion_set.val])
+    clip, colours = ViewClip(4, 32, clips=2, crops=3), {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+    options = LoaderOptions(torch.device("cpu"), workers=1, threads=1, prefetch=2)
+    loader = view_loader(dataset, ViewPlan(16, 3, 1), clip, **colours, rank=0, options=options)
+    expected, labels = torch.zeros(16, 8), torch.zeros(16, dtype=torch.int64)
+    with closing(loader), torch.no_grad():
+        for batch in loader:
+            scores = loaded.model(batch.clips.flatten(0, 1)).softmax(-1).unflatten(0, (-1, 6)).mean(1)
+            expected[batch.ids[batch.valid]] = scores[batch.valid]
+            labels[batch.ids[batch.valid]] = batch.labels[batch.valid]
+
+    found = trainer.load(undisturbed).predict([dataset.path(k) for k in range(16)], clips=2, crops=3)
+
+    assert np.abs(np.stack([each.scores for each in found]) - expected.numpy()).max() < 1e-6
+    right = [each.top[0][0] == loaded.class_names[label] for each, label in zip(found, labels, strict=True)]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert sum(right) / 16 == summary["top1"]
+    by_workers = trainer.load(undisturbed).stream(
+        [dataset.path(k) for k in range(16)], clips=2, crops=3, workers=2
+    )
+    assert [each.top for each in by_workers] == pytest.approx([each.top for each in found])
+
+
+def test_the_best_weights_are_beside_the_last_ones_and_are_the_default(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(shutil.copytree(undisturbed, tmp_path / "run")))
+    shelf = Shelf(run.checkpoints, keep_last=1, keep_best=True)
+    assert write_best(run, shelf, 20) == BestWeights(20, shelf.accuracies()[20], "weights.safetensors")
+    assert not run.best_weights.exists() and str(open_source(run.path)) == str(run.weights)
+
+    (run.checkpoints / "accuracy.json").write_text('{"10": 0.9, "20": 0.9, "30": 0.5}')
+    assert write_best(run, shelf, 30) == BestWeights(10, 0.9, None)  # its checkpoint is gone
+    (run.checkpoints / "accuracy.json").write_text('{"10": 0.4, "20": 0.9, "30": 0.5}')
+    best = write_best(run, shelf, 30)
+    assert best == BestWeights(20, 0.9, "weights-best.safetensors")
+    summary = json.loads(run.summary.read_text())
+    summary |= {"best_top1": 0.9, "best_step": 20, "best_weights": best.file}
+    run.summary.write_text(json.dumps(summary))
+    assert load_file(run.best_weights).keys() == load_file(run.weights).keys()
+    assert open_source(run.path) == run.best_weights and open_source(run.path, last=True) == run.weights
+    (run.checkpoints / "accuracy.json").write_text('{"20": 0.95}')  # it went on since
+    assert open_source(run.path) == run.checkpoints / "step-0000020"
+    run.summary.write_text('{"best_weights": ["../../x"], "best_top1": 1e999}')
+    assert open_source(run.path) == run.checkpoints / "step-0000020"
+
+
+def open_source(run: Path, last: bool = False) -> Path | None:
+    """The file or the checkpoint that the model of a run is read from."""
+    read: list[Path] = []
+
+    def noted(source: Path) -> Weights:
+        read.append(source)
+        return load_weights(undamaged)
+
+    undamaged = run / "weights.safetensors"
+    with (
+        mock.patch.object(model_source, "load_weights", noted),
+        mock.patch.object(model_source, "_from_checkpoint", noted),
+    ):
+        model_source.open_model(run, last=last)
+    return read[0]
 
 
 def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:

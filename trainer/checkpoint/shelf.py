@@ -56,6 +56,10 @@ class Shelf:
         """
         self._accuracies.note(step, top1)
 
+    def accuracies(self) -> dict[int, float]:
+        """Top-1 (0..1) of all evaluations, by the steps done before; whether or not there is a checkpoint."""
+        return self._accuracies.known()
+
     def best(self) -> tuple[Path, float] | None:
         """The most accurate checkpoint, of several the first, and its top-1; None where none has one."""
         known = self._accuracies.known()

@@ -1,5 +1,6 @@
 """A trained model from whatever holds one: a run's folder, a checkpoint, a file of weights."""
 
+import json
 from pathlib import Path
 
 from models import ModelError
@@ -27,8 +28,9 @@ def open_model(
 
     source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, or a
     released UniFormerV2 checkpoint. last: of a run's folder, the weights of its last step; otherwise those of
-    its best evaluation, where one was kept. frames: of a clip, which a released checkpoint does not say, and
-    only that may be given it. class_names: a name for each output, to stand in place of the file's.
+    its best evaluation, where they were kept, from a file or a checkpoint. frames: of a clip, which a
+    released checkpoint does not say, and only that may be given it. class_names: a name for each output, to
+    stand in place of the file's.
 
     Raises RunError for a source that cannot be read, one that needs `frames` and does not get it or gets it
     without need, and for another number of names than the model has outputs.
@@ -48,13 +50,36 @@ def _from_folder(source: Path, last: bool) -> Weights:
     folder = RunFolder(source)
     if (source / STATE).exists():
         return _from_checkpoint(source)
-    shelf = Shelf(folder.checkpoints, keep_last=1, keep_best=True)
-    best = None if last or not folder.checkpoints.is_dir() else shelf.best()
-    if best is not None:
-        return _from_checkpoint(best[0])
-    if folder.weights.exists():
-        return load_weights(folder.weights)
+    best = None if last else _best_weights(folder)
+    if best is not None and best.is_dir():
+        return _from_checkpoint(best)
+    if best is not None or folder.weights.exists():
+        return load_weights(best or folder.weights)
     return _from_checkpoint(source)
+
+
+def _best_weights(folder: RunFolder) -> Path | None:
+    """The file or the checkpoint that has the weights of a run's best evaluation; None where none has.
+
+    The file that the run's end names, unless a checkpoint is more accurate: then the run went on since.
+    """
+    file, top1 = _best_at_end(folder)
+    shelf = Shelf(folder.checkpoints, keep_last=1, keep_best=True)
+    best = shelf.best() if folder.checkpoints.is_dir() else None
+    if best is not None and (file is None or best[1] > top1):
+        return best[0]
+    return file
+
+
+def _best_at_end(folder: RunFolder) -> tuple[Path | None, float]:
+    """The file of the best weights that the run's summary names, where it is there, and their top-1."""
+    files = {file.name: file for file in (folder.weights, folder.best_weights)}
+    try:
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        file, top1 = files[summary["best_weights"]], float(summary["best_top1"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None, 0.0
+    return (file, top1) if file.exists() else (None, 0.0)
 
 
 def _from_checkpoint(source: Path) -> Weights:

@@ -4,7 +4,6 @@ The file says all of it in words that other programs can follow, as much of it a
 of this program included. What it says is compared with what is done here before a video is decoded.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +110,7 @@ def _colours(name: str, value: object) -> tuple[float, ...]:
 
 
 def _is_colour(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 255  # type: ignore[arg-type]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 255
 
 
 def _views(value: object) -> Sequence[int]:

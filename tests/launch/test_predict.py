@@ -1,0 +1,101 @@
+"""`launch/predict.py` as it is typed."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import predict as command
+from pipelines.frame_stream import FrameStream
+from tests.conftest import MotionSet
+from tests.pipelines.videos import Kind, make_video
+from tests.trainer.inference.weights import CLASSES, write_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
+    typed = [sys.executable, str(ROOT / "launch" / "predict.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+def test_a_folder_as_json_by_workers_names_bad_videos(
+    weights: Path, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(motion_set.root / "val", tmp_path / "videos"))
+    bad = folder / "grow" / "bad\x1b[31m\udcff.mp4"
+    bad.write_bytes(b"<html>not found</html>")
+    (folder / ".hidden.mp4").touch()
+    done = predict("--weights", weights, folder, "--json", "--top", 2)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 2 and len(lines) == 17
+    (wrong,) = [line for line in lines if "error" in line]
+    assert wrong["path"].endswith("bad\\x1b[31m\\xff.mp4") and "is a web page" in wrong["error"]
+    assert [line["path"] for line in lines if line != wrong] == sorted(
+        str(path) for path in folder.rglob("0*.*")
+    )
+    assert all(
+        len(line["top"]) == 2 and line["top"][0]["class"] in CLASSES for line in lines if "top" in line
+    )
+    assert "predicting: 17 of 17" in done.stderr and "1 of 17 videos could not be used" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:
+    video = make_video(tmp_path, Kind("libx264", "mp4", size=(161, 241), pixels="yuv444p", degrees=90))
+    out = tmp_path / "out"
+    done = predict("--weights", weights, video, "--window", 0.8, "--stride", 0.4, "--annotate", out, "--csv")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["start"] for row in rows] == [start for start in ("0.0", "0.4", "0.8") for _ in range(4)]
+    assert [row["rank"] for row in rows[:4]] == ["1", "2", "3", "4"]
+    assert "1 class names have characters that the font of annotated videos lacks" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    (written,) = out.iterdir()
+    stream = FrameStream(written)
+    assert written.name == "clip-predicted.mp4" and stream.frames == 40
+    assert next(stream.pictures())[1].shape == (242, 162, 3)
+
+
+def test_a_table_and_what_is_wrong(
+    weights: Path,
+    motion_set: MotionSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", "--weights", *map(str, arguments)])
+        return command.main(), *capsys.readouterr()
+
+    video = next((motion_set.root / "val").rglob("*.mp4"))
+    code, output, errors = call(weights, video)
+    assert (code, errors) == (0, "")
+    assert output.splitlines()[0] == str(video) and "a\\x1b[31mred" in output
+    assert output.count(" %") == 4
+    (tmp_path / "empty").mkdir()
+    short = tmp_path / "names.txt"
+    short.write_text("one\ntwo\n")
+    for arguments, token in (
+        ((weights, tmp_path / "gone.mp4"), "gone.mp4: there is no such file"),
+        ((weights, tmp_path / "empty"), "empty holds no video"),
+        ((tmp_path, video), str(tmp_path)),
+        ((weights, video, "--stride", 1), "--window"),
+        ((weights, video, "--frames", 8), "4 frames"),
+        ((weights, video, "--classes", short), "2 class names"),
+        ((weights, video, "--device", "tpu"), "tpu"),
+    ):
+        code, output, errors = call(*arguments)
+        assert code == 2 and errors.startswith("error: ") and token in errors, (code, errors)
+        assert output == ""

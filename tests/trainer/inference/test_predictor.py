@@ -1,0 +1,150 @@
+"""Videos and windows of them, scored by a tiny model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trainer
+from pipelines import DataError
+from tests.conftest import MotionSet
+from tests.pipelines.videos import Kind, make_video
+from tests.trainer.inference.weights import CLASSES, write_weights
+from trainer import RunError
+from trainer.inference.prediction import Timeline, WindowPrediction, top_of
+from trainer.inference.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+@pytest.fixture(scope="module")
+def predictor(weights: Path) -> Predictor:
+    return trainer.load(weights, "cpu")
+
+
+def video(folder: Path, name: str = "", **kind: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = make_video(folder, Kind("libx264", "mp4", **kind))  # type: ignore[arg-type]
+    return path.rename(folder / name) if name else path
+
+
+def test_importing_trainer_stays_cheap() -> None:
+    check = "import sys, trainer; sys.exit('torch' in sys.modules or 'av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_two_lines(weights: Path, motion_set: MotionSet) -> None:
+    path = next((motion_set.root / "val").rglob("*.mp4"))
+    found = trainer.load(weights).predict(str(path), top=2)
+    assert len(found.top) == 2 and found.path == path
+    assert found.scores.shape == (4,) and found.scores.sum() == pytest.approx(1)
+    assert found.top[0] == (CLASSES[int(found.scores.argmax())], pytest.approx(float(found.scores.max())))
+
+
+def test_odd_videos_are_seen_and_bad_ones_are_named(predictor: Predictor, tmp_path: Path) -> None:
+    corrupt = tmp_path / "corrupt.mp4"
+    corrupt.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(1000))
+    paths = [
+        video(tmp_path / "odd", size=(81, 113), pixels="yuv444p"),
+        video(tmp_path / "one", frames=1),
+        corrupt,
+        video(tmp_path / "long", name=f"{'x' * 251}.mp4"),
+        tmp_path / "gone.mp4",
+    ]
+    found = predictor.predict(paths)
+    assert [each.path for each in found] == paths
+    assert [bool(each.error) for each in found] == [False, False, True, False, True]
+    assert "No such file" in found[4].error and found[4].top == ()
+    by_workers = list(predictor.stream(paths, workers=1))
+    assert [each.error for each in by_workers] == [each.error for each in found]
+    for one, other in zip(by_workers, found, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)  # rounded otherwise in a larger batch
+    with pytest.raises(DataError, match=r"corrupt\.mp4 has zeros"):
+        predictor.predict(corrupt)
+
+
+def test_a_rotated_video_is_seen_as_it_is_shown(predictor: Predictor, tmp_path: Path) -> None:
+    lossless = {"options": {"qp": "0"}, "pixels": "yuv444p", "size": (80, 112)}
+    upright, turned = video(tmp_path / "a", **lossless), video(tmp_path / "b", degrees=90, **lossless)
+    first, other = predictor.predict([upright, turned])
+    assert np.abs(first.scores - other.scores).max() > 1e-4
+
+
+def test_a_window_over_all_is_the_whole_video(predictor: Predictor, tmp_path: Path) -> None:
+    path = video(tmp_path / "v", frames=40)
+    whole = predictor.predict(path, top=4, clips=2, crops=3)
+    (window,) = predictor.timeline(path, window=100, top=4, clips=2, crops=3).windows
+    assert (window.start, window.end) == (0, pytest.approx(1.6))
+    assert [name for name, _ in window.top] == [name for name, _ in whole.top]
+    assert [share for _, share in window.top] == pytest.approx([share for _, share in whole.top], abs=1e-6)
+
+
+def test_windows_are_those_of_the_part_cut_out(predictor: Predictor, tmp_path: Path) -> None:
+    """Lossless, so that a video of the window's frames alone has the same pixels."""
+    from tests.pipelines.videos import moving_picture
+
+    pictures = moving_picture(40, 80, 112)
+    lossless = Kind("ffv1", "mkv", pixels="bgr0")
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    whole = make_video(tmp_path / "whole", lossless, pictures)
+    part = make_video(tmp_path / "part", lossless, pictures[10:20])
+    told: list[tuple[int, int]] = []
+    found = predictor.timeline(whole, window=0.4, stride=0.2, top=4, progress=lambda *now: told.append(now))
+    assert [each.start for each in found.windows] == pytest.approx([0.2 * k for k in range(7)])
+    assert told[-1] == (7, 7)
+    alone = predictor.predict(part, top=4)
+    assert dict(found.windows[2].top) == pytest.approx(dict(alone.top), abs=1e-6)
+
+
+def test_a_damaged_long_video_keeps_what_is_before_the_damage(predictor: Predictor, tmp_path: Path) -> None:
+    path = video(tmp_path / "v", frames=80, options={"g": "10", "crf": "30"})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(data)
+    found = predictor.timeline(path, window=0.4)
+    assert 0 < len(found.windows) < 8 and "damaged" in found.error
+    assert (
+        predictor.timeline(tmp_path / "gone", window=1).error == "cannot be read: No such file or directory"
+    )
+
+
+def test_segments_join_windows_of_one_class() -> None:
+    def window(start: float, name: str, share: float) -> WindowPrediction:
+        return WindowPrediction(start, start + 2, ((name, share), ("other", 0.0)))
+
+    windows = (window(0, "a", 0.5), window(1, "a", 0.7), window(2, "b", 0.9), window(3, "a", 0.4))
+    timeline = Timeline(Path("x"), windows)
+    segments = [(each.start, each.end, each.name) for each in timeline.segments]
+    assert segments == [(0, 2.5, "a"), (2.5, 3.5, "b"), (3.5, 5, "a")]
+    assert timeline.segments[0].probability == pytest.approx(0.6)
+    assert [timeline.at(t) for t in (0, 1.6, 2.4, 2.6, 99)] == [windows[k] for k in (0, 1, 1, 2, 3)]
+    assert Timeline(Path("x"), ()).segments == [] and Timeline(Path("x"), ()).at(1) is None
+
+
+def test_of_equal_classes_the_first_comes_first() -> None:
+    assert top_of(np.array([0.2, 0.4, 0.4], np.float32), "abc", 9)[0][0] == "b"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "token"),
+    [({"clips": 0}, "0 clips"), ({"crops": 2}, "2 crops"), ({"top": 0}, "top 0")],
+)
+def test_what_cannot_be_is_refused(predictor: Predictor, wrong: dict[str, int], token: str) -> None:
+    with pytest.raises(RunError, match=token):
+        predictor.predict("x.mp4", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="above 0"):
+        predictor.timeline(Path("x.mp4"), window=float("nan"))
+
+
+def test_devices(weights: Path) -> None:
+    with pytest.raises(RunError, match="'tpu'"):
+        trainer.load(weights, "tpu")
+    with pytest.raises(RunError, match="cuda:7"):
+        trainer.load(weights, "cuda:7")

@@ -1,0 +1,157 @@
+"""Predictions as they are printed: a table, JSON or CSV, each written as soon as it is there."""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.datasets.listing import shown_class
+from pipelines.paths import printable
+from trainer.inference.prediction import Prediction, Timeline, Top
+
+_BAR = 24  # columns
+_NOT_PLAIN = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+FIELDS = ("path", "start", "end", "rank", "class", "probability", "error")
+"""Columns of the CSV."""
+
+
+class Output(Protocol):
+    """Writes predictions one by one."""
+
+    def prediction(self, found: Prediction) -> None: ...
+
+    def timeline(self, found: Timeline) -> None: ...
+
+
+class JsonLines:
+    """A line for each video. `error` is there where it, or its rest, could not be used."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def prediction(self, found: Prediction) -> None:
+        self._write(found.path, {} if found.error else {"top": _named(found.top)}, found.error)
+
+    def timeline(self, found: Timeline) -> None:
+        windows = [
+            {"start": _time(each.start), "end": _time(each.end), "top": _named(each.top)}
+            for each in found.windows
+        ]
+        segments = [
+            {
+                "start": _time(each.start),
+                "end": _time(each.end),
+                "class": each.name,
+                "probability": round(each.probability, 6),
+            }
+            for each in found.segments
+        ]
+        self._write(found.path, {"segments": segments, "windows": windows}, found.error)
+
+    def _write(self, path: Path, values: dict[str, Any], error: str) -> None:
+        line = {"path": printable(path), **values, **({"error": printable(error)} if error else {})}
+        text = json.dumps(line, ensure_ascii=False)
+        # A class name may hold what commands a terminal: as JSON escapes it, it is the same name.
+        print(_NOT_PLAIN.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=self._file, flush=True)
+
+
+class CsvLines:
+    """A line for each class that is named of a video, or of each of its windows; the columns are `FIELDS`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._csv = csv.writer(file, lineterminator="\n")
+        self._csv.writerow(FIELDS)
+
+    def prediction(self, found: Prediction) -> None:
+        if found.error:
+            self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
+        self._csv.writerows(_rows(found.path, found.top, "", ""))
+        self._file.flush()
+
+    def timeline(self, found: Timeline) -> None:
+        for each in found.windows:
+            self._csv.writerows(_rows(found.path, each.top, _time(each.start), _time(each.end)))
+        if found.error:
+            self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
+        self._file.flush()
+
+
+class Tables:
+    """For people: a table for each video, or its segments."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._console = Console(file=file, highlight=False, markup=False, emoji=False)
+
+    def prediction(self, found: Prediction) -> None:
+        self._head(found.path, found.error)
+        table = self._table()
+        for name, probability in found.top:
+            table.add_row(Text(shown_class(name)), f"{100 * probability:.1f} %", _bar(probability))
+        self._console.print(table)
+
+    def timeline(self, found: Timeline) -> None:
+        self._head(found.path, found.error)
+        table = self._table(2)
+        for each in found.segments:
+            share = each.probability
+            span = clock(each.start), clock(each.end)
+            table.add_row(*span, Text(shown_class(each.name)), f"{100 * share:.1f} %", _bar(share))
+        self._console.print(table)
+
+    def _head(self, path: Path, error: str) -> None:
+        self._console.print(Text(printable(path), style="bold"), soft_wrap=True)
+        if error:
+            self._console.print(Text(f"  {printable(error)}", style="red"), soft_wrap=True)
+
+    def _table(self, times: int = 0) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
+        for _ in range(times):
+            table.add_column(justify="right", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(width=_BAR)
+        return table
+
+
+def open_output(kind: str, file: TextIO | None = None) -> Output:
+    """kind: `table`, `json` or `csv`. file: where to; None is standard output."""
+    kinds: dict[str, type[JsonLines] | type[CsvLines] | type[Tables]] = {
+        "table": Tables,
+        "json": JsonLines,
+        "csv": CsvLines,
+    }
+    return kinds[kind](file or sys.stdout)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03.4`."""
+    tenths = round(10 * seconds)
+    minutes, tenths = divmod(tenths, 600)
+    return f"{minutes // 60}:{minutes % 60:02d}:{tenths // 10:02d}.{tenths % 10}"
+
+
+def _bar(share: float) -> Bar:
+    return Bar(1.0, 0.0, share, width=_BAR)
+
+
+def _time(seconds: float) -> float:
+    return round(seconds, 3)
+
+
+def _named(top: Top) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": round(probability, 6)} for name, probability in top]
+
+
+def _rows(path: Path, top: Top, start: float | str, end: float | str) -> Iterator[list[Any]]:
+    for rank, (name, probability) in enumerate(top, start=1):
+        yield [printable(path), start, end, rank, shown_class(name), f"{probability:.6f}", ""]

@@ -1,0 +1,148 @@
+"""Predictions of many videos, printed as they come, with progress: the work of `launch/predict.py`."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines import DataError, VideoDefect
+from pipelines.annotated_video import Lines, annotate, shown_text
+from pipelines.datasets.listing import shown_class
+from pipelines.frame_stream import FrameStream
+from pipelines.paths import printable, try_to_write
+from trainer import RunError
+from trainer.inference.output import Output
+from trainer.inference.prediction import Prediction, Timeline
+from trainer.inference.predictor import Predictor
+from trainer.progress import shown_progress
+
+FEW = 16
+"""Videos up to which starting worker processes takes longer than it saves."""
+
+_LONGEST_NAME = 200  # bytes of a video's name that its annotated video takes over
+_ADDED = "-predicted.mp4"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of each video.
+
+    top: classes to name. clips, crops: views. window, stride: seconds, for a timeline; None for one
+    prediction of the whole. workers: processes that decode; None chooses. annotate: folder for annotated
+    videos.
+    """
+
+    top: int = 5
+    clips: int = 1
+    crops: int = 1
+    window: float | None = None
+    stride: float | None = None
+    workers: int | None = None
+    annotate: Path | None = None
+
+
+def predict_videos(predictor: Predictor, paths: Sequence[Path], asked: Asked, output: Output) -> int:
+    """Print what the model says of each video, in their order. Returns how many could not be used.
+
+    Raises RunError and DataError for what would fail for every video.
+    """
+    if asked.stride is not None and asked.window is None:
+        raise RunError("--stride is the time from one window to the next; give their length with --window")
+    if asked.annotate is not None:
+        _prepare_folder(asked.annotate)
+        _say_boxes(predictor.class_names)
+    predictions = _whole if asked.window is None else _timelines
+    names = _Names(asked.annotate)
+    bad = 0
+    for each in predictions(predictor, paths, asked):
+        bad += bool(each.error)
+        if isinstance(each, Timeline):
+            output.timeline(each)
+        else:
+            output.prediction(each)
+        if asked.annotate is not None and (isinstance(each, Timeline) or not each.error):
+            bad += not _annotate(each, names.of(each.path)) and not each.error
+    return bad
+
+
+def _whole(predictor: Predictor, paths: Sequence[Path], asked: Asked) -> Iterator[Prediction]:
+    workers = 0 if asked.workers is None and len(paths) <= FEW else asked.workers
+    found = predictor.stream(paths, top=asked.top, clips=asked.clips, crops=asked.crops, workers=workers)
+    if len(paths) == 1 or (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield from found  # what is printed shows how far it is
+        return
+    with shown_progress("predicting", sys.stderr) as progress:
+        for done, each in enumerate(found, start=1):
+            yield each
+            progress(done, len(paths))
+
+
+def _timelines(predictor: Predictor, paths: Iterable[Path], asked: Asked) -> Iterator[Timeline]:
+    assert asked.window is not None
+    for path in paths:
+        with _progress(f"windows of {printable(path.name)}") as progress:
+            found = predictor.timeline(
+                path,
+                window=asked.window,
+                stride=asked.stride,
+                top=asked.top,
+                clips=asked.clips,
+                crops=asked.crops,
+                progress=progress,
+            )
+        yield found
+
+
+def _annotate(found: Prediction | Timeline, out: Path) -> bool:
+    """Write the annotated video; False where the video turns out to be damaged, which is said."""
+
+    def lines_at(seconds: float) -> Lines:
+        top = found.top if isinstance(found, Prediction) else getattr(found.at(seconds), "top", ())
+        return tuple((shown_class(name), share) for name, share in top)
+
+    try:
+        with _progress(f"frames of {printable(out.name)}") as progress:
+            annotate(FrameStream(found.path), out, lines_at, progress)
+    except VideoDefect as defect:
+        print(f"{printable(found.path)} {defect}: no annotated video of it", file=sys.stderr)
+        return False
+    print(f"wrote {printable(out)}", file=sys.stderr)
+    return True
+
+
+def _progress(work: str) -> AbstractContextManager[Progress]:
+    return shown_progress(work, sys.stderr)
+
+
+def _prepare_folder(folder: Path) -> None:
+    try:
+        try_to_write(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error
+
+
+def _say_boxes(class_names: Sequence[str]) -> None:
+    boxed = [name for name in class_names if shown_text(shown_class(name)) != shown_class(name)]
+    if boxed:
+        print(
+            f"note: {len(boxed)} class names have characters that the font of annotated videos lacks, such "
+            f"as '{shown_class(boxed[0])}'; they are shown as boxes there",
+            file=sys.stderr,
+        )
+
+
+class _Names:
+    """Gives each video the name of its annotated one, no two the same."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder or Path()
+        self._given: dict[str, int] = {}
+
+    def of(self, path: Path) -> Path:
+        stem = path.stem.encode(errors="surrogateescape")[:_LONGEST_NAME].decode(errors="ignore")
+        count = self._given[stem] = self._given.get(stem, 0) + 1
+        return self._folder / f"{stem}{f'-{count}' if count > 1 else ''}{_ADDED}"
