@@ -164,10 +164,12 @@ class Predictor:
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
         plan = ViewPlan(len(paths), self._batch(clip), world_size=1)
         options = LoaderOptions(self.device, workers=workers, cores=usable_cores())
-        colours = {"mean": self.preprocessing.mean, "std": self.preprocessing.std}
+        colours = self.preprocessing
         with (
             VideoFiles(paths) as files,
-            closing(view_loader(files, plan, clip, **colours, rank=0, options=options)) as loader,
+            closing(
+                view_loader(files, plan, clip, mean=colours.mean, std=colours.std, rank=0, options=options)
+            ) as loader,
         ):
             _check_shared_memory(loader)
             for batch in loader:
