@@ -87,16 +87,14 @@ def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None 
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
     layout = choose_layout(recipe, config, world_size, precision=precision, room=room)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
-    batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
-    parts = train_parts(train.manifests, _ratios(recipe))
     flip, notes = settle_flip(recipe, train.class_names)
     return Preparation(
         train,
         val,
         config,
-        TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts),
+        train_plan(recipe, train),
         layout,
-        _train_clip(recipe, config, flip),
+        train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
         (*notes, *rendered_otherwise(recipe, train, val), *layout.why),
     )
@@ -119,6 +117,13 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
     overrides: dict[str, Any] = {**model.overrides, "recomputed_blocks": recomputed_blocks}
     classes = model.num_classes or data_classes
     return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
+
+
+def train_plan(recipe: Recipe, train: Dataset) -> TrainPlan:
+    """Which sample stands where in which global batch."""
+    batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
+    parts = train_parts(train.manifests, _ratios(recipe))
+    return TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
 
 
 def train_parts(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:
@@ -248,7 +253,8 @@ def _ratios(recipe: Recipe) -> list[float] | None:
     return ratios or None
 
 
-def _train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClip:
+def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClip:
+    """How a training clip is cut out of its video and changed. flip: as `settle_flip` gives it."""
     augmentation = recipe.augmentation
     return TrainClip(
         frames=config.frames,

@@ -1,0 +1,90 @@
+"""Show the clips that a run trained on in any of its steps, and compare their hash with the recorded one.
+
+    python launch/replay_batch.py runs/quickstart --step 120
+    python launch/replay_batch.py runs/l14 --step 40000 --clips 32 --device cuda --json
+    python launch/replay_batch.py copied/run --step 7 --train here/train.arrow
+
+The clips come from the run's recipe, manifests and seed through the training loader, on one process whatever
+the run's world size was, with their augmentation. The contact sheet has a row for each clip.
+Exit codes: 0 the hash is the recorded one, or none was recorded; 2 it is another, or a mistake in what was
+asked (the message says which); 130 interrupted.
+"""
+
+# DALI's worker processes import this file again: what is heavy is imported inside `main`.
+import argparse
+import json
+import sys
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="replay_batch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--step", type=int, required=True, help="from 1, as the run's messages count")
+    parser.add_argument("--out", type=Path, help="the contact sheet, a PNG (step-N.png)")
+    parser.add_argument(
+        "--clips", type=int, default=16, help="how many to show; all are hashed (%(default)s)"
+    )
+    parser.add_argument("--frames", type=int, default=8, help="of each clip, at most (%(default)s)")
+    parser.add_argument(
+        "--train", type=Path, nargs="+", default=[], metavar="MANIFEST", help="where they are now"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    parsed = parser.parse_args(arguments)
+    for name in ("clips", "frames"):
+        if getattr(parsed, name) < 1:
+            parser.error(f"--{name} {getattr(parsed, name)}: at least 1")
+    return parsed
+
+
+def main() -> int:
+    arguments = parse()
+    import torch
+
+    from models import ModelError
+    from pipelines import DataError
+    from trainer import UserError
+    from trainer.inspection.batch_replay import replay_step
+    from trainer.inspection.replay_report import as_json, lines, write_replay
+    from trainer.progress import shown_progress
+    from trainer.run_folder import RunFolder
+
+    has_gpu = torch.cuda.is_available()
+    if arguments.device == "cuda" and not has_gpu:
+        print("error: --device cuda: torch sees no GPU here", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", 0) if has_gpu and arguments.device != "cpu" else torch.device("cpu")
+    out = arguments.out or Path(f"step-{arguments.step}.png")
+    try:
+        with ExitStack() as stack:
+            if arguments.json:
+                stack.enter_context(redirect_stdout(sys.stderr))
+            making = stack.enter_context(shown_progress("clips"))
+            done = replay_step(
+                RunFolder(arguments.run),
+                arguments.step,
+                device=device,
+                shown=arguments.clips,
+                columns=arguments.frames,
+                manifests=arguments.train,
+                making=making,
+            )
+            write_replay(out, done)
+    except (UserError, DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = [json.dumps(as_json(done, out), indent=1)] if arguments.json else [*lines(done), f"wrote {out}"]
+    print("\n".join(found))
+    return 2 if done.equal is False else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,98 @@
+"""Who stands in a training batch and what is done to each clip, without reading a video."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import VideoDefect
+from .dataset import Dataset
+from .draw import Changes, TrainClip, draw_changes
+from .encoded import STAND_IN_SIZE
+from .frames import train_indices
+from .manifest import Row
+from .plan import Slot, TrainPlan
+from .rand_augment import Drawn, Operation
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    """One place of a global batch.
+
+    slot: epoch, draw, sample and repeat. path: as messages name it. label: -1 where the manifest's row is
+    bad. frames: numbers of its frames in the video. changes: of full frames.
+    """
+
+    slot: Slot
+    path: str
+    label: int
+    frames: tuple[int, ...]
+    changes: Changes
+
+
+def planned_clips(dataset: Dataset, plan: TrainPlan, clip: TrainClip, step: int) -> Iterator[PlannedClip]:
+    """All clips of the global batch of `step`, counted from 0, in the batch's order."""
+    for place in range(plan.global_batch):
+        slot = plan.slot(step, place)
+        row = _row(dataset, slot.sample)
+        key = [plan.seed, slot.epoch, slot.draw]
+        height, width = (STAND_IN_SIZE, STAND_IN_SIZE) if row is None else (row.height, row.width)
+        indices = train_indices(1 if row is None else row.frames, clip.frames, np.random.default_rng(key))
+        yield PlannedClip(
+            slot,
+            dataset.shown_path(slot.sample),
+            -1 if row is None else row.label,
+            tuple(indices.tolist()),
+            draw_changes(clip, np.random.default_rng([*key, 1 + slot.repeat]), height, width),
+        )
+
+
+def _row(dataset: Dataset, sample: int) -> Row | None:
+    try:
+        return dataset.row(sample)
+    except VideoDefect:
+        return None
+
+
+def changes_in_words(changes: Changes) -> list[str]:
+    """What is done to a clip, in the order in which it is done: `rotate 12.0 degrees`, `crop ...`."""
+    crop = changes.crop
+    height, width = crop.size
+    return [
+        *(operation_in_words(drawn) for drawn in changes.operations),
+        f"crop {width} x {height} at ({crop.left}, {crop.top})",
+        *(["flip"] if changes.mirrored else []),
+        *(operation_in_words(drawn) for drawn in changes.jitter),
+    ]
+
+
+def operation_in_words(drawn: Drawn) -> str:
+    """One RandAugment or jitter operation with its strength."""
+    name = drawn.operation.name.lower().replace("_", " ")
+    values = drawn.arguments
+    match drawn.operation:
+        case Operation.WARP:
+            return _warp_in_words(values)
+        case Operation.TRANSLATE_X | Operation.TRANSLATE_Y:
+            return f"{name} by {-values[0]:+.1f} px"  # the argument is source minus target
+        case Operation.POSTERIZE:
+            return f"posterize to {int(values[0]).bit_count()} bits"
+        case Operation.SOLARIZE:
+            return f"solarize from {values[0]:.0f}"
+        case Operation.SOLARIZE_ADD:
+            return f"solarize add {values[0]:.0f}"
+        case Operation.COLOR | Operation.CONTRAST | Operation.BRIGHTNESS | Operation.SHARPNESS:
+            return f"{name} x {values[0]:.2f}"
+        case _:
+            return name
+
+
+def _warp_in_words(matrix: tuple[float, ...]) -> str:
+    """Of a rotation or a shear along one axis: of nothing else `rand_augment` makes a warp."""
+    across, down = matrix[1], matrix[3]
+    if across and not down:
+        return f"shear x by {across:+.2f}"
+    if down and not across:
+        return f"shear y by {down:+.2f}"
+    return f"rotate by {math.degrees(math.atan2(down, matrix[0])):+.1f} degrees"

@@ -1,0 +1,57 @@
+"""What is said of a batch's clips is what the source does to them."""
+
+import numpy as np
+import pytest
+
+from pipelines.dataset import Dataset
+from pipelines.draw import TrainClip
+from pipelines.plan import TrainPlan
+from pipelines.planned_clips import changes_in_words, operation_in_words, planned_clips
+from pipelines.rand_augment import MAKERS
+from pipelines.reader import Decoding, Reader
+from pipelines.source import TrainSource
+from pipelines.window import narrow
+from tests.conftest import MotionSet
+
+
+def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
+    dataset = Dataset.open([motion_set.train])
+    plan = TrainPlan(len(dataset), 16, seed=3, repeats=2)
+    clip = TrainClip(4, 32, flip=0.5, color_jitter=0.2, rand_augment="rand-m7-n4-mstd0.5-inc1")
+    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, clip, 16, 0, 1, first=5)
+    planned = list(planned_clips(dataset, plan, clip, 5))
+    assert len(planned) == 16
+    for number, each in enumerate(planned):
+        request, slots, draws = source._place(number // 2)
+        draw = draws[number % 2]
+        row = dataset.row(each.slot.sample)
+        assert each.slot == slots[number % 2] and each.slot.sample == request.sample
+        assert each.label == row.label and each.path == dataset.shown_path(request.sample)
+        assert list(each.frames) == draw.indices.tolist()
+        narrowed = narrow(each.changes.operations, each.changes.crop, row.height, row.width, 4)
+        np.testing.assert_array_equal(narrowed.codes, draw.numbers[1])
+        np.testing.assert_array_equal(narrowed.arguments, draw.numbers[2])
+    assert len({each.changes.crop for each in planned}) > 8
+    words = [changes_in_words(each.changes) for each in planned]
+    assert any("flip" in each for each in words) and not all("flip" in each for each in words)
+    assert all(any(part.startswith("crop ") for part in each) for each in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AutoContrast", "auto contrast"),
+        ("Rotate", "rotate by -15.0 degrees"),
+        ("PosterizeIncreasing", "posterize to 2 bits"),
+        ("SolarizeIncreasing", "solarize from 128"),
+        ("SolarizeAdd", "solarize add 55"),
+        ("ColorIncreasing", "color x 0.55"),
+        ("SharpnessIncreasing", "sharpness x 0.55"),
+        ("ShearX", "shear x by -0.15"),
+        ("ShearY", "shear y by -0.15"),
+        ("TranslateXRel", "translate x by +45.0 px"),
+        ("TranslateYRel", "translate y by +22.5 px"),
+    ],
+)
+def test_operations_in_words(name: str, words: str) -> None:
+    assert operation_in_words(MAKERS[name](0.5, -1.0, 100, 200)) == words

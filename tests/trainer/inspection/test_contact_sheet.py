@@ -1,0 +1,39 @@
+"""Sheets of pictures and words."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import RunError
+from trainer.inspection.contact_sheet import Row, draw_sheet, write_sheet
+
+
+def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
+    long = "a_path_without_a_space/" * 20
+    rows = [
+        Row(["$x^2$ \u202e name\n", long, long], [picture(0), picture(90, 300, 50)]),
+        Row(["short"], [picture(200)]),
+    ]
+    write_sheet(tmp_path / "sheet.png", "a title", rows, ["frame 1", "frame 2"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        sheet.load()
+        assert sheet.width > 2 * 128 and sheet.height > 2 * 128
+        colours = {pixel for _, pixel in sheet.getcolors(2**20)}
+    assert {(0, 0, 0), (90, 90, 90), (200, 200, 200)} <= colours
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_a_row_is_as_high_as_its_words_need() -> None:
+    few, many = (draw_sheet("t", [Row(["a"] * lines, [picture(0)])], ["1"]) for lines in (1, 30))
+    assert many.height > few.height + 200
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere"):
+        write_sheet(tmp_path / "nowhere" / "sheet.png", "t", [], [])

@@ -1,0 +1,79 @@
+"""A step's record in events of any length, and what a crash leaves of them."""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from trainer.inspection import step_record
+from trainer.inspection.step_record import find_step
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Of a run that did steps 1 to 30, crashed, and did 21 to 60 again on another device."""
+    folder = RunFolder(tmp_path)
+    for device, steps in (("cuda", range(1, 31)), ("cpu", range(21, 61))):
+        folder.event(
+            "start", step=steps[0] - 1, device=device, world_size=2, train_manifests=[["a.arrow", device]]
+        )
+        for step in steps:
+            folder.event("step", step=step, total_steps=60, batch_hash=f"{device}-{step}")
+            folder.event("data", step=step, limit="x" * 100)
+    return folder
+
+
+@pytest.mark.parametrize("block", [50, 333, 2**22])
+def test_the_last_record_of_a_step_counts(folder: RunFolder, block: int) -> None:
+    with mock.patch.object(step_record, "_BLOCK", block):
+        for step, device in ((1, "cuda"), (20, "cuda"), (21, "cpu"), (30, "cpu"), (60, "cpu")):
+            found = find_step(folder.events, step)
+            assert found is not None and found.batch_hash == f"{device}-{step}"
+            assert (found.device, found.world_size) == (device, 2)
+            assert found.manifests == (("a.arrow", device),)
+        assert find_step(folder.events, 61) is None
+        assert find_step(folder.events, 6) != find_step(folder.events, 60)
+
+
+def test_a_line_that_was_cut_off_does_not_count(folder: RunFolder) -> None:
+    whole = folder.events.read_bytes()
+    line = next(line for line in whole.splitlines() if b'"step": 33,' in line)
+    folder.events.write_bytes(whole + line.replace(b"cpu-33", b"cut-33")[:-3])
+    found = find_step(folder.events, 33)
+    assert found is not None and found.batch_hash == "cpu-33"
+
+
+def test_old_and_damaged_records_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event("start", step=0, train_manifests=[["one"], 3], device=4)
+    folder.event("step", step=1, loss=1.0)
+    found = find_step(folder.events, 1)
+    assert found is not None
+    assert (found.batch_hash, found.device, found.world_size, found.manifests) == (None, None, None, None)
+    folder.events.write_bytes(bytes(2**16))
+    assert find_step(folder.events, 1) is None
+
+
+@pytest.mark.soak
+def test_millions_of_lines_take_seconds_and_no_memory(tmp_path: Path) -> None:
+    import time
+    import tracemalloc
+
+    folder = RunFolder(tmp_path)
+    folder.event("start", step=0, device="cpu")
+    folder.event("step", step=1, total_steps=5_000_000, batch_hash="first")
+    line = '{"event": "step", "time": 1790000000.0, "step": %d, "loss": 1.5, "x": "%s"}\n'
+    with open(folder.events, "a") as file:
+        for begin in range(2, 5_000_000, 100_000):
+            file.write("".join(line % (step, "y" * 120) for step in range(begin, begin + 100_000)))
+    told: list[tuple[int, int]] = []
+    tracemalloc.start()
+    began = time.monotonic()
+    found = find_step(folder.events, 1, lambda done, total: told.append((done, total)))
+    seconds = time.monotonic() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None and found.batch_hash == "first"
+    assert peak < 64 * 2**20 and seconds < 60
+    assert told[-1][0] <= told[-1][1] == folder.events.stat().st_size

@@ -1,0 +1,120 @@
+"""Pictures in rows, with words beside each row, as one PNG."""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.paths import printable
+from trainer import RunError
+
+Picture = NDArray[np.uint8]  # H W 3
+
+_SIDE = 128  # pixels of a picture's longer side
+_GAP = 4
+_WORDS = 300  # pixels, the width of the words beside a row
+_FONT_SIZE = 12
+_LINE = 15
+_PAPER, _INK, _GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+
+
+@dataclass(frozen=True)
+class Row:
+    """words: lines beside the pictures, the first in black, the others in grey. pictures: uint8 RGB."""
+
+    words: Sequence[str]
+    pictures: Sequence[Picture]
+
+
+def write_sheet(path: Path, title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write rows of pictures with words on the left, a title and a head for each column.
+
+    The file is written whole or not at all. Raises RunError where it cannot be written.
+    """
+    _write(path, draw_sheet(title, rows, columns))
+
+
+def draw_sheet(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Image.Image:
+    """The sheet as a picture."""
+    font = _font()
+    words = [[line for text in row.words for line in _wrapped(printable(text), font)] for row in rows]
+    tiles = [[_tile(picture) for picture in row.pictures] for row in rows]
+    heights = [
+        max([_LINE * len(lines), *(tile.height for tile in pictures)])
+        for lines, pictures in zip(words, tiles, strict=True)
+    ]
+    head = _LINE * 2 + _GAP
+    width = _WORDS + len(columns) * (_SIDE + _GAP) + 2 * _GAP
+    sheet = Image.new("RGB", (width, head + sum(heights) + _GAP * (len(rows) + 1)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, 1), printable(title), _INK, font)
+    for number, text in enumerate(columns):
+        pen.text((_left(number), _LINE), printable(text), _GREY, font)
+    top = head
+    for row, lines, pictures, height in zip(rows, words, tiles, heights, strict=True):
+        first = len(_wrapped(printable(row.words[0]), font)) if row.words else 0
+        for number, line in enumerate(lines):
+            pen.text((_GAP, top + number * _LINE), line, _INK if number < first else _GREY, font)
+        for number, tile in enumerate(pictures):
+            sheet.paste(tile, (_left(number), top))
+        top += height + _GAP
+    return sheet
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    memory = io.BytesIO()
+    picture.save(memory, "PNG", optimize=True)
+    return memory.getvalue()
+
+
+def _left(column: int) -> int:
+    return _WORDS + _GAP + column * (_SIDE + _GAP)
+
+
+def _tile(picture: Picture) -> Image.Image:
+    """The picture with its longer side at `_SIDE`; small ones keep their pixels square and sharp."""
+    image = Image.fromarray(picture)
+    scale = _SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), _FONT_SIZE)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than the words' column, broken at spaces and, where need be, inside a word."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if font.getlength(joined) <= _WORDS - _GAP:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for sign in word:
+            if font.getlength(lines[-1] + sign) > _WORDS - _GAP:
+                lines.append("")
+            lines[-1] += sign
+    return lines
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(png_bytes(picture))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}; choose another with --out"
+        ) from error

@@ -1,0 +1,97 @@
+"""What a run's events say of one step, found in a file of millions of lines with bounded memory."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.run_folder import number_of, records
+
+_BLOCK = 2**22  # bytes read at once
+_LONGEST_LINE = 2**24  # bytes; a file whose lines are longer was not written by a run
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step as it was recorded last; steps done again after a crash were recorded before, too.
+
+    batch_hash: None where the run recorded none. time: in seconds since 1970. device, world_size, manifests
+    (path and fingerprint of each training manifest): of the start that did the step, None where it did not
+    record them.
+    """
+
+    batch_hash: str | None
+    time: float | None
+    device: str | None
+    world_size: int | None
+    manifests: tuple[tuple[str, str], ...] | None
+
+
+def find_step(
+    events: Path, step: int, progress: Callable[[int, int], None] | None = None
+) -> StepRecord | None:
+    """The last record of `step`, counted from 1 as the events do; None where there is none.
+
+    Reads the file from its end, so the latest steps are found at once. progress: told (bytes read, all bytes)
+    every few MiB. Raises OSError where the file cannot be read.
+    """
+    found = _last_line(events, _event("step", rb'"step": %d, ' % step), progress=progress)
+    if found is None:
+        return None
+    place, record = found
+    started = _last_line(events, _event("start", b""), before=place)
+    start = {} if started is None else started[1]
+    manifests = start.get("train_manifests")
+    batch_hash, device, ranks = record.get("batch_hash"), start.get("device"), start.get("world_size")
+    return StepRecord(
+        batch_hash if isinstance(batch_hash, str) else None,
+        number_of(record, "time"),
+        device if isinstance(device, str) else None,
+        ranks if type(ranks) is int else None,
+        _pairs(manifests),
+    )
+
+
+def _event(kind: str, values: bytes) -> re.Pattern[bytes]:
+    """A line as `RunFolder.event` writes it, whose values begin with `values`."""
+    return re.compile(
+        rb'^\{"event": "%s", "time": [0-9.]+, %s[^\n]*$' % (kind.encode(), values), re.MULTILINE
+    )
+
+
+def _last_line(
+    path: Path,
+    pattern: re.Pattern[bytes],
+    before: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, dict[str, Any]] | None:
+    """The last whole line that matches and begins before byte `before`: where it begins, and its record."""
+    with open(path, "rb") as file:
+        size = end = file.seek(0, 2) if before is None else before
+        head = b""  # of the block that was read last: a line whose beginning lies before it
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            data = file.read(end - begin) + head
+            first = data.find(b"\n") + 1 if begin else 0
+            for match in reversed(list(pattern.finditer(data, first))):
+                for record in records(match.group().decode(errors="replace")):
+                    return begin + match.start(), record
+            head = data[: first or len(data)]
+            if len(head) > _LONGEST_LINE:
+                head = b""
+            end = begin
+            if progress is not None:
+                progress(size - end, size)
+    return None
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """Path and fingerprint of each manifest; None for anything else."""
+    if not isinstance(value, list):
+        return None
+    pairs = [tuple(pair) for pair in value if isinstance(pair, list) and len(pair) == 2]
+    if len(pairs) != len(value) or not all(isinstance(text, str) for pair in pairs for text in pair):
+        return None
+    return tuple(pairs)
