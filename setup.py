@@ -93,7 +93,7 @@ setup(
         "rich>=13.9",  # progress and tables in the terminal
         "safetensors>=0.5",  # weights that travel: no pickle
         "matplotlib>=3.9",  # the confusion matrix as a picture
-        "pillow>=11.0",  # text over the frames of annotated videos
+        "pillow>=11.0",  # contact sheets of clips, text over the frames of annotated videos
     ],
     extras_require={
         # What `export --format onnx` needs. Training and the other formats need none of it.
