@@ -294,13 +294,15 @@ def view_loader(
     options: LoaderOptions,
     crashed: Crashed | None = None,
     in_flight: Path | None = None,
+    first: int = 0,
 ) -> ClipLoader:
     """A loader of all views of every video; each iteration over it is one pass, in the dataset's order.
 
-    crashed, in_flight: as for `train_loader`. Raises DataError for an empty dataset.
+    crashed, in_flight: as for `train_loader`. first: the batch to begin with, for a single pass that goes on.
+    Raises DataError for an empty dataset.
     """
-    source = ViewSource(_reader(dataset, crashed), plan, clip, rank)
-    return ClipLoader(ViewGraph(source, mean, std), options, plan.batches, in_flight)
+    source = ViewSource(_reader(dataset, crashed), plan, clip, rank, first)
+    return ClipLoader(ViewGraph(source, mean, std), options, plan.batches - first, in_flight)
 
 
 def _reader(dataset: Samples, crashed: Crashed | None) -> Reader:

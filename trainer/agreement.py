@@ -39,6 +39,13 @@ def together(work: Callable[[], T]) -> T:
     raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
 
 
+def from_main(value: T) -> T:
+    """What rank 0 gives, on all ranks. Collective."""
+    given = [value]
+    dist.broadcast_object_list(given)
+    return given[0]
+
+
 def same_on_all(name: str, text: str) -> None:
     """Raises AgreedError on every rank where a text that each read for itself is not the same on all, with
     the ranks that differ from rank 0 and their first other line. Collective.

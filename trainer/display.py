@@ -98,7 +98,7 @@ class PlainDisplay(Display):
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
         with suppress(OSError):
-            _print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
+            print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
 
 
 class _BarWithFigures(Progress):
@@ -152,7 +152,7 @@ class LiveDisplay(Display):
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
         self._progress.stop()
-        _print_whole(self._console, summary_table(summary, run_dir, mlflow_command))
+        print_whole(self._console, summary_table(summary, run_dir, mlflow_command))
 
 
 def open_display(
@@ -243,8 +243,10 @@ def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
     return figures
 
 
-def _print_whole(console: Console, table: Table) -> None:
-    """Without breaking a path or a command over lines: a narrow terminal wraps it, and it can be copied."""
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table without breaking a path or a command over lines: a narrow terminal wraps it, and it can
+    be copied.
+    """
     unbound = Console(width=10_000).measure(table).maximum
     wide = Console(file=console.file, width=max(console.width, unbound), force_terminal=console.is_terminal)
     with wide.capture() as capture:

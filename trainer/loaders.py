@@ -4,13 +4,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import torch.distributed as dist
-
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.plan import ViewPlan
 from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import SharedMemoryNeed
-from trainer.agreement import together
+from trainer.agreement import from_main, together
 from trainer.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation
 from trainer.recipe.schema import Recipe
@@ -45,7 +43,7 @@ def open_loaders(
         Reading("train", prepared.train, prepared.plan, prepared.train_clip),
         Reading("val", prepared.val, view_plan, prepared.view_clip),
     ]
-    share = _told(folder.graph_share() if environment.is_main else None) if options.splits else None
+    share = kept_share(folder, environment) if options.splits else None
     options = replace(options, graph_share=share)
     crashed, notes = find_crashed_videos(readings, folder, environment, options)
 
@@ -84,8 +82,8 @@ def open_loaders(
 
     first: ClipLoader | None = None
     if options.splits and share is None:
-        first = together(lambda: _measured(training, folder) if environment.is_main else None)
-        options = replace(options, graph_share=_told(None if first is None else first.graph_share))
+        first = together(lambda: measured(training, folder, environment))
+        options = replace(options, graph_share=from_main(None if first is None else first.graph_share))
     train, val = together(lambda: training() if first is None else first), together(evaluation)
     # Nothing lies there yet: the first batches are made when they are asked for.
     train_need, val_need = together(train.shared_memory), SharedMemoryNeed(0, 0)
@@ -95,17 +93,20 @@ def open_loaders(
     return train, val, notes if note is None else (*notes, note)
 
 
-def _measured(training: Callable[[], ClipLoader], folder: RunFolder) -> ClipLoader:
-    loader = training()
+def kept_share(folder: RunFolder, environment: Environment) -> float | None:
+    """DALI's share of the decoding as rank 0 finds it in the folder. Collective."""
+    return from_main(folder.graph_share() if environment.is_main else None)
+
+
+def measured(
+    make: Callable[[], ClipLoader], folder: RunFolder, environment: Environment
+) -> ClipLoader | None:
+    """The loader with which rank 0 has measured DALI's share of the decoding, which is kept in the folder."""
+    if not environment.is_main:
+        return None
+    loader = make()
     folder.keep_graph_share(loader.graph_share)
     return loader
-
-
-def _told(share: float | None) -> float | None:
-    """What rank 0 says. Collective."""
-    said = [share]
-    dist.broadcast_object_list(said)
-    return said[0]
 
 
 def _options(recipe: Recipe, environment: Environment) -> LoaderOptions:

@@ -21,6 +21,7 @@ from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
+from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
@@ -40,7 +41,8 @@ class Trainer:
     settled: what may not change when a checkpoint is gone on from. description: what is needed to use the
     weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than
     that was seen, above which the run stops, where it is more than a few videos. keeps_best: whether to
-    save after the best evaluation so far. step: optimiser steps done. clips, bad: seen so far, over all
+    save after the best evaluation so far. final_scores: what writes those of the evaluation after the last
+    step. step: optimiser steps done. clips, bad: seen so far, over all
     ranks; of them, clips_before and bad_before in earlier starts: what has been mended since must not stop
     the run again. saved_step: of the newest checkpoint that is visible. best: the highest accuracy so far.
     final: the last evaluation, once there was one. is_finite: whether the last step was; where it was not,
@@ -67,6 +69,7 @@ class Trainer:
     bad_share: float
     evaluates_at_end: bool
     keeps_best: bool
+    final_scores: FinalScores
     step: int = 0
     clips: int = 0
     bad: int = 0
@@ -213,6 +216,10 @@ class Trainer:
                 told(done)
                 self.watchdog.beat(f"evaluation batch {done}")
 
+            ends = self.step == self.schedule.total_steps
+            if ends:
+                self.final_scores.begin(self.step)
+            result = None
             try:
                 result = evaluate(
                     self.engine,
@@ -220,10 +227,14 @@ class Trainer:
                     self.classes,
                     progress=progress,
                     leaving=lambda: self.stop.requested is not None,
+                    keep=self.final_scores.keep if ends else None,
                 )
             except NotFiniteError:
                 self.checkpoints.doubt(f"the outputs of the evaluation after step {self.step} are not finite")
                 raise
+            finally:
+                if ends:
+                    self.final_scores.end(whole=result is not None)
         self.bad_val_videos.add(self.record.quarantine(self.val_loader.defects))
         if result is None:
             return False

@@ -153,7 +153,7 @@ class Record:
         """Tell of an evaluation after `step` steps, and draw its confusion matrix."""
         if not self._is_main:
             return
-        values = {"top1": result.top1, "top5": result.top5}
+        values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
         self._folder.event("evaluation", step=step, videos=result.videos, bad=result.bad, **values)
         self._tracker.metrics(step, {f"val/{name}": value for name, value in values.items()})
         bad = f", {result.bad} could not be read" if result.bad else ""

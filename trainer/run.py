@@ -13,6 +13,7 @@ import torch.distributed as dist
 from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from pipelines import DataError
+from pipelines.loader import ClipLoader
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
@@ -28,6 +29,8 @@ from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
 from trainer.environment import Environment, cores_per_rank, describe, find_environment, job_end
+from trainer.evaluation.final_scores import FinalScores
+from trainer.evaluation.scores import About
 from trainer.faults.failure import note_failure
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
@@ -347,6 +350,7 @@ class Run:
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
             keeps_best=recipe.run.keep_best,
+            final_scores=self._final_scores(prepared, val),
             step=step,
             clips=0 if state is None else state.clips,
             bad=0 if state is None else state.bad,
@@ -354,6 +358,26 @@ class Run:
             bad_before=0 if state is None else state.bad,
             saved_step=-1 if found is None else step,
             best=self.checkpoints.best_accuracy(),
+        )
+
+    def _final_scores(self, prepared: Preparation, loader: ClipLoader) -> FinalScores:
+        val, evaluation = prepared.val, self.recipe.evaluation
+        return FinalScores(
+            self.folder.scores,
+            self.folder.telling,
+            loader,
+            val,
+            About(
+                manifest=self.recipe.data.val.name,
+                fingerprint=val.fingerprint,
+                class_names=val.class_names,
+                clips=evaluation.clips,
+                crops=evaluation.crops,
+                step=None,
+                source=str(self.folder.path),
+            ),
+            batch=evaluation.batch,
+            classes=prepared.config.num_classes,
         )
 
     def _skipped_steps(self, fixed: dict[str, Any]) -> SkippedSteps:
@@ -461,6 +485,8 @@ class Run:
         summary = {
             "top1": None if final is None else final.top1,
             "top5": None if final is None else final.top5,
+            "loss": None if final is None else final.loss,
+            "ece": None if final is None else final.ece,
             "videos": None if final is None else final.videos,
             "bad_videos": None if final is None else final.bad,
             "best_top1": None if best is None else best.top1,

@@ -12,6 +12,7 @@ runs/<name>/
   in-flight/             which batches the ranks are at, while DALI decodes
   skipped.json           how many steps changed nothing, because their numbers were not finite
   confusion.png          of the latest evaluation
+  scores.parquet         of the evaluation after the last step: what the model says of each video
   summary.json           what came out
   weights.safetensors    the final weights, with class names and preprocessing inside
   weights-best.safetensors  those of the best evaluation, where an earlier step's was better
@@ -53,6 +54,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.quarantine = path / "quarantine.jsonl"
         self.confusion = path / "confusion.png"
+        self.scores = path / "scores.parquet"
         self.summary = path / "summary.json"
         self.weights = path / "weights.safetensors"
         self.best_weights = path / "weights-best.safetensors"

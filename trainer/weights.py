@@ -28,12 +28,16 @@ _KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list"}
 
 @dataclass(frozen=True)
 class Weights:
-    """A model that was read from a weights file, in evaluation mode, and what belongs to it."""
+    """A model that was read from a weights file, in evaluation mode, and what belongs to it.
+
+    step: after which the weights were such; None where the source does not say.
+    """
 
     model: UniFormerV2
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
     recipe: dict[str, Any]
+    step: int | None = None
 
 
 def save_weights(

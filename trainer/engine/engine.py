@@ -27,6 +27,7 @@ from trainer.engine.no_waits import keep_norms_on_device
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
+from trainer.precision import logits_in
 from trainer.recipe.schema import Recipe
 from trainer.rendezvous import keep_to_loopback, meet, meeting_place
 
@@ -53,16 +54,35 @@ def connect(
     patience: float = COLLECTIVE_MINUTES,
     rendezvous: float = RENDEZVOUS_MINUTES,
 ) -> None:
-    """Join the process group of all ranks; the environment's `env://` variables are set already.
-
-    patience: minutes that a rank waits for the others in a collective. rendezvous: minutes within which all
-    must have come, and within as many more be connected. Raises RunError when the ranks cannot meet, as when
-    another run has their port, and StartAgain when some rank does not come, or they cannot be connected.
-    """
+    """Join the process group of all ranks as `join` does, and have DeepSpeed work in it."""
     deepspeed = _import_deepspeed(environment.device)
     if dist.is_initialized():
         return
-    backend = "nccl" if environment.device.type == "cuda" else "gloo"
+    copy = join(environment, patience, rendezvous)
+    # It finds the group that there is, and makes none.
+    deepspeed.init_distributed(
+        dist_backend=_backend(environment), timeout=timedelta(minutes=patience), verbose=False
+    )
+    # Its engines work in a copy of the group, which would have torch's patience: 10 minutes with NCCL, whose
+    # own watchdog then kills the process.
+    from deepspeed.utils import groups
+
+    groups._WORLD_GROUP = copy
+
+
+def join(
+    environment: Environment,
+    patience: float = COLLECTIVE_MINUTES,
+    rendezvous: float = RENDEZVOUS_MINUTES,
+) -> Any:
+    """Join the process group of all ranks; the environment's `env://` variables are set already.
+
+    patience: minutes that a rank waits for the others in a collective. rendezvous: minutes within which all
+    must have come, and within as many more be connected. Returns a copy of the group. Raises RunError when
+    the ranks cannot meet, as when another run has their port, and StartAgain when some rank does not come, or
+    they cannot be connected.
+    """
+    backend = _backend(environment)
     timeout = timedelta(minutes=patience)
     address, port = meeting_place(environment)
     keep_to_loopback(environment)
@@ -76,7 +96,7 @@ def connect(
     store.set_timeout(timeout)
     met = f"all {environment.world_size} ranks met, but {backend}"
     try:
-        copy = within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
+        return within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
     except TimeoutError as error:
         raise StartAgain(
             f"{met} did not connect them within {rendezvous:g} minutes (run.rendezvous_minutes); "
@@ -85,13 +105,10 @@ def connect(
     except RuntimeError as error:  # of many kinds, as when a node dies now
         words = " ".join(str(error).split())
         raise StartAgain(f"{met} could not connect them: {words}; NCCL_DEBUG=INFO says more") from error
-    # It finds the group that there is, and makes none.
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
-    # Its engines work in a copy of the group, which would have torch's patience: 10 minutes with NCCL, whose
-    # own watchdog then kills the process.
-    from deepspeed.utils import groups
 
-    groups._WORLD_GROUP = copy
+
+def _backend(environment: Environment) -> str:
+    return "nccl" if environment.device.type == "cuda" else "gloo"
 
 
 def _join(environment: Environment, backend: str, store: dist.Store, timeout: timedelta) -> Any:
@@ -232,9 +249,7 @@ class Engine:
         """
         if self.zero_stage == 3:
             return self._logits(clips, keys)
-        clips = clips.to(torch.bfloat16) if self.precision == "bf16" else clips
-        with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.precision == "autocast"):
-            return self.model(clips, keys).float()
+        return logits_in(self.precision, self.model, clips, keys)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch; `loss` is its mean, DeepSpeed divides by accumulation."""

@@ -1,5 +1,6 @@
 """A trained model from whatever holds one: a run's folder, a checkpoint, a file of weights."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,8 +55,19 @@ def _from_folder(source: Path, last: bool) -> Weights:
     if best is not None and best.is_dir():
         return _from_checkpoint(best)
     if best is not None or folder.weights.exists():
-        return load_weights(best or folder.weights)
+        file = best or folder.weights
+        return dataclasses.replace(load_weights(file), step=_step_of(file, folder))
     return _from_checkpoint(source)
+
+
+def _step_of(file: Path, folder: RunFolder) -> int | None:
+    """After which step a file of a run that has ended was written; None where its summary does not say."""
+    try:
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        step = summary["steps" if file == folder.weights else "best_step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _best_weights(folder: RunFolder) -> Path | None:
@@ -91,7 +103,11 @@ def _from_checkpoint(source: Path) -> Weights:
         raise RunError(f"{source} cannot be read as weights: {error}") from error
     model.load_state_dict(tensors)
     return Weights(
-        model.eval(), tuple(description["class_names"]), description["preprocessing"], description["recipe"]
+        model.eval(),
+        tuple(description["class_names"]),
+        description["preprocessing"],
+        description["recipe"],
+        state.step,
     )
 
 
@@ -137,4 +153,4 @@ def _renamed(found: Weights, class_names: tuple[str, ...], source: Path) -> Weig
             f"{source} has {outputs} outputs, and {len(class_names)} class names were given, the last of "
             f"which is {last}"
         )
-    return Weights(found.model, class_names, found.preprocessing, found.recipe)
+    return dataclasses.replace(found, class_names=class_names)

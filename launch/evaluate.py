@@ -1,0 +1,93 @@
+"""Evaluate a trained model on a manifest: accuracy, calibration, scores of each video.
+
+    python launch/evaluate.py runs/quickstart
+    deepspeed launch/evaluate.py runs/quickstart --manifest data/test.arrow --clips 4 --crops 3
+    python launch/evaluate.py weights.safetensors --out results/weights --json
+
+The same command goes on where it was interrupted, with any number of ranks.
+
+Exit codes: 0 done, 2 something must be mended (the message says what), 85 to be started again (SIGTERM,
+SIGUSR1, the end of the job, a rank that did not come), 130 interrupted (Ctrl-C), 1 a defect.
+"""
+
+# DALI's worker processes import this file again: what is heavy is imported inside `main`.
+import argparse
+import os
+from pathlib import Path
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, help="a run's folder, a checkpoint's, or a file of weights")
+    add("--last", action="store_true", help="of a run, its last weights, not those of its best evaluation")
+    add("--manifest", type=Path, metavar="FILE", help="of the videos (the recipe's data.val)")
+    add(
+        "--clips", type=_count, metavar="N", help="per video, at different times (as in the run's evaluation)"
+    )
+    add("--crops", type=int, choices=(1, 3), help="per clip (as in the run's evaluation)")
+    add("--batch", type=_count, metavar="N", help="videos per rank and forward pass (as in the run)")
+    add("--workers", type=_count, metavar="N", help="processes per rank that read and decode (automatic)")
+    add("--decoder", choices=("auto", "dali", "pyav", "hybrid"), help="who decodes (as in the run)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what to compute on (auto)")
+    add(
+        "--precision", choices=("auto", "bf16", "autocast", "fp32"), help="what to compute in (as in the run)"
+    )
+    add("--bad-share", type=_share, metavar="S", help="stop if more videos than this share cannot be read")
+    add("--frames", type=_count, metavar="N", help="of a clip, for a released checkpoint")
+    add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one a line")
+    add("--out", type=Path, metavar="DIR", help="folder for the results (evaluations/... in the run)")
+    add("--again", action="store_true", help="throw away what an earlier evaluation left there")
+    add("--json", action="store_true", help="print the result as JSON on standard output")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher hands it over
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 4096")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def main() -> int:
+    arguments = parse()
+    from models import ModelError
+    from pipelines import DataError
+    from trainer import StartAgain, UserError
+    from trainer.distributed.messages import show_error
+    from trainer.evaluation.evaluator import evaluate
+    from trainer.evaluation.subject import Request
+    from trainer.faults.stop import REQUEUE
+
+    given = vars(arguments)
+    request = Request(
+        class_names=given["classes"],
+        **{
+            name: given[name]
+            for name in (
+                "source", "last", "manifest", "clips", "crops", "batch", "workers", "decoder", "precision",
+                "bad_share", "frames", "out", "again",
+            )
+        },
+    )  # fmt: skip
+    try:
+        return evaluate(request, arguments.device, as_json=arguments.json)
+    except (UserError, DataError, ModelError) as error:
+        show_error(error, os.environ)
+        return REQUEUE if isinstance(error, StartAgain) else 2
+
+
+if __name__ == "__main__":
+    from trainer.leaving import end_with
+
+    end_with(main, interrupted="interrupted before the evaluation began")

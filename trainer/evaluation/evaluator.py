@@ -1,0 +1,273 @@
+"""Evaluate a trained model on a manifest, on all ranks, from where it was interrupted."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.spot_check import first_reasons
+from trainer import AgreedError, RunError
+from trainer.agreement import from_main, same_on_all, together
+from trainer.bad_videos import too_many
+from trainer.engine.engine import disconnect, join
+from trainer.environment import Environment, cores_per_rank, find_environment, job_end
+from trainer.evaluation.loading import open_view_loader
+from trainer.evaluation.metrics import outcomes_of
+from trainer.evaluation.multi_view import Counts, view_scores
+from trainer.evaluation.parts import EvaluationFolder
+from trainer.evaluation.report import NAMED, show, write_report
+from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
+from trainer.evaluation.subject import Request, Subject, find_subject
+from trainer.faults.stop import StopRequest, exit_code
+from trainer.numerics import settle, take
+from trainer.precision import logits_in
+from trainer.progress import shown_progress
+from trainer.resilience.run_lock import acquire
+from trainer.run_folder import RunFolder
+
+T = TypeVar("T")
+
+_WORK = "evaluating: videos"
+SECONDS_PER_PART = 30.0  # of work that a killed evaluation loses at most
+TIME_TO_LEAVE = 30.0  # seconds before a job's end at which the last part is written
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What this start has seen. reasons: why it left before the end; none where it did not."""
+
+    videos: int = 0
+    seconds: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+
+def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_json: bool) -> int:
+    """Evaluate, or go on with an evaluation, and show the result. Returns the process's exit code.
+
+    as_json: print the result as JSON, and nothing else, on standard output.
+
+    Raises UserError, DataError or ModelError for what its maker can mend. After any but an AgreedError the
+    rank stays in the process group, and its process has to end by `trainer.leaving`.
+    """
+    environment = find_environment(device)
+    take(environment.device)
+    settle(deterministic=False)
+    torch.set_num_threads(cores_per_rank(environment))
+    join(environment)
+    try:
+        subject = together(lambda: find_subject(request, environment))
+        code = Evaluator(subject, environment, as_json=as_json).evaluate(again=request.again)
+    except AgreedError:
+        disconnect()
+        raise
+    dist.barrier()  # a launcher that sees one rank gone soon ends the others
+    disconnect()
+    return code
+
+
+class Evaluator:
+    """One rank's part in an evaluation."""
+
+    def __init__(self, subject: Subject, environment: Environment, *, as_json: bool) -> None:
+        self._subject = subject
+        self._environment = environment
+        self._as_json = as_json
+        self._is_main = environment.is_main
+        self._folder = EvaluationFolder(subject.out)
+
+    def evaluate(self, *, again: bool) -> int:
+        """Collective. again: throw away what is there. Returns the exit code."""
+        identity = together(self._subject.identity)
+        same_on_all("what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items()))
+        with ExitStack() as stack:
+            lock = self._on_main(lambda: acquire(self._subject.out))
+            if lock is not None:
+                stack.callback(lock.release)
+            self._on_main(lambda: self._folder.begin(identity, again=again))
+            first, is_finished = from_main((self._folder.done, self._folder.is_finished))
+            if is_finished:
+                self._say(f"{self._subject.out} holds this evaluation already; --again repeats it")
+            else:
+                seen = self._see_from(first, stack)
+                if seen.reasons:
+                    self._say(
+                        f"stopped by {' and '.join(seen.reasons)} after {first + seen.videos:,} of "
+                        f"{len(self._subject.dataset):,} videos: the same command goes on from there"
+                    )
+                    return exit_code(seen.reasons)
+                self._finish(identity, seen)
+            self._on_main(lambda: show(self._folder, as_json=self._as_json))
+        return 0
+
+    def _see_from(self, first: int, stack: ExitStack) -> Seen:
+        """See the videos from this one on. Collective; all get the same."""
+        videos = len(self._subject.dataset)
+        if first == videos:
+            return Seen()
+        if first:
+            self._say(f"going on after {first:,} of {videos:,} videos")
+        subject, environment = self._subject, self._environment
+        at_once = subject.batch * environment.world_size
+        first_batch = first // at_once
+        loader, notes = open_view_loader(
+            subject, RunFolder(self._folder.path), environment, first=first_batch, stack=stack
+        )
+        for note in notes:
+            self._say(f"warning: {note}")
+        self._say(loader.tuning)
+        stop = stack.enter_context(
+            StopRequest(announce=self._is_main, job_end=job_end(), margin=lambda: TIME_TO_LEAVE)
+        )
+        forward = self._forward()
+        gatherer = ScoreGatherer(subject.dataset, subject.batch, len(subject.names), first)
+        begun = kept = time.monotonic()
+        done, rest = 0, videos - first
+        with self._progress() as progress, torch.no_grad():
+            for number, batch in enumerate(loader, start=first_batch + 1):
+                gatherer.add(batch, view_scores(forward, batch))
+                done = min(number * at_once, videos) - first
+                progress(done, rest)
+                is_due = self._is_main and time.monotonic() - kept > SECONDS_PER_PART
+                asked, due = self._summed(stop.requested is not None, is_due)
+                if asked or due or gatherer.is_due or done == rest:
+                    self._keep(gatherer.gather(loader.defects))
+                    kept = time.monotonic()
+                if asked and done < rest:
+                    return Seen(done, time.monotonic() - begun, _reasons(stop))
+        return Seen(done, time.monotonic() - begun)
+
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        """Normalised clips, (B, 3, T, H, W), to logits of the manifest's classes, (B, K)."""
+        subject, device = self._subject, self._environment.device
+        model = subject.weights.model.to(device)
+        if subject.precision == "bf16":
+            model = model.bfloat16()
+        rows = None if subject.rows is None else torch.tensor(subject.rows, device=device)
+
+        def forward(clips: Tensor) -> Tensor:
+            logits = logits_in(subject.precision, model, clips)
+            return logits if rows is None else logits[:, rows]
+
+        return forward
+
+    def _keep(self, rows: pa.Table | None) -> None:
+        """Write what was gathered on rank 0. Collective.
+
+        Raises AgreedError for scores that are not finite, too many bad videos, or a disk without room.
+        """
+
+        def work() -> None:
+            assert rows is not None  # on rank 0
+            scores, _, valid = tensors_of(rows)
+            wrong = (valid & ~scores.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if wrong:
+                raise RunError(
+                    f"the model's outputs are not finite for {len(wrong)} of {len(rows)} videos, as for "
+                    f"{rows['path'][wrong[0]].as_py()}: its weights are useless"
+                    + ("" if self._subject.precision == "fp32" else ", or need --precision fp32")
+                )
+            self._folder.write(rows)
+            self._check_bad()
+
+        self._on_main(work)
+
+    def _check_bad(self) -> None:
+        bad, share, videos = self._folder.bad, self._subject.bad_share, len(self._subject.dataset)
+        if too_many(bad, share, videos):
+            named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
+            raise RunError(
+                f"{bad} of {videos} videos could not be read, more than --bad-share ({share:g}) allows; "
+                f"{first_reasons(named)}. Mend them and evaluate with --again, or raise --bad-share to go on"
+            )
+
+    def _finish(self, identity: dict[str, Any], seen: Seen) -> None:
+        """Rank 0 puts the parts together and writes the reports. Collective."""
+        subject = self._subject
+        about = About(
+            manifest=subject.manifest.name,
+            fingerprint=subject.dataset.fingerprint,
+            class_names=subject.names,
+            clips=subject.view.clips,
+            crops=subject.view.crops,
+            step=subject.weights.step,
+            source=str(subject.source),
+        )
+        counts = Counts(len(subject.names), torch.device("cpu"))
+        parts = self._folder.parts() if self._is_main else []
+        file = self._on_main(lambda: ScoreFile(self._folder.scores, schema(len(subject.names), about)))
+
+        def merge(number: int) -> None:
+            for rows in self._folder.read(parts[number]):
+                scores, labels, valid = tensors_of(rows)
+                counts.add(outcomes_of(scores, labels), labels, valid, torch.ones_like(valid))
+                file.write(rows)
+
+        # Part by part, lest the other ranks wait longer for rank 0 than they have patience for.
+        for number in range(from_main(len(parts))):
+            self._on_main(partial(merge, number))
+
+        def conclude() -> None:
+            file.close(whole=True)
+            write_report(
+                self._folder,
+                subject,
+                identity,
+                counts.evaluation(),
+                self._environment,
+                videos_seen=seen.videos,
+                seconds=seen.seconds,
+            )
+            self._folder.clean()
+
+        self._on_main(conclude)
+
+    def _on_main(self, work: Callable[[], T]) -> Any:
+        """What `work` returns on rank 0, None on the others. Collective; its errors are raised on all."""
+
+        def guarded() -> T | None:
+            if not self._is_main:
+                return None
+            try:
+                return work()
+            except OSError as error:
+                raise RunError(
+                    f"{error.filename or self._folder.path} cannot be written: {error.strerror or error}; "
+                    "mend that and give the same command again, or name another folder with --out"
+                ) from error
+
+        return together(guarded)
+
+    def _summed(self, *values: bool) -> list[bool]:
+        """For each value whether it is true on any rank. Collective."""
+        counts = torch.tensor(values, dtype=torch.float32, device=self._environment.device)
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[int, int], None]]:
+        """Yields what is told of videos done and in all."""
+        if not self._is_main:
+            yield lambda done, total: None
+            return
+        with shown_progress(_WORK, sys.stderr if self._as_json else sys.stdout) as progress:
+            yield progress
+
+    def _say(self, text: str) -> None:
+        if self._is_main:
+            print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)
+
+
+def _reasons(stop: StopRequest) -> tuple[str, ...]:
+    """Why any rank was asked to leave. Collective."""
+    heard: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(heard, stop.requested)
+    return tuple(sorted({reason for reason in heard if reason is not None}))

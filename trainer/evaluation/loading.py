@@ -1,0 +1,77 @@
+"""The loader of an evaluation's views, on all ranks."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+from pipelines.loader import ClipLoader, view_loader
+from pipelines.plan import ViewPlan
+from pipelines.tuning import LoaderOptions
+from pipelines.worker_memory import SharedMemoryNeed
+from trainer.agreement import from_main, together
+from trainer.environment import Environment, cores_per_rank
+from trainer.evaluation.subject import Subject
+from trainer.loaders import kept_share, measured
+from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
+from trainer.run_folder import RunFolder
+from trainer.system.shared_memory import check_shared_memory
+
+_KIND = "val"
+
+
+def open_view_loader(
+    subject: Subject, folder: RunFolder, environment: Environment, *, first: int, stack: ExitStack
+) -> tuple[ClipLoader, tuple[str, ...]]:
+    """The loader of a single pass from this batch on, and notes on it. Collective.
+
+    folder: of the evaluation; what the loaders leave for the next start lies there, as in a run's. stack:
+    closes the loader.
+
+    Raises AgreedError where what a loader needs cannot be had on some rank, as too small a /dev/shm.
+    """
+    options = LoaderOptions(
+        device=environment.device,
+        decoder=subject.decoder,
+        workers=subject.workers,
+        cores=cores_per_rank(environment),
+    )
+    plan = ViewPlan(len(subject.dataset), subject.batch, environment.world_size)
+    share = None
+    if options.splits:
+        together(partial(_take_share, RunFolder(subject.source), folder, environment))
+        share = kept_share(folder, environment)
+        options = replace(options, graph_share=share)
+    reading = Reading(_KIND, subject.dataset, plan, subject.view)
+    crashed, notes = find_crashed_videos([reading], folder, environment, options)
+
+    def opened() -> ClipLoader:
+        loader = view_loader(
+            subject.dataset,
+            plan,
+            subject.view,
+            mean=subject.mean,
+            std=subject.std,
+            rank=environment.rank,
+            options=options,
+            crashed=crashed.get(_KIND),
+            in_flight=in_flight_file(folder, _KIND, environment.rank),
+            first=first,
+        )
+        stack.callback(loader.close)
+        return loader
+
+    loader: ClipLoader | None = None
+    if options.splits and share is None:
+        loader = together(lambda: measured(opened, folder, environment))
+        options = replace(options, graph_share=from_main(None if loader is None else loader.graph_share))
+    found = together(lambda: opened() if loader is None else loader)
+    need = together(found.shared_memory)
+    note = check_shared_memory(environment, SharedMemoryNeed(0, 0), need)
+    return found, notes if note is None else (*notes, note)
+
+
+def _take_share(run: RunFolder, own: RunFolder, environment: Environment) -> None:
+    """Split the decoding as the run did: who decodes a video shows in its colours."""
+    share = run.graph_share() if environment.is_main else None
+    if share is not None and own.graph_share() is None:
+        own.keep_graph_share(share)

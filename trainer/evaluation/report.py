@@ -1,0 +1,158 @@
+"""What an evaluation came to: files for programs, a table for people."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pipelines.paths import printable
+from trainer.confusion import draw_confusion
+from trainer.display import duration, print_whole
+from trainer.environment import Environment
+from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
+from trainer.evaluation.multi_view import Evaluation
+from trainer.evaluation.parts import EvaluationFolder
+from trainer.evaluation.subject import Subject
+from trainer.run_folder import RunFolder
+
+NAMED = 10
+"""Bad videos that are named where all are not."""
+
+
+def write_report(
+    folder: EvaluationFolder,
+    subject: Subject,
+    identity: dict[str, Any],
+    result: Evaluation,
+    environment: Environment,
+    *,
+    videos_seen: int,
+    seconds: float,
+) -> None:
+    """Write all files but the scores; `evaluation.json` last, which says that the rest is there.
+
+    videos_seen, seconds: of this start. Raises OSError where they cannot be written.
+    """
+    names = [printable(name) for name in subject.names]
+    classes = per_class(result.confusion)
+    pairs = most_confused(result.confusion)
+    _write_rows(
+        folder.path / "per_class.csv",
+        ("label", "class", "videos", "correct", "accuracy", "predicted"),
+        ((c.label, names[c.label], c.videos, c.correct, _number(c.accuracy), c.predicted) for c in classes),
+    )
+    _write_rows(folder.path / "confusion.csv", ("true", "predicted", "videos"), _cells(result.confusion))
+    _write_rows(folder.path / "bad_videos.csv", ("row", "path", "reason"), folder.bad_videos())
+    title = f"{subject.manifest.name}, top-1 {100 * result.top1:.1f} %"
+    draw_confusion(folder.path / "confusion.png", result.confusion, names, title)
+    views = subject.view.views
+    values = {
+        "source": str(subject.source),
+        "step": subject.weights.step,
+        "manifest": str(subject.manifest),
+        **identity,
+        "frames": subject.view.frames,
+        "resolution": subject.view.size,
+        "device": environment.device.type,
+        "ranks": environment.world_size,
+        "batch": subject.batch,
+        "top1": _number(result.top1),
+        "top5": _number(result.top5),
+        "mean_class_accuracy": _number(mean_class_accuracy(classes)),
+        "loss": _number(result.loss),
+        "ece": _number(result.ece),
+        "videos": result.videos,
+        "bad": result.bad,
+        "last_start": {
+            "videos": videos_seen,
+            "seconds": round(seconds, 3),
+            "clips_per_second": round(videos_seen * views / seconds, 3) if seconds else None,
+        },
+        "bad_videos": [
+            {"row": row, "path": path, "reason": reason}
+            for row, path, reason in islice(folder.bad_videos(), NAMED)
+        ],
+        "most_confused": [
+            {**asdict(pair), "true": names[pair.true], "predicted": names[pair.predicted]} for pair in pairs
+        ],
+        "reliability": [
+            {name: _number(value) for name, value in asdict(part).items()}
+            for part in reliability(result.bins)
+        ],
+        "per_class": [
+            {
+                "class": names[c.label],
+                "videos": c.videos,
+                "correct": c.correct,
+                "accuracy": _number(c.accuracy),
+            }
+            for c in classes
+        ],
+    }
+    RunFolder.write_json(folder.result, values)
+
+
+def show(folder: EvaluationFolder, *, as_json: bool) -> None:
+    """Print what `evaluation.json` holds: as it is, or the main numbers as a table."""
+    text = folder.result.read_text(encoding="utf-8")
+    if as_json:
+        print(text, end="")
+        return
+    print_whole(Console(highlight=False), _table(json.loads(text), folder.path))
+
+
+def _table(values: dict[str, Any], path: Path) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for label, name in (("top-1", "top1"), ("top-5", "top5"), ("mean class", "mean_class_accuracy")):
+        table.add_row(label, _percent(values[name]))
+    table.add_row("ECE", _percent(values["ece"]))
+    table.add_row("loss", "-" if values["loss"] is None else f"{values['loss']:.4f}")
+    table.add_row("videos", f"{values['videos']:,} x {values['clips']} clips x {values['crops']} crops")
+    table.add_row("bad", f"{values['bad']:,}")
+    for video in values["bad_videos"]:
+        table.add_row("", f"{video['path']} {video['reason']}")
+    for pair in values["most_confused"][:3]:
+        videos = f"{pair['videos']} video{'s' * (pair['videos'] > 1)}, {100 * pair['share']:.0f} %"
+        table.add_row("confused", f"{pair['true']} taken for {pair['predicted']}: {videos}")
+    start = values["last_start"]
+    if start["clips_per_second"] is not None:
+        table.add_row("time", f"{duration(start['seconds'])}, {start['clips_per_second']:.1f} clips/s")
+    step = "" if values["step"] is None else f", step {values['step']}"
+    table.add_row("weights", f"{values['source']}{step}")
+    table.add_row("manifest", values["manifest"])
+    table.add_row("results", str(path))
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float) -> float | None:
+    """JSON and CSV have no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _cells(confusion: Tensor) -> Iterable[tuple[int, int, int]]:
+    """The cells that are not empty, as (true, predicted, videos)."""
+    for true, predicted in confusion.nonzero().tolist():
+        yield true, predicted, int(confusion[true, predicted])
+
+
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    RunFolder.write(path, text.getvalue())

@@ -1,0 +1,227 @@
+"""`scores.parquet`: what a model says of each video of a manifest, one row per video in the manifest's order.
+
+Columns: `row` int64, `path`, `label` int32, `prediction` int32, `correct_top5` bool, `scores` fixed_size_list
+of float32, the mean softmax of the video's views. For a video that could not be read, `prediction`,
+`correct_top5` and each of the `scores` are null: PyArrow cannot read back a list of fixed size that is null
+itself. `label` is null where the manifest's row is no video's. Metadata of the schema under `uniformerv2`:
+JSON, see `About`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.dataset import Dataset
+from pipelines.defects import Defects
+from pipelines.loader import ClipBatch
+from trainer.evaluation.metrics import outcomes_of
+from trainer.tensor_file import flush
+
+METADATA = b"uniformerv2"
+
+ROUND_BYTES = 2**25
+"""Scores that the ranks gather on rank 0 at once, at most, unless a batch of each has more."""
+
+ROUND_ROWS = 2**16
+"""The same in videos."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What scores are of.
+
+    manifest: its file's name. fingerprint: of its content. class_names: of the manifest, by label. clips,
+    crops: views of each video. step: of the weights; None where it is not known. source: of the weights.
+    """
+
+    manifest: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    clips: int
+    crops: int
+    step: int | None
+    source: str
+
+
+def schema(classes: int, about: About | None = None) -> pa.Schema:
+    """Of the file for so many scores per video; of a part of it without `about`, which has a `reason` too:
+    why a video could not be read.
+    """
+    fields = [
+        ("row", pa.int64()),
+        ("path", pa.string()),
+        ("label", pa.int32()),
+        ("prediction", pa.int32()),
+        ("correct_top5", pa.bool_()),
+        ("scores", pa.list_(pa.float32(), classes)),
+    ]
+    if about is None:
+        return pa.schema([*fields, ("reason", pa.string())])
+    return pa.schema(fields, {METADATA: json.dumps(asdict(about), ensure_ascii=False).encode()})
+
+
+def most_rows(classes: int) -> int:
+    """How many rows are gathered, and written, at once."""
+    return max(1, min(ROUND_ROWS, ROUND_BYTES // (4 * classes)))
+
+
+class ScoreFile:
+    """A file of scores that is being written; a context that leaves the whole file, or none.
+
+    Memory does not grow with the rows: no more of them wait than make a row group.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Raises OSError where it cannot be written."""
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        # Scores hardly repeat: split into their bytes, 15 % less, and faster than whole.
+        self._writer = pq.ParquetWriter(
+            self._partial,
+            schema,
+            compression="zstd",
+            use_dictionary=["path"],
+            use_byte_stream_split=["scores.list.element"],
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; further columns are left out. Raises OSError where they find no room."""
+        self._waiting.append(table.select(self._schema.names).cast(self._schema))
+        rows = sum(map(len, self._waiting))
+        if rows >= most_rows(self._schema.field("scores").type.list_size):
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if self._waiting:
+            rows = pa.concat_tables(self._waiting)
+            self._waiting = []
+            self._writer.write_table(rows, row_group_size=len(rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(whole=error is None)
+
+    def close(self, *, whole: bool) -> None:
+        """Put the file in its place where it is whole, else remove it. Raises OSError."""
+        try:
+            if whole:
+                self._write_waiting()
+            self._writer.close()
+            if whole:
+                flush(self._partial)
+                os.replace(self._partial, self._path)
+                flush(self._path.parent)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+class ScoreGatherer:
+    """Gathers the ranks' scores on rank 0, some batches at a time, in the order of the dataset's rows.
+
+    first: rows before it are left out. Every rank adds its batches, as `ViewPlan` deals them.
+    """
+
+    def __init__(self, dataset: Dataset, batch: int, classes: int, first: int = 0) -> None:
+        self._dataset = dataset
+        self._first = first
+        self._classes = classes
+        self._round_batches = max(1, most_rows(classes) // (batch * dist.get_world_size()))
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much is kept that it is to be gathered; the same on all ranks."""
+        return len(self._kept) >= self._round_batches
+
+    def add(self, batch: ClipBatch, scores: Tensor) -> None:
+        """Keep a batch's scores, (B, K), on the device."""
+        self._kept.append((torch.stack([batch.ids, batch.labels, batch.valid.long()], dim=1), scores))
+
+    def gather(self, defects: Defects) -> pa.Table | None:
+        """What was kept since the last time: on rank 0 the rows of all ranks, None on the others. Collective.
+
+        defects: of the loader; rank 0 learns from them why videos are bad, and they stay as they are.
+        """
+        if not self._kept:
+            return None
+        numbers = torch.cat([numbers for numbers, _ in self._kept])  # N 3
+        scores = torch.cat([scores for _, scores in self._kept]).float()  # N K
+        self._kept = []
+        is_main, world_size = dist.get_rank() == 0, dist.get_world_size()
+        all_numbers = [torch.empty_like(numbers) for _ in range(world_size)] if is_main else None
+        all_scores = [torch.empty_like(scores) for _ in range(world_size)] if is_main else None
+        dist.gather(numbers, all_numbers)
+        dist.gather(scores, all_scores)
+        bad = set(numbers[(numbers[:, 0] >= 0) & (numbers[:, 2] == 0), 0].tolist())
+        reasons = {row: defect.reason for row, defect in defects.videos.items() if row in bad}
+        all_reasons: list[Any] | None = [None] * world_size if is_main else None
+        dist.gather_object(reasons, all_reasons)
+        if all_numbers is None or all_scores is None or all_reasons is None:
+            return None
+        # Position p of the plan is rank p % W's: side by side, the ranks' rows stand in order.
+        ordered_numbers = torch.stack(all_numbers, dim=1).flatten(0, 1).cpu()
+        ordered_scores = torch.stack(all_scores, dim=1).flatten(0, 1).cpu()
+        there = ordered_numbers[:, 0] >= self._first
+        merged = {row: reason for part in all_reasons for row, reason in part.items()}
+        return self._table(ordered_numbers[there], ordered_scores[there], merged)
+
+    def _table(self, numbers: Tensor, scores: Tensor, reasons: Mapping[int, str]) -> pa.Table:
+        rows, labels, valid = numbers.unbind(dim=1)
+        outcomes = outcomes_of(scores, labels)
+        bad = ~valid.bool().numpy()
+        values = pa.array(scores.flatten().numpy(), mask=np.repeat(bad, self._classes))
+        samples = rows.tolist()
+        columns = {
+            "row": rows.numpy(),
+            "path": [self._dataset.shown_path(row) for row in samples],
+            "label": pa.array(labels.int().numpy(), mask=(labels < 0).numpy()),
+            "prediction": pa.array(outcomes.predictions.int().numpy(), mask=bad),
+            "correct_top5": pa.array(outcomes.in_top5.numpy(), mask=bad),
+            "scores": pa.FixedSizeListArray.from_arrays(values, self._classes),
+            "reason": [
+                reasons.get(row) if is_bad else None for row, is_bad in zip(samples, bad, strict=True)
+            ],
+        }
+        return pa.table(columns, schema=schema(self._classes))
+
+
+def tensors_of(table: pa.Table | pa.RecordBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (N, K) float32, labels (N,) int64 and whether they are valid (N,) bool, of rows as they are
+    stored; a bad video's scores are 0, a missing label -1.
+    """
+    batch = table.combine_chunks().to_batches() if isinstance(table, pa.Table) else [table]
+    rows = batch[0]
+    scores = rows.column("scores")
+    classes = scores.type.list_size
+    values = scores.flatten().fill_null(0.0).to_numpy(zero_copy_only=False).reshape(-1, classes)
+    labels = rows.column("label").fill_null(-1).to_numpy(zero_copy_only=False)
+    valid = rows.column("prediction").is_valid().to_numpy(zero_copy_only=False)
+    return (
+        torch.from_numpy(np.array(values)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(np.array(valid)),
+    )
+
+
+def row_groups(path: Path) -> Iterator[pa.Table]:
+    """The row groups of a file of scores, one in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)

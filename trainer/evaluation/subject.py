@@ -1,0 +1,228 @@
+"""What is to be evaluated on what: a model and a manifest, found and made to fit together."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from models.weights.row_maps import agrees_with_order
+from pipelines import kinetics710
+from pipelines.dataset import Dataset
+from pipelines.datasets.class_names import read_class_names
+from pipelines.draw import ViewClip
+from trainer import RunError
+from trainer.class_mapping import rows_for
+from trainer.engine.engine import choose_precision
+from trainer.engine.memory import Precision
+from trainer.environment import Environment
+from trainer.inference.model_source import open_model
+from trainer.inference.preprocessing import read_preprocessing
+from trainer.node_files import open_manifest, read_first
+from trainer.recipe.schema import Recipe
+from trainer.weights import Weights
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; None is decided from the source's recipe.
+
+    source: a run's folder, a checkpoint's, a file of weights. last: of a run, its last weights, not its best.
+    manifest: of the videos. clips, crops: views of each video. batch: videos per rank and forward pass.
+    frames, class_names: of a released checkpoint, which does not say; class_names is a text file. out: folder
+    for the results. again: throw away what is there.
+    """
+
+    source: Path
+    last: bool = False
+    manifest: Path | None = None
+    clips: int | None = None
+    crops: int | None = None
+    batch: int | None = None
+    workers: int | None = None
+    decoder: str | None = None
+    precision: str | None = None
+    bad_share: float | None = None
+    frames: int | None = None
+    class_names: Path | None = None
+    out: Path | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    rows: of the model's head, for each class its row; None for all of them in their order. names: of the
+    scores. mean, std: for normalisation. bad_share: of the videos that may be unreadable.
+    """
+
+    source: Path
+    weights: Weights
+    manifest: Path
+    dataset: Dataset
+    view: ViewClip
+    rows: tuple[int, ...] | None
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: Precision
+    batch: int
+    workers: int | None
+    decoder: str
+    bad_share: float
+    out: Path
+
+    def identity(self) -> dict[str, Any]:
+        """What scores depend on by more than rounding, as JSON has it. Reads all weights."""
+        return {
+            "weights_sha256": weights_digest(self.weights),
+            "fingerprint": self.dataset.fingerprint,
+            "clips": self.view.clips,
+            "crops": self.view.crops,
+            "precision": self.precision,
+            "decoder": self.decoder,
+        }
+
+
+def find_subject(request: Request, environment: Environment) -> Subject:
+    """Read the model, open the manifest, compare their classes.
+
+    To be done on all ranks `together`. Raises RunError, DataError or ModelError for what cannot be read or
+    does not fit.
+    """
+    names = None if request.class_names is None else tuple(read_class_names(request.class_names))
+    weights = open_model(request.source, last=request.last, frames=request.frames, class_names=names)
+    recipe = _recipe_of(weights)
+    released = not weights.recipe
+    if released and names is None:
+        weights = _with_known_names(weights)
+    manifest = _manifest(request, recipe)
+    read_first([manifest], environment, None)
+    dataset = Dataset([open_manifest(manifest)])
+    rows = _rows(weights, dataset.class_names, ordered=released and names is None)
+    config = weights.model.config
+    pixels = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
+    clips, crops = (pixels.clips, pixels.crops)
+    if recipe is not None:
+        clips, crops = recipe.evaluation.clips, recipe.evaluation.crops
+    view = ViewClip(config.frames, config.resolution, request.clips or clips, request.crops or crops)
+    return Subject(
+        source=request.source,
+        weights=weights,
+        manifest=manifest,
+        dataset=dataset,
+        view=view,
+        rows=rows,
+        names=_names_of_scores(dataset.class_names, config.num_classes if rows is None else len(rows)),
+        mean=pixels.mean,
+        std=pixels.std,
+        precision=_precision(request, recipe, environment.device),
+        batch=request.batch or (8 if recipe is None else recipe.evaluation.batch),
+        workers=request.workers or _workers(recipe),
+        decoder=request.decoder or ("auto" if recipe is None else recipe.data.decoder),
+        bad_share=_bad_share(request, recipe),
+        out=request.out or _folder(request.source, weights, manifest, view),
+    )
+
+
+def weights_digest(weights: Weights) -> str:
+    """SHA-256 of the model's configuration, its preprocessing and its tensors, as hexadecimal digits."""
+    described = [asdict(weights.model.config), weights.preprocessing, weights.class_names]
+    described[0].pop("recomputed_blocks")  # type: ignore[attr-defined]
+    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(weights.model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _recipe_of(weights: Weights) -> Recipe | None:
+    """The recipe that travels with the weights; None where there is none, or of another version."""
+    try:
+        return Recipe.model_validate_json(json.dumps(weights.recipe)) if weights.recipe else None
+    except ValidationError:
+        return None
+
+
+def _with_known_names(weights: Weights) -> Weights:
+    """The released models' Kinetics classes, where the number of outputs says which they are."""
+    names: Sequence[str | None]
+    outputs = weights.model.config.num_classes
+    if outputs == len(kinetics710.class_names("k400_released")):
+        names = kinetics710.class_names("k400_released")
+    elif outputs == kinetics710.UNION:
+        names = kinetics710.released_names()
+    else:
+        return weights
+    return replace(weights, class_names=tuple(name or f"row {row}" for row, name in enumerate(names)))
+
+
+def _manifest(request: Request, recipe: Recipe | None) -> Path:
+    if request.manifest is not None:
+        return request.manifest
+    if recipe is None:
+        raise RunError(
+            f"{request.source} does not say on which videos to evaluate it: name them with --manifest FILE"
+        )
+    if not recipe.data.val.exists():
+        raise RunError(
+            f"{recipe.data.val}, the validation manifest of the recipe in {request.source}, is not there: "
+            "name one with --manifest FILE"
+        )
+    return recipe.data.val
+
+
+def _rows(weights: Weights, wanted: tuple[str, ...], *, ordered: bool) -> tuple[int, ...] | None:
+    """Rows of the head, None for all. Raises RunError for classes that the model does not know.
+
+    ordered: whether the model may be the authors' Kinetics-710, many of whose rows are known by order only.
+    """
+    known = weights.class_names
+    if known == wanted:
+        return None
+    if ordered and len(known) == kinetics710.UNION:
+        rows = kinetics710.released_rows().get(len(wanted))
+        head = kinetics710.released_names()
+        if rows is not None and agrees_with_order(head, rows, wanted, kinetics710.synonyms()):
+            return rows
+    return rows_for(known, wanted)
+
+
+def _names_of_scores(class_names: tuple[str, ...], scores: int) -> tuple[str, ...]:
+    """A head may have more outputs than the data has classes (model.num_classes)."""
+    return class_names + tuple(f"output {number}" for number in range(len(class_names), scores))
+
+
+def _precision(request: Request, recipe: Recipe | None, device: torch.device) -> Precision:
+    """What is asked for, else what the recipe trains in, where this device takes that."""
+    if request.precision is not None:
+        return choose_precision(request.precision, device)
+    wanted = "auto" if recipe is None else recipe.engine.precision
+    if wanted == "bf16" and device.type == "cpu":
+        wanted = "auto"
+    return choose_precision(wanted, device)
+
+
+def _workers(recipe: Recipe | None) -> int | None:
+    return None if recipe is None or recipe.data.workers == "auto" else recipe.data.workers
+
+
+def _bad_share(request: Request, recipe: Recipe | None) -> float:
+    if request.bad_share is not None:
+        return request.bad_share
+    return 0.01 if recipe is None else recipe.data.bad_share
+
+
+def _folder(source: Path, weights: Weights, manifest: Path, view: ViewClip) -> Path:
+    """Where the results go: `evaluations/` of the run, or beside the file."""
+    what = f"{manifest.stem}-{view.clips}x{view.crops}"
+    if source.is_file():
+        return source.parent / "evaluations" / f"{source.stem}-{what}"
+    run = source.parent.parent if source.parent.name == "checkpoints" else source
+    step = "" if weights.step is None else f"step-{weights.step:07d}-"
+    return run / "evaluations" / f"{step}{what}"
