@@ -73,13 +73,16 @@ def read_manifest(path: Path) -> None:
 
 def make_weights(folder: Path) -> list[Path]:
     from models import create_model
+    from trainer.inference.preprocessing import Preprocessing
     from trainer.weights import save_weights
 
     model = create_model("tiny", form="temporal", **SMALL)
+    config = model.config
+    preprocessing = Preprocessing(config.frames, config.resolution, (0.45,) * 3, (0.225,) * 3)
     description = {
         "model": dataclasses.asdict(model.config),
         "class_names": ["a", "b", "c"],
-        "preprocessing": {},
+        "preprocessing": preprocessing.as_metadata(),
         "recipe": {},
     }
     path = folder / "weights.safetensors"
@@ -88,12 +91,15 @@ def make_weights(folder: Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> None:
+    import torch
+
     from models.weight_files import open_weights
+    from trainer.inference.predictor import Predictor
     from trainer.weights import load_weights
 
     weights = open_weights(path)
     weights.read(list(weights.shapes)[:5])
-    load_weights(path)
+    Predictor(load_weights(path), torch.device("cpu"))
 
 
 def make_videos(folder: Path) -> list[Path]:

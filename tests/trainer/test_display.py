@@ -112,6 +112,14 @@ def test_the_table_that_ends_a_run() -> None:
     }
 
 
+def test_the_table_names_the_best_evaluation_and_its_file() -> None:
+    best = {"best_top1": 0.96875, "best_step": 300, "best_weights": "weights-best.safetensors"}
+    shown = text_of(SUMMARY | best)
+    assert shown["best top-1"] == "96.88 % after step 300, in weights-best.safetensors"
+    assert list(shown)[:3] == ["top-1", "top-5", "best top-1"]
+    assert "not kept" in text_of(SUMMARY | best | {"best_weights": None})["best top-1"]
+
+
 def test_what_was_not_measured_is_left_out() -> None:
     assert text_of({"top1": None, "steps": 3}, command=None) == {"steps": "3", "run": "runs/quickstart"}
 

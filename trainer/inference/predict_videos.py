@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.weights.header import short
 from pipelines import DataError, VideoDefect
 from pipelines.annotated_video import Lines, annotate, shown_text
-from pipelines.datasets.listing import shown_class
 from pipelines.frame_stream import FrameStream
 from pipelines.paths import printable, try_to_write
 from trainer import RunError
@@ -101,7 +101,7 @@ def _annotate(found: Prediction | Timeline, out: Path) -> bool:
 
     def lines_at(seconds: float) -> Lines:
         top = found.top if isinstance(found, Prediction) else getattr(found.at(seconds), "top", ())
-        return tuple((shown_class(name), share) for name, share in top)
+        return tuple((short(name), share) for name, share in top)
 
     try:
         with _progress(f"frames of {printable(out.name)}") as progress:
@@ -126,11 +126,11 @@ def _prepare_folder(folder: Path) -> None:
 
 
 def _say_boxes(class_names: Sequence[str]) -> None:
-    boxed = [name for name in class_names if shown_text(shown_class(name)) != shown_class(name)]
+    boxed = [name for name in class_names if shown_text(short(name)) != short(name)]
     if boxed:
         print(
             f"note: {len(boxed)} class names have characters that the font of annotated videos lacks, such "
-            f"as '{shown_class(boxed[0])}'; they are shown as boxes there",
+            f"as '{short(boxed[0])}'; they are shown as boxes there",
             file=sys.stderr,
         )
 
