@@ -30,17 +30,22 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:  # B Q C, B M C -> B Q C
-        query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)  # C C
-        query_bias, _, value_bias = self.in_proj_bias.chunk(3)  # C
+    def affinity(self, queries: Tensor, tokens: Tensor) -> Tensor:  # B Q C, B M C -> B Q*heads M
+        """How much each head of each query takes of each token; sums to 1 over the tokens."""
+        query_weight, key_weight, _ = self.in_proj_weight.chunk(3)  # C C
+        query_bias = self.in_proj_bias.chunk(3)[0]  # C
         per_head = (self.heads, -1)
         query = F.linear(queries, query_weight, query_bias).unflatten(-1, per_head)  # B Q heads D
         query = query * query.shape[-1] ** -0.5
         probe = torch.einsum("bqhd,hdc->bqhc", query, key_weight.unflatten(0, per_head))  # B Q heads C
         scores = probe.flatten(1, 2) @ tokens.transpose(1, 2)  # B Q*heads M
-        affinity = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-        gathered = (affinity @ tokens).unflatten(1, (-1, self.heads))  # B Q heads C
-        values = torch.einsum("bqhc,hdc->bqhd", gathered, value_weight.unflatten(0, per_head))  # B Q heads D
+        return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:  # B Q C, B M C -> B Q C
+        value_weight, value_bias = self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]
+        gathered = (self.affinity(queries, tokens) @ tokens).unflatten(1, (-1, self.heads))  # B Q heads C
+        value_weight = value_weight.unflatten(0, (self.heads, -1))  # heads D C
+        values = torch.einsum("bqhc,hdc->bqhd", gathered, value_weight)  # B Q heads D
         return self.out(values.flatten(2) + value_bias)
 
 

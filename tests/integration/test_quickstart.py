@@ -2,10 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
+from pipelines import motion, motion_drawing
+from pipelines.frames import view_indices
 from tests.integration.processes import ROOT, typed
+from trainer.inference.model_source import open_model
+from trainer.inspection.explanation import Explainer
 
 pytestmark = pytest.mark.soak
 
@@ -35,10 +44,62 @@ def result(recipe: str, data: Path, run_dir: Path) -> dict[str, float]:
     return summary
 
 
-def test_the_model_learns_time(data: Path, tmp_path: Path) -> None:
-    summary = result("quickstart", data, tmp_path / "run")
+@pytest.fixture(scope="module")
+def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder."""
+    run_dir = tmp_path_factory.mktemp("learned") / "run"
+    result("quickstart", data, run_dir)
+    return run_dir
+
+
+def test_the_model_learns_time(learned: Path) -> None:
+    summary = json.loads((learned / "summary.json").read_text())
     assert summary["videos"] >= 400
     assert summary["top1"] >= 0.9
+
+
+def coverage(index: int, size: int) -> np.ndarray:
+    """How much of each pixel the moving shape of a validation clip covers, as the model's eyes see the clip:
+    of all frames, (T, size, size).
+    """
+    kept: list[np.ndarray] = []
+    draw_shape = motion_drawing._shape
+
+    def drawn(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        shape, paint = draw_shape(*arguments)
+        kept.append(shape.copy())
+        return shape, paint
+
+    with mock.patch.object(motion_drawing, "_shape", drawn):
+        clip = motion.draw(motion.Settings(0), "val", index)
+    covered = torch.from_numpy(kept[0][::-1].copy() if index % 2 else kept[0])[:, None]
+    assert covered.shape[-2:] == clip.frames.shape[1:3]
+    short = min(covered.shape[-2:])
+    height, width = (int(side * size / short) for side in covered.shape[-2:])
+    resized = functional.interpolate(covered, (height, width), mode="bilinear")[:, 0]
+    top, left = (height - size) // 2, (width - size) // 2
+    return resized[:, top : top + size, left : left + size].numpy()
+
+
+def test_its_maps_lie_on_the_moving_shape(learned: Path, data: Path) -> None:
+    """More of each map's mass is on the shape than the shape has of the area: by chance it would be as much.
+
+    Seen after one training: class activation 2.4 times as much on average, and more in 94 % of the clips.
+    """
+    weights = open_model(learned)
+    explainer = Explainer(weights, torch.device("cpu"))
+    videos = {int(path.stem): path for path in (data / "val").rglob("0*.*")}
+    ratios = []
+    for index in range(64):
+        found = explainer.explain(videos[index], videos[index].parent.name)
+        shape = coverage(index, weights.model.config.resolution)
+        frames = shape[view_indices(len(shape), len(found.frames), 1).reshape(-1)]
+        ratios.append(
+            [(each.values * frames).sum() / each.values.sum() / frames.mean() for each in found.maps]
+        )
+    activation, *attention = np.array(ratios).T
+    assert activation.mean() > 1.5 and (activation > 1).mean() > 0.8
+    assert all(block.mean() > 1.5 and (block > 1).mean() > 0.6 for block in attention)
 
 
 def test_without_time_it_cannot(data: Path, tmp_path: Path) -> None:

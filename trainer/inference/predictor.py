@@ -211,7 +211,7 @@ def load(
 
     Raises RunError where the model cannot be read, or there is no such device.
     """
-    chosen = _device(device)
+    chosen = choose_device(device)
     names = None if class_names is None else tuple(class_names)
     return Predictor(open_model(Path(source), last=last, frames=frames, class_names=names), chosen)
 
@@ -221,7 +221,8 @@ def _check_top(count: int) -> None:
         raise RunError(f"the top {count} classes; at least 1 is to be named")
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of a name: `auto` is a GPU where there is one. Raises RunError for one that is not here."""
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

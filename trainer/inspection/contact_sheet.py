@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_sheet(path: Path, title: str, rows: Sequence[Row], columns: Sequence[s
 
     The file is written whole or not at all. Raises RunError where it cannot be written.
     """
-    _write(path, draw_sheet(title, rows, columns))
+    save_sheet(path, draw_sheet(title, rows, columns))
 
 
 def draw_sheet(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Image.Image:
@@ -92,23 +93,20 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines no wider than the words' column, broken at spaces and, where need be, inside a word."""
+    """Lines no wider than the words' column, broken after spaces and slashes, else inside a word."""
     lines = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}" if lines[-1] else word
-        if font.getlength(joined) <= _WORDS - _GAP:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
+    for part in re.split(r"(?<=[ /])", text):
+        if font.getlength((lines[-1] + part).rstrip()) > _WORDS - _GAP:
             lines.append("")
-        for sign in word:
-            if font.getlength(lines[-1] + sign) > _WORDS - _GAP:
+        for sign in part:
+            if font.getlength((lines[-1] + sign).rstrip()) > _WORDS - _GAP:
                 lines.append("")
             lines[-1] += sign
     return lines
 
 
-def _write(path: Path, picture: Image.Image) -> None:
+def save_sheet(path: Path, picture: Image.Image) -> None:
+    """Write a PNG, whole or not at all. Raises RunError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_bytes(png_bytes(picture))

@@ -1,0 +1,78 @@
+"""Show what a model looks at in a video: class activation, and the attention of its global blocks.
+
+    python launch/explain.py runs/quickstart data/motion/val/grow/000006.mp4
+    python launch/explain.py weights.safetensors dance.mp4 --class "salsa dancing" --out s.png --video s.mp4
+    python launch/explain.py k400_b16_8f.pth dance.mp4 --frames 8 --classes k400.txt --json
+
+The sheet has a row of frames, one of class activation, and one for each global block; the video shows the
+frames, the class activation and the last block's attention side by side.
+Exit codes: 0 done, 2 a mistake in what was asked or a video that cannot be used (the message says which),
+130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pipelines import DataError
+from trainer import UserError
+from trainer.leaving import end_with
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="explain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("video", type=Path)
+    parser.add_argument("--class", dest="name", metavar="NAME", help="to explain (the most likely one)")
+    parser.add_argument(
+        "--out", type=Path, help="the contact sheet, a PNG (VIDEO's name with -explained.png)"
+    )
+    parser.add_argument(
+        "--video", type=Path, dest="overlay", metavar="FILE", help="write an overlaid MP4, too"
+    )
+    parser.add_argument("--last", action="store_true", help="of a run, the weights of its last step")
+    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint")
+    parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipelines.datasets.class_names import read_class_names
+    from trainer.inference.model_source import open_model
+    from trainer.inference.predictor import choose_device
+    from trainer.inspection.explanation import Explainer
+    from trainer.inspection.explanation_pictures import as_json, write_explanation, write_overlay
+
+    names = None if arguments.classes is None else read_class_names(arguments.classes)
+    device = choose_device(arguments.device)
+    weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)
+    found = Explainer(weights, device).explain(arguments.video, arguments.name)
+    sheet = arguments.out or Path(f"{arguments.video.stem}-explained.png")
+    write_explanation(sheet, found)
+    if arguments.overlay is not None:
+        write_overlay(arguments.overlay, found)
+    if arguments.json:
+        print(json.dumps(as_json(found, sheet, arguments.overlay), indent=1))
+        return 0
+    print(f"{found.name}: probability {found.probability:.3f}")
+    for each in found.maps:
+        print(f"{each.about}: highest value {each.peak:.1f} times the mean")
+    print("wrote", " and ".join(str(path) for path in (sheet, arguments.overlay) if path is not None))
+    return 0
+
+
+def main() -> int:
+    try:
+        return run(parse())
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    end_with(main, "interrupted")

@@ -1,0 +1,79 @@
+"""`launch/explain.py` as it is typed, on a model that has learned nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from launch import explain as command
+from pipelines.frame_stream import FrameStream
+from tests.conftest import MotionSet
+from tests.trainer.inference.weights import CLASSES, write_weights
+from trainer.inference.model_source import open_model
+from trainer.inference.predictor import Predictor
+from trainer.inspection.explanation import Explainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+def test_a_sheet_and_a_video(weights: Path, motion_set: MotionSet, tmp_path: Path) -> None:
+    video = next((motion_set.root / "val").rglob("*.mp4"))
+    typed = [
+        sys.executable, str(ROOT / "launch" / "explain.py"), str(weights), str(video), "--json",
+        "--class", CLASSES[1], "--out", str(tmp_path / "s.png"), "--video", str(tmp_path / "s.mp4"),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["class"] == CLASSES[1] and len(found["maps"]) == 3 and len(found["seconds"]) == 4
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.width > 5 * 128 and sheet.height > 4 * 128
+    written = FrameStream(tmp_path / "s.mp4")
+    assert written.frames == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.mp4", "s.png"]
+
+
+def test_the_clip_is_that_of_a_prediction(weights: Path, motion_set: MotionSet) -> None:
+    video = next((motion_set.root / "val").rglob("*.webm"))
+    opened = open_model(weights)
+    found = Explainer(opened, torch.device("cpu")).explain(video)
+    name, probability = Predictor(opened, torch.device("cpu")).predict(video).top[0]
+    assert (found.name, found.probability) == (name, pytest.approx(probability, abs=1e-6))
+    for each in found.maps:
+        assert each.values.shape == found.frames.shape[:3]
+        assert each.values.min() >= 0 and each.values.max() == pytest.approx(1)
+    assert np.ptp(found.frames) > 50
+
+
+def test_what_is_wrong(
+    weights: Path,
+    motion_set: MotionSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    video = next((motion_set.root / "val").rglob("*.mp4"))
+    page = tmp_path / "page.mp4"
+    page.write_text("<html></html>")
+    for arguments, token in (
+        ((weights, video, "--class", "juggling"), "juggling"),
+        ((weights, page, "--out", tmp_path / "s.png"), "page.mp4"),
+        ((tmp_path, video), str(tmp_path)),
+        ((weights, video, "--out", tmp_path / "nowhere" / "s.png"), "nowhere"),
+        ((weights, video, "--out", tmp_path / "s.png", "--video", tmp_path / "no" / "s.mp4"), "no/s.mp4"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, arguments)])
+        assert command.main() == 2
+        assert token in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""An explanation as a contact sheet and as an overlaid video."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.encoder import H264, encode_video
+from pipelines.paths import printable
+from trainer import RunError
+from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet
+from trainer.inspection.explanation import Explanation, HeatMap
+from trainer.inspection.heat_map import legend, overlaid
+
+_COLUMNS = 8  # frames of a sheet
+_LEGEND = 128, 12  # pixels
+_LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
+
+
+def explanation_sheet(found: Explanation) -> Image.Image:
+    """Rows: frames, class activation, the attention of each global block, what the colours mean."""
+    count = len(found.frames)
+    chosen = np.linspace(0, count - 1, min(_COLUMNS, count)).round().astype(int)
+    rows = [Row(["frames", printable(found.path)], [found.frames[number] for number in chosen])]
+    for each in found.maps:
+        pictures = [overlaid(found.frames[number], each.values[number]) for number in chosen]
+        rows.append(Row(_words(each, found.name), pictures))
+    rows.append(Row(["colours: from 0 to the highest value of the row"], [legend(*_LEGEND)]))
+    title = f"{found.name}, probability {found.probability:.3f}"
+    return draw_sheet(title, rows, [f"{found.seconds[number]:.2f} s" for number in chosen])
+
+
+def write_explanation(sheet: Path, found: Explanation) -> None:
+    """The contact sheet as a PNG. Raises RunError where it cannot be written."""
+    save_sheet(sheet, explanation_sheet(found))
+
+
+def write_overlay(path: Path, found: Explanation) -> None:
+    """Frames, class activation and the last global block's attention side by side, as H.264 in MP4.
+
+    The clip's frames last as long as in the video. Raises RunError where it cannot be written.
+    """
+    shown = [found.maps[0], *found.maps[1:][-1:]]
+    frames = np.stack(
+        [
+            np.concatenate([frame, *(overlaid(frame, each.values[number]) for each in shown)], axis=1)
+            for number, frame in enumerate(found.frames)
+        ]
+    )
+    height, width = (frames.shape[axis] // 2 * 2 for axis in (1, 2))
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        encode_video(temporary, frames[:, :height, :width], H264, _rate(found), keyframe_interval=12)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; choose another") from error
+
+
+def as_json(found: Explanation, sheet: Path, video: Path | None) -> dict[str, Any]:
+    """What was found, without the maps themselves."""
+    return {
+        "video": str(found.path),
+        "class": found.name,
+        "probability": found.probability,
+        "seconds": list(found.seconds),
+        "maps": [
+            {"about": each.about, "peak": each.peak, "on_patches": each.on_shown} for each in found.maps
+        ],
+        "sheet": str(sheet),
+        "overlay": None if video is None else str(video),
+    }
+
+
+def _rate(found: Explanation) -> Fraction:
+    """Frames per second with which the clip lasts as long as what it was taken from."""
+    span = found.seconds[-1] - found.seconds[0]
+    rate = (len(found.seconds) - 1) / span if span > 0 else _MOST_RATE
+    return Fraction(min(max(rate, _LEAST_RATE), _MOST_RATE)).limit_denominator(1000)
+
+
+def _words(each: HeatMap, name: str) -> list[str]:
+    peak = f"highest value {each.peak:.1f} times the mean"
+    if each.on_shown is None:
+        return [f"{each.about}: {name}", peak]
+    return [each.about, f"{peak}; {100 * each.on_shown:.0f} % of the attention is on patches and shown"]
