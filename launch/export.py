@@ -1,9 +1,13 @@
-"""Write the weights of a checkpoint as one file that needs nothing else.
+"""Write a trained model as one file, or as a folder, that other programs read.
 
     python launch/export.py runs/quickstart --best --out best.safetensors
-    python launch/export.py runs/quickstart/checkpoints/step-0000200
+    python launch/export.py runs/quickstart --format onnx --out model.onnx
+    python launch/export.py runs/quickstart --best --format huggingface --out my-model
 
-Exit codes: 0 done, 2 a mistake in what was asked (the message says which).
+Formats: safetensors (weights, class names, preprocessing), onnx, torch (torch.export), huggingface (a folder
+with a model card). Of the last three, what was written is loaded again and its logits compared with the
+model's. Exit codes: 0 done, 2 a mistake in what was asked (the message says which), 130 interrupted: nothing
+is written.
 """
 
 import argparse
@@ -13,11 +17,22 @@ from pathlib import Path
 
 from trainer import UserError
 
+OTHERS = ("onnx", "torch", "huggingface")
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="export.py", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("source", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("weights.safetensors"), help="file to write")
+    parser = argparse.ArgumentParser(
+        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = (
+        "a run's folder, or one of its checkpoints; for other formats than safetensors a file of weights, too"
+    )
+    parser.add_argument("source", type=Path, help=source)
+    parser.add_argument(
+        "--format", choices=("safetensors", *OTHERS), default="safetensors", help="(%(default)s)"
+    )
+    out = "file or folder to write (weights.safetensors, model.onnx, model.pt2, model)"
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument(
         "--best", action="store_true", help="of a run, the most accurate checkpoint, not the newest"
     )
@@ -26,23 +41,53 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="the weights of the last step, not their moving average (ema_decay)",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint, which does not say")
+    parsed = parser.parse_args(arguments)
+    if parsed.frames is not None and parsed.format == "safetensors":
+        parser.error("--frames is for a released checkpoint in another format than safetensors")
+    return parsed
 
 
 def main() -> int:
     arguments = parse()
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    from trainer.checkpoint.export import export
-
     try:
-        state = export(arguments.source, arguments.out, best=arguments.best, average=not arguments.last)
+        return write_other(arguments) if arguments.format in OTHERS else write_weights(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def write_weights(arguments: argparse.Namespace) -> int:
+    from trainer.checkpoint.export import export
+
+    out = arguments.out or Path("weights.safetensors")
+    state = export(arguments.source, out, best=arguments.best, average=not arguments.last)
     classes = len(state.description["class_names"])
-    print(f"{arguments.out}: the weights after step {state.step}, {classes} classes")
+    print(f"{out}: the weights after step {state.step}, {classes} classes")
+    return 0
+
+
+def write_other(arguments: argparse.Namespace) -> int:
+    from trainer.export.formats import FORMATS, check_export, export_as
+    from trainer.export.source import read_source
+
+    out = arguments.out or Path(FORMATS[arguments.format].default)
+    check_export(arguments.format, out)
+    source = read_source(
+        arguments.source, best=arguments.best, average=not arguments.last, frames=arguments.frames
+    )
+    print(f"writing {out}, then comparing it with the model: up to some minutes", file=sys.stderr)
+    difference = export_as(arguments.format, source, out)
+    step = "" if source.step is None else f" after step {source.step}"
+    classes = len(source.weights.class_names)
+    print(f"{out}: the model{step}, {classes} classes; its logits differ by {difference:.1e} at most")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)

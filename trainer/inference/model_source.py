@@ -3,6 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from models import ModelError
 from models.weight_files import open_weights
@@ -16,6 +19,8 @@ from trainer.weights import FORMAT, Weights, described_model, load_weights
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 """What the released models' clips are normalised with, by channel."""
+HUB_WEIGHTS = "model.safetensors"
+"""The weights in a folder that `export --format huggingface` wrote."""
 
 
 def open_model(
@@ -27,11 +32,11 @@ def open_model(
 ) -> Weights:
     """The model in evaluation mode, on the CPU in float32, with class names and preprocessing.
 
-    source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, or a
-    released UniFormerV2 checkpoint. last: of a run's folder, the weights of its last step; otherwise those of
-    its best evaluation, where they were kept, from a file or a checkpoint. frames: of a clip, which a
-    released checkpoint does not say, and only that may be given it. class_names: a name for each output, to
-    stand in place of the file's.
+    source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, a folder in
+    Hugging Face's layout that it wrote, or a released UniFormerV2 checkpoint. last: of a run's folder, the
+    weights of its last step; otherwise those of its best evaluation, where they were kept, from a file or a
+    checkpoint. frames: of a clip, which a released checkpoint does not say, and only that may be given it.
+    class_names: a name for each output, to stand in place of the file's.
 
     Raises RunError for a source that cannot be read, one that needs `frames` and does not get it or gets it
     without need, and for another number of names than the model has outputs.
@@ -48,6 +53,8 @@ def open_model(
 
 
 def _from_folder(source: Path, last: bool) -> Weights:
+    if (source / HUB_WEIGHTS).is_file():
+        return load_weights(source / HUB_WEIGHTS)
     folder = RunFolder(source)
     if (source / STATE).exists():
         return _from_checkpoint(source)
@@ -96,7 +103,14 @@ def _best_at_end(folder: RunFolder) -> tuple[Path | None, float]:
 
 def _from_checkpoint(source: Path) -> Weights:
     state, tensors = read_checkpoint(source)
-    description = state.description
+    return built_model(state.description, tensors, source)
+
+
+def built_model(description: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> Weights:
+    """The model that a checkpoint's description and weights make, in evaluation mode on the CPU.
+
+    source: the checkpoint, for the message. Raises RunError where the two do not fit.
+    """
     try:
         model = described_model(description, tensors).to_empty(device="cpu")
     except ModelError as error:

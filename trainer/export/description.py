@@ -1,0 +1,34 @@
+"""What an exported model says of itself, without what is nobody else's business."""
+
+from typing import Any
+
+from trainer.export.source import ExportSource
+from trainer.tracking.secrets import redacted
+
+_PRIVATE = ("tracking", "run")  # addresses and folders of whoever trained it
+
+
+def describe_model(source: ExportSource) -> dict[str, Any]:
+    """What is needed to use the logits, `class_names` and `preprocessing`, and where they come from."""
+    weights = source.weights
+    return {
+        "name": source.name,
+        "class_names": list(weights.class_names),
+        "preprocessing": weights.preprocessing,
+        "step": source.step,
+    }
+
+
+def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without addresses and folders: of a path its last part stays."""
+    return {name: _public(value) for name, value in recipe.items() if name not in _PRIVATE}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    if isinstance(value, str):
+        return redacted(value.rstrip("/").rpartition("/")[2])
+    return value

@@ -1,0 +1,170 @@
+"""The model card of an export: what the run's files say, and what only its owner can add."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.cost import multiply_accumulates, parameter_count
+from trainer.checkpoint.accuracies import Accuracies
+from trainer.export.description import public_recipe
+from trainer.export.source import ExportSource
+from trainer.run_folder import RunFolder
+
+_FINGERPRINT = "data.train (fingerprint)"
+_SHOWN_CLASSES = 20
+_UNKNOWN = "not known"
+_LICENCE_FIELD = "license:  # to be filled in by whoever publishes this model"
+_LICENCE = "Not chosen yet: whoever publishes this model fills in `license` at the top of this file."
+
+
+def model_card(source: ExportSource) -> str:
+    """README.md with YAML front matter.
+
+    What no file of the run says is written as not known; of machines only the hardware is named, and of paths
+    only the last part. The licence is left to whoever publishes the model, and the card says so.
+    """
+    recipe = public_recipe(source.weights.recipe)
+    accuracies = {} if source.run is None else Accuracies(source.run / "checkpoints").known()
+    own = accuracies.get(source.step or -1) if source.as_evaluated else None
+    sections = {
+        "Use": _use(source),
+        "Results": _results(source, accuracies, own),
+        "Training": _training(source, recipe),
+        "Licence": [_LICENCE],
+        "Recipe": ["```yaml", _yaml(recipe), "```"] if recipe else [_UNKNOWN],
+    }
+    lines = [
+        "---",
+        _LICENCE_FIELD,
+        _yaml(_front_matter(source, recipe, own)),
+        "---",
+        "",
+        f"# {source.name}",
+        "",
+    ]
+    lines += _description(source)
+    for title, text in sections.items():
+        lines += ["", f"## {title}", "", *text]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(source: ExportSource, recipe: dict[str, Any], own: float | None) -> dict[str, Any]:
+    front: dict[str, Any] = {
+        "library_name": "uniformerv2-trainer",
+        "pipeline_tag": "video-classification",
+        "tags": ["uniformerv2", "video-classification"],
+        "metrics": ["accuracy"],
+    }
+    if own is not None:
+        dataset = {"type": "video-folder", "name": ", ".join(_manifests(recipe, "val")) or _UNKNOWN}
+        metric = {"type": "accuracy", "name": "top-1", "value": round(own, 4)}
+        task = {"type": "video-classification"}
+        results = [{"task": task, "dataset": dataset, "metrics": [metric]}]
+        front["model-index"] = [{"name": source.name, "results": results}]
+    return front
+
+
+def _description(source: ExportSource) -> list[str]:
+    config, names = source.weights.model.config, source.weights.class_names
+    more = f", and {len(names) - _SHOWN_CLASSES} more (`config.json`)" if len(names) > _SHOWN_CLASSES else ""
+    return [
+        f"A [UniFormerV2](https://arxiv.org/abs/2211.09552) of {parameter_count(config):,} parameters that "
+        f"sorts clips of {config.frames} frames of {config.resolution} x {config.resolution} pixels into "
+        f"{len(names)} classes, at {multiply_accumulates(config) / 1e9:.4g} GMACs a clip.",
+        "",
+        f"Classes: {', '.join(names[:_SHOWN_CLASSES])}{more}.",
+    ]
+
+
+def _use(source: ExportSource) -> list[str]:
+    preprocessing = source.weights.preprocessing
+    return [
+        "```python",
+        "import uniformerv2  # pip install uniformerv2-trainer",
+        'model = uniformerv2.load("FOLDER").model  # FOLDER holds this file; clips B 3 T H W -> logits',
+        "```",
+        "",
+        f"A clip is {preprocessing.get('frames', _UNKNOWN)} frames (sampling: "
+        f"{preprocessing.get('sampling', _UNKNOWN)}). The short side is resized to the model's resolution, a "
+        "square is cut from the middle, and values from 0 to 1 are normalised with mean "
+        f"{preprocessing.get('mean', _UNKNOWN)} and deviation {preprocessing.get('std', _UNKNOWN)} "
+        "(`preprocessor_config.json`).",
+    ]
+
+
+def _results(source: ExportSource, accuracies: dict[int, float], own: float | None) -> list[str]:
+    if not accuracies:
+        return [f"Accuracy: {_UNKNOWN}; no evaluation of these weights is in the files they came from."]
+    rows = {"these weights": (source.step, own)}
+    best, last = max(accuracies, key=accuracies.__getitem__), max(accuracies)
+    rows |= {
+        "best evaluation of the run": (best, accuracies[best]),
+        "last one": (last, accuracies[last]),
+    }
+    lines = ["| | after step | top-1 |", "|---|---|---|"]
+    for what, (step, top1) in rows.items():
+        lines.append(f"| {what} | {step} | {_UNKNOWN if top1 is None else f'{100 * top1:.2f} %'} |")
+    summary = _read(RunFolder(source.run).summary) if source.run is not None else {}
+    if summary.get("top5") is not None and summary.get("videos"):
+        lines += [
+            "",
+            f"At the end of the run top-5 was {100 * summary['top5']:.2f} % of {summary['videos']:,} videos.",
+        ]
+    return lines
+
+
+def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
+    machine = _read(RunFolder(source.run).environment) if source.run is not None else {}
+    summary = _read(RunFolder(source.run).summary) if source.run is not None else {}
+    optimisation = recipe.get("optimisation", {})
+    gpus = Counter(machine.get("gpus") or ())
+    hardware = ", ".join(f"{count} x {name}" for name, count in gpus.items()) or machine.get("cpu")
+    packages = machine.get("packages") or {}
+    facts = {
+        "training data": ", ".join(_manifests(recipe, "train")),
+        "fingerprint of it": source.settled.get(_FINGERPRINT),
+        "validation data": ", ".join(_manifests(recipe, "val")),
+        "recipe": recipe.get("name"),
+        "steps": source.step,
+        "global batch": optimisation.get("global_batch"),
+        "learning rate": optimisation.get("learning_rate"),
+        "began from": _beginning(recipe),
+        "processes": source.ranks,
+        "hardware of the first node": hardware,
+        "time of the whole run": summary.get("spent"),
+        "versions": ", ".join(f"{name} {number}" for name, number in packages.items()),
+        "commit of the trainer": machine.get("commit"),
+    }
+    lines = ["| | |", "|---|---|"]
+    return lines + [f"| {name} | {value or _UNKNOWN} |" for name, value in facts.items()]
+
+
+def _beginning(recipe: dict[str, Any]) -> str | None:
+    model = recipe.get("model")
+    if model is None:
+        return None
+    # Earlier versions' recipes have `image_weights`.
+    return model.get("weights") or model.get("image_weights") or "random weights"
+
+
+def _manifests(recipe: dict[str, Any], role: str) -> list[str]:
+    """The names of the training (`train`) or validation (`val`) manifests, however the recipe writes them."""
+    found = recipe.get("data", {}).get(role) or []
+    entries = found if isinstance(found, list) else [found]
+    return [str(entry.get("manifest") if isinstance(entry, dict) else entry) for entry in entries]
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of the run; nothing where it is missing, as of a run that has not ended, or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,58 @@
+"""ONNX: the model as a graph for other runtimes."""
+
+import json
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer import RunError
+from trainer.export.agreement import TRACED_BATCH, check_agreement, random_clips
+from trainer.export.description import describe_model
+from trainer.export.source import ExportSource
+from trainer.export.torch_program import trace
+
+INPUT, OUTPUT = "clips", "logits"
+_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Raises RunError where a package that the export needs is not installed."""
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        raise RunError(
+            f"--format onnx needs {', '.join(missing)}, not installed here: "
+            'pip install "uniformerv2-trainer[export]"'
+        )
+
+
+def write_onnx(source: ExportSource, path: Path) -> float:
+    """Write an ONNX file with a free batch size; returns how far its logits are from the model's.
+
+    Weights above 2 GB, protobuf's limit, go to a file beside it. `metadata_props` hold the description, a
+    value each, as JSON. Raises RunError where a package is missing, or where the logits are too far. The
+    caller removes what was written then.
+    """
+    check_packages()
+    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # they name every node that they do not simplify
+        logging.getLogger(name).setLevel(logging.ERROR)
+    model = source.weights.model
+    clips = random_clips(model.config, TRACED_BATCH)
+    program = torch.onnx.export(
+        trace(model), (clips,), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+    )
+    assert program is not None  # with dynamo it returns one
+    for name, value in describe_model(source).items():
+        program.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
+    program.save(path)
+    return check_agreement(model, _runtime(path), "ONNX file")
+
+
+def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda clips: torch.from_numpy(session.run([OUTPUT], {INPUT: clips.numpy()})[0])

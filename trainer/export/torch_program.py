@@ -1,0 +1,32 @@
+"""`torch.export`: the model as a graph that PyTorch loads without this project's code."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from models import UniFormerV2
+from trainer.export.agreement import TRACED_BATCH, check_agreement, random_clips
+from trainer.export.description import describe_model
+from trainer.export.source import ExportSource
+
+DESCRIPTION = "uniformerv2.json"
+"""The extra file inside, for `torch.export.load(FILE, extra_files={DESCRIPTION: ""})`."""
+
+
+def trace(model: UniFormerV2) -> ExportedProgram:
+    """The graph of the model in evaluation mode, for any number of clips."""
+    clips = random_clips(model.config, TRACED_BATCH)
+    return torch.export.export(model, (clips,), dynamic_shapes=({0: Dim("batch", min=1)},))
+
+
+def write_program(source: ExportSource, path: Path) -> float:
+    """Write a `.pt2` file for the CPU; returns how far its logits are from the model's.
+
+    Raises RunError where they are too far. The caller removes what was written then.
+    """
+    description = json.dumps(describe_model(source), ensure_ascii=False)
+    torch.export.save(trace(source.weights.model), path, extra_files={DESCRIPTION: description})
+    program = torch.export.load(path).module()
+    return check_agreement(source.weights.model, program, "exported program")
