@@ -56,7 +56,7 @@ bench: install
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv
-	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header \
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra export --no-header \
 	  --constraint constraints.txt --output-file requirements.lock --upgrade setup.py
 	rm -r $(VENV)-lock
 
