@@ -16,8 +16,6 @@ class ExportSource:
     """A model to export. The rest is known only of one out of a run."""
 
     weights: Weights
-    step: int | None = None
-    """Optimiser steps after which the weights were saved."""
     run: Path | None = None
     """The run's folder."""
     ranks: int | None = None
@@ -26,6 +24,11 @@ class ExportSource:
     """Whether the run evaluated these weights: not those of a last step beside a moving average."""
     settled: dict[str, Any] = field(default_factory=dict)
     """What may not change during the run, the training data's fingerprint among it."""
+
+    @property
+    def step(self) -> int | None:
+        """Optimiser steps after which the weights were saved."""
+        return self.weights.step
 
     @property
     def name(self) -> str:
@@ -47,8 +50,6 @@ def read_source(
         return ExportSource(open_model(source, frames=frames))
     state, tensors = read_checkpoint(source, best=best, average=average)
     run = source.absolute().parents[1] if (source / STATE).exists() else source
-    weights = built_model(state.description, tensors, source)
+    weights = built_model(state, tensors, source)
     keeps_average = bool(weights.recipe.get("optimisation", {}).get("ema_decay"))
-    return ExportSource(
-        weights, state.step, run, state.world_size, average or not keeps_average, state.settled
-    )
+    return ExportSource(weights, run, state.world_size, average or not keeps_average, state.settled)

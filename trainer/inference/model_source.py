@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from models.weights.header import short
 from trainer import RunError
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import STATE
+from trainer.checkpoint.state import STATE, TrainState
 from trainer.run_folder import RunFolder
 from trainer.weights import FORMAT, Weights, described_model, load_weights
 
@@ -103,14 +102,15 @@ def _best_at_end(folder: RunFolder) -> tuple[Path | None, float]:
 
 def _from_checkpoint(source: Path) -> Weights:
     state, tensors = read_checkpoint(source)
-    return built_model(state.description, tensors, source)
+    return built_model(state, tensors, source)
 
 
-def built_model(description: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> Weights:
+def built_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> Weights:
     """The model that a checkpoint's description and weights make, in evaluation mode on the CPU.
 
     source: the checkpoint, for the message. Raises RunError where the two do not fit.
     """
+    description = state.description
     try:
         model = described_model(description, tensors).to_empty(device="cpu")
     except ModelError as error:

@@ -28,17 +28,22 @@ class GitState:
 
 
 def git_state(folder: Path = _SOURCE) -> GitState | None:
-    """None outside of git, or before the first commit."""
+    """None outside of git, before the first commit, and where a repository has no file of the folder: a wheel
+    may be installed in a folder of somebody's project.
+    """
     command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_PATIENCE, check=True)
+        files = subprocess.run(
+            [*command[:3], "ls-files"], capture_output=True, text=True, timeout=_GIT_PATIENCE, check=True
+        )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     lines = found.stdout.splitlines()
     heads = [line[2:].partition(" ") for line in lines if line.startswith("# branch.")]
     head = {name: value for name, _, value in heads}
     commit = head.get("branch.oid", "(initial)")
-    if commit == "(initial)":
+    if commit == "(initial)" or not files.stdout:
         return None
     return GitState(commit, head.get("branch.head", ""), any(not line.startswith("#") for line in lines))
 
