@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             written = write_report(blocks, arguments.out)
             print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
         if arguments.log_to is not None:
-            run_id = save_to_mlflow(comparison, blocks, arguments.log_to, gathering.connect())
+            run_id = save_to_mlflow(comparison, blocks, arguments.log_to, gathering.connect)
             print(f"saved in MLflow run {run_id}: comparison/", file=sys.stderr)
     finally:
         gathering.close()

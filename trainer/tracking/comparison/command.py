@@ -20,6 +20,7 @@ PARENT = "parent"
 _ARTIFACTS = "comparison"  # folder among a run's artifacts
 
 Progress = Callable[[int, int], None]
+Connect = Callable[[], MlflowSource]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Gathering:
             found[str(real)] = read_folder(folder)
             progress(number, len(folders))
         if request.experiment is not None or request.filter_string is not None:
-            for run in self.connect().search(request.experiment, request.filter_string or ""):
+            source, text = self.connect(), request.filter_string or ""
+            for run in source.search(request.experiment, text, progress):
                 found[run.source] = run
         missing = [run_id for run_id in ids if run_id not in found]
         if missing:
@@ -118,7 +120,7 @@ def write_report(blocks: Sequence[Block], path: Path) -> list[Path]:
     return written
 
 
-def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, source: MlflowSource) -> str:
+def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, connect: Connect) -> str:
     """Save the report, its picture and the JSON as artifacts of an MLflow run; returns the run's id.
 
     run: its id, or `parent`: the one that all compared runs stand under. Raises as `MlflowSource.save`, and
@@ -136,5 +138,5 @@ def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, so
             Path(folder) / "comparison.json",
         ]
         RunFolder.write(files[-1], as_json(comparison) + "\n")
-        source.save(run, files, _ARTIFACTS)
+        connect().save(run, files, _ARTIFACTS)
     return run

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -29,6 +29,8 @@ from trainer.tracking.database import is_partial
 from trainer.tracking.outcome import first_line, is_refusal
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.tracker import prepare_environment
+
+Progress = Callable[[int, int], None]
 
 _PAGE = 500  # runs that a search gives at once
 _CALLS_AT_ONCE = 8
@@ -78,7 +80,9 @@ class MlflowSource:
         self._address = str(address)
         self._downloads = tempfile.TemporaryDirectory(prefix="compare-")
 
-    def search(self, experiment: str | None, filter_string: str) -> list[ComparedRun]:
+    def search(
+        self, experiment: str | None, filter_string: str, progress: Progress = lambda done, total: None
+    ) -> list[ComparedRun]:
         """The training runs of an experiment (None: of all) that a filter in MLflow's language lets through.
 
         Raises RunError for an experiment that is not there and for a filter that MLflow refuses, StartAgain
@@ -94,7 +98,7 @@ class MlflowSource:
                 )
                 found += page
             # The run that a sweep's runs stand under trained nothing.
-            return self._compared([run for run in found if "sweep" not in run.data.params])
+            return self._compared([run for run in found if "sweep" not in run.data.params], progress)
 
     def runs(self, ids: Sequence[str]) -> list[ComparedRun]:
         """Raises as `search`; RunError for an id that is not there."""
@@ -103,7 +107,7 @@ class MlflowSource:
             with self._in_words(f"run {run_id}"):
                 found.append(self._client.get_run(run_id))
         with self._in_words(""):
-            return self._compared(found)
+            return self._compared(found, lambda done, total: None)
 
     def save(self, run_id: str, files: Sequence[Path], folder: str) -> None:
         """Upload files as artifacts of a run. Raises as `runs`."""
@@ -139,9 +143,17 @@ class MlflowSource:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names[:10])}"
         raise RunError(f"{self._address}: --experiment {name!r}: there is no such experiment; {hint}")
 
-    def _compared(self, found: Sequence[Any]) -> list[ComparedRun]:
+    def _compared(self, found: Sequence[Any], progress: Progress) -> list[ComparedRun]:
+        runs: list[ComparedRun] = []
         with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
-            return list(pool.map(self._run, found))
+            try:
+                for run in pool.map(self._run, found):
+                    runs.append(run)
+                    progress(len(runs), len(found))
+            except BaseException:  # Ctrl-C does not wait for the runs that have not been asked for
+                pool.shutdown(cancel_futures=True)
+                raise
+        return runs
 
     def _run(self, found: Any) -> ComparedRun:
         metrics, tags, run_id = found.data.metrics, found.data.tags, str(found.info.run_id)

@@ -11,6 +11,8 @@ from trainer.tracking.comparison.differences import NAMES, Group, fields_of
 from trainer.tracking.comparison.runs import ComparedRun
 
 MISSING = "-"
+_MOST_RANGES = 8  # of runs' numbers, such as 3-5, that are listed
+_MOST_FIELDS = 6  # by which a group is told from the others
 
 
 def percent(value: float) -> str:
@@ -155,12 +157,17 @@ def group_labels(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> list[s
     ]
     labels = []
     for group, fields in zip(groups, firsts, strict=True):
-        said = ", ".join(f"{name.rpartition('.')[2]} {fields.get(name, MISSING)}" for name in names[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        said = ", ".join(
+            f"{name.rpartition('.')[2]} {fields.get(name, MISSING)}" for name in names[:_MOST_FIELDS]
+        )
+        more = f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else ""
         labels.append(f"{run_numbers(group.members)}{f': {said}{more}' if said else ''}")
     return labels
 
 
 def run_numbers(places: Sequence[int]) -> str:
-    """Places in the list as the numbers that runs are shown under: `1-3, 7`."""
-    return ranges([place + 1 for place in places])
+    """Places in the list as the numbers that runs are shown under: `1-3, 7`; of many, the first."""
+    parts = ranges([place + 1 for place in places]).split(", ")
+    if len(parts) <= _MOST_RANGES:
+        return ", ".join(parts)
+    return f"{', '.join(parts[: _MOST_RANGES - 2])}, ... ({len(places)} runs)"

@@ -58,7 +58,15 @@ def test_what_is_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
     first = "".join(step(number, loss=9.0) for number in range(1, 6))
     again = "".join(step(number, loss=1.0) for number in range(3, 5))
     start = '{"event": "start", "step": 2, "world_size": 4}\n'
-    path.write_text(first + evaluation(2, 0.2) + evaluation(4, 0.9) + start + again + evaluation(4, 0.4))
+    path.write_text(
+        first
+        + evaluation(2, 0.2)
+        + evaluation(4, 0.9)
+        + evaluation(5, 0.95)
+        + start
+        + again
+        + evaluation(4, 0.4)
+    )
     found = read_events(path)
     assert [(one.step, one.top1) for one in found.evaluations] == [(2, 0.2), (4, 0.4)]
     assert found.started == {"event": "start", "step": 2, "world_size": 4}

@@ -147,7 +147,10 @@ def test_the_report_is_saved_in_the_parent_run(
     tracked: Tracked, source: MlflowSource, tmp_path: Path
 ) -> None:
     comparison = compare(source.search("comparison", ""))
-    assert save_to_mlflow(comparison, report(comparison, curves=True), "parent", source) == tracked.parent
+    assert (
+        save_to_mlflow(comparison, report(comparison, curves=True), "parent", lambda: source)
+        == tracked.parent
+    )
     saved = Path(source._client.download_artifacts(tracked.parent, "comparison", str(tmp_path)))
     names = {"comparison.html", "comparison.md", "comparison.curves.png", "comparison.json"}
     assert {path.name for path in saved.iterdir()} == names
@@ -156,7 +159,7 @@ def test_the_report_is_saved_in_the_parent_run(
     make_run(tmp_path / "without")
     comparison = compare([read_folder(alone), read_folder(tmp_path / "without")])
     with pytest.raises(RunError, match="--log-to parent"):
-        save_to_mlflow(comparison, [], "parent", source)
+        save_to_mlflow(comparison, [], "parent", lambda: source)
 
 
 def test_what_mlflow_lacks_is_no_error(tracked: Tracked, source: MlflowSource) -> None:
