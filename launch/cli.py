@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LAUNCH = Path(__file__).resolve().parent
+_LAUNCHED = {"train", "evaluate"}  # by one process per GPU
 _NO_COMMANDS = {"__init__", "cli", "turn"}  # the last is for a SLURM job's script
 # Set for every rank: by the deepspeed launcher and torchrun, by srun, by the MPI launchers.
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK")
@@ -39,7 +40,7 @@ def about(script: Path) -> str:
 def command_line(name: str, arguments: list[str]) -> list[str]:
     """What to run for a command: its script, started by deepspeed where this node has several GPUs."""
     script = [str(commands()[name]), *arguments]
-    if name == "train" and _needs_launcher(arguments):
+    if name in _LAUNCHED and _needs_launcher(arguments):
         launcher = Path(sys.executable).with_name("deepspeed")
         if launcher.is_file():
             return [sys.executable, str(launcher), "--quiet", *script]

@@ -56,6 +56,7 @@ def test_training_on_several_gpus_starts_the_launcher_once(
     assert command[0] == sys.executable and str(LAUNCH / "train.py") in command
     assert (Path(command[1]).name == "deepspeed") == launched
     assert ("--quiet" in command) == launched
+    assert "--quiet" not in command_line("status", [])
 
 
 def test_the_exit_code_and_the_words_are_the_scripts_own(tmp_path: Path) -> None:

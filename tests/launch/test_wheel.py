@@ -127,6 +127,11 @@ def test_a_run_from_an_empty_folder_with_the_wheel_alone(installed: Path, tmp_pa
     )
     loaded = run(installed, "python", "-c", program, folder=tmp_path)
     assert loaded.stdout == "move_left (2, 8)\n", loaded.stderr
+    video = str(next((tmp_path / "data/motion/val").rglob("*.webm")))
+    predicted = run(
+        installed, "uniformerv2", "predict", "--weights", "runs/quickstart", video, folder=tmp_path
+    )
+    assert predicted.returncode == 0 and "%" in predicted.stdout, predicted.stderr
     exported = run(installed, "uniformerv2", "export", str(weights.parent), folder=tmp_path)
     assert exported.returncode == 0 and (tmp_path / "weights.safetensors").exists(), exported.stderr
     status = run(installed, "uniformerv2", "status", folder=tmp_path)

@@ -55,6 +55,7 @@ def hub_preprocessing(preprocessing: dict[str, Any]) -> dict[str, Any]:
 
     The short side is resized to the model's resolution, bilinear without antialiasing; a square is cut from
     the middle; values of 0 to 255 become 0 to 1, less the mean, through the deviation, for each of R, G, B.
+    `uniformerv2` has all of it as this program says it, which frames are taken among it.
     """
     side = preprocessing["resolution"]
     return {
@@ -72,4 +73,5 @@ def hub_preprocessing(preprocessing: dict[str, Any]) -> dict[str, Any]:
         "image_mean": preprocessing["mean"],
         "image_std": preprocessing["std"],
         "data_format": "channels, frames, rows, columns",
+        "uniformerv2": preprocessing,
     }
