@@ -99,7 +99,7 @@ def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @lru_cache(maxsize=64)
 def _panel(lines: Lines, height: int, width: int) -> NDArray[np.uint8]:
     """The lines on a dark ground, (h, w, 4) RGBA, no larger than the picture."""
-    size = max(8, min(height // 22, width // 24))
+    size = max(8, min(height // 28, width // 24))
     font = ImageFont.truetype(_font_file(), size)
     row, margin = round(size * 1.5), size // 2
     fitting = max(1, min(len(lines), (height - 2 * margin) // row))
