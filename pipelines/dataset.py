@@ -117,5 +117,5 @@ def check_same_classes(one: Manifest, other: Manifest) -> None:
         difference = f"the first has {len(one.class_names)}, the second {len(other.class_names)}"
     raise DataError(
         f"{printable(one.path)} and {printable(other.path)} name different classes: {difference}; make "
-        "both manifests with the same class list (`--classes FILE` of launch/prepare.py)"
+        "both manifests with the same class list (`--classes FILE` of uniformerv2 prepare)"
     )

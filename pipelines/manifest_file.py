@@ -54,7 +54,7 @@ SCHEMA, WEIGHTED_SCHEMA = _schema(_COLUMNS), _schema(_WEIGHTED_COLUMNS)
 ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
 """What Arrow says of a file that is damaged."""
 
-AGAIN = "Make it again with `python launch/prepare.py`."
+AGAIN = "Make it again with `uniformerv2 prepare`."
 
 _ROW_BYTES = 44
 """The fewest bytes that a row takes: its numbers, and the ends of its strings."""
@@ -114,8 +114,8 @@ def open_file(path: Path) -> MappedFile:
     try:
         if not path.is_file():
             raise DataError(
-                f"no manifest at {shown}. Make one with `python launch/prepare.py`, "
-                f"for example `python launch/prepare.py folder VIDEOS --out {shown}`."
+                f"no manifest at {shown}. Make one with `uniformerv2 prepare`, "
+                f"for example `uniformerv2 prepare folder VIDEOS --out {shown}`."
             )
         path.open("rb").close()
     except OSError as error:
@@ -135,7 +135,7 @@ def open_file(path: Path) -> MappedFile:
         if version > FORMAT_VERSION:
             raise DataError(
                 f"{shown} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
-                "Update the program, or make the manifest again with `python launch/prepare.py`."
+                "Update the program, or make the manifest again with `uniformerv2 prepare`."
             )
         weighted = schema.equals(WEIGHTED_SCHEMA)
         if not weighted and not schema.equals(SCHEMA):

@@ -89,7 +89,7 @@ def none_found(videos: str, folder: Path) -> str:
     )
     return (
         f"none of {videos} was found under {where}: were they moved? Move them back, or make the manifest "
-        "anew with python launch/prepare.py"
+        "anew with uniformerv2 prepare"
     )
 
 

@@ -103,7 +103,7 @@ def check(
         prepared, notes = _prepared(recipe, ranks, room, problems)
     elif recipe.data.embedded is None:
         for name, path in absent:
-            problems.note(f"{name}: no manifest at {path}; make it with python launch/prepare.py")
+            problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
     if prepared is not None:
         kept = settled(recipe, prepared)
         # How many ranks there will be only --ranks says, and what memory they will have, nobody.

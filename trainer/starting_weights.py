@@ -58,7 +58,7 @@ def plan_start(
             return _released(path, stored, config, class_names)
         if any(name.startswith("weight/blocks.") for name in stored.shapes):
             raise ModelError(
-                f"{path} is a part of a checkpoint: write its weights with `python launch/export.py "
+                f"{path} is a part of a checkpoint: write its weights with `uniformerv2 export "
                 f"{path.parent} --out weights.safetensors`, and name that file"
             )
         return _image(path, stored, config)
@@ -72,7 +72,7 @@ def _refuse_folder(path: Path) -> None:
     if (path / "weights.safetensors").is_file():
         hint = f"name {path / 'weights.safetensors'} in it"
     elif (path / STATE).is_file() or (path / "checkpoints").is_dir():
-        hint = f"write its weights with `python launch/export.py {path} --out FILE`, and name that file"
+        hint = f"write its weights with `uniformerv2 export {path} --out FILE`, and name that file"
     else:
         hint = "name a file of weights"
     raise RunError(f"model.weights: {path} is a folder; {hint}")

@@ -43,7 +43,7 @@ def good_clips(loader: ClipLoader, workload: Workload) -> Generator[torch.Tensor
             if not batch.valid.all():
                 raise DataError(
                     f"{workload.manifest} lists videos that cannot be used; "
-                    f"`python launch/prepare.py check {workload.manifest} --deep` names them"
+                    f"`uniformerv2 prepare check {workload.manifest} --deep` names them"
                 )
             yield batch.clips
     finally:

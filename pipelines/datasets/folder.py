@@ -287,7 +287,7 @@ def _check_level(root: Path, classes: list[_Class], *, given: bool) -> None:
     if given or not all(found.name.lower() in _SPLITS and not found.direct for found in filled):
         return
     commands = "".join(
-        f"\n  python launch/prepare.py folder {printable(found.folder)} --out {printable(found.name)}.arrow"
+        f"\n  uniformerv2 prepare folder {printable(found.folder)} --out {printable(found.name)}.arrow"
         for found in filled
     )
     raise DataError(

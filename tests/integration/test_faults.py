@@ -241,7 +241,7 @@ def test_mlflow_dies(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -
             os.killpg(server.pid, signal.SIGKILL)
     outcome = training.wait()
     assert outcome.code == 0, outcome.errors
-    assert "launch/deliver.py" in outcome.output
+    assert "uniformerv2 deliver" in outcome.output
     assert_same(tmp_path / "run", undisturbed)
 
 

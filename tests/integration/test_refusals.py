@@ -46,7 +46,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     outcome = train(tmp_path / "run", data=tmp_path)
     assert outcome.code == 2
     assert f"no manifest at {tmp_path}/train.arrow" in outcome.errors
-    assert "launch/prepare.py" in outcome.errors
+    assert "uniformerv2 prepare" in outcome.errors
     assert "Traceback" not in outcome.errors
 
 

@@ -233,7 +233,7 @@ def test_videos_that_cannot_be_used_are_a_problem_not_a_figure(motion_set: Motio
     twice = combine({"own": copy}, [4], ["none"]) * 2
     measured = list(measure_all([OURS], twice, 1, 0.2, choose_cores(1), print))
     assert len(measured) == 1, "a contender with a problem is left out afterwards"
-    assert "prepare.py check" in measured[0].outcome.problem
+    assert "prepare check" in measured[0].outcome.problem
 
 
 def test_a_library_that_is_missing_is_named() -> None:

@@ -139,7 +139,7 @@ def test_a_pickled_manifest_is_its_path_and_refuses_a_replacement(tmp_path):
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path):
-    with pytest.raises(DataError, match=r"no manifest at .*none\.arrow.*python launch/prepare\.py"):
+    with pytest.raises(DataError, match=r"no manifest at .*none\.arrow.*uniformerv2 prepare"):
         Manifest.open(tmp_path / "none.arrow")
 
 

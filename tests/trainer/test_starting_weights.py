@@ -178,7 +178,7 @@ def test_what_is_no_file_of_weights_says_what_to_name(export: Path, tmp_path: Pa
     assert str(export) in refusal(tmp_path)  # a run's folder
     export.unlink()
     (tmp_path / "checkpoints").mkdir()
-    assert "launch/export.py" in refusal(tmp_path)
+    assert "uniformerv2 export" in refusal(tmp_path)
     assert "does not exist" in refusal(export)
     save_file({"weight/blocks.0.norm_1.weight": torch.zeros(2)}, tmp_path / "shard-00000.safetensors")
-    assert "launch/export.py" in refusal(tmp_path / "shard-00000.safetensors")
+    assert "uniformerv2 export" in refusal(tmp_path / "shard-00000.safetensors")

@@ -386,7 +386,7 @@ def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[Finding]:
         # Shortened: it is to be compared, and read.
         found[f"{name} {path}"] = Manifest.open(path).fingerprint[:12] if there else "missing"
         if not there and recipe.data.embedded is None:
-            advice = "mount the file system there, or make it with python launch/prepare.py"
+            advice = "mount the file system there, or make it with uniformerv2 prepare"
             yield Finding(check, Verdict.FAILED, f"{name}: {path} is not there", advice)
     missing = "missing" in found.values()
     if not missing or recipe.data.embedded is not None:

@@ -67,7 +67,7 @@ def plan(
         manifests = [*(part.manifest for part in recipe.data.train_parts), recipe.data.val]
         absent = [str(path) for path in manifests if not path.exists()]
         if absent and recipe.data.embedded is None:
-            raise RunError(f"no manifest at {', '.join(absent)}; make it with launch/prepare.py first")
+            raise RunError(f"no manifest at {', '.join(absent)}; make it with uniformerv2 prepare first")
     is_sweep = len(chosen) > 1
     runs = tuple(home / variant.label if is_sweep else home for variant in chosen)
     tasks = []
@@ -154,7 +154,7 @@ def words(submission: Submission, jobs: Sequence[str]) -> str:
             f"script  {submission.path}",
             *(f"log     {_log_of(submission, job, '*')}" for job in jobs),
             f"ranks   {submission.home}/{'*/' if is_sweep else ''}logs/job-*/rank-*.log",
-            f"watch   python launch/status.py {submission.home}",
+            f"watch   uniformerv2 status {submission.home}",
             f"stop    scancel {' '.join(jobs)}",
         )
     )

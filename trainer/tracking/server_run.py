@@ -157,4 +157,4 @@ class ServerRun:
 
 def new_run_command(run_dir: Path) -> str:
     """The command that delivers a run's whole history to a new MLflow run."""
-    return f"python launch/deliver.py {run_dir} --new-run"
+    return f"uniformerv2 deliver {run_dir} --new-run"

@@ -182,7 +182,7 @@ class Tracker:
         )
         left = self._courier.close(timeout)
         if left:
-            command = f"python launch/deliver.py {self._spool.run_dir}"
+            command = f"uniformerv2 deliver {self._spool.run_dir}"
             _log.warning(
                 "MLflow has not taken %d lines yet; they are kept, deliver them with: %s", left, command
             )

@@ -343,7 +343,7 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
     assert tracker._courier is not None
     tracker._courier._thread.join(PATIENCE)
     assert "waiting up to 1 s for " in caplog.text
-    assert "python launch/deliver.py" in caplog.text
+    assert "uniformerv2 deliver" in caplog.text
     with pytest.raises(RunError, match="3 lines are left"):
         deliver_spool(tmp_path)
     tracker = start()
@@ -384,7 +384,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     monkeypatch.setattr(courier, "SILENT", 0.1)
     assert tracker.close("KILLED", timeout=1.0) == left
     assert "waiting up to 1 s for " in caplog.text
-    assert "python launch/deliver.py" in caplog.text
+    assert "uniformerv2 deliver" in caplog.text
     with pytest.raises(RunError, match=f"{left} lines are left"):
         deliver_spool(tmp_path)
 
