@@ -111,7 +111,8 @@ class Trainer:
             raise AgreedError(
                 f"the last step, {self.step}, changed nothing, because its numbers were not finite: whether "
                 f"the weights are good is not known, and they are not saved; {self.last_saved()}. "
-                "uniformerv2 export writes a checkpoint's weights; lower optimisation.learning_rate to go on"
+                "uniformerv2 export writes a checkpoint's weights; lower optimisation.learning_rate to train "
+                "on"
             )
         return not self.evaluates_at_end or self.evaluate()
 

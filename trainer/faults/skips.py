@@ -35,8 +35,8 @@ class SkippedSteps:
             f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)} "
             "(optimisation.skipped_steps). The run stops. Lower optimisation.learning_rate, set "
             "optimisation.clip_norm, or, where it is lower, raise engine.precision to fp32; or allow more "
-            "such steps. not-finite/ of the run folder holds what those steps saw: uniformerv2 train --replay "
-            "FILE shows where it goes wrong"
+            "such steps. not-finite/ of the run folder holds what those steps saw: uniformerv2 train "
+            "--replay FILE shows where it goes wrong"
         )
 
 
