@@ -1,19 +1,26 @@
-"""The confusion matrix as a picture."""
+"""The confusion of an evaluation: as a picture for people, and by class as a table."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from pipelines.paths import printable
 
-LABELLED = 40  # classes whose names still fit beside the axes
+LABELLED = 40  # classes of a matrix that can be read, with their names beside the axes
 NUMBERED = 20  # classes whose shares still fit into the cells
+PAIRS = 30  # pairs of classes that are shown where there are more classes
+_LONGEST = 40  # characters of a class's name beside the pairs
+
+CLASS_TABLE = "per_class.json"
+"""Name of the table's file in a run's folder, and among its artifacts."""
 
 
-def draw_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str], title: str) -> None:
-    """Write a PNG: row the true class, column the predicted one, colour the share of the row.
+def draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:
+    """Write a PNG. Up to 40 classes: row the true class, column the predicted one, colour the share of the
+    row. For more: the errors that are made most often.
 
     confusion: (K, K) counts. A class without a video has an empty row.
     """
@@ -22,10 +29,72 @@ def draw_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
     # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        _draw(path, confusion, [printable(name) for name in class_names], title)
+        names = [printable(name) for name in class_names]
+        if len(names) <= LABELLED:
+            _draw_matrix(path, confusion, names, title)
+        else:
+            _draw_pairs(path, confusion, names, title)
 
 
-def _draw(path: Path, confusion: torch.Tensor, class_names: Sequence[str], title: str) -> None:
+def most_confused(confusion: Tensor, most: int = PAIRS) -> list[tuple[int, int, int]]:
+    """Of the errors that are made most often, the first the most frequent: true class, predicted class and
+    number of videos.
+    """
+    errors = confusion.clone().fill_diagonal_(0).flatten()
+    counts, places = errors.topk(min(most, len(errors)))
+    classes = len(confusion)
+    return [
+        (place // classes, place % classes, count)
+        for place, count in zip(places.tolist(), counts.tolist(), strict=True)
+        if count
+    ]
+
+
+def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """The accuracy of each class as a table in MLflow's form, the least accurate class first.
+
+    recall: share of the class's videos that are recognised. precision: share of the videos taken for the
+    class that are of it. Both are null where there is no such video. taken_for: what its other videos are
+    taken for most often, and how many times.
+    """
+    right: list[int] = confusion.diagonal().tolist()
+    true, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
+    wrong_counts, wrong = confusion.clone().fill_diagonal_(0).max(dim=1)
+    rows = [
+        [
+            printable(name),
+            true[k],
+            right[k] / true[k] if true[k] else None,
+            right[k] / predicted[k] if predicted[k] else None,
+            printable(class_names[int(wrong[k])]) if wrong_counts[k] else "",
+            int(wrong_counts[k]),
+        ]
+        for k, name in enumerate(class_names)
+    ]
+    rows.sort(key=lambda row: 2.0 if row[2] is None else row[2])
+    return {"columns": ["class", "videos", "recall", "precision", "taken_for", "times"], "data": rows}
+
+
+def _draw_pairs(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:
+    from matplotlib.figure import Figure
+
+    pairs = most_confused(confusion)
+    totals = confusion.sum(dim=1).tolist()
+    figure = Figure(figsize=(10, max(3.0, 0.3 * len(pairs) + 1.5)), layout="constrained")
+    axes = figure.add_subplot()
+    shares = [100 * count / totals[true] for true, _, count in pairs]
+    bars = axes.barh(range(len(pairs)), shares, color="#3b75af")
+    axes.bar_label(bars, [f"{count} of {totals[true]}" for true, _, count in pairs], padding=3, fontsize=8)
+    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
+    names = [f"{short[true]}  taken for  {short[taken]}" for true, taken, _ in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="% of the true class's videos", title=f"most frequent errors, {title}")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_matrix(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:
     from matplotlib.figure import Figure
 
     counts = confusion.double()
@@ -36,9 +105,8 @@ def _draw(path: Path, confusion: torch.Tensor, class_names: Sequence[str], title
     axes = figure.add_subplot()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    if classes <= LABELLED:
-        axes.set_xticks(range(classes), class_names, rotation=45, ha="right")
-        axes.set_yticks(range(classes), class_names)
+    axes.set_xticks(range(classes), class_names, rotation=45, ha="right")
+    axes.set_yticks(range(classes), class_names)
     if classes <= NUMBERED:
         for row in range(classes):
             for column in range(classes):

@@ -87,6 +87,14 @@ class Totals:
         return self.training + self.waiting + self.saving + self.evaluating + self.lost
 
     @property
+    def ettr(self) -> float:
+        """Effective training time ratio, 0..1: share of all seconds that led to progress, in steps and
+        evaluations. Checkpoint pauses, restarts and work done again did not; a job's wait in a queue is not
+        counted at all.
+        """
+        return _ratio(self.training + self.waiting + self.evaluating, self.seconds)
+
+    @property
     def words(self) -> str:
         """Where the time went: `3:20:00: training 91 %, waiting 4 %, saving 1 %, evaluating 4 %`, and what
         restarts cost, where there were any.
@@ -120,6 +128,8 @@ class Rates:
     """Bytes: the most that the GPU's allocator has held, or the process's largest resident set."""
     mfu: float | None
     """Model FLOPs per second as a share of the GPUs' dense bf16 peak; None where the peak is not known."""
+    tflops_per_device: float | None = None
+    """Model TFLOP/s of one device; None where the FLOPs of a clip are not known."""
 
 
 class Meters:
@@ -155,6 +165,7 @@ class Meters:
         gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         peak = peak_flops(gpu_name)
         self._world_size = world_size
+        self._flops_per_clip = flops_per_clip
         self._seconds_before = self._device_seconds_before = 0.0  # of earlier starts
         self._clips_per_second_at_peak = (
             peak * world_size / flops_per_clip if peak is not None and flops_per_clip else None
@@ -202,6 +213,9 @@ class Meters:
             seconds_per_step=_ratio(seconds, len(self._window)),
             memory_peak=memory_peak(self._device),
             mfu=self.mfu(clips_per_second),
+            tflops_per_device=None
+            if self._flops_per_clip is None
+            else clips_per_second * self._flops_per_clip / self._world_size / _TERA,
         )
 
     def mfu(self, clips_per_second: float) -> float | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.defects import Defect, Defects
 from trainer import RunError
 from trainer.arrival import Arrival
-from trainer.confusion import draw_confusion
+from trainer.confusion import CLASS_TABLE, class_table, draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
 from trainer.evaluation.multi_view import Evaluation
@@ -21,6 +21,7 @@ from trainer.meters import Meters
 from trainer.run_folder import RunFolder
 from trainer.tally import StepTotals
 from trainer.tracking.tracker import Status, Tracker
+from trainer.tracking.training_tracker import TrainingTracker
 
 
 class Record:
@@ -35,18 +36,20 @@ class Record:
         total_steps: int,
         every_steps: int,
         class_names: tuple[str, ...],
+        best: float | None,
     ) -> None:
         self._folder = folder
-        self._tracker = tracker
+        self._how_to_see = tracker.how_to_see
+        self._tracker = TrainingTracker(
+            tracker, folder.checkpoints, total_steps=total_steps, every_steps=every_steps, best=best
+        )
         self._display = display
         self._total_steps = total_steps
-        self._every_steps = every_steps
         self._class_names = class_names
         self._is_main = dist.get_rank() == 0
         self._spikes = Spikes()
         self._launched: dict[int, tuple[float, Arrival | float | None]] = {}
         self._quarantined = len(folder.quarantined()) if self._is_main else 0
-        self._untracked: tuple[int, dict[str, float]] | None = None  # of the last step, where it was not due
 
     def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
         """Keep what is known of a step at once, until its totals are there."""
@@ -80,26 +83,14 @@ class Record:
             quarantined=self._quarantined,
         )
         self._mark_spike(done, totals.loss)
-        values = {
-            "train/loss": totals.loss,
-            "train/learning_rate": learning_rate,
-            "train/epoch": epoch,
-            "train/step": done,
-            "train/bad_clips": totals.bad,
-            "train/quarantined": self._quarantined,
-            "speed/clips_per_second": rates.clips_per_second,
-            "speed/data_wait_share": rates.data_wait_share,
-            "speed/memory_peak_gib": rates.memory_peak / 2**30,
-            "time/hours": meters.spent.seconds / 3600,
-            "time/gpu_hours": meters.device_seconds / 3600,
-        }
-        if gradient_norm is not None:
-            values["train/gradient_norm"] = gradient_norm
-        if rates.mfu is not None:
-            values["speed/mfu"] = rates.mfu
-        self._untracked = done, values
-        if done % self._every_steps == 0 or done in (1, self._total_steps):
-            self._track_step()
+        self._tracker.step(
+            totals,
+            meters,
+            epoch=epoch,
+            learning_rate=learning_rate,
+            gradient_norm=gradient_norm,
+            quarantined=self._quarantined,
+        )
         self._display.step(
             done,
             epoch=epoch,
@@ -109,17 +100,12 @@ class Record:
             seconds_left=meters.time_left(self._total_steps - done),
         )
 
-    def _track_step(self) -> None:
-        if self._untracked is not None:
-            self._tracker.metrics(*self._untracked)
-            self._untracked = None
-
     def _mark_spike(self, done: int, loss: float) -> None:
         spike = self._spikes.look(loss)
         if spike is None:
             return
         self._folder.event("spike", step=done, loss=loss, usual=spike.usual, deviations=spike.deviations)
-        self._tracker.metrics(done, {"train/spike": spike.deviations})
+        self._tracker.spike(done, spike.deviations)
         self._display.warn(
             f"step {done}: the loss jumps to {loss:.4f}; {spike.usual:.4f} was usual ({spike.deviations:.0f} "
             "standard deviations)"
@@ -131,7 +117,7 @@ class Record:
             self._folder.event(
                 "skipped", step=step + 1, words=words, file=None if file is None else str(file)
             )
-            self._tracker.metrics(step + 1, {"train/skipped": 1.0})
+            self._tracker.skipped(step + 1)
             self._display.warn(words)
 
     def data(self, step: int, report: DataReport | None) -> None:
@@ -141,7 +127,7 @@ class Record:
         done = step + 1
         costs = {f"{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
         self._folder.event("data", step=done, limit=report.limit.stage, **costs)
-        self._tracker.metrics(done, {f"data/{name}": value for name, value in costs.items()})
+        self._tracker.data(done, report.milliseconds, report.limit.stage)
         if report.changed:
             self._display.note(report.words)
 
@@ -155,7 +141,6 @@ class Record:
             return
         values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
         self._folder.event("evaluation", step=step, videos=result.videos, bad=result.bad, **values)
-        self._tracker.metrics(step, {f"val/{name}": value for name, value in values.items()})
         bad = f", {result.bad} could not be read" if result.bad else ""
         self._display.note(
             f"evaluation after step {step}: top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} % "
@@ -164,12 +149,16 @@ class Record:
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
         with self._folder.telling(self._folder.confusion):
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
-        self._tracker.artifact(self._folder.confusion)
+        table = self._folder.path / CLASS_TABLE
+        with self._folder.telling(table):
+            self._folder.write_json(table, class_table(result.confusion, self._class_names))
+        self._tracker.evaluation(step, values, table, self._folder.confusion)
 
     def checkpoint(self, step: int, path: Path, seconds: float) -> None:
         """Tell of a checkpoint that has become visible, so many seconds after its save began."""
         if self._is_main:
             self._folder.event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+            self._tracker.checkpoint(step, path)
             self._display.note(f"checkpoint after step {step}: {path}")
 
     def quarantine(self, defects: Defects) -> list[Defect]:
@@ -240,20 +229,20 @@ class Record:
                 "the last checkpoint is evaluated once more"
             ) from error
         self._folder.event("end", **summary)
-        numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        self._tracker.metrics(summary["steps"], {f"result/{name}": value for name, value in numbers.items()})
-        self._tracker.artifact(self._folder.summary)
+        self._tracker.result(summary, self._folder.summary)
+
+    def register(self, registered: str) -> None:
+        """Have the final weights registered with MLflow. registered: `NAME` or `NAME@ALIAS`."""
+        if self._is_main:
+            self._tracker.register(self._folder.weights, registered)
 
     def finished(self) -> None:
         """Show what came out."""
         if self._is_main:
             summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
-            self._display.summary(summary, self._folder.path, self._tracker.how_to_see())
+            self._display.summary(summary, self._folder.path, self._how_to_see())
 
     def close(self, status: Status, timeout: float) -> None:
-        """End the MLflow run, waiting so many seconds at most for what is still on its way.
-
-        The last step is recorded there, too: a run that stops or fails ends between two records.
-        """
-        self._track_step()
-        self._tracker.close(status, timeout)
+        """End the MLflow run, waiting so many seconds at most for what is still on its way."""
+        if self._is_main:
+            self._tracker.close(status, timeout)

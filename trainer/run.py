@@ -52,6 +52,7 @@ from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start
 from trainer.tally import Tally
+from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import check_finite, save_weights
 
@@ -435,8 +436,14 @@ class Run:
             "val_fingerprint": prepared.val.fingerprint,
         }
         starts = 1 if self._meters is None else self._meters.spent.starts
-        # After the first start, parameters may be out of date: the artifact recipe.yaml is not.
-        tracker.tags({**fingerprints, "starts": starts, "total_steps": schedule.total_steps})
+        if self.is_main and recipe.tracking.enabled:
+            if found is None:
+                track_datasets(tracker, prepared)
+            # After the first start, parameters may be out of date: the artifact recipe.yaml is not.
+            described = run_description(recipe, prepared, environment, self.folder.path, starts)
+            tracker.tags({**fingerprints, **described.tags(), "total_steps": schedule.total_steps})
+        if recipe.tracking.enabled and environment.local_rank == 0:
+            stack.enter_context(watch_node(environment, self.folder.path, tracker))
         tracker.artifact(self.folder.recipe)
         tracker.artifact(self.folder.environment)
         record = Record(
@@ -446,6 +453,7 @@ class Run:
             total_steps=schedule.total_steps,
             every_steps=recipe.tracking.every_steps,
             class_names=prepared.train.class_names,
+            best=self.checkpoints.best_accuracy(),
         )
         layout = prepared.layout
         ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
@@ -506,6 +514,8 @@ class Run:
             "gmacs": multiply_accumulates(prepared.config) / 1e9,
         }
         together(lambda: trainer.record.summarise(summary))
+        if self.recipe.tracking.register_as is not None:
+            trainer.record.register(self.recipe.tracking.register_as)
 
     def _save_weights(self, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
         if self.is_main:

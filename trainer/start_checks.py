@@ -20,10 +20,10 @@ from trainer.tracking.tracker import check_tracking as check_place
 
 
 def check_tracking(recipe: Recipe, run_dir: Path) -> None:
-    """Raises RunError where MLflow could never take this run; no connection is made."""
+    """Raises RunError where MLflow could never take this run. Asks a server that is new to the run."""
     tracking = recipe.tracking
     if tracking.enabled:
-        check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment)
+        check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment, ask=True)
 
 
 def check_folder(folder: RunFolder) -> None:

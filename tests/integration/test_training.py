@@ -202,12 +202,20 @@ def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
     last_of_first_start = max(event["step"] for event in events(launched.run_dir, "left"))
     assert set(steps) == {1, 5, 10, 15, 20, last_of_first_start}
     summary = json.loads((launched.run_dir / "summary.json").read_text())
-    assert run.data.metrics["val/top1"] == run.data.metrics["result/top1"] == summary["top1"]
-    assert run.data.metrics["result/gpu_hours"] == summary["gpu_hours"] > 2 * summary["seconds"] / 3600 * 0.99
+    metrics = run.data.metrics
+    assert metrics["val/top1"] == metrics["best/top1"] == metrics["whole_run/top1"] == summary["top1"]
+    assert metrics["whole_run/gpu_hours"] == summary["gpu_hours"] > 2 * summary["seconds"] / 3600 * 0.99
     assert run.data.tags["starts"] == "2"
     (_, started) = events(launched.run_dir, "start")
     assert run.data.tags["val_fingerprint"] == started["val_fingerprint"]
-    assert {"speed/clips_per_second", "speed/data_wait_share", "train/gradient_norm"} <= set(run.data.metrics)
+    assert {"wall_clock/clips_per_second", "wall_clock/data_wait_share", "train/gradient_norm"} <= set(
+        metrics
+    )
+    assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"training", "validation"}
+    assert 0 < (run.info.end_time - run.info.start_time) / 1000 - summary["seconds"] < 0.01
+    assert run.data.tags["mlflow.note.content"].startswith("**small**")
+    models = client.search_logged_models([run.info.experiment_id], "metrics.`val/top1` >= 0")
+    assert [model.name for model in models] == ["step-0000020"]
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.yaml", "environment.json", "confusion.png", "summary.json"} <= artifacts
 

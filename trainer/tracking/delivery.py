@@ -29,7 +29,7 @@ LONGEST_KEY = 250  # characters that MLflow takes
 LONGEST_DIGEST = 36  # characters of a data set's digest that MLflow takes
 LONGEST_VALUE = {"params": 6000, "tags": 8000}  # characters that MLflow takes
 
-_NEW_KINDS = ("dataset", "model", "model_deleted", "model_registered")  # MLflow 2 does not know all of them
+_NEW_KINDS = ("dataset", "model", "models_kept", "model_registered")  # MLflow 2 does not know all of them
 
 _COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again
 _TOLERANCE = 0.01  # relative difference up to which a repeated step's value is called the same
@@ -147,7 +147,7 @@ class Delivery:
             "status": self._send_status,
             "dataset": self._send_dataset,
             "model": models.log,
-            "model_deleted": models.delete,
+            "models_kept": models.keep,
             "model_registered": models.register,
         }
         self._repeats = Repeats(self._spool.lines_path, place.base)

@@ -39,12 +39,15 @@ class LoggedModels:
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
 
-    def delete(self, record: Record) -> None:
-        """Delete the model of a checkpoint that is no longer kept. record: `name`."""
-        model_id = self._find(record["name"])
-        if model_id is not None:
-            self._client.delete_logged_model(model_id)
-            del self._ids[record["name"]]
+    def keep(self, record: Record) -> None:
+        """Delete the models of checkpoints that are no longer kept. record: `names` of those that are."""
+        found = self._client.search_logged_models(
+            [self._experiment_id], filter_string=f"source_run_id = '{self._run_id}'"
+        )
+        for model in found:
+            if model.name not in record["names"]:
+                self._client.delete_logged_model(model.model_id)
+                self._ids.pop(model.name, None)
 
     def register(self, record: Record) -> None:
         """Upload the weights to the model of their checkpoint, and make that a version of a registered model.

@@ -14,7 +14,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,15 @@ from trainer.tracking.delivery import Delivery
 from trainer.tracking.outcome import Stopped, first_line
 from trainer.tracking.place import NAME
 from trainer.tracking.place import Place as _Place
+from trainer.tracking.reachable import check_reachable
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.spool import Record, Spool
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words; KILLED is a run that was asked to stop."""
+
+Context = Literal["training", "validation"]
+"""What a data set is used for, in MLflow's words."""
 
 _ENVIRONMENT = {
     # With MLflow's defaults, one call blocks for four minutes when the server is gone.
@@ -108,7 +112,7 @@ class Tracker:
     def dataset(
         self,
         path: Path,
-        context: Literal["training", "validation"],
+        context: Context,
         *,
         digest: str,
         profile: Mapping[str, Any],
@@ -129,9 +133,9 @@ class Tracker:
         """Record a checkpoint as a logged model, or more metrics of one. path: its folder."""
         self._append({"kind": "model", **_model(path, step, values)})
 
-    def model_deleted(self, name: str) -> None:
-        """Delete the logged model of a checkpoint that is no longer kept. name: of its folder."""
-        self._append({"kind": "model_deleted", "name": name})
+    def models_kept(self, names: Sequence[str]) -> None:
+        """Delete the logged models of all checkpoints but these. names: of their folders."""
+        self._append({"kind": "models_kept", "names": list(names)})
 
     def register(
         self,
@@ -219,12 +223,17 @@ def tracked_run(run_dir: Path) -> str | None:
     return None if place is None else place.run_id
 
 
-def check_tracking(run_dir: Path, *, uri: str | None, experiment: str) -> None:
-    """Raises RunError for an address or a name that MLflow can never use; no connection is made."""
+def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool = False) -> None:
+    """Raises RunError for an address or a name that MLflow can never use.
+
+    ask: also connect to a server where this run has not been yet, see `check_reachable`.
+    """
     known = _known_place(run_dir)
     address, source = choose_address(uri, known.uri if known else None)
     check_address(address, source)
     check_experiment(experiment)
+    if ask and (known is None or known.run_id is None or known.uri != str(address)):
+        check_reachable(address, source)
 
 
 def deliver_spool(run_dir: Path, new_run: bool = False, uri: str | None = None) -> int:

@@ -30,20 +30,19 @@ def delivered(
     profile = {"rows": 16, "classes": 8}
     for context in ("training", "validation"):
         manifest = tmp_path / "motion" / f"{context}.arrow"
-        tracker.dataset(manifest, context, digest="ab" * 32, profile=profile)  # type: ignore[arg-type]
+        tracker.dataset(manifest, context, digest="ab" * 32, profile=profile)
     tracker.system({"system/cpu_utilization_percentage": 12.5})
     tracker.model(tmp_path / "step-0000010", 10, {"val/top1": 0.25})
     tracker.model(tmp_path / "step-0000020", 20, {})
     tracker.model(tmp_path / "step-0000020", 20, {"val/top1": 0.5, "val/loss": float("inf")})
-    tracker.model_deleted("step-0000010")
-    tracker.model_deleted("step-0000001")  # recorded by nobody
+    tracker.models_kept(["step-0000001", "step-0000020"])  # the first of them was recorded by nobody
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"numbers")
     tracker.register(tmp_path / "step-0000020", 20, {}, weights=weights, name=request.node.name, alias="best")
     assert tracker.close("FINISHED", PATIENCE, seconds=3600.0) == 0
     # A process that dies after the calls and before the offset is written.
     Spool(tmp_path).advance(0)
-    assert deliver_spool(tmp_path) == 11
+    assert deliver_spool(tmp_path) == 10
     mlflow = client(store)
     experiment = mlflow.get_experiment_by_name(request.node.name)
     (run,) = mlflow.search_runs([experiment.experiment_id])

@@ -26,6 +26,7 @@ from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, Evaluation
 from trainer.tracking.database import is_partial
+from trainer.tracking.metric_names import VIDEOS, WALL_CLOCK, WHOLE_RUN
 from trainer.tracking.outcome import first_line, is_refusal
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.tracker import prepare_environment
@@ -42,14 +43,14 @@ _STATUSES = {
     "SCHEDULED": "waiting",
 }
 _RESULTS = {
-    "clips_per_second": "speed/clips_per_second",
-    "data_wait_share": "speed/data_wait_share",
-    "mfu": "speed/mfu",
-    "gpu_hours": "time/gpu_hours",
-    "quarantined": "train/quarantined",
-    "step": "train/step",
+    "clips_per_second": f"{WALL_CLOCK}clips_per_second",
+    "data_wait_share": f"{WALL_CLOCK}data_wait_share",
+    "mfu": f"{WALL_CLOCK}mfu",
+    "gpu_hours": f"{WALL_CLOCK}gpu_hours",
+    "quarantined": f"{VIDEOS}quarantined",
+    "step": f"{WALL_CLOCK}step",
 }
-"""What a run came to, by the metric that has it as of the last step; `result/...` has it of the whole."""
+"""What a run came to, by the metric that has it as of the last step; `whole_run/...` has it of the whole."""
 
 
 class MlflowSource:
@@ -223,19 +224,19 @@ class MlflowSource:
             values = dict(self._history(run_id, name, metrics))
             return np.array([values.get(step, math.nan) for step, _ in loss], float)
 
-        hours, gpu_hours = at_steps("time/hours"), at_steps("time/gpu_hours")
+        hours, gpu_hours = at_steps(f"{WALL_CLOCK}hours"), at_steps(f"{WALL_CLOCK}gpu_hours")
         return Curve(steps, np.array([value for _, value in loss], float), hours, gpu_hours)
 
 
 def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
     """As `folder_source.results_of`."""
     found = {name: metrics.get(metric) for name, metric in _RESULTS.items()}
-    found |= {"loss": metrics.get("train/loss"), "hours": metrics.get("time/hours")}
+    found |= {"loss": metrics.get("train/loss"), "hours": metrics.get(f"{WALL_CLOCK}hours")}
     if status == "finished":
-        whole = {name: metrics.get(f"result/{name}") for name in _RESULTS}  # its step is called `steps`
-        seconds = metrics.get("result/seconds")
+        whole = {name: metrics.get(f"{WHOLE_RUN}{name}") for name in _RESULTS}  # its step is called `steps`
+        seconds = metrics.get(f"{WHOLE_RUN}seconds")
         whole |= {
-            "step": metrics.get("result/steps"),
+            "step": metrics.get(f"{WHOLE_RUN}steps"),
             "hours": None if seconds is None else seconds / 3600,
         }
         found |= {name: value for name, value in whole.items() if value is not None}

@@ -34,18 +34,19 @@ def track(path: Path, uri: str, *, starts: int = 1, parent: str | None = None, *
             tracker.tags({**known, "starts": starts, "total_steps": event["total_steps"]})
         elif event["event"] == "step":
             metrics = {
-                "train/loss": event["loss"], "train/step": event["step"],
-                "train/quarantined": event["quarantined"],
-                "speed/clips_per_second": event["clips_per_second"],
-                "speed/data_wait_share": event["data_wait_share"], "speed/mfu": event["mfu"],
-                "time/hours": event["spent"] / 3600, "time/gpu_hours": event["device_seconds"] / 3600,
+                "train/loss": event["loss"], "wall_clock/step": event["step"],
+                "videos/quarantined": event["quarantined"],
+                "wall_clock/clips_per_second": event["clips_per_second"],
+                "wall_clock/data_wait_share": event["data_wait_share"], "wall_clock/mfu": event["mfu"],
+                "wall_clock/hours": event["spent"] / 3600,
+                "wall_clock/gpu_hours": event["device_seconds"] / 3600,
             }  # fmt: skip
             tracker.metrics(event["step"], metrics)
         elif event["event"] == "evaluation":
             tracker.metrics(event["step"], {f"val/{name}": event[name] for name in ("top1", "top5")})
         elif event["event"] == "end":
             numbers = {name: value for name, value in event.items() if isinstance(value, int | float)}
-            tracker.metrics(event["steps"], {f"result/{name}": value for name, value in numbers.items()})
+            tracker.metrics(event["steps"], {f"whole_run/{name}": value for name, value in numbers.items()})
             status = "FINISHED"
     assert tracker.close(status, PATIENCE) == 0
     found = tracked_run(path)

@@ -1,0 +1,26 @@
+"""Groups of a run's metrics in MLflow.
+
+MLflow's pages have a section for each group, and sort sections and the charts in them by name. So accuracy
+and loss come first (`best/`, `train/`, `val/`), and the names of all other groups come behind these.
+"""
+
+BEST = "best/"
+"""Of the most accurate evaluation so far."""
+
+TRAIN = "train/"
+"""Of one optimiser step."""
+
+VAL = "val/"
+"""Of one evaluation."""
+
+VIDEOS = "videos/"
+"""What the training has seen: epochs, clips that could not be read, videos in quarantine."""
+
+WALL_CLOCK = "wall_clock/"
+"""How fast it goes, and where the time goes."""
+
+WHOLE_RUN = "whole_run/"
+"""What a finished run came to: the numbers of `summary.json`."""
+
+SYSTEM = "system/"
+"""Memory and load of the machines. MLflow shows this group on a page of its own, over time."""

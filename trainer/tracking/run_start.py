@@ -1,0 +1,63 @@
+"""What a run's start gives to MLflow: its description, its data, and the readings of its nodes."""
+
+from pathlib import Path
+
+import torch
+
+from models.cost import parameter_count
+from pipelines.dataset import Dataset
+from trainer.environment import Environment
+from trainer.preparation import Preparation, named_manifests
+from trainer.recipe.schema import Recipe
+from trainer.tracking.run_description import RunDescription
+from trainer.tracking.system_metrics import NodeMonitor
+from trainer.tracking.tracker import Context, Tracker
+
+
+def run_description(
+    recipe: Recipe, prepared: Preparation, environment: Environment, run_dir: Path, starts: int
+) -> RunDescription:
+    """starts: how often the run was started, this time included."""
+    config = prepared.config
+    manifests = [*prepared.train.manifests, *prepared.val.manifests]
+    on_gpu = environment.device.type == "cuda"
+    return RunDescription(
+        recipe=recipe.name,
+        model=f"{recipe.model.preset} {recipe.model.form}, {config.frames} frames of {config.resolution} x "
+        f"{config.resolution}, {parameter_count(config) / 1e6:,.4g} M parameters",
+        data=[
+            (field.removeprefix("data."), str(path), len(manifest), len(manifest.class_names))
+            for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True)
+        ],
+        run_dir=run_dir,
+        launcher=environment.launcher,
+        ranks=environment.world_size,
+        nodes=_nodes(environment),
+        device=torch.cuda.get_device_name(environment.device) if on_gpu else "cpu",
+        starts=starts,
+    )
+
+
+def track_datasets(tracker: Tracker, prepared: Preparation) -> None:
+    """Record the manifests that the run reads."""
+    contexts: dict[Context, Dataset] = {"training": prepared.train, "validation": prepared.val}
+    for context, dataset in contexts.items():
+        for manifest in dataset.manifests:
+            profile = {"rows": len(manifest), "classes": len(manifest.class_names)}
+            tracker.dataset(manifest.path, context, digest=manifest.fingerprint, profile=profile)
+
+
+def watch_node(environment: Environment, run_dir: Path, tracker: Tracker) -> NodeMonitor:
+    """A monitor of this process's node, for its first rank. tracker: used on rank 0 only."""
+    gpus = range(torch.cuda.device_count()) if environment.device.type == "cuda" else ()
+    return NodeMonitor(
+        run_dir,
+        node=environment.node_rank,
+        nodes=_nodes(environment),
+        gpus=[f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in gpus],
+        report=tracker.system if environment.is_main else None,
+    )
+
+
+def _nodes(environment: Environment) -> int:
+    return max(1, environment.world_size // environment.local_world_size)
