@@ -58,8 +58,14 @@ def is_partial(path: Path) -> bool:
     """
     if not path.exists() or path.stat().st_size == 0:
         return True
-    # Not read-only: a journal that a killed process left is rolled back first.
-    with closing(sqlite3.connect(path, timeout=5)) as database:
+    try:
+        # Not read-only: a journal that a killed process left is rolled back first. But never creating a file.
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)
+    except sqlite3.OperationalError:
+        if path.exists():
+            raise
+        return True  # another process has set it aside meanwhile
+    with closing(connection) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return True
