@@ -64,8 +64,8 @@ def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]
         [
             printable(name),
             true[k],
-            right[k] / true[k] if true[k] else None,
-            right[k] / predicted[k] if predicted[k] else None,
+            round(right[k] / true[k], 4) if true[k] else None,
+            round(right[k] / predicted[k], 4) if predicted[k] else None,
             printable(class_names[int(wrong[k])]) if wrong_counts[k] else "",
             int(wrong_counts[k]),
         ]

@@ -101,9 +101,9 @@ class RunDescription:
         ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''} of {self.device}"
         return redacted(
             f"**{self.recipe}**: {self.model}; {ranks}\n\n"
+            f"```\n{self.command()}\n```\n\n"
             f"| data | manifest | videos | classes |\n|---|---|---:|---:|\n{rows}\n\n"
-            f"Started with\n\n```\n{self.command()}\n```\n\n"
-            f"The same command goes on after a stop. What the run leaves is in `{self.run_dir.absolute()}`; "
+            f"The command above goes on after a stop. What the run leaves is in `{self.run_dir.absolute()}`; "
             "`recipe.yaml` there and among the artifacts has every value that was used.\n"
         )
 

@@ -35,6 +35,7 @@ class TrainingTracker:
         self._saved = -1  # step of the newest checkpoint
         self._kept: list[str] = []
         self._limit = ""
+        self._has_table = False
         self._seconds: float | None = None
 
     def step(
@@ -115,7 +116,10 @@ class TrainingTracker:
             self._tracker.model(self._folder_of(step), step, found)
         self._tracker.artifact(picture)
         self._tracker.artifact(table)
-        self._tracker.tags({"mlflow.loggedArtifacts": json.dumps([{"path": table.name, "type": "table"}])})
+        if not self._has_table:
+            shown = [{"path": table.name, "type": "table"}]
+            self._tracker.tags({"mlflow.loggedArtifacts": json.dumps(shown)})
+            self._has_table = True
 
     def checkpoint(self, step: int, path: Path) -> None:
         """Record a checkpoint, and which of the earlier ones are still there."""
