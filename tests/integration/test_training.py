@@ -212,7 +212,7 @@ def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
         metrics
     )
     assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"training", "validation"}
-    assert 0 < (run.info.end_time - run.info.start_time) / 1000 - summary["seconds"] < 0.01
+    assert abs((run.info.end_time - run.info.start_time) / 1000 - summary["seconds"]) < 0.01
     assert run.data.tags["mlflow.note.content"].startswith("**small**")
     models = client.search_logged_models([run.info.experiment_id], "metrics.`val/top1` >= 0")
     assert [model.name for model in models] == ["step-0000020"]

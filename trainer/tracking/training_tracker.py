@@ -153,9 +153,8 @@ class TrainingTracker:
     def result(self, summary: Mapping[str, Any], file: Path) -> None:
         """Record what the run came to. file: with the same."""
         numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        self._tracker.metrics(
-            summary["steps"], {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()}
-        )
+        # MLflow draws a metric that has step 0 alone as bars, one for each run.
+        self._tracker.metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
         self._seconds = summary["seconds"]
         self._tracker.artifact(file)
 
