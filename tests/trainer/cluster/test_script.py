@@ -116,3 +116,16 @@ def test_in_a_container_everything_runs_in_it(tmp_path: Path) -> None:
     line = f"python=(apptainer exec --nv --bind {Path.cwd()} --pwd {Path.cwd()} {image} python)"
     assert line in written(container=image)
     assert "--nv" not in written(container=image, gpus_per_node=0).partition("# ---- from here on")[0]
+
+
+def test_a_job_finds_the_commands_from_the_folder_it_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PLAIN.parents[2])
+    assert "\nlaunch=launch\n" in written() and "\nlaunch=launch\n" in PLAIN.read_text()
+    monkeypatch.chdir(tmp_path)
+    assert f"\nlaunch={PLAIN.parents[1]}\n" in written()
+    image = tmp_path / "image.sif"
+    image.touch()
+    with pytest.raises(RunError, match=r"--container: .* project's folder"):
+        written(container=image)

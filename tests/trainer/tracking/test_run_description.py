@@ -26,6 +26,8 @@ def test_the_state_of_a_source_tree(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("2")
     changed = git_state(tmp_path)
     assert changed is not None and changed.dirty
+    (tmp_path / ".venv").mkdir()
+    assert git_state(tmp_path / ".venv") is None  # a wheel in it is no part of this project
 
 
 @pytest.mark.parametrize(
