@@ -15,7 +15,7 @@ MOST_TESTED = 20
 
 
 @dataclass(frozen=True)
-class Test:
+class PairedTest:
     """One run against the baseline. run: its place in the list. low, high: of the 95 % interval of the
     difference in top-1, run less baseline, 0..1. adjusted: p by Holm.
     """
@@ -41,7 +41,7 @@ class Comparison:
     differences: list[Difference]
     groups: list[Group]
     data: list[tuple[int, str]]
-    tests: list[Test]
+    tests: list[PairedTest]
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,7 +87,7 @@ def _scores(
     return found
 
 
-def _tests(scores: dict[int, Scores], base: int) -> list[Test]:
+def _tests(scores: dict[int, Scores], base: int) -> list[PairedTest]:
     """Of each run with scores against the baseline's; none where the baseline has no scores."""
     if base not in scores:
         return []
@@ -100,6 +100,8 @@ def _tests(scores: dict[int, Scores], base: int) -> list[Test]:
             f"{one.about.get('clips')} x {one.about.get('crops')}" for one in (scores[base], scores[place])
         ]
         tests.append(
-            Test(place, pairs, low, high, p, adjusted, " and ".join(views) if views[0] != views[1] else None)
+            PairedTest(
+                place, pairs, low, high, p, adjusted, " and ".join(views) if views[0] != views[1] else None
+            )
         )
     return tests

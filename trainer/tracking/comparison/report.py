@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
 from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
-from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, Test
+from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, PairedTest
 from trainer.tracking.comparison.curves import draw_curves
 from trainer.tracking.comparison.differences import Difference
 from trainer.tracking.comparison.results import (
@@ -144,14 +144,17 @@ _TEST_COLUMNS = (
 
 def _significance(comparison: Comparison) -> list[Block]:
     tests, runs = comparison.tests, comparison.runs
-    if not tests:
+    if len(runs) < 2:
         return []
+    if not tests:
+        words = "Not tested: it takes scores per video (scores.parquet in the runs' folders) of two runs."
+        return [Heading("Significance"), Paragraph(words)]
     base = runs[comparison.baseline]
     adjusted = f", adjusted for {len(tests)} tests by Holm" if len(tests) > 1 else ""
     words = (
-        f"Top-1 against run {comparison.baseline + 1} ({base.name}) on the same videos, in points: interval "
-        f"by {RESAMPLES:,} paired bootstrap resamples, p by McNemar's exact test, two-sided{adjusted}. This "
-        "is about these weights on these videos, not about another seed."
+        f"Top-1 of the last evaluation against run {comparison.baseline + 1} ({base.name}) on the same "
+        f"videos, in points: interval by {RESAMPLES:,} paired bootstrap resamples, p by McNemar's exact test,"
+        f" two-sided{adjusted}. This is about these weights on these videos, not about another seed."
     )
     if len(runs) > MOST_TESTED:
         words += f" Of {len(runs)} runs, the best {MOST_TESTED} with scores are tested."
@@ -175,7 +178,7 @@ def _p(value: float) -> str:
     return "< 1e-300" if value == 0 else f"{value:.2g}" if value < 0.001 else f"{value:.3f}"
 
 
-def _unpaired(test: Test, name: str) -> str | None:
+def _unpaired(test: PairedTest, name: str) -> str | None:
     """Which videos a test leaves out, and why."""
     pairs = test.pairs
     left_out = {
@@ -237,7 +240,7 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(_finite(found), indent=2, ensure_ascii=False)
 
 
-def _test_as_json(test: Test) -> dict[str, Any]:
+def _test_as_json(test: PairedTest) -> dict[str, Any]:
     counts = test.pairs.counts
     return {
         "videos": counts.videos,
