@@ -106,7 +106,7 @@ def test_it_equals_the_runs_own_evaluation(run: Path, tmp_path: Path, ranks: int
     assert_equals_run(tmp_path, run)
     assert f"{100 * own(run)['top1']:.2f} %" in output and "clips/s" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "bad_videos.csv", "confusion.csv", "confusion.png", "evaluation.json", "identity.json", "lock",
+        "bad_videos.csv", "confusion.csv", "confusion.png", "evaluation.json", "identity.json",
         "per_class.csv", "scores.parquet",
     ]  # fmt: skip
     table = scores(tmp_path).to_pydict()

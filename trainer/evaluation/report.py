@@ -118,7 +118,7 @@ def _table(values: dict[str, Any], path: Path) -> Table:
         table.add_row(label, _percent(values[name]))
     table.add_row("ECE", _percent(values["ece"]))
     table.add_row("loss", "-" if values["loss"] is None else f"{values['loss']:.4f}")
-    table.add_row("videos", f"{values['videos']:,} x {values['clips']} clips x {values['crops']} crops")
+    table.add_row("videos", f"{values['videos']:,} (clips x crops: {values['clips']} x {values['crops']})")
     table.add_row("bad", f"{values['bad']:,}")
     for video in values["bad_videos"]:
         table.add_row("", f"{video['path']} {video['reason']}")
