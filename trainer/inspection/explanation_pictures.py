@@ -20,11 +20,15 @@ _LEGEND = 128, 12  # pixels
 _LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
 
 
-def explanation_sheet(found: Explanation) -> Image.Image:
-    """Rows: frames, class activation, the attention of each global block, what the colours mean."""
+def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.Image:
+    """Rows: frames, class activation, the attention of each global block, what the colours mean.
+
+    names_video: whether to write its path beside its frames.
+    """
     count = len(found.frames)
     chosen = np.linspace(0, count - 1, min(_COLUMNS, count)).round().astype(int)
-    rows = [Row(["frames", printable(found.path)], [found.frames[number] for number in chosen])]
+    words = ["frames", printable(found.path)] if names_video else ["frames"]
+    rows = [Row(words, [found.frames[number] for number in chosen])]
     for each in found.maps:
         pictures = [overlaid(found.frames[number], each.values[number]) for number in chosen]
         rows.append(Row(_words(each, found.name), pictures))

@@ -1,0 +1,71 @@
+"""Serve a model: a page to drop a video on, and JSON.
+
+    python launch/serve.py runs/quickstart
+    python launch/serve.py weights.safetensors --port 9000 --upload-limit 500 --timeout 300
+    curl --data-binary @dance.mp4 'http://127.0.0.1:8000/predict?top=3'
+
+It listens on this machine only; --host 0.0.0.0 lets others send videos, without a password. One video is at
+the model at a time, in a process that is killed when a request takes longer than --timeout.
+Exit codes: 0 never, 2 a mistake in what was asked (the message says which), 130 Ctrl-C, 143 SIGTERM.
+"""
+
+# The model's process imports this file again: what is heavy is imported inside `run`.
+import argparse
+import sys
+from pathlib import Path
+
+from pipelines import DataError
+from trainer import UserError
+from trainer.leaving import end_in_order_at_sigterm, end_with
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--upload-limit", type=float, default=200, metavar="MB", help="(%(default)s)")
+    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="(%(default)s)")
+    parser.add_argument(
+        "--waiting", type=int, default=4, metavar="N", help="requests that may wait (%(default)s)"
+    )
+    parser.add_argument("--last", action="store_true", help="of a run, the weights of its last step")
+    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint")
+    parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
+    parsed = parser.parse_args(arguments)
+    for name, least in (("upload_limit", 0.001), ("timeout", 0.1), ("waiting", 0)):
+        if not getattr(parsed, name) >= least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name):g}: at least {least:g}")
+    if not 0 <= parsed.port < 65536:
+        parser.error(f"--port {parsed.port}: from 0 to 65535")
+    return parsed
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pipelines.datasets.class_names import read_class_names
+    from trainer.inference.serve import serve
+    from trainer.inference.server import Limits
+    from trainer.inference.video_answers import VideoModel
+
+    names = None if arguments.classes is None else tuple(read_class_names(arguments.classes))
+    model = VideoModel(arguments.source, arguments.device, arguments.last, arguments.frames, names)
+    limits = Limits(int(arguments.upload_limit * 1e6), arguments.timeout, arguments.waiting)
+    serve(model, limits, host=arguments.host, port=arguments.port)
+    return 0
+
+
+def main() -> int:
+    arguments = parse()
+    end_in_order_at_sigterm("uploads are removed")
+    try:
+        return run(arguments)
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    end_with(main, "interrupted; uploads are removed")

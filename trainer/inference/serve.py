@@ -1,0 +1,67 @@
+"""A server's life: load the model, listen, leave in order."""
+
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import uvicorn
+
+from trainer import RunError
+from trainer.inference.inference_process import InferenceProcess
+from trainer.inference.server import Limits, VideoServer
+from trainer.inference.video_answers import VideoModel
+
+_GRACE = 3  # seconds that requests under way get when the server is to leave
+
+
+def serve(model: VideoModel, limits: Limits, *, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, whose handlers are then called. port: 0 takes a free one.
+
+    Raises RunError where the model cannot be loaded, or the address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=64)
+    except OSError as error:
+        raise RunError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; see --port"
+        ) from error
+    with listening, tempfile.TemporaryDirectory(prefix="uploads-") as folder:
+        print(f"loading {model.source}", flush=True)
+        inference = InferenceProcess(model)
+        try:
+            about = inference.start()
+            server = VideoServer(
+                inference, limits, host=host, folder=Path(folder), about=about, log=_print_line
+            )
+            shown = f"[{host}]" if ":" in host else host
+            port = listening.getsockname()[1]
+            _print_line(f"{about['classes']} classes on {about['device']}; http://{shown}:{port}/")
+            if host not in ("127.0.0.1", "::1", "localhost"):
+                print(
+                    f"warning: whoever reaches port {port} of this machine can send videos here; there is no "
+                    "password and no encryption",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            config = uvicorn.Config(
+                server.application(),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                ws="none",
+                lifespan="on",
+                http="h11",
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=_GRACE,
+                limit_concurrency=64,
+                h11_max_incomplete_event_size=2**14,
+            )
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            inference.close()
+
+
+def _print_line(text: str) -> None:
+    print(text, flush=True)
