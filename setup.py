@@ -73,6 +73,7 @@ setup(
     package_data={
         f"{OWN}.recipes": ["*.yaml"],
         f"{OWN}.launch.slurm": ["train.sbatch"],
+        f"{OWN}.trainer.inference": ["page.html"],
         f"{OWN}.pipelines": ["dataset/labels/*"],  # the label tables of Kinetics
     },
     entry_points={"console_scripts": [f"{OWN} = {OWN}.__main__:main"]},
@@ -94,6 +95,8 @@ setup(
         "safetensors>=0.5",  # weights that travel: no pickle
         "matplotlib>=3.9",  # the confusion matrix as a picture
         "pillow>=11.0",  # contact sheets of clips, text over the frames of annotated videos
+        "starlette>=0.47",  # serve.py: routes, requests and responses; MLflow brings it along
+        "uvicorn>=0.35",  # serve.py: the HTTP server below it; MLflow brings it along
     ],
     extras_require={
         # What `export --format onnx` needs. Training and the other formats need none of it.

@@ -16,7 +16,8 @@ PATIENCE = 60.0  # seconds
 
 
 class Browser:
-    """One page in a headless Chromium with a profile of its own. errors: of the page's script and policy.
+    """One page in a headless Chromium with a profile of its own. errors: of the page's script and
+    policy. statuses: of the answers that it got, by address.
 
     with Browser(folder) as browser:
         browser.open("http://...")
@@ -26,6 +27,7 @@ class Browser:
         read, self._write = os.pipe()
         self._read, write = os.pipe()
         self.errors: list[str] = []
+        self.statuses: dict[str, int] = {}
         self._answers: dict[int, dict[str, Any]] = {}
         self._buffer = b""
         self._number = 0
@@ -50,7 +52,7 @@ class Browser:
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         attached = self.command("Target.attachToTarget", targetId=page, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "DOM"):
+        for domain in ("Page", "Runtime", "Log", "DOM", "Network"):
             self.command(f"{domain}.enable")
         return self
 
@@ -121,5 +123,8 @@ class Browser:
                 self._answers[message["id"]] = message
             elif message["method"] == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(message["params"]))
+            elif message["method"] == "Network.responseReceived":
+                answer = message["params"]["response"]
+                self.statuses[answer["url"]] = answer["status"]
             elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
                 self.errors.append(message["params"]["entry"]["text"])
