@@ -142,7 +142,7 @@ class Reader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a worker process begins with."""
-        _die_with_parent()
+        die_with_parent()
         self.__dict__.update(state)
 
     def row(self, sample: int) -> tuple[Row | None, str]:
@@ -224,7 +224,7 @@ class Reader:
         return both[-1:] if self.decoding.name == "pyav" else both[:-1]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this worker when the process that started it dies, however it dies.
 
     Without, a run that is killed hard leaves its workers behind, waiting for ever.

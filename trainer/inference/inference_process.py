@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pipelines.parallel import STOP_SIGNALS, signals_blocked
+from pipelines.reader import die_with_parent
 from trainer import RunError, UserError
 
 Work = Callable[[Any], Any]
@@ -104,6 +105,7 @@ class InferenceProcess:
 
 
 def _work(pipe: Connection, prepare: Callable[[], tuple[Any, Work]]) -> None:
+    die_with_parent()  # also where it hangs and the server is killed
     try:
         about, work = prepare()
     except UserError as error:
