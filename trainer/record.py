@@ -48,6 +48,8 @@ class Record:
         self._class_names = class_names
         self._is_main = dist.get_rank() == 0
         self._spikes = Spikes()
+        self._best = best
+        self._loss_sum, self._loss_steps = 0.0, 0  # of the steps since the evaluation before
         self._launched: dict[int, tuple[float, Arrival | float | None]] = {}
         self._quarantined = len(folder.quarantined()) if self._is_main else 0
 
@@ -83,6 +85,8 @@ class Record:
             quarantined=self._quarantined,
         )
         self._mark_spike(done, totals.loss)
+        self._loss_sum += totals.loss
+        self._loss_steps += 1
         self._tracker.step(
             totals,
             meters,
@@ -141,11 +145,7 @@ class Record:
             return
         values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
         self._folder.event("evaluation", step=step, videos=result.videos, bad=result.bad, **values)
-        bad = f", {result.bad} could not be read" if result.bad else ""
-        self._display.note(
-            f"evaluation after step {step}: top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} % "
-            f"of {result.videos} videos{bad}"
-        )
+        self._display.note(self._in_words(step, result))
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
         with self._folder.telling(self._folder.confusion):
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
@@ -153,6 +153,21 @@ class Record:
         with self._folder.telling(table):
             self._folder.write_json(table, class_table(result.confusion, self._class_names))
         self._tracker.evaluation(step, values, table, self._folder.confusion)
+
+    def _in_words(self, step: int, result: Evaluation) -> str:
+        trained = f", training loss {self._loss_sum / self._loss_steps:.4f}" if self._loss_steps else ""
+        self._loss_sum, self._loss_steps = 0.0, 0
+        before, best = self._best, ""
+        if result.videos and (before is None or result.top1 > before):
+            self._best = result.top1
+            if before is not None:
+                best = f"; the best so far, {100 * before:.2f} % before"
+        elif before is not None:
+            best = f"; the best so far is {100 * before:.2f} %"
+        accuracy = f"top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} %"
+        bad = f", {result.bad} could not be read" if result.bad else ""
+        measured = f"{accuracy}, loss {result.loss:.4f} of {result.videos} videos{bad}"
+        return f"evaluation after step {step}: {measured}{trained}{best}"
 
     def checkpoint(self, step: int, path: Path, seconds: float) -> None:
         """Tell of a checkpoint that has become visible, so many seconds after its save began."""
