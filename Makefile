@@ -1,6 +1,6 @@
 # make quickstart   set up, render the embedded data set, train, evaluate
 # make test         set up, lint, check types, run the tests in three processes
-# make soak         all slow checks; make soak SHARD=1/3 runs the first of three parts of them
+# make soak         all slow checks; make soak SHARD=1/5 runs the first of five parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
 # make fuzz         set up, read damaged inputs for five minutes; make fuzz MINUTES=20 SEED=3
 # make wheel        set up, build a wheel into dist/
