@@ -29,7 +29,7 @@ def draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
     # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        names = [printable(name) for name in class_names]
+        names = _names_of_all(class_names, len(confusion))
         if len(names) <= LABELLED:
             _draw_matrix(path, confusion, names, title)
         else:
@@ -57,22 +57,29 @@ def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]
     class that are of it. Both are null where there is no such video. taken_for: what its other videos are
     taken for most often, and how many times.
     """
+    names = _names_of_all(class_names, len(confusion))
     right: list[int] = confusion.diagonal().tolist()
     true, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
     wrong_counts, wrong = confusion.clone().fill_diagonal_(0).max(dim=1)
     rows = [
         [
-            printable(name),
+            name,
             true[k],
             round(right[k] / true[k], 4) if true[k] else None,
             round(right[k] / predicted[k], 4) if predicted[k] else None,
-            printable(class_names[int(wrong[k])]) if wrong_counts[k] else "",
+            names[int(wrong[k])] if wrong_counts[k] else "",
             int(wrong_counts[k]),
         ]
-        for k, name in enumerate(class_names)
+        for k, name in enumerate(names)
     ]
     rows.sort(key=lambda row: 2.0 if row[2] is None else row[2])
     return {"columns": ["class", "videos", "recall", "precision", "taken_for", "times"], "data": rows}
+
+
+def _names_of_all(class_names: Sequence[str], classes: int) -> list[str]:
+    """Of a head with more classes than the data has names, the others by their number."""
+    others = (f"class {k}" for k in range(len(class_names), classes))
+    return [*map(printable, class_names), *others]
 
 
 def _draw_pairs(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.dataset import Dataset
 from pipelines.defects import Defect, Defects
 from trainer import RunError
 from trainer.arrival import Arrival
 from trainer.confusion import CLASS_TABLE, class_table, draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
+from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.multi_view import Evaluation
 from trainer.faults.spikes import Spikes
 from trainer.meters import Meters
@@ -245,6 +247,18 @@ class Record:
             ) from error
         self._folder.event("end", **summary)
         self._tracker.result(summary, self._folder.summary)
+
+    def examples(self, videos: Dataset) -> None:
+        """Show some validation videos with their true and predicted classes, from the scores of the last
+        evaluation. On rank 0. videos: of the evaluation.
+        """
+        sheet = self._folder.path / EXAMPLES
+        try:
+            write_examples(sheet, self._folder.scores, videos)
+        except (OSError, RunError) as error:
+            self.warn(f"{EXAMPLES} is missing: {error}")
+        else:
+            self._tracker.examples(sheet)
 
     def register(self, registered: str) -> None:
         """Have the final weights registered with MLflow. registered: `NAME` or `NAME@ALIAS`."""

@@ -514,6 +514,8 @@ class Run:
             "gmacs": multiply_accumulates(prepared.config) / 1e9,
         }
         together(lambda: trainer.record.summarise(summary))
+        if self.is_main and final is not None and self.folder.scores.exists():
+            trainer.record.examples(prepared.val)
         if self.recipe.tracking.register_as is not None:
             trainer.record.register(self.recipe.tracking.register_as)
 

@@ -134,6 +134,10 @@ class TrainingTracker:
             self._tracker.models_kept(kept)
             self._kept = kept
 
+    def examples(self, sheet: Path) -> None:
+        """Record a picture of some validation videos with their classes."""
+        self._tracker.artifact(sheet)
+
     def register(self, weights: Path, registered: str) -> None:
         """Make the final weights a version of a registered model. registered: `NAME` or `NAME@ALIAS`."""
         name, _, alias = registered.partition("@")

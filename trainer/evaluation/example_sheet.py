@@ -1,0 +1,86 @@
+"""A few validation videos with their true and predicted classes, as one picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines import VideoDefect
+from pipelines.dataset import Dataset
+from pipelines.draw import ViewClip
+from pipelines.frame_views import clip_frames
+from trainer.evaluation.scores import row_groups, tensors_of
+from trainer.inspection.contact_sheet import Row, write_sheet
+
+EXAMPLES = "examples.png"
+"""Name of the picture in a run's folder, and among its artifacts."""
+
+_ERRORS = 6  # the most confident ones
+_RIGHT = 3  # the least confident ones
+_FRAMES = 4  # of each video
+
+
+@dataclass(frozen=True)
+class Example:
+    """One video of an evaluation."""
+
+    confidence: float
+    """Highest score, 0..1."""
+    row: int
+    """Of the manifest."""
+    label: int
+    prediction: int
+
+
+def choose_examples(scores: Path) -> list[Example]:
+    """The errors with the highest score, most confident first, then what is right with the lowest one.
+
+    scores: see `scores.ScoreFile`; one row group is in memory at a time.
+    """
+    errors: list[Example] = []
+    right: list[Example] = []
+    for table in row_groups(scores):
+        values, labels, valid = tensors_of(table)
+        numbers = torch.tensor(table.column("row").to_pylist())
+        predictions = torch.tensor(table.column("prediction").fill_null(0).to_pylist())
+        confidence = values.gather(1, predictions[:, None])[:, 0]
+        counts = valid & (labels >= 0)
+        for kept, wanted, most in (
+            (errors, predictions != labels, _ERRORS),
+            (right, predictions == labels, _RIGHT),
+        ):
+            places = (counts & wanted).nonzero()[:, 0]
+            order = confidence[places].argsort(descending=kept is errors, stable=True)[:most]
+            kept += [
+                Example(float(confidence[k]), int(numbers[k]), int(labels[k]), int(predictions[k]))
+                for k in places[order].tolist()
+            ]
+            kept.sort(key=lambda example: example.confidence, reverse=kept is errors)
+            del kept[most:]
+    return [*errors, *right]
+
+
+def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
+    """Write the sheet as a PNG, whole or not at all; a video that can no longer be read has no pictures.
+
+    Raises RunError where it cannot be written, OSError where the scores cannot be read.
+    """
+    names = videos.class_names
+    rows = []
+    for example in choose_examples(scores):
+        known = example.prediction < len(names)  # a head may have more classes than the data
+        predicted = names[example.prediction] if known else f"class {example.prediction}"
+        words = [
+            f"{'right' if example.prediction == example.label else 'wrong'}: {predicted}",
+            f"score {example.confidence:.3f}",
+            f"true class: {names[example.label]}",
+        ]
+        try:
+            row = videos.row(example.row)
+            frames = list(clip_frames(videos.path(example.row), row, ViewClip(_FRAMES, size=1)))
+        except VideoDefect as defect:
+            words.append(str(defect))
+            frames = []
+        rows.append(Row([*words, videos.shown_path(example.row)], frames))
+    title = "validation videos: the errors with the highest scores, then what is right with the lowest"
+    write_sheet(path, title, rows, [f"{k + 1} of {_FRAMES}" for k in range(_FRAMES)])
