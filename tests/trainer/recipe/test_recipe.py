@@ -397,3 +397,26 @@ def test_the_old_name_of_the_weights_names_the_new_one_and_its_null_is_nothing(m
     assert "model.image_weights: no such field; it is model.weights now" in line
     # As earlier versions saved it in run folders.
     assert load_recipe(minimal, ["model.image_weights=null"]) == load_recipe(minimal)
+
+
+def test_a_recipe_and_its_variants_share_an_experiment(minimal: Path, tmp_path: Path) -> None:
+    write(tmp_path / "_shared.yaml", MINIMAL)
+    first = write(tmp_path / "first.yaml", "base: _shared.yaml\nname: one\n")
+    variant = write(tmp_path / "variant.yaml", "base: first.yaml\nname: two\n")
+    experiments = [load_recipe(path).tracking.experiment for path in (minimal, first, variant)]
+    assert experiments == ["test", "one", "one"]
+    assert load_recipe(variant, ["tracking.experiment=mine"]).tracking.experiment == "mine"
+    # A run's own recipe.yaml has it, whatever its file is called.
+    own = write(tmp_path / "recipe.yaml", load_recipe(variant).to_yaml())
+    assert load_recipe(own).tracking.experiment == "one"
+
+
+@pytest.mark.parametrize("name", ["motion", "motion@best", "my model 2@v-next"])
+def test_names_of_registered_models(minimal: Path, name: str) -> None:
+    assert load_recipe(minimal, [f"tracking.register_as={name}"]).tracking.register_as == name
+
+
+@pytest.mark.parametrize("name", ["a/b", "it's", "a@", "@best", "motion@latest", "motion@v3"])
+def test_names_that_mlflow_s_registry_refuses(minimal: Path, name: str) -> None:
+    (line,) = refusal(minimal, f'tracking.register_as="{name}"')
+    assert "tracking.register_as" in line
