@@ -141,11 +141,10 @@ class TrainingTracker:
     def register(self, weights: Path, registered: str) -> None:
         """Make the final weights a version of a registered model. registered: `NAME` or `NAME@ALIAS`."""
         name, _, alias = registered.partition("@")
-        evaluated, values = self._evaluated
         self._tracker.register(
             self._folder_of(self._total_steps),
             self._total_steps,
-            values if evaluated == self._total_steps else {},
+            {},  # the evaluation has given the model its metrics
             weights=weights,
             name=name,
             alias=alias or None,
