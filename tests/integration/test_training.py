@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -119,6 +120,10 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
     assert weights.class_names[0] == "move_left"
     assert weights.preprocessing["mean"] == [0.45, 0.45, 0.45]
     assert (undisturbed / "confusion.png").stat().st_size > 1000
+    scores = pq.read_table(undisturbed / "scores.parquet").to_pydict()
+    assert scores["row"] == list(range(16))
+    right = [label == found for label, found in zip(scores["label"], scores["prediction"], strict=True)]
+    assert summary["top1"] == sum(right) / 16 and summary["loss"] > 0 and 0 <= summary["ece"] <= 1
     assert [path.name for path in (undisturbed / "checkpoints").glob("step-*")] == ["step-0000020"]
     assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
 
