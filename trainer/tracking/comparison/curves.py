@@ -18,7 +18,7 @@ _LONGEST_LABEL = 28  # characters
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Told apart with any common colour blindness (Okabe and Ito); its yellow is too light for a line."""
 _STYLES = ("-", "--", ":")
-_SMOOTHING = 1 / 50  # of a curve's points, averaged into each
+_SMOOTHING = 1 / 20  # of a curve's points, averaged into each
 _MARKED = 40  # evaluations of a run that are marked one by one
 _GRID = 200  # points of a group's mean
 
@@ -74,7 +74,7 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
     figure = Figure(figsize=(16, 7.5), layout="constrained")
-    axes = figure.subplots(2, len(_AXES), sharey="row")
+    axes = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     losses: list[np.ndarray] = []
     for number, line in reversed(list(enumerate(lines))):  # the best lies on top
         colour = _COLOURS[number % len(_COLOURS)]
@@ -103,9 +103,10 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
         # A diverging run would press all others onto the axis.
         together = np.concatenate(losses)
         low, high = np.nanpercentile(together, [0, 99.5])
-        if low > 0:  # differences at the end are small beside those of the beginning
+        if 0 < 3 * low < high:  # differences at the end are small beside those of the beginning
             axes[0, 0].set_yscale("log")
-            axes[0, 0].set_ylim(low / 1.1, high * 1.1)
+            margin = (high / low) ** 0.05
+            axes[0, 0].set_ylim(low / margin, high * margin)
             axes[0, 0].yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
             for set_formatter in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
                 set_formatter(lambda value, _: f"{value:g}")

@@ -199,4 +199,4 @@ def test_many_runs_and_gaps_are_drawn(tmp_path: Path) -> None:
 def test_smoothing_is_a_mean_over_neighbours() -> None:
     assert smoothed(np.array([1.0, 5.0])).tolist() == [1.0, 5.0]  # too few to smooth
     values = np.arange(200.0)
-    assert smoothed(values)[100] == 100 and smoothed(values)[0] == np.mean([0, 1, 2])
+    assert smoothed(values)[100] == 100 and smoothed(values)[0] == np.mean([0, 1, 2, 3, 4, 5])
