@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from pipelines import DataError
+from pipelines.paths import printable
 from trainer import UserError
 from trainer.leaving import end_with
 
@@ -59,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(found, sheet, arguments.overlay), indent=1))
         return 0
-    print(f"{found.name}: probability {found.probability:.3f}")
+    print(f"{printable(found.name)}: probability {found.probability:.3f}")
     for each in found.maps:
         print(f"{each.about}: highest value {each.peak:.1f} times the mean")
-    print("wrote", " and ".join(str(path) for path in (sheet, arguments.overlay) if path is not None))
+    print("wrote", " and ".join(printable(path) for path in (sheet, arguments.overlay) if path is not None))
     return 0
 
 

@@ -15,6 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
+from pipelines.paths import printable
 from trainer import UserError
 
 OTHERS = ("onnx", "torch", "huggingface")
@@ -64,7 +65,7 @@ def write_weights(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("weights.safetensors")
     state = export(arguments.source, out, best=arguments.best, average=not arguments.last)
     classes = len(state.description["class_names"])
-    print(f"{out}: the weights after step {state.step}, {classes} classes")
+    print(f"{printable(out)}: the weights after step {state.step}, {classes} classes")
     return 0
 
 
@@ -77,11 +78,13 @@ def write_other(arguments: argparse.Namespace) -> int:
     source = read_source(
         arguments.source, best=arguments.best, average=not arguments.last, frames=arguments.frames
     )
-    print(f"writing {out}, then comparing it with the model: up to some minutes", file=sys.stderr)
+    print(f"writing {printable(out)}, then comparing it with the model: up to some minutes", file=sys.stderr)
     difference = export_as(arguments.format, source, out)
     step = "" if source.step is None else f" after step {source.step}"
     classes = len(source.weights.class_names)
-    print(f"{out}: the model{step}, {classes} classes; its logits differ by {difference:.1e} at most")
+    print(
+        f"{printable(out)}: the model{step}, {classes} classes; its logits differ by {difference:.1e} at most"
+    )
     return 0
 
 

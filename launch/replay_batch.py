@@ -17,6 +17,8 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
+from pipelines.paths import printable
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -77,7 +79,11 @@ def main() -> int:
     except (UserError, DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = [json.dumps(as_json(done, out), indent=1)] if arguments.json else [*lines(done), f"wrote {out}"]
+    found = (
+        [json.dumps(as_json(done, out), indent=1)]
+        if arguments.json
+        else [*lines(done), f"wrote {printable(out)}"]
+    )
     print("\n".join(found))
     return 2 if done.equal is False else 0
 

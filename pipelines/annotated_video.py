@@ -47,6 +47,7 @@ def annotate(
             video.pix_fmt = "yuv420p"
             video.time_base = video.codec_context.time_base = TICK
             begun = False
+            time = -1
             for number, picture in stream.pictures():
                 picture = _fitted(picture)
                 if not begun:
@@ -55,7 +56,9 @@ def annotate(
                     begun = True
                 draw(picture, lines_at(float(stream.seconds[number])))
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.time_base, frame.pts = TICK, round(float(stream.seconds[number]) / float(TICK))
+                # Frames closer than a tick: MP4 takes no two of the same time.
+                time = max(round(float(stream.seconds[number]) / float(TICK)), time + 1)
+                frame.time_base, frame.pts = TICK, time
                 container.mux(video.encode(frame))
                 progress(number + 1, stream.frames)
             container.mux(video.encode(None))
@@ -100,7 +103,7 @@ def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _panel(lines: Lines, height: int, width: int) -> NDArray[np.uint8]:
     """The lines on a dark ground, (h, w, 4) RGBA, no larger than the picture."""
     size = max(8, min(height // 28, width // 24))
-    font = ImageFont.truetype(_font_file(), size)
+    font = ImageFont.truetype(font_file(), size)
     row, margin = round(size * 1.5), size // 2
     fitting = max(1, min(len(lines), (height - 2 * margin) // row))
     panel_width = min(width, max(24 * size, width // 3))
@@ -133,7 +136,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
 
 
 @lru_cache(maxsize=1)
-def _font_file() -> str:
+def font_file() -> str:
     """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more, but no CJK."""
     from matplotlib import get_data_path
 
@@ -144,4 +147,4 @@ def _font_file() -> str:
 def _glyphs() -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
-    return frozenset(FT2Font(_font_file()).get_charmap())
+    return frozenset(FT2Font(font_file()).get_charmap())

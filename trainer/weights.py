@@ -56,9 +56,10 @@ def save_weights(
         partial.replace(path)
         flush(path.parent)
     except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:  # after Ctrl-C, too
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:

@@ -45,6 +45,24 @@ def test_a_sheet_and_a_video(weights: Path, motion_set: MotionSet, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.mp4", "s.png"]
 
 
+def test_names_of_classes_and_files_do_not_command_the_terminal(
+    weights: Path,
+    motion_set: MotionSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    video = next((motion_set.root / "val").rglob("*.mp4"))
+    out = tmp_path / "s\x1b[31m\udcff.png"
+    monkeypatch.setattr(
+        sys, "argv", ["explain.py", str(weights), str(video), "--class", CLASSES[3], "--out", str(out)]
+    )
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    assert out.exists() and "\x1b" not in printed
+    assert "a\\x1b[31mred: probability" in printed and "s\\x1b[31m\\xff.png" in printed
+
+
 def test_the_clip_is_that_of_a_prediction(weights: Path, motion_set: MotionSet) -> None:
     video = next((motion_set.root / "val").rglob("*.webm"))
     opened = open_model(weights)

@@ -36,6 +36,13 @@ def test_frames_keep_their_times_and_their_size(kind: Kind, size: tuple[int, int
     assert not list(tmp_path.glob(".*.partial"))
 
 
+def test_frames_closer_than_a_tick_follow_one_another(tmp_path: Path) -> None:
+    stream = FrameStream(make_video(tmp_path, Kind("libx264", "mp4", frames=9)))
+    stream.seconds = np.arange(9) * 1e-6
+    annotate(stream, tmp_path / "out.mp4", lambda _: LINES)
+    assert FrameStream(tmp_path / "out.mp4").frames == 9
+
+
 def test_the_picture_above_the_text_is_the_videos(tmp_path: Path) -> None:
     path = make_video(tmp_path, Kind("libx264", "mp4", size=(160, 240), degrees=90, frames=4))
     shown = [picture.copy() for _, picture in FrameStream(path).pictures()]

@@ -36,6 +36,15 @@ def test_weights_have_reached_the_disk_before_they_have_their_name(tmp_path: Pat
     assert done == ["flushed .w.safetensors.partial", "named", f"flushed {tmp_path.name}"]
 
 
+def test_an_interrupt_leaves_no_part_of_the_weights(tmp_path: Path) -> None:
+    with (
+        mock.patch.object(os, "fsync", mock.Mock(side_effect=KeyboardInterrupt)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3)}, {"model": {}})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
     clips = torch.zeros(2, 3)
     batch = mock.Mock(clips=clips, labels=clips[0], ids=clips[1], valid=clips[0] > 0, keys=clips[1].clone())

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer import RunError
 
 Top = tuple[tuple[str, float], ...]
 """Classes by likelihood, the most likely first, each with its probability."""
@@ -85,6 +88,15 @@ class Timeline:
             else:
                 high = middle
         return self.windows[low]
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raises RunError where scores are no numbers, as of a model whose sums are too large for float32."""
+    if not bool(scores.isfinite().all()):
+        raise RunError(
+            "the model's scores are not numbers (NaN): its weights are too large, or the std of its "
+            "preprocessing is too small, for float32; take another checkpoint"
+        )
 
 
 def top_of(scores: NDArray[np.float32], names: Sequence[str], count: int) -> Top:

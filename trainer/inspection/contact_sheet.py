@@ -3,7 +3,8 @@
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.annotated_video import font_file
 from pipelines.paths import printable
 from trainer import RunError
 
@@ -86,10 +88,7 @@ def _tile(picture: Picture) -> Image.Image:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic and more."""
-    from matplotlib import font_manager
-
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), _FONT_SIZE)
+    return ImageFont.truetype(font_file(), _FONT_SIZE)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
@@ -107,12 +106,25 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
 
 def save_sheet(path: Path, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all. Raises RunError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.partial")
+    content = png_bytes(picture)
+    with written_whole(path, "--out") as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def written_whole(path: Path, option: str) -> Iterator[Path]:
+    """A file to write to, which gets the name `path` at the end, and is removed where that is not reached.
+
+    option: of the command, with which another place is chosen. Raises RunError where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_bytes(png_bytes(picture))
-        os.replace(temporary, path)
+        yield partial
+        partial.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(
-            f"{path} cannot be written: {error.strerror or error}; choose another with --out"
+            f"{printable(path)} cannot be written: {error.strerror or error}; choose another with {option}"
         ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pipelines.parallel import usable_cores
 from pipelines.paths import printable
 from pipelines.video_files import row_of
 from trainer import RunError
+from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inspection.heat_map import scaled
 from trainer.weights import Weights
@@ -69,7 +70,8 @@ class Explainer:
     def explain(self, path: Path, name: str | None = None) -> Explanation:
         """What speaks for a class in a video; for the most likely one by default.
 
-        Raises RunError for a class that the model does not have, DataError for a video that cannot be used.
+        Raises RunError for a class that the model does not have and for scores that are no numbers, DataError
+        for a video that cannot be used.
         """
         label = None if name is None else self._label(name)
         try:
@@ -80,6 +82,7 @@ class Explainer:
         views = self._views([frames])[:, 0]  # 1 3 T H W
         with torch.no_grad():
             scores = self._model(views).softmax(dim=-1)[0]
+        check_scores(scores)
         if label is None:
             label = int(scores.argmax())
         return Explanation(

@@ -1,6 +1,5 @@
 """An explanation as a contact sheet and as an overlaid video."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from PIL import Image
 
 from pipelines.encoder import H264, encode_video
 from pipelines.paths import printable
-from trainer import RunError
-from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet
+from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet, written_whole
 from trainer.inspection.explanation import Explanation, HeatMap
 from trainer.inspection.heat_map import legend, overlaid
 
@@ -55,13 +53,8 @@ def write_overlay(path: Path, found: Explanation) -> None:
         ]
     )
     height, width = (frames.shape[axis] // 2 * 2 for axis in (1, 2))
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        encode_video(temporary, frames[:, :height, :width], H264, _rate(found), keyframe_interval=12)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror or error}; choose another") from error
+    with written_whole(path, "--video") as partial:
+        encode_video(partial, frames[:, :height, :width], H264, _rate(found), keyframe_interval=12)
 
 
 def as_json(found: Explanation, sheet: Path, video: Path | None) -> dict[str, Any]:

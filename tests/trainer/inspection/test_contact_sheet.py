@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer import RunError
-from trainer.inspection.contact_sheet import Row, draw_sheet, write_sheet
+from trainer.inspection.contact_sheet import Row, draw_sheet, write_sheet, written_whole
 
 
 def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -32,6 +32,13 @@ def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
 def test_a_row_is_as_high_as_its_words_need() -> None:
     few, many = (draw_sheet("t", [Row(["a"] * lines, [picture(0)])], ["1"]) for lines in (1, 30))
     assert many.height > few.height + 200
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "s.mp4", "--video") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
