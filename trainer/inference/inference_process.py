@@ -44,10 +44,10 @@ class InferenceProcess:
 
         Raises RunError with the reason where it cannot be prepared.
         """
-        if not self._pipe.poll(_START):
-            self._kill()
-            raise RunError(f"the model was not loaded within {_START:.0f} s")
         try:
+            if not self._pipe.poll(_START):
+                self._kill()
+                raise RunError(f"the model was not loaded within {_START:.0f} s")
             is_ready, value = self._pipe.recv()
         except (EOFError, OSError):
             raise RunError("the process that loads the model died; out of memory, perhaps") from None
@@ -63,7 +63,11 @@ class InferenceProcess:
         """
         with self._one_at_a_time:
             if not self._is_ready:
-                self.start()
+                try:
+                    self.start()
+                except RunError:
+                    self._renew()  # for the next one that asks: memory may have been short only now
+                    raise
             try:
                 self._pipe.send(what)
                 if not self._pipe.poll(seconds):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
+from pipelines.paths import printable
 from trainer import RunError
 from trainer.inference.inference_process import InferenceProcess
 from trainer.inference.server import Limits, VideoServer
@@ -28,7 +29,7 @@ def serve(model: VideoModel, limits: Limits, *, host: str, port: int) -> None:
             f"cannot listen on {host}, port {port}: {error.strerror or error}; see --port"
         ) from error
     with listening, tempfile.TemporaryDirectory(prefix="uploads-") as folder:
-        print(f"loading {model.source}", flush=True)
+        _print_line(f"loading {printable(model.source)}")
         inference = InferenceProcess(model)
         try:
             about = inference.start()

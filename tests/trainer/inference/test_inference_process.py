@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,31 @@ def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
         process.ask("hang", 60)
     with pytest.raises(ProcessLookupError):
         os.kill(third, 0)
+
+
+class CrashesTheSecondTime:
+    """A model whose second loading ends its process, as one does for which memory is short."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self) -> tuple[str, Callable[[str], Any]]:
+        times = len(list(self._folder.iterdir()))
+        (self._folder / str(times)).touch()
+        if times == 1:
+            os._exit(9)
+        return "ready", work
+
+
+def test_a_model_that_could_not_be_loaded_again_is_tried_once_more(tmp_path: Path) -> None:
+    process = InferenceProcess(CrashesTheSecondTime(tmp_path))
+    process.start()
+    with pytest.raises(CrashedError):
+        process.ask("crash", 60)
+    with pytest.raises(RunError, match="memory"):
+        process.ask("", 60)
+    assert process.ask("", 60) > 0
+    process.close()
 
 
 def test_a_model_that_cannot_be_loaded_is_told() -> None:
