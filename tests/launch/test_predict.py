@@ -15,6 +15,9 @@ from pipelines.frame_stream import FrameStream
 from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
+from trainer.inference.output import open_output
+from trainer.inference.predict_videos import _Names
+from trainer.inference.prediction import Prediction
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +53,19 @@ def test_a_folder_as_json_by_workers_names_bad_videos(
     )
     assert "predicting: 17 of 17" in done.stderr and "1 of 17 videos could not be used" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_ends_raises_what_print_raises() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), open(writing, "w") as file:
+        open_output("table", file).prediction(Prediction(Path("x.mp4"), (("jump", 0.5),)))
+
+
+def test_annotated_videos_have_names_of_their_own() -> None:
+    names = _Names(Path("out"))
+    given = [names.of(Path(path)).name for path in ("a.mp4", "a-2.mp4", "b/a.mp4", "c/a.mp4", "c/a-2.mp4")]
+    assert given == [f"{stem}-predicted.mp4" for stem in ("a", "a-2", "a-3", "a-4", "a-2-2")]
 
 
 def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:

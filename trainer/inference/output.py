@@ -87,11 +87,18 @@ class CsvLines:
         self._file.flush()
 
 
+class _Console(Console):
+    """One that raises BrokenPipeError as `print` does; rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich is handling
+
+
 class Tables:
     """For people: a table for each video, or its segments."""
 
     def __init__(self, file: TextIO) -> None:
-        self._console = Console(file=file, highlight=False, markup=False, emoji=False)
+        self._console = _Console(file=file, highlight=False, markup=False, emoji=False)
 
     def prediction(self, found: Prediction) -> None:
         self._head(found.path, found.error)

@@ -140,9 +140,14 @@ class _Names:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder or Path()
-        self._given: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
+        self._given: set[str] = set()
 
     def of(self, path: Path) -> Path:
         stem = path.stem.encode(errors="surrogateescape")[:_LONGEST_NAME].decode(errors="ignore")
-        count = self._given[stem] = self._given.get(stem, 0) + 1
-        return self._folder / f"{stem}{f'-{count}' if count > 1 else ''}{_ADDED}"
+        name = stem
+        while name in self._given:  # `a-2` may be a video's own name, too
+            count = self._counts[stem] = self._counts.get(stem, 1) + 1
+            name = f"{stem}-{count}"
+        self._given.add(name)
+        return self._folder / f"{name}{_ADDED}"

@@ -26,7 +26,7 @@ from pipelines.tuning import LoaderOptions
 from pipelines.video_files import VideoFiles, row_of
 from trainer import RunError
 from trainer.inference.model_source import open_model
-from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, top_of
+from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inference.timeline import Sliding, scored_windows
 from trainer.system.host import SharedMemory
@@ -184,7 +184,7 @@ class Predictor:
                 loader.defects.take_fresh()
 
     def _scores(self, views: Tensor) -> NDArray[np.float32]:  # B V 3 T H W -> B K
-        """Softmax of each view, and their mean."""
+        """Softmax of each view, and their mean. Raises RunError as `check_scores` does."""
         videos, count = views.shape[:2]
         exact: AbstractContextManager[None] = nullcontext()
         if self.device.type == "cuda":  # TF32 would round a convolution's inputs to 10 bits
@@ -193,6 +193,7 @@ class Predictor:
             parts = views.flatten(0, 1).split(self._views_at_once)
             shares = torch.cat([self._model(part).softmax(dim=-1) for part in parts])
             scores = shares.unflatten(0, (videos, count)).mean(dim=1)
+        check_scores(scores)
         return scores.cpu().numpy()
 
 

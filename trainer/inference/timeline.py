@@ -20,6 +20,8 @@ from trainer import RunError
 from trainer.inference.preprocessing import Preprocessing
 
 MOST_WINDOWS = 1_000_000
+MOST_BYTES = 2**33
+"""Of the frames in one window and in those that overlap it."""
 _FRAMES_AT_ONCE = 8
 
 Item = TypeVar("Item")
@@ -66,11 +68,25 @@ def scored_windows(
     wanted = np.zeros(stream.frames, np.bool_)
     for window in windows:
         wanted[window.indices(clip.frames, clip.clips)] = True
+    _check_memory(windows, wanted, clip, slid)
     made = _windows_of_views(stream, windows, wanted, clip, preprocessing, device)
     for ready in grouped(made, slid.batch):
         scores = score(torch.stack([views for _, views in ready]))
         for (window, _), row in zip(ready, scores, strict=True):
             yield window, row, len(windows)
+
+
+def _check_memory(windows: list[Window], wanted: NDArray[np.bool_], clip: ViewClip, slid: Sliding) -> None:
+    """Raises RunError for windows that overlap so much that the frames in one do not fit into memory."""
+    before = np.concatenate([[0], np.cumsum(wanted)])  # how many are wanted before each frame
+    first = np.array([window.first for window in windows])
+    after = first + [window.frames for window in windows]
+    need = int((before[after] - before[first]).max()) * clip.crops * 3 * clip.size**2 * 4
+    if need > MOST_BYTES:
+        raise RunError(
+            f"windows of {slid.length:g} s every {slid.stride:g} s need {need / 2**30:.0f} GiB of memory, "
+            f"more than {MOST_BYTES / 2**30:.0f}; take a larger stride"
+        )
 
 
 def _windows_of_views(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import trainer
 from pipelines import DataError
@@ -13,8 +14,12 @@ from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer import RunError
+from trainer.inference import timeline as timeline_module
+from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Timeline, WindowPrediction, top_of
 from trainer.inference.predictor import Predictor
+from trainer.inference.preprocessing import Preprocessing
+from trainer.inspection.explanation import Explainer
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +146,27 @@ def test_what_cannot_be_is_refused(predictor: Predictor, wrong: dict[str, int], 
         predictor.predict("x.mp4", **wrong)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="above 0"):
         predictor.timeline(Path("x.mp4"), window=float("nan"))
+
+
+def test_windows_that_overlap_too_much_are_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = video(tmp_path / "v", frames=40)
+    frame = 3 * 16 * 16 * 4  # bytes
+    monkeypatch.setattr(timeline_module, "MOST_BYTES", 4 * frame)
+    assert len(predictor.timeline(path, window=0.4).windows) == 4
+    with pytest.raises(RunError, match="larger stride"):
+        predictor.timeline(path, window=0.4, stride=0.04)
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(4, 16, (0.45,) * 3, (1e-39,) * 3).as_metadata()
+    overflowing = write_weights(tmp_path / "w.safetensors", preprocessing)
+    path = video(tmp_path / "v")
+    with pytest.raises(RunError, match="NaN"):
+        trainer.load(overflowing, "cpu").predict(path)
+    with pytest.raises(RunError, match="NaN"):
+        Explainer(open_model(overflowing), torch.device("cpu")).explain(path)
 
 
 def test_devices(weights: Path) -> None:
