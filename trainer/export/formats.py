@@ -1,5 +1,6 @@
 """The formats by name, each written whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ def check_export(name: str, out: Path) -> None:
         raise RunError(f"{out} cannot be written: there is no folder {out.absolute().parent}")
     if out.is_dir():
         raise RunError(f"{out} is a folder that is there already; name another with --out, or remove it")
+    if name == "huggingface" and os.path.lexists(out):
+        raise RunError(f"{out} is a file, and a folder is to be written; name another with --out")
 
 
 def export_as(name: str, source: ExportSource, out: Path) -> float:

@@ -1,6 +1,7 @@
 """The model card of an export: what the run's files say, and what only its owner can add."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from models.cost import multiply_accumulates, parameter_count
+from pipelines.paths import printable
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.description import public_recipe
 from trainer.export.source import ExportSource
@@ -42,7 +44,7 @@ def model_card(source: ExportSource) -> str:
         _yaml(_front_matter(source, recipe, own)),
         "---",
         "",
-        f"# {source.name}",
+        f"# {_inline(source.name)}",
         "",
     ]
     lines += _description(source)
@@ -75,7 +77,7 @@ def _description(source: ExportSource) -> list[str]:
         f"sorts clips of {config.frames} frames of {config.resolution} x {config.resolution} pixels into "
         f"{len(names)} classes, at {multiply_accumulates(config) / 1e9:.4g} GMACs a clip.",
         "",
-        f"Classes: {', '.join(names[:_SHOWN_CLASSES])}{more}.",
+        f"Classes: {', '.join(map(_inline, names[:_SHOWN_CLASSES]))}{more}.",
     ]
 
 
@@ -139,7 +141,7 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
         "commit of the trainer": machine.get("commit"),
     }
     lines = ["| | |", "|---|---|"]
-    return lines + [f"| {name} | {value or _UNKNOWN} |" for name, value in facts.items()]
+    return lines + [f"| {name} | {_inline(str(value or _UNKNOWN))} |" for name, value in facts.items()]
 
 
 def _beginning(recipe: dict[str, Any]) -> str | None:
@@ -155,6 +157,11 @@ def _manifests(recipe: dict[str, Any], role: str) -> list[str]:
     found = recipe.get("data", {}).get(role) or []
     entries = found if isinstance(found, list) else [found]
     return [str(entry.get("manifest") if isinstance(entry, dict) else entry) for entry in entries]
+
+
+def _inline(text: str) -> str:
+    """Text of a recipe or a class name as one line of Markdown, in which it marks up nothing."""
+    return re.sub(r"[`*_<>|\[\]#&]", lambda sign: f"\\{sign[0]}", printable(text))
 
 
 def _yaml(values: dict[str, Any]) -> str:

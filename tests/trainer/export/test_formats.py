@@ -20,6 +20,7 @@ from trainer.checkpoint.accuracies import Accuracies
 from trainer.export import formats, onnx_file
 from trainer.export.agreement import check_agreement, random_clips
 from trainer.export.formats import export_as
+from trainer.export.model_card import model_card
 from trainer.export.source import ExportSource, read_source
 from trainer.run_folder import RunFolder
 from trainer.weights import load_weights, save_weights
@@ -227,11 +228,21 @@ def test_logits_that_differ_are_refused_and_nothing_is_left(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
+def test_names_in_the_card_mark_up_nothing(file: Path) -> None:
+    names = ("<b>|jump|", "two\nlines", "[a](b)")
+    card = model_card(ExportSource(dataclasses.replace(load_weights(file), class_names=names)))
+    (line,) = [line for line in card.splitlines() if line.startswith("Classes: ")]
+    assert line == r"Classes: \<b\>\|jump\|, two\nlines, \[a\](b)."
+
+
 def test_mistakes_are_named_before_anything_is_read(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RunError, match=r"no folder .*nowhere"):
         export_as("torch", read_source(file), tmp_path / "nowhere" / "m.pt2")
+    (tmp_path / "there").write_text("a file")
+    with pytest.raises(RunError, match="there is a file"):
+        export_as("huggingface", read_source(file), tmp_path / "there")
     with pytest.raises(RunError, match="--best and --last"):
         read_source(file, best=True)
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
