@@ -73,6 +73,7 @@ class InFlightFile:
         self._path = path
         self._source = source
         self._is_written = True
+        self._file: int | None = None
 
     def serve(self, batch: int) -> None:
         """Say which batch is next, counted from the source's first."""
@@ -95,13 +96,19 @@ class InFlightFile:
             )
 
     def _write(self, content: bytes) -> None:
-        """In place: a file system of a cluster takes a rename for each batch badly."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb") as file:
-            file.write(content)
+        """In place, into a file that stays open: a file system of a cluster takes an open or a rename for
+        each batch of each rank badly. What is written outlives the process, whatever ends it.
+        """
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        os.pwrite(self._file, content, 0)
 
     def close(self) -> None:
         """No batch is in the pipeline any more."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
         if self._is_written:
             self._is_written = False
             self._path.unlink(missing_ok=True)

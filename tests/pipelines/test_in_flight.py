@@ -68,3 +68,15 @@ def test_a_folder_that_cannot_be_written_costs_the_file_only(motion_set: MotionS
     file.serve(3)
     file.serve(4)
     file.close()
+
+
+def test_the_file_stays_open_between_batches(motion_set: MotionSet, tmp_path: Path) -> None:
+    now = source(motion_set, micro_batch=4, rank=1, world_size=2, first=10**6)
+    file = InFlightFile(tmp_path / "in-flight/train-00001.json", now, ahead=4)
+    file.serve(0)
+    (tmp_path / "in-flight").rename(tmp_path / "moved")  # another open would make the folder anew
+    file.serve(1)
+    found = read_in_flight(tmp_path / "moved/train-00001.json")
+    assert found is not None and found.batch == 10**6 + 1
+    assert not (tmp_path / "in-flight").exists()
+    file.close()

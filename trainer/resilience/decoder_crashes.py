@@ -59,11 +59,9 @@ def find_crashed_videos(
         found = _found_by_all(reading, left, environment, options)
         new = {sample: reason for sample, reason in found.items() if sample not in known}
         crashed[reading.kind] = {**known, **new}
-        if environment.is_main:
-            if new:
-                _keep(crashed[reading.kind], reading.dataset.fingerprint, folder)
-            for path in left:
-                Path(path).unlink(missing_ok=True)
+        if left:  # waited for: the loaders that are made next have files of the same names
+            keep = crashed[reading.kind] if new else {}
+            _from_rank_0(environment, partial(_close, left, keep, reading.dataset.fingerprint, folder))
         notes += _notes(new, reading.dataset, options)
     return crashed, tuple(notes)
 
@@ -103,6 +101,15 @@ def _kept(folder: RunFolder) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return stored if isinstance(stored, dict) else {}
+
+
+def _close(left: list[str], crashes: Crashed, fingerprint: str, folder: RunFolder) -> None:
+    """Write down what is new, then remove the files that it was found with."""
+    if crashes:
+        _keep(crashes, fingerprint, folder)
+    for path in map(Path, left):
+        with folder.telling(path):
+            path.unlink(missing_ok=True)
 
 
 def _keep(crashes: Crashed, fingerprint: str, folder: RunFolder) -> None:
