@@ -41,6 +41,7 @@ from trainer.preparation import (
     prepare,
     preprocessing,
     settled,
+    too_large,
 )
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
@@ -122,6 +123,7 @@ def check(
         _print_figures(recipe, config, layout, ranks, room, whose)
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
+        ("what makes it fit", layout.advice if layout else ()),
         ("starting weights", starting),
         ("rendered at the start", [f"{name}: {path}" for name, path in absent if recipe.data.embedded]),
         ("notes", notes),
@@ -146,7 +148,7 @@ def _prepared(
     if prepared is not None:
         train, val = prepared.train, prepared.val
         problems.attempt(lambda: check_decoder(recipe, train, gpu=room.kind == "cuda"))
-        why = set(prepared.layout.why)
+        why = {*prepared.layout.why, *too_large(prepared.layout)}
         notes += [note for note in prepared.notes if note not in why]
         notes += overlap_notes(train, val)
     return prepared, notes

@@ -96,7 +96,7 @@ def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None 
         layout,
         train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
-        (*notes, *rendered_otherwise(recipe, train, val), *layout.why),
+        (*notes, *rendered_otherwise(recipe, train, val), *layout.why, *too_large(layout)),
     )
 
 
@@ -124,6 +124,13 @@ def train_plan(recipe: Recipe, train: Dataset) -> TrainPlan:
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
     parts = train_parts(train.manifests, _ratios(recipe))
     return TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
+
+
+def too_large(layout: Layout) -> tuple[str, ...]:
+    """A note where the layout does not fit into the memory, by the estimate."""
+    if not layout.advice:
+        return ()
+    return (f"by the estimate this does not fit into the memory. What helps: {'; or '.join(layout.advice)}",)
 
 
 def train_parts(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:

@@ -1,12 +1,13 @@
 """How the work is laid out on the devices: ZeRO stage, micro-batch, accumulation, recomputed blocks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 
 from models import UniFormerV2Config
 from trainer import RunError
+from trainer.engine.advice import Means, advice
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
 from trainer.recipe.schema import Recipe
@@ -26,7 +27,8 @@ class Layout:
 
     zero_stage: what is partitioned over the ranks. micro_batch: clips per rank and forward pass.
     accumulation: micro-batches per optimiser step. recomputed_blocks: of the backbone. why: a line for each
-    choice that was left to `auto`, or is not what the recipe says.
+    choice that was left to `auto`, or is not what the recipe says. advice: what would make it fit, where the
+    recipe's numbers do not by the estimate; nothing where they do.
     """
 
     zero_stage: int
@@ -34,6 +36,7 @@ class Layout:
     accumulation: int
     recomputed_blocks: int
     why: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
 
 def choose_layout(
@@ -43,7 +46,7 @@ def choose_layout(
 
     Preferred is the least recomputation, with that the lowest stage, with that the largest micro-batch; but
     blocks are recomputed rather than have less than ENOUGH_TOKENS in a forward pass. What the recipe gives in
-    numbers is taken as it is.
+    numbers is taken as it is, with advice where it does not fit by the estimate.
 
     Args:
         config: of the model; its recomputed blocks are not looked at.
@@ -57,16 +60,20 @@ def choose_layout(
     engine, batch, repeats = recipe.engine, recipe.optimisation.global_batch, recipe.sampling.repeats
     stages, notes = _stages(recipe, world_size, precision)
     blocks = range(config.depth + 1) if engine.recomputed_blocks == "auto" else [engine.recomputed_blocks]
-    if engine.micro_batch == "auto":
-        share, _ = split_batch(batch, world_size, None, repeats)
-        sizes = [size * repeats for size in _divisors(share // repeats)]
-    else:
-        sizes = [split_batch(batch, world_size, engine.micro_batch, repeats)[0]]
+    limit = None if engine.micro_batch == "auto" else engine.micro_batch
+    given, _ = split_batch(batch, world_size, limit, repeats)
     share = batch // world_size
-    if "auto" not in (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks):
-        return Layout(stages[0], sizes[0], share // sizes[0], blocks[0], tuple(notes))
+    every_size = [size * repeats for size in _divisors(share // repeats)]
+    sizes = every_size if engine.micro_batch == "auto" else [given]
     needs = Needs.of(recipe, config, ranks=world_size, precision=precision, kind=room.kind)
-    choice = _Choice(needs, room, stages, sizes, blocks)
+    means = Means(
+        recipe, needs, room, _possible_stages(recipe, world_size, precision), every_size,
+        range(config.depth + 1),
+    )  # fmt: skip
+    choice = _Choice(needs, room, stages, sizes, blocks, means)
+    if "auto" not in (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks):
+        layout = Layout(stages[0], given, share // given, blocks[0], tuple(notes))
+        return replace(layout, advice=choice.advice(stages[0], given, blocks[0]))
     stage, size, recomputed = choice.best(recipe)
     if engine.micro_batch == "auto":
         notes.append(choice.why_micro_batch(stage, size, recomputed))
@@ -83,15 +90,11 @@ def choose_layout(
 
 
 def _stages(recipe: Recipe, world_size: int, precision: Precision) -> tuple[Sequence[int], list[str]]:
-    """The stages to choose from, lowest first, and a note where that is not what the recipe says.
-
-    In bf16 the lowest is 1: without a stage, DeepSpeed would add up gradients in bf16 and lose most of each.
-    """
-    lowest = 1 if precision == "bf16" else 0
-    wanted = recipe.engine.zero_stage
-    if wanted == "auto":  # one rank has nobody to share with
-        highest = 2 if recipe.engine.compile else 3  # as the recipe's check has it
-        return (range(lowest, highest + 1) if world_size > 1 else [lowest]), []
+    """The stages to choose from, lowest first, and a note where that is not what the recipe says."""
+    possible = _possible_stages(recipe, world_size, precision)
+    lowest, wanted = possible[0], recipe.engine.zero_stage
+    if wanted == "auto":
+        return possible, []
     if wanted < lowest:
         return [lowest], [
             f"ZeRO stage {lowest}, although engine.zero_stage is {wanted}: in bf16, gradients are added up "
@@ -100,15 +103,29 @@ def _stages(recipe: Recipe, world_size: int, precision: Precision) -> tuple[Sequ
     return [wanted], []
 
 
+def _possible_stages(recipe: Recipe, world_size: int, precision: Precision) -> Sequence[int]:
+    """All that `auto` chooses from, lowest first.
+
+    In bf16 the lowest is 1: without a stage, DeepSpeed would add up gradients in bf16 and lose most of each.
+    """
+    lowest = 1 if precision == "bf16" else 0
+    highest = 2 if recipe.engine.compile else 3  # as the recipe's check has it
+    return range(lowest, highest + 1) if world_size > 1 else [lowest]  # one rank has nobody to share with
+
+
 @dataclass(frozen=True)
 class _Choice:
-    """What there is to choose from: stages, sizes of micro-batches, recomputed blocks; ascending."""
+    """What there is to choose from: stages, sizes of micro-batches, recomputed blocks; ascending.
+
+    means: what there would be without the recipe's own numbers.
+    """
 
     needs: Needs
     room: Room
     stages: Sequence[int]
     sizes: Sequence[int]
     blocks: Sequence[int]
+    means: Means
 
     def best(self, recipe: Recipe) -> tuple[int, int, int]:
         """Stage, micro-batch, recomputed blocks. Raises RunError where nothing fits."""
@@ -158,6 +175,10 @@ class _Choice:
         lower = self._demand(stage - 1, size, recomputed)
         return f"{text}; with {stage - 1}, {_clips(size)} would need {self._of_room(lower)}"
 
+    def advice(self, stage: int, size: int, blocks: int) -> tuple[str, ...]:
+        """What makes a layout fit that does not."""
+        return () if self._fits(stage, size, blocks) else advice(self.means, stage, size, blocks)
+
     def _fits(self, stage: int, size: int, blocks: int) -> bool:
         return self._demand(stage, size, blocks).total <= self.room.bytes
 
@@ -177,6 +198,7 @@ class _Choice:
 
     def _nothing_fits(self, recipe: Recipe) -> str:
         least = self._least(self.sizes[0])
+        helps = advice(self.means, self.stages[-1], self.sizes[0], self.blocks[-1])
         engine = recipe.engine
         given = [
             f"engine.{name} {value}"
@@ -187,18 +209,12 @@ class _Choice:
             )
             if value != "auto"
         ]
-        helps = ["leave all to auto with engine: auto"] if given else []
-        helps += ["more ranks"] if len(self.stages) > 1 or self.needs.ranks == 1 else []
-        helps += (
-            ["engine.precision bf16"] if self.needs.precision == "fp32" and self.room.kind == "cuda" else []
-        )
-        helps += ["fewer model.frames", "a smaller evaluation.batch", "a smaller model.preset"]
         asked = f" with {' and '.join(given)}" if given else ""
         return (
             f"the training does not fit{asked}: {_clips(self.sizes[0])} a rank and forward pass would need "
             f"{self._of_room(least)}{self._with_all_means()} ({_gib(least.states)} of weights, gradients and "
             f"optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} of clips made "
-            f"ahead, {_gib(least.reserve)} in reserve). What helps: {', '.join(helps)}"
+            f"ahead, {_gib(least.reserve)} in reserve). What helps: {'; or '.join(helps)}"
         )
 
     def _of_room(self, demand: Demand) -> str:

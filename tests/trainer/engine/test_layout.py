@@ -55,8 +55,36 @@ def plain(layout: Layout) -> tuple[int, int, int, int]:
 
 def test_what_is_given_in_numbers_is_taken_as_it_is() -> None:
     asked = {"zero_stage": 2, "micro_batch": 24, "recomputed_blocks": 3}
-    assert chosen(1, asked) == Layout(2, 16, 4, 3, ())
-    assert chosen(1, {"zero_stage": 0}) == Layout(0, 64, 1, 0, ())
+    assert chosen(400, asked) == Layout(2, 16, 4, 3)
+    assert chosen(400, {"zero_stage": 0}) == Layout(0, 64, 1, 0)
+    assert plain(chosen(1, asked)) == (2, 16, 4, 3)
+
+
+def test_what_does_not_fit_comes_with_changes_each_of_which_is_enough() -> None:
+    asked = {"zero_stage": 1, "micro_batch": 32, "recomputed_blocks": 0}
+    tight = chosen(30, asked)
+    assert plain(tight) == (1, 32, 2, 0)
+    changes = dict(re.findall(r"engine\.(\w+): (\w+) \([\d.]+ GiB", " ".join(tight.advice)))
+    assert {"micro_batch", "recomputed_blocks"} <= changes.keys()
+    for name in ("micro_batch", "recomputed_blocks"):
+        changed = chosen(30, {**asked, name: int(changes[name])})
+        assert changed.advice == (), name
+        nearer = {"micro_batch": 2 * int(changes[name]), "recomputed_blocks": int(changes[name]) - 1}[name]
+        assert chosen(30, {**asked, name: nearer}).advice != ()
+    assert any(line.startswith("engine: auto") for line in tight.advice)
+    (nothing,) = chosen(1, asked).advice
+    assert "nothing in engine and evaluation is enough" in nothing and "model.frames" in nothing
+
+
+def test_an_evaluation_of_too_many_views_is_what_is_advised_to_change() -> None:
+    large = recipe({"zero_stage": 1, "micro_batch": 1, "recomputed_blocks": 24})
+    evaluation = large.evaluation.model_copy(update={"batch": 64, "clips": 4, "crops": 3})
+    large = large.model_copy(update={"evaluation": evaluation})
+    room = Room("cuda", 30 * GIB)
+    (line,) = choose_layout(large, L14, 8, precision="fp32", room=room).advice
+    batch = int(re.findall(r"evaluation\.batch: (\d+)", line)[0])
+    fitting = large.model_copy(update={"evaluation": evaluation.model_copy(update={"batch": batch})})
+    assert choose_layout(fitting, L14, 8, precision="fp32", room=room).advice == ()
 
 
 def test_with_room_for_all_nothing_is_saved() -> None:
@@ -198,8 +226,8 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_what_helps() -> None:
     text = str(caught.value)
     assert "1 clip a rank and forward pass would need " in text
     assert " of 4.0 GiB even with all 24 blocks recomputed" in text
-    assert "more ranks" in text and "engine.precision bf16" in text
-    with pytest.raises(RunError, match=r"does not fit with engine\.micro_batch 64: .* leave all to auto"):
+    assert "more ranks" in text and "engine.precision: bf16" in text
+    with pytest.raises(RunError, match=r"does not fit with engine\.micro_batch 64: .* engine: auto, which"):
         chosen(20, {"zero_stage": "auto", "micro_batch": 64, "recomputed_blocks": "auto"})
     with pytest.raises(RecipeError, match="over 7 ranks"):
         chosen(80, ranks=7)

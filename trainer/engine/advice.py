@@ -1,0 +1,94 @@
+"""What makes a training fit that does not: which single change is enough, by the estimate of memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from trainer.engine.memory import GIB, Needs, Room
+from trainer.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Means:
+    """What may be changed. stages, sizes, blocks: all ZeRO stages, micro-batches and numbers of recomputed
+    blocks that are possible, ascending.
+    """
+
+    recipe: Recipe
+    needs: Needs
+    room: Room
+    stages: Sequence[int]
+    sizes: Sequence[int]
+    blocks: Sequence[int]
+
+
+def advice(means: Means, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
+    """Changes of the recipe, each of which alone makes a layout fit, with what it then needs; where none
+    does, what all of them together come to.
+    """
+    single = tuple(_single(means, stage, size, recomputed))
+    if single:
+        return single
+    fewest = _with_batch(means, 1)
+    least = _least(means, fewest)
+    if least <= means.room.bytes:
+        return (f"engine: auto with evaluation.batch: 1 ({_gib(least)}); no single change is enough",)
+    others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
+    if means.needs.ranks > 1 or means.room.kind == "cuda":
+        others.insert(0, "more ranks, over which ZeRO partitions")
+    if means.needs.precision == "fp32" and means.room.kind == "cuda":
+        others.insert(0, "engine.precision: bf16")
+    return (
+        f"nothing in engine and evaluation is enough: engine: auto with evaluation.batch: 1 would still need "
+        f"{_gib(least)}. What is left: {', '.join(others)}",
+    )
+
+
+def _single(means: Means, stage: int, size: int, recomputed: int) -> Iterator[str]:
+    needs, room = means.needs, means.room.bytes
+
+    layout = {"zero_stage": stage, "micro_batch": size, "recomputed_blocks": recomputed}
+
+    def demand(name: str, value: int, of: Needs = needs) -> int:
+        return of.demand(**{**layout, name: value}).total
+
+    choices = {
+        "micro_batch": [other for other in reversed(means.sizes) if other < size],
+        "recomputed_blocks": [other for other in means.blocks if other > recomputed],
+        "zero_stage": [other for other in means.stages if other > stage],
+    }
+    for name, values in choices.items():
+        found = next((value for value in values if demand(name, value) <= room), None)
+        if found is not None:
+            yield f"engine.{name}: {found} ({_gib(demand(name, found))})"
+    batch = means.recipe.evaluation.batch // 2
+    while batch and demand("zero_stage", stage, _with_batch(means, batch)) > room:
+        batch //= 2
+    if batch:
+        fewer = demand("zero_stage", stage, _with_batch(means, batch))
+        yield f"evaluation.batch: {batch} ({_gib(fewer)})"
+    if needs.precision == "fp32" and means.room.kind == "cuda":
+        half = demand("zero_stage", max(stage, 1), replace(needs, precision="bf16"))
+        if half <= room:
+            yield f"engine.precision: bf16 ({_gib(half)})"
+    least = _least(means, needs)
+    if least <= room:
+        yield f"engine: auto, which chooses all three ({_gib(least)} at the least)"
+
+
+def _with_batch(means: Means, batch: int) -> Needs:
+    evaluation = means.recipe.evaluation
+    return replace(means.needs, views=batch * evaluation.clips * evaluation.crops)
+
+
+def _least(means: Means, needs: Needs) -> int:
+    """Bytes of the layout that needs least; more blocks never need more, nor do fewer clips."""
+    layouts = product(means.stages, means.sizes[:1], means.blocks[-1:])
+    return min(
+        needs.demand(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
+        for stage, size, blocks in layouts
+    )
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / GIB:,.1f} GiB"
