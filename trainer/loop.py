@@ -45,6 +45,7 @@ class Trainer:
     step. step: optimiser steps done. clips, bad: seen so far, over all
     ranks; of them, clips_before and bad_before in earlier starts: what has been mended since must not stop
     the run again. saved_step: of the newest checkpoint that is visible. best: the highest accuracy so far.
+    evaluates_only: the training has ended before, and nothing of it changes.
     final: the last evaluation, once there was one. is_finite: whether the last step was; where it was not,
     nothing is saved until one is. bad_videos, bad_val_videos: found since this start.
     """
@@ -70,6 +71,7 @@ class Trainer:
     evaluates_at_end: bool
     keeps_best: bool
     final_scores: FinalScores
+    evaluates_only: bool = False
     step: int = 0
     clips: int = 0
     bad: int = 0
@@ -88,6 +90,8 @@ class Trainer:
         Raises RunError where the weights have become useless: too many steps were not finite, or the last
         one, or what the model makes of the validation videos.
         """
+        if self.evaluates_only:
+            return not self.evaluates_at_end or self.evaluate()
         batches = iter(self.train_loader)
         self.engine.train()
         self.meters.begun(process_age())
@@ -217,7 +221,7 @@ class Trainer:
                 told(done)
                 self.watchdog.beat(f"evaluation batch {done}")
 
-            ends = self.step == self.schedule.total_steps
+            ends = self.step == self.schedule.total_steps and not self.evaluates_only
             if ends:
                 self.final_scores.begin(self.step)
             result = None
@@ -240,10 +244,11 @@ class Trainer:
         if result is None:
             return False
         self.final = result
-        if self.is_finite and self.step == self.schedule.total_steps and result.videos:
-            self.checkpoints.confirm(self.step)  # no step will do so
         self.record.evaluation(self.step, result)
-        self.keep_best(result.top1)
+        if not self.evaluates_only:
+            if self.is_finite and self.step == self.schedule.total_steps and result.videos:
+                self.checkpoints.confirm(self.step)  # no step will do so
+            self.keep_best(result.top1)
         videos = result.videos + result.bad
         if too_many(result.bad, self.bad_share, videos):
             raise AgreedError(

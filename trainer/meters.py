@@ -237,8 +237,8 @@ class Meters:
         """What was spent since the run's first start, as plain numbers for a checkpoint."""
         return {**asdict(self.spent), "device_seconds": self.device_seconds}
 
-    def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0) -> None:
-        """Go on counting where a checkpoint stopped, as one start more.
+    def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0, restarts: bool = True) -> None:
+        """Go on counting where a checkpoint stopped, as one start more where the training `restarts`.
 
         totals: see `Totals.of`. done_again: seconds of work after that checkpoint, which an earlier start did
         in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
@@ -247,6 +247,8 @@ class Meters:
         self._seconds_before = self.spent.seconds
         # A checkpoint of an earlier version does not say on how many ranks.
         self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
+        if not restarts:
+            return
         self.spent.starts += 1
         self.spent.lost += max(0.0, done_again)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.dataset import Dataset
 from pipelines.defects import Defect, Defects
 from trainer import RunError
+from trainer.again import Again
 from trainer.arrival import Arrival
 from trainer.confusion import CLASS_TABLE, class_table, draw_confusion
 from trainer.data_watch import DataReport
@@ -27,7 +28,9 @@ from trainer.tracking.training_tracker import TrainingTracker
 
 
 class Record:
-    """folder, tracker: of the run; used on rank 0 only. every_steps: between two records in MLflow."""
+    """folder, tracker: of the run; used on rank 0 only. every_steps: between two records in MLflow. again:
+    how a finished run is evaluated again, which leaves its events and results as they are.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Record:
         every_steps: int,
         class_names: tuple[str, ...],
         best: float | None,
+        again: Again | None = None,
     ) -> None:
         self._folder = folder
         self._how_to_see = tracker.how_to_see
@@ -48,6 +52,7 @@ class Record:
         self._display = display
         self._total_steps = total_steps
         self._class_names = class_names
+        self._again = again
         self._is_main = dist.get_rank() == 0
         self._spikes = Spikes()
         self._best = best
@@ -146,8 +151,16 @@ class Record:
         if not self._is_main:
             return
         values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
-        self._folder.event("evaluation", step=step, videos=result.videos, bad=result.bad, **values)
+        again = self._again
+        told: dict[str, Any] = {"step": step, "videos": result.videos, "bad": result.bad, **values}
+        if again is None:
+            self._folder.event("evaluation", **told)
+        else:
+            self._folder.event("re-evaluation", **told, **again.settings)
         self._display.note(self._in_words(step, result))
+        if again is not None:
+            self._tracker.evaluation_again(step, values, again.metrics)
+            return
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
         with self._folder.telling(self._folder.confusion):
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
@@ -202,7 +215,8 @@ class Record:
     def started(self, text: str, **values: Any) -> None:
         """Tell that the run begins or goes on."""
         if self._is_main:
-            self._folder.event("start", **values)
+            if self._again is None:
+                self._folder.event("start", **values)
             self._display.note(text)
 
     def note(self, text: str) -> None:
@@ -219,6 +233,9 @@ class Record:
         """Tell that the run leaves before its end. unsaved: what there is, where this step was not saved."""
         if not self._is_main:
             return
+        if self._again is not None:
+            self._display.note(f"stopped by {reason}: the run had ended before, and is as it was")
+            return
         self._folder.event("left", step=step, reason=reason)
         where = f"stopped by {reason} after step {step} of {self._total_steps}, {duration(seconds)} in"
         if unsaved is None:
@@ -231,7 +248,7 @@ class Record:
 
     def failed(self, step: int, words: str) -> None:
         """Tell that the run ends by an error after so many steps."""
-        if self._is_main:
+        if self._is_main and self._again is None:
             self._folder.event("failed", step=step, words=words)
 
     def summarise(self, summary: dict[str, Any]) -> None:

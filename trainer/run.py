@@ -17,6 +17,7 @@ from pipelines.loader import ClipLoader
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
+from trainer.again import Again, changed_settings, evaluated_again, is_finished
 from trainer.agreement import same_on_all, together
 from trainer.checkpoint.began_from import Began, began_from, recorded
 from trainer.checkpoint.best_weights import BestWeights, write_best
@@ -52,6 +53,7 @@ from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start
 from trainer.tally import Tally
+from trainer.tracking.earlier import set_aside
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.tracker import Status, Tracker
 from trainer.weights import check_finite, save_weights
@@ -107,6 +109,8 @@ class Run:
         self._launcher = LauncherWatch(environment.launcher)
         self._lock: RunLock | None = None  # of the folder, on rank 0
         self._trains = False
+        self._trained: TrainState | None = None  # the last, where no step is left to do
+        self._again: Again | None = None  # where all results of that are written, too
         self._starting: StartingWeights | None = None  # that a new training begins from
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
@@ -132,6 +136,7 @@ class Run:
             together(lambda: check_resume(self.folder, resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
             began = self._began_from(prepared, state)
+            self._again = self._evaluates_again(prepared, found, state)
             together(lambda: self._create_folder(found, 0 if state is None else state.step))
             stop = stack.enter_context(together(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
@@ -145,7 +150,7 @@ class Run:
                 if found is not None and state is not None:
                     self.checkpoints.load(trainer.engine, found, state)
                 finished = trainer.fit()
-                if finished:
+                if finished and self._again is None:
                     self._write_results(prepared, trainer)
                 status = "FINISHED" if finished else "KILLED"
             except UserError as error:
@@ -154,7 +159,7 @@ class Run:
             finally:
                 self.checkpoints.finish()
                 trainer.record.close(status, MLFLOW_PATIENCE)
-            if finished:
+            if finished and self._again is None:
                 trainer.record.finished()
             code = 0 if finished else self._leave(trainer, stop)
             # A launcher that sees one rank gone soon ends the others: rank 0 may still be at work.
@@ -280,7 +285,13 @@ class Run:
         try:
             # What saves took before: the first of this start is to leave in time, too.
             self.checkpoints.longest = self.folder.longest_save()
-            self.folder.create(recipe=self.recipe.to_yaml(), environment=describe())
+            if self._again is not None and found is not None:
+                self.folder.take_along(found)
+                return
+            if found is None:
+                self._part_from_earlier_start()
+            trained = self._trained if self.folder.recipe.exists() else None
+            self.folder.create(recipe=None if trained else self.recipe.to_yaml(), environment=describe())
             if found is not None:
                 self.folder.take_along(found)
             self.checkpoints.shelf.tidy(step, found)
@@ -289,6 +300,34 @@ class Run:
                 f"the run folder {self.folder.path} cannot be prepared: {error}; mend that, or choose "
                 "another with --run-dir"
             ) from error
+
+    def _part_from_earlier_start(self) -> None:
+        """A start without a checkpoint begins anew: with other settings than the last start in the folder, as
+        another MLflow run. Raises OSError.
+        """
+        if not self.folder.recipe.exists():
+            return
+        before = self.folder.recipe.read_text(encoding="utf-8", errors="replace")
+        if before == self.recipe.to_yaml():
+            return
+        aside = set_aside(self.folder.path)
+        if aside is not None:
+            self._notes += (
+                "the run begins anew with other settings than its last start, which left no checkpoint: as "
+                f"a new MLflow run; what it told the last one lies in {aside}",
+            )
+
+    def _evaluates_again(
+        self, prepared: Preparation, found: Path | None, state: TrainState | None
+    ) -> Again | None:
+        """How a run that has ended is evaluated again; None for a training. Collective."""
+        if found is None or state is None:
+            return None
+        steps = Schedule.of(self.recipe, prepared.plan.steps_per_epoch).total_steps
+        self._trained = state if state.step >= steps else None
+        ended = [self.is_main and is_finished(self.folder, found, state, steps)]  # as rank 0 sees the folder
+        dist.broadcast_object_list(ended)
+        return evaluated_again(self.recipe, state) if ended[0] else None
 
     def _build(
         self,
@@ -320,11 +359,11 @@ class Run:
         if state is not None:
             step = state.step
             in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
-            meters.restore(state.spent, done_again=in_vain)
+            meters.restore(state.spent, done_again=in_vain, restarts=self._again is None)
         train, val, notes = open_loaders(
             recipe, environment, prepared, self.folder, first_step=step, stack=stack
         )
-        record = self._open_record(prepared, schedule, step, found, stack)
+        record = self._open_record(prepared, schedule, step, found, state, stack)
         for line in (*self._notes, *prepared.notes, *notes):
             record.warn(line)
         record.note(train.tuning)
@@ -352,6 +391,7 @@ class Run:
             evaluates_at_end=recipe.evaluation.at_end,
             keeps_best=recipe.run.keep_best,
             final_scores=self._final_scores(prepared, val),
+            evaluates_only=self._again is not None,
             step=step,
             clips=0 if state is None else state.clips,
             bad=0 if state is None else state.bad,
@@ -395,6 +435,8 @@ class Run:
 
     def _description(self, prepared: Preparation) -> dict[str, Any]:
         """What is needed to use the weights, as it stands in checkpoints and in `weights.safetensors`."""
+        if self._trained is not None:
+            return self._trained.description
         return {
             "model": dataclasses.asdict(prepared.config),
             "class_names": list(prepared.train.class_names),
@@ -409,7 +451,13 @@ class Run:
         return model
 
     def _open_record(
-        self, prepared: Preparation, schedule: Schedule, step: int, found: Path | None, stack: ExitStack
+        self,
+        prepared: Preparation,
+        schedule: Schedule,
+        step: int,
+        found: Path | None,
+        state: TrainState | None,
+        stack: ExitStack,
     ) -> Record:
         recipe, environment = self.recipe, self.environment
         display = stack.enter_context(
@@ -427,6 +475,7 @@ class Run:
             run_name=self.folder.path.name,
             parent=recipe.tracking.parent_run,
             step=step,
+            trains=self._again is None,
             enabled=self.is_main and recipe.tracking.enabled,
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below
@@ -436,16 +485,18 @@ class Run:
             "val_fingerprint": prepared.val.fingerprint,
         }
         starts = 1 if self._meters is None else self._meters.spent.starts
-        if self.is_main and recipe.tracking.enabled:
+        trains = self._again is None and recipe.tracking.enabled
+        if self.is_main and trains:
             if found is None:
                 track_datasets(tracker, prepared)
             # After the first start, parameters may be out of date: the artifact recipe.yaml is not.
             described = run_description(recipe, prepared, environment, self.folder.path, starts)
             tracker.tags({**fingerprints, **described.tags(), "total_steps": schedule.total_steps})
-        if recipe.tracking.enabled and environment.local_rank == 0:
+        if trains and environment.local_rank == 0:
             stack.enter_context(watch_node(environment, self.folder.path, tracker))
-        tracker.artifact(self.folder.recipe)
-        tracker.artifact(self.folder.environment)
+        if trains:
+            tracker.artifact(self.folder.recipe)
+            tracker.artifact(self.folder.environment)
         record = Record(
             self.folder,
             tracker,
@@ -454,13 +505,15 @@ class Run:
             every_steps=recipe.tracking.every_steps,
             class_names=prepared.train.class_names,
             best=self.checkpoints.best_accuracy(),
+            again=self._again,
         )
         layout = prepared.layout
         ranks = f"{environment.world_size} rank{'s' if environment.world_size > 1 else ''}"
         begins = "starting" if found is None else f"going on after step {step} ({found})"
-        if step >= schedule.total_steps:
-            begins += (
-                ", where its training ended; it is evaluated again. For a new run name another --run-dir"
+        if self._again is not None:
+            begins = (
+                f"the run has ended after step {step}: it is evaluated again, and what is recorded of its "
+                "training stays. For a new run name another --run-dir"
             )
         record.started(
             f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.plan.global_batch} clips "
@@ -475,6 +528,7 @@ class Run:
                 for part, manifest in zip(recipe.data.train_parts, prepared.train.manifests, strict=True)
             ],
             **fingerprints,
+            changed={} if state is None else changed_settings(self.recipe, state),
         )
         return record
 

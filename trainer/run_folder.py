@@ -69,11 +69,15 @@ class RunFolder:
         self.telling = Telling()
         self._owed: list[dict[str, Any]] = []  # bad videos that could not be written down yet
 
-    def create(self, *, recipe: str, environment: dict[str, Any]) -> None:
-        """Make the folder and write down what is run where. Raises RunError where that cannot be."""
+    def create(self, *, recipe: str | None, environment: dict[str, Any]) -> None:
+        """Make the folder and write down what is run where. Raises RunError where that cannot be.
+
+        recipe: None leaves the one that is there, of the training that has ended.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.write(self.recipe, recipe)
+            if recipe is not None:
+                self.write(self.recipe, recipe)
             self.write_json(self.environment, environment)
         except OSError as error:
             raise RunError(

@@ -63,6 +63,7 @@ class Tracker:
         run_name: str,
         parent: str | None = None,
         step: int = 0,
+        trains: bool = True,
         enabled: bool = True,
     ) -> None:
         """Start or continue the MLflow run of a run directory, and deliver what an earlier start left.
@@ -76,10 +77,12 @@ class Tracker:
             run_name: shown by MLflow.
             parent: id of the MLflow run that a new one stands under, as the runs of a sweep do.
             step: the run goes on after this one; a later step that was recorded before is done again.
+            trains: False where a finished run is evaluated again: its status stays what it is.
             enabled: False makes every method do nothing.
         """
         self._spool = Spool(run_dir)
         self._enabled = enabled
+        self._trains = trains
         self._disk_failed = False
         self._courier: Courier | None = None
         if not enabled:
@@ -91,7 +94,8 @@ class Tracker:
             _log.warning("cannot read and write %s (%s): the run goes on untracked", run_dir, error)
             self._enabled = False
             return
-        self._append({"kind": "status", "status": "RUNNING", "step": step})
+        if trains:
+            self._append({"kind": "status", "status": "RUNNING", "step": step})
         self._courier = Courier(self._spool, "MLflow", lambda: Delivery(self._spool).run)
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -181,9 +185,10 @@ class Tracker:
         """
         if self._courier is None:
             return 0
-        self._append(
-            {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
-        )
+        if self._trains:
+            self._append(
+                {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
+            )
         left = self._courier.close(timeout)
         if left:
             command = f"uniformerv2 deliver {self._spool.run_dir}"

@@ -121,6 +121,10 @@ class TrainingTracker:
             self._tracker.tags({"mlflow.loggedArtifacts": json.dumps(shown)})
             self._has_table = True
 
+    def evaluation_again(self, step: int, values: Mapping[str, float], prefix: str) -> None:
+        """Record an evaluation of a finished run. prefix: of its metrics, see `trainer.again`."""
+        self._tracker.metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
+
     def checkpoint(self, step: int, path: Path) -> None:
         """Record a checkpoint, and which of the earlier ones are still there."""
         self._saved = step
