@@ -37,7 +37,7 @@ def recorded(run_dir: Path) -> dict[str, str]:
 
 def run_in(folder: Path) -> Any:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("uniformerv2").experiment_id])
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
     return runs[0] if len(runs) == 1 else sorted(runs, key=lambda run: run.info.start_time)
 
 

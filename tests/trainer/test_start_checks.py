@@ -62,3 +62,16 @@ def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(RunError, match=r"a/b cannot be written \(.*/a: Not a directory\)"):
         check_folder(RunFolder(tmp_path / "a/b"))
+
+
+def test_another_model_is_told_how_to_begin_from_the_weights(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    path = folder.checkpoints / "step-0000020"
+    path.mkdir(parents=True)
+    then = {"seed": 20, "model.num_classes": 8}
+    write_state(path, TrainState(20, 20, 1, 1, then, 0, 0, {}, 0.0, {}))
+    with pytest.raises(RunError, match=r"launch/export\.py .*step-0000020 --out FILE.*model\.weights=FILE"):
+        check_checkpoint(folder, {"seed": 20, "model.num_classes": 4}, "auto", [])
+    with pytest.raises(RunError) as refused:
+        check_checkpoint(folder, {"seed": 1, "model.num_classes": 8}, "auto", [])
+    assert "model.weights" not in str(refused.value)

@@ -15,6 +15,7 @@ FORMAT = 2
 STATE = "state.json"
 WEIGHTS = "model.weights"
 """The setting whose value is compared by what the file holds, see `began_from`."""
+_OF_THE_MODEL = ("model.", "data.train (class names)")
 _MAX_RANKS = 2**17
 _MAX_SECONDS = 1e12
 
@@ -142,10 +143,20 @@ def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed
             f"{name}: {_brief(before)} then, {_brief(after)} now" for name, (before, after) in refused.items()
         ]
         flags = " ".join(f"--allow-change '{name}'" for name in refused)
+        other_model = any(name.startswith(_OF_THE_MODEL) and name != WEIGHTS for name in refused)
+        hint = f"\n{tuning_hint(path)}" if other_model else ""
         raise RunError(
             f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
-            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}"
+            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}{hint}"
         )
+
+
+def tuning_hint(checkpoint: Path) -> str:
+    """How to train another model from a checkpoint's weights, which going on cannot."""
+    return (
+        "To train with other classes, resolution or form from its weights: `python launch/export.py "
+        f"{checkpoint} --out FILE`, and model.weights=FILE with another --run-dir"
+    )
 
 
 def _brief(value: Any) -> str:
