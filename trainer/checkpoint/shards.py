@@ -197,8 +197,8 @@ class ShardReader:
         if stored[0].shape != piece.shape:
             raise RunError(
                 f"the checkpoint's {piece.key} has the shape {list(stored[0].shape)}, the model's "
-                f"{list(piece.shape)}: it is of another model. To train this one from its weights, write them "
-                "with launch/export.py and name that file in model.weights"
+                f"{list(piece.shape)}: it is of another model. To train this one from its weights, write "
+                "them with launch/export.py and name that file in model.weights"
             )
         filled = 0
         for start, part in self._overlaps(stored, piece.start, piece.start + piece.count):

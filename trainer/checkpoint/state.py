@@ -147,7 +147,8 @@ def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed
         hint = f"\n{tuning_hint(path)}" if other_model else ""
         raise RunError(
             f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
-            f"Change it back to continue, or train anew with another --run-dir; where it is meant: {flags}{hint}"
+            "Change it back to continue, or train anew with another --run-dir; where it is meant: "
+            f"{flags}{hint}"
         )
 
 
