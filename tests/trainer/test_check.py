@@ -96,7 +96,7 @@ def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -
     given = ("engine.zero_stage=1", "engine.micro_batch=16", "engine.recomputed_blocks=0")
     text = say(*large, *given, ranks=8)
     assert "GiB, too much: " in text
-    assert "engine: auto with evaluation.batch: 1 (" in text.partition("what makes it fit")[2]
+    assert "engine: auto and evaluation.batch: " in text.partition("what makes it fit")[2]
     assert "chosen for this memory" not in text
 
 

@@ -29,10 +29,15 @@ def advice(means: Means, stage: int, size: int, recomputed: int) -> tuple[str, .
     single = tuple(_single(means, stage, size, recomputed))
     if single:
         return single
-    fewest = _with_batch(means, 1)
-    least = _least(means, fewest)
+    batch = means.recipe.evaluation.batch // 2
+    while batch > 1 and _least(means, _with_batch(means, batch)) > means.room.bytes:
+        batch //= 2
+    least = _least(means, _with_batch(means, max(batch, 1)))
     if least <= means.room.bytes:
-        return (f"engine: auto with evaluation.batch: 1 ({_gib(least)}); no single change is enough",)
+        return (
+            f"engine: auto and evaluation.batch: {max(batch, 1)} together ({_gib(least)} at the least); no "
+            "single change is enough",
+        )
     others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
     if means.needs.ranks > 1 or means.room.kind == "cuda":
         others.insert(0, "more ranks, over which ZeRO partitions")
