@@ -66,6 +66,7 @@ def test_another_evaluation_of_a_finished_run_is_a_record_of_its_own(
     assert after.data.metrics["val/top1"] == run.data.metrics["val/top1"]
 
 
+@pytest.mark.soak
 def test_other_weights_are_refused_and_when_allowed_change_no_record(
     finished: Path, motion_set: MotionSet
 ) -> None:
@@ -81,6 +82,7 @@ def test_other_weights_are_refused_and_when_allowed_change_no_record(
     assert len(events(finished, "start")) == 1
 
 
+@pytest.mark.soak
 def test_a_start_anew_with_other_settings_is_another_mlflow_run(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_start_anew_with_other_settings_is_another_mlflow_run(
     assert trained.info.status == "FINISHED" and diverged.info.status == "FAILED"
 
 
+@pytest.mark.soak
 def test_a_fine_tuning_begins_with_the_rows_of_its_classes(
     finished: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
