@@ -47,13 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.inference.model_source import open_model
     from trainer.inference.predictor import choose_device
     from trainer.inspection.explanation import Explainer
-    from trainer.inspection.explanation_pictures import as_json, write_explanation, write_overlay
+    from trainer.inspection.explanation_pictures import (
+        as_json,
+        check_places,
+        write_explanation,
+        write_overlay,
+    )
 
+    sheet = arguments.out or Path(f"{arguments.video.stem}-explained.png")
+    check_places(arguments.video, sheet, arguments.overlay)
     names = None if arguments.classes is None else read_class_names(arguments.classes)
     device = choose_device(arguments.device)
     weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)
     found = Explainer(weights, device).explain(arguments.video, arguments.name)
-    sheet = arguments.out or Path(f"{arguments.video.stem}-explained.png")
     write_explanation(sheet, found)
     if arguments.overlay is not None:
         write_overlay(arguments.overlay, found)

@@ -36,9 +36,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
     parsed = parser.parse_args(arguments)
-    for name, least in (("upload_limit", 0.001), ("timeout", 0.1), ("waiting", 0)):
-        if not getattr(parsed, name) >= least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name):g}: at least {least:g}")
+    for name, least, most in (("upload_limit", 0.001, 1e6), ("timeout", 0.1, 86_400), ("waiting", 0, 1000)):
+        if not least <= getattr(parsed, name) <= most:
+            parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name):g}: {least:g} to {most:,.0f}")
     if not 0 <= parsed.port < 65536:
         parser.error(f"--port {parsed.port}: from 0 to 65535")
     return parsed

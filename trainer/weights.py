@@ -55,11 +55,12 @@ def save_weights(
         flush(partial)
         partial.replace(path)
         flush(path.parent)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:  # after Ctrl-C, too
+    except BaseException as error:  # Ctrl-C, too
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:

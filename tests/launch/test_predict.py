@@ -63,9 +63,12 @@ def test_a_reader_that_ends_raises_what_print_raises() -> None:
 
 
 def test_annotated_videos_have_names_of_their_own() -> None:
-    names = _Names(Path("out"))
-    given = [names.of(Path(path)).name for path in ("a.mp4", "a-2.mp4", "b/a.mp4", "c/a.mp4", "c/a-2.mp4")]
-    assert given == [f"{stem}-predicted.mp4" for stem in ("a", "a-2", "a-3", "a-4", "a-2-2")]
+    videos = [
+        Path(path) for path in ("a.mp4", "a-2.mp4", "b/a.mp4", "c/a.mp4", "out/b-predicted.mp4", "b.mp4")
+    ]
+    names = _Names(Path("out"), videos)
+    given = [names.of(path).name.removesuffix("-predicted.mp4") for path in videos]
+    assert given == ["a", "a-2", "a-3", "a-4", "b-predicted", "b-2"]
 
 
 def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def predict_videos(predictor: Predictor, paths: Sequence[Path], asked: Asked, ou
         _prepare_folder(asked.annotate)
         _say_boxes(predictor.class_names)
     predictions = _whole if asked.window is None else _timelines
-    names = _Names(asked.annotate)
+    names = _Names(asked.annotate or Path(), paths)
     bad = 0
     for each in predictions(predictor, paths, asked):
         bad += bool(each.error)
@@ -136,18 +136,18 @@ def _say_boxes(class_names: Sequence[str]) -> None:
 
 
 class _Names:
-    """Gives each video the name of its annotated one, no two the same."""
+    """Gives each video the name of its annotated one: no two the same, and none that of a video."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder or Path()
+    def __init__(self, folder: Path, videos: Sequence[Path]) -> None:
+        self._folder = folder
         self._counts: dict[str, int] = {}
-        self._given: set[str] = set()
+        self._taken = {path.absolute() for path in videos}
 
     def of(self, path: Path) -> Path:
         stem = path.stem.encode(errors="surrogateescape")[:_LONGEST_NAME].decode(errors="ignore")
-        name = stem
-        while name in self._given:  # `a-2` may be a video's own name, too
+        name = self._folder / f"{stem}{_ADDED}"
+        while name.absolute() in self._taken:
             count = self._counts[stem] = self._counts.get(stem, 1) + 1
-            name = f"{stem}-{count}"
-        self._given.add(name)
-        return self._folder / f"{name}{_ADDED}"
+            name = self._folder / f"{stem}-{count}{_ADDED}"
+        self._taken.add(name.absolute())
+        return name

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.encoder import H264, encode_video
 from pipelines.paths import printable
+from trainer import RunError
 from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet, written_whole
 from trainer.inspection.explanation import Explanation, HeatMap
 from trainer.inspection.heat_map import legend, overlaid
@@ -16,6 +17,15 @@ from trainer.inspection.heat_map import legend, overlaid
 _COLUMNS = 8  # frames of a sheet
 _LEGEND = 128, 12  # pixels
 _LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
+
+
+def check_places(video: Path, sheet: Path, overlay: Path | None) -> None:
+    """Raises RunError where a file to be written would replace the video, or the other one."""
+    for option, path in (("--out", sheet), ("--video", overlay)):
+        if path is not None and path.exists() and video.exists() and path.samefile(video):
+            raise RunError(f"{option} {printable(path)} is the video itself, which would be replaced")
+    if overlay is not None and overlay.absolute() == sheet.absolute():
+        raise RunError(f"--out and --video both name {printable(sheet)}")
 
 
 def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.Image:
