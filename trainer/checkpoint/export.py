@@ -37,7 +37,8 @@ def read_checkpoint(
     and for a checkpoint that a run at work deletes meanwhile.
     """
     if not source.is_dir():
-        raise RunError(f"{source}: there is no such folder; name a run's, or one of its checkpoints/step-...")
+        what = "it is a file, not a folder" if source.exists() else "there is no such folder"
+        raise RunError(f"{source}: {what}; name a run's, or one of its checkpoints/step-...")
     checkpoint = source if (source / STATE).exists() else _choose(source, best)
     try:
         problem = problem_of(checkpoint)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.paths import printable
 from trainer import RunError
 from trainer.export.huggingface import write_hub_folder
 from trainer.export.onnx_file import check_packages, write_onnx
@@ -34,6 +35,13 @@ def check_export(name: str, out: Path) -> None:
         check_packages()
     if not out.absolute().parent.is_dir():
         raise RunError(f"{out} cannot be written: there is no folder {out.absolute().parent}")
+    try:
+        os.fsencode(out.absolute()).decode()
+    except UnicodeDecodeError as error:  # PyTorch ends the process over it, ONNX Runtime raises TypeError
+        raise RunError(
+            f"{printable(out.absolute())} cannot be written: the libraries that write it need a path that is "
+            "UTF-8; name another with --out"
+        ) from error
     if out.is_dir():
         raise RunError(f"{out} is a folder that is there already; name another with --out, or remove it")
     if name == "huggingface" and os.path.lexists(out):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,9 @@ _START = 300.0  # seconds in which a model has to be loaded
 
 
 class TimedOutError(RunError):
-    """What was asked took longer than it may; the process was killed and another is started."""
+    """What was asked took longer than it may; the process was killed and another is started, but for one that
+    was still loading.
+    """
 
 
 class CrashedError(RunError):
@@ -57,20 +60,17 @@ class InferenceProcess:
         return value
 
     def ask(self, what: Any, seconds: float) -> Any:
-        """The work's answer.
+        """The work's answer, within so many seconds, loading anew after a crash among them.
 
         Raises TimedOutError or CrashedError; RunError with the traceback where the work raises.
         """
+        end = time.monotonic() + seconds
         with self._one_at_a_time:
             if not self._is_ready:
-                try:
-                    self.start()
-                except RunError:
-                    self._renew()  # for the next one that asks: memory may have been short only now
-                    raise
+                self._start_again(seconds)
             try:
                 self._pipe.send(what)
-                if not self._pipe.poll(seconds):
+                if not self._pipe.poll(max(0.0, end - time.monotonic())):
                     raise TimedOutError(f"it took longer than {seconds:.0f} s")
                 went_well, answer = self._pipe.recv()
             except TimedOutError:
@@ -83,6 +83,22 @@ class InferenceProcess:
             raise RunError(answer)
         return answer
 
+    def _start_again(self, seconds: float) -> None:
+        """Wait for a process that loads anew; one that takes longer goes on, for the next one that asks."""
+        try:
+            is_there = self._pipe.poll(seconds)
+        except OSError:
+            raise RunError("this process was closed") from None
+        if not is_there:
+            if time.monotonic() - self._spawned > _START:
+                self._renew()
+            raise TimedOutError(f"the model was not loaded within {seconds:.0f} s")
+        try:
+            self.start()
+        except RunError:
+            self._renew()  # memory may have been short only now
+            raise
+
     def close(self) -> None:
         """Kill the process, whatever it is at; what is asked meanwhile raises."""
         self._closed = True
@@ -92,6 +108,7 @@ class InferenceProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._is_ready = False
+        self._spawned = time.monotonic()
         self._process = context.Process(target=_work, args=(theirs, self._prepare), daemon=True)
         with signals_blocked(*STOP_SIGNALS):
             self._process.start()

@@ -240,6 +240,8 @@ def test_mistakes_are_named_before_anything_is_read(
 ) -> None:
     with pytest.raises(RunError, match=r"no folder .*nowhere"):
         export_as("torch", read_source(file), tmp_path / "nowhere" / "m.pt2")
+    with pytest.raises(RunError, match=r"m\\xe9.*UTF-8"):
+        export_as("torch", read_source(file), tmp_path / "m\udce9")
     (tmp_path / "there").write_text("a file")
     with pytest.raises(RunError, match="there is a file"):
         export_as("huggingface", read_source(file), tmp_path / "there")

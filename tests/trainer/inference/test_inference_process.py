@@ -55,7 +55,9 @@ def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
 
 
 class CrashesTheSecondTime:
-    """A model whose second loading ends its process, as one does for which memory is short."""
+    """A model whose second loading ends its process, as one does for which memory is short, and whose third
+    takes its time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,6 +67,7 @@ class CrashesTheSecondTime:
         (self._folder / str(times)).touch()
         if times == 1:
             os._exit(9)
+        time.sleep(times)
         return "ready", work
 
 
@@ -75,8 +78,13 @@ def test_a_model_that_could_not_be_loaded_again_is_tried_once_more(tmp_path: Pat
         process.ask("crash", 60)
     with pytest.raises(RunError, match="memory"):
         process.ask("", 60)
-    assert process.ask("", 60) > 0
+    with pytest.raises(TimedOutError, match="not loaded"):
+        process.ask("", 0.1)
+    assert process.ask("", 60) > 0  # what was loading went on
+    assert len(list(tmp_path.iterdir())) == 3
     process.close()
+    with pytest.raises(RunError):
+        process.ask("", 60)
 
 
 def test_a_model_that_cannot_be_loaded_is_told() -> None:
