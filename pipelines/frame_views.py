@@ -13,6 +13,7 @@ from . import VideoDefect, unforeseen
 from .draw import ViewClip
 from .frames import view_indices
 from .graph import Colours, view_nodes
+from .lending import Lent
 from .manifest import Row
 from .pyav_decode import decode_frames
 from .reader import read_content
@@ -30,6 +31,7 @@ class FrameViews:
     ) -> None:
         self.clip = clip
         self.batch = batch
+        self._lent = Lent()
         self._samples: list[tuple[NDArray[Any], ...]] = []
         gpu = device.type == "cuda"
 
@@ -59,7 +61,11 @@ class FrameViews:
             (np.ascontiguousarray(frames), *view_numbers(self.clip, *frames.shape[1:3])) for frames in videos
         ]
         (views,) = self._pipeline.run()
-        return torch.from_dlpack(views.as_tensor()).clone()  # DALI uses its buffer again
+        clips = torch.from_dlpack(views.as_tensor())
+        self._lent.keep(clips)
+        copied = clips.clone()  # DALI uses its buffer again
+        self._lent.settle()
+        return copied
 
     def _batch_of_arrays(self) -> tuple[list[NDArray[Any]], ...]:
         frames, sizes, positions = zip(*self._samples, strict=True)
