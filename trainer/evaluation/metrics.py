@@ -73,7 +73,7 @@ def outcomes_of(scores: Tensor, labels: Tensor) -> Outcomes:
 
 @dataclass(frozen=True)
 class Bin:
-    """Videos whose confidence, the score of the predicted class, lies in (lower, upper].
+    """Videos whose confidence, the score of the predicted class, lies between lower and upper.
 
     confidence: their mean confidence. accuracy: share of them whose prediction is right. Both NaN where there
     are none.
@@ -117,9 +117,8 @@ def calibration_error(bins: Tensor) -> float:
 
 def bin_of(confidences: Tensor) -> Tensor:
     """The bin, 0..BINS-1, of each confidence in `CONFIDENCE_UNIT`, int64."""
-    # Whole numbers: ceil(c * BINS) - 1, with c = 0 in the first bin.
-    unit = round(1 / CONFIDENCE_UNIT)
-    return ((confidences * BINS + unit - 1) // unit - 1).clamp(0, BINS - 1)
+    # Whole numbers. No multiple of 1/15 but 0 and 1 is one of the unit's: none lies on an edge between bins.
+    return (confidences * BINS // round(1 / CONFIDENCE_UNIT)).clamp(0, BINS - 1)
 
 
 @dataclass(frozen=True)

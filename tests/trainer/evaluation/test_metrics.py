@@ -81,7 +81,7 @@ def test_a_score_of_zero_has_a_loss_that_is_finite() -> None:
     assert outcomes.losses.item() * LOSS_UNIT == pytest.approx(126 * math.log(2), abs=1e-6)
 
 
-def test_a_confidence_on_an_edge_belongs_to_the_lower_bin() -> None:
+def test_bins_are_as_wide_as_one_another() -> None:
     unit = round(1 / CONFIDENCE_UNIT)
     confidences = torch.tensor(
         [0, 1, unit // 15, unit // 15 + 1, unit // 3, unit // 3 + 1, unit - 1, unit, unit + 9]
