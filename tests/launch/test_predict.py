@@ -114,6 +114,7 @@ def test_a_table_and_what_is_wrong(
         ((weights, video, "--frames", 8), "4 frames"),
         ((weights, video, "--classes", short), "2 class names"),
         ((weights, video, "--device", "tpu"), "tpu"),
+        ((weights, video, "--workers", -1), "-1 workers"),
     ):
         code, output, errors = call(*arguments)
         assert code == 2 and errors.startswith("error: ") and token in errors, (code, errors)

@@ -37,6 +37,7 @@ ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice what a loader makes ahead at most, 
 _FORWARD_BYTES = 2**30  # that the hidden layer of an MLP may take in one forward pass
 _MOST_VIEWS = 64  # of one forward pass: more is no faster
 _MOST_VIDEOS = 8  # of one batch
+_MOST_WORKERS = 1024
 
 
 class Predictor:
@@ -90,10 +91,13 @@ class Predictor:
         workers: processes that read and decode; 0 is this process, None as many as it takes. With any, the
         caller's main module must be importable (`if __name__ == "__main__":`).
 
-        Raises RunError for a number of views that cannot be, or where /dev/shm is too small for the workers.
+        Raises RunError for a number of views or workers that cannot be, or where /dev/shm is too small for
+        the workers.
         """
         clip = self._clip(clips, crops)
         _check_top(top)
+        if workers is not None and not 0 <= workers <= _MOST_WORKERS:
+            raise RunError(f"{workers} workers; 0 to {_MOST_WORKERS} can be had")
         scored = self._here(paths, clip) if workers == 0 else self._by_workers(paths, clip, workers)
         for path, scores in scored:
             if isinstance(scores, str):
