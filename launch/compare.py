@@ -1,7 +1,7 @@
 """Compare runs: recipes, results, data, significance, curves.
 
     python launch/compare.py runs/b16 runs/l14      # runs' folders, or folders that hold such
-    python launch/compare.py --experiment uniformerv2 --filter "metrics.`val/top1` > 0.5" --out report.html
+    python launch/compare.py --experiment quickstart --filter "metrics.`val/top1` > 0.5" --out report.html
     python launch/compare.py RUN_ID runs/b16 --baseline runs/b16    # MLflow's ids of runs, too
     python launch/compare.py --experiment sweep --log-to parent     # saved into the sweep's MLflow run
 

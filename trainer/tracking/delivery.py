@@ -15,6 +15,7 @@ from trainer.tracking.address import check_address, check_experiment, sqlite_pat
 from trainer.tracking.batch import METRICS_PER_CALL, Batch, Item
 from trainer.tracking.database import ensure_database, is_partial
 from trainer.tracking.logged_models import LoggedModels
+from trainer.tracking.metric_names import LOSS_MEAN
 from trainer.tracking.outcome import Stopped, first_line, is_refusal, is_unknown_call
 from trainer.tracking.place import NAME, Place
 from trainer.tracking.repeats import Chosen, Repeats
@@ -31,7 +32,8 @@ LONGEST_VALUE = {"params": 6000, "tags": 8000}  # characters that MLflow takes
 
 _NEW_KINDS = ("dataset", "model", "models_kept", "model_registered")  # MLflow 2 does not know all of them
 
-_COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again
+_COMPARED = ("train/", "val/")  # metrics whose values a repeated step is expected to give again, but for
+_NOT_COMPARED = (LOSS_MEAN,)  # a mean that begins anew with each start
 _TOLERANCE = 0.01  # relative difference up to which a repeated step's value is called the same
 
 _log = logging.getLogger(__name__)
@@ -182,7 +184,8 @@ class Delivery:
         for key, chosen in found.items():
             value = float(record["values"][key])
             same = math.isclose(value, chosen.value, rel_tol=_TOLERANCE) or math.isnan(value)
-            if not same and key.startswith(_COMPARED) and chosen.end < end and not self._differs:
+            compared = key.startswith(_COMPARED) and key not in _NOT_COMPARED
+            if not same and compared and chosen.end < end and not self._differs:
                 self._differs = True
                 _log.warning(
                     "step %s was done again, and %s is now %.6g instead of %.6g: MLflow keeps one value of a "

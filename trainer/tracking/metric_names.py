@@ -10,6 +10,13 @@ BEST = "best/"
 TRAIN = "train/"
 """Of one optimiser step."""
 
+LOSS_STEPS = 100
+"""Optimiser steps that a mean of the training loss is over, at most."""
+
+LOSS_MEAN = f"{TRAIN}loss_mean"
+"""Mean training loss of the last `LOSS_STEPS` steps, those of this start; steps whose loss is not finite are
+left out."""
+
 VAL = "val/"
 """Of one evaluation."""
 

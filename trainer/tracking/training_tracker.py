@@ -1,13 +1,25 @@
 """What of a training goes to MLflow, and when: metrics by step, evaluations, checkpoints as logged models."""
 
 import json
+import math
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.meters import Meters
 from trainer.tally import StepTotals
-from trainer.tracking.metric_names import BEST, SYSTEM, TRAIN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
+from trainer.tracking.metric_names import (
+    BEST,
+    LOSS_MEAN,
+    LOSS_STEPS,
+    SYSTEM,
+    TRAIN,
+    VAL,
+    VIDEOS,
+    WALL_CLOCK,
+    WHOLE_RUN,
+)
 from trainer.tracking.tracker import Status, Tracker
 
 
@@ -30,6 +42,7 @@ class TrainingTracker:
         self._total_steps = total_steps
         self._every_steps = every_steps
         self._best = best
+        self._losses: deque[float] = deque(maxlen=LOSS_STEPS)
         self._untracked: tuple[int, dict[str, float]] | None = None  # of the last step, where it was not due
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._saved = -1  # step of the newest checkpoint
@@ -51,8 +64,11 @@ class TrainingTracker:
         """Record a finished step if it is due: the first, the last, and every so many."""
         done, rates, spent = totals.step + 1, meters.rates(), meters.spent
         self._seconds = spent.seconds
+        self._losses.append(totals.loss)
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
         values = {
             f"{TRAIN}loss": totals.loss,
+            LOSS_MEAN: sum(losses) / len(losses) if losses else None,
             f"{TRAIN}learning_rate": learning_rate,
             f"{TRAIN}gradient_norm": gradient_norm,
             f"{VIDEOS}epoch": epoch,

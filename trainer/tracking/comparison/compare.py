@@ -8,7 +8,7 @@ from trainer.evaluation.significance import bootstrap_interval, holm, mcnemar
 from trainer.tracking.comparison.differences import Difference, Group, differences, seed_groups
 from trainer.tracking.comparison.paired_scores import Pairs, Scores, pair, read_scores
 from trainer.tracking.comparison.runs import ComparedRun, in_order
-from trainer.tracking.comparison.same_data import compare_data
+from trainer.tracking.comparison.same_data import data_comparer
 
 MOST_TESTED = 20
 """Runs that are tested against the baseline, the best ones: more tests say less each."""
@@ -65,9 +65,10 @@ def compare(
     scores = _scores(runs, dict.fromkeys(place for place in candidates if place < len(runs)), notes)
     base = asked if asked is not None else next(iter(scores), 0)
     data = []
+    compare_data = data_comparer(runs[base])
     for place, run in enumerate(runs):
         if place != base:
-            data.append((place, compare_data(runs[base], run)))
+            data.append((place, compare_data(run)))
         progress(place + 1, len(runs))
     return Comparison(runs, base, differences(runs), seed_groups(runs), data, _tests(scores, base), notes)
 
@@ -84,6 +85,13 @@ def _scores(
             found[place] = read_scores(path)
         except RunError as error:
             notes.append(str(error))
+            continue
+        last, step = runs[place].last, found[place].about.get("step")
+        if last is not None and isinstance(step, int) and step != last.step:
+            notes.append(
+                f"Run {place + 1}: its scores per video are of step {step}, its last evaluation is of step "
+                f"{last.step}"
+            )
     return found
 
 

@@ -4,10 +4,12 @@ Nothing in the file is trusted: a line may be cut off, damaged, or of any length
 """
 
 import hashlib
+import math
 import os
 import stat
 from array import array
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 
 from trainer.run_folder import number_of, records
 from trainer.tracking.comparison.runs import Curve, Evaluation
+from trainer.tracking.metric_names import LOSS_STEPS
 
 _BLOCK = 2**20  # bytes that are read at once
 _LONGEST = 2**16  # bytes of a line; a step's has about 400
@@ -27,12 +30,14 @@ POINTS = 1000  # of a curve, at most
 
 @dataclass
 class RunEvents:
-    """evaluations: by step. last_step, started: the last event of that kind. too_many: whether evaluations
-    beyond `MOST_EVALUATIONS` were passed over.
+    """evaluations: by step. last_step, started: the last event of that kind. train_loss: mean of the last
+    `LOSS_STEPS` steps, those left out whose loss is not finite. too_many: whether evaluations beyond
+    `MOST_EVALUATIONS` were passed over.
     """
 
     evaluations: list[Evaluation]
     last_step: dict[str, Any] | None
+    train_loss: float | None
     started: dict[str, Any] | None
     too_many: bool
 
@@ -43,10 +48,11 @@ def read_events(path: Path) -> RunEvents:
     Raises OSError where the file cannot be read, ValueError where it is no ordinary file.
     """
     found: dict[int, Evaluation] = {}
-    last_step, started, too_many = b"", None, False
+    started, too_many = None, False
+    last: deque[bytes] = deque(maxlen=LOSS_STEPS)
     for line in event_lines(path):
         if line.startswith(_STEP):
-            last_step = line
+            last.append(line)
             continue
         event = _event(line)
         if event is None:
@@ -56,13 +62,38 @@ def read_events(path: Path) -> RunEvents:
             first = number_of(event, "step")
             if first is not None:  # what came after is done again
                 found = {step: evaluation for step, evaluation in found.items() if step <= first}
+            if first == 0:
+                last.clear()
         elif event.get("event") == "evaluation" and (evaluation := _evaluation(event)) is not None:
             too_many = too_many or len(found) >= MOST_EVALUATIONS
             if not too_many:
                 found[evaluation.step] = evaluation
         elif event.get("event") == "step":
-            last_step = line
-    return RunEvents([found[step] for step in sorted(found)], _event(last_step), started, too_many)
+            last.append(line)
+    steps = _steps(last)
+    losses = [loss for event in steps if (loss := number_of(event, "loss")) is not None]
+    return RunEvents(
+        [found[step] for step in sorted(found)],
+        steps[0] if steps else None,
+        math.fsum(losses) / len(losses) if losses else None,
+        started,
+        too_many,
+    )
+
+
+def _steps(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The steps of these lines, the last one first; of a step that was done again the later. A line that is
+    cut off, as the last one of a run that writes it just now, is passed over.
+    """
+    found: list[dict[str, Any]] = []
+    earliest = math.inf
+    for line in reversed(lines):
+        event = _event(line)
+        step = None if event is None else number_of(event, "step")
+        if event is not None and step is not None and step < earliest:
+            found.append(event)
+            earliest = step
+    return found
 
 
 def read_curve(path: Path, points: int = POINTS) -> Curve | None:
@@ -145,4 +176,5 @@ def _evaluation(event: dict[str, Any]) -> Evaluation | None:
     step, top1, top5 = (number_of(event, name) for name in ("step", "top1", "top5"))
     if step is None or top1 is None or not 0 <= top1 <= 1:
         return None
-    return Evaluation(int(step), top1, top5 if top5 is not None and 0 <= top5 <= 1 else None)
+    top5 = top5 if top5 is not None and 0 <= top5 <= 1 else None
+    return Evaluation(int(step), top1, top5, number_of(event, "loss"))

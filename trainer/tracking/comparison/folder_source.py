@@ -40,7 +40,7 @@ def read_folder(path: Path) -> ComparedRun:
     events = _events(path / "events.jsonl", run.notes)
     summary = _json(path / "summary.json", run.notes) if run.status == "finished" else {}
     run.evaluations = events.evaluations
-    run.results = results_of(summary, events.last_step or {})
+    run.results = results_of(summary, events)
     run.data = _fingerprints(path, events)
     run.read_curve = lambda: _curve(run, path / "events.jsonl")
     run.find_scores = lambda: path / SCORES if (path / SCORES).is_file() else None
@@ -49,17 +49,18 @@ def read_folder(path: Path) -> ComparedRun:
     return run
 
 
-def results_of(summary: dict[str, Any], last_step: dict[str, Any]) -> dict[str, float]:
+def results_of(summary: dict[str, Any], events: RunEvents) -> dict[str, float]:
     """What a run came to: of the whole training where it ended, else as of its last step.
 
     Args:
         summary: of `summary.json`; empty for a run that did not end.
-        last_step: the last event of a step.
+        events: of the run.
     """
+    last_step = events.last_step or {}
     found: dict[str, float | None] = {
         "step": _finite(last_step, "step"),
         "total_steps": _finite(last_step, "total_steps"),
-        "loss": _finite(last_step, "loss"),
+        "train_loss": events.train_loss,
         "hours": _hours(last_step, "spent"),
         "gpu_hours": _hours(last_step, "device_seconds"),
     }
@@ -117,7 +118,7 @@ def _events(path: Path, notes: list[str]) -> RunEvents:
         if found.too_many:
             notes.append(f"events.jsonl: only the first {MOST_EVALUATIONS:,} evaluations were read")
         return found
-    return RunEvents([], None, None, False)
+    return RunEvents([], None, None, None, False)
 
 
 def _curve(run: ComparedRun, path: Path) -> Curve | None:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, Evaluation
 from trainer.tracking.database import is_partial
-from trainer.tracking.metric_names import VIDEOS, WALL_CLOCK, WHOLE_RUN
+from trainer.tracking.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
 from trainer.tracking.outcome import first_line, is_refusal
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.tracker import prepare_environment
@@ -206,12 +207,16 @@ class MlflowSource:
         return [(step, values[step][1]) for step in sorted(values)]
 
     def _evaluations(self, run_id: str, metrics: dict[str, float]) -> list[Evaluation]:
-        top5 = dict(self._history(run_id, "val/top5", metrics))
-        return [
+        top5 = dict(self._history(run_id, f"{VAL}top5", metrics))
+        found = [
             Evaluation(step, top1, top5.get(step))
-            for step, top1 in self._history(run_id, "val/top1", metrics)
+            for step, top1 in self._history(run_id, f"{VAL}top1", metrics)
             if math.isfinite(top1)
         ]
+        loss = metrics.get(f"{VAL}loss", math.nan)  # the latest: only the last evaluation's is shown
+        if found and math.isfinite(loss):
+            found[-1] = replace(found[-1], loss=loss)
+        return found
 
     def _curve(self, run_id: str, metrics: dict[str, float]) -> Curve | None:
         loss = self._history(run_id, "train/loss", metrics)
@@ -231,7 +236,7 @@ class MlflowSource:
 def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
     """As `folder_source.results_of`."""
     found = {name: metrics.get(metric) for name, metric in _RESULTS.items()}
-    found |= {"loss": metrics.get("train/loss"), "hours": metrics.get(f"{WALL_CLOCK}hours")}
+    found |= {"train_loss": metrics.get(LOSS_MEAN), "hours": metrics.get(f"{WALL_CLOCK}hours")}
     if status == "finished":
         whole = {name: metrics.get(f"{WHOLE_RUN}{name}") for name in _RESULTS}  # its step is called `steps`
         seconds = metrics.get(f"{WHOLE_RUN}seconds")

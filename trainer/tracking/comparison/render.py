@@ -9,6 +9,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -132,7 +133,7 @@ def as_markdown(blocks: Sequence[Block], picture: str) -> str:
         elif isinstance(block, Table):
             parts.append(_markdown_table(block))
         else:
-            parts.append(f"## Curves\n\n{_escaped(block.text)}\n\n![curves]({picture})")
+            parts.append(f"## Curves\n\n{_escaped(block.text)}\n\n![curves]({quote(picture)})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,6 +19,7 @@ from trainer.tracking.comparison.results import (
     results_table,
     run_numbers,
 )
+from trainer.tracking.metric_names import LOSS_STEPS
 
 _SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
 _MOST_VALUES = 8  # of a field, that are listed
@@ -41,7 +42,8 @@ def _results(comparison: Comparison) -> list[Block]:
     states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     words = (
         f"{len(runs)} run{'s' * (len(runs) > 1)} ({states}), by best top-1. Accuracies in %; without `best`, "
-        "of the last evaluation. GPU-hours: hours x ranks. A run that has not finished: as of its last step."
+        f"of the last evaluation, as is `val loss`; `train loss`: mean of the last {LOSS_STEPS} steps. "
+        "GPU-hours: hours x ranks. A run that has not finished: as of its last step."
     )
     return [Heading("Results"), Paragraph(words), results_table(runs)]
 
@@ -157,7 +159,7 @@ def _significance(comparison: Comparison) -> list[Block]:
         f" two-sided{adjusted}. This is about these weights on these videos, not about another seed."
     )
     if len(runs) > MOST_TESTED:
-        words += f" Of {len(runs)} runs, the best {MOST_TESTED} with scores are tested."
+        words += f" Of {len(runs)} runs, those of the best {MOST_TESTED} that have scores are tested."
     rows = []
     for test in tests:
         counts = test.pairs.counts

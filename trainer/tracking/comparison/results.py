@@ -55,7 +55,8 @@ MEASURES = (
     Measure("top-1", "top1", lambda run: run.last.top1 if run.last else None, percent, 1),
     Measure("best top-5", "best_top5", lambda run: run.best_top5, percent, 1, 5),
     Measure("top-5", "top5", lambda run: run.last.top5 if run.last else None, percent, 1, 3),
-    Measure("loss", "loss", _result("loss"), _loss, -1),
+    Measure("val loss", "val_loss", lambda run: run.last.loss if run.last else None, _loss, -1),
+    Measure("train loss", "train_loss", _result("train_loss"), _loss, -1, 4),
     Measure("clips/s", "clips_per_second", _result("clips_per_second"), _amount, 1),
     Measure("MFU %", "mfu", _result("mfu"), _rounded_percent, 1),
     Measure("hours", "hours", _result("hours"), _amount, 0, 4),
@@ -63,9 +64,13 @@ MEASURES = (
     Measure("wait %", "data_wait_share", _result("data_wait_share"), _rounded_percent, -1, 1),
     Measure("bad", "quarantined", _result("quarantined"), lambda value: f"{value:.0f}", 0, 2),
 )
-"""In the order of the columns; accuracies are of the validation videos, the loss is of the last step."""
+"""In the order of the columns. Accuracies and `val loss` are of the validation videos, `train loss` is the
+mean of the last `LOSS_STEPS` steps."""
 
-_OF_GROUPS = {"best_top1": 0, "top1": 1, "top5": 3, "loss": 4, "clips_per_second": 2, "gpu_hours": 0}
+_OF_GROUPS = {
+    "best_top1": 0, "top1": 1, "top5": 3, "val_loss": 4, "train_loss": 5, "clips_per_second": 2,
+    "gpu_hours": 0,
+}  # fmt: skip
 """Measures of groups, and how expendable each is."""
 
 

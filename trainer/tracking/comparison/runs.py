@@ -12,11 +12,12 @@ FINGERPRINTS = ("train_fingerprint", "val_fingerprint")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy after `step` steps, as shares (0..1)."""
+    """Accuracy after `step` steps, as shares (0..1), and the validation loss where it was recorded."""
 
     step: int
     top1: float
     top5: float | None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class ComparedRun:
     evaluations: list[Evaluation] = field(default_factory=list)
     """By step."""
     results: dict[str, float] = field(default_factory=dict)
-    """`step`, `total_steps`, `loss`, `clips_per_second`, `data_wait_share`, `mfu`, `hours`, `gpu_hours`,
-    `quarantined`."""
+    """`step`, `total_steps`, `train_loss`, `clips_per_second`, `data_wait_share`, `mfu`, `hours`,
+    `gpu_hours`, `quarantined`."""
     notes: list[str] = field(default_factory=list)
     parent: str | None = None
     """MLflow's id of the run that this one stands under."""

@@ -5,8 +5,8 @@ batches, whatever the ranks. Where both runs recorded a hash of each batch, it i
 """
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 
@@ -26,12 +26,23 @@ _NOT_OF_CLIPS = ("augmentation.flip_left_right",)
 _VIEWS = ("evaluation.clips", "evaluation.crops")
 
 
-def compare_data(one: ComparedRun, other: ComparedRun) -> str:
-    """What two runs have in common of their data, in words; differing values are `one's / other's`."""
+Hashes = tuple[np.ndarray, np.ndarray] | None
+"""Steps and their batches' digests, see `batch_hashes`; None where a run has none."""
+
+
+def data_comparer(one: ComparedRun) -> Callable[[ComparedRun], str]:
+    """Returns what says in words what another run has in common with this one of its data; differing values
+    are `this one's / the other's`. This one's events are read once at most.
+    """
+    own = cache(partial(_hashes_of, one))
+    return lambda other: _compared(one, other, own)
+
+
+def _compared(one: ComparedRun, other: ComparedRun, own: Callable[[], Hashes]) -> str:
     if not one.recipe or not other.recipe:
         return "not known: a recipe is missing"
     parts = [_training_data(one, other)]
-    hashes = _compare_hashes(one.folder, other.folder)
+    hashes = _compare_hashes(own(), _hashes_of(other))
     if hashes:
         parts.append(hashes)
     val = one.data.get("val_fingerprint"), other.data.get("val_fingerprint")
@@ -101,14 +112,17 @@ def _resolution(run: ComparedRun) -> str | None:
     return own if own is not None else None if preset is None else str(preset.get("resolution"))
 
 
-def _compare_hashes(one: Path | None, other: Path | None) -> str | None:
-    """What the recorded hashes of batches say; None where one of the runs has none."""
-    if one is None or other is None:
+def _hashes_of(run: ComparedRun) -> Hashes:
+    if run.folder is None:
         return None
     try:
-        first, second = batch_hashes(one / "events.jsonl"), batch_hashes(other / "events.jsonl")
+        return batch_hashes(run.folder / "events.jsonl")
     except (OSError, ValueError):
-        return None
+        return None  # said when the table was made
+
+
+def _compare_hashes(first: Hashes, second: Hashes) -> str | None:
+    """What the recorded hashes of batches say; None where one of the runs has none."""
     if first is None or second is None:
         return None
     steps, mine, theirs = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)

@@ -40,10 +40,10 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
         '{"event": "evaluation", "step": "x", "top1": 0.1}', '{"event": "evaluation", "step": 3, "top1": 2}',
         "[" * 5000, '{"event": "step", "step"',
     ]  # fmt: skip
-    path.write_text(step(1) + "\n".join(damaged) + "\n" + evaluation + step(2) + '{"event": "st')
+    path.write_text(step(1) + "\n".join(damaged) + "\n" + evaluation + step(2) + '{"event": "step", "st')
     found = read_events(path)
     assert [(one.step, one.top1, one.top5) for one in found.evaluations] == [(2, 0.5, None)]
-    assert found.last_step is not None and found.last_step["step"] == 2
+    assert found.last_step is not None and found.last_step["step"] == 2 and found.train_loss == 1.0
     curve = read_curve(path)
     assert curve is not None and curve.steps.tolist() == [1, 2]
     assert np.isnan(curve.gpu_hours).all() and curve.hours.tolist() == [2 / 3600, 4 / 3600]
@@ -70,6 +70,7 @@ def test_what_is_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
     found = read_events(path)
     assert [(one.step, one.top1) for one in found.evaluations] == [(2, 0.2), (4, 0.4)]
     assert found.started == {"event": "start", "step": 2, "world_size": 4}
+    assert found.train_loss == 5.0 and found.last_step is not None and found.last_step["step"] == 4
     curve = read_curve(path)
     assert curve is not None
     assert (curve.steps.tolist(), curve.loss.tolist()) == ([1, 2, 3, 4], [9.0, 9.0, 1.0, 1.0])

@@ -67,7 +67,9 @@ def test_a_pipe_gets_everything(five: Comparison) -> None:
     assert "\x1b" not in text
     (failed,) = [line for line in text.splitlines() if " failed " in line]
     assert re.search(
-        r" failed +4 +41\.00 +41\.00 +51\.00 +51\.00 +0\.5000 +14\.0 +30\.0 +0\.01 +0\.02 +25\.0 +1$", failed
+        r" failed +4 +41\.00 +41\.00 +51\.00 +51\.00 +1\.5900 +1\.8750 "
+        r"+14\.0 +30\.0 +0\.01 +0\.02 +25\.0 +1$",
+        failed,
     )
     assert "5 runs (4 finished, 1 failed)" in text
     assert "no room" in text  # why it failed
@@ -124,6 +126,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     (head,) = {len(re.findall(r"(?<!\\)\|", line)) for line in tables if line.startswith(("| # |", "| 1 |"))}
     assert head > 5
     assert "![curves](curves.png)" in markdown
+    assert "](my%20%28report%29.png)" in as_markdown(blocks, "my (report).png")
 
 
 def test_json_has_everything_and_is_strict(five: Comparison) -> None:

@@ -14,7 +14,7 @@ from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.differences import differences, seed_groups
 from trainer.tracking.comparison.folder_source import find_run_folders, read_folder
 from trainer.tracking.comparison.results import deviation, group_table, results_table
-from trainer.tracking.comparison.same_data import SAME, compare_data
+from trainer.tracking.comparison.same_data import SAME, data_comparer
 
 
 def test_a_finished_run_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
@@ -22,12 +22,13 @@ def test_a_finished_run_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
     assert (run.name, run.status, run.notes) == ("run", "finished", [])
     assert run.results == pytest.approx(
         {
-            "step": 4, "total_steps": 4, "loss": 0.5, "hours": 0.01, "gpu_hours": 0.02, "mfu": 0.31,
+            "step": 4, "total_steps": 4, "train_loss": 1.875, "hours": 0.01, "gpu_hours": 0.02, "mfu": 0.31,
             "clips_per_second": 12.5, "data_wait_share": 0.2, "quarantined": 2,
         }
     )  # fmt: skip
     assert run.best is not None and run.last is not None
     assert (run.best.step, run.best.top1, run.last.top1, run.best_top5) == (2, 0.6, 0.5, 0.7)
+    assert run.last.loss == 1.5
     assert run.recipe["optimisation.global_batch"] == "8" and run.global_batch == 8
     assert run.recipe["augmentation.crop_scale"] == "[0.6, 1.0]" and run.recipe["data.node_copy"] == "None"
 
@@ -37,7 +38,7 @@ def test_one_that_failed_has_those_of_its_last_step(tmp_path: Path) -> None:
     assert (run.status, run.notes, run.best) == ("failed", ["no room"], None)
     assert run.results == pytest.approx(
         {
-            "step": 2, "total_steps": 4, "loss": 3.0, "hours": 0.005, "gpu_hours": 0.01, "mfu": 0.3,
+            "step": 2, "total_steps": 4, "train_loss": 3.5, "hours": 0.005, "gpu_hours": 0.01, "mfu": 0.3,
             "clips_per_second": 12.0, "data_wait_share": 0.25, "quarantined": 1,
         }
     )  # fmt: skip
@@ -52,7 +53,7 @@ def test_one_that_is_training_is_running(tmp_path: Path) -> None:
     with open(path / "events.jsonl", "a") as file:
         file.write(json.dumps(now) + "\n")
     run = read_folder(path)
-    assert (run.status, run.results["step"], run.results["loss"]) == ("running", 2, 3.5)
+    assert (run.status, run.results["step"], run.results["train_loss"]) == ("running", 2, 3.75)
 
 
 def break_recipe(path: Path) -> None:
@@ -165,7 +166,7 @@ def test_the_best_of_each_column_is_marked_as_it_is_shown(tmp_path: Path) -> Non
     assert "status" not in heads and "step" not in heads
     best = {head: [row[1].text for row in table.rows if row[place].best] for place, head in enumerate(heads)}
     assert best["best top-1"] == best["top-1"] == ["high", "alike"]
-    assert best["loss"] == ["low"]
+    assert best["train loss"] == ["low"] and best["val loss"] == ["high", "alike"]
     assert best["hours"] == best["GPU-hours"] == best["clips/s"] == []
     assert [cell.text for cell in table.rows[3]][2:6] == ["-", "-", "-", "-"]
 
@@ -192,7 +193,7 @@ def test_the_best_of_each_column_is_marked_as_it_is_shown(tmp_path: Path) -> Non
 )
 def test_what_two_runs_have_in_common_of_their_data(tmp_path: Path, change: dict, said: str) -> None:
     one = read_folder(make_run(tmp_path / "one"))
-    words = compare_data(one, read_folder(make_run(tmp_path / "other", **change)))
+    words = data_comparer(one)(read_folder(make_run(tmp_path / "other", **change)))
     assert said in words
     assert (words == SAME) == (said == SAME)
 
@@ -201,22 +202,26 @@ def test_ratios_of_a_mixture_belong_to_the_order(tmp_path: Path) -> None:
     parts = [{"manifest": "a.arrow", "ratio": 3}, {"manifest": "b.arrow", "ratio": 1}]
     one = read_folder(make_run(tmp_path / "one", data__train=parts))
     moved = [{**part, "manifest": f"/elsewhere/{part['manifest']}"} for part in parts]
-    assert compare_data(one, read_folder(make_run(tmp_path / "moved", data__train=moved))) == SAME
+    assert data_comparer(one)(read_folder(make_run(tmp_path / "moved", data__train=moved))) == SAME
     other = [parts[0], {**parts[1], "ratio": 2}]
-    words = compare_data(one, read_folder(make_run(tmp_path / "other", data__train=other)))
+    words = data_comparer(one)(read_folder(make_run(tmp_path / "other", data__train=other)))
     assert "other batches: ratios in data.train (3:1 / 3:2)" in words
 
 
 def test_hashes_of_batches_confirm_or_name_the_first_step(tmp_path: Path) -> None:
     one = read_folder(make_run(tmp_path / "one", batch_hashes="abcd"))
     same = read_folder(make_run(tmp_path / "same", batch_hashes="abcd"))
-    assert compare_data(one, same) == (
+    assert data_comparer(one)(same) == (
         f"{SAME}; the batch hashes of all 4 steps that both recorded are the same"
     )
     other = read_folder(make_run(tmp_path / "other", batch_hashes="abxy"))
-    assert "first differ at step 3, and in 2 of 4 steps" in compare_data(one, other)
+    assert "first differ at step 3, and in 2 of 4 steps" in data_comparer(one)(other)
+    compare_data = data_comparer(one)
+    assert "batch hashes of all 4 steps" in compare_data(same)
+    (tmp_path / "one" / "events.jsonl").unlink()  # read once, however many runs are compared with it
+    assert "first differ at step 3" in compare_data(other)
     without = read_folder(make_run(tmp_path / "without"))
-    assert compare_data(one, without) == SAME
+    assert data_comparer(one)(without) == SAME
 
 
 def test_an_older_run_has_its_fingerprint_in_a_checkpoint(tmp_path: Path) -> None:

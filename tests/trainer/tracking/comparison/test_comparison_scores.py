@@ -95,3 +95,12 @@ def test_damaged_scores_stop_nothing(tmp_path: Path) -> None:
     comparison = compare([read_folder(one), read_folder(other)])
     assert comparison.tests == []
     assert len(comparison.notes) == 1 and str(other) in comparison.notes[0]
+
+
+def test_scores_of_another_step_than_the_last_evaluation_are_named(tmp_path: Path) -> None:
+    """As of a run that trains on after its end: the file is that of the end before."""
+    scores = {"labels": [0, 1], "predictions": [0, 1]}  # of step 4
+    stale = make_run(tmp_path / "stale", losses=[1.0] * 6, top1={4: 0.4, 6: 0.6}, scores=scores)
+    own = make_run(tmp_path / "own", top1={4: 0.5}, scores=scores)
+    (note,) = compare([read_folder(stale), read_folder(own)]).notes
+    assert note.startswith("Run 1:") and "step 4" in note and "step 6" in note
