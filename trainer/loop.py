@@ -260,6 +260,8 @@ class Trainer:
 
     def keep_best(self, top1: float) -> None:
         """Save weights that are more accurate than any before, unless they are saved already."""
+        if math.isnan(top1):  # no validation video could be read
+            return
         self.checkpoints.note_accuracy(self.step, top1)
         if self.best is None or top1 > self.best:
             self.best = top1

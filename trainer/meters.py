@@ -237,20 +237,30 @@ class Meters:
         """What was spent since the run's first start, as plain numbers for a checkpoint."""
         return {**asdict(self.spent), "device_seconds": self.device_seconds}
 
-    def restore(self, totals: Mapping[str, float], *, done_again: float = 0.0, restarts: bool = True) -> None:
+    def restore(
+        self,
+        totals: Mapping[str, float],
+        *,
+        done_again: float = 0.0,
+        device_done_again: float | None = None,
+        restarts: bool = True,
+    ) -> None:
         """Go on counting where a checkpoint stopped, as one start more where the training `restarts`.
 
         totals: see `Totals.of`. done_again: seconds of work after that checkpoint, which an earlier start did
         in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
+        device_done_again: the same times the ranks of that start; None takes the ranks of now.
         """
         self.spent = Totals.of(totals)
-        self._seconds_before = self.spent.seconds
         # A checkpoint of an earlier version does not say on how many ranks.
         self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
-        if not restarts:
-            return
-        self.spent.starts += 1
-        self.spent.lost += max(0.0, done_again)
+        if restarts:
+            done_again = max(0.0, done_again)
+            self.spent.starts += 1
+            self.spent.lost += done_again
+            on_devices = done_again * self._world_size if device_done_again is None else device_done_again
+            self._device_seconds_before += max(0.0, on_devices)
+        self._seconds_before = self.spent.seconds
 
     def begun(self, starting: float) -> None:
         """The first step is about to begin, so many seconds after its process; lost where it is a restart."""

@@ -358,8 +358,14 @@ class Run:
         step = 0
         if state is not None:
             step = state.step
-            in_vain = self.folder.last_spent() - Totals.of(state.spent).seconds
-            meters.restore(state.spent, done_again=in_vain, restarts=self._again is None)
+            spent, on_devices = self.folder.last_spent()
+            before = state.spent.get("device_seconds")
+            meters.restore(
+                state.spent,
+                done_again=spent - Totals.of(state.spent).seconds,
+                device_done_again=None if on_devices is None or before is None else on_devices - before,
+                restarts=self._again is None,
+            )
         train, val, notes = open_loaders(
             recipe, environment, prepared, self.folder, first_step=step, stack=stack
         )
@@ -504,7 +510,7 @@ class Run:
             total_steps=schedule.total_steps,
             every_steps=recipe.tracking.every_steps,
             class_names=prepared.train.class_names,
-            best=self.checkpoints.best_accuracy(),
+            best=self.checkpoints.shelf.highest() if self.is_main else None,
             again=self._again,
         )
         layout = prepared.layout

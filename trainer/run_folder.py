@@ -139,10 +139,14 @@ class RunFolder:
         """The last event of one of these kinds, if it is among the latest."""
         return next((event for event in reversed(self.latest_events()) if event.get("event") in kinds), None)
 
-    def last_spent(self) -> float:
-        """Seconds that the run had spent when it last told of a step; 0 where it never did."""
+    def last_spent(self) -> tuple[float, float | None]:
+        """Seconds that the run had spent when it last told of a step, 0 where it never did, and the same times
+        its ranks, None where that was not recorded.
+        """
         event = self.last_event("step")
-        return 0.0 if event is None else max(number_of(event, "spent") or 0.0, 0.0)
+        if event is None:
+            return 0.0, None
+        return max(number_of(event, "spent") or 0.0, 0.0), number_of(event, "device_seconds")
 
     def longest_save(self) -> float:
         """Seconds of the slowest save among the latest events; 0 where there is none."""

@@ -116,6 +116,10 @@ def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> 
     with later.evaluating():
         clock.now += 5
     assert later.device_seconds == 40 + 2 * (3 + 2 + 5)
+    again = Meters(device=CPU, clock=clock, world_size=2)
+    again.restore(first.totals(), done_again=3, device_done_again=12)
+    again.begun(2)
+    assert again.device_seconds == 40 + 4 * 3 + 2 * 2
     old = {name: value for name, value in first.totals().items() if name != "device_seconds"}
     later.restore(old)
     assert later.device_seconds == 20  # as if all of it had been on the ranks of now

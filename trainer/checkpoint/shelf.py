@@ -5,6 +5,7 @@ work.
 import errno
 import json
 import logging
+import math
 import shutil
 import threading
 import time
@@ -59,6 +60,10 @@ class Shelf:
     def accuracies(self) -> dict[int, float]:
         """Top-1 (0..1) of all evaluations, by the steps done before; whether or not there is a checkpoint."""
         return self._accuracies.known()
+
+    def highest(self) -> float | None:
+        """Top-1 of the most accurate evaluation, whether or not there is a checkpoint of it; None without one."""
+        return max(filter(math.isfinite, self.accuracies().values()), default=None)
 
     def best(self) -> tuple[Path, float] | None:
         """The most accurate checkpoint, of several the first, and its top-1; None where none has one."""

@@ -86,6 +86,14 @@ def test_one_is_given_up_oldest_first_and_the_best_last(tmp_path: Path) -> None:
     assert not shelf.give_one_up() and left(tmp_path) == ["30"]
 
 
+def test_the_highest_accuracy_needs_no_checkpoint_and_is_a_number(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path)
+    assert shelf.highest() is None
+    for step, top1 in ((1, float("nan")), (2, 0.75), (3, 0.5)):
+        shelf.note_accuracy(step, top1)
+    assert shelf.highest() == 0.75 and shelf_of(tmp_path).highest() == 0.75
+
+
 def test_what_cannot_be_deleted_hinders_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

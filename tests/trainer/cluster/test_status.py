@@ -452,7 +452,7 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
         assert [row.name for row in rows] == ["good", "odd"]
         json.loads(as_json(look([tmp_path])), parse_constant=pytest.fail)
         assert "2 runs: " in shown(tmp_path)
-        assert whole.folder.last_spent() >= 0 and whole.folder.longest_save() >= 0
+        assert whole.folder.last_spent()[0] >= 0 and whole.folder.longest_save() >= 0
         whole.turns.is_finished()
 
 
