@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -245,10 +246,11 @@ def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
 
 def print_whole(console: Console, table: Table) -> None:
     """Print a table without breaking a path or a command over lines: a narrow terminal wraps it, and it can
-    be copied.
+    be copied. Nothing in it is taken for markup: a path may hold `[/b]`.
     """
-    unbound = Console(width=10_000).measure(table).maximum
-    wide = Console(file=console.file, width=max(console.width, unbound), force_terminal=console.is_terminal)
+    plain = partial(Console, markup=False, emoji=False, highlight=False)
+    unbound = plain(width=10_000).measure(table).maximum
+    wide = plain(file=console.file, width=max(console.width, unbound), force_terminal=console.is_terminal)
     with wide.capture() as capture:
         wide.print(table)
     console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())

@@ -131,6 +131,12 @@ def test_a_long_command_stays_on_one_line_to_be_copied() -> None:
     assert file.getvalue().splitlines()[-1] == f"MLflow          {command}"
 
 
+def test_a_path_is_no_markup() -> None:
+    display, file = plain()
+    display.summary(SUMMARY, Path("runs/[/b] [red]x :smile:"), None)
+    assert file.getvalue().splitlines()[-1].endswith("runs/[/b] [red]x :smile:")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (90061, "1 day, 1:01:01")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
