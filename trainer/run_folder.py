@@ -140,8 +140,8 @@ class RunFolder:
         return next((event for event in reversed(self.latest_events()) if event.get("event") in kinds), None)
 
     def last_spent(self) -> tuple[float, float | None]:
-        """Seconds that the run had spent when it last told of a step, 0 where it never did, and the same times
-        its ranks, None where that was not recorded.
+        """Seconds that the run had spent when it last told of a step, 0 where it never did, and these seconds
+        times the ranks that spent them, None where that was not recorded.
         """
         event = self.last_event("step")
         if event is None:

@@ -62,7 +62,9 @@ class Shelf:
         return self._accuracies.known()
 
     def highest(self) -> float | None:
-        """Top-1 of the most accurate evaluation, whether or not there is a checkpoint of it; None without one."""
+        """Top-1 of the most accurate evaluation, whether or not there is a checkpoint of it; None where
+        nothing was evaluated.
+        """
         return max(filter(math.isfinite, self.accuracies().values()), default=None)
 
     def best(self) -> tuple[Path, float] | None:
