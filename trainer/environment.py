@@ -8,7 +8,6 @@ afterwards the variables that torch.distributed's `env://` reads are set.
 import os
 import platform
 import socket
-import subprocess
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from trainer.distributed.slurm_step import (
     slurm_address,
     slurm_port,
 )
+from trainer.system.git import git_state
 
 __all__ = ["Environment", "cores_per_rank", "describe", "expand_hosts", "find_environment", "job_end"]
 
@@ -254,23 +254,8 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this file lies in, `+changes` where files differ; None outside git, and
-    for a file that lies in somebody's repository and is not part of it, as of a wheel in `.venv`.
-    """
-    source = str(Path(__file__).parent)
-    try:
-        tracked = ["git", "-C", source, "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, capture_output=True, timeout=10, check=True)
-        head = subprocess.run(
-            ["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", source, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    """The commit of the program, `+changes` where files differ; None where it is not known."""
+    git = git_state()
+    if git is None:
         return None
-    return f"{head}+changes" if changed else head
+    return f"{git.commit}+changes" if git.dirty else git.commit

@@ -1,1 +1,1 @@
-"""Readings of the machine that a run is on."""
+"""The machine and the source tree that a run is on."""

@@ -4,48 +4,13 @@ import getpass
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.system.git import git_state
 from trainer.tracking.secrets import redacted
-
-_SOURCE = Path(__file__).parent
-_GIT_PATIENCE = 10  # seconds
-
-
-@dataclass(frozen=True)
-class GitState:
-    """The commit of the source tree this file lies in."""
-
-    commit: str
-    branch: str
-    """`(detached)` where there is none."""
-    dirty: bool
-    """Whether files differ from the commit; files that git does not know do not count."""
-
-
-def git_state(folder: Path = _SOURCE) -> GitState | None:
-    """None outside of git, before the first commit, and where a repository has no file of the folder: a wheel
-    may be installed in a folder of somebody's project.
-    """
-    command = ["git", "-C", str(folder), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_PATIENCE, check=True)
-        files = subprocess.run(
-            [*command[:3], "ls-files"], capture_output=True, text=True, timeout=_GIT_PATIENCE, check=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    lines = found.stdout.splitlines()
-    heads = [line[2:].partition(" ") for line in lines if line.startswith("# branch.")]
-    head = {name: value for name, _, value in heads}
-    commit = head.get("branch.oid", "(initial)")
-    if commit == "(initial)" or not files.stdout:
-        return None
-    return GitState(commit, head.get("branch.head", ""), any(not line.startswith("#") for line in lines))
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,11 @@
 """Tags and note of a run."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trainer.tracking.run_description import RunDescription, git_state
-
-
-def test_the_state_of_a_source_tree(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    assert git_state(tmp_path) is None
-    git("init", "--initial-branch", "topic")
-    assert git_state(tmp_path) is None  # no commit yet
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
-    git("commit", "-m", "first")
-    clean = git_state(tmp_path)
-    assert clean is not None
-    assert (clean.commit, clean.branch, clean.dirty) == (git("rev-parse", "HEAD"), "topic", False)
-    (tmp_path / "file").write_text("2")
-    changed = git_state(tmp_path)
-    assert changed is not None and changed.dirty
-    (tmp_path / ".venv").mkdir()
-    assert git_state(tmp_path / ".venv") is None  # a wheel in it is no part of this project
+from trainer.tracking.run_description import RunDescription
 
 
 @pytest.mark.parametrize(
