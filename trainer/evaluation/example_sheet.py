@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from pipelines import VideoDefect
 from pipelines.dataset import Dataset
 from pipelines.draw import ViewClip
 from pipelines.frame_views import clip_frames
+from trainer import RunError
 from trainer.evaluation.scores import row_groups, tensors_of
 from trainer.inspection.contact_sheet import Row, write_sheet
 
@@ -63,11 +65,15 @@ def choose_examples(scores: Path) -> list[Example]:
 def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
     """Write the sheet as a PNG, whole or not at all; a video that can no longer be read has no pictures.
 
-    Raises RunError where it cannot be written, OSError where the scores cannot be read.
+    Raises RunError where it cannot be written, or the scores cannot be read.
     """
     names = videos.class_names
     rows = []
-    for example in choose_examples(scores):
+    try:
+        chosen = choose_examples(scores)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{scores} cannot be read: {error}") from error
+    for example in chosen:
         known = example.prediction < len(names)  # a head may have more classes than the data
         predicted = names[example.prediction] if known else f"class {example.prediction}"
         words = [

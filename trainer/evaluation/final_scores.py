@@ -70,6 +70,9 @@ class FinalScores:
         if file is not None:
             with self._telling(self._path):
                 file.close(whole=whole)
+        elif whole and dist.get_rank() == 0:  # those of an earlier end would be taken for these
+            with self._telling(self._path):
+                self._path.unlink(missing_ok=True)
 
     def _write(self, rows: pa.Table | None) -> None:
         if self._file is None or rows is None:

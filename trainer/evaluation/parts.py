@@ -40,8 +40,8 @@ class EvaluationFolder:
 
         Raises RunError where another evaluation is there, OSError where the folder cannot be written.
         """
-        if again:
-            self._remove()
+        if again or not (self._identity.exists() or self.result.exists()):
+            self._remove()  # parts of nobody knows what, too: a removal that was interrupted leaves such
         self._parts.mkdir(parents=True, exist_ok=True)
         self._compare(identity)
         RunFolder.write_json(self._identity, identity)
@@ -59,7 +59,9 @@ class EvaluationFolder:
         try:
             before = json.loads(self._identity.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return
+            if not self.result.exists():
+                return
+            before = {}
         except (ValueError, RecursionError):
             before = {}
         differing = [

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from pipelines.dataset import Dataset
 from tests.conftest import MotionSet
+from trainer import RunError
 from trainer.evaluation.example_sheet import choose_examples, write_examples
 from trainer.evaluation.scores import About, schema
 
@@ -57,3 +59,11 @@ def test_the_sheet_shows_videos(tmp_path: Path, motion_set: MotionSet) -> None:
     with Image.open(sheet) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 800 and pixels.std() > 20
+
+
+def test_damaged_scores_are_a_mistake_in_words(tmp_path: Path, motion_set: MotionSet) -> None:
+    scores = tmp_path / "scores.parquet"
+    write_scores(scores, [0, 1], [1, 1], [0.6, 0.9])
+    scores.write_bytes(scores.read_bytes()[:-9])
+    with pytest.raises(RunError, match="scores"):
+        write_examples(tmp_path / "examples.png", scores, Dataset.open([motion_set.val]))

@@ -117,9 +117,17 @@ def test_parts_are_gone_on_with(tmp_path: Path) -> None:
     assert len(list((tmp_path / "parts").iterdir())) == 2
     with pytest.raises(RunError, match="clips: 2 there, 4 now"):
         EvaluationFolder(tmp_path).begin({**IDENTITY, "clips": 4}, again=False)
+    (tmp_path / "identity.json").unlink()  # as --again leaves it when it is killed
     other = EvaluationFolder(tmp_path)
-    other.begin({**IDENTITY, "clips": 4}, again=True)
+    other.begin({**IDENTITY, "clips": 4}, again=False)
     assert other.done == 0
+    other.write(some(0, 4))
+    other.begin({**IDENTITY, "clips": 2}, again=True)
+    assert other.done == 0
+    other.result.write_text("{}")
+    (tmp_path / "identity.json").unlink()
+    with pytest.raises(RunError, match="--again"):
+        EvaluationFolder(tmp_path).begin(IDENTITY, again=False)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
