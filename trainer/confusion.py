@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.paths import printable
+from trainer.evaluation.metrics import most_confused
 
 LABELLED = 40  # classes of a matrix that can be read, with their names beside the axes
 NUMBERED = 20  # classes whose shares still fit into the cells
@@ -34,20 +35,6 @@ def draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
             _draw_matrix(path, confusion, names, title)
         else:
             _draw_pairs(path, confusion, names, title)
-
-
-def most_confused(confusion: Tensor, most: int = PAIRS) -> list[tuple[int, int, int]]:
-    """Of the errors that are made most often, the first the most frequent: true class, predicted class and
-    number of videos.
-    """
-    errors = confusion.clone().fill_diagonal_(0).flatten()
-    counts, places = errors.topk(min(most, len(errors)))
-    classes = len(confusion)
-    return [
-        (place // classes, place % classes, count)
-        for place, count in zip(places.tolist(), counts.tolist(), strict=True)
-        if count
-    ]
 
 
 def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
@@ -85,15 +72,15 @@ def _names_of_all(class_names: Sequence[str], classes: int) -> list[str]:
 def _draw_pairs(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:
     from matplotlib.figure import Figure
 
-    pairs = most_confused(confusion)
+    pairs = most_confused(confusion, PAIRS)
     totals = confusion.sum(dim=1).tolist()
     figure = Figure(figsize=(10, max(3.0, 0.3 * len(pairs) + 1.5)), layout="constrained")
     axes = figure.add_subplot()
-    shares = [100 * count / totals[true] for true, _, count in pairs]
+    shares = [100 * pair.share for pair in pairs]
     bars = axes.barh(range(len(pairs)), shares, color="#3b75af")
-    axes.bar_label(bars, [f"{count} of {totals[true]}" for true, _, count in pairs], padding=3, fontsize=8)
+    axes.bar_label(bars, [f"{pair.videos} of {totals[pair.true]}" for pair in pairs], padding=3, fontsize=8)
     short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
-    names = [f"{short[true]}  taken for  {short[taken]}" for true, taken, _ in pairs]
+    names = [f"{short[pair.true]}  taken for  {short[pair.predicted]}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
