@@ -1,6 +1,7 @@
 """What a run tells: to its folder, to MLflow, to whoever watches. Rank 0 tells, the others help to gather."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -92,8 +93,9 @@ class Record:
             quarantined=self._quarantined,
         )
         self._mark_spike(done, totals.loss)
-        self._loss_sum += totals.loss
-        self._loss_steps += 1
+        if math.isfinite(totals.loss):  # one that is not would hide all others in the mean
+            self._loss_sum += totals.loss
+            self._loss_steps += 1
         self._tracker.step(
             totals,
             meters,
@@ -272,7 +274,7 @@ class Record:
         sheet = self._folder.path / EXAMPLES
         try:
             write_examples(sheet, self._folder.scores, videos)
-        except (OSError, RunError) as error:
+        except RunError as error:
             self.warn(f"{EXAMPLES} is missing: {error}")
         else:
             self._tracker.examples(sheet)

@@ -84,6 +84,7 @@ class Tracker:
         self._enabled = enabled
         self._trains = trains
         self._disk_failed = False
+        self._ended = False  # readings of the machine come from a thread, which ends later
         self._courier: Courier | None = None
         if not enabled:
             return
@@ -189,6 +190,7 @@ class Tracker:
             self._append(
                 {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
             )
+        self._ended = True
         left = self._courier.close(timeout)
         if left:
             command = f"uniformerv2 deliver {self._spool.run_dir}"
@@ -205,7 +207,7 @@ class Tracker:
         return None if place is None else how_to_see(place.uri, place.experiment_id, place.run_id)
 
     def _append(self, record: Record) -> None:
-        if not self._enabled:
+        if not self._enabled or self._ended:
             return
         try:
             self._spool.append({**record, "time": time.time_ns() // 1_000_000})
