@@ -41,10 +41,7 @@ class LoggedModels:
 
     def keep(self, record: Record) -> None:
         """Delete the models of checkpoints that are no longer kept. record: `names` of those that are."""
-        found = self._client.search_logged_models(
-            [self._experiment_id], filter_string=f"source_run_id = '{self._run_id}'"
-        )
-        for model in found:
+        for model in self._of_run():
             if model.name not in record["names"]:
                 self._client.delete_logged_model(model.model_id)
                 self._ids.pop(model.name, None)
@@ -70,6 +67,18 @@ class LoggedModels:
             )
         if record["alias"] is not None:
             self._client.set_registered_model_alias(name, record["alias"], version.version)
+
+    def _of_run(self) -> list[Any]:
+        """All models of the run: MLflow gives 100 at once."""
+        mine = f"source_run_id = '{self._run_id}'"
+        page = self._client.search_logged_models([self._experiment_id], filter_string=mine)
+        found = list(page)
+        while page.token:
+            page = self._client.search_logged_models(
+                [self._experiment_id], filter_string=mine, page_token=page.token
+            )
+            found += page
+        return found
 
     def _source(self, model_id: str) -> str:
         """Where a registered version's files are: a server gets the model's id. MLflow's code for a database

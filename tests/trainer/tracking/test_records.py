@@ -4,11 +4,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.store.entities.paged_list import PagedList
 
 from launch import deliver
+from trainer.tracking.logged_models import LoggedModels
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, deliver_spool, tracked_run
 
@@ -47,6 +50,27 @@ def delivered(
     experiment = mlflow.get_experiment_by_name(request.node.name)
     (run,) = mlflow.search_runs([experiment.experiment_id])
     return mlflow, experiment, run
+
+
+def test_all_models_but_the_kept_ones_are_deleted_however_many_there_are() -> None:
+    names = [f"step-{number:07d}" for number in range(5)]
+    deleted: list[str] = []
+
+    class Pages:
+        """MLflow's answers, two models to a page."""
+
+        def search_logged_models(self, *_: Any, page_token: str | None = None, **__: Any) -> Any:
+            first = int(page_token or 0)
+            shown = names[first : first + 2]
+            page = PagedList([SimpleNamespace(name=name, model_id=name) for name in shown], None)
+            page.token = str(first + 2) if first + 2 < len(names) else None
+            return page
+
+        def delete_logged_model(self, model_id: str) -> None:
+            deleted.append(model_id)
+
+    LoggedModels(Pages(), "1", "2").keep({"names": [names[3]]})
+    assert deleted == [*names[:3], names[4]]
 
 
 def test_every_kind_of_record_arrives_once(
