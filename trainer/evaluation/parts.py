@@ -38,8 +38,13 @@ class EvaluationFolder:
 
         identity: what it is of, as JSON has it. again: throw away what is there.
 
-        Raises RunError where another evaluation is there, OSError where the folder cannot be written.
+        Raises RunError where another evaluation, or a run, is there, OSError where the folder cannot be
+        written.
         """
+        if RunFolder(self.path).events.exists():
+            raise RunError(
+                f"{self.path} is a run's folder, whose own scores would be replaced: name another with --out"
+            )
         if again or not (self._identity.exists() or self.result.exists()):
             self._remove()  # parts of nobody knows what, too: a removal that was interrupted leaves such
         self._parts.mkdir(parents=True, exist_ok=True)

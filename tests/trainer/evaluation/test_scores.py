@@ -130,6 +130,13 @@ def test_parts_are_gone_on_with(tmp_path: Path) -> None:
         EvaluationFolder(tmp_path).begin(IDENTITY, again=False)
 
 
+def test_a_runs_own_scores_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").touch()
+    with pytest.raises(RunError, match="--out"):
+        EvaluationFolder(tmp_path).begin(IDENTITY, again=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
+
+
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     folder = EvaluationFolder(tmp_path)
     folder.begin(IDENTITY, again=False)
