@@ -109,3 +109,13 @@ def test_more_evaluations_than_a_run_has_are_said(tmp_path: Path, monkeypatch: p
     path.write_text("".join(f'{{"event": "evaluation", "step": {n}, "top1": 0.1}}\n' for n in range(5)))
     found = read_events(path)
     assert len(found.evaluations) == 3 and found.too_many
+
+
+def test_a_hash_as_a_run_writes_it_is_its_digest(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = step(7, batch_hash="00000000000000ff", mfu=None)
+    cut_off = step(9, batch_hash="00000000000000aa", mfu=None)[:-3]
+    nested = '{"event": "step", "old": {"step": 3, "batch_hash": "00000000000000bb"}, "step": 4}\n'
+    path.write_text(whole + nested + cut_off)
+    found = batch_hashes(path)
+    assert found is not None and (found[0].tolist(), found[1].tolist()) == ([7], [255])
