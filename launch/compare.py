@@ -14,12 +14,11 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from trainer import RunError, StartAgain, UserError
 from trainer.faults.stop import REQUEUE
 from trainer.leaving import end_with
 from trainer.progress import shown_progress
+from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.command import Gathering, Request, check_output, save_to_mlflow, write_report
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.render import print_report
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(as_json(comparison))
         else:
-            print_report(blocks, Console())
+            print_report(blocks, PipeConsole())
         if arguments.out is not None:
             written = write_report(blocks, arguments.out)
             print(f"written: {', '.join(map(str, written))}", file=sys.stderr)

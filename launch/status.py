@@ -14,10 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from trainer import UserError
 from trainer.cluster.status import as_json, look, show
+from trainer.system.terminal import PipeConsole
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    console = Console()
+    console = PipeConsole()
     while True:
         overview = look(arguments.places or [Path("runs")])
         if arguments.json:

@@ -4,6 +4,8 @@ Nothing that a file may hold is run. What its tensors are is known before any of
 cannot ask for more memory than the model has.
 """
 
+import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ WeightSource = str | Path | Mapping[str, Any]
 
 _NESTED_UNDER = ("model_state", "state_dict", "module", "model")
 _MOST_NAMED = 10
+_NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,21 @@ def _unpickled(path: Path, size: int) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except Exception as error:  # a damaged pickle can make the unpickler raise whatever it likes
-        words = short(str(error).split("\n")[0] or type(error).__name__, 300)
-        raise FileError(f"cannot be read as a file of weights: {words}{looks_like(path)}") from error
+        raise FileError(f"cannot be read as a file of weights: {_reason(error)}{looks_like(path)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why the unpickler refused, without torch's advice to let it run what the file holds."""
+    text = str(error)
+    refused = _NOT_ALLOWED.search(text)
+    if refused:
+        return (
+            f"it holds {short(refused[1])}, which is no tensor and could run code; write its tensors alone, "
+            "with safetensors"
+        )
+    if isinstance(error, pickle.UnpicklingError) or not any(letter.isalpha() for letter in text):
+        return "it is no file of torch.save, or is damaged"
+    return short(text.split("\n")[0], 300)
 
 
 def _check_archive(path: Path, size: int) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from trainer import RunError
 from trainer.cluster.slurm import Queued, is_here, queue
 from trainer.cluster.standing import Evidence, Standing, State, duration, is_gone, standing
+from trainer.system.terminal import PipeConsole
 
 STATES: tuple[State, ...] = (
     "given up", "failed", "unknown", "stopped", "requeued", "waiting", "running", "finished",
@@ -132,7 +133,7 @@ def show(overview: Overview, console: Console) -> None:
     """Print the table, the notes below it, and a count; a file or a pipe gets lines of any length."""
     rows = overview.standings
     width = console.width if console.is_terminal else 10_000
-    wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
+    wide = PipeConsole(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
     with wide.capture() as capture:
         if rows:
             wide.print(_table(rows, width))

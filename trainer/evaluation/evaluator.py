@@ -89,7 +89,7 @@ class Evaluator:
         identity = together(self._subject.identity)
         same_on_all("what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items()))
         with ExitStack() as stack:
-            lock = self._on_main(lambda: acquire(self._subject.out))
+            lock = self._on_main(lambda: acquire(self._subject.out, option="--out"))
             if lock is not None:
                 stack.callback(lock.release)
             self._on_main(lambda: self._folder.begin(identity, again=again))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.bar import Bar
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from models.weights.header import short
 from pipelines.datasets.listing import shown_class
 from pipelines.paths import printable
 from trainer.inference.prediction import Prediction, Timeline, Top
+from trainer.system.terminal import PipeConsole
 
 _BAR = 24  # columns
 _NOT_PLAIN = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -87,18 +87,11 @@ class CsvLines:
         self._file.flush()
 
 
-class _Console(Console):
-    """One that raises BrokenPipeError as `print` does; rich would end the process with code 1."""
-
-    def on_broken_pipe(self) -> None:
-        raise  # what rich is handling
-
-
 class Tables:
     """For people: a table for each video, or its segments."""
 
     def __init__(self, file: TextIO) -> None:
-        self._console = _Console(file=file, highlight=False, markup=False, emoji=False)
+        self._console = PipeConsole(file=file, highlight=False, markup=False, emoji=False)
 
     def prediction(self, found: Prediction) -> None:
         self._head(found.path, found.error)

@@ -99,6 +99,7 @@ def acquire(
     beat: float = BEAT,
     waiting: Callable[[str], None] = _log.warning,
     on_loss: Callable[[str], None] | None = None,
+    option: str = "--run-dir",
 ) -> RunLock:
     """Acquire a run folder, which is made where it is missing.
 
@@ -112,6 +113,7 @@ def acquire(
         waiting: is given a line where this waits.
         on_loss: is given a line when the folder was lost to another start, for whose holder this one looked
             gone. By default the process ends.
+        option: of the command, that names another folder.
 
     Raises:
         RunError: another run has the folder, or the lock cannot be written.
@@ -119,11 +121,11 @@ def acquire(
     folder = _folder(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _Acquisition(run_dir, stale, beat, waiting, on_loss or _end).acquire()
+        return _Acquisition(run_dir, stale, beat, waiting, on_loss or _end, option).acquire()
     except OSError as error:
         raise RunError(
-            f"cannot write the lock of the run folder {run_dir} ({folder}): {error.strerror or error}; mend "
-            "that, or choose another folder with --run-dir"
+            f"cannot write the lock of the folder {run_dir} ({folder}): {error.strerror or error}; mend "
+            f"that, or choose another folder with {option}"
         ) from error
 
 
@@ -137,7 +139,9 @@ class _Acquisition:
         beat: float,
         waiting: Callable[[str], None],
         on_loss: Callable[[str], None],
+        option: str,
     ) -> None:
+        self._option = option
         self._run_dir = run_dir
         self._folder = _folder(run_dir)
         self._stale = stale
@@ -230,7 +234,7 @@ class _Acquisition:
                 watched, begun = (number, touched), time.monotonic()
                 who = "an unknown process" if holder is None else holder.words
                 self._waiting(
-                    f"the run folder {self._run_dir} was last used by {who}; only a sign of life shows "
+                    f"the folder {self._run_dir} was last used by {who}; only a sign of life shows "
                     f"whether it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
                 )
             time.sleep(min(_LOOK, self._stale / 4))
@@ -241,8 +245,8 @@ class _Acquisition:
         else:
             who, end = holder.words, f"end it ({holder.advice})"
         raise RunError(
-            f"the run folder {self._run_dir} is in use by {who}; last sign of life {max(0.0, age):.0f} s "
-            f"ago. Wait for that run or {end}, and start again; or name another folder with --run-dir"
+            f"the folder {self._run_dir} is in use by {who}; last sign of life {max(0.0, age):.0f} s "
+            f"ago. Wait for that run or {end}, and start again; or name another folder with {self._option}"
         )
 
     def _now(self) -> float:

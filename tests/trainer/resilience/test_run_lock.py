@@ -184,7 +184,7 @@ def test_a_lock_that_says_nothing_counts_by_its_age(text: str, tmp_path: Path) -
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
-    with pytest.raises(RunError, match="cannot write the lock of the run folder"):
+    with pytest.raises(RunError, match="cannot write the lock of the folder"):
         acquire(tmp_path)
 
 

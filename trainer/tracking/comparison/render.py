@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from pipelines.paths import printable
+from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.blocks import Block, Cell, Heading, Paragraph, Picture, Table
 
 _LEAST_NAME = 12  # characters that remain of a run's name
@@ -25,7 +26,7 @@ _LEAST_WRAPPED = 24  # characters of a column that takes several lines
 def print_report(blocks: Sequence[Block], console: Console) -> None:
     """A file or a pipe gets lines of any length; a terminal a table that fits, with what was left out."""
     width = console.width if console.is_terminal else 10_000
-    wide = Console(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
+    wide = PipeConsole(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
     with wide.capture() as capture:
         for number, block in enumerate(blocks):
             if isinstance(block, Heading):

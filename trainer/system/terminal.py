@@ -1,0 +1,10 @@
+"""The terminal, or the pipe in its place."""
+
+from rich.console import Console
+
+
+class PipeConsole(Console):
+    """Raises BrokenPipeError as `print` does; rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich is handling
