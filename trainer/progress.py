@@ -64,4 +64,5 @@ class ProgressLines:
         self._last = now
         rate = done / max(now - self._begin, 1e-9)
         left = "" if done == total else f", {(total - done) / rate:.0f} s left"
-        self._say(f"{self._work}: {done} of {total}, {rate:.3g}/s{left}")
+        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        self._say(f"{self._work}: {done} of {total}, {shown}/s{left}")
