@@ -107,6 +107,11 @@ def _rich(table: Table, width: int) -> RichTable:
         more = len(column.head) - widths[number]
         if 0 < more <= width - sum(widths) - 2 * (len(widths) - 1):
             widths[number] += more
+    while sum(widths) + len(widths) - 1 > width:
+        number = max(range(len(widths)), key=lambda place: widths[place] * table.columns[place].wraps)
+        if not table.columns[number].wraps or widths[number] <= _LEAST_NAME:
+            break
+        widths[number] -= 1
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     shown = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column, own in zip(table.columns, widths, strict=True):

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tests.trainer.tracking.comparison.run_folders import make_run
 from trainer.tracking.comparison import curves
+from trainer.tracking.comparison.blocks import Cell, Column, Table
 from trainer.tracking.comparison.compare import Comparison, compare
 from trainer.tracking.comparison.curves import draw_curves, smoothed
 from trainer.tracking.comparison.folder_source import read_folder
@@ -82,6 +83,18 @@ def test_two_runs_have_their_values_side_by_side(tmp_path: Path) -> None:
     one = read_folder(next(tmp_path.iterdir()))
     assert "Nothing but the names" in printed(compare([one, one]), 80)
     assert "What differs" not in printed(compare([one]), 80)
+
+
+def test_long_names_above_columns_are_folded_and_not_cut() -> None:
+    names = ["quickstart", "quickstart-seed1", "quickstart_order_blind"]
+    columns = [Column("field", numeric=False)]
+    columns += [Column(f"{number} {name}", False, wraps=True) for number, name in enumerate(names, 1)]
+    file = io.StringIO()
+    rows = [[Cell(text) for text in ("  overrides.global_layers", "-", "-", "[]")]]
+    print_report([Table(columns, rows)], Console(file=file, width=80, force_terminal=True, color_system=None))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert names[2] in file.getvalue(), lines
 
 
 class Tags(HTMLParser):
