@@ -1,5 +1,6 @@
 """What a model looks at in a video: class activation and the attention of its global blocks."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,7 @@ class Explainer:
         if name in self._names:
             return self._names.index(name)
         near = [known for known in self._names if name.lower() in known.lower()][:5]
+        near = near or difflib.get_close_matches(name, self._names, n=5)
         hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
         raise RunError(f"--class {name!r}: the model has no such class among its {len(self._names)}{hint}")
 
