@@ -229,7 +229,7 @@ def _rows(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout)
         "model",
         (
             f"{recipe.model.preset}, {recipe.model.form}: {config.frames} frames of {config.resolution} px, "
-            f"{config.num_classes} classes"
+            f"{config.num_classes} class{'es' * (config.num_classes != 1)}"
         ),
     )
     yield "parameters", f"{parameters:,}, of which {trainable_parameter_count(config):,} are trained"
@@ -258,7 +258,7 @@ def _rows(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout)
         )
     else:
         yield "steps", f"those of {recipe.optimisation.epochs:g} epochs; how many, the missing manifest tells"
-    yield "evaluation", f"{recipe.evaluation.clips} clips x {recipe.evaluation.crops} crops a video"
+    yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
 
 
 def _room(recipe: Recipe, ranks: int | None) -> tuple[Room, str]:
