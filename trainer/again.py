@@ -42,7 +42,9 @@ def evaluated_again(recipe: Recipe, state: TrainState) -> Again:
     changed = changed_settings(recipe, state)
     views = f"{evaluation.clips}x{evaluation.crops}"
     if "data.val" in changed:
-        metrics = f"{re.sub(r'[^A-Za-z0-9_-]', '_', recipe.data.val.stem)}_{views}/"
+        # With the folder: data/a/val.arrow and data/b/val.arrow are not to share a metric with `val_4x3/`.
+        name = "_".join(filter(None, (recipe.data.val.parent.name, recipe.data.val.stem)))
+        metrics = f"manifest_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}_{views}/"
     else:
         other_views = {"evaluation.clips", "evaluation.crops"} & changed.keys()
         metrics = f"val_{views}/" if other_views else VAL

@@ -42,7 +42,8 @@ def test_a_run_has_ended_when_the_results_of_its_last_step_are_written(tmp_path:
         ((), "val/"),
         (("evaluation.batch=1",), "val/"),
         (("evaluation.clips=4",), "val_4x3/"),
-        (("data.val=other/my set.arrow",), "my_set_2x3/"),
+        (("data.val=other/val.arrow",), "manifest_other_val_2x3/"),
+        (("data.val=other/my set.arrow",), "manifest_other_my_set_2x3/"),
     ],
 )
 def test_what_measures_something_else_has_metrics_of_its_own(
