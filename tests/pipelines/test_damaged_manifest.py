@@ -84,7 +84,7 @@ def test_a_row_with_a_wrong_value_is_refused_and_listed(
         f"row 5 of {weighted}" if value == "a\0b" else str(weighted.parent / opened._batch(1).text("path", 1))
     )
     assert opened.shown_path(5) == name
-    with pytest.raises(DataError, match=r"m\.arrow is damaged: row 5, .*prepare\.py"):
+    with pytest.raises(DataError, match=r"m\.arrow is damaged: row 5, .*uniformerv2 prepare"):
         opened.verify()
     with pytest.raises(DataError, match="damaged: row 5"):
         list(opened.record_batches())
