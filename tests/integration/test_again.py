@@ -49,6 +49,7 @@ def finished(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) ->
     return run_dir
 
 
+@pytest.mark.soak
 def test_another_evaluation_of_a_finished_run_is_a_record_of_its_own(
     finished: Path, motion_set: MotionSet
 ) -> None:

@@ -38,6 +38,7 @@ def replayed(run_dir: Path, step: int, **more: object) -> ReplayedStep:
     return replay_step(RunFolder(run_dir), step, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.soak
 def test_a_step_of_two_ranks_is_seen_again(run_dir: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = typed(*COMMAND, str(run_dir), "--step", "5", "--json", "--out", str(sheet), folder=ROOT)
@@ -56,6 +57,7 @@ def test_a_step_of_two_ranks_is_seen_again(run_dir: Path, tmp_path: Path) -> Non
     assert len({clip.planned.slot.repeat for clip in last.clips}) == 2
 
 
+@pytest.mark.soak
 def test_other_pixels_are_told_and_other_manifests_refused(
     run_dir: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_other_pixels_are_told_and_other_manifests_refused(
         replayed(copy, 2, manifests=[other])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("step", [0, STEPS + 1])
 def test_a_step_that_the_run_does_not_have_is_refused(run_dir: Path, step: int) -> None:
     with pytest.raises(RunError, match="--step"):

@@ -33,6 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors")
 
 
+@pytest.mark.soak
 def test_a_folder_as_json_by_workers_names_bad_videos(
     weights: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:

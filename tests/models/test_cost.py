@@ -124,9 +124,9 @@ def allocated(work):
     return max(itertools.accumulate(change for _, change in changes))
 
 
-# The CPU's kernels take scratch memory: those for AVX-512 on Intel's CPUs more than those for AVX2, with which
-# the same work allocates less. AMD's CPUs with AVX-512 allocate as those with AVX2 do. So what an estimate may
-# be too high by, at most, is measured for each.
+# The CPU's kernels take scratch memory: those for AVX-512 on Intel's CPUs more than those for AVX2, with
+# which the same work allocates less. AMD's CPUs with AVX-512 allocate as those with AVX2 do. So what an
+# estimate may be too high by, at most, is measured for each.
 IS_INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
 AVX512 = IS_INTEL and torch.backends.cpu.get_cpu_capability() == "AVX512"
 

@@ -28,6 +28,7 @@ from tests.pipelines.conftest import FRAMES, damage, encode_vp9
 from tests.pipelines.started import CrashingReader
 
 
+@pytest.mark.soak
 def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: Path) -> None:
     clip = TrainClip(4, 32)
     endless = loader(vp9_set, clip, batch=4, how=options("dali"))

@@ -119,6 +119,7 @@ def fresh(program: str, exported: Path, model: UniFormerV2, folder: Path) -> str
     return result.stdout
 
 
+@pytest.mark.soak
 def test_an_onnx_file_needs_nothing_else(file: Path, tmp_path: Path) -> None:
     export_as("onnx", read_source(file), tmp_path / "m.onnx")
     found = json.loads(fresh(ONNX, tmp_path / "m.onnx", load_weights(file).model, tmp_path))
@@ -154,6 +155,7 @@ def test_every_kind_of_model_can_be_exported(fields: dict[str, Any], name: str, 
     fresh({"onnx": ONNX, "torch": PROGRAM}[name], tmp_path / "exported", load_weights(path).model, tmp_path)
 
 
+@pytest.mark.soak
 def test_torch_hub_loads_from_another_folder(file: Path, tmp_path: Path) -> None:
     said = fresh(HUB.format(root=str(ROOT)), file, load_weights(file).model, tmp_path)
     assert said.splitlines() == ["tiny 64 8 3", "b16 224 16 3", "l14 224 14 3", "l14_336 336 14 3"]
