@@ -18,7 +18,9 @@ from trainer.tracking.tracker import deliver_spool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=Path, help="the run's folder, which holds mlflow.jsonl")
     parser.add_argument(
         "--new-run",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import LAUNCH, about, command_line, commands, main
+from launch.train import parse
 from tests.integration.processes import ROOT
 
 
@@ -32,6 +33,12 @@ def test_help_lists_all_and_an_unknown_command_is_answered_with_the_nearest(
     with pytest.raises(SystemExit) as ended:
         main(["trian"])
     assert ended.value.code == 2 and "did you mean train" in capsys.readouterr().err
+
+
+def test_the_help_of_a_training_has_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "Exit codes:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
