@@ -70,7 +70,8 @@ def compare(
         if place != base:
             data.append((place, compare_data(run)))
         progress(place + 1, len(runs))
-    return Comparison(runs, base, differences(runs), seed_groups(runs), data, _tests(scores, base), notes)
+    tests = _tests(scores, base, notes)
+    return Comparison(runs, base, differences(runs), seed_groups(runs), data, tests, notes)
 
 
 def _scores(
@@ -95,11 +96,14 @@ def _scores(
     return found
 
 
-def _tests(scores: dict[int, Scores], base: int) -> list[PairedTest]:
-    """Of each run with scores against the baseline's; none where the baseline has no scores."""
+def _tests(scores: dict[int, Scores], base: int, notes: list[str]) -> list[PairedTest]:
+    """Of each run with scores of the baseline's videos; none where the baseline has no scores."""
     if base not in scores:
         return []
     compared = {place: pair(scores[base], own) for place, own in scores.items() if place != base}
+    for place in [place for place, pairs in compared.items() if not pairs.counts.videos]:
+        del compared[place]
+        notes.append(f"Run {place + 1}: not tested, its scores are of none of the baseline's videos")
     p_values = [mcnemar(pairs.counts) for pairs in compared.values()]
     tests = []
     for (place, pairs), p, adjusted in zip(compared.items(), p_values, holm(p_values), strict=True):

@@ -35,7 +35,7 @@ def read_folder(path: Path) -> ComparedRun:
     state = standing(path.name, evidence, None, time.time())
     run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
     if state.words:
-        run.notes.append(state.words)
+        run.notes.append(f"{state.state}: {state.words}")
     run.recipe = _recipe(path / "recipe.yaml", run.notes)
     events = _events(path / "events.jsonl", run.notes)
     summary = _json(path / "summary.json", run.notes) if run.status == "finished" else {}

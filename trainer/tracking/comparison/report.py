@@ -149,7 +149,10 @@ def _significance(comparison: Comparison) -> list[Block]:
     if len(runs) < 2:
         return []
     if not tests:
-        words = "Not tested: it takes scores per video (scores.parquet in the runs' folders) of two runs."
+        words = (
+            "Not tested: it takes scores per video (scores.parquet in the runs' folders) of two runs on the "
+            "same videos."
+        )
         return [Heading("Significance"), Paragraph(words)]
     base = runs[comparison.baseline]
     adjusted = f", adjusted for {len(tests)} tests by Holm" if len(tests) > 1 else ""

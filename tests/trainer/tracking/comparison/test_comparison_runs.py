@@ -35,7 +35,7 @@ def test_a_finished_run_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
 
 def test_one_that_failed_has_those_of_its_last_step(tmp_path: Path) -> None:
     run = read_folder(make_run(tmp_path / "run", losses=(4.0, 3.0), end="failed"))
-    assert (run.status, run.notes, run.best) == ("failed", ["no room"], None)
+    assert (run.status, run.notes, run.best) == ("failed", ["failed: no room"], None)
     assert run.results == pytest.approx(
         {
             "step": 2, "total_steps": 4, "train_loss": 3.5, "hours": 0.005, "gpu_hours": 0.01, "mfu": 0.3,

@@ -88,6 +88,24 @@ def test_runs_are_tested_against_the_baseline(tmp_path: Path) -> None:
     assert mcnemar(other.tests[0].pairs.counts) == worse.p
 
 
+def test_runs_without_a_video_in_common_are_not_tested(tmp_path: Path) -> None:
+    """An empty test would read as "no difference", and make the other tests weaker by Holm."""
+    for name, paths in (("base", ["a", "b"]), ("same", ["a", "b"]), ("other", ["c", "d"])):
+        make_run(tmp_path / name, top1={4: 0.9 if name == "base" else 0.5})
+        write_scores(
+            tmp_path / name / "scores.parquet",
+            labels=[0, 1],
+            predictions=[0, 1],
+            paths=paths,
+            fingerprint=f"of {paths}",
+        )
+    found = compare([read_folder(tmp_path / name) for name in ("base", "same", "other")])
+    assert [found.runs[test.run].name for test in found.tests] == ["same"]
+    (note,) = [note for note in found.notes if "none of the baseline's videos" in note]
+    place = [run.name for run in found.runs].index("other")
+    assert note.startswith(f"Run {place + 1}:")
+
+
 def test_damaged_scores_stop_nothing(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", top1={4: 0.5}, scores={"labels": [0, 1], "predictions": [0, 1]})
     other = make_run(tmp_path / "other", top1={4: 0.4})
