@@ -38,7 +38,8 @@ def open_model(
     class_names: a name for each output, to stand in place of the file's.
 
     Raises RunError for a source that cannot be read, one that needs `frames` and does not get it or gets it
-    without need, and for another number of names than the model has outputs.
+    without need, for another number of names than the model has outputs, and for its own names in another
+    order.
     """
     if source.is_dir():
         found = _from_folder(source, last)
@@ -167,4 +168,12 @@ def _renamed(found: Weights, class_names: tuple[str, ...], source: Path) -> Weig
             f"{source} has {outputs} outputs, and {len(class_names)} class names were given, the last of "
             f"which is {last}"
         )
+    places = {name: place for place, name in enumerate(found.class_names)}
+    for place, name in enumerate(class_names):
+        if places.get(name, place) != place:
+            raise RunError(
+                f"the class names given are in another order than those in {source}: {short(name)} is number "
+                f"{place + 1} of those given, and {places[name] + 1} of the model's. The model has names "
+                "of its own: leave out --classes, or give new names in the order of its outputs"
+            )
     return dataclasses.replace(found, class_names=class_names)

@@ -174,3 +174,13 @@ def test_devices(weights: Path) -> None:
         trainer.load(weights, "tpu")
     with pytest.raises(RunError, match="cuda:7"):
         trainer.load(weights, "cuda:7")
+
+
+def test_names_of_a_file_are_not_put_in_another_order(weights: Path) -> None:
+    """Each prediction would bear the label of another class, without a word."""
+    names = open_model(weights).class_names
+    with pytest.raises(RunError, match="another order"):
+        open_model(weights, class_names=names[::-1])
+    assert open_model(weights, class_names=names).class_names == names
+    translated = tuple(f"klasse {name}" for name in names)
+    assert open_model(weights, class_names=translated).class_names == translated
