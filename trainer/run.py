@@ -485,7 +485,8 @@ class Run:
             enabled=self.is_main and recipe.tracking.enabled,
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below
-            tracker.params(recipe.flattened())
+            # Not the name, which the MLflow run has: MLflow's comparison plots the first three that differ.
+            tracker.params({name: value for name, value in recipe.flattened().items() if name != "name"})
         fingerprints = {
             "train_fingerprint": prepared.train.fingerprint,
             "val_fingerprint": prepared.val.fingerprint,

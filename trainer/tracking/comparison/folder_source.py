@@ -75,12 +75,13 @@ def results_of(summary: dict[str, Any], events: RunEvents) -> dict[str, float]:
 def recipe_of(text: str, source: str) -> dict[str, str]:
     """A resolved recipe's fields under their dotted names, as MLflow has them: as text.
 
-    Not checked against the schema: a recipe of an earlier version is compared, too. Raises RecipeError.
+    Without the name, which is the run's. Not checked against the schema: a recipe of an earlier version is
+    compared, too. Raises RecipeError.
     """
     tree = parse_yaml(text, source).value
     if not isinstance(tree, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of fields to values")
-    return {name: redacted(str(value)) for name, value in leaves(tree, "")}
+    return {name: redacted(str(value)) for name, value in leaves(tree, "") if name != "name"}
 
 
 def _finite(record: dict[str, Any], name: str) -> float | None:

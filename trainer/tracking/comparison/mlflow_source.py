@@ -161,7 +161,7 @@ class MlflowSource:
         metrics, tags, run_id = found.data.metrics, found.data.tags, str(found.info.run_id)
         status = _STATUSES.get(found.info.status, found.info.status.lower())
         run = ComparedRun(run_id, str(found.info.run_name or run_id), status)
-        run.recipe = {name: redacted(text) for name, text in found.data.params.items()}
+        run.recipe = {name: redacted(text) for name, text in found.data.params.items() if name != "name"}
         run.data = {name: tags[name] for name in FINGERPRINTS if name in tags}
         run.parent = tags.get("mlflow.parentRunId")
         if not run.recipe or tags.get("starts", "1") != "1":

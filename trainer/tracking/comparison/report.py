@@ -41,8 +41,8 @@ def _results(comparison: Comparison) -> list[Block]:
     counts = Counter(run.status for run in runs)
     states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     words = (
-        f"{len(runs)} run{'s' * (len(runs) > 1)} ({states}), by best top-1. Accuracies in %; without `best`, "
-        f"of the last evaluation, as is `val loss`; `train loss`: mean of the last {LOSS_STEPS} steps. "
+        f"{len(runs)} run{'s' * (len(runs) > 1)} ({states}), by best top-1. Accuracies in %; without 'best', "
+        f"of the last evaluation, as is 'val loss'; 'train loss': mean of the last {LOSS_STEPS} steps. "
         "GPU-hours: hours x ranks. A run that has not finished: as of its last step."
     )
     return [Heading("Results"), Paragraph(words), results_table(runs)]
