@@ -90,7 +90,7 @@ def test_what_is_wrong(
         ((weights, page, "--out", tmp_path / "s.png"), "page.mp4"),
         ((tmp_path, video), str(tmp_path)),
         ((weights, video, "--video", video), "would be replaced"),
-        ((weights, video, "--out", tmp_path / "s", "--video", tmp_path / "s"), "--out and --video"),
+        ((weights, video, "--out", tmp_path / "s.jpg"), "s.jpg: what is written is a .png file"),
         ((weights, video, "--out", tmp_path / "nowhere" / "s.png"), "nowhere"),
         ((weights, video, "--out", tmp_path / "s.png", "--video", tmp_path / "no" / "s.mp4"), "no/s.mp4"),
     ):

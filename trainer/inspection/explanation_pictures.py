@@ -20,12 +20,12 @@ _LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
 
 
 def check_places(video: Path, sheet: Path, overlay: Path | None) -> None:
-    """Raises RunError where a file to be written would replace the video, or the other one."""
-    for option, path in (("--out", sheet), ("--video", overlay)):
+    """Raises RunError where a file to be written would replace the video, or has a name of another format."""
+    for option, path, suffix in (("--out", sheet, ".png"), ("--video", overlay, ".mp4")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise RunError(f"{option} {printable(path)}: what is written is a {suffix} file; name it so")
         if path is not None and path.exists() and video.exists() and path.samefile(video):
             raise RunError(f"{option} {printable(path)} is the video itself, which would be replaced")
-    if overlay is not None and overlay.absolute() == sheet.absolute():
-        raise RunError(f"--out and --video both name {printable(sheet)}")
 
 
 def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.Image:
