@@ -19,9 +19,9 @@ from .draw import TrainClip, ViewClip
 from .encoded import GraphDecoder
 from .parallel import Isolation
 from .plan import TrainPlan, ViewPlan
-from .probe import CRASHES
+from .probe import CRASHES, HANGS
 from .reader import Crashed, Decoding, Reader, Request
-from .recovery import decode_alone, requests
+from .recovery import PATIENCE, decode_alone, requests
 from .source import Source, TrainSource, ViewSource
 from .tuning import LoaderOptions
 
@@ -135,7 +135,9 @@ def find_crashed(
     clip: TrainClip | ViewClip,
     options: LoaderOptions,
 ) -> Crashed:
-    """The samples over which DALI's decoder ends its process, among those that loaders were at, and why.
+    """The samples over which DALI's decoder ends its process, or does not come back, and why.
+
+    They are looked for among those that loaders were at.
 
     left: files of loaders that were not closed. plan, clip, options: as the loaders of this start have them,
     which need not have as many ranks. Decodes in a process of its own: some seconds for each file.
@@ -165,19 +167,23 @@ def find_crashed(
                 if request.row is None or not request.in_graph or request.sample in crashed:
                     continue
                 tried.append(request)
-                if _crashes(isolation, reader, request, options):
-                    culprit = _culprit(reader, tried, options)
-                    crashed[culprit.sample] = CRASHES
+                reason = _ending(isolation, reader, request, options)
+                if reason:
+                    culprit = _culprit(reader, tried, options) if reason == CRASHES else request
+                    crashed[culprit.sample] = reason
                     tried.clear()
     return crashed
 
 
-def _crashes(isolation: Isolation, reader: Reader, request: Request, options: LoaderOptions) -> bool:
+def _ending(isolation: Isolation, reader: Reader, request: Request, options: LoaderOptions) -> str:
+    """How a sample ends the process that decodes it; empty where it does not."""
     try:
-        isolation.call(decode_alone, reader, request, options.device)
+        isolation.call(decode_alone, reader, request, options.device, seconds=PATIENCE)
     except BrokenProcessPool:
-        return True
-    return False
+        return CRASHES
+    except TimeoutError:
+        return HANGS
+    return ""
 
 
 def _culprit(reader: Reader, tried: list[Request], options: LoaderOptions) -> Request:
@@ -188,6 +194,6 @@ def _culprit(reader: Reader, tried: list[Request], options: LoaderOptions) -> Re
     """
     for request in reversed(tried[-SUSPECTS:]):
         with Isolation() as alone:
-            if any(_crashes(alone, reader, request, options) for _ in range(AGAIN)):
+            if any(_ending(alone, reader, request, options) for _ in range(AGAIN)):
                 return request
     return tried[-1]

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -157,10 +157,18 @@ class Isolation:
     def __exit__(self, *_: object) -> None:
         self._pool.close()
 
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Raises what `function` raises, and BrokenProcessPool where the call ends the process."""
+    def call(self, function: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
+        """Raises what `function` raises, BrokenProcessPool where the call ends the process, and TimeoutError
+        where it takes more than so many seconds, after which the process is killed.
+        """
+        process = None if seconds is None else self._pool.submit(os.getpid).result()
+        future = self._pool.submit(function, *arguments)
+        if process is not None and not wait([future], seconds).done:
+            os.kill(process, signal.SIGKILL)
+            self._pool.renew()
+            raise TimeoutError(f"the call took more than {seconds:g} s")
         try:
-            return self._pool.submit(function, *arguments).result()
+            return future.result()
         except BrokenProcessPool:
             self._pool.renew()
             raise

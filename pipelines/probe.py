@@ -21,6 +21,7 @@ from pipelines.parallel import ordered_map
 from pipelines.pyav_decode import KEPT_BYTES, decode_through, first_frame
 
 CRASHES = "crashes the process that decodes it"
+HANGS = "keeps the process that decodes it for minutes"
 MISSING = f"cannot be read: {os.strerror(errno.ENOENT)}"
 
 # FFmpeg's numbers of transfer characteristics (ITU-T H.273, table 3).

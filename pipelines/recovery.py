@@ -15,13 +15,15 @@ import torch
 from . import DataError
 from .graph import decode_only
 from .parallel import Isolation
-from .probe import CRASHES
+from .probe import CRASHES, HANGS
 from .reader import Arrays, Decoding, Reader, Refused, Request
 from .source import Source
 from .trial import load
 
 BROKEN = (RuntimeError, ValueError, IndexError)
 """What DALI's own errors come as: they are C++'s, of these kinds."""
+
+PATIENCE = 180.0  # seconds for one sample, the start of its process included
 
 COMPLAINT = re.compile(r'Assert on "[^"]*" failed: (.+)')
 
@@ -40,12 +42,12 @@ def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], device: 
                     continue
                 try:
                     if request.in_graph:
-                        complaint = isolation.call(decode_alone, reader, request, device)
+                        complaint = isolation.call(decode_alone, reader, request, device, seconds=PATIENCE)
                     else:
-                        isolation.call(load, reader, request)
+                        isolation.call(load, reader, request, seconds=PATIENCE)
                         complaint = ""
-                except BrokenProcessPool:
-                    culprits[request.key] = CRASHES
+                except (BrokenProcessPool, TimeoutError) as error:
+                    culprits[request.key] = HANGS if isinstance(error, TimeoutError) else CRASHES
                     continue
                 if complaint:
                     culprits[request.key] = f"cannot be decoded: {complaint}"

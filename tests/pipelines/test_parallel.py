@@ -54,6 +54,13 @@ def test_an_isolated_call_goes_on_after_a_crash() -> None:
         assert isolation.call(square_or_die, 4) == 16
 
 
+def test_an_isolated_call_that_takes_too_long_is_killed() -> None:
+    with Isolation() as isolation:
+        with pytest.raises(TimeoutError, match=r"0\.2 s"):
+            isolation.call(time.sleep, 600, seconds=0.2)
+        assert isolation.call(square_or_die, 4, seconds=60) == 16
+
+
 def test_a_signal_while_a_process_starts_waits_until_the_process_has_what_it_needs() -> None:
     """SIGTERM comes when the first process runs and has been handed nothing yet."""
     words = """
