@@ -58,7 +58,7 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
     Args:
         environment: this rank's place.
         address: where rank 0 listens; on loopback only where this is loopback, else on all addresses.
-        port: the same.
+        port: the same; a run alone takes a free one in its place.
         limit: seconds, counted by rank 0 from its own coming, and by the others until they reach it.
 
     Raises:
@@ -68,6 +68,8 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
         dist.DistNetworkError, OSError: on rank 0, which cannot listen there.
     """
     if environment.is_main and not _agent_listens():
+        if environment.launcher == "alone":
+            port = 0
         store = within(limit, lambda: _host(address, port, limit), "rendezvous")
     else:
         store = _reach(environment, address, port, limit)
@@ -85,12 +87,19 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
 
 
 def _host(address: str, port: int, seconds: float) -> dist.TCPStore:
-    """Listen. Whoever reaches the store can write to it, so it listens no further than it has to."""
+    """Listen. Whoever reaches the store can write to it, so it listens no further than it has to.
+
+    port: 0 on loopback takes a free one, and says it in MASTER_PORT: a run alone needs no certain one, and
+    between a look for a free one and its use another process may have taken it.
+    """
     patience = timedelta(seconds=seconds)
     if address not in (_LOOPBACK, "localhost"):
         return dist.TCPStore(address, port, None, True, patience, wait_for_workers=False)
     # torch's own would listen on all addresses.
     listener = socket.create_server((_LOOPBACK, port), backlog=_WAITING)
+    if port == 0:
+        port = int(listener.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(port)
     return dist.TCPStore(
         _LOOPBACK, port, None, True, patience, wait_for_workers=False, master_listen_fd=listener.detach()
     )

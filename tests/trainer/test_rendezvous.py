@@ -247,3 +247,15 @@ def test_words_for_a_thousand_ranks_stay_short() -> None:
 
 def test_ranges() -> None:
     assert [ranges(numbers) for numbers in ([3], [0, 1, 2, 5, 7, 8], [])] == ["3", "0-2, 5, 7-8", ""]
+
+
+def test_a_run_alone_needs_no_certain_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process took the port that was free a moment before."""
+    environment = Environment(0, 0, 1, 1, torch.device("cpu"), "node", "alone")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = int(other.getsockname()[1])
+        monkeypatch.setenv("MASTER_PORT", str(taken))
+        store = meet(environment, "127.0.0.1", taken, LIMIT)
+        store.set("key", "value")
+        assert store.get("key") == b"value"
+        assert int(os.environ["MASTER_PORT"]) != taken
