@@ -18,7 +18,7 @@ from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
 from trainer.again import Again, changed_settings, evaluated_again, is_finished
-from trainer.agreement import same_on_all, together
+from trainer.agreement import from_main, same_on_all, together
 from trainer.checkpoint.began_from import Began, began_from, recorded
 from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.checkpoints import Checkpoints
@@ -325,9 +325,8 @@ class Run:
             return None
         steps = Schedule.of(self.recipe, prepared.plan.steps_per_epoch).total_steps
         self._trained = state if state.step >= steps else None
-        ended = [self.is_main and is_finished(self.folder, found, state, steps)]  # as rank 0 sees the folder
-        dist.broadcast_object_list(ended)
-        return evaluated_again(self.recipe, state) if ended[0] else None
+        ended = from_main(self.is_main and is_finished(self.folder, found, state, steps))
+        return evaluated_again(self.recipe, state) if ended else None
 
     def _build(
         self,

@@ -4,9 +4,8 @@ DALI decodes in the rank's own process. What its loaders were at lies in `in-fli
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from pipelines.in_flight import find_crashed
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Crashed
 from pipelines.tuning import LoaderOptions
-from trainer.agreement import together
+from trainer.agreement import from_main, together
 from trainer.environment import Environment
 from trainer.run_folder import RunFolder
 
@@ -55,13 +54,14 @@ def find_crashed_videos(
     crashed: dict[str, Crashed] = {}
     notes: list[str] = []
     for reading in readings:
-        known, left = _from_rank_0(environment, partial(_left, reading, folder))
+        known, left = from_main(_left(reading, folder) if environment.is_main else ({}, []))
         found = _found_by_all(reading, left, environment, options)
         new = {sample: reason for sample, reason in found.items() if sample not in known}
         crashed[reading.kind] = {**known, **new}
         if left:  # waited for: the loaders that are made next have files of the same names
-            keep = crashed[reading.kind] if new else {}
-            _from_rank_0(environment, partial(_close, left, keep, reading.dataset.fingerprint, folder))
+            if environment.is_main:
+                _close(left, crashed[reading.kind] if new else {}, reading.dataset.fingerprint, folder)
+            dist.barrier()
         notes += _notes(new, reading.dataset, options)
     return crashed, tuple(notes)
 
@@ -76,12 +76,6 @@ def _found_by_all(
     gathered: list[Crashed] = [{}] * environment.world_size
     dist.all_gather_object(gathered, found)
     return {sample: reason for part in gathered for sample, reason in part.items()}
-
-
-def _from_rank_0(environment: Environment, read: Callable[[], T]) -> T:
-    shared: list[Any] = [read() if environment.is_main else None]
-    dist.broadcast_object_list(shared)
-    return shared[0]
 
 
 def _left(reading: Reading, folder: RunFolder) -> tuple[Crashed, list[str]]:
