@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import rand_augment
-from .frames import train_indices
-from .rand_augment import Drawn, Operation
-from .window import Box, narrow
+from pipelines import rand_augment
+from pipelines.frames import train_indices
+from pipelines.rand_augment import Drawn, Operation
+from pipelines.window import Box, narrow
 
 CROP_TRIES = 10
 JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)

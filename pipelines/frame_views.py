@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
-from . import VideoDefect, unforeseen
-from .draw import ViewClip
-from .frames import view_indices
-from .graph import Colours, view_nodes
-from .lending import Lent
-from .manifest import Row
-from .pyav_decode import decode_frames
-from .reader import read_content
-from .source import view_numbers
+from pipelines import VideoDefect, unforeseen
+from pipelines.draw import ViewClip
+from pipelines.frames import view_indices
+from pipelines.graph import Colours, view_nodes
+from pipelines.lending import Lent
+from pipelines.manifest import Row
+from pipelines.pyav_decode import decode_frames
+from pipelines.reader import read_content
+from pipelines.source import view_numbers
 
 
 class FrameViews:

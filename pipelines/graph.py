@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from .augment import train_clip, views
-from .decode.dali_nodes import decode_in_graph
-from .draw import ViewClip
-from .reader import Arrays, Decoding, Refused
-from .source import TrainSource, ViewSource
+from pipelines.augment import train_clip, views
+from pipelines.decode.dali_nodes import decode_in_graph
+from pipelines.draw import ViewClip
+from pipelines.reader import Arrays, Decoding, Refused
+from pipelines.source import TrainSource, ViewSource
 
 Colours = tuple[float, ...]
 

@@ -13,17 +13,17 @@ from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from .dataset import Dataset
-from .decode.dali_nodes import choose_decoder
-from .draw import TrainClip, ViewClip
-from .encoded import GraphDecoder
-from .parallel import Isolation
-from .plan import TrainPlan, ViewPlan
-from .probe import CRASHES, HANGS
-from .reader import Crashed, Decoding, Reader, Request
-from .recovery import PATIENCE, decode_alone, requests
-from .source import Source, TrainSource, ViewSource
-from .tuning import LoaderOptions
+from pipelines.dataset import Dataset
+from pipelines.decode.dali_nodes import choose_decoder
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.encoded import GraphDecoder
+from pipelines.parallel import Isolation
+from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.probe import CRASHES, HANGS
+from pipelines.reader import Crashed, Decoding, Reader, Request
+from pipelines.recovery import PATIENCE, decode_alone, requests
+from pipelines.source import Source, TrainSource, ViewSource
+from pipelines.tuning import LoaderOptions
 
 _BYTES = 256  # of the file, whatever the numbers: it is written over in place
 SUSPECTS = 8  # samples that may be to blame for a crash

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import DataError
-from .costs import Costs, cpu_seconds, own_threads
-from .dataset import Dataset, Samples
-from .defects import Defect, Defects
-from .draw import TrainClip, ViewClip
-from .graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
-from .in_flight import InFlightFile
-from .lending import Lent
-from .parallel import STOP_SIGNALS, signals_blocked
-from .plan import TrainPlan, ViewPlan
-from .reader import Crashed, Decoding, Reader, Refused
-from .recovery import BROKEN, data_error, find_culprits, in_words, requests
-from .source import TrainSource, ViewSource
-from .trial import TRIAL_SAMPLES
-from .tuning import LoaderOptions, copy_seconds, tune
-from .worker_lock import release_after_deaths
-from .worker_memory import SharedMemoryNeed, shared_memory_need
+from pipelines import DataError
+from pipelines.costs import Costs, cpu_seconds, own_threads
+from pipelines.dataset import Dataset, Samples
+from pipelines.defects import Defect, Defects
+from pipelines.draw import TrainClip, ViewClip
+from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
+from pipelines.in_flight import InFlightFile
+from pipelines.lending import Lent
+from pipelines.parallel import STOP_SIGNALS, signals_blocked
+from pipelines.plan import TrainPlan, ViewPlan
+from pipelines.reader import Crashed, Decoding, Reader, Refused
+from pipelines.recovery import BROKEN, data_error, find_culprits, in_words, requests
+from pipelines.source import TrainSource, ViewSource
+from pipelines.trial import TRIAL_SAMPLES
+from pipelines.tuning import LoaderOptions, copy_seconds, tune
+from pipelines.worker_lock import release_after_deaths
+from pipelines.worker_memory import SharedMemoryNeed, shared_memory_need
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
 IN_FLIGHT = 2  # times the prefetch: the source's queue and the pipeline's add up

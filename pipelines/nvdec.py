@@ -8,8 +8,8 @@ import ctypes
 
 import av
 
-from .container import FIELDS_UNKNOWN, PROGRESSIVE, VideoIndex
-from .decode.picture_headers import H264_IDR, nal_types
+from pipelines.container import FIELDS_UNKNOWN, PROGRESSIVE, VideoIndex
+from pipelines.decode.picture_headers import H264_IDR, nal_types
 
 LIBRARY = "libnvcuvid.so.1"
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import VideoDefect
-from .dataset import Dataset
-from .draw import Changes, TrainClip, draw_changes
-from .encoded import STAND_IN_SIZE
-from .frames import train_indices
-from .manifest import Row
-from .plan import Slot, TrainPlan
-from .rand_augment import Drawn, Operation
+from pipelines import VideoDefect
+from pipelines.dataset import Dataset
+from pipelines.draw import Changes, TrainClip, draw_changes
+from pipelines.encoded import STAND_IN_SIZE
+from pipelines.frames import train_indices
+from pipelines.manifest import Row
+from pipelines.plan import Slot, TrainPlan
+from pipelines.rand_augment import Drawn, Operation
 
 
 @dataclass(frozen=True)

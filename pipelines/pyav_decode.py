@@ -18,9 +18,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from . import VideoDefect
-from .color import check_colorspace
-from .container import (
+from pipelines import VideoDefect
+from pipelines.color import check_colorspace
+from pipelines.container import (
     FIELDS_UNKNOWN,
     PROGRESSIVE,
     VideoIndex,
@@ -29,8 +29,8 @@ from .container import (
     read_index,
     stored_packets,
 )
-from .decode.orientation import Orientation
-from .decode.stream_decoder import StreamDecoder
+from pipelines.decode.orientation import Orientation
+from pipelines.decode.stream_decoder import StreamDecoder
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 

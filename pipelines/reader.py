@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import VideoDefect, unforeseen
-from .dataset import Samples
-from .encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
-from .manifest import Row
-from .pyav_decode import decode_frames
-from .video_file import VideoFile
+from pipelines import VideoDefect, unforeseen
+from pipelines.dataset import Samples
+from pipelines.encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.manifest import Row
+from pipelines.pyav_decode import decode_frames
+from pipelines.video_file import VideoFile
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LONG_FILE = 64 * 2**20  # bytes

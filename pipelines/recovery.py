@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from . import DataError
-from .graph import decode_only
-from .parallel import Isolation
-from .probe import CRASHES, HANGS
-from .reader import Arrays, Decoding, Reader, Refused, Request
-from .source import Source
-from .trial import load
+from pipelines import DataError
+from pipelines.graph import decode_only
+from pipelines.parallel import Isolation
+from pipelines.probe import CRASHES, HANGS
+from pipelines.reader import Arrays, Decoding, Reader, Refused, Request
+from pipelines.source import Source
+from pipelines.trial import load
 
 BROKEN = (RuntimeError, ValueError, IndexError)
 """What DALI's own errors come as: they are C++'s, of these kinds."""

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .draw import ClipDraw, TrainClip, ViewClip, draw_clip
-from .encoded import STAND_IN_SIZE
-from .frames import view_indices
-from .manifest import Row
-from .paths import printable
-from .plan import Slot, TrainPlan, ViewPlan
-from .reader import Arrays, Loaded, Reader, Request
+from pipelines.draw import ClipDraw, TrainClip, ViewClip, draw_clip
+from pipelines.encoded import STAND_IN_SIZE
+from pipelines.frames import view_indices
+from pipelines.manifest import Row
+from pipelines.paths import printable
+from pipelines.plan import Slot, TrainPlan, ViewPlan
+from pipelines.reader import Arrays, Loaded, Reader, Request
 
 FLOAT = 4  # bytes
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import VideoDefect
-from .container import open_video
-from .defects import Defect
-from .manifest import Manifest, Row
-from .paths import printable
-from .probe import MISSING
-from .reader import read_content
+from pipelines import VideoDefect
+from pipelines.container import open_video
+from pipelines.defects import Defect
+from pipelines.manifest import Manifest, Row
+from pipelines.paths import printable
+from pipelines.probe import MISSING
+from pipelines.reader import read_content
 
 OPENED = 8
 """Videos of a manifest that are opened, evenly over it."""

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .encoded import GraphDecoder, check_encoded
-from .encoder import H264, VP9, encode_video
-from .graph import decode_only
-from .manifest import Row
-from .reader import Decoding
-from .recovery import BROKEN, in_words
+from pipelines.encoded import GraphDecoder, check_encoded
+from pipelines.encoder import H264, VP9, encode_video
+from pipelines.graph import decode_only
+from pipelines.manifest import Row
+from pipelines.reader import Decoding
+from pipelines.recovery import BROKEN, in_words
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
 FPS = 25

@@ -6,7 +6,7 @@ from errno import EINVAL
 from pathlib import Path
 from types import TracebackType
 
-from . import VideoDefect
+from pipelines import VideoDefect
 
 
 class VideoFile:

@@ -11,10 +11,10 @@ from math import sqrt
 
 import numpy as np
 
-from .graph import Graph, Processes
-from .manifest import Row
-from .reader import Request
-from .source import Source, TrainSource
+from pipelines.graph import Graph, Processes
+from pipelines.manifest import Row
+from pipelines.reader import Request
+from pipelines.source import Source, TrainSource
 
 _SAMPLES = 256  # that are looked at
 _SECONDS = 2.0  # that may take

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from .jpeg_headers import frame_headers
-from .picture_headers import Bits
+from pipelines.decode.jpeg_headers import frame_headers
+from pipelines.decode.picture_headers import Bits
 
 _JPEG_ADOBE = re.compile(rb"\xff\xee..Adobe.{7}", re.DOTALL)  # APP14, which can say that the planes are RGB
 
