@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.image_weights import ImageWeightsReport, check_image_weights, load_image_weights
-from models.official_weights import describe_released, is_released, own_shapes, read_released
-from models.weight_files import StoredWeights, open_weights
+from models.weights.files import StoredWeights, open_weights
 from models.weights.header import short
+from models.weights.image_backbones import ImageWeightsReport, check_image_weights, load_image_weights
+from models.weights.released import describe_released, is_released, own_shapes, read_released
 from models.weights.row_maps import agrees_with_order
 from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_transfer
 from pipelines import kinetics710

@@ -60,7 +60,7 @@ _OTHERS = (  # a part of a name → whose it is, from the most telling on
         r"attn_pool|vision_model\.head\.probe|logit_bias",
         "SigLIP: it has no class token, with which this model begins",
     ),
-    (r"lmhra|transformer\.dec\.\d", "a released UniFormerV2: `models.official_weights` reads those"),
+    (r"lmhra|transformer\.dec\.\d", "a released UniFormerV2: `models.weights.released` reads those"),
     (r"^fusion\.|^head_norm\.", "a model of this program, of video and not of images"),
     (
         r"\.ls[12]\.gamma|register_tokens|layer_scale|\.gamma_[12]|relative_position",

@@ -93,7 +93,7 @@ def make_weights(folder: Path) -> list[Path]:
 def read_weights(path: Path) -> None:
     import torch
 
-    from models.weight_files import open_weights
+    from models.weights.files import open_weights
     from trainer.inference.predictor import Predictor
     from trainer.weights import load_weights
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.official_weights import load_official, to_official
+from models.weights.released import load_official, to_official
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())
 

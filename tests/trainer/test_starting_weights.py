@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import UniFormerV2, UniFormerV2Config, build_config
-from models.official_weights import to_official
+from models.weights.released import to_official
 from pipelines import kinetics710
 from trainer import RunError
 from trainer.starting_weights import plan_start

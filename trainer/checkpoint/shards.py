@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.weight_files import count_not_finite, listed
+from models.weights.files import count_not_finite, listed
 from models.weights.header import read_header, short
 from trainer import RunError
 from trainer.engine.pieces import Piece

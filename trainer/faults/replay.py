@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.weight_files import StoredWeights, open_safetensors
+from models.weights.files import StoredWeights, open_safetensors
 from models.weights.header import FileError
 from pipelines.loader import ClipBatch
 from pipelines.paths import printable

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from models import ModelError
-from models.weight_files import open_weights
+from models.weights.files import open_weights
 from models.weights.header import short
 from trainer import RunError
 from trainer.checkpoint.export import read_checkpoint
@@ -135,7 +135,7 @@ def _is_own(source: Path) -> bool:
 
 
 def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> Weights:
-    from models.official_weights import load_official
+    from models.weights.released import load_official
 
     if frames is None:
         raise RunError(

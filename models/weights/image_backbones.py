@@ -11,7 +11,7 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import StoredWeights, WeightSource, listed, open_weights
+from models.weights.files import StoredWeights, WeightSource, listed, open_weights
 from models.weights.header import short
 from models.weights.names import Tower, find_tower, whose
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError
-from models.official_weights import load_official, to_official
+from models.weights.released import load_official, to_official
 
 LAYOUT = {"frames": 4, "heads": 2}
 

@@ -10,8 +10,8 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors.torch import save_file
 
 from models import ModelError, build_config
-from models.image_weights import load_image_weights
 from models.uniformerv2 import UniFormerV2
+from models.weights.image_backbones import load_image_weights
 
 CLIP = {"resolution": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 4, "mlp_ratio": 4.0}
 

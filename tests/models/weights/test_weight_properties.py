@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import ModelError
-from models.image_weights import load_image_weights
-from models.official_weights import load_official
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import read_state
-from tests.models.test_image_weights import video_model
+from models.weights.files import read_state
+from models.weights.image_backbones import load_image_weights
+from models.weights.released import load_official
+from tests.models.weights.test_image_backbones import video_model
 
 
 def clip_file(width: int = 32) -> dict[str, torch.Tensor]:

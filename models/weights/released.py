@@ -16,7 +16,7 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weight_files import StoredWeights, WeightSource, open_weights
+from models.weights.files import StoredWeights, WeightSource, open_weights
 from models.weights.header import short
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError
-from models.weight_files import open_weights, read_state
+from models.weights.files import open_weights, read_state
 
 F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
