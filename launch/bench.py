@@ -14,13 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines import DataError
 from pipelines.bench.contender import OURS
 from pipelines.bench.footage import make_footage
 from pipelines.bench.measure import Measurement, choose_cores, estimate, measure_all
 from pipelines.bench.plot import draw_rates
 from pipelines.bench.report import disturbance, summarise, terminal_table, write_report
 from pipelines.bench.workload import check_policies, combine
+from pipelines.errors import DataError
 from trainer.progress import shown_progress
 
 CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")

@@ -62,7 +62,7 @@ def main() -> int:
     # Whoever does not answer in time has a row in the table; torch would tell of every poll.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from models import ModelError
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from trainer import UserError
     from trainer.cluster.doctor import Request, preflight
 

@@ -62,7 +62,7 @@ def _share(text: str) -> float:
 def main() -> int:
     arguments = parse()
     from models import ModelError
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from trainer import StartAgain, UserError
     from trainer.distributed.messages import show_error
     from trainer.evaluation.evaluator import evaluate

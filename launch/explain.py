@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.paths import printable
 from trainer import UserError
 from trainer.leaving import end_with

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from trainer import UserError
 from trainer.leaving import end_with
 

@@ -16,10 +16,10 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
-from pipelines import DataError
 from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.read import list_folder, list_table
+from pipelines.errors import DataError
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
 from pipelines.paths import printable

@@ -48,7 +48,7 @@ def main() -> int:
     import torch
 
     from models import ModelError
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from trainer import UserError
     from trainer.inspection.batch_replay import replay_step
     from trainer.inspection.replay_report import as_json, lines, write_replay

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from trainer import UserError
 from trainer.leaving import end_in_order_at_sigterm, end_with
 

@@ -62,7 +62,7 @@ def main() -> int:
     if importlib.util.find_spec("torch") is None:
         sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from trainer import StartAgain, UserError
     from trainer.distributed.messages import show_error
     from trainer.faults.stop import REQUEUE

@@ -1,17 +1,4 @@
-"""Turns a dataset into batches on the device: manifest, sampling plan, decoding, augmentation."""
+"""Turns a dataset into batches on the device: manifest, sampling, decoding, augmentation."""
 
 TRIAL_DECODE = f"{__name__}.trial_decode"
 """The module to run with `python -m`: whether DALI decodes on this machine."""
-
-
-class DataError(Exception):
-    """Something about the data that its owner can mend; the message says what, where and how."""
-
-
-class VideoDefect(DataError):
-    """One video cannot be used; the message says why, in words that follow the file's name."""
-
-
-def unforeseen(error: Exception) -> str:
-    """A reason for a video over which a library raised what nobody thought of."""
-    return f"cannot be read: {type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.frame_stream import FrameStream
 from pipelines.paths import printable
 

@@ -9,7 +9,7 @@ of them, also in HD: guessing by size would make the same clip, scaled, change i
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 
 # Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). Numbers
 # that are not listed mean BT.601, or are unknown and treated as FFmpeg treats them: as BT.601.

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Row
 from pipelines.paths import printable
 

@@ -12,8 +12,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipelines import VideoDefect, unforeseen
 from pipelines.container import VideoIndex, open_video, read_index
+from pipelines.errors import VideoDefect, unforeseen
 from pipelines.pyav_decode import decode_through, frames_in_order, to_rgb
 
 USUAL_RATE = Fraction(25)

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
-from pipelines import VideoDefect, unforeseen
 from pipelines.draw import ViewClip
+from pipelines.errors import VideoDefect, unforeseen
 from pipelines.frames import view_indices
 from pipelines.graph import Colours, view_nodes
 from pipelines.lending import Lent

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines import DataError
 from pipelines.costs import Costs, cpu_seconds, own_threads
 from pipelines.dataset import Dataset, Samples
 from pipelines.defects import Defect, Defects
 from pipelines.draw import TrainClip, ViewClip
+from pipelines.errors import DataError
 from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from pipelines.in_flight import InFlightFile
 from pipelines.lending import Lent

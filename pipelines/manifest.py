@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from pipelines import DataError, VideoDefect
+from pipelines.errors import DataError, VideoDefect
 from pipelines.manifest_digest import Fingerprint
 from pipelines.manifest_file import (
     AGAIN,

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines import DataError, VideoDefect
 from pipelines.arrow_compression import is_compressed
+from pipelines.errors import DataError, VideoDefect
 from pipelines.manifest_rows import MOST_PIXELS, Row, check_row
 from pipelines.paths import printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 from pipelines.paths import decode_path
 
 MOST_PIXELS = 2**16

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import DataError
 from pipelines.encoder import H264, MJPEG, VP9, encode_video
+from pipelines.errors import DataError
 from pipelines.manifest import Row, write_manifest
 from pipelines.motion_drawing import ShapePath, draw_clip
 from pipelines.parallel import ordered_map

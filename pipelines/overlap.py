@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import VideoDefect
 from pipelines.dataset import Dataset
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Manifest
 from pipelines.paths import decode_path, printable
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 
 _ESCAPED = re.compile(rb"\0([89a-f][0-9a-f])")
 _UNDECODED = re.compile("[\udc80-\udcff]")

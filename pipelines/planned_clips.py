@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import VideoDefect
 from pipelines.dataset import Dataset
 from pipelines.draw import Changes, TrainClip, draw_changes
 from pipelines.encoded import STAND_IN_SIZE
+from pipelines.errors import VideoDefect
 from pipelines.frames import train_indices
 from pipelines.manifest import Row
 from pipelines.plan import Slot, TrainPlan

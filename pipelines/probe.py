@@ -13,10 +13,10 @@ from pathlib import Path
 
 import av
 
-from pipelines import VideoDefect, unforeseen
 from pipelines.broken_files import cut_off
 from pipelines.color import check_colorspace
 from pipelines.container import VideoIndex, open_video, read_index
+from pipelines.errors import VideoDefect, unforeseen
 from pipelines.parallel import ordered_map
 from pipelines.pyav_decode import KEPT_BYTES, decode_through, first_frame
 

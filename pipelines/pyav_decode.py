@@ -18,7 +18,6 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipelines import VideoDefect
 from pipelines.color import check_colorspace
 from pipelines.container import (
     FIELDS_UNKNOWN,
@@ -31,6 +30,7 @@ from pipelines.container import (
 )
 from pipelines.decode.orientation import Orientation
 from pipelines.decode.stream_decoder import StreamDecoder
+from pipelines.errors import VideoDefect
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 

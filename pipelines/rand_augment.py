@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines import DataError
+from pipelines.errors import DataError
 
 MAX_MAGNITUDE = 10
 UNIFORM_ABOVE = 100  # a spread of the magnitude above this means: uniform between 0 and the magnitude

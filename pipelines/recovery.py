@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.graph import decode_only
 from pipelines.parallel import Isolation
 from pipelines.probe import CRASHES, HANGS

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import VideoDefect
 from pipelines.container import open_video
 from pipelines.defects import Defect
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Manifest, Row
 from pipelines.paths import printable
 from pipelines.probe import MISSING

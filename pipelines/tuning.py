@@ -8,9 +8,9 @@ from math import ceil
 
 import torch
 
-from pipelines import DataError
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.encoded import GraphDecoder
+from pipelines.errors import DataError
 from pipelines.graph import Graph, Processes, decode_only, with_decoding
 from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.parallel import Isolation, usable_cores

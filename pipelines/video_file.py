@@ -6,7 +6,7 @@ from errno import EINVAL
 from pathlib import Path
 from types import TracebackType
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 
 
 class VideoFile:

@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Self
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Row, encode_path
 from pipelines.parallel import Isolation
 from pipelines.paths import printable

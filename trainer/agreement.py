@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from models import ModelError
-from pipelines import DataError
+from pipelines.errors import DataError
 from trainer import AgreedError, UserError
 from trainer.system.formatting import ranks_in_words
 

@@ -19,7 +19,7 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
 from pipelines.overlap import overlap_notes

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines import DataError, VideoDefect
+from pipelines.errors import DataError, VideoDefect
 from pipelines.manifest import Manifest
 from pipelines.paths import printable
 from trainer import RunError

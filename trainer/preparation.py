@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
-from pipelines import VideoDefect
 from pipelines.dataset import Dataset, check_same_classes
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError

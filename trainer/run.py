@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores

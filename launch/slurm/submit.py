@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from trainer import RunError, UserError
 from trainer.cluster.script import JobRequest
 from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words

@@ -12,7 +12,7 @@ import os
 import sys
 
 from launch.train import parse as parse_training
-from pipelines import DataError
+from pipelines.errors import DataError
 from trainer import UserError
 from trainer.cluster.turns import Job, Turns
 from trainer.recipe.file import load_recipe

@@ -13,10 +13,10 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines import DataError
 from pipelines.bench.libraries import NotInstalled, require
 from pipelines.bench.usage import busy_seconds, usage
 from pipelines.bench.workload import Workload
+from pipelines.errors import DataError
 
 OURS = "this loader"
 AHEAD = 4  # batches per core that nobody makes ahead: after so many, none of those begun at first is left

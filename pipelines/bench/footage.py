@@ -18,10 +18,10 @@ from types import MappingProxyType
 import av
 import numpy as np
 
-from pipelines import DataError
 from pipelines.datasets.build import build_manifest
 from pipelines.datasets.listing import Listing
 from pipelines.encoder import VideoFormat, encode_video
+from pipelines.errors import DataError
 from pipelines.parallel import ordered_map, usable_cores
 
 SOURCES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines import DataError
 from pipelines.bench.contender import Outcome, Task
 from pipelines.bench.workload import Workload
+from pipelines.errors import DataError
 
 WARM_UP = 3.0  # seconds at least
 START = 9.0  # seconds that a process takes until it is warm, besides: for the estimate

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.rand_augment import parse
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, encode_path, write_columns
 from pipelines.paths import printable
 

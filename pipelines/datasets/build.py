@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import DataError, VideoDefect
 from pipelines.datasets.cost import CostSummary
 from pipelines.datasets.duplicates import compare_with, content_key, say_duplicates, siblings
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing
 from pipelines.datasets.summary import Report, list_of
+from pipelines.errors import DataError, VideoDefect
 from pipelines.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.parallel import ordered_map
 from pipelines.paths import printable, try_to_write

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines import DataError
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import ClassNames, class_name, shown_class
 from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 _INDEX_FIRST = re.compile(r"(\d+)\s*[\s,;\t]\s*(\S.*)")

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import DataError, VideoDefect
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, shown_class
+from pipelines.errors import DataError, VideoDefect
 from pipelines.manifest import Manifest, Row
 from pipelines.overlap import MOST_LINKS, Files
 from pipelines.parallel import ordered_map

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import DataError
 from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import (
@@ -21,6 +20,7 @@ from pipelines.datasets.listing import (
     shown_class,
     unknown_class,
 )
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 _SPLITS = frozenset(

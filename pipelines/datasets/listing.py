@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
-from pipelines import DataError
 from pipelines.datasets.findings import Findings
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 

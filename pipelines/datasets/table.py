@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import DataError
 from pipelines.datasets.extensions import EXTENSIONS
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, Videos
@@ -35,6 +34,7 @@ from pipelines.datasets.table_format import (
 from pipelines.datasets.table_labels import Labels
 from pipelines.datasets.table_paths import PathReader
 from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 _SAMPLE = 200

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines import DataError
 from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension
 from pipelines.datasets.findings import Findings
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 PATH_NAMES = (

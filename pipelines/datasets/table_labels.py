@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import DataError
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import (
     ClassNames,
@@ -16,6 +15,7 @@ from pipelines.datasets.listing import (
     shown_class,
     unknown_class,
 )
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 # No data set has so many; a greater index is another column taken for the label.

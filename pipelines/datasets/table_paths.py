@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipelines import DataError
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.table_format import is_file
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 _UNUSUAL = re.compile(r"^['~]|[\\$]|://|[^\x00-\x7f]")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.paths import printable
 
 _MARKS = (

@@ -60,7 +60,7 @@ def make_manifests(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> None:
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from pipelines.manifest import Manifest
 
     manifest = Manifest.open(path)
@@ -125,7 +125,7 @@ def make_videos(folder: Path) -> list[Path]:
 
 
 def read_video(path: Path) -> None:
-    from pipelines import VideoDefect
+    from pipelines.errors import VideoDefect
     from pipelines.probe import probe_video
     from pipelines.pyav_decode import decode_frames
 
@@ -182,7 +182,7 @@ def serve(connection: Any) -> None:
     import traceback
 
     from models import ModelError
-    from pipelines import DataError
+    from pipelines.errors import DataError
     from trainer import UserError
 
     quiet = os.open(os.devnull, os.O_WRONLY)

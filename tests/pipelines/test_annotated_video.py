@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import DataError
 from pipelines.annotated_video import UNKNOWN, annotate, draw, shown_text
+from pipelines.errors import DataError
 from pipelines.frame_stream import FrameStream
 from tests.pipelines.videos import Kind, make_video, uneven
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipelines import DataError, rand_augment
+from pipelines import rand_augment
 from pipelines.bench import rival_augment
 from pipelines.bench.contender import OURS, Outcome, Task
 from pipelines.bench.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
@@ -26,6 +26,7 @@ from pipelines.bench.report import disturbance, markdown, rows, summarise, write
 from pipelines.bench.rivals import RIVALS, EndlessBatches
 from pipelines.bench.usage import TICKS, busy_seconds, process_seconds, usage
 from pipelines.bench.workload import Workload, check_policies, combine
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.pyav_decode import decode_frames
 from pipelines.rand_augment import Drawn, Operation, parse

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import pytest
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 from pipelines.probe import probe_video
 from tests.pipelines.videos import Kind, make_video
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import VideoDefect
 from pipelines.color import NOT_CONVERTED, check_colorspace, color_correction
+from pipelines.errors import VideoDefect
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.test_decode import decode_by_dali
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import DataError, VideoDefect, manifest
+from pipelines import manifest
 from pipelines.dataset import Dataset
 from pipelines.draw import TrainClip, ViewClip
+from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import train_loader
 from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.overlap import find_overlap

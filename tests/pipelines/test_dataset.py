@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import DataError
 from pipelines.dataset import Dataset, check_same_classes
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Row, write_manifest
 
 CLASSES = ("fall", "rise")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import DataError
 from pipelines.datasets.folder import read_folder
 from pipelines.datasets.listing import Listing
+from pipelines.errors import DataError
 
 
 def files(root: Path, *names: str | bytes) -> Path:

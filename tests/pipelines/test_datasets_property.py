@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelines import DataError
 from pipelines.datasets.class_names import read_class_names
 from pipelines.datasets.table import read_table
+from pipelines.errors import DataError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

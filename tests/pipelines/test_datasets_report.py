@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import DataError, manifest
+from pipelines import manifest
 from pipelines.datasets import duplicates
 from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.cost import CostSummary, clip_seconds
@@ -21,6 +21,7 @@ from pipelines.datasets.findings import WIDTH, Findings
 from pipelines.datasets.folder import read_folder
 from pipelines.datasets.summary import Report
 from pipelines.datasets.table import read_table
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.probe import VideoInfo
 from trainer.progress import shown_progress

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import DataError
 from pipelines.datasets.class_names import read_class_names
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing
 from pipelines.datasets.table import read_table
 from pipelines.datasets.table_format import Options
+from pipelines.errors import DataError
 
 TWO = [("v1.mp4", "a"), ("v2.mp4", "b")]
 

@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect
 from pipelines.container import open_video, stored_packets
 from pipelines.dataset import Dataset
 from pipelines.decode import stream_decoder
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Row, write_manifest
 from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames

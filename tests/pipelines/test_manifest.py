@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import DataError, manifest
+from pipelines import manifest
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Row, write_columns, write_manifest
 
 CLASSES = ("fall", "rise", "überholen")

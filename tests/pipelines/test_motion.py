@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import DataError, motion
+from pipelines import motion
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES, Settings, draw, render
 from pipelines.motion_drawing import SHAPES, ShapePath, draw_clip

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Row, decode_path, encode_path, write_manifest
 from pipelines.paths import printable
 

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect
 from pipelines.encoder import H264, MJPEG, VP9, VideoFormat, encode_video
+from pipelines.errors import VideoDefect
 from pipelines.probe import VideoInfo, probe_many, probe_video
 
 # Smooth pictures that change: pure noise would be stored raw, where no decoder can notice damage.

@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect, pyav_decode
+from pipelines import pyav_decode
 from pipelines.container import open_video, read_index
+from pipelines.errors import VideoDefect
 from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture

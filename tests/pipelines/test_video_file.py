@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import VideoDefect
 from pipelines.dataset import Dataset
 from pipelines.datasets.duplicates import content_key
+from pipelines.errors import VideoDefect
 from pipelines.manifest import Row, write_manifest
 from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import DataError
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Row, write_manifest
 from trainer import RunError, node_files
 from trainer.environment import Environment

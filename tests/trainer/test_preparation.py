@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import DataError
 from pipelines.dataset import Dataset
+from pipelines.errors import DataError
 from pipelines.manifest import Manifest, Row, write_manifest
 from tests.pipelines.damaged_manifests import change_rows
 from trainer import RunError

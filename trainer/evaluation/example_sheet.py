@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from pipelines import VideoDefect
 from pipelines.dataset import Dataset
 from pipelines.draw import ViewClip
+from pipelines.errors import VideoDefect
 from pipelines.frame_views import clip_frames
 from trainer import RunError
 from trainer.evaluation.scores import row_groups, tensors_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.weights.header import short
-from pipelines import DataError, VideoDefect
 from pipelines.annotated_video import Lines, annotate, shown_text
+from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_stream import FrameStream
 from pipelines.paths import printable, try_to_write
 from trainer import RunError

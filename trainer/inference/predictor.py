@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import UniFormerV2Config
-from pipelines import DataError, VideoDefect
 from pipelines.draw import ViewClip
+from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.parallel import usable_cores

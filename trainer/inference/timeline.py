@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import VideoDefect
 from pipelines.draw import ViewClip
+from pipelines.errors import VideoDefect
 from pipelines.frame_stream import FrameStream
 from pipelines.frame_views import FrameViews
 from pipelines.parallel import usable_cores

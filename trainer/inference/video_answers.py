@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import VideoDefect
+from pipelines.errors import VideoDefect
 from pipelines.video_files import row_of
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor, choose_device

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import class_activation, global_attention
-from pipelines import DataError, VideoDefect
 from pipelines.draw import ViewClip
+from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.frames import view_indices
 from pipelines.manifest import Row

@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines import DataError, rand_augment
+from pipelines import rand_augment
+from pipelines.errors import DataError
 from trainer.recipe.data import Data
 from trainer.recipe.ranges import (
     MIN_RATE,

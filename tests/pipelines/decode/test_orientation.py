@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import VideoDefect
 from pipelines.decode.orientation import Orientation
 from pipelines.encoded import GraphDecoder, check_encoded
+from pipelines.errors import VideoDefect
 from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.test_decode import decode_by_dali, row_of

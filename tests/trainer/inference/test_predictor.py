@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import trainer
-from pipelines import DataError
+from pipelines.errors import DataError
 from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
