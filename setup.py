@@ -74,7 +74,7 @@ setup(
         f"{OWN}.recipes": ["*.yaml"],
         f"{OWN}.launch.slurm": ["train.sbatch"],
         f"{OWN}.trainer.inference": ["page.html"],
-        f"{OWN}.pipelines": ["dataset/labels/*"],  # the label tables of Kinetics
+        f"{OWN}.pipelines.dataset": ["labels/*"],  # the label tables of Kinetics
     },
     entry_points={"console_scripts": [f"{OWN} = {OWN}.__main__:main"]},
     cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel},

@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
-from pipelines.paths import printable
 from trainer import UserError
 from trainer.leaving import end_with
 

@@ -15,7 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer import UserError
 
 OTHERS = ("onnx", "torch", "huggingface")

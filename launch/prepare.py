@@ -16,13 +16,13 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.read import list_folder, list_table
 from pipelines.errors import DataError
 from pipelines.motion import render
 from pipelines.parallel import usable_cores
-from pipelines.paths import printable
 from trainer.leaving import end_in_order_at_sigterm
 from trainer.progress import shown_progress
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipelines.color import check_colorspace, color_correction
 from pipelines.container import VideoIndex, open_video, read_index, stated_size
+from pipelines.dataset.manifest import Row
 from pipelines.decode.frame_sizes import one_size
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Row
 from pipelines.nvdec import SIDES, refused_by_nvdec
 from pipelines.pyav_decode import check_frames, check_size, first_frame
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.parallel import Isolation
 from pipelines.plan import TrainPlan, ViewPlan
-from pipelines.probe import CRASHES, HANGS
 from pipelines.reader import Crashed, Decoding, Reader, Request
 from pipelines.recovery import PATIENCE, decode_alone, requests
 from pipelines.source import Source, TrainSource, ViewSource

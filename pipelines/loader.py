@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.costs import Costs, cpu_seconds, own_threads
-from pipelines.dataset import Dataset, Samples
+from pipelines.dataset.concat import Dataset, Samples
 from pipelines.defects import Defect, Defects
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import DataError

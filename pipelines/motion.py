@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.encoder import H264, MJPEG, VP9, encode_video
 from pipelines.errors import DataError
-from pipelines.manifest import Row, write_manifest
 from pipelines.motion_drawing import ShapePath, draw_clip
 from pipelines.parallel import ordered_map
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Row
 from pipelines.draw import Changes, TrainClip, draw_changes
 from pipelines.encoded import STAND_IN_SIZE
 from pipelines.errors import VideoDefect
 from pipelines.frames import train_indices
-from pipelines.manifest import Row
 from pipelines.plan import Slot, TrainPlan
 from pipelines.rand_augment import Drawn, Operation
 

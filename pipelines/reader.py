@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset import Samples
+from pipelines.dataset.concat import Samples
+from pipelines.dataset.manifest import Row
 from pipelines.encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.errors import VideoDefect, unforeseen
-from pipelines.manifest import Row
 from pipelines.pyav_decode import decode_frames
 from pipelines.video_file import VideoFile
 

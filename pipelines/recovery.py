@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.errors import DataError
 from pipelines.graph import decode_only
 from pipelines.parallel import Isolation
-from pipelines.probe import CRASHES, HANGS
 from pipelines.reader import Arrays, Decoding, Reader, Refused, Request
 from pipelines.source import Source
 from pipelines.trial import load

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.dataset.manifest import Row
+from pipelines.dataset.path_encoding import printable
 from pipelines.draw import ClipDraw, TrainClip, ViewClip, draw_clip
 from pipelines.encoded import STAND_IN_SIZE
 from pipelines.frames import view_indices
-from pipelines.manifest import Row
-from pipelines.paths import printable
 from pipelines.plan import Slot, TrainPlan, ViewPlan
 from pipelines.reader import Arrays, Loaded, Reader, Request
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.dataset.manifest import Row
 from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.encoder import H264, VP9, encode_video
 from pipelines.graph import decode_only
-from pipelines.manifest import Row
 from pipelines.reader import Decoding
 from pipelines.recovery import BROKEN, in_words
 

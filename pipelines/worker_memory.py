@@ -11,8 +11,8 @@ from math import sqrt
 
 import numpy as np
 
+from pipelines.dataset.manifest import Row
 from pipelines.graph import Graph, Processes
-from pipelines.manifest import Row
 from pipelines.reader import Request
 from pipelines.source import Source, TrainSource
 

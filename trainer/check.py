@@ -19,10 +19,10 @@ from models.cost import (
     train_step_flops,
     trainable_parameter_count,
 )
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
-from pipelines.overlap import overlap_notes
 from trainer import RunError, UserError
 from trainer.checkpoint.shelf import Shelf
 from trainer.display import gmacs

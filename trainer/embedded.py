@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import try_to_write
 from pipelines.motion import render
-from pipelines.paths import try_to_write
 from trainer import RecipeError, RunError
 from trainer.progress import shown_progress
 from trainer.recipe.schema import Recipe

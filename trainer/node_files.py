@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError, VideoDefect
-from pipelines.manifest import Manifest
-from pipelines.paths import printable
 from trainer import RunError
 from trainer.environment import Environment
 

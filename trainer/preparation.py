@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
-from pipelines.dataset import Dataset, check_same_classes
+from pipelines.dataset.concat import Dataset, check_same_classes
+from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Manifest
 from pipelines.plan import Part, TrainPlan
 from trainer import RecipeError, RunError
 from trainer.checkpoint.state import WEIGHTS

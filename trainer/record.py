@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.defects import Defect, Defects
 from trainer import RunError
 from trainer.again import Again

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from models import ModelError, UniFormerV2
 from models.cost import multiply_accumulates, parameter_count, train_step_flops
+from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
-from pipelines.overlap import overlap_notes
 from pipelines.parallel import usable_cores
 from trainer import AgreedError, RunError, UserError
 from trainer.again import Again, changed_settings, evaluated_again, is_finished

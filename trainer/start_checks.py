@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifest import Manifest
-from pipelines.paths import try_to_write
-from pipelines.spot_check import open_some
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.path_encoding import try_to_write
+from pipelines.dataset.spot_check import open_some
 from trainer import RunError
 from trainer.bad_videos import surely_too_many
 from trainer.checkpoint.began_from import check_unchanged

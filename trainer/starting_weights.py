@@ -14,7 +14,7 @@ from models.weights.image_backbones import ImageWeightsReport, check_image_weigh
 from models.weights.released import describe_released, is_released, own_shapes, read_released
 from models.weights.row_maps import agrees_with_order
 from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_transfer
-from pipelines import kinetics710
+from pipelines.dataset import kinetics710
 from trainer import RunError
 from trainer.checkpoint.state import STATE
 from trainer.class_mapping import rows_by_name, synonyms_between

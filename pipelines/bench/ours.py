@@ -5,7 +5,7 @@ from collections.abc import Generator
 import torch
 
 from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader, train_loader

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipelines.bench.libraries import require
 from pipelines.bench.rival_augment import augment, crop_and_normalise
 from pipelines.bench.workload import Workload
+from pipelines.dataset.manifest import Manifest, Row
 from pipelines.frames import train_indices
-from pipelines.manifest import Manifest, Row
 from pipelines.rand_augment import parse
 
 Source = str | bytes

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.dataset.manifest import Manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest
 from pipelines.rand_augment import parse
 
 NO_POLICY = "none"

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dataset.manifest import Manifest, encode_path, write_columns
+from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, encode_path, write_columns
-from pipelines.paths import printable
 
 
 def balance(source: Path, out: Path, power: float) -> Manifest:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.dataset.manifest import Manifest, Row, encode_path, write_manifest
+from pipelines.dataset.path_encoding import printable, try_to_write
+from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.dataset.spot_check import common_folder, none_found
 from pipelines.datasets.cost import CostSummary
 from pipelines.datasets.duplicates import compare_with, content_key, say_duplicates, siblings
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing
 from pipelines.datasets.summary import Report, list_of
 from pipelines.errors import DataError, VideoDefect
-from pipelines.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.parallel import ordered_map
-from pipelines.paths import printable, try_to_write
-from pipelines.probe import CRASHES, MISSING, VideoInfo, probe_video
-from pipelines.spot_check import common_folder, none_found
 from pipelines.video_file import VideoFile
 
 Progress = Callable[[int, int], None]

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import ClassNames, class_name, shown_class
 from pipelines.datasets.text_lines import is_utf8, open_lines
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 _INDEX_FIRST = re.compile(r"(\d+)\s*[\s,;\t]\s*(\S.*)")
 _INDEX_LAST = re.compile(r"(.*\S)\s*[,;\t]\s*(\d+)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.probe import VideoInfo
 from pipelines.datasets.findings import wrapped
-from pipelines.paths import printable
-from pipelines.probe import VideoInfo
 
 CLIP_FRAMES = 8
 """Frames of the clip that costs are given for, spread over the whole video."""

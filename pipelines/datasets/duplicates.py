@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.path_encoding import decode_path, printable
+from pipelines.dataset.split_overlap import MOST_LINKS, Files
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, shown_class
 from pipelines.errors import DataError, VideoDefect
-from pipelines.manifest import Manifest, Row
-from pipelines.overlap import MOST_LINKS, Files
 from pipelines.parallel import ordered_map
-from pipelines.paths import decode_path, printable
 from pipelines.video_file import VideoFile
 
 BLOCK = 16 * 1024

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 
 _NAMED = 3
 """Examples that a summary names of each kind."""

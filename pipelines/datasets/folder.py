@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import (
@@ -21,7 +22,6 @@ from pipelines.datasets.listing import (
     unknown_class,
 )
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 _SPLITS = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.findings import Findings
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 
 class Videos(Sequence[tuple[Path, int]]):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.extensions import EXTENSIONS
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import Listing, Videos
@@ -35,7 +36,6 @@ from pipelines.datasets.table_labels import Labels
 from pipelines.datasets.table_paths import PathReader
 from pipelines.datasets.text_lines import is_utf8, open_lines
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 _SAMPLE = 200
 """Lines from which it is decided how the table is written."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.listing import (
     ClassNames,
@@ -16,7 +17,6 @@ from pipelines.datasets.listing import (
     unknown_class,
 )
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 # No data set has so many; a greater index is another column taken for the label.
 _MOST_CLASSES = 1_000_000

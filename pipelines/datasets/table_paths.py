@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.findings import Findings
 from pipelines.datasets.table_format import is_file
 from pipelines.errors import DataError
-from pipelines.paths import printable
 
 _UNUSUAL = re.compile(r"^['~]|[\\$]|://|[^\x00-\x7f]")
 """What may have to be read in another way; most tables have none of it."""

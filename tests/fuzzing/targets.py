@@ -52,7 +52,7 @@ def read_recipe(path: Path) -> None:
 
 
 def make_manifests(folder: Path) -> list[Path]:
-    from pipelines.manifest import Manifest  # noqa: F401 - what reads them is imported before any is damaged
+    from pipelines.dataset.manifest import Manifest  # noqa: F401 - what reads them is imported before any is damaged
     from pipelines.motion import render
 
     render(folder, train_clips=24, val_clips=12, seed=0, workers=1, progress=None)
@@ -60,8 +60,8 @@ def make_manifests(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> None:
+    from pipelines.dataset.manifest import Manifest
     from pipelines.errors import DataError
-    from pipelines.manifest import Manifest
 
     manifest = Manifest.open(path)
     for index in range(min(len(manifest), 200)):
@@ -125,8 +125,8 @@ def make_videos(folder: Path) -> list[Path]:
 
 
 def read_video(path: Path) -> None:
+    from pipelines.dataset.probe import probe_video
     from pipelines.errors import VideoDefect
-    from pipelines.probe import probe_video
     from pipelines.pyav_decode import decode_frames
 
     defects = []

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.draw import TrainClip
 from pipelines.encoded import GraphDecoder
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipBatch, ClipLoader
-from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.plan import TrainPlan
 from pipelines.reader import NO_BYTES, Arrays, Decoding, Reader, Request
 from pipelines.source import TrainSource

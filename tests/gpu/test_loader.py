@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.manifest import Manifest
 from pipelines.plan import ViewPlan
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take

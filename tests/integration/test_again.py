@@ -11,7 +11,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from safetensors import safe_open
 
-from pipelines.manifest import Manifest, write_manifest
+from pipelines.dataset.manifest import Manifest, write_manifest
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, losses, settings, train
 

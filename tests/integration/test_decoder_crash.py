@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.manifest import Row, write_manifest
+from pipelines.dataset.manifest import Row, write_manifest
 from tests.integration.processes import Outcome, events, settings, train
 from tests.pipelines.decode.test_frame_sizes import FRAMES, HEIGHT, MJPEG, WIDTH, change_header
 from tests.pipelines.videos import make_video, moving_picture

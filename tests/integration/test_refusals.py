@@ -41,7 +41,7 @@ def test_refusal(case: str, motion_set: MotionSet, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.soak  # tests/pipelines/test_manifest.py has the message
+@pytest.mark.soak  # tests/pipelines/dataset/test_manifest.py has the message
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     outcome = train(tmp_path / "run", data=tmp_path)
     assert outcome.code == 2

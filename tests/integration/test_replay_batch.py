@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.manifest import Manifest, write_manifest
+from pipelines.dataset.manifest import Manifest, write_manifest
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train, typed
 from trainer import RunError

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from tests.conftest import MotionSet
 from tests.integration.processes import PATIENCE, ROOT, events, settings, train
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 from pipelines.motion import CLASS_NAMES
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
 from pipelines.plan import TrainPlan

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines import manifest
+from pipelines.dataset import manifest
+from pipelines.dataset.manifest import Manifest, write_columns
 from pipelines.datasets.build import stored_path
-from pipelines.manifest import Manifest, write_columns
 
 
 def make_big_manifest(path: Path, videos: Manifest, rows: int, *, weighted: bool = False) -> Manifest:

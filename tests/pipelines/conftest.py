@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.manifest import Row, write_manifest
+from pipelines.dataset.manifest import Row, write_manifest
 
 FRAMES, HEIGHT, WIDTH = 20, 64, 96
 

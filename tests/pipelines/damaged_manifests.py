@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from pipelines.manifest_digest import Fingerprint
+from pipelines.dataset.fingerprint import Fingerprint
 
 
 def parts(path: Path) -> tuple[pa.Schema, list[pa.RecordBatch]]:
@@ -62,7 +62,7 @@ READER = """
 import sys, traceback
 from pathlib import Path
 from pipelines import DataError, VideoDefect
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 
 def use(path):
     try:

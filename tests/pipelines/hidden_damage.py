@@ -15,8 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from pipelines.dataset.probe import probe_video
 from pipelines.errors import VideoDefect
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import BF, HEVC, VP9, Kind, make_video
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from pipelines.dataset.probe import probe_video
 from pipelines.errors import VideoDefect
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.field_pictures import field_pictures
 from tests.pipelines.videos import (

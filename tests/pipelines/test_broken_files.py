@@ -5,8 +5,8 @@ from pathlib import Path
 import av
 import pytest
 
+from pipelines.dataset.probe import probe_video
 from pipelines.errors import VideoDefect
-from pipelines.probe import probe_video
 from tests.pipelines.videos import Kind, make_video
 
 WHOLE = ": it was not copied or downloaded whole"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import manifest as manifest_module
+from pipelines.dataset import manifest as manifest_module
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.datasets.balance import balance
 from pipelines.datasets.build import build_manifest, check_manifest
 from pipelines.datasets.class_names import read_class_names
@@ -16,7 +17,6 @@ from pipelines.datasets.folder import read_folder
 from pipelines.datasets.listing import Listing
 from pipelines.datasets.table import read_table
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row, write_manifest
 from pipelines.motion import CLASS_NAMES
 from tests.pipelines.damaged_manifests import change_rows
 

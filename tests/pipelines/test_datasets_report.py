@@ -12,7 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import manifest
+from pipelines.dataset import manifest
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.probe import VideoInfo
 from pipelines.datasets import duplicates
 from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
 from pipelines.datasets.cost import CostSummary, clip_seconds
@@ -22,8 +24,6 @@ from pipelines.datasets.folder import read_folder
 from pipelines.datasets.summary import Report
 from pipelines.datasets.table import read_table
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest
-from pipelines.probe import VideoInfo
 from trainer.progress import shown_progress
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.plan import TrainPlan
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pipelines.container import open_video, stored_packets
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.probe import probe_video
 from pipelines.decode import stream_decoder
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Row, write_manifest
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader, Request
 from tests.pipelines.hidden_damage import CODECS, notice

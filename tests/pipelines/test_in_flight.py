@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import InFlight, InFlightFile, read_in_flight
 from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader

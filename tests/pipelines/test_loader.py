@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.encoded import GraphDecoder
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.manifest import Manifest, encode_path, write_manifest
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
 from tests.conftest import MotionSet

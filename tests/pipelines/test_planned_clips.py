@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.plan import TrainPlan
 from pipelines.planned_clips import changes_in_words, operation_in_words, planned_clips

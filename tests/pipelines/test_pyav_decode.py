@@ -10,8 +10,8 @@ import pytest
 
 from pipelines import pyav_decode
 from pipelines.container import open_video, read_index
+from pipelines.dataset.probe import probe_video
 from pipelines.errors import VideoDefect
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.manifest import Manifest
 from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Loaded, Reader, Request
 from pipelines.recovery import CRASHES, find_culprits

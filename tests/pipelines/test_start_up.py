@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 from pipelines.plan import TrainPlan
 from tests.conftest import MotionSet
 from tests.pipelines.big_manifest import make_big_manifest

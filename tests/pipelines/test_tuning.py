@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph
-from pipelines.manifest import Manifest, write_manifest
 from pipelines.motion import CLASS_NAMES
 from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader

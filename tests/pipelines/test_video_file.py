@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.probe import probe_video
 from pipelines.datasets.duplicates import content_key
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Row, write_manifest
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader, Request
 from pipelines.video_file import VideoFile

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.graph import TrainGraph
 from pipelines.loader import ClipLoader
 from pipelines.plan import TrainPlan

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
 from pipelines.loader import view_loader

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.encoder import MJPEG, encode_video
-from pipelines.manifest import Row, write_manifest
 from trainer import RunError
 from trainer.check import check
 from trainer.checkpoint.state import TrainState, write_state

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pipelines import kinetics710
+from pipelines.dataset import kinetics710
 from trainer import RunError
 from trainer.class_mapping import rows_by_name, rows_for
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.manifest import Row, write_manifest
+from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.worker_memory import SharedMemoryNeed
 from trainer import loaders
 from trainer.engine.memory import GIB, Room

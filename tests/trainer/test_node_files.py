@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row, write_manifest
 from trainer import RunError, node_files
 from trainer.environment import Environment
 from trainer.node_files import open_manifest, read_first

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row, write_manifest
 from tests.pipelines.damaged_manifests import change_rows
 from trainer import RunError
 from trainer.engine.memory import GIB, Room

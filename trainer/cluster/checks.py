@@ -22,8 +22,8 @@ import torch
 from models import ModelError
 from models.cost import parameter_count
 from pipelines import TRIAL_DECODE
+from pipelines.dataset.manifest import Manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest
 from pipelines.nvdec import LIBRARY, has_nvdec
 from pipelines.tuning import AHEAD
 from trainer import UserError

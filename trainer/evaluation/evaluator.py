@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.spot_check import first_reasons
+from pipelines.dataset.spot_check import first_reasons
 from trainer import AgreedError, RunError
 from trainer.agreement import from_main, same_on_all, together
 from trainer.bad_videos import too_many

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect
 from pipelines.frame_views import clip_frames

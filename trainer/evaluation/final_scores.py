@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema
 from trainer.telling import Telling

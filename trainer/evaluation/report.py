@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer.confusion import draw_confusion
 from trainer.display import duration, print_whole
 from trainer.environment import Environment

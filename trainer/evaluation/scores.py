@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.defects import Defects
 from pipelines.loader import ClipBatch
 from trainer.evaluation.metrics import outcomes_of

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from models.weights.row_maps import agrees_with_order
-from pipelines import kinetics710
-from pipelines.dataset import Dataset
+from pipelines.dataset import kinetics710
+from pipelines.dataset.concat import Dataset
 from pipelines.datasets.class_names import read_class_names
 from pipelines.draw import ViewClip
 from trainer import RunError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer import RunError
 from trainer.export.huggingface import write_hub_folder
 from trainer.export.onnx_file import check_packages, write_onnx

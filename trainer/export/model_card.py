@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from models.cost import multiply_accumulates, parameter_count
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.description import public_recipe
 from trainer.export.source import ExportSource

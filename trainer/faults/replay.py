@@ -16,8 +16,8 @@ from torch import Tensor
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_safetensors
 from models.weights.header import FileError
+from pipelines.dataset.path_encoding import printable
 from pipelines.loader import ClipBatch
-from pipelines.paths import printable
 from trainer import RunError
 from trainer.faults.trace import Trace, trace
 from trainer.tensor_file import write_tensors

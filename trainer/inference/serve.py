@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer import RunError
 from trainer.inference.inference_process import InferenceProcess
 from trainer.inference.server import Limits, VideoServer

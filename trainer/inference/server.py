@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer import RunError
 from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
 from trainer.inference.video_answers import Question

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.dataset.video_list import row_of
 from pipelines.errors import VideoDefect
-from pipelines.video_files import row_of
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor, choose_device
 from trainer.inspection.contact_sheet import png_bytes

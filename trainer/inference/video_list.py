@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipelines.dataset.path_encoding import printable
 from pipelines.datasets.extensions import EXTENSIONS, extension, is_system_folder
-from pipelines.paths import printable
 from trainer import RunError
 
 

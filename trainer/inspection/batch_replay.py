@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip
 from pipelines.loader import train_loader
-from pipelines.manifest import Manifest
 from pipelines.plan import TrainPlan
 from pipelines.planned_clips import PlannedClip, planned_clips
 from pipelines.tuning import LoaderOptions

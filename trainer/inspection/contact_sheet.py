@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.annotated_video import font_file
-from pipelines.paths import printable
+from pipelines.dataset.path_encoding import printable
 from trainer import RunError
 
 Picture = NDArray[np.uint8]  # H W 3

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import class_activation, global_attention
+from pipelines.dataset.manifest import Row
+from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.video_list import row_of
 from pipelines.draw import ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.frames import view_indices
-from pipelines.manifest import Row
 from pipelines.parallel import usable_cores
-from pipelines.paths import printable
-from pipelines.video_files import row_of
 from trainer import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.in_flight import find_crashed
 from pipelines.plan import TrainPlan, ViewPlan

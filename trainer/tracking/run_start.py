@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from models.cost import parameter_count
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from trainer.environment import Environment
 from trainer.preparation import Preparation, named_manifests
 from trainer.recipe.schema import Recipe

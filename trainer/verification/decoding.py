@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Row
+from pipelines.dataset.probe import probe_video
 from pipelines.draw import TrainClip
 from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.graph import decode_only
 from pipelines.loader import train_loader
-from pipelines.manifest import Row
 from pipelines.plan import TrainPlan
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding
 from pipelines.tuning import LoaderOptions

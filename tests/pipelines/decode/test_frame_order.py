@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.container import open_video, read_index
-from pipelines.probe import probe_video
+from pipelines.dataset.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.field_pictures import field_pictures, grey
 from tests.pipelines.videos import (

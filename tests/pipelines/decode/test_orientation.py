@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.dataset.probe import probe_video
 from pipelines.decode.orientation import Orientation
 from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.errors import VideoDefect
-from pipelines.probe import probe_video
 from pipelines.pyav_decode import decode_frames
 from tests.pipelines.test_decode import decode_by_dali, row_of
 from tests.pipelines.videos import BF, VP9, Kind, decode_all, make_video

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
 from tests.conftest import MotionSet
 from trainer import RunError
 from trainer.evaluation.example_sheet import choose_examples, write_examples

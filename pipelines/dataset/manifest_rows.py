@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from pipelines.dataset.path_encoding import decode_path
 from pipelines.errors import VideoDefect
-from pipelines.paths import decode_path
 
 MOST_PIXELS = 2**16
 """Along a side of a frame: more than any codec of FFmpeg's allows."""

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import manifest
+from pipelines.dataset import manifest
+from pipelines.dataset.manifest import Manifest, Row, write_columns, write_manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row, write_columns, write_manifest
 
 CLASSES = ("fall", "rise", "überholen")
 
@@ -107,7 +107,7 @@ def test_opening_a_million_rows_reads_next_to_nothing(tmp_path):
     # In a process of its own, because this one has the big manifest's pages in its memory already.
     program = """
 import sys
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -15,7 +15,7 @@ from typing import Literal
 
 Table = Literal["k400", "k600", "k700", "k710", "k400_released"]
 
-_FOLDER = Path(__file__).parent / "dataset" / "labels"
+_FOLDER = Path(__file__).parent / "labels"
 UNION = 710
 """Classes of Kinetics-710."""
 

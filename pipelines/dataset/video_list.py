@@ -7,11 +7,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Self
 
+from pipelines.dataset.manifest import Row, encode_path
+from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Row, encode_path
 from pipelines.parallel import Isolation
-from pipelines.paths import printable
-from pipelines.probe import CRASHES, probe_video
 
 
 class VideoFiles:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.container import open_video
+from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.probe import MISSING
 from pipelines.defects import Defect
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Manifest, Row
-from pipelines.paths import printable
-from pipelines.probe import MISSING
 from pipelines.reader import read_content
 
 OPENED = 8

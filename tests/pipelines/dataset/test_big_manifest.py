@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 from tests.pipelines.big_manifest import make_big_manifest
 
 # In a process of its own, because the one that wrote the manifests has their pages in its memory already.

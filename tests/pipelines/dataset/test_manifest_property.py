@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import manifest
-from pipelines.manifest import write_manifest
+from pipelines.dataset import manifest
+from pipelines.dataset.manifest import write_manifest
 from tests.pipelines.damaged_manifests import ManifestReader, change_rows
-from tests.pipelines.test_damaged_manifest import CLASSES, ROWS
+from tests.pipelines.dataset.test_damaged_manifest import CLASSES, ROWS
 
 pytest.importorskip("hypothesis", reason="part of the extra `dev`")
 from hypothesis import given, settings

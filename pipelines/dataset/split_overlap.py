@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset import Dataset
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.path_encoding import decode_path, printable
 from pipelines.errors import VideoDefect
-from pipelines.manifest import Manifest
-from pipelines.paths import decode_path, printable
 
 MOST_ROWS = 500_000
 """Rows of each side that are compared; of more, a piece of each record batch."""

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 
-from pipelines import manifest, overlap
-from pipelines.dataset import Dataset
-from pipelines.manifest import Row, write_manifest
-from pipelines.overlap import find_overlap, overlap_notes
-from pipelines.paths import encode_path
+from pipelines.dataset import manifest, split_overlap
+from pipelines.dataset.concat import Dataset
+from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.path_encoding import encode_path
+from pipelines.dataset.split_overlap import find_overlap, overlap_notes
 
 
 def dataset(file: Path, videos: Iterable[tuple[str, int]]) -> Dataset:
@@ -84,7 +84,7 @@ def test_the_work_does_not_grow_with_the_number_of_record_batches(
 ) -> None:
     """One table of keys is built, each folder is looked up once, and of many record batches some are read."""
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 10)
-    monkeypatch.setattr(overlap, "MOST_LINKS", 0)
+    monkeypatch.setattr(split_overlap, "MOST_LINKS", 0)
     data = dataset(tmp_path / "train.arrow", ((f"c{n % 7}/{n}.mp4", 0) for n in range(1000)))
     calls = {"is_in": 0, "realpath": 0}
 
@@ -101,7 +101,7 @@ def test_the_work_does_not_grow_with_the_number_of_record_batches(
     counted(os.path, "realpath")
     assert find_overlap(data, data).shared == 1000
     assert calls == {"is_in": 1, "realpath": 7}
-    monkeypatch.setattr(overlap, "MOST_BATCHES", 30)
+    monkeypatch.setattr(split_overlap, "MOST_BATCHES", 30)
     found = find_overlap(data, data)
     assert (found.train_rows, found.shared) == (250, 250)  # every fourth batch
     assert "compared were 250 of 1,000" in overlap_notes(data, data)[0]

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dataset import Dataset, check_same_classes
+from pipelines.dataset.concat import Dataset, check_same_classes
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row, write_manifest
 
 CLASSES = ("fall", "rise")
 

@@ -21,9 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import DataError, VideoDefect
-from pipelines.manifest_digest import Fingerprint
-from pipelines.manifest_file import (
+from pipelines.dataset.fingerprint import Fingerprint
+from pipelines.dataset.manifest_file import (
     AGAIN,
     ARROW_ERRORS,
     SCHEMA,
@@ -33,10 +32,11 @@ from pipelines.manifest_file import (
     in_words,
     open_file,
 )
-from pipelines.manifest_rows import Row
-from pipelines.paths import decode_path as decode_path
-from pipelines.paths import encode_path as encode_path
-from pipelines.paths import printable
+from pipelines.dataset.manifest_rows import Row
+from pipelines.dataset.path_encoding import decode_path as decode_path
+from pipelines.dataset.path_encoding import encode_path as encode_path
+from pipelines.dataset.path_encoding import printable
+from pipelines.errors import DataError, VideoDefect
 
 # Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
 ROWS_PER_BATCH = 65_536

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.spot_check import OPENED, open_some
 from pipelines.encoder import MJPEG, encode_video
-from pipelines.manifest import Manifest, Row, write_manifest
-from pipelines.spot_check import OPENED, open_some
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
+from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
-from pipelines.manifest import Manifest, Row
-from pipelines.paths import printable
 
 
 class Samples(Protocol):
