@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipelines.datasets.class_names import read_class_names
+    from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.model_source import open_model
     from trainer.inference.predictor import choose_device
     from trainer.inspection.explanation import Explainer

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     paths = list_videos(arguments.videos)  # before seconds of imports
 
-    from pipelines.datasets.class_names import read_class_names
+    from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.output import open_output
     from trainer.inference.predict_videos import Asked, predict_videos
     from trainer.inference.predictor import load

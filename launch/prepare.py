@@ -17,9 +17,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.balance import balance
-from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
-from pipelines.datasets.read import list_folder, list_table
+from pipelines.dataset.prepare.build import (
+    build_manifest,
+    check_manifest,
+    compare_with_siblings,
+    new_manifest,
+)
+from pipelines.dataset.prepare.class_balance import balance
+from pipelines.dataset.prepare.readers import list_folder, list_table
 from pipelines.errors import DataError
 from pipelines.motion import render
 from pipelines.parallel import usable_cores

@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pipelines.datasets.class_names import read_class_names
+    from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.serve import serve
     from trainer.inference.server import Limits
     from trainer.inference.video_answers import VideoModel

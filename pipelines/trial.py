@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.datasets.cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
+from pipelines.dataset.prepare.decode_cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
 from pipelines.reader import Arrays, Loaded, Reader, Request
 from pipelines.source import Source
 

@@ -18,8 +18,8 @@ from types import MappingProxyType
 import av
 import numpy as np
 
-from pipelines.datasets.build import build_manifest
-from pipelines.datasets.listing import Listing
+from pipelines.dataset.prepare.build import build_manifest
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.encoder import VideoFormat, encode_video
 from pipelines.errors import DataError
 from pipelines.parallel import ordered_map, usable_cores

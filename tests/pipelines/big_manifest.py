@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.dataset import manifest
 from pipelines.dataset.manifest import Manifest, write_columns
-from pipelines.datasets.build import stored_path
+from pipelines.dataset.prepare.build import stored_path
 
 
 def make_big_manifest(path: Path, videos: Manifest, rows: int, *, weighted: bool = False) -> Manifest:

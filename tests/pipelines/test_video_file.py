@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.probe import probe_video
-from pipelines.datasets.duplicates import content_key
 from pipelines.errors import VideoDefect
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader, Request

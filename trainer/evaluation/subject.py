@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from models.weights.row_maps import agrees_with_order
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
-from pipelines.datasets.class_names import read_class_names
+from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.draw import ViewClip
 from trainer import RunError
 from trainer.class_mapping import rows_for

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from models.weights.header import short
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.listing import shown_class
+from pipelines.dataset.prepare.listing import shown_class
 from trainer.inference.prediction import Prediction, Timeline, Top
 from trainer.system.terminal import PipeConsole
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.extensions import EXTENSIONS, extension, is_system_folder
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is_system_folder
 from trainer import RunError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.datasets.build import build_manifest
-from pipelines.datasets.listing import Listing
+from pipelines.dataset.prepare.build import build_manifest
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.parallel import ordered_map, usable_cores
 
 FPS = 25

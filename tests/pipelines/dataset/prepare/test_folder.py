@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import Listing
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.errors import DataError
 
 

@@ -14,19 +14,24 @@ import pytest
 
 from pipelines.dataset import manifest
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import duplicates
+from pipelines.dataset.prepare.build import (
+    build_manifest,
+    check_manifest,
+    compare_with_siblings,
+    new_manifest,
+)
+from pipelines.dataset.prepare.decode_cost import CostSummary, clip_seconds
+from pipelines.dataset.prepare.duplicates import content_key
+from pipelines.dataset.prepare.findings import WIDTH, Findings
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.summary import Report
+from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.probe import VideoInfo
-from pipelines.datasets import duplicates
-from pipelines.datasets.build import build_manifest, check_manifest, compare_with_siblings, new_manifest
-from pipelines.datasets.cost import CostSummary, clip_seconds
-from pipelines.datasets.duplicates import content_key
-from pipelines.datasets.findings import WIDTH, Findings
-from pipelines.datasets.folder import read_folder
-from pipelines.datasets.summary import Report
-from pipelines.datasets.table import read_table
 from pipelines.errors import DataError
 from trainer.progress import shown_progress
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def make_video(path: Path, seed: int, frames: int = 4, codec: str = "mpeg4", form: str | None = None) -> Path:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.datasets.class_names import read_class_names
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import Listing
-from pipelines.datasets.table import read_table
-from pipelines.datasets.table_format import Options
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.table import read_table
+from pipelines.dataset.prepare.table_format import Options
 from pipelines.errors import DataError
 
 TWO = [("v1.mp4", "a"), ("v2.mp4", "b")]

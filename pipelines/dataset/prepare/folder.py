@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import (
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import (
     Listing,
     Videos,
     check_class_names,
@@ -21,6 +20,7 @@ from pipelines.datasets.listing import (
     shown_class,
     unknown_class,
 )
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
 from pipelines.errors import DataError
 
 _SPLITS = frozenset(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.datasets.class_names import read_class_names
-from pipelines.datasets.table import read_table
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.table import read_table
 from pipelines.errors import DataError
 
 pytest.importorskip("hypothesis")

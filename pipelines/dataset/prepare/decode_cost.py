@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.prepare.findings import wrapped
 from pipelines.dataset.probe import VideoInfo
-from pipelines.datasets.findings import wrapped
 
 CLIP_FRAMES = 8
 """Frames of the clip that costs are given for, spread over the whole video."""

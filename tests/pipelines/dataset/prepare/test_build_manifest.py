@@ -10,17 +10,17 @@ import pytest
 
 from pipelines.dataset import manifest as manifest_module
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
-from pipelines.datasets.balance import balance
-from pipelines.datasets.build import build_manifest, check_manifest
-from pipelines.datasets.class_names import read_class_names
-from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import Listing
-from pipelines.datasets.table import read_table
+from pipelines.dataset.prepare.build import build_manifest, check_manifest
+from pipelines.dataset.prepare.class_balance import balance
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.table import read_table
 from pipelines.errors import DataError
 from pipelines.motion import CLASS_NAMES
 from tests.pipelines.damaged_manifests import change_rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def files(root: Path, *names: str) -> Path:

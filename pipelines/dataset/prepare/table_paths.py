@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.table_format import is_file
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.table_format import is_file
 from pipelines.errors import DataError
 
 _UNUSUAL = re.compile(r"^['~]|[\\$]|://|[^\x00-\x7f]")

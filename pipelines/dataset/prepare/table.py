@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.extensions import EXTENSIONS
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import Listing, Videos
-from pipelines.datasets.table_format import (
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.prepare.table_format import (
     Format,
     Options,
     csv_rows,
@@ -32,9 +31,10 @@ from pipelines.datasets.table_format import (
     join_quoted,
     names_columns,
 )
-from pipelines.datasets.table_labels import Labels
-from pipelines.datasets.table_paths import PathReader
-from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.dataset.prepare.table_labels import Labels
+from pipelines.dataset.prepare.table_paths import PathReader
+from pipelines.dataset.prepare.text_lines import is_utf8, open_lines
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS
 from pipelines.errors import DataError
 
 _SAMPLE = 200

@@ -14,13 +14,13 @@ import numpy as np
 
 from pipelines.dataset.manifest import Manifest, Row, encode_path, write_manifest
 from pipelines.dataset.path_encoding import printable, try_to_write
+from pipelines.dataset.prepare.decode_cost import CostSummary
+from pipelines.dataset.prepare.duplicates import compare_with, content_key, say_duplicates, siblings
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.summary import Report, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
 from pipelines.dataset.spot_check import common_folder, none_found
-from pipelines.datasets.cost import CostSummary
-from pipelines.datasets.duplicates import compare_with, content_key, say_duplicates, siblings
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import Listing
-from pipelines.datasets.summary import Report, list_of
 from pipelines.errors import DataError, VideoDefect
 from pipelines.parallel import ordered_map
 from pipelines.video_file import VideoFile

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.cost import CostSummary
-from pipelines.datasets.findings import Findings, wrapped
-from pipelines.datasets.listing import shown_class
+from pipelines.dataset.prepare.decode_cost import CostSummary
+from pipelines.dataset.prepare.findings import Findings, wrapped
+from pipelines.dataset.prepare.listing import shown_class
 
 _COUNTED = 12
 """Classes whose numbers of videos are given one by one; of more, the smallest and the greatest."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from pipelines.datasets.class_names import read_class_names
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.folder import read_folder
-from pipelines.datasets.listing import Listing
-from pipelines.datasets.table import read_table
-from pipelines.datasets.table_format import Options
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.table import read_table
+from pipelines.dataset.prepare.table_format import Options
 
 
 def list_folder(root: Path, classes: Path | None, more_extensions: Collection[str] | None) -> Listing:

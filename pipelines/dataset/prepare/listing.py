@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.findings import Findings
+from pipelines.dataset.prepare.findings import Findings
 from pipelines.errors import DataError
 
 

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.manifest import Manifest, Row
 from pipelines.dataset.path_encoding import decode_path, printable
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing, shown_class
 from pipelines.dataset.split_overlap import MOST_LINKS, Files
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import Listing, shown_class
 from pipelines.errors import DataError, VideoDefect
 from pipelines.parallel import ordered_map
 from pipelines.video_file import VideoFile

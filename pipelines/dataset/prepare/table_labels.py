@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import (
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import (
     ClassNames,
     check_class_names,
     class_name,

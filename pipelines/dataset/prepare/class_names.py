@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.findings import Findings
-from pipelines.datasets.listing import ClassNames, class_name, shown_class
-from pipelines.datasets.text_lines import is_utf8, open_lines
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import ClassNames, class_name, shown_class
+from pipelines.dataset.prepare.text_lines import is_utf8, open_lines
 from pipelines.errors import DataError
 
 _INDEX_FIRST = re.compile(r"(\d+)\s*[\s,;\t]\s*(\S.*)")

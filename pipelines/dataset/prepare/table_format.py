@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from pipelines.datasets.extensions import EXTENSIONS, STILL_IMAGES, extension
-from pipelines.datasets.findings import Findings
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension
 from pipelines.errors import DataError
 
 PATH_NAMES = (
