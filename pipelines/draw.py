@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import rand_augment
-from pipelines.frames import train_indices
 from pipelines.rand_augment import Drawn, Operation
+from pipelines.sampling.temporal import train_indices
 from pipelines.window import Box, narrow
 
 CROP_TRIES = 10

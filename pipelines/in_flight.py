@@ -19,9 +19,9 @@ from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.parallel import Isolation
-from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Crashed, Decoding, Reader, Request
 from pipelines.recovery import PATIENCE, decode_alone, requests
+from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import Source, TrainSource, ViewSource
 from pipelines.tuning import LoaderOptions
 

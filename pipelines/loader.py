@@ -22,9 +22,9 @@ from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from pipelines.in_flight import InFlightFile
 from pipelines.lending import Lent
 from pipelines.parallel import STOP_SIGNALS, signals_blocked
-from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Crashed, Decoding, Reader, Refused
 from pipelines.recovery import BROKEN, data_error, find_culprits, in_words, requests
+from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource, ViewSource
 from pipelines.trial import TRIAL_SAMPLES
 from pipelines.tuning import LoaderOptions, copy_seconds, tune

@@ -15,9 +15,9 @@ from pipelines.dataset.manifest import Row
 from pipelines.dataset.path_encoding import printable
 from pipelines.draw import ClipDraw, TrainClip, ViewClip, draw_clip
 from pipelines.encoded import STAND_IN_SIZE
-from pipelines.frames import view_indices
-from pipelines.plan import Slot, TrainPlan, ViewPlan
 from pipelines.reader import Arrays, Loaded, Reader, Request
+from pipelines.sampling.sampler import Slot, TrainPlan, ViewPlan
+from pipelines.sampling.temporal import view_indices
 
 FLOAT = 4  # bytes
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pipelines.loader import ClipLoader, train_loader, view_loader
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import SharedMemoryNeed
 from trainer.agreement import from_main, together

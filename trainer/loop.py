@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
-from pipelines.plan import TrainPlan
+from pipelines.sampling.sampler import TrainPlan
 from trainer import AgreedError, RunError
 from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpoints import Checkpoints

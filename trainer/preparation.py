@@ -16,7 +16,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.errors import VideoDefect
-from pipelines.plan import Part, TrainPlan
+from pipelines.sampling.sampler import Part, TrainPlan
 from trainer import RecipeError, RunError
 from trainer.checkpoint.state import WEIGHTS
 from trainer.engine.engine import choose_precision

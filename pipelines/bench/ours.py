@@ -9,7 +9,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader, train_loader
-from pipelines.plan import TrainPlan
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.tuning import LoaderOptions
 
 

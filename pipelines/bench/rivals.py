@@ -23,8 +23,8 @@ from pipelines.bench.libraries import require
 from pipelines.bench.rival_augment import augment, crop_and_normalise
 from pipelines.bench.workload import Workload
 from pipelines.dataset.manifest import Manifest, Row
-from pipelines.frames import train_indices
 from pipelines.rand_augment import parse
+from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes
 Read = Callable[[Source, list[int]], torch.Tensor]  # a video, ascending frame numbers → uint8, (T, 3, H, W)

@@ -14,8 +14,8 @@ from pipelines.draw import TrainClip
 from pipelines.encoded import GraphDecoder
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipBatch, ClipLoader
-from pipelines.plan import TrainPlan
 from pipelines.reader import NO_BYTES, Arrays, Decoding, Reader, Request
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
 from tests.pipelines.batches import HALF, loader, options, take
 from tests.pipelines.videos import Kind, make_video

@@ -11,7 +11,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 

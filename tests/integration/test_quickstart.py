@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from pipelines import motion, motion_drawing
-from pipelines.frames import view_indices
+from pipelines.sampling.temporal import view_indices
 from tests.integration.processes import ROOT, typed
 from trainer.inference.model_source import open_model
 from trainer.inspection.explanation import Explainer

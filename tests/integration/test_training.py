@@ -28,7 +28,7 @@ from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.draw import ViewClip
 from pipelines.loader import view_loader
 from pipelines.motion import CLASS_NAMES
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from pipelines.tuning import LoaderOptions
 from tests.conftest import MotionSet
 from tests.integration.processes import (

@@ -9,7 +9,7 @@ import torch
 from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
-from pipelines.plan import TrainPlan
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.tuning import LoaderOptions
 
 HALF = (0.5, 0.5, 0.5)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pipelines.dataset.concat import Dataset
-from pipelines.plan import TrainPlan
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, digests, loader, options, take

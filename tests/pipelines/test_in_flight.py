@@ -6,8 +6,8 @@ import pytest
 
 from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import InFlight, InFlightFile, read_in_flight
-from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL

@@ -14,8 +14,8 @@ from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.encoded import GraphDecoder
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.pyav_decode import decode_frames
+from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF, loader, options, take
 from tests.pipelines.damaged_manifests import change_rows
@@ -234,7 +234,7 @@ def test_view_pixels_are_the_resized_centre(motion_set: MotionSet, device: torch
     )  # fmt: skip
     (batch,) = list(loader)
     loader.close()
-    from pipelines.frames import view_indices
+    from pipelines.sampling.temporal import view_indices
 
     checked = 0
     for sample in range(16):

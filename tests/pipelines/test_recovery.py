@@ -18,9 +18,9 @@ from pipelines.draw import TrainClip, ViewClip
 from pipelines.encoded import GraphDecoder
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Loaded, Reader, Request
 from pipelines.recovery import CRASHES, find_culprits
+from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.plan import TrainPlan
+from pipelines.sampling.sampler import TrainPlan
 from tests.conftest import MotionSet
 from tests.pipelines.big_manifest import make_big_manifest
 

@@ -13,8 +13,8 @@ from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph
 from pipelines.motion import CLASS_NAMES
-from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding, Reader
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
 from pipelines.trial import Trial, load, try_samples
 from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune

@@ -7,8 +7,8 @@ import pytest
 from pipelines.dataset.concat import Dataset
 from pipelines.graph import TrainGraph
 from pipelines.loader import ClipLoader
-from pipelines.plan import TrainPlan
 from pipelines.reader import Decoding
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take

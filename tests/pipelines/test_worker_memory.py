@@ -10,8 +10,8 @@ from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
 from pipelines.loader import view_loader
-from pipelines.plan import TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Reader
+from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource, ViewSource
 from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import shared_memory_need

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import SharedMemoryNeed
 from trainer.agreement import from_main, together

@@ -22,7 +22,7 @@ from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.parallel import usable_cores
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from pipelines.tuning import LoaderOptions
 from trainer import RunError
 from trainer.inference.model_source import open_model

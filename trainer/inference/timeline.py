@@ -15,7 +15,7 @@ from pipelines.errors import VideoDefect
 from pipelines.frame_stream import FrameStream
 from pipelines.frame_views import FrameViews
 from pipelines.parallel import usable_cores
-from pipelines.windows import Window, slide
+from pipelines.sampling.sliding_windows import Window, slide
 from trainer import RunError
 from trainer.inference.preprocessing import Preprocessing
 

@@ -14,8 +14,8 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.draw import TrainClip
 from pipelines.loader import train_loader
-from pipelines.plan import TrainPlan
-from pipelines.planned_clips import PlannedClip, planned_clips
+from pipelines.sampling.batch_contents import PlannedClip, planned_clips
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.tuning import LoaderOptions
 from trainer import RunError
 from trainer.checkpoint.shelf import Shelf

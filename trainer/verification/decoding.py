@@ -15,9 +15,9 @@ from pipelines.draw import TrainClip
 from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.graph import decode_only
 from pipelines.loader import train_loader
-from pipelines.plan import TrainPlan
 from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding
+from pipelines.sampling.sampler import TrainPlan
 from pipelines.tuning import LoaderOptions
 from trainer.engine.memory import GIB
 from trainer.verification.steps import Task

@@ -16,7 +16,7 @@ from tests.pipelines.big_manifest import make_big_manifest
 PROGRAM = """
 import json, sys
 from pipelines.dataset import Dataset
-from pipelines.plan import Part, TrainPlan
+from pipelines.sampling.sampler import Part, TrainPlan
 
 def resident():  # bytes of the process's own memory, and of the pages of files it has mapped and touched
     with open("/proc/self/status") as file:

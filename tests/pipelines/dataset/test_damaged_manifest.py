@@ -18,8 +18,8 @@ from pipelines.dataset.split_overlap import find_overlap
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import train_loader
-from pipelines.plan import Part, TrainPlan, ViewPlan
 from pipelines.reader import Decoding, Reader, Request
+from pipelines.sampling.sampler import Part, TrainPlan, ViewPlan
 from pipelines.source import TrainSource, ViewSource
 from tests.pipelines.batches import HALF, options
 from tests.pipelines.damaged_manifests import (

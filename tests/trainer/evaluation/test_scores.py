@@ -12,7 +12,7 @@ import torch
 
 from pipelines.defects import Defect, Defects
 from pipelines.loader import ClipBatch
-from pipelines.plan import ViewPlan
+from pipelines.sampling.sampler import ViewPlan
 from tests.trainer.ranks import Ranks
 from trainer import RunError
 from trainer.evaluation import scores as module

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.frames import view_indices
+from pipelines.sampling.temporal import view_indices
 from trainer import RunError
 from trainer.inference.preprocessing import FIXED, Preprocessing, read_preprocessing
 

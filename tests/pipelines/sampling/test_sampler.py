@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.draw import TrainClip, draw_clip
-from pipelines.plan import Part, Slot, TrainPlan, ViewPlan, permute
+from pipelines.sampling.sampler import Part, Slot, TrainPlan, ViewPlan, permute
 
 
 @dataclass

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipelines.frames import train_indices, view_indices
+from pipelines.sampling.temporal import train_indices, view_indices
 
 
 @pytest.mark.parametrize("frames", [1, 3, 8, 9, 16, 300])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.windows import slide
+from pipelines.sampling.sliding_windows import slide
 
 
 def test_windows_follow_one_another_and_reach_the_end() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.frames import view_indices
+from pipelines.sampling.temporal import view_indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from pipelines.dataset.manifest import Row
 from pipelines.draw import Changes, TrainClip, draw_changes
 from pipelines.encoded import STAND_IN_SIZE
 from pipelines.errors import VideoDefect
-from pipelines.frames import train_indices
-from pipelines.plan import Slot, TrainPlan
 from pipelines.rand_augment import Drawn, Operation
+from pipelines.sampling.sampler import Slot, TrainPlan
+from pipelines.sampling.temporal import train_indices
 
 
 @dataclass(frozen=True)
