@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
 from pipelines.dataset.manifest import Row
+from pipelines.decode.pyav import decode_frames
 from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect, unforeseen
 from pipelines.graph import Colours, view_nodes
 from pipelines.lending import Lent
-from pipelines.pyav_decode import decode_frames
 from pipelines.reader import read_content
 from pipelines.sampling.temporal import view_indices
 from pipelines.source import view_numbers

@@ -13,17 +13,17 @@ from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
+from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
+from pipelines.decode_recovery import PATIENCE, decode_alone, requests
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.encoded import GraphDecoder
-from pipelines.parallel import Isolation
 from pipelines.reader import Crashed, Decoding, Reader, Request
-from pipelines.recovery import PATIENCE, decode_alone, requests
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import Source, TrainSource, ViewSource
-from pipelines.tuning import LoaderOptions
+from pipelines.worker_pool import Isolation
 
 _BYTES = 256  # of the file, whatever the numbers: it is written over in place
 SUSPECTS = 8  # samples that may be to blame for a crash

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.costs import Costs, cpu_seconds, own_threads
+from pipelines.autotune import LoaderOptions, copy_seconds, tune
+from pipelines.bad_samples import Defect, Defects
+from pipelines.bottleneck import Costs, cpu_seconds, own_threads
 from pipelines.dataset.concat import Dataset, Samples
-from pipelines.defects import Defect, Defects
+from pipelines.decode_recovery import BROKEN, data_error, find_culprits, in_words, requests
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import DataError
 from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from pipelines.in_flight import InFlightFile
 from pipelines.lending import Lent
-from pipelines.parallel import STOP_SIGNALS, signals_blocked
 from pipelines.reader import Crashed, Decoding, Reader, Refused
-from pipelines.recovery import BROKEN, data_error, find_culprits, in_words, requests
+from pipelines.sample_timing import TRIAL_SAMPLES
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource, ViewSource
-from pipelines.trial import TRIAL_SAMPLES
-from pipelines.tuning import LoaderOptions, copy_seconds, tune
 from pipelines.worker_lock import release_after_deaths
 from pipelines.worker_memory import SharedMemoryNeed, shared_memory_need
+from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
 IN_FLIGHT = 2  # times the prefetch: the source's queue and the pipeline's add up

@@ -25,7 +25,7 @@ from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.encoder import H264, MJPEG, VP9, encode_video
 from pipelines.errors import DataError
 from pipelines.motion_drawing import ShapePath, draw_clip
-from pipelines.parallel import ordered_map
+from pipelines.worker_pool import ordered_map
 
 CLASS_NAMES = (
     "move_left",

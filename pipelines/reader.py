@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import Row
-from pipelines.encoded import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.decode.dali_input import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.decode.pyav import decode_frames
+from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoDefect, unforeseen
-from pipelines.pyav_decode import decode_frames
-from pipelines.video_file import VideoFile
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LONG_FILE = 64 * 2**20  # bytes

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.path_encoding import printable
+from pipelines.decode.dali_input import STAND_IN_SIZE
 from pipelines.draw import ClipDraw, TrainClip, ViewClip, draw_clip
-from pipelines.encoded import STAND_IN_SIZE
 from pipelines.reader import Arrays, Loaded, Reader, Request
 from pipelines.sampling.sampler import Slot, TrainPlan, ViewPlan
 from pipelines.sampling.temporal import view_indices

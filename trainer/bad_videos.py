@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
+from pipelines.bad_samples import Defect
 from pipelines.dataset.spot_check import first_reasons
-from pipelines.defects import Defect
 
 FEW = 3
 """Bad videos that stop no run, whatever share of a small data set they are."""

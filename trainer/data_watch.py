@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.costs import Costs, Limit, find_limit
+from pipelines.bottleneck import Costs, Limit, find_limit
 from pipelines.loader import ClipLoader
 from trainer.meters import Totals
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from pipelines.parallel import usable_cores
+from pipelines.worker_pool import usable_cores
 from trainer import RunError
 from trainer.distributed.find import find_place
 from trainer.distributed.mpi import port_seed

@@ -13,8 +13,8 @@ import torch
 from models import UniFormerV2Config, build_config
 from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
+from pipelines.decode.dali_input import GraphDecoder
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.encoded import GraphDecoder
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Part, TrainPlan
 from trainer import RecipeError, RunError

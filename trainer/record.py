@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.bad_samples import Defect, Defects
 from pipelines.dataset.concat import Dataset
-from pipelines.defects import Defect, Defects
 from trainer import RunError
 from trainer.again import Again
 from trainer.arrival import Arrival

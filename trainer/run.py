@@ -15,7 +15,7 @@ from models.cost import multiply_accumulates, parameter_count, train_step_flops
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
-from pipelines.parallel import usable_cores
+from pipelines.worker_pool import usable_cores
 from trainer import AgreedError, RunError, UserError
 from trainer.again import Again, changed_settings, evaluated_again, is_finished
 from trainer.agreement import from_main, same_on_all, together

@@ -22,7 +22,7 @@ from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.encoder import VideoFormat, encode_video
 from pipelines.errors import DataError
-from pipelines.parallel import ordered_map, usable_cores
+from pipelines.worker_pool import ordered_map, usable_cores
 
 SOURCES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
 WIDTH, HEIGHT = 340, 256  # pixels

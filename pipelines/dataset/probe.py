@@ -13,12 +13,12 @@ from pathlib import Path
 
 import av
 
-from pipelines.broken_files import cut_off
-from pipelines.color import check_colorspace
-from pipelines.container import VideoIndex, open_video, read_index
+from pipelines.decode.broken_files import cut_off
+from pipelines.decode.color import check_colorspace
+from pipelines.decode.demux import VideoIndex, open_video, read_index
+from pipelines.decode.pyav import KEPT_BYTES, decode_through, first_frame
 from pipelines.errors import VideoDefect, unforeseen
-from pipelines.parallel import ordered_map
-from pipelines.pyav_decode import KEPT_BYTES, decode_through, first_frame
+from pipelines.worker_pool import ordered_map
 
 CRASHES = "crashes the process that decodes it"
 HANGS = "keeps the process that decodes it for minutes"

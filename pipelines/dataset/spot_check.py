@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.container import open_video
+from pipelines.bad_samples import Defect
 from pipelines.dataset.manifest import Manifest, Row
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import MISSING
-from pipelines.defects import Defect
+from pipelines.decode.demux import open_video
 from pipelines.errors import VideoDefect
 from pipelines.reader import read_content
 

@@ -11,7 +11,7 @@ from pipelines.dataset.manifest import Row, encode_path
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.errors import VideoDefect
-from pipelines.parallel import Isolation
+from pipelines.worker_pool import Isolation
 
 
 class VideoFiles:

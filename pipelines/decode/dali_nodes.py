@@ -13,7 +13,7 @@ from typing import Any
 
 from nvidia.dali import fn, math, types
 
-from pipelines.color import UNCHANGED
+from pipelines.decode.color import UNCHANGED
 
 
 def choose_decoder(name: str, *, gpu: bool) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row
+from pipelines.decode.dali_input import STAND_IN_SIZE
 from pipelines.draw import Changes, TrainClip, draw_changes
-from pipelines.encoded import STAND_IN_SIZE
 from pipelines.errors import VideoDefect
 from pipelines.rand_augment import Drawn, Operation
 from pipelines.sampling.sampler import Slot, TrainPlan

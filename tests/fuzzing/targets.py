@@ -126,8 +126,8 @@ def make_videos(folder: Path) -> list[Path]:
 
 def read_video(path: Path) -> None:
     from pipelines.dataset.probe import probe_video
+    from pipelines.decode.pyav import decode_frames
     from pipelines.errors import VideoDefect
-    from pipelines.pyav_decode import decode_frames
 
     defects = []
     for source in (path, path.read_bytes()):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from launch import explain as command
-from pipelines.frame_stream import FrameStream
+from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.model_source import open_model

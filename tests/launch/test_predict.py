@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import predict as command
-from pipelines.frame_stream import FrameStream
+from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights

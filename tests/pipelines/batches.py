@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
 from pipelines.sampling.sampler import TrainPlan
-from pipelines.tuning import LoaderOptions
 
 HALF = (0.5, 0.5, 0.5)
 ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n2-mstd0.5-inc1")

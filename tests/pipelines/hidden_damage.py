@@ -16,8 +16,8 @@ import av
 import numpy as np
 
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import BF, HEVC, VP9, Kind, make_video
 
 FRAMES = 24

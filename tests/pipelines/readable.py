@@ -12,8 +12,8 @@ import av
 import numpy as np
 
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
 from tests.pipelines.field_pictures import field_pictures
 from tests.pipelines.videos import (
     BF,

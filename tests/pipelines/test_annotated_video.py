@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.annotated_video import UNKNOWN, annotate, draw, shown_text
+from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
-from pipelines.frame_stream import FrameStream
 from tests.pipelines.videos import Kind, make_video, uneven
 
 LINES = (("jump", 0.75), ("run", 0.1))

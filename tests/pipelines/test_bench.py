@@ -27,8 +27,8 @@ from pipelines.bench.rivals import RIVALS, EndlessBatches
 from pipelines.bench.usage import TICKS, busy_seconds, process_seconds, usage
 from pipelines.bench.workload import Workload, check_policies, combine
 from pipelines.dataset.manifest import Manifest
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
-from pipelines.pyav_decode import decode_frames
 from pipelines.rand_augment import Drawn, Operation, parse
 from tests.conftest import MotionSet
 from tests.pipelines.started import spin

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.dataset.concat import Dataset
-from pipelines.pyav_decode import decode_frames
+from pipelines.decode.pyav import decode_frames
 from pipelines.reader import Decoding, Reader
 from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource

@@ -11,10 +11,10 @@ import torch
 
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
+from pipelines.decode.dali_input import GraphDecoder
+from pipelines.decode.pyav import decode_frames
 from pipelines.draw import TrainClip, ViewClip, draw_clip
-from pipelines.encoded import GraphDecoder
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.pyav_decode import decode_frames
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF, loader, options, take

@@ -9,10 +9,10 @@ import pytest
 from pipelines import motion
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.probe import probe_many
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
 from pipelines.motion import CLASS_NAMES, Settings, draw, render
 from pipelines.motion_drawing import SHAPES, ShapePath, draw_clip
-from pipelines.pyav_decode import decode_frames
 
 SETTINGS = Settings(seed=3)
 

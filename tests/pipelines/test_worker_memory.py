@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
@@ -13,7 +14,6 @@ from pipelines.loader import view_loader
 from pipelines.reader import Decoding, Reader
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource, ViewSource
-from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import shared_memory_need
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF

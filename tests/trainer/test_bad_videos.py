@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.defects import Defect
+from pipelines.bad_samples import Defect
 from trainer.bad_videos import BadVideos, few, surely_too_many, too_many
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipelines.costs import Costs
+from pipelines.bottleneck import Costs
 from pipelines.graph import Processes
 from trainer.data_watch import INTERVAL, DataWatch
 from trainer.meters import Totals

@@ -22,10 +22,10 @@ import torch
 from models import ModelError
 from models.cost import parameter_count
 from pipelines import TRIAL_DECODE
+from pipelines.autotune import AHEAD
 from pipelines.dataset.manifest import Manifest
+from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
-from pipelines.nvdec import LIBRARY, has_nvdec
-from pipelines.tuning import AHEAD
 from trainer import UserError
 from trainer.checkpoint.shelf import MARGIN, Shelf
 from trainer.deadline import within

@@ -16,8 +16,8 @@ from models.cost import (
     parameter_count,
     trainable_parameter_count,
 )
+from pipelines.autotune import AHEAD, MOST_AHEAD
 from pipelines.lending import MOST
-from pipelines.tuning import AHEAD, MOST_AHEAD
 from trainer import RunError
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe

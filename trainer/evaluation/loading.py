@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+from pipelines.autotune import LoaderOptions
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
-from pipelines.tuning import LoaderOptions
 from pipelines.worker_memory import SharedMemoryNeed
 from trainer.agreement import from_main, together
 from trainer.environment import Environment, cores_per_rank

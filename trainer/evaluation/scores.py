@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.bad_samples import Defects
 from pipelines.dataset.concat import Dataset
-from pipelines.defects import Defects
 from pipelines.loader import ClipBatch
 from trainer.evaluation.metrics import outcomes_of
 from trainer.tensor_file import flush

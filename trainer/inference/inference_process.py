@@ -9,8 +9,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipelines.parallel import STOP_SIGNALS, signals_blocked
 from pipelines.reader import die_with_parent
+from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 from trainer import RunError, UserError
 
 Work = Callable[[Any], Any]

@@ -9,8 +9,8 @@ from pathlib import Path
 from models.weights.header import short
 from pipelines.annotated_video import Lines, annotate, shown_text
 from pipelines.dataset.path_encoding import printable, try_to_write
+from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoDefect
-from pipelines.frame_stream import FrameStream
 from trainer import RunError
 from trainer.inference.output import Output
 from trainer.inference.prediction import Prediction, Timeline

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import UniFormerV2Config
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import VideoFiles, row_of
 from pipelines.draw import ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.parallel import usable_cores
 from pipelines.sampling.sampler import ViewPlan
-from pipelines.tuning import LoaderOptions
+from pipelines.worker_pool import usable_cores
 from trainer import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of

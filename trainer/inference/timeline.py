@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.decode.frame_stream import FrameStream
 from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect
-from pipelines.frame_stream import FrameStream
 from pipelines.frame_views import FrameViews
-from pipelines.parallel import usable_cores
 from pipelines.sampling.sliding_windows import Window, slide
+from pipelines.worker_pool import usable_cores
 from trainer import RunError
 from trainer.inference.preprocessing import Preprocessing
 

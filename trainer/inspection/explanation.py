@@ -16,8 +16,8 @@ from pipelines.dataset.video_list import row_of
 from pipelines.draw import ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
-from pipelines.parallel import usable_cores
 from pipelines.sampling.temporal import view_indices
+from pipelines.worker_pool import usable_cores
 from trainer import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.draw import TrainClip, ViewClip
 from pipelines.in_flight import find_crashed
 from pipelines.reader import Crashed
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from pipelines.tuning import LoaderOptions
 from trainer.agreement import from_main, together
 from trainer.environment import Environment
 from trainer.run_folder import RunFolder

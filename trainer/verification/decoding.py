@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.dali_input import GraphDecoder, check_encoded
+from pipelines.decode.pyav import decode_frames
 from pipelines.draw import TrainClip
-from pipelines.encoded import GraphDecoder, check_encoded
 from pipelines.graph import decode_only
 from pipelines.loader import train_loader
-from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding
 from pipelines.sampling.sampler import TrainPlan
-from pipelines.tuning import LoaderOptions
 from trainer.engine.memory import GIB
 from trainer.verification.steps import Task
 from trainer.verification.videos import BT709, Coding, make_manifest, make_videos, numbered, read_number

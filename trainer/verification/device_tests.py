@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipelines.parallel import usable_cores
+from pipelines.worker_pool import usable_cores
 from trainer.verification.steps import Task
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 
 from pipelines import TRIAL_DECODE
-from pipelines.nvdec import LIBRARY, has_nvdec
-from pipelines.parallel import usable_cores
+from pipelines.decode.nvdec import LIBRARY, has_nvdec
+from pipelines.worker_pool import usable_cores
 from trainer.engine.memory import GIB
 from trainer.environment import describe
 from trainer.meters import peak_flops

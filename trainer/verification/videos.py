@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.parallel import ordered_map, usable_cores
+from pipelines.worker_pool import ordered_map, usable_cores
 
 FPS = 25
 NUMBER_BITS = 12

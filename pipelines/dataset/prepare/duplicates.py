@@ -18,9 +18,9 @@ from pipelines.dataset.path_encoding import decode_path, printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing, shown_class
 from pipelines.dataset.split_overlap import MOST_LINKS, Files
+from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoDefect
-from pipelines.parallel import ordered_map
-from pipelines.video_file import VideoFile
+from pipelines.worker_pool import ordered_map
 
 BLOCK = 16 * 1024
 """Bytes that are compared at the beginning, in the middle and at the end of a file."""

@@ -1,5 +1,5 @@
 """Processes with this on their path give DALI's decoder videos that may change the size of their frames."""
 
-import pipelines.encoded
+import pipelines.decode.dali_input
 
-pipelines.encoded.one_size = lambda codec, packets: True
+pipelines.decode.dali_input.one_size = lambda codec, packets: True

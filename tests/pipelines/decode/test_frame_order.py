@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.container import open_video, read_index
 from pipelines.dataset.probe import probe_video
-from pipelines.pyav_decode import decode_frames
+from pipelines.decode.demux import open_video, read_index
+from pipelines.decode.pyav import decode_frames
 from tests.pipelines.field_pictures import field_pictures, grey
 from tests.pipelines.videos import (
     BF,

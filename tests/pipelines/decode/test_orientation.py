@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.orientation import Orientation
-from pipelines.encoded import GraphDecoder, check_encoded
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
-from tests.pipelines.test_decode import decode_by_dali, row_of
+from tests.pipelines.decode.test_decode import decode_by_dali, row_of
 from tests.pipelines.videos import BF, VP9, Kind, decode_all, make_video
 
 H264 = Kind("libx264", "mp4", BF)

@@ -3,7 +3,7 @@
 import av
 import pytest
 
-from pipelines.color import NOT_CONVERTED, check_colorspace
+from pipelines.decode.color import NOT_CONVERTED, check_colorspace
 from pipelines.decode.picture_headers import PictureScan, nal_types, nal_units
 from pipelines.errors import VideoDefect
 from tests.pipelines.field_pictures import field_pictures

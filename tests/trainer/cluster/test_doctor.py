@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 import launch.doctor
-import pipelines.trial_decode
+import pipelines.decode.selftest
 from models import build_config
 from models.cost import parameter_count
+from pipelines.decode.selftest import decode_trial
 from pipelines.motion import CLASS_NAMES
-from pipelines.trial_decode import decode_trial
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL
 from tests.trainer.ranks import Ranks
@@ -203,13 +203,13 @@ def test_a_clip_made_here_is_decoded_with_all_its_frames() -> None:
 
 def test_a_decoder_that_gives_other_frames_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its output has as many frames as were asked for, whatever is in them."""
-    right = pipelines.trial_decode.check_encoded
+    right = pipelines.decode.selftest.check_encoded
 
     def one_later(*arguments: object) -> object:
         encoded = right(*arguments)  # type: ignore[arg-type]
         return replace(encoded, indices=np.minimum(encoded.indices + 1, FRAMES - 1))
 
-    monkeypatch.setattr(pipelines.trial_decode, "check_encoded", one_later)
+    monkeypatch.setattr(pipelines.decode.selftest, "check_encoded", one_later)
     with pytest.raises(RuntimeError, match="15 of 16 frames are not those"):
         decode_trial(CPU, FRAMES)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.defects import Defect, Defects
+from pipelines.bad_samples import Defect, Defects
 from pipelines.loader import ClipBatch
 from pipelines.sampling.sampler import ViewPlan
 from tests.trainer.ranks import Ranks

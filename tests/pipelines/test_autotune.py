@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph
 from pipelines.motion import CLASS_NAMES
 from pipelines.reader import Decoding, Reader
+from pipelines.sample_timing import Trial, load, try_samples
 from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
-from pipelines.trial import Trial, load, try_samples
-from pipelines.tuning import MOST_AHEAD, LoaderOptions, tune
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
@@ -53,7 +53,7 @@ def test_the_process_that_tries_samples_imports_neither_torch_nor_dali() -> None
     """They would take seconds at the start of every run."""
     code = "import sys, pipelines.trial; sys.exit(bool({'torch', 'nvidia.dali'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert try_samples.__module__ == load.__module__ == "pipelines.trial"
+    assert try_samples.__module__ == load.__module__ == "pipelines.sample_timing"
 
 
 def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:

@@ -14,12 +14,12 @@ import torch
 
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
+from pipelines.decode.dali_input import GraphDecoder
+from pipelines.decode_recovery import CRASHES, find_culprits
 from pipelines.draw import TrainClip, ViewClip
-from pipelines.encoded import GraphDecoder
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.reader import Decoding, Loaded, Reader, Request
-from pipelines.recovery import CRASHES, find_culprits
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import TrainSource
 from tests.conftest import MotionSet

@@ -9,4 +9,4 @@ from tests.pipelines.readable import tables
 
 @pytest.mark.soak
 def test_the_guide_has_the_tables_as_they_are_made() -> None:
-    assert tables() in (Path(__file__).parents[2] / "docs/guide.md").read_text(encoding="utf-8")
+    assert tables() in (Path(__file__).parents[3] / "docs/guide.md").read_text(encoding="utf-8")

@@ -15,10 +15,10 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.pyav import decode_frames
+from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
 from pipelines.reader import Decoding, Reader, Request
-from pipelines.video_file import VideoFile
 from tests.conftest import MotionSet
 
 AT_ONCE = 5.0  # seconds; FFmpeg waited 21 for a session that nobody sends

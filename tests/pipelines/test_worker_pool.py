@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from pipelines.parallel import Isolation, ordered_map
+from pipelines.worker_pool import Isolation, ordered_map
 from tests.pipelines.squares import DEADLY, LATE, square, square_or_die, square_or_die_late
 
 
@@ -66,7 +66,7 @@ def test_a_signal_while_a_process_starts_waits_until_the_process_has_what_it_nee
     words = """
 import os, signal, sys, threading
 from multiprocessing import util
-from pipelines.parallel import ordered_map
+from pipelines.worker_pool import ordered_map
 
 def start_then_signal(path, arguments, passfds, start=util.spawnv_passfds):
     number = start(path, arguments, passfds)

@@ -15,10 +15,10 @@ import torch
 from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.errors import DataError
 from pipelines.graph import decode_only
-from pipelines.parallel import Isolation
 from pipelines.reader import Arrays, Decoding, Reader, Refused, Request
+from pipelines.sample_timing import load
 from pipelines.source import Source
-from pipelines.trial import load
+from pipelines.worker_pool import Isolation
 
 BROKEN = (RuntimeError, ValueError, IndexError)
 """What DALI's own errors come as: they are C++'s, of these kinds."""

@@ -18,8 +18,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipelines.color import check_colorspace
-from pipelines.container import (
+from pipelines.decode.color import check_colorspace
+from pipelines.decode.demux import (
     FIELDS_UNKNOWN,
     PROGRESSIVE,
     VideoIndex,

@@ -8,16 +8,16 @@ from math import ceil
 
 import torch
 
+from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
-from pipelines.encoded import GraphDecoder
+from pipelines.decode.nvdec import LIBRARY, has_nvdec
+from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.errors import DataError
 from pipelines.graph import Graph, Processes, decode_only, with_decoding
-from pipelines.nvdec import LIBRARY, has_nvdec
-from pipelines.parallel import Isolation, usable_cores
 from pipelines.reader import Arrays, Decoding
-from pipelines.recovery import BROKEN, in_words
+from pipelines.sample_timing import TRIAL, Trial, try_samples
 from pipelines.source import Source
-from pipelines.trial import TRIAL, Trial, try_samples
+from pipelines.worker_pool import Isolation, usable_cores
 
 TRIAL_ROUNDS = 3  # that the graph's decoder is timed for, or fewer where they take longer than TRIAL
 FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 frames is 0.9 TFLOP a clip

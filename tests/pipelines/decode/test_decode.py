@@ -11,10 +11,10 @@ from nvidia.dali import fn, pipeline_def
 
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.probe import probe_video
+from pipelines.decode.dali_input import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
-from pipelines.encoded import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, start_at_the_second_keyframe
 
 NEAR = 8  # levels on average: decoders bring chroma to full size differently; another frame is 27 away

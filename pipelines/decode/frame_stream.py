@@ -12,9 +12,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipelines.container import VideoIndex, open_video, read_index
+from pipelines.decode.demux import VideoIndex, open_video, read_index
+from pipelines.decode.pyav import decode_through, frames_in_order, to_rgb
 from pipelines.errors import VideoDefect, unforeseen
-from pipelines.pyav_decode import decode_through, frames_in_order, to_rgb
 
 USUAL_RATE = Fraction(25)
 """Frames per second of a file that does not say, as FFmpeg takes it for raw streams."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.costs import Costs, cpu_seconds, find_limit, own_threads
+from pipelines.bottleneck import Costs, cpu_seconds, find_limit, own_threads
 from pipelines.graph import Processes
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader

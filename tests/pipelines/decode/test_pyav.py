@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
-from pipelines import pyav_decode
-from pipelines.container import open_video, read_index
 from pipelines.dataset.probe import probe_video
+from pipelines.decode import pyav
+from pipelines.decode.demux import open_video, read_index
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 
 TRIMMED = 7  # frames that the edit list of a fixture leaves out
@@ -71,13 +71,13 @@ def test_decoding_starts_at_the_last_keyframe_that_a_frame_builds_on(tmp_path: P
     with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
         index = read_index(container, stream)
     for packet in index.shown:
-        ((first, last),) = pyav_decode._runs(index, [packet])
+        ((first, last),) = pyav._runs(index, [packet])
         usable = [key for key in index.keyframes if key <= packet and index.times[key] <= index.times[packet]]
         assert (first, last) == (usable[-1], packet)
     for begin in range(35):
         packets = sorted(index.shown[begin : begin + 5])
-        alone = [run for packet in packets for run in pyav_decode._runs(index, [packet])]
-        runs = pyav_decode._runs(index, packets)
+        alone = [run for packet in packets for run in pyav._runs(index, [packet])]
+        runs = pyav._runs(index, packets)
         assert all(any(first <= begin and end <= last for first, last in runs) for begin, end in alone)
         assert all(before[1] < after[0] for before, after in pairwise(runs))
 
@@ -102,7 +102,7 @@ def test_large_videos_are_demuxed_again_instead_of_kept(
     video = make_video(tmp_path, B_FRAMES)
     indices = np.array([30, 5, 18])
     expected = decode_frames(video, indices)
-    monkeypatch.setattr(pyav_decode, "KEPT_BYTES", 2000)
+    monkeypatch.setattr(pyav, "KEPT_BYTES", 2000)
     np.testing.assert_array_equal(decode_frames(video, indices), expected)
     np.testing.assert_array_equal(decode_frames(video.read_bytes(), indices), expected)
 

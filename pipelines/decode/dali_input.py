@@ -10,13 +10,13 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.color import check_colorspace, color_correction
-from pipelines.container import VideoIndex, open_video, read_index, stated_size
 from pipelines.dataset.manifest import Row
+from pipelines.decode.color import check_colorspace, color_correction
+from pipelines.decode.demux import VideoIndex, open_video, read_index, stated_size
 from pipelines.decode.frame_sizes import one_size
+from pipelines.decode.nvdec import SIDES, refused_by_nvdec
+from pipelines.decode.pyav import check_frames, check_size, first_frame
 from pipelines.errors import VideoDefect
-from pipelines.nvdec import SIDES, refused_by_nvdec
-from pipelines.pyav_decode import check_frames, check_size, first_frame
 
 
 class GraphDecoder(Enum):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.color import NOT_CONVERTED, check_colorspace, color_correction
+from pipelines.decode.color import NOT_CONVERTED, check_colorspace, color_correction
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.pyav_decode import decode_frames
-from tests.pipelines.test_decode import decode_by_dali
+from tests.pipelines.decode.test_decode import decode_by_dali
 
 PATCHES = np.array(
     [

@@ -13,10 +13,10 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from pipelines.broken_files import what_is_wrong
+from pipelines.decode.broken_files import what_is_wrong
 from pipelines.decode.picture_headers import SCANNED, PictureScan
+from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoDefect
-from pipelines.video_file import VideoFile
 
 # What MPEG-4 encoders write into streams with two frames in a packet and an empty one after it. Then the
 # times are those of the packets, not of the frames.

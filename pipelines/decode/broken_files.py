@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from io import SEEK_END, BytesIO
 from pathlib import Path
 
-from pipelines.video_file import VideoFile
+from pipelines.decode.video_file import VideoFile
 
 NOT_WHOLE = "it was not copied or downloaded whole"
 

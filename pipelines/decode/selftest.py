@@ -1,6 +1,6 @@
 """Whether DALI decodes on this machine: a clip made here, decoded as in a run, its frames counted.
 
-    python -m pipelines.trial_decode cuda:0
+    python -m pipelines.decode.selftest cuda:0
 
 On a GPU the clip is H.264 and goes through NVDEC; on a CPU it is VP9, which is what DALI takes there.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from pipelines.dataset.manifest import Row
-from pipelines.encoded import GraphDecoder, check_encoded
+from pipelines.decode.dali_input import GraphDecoder, check_encoded
+from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.encoder import H264, VP9, encode_video
 from pipelines.graph import decode_only
 from pipelines.reader import Decoding
-from pipelines.recovery import BROKEN, in_words
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
 FPS = 25

@@ -8,7 +8,7 @@ import ctypes
 
 import av
 
-from pipelines.container import FIELDS_UNKNOWN, PROGRESSIVE, VideoIndex
+from pipelines.decode.demux import FIELDS_UNKNOWN, PROGRESSIVE, VideoIndex
 from pipelines.decode.picture_headers import H264_IDR, nal_types
 
 LIBRARY = "libnvcuvid.so.1"
