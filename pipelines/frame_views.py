@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
+from pipelines.augment.params import ViewClip
 from pipelines.dataset.manifest import Row
 from pipelines.decode.pyav import decode_frames
-from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect, unforeseen
 from pipelines.graph import Colours, view_nodes
 from pipelines.lending import Lent

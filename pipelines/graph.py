@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.augment import train_clip, views
+from pipelines.augment.dali_nodes import train_clip, views
+from pipelines.augment.params import ViewClip
 from pipelines.decode.dali_nodes import decode_in_graph
-from pipelines.draw import ViewClip
 from pipelines.reader import Arrays, Decoding, Refused
 from pipelines.source import TrainSource, ViewSource
 

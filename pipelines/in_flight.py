@@ -13,13 +13,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode_recovery import PATIENCE, decode_alone, requests
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.reader import Crashed, Decoding, Reader, Request
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.source import Source, TrainSource, ViewSource

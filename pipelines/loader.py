@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions, copy_seconds, tune
 from pipelines.bad_samples import Defect, Defects
 from pipelines.bottleneck import Costs, cpu_seconds, own_threads
 from pipelines.dataset.concat import Dataset, Samples
 from pipelines.decode_recovery import BROKEN, data_error, find_culprits, in_words, requests
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import DataError
 from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from pipelines.in_flight import InFlightFile

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from models import UniFormerV2Config, build_config
+from pipelines.augment.flip_labels import mirrored_classes
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.dali_input import GraphDecoder
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Part, TrainPlan
 from trainer import RecipeError, RunError
@@ -25,7 +26,6 @@ from trainer.engine.memory import Room
 from trainer.inference.preprocessing import Preprocessing
 from trainer.node_files import open_manifest
 from trainer.recipe.schema import Recipe
-from trainer.sides import mirrored_classes
 
 _NAMED = 4
 """Classes that a note names."""

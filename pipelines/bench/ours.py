@@ -4,10 +4,10 @@ from collections.abc import Generator
 
 import torch
 
+from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
 from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import TrainClip
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader, train_loader
 from pipelines.sampling.sampler import TrainPlan

@@ -15,8 +15,8 @@ import torch
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
+from pipelines.augment.rand_augment import MAX_MAGNITUDE, Policy, draw_magnitude
 from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD
-from pipelines.rand_augment import MAX_MAGNITUDE, Policy, draw_magnitude
 
 FILL = 128  # grey: what comes in from outside the frame
 LINEAR = InterpolationMode.BILINEAR

@@ -19,11 +19,11 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipelines.augment.rand_augment import parse
 from pipelines.bench.libraries import require
 from pipelines.bench.rival_augment import augment, crop_and_normalise
 from pipelines.bench.workload import Workload
 from pipelines.dataset.manifest import Manifest, Row
-from pipelines.rand_augment import parse
 from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.augment.rand_augment import parse
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import DataError
-from pipelines.rand_augment import parse
 
 NO_POLICY = "none"
 CROP_SCALE = (0.08, 1.0)  # least and most share of the frame's area

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.augment.params import Changes, TrainClip, draw_changes
+from pipelines.augment.rand_augment import Drawn, Operation
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row
 from pipelines.decode.dali_input import STAND_IN_SIZE
-from pipelines.draw import Changes, TrainClip, draw_changes
 from pipelines.errors import VideoDefect
-from pipelines.rand_augment import Drawn, Operation
 from pipelines.sampling.sampler import Slot, TrainPlan
 from pipelines.sampling.temporal import train_indices
 

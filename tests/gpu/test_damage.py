@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.decode.dali_input import GraphDecoder
-from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.reader import NO_BYTES, Arrays, Decoding, Reader, Request

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.loader import ClipBatch, view_loader
 from pipelines.sampling.sampler import ViewPlan
 from tests.conftest import MotionSet

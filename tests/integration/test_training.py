@@ -23,10 +23,10 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 import trainer
+from pipelines.augment.params import ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.draw import ViewClip
 from pipelines.loader import view_loader
 from pipelines.motion import CLASS_NAMES
 from pipelines.sampling.sampler import ViewPlan

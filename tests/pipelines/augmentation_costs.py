@@ -11,10 +11,10 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
-from pipelines.augment import operate, train_clip
-from pipelines.draw import TrainClip, draw_clip, inception_crop
-from pipelines.rand_augment import MAKERS
-from pipelines.window import Narrowed, narrow
+from pipelines.augment.dali_nodes import operate, train_clip
+from pipelines.augment.params import TrainClip, draw_clip, inception_crop
+from pipelines.augment.rand_augment import MAKERS
+from pipelines.augment.roi import Narrowed, narrow
 from tests.pipelines.augmentation_graphs import on_full_frames
 from tests.pipelines.augmentation_parity import by_timm, frame
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.augment import operate
-from pipelines.rand_augment import Drawn
-from pipelines.window import Box, Narrowed, localise
+from pipelines.augment.dali_nodes import operate
+from pipelines.augment.rand_augment import Drawn
+from pipelines.augment.roi import Box, Narrowed, localise
 
 CPU = torch.device("cpu")
 

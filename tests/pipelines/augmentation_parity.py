@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 
-from pipelines.rand_augment import MAKERS, Drawn
+from pipelines.augment.rand_augment import MAKERS, Drawn
 from tests.pipelines.augmentation_graphs import CPU, on_full_frames, operated
 
 ROOT = Path(__file__).parents[2]

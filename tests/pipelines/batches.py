@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import TrainClip
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
 from pipelines.sampling.sampler import TrainPlan
 

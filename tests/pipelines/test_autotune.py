@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip
 from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.draw import TrainClip
 from pipelines.graph import TrainGraph
 from pipelines.motion import CLASS_NAMES
 from pipelines.reader import Decoding, Reader

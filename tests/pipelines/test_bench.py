@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipelines import rand_augment
+from pipelines.augment import rand_augment
+from pipelines.augment.rand_augment import Drawn, Operation, parse
 from pipelines.bench import rival_augment
 from pipelines.bench.contender import OURS, Outcome, Task
 from pipelines.bench.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
@@ -29,7 +30,6 @@ from pipelines.bench.workload import Workload, check_policies, combine
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
-from pipelines.rand_augment import Drawn, Operation, parse
 from tests.conftest import MotionSet
 from tests.pipelines.started import spin
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode_recovery import CRASHES, find_culprits
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.reader import Decoding, Loaded, Reader, Request

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip, ViewClip, draw_clip
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.pyav import decode_frames
-from pipelines.draw import TrainClip, ViewClip, draw_clip
 from pipelines.loader import ClipBatch, view_loader
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from tests.conftest import MotionSet

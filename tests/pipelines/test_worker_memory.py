@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
 from pipelines.loader import view_loader
 from pipelines.reader import Decoding, Reader

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from pipelines.augment.params import ViewClip
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect
 from pipelines.frame_views import clip_frames
 from trainer import RunError

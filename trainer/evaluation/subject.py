@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from models.weights.row_maps import agrees_with_order
+from pipelines.augment.params import ViewClip
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
-from pipelines.draw import ViewClip
 from trainer import RunError
 from trainer.class_mapping import rows_for
 from trainer.engine.engine import choose_precision

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import UniFormerV2Config
+from pipelines.augment.params import ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import VideoFiles, row_of
-from pipelines.draw import ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.loader import ClipLoader, view_loader

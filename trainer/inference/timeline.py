@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.augment.params import ViewClip
 from pipelines.decode.frame_stream import FrameStream
-from pipelines.draw import ViewClip
 from pipelines.errors import VideoDefect
 from pipelines.frame_views import FrameViews
 from pipelines.sampling.sliding_windows import Window, slide

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
-from pipelines.draw import TrainClip
 from pipelines.loader import train_loader
 from pipelines.sampling.batch_contents import PlannedClip, planned_clips
 from pipelines.sampling.sampler import TrainPlan

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import class_activation, global_attention
+from pipelines.augment.params import ViewClip
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import row_of
-from pipelines.draw import ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.sampling.temporal import view_indices

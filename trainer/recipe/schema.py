@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines import rand_augment
+from pipelines.augment import rand_augment
 from pipelines.errors import DataError
 from trainer.recipe.data import Data
 from trainer.recipe.ranges import (

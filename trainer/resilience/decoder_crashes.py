@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.in_flight import find_crashed
 from pipelines.reader import Crashed
 from pipelines.sampling.sampler import TrainPlan, ViewPlan

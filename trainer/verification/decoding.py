@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.pyav import decode_frames
-from pipelines.draw import TrainClip
 from pipelines.graph import decode_only
 from pipelines.loader import train_loader
 from pipelines.reader import Decoding

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dataset import manifest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.dataset.split_overlap import find_overlap
-from pipelines.draw import TrainClip, ViewClip
 from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import train_loader
 from pipelines.reader import Decoding, Reader, Request

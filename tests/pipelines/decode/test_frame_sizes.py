@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.augment.params import TrainClip
 from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.decode.dali_input import GraphDecoder, NotForGraph, check_encoded
 from pipelines.decode.frame_sizes import CODECS, one_size
-from pipelines.draw import TrainClip
 from pipelines.worker_pool import Isolation
 from tests.pipelines.batches import loader, options
 from tests.pipelines.videos import KINDS, Kind, make_video, moving_picture

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
+from pipelines.augment.params import TrainClip
+from pipelines.augment.rand_augment import MAKERS
+from pipelines.augment.roi import narrow
 from pipelines.dataset.concat import Dataset
-from pipelines.draw import TrainClip
-from pipelines.rand_augment import MAKERS
 from pipelines.reader import Decoding, Reader
 from pipelines.sampling.batch_contents import changes_in_words, operation_in_words, planned_clips
 from pipelines.sampling.sampler import TrainPlan
 from pipelines.source import TrainSource
-from pipelines.window import narrow
 from tests.conftest import MotionSet
 
 

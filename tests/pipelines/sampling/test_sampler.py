@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipelines.draw import TrainClip, draw_clip
+from pipelines.augment.params import TrainClip, draw_clip
 from pipelines.sampling.sampler import Part, Slot, TrainPlan, ViewPlan, permute
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import rand_augment
-from pipelines.rand_augment import Drawn, Operation
+from pipelines.augment import rand_augment
+from pipelines.augment.rand_augment import Drawn, Operation
+from pipelines.augment.roi import Box, narrow
 from pipelines.sampling.temporal import train_indices
-from pipelines.window import Box, narrow
 
 CROP_TRIES = 10
 JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)

@@ -9,8 +9,8 @@ from PIL import Image
 from scipy import stats
 from timm.data.auto_augment import rand_augment_transform
 
+from pipelines.augment.rand_augment import MAKERS, Drawn, Operation, Policy, draw, parse
 from pipelines.errors import DataError
-from pipelines.rand_augment import MAKERS, Drawn, Operation, Policy, draw, parse
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"
 HEIGHT, WIDTH = 200, 300

@@ -4,9 +4,9 @@ import torch
 from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from pipelines.draw import TrainClip, draw_changes, draw_clip, inception_crop
-from pipelines.rand_augment import Operation
-from pipelines.window import Box
+from pipelines.augment.params import TrainClip, draw_changes, draw_clip, inception_crop
+from pipelines.augment.rand_augment import Operation
+from pipelines.augment.roi import Box
 
 CLIP = TrainClip(8, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
 HEIGHT, WIDTH = 96, 128

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.rand_augment import Drawn, Operation
+from pipelines.augment.rand_augment import Drawn, Operation
 
 ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
 WARP_MARGIN = 3  # pixels around the outermost source positions: bicubic takes 2, rounding may move it by 1

@@ -13,9 +13,9 @@ from typing import Any
 
 from nvidia.dali import fn, math, types
 
-from pipelines.draw import TrainClip
-from pipelines.rand_augment import Operation
-from pipelines.window import TAPS
+from pipelines.augment.params import TrainClip
+from pipelines.augment.rand_augment import Operation
+from pipelines.augment.roi import TAPS
 
 FILL = 128  # grey: what comes in from outside the frame when a clip is warped or shifted
 TRUNCATE = -0.498  # PIL cuts fractions off where DALI rounds; a whole number, plus or minus 0.002, stays

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipelines.augment.flip_labels import mirrored_classes
 from pipelines.motion import CLASS_NAMES
-from trainer.sides import mirrored_classes
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
-from pipelines.augment import _contrast_by_arithmetic, _mean_grey, jitter, place, train_clip
-from pipelines.draw import TrainClip, draw_changes, draw_clip, placing
-from pipelines.rand_augment import MAKERS, Drawn, Operation
-from pipelines.window import Box
+from pipelines.augment.dali_nodes import _contrast_by_arithmetic, _mean_grey, jitter, place, train_clip
+from pipelines.augment.params import TrainClip, draw_changes, draw_clip, placing
+from pipelines.augment.rand_augment import MAKERS, Drawn, Operation
+from pipelines.augment.roi import Box
 from tests.pipelines.augmentation_graphs import on_full_frames, operated, run
 from tests.pipelines.augmentation_parity import Case, by_graph, compare, frame
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.rand_augment import MAKERS, Drawn, Operation, draw, parse
-from pipelines.window import Box, narrow, needed
+from pipelines.augment.rand_augment import MAKERS, Drawn, Operation, draw, parse
+from pipelines.augment.roi import Box, narrow, needed
 from tests.pipelines.augmentation_graphs import on_full_frames, operated
 
 HEIGHT, WIDTH, FRAMES = 90, 120, 2

@@ -1,0 +1,1 @@
+"""Augmentation: random parameters drawn in NumPy, DALI operations that apply them."""
