@@ -8,15 +8,15 @@ from math import ceil
 
 import torch
 
+from pipelines.dali.external_source import Source
+from pipelines.dali.pipeline import Graph, Processes, decode_only, with_decoding
+from pipelines.dali.sample_reader import Arrays, Decoding
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.errors import DataError
-from pipelines.graph import Graph, Processes, decode_only, with_decoding
-from pipelines.reader import Arrays, Decoding
 from pipelines.sample_timing import TRIAL, Trial, try_samples
-from pipelines.source import Source
 from pipelines.worker_pool import Isolation, usable_cores
 
 TRIAL_ROUNDS = 3  # that the graph's decoder is timed for, or fewer where they take longer than TRIAL

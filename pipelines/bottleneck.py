@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from pipelines.graph import Processes
+from pipelines.dali.pipeline import Processes
 
 BUSY = 0.75  # share of its time from which on a stage counts as the one that limits
 WAITING = 0.05  # share of the time that a run may wait for data before anyone need care

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from pipelines.dali.external_source import Source
+from pipelines.dali.pipeline import decode_only
+from pipelines.dali.sample_reader import Arrays, Decoding, Reader, Refused, Request
 from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.errors import DataError
-from pipelines.graph import decode_only
-from pipelines.reader import Arrays, Decoding, Reader, Refused, Request
 from pipelines.sample_timing import load
-from pipelines.source import Source
 from pipelines.worker_pool import Isolation
 
 BROKEN = (RuntimeError, ValueError, IndexError)

@@ -17,18 +17,18 @@ from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions, copy_seconds, tune
 from pipelines.bad_samples import Defect, Defects
 from pipelines.bottleneck import Costs, cpu_seconds, own_threads
+from pipelines.dali.buffers import Lent
+from pipelines.dali.external_source import TrainSource, ViewSource
+from pipelines.dali.in_flight import InFlightFile
+from pipelines.dali.pipeline import Graph, TrainGraph, ViewGraph, assemble, starting_at
+from pipelines.dali.sample_reader import Crashed, Decoding, Reader, Refused
+from pipelines.dali.shared_memory import SharedMemoryNeed, shared_memory_need
+from pipelines.dali.worker_lock import release_after_deaths
 from pipelines.dataset.concat import Dataset, Samples
 from pipelines.decode_recovery import BROKEN, data_error, find_culprits, in_words, requests
 from pipelines.errors import DataError
-from pipelines.graph import Graph, TrainGraph, ViewGraph, assemble, starting_at
-from pipelines.in_flight import InFlightFile
-from pipelines.lending import Lent
-from pipelines.reader import Crashed, Decoding, Reader, Refused
 from pipelines.sample_timing import TRIAL_SAMPLES
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from pipelines.source import TrainSource, ViewSource
-from pipelines.worker_lock import release_after_deaths
-from pipelines.worker_memory import SharedMemoryNeed, shared_memory_need
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 
 WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video

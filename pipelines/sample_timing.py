@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.dali.external_source import Source
+from pipelines.dali.sample_reader import Arrays, Loaded, Reader, Request
 from pipelines.dataset.prepare.decode_cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
-from pipelines.reader import Arrays, Loaded, Reader, Request
-from pipelines.source import Source
 
 TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
 TRIAL_SAMPLES = 16

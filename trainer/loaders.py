@@ -5,9 +5,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.sampling.sampler import ViewPlan
-from pipelines.worker_memory import SharedMemoryNeed
 from trainer.agreement import from_main, together
 from trainer.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.dali.pipeline import decode_only
+from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.manifest import Row
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.encoder import H264, VP9, encode_video
-from pipelines.graph import decode_only
-from pipelines.reader import Decoding
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
 FPS = 25

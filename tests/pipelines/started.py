@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipelines.reader import Loaded, Reader, Request
+from pipelines.dali.sample_reader import Loaded, Reader, Request
 
 
 @dataclass

@@ -10,14 +10,14 @@ import torch
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
+from pipelines.dali.external_source import TrainSource
+from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.sample_reader import Decoding, Reader
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.graph import TrainGraph
 from pipelines.motion import CLASS_NAMES
-from pipelines.reader import Decoding, Reader
 from pipelines.sample_timing import Trial, load, try_samples
 from pipelines.sampling.sampler import TrainPlan
-from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.bottleneck import Costs, cpu_seconds, find_limit, own_threads
-from pipelines.graph import Processes
+from pipelines.dali.pipeline import Processes
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.dali.external_source import TrainSource
+from pipelines.dali.pipeline import TrainGraph, with_decoding
+from pipelines.dali.sample_reader import Decoding, Loaded, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode_recovery import CRASHES, find_culprits
-from pipelines.graph import TrainGraph, with_decoding
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.reader import Decoding, Loaded, Reader, Request
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.conftest import FRAMES, damage, encode_vp9

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipelines.dali.external_source import TrainSource
+from pipelines.dali.sample_reader import Decoding, Reader
 from pipelines.dataset.concat import Dataset
 from pipelines.decode.pyav import decode_frames
-from pipelines.reader import Decoding, Reader
 from pipelines.sampling.sampler import TrainPlan
-from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, digests, loader, options, take
 
@@ -122,7 +122,7 @@ def test_the_decoder_is_called_once_for_all_repeats(
         calls.append(arguments)
         return decode_frames(*arguments, **named)
 
-    monkeypatch.setattr("pipelines.reader.decode_frames", counting)
+    monkeypatch.setattr("pipelines.dali.sample_reader.decode_frames", counting)
     dataset = Dataset.open([motion_set.train])
     plan = TrainPlan(len(dataset), 12, seed=3, repeats=3)
     source = TrainSource(Reader(dataset, Decoding("pyav")), plan, ALL, 12, rank=0, world_size=1, first=0)

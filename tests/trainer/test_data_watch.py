@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelines.bottleneck import Costs
-from pipelines.graph import Processes
+from pipelines.dali.pipeline import Processes
 from trainer.data_watch import INTERVAL, DataWatch
 from trainer.meters import Totals
 

@@ -70,9 +70,9 @@ def test_warnings_of_our_packages_are_shown_and_handlers_removed(caplog: pytest.
     display, file = plain()
     before = logging.getLogger("trainer").handlers[:]
     with display:
-        logging.getLogger("pipelines.source").warning("%s is [bold] broken", "a.mp4")
+        logging.getLogger("pipelines.dali.external_source").warning("%s is [bold] broken", "a.mp4")
         logging.getLogger("trainer.x").info("not shown")
-    logging.getLogger("pipelines.source").warning("after the end")
+    logging.getLogger("pipelines.dali.external_source").warning("after the end")
     assert file.getvalue() == "warning: a.mp4 is [bold] broken\n"
     assert logging.getLogger("trainer").handlers == before
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.dataset.manifest import Row, write_manifest
-from pipelines.worker_memory import SharedMemoryNeed
 from trainer import loaders
 from trainer.engine.memory import GIB, Room
 from trainer.environment import Environment

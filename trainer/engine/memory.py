@@ -17,7 +17,7 @@ from models.cost import (
     trainable_parameter_count,
 )
 from pipelines.autotune import AHEAD, MOST_AHEAD
-from pipelines.lending import MOST
+from pipelines.dali.buffers import MOST
 from trainer import RunError
 from trainer.environment import Environment
 from trainer.recipe.schema import Recipe

@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipelines.reader import die_with_parent
+from pipelines.dali.sample_reader import die_with_parent
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 from trainer import RunError, UserError
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.augment.params import ViewClip
+from pipelines.dali.frame_views import FrameViews
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import VideoDefect
-from pipelines.frame_views import FrameViews
 from pipelines.sampling.sliding_windows import Window, slide
 from pipelines.worker_pool import usable_cores
 from trainer import RunError

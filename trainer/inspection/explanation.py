@@ -11,11 +11,11 @@ from torch import Tensor
 
 from models.attention_maps import class_activation, global_attention
 from pipelines.augment.params import ViewClip
+from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import row_of
 from pipelines.errors import DataError, VideoDefect
-from pipelines.frame_views import FrameViews, clip_frames
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
 from trainer import RunError

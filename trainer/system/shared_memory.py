@@ -6,7 +6,7 @@ from math import ceil
 
 import torch.distributed as dist
 
-from pipelines.worker_memory import SharedMemoryNeed
+from pipelines.dali.shared_memory import SharedMemoryNeed
 from trainer import AgreedError
 from trainer.environment import Environment
 from trainer.system.host import SharedMemory

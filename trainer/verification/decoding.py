@@ -10,14 +10,14 @@ import torch
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.pipeline import decode_only
+from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.pyav import decode_frames
-from pipelines.graph import decode_only
 from pipelines.loader import train_loader
-from pipelines.reader import Decoding
 from pipelines.sampling.sampler import TrainPlan
 from trainer.engine.memory import GIB
 from trainer.verification.steps import Task

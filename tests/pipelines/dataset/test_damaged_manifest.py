@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 
 from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.dali.external_source import TrainSource, ViewSource
+from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset import manifest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.dataset.split_overlap import find_overlap
 from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import train_loader
-from pipelines.reader import Decoding, Reader, Request
 from pipelines.sampling.sampler import Part, TrainPlan, ViewPlan
-from pipelines.source import TrainSource, ViewSource
 from tests.pipelines.batches import HALF, options
 from tests.pipelines.damaged_manifests import (
     change_header,

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.dataset.probe import probe_video
@@ -14,7 +15,6 @@ from pipelines.decode import stream_decoder
 from pipelines.decode.demux import open_video, stored_packets
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect
-from pipelines.reader import Decoding, Reader, Request
 from tests.pipelines.hidden_damage import CODECS, notice
 from tests.pipelines.videos import Kind, make_video, moving_picture
 

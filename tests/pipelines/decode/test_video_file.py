@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.dataset.prepare.duplicates import content_key
@@ -18,7 +19,6 @@ from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoDefect
-from pipelines.reader import Decoding, Reader, Request
 from tests.conftest import MotionSet
 
 AT_ONCE = 5.0  # seconds; FFmpeg waited 21 for a session that nobody sends

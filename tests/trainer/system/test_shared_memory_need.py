@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.worker_memory import SharedMemoryNeed
+from pipelines.dali.shared_memory import SharedMemoryNeed
 from trainer import AgreedError
 from trainer.system.host import SharedMemory
 from trainer.system.shared_memory import RankShare, judge

@@ -9,7 +9,7 @@ from weakref import ref
 import pytest
 import torch
 
-from pipelines.lending import MOST, Lent
+from pipelines.dali.buffers import MOST, Lent
 
 
 class Event:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment.params import ViewClip
+from pipelines.dali.buffers import Lent
+from pipelines.dali.external_source import view_numbers
+from pipelines.dali.pipeline import Colours, view_nodes
+from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import Row
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect, unforeseen
-from pipelines.graph import Colours, view_nodes
-from pipelines.lending import Lent
-from pipelines.reader import read_content
 from pipelines.sampling.temporal import view_indices
-from pipelines.source import view_numbers
 
 
 class FrameViews:

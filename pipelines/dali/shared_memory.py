@@ -11,10 +11,10 @@ from math import sqrt
 
 import numpy as np
 
+from pipelines.dali.external_source import Source, TrainSource
+from pipelines.dali.pipeline import Graph, Processes
+from pipelines.dali.sample_reader import Request
 from pipelines.dataset.manifest import Row
-from pipelines.graph import Graph, Processes
-from pipelines.reader import Request
-from pipelines.source import Source, TrainSource
 
 _SAMPLES = 256  # that are looked at
 _SECONDS = 2.0  # that may take

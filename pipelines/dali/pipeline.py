@@ -12,9 +12,9 @@ from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment.dali_nodes import train_clip, views
 from pipelines.augment.params import ViewClip
+from pipelines.dali.external_source import TrainSource, ViewSource
+from pipelines.dali.sample_reader import Arrays, Decoding, Refused
 from pipelines.decode.dali_nodes import decode_in_graph
-from pipelines.reader import Arrays, Decoding, Refused
-from pipelines.source import TrainSource, ViewSource
 
 Colours = tuple[float, ...]
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.dali.external_source import TrainSource
+from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
-from pipelines.graph import TrainGraph
 from pipelines.loader import ClipLoader
-from pipelines.reader import Decoding
 from pipelines.sampling.sampler import TrainPlan
-from pipelines.source import TrainSource
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.started import LockingReader

@@ -8,13 +8,13 @@ import torch
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.external_source import TrainSource, ViewSource
+from pipelines.dali.pipeline import Processes, TrainGraph, ViewGraph, with_decoding
+from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.shared_memory import shared_memory_need
 from pipelines.dataset.concat import Dataset
-from pipelines.graph import Processes, TrainGraph, ViewGraph, with_decoding
 from pipelines.loader import view_loader
-from pipelines.reader import Decoding, Reader
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from pipelines.source import TrainSource, ViewSource
-from pipelines.worker_memory import shared_memory_need
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 

@@ -1,0 +1,1 @@
+"""The DALI pipelines: external sources, their worker processes, and the graph."""
