@@ -26,7 +26,7 @@ from pipelines.dataset.prepare.build import (
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.readers import list_folder, list_table
 from pipelines.errors import DataError
-from pipelines.motion import render
+from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
 from trainer.leaving import end_in_order_at_sigterm
 from trainer.progress import shown_progress

@@ -11,7 +11,7 @@ from typing import TextIO
 import pytest
 import torch
 
-from pipelines.motion import render
+from pipelines.synthetic.motion import render
 from tests.shards import assign_shards, parse_shard
 
 ON_DEVICE = re.compile(r"\bdevice: torch\.device\b|\bdevice\):|\bmark\.gpu\b")  # in a test's file

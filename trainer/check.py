@@ -22,7 +22,7 @@ from models.cost import (
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
-from pipelines.motion import CLASS_NAMES
+from pipelines.synthetic.motion import CLASS_NAMES
 from trainer import RunError, UserError
 from trainer.checkpoint.shelf import Shelf
 from trainer.display import gmacs

@@ -20,8 +20,8 @@ import numpy as np
 
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.encoder import VideoFormat, encode_video
 from pipelines.errors import DataError
+from pipelines.synthetic.video_writer import VideoFormat, encode_video
 from pipelines.worker_pool import ordered_map, usable_cores
 
 SOURCES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")

@@ -19,7 +19,7 @@ from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.manifest import Row
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode_recovery import BROKEN, in_words
-from pipelines.encoder import H264, VP9, encode_video
+from pipelines.synthetic.video_writer import H264, VP9, encode_video
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
 FPS = 25

@@ -53,7 +53,7 @@ def read_recipe(path: Path) -> None:
 
 def make_manifests(folder: Path) -> list[Path]:
     from pipelines.dataset.manifest import Manifest  # noqa: F401 - what reads them is imported before any is damaged
-    from pipelines.motion import render
+    from pipelines.synthetic.motion import render
 
     render(folder, train_clips=24, val_clips=12, seed=0, workers=1, progress=None)
     return sorted(folder.glob("*.arrow"))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipelines import motion, motion_drawing
 from pipelines.sampling.temporal import view_indices
+from pipelines.synthetic import drawing, motion
 from tests.integration.processes import ROOT, typed
 from trainer.inference.model_source import open_model
 from trainer.inspection.explanation import Explainer
@@ -63,7 +63,7 @@ def coverage(index: int, size: int) -> np.ndarray:
     of all frames, (T, size, size).
     """
     kept: list[np.ndarray] = []
-    draw_shape = motion_drawing._shape
+    draw_shape = drawing._shape
 
     def drawn(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         shape, paint = draw_shape(*arguments)

@@ -28,8 +28,8 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.loader import view_loader
-from pipelines.motion import CLASS_NAMES
 from pipelines.sampling.sampler import ViewPlan
+from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import (
     ROOT,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.motion import CLASS_NAMES
+from pipelines.synthetic.motion import CLASS_NAMES
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "launch" / "prepare.py")]

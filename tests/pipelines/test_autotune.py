@@ -15,9 +15,9 @@ from pipelines.dali.pipeline import TrainGraph
 from pipelines.dali.sample_reader import Decoding, Reader
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.motion import CLASS_NAMES
 from pipelines.sample_timing import Trial, load, try_samples
 from pipelines.sampling.sampler import TrainPlan
+from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.dataset.manifest import Row, write_manifest
-from pipelines.encoder import MJPEG, encode_video
+from pipelines.synthetic.video_writer import MJPEG, encode_video
 from trainer import RunError
 from trainer.check import check
 from trainer.checkpoint.state import TrainState, write_state

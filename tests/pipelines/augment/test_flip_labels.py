@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.augment.flip_labels import mirrored_classes
-from pipelines.motion import CLASS_NAMES
+from pipelines.synthetic.motion import CLASS_NAMES
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.probe import VideoInfo, probe_many, probe_video
-from pipelines.encoder import H264, MJPEG, VP9, VideoFormat, encode_video
 from pipelines.errors import VideoDefect
+from pipelines.synthetic.video_writer import H264, MJPEG, VP9, VideoFormat, encode_video
 
 # Smooth pictures that change: pure noise would be stored raw, where no decoder can notice damage.
 T, Y, X, C = np.ogrid[:30, :48, :64, :3]

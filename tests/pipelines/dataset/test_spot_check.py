@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.dataset.spot_check import OPENED, open_some
-from pipelines.encoder import MJPEG, encode_video
+from pipelines.synthetic.video_writer import MJPEG, encode_video
 
 
 @pytest.fixture

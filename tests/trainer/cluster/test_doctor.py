@@ -25,7 +25,7 @@ import pipelines.decode.selftest
 from models import build_config
 from models.cost import parameter_count
 from pipelines.decode.selftest import decode_trial
-from pipelines.motion import CLASS_NAMES
+from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL
 from tests.trainer.ranks import Ranks

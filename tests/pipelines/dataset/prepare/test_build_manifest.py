@@ -17,7 +17,7 @@ from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.table import read_table
 from pipelines.errors import DataError
-from pipelines.motion import CLASS_NAMES
+from pipelines.synthetic.motion import CLASS_NAMES
 from tests.pipelines.damaged_manifests import change_rows
 
 ROOT = Path(__file__).parents[4]

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.manifest import Row, write_manifest
-from pipelines.encoder import H264, MJPEG, VP9, encode_video
 from pipelines.errors import DataError
-from pipelines.motion_drawing import ShapePath, draw_clip
+from pipelines.synthetic.drawing import ShapePath, draw_clip
+from pipelines.synthetic.video_writer import H264, MJPEG, VP9, encode_video
 from pipelines.worker_pool import ordered_map
 
 CLASS_NAMES = (

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import motion
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.probe import probe_many
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
-from pipelines.motion import CLASS_NAMES, Settings, draw, render
-from pipelines.motion_drawing import SHAPES, ShapePath, draw_clip
+from pipelines.synthetic import motion
+from pipelines.synthetic.drawing import SHAPES, ShapePath, draw_clip
+from pipelines.synthetic.motion import CLASS_NAMES, Settings, draw, render
 
 SETTINGS = Settings(seed=3)
 
