@@ -14,12 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.bench.contender import OURS
-from pipelines.bench.footage import make_footage
-from pipelines.bench.measure import Measurement, choose_cores, estimate, measure_all
-from pipelines.bench.plot import draw_rates
-from pipelines.bench.report import disturbance, summarise, terminal_table, write_report
-from pipelines.bench.workload import check_policies, combine
+from pipelines.benchmark.contender import OURS
+from pipelines.benchmark.footage import make_footage
+from pipelines.benchmark.measure import Measurement, choose_cores, estimate, measure_all
+from pipelines.benchmark.plot import draw_rates
+from pipelines.benchmark.report import disturbance, summarise, terminal_table, write_report
+from pipelines.benchmark.workload import check_policies, combine
 from pipelines.errors import DataError
 from trainer.progress import shown_progress
 

@@ -87,7 +87,7 @@ LONGEST = (
     "integration/test_training.py", "trainer/tracking/test_tracking.py", "trainer/tracking/test_killed.py",
     "pipelines/test_exactness.py", "trainer/cluster/test_doctor.py", "pipelines/test_decode_recovery.py",
     "trainer/checkpoint/test_checkpoints.py", "trainer/checkpoint/test_elastic.py",
-    "trainer/checkpoint/test_resume.py", "pipelines/test_bench.py", "integration/test_refusals.py",
+    "trainer/checkpoint/test_resume.py", "pipelines/benchmark/test_benchmark.py", "integration/test_refusals.py",
     "models/test_batch_norm.py", "pipelines/test_autotune.py", "pipelines/test_loader.py",
 )  # fmt: skip
 """Files that take longest. They come first: one that came last would leave the other process without work."""

@@ -11,9 +11,9 @@ from statistics import median
 
 from rich.table import Table
 
-from pipelines.bench.contender import OURS
-from pipelines.bench.measure import Measurement
-from pipelines.bench.workload import NO_POLICY, Workload
+from pipelines.benchmark.contender import OURS
+from pipelines.benchmark.measure import Measurement
+from pipelines.benchmark.workload import NO_POLICY, Workload
 
 HEADER = (
     "workload", "contender", "clips/s", "least-most", "times ours", "cores busy", "CPU ms/clip", "of which",

@@ -6,7 +6,7 @@ import torch
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
-from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
+from pipelines.benchmark.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
 from pipelines.dataset.concat import Dataset
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader, train_loader

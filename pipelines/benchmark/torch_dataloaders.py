@@ -20,9 +20,9 @@ from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.augment.rand_augment import parse
-from pipelines.bench.libraries import require
-from pipelines.bench.rival_augment import augment, crop_and_normalise
-from pipelines.bench.workload import Workload
+from pipelines.benchmark.libraries import require
+from pipelines.benchmark.torchvision_augment import augment, crop_and_normalise
+from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, Row
 from pipelines.sampling.temporal import train_indices
 

@@ -17,23 +17,23 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pipelines.augment import rand_augment
 from pipelines.augment.rand_augment import Drawn, Operation, parse
-from pipelines.bench import rival_augment
-from pipelines.bench.contender import OURS, Outcome, Task
-from pipelines.bench.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
-from pipelines.bench.libraries import NotInstalled, require
-from pipelines.bench.measure import Measurement, choose_cores, in_fresh_process, measure_all
-from pipelines.bench.plot import draw_rates
-from pipelines.bench.report import disturbance, markdown, rows, summarise, write_report
-from pipelines.bench.rivals import RIVALS, EndlessBatches
-from pipelines.bench.usage import TICKS, busy_seconds, process_seconds, usage
-from pipelines.bench.workload import Workload, check_policies, combine
+from pipelines.benchmark import torchvision_augment
+from pipelines.benchmark.contender import OURS, Outcome, Task
+from pipelines.benchmark.cpu_usage import TICKS, busy_seconds, process_seconds, usage
+from pipelines.benchmark.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
+from pipelines.benchmark.libraries import NotInstalled, require
+from pipelines.benchmark.measure import Measurement, choose_cores, in_fresh_process, measure_all
+from pipelines.benchmark.plot import draw_rates
+from pipelines.benchmark.report import disturbance, markdown, rows, summarise, write_report
+from pipelines.benchmark.torch_dataloaders import RIVALS, EndlessBatches
+from pipelines.benchmark.workload import Workload, check_policies, combine
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
 from tests.conftest import MotionSet
 from tests.pipelines.started import spin
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="needs scikit-video, of the extra `bench`")
@@ -152,7 +152,7 @@ def test_the_rivals_operations_equal_pil(name: str, layout: torch.memory_format)
 def test_the_rivals_draw_what_this_project_draws(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     carried_out: list[tuple[float, ...]] = []
 
-    def note(number: int) -> rival_augment.Change:
+    def note(number: int) -> torchvision_augment.Change:
         def change(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
             carried_out.append((number, level, sign))
             return clip
@@ -163,41 +163,43 @@ def test_the_rivals_draw_what_this_project_draws(policy: str, monkeypatch: pytes
         return lambda level, sign, height, width: Drawn(Operation.INVERT, (number, level, sign))
 
     names = [name.lower().replace("increasing", "").replace("rel", "") for name in rand_augment.MAKERS]
-    operations = rival_augment.OPERATIONS
+    operations = torchvision_augment.OPERATIONS
     assert [operation.__name__.replace("_", "") for operation in operations] == names
-    monkeypatch.setattr(rival_augment, "OPERATIONS", tuple(map(note, range(len(names)))))
+    monkeypatch.setattr(torchvision_augment, "OPERATIONS", tuple(map(note, range(len(names)))))
     monkeypatch.setattr(rand_augment, "MAKERS", {name: drawn(n) for n, name in enumerate(names)})
     own, rivals = np.random.default_rng(0), np.random.default_rng(0)
     expected = [one.arguments for _ in range(200) for one in rand_augment.draw(parse(policy), own, 96, 128)]
     for _ in range(200):
-        rival_augment.augment(torch.zeros(1), parse(policy), rivals)
+        torchvision_augment.augment(torch.zeros(1), parse(policy), rivals)
     assert carried_out == expected
     assert {number for number, _, _ in carried_out} == set(range(15))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("operation", rival_augment.OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize(
+    "operation", torchvision_augment.OPERATIONS, ids=lambda operation: operation.__name__
+)
 def test_the_rivals_operations_go_beyond_the_usual_magnitude(
-    operation: rival_augment.Change, sign: int
+    operation: torchvision_augment.Change, sign: int
 ) -> None:
     clip = torch.from_numpy(image()).permute(2, 0, 1)[None]
     changed = operation(clip, 3.0, sign)
     assert changed.shape == clip.shape and changed.dtype == torch.uint8
     if "translate" in operation.__name__:
-        assert (changed == rival_augment.FILL).all(), "by 1.35 of its width a picture is out of sight"
+        assert (changed == torchvision_augment.FILL).all(), "by 1.35 of its width a picture is out of sight"
 
 
 def test_the_rivals_crop_is_a_resized_window_in_the_layout_of_a_model() -> None:
     clip = torch.from_numpy(np.stack([image()] * 3)).permute(0, 3, 1, 2)
     random.seed(1)
-    pixels = rival_augment.crop_and_normalise(clip, 32)
+    pixels = torchvision_augment.crop_and_normalise(clip, 32)
     assert pixels.shape == (3, 3, 32, 32) and pixels.dtype == torch.float32 and pixels.is_contiguous()
     assert torch.equal(pixels[:, 0], pixels[:, 2])  # one window for all frames
     assert (pixels * 0.225 + 0.45).min() >= 0 and (pixels * 0.225 + 0.45).max() <= 1
     random.seed(2)
     shares = []
     for _ in range(2000):
-        top, left, height, width = rival_augment.draw_crop(256, 340)
+        top, left, height, width = torchvision_augment.draw_crop(256, 340)
         assert 0 <= top <= 256 - height and 0 <= left <= 340 - width
         shares.append(height * width / (256 * 340))
     assert min(shares) < 0.12 and max(shares) > 0.9 and 0.4 < np.mean(shares) < 0.55

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode  # type: ignore[import-unty
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from pipelines.augment.rand_augment import MAX_MAGNITUDE, Policy, draw_magnitude
-from pipelines.bench.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD
+from pipelines.benchmark.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD
 
 FILL = 128  # grey: what comes in from outside the frame
 LINEAR = InterpolationMode.BILINEAR

@@ -1,4 +1,4 @@
-"""One contender, measured in a process of its own: `python -m pipelines.bench.contender TASK`.
+"""One contender, measured in a process of its own: `python -m pipelines.benchmark.contender TASK`.
 
 TASK and what is printed, the last line of stdout, are JSON. DALI's worker processes import this file again:
 what is heavy is imported inside functions.
@@ -13,9 +13,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.bench.libraries import NotInstalled, require
-from pipelines.bench.usage import busy_seconds, usage
-from pipelines.bench.workload import Workload
+from pipelines.benchmark.cpu_usage import busy_seconds, usage
+from pipelines.benchmark.libraries import NotInstalled, require
+from pipelines.benchmark.workload import Workload
 from pipelines.errors import DataError
 
 OURS = "this loader"
@@ -129,7 +129,7 @@ class Known:
 def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], Known]]:
     """Batches of clips, (B, 3, T, size, size), without end; and what they have cost so far."""
     if task.contender == OURS:
-        from pipelines.bench.ours import good_clips, open_loader
+        from pipelines.benchmark.this_loader import good_clips, open_loader
 
         loader = open_loader(task.workload, len(task.cores))
 
@@ -139,7 +139,7 @@ def _open(task: Task) -> tuple[Generator[Any, None, None], Callable[[], Known]]:
 
         return good_clips(loader, task.workload), spent
     require("torchvision.transforms.v2", "torchvision")  # all rivals augment with it
-    from pipelines.bench.rivals import open_rival
+    from pipelines.benchmark.torch_dataloaders import open_rival
 
     batches = open_rival(task.contender, task.workload, len(task.cores))
     return (clips for clips, _ in batches), Known

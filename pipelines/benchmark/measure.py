@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.bench.contender import Outcome, Task
-from pipelines.bench.workload import Workload
+from pipelines.benchmark.contender import Outcome, Task
+from pipelines.benchmark.workload import Workload
 from pipelines.errors import DataError
 
 WARM_UP = 3.0  # seconds at least

@@ -6,8 +6,8 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from pipelines.bench.contender import OURS
-from pipelines.bench.report import Summary
+from pipelines.benchmark.contender import OURS
+from pipelines.benchmark.report import Summary
 
 COLOURS = ("#4c78a8", "#9d9d9d", "#c9b458", "#b279a2")  # the rivals'
 OWN_COLOUR = "#e4572e"
