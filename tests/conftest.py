@@ -84,12 +84,21 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 LONGEST = (
-    "integration/test_training.py", "trainer/tracking/test_tracking.py", "trainer/tracking/test_killed.py",
-    "pipelines/test_exactness.py", "trainer/cluster/test_doctor.py", "pipelines/test_decode_recovery.py",
-    "trainer/checkpoint/test_checkpoints.py", "trainer/checkpoint/test_elastic.py",
-    "trainer/checkpoint/test_resume.py", "pipelines/benchmark/test_benchmark.py", "integration/test_refusals.py",
-    "models/test_batch_norm.py", "pipelines/test_autotune.py", "pipelines/test_loader.py",
-)  # fmt: skip
+    "integration/test_training.py",
+    "trainer/tracking/test_tracking.py",
+    "trainer/tracking/test_killed.py",
+    "pipelines/test_exactness.py",
+    "trainer/cluster/test_doctor.py",
+    "pipelines/test_decode_recovery.py",
+    "trainer/checkpoint/test_checkpoints.py",
+    "trainer/checkpoint/test_elastic.py",
+    "trainer/checkpoint/test_resume.py",
+    "pipelines/benchmark/test_benchmark.py",
+    "integration/test_refusals.py",
+    "models/test_batch_norm.py",
+    "pipelines/test_autotune.py",
+    "pipelines/test_loader.py",
+)
 """Files that take longest. They come first: one that came last would leave the other process without work."""
 
 

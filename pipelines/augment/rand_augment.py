@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al.) as numbers: which operations a clip goes through, and their arguments.
 
 Pure NumPy. Policies are read, and operations and magnitudes drawn, as timm does; the fifteen operations are
-its "increasing" set, in which a larger magnitude always means a stronger change. `augment/dali_nodes.py` applies
-them. One draw holds for all frames of a clip.
+its "increasing" set, in which a larger magnitude always means a stronger change. `augment/dali_nodes.py`
+applies them. One draw holds for all frames of a clip.
 """
 
 import re

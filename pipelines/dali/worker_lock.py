@@ -21,7 +21,7 @@ def release_after_deaths(pipeline: Any, workers: Iterable[BaseProcess]) -> Calla
     """From the death of a worker on, release a lock when a dead process holds it.
 
     pipeline: built. workers: its processes. Returns a function that ends this, to be called once the pipeline
-    is closed. Reads private members of DALI and Python, which `tests/pipelines/dali/test_worker_lock.py` checks.
+    is closed. Reads private members of DALI and Python: see `tests/pipelines/dali/test_worker_lock.py`.
     """
     pool = pipeline._py_pool.pool
     locks: list[Lock] = [

@@ -70,7 +70,7 @@ def coverage(index: int, size: int) -> np.ndarray:
         kept.append(shape.copy())
         return shape, paint
 
-    with mock.patch.object(motion_drawing, "_shape", drawn):
+    with mock.patch.object(drawing, "_shape", drawn):
         clip = motion.draw(motion.Settings(0), "val", index)
     covered = torch.from_numpy(kept[0][::-1].copy() if index % 2 else kept[0])[:, None]
     assert covered.shape[-2:] == clip.frames.shape[1:3]

@@ -132,7 +132,7 @@ def test_the_rivals_operations_equal_pil(name: str, layout: torch.memory_format)
     reference, tolerance = CASES[name]
     clip = torch.from_numpy(np.stack([image()] * 2)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
     before = clip.clone()
-    changed = getattr(rival_augment, name)(clip, LEVEL, 1)
+    changed = getattr(torchvision_augment, name)(clip, LEVEL, 1)
     expected = np.asarray(reference(Image.fromarray(image()))).astype(int)
     assert np.abs(expected - image()).mean() > 1, "the case changes nothing, so it shows nothing"
     assert torch.equal(clip, before)
