@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from trainer import RunError, StartAgain, UserError
+from trainer.errors import RunError, StartAgain, UserError
 from trainer.faults.stop import REQUEUE
 from trainer.leaving import end_with
 from trainer.progress import shown_progress

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer import StartAgain, UserError
+from trainer.errors import StartAgain, UserError
 from trainer.faults.stop import REQUEUE
 from trainer.leaving import end_with
 from trainer.tracking.tracker import deliver_spool

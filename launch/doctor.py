@@ -63,8 +63,8 @@ def main() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer import UserError
     from trainer.cluster.doctor import Request, preflight
+    from trainer.errors import UserError
 
     try:
         return preflight(

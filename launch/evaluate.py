@@ -63,8 +63,8 @@ def main() -> int:
     arguments = parse()
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer import StartAgain, UserError
     from trainer.distributed.messages import show_error
+    from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
     from trainer.evaluation.subject import Request
     from trainer.faults.stop import REQUEUE

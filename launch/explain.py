@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
-from trainer import UserError
+from trainer.errors import UserError
 from trainer.leaving import end_with
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from trainer import UserError
+from trainer.errors import UserError
 
 OTHERS = ("onnx", "torch", "huggingface")
 

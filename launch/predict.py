@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import DataError
-from trainer import UserError
+from trainer.errors import UserError
 from trainer.leaving import end_with
 
 

@@ -49,7 +49,7 @@ def main() -> int:
 
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer import UserError
+    from trainer.errors import UserError
     from trainer.inspection.batch_replay import replay_step
     from trainer.inspection.replay_report import as_json, lines, write_replay
     from trainer.progress import shown_progress

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import DataError
-from trainer import UserError
+from trainer.errors import UserError
 from trainer.leaving import end_in_order_at_sigterm, end_with
 
 

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from trainer import UserError
 from trainer.cluster.status import as_json, look, show
+from trainer.errors import UserError
 from trainer.system.terminal import PipeConsole
 
 

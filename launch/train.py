@@ -63,8 +63,8 @@ def main() -> int:
         sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer import StartAgain, UserError
     from trainer.distributed.messages import show_error
+    from trainer.errors import StartAgain, UserError
     from trainer.faults.stop import REQUEUE
     from trainer.recipe.file import load_recipe
 

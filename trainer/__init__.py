@@ -2,44 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trainer.tracking.secrets import redacted
-
 if TYPE_CHECKING:
     from trainer.inference.predictor import load
 
-__all__ = ["AgreedError", "RecipeError", "RunError", "StartAgain", "UserError", "load"]
+__all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` when it is first asked for: what it needs takes seconds to import."""
+    """Imports `load` on first use: what it needs takes seconds to import."""
     if name == "load":
         from trainer.inference.predictor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class UserError(Exception):
-    """A mistake its maker can mend; the message says what was wrong, where, and what to do.
-
-    A password that a quoted address holds is not shown.
-    """
-
-    def __str__(self) -> str:
-        return redacted(super().__str__())
-
-
-class RecipeError(UserError):
-    """The recipe, or an override of one of its fields, is wrong."""
-
-
-class RunError(UserError):
-    """The run cannot start or go on."""
-
-
-class AgreedError(RunError):
-    """What some rank could not do, raised on all ranks with the same words: one of them is to show it."""
-
-
-class StartAgain(RunError):
-    """What may go well the next time as it is: a node that did not come, a connection that was lost."""

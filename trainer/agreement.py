@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from models import ModelError
 from pipelines.errors import DataError
-from trainer import AgreedError, UserError
+from trainer.errors import AgreedError, UserError
 from trainer.system.formatting import ranks_in_words
 
 T = TypeVar("T")

@@ -23,13 +23,13 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
-from trainer import RunError, UserError
 from trainer.checkpoint.shelf import Shelf
 from trainer.display import gmacs
 from trainer.embedded import check_embedded
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import GIB, Needs, Room, free_bytes
+from trainer.errors import RunError, UserError
 from trainer.node_files import open_manifest
 from trainer.preparation import (
     BATCH_NORM_CLIPS,

@@ -7,7 +7,7 @@ from functools import cache
 from models.weights.header import short
 from models.weights.row_maps import NO_SYNONYMS, match_rows, plain
 from pipelines.dataset import kinetics710
-from trainer import RunError
+from trainer.errors import RunError
 
 _SHOWN = 5  # differences that a refusal names
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import try_to_write
 from pipelines.synthetic.motion import render
-from trainer import RecipeError, RunError
+from trainer.errors import RecipeError, RunError
 from trainer.progress import shown_progress
 from trainer.recipe.schema import Recipe
 

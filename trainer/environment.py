@@ -18,7 +18,6 @@ from typing import Any, Literal, cast
 import torch
 
 from pipelines.worker_pool import usable_cores
-from trainer import RunError
 from trainer.distributed.find import find_place
 from trainer.distributed.mpi import port_seed
 from trainer.distributed.numbers import number
@@ -31,6 +30,7 @@ from trainer.distributed.slurm_step import (
     slurm_address,
     slurm_port,
 )
+from trainer.errors import RunError
 from trainer.system.git import git_state
 
 __all__ = ["Environment", "cores_per_rank", "describe", "expand_hosts", "find_environment", "job_end"]

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainPlan
-from trainer import AgreedError, RunError
 from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.engine.engine import Engine
+from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
 from trainer.faults.inquiry import Inquiry

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from trainer import RunError
+from trainer.errors import RunError
 
 
 def take(device: torch.device) -> None:

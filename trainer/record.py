@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pipelines.bad_samples import Defect, Defects
 from pipelines.dataset.concat import Dataset
-from trainer import RunError
 from trainer.again import Again
 from trainer.arrival import Arrival
 from trainer.confusion import CLASS_TABLE, class_table, draw_confusion
 from trainer.data_watch import DataReport
 from trainer.display import Display, duration
+from trainer.errors import RunError
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.multi_view import Evaluation
 from trainer.faults.spikes import Spikes

@@ -15,9 +15,9 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from trainer import AgreedError, RunError, StartAgain
 from trainer.deadline import within
 from trainer.environment import Environment
+from trainer.errors import AgreedError, RunError, StartAgain
 from trainer.system.formatting import ranks_in_words
 
 _LOOPBACK = "127.0.0.1"

@@ -16,7 +16,6 @@ from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.worker_pool import usable_cores
-from trainer import AgreedError, RunError, UserError
 from trainer.again import Again, changed_settings, evaluated_again, is_finished
 from trainer.agreement import from_main, same_on_all, together
 from trainer.checkpoint.began_from import Began, began_from, recorded
@@ -30,6 +29,7 @@ from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
 from trainer.environment import Environment, cores_per_rank, describe, find_environment, job_end
+from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.scores import About
 from trainer.faults.failure import note_failure

@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.telling import Telling
 
 _TAIL = 2**16  # bytes at the end of the events that are looked through

@@ -8,11 +8,11 @@ from typing import Any
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import try_to_write
 from pipelines.dataset.spot_check import open_some
-from trainer import RunError
 from trainer.bad_videos import surely_too_many
 from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, TrainState, check_names, read_state
+from trainer.errors import RunError
 from trainer.preparation import named_manifests
 from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder

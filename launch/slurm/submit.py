@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import DataError
-from trainer import RunError, UserError
 from trainer.cluster.script import JobRequest
 from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words
 from trainer.cluster.sweep import variants
+from trainer.errors import RunError, UserError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -13,8 +13,8 @@ import sys
 
 from launch.train import parse as parse_training
 from pipelines.errors import DataError
-from trainer import UserError
 from trainer.cluster.turns import Job, Turns
+from trainer.errors import UserError
 from trainer.recipe.file import load_recipe
 
 

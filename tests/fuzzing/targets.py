@@ -183,7 +183,7 @@ def serve(connection: Any) -> None:
 
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer import UserError
+    from trainer.errors import UserError
 
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)  # FFmpeg's and others' words on damage

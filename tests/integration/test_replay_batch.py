@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.dataset.manifest import Manifest, write_manifest
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train, typed
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inspection.batch_replay import ReplayedStep, replay_step
 from trainer.run_folder import RunFolder
 

@@ -6,8 +6,8 @@ from tests.trainer.ranks import Ranks
 def compare(texts: list[str]) -> str:
     import torch.distributed as dist
 
-    from trainer import AgreedError
     from trainer.agreement import same_on_all
+    from trainer.errors import AgreedError
 
     try:
         same_on_all("the recipe", texts[dist.get_rank()])

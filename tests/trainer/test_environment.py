@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from trainer import RunError
 from trainer.environment import describe, expand_hosts, find_environment, job_end
+from trainer.errors import RunError
 
 LAUNCHED = {
     "RANK": "3",

@@ -12,8 +12,9 @@ import torch
 
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
-from trainer import RunError, node_files
+from trainer import node_files
 from trainer.environment import Environment
+from trainer.errors import RunError
 from trainer.node_files import open_manifest, read_first
 
 

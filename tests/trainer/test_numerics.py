@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.numerics import take
 
 SETTINGS = """

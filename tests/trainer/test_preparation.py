@@ -11,8 +11,8 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
 from tests.pipelines.damaged_manifests import change_rows
-from trainer import RunError
 from trainer.engine.memory import GIB, Room
+from trainer.errors import RunError
 from trainer.node_files import open_manifest
 from trainer.preparation import Preparation, check_decoder, prepare, settled
 from trainer.recipe.file import load_recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from models import UniFormerV2, UniFormerV2Config, build_config
 from models.weights.released import to_official
 from pipelines.dataset import kinetics710
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.starting_weights import plan_start
 from trainer.weights import save_weights
 

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.faults.replay import keep
 from trainer.weights import save_weights
 

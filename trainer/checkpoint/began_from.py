@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import RunError
 from trainer.checkpoint.state import WEIGHTS, TrainState, check_settled
+from trainer.errors import RunError
 
 Began = dict[str, Any] | None
 """`file`: the path that the recipe gave. `sha256`: of its content, None where that was not recorded."""

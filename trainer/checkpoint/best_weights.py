@@ -4,9 +4,9 @@ import logging
 import math
 from dataclasses import dataclass
 
-from trainer import RunError
 from trainer.checkpoint.export import export
 from trainer.checkpoint.shelf import Shelf
+from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)

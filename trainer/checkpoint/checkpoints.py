@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer import AgreedError, RunError
 from trainer.agreement import together
 from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
@@ -41,6 +40,7 @@ from trainer.checkpoint.state import (
 from trainer.checkpoint.writer import Writer
 from trainer.engine.engine import Engine
 from trainer.engine.pieces import shares
+from trainer.errors import AgreedError, RunError
 from trainer.tensor_file import flush
 
 _log = logging.getLogger(__name__)

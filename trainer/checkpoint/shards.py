@@ -19,8 +19,8 @@ from torch import Tensor
 
 from models.weights.files import count_not_finite, listed
 from models.weights.header import read_header, short
-from trainer import RunError
 from trainer.engine.pieces import Piece
+from trainer.errors import RunError
 from trainer.tensor_file import flush, write_tensors
 
 _HASHED_AT_ONCE = 2**22  # bytes

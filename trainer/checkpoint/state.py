@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from models.weights.header import short
-from trainer import RunError
 from trainer.checkpoint.shards import damage, not_finite, seal
+from trainer.errors import RunError
 
 FORMAT = 2
 STATE = "state.json"

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from trainer import RecipeError, RunError
 from trainer.cluster.checks import (
     Finding,
     Verdict,
@@ -54,6 +53,7 @@ from trainer.cluster.table import (
 from trainer.deadline import stuck, within
 from trainer.engine.engine import connect, disconnect
 from trainer.environment import Environment, find_environment
+from trainer.errors import RecipeError, RunError
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.secrets import redacted
 
 LAUNCH = Path(__file__).parents[2] / "launch"

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer import RunError
+from trainer.errors import RunError
 
 ANSWER_WITHIN = 60.0  # seconds; a controller under load takes its time, one that is gone takes for ever
 

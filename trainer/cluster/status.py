@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer import RunError
 from trainer.cluster.slurm import Queued, is_here, queue
 from trainer.cluster.standing import Evidence, Standing, State, duration, is_gone, standing
+from trainer.errors import RunError
 from trainer.system.terminal import PipeConsole
 
 STATES: tuple[State, ...] = (

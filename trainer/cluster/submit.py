@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from trainer import RunError
 from trainer.cluster.script import JobRequest, script, seconds
 from trainer.cluster.slurm import ask, partitions, queue
 from trainer.cluster.standing import WAITS
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
+from trainer.errors import RunError
 from trainer.run_folder import RunFolder, append_lines, records
 from trainer.tracking.secrets import give_to_jobs
 from trainer.tracking.tracker import Tracker, check_tracking, tracked_run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.recipe.yaml import parse_yaml

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from trainer import RunError
 from trainer.distributed.mpi import find_mpi_place
 from trainer.distributed.rank_placement import RankPlacement, beside_starter, from_variables, is_launched
 from trainer.distributed.slurm_step import find_srun_place, is_srun_task, step_tasks
+from trainer.errors import RunError
 
 
 def find_place(variables: Mapping[str, str]) -> RankPlacement | None:

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Mapping
 
-from trainer import AgreedError, RecipeError
 from trainer.distributed.find import rank_of
+from trainer.errors import AgreedError, RecipeError
 
 
 def show_error(error: Exception, variables: Mapping[str, str]) -> None:

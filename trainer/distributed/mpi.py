@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer import RunError
 from trainer.distributed.numbers import number
 from trainer.distributed.rank_placement import RankPlacement
+from trainer.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from trainer import RunError
+from trainer.errors import RunError
 
 
 def number(variables: Mapping[str, str], name: str, least: int = 0) -> int:

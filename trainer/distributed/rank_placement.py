@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from trainer import RunError
 from trainer.distributed.numbers import number
+from trainer.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import re
 import socket
 from collections.abc import Mapping
 
-from trainer import RunError
 from trainer.distributed.numbers import number
 from trainer.distributed.rank_placement import RankPlacement
+from trainer.errors import RunError
 
 _PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768), above the well-known ones
 _MOST_HOSTS = 1_000_000  # of a node list: SLURM has at most 65,533 nodes

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 
 
 def split_batch(

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
-from trainer import RunError, StartAgain
 from trainer.arrival import Arrival
 from trainer.deadline import within
 from trainer.engine.average import Average
@@ -27,6 +26,7 @@ from trainer.engine.no_waits import keep_norms_on_device
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
+from trainer.errors import RunError, StartAgain
 from trainer.precision import logits_in
 from trainer.recipe.schema import Recipe
 from trainer.rendezvous import keep_to_loopback, meet, meeting_place

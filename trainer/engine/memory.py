@@ -18,8 +18,8 @@ from models.cost import (
 )
 from pipelines.autotune import AHEAD, MOST_AHEAD
 from pipelines.dali.buffers import MOST
-from trainer import RunError
 from trainer.environment import Environment
+from trainer.errors import RunError
 from trainer.recipe.schema import Recipe
 
 Precision = Literal["fp32", "bf16", "autocast"]

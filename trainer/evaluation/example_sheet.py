@@ -10,7 +10,7 @@ from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import clip_frames
 from pipelines.dataset.concat import Dataset
 from pipelines.errors import VideoDefect
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.scores import row_groups, tensors_of
 from trainer.inspection.contact_sheet import Row, write_sheet
 

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
-from trainer import AgreedError
 from trainer.engine.engine import Engine
+from trainer.errors import AgreedError
 from trainer.evaluation.metrics import BINS, LOSS_UNIT, Outcomes, bin_of, calibration_error, outcomes_of
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.scores import ScoreFile, row_groups, schema
 from trainer.run_folder import RunFolder
 

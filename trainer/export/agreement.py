@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models import UniFormerV2, UniFormerV2Config
-from trainer import RunError
+from trainer.errors import RunError
 
 TOLERANCE = 1e-4
 """The most by which a logit may differ."""

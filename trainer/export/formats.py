@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.export.huggingface import write_hub_folder
 from trainer.export.onnx_file import check_packages, write_onnx
 from trainer.export.source import ExportSource

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.export.agreement import TRACED_BATCH, check_agreement, random_clips
 from trainer.export.description import describe_model
 from trainer.export.source import ExportSource

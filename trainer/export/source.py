@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer import RunError
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.state import STATE
+from trainer.errors import RunError
 from trainer.inference.model_source import HUB_WEIGHTS, built_model, open_model
 from trainer.weights import Weights
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch
-from trainer import RunError
 from trainer.checkpoint.shelf import MARGIN
 from trainer.engine.engine import Engine
 from trainer.engine.memory import SUSPECTS
 from trainer.engine.pieces import shares
+from trainer.errors import RunError
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
 from trainer.weights import save_weights

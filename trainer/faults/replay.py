@@ -18,7 +18,7 @@ from models.weights.files import StoredWeights, open_safetensors
 from models.weights.header import FileError
 from pipelines.dataset.path_encoding import printable
 from pipelines.loader import ClipBatch
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.faults.trace import Trace, trace
 from trainer.tensor_file import write_tensors
 from trainer.weights import load_weights

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer import RunError
+from trainer.errors import RunError
 
 
 @dataclass

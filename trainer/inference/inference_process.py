@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.dali.sample_reader import die_with_parent
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
-from trainer import RunError, UserError
+from trainer.errors import RunError, UserError
 
 Work = Callable[[Any], Any]
 """What is done with each thing that is asked; all of it is pickled, between these two processes alone."""

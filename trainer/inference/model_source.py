@@ -9,10 +9,10 @@ from torch import Tensor
 from models import ModelError
 from models.weights.files import open_weights
 from models.weights.header import short
-from trainer import RunError
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import STATE, TrainState
+from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 from trainer.weights import FORMAT, Weights, described_model, load_weights
 

@@ -11,7 +11,7 @@ from pipelines.annotated_video import Lines, annotate, shown_text
 from pipelines.dataset.path_encoding import printable, try_to_write
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoDefect
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.output import Output
 from trainer.inference.prediction import Prediction, Timeline
 from trainer.inference.predictor import Predictor

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer import RunError
+from trainer.errors import RunError
 
 Top = tuple[tuple[str, float], ...]
 """Classes by likelihood, the most likely first, each with its probability."""

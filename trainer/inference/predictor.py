@@ -24,7 +24,7 @@ from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
 from pipelines.worker_pool import usable_cores
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
 from trainer.inference.preprocessing import read_preprocessing

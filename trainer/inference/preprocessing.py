@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.weights.header import short
-from trainer import RunError
+from trainer.errors import RunError
 
 SAMPLING = "sparse"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import uvicorn
 
 from pipelines.dataset.path_encoding import printable
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.inference_process import InferenceProcess
 from trainer.inference.server import Limits, VideoServer
 from trainer.inference.video_answers import VideoModel

@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from pipelines.dataset.path_encoding import printable
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
 from trainer.inference.video_answers import Question
 

@@ -16,7 +16,7 @@ from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sliding_windows import Window, slide
 from pipelines.worker_pool import usable_cores
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.preprocessing import Preprocessing
 
 MOST_WINDOWS = 1_000_000

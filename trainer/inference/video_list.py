@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is_system_folder
-from trainer import RunError
+from trainer.errors import RunError
 
 
 def list_videos(named: Iterable[Path]) -> list[Path]:

@@ -17,10 +17,10 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
 from pipelines.sampling.batch_contents import PlannedClip, planned_clips
 from pipelines.sampling.sampler import TrainPlan
-from trainer import RunError
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, read_state
 from trainer.environment import describe
+from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.batch_hash import halves, hash_clips, hex_of
 from trainer.preparation import model_config, settle_flip, train_clip, train_plan

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.annotated_video import font_file
 from pipelines.dataset.path_encoding import printable
-from trainer import RunError
+from trainer.errors import RunError
 
 Picture = NDArray[np.uint8]  # H W 3
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.dataset.path_encoding import printable
 from pipelines.synthetic.video_writer import H264, encode_video
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet, written_whole
 from trainer.inspection.explanation import Explanation, HeatMap
 from trainer.inspection.heat_map import legend, overlaid

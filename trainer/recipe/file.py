@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.named import find_base, find_recipe
 from trainer.recipe.ranges import RUN_NAME, FieldError
 from trainer.recipe.reading import read_text

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.yaml import shown
 
 RECIPES = Path(__file__).parents[2] / "recipes"

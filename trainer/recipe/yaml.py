@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.tracking.secrets import redacted
 
 FieldPath = tuple[str, ...]

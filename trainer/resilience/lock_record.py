@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
-from trainer import RunError
 from trainer.cluster import slurm
+from trainer.errors import RunError
 from trainer.resilience.processes import boot_id, is_hidden, pid_namespace, start_ticks
 
 _GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}

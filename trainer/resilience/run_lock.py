@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.resilience.lock_record import Holder, LockRecord, read_lock
 
 BEAT = 10.0  # seconds between two signs of life

@@ -7,8 +7,8 @@ from math import ceil
 import torch.distributed as dist
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
-from trainer import AgreedError
 from trainer.environment import Environment
+from trainer.errors import AgreedError
 from trainer.system.host import SharedMemory
 
 _ADVICE = (

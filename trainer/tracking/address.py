@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import unquote
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.secrets import Address
 
 DEFAULT = "sqlite:///mlflow.db"

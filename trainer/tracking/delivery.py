@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import RunError, StartAgain
+from trainer.errors import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
 from trainer.tracking.batch import METRICS_PER_CALL, Batch, Item
 from trainer.tracking.database import ensure_database, is_partial

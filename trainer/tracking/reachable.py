@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.address import sqlite_path
 from trainer.tracking.secrets import Address
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import RunError, StartAgain
+from trainer.errors import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
 from trainer.tracking.courier import Courier
 from trainer.tracking.delivery import Delivery

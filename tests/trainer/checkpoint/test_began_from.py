@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError
 from trainer.checkpoint.began_from import began_from, check_unchanged, recorded
 from trainer.checkpoint.state import WEIGHTS, TrainState
+from trainer.errors import RunError
 
 STATE = TrainState(
     step=1, updates=1, world_size=1, zero_stage=0, settled={"seed": 1}, clips=0, bad=0, spent={},

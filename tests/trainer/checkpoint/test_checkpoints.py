@@ -27,12 +27,12 @@ from tests.trainer.checkpoint.training import (
     train,
 )
 from tests.trainer.ranks import RankError, Ranks
-from trainer import RunError
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
 from trainer.checkpoint.shelf import MARGIN
 from trainer.checkpoint.state import read_state, shard_name, shards
 from trainer.engine.engine import Engine
+from trainer.errors import RunError
 
 
 @pytest.fixture(scope="module")

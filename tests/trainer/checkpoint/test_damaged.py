@@ -15,7 +15,6 @@ from torch import Tensor
 
 import launch.export
 from models import create_model
-from trainer import RunError
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.checkpoint.export import export
 from trainer.checkpoint.shards import Snapshot, damage, read_index, seal
@@ -30,6 +29,7 @@ from trainer.checkpoint.state import (
     write_state,
 )
 from trainer.engine.pieces import Piece
+from trainer.errors import RunError
 from trainer.weights import load_weights
 
 SIZES = {"resolution": 16, "width": 16, "depth": 1, "heads": 2, "frames": 2, "num_classes": 3}

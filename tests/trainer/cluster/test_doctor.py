@@ -29,7 +29,6 @@ from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL
 from tests.trainer.ranks import Ranks
-from trainer import RunError
 from trainer.cluster import checks, doctor
 from trainer.cluster.checks import (
     FRAMES,
@@ -67,6 +66,7 @@ from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, writ
 from trainer.deadline import PREFIX, stuck
 from trainer.engine.memory import GIB
 from trainer.environment import Environment, find_environment
+from trainer.errors import RunError
 from trainer.recipe.file import load_recipe
 
 NA, OK, WARNING, FAILED = Verdict

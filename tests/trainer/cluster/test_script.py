@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError
 from trainer.cluster.script import PLAIN, JobRequest, script, seconds
+from trainer.errors import RunError
 
 TASK = ["--recipe", "recipes/a b.yaml", "--set", "name=it's"]
 

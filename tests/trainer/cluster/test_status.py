@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 
 from tests.integration.processes import ROOT
-from trainer import RunError
 from trainer.checkpoint.shelf import Shelf
 from trainer.cluster.slurm import Queued
 from trainer.cluster.standing import STARTING, Evidence, Standing, duration, is_gone, standing
 from trainer.cluster.status import NOTES, as_json, find_runs, look, show
 from trainer.cluster.turns import Job, Turns
+from trainer.errors import RunError
 from trainer.faults.failure import note_failure
 from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.run_folder import RunFolder, append_lines

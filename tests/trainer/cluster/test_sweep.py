@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RecipeError
 from trainer.cluster.sweep import variants
+from trainer.errors import RecipeError
 
 QUICK = Path("recipes/quickstart.yaml")
 BLIND = Path("recipes/quickstart_order_blind.yaml")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
 from trainer.cluster.first_failure import first_failure
 from trainer.cluster.turns import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
+from trainer.errors import RunError
 from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.run_folder import RunFolder
 

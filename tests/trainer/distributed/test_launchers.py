@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import RunError
 from trainer.distributed.find import rank_of
 from trainer.environment import cores_per_rank, expand_hosts, find_environment, job_end
+from trainer.errors import RunError
 
 OMPI = {
     "OMPI_COMM_WORLD_RANK": "1",

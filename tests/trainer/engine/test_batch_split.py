@@ -2,8 +2,8 @@
 
 import pytest
 
-from trainer import RecipeError
 from trainer.engine.batch_split import split_batch
+from trainer.errors import RecipeError
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from models import UniFormerV2, UniFormerV2Config, build_config
 from tests.trainer.ranks import Ranks
-from trainer import RunError
 from trainer.engine.engine import Engine, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.engine.memory import (
@@ -29,6 +28,7 @@ from trainer.engine.memory import (
     room_of_all,
 )
 from trainer.environment import find_environment
+from trainer.errors import RunError
 from trainer.recipe.schema import Recipe
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.dataset.concat import Dataset
 from tests.conftest import MotionSet
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.example_sheet import choose_examples, write_examples
 from trainer.evaluation.scores import About, schema
 

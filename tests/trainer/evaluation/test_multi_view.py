@@ -8,7 +8,7 @@ import torch
 
 from pipelines.loader import ClipBatch
 from tests.trainer.ranks import Ranks
-from trainer import AgreedError
+from trainer.errors import AgreedError
 from trainer.evaluation.multi_view import Evaluation, evaluate
 
 LABELS = torch.tensor([0, 1, 2, 2])

@@ -14,7 +14,7 @@ from pipelines.bad_samples import Defect, Defects
 from pipelines.loader import ClipBatch
 from pipelines.sampling.sampler import ViewPlan
 from tests.trainer.ranks import Ranks
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation import scores as module
 from trainer.evaluation.parts import EvaluationFolder
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, row_groups, schema, tensors_of

@@ -15,8 +15,8 @@ import yaml
 
 from models import UniFormerV2, create_model
 from tests.integration.processes import ROOT
-from trainer import RunError
 from trainer.checkpoint.accuracies import Accuracies
+from trainer.errors import RunError
 from trainer.export import formats, onnx_file
 from trainer.export.agreement import check_agreement, random_clips
 from trainer.export.formats import export_as

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from models import UniFormerV2, create_model
 from pipelines.loader import ClipBatch
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.faults.replay import FORMAT, WEIGHTS, keep, replay
 from trainer.weights import save_weights
 

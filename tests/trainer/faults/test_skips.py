@@ -1,6 +1,6 @@
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.faults.skips import SkippedSteps
 
 

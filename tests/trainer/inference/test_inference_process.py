@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
 
 

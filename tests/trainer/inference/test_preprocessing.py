@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.sampling.temporal import view_indices
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inference.preprocessing import FIXED, Preprocessing, read_preprocessing
 
 WRITTEN = Preprocessing(8, 224, (0.45, 0.4, 0.5), (0.2, 0.2, 0.3), 4, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.inspection.contact_sheet import Row, draw_sheet, write_sheet, written_whole
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.recipe.test_recipe import MINIMAL, refusal, write
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.file import MAX_CHAIN, load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.recipe.words import allowed, section_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.file import load_recipe
 from trainer.recipe.named import RECIPES, find_recipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.recipe.words import REFERENCE_PAGE, reference

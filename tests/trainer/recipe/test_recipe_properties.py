@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.recipe.test_recipe import MINIMAL, RECIPES, write
-from trainer import RecipeError
+from trainer.errors import RecipeError
 from trainer.recipe.file import load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.recipe.words import section_of

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.resilience.lock_record import Holder, LockRecord
 from trainer.resilience.run_lock import RunLock, acquire, holder_of
 

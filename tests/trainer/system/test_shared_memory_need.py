@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
-from trainer import AgreedError
+from trainer.errors import AgreedError
 from trainer.system.host import SharedMemory
 from trainer.system.shared_memory import RankShare, judge
 

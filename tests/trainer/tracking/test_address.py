@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.address import choose_address, how_to_see, sqlite_path
 from trainer.tracking.outcome import is_refusal
 from trainer.tracking.tracker import check_tracking

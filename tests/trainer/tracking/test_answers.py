@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, deliver_spool
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.delivery import fitting_key
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, deliver_spool, tracked_run

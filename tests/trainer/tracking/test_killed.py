@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking import database
 from trainer.tracking.database import DatabaseBusy, ensure_database, is_partial
 from trainer.tracking.spool import Spool

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.reachable import check_reachable
 from trainer.tracking.secrets import Address
 

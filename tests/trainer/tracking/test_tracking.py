@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from launch import deliver
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking import courier
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker, deliver_spool

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 from trainer.tracking.comparison.blocks import Block
 from trainer.tracking.comparison.compare import Comparison

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.significance import bootstrap_interval, holm, mcnemar
 from trainer.tracking.comparison.differences import Difference, Group, differences, seed_groups
 from trainer.tracking.comparison.paired_scores import Pairs, Scores, pair, read_scores

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import RecipeError, RunError
 from trainer.cluster.standing import Evidence, standing
+from trainer.errors import RecipeError, RunError
 from trainer.recipe.reading import read_text
 from trainer.recipe.schema import leaves
 from trainer.recipe.yaml import MAX_TEXT, parse_yaml

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import RecipeError, RunError, StartAgain
+from trainer.errors import RecipeError, RunError, StartAgain
 from trainer.recipe.reading import read_text
 from trainer.recipe.yaml import MAX_TEXT
 from trainer.tracking.address import check_address, choose_address, sqlite_path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.significance import PairedCounts, count_pairs
 
 _COLUMNS = ("row", "path", "label", "prediction")

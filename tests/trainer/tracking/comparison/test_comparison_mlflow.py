@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.tracking.comparison.run_folders import make_run, recipe
-from trainer import RunError, StartAgain
+from trainer.errors import RunError, StartAgain
 from trainer.tracking.comparison.command import Gathering, Request, save_to_mlflow
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.folder_source import read_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.tracking.comparison.run_folders import make_run
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.differences import differences, seed_groups
 from trainer.tracking.comparison.folder_source import find_run_folders, read_folder

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.tracking.comparison.run_folders import make_run, write_scores
-from trainer import RunError
+from trainer.errors import RunError
 from trainer.evaluation.significance import PairedCounts, mcnemar
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.folder_source import read_folder
