@@ -63,10 +63,10 @@ def main() -> int:
         sys.exit("error: PyTorch is missing here; run `make install`, then `source .venv/bin/activate`")
     from models import ModelError
     from pipelines.errors import DataError
+    from trainer.config.load import load_recipe
     from trainer.distributed.messages import show_error
     from trainer.errors import StartAgain, UserError
     from trainer.faults.stop import REQUEUE
-    from trainer.recipe.file import load_recipe
 
     try:
         if arguments.replay is not None:

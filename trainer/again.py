@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.state import TrainState
-from trainer.recipe.schema import Recipe
+from trainer.config.schema import Recipe
 from trainer.run_folder import RunFolder
 from trainer.tracking.metric_names import VAL
 

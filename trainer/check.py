@@ -24,6 +24,7 @@ from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
 from trainer.checkpoint.shelf import Shelf
+from trainer.config.schema import Recipe
 from trainer.display import gmacs
 from trainer.embedded import check_embedded
 from trainer.engine.engine import choose_precision
@@ -43,7 +44,6 @@ from trainer.preparation import (
     settled,
     too_large,
 )
-from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import (

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import try_to_write
 from pipelines.synthetic.motion import render
+from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
 from trainer.progress import shown_progress
-from trainer.recipe.schema import Recipe
 
 
 def check_embedded(recipe: Recipe) -> Path | None:

@@ -23,6 +23,7 @@ from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import WEIGHTS, TrainState, check_names
+from trainer.config.schema import Recipe
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
 from trainer.embedded import render_missing
@@ -43,7 +44,6 @@ from trainer.meters import Meters, Totals
 from trainer.node_files import read_first
 from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
-from trainer.recipe.schema import Recipe
 from trainer.record import Record
 from trainer.resilience.launcher import LauncherWatch
 from trainer.resilience.run_lock import RunLock, acquire

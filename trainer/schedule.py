@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from trainer.config.schema import Recipe
 from trainer.engine.optim import learning_rate
-from trainer.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from trainer.bad_videos import surely_too_many
 from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, TrainState, check_names, read_state
+from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.preparation import named_manifests
-from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
 from trainer.tracking.tracker import check_tracking as check_place
 

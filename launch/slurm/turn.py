@@ -14,8 +14,8 @@ import sys
 from launch.train import parse as parse_training
 from pipelines.errors import DataError
 from trainer.cluster.turns import Job, Turns
+from trainer.config.load import load_recipe
 from trainer.errors import UserError
-from trainer.recipe.file import load_recipe
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

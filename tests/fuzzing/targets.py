@@ -46,7 +46,7 @@ def copy_recipes(folder: Path) -> None:
 
 
 def read_recipe(path: Path) -> None:
-    from trainer.recipe.file import load_recipe
+    from trainer.config.load import load_recipe
 
     load_recipe(path).to_yaml()
 

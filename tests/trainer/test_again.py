@@ -8,8 +8,8 @@ import pytest
 from tests.trainer.checkpoint.test_began_from import STATE
 from trainer.again import changed_settings, evaluated_again, is_finished
 from trainer.checkpoint.state import TrainState
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
 from trainer.run_folder import RunFolder
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"

@@ -12,10 +12,10 @@ from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.synthetic.video_writer import MJPEG, encode_video
 from trainer.check import check
 from trainer.checkpoint.state import TrainState, write_state
+from trainer.config.load import load_recipe
 from trainer.engine.memory import GIB, Room
 from trainer.errors import RunError
 from trainer.preparation import BATCH_NORM_CLIPS, prepare, settled
-from trainer.recipe.file import load_recipe
 from trainer.run_folder import RunFolder
 
 RECIPE = """\

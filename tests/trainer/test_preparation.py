@@ -11,12 +11,12 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
 from tests.pipelines.damaged_manifests import change_rows
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
 from trainer.engine.memory import GIB, Room
 from trainer.errors import RunError
 from trainer.node_files import open_manifest
 from trainer.preparation import Preparation, check_decoder, prepare, settled
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
 
 RECIPE = """\
 name: test

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
 from trainer.agreement import together
+from trainer.config.load import load_recipe
 from trainer.environment import find_environment
 from trainer.errors import AgreedError, RunError
-from trainer.recipe.file import load_recipe
 from trainer.resilience.run_lock import holder_of
 from trainer.run import LEAVING_TAKES, Run
 from trainer.run_folder import RunFolder

@@ -27,12 +27,12 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
 from trainer.checkpoint.shelf import MARGIN, Shelf
+from trainer.config.schema import Recipe
 from trainer.deadline import within
 from trainer.engine.memory import GIB, RESERVE, free_bytes
 from trainer.environment import Environment, describe
 from trainer.errors import UserError
 from trainer.preparation import model_config
-from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
 
 T = TypeVar("T")

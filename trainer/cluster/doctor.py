@@ -50,12 +50,12 @@ from trainer.cluster.table import (
     worst,
     write_failures,
 )
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
 from trainer.deadline import stuck, within
 from trainer.engine.engine import connect, disconnect
 from trainer.environment import Environment, find_environment
 from trainer.errors import RecipeError, RunError
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
 
 GREETING = 60.0  # seconds: all ranks have met already
 REPORTS = 300.0  # seconds that others may take longer than rank 0 to look at themselves

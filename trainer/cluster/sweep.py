@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
+from trainer.config.yaml import parse_yaml
 from trainer.errors import RecipeError
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
-from trainer.recipe.yaml import parse_yaml
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from trainer.config.schema import Recipe
 from trainer.engine.memory import GIB, Needs, Room
-from trainer.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
 from trainer.arrival import Arrival
+from trainer.config.schema import Recipe
 from trainer.deadline import within
 from trainer.engine.average import Average
 from trainer.engine.guarded import GuardedAdamW
@@ -28,7 +29,6 @@ from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.environment import Environment
 from trainer.errors import RunError, StartAgain
 from trainer.precision import logits_in
-from trainer.recipe.schema import Recipe
 from trainer.rendezvous import keep_to_loopback, meet, meeting_place
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included

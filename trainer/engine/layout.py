@@ -6,11 +6,11 @@ from itertools import product
 from math import ceil
 
 from models import UniFormerV2Config
+from trainer.config.schema import Recipe
 from trainer.engine.advice import Means, advice
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
 from trainer.errors import RunError
-from trainer.recipe.schema import Recipe
 
 ENOUGH_TOKENS = 8192
 """Tokens in a forward pass for whose sake blocks are recomputed, but for no more.

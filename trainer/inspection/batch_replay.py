@@ -19,13 +19,13 @@ from pipelines.sampling.batch_contents import PlannedClip, planned_clips
 from pipelines.sampling.sampler import TrainPlan
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, read_state
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
 from trainer.environment import describe
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.batch_hash import halves, hash_clips, hex_of
 from trainer.preparation import model_config, settle_flip, train_clip, train_plan
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
 from trainer.run_folder import RunFolder
 
 _MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it

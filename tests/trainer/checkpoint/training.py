@@ -16,10 +16,10 @@ from models import create_model
 from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
+from trainer.config.schema import Recipe
 from trainer.engine.engine import Engine
 from trainer.engine.layout import Layout
 from trainer.environment import Environment, find_environment
-from trainer.recipe.schema import Recipe
 
 GLOBAL_BATCH = 8
 ACCUMULATION = 2

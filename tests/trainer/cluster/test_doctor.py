@@ -63,11 +63,11 @@ from trainer.cluster.exchange import (
     tell_time,
 )
 from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
+from trainer.config.load import load_recipe
 from trainer.deadline import PREFIX, stuck
 from trainer.engine.memory import GIB
 from trainer.environment import Environment, find_environment
 from trainer.errors import RunError
-from trainer.recipe.file import load_recipe
 
 NA, OK, WARNING, FAILED = Verdict
 CPU = torch.device("cpu")

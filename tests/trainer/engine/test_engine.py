@@ -17,12 +17,12 @@ import torch.nn.functional as F
 import trainer.engine.engine as engine_module
 from models import create_model
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
+from trainer.config.schema import Recipe
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.environment import Environment, find_environment
 from trainer.errors import RunError, StartAgain
 from trainer.numerics import settle
-from trainer.recipe.schema import Recipe
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from models import UniFormerV2Config, build_config
+from trainer.config.schema import Recipe
 from trainer.engine.layout import ENOUGH_TOKENS, Layout, _stages, choose_layout
 from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
 from trainer.errors import RecipeError, RunError
-from trainer.recipe.schema import Recipe
 
 L14 = build_config("l14", form="scene", frames=8, num_classes=400)
 ENOUGH = 4  # clips of 8 x 257 tokens

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from models import UniFormerV2, UniFormerV2Config, build_config
 from tests.trainer.ranks import Ranks
+from trainer.config.schema import Recipe
 from trainer.engine.engine import Engine, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.engine.memory import (
@@ -29,7 +30,6 @@ from trainer.engine.memory import (
 )
 from trainer.environment import find_environment
 from trainer.errors import RunError
-from trainer.recipe.schema import Recipe
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from trainer.cluster.script import JobRequest, script
+from trainer.config.load import load_recipe
 from trainer.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError
 from trainer.faults.failure import note_failure
-from trainer.recipe.file import load_recipe
 from trainer.tracking.secrets import Address, give_to_jobs, redacted, with_credentials
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cluster.standing import Evidence, standing
+from trainer.config.schema import leaves
+from trainer.config.text_file import read_text
+from trainer.config.yaml import MAX_TEXT, parse_yaml
 from trainer.errors import RecipeError, RunError
-from trainer.recipe.reading import read_text
-from trainer.recipe.schema import leaves
-from trainer.recipe.yaml import MAX_TEXT, parse_yaml
 from trainer.run_folder import number_of
 from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config.text_file import read_text
+from trainer.config.yaml import MAX_TEXT
 from trainer.errors import RecipeError, RunError, StartAgain
-from trainer.recipe.reading import read_text
-from trainer.recipe.yaml import MAX_TEXT
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of

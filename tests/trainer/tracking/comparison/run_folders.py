@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.integration.processes import SMALL
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
 
 START = 1.7e9
 

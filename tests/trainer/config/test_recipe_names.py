@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config.load import load_recipe
+from trainer.config.recipe_names import RECIPES, find_recipe
 from trainer.errors import RecipeError
-from trainer.recipe.file import load_recipe
-from trainer.recipe.named import RECIPES, find_recipe
 
 
 def test_a_name_is_the_projects_recipe_from_any_folder(

@@ -8,12 +8,12 @@ pytest.importorskip("hypothesis", reason="part of the extra `dev`")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer.recipe.test_recipe import MINIMAL, RECIPES, write
+from tests.trainer.config.test_recipe import MINIMAL, RECIPES, write
+from trainer.config.load import load_recipe
+from trainer.config.reference_docs import section_of
+from trainer.config.schema import Recipe
+from trainer.config.yaml import dump_yaml, parse_yaml
 from trainer.errors import RecipeError
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
-from trainer.recipe.words import section_of
-from trainer.recipe.yaml import dump_yaml, parse_yaml
 
 
 def loads_or_is_refused(path: Path, *overrides: str) -> None:

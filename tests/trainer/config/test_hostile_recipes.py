@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.recipe.test_recipe import MINIMAL, refusal, write
+from tests.trainer.config.test_recipe import MINIMAL, refusal, write
+from trainer.config.load import MAX_CHAIN, load_recipe
+from trainer.config.reference_docs import allowed, section_of
+from trainer.config.schema import Recipe
+from trainer.config.yaml import MAX_DEPTH, MAX_TEXT, MAX_VALUES
 from trainer.errors import RecipeError
-from trainer.recipe.file import MAX_CHAIN, load_recipe
-from trainer.recipe.schema import Recipe
-from trainer.recipe.words import allowed, section_of
-from trainer.recipe.yaml import MAX_DEPTH, MAX_TEXT, MAX_VALUES
 
 ROOT = Path(__file__).parents[3]
 OVERRIDES = "model: {preset: tiny, form: scene, frames: 8, overrides: {x: %s}}\n"

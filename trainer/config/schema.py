@@ -1,7 +1,7 @@
 """The schema of a recipe: every field a run can be told, with its type, range, default and meaning.
 
 A `Recipe` is frozen and complete: it holds every value the run will use, defaults included, and
-nothing else. `trainer.recipe.file.load_recipe` makes one from YAML files and overrides. The sentence
+nothing else. `trainer.config.load.load_recipe` makes one from YAML files and overrides. The sentence
 after each field is its description in the schema: `docs/recipes.md` is generated from it.
 """
 
@@ -19,8 +19,9 @@ from pydantic import (
 
 from pipelines.augment import rand_augment
 from pipelines.errors import DataError
-from trainer.recipe.data import Data
-from trainer.recipe.ranges import (
+from trainer.config.data_section import Data
+from trainer.config.section import Section
+from trainer.config.value_types import (
     MIN_RATE,
     AspectRatio,
     Clips,
@@ -41,8 +42,7 @@ from trainer.recipe.ranges import (
     Text,
     check_finite,
 )
-from trainer.recipe.section import Section
-from trainer.recipe.yaml import dump_yaml
+from trainer.config.yaml import dump_yaml
 from trainer.tracking.secrets import Address
 
 Scalar = str | int | float | bool | None

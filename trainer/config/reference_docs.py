@@ -1,7 +1,7 @@
 """The recipe's schema in words: what a field allows, and the reference page for users.
 
 Messages about wrong values and `docs/recipes.md` take their words from here, so they cannot disagree
-with the schema. `python -m trainer.recipe.words` writes the page anew.
+with the schema. `python -m trainer.config.reference_docs` writes the page anew.
 """
 
 import inspect
@@ -14,8 +14,8 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.recipe.ranges import MIN_RATE, REGISTERED_MODEL, RUN_NAME, check_not_tiny
-from trainer.recipe.schema import Recipe
+from trainer.config.schema import Recipe
+from trainer.config.value_types import MIN_RATE, REGISTERED_MODEL, RUN_NAME, check_not_tiny
 
 REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 
@@ -23,7 +23,7 @@ _PREAMBLE = """\
 # Recipes
 
 A recipe is a YAML file that holds everything a run is told. This page is generated from the schema:
-`python -m trainer.recipe.words` writes it anew.
+`python -m trainer.config.reference_docs` writes it anew.
 
 - `base: other.yaml` inherits from another recipe, named relative to the file that names it. Sections are
   merged field by field; the inheriting file wins. Where two fields are two units of one quantity

@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from trainer.config.recipe_names import find_base, find_recipe
+from trainer.config.reference_docs import allowed, section_of
+from trainer.config.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
+from trainer.config.text_file import read_text
+from trainer.config.value_types import RUN_NAME, FieldError
+from trainer.config.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_yaml, shown, shown_path
 from trainer.errors import RecipeError
-from trainer.recipe.named import find_base, find_recipe
-from trainer.recipe.ranges import RUN_NAME, FieldError
-from trainer.recipe.reading import read_text
-from trainer.recipe.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
-from trainer.recipe.words import allowed, section_of
-from trainer.recipe.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_yaml, shown, shown_path
 
 MAX_CHAIN = 16
 """Recipes that inherit from each other."""

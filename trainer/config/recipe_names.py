@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from trainer.config.yaml import shown
 from trainer.errors import RecipeError
-from trainer.recipe.yaml import shown
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 """The recipes that come with the project, in a clone and in a wheel."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.recipe.ranges import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
-from trainer.recipe.section import Section
+from trainer.config.section import Section
+from trainer.config.value_types import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
 
 
 class Embedded(Section):

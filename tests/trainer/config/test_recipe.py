@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config.load import load_recipe
+from trainer.config.reference_docs import REFERENCE_PAGE, reference
+from trainer.config.schema import Recipe
 from trainer.errors import RecipeError
-from trainer.recipe.file import load_recipe
-from trainer.recipe.schema import Recipe
-from trainer.recipe.words import REFERENCE_PAGE, reference
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -380,7 +380,9 @@ def test_every_field_has_a_sentence() -> None:
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), "run: python -m trainer.recipe.words"
+    assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), (
+        "run: python -m trainer.config.reference_docs"
+    )
 
 
 def test_engine_auto_is_kept_when_a_later_layer_sets_another_field(tmp_path: Path) -> None:
