@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parse()
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer.distributed.messages import show_error
+    from trainer.distributed.error_output import show_error
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
     from trainer.evaluation.subject import Request

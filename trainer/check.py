@@ -26,12 +26,12 @@ from pipelines.synthetic.motion import CLASS_NAMES
 from trainer.checkpoint.shelf import Shelf
 from trainer.config.schema import Recipe
 from trainer.display import gmacs
+from trainer.distributed.manifest_cache import open_manifest
 from trainer.embedded import check_embedded
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import GIB, Needs, Room, free_bytes
 from trainer.errors import RunError, UserError
-from trainer.node_files import open_manifest
 from trainer.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,

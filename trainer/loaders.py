@@ -8,9 +8,9 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.sampling.sampler import ViewPlan
-from trainer.agreement import from_main, together
 from trainer.config.schema import Recipe
-from trainer.environment import Environment, cores_per_rank
+from trainer.distributed.collectives import from_main, together
+from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.preparation import Preparation
 from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
 from trainer.run_folder import RunFolder

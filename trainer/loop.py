@@ -19,6 +19,7 @@ from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
+from trainer.distributed.step_sync import StepSums, StepTotals, Tally
 from trainer.engine.engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
@@ -31,7 +32,6 @@ from trainer.meters import Meters
 from trainer.monitoring.batch_hash import hash_clips
 from trainer.record import Record
 from trainer.schedule import Schedule
-from trainer.tally import StepSums, StepTotals, Tally
 
 
 @dataclass

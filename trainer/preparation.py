@@ -20,12 +20,12 @@ from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Part, TrainPlan
 from trainer.checkpoint.state import WEIGHTS
 from trainer.config.schema import Recipe
+from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.engine import choose_precision
 from trainer.engine.layout import Layout, choose_layout
 from trainer.engine.memory import Room
 from trainer.errors import RecipeError, RunError
 from trainer.inference.preprocessing import Preprocessing
-from trainer.node_files import open_manifest
 
 _NAMED = 4
 """Classes that a note names."""

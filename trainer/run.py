@@ -17,7 +17,6 @@ from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.worker_pool import usable_cores
 from trainer.again import Again, changed_settings, evaluated_again, is_finished
-from trainer.agreement import from_main, same_on_all, together
 from trainer.checkpoint.began_from import Began, began_from, recorded
 from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.checkpoints import Checkpoints
@@ -26,10 +25,13 @@ from trainer.checkpoint.state import WEIGHTS, TrainState, check_names
 from trainer.config.schema import Recipe
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
+from trainer.distributed.collectives import from_main, same_on_all, together
+from trainer.distributed.environment import Environment, cores_per_rank, describe, find_environment, job_end
+from trainer.distributed.manifest_cache import read_first
+from trainer.distributed.step_sync import Tally
 from trainer.embedded import render_missing
 from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory import room_of_all
-from trainer.environment import Environment, cores_per_rank, describe, find_environment, job_end
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.scores import About
@@ -41,7 +43,6 @@ from trainer.faults.watchdog import Watchdog
 from trainer.loaders import open_loaders
 from trainer.loop import Trainer
 from trainer.meters import Meters, Totals
-from trainer.node_files import read_first
 from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.record import Record
@@ -52,7 +53,6 @@ from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start
-from trainer.tally import Tally
 from trainer.tracking.earlier import set_aside
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.tracker import Status, Tracker

@@ -1,4 +1,4 @@
-"""A run inside a job whose end is known; how that is read is in tests/trainer/test_environment.py."""
+"""A run inside a job whose end is known; how that is read is in tests/trainer/distributed/test_environment.py."""
 
 import time
 from pathlib import Path

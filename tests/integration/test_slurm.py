@@ -309,7 +309,7 @@ def test_what_cannot_work_is_refused_where_it_is_submitted(
     assert cluster.run("squeue", "--noheader") == ""
 
 
-@pytest.mark.soak  # tests/trainer/test_rendezvous.py has ranks that do not come, without a SLURM
+@pytest.mark.soak  # tests/trainer/distributed/test_rendezvous.py has ranks that do not come, without a SLURM
 def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
     """Its process hangs before it meets the others."""
     training = [

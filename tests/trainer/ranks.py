@@ -213,8 +213,8 @@ def _serve(
     )
     import torch
 
+    from trainer.distributed.environment import find_environment
     from trainer.engine.engine import connect
-    from trainer.environment import find_environment
 
     torch.set_num_threads(1)
     environment = find_environment(device)  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.dataset.manifest import Row, write_manifest
 from trainer import loaders
 from trainer.config.load import load_recipe
+from trainer.distributed.environment import Environment
 from trainer.engine.memory import GIB, Room
-from trainer.environment import Environment
 from trainer.loaders import open_loaders
 from trainer.preparation import prepare
 from trainer.run_folder import RunFolder

@@ -13,9 +13,9 @@ from pipelines.errors import DataError
 from tests.pipelines.damaged_manifests import change_rows
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
+from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.memory import GIB, Room
 from trainer.errors import RunError
-from trainer.node_files import open_manifest
 from trainer.preparation import Preparation, check_decoder, prepare, settled
 
 RECIPE = """\

@@ -11,9 +11,9 @@ import pytest
 import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
-from trainer.agreement import together
 from trainer.config.load import load_recipe
-from trainer.environment import find_environment
+from trainer.distributed.collectives import together
+from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
 from trainer.resilience.run_lock import holder_of
 from trainer.run import LEAVING_TAKES, Run

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.agreement import together
 from trainer.checkpoint.began_from import check_unchanged
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
@@ -38,6 +37,7 @@ from trainer.checkpoint.state import (
     write_state,
 )
 from trainer.checkpoint.writer import Writer
+from trainer.distributed.collectives import together
 from trainer.engine.engine import Engine
 from trainer.engine.pieces import shares
 from trainer.errors import AgreedError, RunError

@@ -53,8 +53,8 @@ from trainer.cluster.table import (
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.deadline import stuck, within
+from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.engine import connect, disconnect
-from trainer.environment import Environment, find_environment
 from trainer.errors import RecipeError, RunError
 
 GREETING = 60.0  # seconds: all ranks have met already

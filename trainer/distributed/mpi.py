@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.distributed.numbers import number
+from trainer.distributed.environment_numbers import number
 from trainer.distributed.rank_placement import RankPlacement
 from trainer.errors import RunError
 

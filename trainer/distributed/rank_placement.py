@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from trainer.distributed.numbers import number
+from trainer.distributed.environment_numbers import number
 from trainer.errors import RunError
 
 

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
-from trainer.arrival import Arrival
 from trainer.config.schema import Recipe
 from trainer.deadline import within
+from trainer.distributed.async_copy import Arrival
+from trainer.distributed.environment import Environment
+from trainer.distributed.rendezvous import keep_to_loopback, meet, meeting_place
 from trainer.engine.average import Average
 from trainer.engine.guarded import GuardedAdamW
 from trainer.engine.layout import Layout
@@ -26,10 +28,8 @@ from trainer.engine.memory import Precision
 from trainer.engine.no_waits import keep_norms_on_device
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
-from trainer.environment import Environment
 from trainer.errors import RunError, StartAgain
 from trainer.precision import logits_in
-from trainer.rendezvous import keep_to_loopback, meet, meeting_place
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 RENDEZVOUS_MINUTES = 10.0  # within which all ranks must have come, where the recipe is not asked

@@ -19,7 +19,7 @@ from models.cost import (
 from pipelines.autotune import AHEAD, MOST_AHEAD
 from pipelines.dali.buffers import MOST
 from trainer.config.schema import Recipe
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.errors import RunError
 
 Precision = Literal["fp32", "bf16", "autocast"]

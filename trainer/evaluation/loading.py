@@ -8,8 +8,8 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
-from trainer.agreement import from_main, together
-from trainer.environment import Environment, cores_per_rank
+from trainer.distributed.collectives import from_main, together
+from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.evaluation.subject import Subject
 from trainer.loaders import kept_share, measured
 from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.dataset.path_encoding import printable
 from trainer.confusion import draw_confusion
 from trainer.display import duration, print_whole
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import Evaluation
 from trainer.evaluation.parts import EvaluationFolder

@@ -17,13 +17,13 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
 from trainer.class_mapping import rows_for
 from trainer.config.schema import Recipe
+from trainer.distributed.environment import Environment
+from trainer.distributed.manifest_cache import open_manifest, read_first
 from trainer.engine.engine import choose_precision
 from trainer.engine.memory import Precision
-from trainer.environment import Environment
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.node_files import open_manifest, read_first
 from trainer.weights import Weights
 
 

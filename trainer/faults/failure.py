@@ -6,7 +6,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.tracking.secrets import redacted
 
 

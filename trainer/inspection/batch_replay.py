@@ -21,7 +21,7 @@ from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import CheckpointError, read_state
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.environment import describe
+from trainer.distributed.environment import describe
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.batch_hash import halves, hash_clips, hex_of

@@ -17,8 +17,8 @@ from pipelines.dali.in_flight import find_crashed
 from pipelines.dali.sample_reader import Crashed
 from pipelines.dataset.concat import Dataset
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from trainer.agreement import from_main, together
-from trainer.environment import Environment
+from trainer.distributed.collectives import from_main, together
+from trainer.distributed.environment import Environment
 from trainer.run_folder import RunFolder
 
 T = TypeVar("T")

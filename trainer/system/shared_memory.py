@@ -7,7 +7,7 @@ from math import ceil
 import torch.distributed as dist
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError
 from trainer.system.host import SharedMemory
 

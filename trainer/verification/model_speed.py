@@ -13,10 +13,10 @@ from models.config import build_config
 from models.cost import train_step_flops
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
+from trainer.distributed.environment import find_environment
 from trainer.engine.engine import Engine, connect
 from trainer.engine.layout import Layout
 from trainer.engine.memory import GIB, Needs
-from trainer.environment import find_environment
 from trainer.meters import peak_flops
 from trainer.verification.steps import Task
 

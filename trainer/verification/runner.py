@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.environment import describe
+from trainer.distributed.environment import describe
 from trainer.verification.report import StepResult, markdown_table, read_findings, write_json
 from trainer.verification.steps import Step
 

@@ -17,9 +17,9 @@ from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import Recipe
+from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.engine import Engine
 from trainer.engine.layout import Layout
-from trainer.environment import Environment, find_environment
 
 GLOBAL_BATCH = 8
 ACCUMULATION = 2

@@ -65,8 +65,8 @@ from trainer.cluster.exchange import (
 from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
 from trainer.config.load import load_recipe
 from trainer.deadline import PREFIX, stuck
+from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory import GIB
-from trainer.environment import Environment, find_environment
 from trainer.errors import RunError
 
 NA, OK, WARNING, FAILED = Verdict

@@ -160,7 +160,7 @@ def test_a_run_that_was_asked_to_leave(run: Run) -> None:
 
 
 def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.environment import find_environment
+    from trainer.distributed.environment import find_environment
 
     run.start().steps(1, 5)
     time.sleep(0.01)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.distributed.find import rank_of
-from trainer.environment import cores_per_rank, expand_hosts, find_environment, job_end
+from trainer.distributed.environment import cores_per_rank, expand_hosts, find_environment, job_end
+from trainer.distributed.launchers import rank_of
 from trainer.errors import RunError
 
 OMPI = {
@@ -250,7 +250,7 @@ def test_a_node_list_is_expanded_or_refused() -> None:
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI's mpirun")
 PLACES = (
     "import os\n"
-    "from trainer.distributed.find import find_place\n"
+    "from trainer.distributed.launchers import find_place\n"
     "place = find_place(os.environ)\n"
     "words = place.launcher, place.rank, place.local_rank, place.world_size, place.one_node\n"
     # One write a rank: parts of several would mix.
@@ -258,7 +258,7 @@ PLACES = (
 )
 MEETING = (
     "import torch, torch.distributed as dist\n"
-    "from trainer.environment import find_environment\n"
+    "from trainer.distributed.environment import find_environment\n"
     "place = find_environment('cpu')\n"
     "dist.init_process_group('gloo')\n"
     "ranks = torch.zeros(2)\n"

@@ -18,9 +18,9 @@ import trainer.engine.engine as engine_module
 from models import create_model
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
 from trainer.config.schema import Recipe
+from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.engine.layout import Layout
-from trainer.environment import Environment, find_environment
 from trainer.errors import RunError, StartAgain
 from trainer.numerics import settle
 

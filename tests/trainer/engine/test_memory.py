@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from models import UniFormerV2, UniFormerV2Config, build_config
 from tests.trainer.ranks import Ranks
 from trainer.config.schema import Recipe
+from trainer.distributed.environment import find_environment
 from trainer.engine.engine import Engine, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.engine.memory import (
@@ -28,7 +29,6 @@ from trainer.engine.memory import (
     free_bytes,
     room_of_all,
 )
-from trainer.environment import find_environment
 from trainer.errors import RunError
 
 CPU = torch.device("cpu")

@@ -19,11 +19,11 @@ import trainer.engine.engine as engine_module
 from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
+from trainer.distributed.step_sync import Tally
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.loop import Trainer
 from trainer.meters import Meters
-from trainer.tally import Tally
 
 TORCH = str(Path(torch.__file__).parent)
 

@@ -29,7 +29,7 @@ with Watchdog(
 
 MEETING = """
 import torch.distributed as dist
-from trainer.agreement import together
+from trainer.distributed.collectives import together
 dist.init_process_group("gloo", init_method="file://{folder}/meeting", rank={rank}, world_size=2)
 """
 
@@ -93,7 +93,7 @@ def test_two_ranks_of_which_one_is_stopped(tmp_path: Path, started: list[subproc
         started.append(start(tmp_path, body, before=before, rank=rank, ranks=2, limit=6.0))
     _, errors = started[0].communicate(timeout=120)
     assert started[0].returncode == REQUEUE, errors
-    assert "rank 0 waits in all_gather (trainer/agreement.py:" in errors
+    assert "rank 0 waits in all_gather (trainer/distributed/collectives.py:" in errors
     assert " together); rank 1 has said nothing: stopped, dead" in errors
 
 

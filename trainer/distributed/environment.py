@@ -18,9 +18,9 @@ from typing import Any, Literal, cast
 import torch
 
 from pipelines.worker_pool import usable_cores
-from trainer.distributed.find import find_place
+from trainer.distributed.environment_numbers import number
+from trainer.distributed.launchers import find_place
 from trainer.distributed.mpi import port_seed
-from trainer.distributed.numbers import number
 from trainer.distributed.rank_placement import RankPlacement
 from trainer.distributed.slurm_step import (
     cpus_per_task,

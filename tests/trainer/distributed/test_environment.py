@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from trainer.environment import describe, expand_hosts, find_environment, job_end
+from trainer.distributed.environment import describe, expand_hosts, find_environment, job_end
 from trainer.errors import RunError
 
 LAUNCHED = {
@@ -242,7 +242,7 @@ def test_asking_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_exported_variables_are_what_torch_distributed_reads() -> None:
     code = (
         "import torch.distributed as dist\n"
-        "from trainer.environment import find_environment\n"
+        "from trainer.distributed.environment import find_environment\n"
         "find_environment('cpu')\n"
         "dist.init_process_group('gloo')\n"
         "print(dist.get_rank(), dist.get_world_size())\n"

@@ -12,10 +12,10 @@ import torch
 
 from pipelines.dataset.manifest import Manifest, Row, write_manifest
 from pipelines.errors import DataError
-from trainer import node_files
-from trainer.environment import Environment
+from trainer.distributed import manifest_cache
+from trainer.distributed.environment import Environment
+from trainer.distributed.manifest_cache import open_manifest, read_first
 from trainer.errors import RunError
-from trainer.node_files import open_manifest, read_first
 
 
 def place(local_rank: int = 0, node_rank: int = 0) -> Environment:
@@ -137,14 +137,14 @@ def test_an_original_that_changes_while_it_is_copied_is_said_to(
 ) -> None:
     path, node = tmp_path / "train.arrow", tmp_path / "node"
     made(path)
-    write = node_files._write
+    write = manifest_cache._write
 
     def change_and_write(*arguments) -> None:
         made(path, label=1)
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(node_files, "_write", change_and_write)
+        patch.setattr(manifest_cache, "_write", change_and_write)
         with pytest.raises(RunError, match="was changed while n0 copied it: start again"):
             read_first([path], place(), node)
     read_first([path], place(), node)
@@ -167,7 +167,7 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(node_files.shutil, "copyfileobj", fail)
+        patch.setattr(manifest_cache.shutil, "copyfileobj", fail)
         with pytest.raises(RunError, match=r"cannot be copied into .*node on n0 \(No space left on device\)"):
             read_first([path], place(), node)
     assert copies(node) == []

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError, VideoDefect
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.errors import RunError
 
 _SECONDS_PER_NODE = 0.02

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from trainer.distributed.find import rank_of
+from trainer.distributed.launchers import rank_of
 from trainer.errors import AgreedError, RecipeError
 
 

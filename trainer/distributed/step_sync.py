@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.arrival import Arrival
+from trainer.distributed.async_copy import Arrival
 from trainer.monitoring.batch_hash import halves, hex_of
 
 

@@ -6,7 +6,7 @@ from tests.trainer.ranks import Ranks
 def compare(texts: list[str]) -> str:
     import torch.distributed as dist
 
-    from trainer.agreement import same_on_all
+    from trainer.distributed.collectives import same_on_all
     from trainer.errors import AgreedError
 
     try:

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from trainer.deadline import within
-from trainer.environment import Environment
+from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError, RunError, StartAgain
 from trainer.system.formatting import ranks_in_words
 
