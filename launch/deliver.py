@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.errors import StartAgain, UserError
 from trainer.faults.stop import REQUEUE
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 from trainer.tracking.tracker import deliver_spool
 
 

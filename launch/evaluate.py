@@ -88,6 +88,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from trainer.leaving import end_with
+    from trainer.system.process_exit import end_with
 
     end_with(main, interrupted="interrupted before the evaluation began")

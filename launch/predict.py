@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from trainer.errors import UserError
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from trainer.errors import UserError
-from trainer.leaving import end_in_order_at_sigterm, end_with
+from trainer.system.process_exit import end_in_order_at_sigterm, end_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -92,7 +92,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from trainer.leaving import end_with
+    from trainer.system.process_exit import end_with
 
     # While libraries are loaded; from then on a run saves first.
     end_with(main, interrupted="interrupted before the run began")

@@ -75,7 +75,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     """What --device names: the CPU, or the first GPU, which then computes fp32 without TF32, as in a run."""
     if request.config.getoption("--device") == "cpu":
         return torch.device("cpu")
-    from trainer.numerics import settle, take
+    from trainer.system.device import settle, take
 
     gpu = torch.device("cuda", 0)
     take(gpu)

@@ -43,7 +43,6 @@ from trainer.faults.watchdog import Watchdog
 from trainer.loaders import open_loaders
 from trainer.loop import Trainer
 from trainer.meters import Meters, Totals
-from trainer.numerics import settle, take
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.record import Record
 from trainer.resilience.launcher import LauncherWatch
@@ -53,6 +52,7 @@ from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start
+from trainer.system.device import settle, take
 from trainer.tracking.earlier import set_aside
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.tracker import Status, Tracker
@@ -70,7 +70,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     differ from the checkpoint's, by the names that a refusal gives them.
 
     Raises UserError for what its maker can mend. After any error but an AgreedError the rank stays in the
-    process group, in which others may be at work, and its process has to end by `trainer.leaving`.
+    process group, in which others may be at work, and its process has to end by `trainer.system.process_exit`.
     """
     environment = find_environment(recipe.engine.device)
     mark_semaphores(run_dir)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import launch.train
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 
 def waits(work: Callable[[], Any], found: list[str]) -> Any:

@@ -3,7 +3,7 @@
 import torch
 
 import launch.train
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 ALLOWED = 2 * 2**30
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import launch.train
 from trainer.checkpoint.shards import Snapshot
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 
 def main() -> int:

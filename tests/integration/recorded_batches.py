@@ -7,7 +7,7 @@ from typing import Any
 
 import launch.train
 from pipelines import loader
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 
 def main() -> int:

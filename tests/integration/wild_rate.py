@@ -9,8 +9,8 @@ import signal
 
 import launch.train
 from trainer.faults.skips import SkippedSteps
-from trainer.leaving import end_with
 from trainer.schedule import Schedule
+from trainer.system.process_exit import end_with
 
 FACTOR = 1e30
 FROM = int(os.environ.get("WILD_FROM", "0"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import launch.evaluate
 from trainer.evaluation import evaluator
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 
 
 def main() -> int:

@@ -219,7 +219,7 @@ def _serve(
     torch.set_num_threads(1)
     environment = find_environment(device)  # type: ignore[arg-type]
     if device == "cuda":
-        from trainer.numerics import settle, take
+        from trainer.system.device import settle, take
 
         os.environ.pop("DS_ACCELERATOR", None)
         take(environment.device)

@@ -28,12 +28,12 @@ from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
 from trainer.checkpoint.shelf import MARGIN, Shelf
 from trainer.config.schema import Recipe
-from trainer.deadline import within
 from trainer.distributed.environment import Environment, describe
 from trainer.engine.memory import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.preparation import model_config
 from trainer.run_folder import RunFolder
+from trainer.system.timeouts import within
 
 T = TypeVar("T")
 

@@ -52,10 +52,10 @@ from trainer.cluster.table import (
 )
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.deadline import stuck, within
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.engine import connect, disconnect
 from trainer.errors import RecipeError, RunError
+from trainer.system.timeouts import stuck, within
 
 GREETING = 60.0  # seconds: all ranks have met already
 REPORTS = 300.0  # seconds that others may take longer than rank 0 to look at themselves

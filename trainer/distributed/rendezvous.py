@@ -15,10 +15,10 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from trainer.deadline import within
 from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError, RunError, StartAgain
 from trainer.system.formatting import ranks_in_words
+from trainer.system.timeouts import within
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"

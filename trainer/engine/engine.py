@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
 from trainer.config.schema import Recipe
-from trainer.deadline import within
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.environment import Environment
 from trainer.distributed.rendezvous import keep_to_loopback, meet, meeting_place
@@ -29,7 +28,8 @@ from trainer.engine.no_waits import keep_norms_on_device
 from trainer.engine.optim import parameter_groups
 from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
 from trainer.errors import RunError, StartAgain
-from trainer.precision import logits_in
+from trainer.system.precision import logits_in
+from trainer.system.timeouts import within
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 RENDEZVOUS_MINUTES = 10.0  # within which all ranks must have come, where the recipe is not asked

@@ -28,11 +28,11 @@ from trainer.evaluation.report import NAMED, show, write_report
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
 from trainer.evaluation.subject import Request, Subject, find_subject
 from trainer.faults.stop import StopRequest, exit_code
-from trainer.numerics import settle, take
-from trainer.precision import logits_in
 from trainer.progress import shown_progress
 from trainer.resilience.run_lock import acquire
 from trainer.run_folder import RunFolder
+from trainer.system.device import settle, take
+from trainer.system.precision import logits_in
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_jso
     as_json: print the result as JSON, and nothing else, on standard output.
 
     Raises UserError, DataError or ModelError for what its maker can mend. After any but an AgreedError the
-    rank stays in the process group, and its process has to end by `trainer.leaving`.
+    rank stays in the process group, and its process has to end by `trainer.system.process_exit`.
     """
     environment = find_environment(device)
     take(environment.device)

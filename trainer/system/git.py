@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.deadline import within
+from trainer.system.timeouts import within
 
 _SOURCE = Path(__file__).parents[1]
 _PATIENCE = 10.0  # seconds for a git command

@@ -64,10 +64,10 @@ from trainer.cluster.exchange import (
 )
 from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
 from trainer.config.load import load_recipe
-from trainer.deadline import PREFIX, stuck
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory import GIB
 from trainer.errors import RunError
+from trainer.system.timeouts import PREFIX, stuck
 
 NA, OK, WARNING, FAILED = Verdict
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.engine import Engine, choose_precision, connect, disconnect
 from trainer.engine.layout import Layout
 from trainer.errors import RunError, StartAgain
-from trainer.numerics import settle
+from trainer.system.device import settle
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trainer.errors import RunError
-from trainer.numerics import take
+from trainer.system.device import take
 
 SETTINGS = """
 import os
 import torch
-from trainer.numerics import settle
+from trainer.system.device import settle
 settle(deterministic={deterministic})
 cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 print(cudnn.allow_tf32, matmul.allow_tf32)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from trainer.deadline import stuck
+from trainer.system.timeouts import stuck
 from trainer.tracking.secrets import redacted
 
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import atexit
 import torch.distributed as dist
-from trainer.leaving import end_with
+from trainer.system.process_exit import end_with
 atexit.register(lambda: print("Python's own end"))
 def main():
     {work}
@@ -57,7 +57,7 @@ def test_a_reader_that_is_gone_changes_neither_code_nor_end(work: str) -> None:
 
 
 def test_work_that_hangs_is_not_waited_for() -> None:
-    hang = "import time; from trainer.deadline import within; within(0.1, lambda: time.sleep(600), 'long')"
+    hang = "import time; from trainer.system.timeouts import within; within(0.1, lambda: time.sleep(600), 'long')"
     result = ended(hang)
     assert result.returncode == 1
     assert "TimeoutError" in result.stderr
