@@ -28,9 +28,9 @@ from trainer.config.schema import Recipe
 from trainer.display import gmacs
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.embedded import check_embedded
-from trainer.engine.engine import choose_precision
-from trainer.engine.layout import Layout, choose_layout
-from trainer.engine.memory import GIB, Needs, Room, free_bytes
+from trainer.engine.batch_plan import Layout, choose_layout
+from trainer.engine.deepspeed_engine import choose_precision
+from trainer.engine.memory_estimate import GIB, Needs, Room, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.preparation import (
     BATCH_NORM_CLIPS,

@@ -20,7 +20,7 @@ from trainer.checkpoint.shelf import step_of
 from trainer.checkpoint.state import TrainState
 from trainer.data_watch import DataWatch
 from trainer.distributed.step_sync import StepSums, StepTotals, Tally
-from trainer.engine.engine import Engine
+from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate

@@ -21,9 +21,9 @@ from pipelines.sampling.sampler import Part, TrainPlan
 from trainer.checkpoint.state import WEIGHTS
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.engine import choose_precision
-from trainer.engine.layout import Layout, choose_layout
-from trainer.engine.memory import Room
+from trainer.engine.batch_plan import Layout, choose_layout
+from trainer.engine.deepspeed_engine import choose_precision
+from trainer.engine.memory_estimate import Room
 from trainer.errors import RecipeError, RunError
 from trainer.inference.preprocessing import Preprocessing
 

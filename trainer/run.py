@@ -30,8 +30,8 @@ from trainer.distributed.environment import Environment, cores_per_rank, describ
 from trainer.distributed.manifest_cache import read_first
 from trainer.distributed.step_sync import Tally
 from trainer.embedded import render_missing
-from trainer.engine.engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
-from trainer.engine.memory import room_of_all
+from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
+from trainer.engine.memory_estimate import room_of_all
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.scores import About

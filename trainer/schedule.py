@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trainer.config.schema import Recipe
-from trainer.engine.optim import learning_rate
+from trainer.engine.parameter_groups import learning_rate
 
 
 @dataclass(frozen=True)

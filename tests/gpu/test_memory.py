@@ -10,9 +10,9 @@ from models import UniFormerV2, build_config
 from tests.trainer.checkpoint.training import environment_here
 from tests.trainer.ranks import Ranks
 from trainer.config.schema import Recipe
-from trainer.engine.engine import Engine
-from trainer.engine.layout import Layout
-from trainer.engine.memory import Needs
+from trainer.engine.batch_plan import Layout
+from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.memory_estimate import Needs
 
 pytestmark = pytest.mark.gpu
 

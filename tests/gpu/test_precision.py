@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.trainer.checkpoint.test_elastic import load_and_check, save_and_go_on
 from tests.trainer.checkpoint.training import GLOBAL_BATCH, RATE, copied, make_engine, same, train
-from tests.trainer.engine.test_guarded import bad_step
+from tests.trainer.engine.test_optimizer import bad_step
 from tests.trainer.ranks import Ranks
 
 pytestmark = pytest.mark.gpu

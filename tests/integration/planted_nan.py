@@ -8,7 +8,7 @@ from typing import Any
 
 import launch.train
 from pipelines import loader
-from trainer.engine.engine import Engine
+from trainer.engine.deepspeed_engine import Engine
 from trainer.system.process_exit import end_with
 
 

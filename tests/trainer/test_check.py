@@ -13,7 +13,7 @@ from pipelines.synthetic.video_writer import MJPEG, encode_video
 from trainer.check import check
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.config.load import load_recipe
-from trainer.engine.memory import GIB, Room
+from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
 from trainer.preparation import BATCH_NORM_CLIPS, prepare, settled
 from trainer.run_folder import RunFolder

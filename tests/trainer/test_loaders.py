@@ -13,7 +13,7 @@ from pipelines.dataset.manifest import Row, write_manifest
 from trainer import loaders
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
-from trainer.engine.memory import GIB, Room
+from trainer.engine.memory_estimate import GIB, Room
 from trainer.loaders import open_loaders
 from trainer.preparation import prepare
 from trainer.run_folder import RunFolder

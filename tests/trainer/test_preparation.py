@@ -14,7 +14,7 @@ from tests.pipelines.damaged_manifests import change_rows
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.memory import GIB, Room
+from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
 from trainer.preparation import Preparation, check_decoder, prepare, settled
 

@@ -38,8 +38,8 @@ from trainer.checkpoint.state import (
 )
 from trainer.checkpoint.writer import Writer
 from trainer.distributed.collectives import together
-from trainer.engine.engine import Engine
-from trainer.engine.pieces import shares
+from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.state_shards import shares
 from trainer.errors import AgreedError, RunError
 from trainer.tensor_file import flush
 

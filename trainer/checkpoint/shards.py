@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.weights.files import count_not_finite, listed
 from models.weights.header import read_header, short
-from trainer.engine.pieces import Piece
+from trainer.engine.state_shards import Piece
 from trainer.errors import RunError
 from trainer.tensor_file import flush, write_tensors
 

@@ -29,7 +29,7 @@ from pipelines.errors import DataError
 from trainer.checkpoint.shelf import MARGIN, Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, describe
-from trainer.engine.memory import GIB, RESERVE, free_bytes
+from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.preparation import model_config
 from trainer.run_folder import RunFolder

@@ -53,7 +53,7 @@ from trainer.cluster.table import (
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.engine import connect, disconnect
+from trainer.engine.deepspeed_engine import connect, disconnect
 from trainer.errors import RecipeError, RunError
 from trainer.system.timeouts import stuck, within
 

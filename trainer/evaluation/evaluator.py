@@ -18,7 +18,7 @@ from pipelines.dataset.spot_check import first_reasons
 from trainer.bad_videos import too_many
 from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
-from trainer.engine.engine import disconnect, join
+from trainer.engine.deepspeed_engine import disconnect, join
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.loading import open_view_loader
 from trainer.evaluation.metrics import outcomes_of

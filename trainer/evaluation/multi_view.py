@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
-from trainer.engine.engine import Engine
+from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError
 from trainer.evaluation.metrics import BINS, LOSS_UNIT, Outcomes, bin_of, calibration_error, outcomes_of
 

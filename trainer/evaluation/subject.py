@@ -19,8 +19,8 @@ from trainer.class_mapping import rows_for
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, read_first
-from trainer.engine.engine import choose_precision
-from trainer.engine.memory import Precision
+from trainer.engine.deepspeed_engine import choose_precision
+from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.shelf import MARGIN
-from trainer.engine.engine import Engine
-from trainer.engine.memory import SUSPECTS
-from trainer.engine.pieces import shares
+from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.memory_estimate import SUSPECTS
+from trainer.engine.state_shards import shares
 from trainer.errors import RunError
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.memory import Precision
+from trainer.engine.memory_estimate import Precision
 
 
 def logits_in(

@@ -19,7 +19,7 @@ from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainPlan
-from trainer.engine.memory import GIB
+from trainer.engine.memory_estimate import GIB
 from trainer.verification.steps import Task
 from trainer.verification.videos import BT709, Coding, make_manifest, make_videos, numbered, read_number
 

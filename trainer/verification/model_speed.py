@@ -14,9 +14,9 @@ from models.cost import train_step_flops
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import find_environment
-from trainer.engine.engine import Engine, connect
-from trainer.engine.layout import Layout
-from trainer.engine.memory import GIB, Needs
+from trainer.engine.batch_plan import Layout
+from trainer.engine.deepspeed_engine import Engine, connect
+from trainer.engine.memory_estimate import GIB, Needs
 from trainer.meters import peak_flops
 from trainer.verification.steps import Task
 

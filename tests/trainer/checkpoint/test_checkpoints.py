@@ -31,7 +31,7 @@ from trainer.checkpoint.checkpoints import Checkpoints
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
 from trainer.checkpoint.shelf import MARGIN
 from trainer.checkpoint.state import read_state, shard_name, shards
-from trainer.engine.engine import Engine
+from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import RunError
 
 

@@ -28,7 +28,7 @@ from trainer.checkpoint.state import (
     shard_name,
     write_state,
 )
-from trainer.engine.pieces import Piece
+from trainer.engine.state_shards import Piece
 from trainer.errors import RunError
 from trainer.weights import load_weights
 

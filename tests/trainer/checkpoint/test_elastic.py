@@ -29,8 +29,8 @@ from tests.trainer.checkpoint.training import (
 from tests.trainer.ranks import Ranks
 from trainer.checkpoint.shards import ShardReader, read_index
 from trainer.checkpoint.state import shards
-from trainer.engine.engine import Engine
-from trainer.engine.optim import parameter_groups
+from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.parameter_groups import parameter_groups
 
 WORLDS = (1, 2, 4)
 STAGES = (0, 1, 2, 3)

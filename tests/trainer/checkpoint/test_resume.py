@@ -27,7 +27,7 @@ def two() -> Iterator[Ranks]:
 
 def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> None:
     # For users bf16 on a CPU is refused, as batch norm fails in it; the scene form has none.
-    with mock.patch("trainer.engine.engine.choose_precision", lambda wanted, device: wanted):
+    with mock.patch("trainer.engine.deepspeed_engine.choose_precision", lambda wanted, device: wanted):
         engine = make_engine(stage, precision=precision, form=form)
         train(engine, 0, 3)
         shelf = checkpoints(folder)

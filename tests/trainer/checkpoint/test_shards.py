@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index, seal
 from trainer.checkpoint.state import TrainState, read_state, shard_name, shards, write_state
-from trainer.engine.pieces import Piece, shares
+from trainer.engine.state_shards import Piece, shares
 from trainer.errors import RunError
 
 SHAPES = {"weight/a": (7, 3), "exp_avg/a": (7, 3), "weight/b": (50,), "buffer/n": (), "buffer/m": (5,)}

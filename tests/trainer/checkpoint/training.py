@@ -18,8 +18,8 @@ from trainer.checkpoint.shelf import Shelf
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.engine import Engine
-from trainer.engine.layout import Layout
+from trainer.engine.batch_plan import Layout
+from trainer.engine.deepspeed_engine import Engine
 
 GLOBAL_BATCH = 8
 ACCUMULATION = 2

@@ -65,7 +65,7 @@ from trainer.cluster.exchange import (
 from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.memory import GIB
+from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
 from trainer.system.timeouts import PREFIX, stuck
 

@@ -20,13 +20,13 @@ from trainer.config.schema import Recipe
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.environment import Environment
 from trainer.distributed.rendezvous import keep_to_loopback, meet, meeting_place
-from trainer.engine.average import Average
-from trainer.engine.guarded import GuardedAdamW
-from trainer.engine.layout import Layout
-from trainer.engine.memory import Precision
-from trainer.engine.no_waits import keep_norms_on_device
-from trainer.engine.optim import parameter_groups
-from trainer.engine.pieces import Piece, held_pieces, refresh, set_update_count
+from trainer.engine.batch_plan import Layout
+from trainer.engine.deepspeed_private import keep_norms_on_device
+from trainer.engine.ema import Average
+from trainer.engine.memory_estimate import Precision
+from trainer.engine.optimizer import GuardedAdamW
+from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.state_shards import Piece, held_pieces, refresh, set_update_count
 from trainer.errors import RunError, StartAgain
 from trainer.system.precision import logits_in
 from trainer.system.timeouts import within

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from trainer.engine.pieces import Piece
+from trainer.engine.state_shards import Piece
 
 AVERAGED = ("weight/", "buffer/")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from trainer.config.schema import Recipe
-from trainer.engine.memory import GIB, Needs, Room
+from trainer.engine.memory_estimate import GIB, Needs, Room
 
 
 @dataclass(frozen=True)

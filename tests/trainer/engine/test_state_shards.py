@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tests.trainer.checkpoint.training import FROZEN, make_engine, make_model, model_weights, same, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.pieces import MOMENTS, Piece, shares
+from trainer.engine.state_shards import MOMENTS, Piece, shares
 
 
 @pytest.fixture(scope="module")

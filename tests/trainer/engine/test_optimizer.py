@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.guarded import GuardedAdamW
+from trainer.engine.optimizer import GuardedAdamW
 
 
 @pytest.fixture(scope="module")

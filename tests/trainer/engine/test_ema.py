@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.average import Average
-from trainer.engine.pieces import Piece
+from trainer.engine.ema import Average
+from trainer.engine.state_shards import Piece
 
 # A bias of keys, or before a batch norm, has a gradient of zero; AdamW makes whole steps of its rounding.
 ROUNDING_ONLY = ("qkv.bias", "in_proj_bias", "expand.bias", "reduce.bias", "temporal.bias")

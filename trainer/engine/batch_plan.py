@@ -7,9 +7,9 @@ from math import ceil
 
 from models import UniFormerV2Config
 from trainer.config.schema import Recipe
-from trainer.engine.advice import Means, advice
 from trainer.engine.batch_split import split_batch
-from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
+from trainer.engine.memory_advice import Means, advice
+from trainer.engine.memory_estimate import GIB, Demand, Needs, Precision, Room
 from trainer.errors import RunError
 
 ENOUGH_TOKENS = 8192

@@ -8,8 +8,8 @@ import pytest
 
 from models import UniFormerV2Config, build_config
 from trainer.config.schema import Recipe
-from trainer.engine.layout import ENOUGH_TOKENS, Layout, _stages, choose_layout
-from trainer.engine.memory import GIB, Demand, Needs, Precision, Room
+from trainer.engine.batch_plan import ENOUGH_TOKENS, Layout, _stages, choose_layout
+from trainer.engine.memory_estimate import GIB, Demand, Needs, Precision, Room
 from trainer.errors import RecipeError, RunError
 
 L14 = build_config("l14", form="scene", frames=8, num_classes=400)

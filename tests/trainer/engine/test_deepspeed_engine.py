@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-import trainer.engine.engine as engine_module
+import trainer.engine.deepspeed_engine as engine_module
 from models import create_model
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.engine import Engine, choose_precision, connect, disconnect
-from trainer.engine.layout import Layout
+from trainer.engine.batch_plan import Layout
+from trainer.engine.deepspeed_engine import Engine, choose_precision, connect, disconnect
 from trainer.errors import RunError, StartAgain
 from trainer.system.device import settle
 

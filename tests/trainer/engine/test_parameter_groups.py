@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from trainer.engine.optim import learning_rate, parameter_groups
+from trainer.engine.parameter_groups import learning_rate, parameter_groups
 
 
 class Mixed(nn.Module):
