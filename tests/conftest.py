@@ -90,7 +90,7 @@ LONGEST = (
     "pipelines/test_exactness.py",
     "trainer/cluster/test_doctor.py",
     "pipelines/test_decode_recovery.py",
-    "trainer/checkpoint/test_checkpoints.py",
+    "trainer/checkpoint/test_checkpointer.py",
     "trainer/checkpoint/test_elastic.py",
     "trainer/checkpoint/test_resume.py",
     "pipelines/benchmark/test_benchmark.py",

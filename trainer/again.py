@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.metadata import TrainState
 from trainer.config.schema import Recipe
 from trainer.run_folder import RunFolder
 from trainer.tracking.metric_names import VAL

@@ -23,7 +23,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
-from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
 from trainer.display import gmacs
 from trainer.distributed.manifest_cache import open_manifest

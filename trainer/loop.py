@@ -15,9 +15,9 @@ from torch import Tensor
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainPlan
 from trainer.bad_videos import BadVideos, too_many
-from trainer.checkpoint.checkpoints import Checkpoints
-from trainer.checkpoint.shelf import step_of
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.metadata import TrainState
+from trainer.checkpoint.retention import step_of
 from trainer.data_watch import DataWatch
 from trainer.distributed.step_sync import StepSums, StepTotals, Tally
 from trainer.engine.deepspeed_engine import Engine

@@ -18,7 +18,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Part, TrainPlan
-from trainer.checkpoint.state import WEIGHTS
+from trainer.checkpoint.metadata import WEIGHTS
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import Layout, choose_layout

@@ -17,11 +17,12 @@ from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.worker_pool import usable_cores
 from trainer.again import Again, changed_settings, evaluated_again, is_finished
-from trainer.checkpoint.began_from import Began, began_from, recorded
 from trainer.checkpoint.best_weights import BestWeights, write_best
-from trainer.checkpoint.checkpoints import Checkpoints
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import WEIGHTS, TrainState, check_names
+from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_names
+from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.weights import check_finite, save_weights
+from trainer.checkpoint.weights_origin import Began, began_from, recorded
 from trainer.config.schema import Recipe
 from trainer.data_watch import DataWatch
 from trainer.display import open_display
@@ -56,7 +57,6 @@ from trainer.system.device import settle, take
 from trainer.tracking.earlier import set_aside
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.tracker import Status, Tracker
-from trainer.weights import check_finite, save_weights
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
 LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving

@@ -9,9 +9,9 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import try_to_write
 from pipelines.dataset.spot_check import open_some
 from trainer.bad_videos import surely_too_many
-from trainer.checkpoint.began_from import check_unchanged
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import CheckpointError, TrainState, check_names, read_state
+from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
+from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.preparation import named_manifests

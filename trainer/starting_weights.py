@@ -15,10 +15,10 @@ from models.weights.released import describe_released, is_released, own_shapes, 
 from models.weights.row_maps import agrees_with_order
 from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_transfer
 from pipelines.dataset import kinetics710
-from trainer.checkpoint.state import STATE
+from trainer.checkpoint.metadata import STATE
+from trainer.checkpoint.weights import FORMAT, open_described
 from trainer.class_mapping import rows_by_name, synonyms_between
 from trainer.errors import RunError
-from trainer.weights import FORMAT, open_described
 
 _NAMED = 4  # classes, or groups of tensors, that a line of the report names
 _ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}

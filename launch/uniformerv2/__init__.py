@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.weights import Weights
+    from trainer.checkpoint.weights import Weights
 
 __version__ = "0.1.0"
 

@@ -73,8 +73,8 @@ def read_manifest(path: Path) -> None:
 
 def make_weights(folder: Path) -> list[Path]:
     from models import create_model
+    from trainer.checkpoint.weights import save_weights
     from trainer.inference.preprocessing import Preprocessing
-    from trainer.weights import save_weights
 
     model = create_model("tiny", form="temporal", **SMALL)
     config = model.config
@@ -94,8 +94,8 @@ def read_weights(path: Path) -> None:
     import torch
 
     from models.weights.files import open_weights
+    from trainer.checkpoint.weights import load_weights
     from trainer.inference.predictor import Predictor
-    from trainer.weights import load_weights
 
     weights = open_weights(path)
     weights.read(list(weights.shapes)[:5])

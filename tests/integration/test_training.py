@@ -43,11 +43,11 @@ from tests.integration.processes import (
     typed,
 )
 from trainer.checkpoint.best_weights import BestWeights, write_best
-from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.weights import Weights, load_weights
 from trainer.faults.stop import REQUEUE
 from trainer.inference import model_source
 from trainer.run_folder import RunFolder
-from trainer.weights import Weights, load_weights
 
 STEPS = 20
 ALL_AT_ONCE = {"optimisation__ema_decay": 0.9, "sampling__repeats": 2}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, settings, train
 from trainer.checkpoint import export as exporting
+from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
-from trainer.weights import load_weights
 
 pytestmark = pytest.mark.soak  # all need a run
 

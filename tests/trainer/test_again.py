@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.checkpoint.test_began_from import STATE
+from tests.trainer.checkpoint.test_weights_origin import STATE
 from trainer.again import changed_settings, evaluated_again, is_finished
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.run_folder import RunFolder

@@ -44,7 +44,7 @@ def refused_folder(run_dir: Path) -> str:
     def busy(path: Path) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
-    with mock.patch("trainer.checkpoint.shelf._remove", busy), pytest.raises(RunError) as refusal:
+    with mock.patch("trainer.checkpoint.retention._remove", busy), pytest.raises(RunError) as refusal:
         run._create_folder(None, 0)
     return str(refusal.value)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.state import TrainState, check_names, check_settled, write_state
+from trainer.checkpoint.metadata import TrainState, check_names, check_settled, write_state
 from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 from trainer.start_checks import check_checkpoint, check_folder, check_resume

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.checkpoint.export import export
-from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.retention import Shelf
 from trainer.errors import RunError
 from trainer.run_folder import RunFolder
 

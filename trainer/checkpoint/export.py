@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from models import ModelError
+from trainer.checkpoint.metadata import STATE, CheckpointError, TrainState, problem_of, read_state, shards
+from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.shards import Index, ShardReader, read_index
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import STATE, CheckpointError, TrainState, problem_of, read_state, shards
+from trainer.checkpoint.weights import check_finite, described_model, save_weights
 from trainer.errors import RunError
-from trainer.weights import check_finite, described_model, save_weights
 
 _log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from models.weights.files import count_not_finite, listed
 from models.weights.header import read_header, short
+from trainer.checkpoint.tensor_file import flush, write_tensors
 from trainer.engine.state_shards import Piece
 from trainer.errors import RunError
-from trainer.tensor_file import flush, write_tensors
 
 _HASHED_AT_ONCE = 2**22  # bytes
 _LOOKED_AT_AT_ONCE = 2**24  # numbers

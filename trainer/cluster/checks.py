@@ -26,7 +26,7 @@ from pipelines.autotune import AHEAD
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
-from trainer.checkpoint.shelf import MARGIN, Shelf
+from trainer.checkpoint.retention import MARGIN, Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, describe
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.checkpoint.shelf import Shelf, step_of
+from trainer.checkpoint.retention import Shelf, step_of
 from trainer.cluster.first_failure import first_failure, told_by
 from trainer.errors import RunError
 from trainer.faults.stop import INTERRUPTED, REQUEUE

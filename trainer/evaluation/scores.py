@@ -25,8 +25,8 @@ from torch import Tensor
 from pipelines.bad_samples import Defects
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch
+from trainer.checkpoint.tensor_file import flush
 from trainer.evaluation.metrics import outcomes_of
-from trainer.tensor_file import flush
 
 METADATA = b"uniformerv2"
 

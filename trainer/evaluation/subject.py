@@ -15,6 +15,7 @@ from pipelines.augment.params import ViewClip
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
+from trainer.checkpoint.weights import Weights
 from trainer.class_mapping import rows_for
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
@@ -24,7 +25,6 @@ from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.weights import save_weights
 from trainer.export.agreement import check_agreement
 from trainer.export.description import public_recipe
 from trainer.export.model_card import model_card
 from trainer.export.source import ExportSource
 from trainer.inference.model_source import HUB_WEIGHTS, open_model
 from trainer.run_folder import RunFolder
-from trainer.weights import save_weights
 
 
 def write_hub_folder(source: ExportSource, path: Path) -> float:

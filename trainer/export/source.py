@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.export import read_checkpoint
-from trainer.checkpoint.state import STATE
+from trainer.checkpoint.metadata import STATE
+from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
 from trainer.inference.model_source import HUB_WEIGHTS, built_model, open_model
-from trainer.weights import Weights
 
 
 @dataclass(frozen=True)

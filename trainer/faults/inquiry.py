@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch
-from trainer.checkpoint.shelf import MARGIN
+from trainer.checkpoint.retention import MARGIN
+from trainer.checkpoint.weights import save_weights
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import SUSPECTS
 from trainer.engine.state_shards import shares
 from trainer.errors import RunError
 from trainer.faults.replay import WEIGHTS, keep
 from trainer.faults.trace import trace
-from trainer.weights import save_weights
 
 KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
 

@@ -18,10 +18,10 @@ from models.weights.files import StoredWeights, open_safetensors
 from models.weights.header import FileError
 from pipelines.dataset.path_encoding import printable
 from pipelines.loader import ClipBatch
+from trainer.checkpoint.tensor_file import write_tensors
+from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
 from trainer.faults.trace import Trace, trace
-from trainer.tensor_file import write_tensors
-from trainer.weights import load_weights
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"

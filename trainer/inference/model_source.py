@@ -10,11 +10,11 @@ from models import ModelError
 from models.weights.files import open_weights
 from models.weights.header import short
 from trainer.checkpoint.export import read_checkpoint
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import STATE, TrainState
+from trainer.checkpoint.metadata import STATE, TrainState
+from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.weights import FORMAT, Weights, described_model, load_weights
 from trainer.errors import RunError
 from trainer.run_folder import RunFolder
-from trainer.weights import FORMAT, Weights, described_model, load_weights
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 """What the released models' clips are normalised with, by channel."""

@@ -24,13 +24,13 @@ from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
 from pipelines.worker_pool import usable_cores
+from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inference.timeline import Sliding, scored_windows
 from trainer.system.host import SharedMemory
-from trainer.weights import Weights
 
 AUTO = "auto"
 ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice what a loader makes ahead at most, where videos are of usual size

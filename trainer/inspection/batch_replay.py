@@ -17,8 +17,8 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
 from pipelines.sampling.batch_contents import PlannedClip, planned_clips
 from pipelines.sampling.sampler import TrainPlan
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import CheckpointError, read_state
+from trainer.checkpoint.metadata import CheckpointError, read_state
+from trainer.checkpoint.retention import Shelf
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import describe

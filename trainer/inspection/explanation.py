@@ -18,11 +18,11 @@ from pipelines.dataset.video_list import row_of
 from pipelines.errors import DataError, VideoDefect
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
+from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inspection.heat_map import scaled
-from trainer.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ import launch.export
 from models import create_model
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.checkpoint.export import export
-from trainer.checkpoint.shards import Snapshot, damage, read_index, seal
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import (
+from trainer.checkpoint.metadata import (
     STATE,
     CheckpointError,
     TrainState,
@@ -28,9 +26,11 @@ from trainer.checkpoint.state import (
     shard_name,
     write_state,
 )
+from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.shards import Snapshot, damage, read_index, seal
+from trainer.checkpoint.weights import load_weights
 from trainer.engine.state_shards import Piece
 from trainer.errors import RunError
-from trainer.weights import load_weights
 
 SIZES = {"resolution": 16, "width": 16, "depth": 1, "heads": 2, "frames": 2, "num_classes": 3}
 

@@ -27,8 +27,8 @@ from tests.trainer.checkpoint.training import (
     train,
 )
 from tests.trainer.ranks import Ranks
+from trainer.checkpoint.metadata import shards
 from trainer.checkpoint.shards import ShardReader, read_index
-from trainer.checkpoint.state import shards
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.parameter_groups import parameter_groups
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.checkpoint.metadata import TrainState, read_state, shard_name, shards, write_state
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index, seal
-from trainer.checkpoint.state import TrainState, read_state, shard_name, shards, write_state
 from trainer.engine.state_shards import Piece, shares
 from trainer.errors import RunError
 

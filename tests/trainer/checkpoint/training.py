@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import create_model
-from trainer.checkpoint.checkpoints import Checkpoints
-from trainer.checkpoint.shelf import Shelf
-from trainer.checkpoint.state import TrainState
+from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.metadata import TrainState
+from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.batch_plan import Layout

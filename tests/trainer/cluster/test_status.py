@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from tests.integration.processes import ROOT
-from trainer.checkpoint.shelf import Shelf
+from trainer.checkpoint.retention import Shelf
 from trainer.cluster.slurm import Queued
 from trainer.cluster.standing import STARTING, Evidence, Standing, duration, is_gone, standing
 from trainer.cluster.status import NOTES, as_json, find_runs, look, show

@@ -8,9 +8,9 @@ import torch
 
 from models.uniformerv2 import create_model
 from pipelines.dataset import kinetics710
+from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
 from trainer.evaluation.subject import Request, _manifest, _rows, _with_known_names, weights_digest
-from trainer.weights import Weights
 
 
 def weights(classes: int, names: tuple[str, ...] | None = None) -> Weights:

@@ -16,6 +16,7 @@ import yaml
 from models import UniFormerV2, create_model
 from tests.integration.processes import ROOT
 from trainer.checkpoint.accuracies import Accuracies
+from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.errors import RunError
 from trainer.export import formats, onnx_file
 from trainer.export.agreement import check_agreement, random_clips
@@ -23,7 +24,6 @@ from trainer.export.formats import export_as
 from trainer.export.model_card import model_card
 from trainer.export.source import ExportSource, read_source
 from trainer.run_folder import RunFolder
-from trainer.weights import load_weights, save_weights
 
 NAMES = ["jump", "läuft: schnell", "sit"]
 SMALL: dict[str, Any] = {

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, checkpoints, make_engine, state_of
 from tests.trainer.ranks import Ranks
-from trainer.checkpoint.shelf import MARGIN
+from trainer.checkpoint.retention import MARGIN
 from trainer.errors import RunError
 from trainer.faults import inquiry
 from trainer.faults.inquiry import Finding, Inquiry

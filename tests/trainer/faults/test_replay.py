@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from models import UniFormerV2, create_model
 from pipelines.loader import ClipBatch
+from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
 from trainer.faults.replay import FORMAT, WEIGHTS, keep, replay
-from trainer.weights import save_weights
 
 PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from models import create_model
+from trainer.checkpoint.weights import save_weights
 from trainer.inference.preprocessing import Preprocessing
-from trainer.weights import save_weights
 
 CLASSES = ("jump", "бег", "跳ぶ", "a\x1b[31mred")
 SIZES = {"resolution": 16, "width": 16, "depth": 2, "heads": 2, "frames": 4, "num_classes": 4}

@@ -27,10 +27,10 @@ from tests.trainer.checkpoint.training import (
     train,
 )
 from tests.trainer.ranks import RankError, Ranks
-from trainer.checkpoint.checkpoints import Checkpoints
+from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.metadata import read_state, shard_name, shards
+from trainer.checkpoint.retention import MARGIN
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
-from trainer.checkpoint.shelf import MARGIN
-from trainer.checkpoint.state import read_state, shard_name, shards
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import RunError
 
@@ -381,7 +381,7 @@ def files_opened_for_headers(path: Path) -> list[str]:
         opened.extend(file.name for file in files)
         return read_index(files)
 
-    with mock.patch("trainer.checkpoint.checkpoints.read_index", watched):
+    with mock.patch("trainer.checkpoint.checkpointer.read_index", watched):
         shelf.load(engine, path, read_state(path))
     return opened
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, count_not_finite, listed, open_safetensors
 from models.weights.header import FileError, short
+from trainer.checkpoint.tensor_file import flush, write_tensors
 from trainer.errors import RunError
-from trainer.tensor_file import flush, write_tensors
 
 FORMAT = "1"
 

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 import torch
 
+from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
 from trainer.faults.replay import keep
-from trainer.weights import save_weights
 
 
 def test_weights_may_be_read_by_whoever_may_read_what_lies_beside(tmp_path: Path) -> None:

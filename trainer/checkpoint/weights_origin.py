@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.state import WEIGHTS, TrainState, check_settled
+from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_settled
 from trainer.errors import RunError
 
 Began = dict[str, Any] | None

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint.began_from import began_from, check_unchanged, recorded
-from trainer.checkpoint.state import WEIGHTS, TrainState
+from trainer.checkpoint.metadata import WEIGHTS, TrainState
+from trainer.checkpoint.weights_origin import began_from, check_unchanged, recorded
 from trainer.errors import RunError
 
 STATE = TrainState(

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from trainer.checkpoint.shelf import MARGIN, Shelf, step_of
+from trainer.checkpoint.retention import MARGIN, Shelf, step_of
 
 ROOM_OF_ONE = 10 * MARGIN
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_deleted_hinders_nothing_else(
     shelf = shelf_of(tmp_path)
     make(tmp_path, 1, 2, 3)
     (tmp_path / ".step-0000001.deleted" / "in the way").mkdir(parents=True)
-    with caplog.at_level(logging.WARNING, logger="trainer.checkpoint.shelf"):
+    with caplog.at_level(logging.WARNING, logger="trainer.checkpoint.retention"):
         publish(shelf, tmp_path / "step-0000003")
     assert left(tmp_path) == ["1", "3"]
     assert f"{tmp_path}/step-0000001 cannot be deleted" in caplog.text

@@ -24,10 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.began_from import check_unchanged
-from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
-from trainer.checkpoint.shelf import Shelf, lacks_room, step_of
-from trainer.checkpoint.state import (
+from trainer.checkpoint.metadata import (
     CheckpointError,
     TrainState,
     problem_of,
@@ -36,12 +33,15 @@ from trainer.checkpoint.state import (
     shards,
     write_state,
 )
+from trainer.checkpoint.retention import Shelf, lacks_room, step_of
+from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
+from trainer.checkpoint.tensor_file import flush
+from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.checkpoint.writer import Writer
 from trainer.distributed.collectives import together
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.state_shards import shares
 from trainer.errors import AgreedError, RunError
-from trainer.tensor_file import flush
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models import create_model
+from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.errors import RunError
-from trainer.weights import load_weights, save_weights
 
 SIZES = {"resolution": 16, "width": 16, "depth": 2, "heads": 2, "frames": 4, "num_classes": 3}
 
