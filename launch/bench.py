@@ -21,7 +21,7 @@ from pipelines.benchmark.plot import draw_rates
 from pipelines.benchmark.report import disturbance, summarise, terminal_table, write_report
 from pipelines.benchmark.workload import check_policies, combine
 from pipelines.errors import DataError
-from trainer.progress import shown_progress
+from trainer.monitoring.progress import shown_progress
 
 CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")
 

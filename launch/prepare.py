@@ -28,7 +28,7 @@ from pipelines.dataset.prepare.readers import list_folder, list_table
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
-from trainer.progress import shown_progress
+from trainer.monitoring.progress import shown_progress
 from trainer.system.process_exit import end_in_order_at_sigterm
 
 

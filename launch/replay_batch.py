@@ -52,8 +52,8 @@ def main() -> int:
     from trainer.errors import UserError
     from trainer.inspection.batch_replay import replay_step
     from trainer.inspection.replay_report import as_json, lines, write_replay
-    from trainer.progress import shown_progress
-    from trainer.run_folder import RunFolder
+    from trainer.monitoring.progress import shown_progress
+    from trainer.monitoring.run_dir import RunFolder
 
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:

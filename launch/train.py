@@ -78,7 +78,7 @@ def main() -> int:
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         if arguments.check:
             from trainer.check import check
-            from trainer.run_folder import RunFolder
+            from trainer.monitoring.run_dir import RunFolder
 
             return check(
                 recipe, RunFolder(run_dir), arguments.ranks, arguments.resume, arguments.allow_change

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.schema import Recipe
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 from trainer.tracking.metric_names import VAL
 
 

@@ -25,13 +25,14 @@ from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
 from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
-from trainer.display import gmacs
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.embedded import check_embedded
 from trainer.engine.batch_plan import Layout, choose_layout
 from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import GIB, Needs, Room, free_bytes
 from trainer.errors import RunError, UserError
+from trainer.monitoring.console import gmacs
+from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
@@ -44,7 +45,6 @@ from trainer.preparation import (
     settled,
     too_large,
 )
-from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import (
     check_checkpoint,

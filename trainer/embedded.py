@@ -6,7 +6,7 @@ from pipelines.dataset.path_encoding import try_to_write
 from pipelines.synthetic.motion import render
 from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
-from trainer.progress import shown_progress
+from trainer.monitoring.progress import shown_progress
 
 
 def check_embedded(recipe: Recipe) -> Path | None:

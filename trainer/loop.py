@@ -18,7 +18,6 @@ from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import step_of
-from trainer.data_watch import DataWatch
 from trainer.distributed.step_sync import StepSums, StepTotals, Tally
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
@@ -28,9 +27,10 @@ from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.faults.stop import StopRequest, process_age
 from trainer.faults.watchdog import Watchdog
-from trainer.meters import Meters
 from trainer.monitoring.batch_hash import hash_clips
-from trainer.record import Record
+from trainer.monitoring.data_bottleneck import DataWatch
+from trainer.monitoring.run_logger import Record
+from trainer.monitoring.throughput import Meters
 from trainer.schedule import Schedule
 
 

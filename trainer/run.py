@@ -24,8 +24,6 @@ from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import check_finite, save_weights
 from trainer.checkpoint.weights_origin import Began, began_from, recorded
 from trainer.config.schema import Recipe
-from trainer.data_watch import DataWatch
-from trainer.display import open_display
 from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, describe, find_environment, job_end
 from trainer.distributed.manifest_cache import read_first
@@ -43,13 +41,15 @@ from trainer.faults.stop import StopRequest, exit_code
 from trainer.faults.watchdog import Watchdog
 from trainer.loaders import open_loaders
 from trainer.loop import Trainer
-from trainer.meters import Meters, Totals
+from trainer.monitoring.console import open_display
+from trainer.monitoring.data_bottleneck import DataWatch
+from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_logger import Record
+from trainer.monitoring.throughput import Meters, Totals
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
-from trainer.record import Record
 from trainer.resilience.launcher import LauncherWatch
 from trainer.resilience.run_lock import RunLock, acquire
 from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
-from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start

@@ -14,8 +14,8 @@ from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.config.schema import Recipe
 from trainer.errors import RunError
+from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import named_manifests
-from trainer.run_folder import RunFolder
 from trainer.tracking.tracker import check_tracking as check_place
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import MotionSet
 from tests.integration.processes import events, losses, settings, train
-from trainer.meters import peak_flops
+from trainer.monitoring.throughput import peak_flops
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train, typed
 from trainer.errors import RunError
 from trainer.inspection.batch_replay import ReplayedStep, replay_step
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 STEPS = 6  # of 8 clips: one and a half epochs
 COMMAND = (sys.executable, "launch/replay_batch.py")

@@ -47,7 +47,7 @@ from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import Weights, load_weights
 from trainer.faults.stop import REQUEUE
 from trainer.inference import model_source
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 STEPS = 20
 ALL_AT_ONCE = {"optimisation__ema_decay": 0.9, "sampling__repeats": 2}

@@ -10,7 +10,7 @@ from trainer.again import changed_settings, evaluated_again, is_finished
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
 

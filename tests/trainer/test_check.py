@@ -15,8 +15,8 @@ from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.config.load import load_recipe
 from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
+from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import BATCH_NORM_CLIPS, prepare, settled
-from trainer.run_folder import RunFolder
 
 RECIPE = """\
 name: test

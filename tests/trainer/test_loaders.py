@@ -15,8 +15,8 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
 from trainer.engine.memory_estimate import GIB, Room
 from trainer.loaders import open_loaders
+from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import prepare
-from trainer.run_folder import RunFolder
 from trainer.schedule import Schedule
 
 RECIPE = """\

@@ -15,9 +15,9 @@ from trainer.config.load import load_recipe
 from trainer.distributed.collectives import together
 from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
+from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.run_lock import holder_of
 from trainer.run import LEAVING_TAKES, Run
-from trainer.run_folder import RunFolder
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from trainer.run_folder import RunFolder
-from trainer.telling import Telling
+from trainer.monitoring.best_effort import Telling
+from trainer.monitoring.run_dir import RunFolder
 
 
 class Accuracies:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trainer.checkpoint.export import export
 from trainer.checkpoint.retention import Shelf
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.run_folder import RunFolder
-from trainer.telling import Telling
+from trainer.monitoring.best_effort import Telling
+from trainer.monitoring.run_dir import RunFolder
 
 _WITHDRAWN = "not-finite-"
 _CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")

@@ -31,8 +31,8 @@ from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, describe
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
+from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import model_config
-from trainer.run_folder import RunFolder
 from trainer.system.timeouts import within
 
 T = TypeVar("T")

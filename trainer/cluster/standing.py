@@ -19,7 +19,7 @@ from typing import Any, Literal
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.cluster.first_failure import noted_failure
 from trainer.cluster.slurm import Queued
-from trainer.run_folder import RunFolder, number_of, records
+from trainer.monitoring.run_dir import RunFolder, number_of, records
 
 State = Literal[
     "running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"

@@ -12,7 +12,7 @@ from trainer.cluster.standing import WAITS
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder, append_lines, records
+from trainer.monitoring.run_dir import RunFolder, append_lines, records
 from trainer.tracking.secrets import give_to_jobs
 from trainer.tracking.tracker import Tracker, check_tracking, tracked_run
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.cluster.checks import Finding, Verdict
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 CHECKS = (
     "ranks", "recipe", "GPU count", "GPU health", "GPU memory", "driver", "NVDEC", "memory", "disk",

@@ -15,7 +15,7 @@ from trainer.checkpoint.retention import Shelf, step_of
 from trainer.cluster.first_failure import first_failure, told_by
 from trainer.errors import RunError
 from trainer.faults.stop import INTERRUPTED, REQUEUE
-from trainer.run_folder import RunFolder, append_lines, records
+from trainer.monitoring.run_dir import RunFolder, append_lines, records
 
 FRUITLESS = 3
 """Turns of a job in a row without a step of progress after which it is not queued again."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema
-from trainer.telling import Telling
+from trainer.monitoring.best_effort import Telling
 
 
 class FinalScores:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from trainer.errors import RunError
 from trainer.evaluation.scores import ScoreFile, row_groups, schema
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 _DIGITS = 12  # of a row in a part's name, so that names stand in order
 

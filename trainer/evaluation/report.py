@@ -15,14 +15,14 @@ from rich.table import Table
 from torch import Tensor
 
 from pipelines.dataset.path_encoding import printable
-from trainer.confusion import draw_confusion
-from trainer.display import duration, print_whole
 from trainer.distributed.environment import Environment
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import Evaluation
 from trainer.evaluation.parts import EvaluationFolder
 from trainer.evaluation.subject import Subject
-from trainer.run_folder import RunFolder
+from trainer.monitoring.confusion_matrix import draw_confusion
+from trainer.monitoring.console import duration, print_whole
+from trainer.monitoring.run_dir import RunFolder
 
 NAMED = 10
 """Bad videos that are named where all are not."""

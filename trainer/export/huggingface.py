@@ -13,7 +13,7 @@ from trainer.export.description import public_recipe
 from trainer.export.model_card import model_card
 from trainer.export.source import ExportSource
 from trainer.inference.model_source import HUB_WEIGHTS, open_model
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 
 def write_hub_folder(source: ExportSource, path: Path) -> float:

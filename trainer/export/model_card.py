@@ -13,7 +13,7 @@ from pipelines.dataset.path_encoding import printable
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.description import public_recipe
 from trainer.export.source import ExportSource
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 _FINGERPRINT = "data.train (fingerprint)"
 _SHOWN_CLASSES = 20

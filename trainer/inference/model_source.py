@@ -14,7 +14,7 @@ from trainer.checkpoint.metadata import STATE, TrainState
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import FORMAT, Weights, described_model, load_weights
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 """What the released models' clips are normalised with, by channel."""

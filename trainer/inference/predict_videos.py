@@ -15,7 +15,7 @@ from trainer.errors import RunError
 from trainer.inference.output import Output
 from trainer.inference.prediction import Prediction, Timeline
 from trainer.inference.predictor import Predictor
-from trainer.progress import shown_progress
+from trainer.monitoring.progress import shown_progress
 
 FEW = 16
 """Videos up to which starting worker processes takes longer than it saves."""

@@ -19,7 +19,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 T = TypeVar("T")
 

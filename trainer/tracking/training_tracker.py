@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.distributed.step_sync import StepTotals
-from trainer.meters import Meters
+from trainer.monitoring.throughput import Meters
 from trainer.tracking.metric_names import (
     BEST,
     LOSS_MEAN,

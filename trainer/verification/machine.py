@@ -16,7 +16,7 @@ from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.worker_pool import usable_cores
 from trainer.distributed.environment import describe
 from trainer.engine.memory_estimate import GIB
-from trainer.meters import peak_flops
+from trainer.monitoring.throughput import peak_flops
 from trainer.verification.steps import Task
 
 

@@ -17,7 +17,7 @@ from trainer.distributed.environment import find_environment
 from trainer.engine.batch_plan import Layout
 from trainer.engine.deepspeed_engine import Engine, connect
 from trainer.engine.memory_estimate import GIB, Needs
-from trainer.meters import peak_flops
+from trainer.monitoring.throughput import peak_flops
 from trainer.verification.steps import Task
 
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.yaml"

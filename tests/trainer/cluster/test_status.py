@@ -23,7 +23,7 @@ from trainer.cluster.turns import Job, Turns
 from trainer.errors import RunError
 from trainer.faults.failure import note_failure
 from trainer.faults.stop import INTERRUPTED, REQUEUE
-from trainer.run_folder import RunFolder, append_lines
+from trainer.monitoring.run_dir import RunFolder, append_lines
 
 TOTAL = 60
 

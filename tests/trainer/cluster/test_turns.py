@@ -10,7 +10,7 @@ from trainer.cluster.first_failure import first_failure
 from trainer.cluster.turns import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
 from trainer.errors import RunError
 from trainer.faults.stop import INTERRUPTED, REQUEUE
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 
 def job(restart: int = 0, number: str = "12", *, chained: bool = False, submitted: float = 0.0) -> Job:

@@ -23,7 +23,7 @@ from trainer.distributed.step_sync import Tally
 from trainer.faults.inquiry import Inquiry
 from trainer.faults.skips import SkippedSteps
 from trainer.loop import Trainer
-from trainer.meters import Meters
+from trainer.monitoring.throughput import Meters
 
 TORCH = str(Path(torch.__file__).parent)
 

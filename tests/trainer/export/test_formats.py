@@ -23,7 +23,7 @@ from trainer.export.agreement import check_agreement, random_clips
 from trainer.export.formats import export_as
 from trainer.export.model_card import model_card
 from trainer.export.source import ExportSource, read_source
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 NAMES = ["jump", "läuft: schnell", "sit"]
 SMALL: dict[str, Any] = {

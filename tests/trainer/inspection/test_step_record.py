@@ -7,7 +7,7 @@ import pytest
 
 from trainer.inspection import step_record
 from trainer.inspection.step_record import find_step
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 
 @pytest.fixture

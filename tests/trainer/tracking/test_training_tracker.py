@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.distributed.step_sync import StepTotals
-from trainer.meters import Meters
+from trainer.monitoring.throughput import Meters
 from trainer.tracking.metric_names import LOSS_MEAN
 from trainer.tracking.training_tracker import TrainingTracker
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 from trainer.tracking.comparison.blocks import Block
 from trainer.tracking.comparison.compare import Comparison
 from trainer.tracking.comparison.folder_source import find_run_folders, read_folder

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.run_folder import number_of, records
+from trainer.monitoring.run_dir import number_of, records
 from trainer.tracking.comparison.runs import Curve, Evaluation
 from trainer.tracking.metric_names import LOSS_STEPS
 

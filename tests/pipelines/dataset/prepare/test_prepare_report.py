@@ -29,7 +29,7 @@ from pipelines.dataset.prepare.summary import Report
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.probe import VideoInfo
 from pipelines.errors import DataError
-from trainer.progress import shown_progress
+from trainer.monitoring.progress import shown_progress
 
 ROOT = Path(__file__).parents[4]
 

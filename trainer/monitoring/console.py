@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from trainer.meters import Rates
-from trainer.progress import ProgressLines
+from trainer.monitoring.progress import ProgressLines
+from trainer.monitoring.throughput import Rates
 
 _LOGGERS = ("trainer", "pipelines", "models")
 """Whose warnings are shown; what the libraries below them say is theirs."""

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
-from trainer.telling import Telling
+from trainer.monitoring.best_effort import Telling
 
 _TAIL = 2**16  # bytes at the end of the events that are looked through
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.meters import Meters, Totals, memory_peak, peak_flops
+from trainer.monitoring.throughput import Meters, Totals, memory_peak, peak_flops
 
 CPU = torch.device("cpu")
 

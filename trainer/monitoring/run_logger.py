@@ -13,17 +13,17 @@ from torch import Tensor
 from pipelines.bad_samples import Defect, Defects
 from pipelines.dataset.concat import Dataset
 from trainer.again import Again
-from trainer.confusion import CLASS_TABLE, class_table, draw_confusion
-from trainer.data_watch import DataReport
-from trainer.display import Display, duration
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.step_sync import StepTotals
 from trainer.errors import RunError
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.multi_view import Evaluation
-from trainer.faults.spikes import Spikes
-from trainer.meters import Meters
-from trainer.run_folder import RunFolder
+from trainer.monitoring.confusion_matrix import CLASS_TABLE, class_table, draw_confusion
+from trainer.monitoring.console import Display, duration
+from trainer.monitoring.data_bottleneck import DataReport
+from trainer.monitoring.loss_spikes import Spikes
+from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.throughput import Meters
 from trainer.tracking.tracker import Status, Tracker
 from trainer.tracking.training_tracker import TrainingTracker
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainer.progress import ProgressLines
+from trainer.monitoring.progress import ProgressLines
 
 
 @pytest.mark.parametrize(("seconds", "rate"), [(1000.0, "1/s"), (80.0, "12.5/s"), (0.5, "2,000/s")])

@@ -13,8 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer.display import Display, LiveDisplay, PlainDisplay, duration, open_display, summary_table
-from trainer.meters import Rates
+from trainer.monitoring.console import (
+    Display,
+    LiveDisplay,
+    PlainDisplay,
+    duration,
+    open_display,
+    summary_table,
+)
+from trainer.monitoring.throughput import Rates
 
 RATES = Rates(
     clips_per_second=12.34, data_wait_share=0.056, seconds_per_step=2.0, memory_peak=3 * 2**30, mfu=None
@@ -145,8 +152,8 @@ def test_durations(seconds: float, text: str) -> None:
 TERMINAL = """
 import logging
 from pathlib import Path
-from trainer.display import LiveDisplay, open_display
-from trainer.meters import Rates
+from trainer.monitoring.console import LiveDisplay, open_display
+from trainer.monitoring.throughput import Rates
 display = open_display(is_main=True, total_steps=30, first_step=5, every=10)
 assert isinstance(display, LiveDisplay)
 with display:

@@ -6,8 +6,8 @@ import torch
 
 from pipelines.bottleneck import Costs
 from pipelines.dali.pipeline import Processes
-from trainer.data_watch import INTERVAL, DataWatch
-from trainer.meters import Totals
+from trainer.monitoring.data_bottleneck import INTERVAL, DataWatch
+from trainer.monitoring.throughput import Totals
 
 
 @dataclass

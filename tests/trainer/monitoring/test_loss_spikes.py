@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainer.faults.spikes import Spike, Spikes
+from trainer.monitoring.loss_spikes import Spike, Spikes
 
 Losses = NDArray[np.float64]
 

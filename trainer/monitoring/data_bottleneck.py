@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipelines.bottleneck import Costs, Limit, find_limit
 from pipelines.loader import ClipLoader
-from trainer.meters import Totals
+from trainer.monitoring.throughput import Totals
 
 # Seconds of training and waiting between two looks: long enough that single slow videos do not show.
 INTERVAL = 30.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.run_folder import RunFolder
+from trainer.monitoring.run_dir import RunFolder
 
 
 def test_the_longest_save_of_earlier_starts(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_bad_videos_that_found_no_room_are_written_with_the_next(tmp_path: Path)
     folder = RunFolder(tmp_path)
     bad = [{"path": f"{number}.mp4", "sample": number, "reason": "cut"} for number in range(3)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.run_folder.append_lines", _full)
+        patch.setattr("trainer.monitoring.run_dir.append_lines", _full)
         assert folder.add_to_quarantine(bad[:2]) == bad[:2]
         assert folder.add_to_quarantine(bad[:2]) == []
     assert folder.add_to_quarantine(bad) == bad[2:]
