@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from trainer.errors import RunError, StartAgain, UserError
-from trainer.faults.stop import REQUEUE
 from trainer.monitoring.progress import shown_progress
+from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import end_with
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.command import Gathering, Request, check_output, save_to_mlflow, write_report

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from trainer.errors import StartAgain, UserError
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import end_with
 from trainer.tracking.tracker import deliver_spool
 

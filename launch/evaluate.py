@@ -67,7 +67,7 @@ def main() -> int:
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
     from trainer.evaluation.subject import Request
-    from trainer.faults.stop import REQUEUE
+    from trainer.resilience.signals import REQUEUE
 
     given = vars(arguments)
     request = Request(

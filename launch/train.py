@@ -66,11 +66,11 @@ def main() -> int:
     from trainer.config.load import load_recipe
     from trainer.distributed.error_output import show_error
     from trainer.errors import StartAgain, UserError
-    from trainer.faults.stop import REQUEUE
+    from trainer.resilience.signals import REQUEUE
 
     try:
         if arguments.replay is not None:
-            from trainer.faults.replay import replay
+            from trainer.resilience.nan_replay import replay
 
             replay(arguments.replay)
             return 0

@@ -23,14 +23,14 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
-from trainer.faults.inquiry import Inquiry
-from trainer.faults.skips import SkippedSteps
-from trainer.faults.stop import StopRequest, process_age
-from trainer.faults.watchdog import Watchdog
 from trainer.monitoring.batch_hash import hash_clips
 from trainer.monitoring.data_bottleneck import DataWatch
 from trainer.monitoring.run_logger import Record
 from trainer.monitoring.throughput import Meters
+from trainer.resilience.nonfinite import Inquiry
+from trainer.resilience.signals import StopRequest, process_age
+from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.resilience.watchdog import Watchdog
 from trainer.schedule import Schedule
 
 

@@ -34,11 +34,6 @@ from trainer.engine.memory_estimate import room_of_all
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.scores import About
-from trainer.faults.failure import note_failure
-from trainer.faults.inquiry import Inquiry
-from trainer.faults.skips import SkippedSteps
-from trainer.faults.stop import StopRequest, exit_code
-from trainer.faults.watchdog import Watchdog
 from trainer.loaders import open_loaders
 from trainer.loop import Trainer
 from trainer.monitoring.console import open_display
@@ -47,9 +42,14 @@ from trainer.monitoring.run_dir import RunFolder
 from trainer.monitoring.run_logger import Record
 from trainer.monitoring.throughput import Meters, Totals
 from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
-from trainer.resilience.launcher import LauncherWatch
+from trainer.resilience.crash_report import note_failure
+from trainer.resilience.launcher_watch import LauncherWatch
+from trainer.resilience.nonfinite import Inquiry
 from trainer.resilience.run_lock import RunLock, acquire
-from trainer.resilience.semaphores import mark_semaphores, remove_left_semaphores
+from trainer.resilience.signals import StopRequest, exit_code
+from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_semaphores
+from trainer.resilience.watchdog import Watchdog
 from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start

@@ -147,7 +147,7 @@ def make_kept_steps(folder: Path) -> list[Path]:
     import torch
 
     from pipelines.loader import ClipBatch
-    from trainer.faults.replay import keep
+    from trainer.resilience.nan_replay import keep
 
     path = folder / "rank-00000.safetensors"
     numbers = torch.arange(2)
@@ -159,7 +159,7 @@ def make_kept_steps(folder: Path) -> list[Path]:
 
 
 def read_kept_step(path: Path) -> None:
-    from trainer.faults.replay import replay
+    from trainer.resilience.nan_replay import replay
 
     with contextlib.redirect_stdout(io.StringIO()):
         replay(path)

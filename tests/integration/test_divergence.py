@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, Outcome, Training, events, losses, settings, train
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 
 pytestmark = pytest.mark.soak
 

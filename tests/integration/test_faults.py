@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, Ended, Outcome, Training, events, settings, train
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 
 pytestmark = pytest.mark.soak
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import MotionSet
 from tests.integration.processes import events, settings, train
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 
 pytestmark = pytest.mark.soak
 

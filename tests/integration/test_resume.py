@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, Training, events, losses, settings
-from trainer.faults.stop import INTERRUPTED, REQUEUE
+from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 SCRIPT = Path(__file__).parent / "recorded_batches.py"
 STEPS = 40

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL, Training, events, settings, train
-from trainer.resilience.semaphores import SHARED_MEMORY
+from trainer.resilience.stale_semaphores import SHARED_MEMORY
 
 LONG = settings(optimisation__steps=2000, run__checkpoint_every_steps=2)
 

@@ -45,9 +45,9 @@ from tests.integration.processes import (
 from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import Weights, load_weights
-from trainer.faults.stop import REQUEUE
 from trainer.inference import model_source
 from trainer.monitoring.run_dir import RunFolder
+from trainer.resilience.signals import REQUEUE
 
 STEPS = 20
 ALL_AT_ONCE = {"optimisation__ema_decay": 0.9, "sampling__repeats": 2}

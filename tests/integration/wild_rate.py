@@ -8,7 +8,7 @@ import os
 import signal
 
 import launch.train
-from trainer.faults.skips import SkippedSteps
+from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.schedule import Schedule
 from trainer.system.process_exit import end_with
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from trainer.checkpoint.retention import Shelf, step_of
 from trainer.cluster.first_failure import first_failure, told_by
 from trainer.errors import RunError
-from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.monitoring.run_dir import RunFolder, append_lines, records
+from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 FRUITLESS = 3
 """Turns of a job in a row without a step of progress after which it is not queued again."""

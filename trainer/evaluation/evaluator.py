@@ -27,10 +27,10 @@ from trainer.evaluation.parts import EvaluationFolder
 from trainer.evaluation.report import NAMED, show, write_report
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
 from trainer.evaluation.subject import Request, Subject, find_subject
-from trainer.faults.stop import StopRequest, exit_code
 from trainer.monitoring.progress import shown_progress
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.run_lock import acquire
+from trainer.resilience.signals import StopRequest, exit_code
 from trainer.system.device import settle, take
 from trainer.system.precision import logits_in
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from trainer.cluster import slurm
 from trainer.errors import RunError
-from trainer.resilience.processes import boot_id, is_hidden, pid_namespace, start_ticks
+from trainer.resilience.process_identity import boot_id, is_hidden, pid_namespace, start_ticks
 
 _GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
 _ENDING = {"COMPLETING", "STAGE_OUT"}

@@ -10,7 +10,7 @@ import torch
 
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.faults.replay import keep
+from trainer.resilience.nan_replay import keep
 
 
 def test_weights_may_be_read_by_whoever_may_read_what_lies_beside(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from trainer.cluster.standing import STARTING, Evidence, Standing, duration, is_
 from trainer.cluster.status import NOTES, as_json, find_runs, look, show
 from trainer.cluster.turns import Job, Turns
 from trainer.errors import RunError
-from trainer.faults.failure import note_failure
-from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.monitoring.run_dir import RunFolder, append_lines
+from trainer.resilience.crash_report import note_failure
+from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 TOTAL = 60
 

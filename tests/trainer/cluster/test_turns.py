@@ -9,8 +9,8 @@ import pytest
 from trainer.cluster.first_failure import first_failure
 from trainer.cluster.turns import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
 from trainer.errors import RunError
-from trainer.faults.stop import INTERRUPTED, REQUEUE
 from trainer.monitoring.run_dir import RunFolder
+from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 
 def job(restart: int = 0, number: str = "12", *, chained: bool = False, submitted: float = 0.0) -> Job:

@@ -20,10 +20,10 @@ from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
 from trainer.distributed.step_sync import Tally
-from trainer.faults.inquiry import Inquiry
-from trainer.faults.skips import SkippedSteps
 from trainer.loop import Trainer
 from trainer.monitoring.throughput import Meters
+from trainer.resilience.nonfinite import Inquiry
+from trainer.resilience.skipped_steps import SkippedSteps
 
 TORCH = str(Path(torch.__file__).parent)
 

@@ -13,7 +13,7 @@ from trainer.cluster.script import JobRequest, script
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError
-from trainer.faults.failure import note_failure
+from trainer.resilience.crash_report import note_failure
 from trainer.tracking.secrets import Address, give_to_jobs, redacted, with_credentials
 from trainer.tracking.spool import Spool
 from trainer.tracking.tracker import Tracker

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 from trainer.system.formatting import ranks_in_words
 
 _ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
-from trainer.faults.trace import Trace, trace
+from trainer.resilience.nan_tracer import Trace, trace
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"

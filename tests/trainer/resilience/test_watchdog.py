@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer.faults.stop import REQUEUE
+from trainer.resilience.signals import REQUEUE
 
 RANK = """
 import ctypes, os, signal, sys, time
 from pathlib import Path
-from trainer.faults.watchdog import Watchdog
+from trainer.resilience.watchdog import Watchdog
 
 {before}
 with Watchdog(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from trainer.resilience.processes import parent, start_ticks
+from trainer.resilience.process_identity import parent, start_ticks
 
 _OWN_PROCESS = {"deepspeed", "torchrun", "mpi"}  # launchers that live as long as their ranks
 

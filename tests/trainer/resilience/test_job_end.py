@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainer.faults.stop import TIME_LIMIT, StopRequest, process_age
+from trainer.resilience.signals import TIME_LIMIT, StopRequest, process_age
 
 
 def test_the_end_of_the_job_leaves_the_margin() -> None:

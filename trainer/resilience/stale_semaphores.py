@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from trainer.resilience.processes import pid_namespace, start_ticks
+from trainer.resilience.process_identity import pid_namespace, start_ticks
 
 SHARED_MEMORY = Path("/dev/shm")
 

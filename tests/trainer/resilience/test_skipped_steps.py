@@ -1,7 +1,7 @@
 import pytest
 
 from trainer.errors import RunError
-from trainer.faults.skips import SkippedSteps
+from trainer.resilience.skipped_steps import SkippedSteps
 
 
 def test_as_many_as_allowed_are_told_and_one_more_stops() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import UniFormerV2, create_model
-from trainer.faults.trace import Trace, trace
+from trainer.resilience.nan_tracer import Trace, trace
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from models import UniFormerV2, create_model
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.faults.replay import FORMAT, WEIGHTS, keep, replay
+from trainer.resilience.nan_replay import FORMAT, WEIGHTS, keep, replay
 
 PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
 

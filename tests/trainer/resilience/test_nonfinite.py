@@ -16,8 +16,8 @@ from tests.trainer.checkpoint.training import Form, checkpoints, make_engine, st
 from tests.trainer.ranks import Ranks
 from trainer.checkpoint.retention import MARGIN
 from trainer.errors import RunError
-from trainer.faults import inquiry
-from trainer.faults.inquiry import Finding, Inquiry
+from trainer.resilience import nonfinite
+from trainer.resilience.nonfinite import Finding, Inquiry
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) 
 
 def look_without_memory(folder: Path) -> Finding:
     error = torch.OutOfMemoryError("no room")
-    traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else inquiry.trace
-    with mock.patch.object(inquiry, "trace", traced):
+    traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else nonfinite.trace
+    with mock.patch.object(nonfinite, "trace", traced):
         return look(folder, "scene")[0]  # in the other form, batch norms wait for all ranks within a forward
 
 
@@ -65,7 +65,7 @@ def test_a_rank_without_memory_to_look_leaves_no_other_waiting(two: Ranks, tmp_p
 
 def look_failing(folder: Path, failing: str) -> Finding:
     error = RunError("no room") if failing == "save_weights" else OSError(errno.ENOSPC, "no room")
-    with mock.patch.object(inquiry, failing, mock.Mock(side_effect=error)):
+    with mock.patch.object(nonfinite, failing, mock.Mock(side_effect=error)):
         return look(folder)[0]
 
 

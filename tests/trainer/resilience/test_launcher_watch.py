@@ -15,8 +15,8 @@ RANK = """
 import sys, time
 from pathlib import Path
 from trainer.faults import stop as module
-from trainer.faults.stop import StopRequest
-from trainer.resilience.launcher import LauncherWatch
+from trainer.resilience.signals import StopRequest
+from trainer.resilience.launcher_watch import LauncherWatch
 
 module._LOOK_EVERY = 0.2
 with StopRequest(launcher_is_gone=LauncherWatch(sys.argv[1]).is_gone) as stop:

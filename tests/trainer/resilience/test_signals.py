@@ -15,15 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-import trainer.faults.stop as stop_module
-from trainer.faults.stop import INTERRUPTED, REQUEUE, STOP_FILE, TIME_LIMIT, StopRequest, exit_code
+import trainer.resilience.signals as stop_module
+from trainer.resilience.signals import INTERRUPTED, REQUEUE, STOP_FILE, TIME_LIMIT, StopRequest, exit_code
 
 PATIENCE = 60.0  # seconds
 
 LOOP = """
 import sys
 from pathlib import Path
-from trainer.faults.stop import StopRequest, exit_code
+from trainer.resilience.signals import StopRequest, exit_code
 with StopRequest({arguments}) as stop:
     print("ready", flush=True)
     for line in sys.stdin:
@@ -146,7 +146,7 @@ import termios
 import time
 if {terminal}:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from trainer.faults.stop import StopRequest, exit_code
+from trainer.resilience.signals import StopRequest, exit_code
 with StopRequest() as stop, open({notes!r}, "w") as notes:
     print("ready", flush=True)
     while stop.requested is None:

@@ -22,8 +22,8 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import SUSPECTS
 from trainer.engine.state_shards import shares
 from trainer.errors import RunError
-from trainer.faults.replay import WEIGHTS, keep
-from trainer.faults.trace import trace
+from trainer.resilience.nan_replay import WEIGHTS, keep
+from trainer.resilience.nan_tracer import trace
 
 KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
 

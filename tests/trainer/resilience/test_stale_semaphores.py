@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from trainer.resilience.semaphores import SHARED_MEMORY, remove_left_semaphores
+from trainer.resilience.stale_semaphores import SHARED_MEMORY, remove_left_semaphores
 
 ROOT = Path(__file__).parents[3]
 MAKE = (
     "import multiprocessing, sys, time\n"
     "from pathlib import Path\n"
-    "from trainer.resilience.semaphores import mark_semaphores\n"
+    "from trainer.resilience.stale_semaphores import mark_semaphores\n"
     "if __name__ == '__main__':\n"
     "    mark_semaphores(Path(sys.argv[1]))\n"
     "    context = multiprocessing.get_context('spawn')\n"
