@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.errors import StartAgain, UserError
 from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import end_with
-from trainer.tracking.tracker import deliver_spool
+from trainer.tracking.mlflow_tracker import deliver_spool
 
 
 def main() -> int:

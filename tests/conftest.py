@@ -85,7 +85,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 LONGEST = (
     "integration/test_training.py",
-    "trainer/tracking/test_tracking.py",
+    "trainer/tracking/test_mlflow_tracker.py",
     "trainer/tracking/test_killed.py",
     "pipelines/test_exactness.py",
     "trainer/cluster/test_doctor.py",

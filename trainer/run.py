@@ -54,9 +54,9 @@ from trainer.schedule import Schedule
 from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.starting_weights import StartingWeights, plan_start
 from trainer.system.device import settle, take
-from trainer.tracking.earlier import set_aside
+from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
-from trainer.tracking.tracker import Status, Tracker
+from trainer.tracking.superseded_start import set_aside
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
 LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving

@@ -16,7 +16,7 @@ from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
 from trainer.preparation import named_manifests
-from trainer.tracking.tracker import check_tracking as check_place
+from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 
 def check_tracking(recipe: Recipe, run_dir: Path) -> None:

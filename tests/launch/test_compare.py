@@ -16,7 +16,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, settings, train
 from tests.trainer.tracking.comparison.run_folders import make_run, write_scores
 from trainer.tracking.comparison.same_data import SAME
-from trainer.tracking.tracker import tracked_run
+from trainer.tracking.mlflow_tracker import tracked_run
 
 Run = Callable[..., tuple[int, str, str]]
 

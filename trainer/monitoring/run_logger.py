@@ -24,7 +24,7 @@ from trainer.monitoring.data_bottleneck import DataReport
 from trainer.monitoring.loss_spikes import Spikes
 from trainer.monitoring.run_dir import RunFolder
 from trainer.monitoring.throughput import Meters
-from trainer.tracking.tracker import Status, Tracker
+from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.training_tracker import TrainingTracker
 
 

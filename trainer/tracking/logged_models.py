@@ -6,7 +6,7 @@ registered go to MLflow, as `weights.safetensors`: no pickle, no code.
 
 from typing import Any
 
-from trainer.tracking.spool import Record
+from trainer.tracking.outbox import Record
 
 MODEL_TYPE = "UniFormerV2"
 

@@ -9,9 +9,9 @@ from pipelines.dataset.concat import Dataset
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.preparation import Preparation, named_manifests
+from trainer.tracking.mlflow_tracker import Context, Tracker
 from trainer.tracking.run_description import RunDescription
 from trainer.tracking.system_metrics import NodeMonitor
-from trainer.tracking.tracker import Context, Tracker
 
 
 def run_description(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.tracking.address import restore_command, sqlite_path
-from trainer.tracking.outcome import Outage, Stopped, first_line, is_refusal
-from trainer.tracking.place import Place
+from trainer.tracking.run_reference import Place
+from trainer.tracking.upload_errors import Outage, Stopped, first_line, is_refusal
 
 LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
 

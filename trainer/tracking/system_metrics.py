@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from trainer.tracking.spool import replace_text
+from trainer.tracking.outbox import replace_text
 
 SECONDS = 15.0  # between two samples of a node
 VALUES_PER_SECOND = 2.0

@@ -20,7 +20,7 @@ from trainer.tracking.metric_names import (
     WALL_CLOCK,
     WHOLE_RUN,
 )
-from trainer.tracking.tracker import Status, Tracker
+from trainer.tracking.mlflow_tracker import Status, Tracker
 
 
 class TrainingTracker:

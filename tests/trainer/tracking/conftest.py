@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.tracking.tracker import Tracker
+from trainer.tracking.mlflow_tracker import Tracker
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.tracking.address import choose_address, how_to_see, sqlite_path
-from trainer.tracking.outcome import is_refusal
-from trainer.tracking.tracker import check_tracking
+from trainer.tracking.mlflow_tracker import check_tracking
+from trainer.tracking.upload_errors import is_refusal
 
 
 @pytest.mark.parametrize(

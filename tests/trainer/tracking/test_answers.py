@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, deliver_spool
+from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
+from trainer.tracking.outbox import Spool
 
 SECRET = "s3cretpw"
 
@@ -79,7 +79,7 @@ def test_an_outage_keeps_every_record(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     proxy.status, proxy.body = status, body
     uri = f"http://user:{SECRET}@127.0.0.1:{proxy.server_address[1]}"
     tracker = Tracker(tmp_path, uri=uri, experiment="e", run_name="r")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from trainer.errors import RunError
-from trainer.tracking.delivery import fitting_key
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, deliver_spool, tracked_run
+from trainer.tracking.mlflow_tracker import Tracker, deliver_spool, tracked_run
+from trainer.tracking.mlflow_upload import fitting_key
+from trainer.tracking.outbox import Spool
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from trainer.tracking.tracker import Tracker, deliver_spool
+from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
 
 Create = Callable[..., Any]
 
@@ -54,7 +54,7 @@ def test_one_run_whatever_becomes_of_the_request(
     start: Callable[..., Tracker], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     late: list[Callable[[], Any]] = []
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     monkeypatch.setattr(MlflowClient, "create_run", fault(MlflowClient.create_run, late))
     tracker = start(experiment=fault.__name__)
     tracker.params({"a": 1})

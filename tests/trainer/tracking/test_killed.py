@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from trainer.errors import RunError
-from trainer.tracking import database
-from trainer.tracking.database import DatabaseBusy, ensure_database, is_partial
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, check_tracking, deliver_spool, tracked_run
+from trainer.tracking import sqlite_store
+from trainer.tracking.mlflow_tracker import Tracker, check_tracking, deliver_spool, tracked_run
+from trainer.tracking.outbox import Spool
+from trainer.tracking.sqlite_store import DatabaseBusy, ensure_database, is_partial
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
@@ -48,7 +48,7 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     (here / ".mlflow.db.1.partial").write_text("of a process that was killed")
     with pytest.raises(DatabaseBusy):  # it may be at work still
         ensure_database(path)
-    monkeypatch.setattr(database, "SETTLED", 0.0)
+    monkeypatch.setattr(sqlite_store, "SETTLED", 0.0)
     results: list[bool] = []
     makers = [threading.Thread(target=lambda: results.append(ensure_database(path))) for _ in range(4)]
     for maker in makers:
@@ -80,7 +80,7 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
 def test_a_database_with_data_is_never_set_aside(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "SETTLED", 0.0)
+    monkeypatch.setattr(sqlite_store, "SETTLED", 0.0)
     for number, table in enumerate(("runs", "registered_models")):
         path = tmp_path / f"{number}.db"
         with sqlite3.connect(path) as used:
@@ -191,7 +191,7 @@ def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from trainer.tracking.spool import Spool\n"
+        "import resource, sys; from pathlib import Path; from trainer.tracking.outbox import Spool\n"
         "spool = Spool(Path(sys.argv[1])); spool.append({'n': 1})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (spool.size() + 5, resource.RLIM_INFINITY))\n"
         "try: spool.append({'n': 2, 'text': 'x' * 100})\n"

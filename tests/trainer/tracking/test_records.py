@@ -12,8 +12,8 @@ from mlflow.store.entities.paged_list import PagedList
 
 from launch import deliver
 from trainer.tracking.logged_models import LoggedModels
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, deliver_spool, tracked_run
+from trainer.tracking.mlflow_tracker import Tracker, deliver_spool, tracked_run
+from trainer.tracking.outbox import Spool
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 

@@ -14,9 +14,9 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError
 from trainer.resilience.crash_report import note_failure
+from trainer.tracking.mlflow_tracker import Tracker
+from trainer.tracking.outbox import Spool
 from trainer.tracking.secrets import Address, give_to_jobs, redacted, with_credentials
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[3]
 SECRET = "s3cretpw"
@@ -152,7 +152,7 @@ def test_no_file_and_no_message_of_a_run_holds_it(
 def test_a_run_tracked_before_loses_the_password_it_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Tracker]
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     old = {"uri": f"postgresql://user:{SECRET}@h/db", "experiment": "e", "run_name": "r", "started": 1}
     (tmp_path / "mlflow_run.json").write_text(json.dumps(old | {"key": "k", "run_id": "abc"}))
@@ -172,10 +172,10 @@ def test_a_database_s_password_comes_from_the_variable_and_is_missed_in_words(
     assert not with_credentials(
         Address("postgresql://other/db"), {"MLFLOW_TRACKING_URI": address.full}
     ).has_credentials
-    from trainer.tracking.tracker import deliver_spool
+    from trainer.tracking.mlflow_tracker import deliver_spool
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     Tracker(tmp_path, uri=address, experiment="e", run_name="r")
     with pytest.raises(RunError, match="MLFLOW_TRACKING_URI"):
         deliver_spool(tmp_path)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.tracking.tracker import Tracker
+from trainer.tracking.mlflow_tracker import Tracker
 
 run_dir, uri, first, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 run_dir.mkdir(exist_ok=True)

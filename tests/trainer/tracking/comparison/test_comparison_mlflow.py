@@ -18,7 +18,7 @@ from trainer.tracking.comparison.folder_source import read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource
 from trainer.tracking.comparison.report import report
 from trainer.tracking.comparison.results import results_table
-from trainer.tracking.tracker import Tracker, tracked_run
+from trainer.tracking.mlflow_tracker import Tracker, tracked_run
 
 PATIENCE = 120.0
 

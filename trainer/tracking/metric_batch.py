@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.tracking.repeats import Chosen
-from trainer.tracking.spool import Record
+from trainer.tracking.outbox import Record
+from trainer.tracking.repeated_steps import Chosen
 
 METRICS_PER_CALL = 1000  # MLflow refuses more
 

@@ -19,9 +19,9 @@ import pytest
 
 from launch import deliver
 from trainer.errors import RunError
-from trainer.tracking import courier
-from trainer.tracking.spool import Spool
-from trainer.tracking.tracker import Tracker, deliver_spool
+from trainer.tracking import uploader
+from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
+from trainer.tracking.outbox import Spool
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 
@@ -188,7 +188,7 @@ def test_without_an_address_the_run_stays_where_it_was(
 def test_the_environment_s_address_and_the_command_that_shows_the_run(
     tmp_path: Path, start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
@@ -201,7 +201,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     command = start(uri=None).how_to_see()
     assert command is not None
     program, *arguments = command.split()
@@ -212,7 +212,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
 def test_a_disk_that_is_full_stops_nothing(
     start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
     tracker = start()
 
     def full(*_: object) -> None:
@@ -331,8 +331,8 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What is left goes to another store here; to the server itself, once it is there, in a slow check."""
-    monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr(courier, "SILENT", 0.1)
+    monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(uploader, "SILENT", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = start(uri=f"http://127.0.0.1:{free_port()}")
     tracker.metrics(1, {"loss": 3.0})
@@ -364,7 +364,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -381,7 +381,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     tracker.metrics(2, {"loss": 2.0})
     tracker.artifact(picture)
     left = 5 - delivered
-    monkeypatch.setattr(courier, "SILENT", 0.1)
+    monkeypatch.setattr(uploader, "SILENT", 0.1)
     assert tracker.close("KILLED", timeout=1.0) == left
     assert "waiting up to 1 s for " in caplog.text
     assert "uniformerv2 deliver" in caplog.text

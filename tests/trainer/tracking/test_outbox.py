@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.tracking import courier
-from trainer.tracking.courier import Courier
-from trainer.tracking.spool import Spool
+from trainer.tracking import uploader
+from trainer.tracking.outbox import Spool
+from trainer.tracking.uploader import Courier
 
 
 def lines(spool: Spool) -> list[dict]:
@@ -88,7 +88,7 @@ def test_the_courier_delivers_all_before_it_leaves(tmp_path: Path) -> None:
 
 
 def test_the_courier_stays_for_what_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier, "GATHER", 0.001)
+    monkeypatch.setattr(uploader, "GATHER", 0.001)
     spool, rounds = Spool(tmp_path), threading.Semaphore(0)
 
     def deliver() -> None:
@@ -107,7 +107,7 @@ def test_the_courier_stays_for_what_comes_later(tmp_path: Path, monkeypatch: pyt
 def test_the_courier_outlasts_an_outage_and_complains_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(courier, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.001)
     spool, taken, failures = Spool(tmp_path), [], iter(range(5))
     back = threading.Event()
 
@@ -131,7 +131,7 @@ def test_the_courier_outlasts_an_outage_and_complains_once(
 def test_the_courier_gives_up_in_time_and_says_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(courier, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.001)
     spool = Spool(tmp_path)
 
     def connect() -> Callable[[], None]:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.tracking.spool import Record
+from trainer.tracking.outbox import Record
 
 _STEP = re.compile(rb'"kind": "metrics", "step": (\d+)')
 _START = re.compile(rb'"kind": "status", "status": "RUNNING", "step": (\d+)')

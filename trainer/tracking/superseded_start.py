@@ -4,8 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from trainer.tracking.place import NAME
-from trainer.tracking.spool import Spool
+from trainer.tracking.outbox import Spool
+from trainer.tracking.run_reference import NAME
 
 
 def set_aside(run_dir: Path) -> Path | None:

@@ -12,17 +12,17 @@ from typing import Any
 
 from trainer.errors import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
-from trainer.tracking.batch import METRICS_PER_CALL, Batch, Item
-from trainer.tracking.database import ensure_database, is_partial
 from trainer.tracking.logged_models import LoggedModels
+from trainer.tracking.metric_batch import METRICS_PER_CALL, Batch, Item
 from trainer.tracking.metric_names import LOSS_MEAN
-from trainer.tracking.outcome import Stopped, first_line, is_refusal, is_unknown_call
-from trainer.tracking.place import NAME, Place
-from trainer.tracking.repeats import Chosen, Repeats
-from trainer.tracking.reply_limit import limit_replies
+from trainer.tracking.outbox import Record, Spool
+from trainer.tracking.repeated_steps import Chosen, Repeats
+from trainer.tracking.response_limit import limit_replies
+from trainer.tracking.run_reference import NAME, Place
 from trainer.tracking.secrets import Address, give_to_mlflow, redacted, with_credentials
 from trainer.tracking.server_run import ServerRun, new_run_command
-from trainer.tracking.spool import Record, Spool
+from trainer.tracking.sqlite_store import ensure_database, is_partial
+from trainer.tracking.upload_errors import Stopped, first_line, is_refusal, is_unknown_call
 
 PARAMS_OR_TAGS_PER_CALL = 100  # MLflow refuses more, of each
 

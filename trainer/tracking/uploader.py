@@ -4,8 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from trainer.tracking.outcome import Stopped, first_line
-from trainer.tracking.spool import Spool
+from trainer.tracking.outbox import Spool
+from trainer.tracking.upload_errors import Stopped, first_line
 
 GATHER = 1.0  # seconds between two deliveries, so that records travel together
 FIRST_PAUSE = 1.0  # seconds after a failed delivery, doubled after each further failure

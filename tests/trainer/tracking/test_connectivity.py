@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.tracking.reachable import check_reachable
+from trainer.tracking.connectivity import check_reachable
 from trainer.tracking.secrets import Address
 
 

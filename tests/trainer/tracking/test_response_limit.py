@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer.tracking import reply_limit
-from trainer.tracking.reply_limit import limit_replies
+from trainer.tracking import response_limit
+from trainer.tracking.response_limit import limit_replies
 
 LIMIT = 2**20
 BLOCK = b"x" * 2**16
@@ -89,7 +89,7 @@ def test_the_reading_of_an_endless_reply_stops(
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.setattr(reply_limit, "LONGEST_REPLY", LIMIT)
+    monkeypatch.setattr(response_limit, "LONGEST_REPLY", LIMIT)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     # MLflow keeps a session for each set of options: one that this process has not used before.

@@ -22,14 +22,14 @@ from typing import Any, Literal
 
 from trainer.errors import RunError, StartAgain
 from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
-from trainer.tracking.courier import Courier
-from trainer.tracking.delivery import Delivery
-from trainer.tracking.outcome import Stopped, first_line
-from trainer.tracking.place import NAME
-from trainer.tracking.place import Place as _Place
-from trainer.tracking.reachable import check_reachable
+from trainer.tracking.connectivity import check_reachable
+from trainer.tracking.mlflow_upload import Delivery
+from trainer.tracking.outbox import Record, Spool
+from trainer.tracking.run_reference import NAME
+from trainer.tracking.run_reference import Place as _Place
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
-from trainer.tracking.spool import Record, Spool
+from trainer.tracking.upload_errors import Stopped, first_line
+from trainer.tracking.uploader import Courier
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words; KILLED is a run that was asked to stop."""
