@@ -63,7 +63,7 @@ def main() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer.cluster.doctor import Request, preflight
+    from trainer.cluster.preflight.runner import Request, preflight
     from trainer.errors import UserError
 
     try:

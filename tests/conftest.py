@@ -88,7 +88,7 @@ LONGEST = (
     "trainer/tracking/test_mlflow_tracker.py",
     "trainer/tracking/test_killed.py",
     "pipelines/test_exactness.py",
-    "trainer/cluster/test_doctor.py",
+    "trainer/cluster/test_preflight.py",
     "pipelines/test_decode_recovery.py",
     "trainer/checkpoint/test_checkpointer.py",
     "trainer/checkpoint/test_elastic.py",

@@ -70,7 +70,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     differ from the checkpoint's, by the names that a refusal gives them.
 
     Raises UserError for what its maker can mend. After any error but an AgreedError the rank stays in the
-    process group, in which others may be at work, and its process has to end by `trainer.system.process_exit`.
+    process group, in which others may be at work; `trainer.system.process_exit` has to end its process.
     """
     environment = find_environment(recipe.engine.device)
     mark_semaphores(run_dir)

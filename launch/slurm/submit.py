@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import DataError
-from trainer.cluster.script import JobRequest
+from trainer.cluster.sbatch import JobRequest
 from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words
 from trainer.cluster.sweep import variants
 from trainer.errors import RunError, UserError

@@ -13,7 +13,7 @@ import sys
 
 from launch.train import parse as parse_training
 from pipelines.errors import DataError
-from trainer.cluster.turns import Job, Turns
+from trainer.cluster.requeue import Job, Turns
 from trainer.config.load import load_recipe
 from trainer.errors import UserError
 

@@ -1,4 +1,4 @@
-"""A run inside a job whose end is known; how that is read is in tests/trainer/distributed/test_environment.py."""
+"""A run inside a SLURM job with a known end time."""
 
 import time
 from pathlib import Path

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.script import JobRequest, script
+from trainer.cluster.sbatch import JobRequest, script
 
 # What stands in for srun, scontrol, squeue and Python: notes its call and does what `answers.json` says.
 STAND_IN = """#!{python}

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.cluster.run_status import Evidence, Standing, State, duration, is_gone, standing
 from trainer.cluster.slurm import Queued, is_here, queue
-from trainer.cluster.standing import Evidence, Standing, State, duration, is_gone, standing
 from trainer.errors import RunError
 from trainer.system.terminal import PipeConsole
 

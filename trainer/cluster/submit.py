@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from trainer.cluster.script import JobRequest, script, seconds
+from trainer.cluster.run_status import WAITS
+from trainer.cluster.sbatch import JobRequest, script, seconds
 from trainer.cluster.slurm import ask, partitions, queue
-from trainer.cluster.standing import WAITS
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError

@@ -194,7 +194,7 @@ def _place(frame: FrameType) -> tuple[str, str, str]:
 
 
 def _line(frame: FrameType) -> str:
-    """`trainer/distributed/step_sync.py:66 exchange`; without the folders that lead to this program or to its libraries."""
+    """`trainer/trainer.py:66 fit`: a frame without the folders above this program or its libraries."""
     path = os.path.abspath(frame.f_code.co_filename)
     for lead in (f"{_ROOT}{os.sep}", f"{os.sep}site-packages{os.sep}"):
         path = path.partition(lead)[2] or path

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from tests.integration.processes import ROOT
 from trainer.checkpoint.retention import Shelf
+from trainer.cluster.requeue import Job, Turns
+from trainer.cluster.run_status import STARTING, Evidence, Standing, duration, is_gone, standing
 from trainer.cluster.slurm import Queued
-from trainer.cluster.standing import STARTING, Evidence, Standing, duration, is_gone, standing
 from trainer.cluster.status import NOTES, as_json, find_runs, look, show
-from trainer.cluster.turns import Job, Turns
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder, append_lines
 from trainer.resilience.crash_report import note_failure

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cluster.script import JobRequest, script
+from trainer.cluster.sbatch import JobRequest, script
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError

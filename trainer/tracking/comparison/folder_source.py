@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.cluster.standing import Evidence, standing
+from trainer.cluster.run_status import Evidence, standing
 from trainer.config.schema import leaves
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, parse_yaml

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from trainer.cluster.checks import (
+from trainer.cluster.preflight.checks import (
     Finding,
     Verdict,
     attempt,
@@ -26,7 +26,7 @@ from trainer.cluster.checks import (
     judge_gpu_count,
     look,
 )
-from trainer.cluster.exchange import (
+from trainer.cluster.preflight.control_channel import (
     ANSWER,
     FOLDER_PATIENCE,
     REDUCE_PATIENCE,
@@ -39,7 +39,7 @@ from trainer.cluster.exchange import (
     share_folder,
     tell_time,
 )
-from trainer.cluster.table import (
+from trainer.cluster.preflight.report import (
     NAMED,
     UNKNOWN,
     ByNode,

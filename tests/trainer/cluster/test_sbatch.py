@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.script import PLAIN, JobRequest, script, seconds
+from trainer.cluster.sbatch import PLAIN, JobRequest, script, seconds
 from trainer.errors import RunError
 
 TASK = ["--recipe", "recipes/a b.yaml", "--set", "name=it's"]

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
-from trainer.cluster.checks import Finding, Verdict
+from trainer.cluster.preflight.checks import Finding, Verdict
 
 FOLDER_PATIENCE = 35.0  # seconds: an NFS client may hold on to its view of a folder for 30
 ANSWER = 10.0  # seconds that a rank which is there takes at most to tell its time

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cluster.checks import Finding, Verdict
+from trainer.cluster.preflight.checks import Finding, Verdict
 from trainer.monitoring.run_dir import RunFolder
 
 CHECKS = (

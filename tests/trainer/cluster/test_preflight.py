@@ -29,8 +29,8 @@ from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL
 from tests.trainer.ranks import Ranks
-from trainer.cluster import checks, doctor
-from trainer.cluster.checks import (
+from trainer.cluster.preflight import checks, runner
+from trainer.cluster.preflight.checks import (
     FRAMES,
     Finding,
     Verdict,
@@ -47,8 +47,7 @@ from trainer.cluster.checks import (
     read_decoding,
     read_smi,
 )
-from trainer.cluster.doctor import differing, finding_of
-from trainer.cluster.exchange import (
+from trainer.cluster.preflight.control_channel import (
     Exchange,
     Sight,
     Sum,
@@ -62,7 +61,8 @@ from trainer.cluster.exchange import (
     share_folder,
     tell_time,
 )
-from trainer.cluster.table import CHECKS, as_table, lines, merged, summary, write_failures
+from trainer.cluster.preflight.report import CHECKS, as_table, lines, merged, summary, write_failures
+from trainer.cluster.preflight.runner import differing, finding_of
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
@@ -126,7 +126,7 @@ def test_gpus_of_a_node_are_those_its_ranks_see(
 ) -> None:
     nodes = {rank: f"n{rank // 2 + 1}" for rank in range(len(reports))}
     how = {"device": "auto", "alone": False, "asked": None, **given}
-    found = doctor.count_gpus(nodes, dict(enumerate(reports)), **how)
+    found = runner.count_gpus(nodes, dict(enumerate(reports)), **how)
     assert [finding.verdict for _, finding in found] == verdicts
 
 
@@ -551,12 +551,12 @@ def _examine(folder: Path) -> tuple[int, str]:
     """A preflight of which rank 1 takes longer to look at itself than rank 0 waits; its code and output."""
     place = find_environment("cpu")
     place = replace(place, local_rank=0, node=f"n{place.rank + 1}")
-    examination = doctor.Examination(REQUEST, None, "", place, CPU, folder)
+    examination = runner.Examination(REQUEST, None, "", place, CPU, folder)
     examination.exchange = _exchange("examine")
     gone = threading.Event()
-    patience = mock.patch.object(doctor, "REPORTS", 0.5)
+    patience = mock.patch.object(runner, "REPORTS", 0.5)
     hanging = mock.patch.object(
-        doctor, "look", lambda *_: (gone.wait(3.0), [Finding("disk", OK, "")], {})[1:]
+        runner, "look", lambda *_: (gone.wait(3.0), [Finding("disk", OK, "")], {})[1:]
     )
     with patience, hanging if place.rank else nullcontext(), redirect_stdout(io.StringIO()) as output:
         return examination.run(), output.getvalue()
@@ -584,7 +584,7 @@ def _exchange(name: str) -> Exchange:
 
 # The command
 
-REQUEST = doctor.Request(
+REQUEST = runner.Request(
     folder=None, recipe=None, overrides=(), gpus_per_node=None, min_bandwidth=None, patience=5.0
 )
 
@@ -595,11 +595,11 @@ def test_ranks_that_do_not_meet_are_a_failure(
     def refuse(*_: object, rendezvous: float) -> None:
         raise RunError("n7 did not come")
 
-    monkeypatch.setattr(doctor, "connect", refuse)
+    monkeypatch.setattr(runner, "connect", refuse)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # to be as they were, afterwards
         monkeypatch.delenv(name)
-    assert doctor.preflight(replace(REQUEST, folder=tmp_path)) == 1
+    assert runner.preflight(replace(REQUEST, folder=tmp_path)) == 1
     assert capsys.readouterr().err == "error: n7 did not come\n"
     written = json.loads((tmp_path / "slurm/preflight.json").read_text())
     assert written == {"failed": {}, "everywhere": ["ranks: n7 did not come"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cluster.first_failure import first_failure
-from trainer.cluster.turns import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
+from trainer.cluster.requeue import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
