@@ -66,7 +66,7 @@ def main() -> int:
     from trainer.distributed.error_output import show_error
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
-    from trainer.evaluation.subject import Request
+    from trainer.evaluation.target import Request
     from trainer.resilience.signals import REQUEUE
 
     given = vars(arguments)

@@ -70,8 +70,8 @@ def write_weights(arguments: argparse.Namespace) -> int:
 
 
 def write_other(arguments: argparse.Namespace) -> int:
+    from trainer.export.export_source import read_source
     from trainer.export.formats import FORMATS, check_export, export_as
-    from trainer.export.source import read_source
 
     out = arguments.out or Path(FORMATS[arguments.format].default)
     check_export(arguments.format, out)

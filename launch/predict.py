@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     paths = list_videos(arguments.videos)  # before seconds of imports
 
     from pipelines.dataset.prepare.class_names import read_class_names
-    from trainer.inference.output import open_output
     from trainer.inference.predict_videos import Asked, predict_videos
+    from trainer.inference.prediction_output import open_output
     from trainer.inference.predictor import load
 
     names = None if arguments.classes is None else read_class_names(arguments.classes)

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.serve import serve
     from trainer.inference.server import Limits
-    from trainer.inference.video_answers import VideoModel
+    from trainer.inference.video_requests import VideoModel
 
     names = None if arguments.classes is None else tuple(read_class_names(arguments.classes))
     model = VideoModel(arguments.source, arguments.device, arguments.last, arguments.frames, names)

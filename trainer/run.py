@@ -16,7 +16,6 @@ from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.worker_pool import usable_cores
-from trainer.again import Again, changed_settings, evaluated_again, is_finished
 from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_names
@@ -33,6 +32,7 @@ from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect,
 from trainer.engine.memory_estimate import room_of_all
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
+from trainer.evaluation.finished_run import Again, changed_settings, evaluated_again, is_finished
 from trainer.evaluation.scores import About
 from trainer.loaders import open_loaders
 from trainer.loop import Trainer

@@ -15,9 +15,9 @@ from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
-from trainer.inference.output import open_output
 from trainer.inference.predict_videos import _Names
 from trainer.inference.prediction import Prediction
+from trainer.inference.prediction_output import open_output
 
 ROOT = Path(__file__).parents[2]
 

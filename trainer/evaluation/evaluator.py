@@ -20,13 +20,13 @@ from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join
 from trainer.errors import AgreedError, RunError
+from trainer.evaluation.evaluation_dir import EvaluationFolder
 from trainer.evaluation.loading import open_view_loader
 from trainer.evaluation.metrics import outcomes_of
 from trainer.evaluation.multi_view import Counts, view_scores
-from trainer.evaluation.parts import EvaluationFolder
 from trainer.evaluation.report import NAMED, show, write_report
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
-from trainer.evaluation.subject import Request, Subject, find_subject
+from trainer.evaluation.target import Request, Subject, find_subject
 from trainer.monitoring.progress import shown_progress
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.run_lock import acquire

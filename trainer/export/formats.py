@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
 from trainer.errors import RunError
+from trainer.export.export_source import ExportSource
 from trainer.export.huggingface import write_hub_folder
 from trainer.export.onnx_file import check_packages, write_onnx
-from trainer.export.source import ExportSource
 from trainer.export.torch_program import write_program
 
 

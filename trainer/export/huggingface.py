@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.weights import save_weights
-from trainer.export.agreement import check_agreement
-from trainer.export.description import public_recipe
+from trainer.export.export_source import ExportSource
 from trainer.export.model_card import model_card
-from trainer.export.source import ExportSource
+from trainer.export.numeric_check import check_agreement
+from trainer.export.public_metadata import public_recipe
 from trainer.inference.model_source import HUB_WEIGHTS, open_model
 from trainer.monitoring.run_dir import RunFolder
 

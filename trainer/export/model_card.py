@@ -11,8 +11,8 @@ import yaml
 from models.cost import multiply_accumulates, parameter_count
 from pipelines.dataset.path_encoding import printable
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.export.description import public_recipe
-from trainer.export.source import ExportSource
+from trainer.export.export_source import ExportSource
+from trainer.export.public_metadata import public_recipe
 from trainer.monitoring.run_dir import RunFolder
 
 _FINGERPRINT = "data.train (fingerprint)"

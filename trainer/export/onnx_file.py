@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from trainer.errors import RunError
-from trainer.export.agreement import TRACED_BATCH, check_agreement, random_clips
-from trainer.export.description import describe_model
-from trainer.export.source import ExportSource
+from trainer.export.export_source import ExportSource
+from trainer.export.numeric_check import TRACED_BATCH, check_agreement, random_clips
+from trainer.export.public_metadata import describe_model
 from trainer.export.torch_program import trace
 
 INPUT, OUTPUT = "clips", "logits"

@@ -7,9 +7,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from models import UniFormerV2
-from trainer.export.agreement import TRACED_BATCH, check_agreement, random_clips
-from trainer.export.description import describe_model
-from trainer.export.source import ExportSource
+from trainer.export.export_source import ExportSource
+from trainer.export.numeric_check import TRACED_BATCH, check_agreement, random_clips
+from trainer.export.public_metadata import describe_model
 
 DESCRIPTION = "uniformerv2.json"
 """The extra file inside, for `torch.export.load(FILE, extra_files={DESCRIPTION: ""})`."""

@@ -12,8 +12,8 @@ from pipelines.dataset.path_encoding import printable, try_to_write
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoDefect
 from trainer.errors import RunError
-from trainer.inference.output import Output
 from trainer.inference.prediction import Prediction, Timeline
+from trainer.inference.prediction_output import Output
 from trainer.inference.predictor import Predictor
 from trainer.monitoring.progress import shown_progress
 

@@ -29,7 +29,7 @@ from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.inference.timeline import Sliding, scored_windows
+from trainer.inference.sliding_windows import Sliding, scored_windows
 from trainer.system.host import SharedMemory
 
 AUTO = "auto"

@@ -11,7 +11,7 @@ from pipelines.dataset.path_encoding import printable
 from trainer.errors import RunError
 from trainer.inference.inference_process import InferenceProcess
 from trainer.inference.server import Limits, VideoServer
-from trainer.inference.video_answers import VideoModel
+from trainer.inference.video_requests import VideoModel
 
 _GRACE = 3  # seconds that requests under way get when the server is to leave
 

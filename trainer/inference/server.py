@@ -27,7 +27,7 @@ from starlette.routing import Route
 from pipelines.dataset.path_encoding import printable
 from trainer.errors import RunError
 from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
-from trainer.inference.video_answers import Question
+from trainer.inference.video_requests import Question
 
 PAGE = Path(__file__).with_name("page.html")
 _MOST_TOP = 100

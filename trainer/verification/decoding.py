@@ -20,8 +20,15 @@ from pipelines.decode.pyav import decode_frames
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainPlan
 from trainer.engine.memory_estimate import GIB
+from trainer.verification.sample_videos import (
+    BT709,
+    Coding,
+    make_manifest,
+    make_videos,
+    numbered,
+    read_number,
+)
 from trainer.verification.steps import Task
-from trainer.verification.videos import BT709, Coding, make_manifest, make_videos, numbered, read_number
 
 B_FRAMES = "bframes=3:b-adapt=0"
 CLOSED = "log-level=error:pools=none:frame-threads=1:open-gop=0"

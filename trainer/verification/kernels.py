@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.depthwise import DepthwiseConv3d
-from trainer.verification.machine import seconds_of
+from trainer.verification.gpu import seconds_of
 from trainer.verification.steps import Task
 
 

@@ -16,7 +16,7 @@ from pipelines.sampling.sampler import ViewPlan
 from tests.trainer.ranks import Ranks
 from trainer.errors import RunError
 from trainer.evaluation import scores as module
-from trainer.evaluation.parts import EvaluationFolder
+from trainer.evaluation.evaluation_dir import EvaluationFolder
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, row_groups, schema, tensors_of
 
 ABOUT = About("val.arrow", "f" * 64, ("a", "b", "c"), 2, 3, 7, "run")

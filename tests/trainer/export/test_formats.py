@@ -19,10 +19,10 @@ from trainer.checkpoint.accuracies import Accuracies
 from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.errors import RunError
 from trainer.export import formats, onnx_file
-from trainer.export.agreement import check_agreement, random_clips
+from trainer.export.export_source import ExportSource, read_source
 from trainer.export.formats import export_as
 from trainer.export.model_card import model_card
-from trainer.export.source import ExportSource, read_source
+from trainer.export.numeric_check import check_agreement, random_clips
 from trainer.monitoring.run_dir import RunFolder
 
 NAMES = ["jump", "läuft: schnell", "sit"]

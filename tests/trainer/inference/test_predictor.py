@@ -14,7 +14,7 @@ from tests.conftest import MotionSet
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.errors import RunError
-from trainer.inference import timeline as timeline_module
+from trainer.inference import sliding_windows as timeline_module
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Timeline, WindowPrediction, top_of
 from trainer.inference.predictor import Predictor

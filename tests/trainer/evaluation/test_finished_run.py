@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.checkpoint.test_weights_origin import STATE
-from trainer.again import changed_settings, evaluated_again, is_finished
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
+from trainer.evaluation.finished_run import changed_settings, evaluated_again, is_finished
 from trainer.monitoring.run_dir import RunFolder
 
-SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
+SMALL = Path(__file__).parents[2] / "integration" / "small.yaml"
 
 
 def trained(**other: object) -> TrainState:

@@ -10,7 +10,7 @@ from models.uniformerv2 import create_model
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
-from trainer.evaluation.subject import Request, _manifest, _rows, _with_known_names, weights_digest
+from trainer.evaluation.target import Request, _manifest, _rows, _with_known_names, weights_digest
 
 
 def weights(classes: int, names: tuple[str, ...] | None = None) -> Weights:
