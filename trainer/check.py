@@ -26,14 +26,15 @@ from pipelines.synthetic.motion import CLASS_NAMES
 from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.embedded import check_embedded
 from trainer.engine.batch_plan import Layout, choose_layout
 from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import GIB, Needs, Room, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.monitoring.console import gmacs
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import (
+from trainer.schedule import Schedule
+from trainer.setup.embedded_data import check_embedded
+from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
@@ -45,15 +46,14 @@ from trainer.preparation import (
     settled,
     too_large,
 )
-from trainer.schedule import Schedule
-from trainer.start_checks import (
+from trainer.setup.start_checks import (
     check_checkpoint,
     check_folder,
     check_resume,
     check_tracking,
     check_videos,
 )
-from trainer.starting_weights import plan_start
+from trainer.setup.starting_weights import plan_start
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainPlan
-from trainer.bad_videos import BadVideos, too_many
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import step_of
@@ -32,6 +31,7 @@ from trainer.resilience.signals import StopRequest, process_age
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
 from trainer.schedule import Schedule
+from trainer.setup.bad_video_limit import BadVideos, too_many
 
 
 @dataclass

@@ -27,21 +27,18 @@ from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, describe, find_environment, job_end
 from trainer.distributed.manifest_cache import read_first
 from trainer.distributed.step_sync import Tally
-from trainer.embedded import render_missing
 from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory_estimate import room_of_all
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.finished_run import Again, changed_settings, evaluated_again, is_finished
 from trainer.evaluation.scores import About
-from trainer.loaders import open_loaders
 from trainer.loop import Trainer
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataWatch
 from trainer.monitoring.run_dir import RunFolder
 from trainer.monitoring.run_logger import Record
 from trainer.monitoring.throughput import Meters, Totals
-from trainer.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.resilience.crash_report import note_failure
 from trainer.resilience.launcher_watch import LauncherWatch
 from trainer.resilience.nonfinite import Inquiry
@@ -51,8 +48,11 @@ from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_semaphores
 from trainer.resilience.watchdog import Watchdog
 from trainer.schedule import Schedule
-from trainer.start_checks import check_folder, check_resume, check_tracking, check_videos
-from trainer.starting_weights import StartingWeights, plan_start
+from trainer.setup.embedded_data import render_missing
+from trainer.setup.loaders import open_loaders
+from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
+from trainer.setup.start_checks import check_folder, check_resume, check_tracking, check_videos
+from trainer.setup.starting_weights import StartingWeights, plan_start
 from trainer.system.device import settle, take
 from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.run_start import run_description, track_datasets, watch_node

@@ -19,7 +19,7 @@ REFUSED = {
     "frames the model cannot have": ({"model__form": "temporal", "model__frames": 5}, ["frames", "even"]),
     "frames in the wrong place": ({"model__overrides.frames": 8}, ["set model.frames instead"]),
 }
-# In the fast suite, tests/trainer/test_preparation.py has the classes.
+# In the fast suite, tests/trainer/setup/test_preparation.py has the classes.
 SLOW = (
     "impossible batch",
     "more classes than the model has",

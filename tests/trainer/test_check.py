@@ -16,7 +16,7 @@ from trainer.config.load import load_recipe
 from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import BATCH_NORM_CLIPS, prepare, settled
+from trainer.setup.preparation import BATCH_NORM_CLIPS, prepare, settled
 
 RECIPE = """\
 name: test

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.dataset.spot_check import first_reasons
-from trainer.bad_videos import too_many
 from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join
@@ -31,6 +30,7 @@ from trainer.monitoring.progress import shown_progress
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
+from trainer.setup.bad_video_limit import too_many
 from trainer.system.device import settle, take
 from trainer.system.precision import logits_in
 

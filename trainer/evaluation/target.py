@@ -16,7 +16,6 @@ from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
 from trainer.checkpoint.weights import Weights
-from trainer.class_mapping import rows_for
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, read_first
@@ -25,6 +24,7 @@ from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing
+from trainer.setup.class_mapping import rows_for
 
 
 @dataclass(frozen=True)

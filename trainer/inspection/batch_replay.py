@@ -26,7 +26,7 @@ from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.batch_hash import halves, hash_clips, hex_of
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import model_config, settle_flip, train_clip, train_plan
+from trainer.setup.preparation import model_config, settle_flip, train_clip, train_plan
 
 _MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it
 

@@ -8,7 +8,7 @@ from models.cost import parameter_count
 from pipelines.dataset.concat import Dataset
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
-from trainer.preparation import Preparation, named_manifests
+from trainer.setup.preparation import Preparation, named_manifests
 from trainer.tracking.mlflow_tracker import Context, Tracker
 from trainer.tracking.run_description import RunDescription
 from trainer.tracking.system_metrics import NodeMonitor

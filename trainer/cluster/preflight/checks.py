@@ -32,7 +32,7 @@ from trainer.distributed.environment import Environment, describe
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import model_config
+from trainer.setup.preparation import model_config
 from trainer.system.timeouts import within
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from models.weights.released import to_official
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.starting_weights import plan_start
+from trainer.setup.starting_weights import plan_start
 
 NAMES = ("move_left", "move_right", "spin_left", "spin_right", "grow", "shrink")
 COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}

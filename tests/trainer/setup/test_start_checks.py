@@ -7,7 +7,7 @@ import pytest
 from trainer.checkpoint.metadata import TrainState, check_names, check_settled, write_state
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
-from trainer.start_checks import check_checkpoint, check_folder, check_resume
+from trainer.setup.start_checks import check_checkpoint, check_folder, check_resume
 
 KEPT = {"seed": 1, "optimisation.eps": 1e-8, "data.train (ratios)": None, "data.train (names)": 3}
 

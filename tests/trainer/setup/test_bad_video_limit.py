@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.bad_samples import Defect
-from trainer.bad_videos import BadVideos, few, surely_too_many, too_many
+from trainer.setup.bad_video_limit import BadVideos, few, surely_too_many, too_many
 
 
 def found(count: int) -> BadVideos:

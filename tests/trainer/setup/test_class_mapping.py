@@ -6,8 +6,8 @@ import json
 import pytest
 
 from pipelines.dataset import kinetics710
-from trainer.class_mapping import rows_by_name, rows_for
 from trainer.errors import RunError
+from trainer.setup.class_mapping import rows_by_name, rows_for
 
 UNION = kinetics710.class_names("k710")
 

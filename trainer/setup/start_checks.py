@@ -8,14 +8,14 @@ from typing import Any
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import try_to_write
 from pipelines.dataset.spot_check import open_some
-from trainer.bad_videos import surely_too_many
 from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import named_manifests
+from trainer.setup.bad_video_limit import surely_too_many
+from trainer.setup.preparation import named_manifests
 from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 

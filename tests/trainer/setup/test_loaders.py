@@ -10,14 +10,14 @@ import torch.distributed as dist
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.dataset.manifest import Row, write_manifest
-from trainer import loaders
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
 from trainer.engine.memory_estimate import GIB, Room
-from trainer.loaders import open_loaders
 from trainer.monitoring.run_dir import RunFolder
-from trainer.preparation import prepare
 from trainer.schedule import Schedule
+from trainer.setup import loaders
+from trainer.setup.loaders import open_loaders
+from trainer.setup.preparation import prepare
 
 RECIPE = """\
 name: test

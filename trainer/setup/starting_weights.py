@@ -17,8 +17,8 @@ from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.metadata import STATE
 from trainer.checkpoint.weights import FORMAT, open_described
-from trainer.class_mapping import rows_by_name, synonyms_between
 from trainer.errors import RunError
+from trainer.setup.class_mapping import rows_by_name, synonyms_between
 
 _NAMED = 4  # classes, or groups of tensors, that a line of the report names
 _ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
@@ -44,7 +44,7 @@ def plan_start(
     """Find out what a file of weights is, and what of it goes where.
 
     class_names: of the training manifest, in the order of the labels. preprocessing: of the clips, see
-    `trainer.preparation.preprocessing`.
+    `trainer.setup.preparation.preprocessing`.
 
     Raises RunError for a folder, a file that holds no weights, or ones that do not fit, from names and shapes
     alone.

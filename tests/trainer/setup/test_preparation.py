@@ -16,7 +16,7 @@ from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
-from trainer.preparation import Preparation, check_decoder, prepare, settled
+from trainer.setup.preparation import Preparation, check_decoder, prepare, settled
 
 RECIPE = """\
 name: test

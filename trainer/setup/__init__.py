@@ -1,0 +1,1 @@
+"""What is validated and built before the first step."""
