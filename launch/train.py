@@ -77,7 +77,7 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.set)
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         if arguments.check:
-            from trainer.check import check
+            from trainer.dry_run import check
             from trainer.monitoring.run_dir import RunFolder
 
             return check(

@@ -33,7 +33,7 @@ from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.finished_run import Again, changed_settings, evaluated_again, is_finished
 from trainer.evaluation.scores import About
-from trainer.loop import Trainer
+from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataWatch
 from trainer.monitoring.run_dir import RunFolder
@@ -47,7 +47,6 @@ from trainer.resilience.signals import StopRequest, exit_code
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_semaphores
 from trainer.resilience.watchdog import Watchdog
-from trainer.schedule import Schedule
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
@@ -57,6 +56,7 @@ from trainer.system.device import settle, take
 from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.superseded_start import set_aside
+from trainer.trainer import Trainer
 
 MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
 LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving

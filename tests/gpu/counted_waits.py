@@ -32,7 +32,7 @@ def waits(work: Callable[[], Any], found: list[str]) -> Any:
 
 
 def main() -> int:
-    from trainer.loop import Trainer
+    from trainer.trainer import Trainer
 
     steps: list[list[str]] = []
     take, exchange = Trainer.train_step, Trainer.exchange

@@ -8,8 +8,8 @@ import os
 import signal
 
 import launch.train
+from trainer.lr_schedule import Schedule
 from trainer.resilience.skipped_steps import SkippedSteps
-from trainer.schedule import Schedule
 from trainer.system.process_exit import end_with
 
 FACTOR = 1e30

@@ -11,9 +11,9 @@ from pipelines.sampling.sampler import ViewPlan
 from trainer.config.schema import Recipe
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment, cores_per_rank
+from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
-from trainer.schedule import Schedule
 from trainer.setup.preparation import Preparation
 from trainer.system.shared_memory import check_shared_memory
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tests.trainer.checkpoint.training import make_engine, train
 from tests.trainer.ranks import Ranks
-from trainer.loop import Trainer
+from trainer.trainer import Trainer
 
 
 @contextmanager

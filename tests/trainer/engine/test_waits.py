@@ -20,10 +20,10 @@ from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
 from trainer.distributed.step_sync import Tally
-from trainer.loop import Trainer
 from trainer.monitoring.throughput import Meters
 from trainer.resilience.nonfinite import Inquiry
 from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.trainer import Trainer
 
 TORCH = str(Path(torch.__file__).parent)
 

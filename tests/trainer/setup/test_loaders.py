@@ -13,8 +13,8 @@ from pipelines.dataset.manifest import Row, write_manifest
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
 from trainer.engine.memory_estimate import GIB, Room
+from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunFolder
-from trainer.schedule import Schedule
 from trainer.setup import loaders
 from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import prepare

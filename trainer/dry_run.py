@@ -30,9 +30,9 @@ from trainer.engine.batch_plan import Layout, choose_layout
 from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import GIB, Needs, Room, free_bytes
 from trainer.errors import RunError, UserError
+from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import gmacs
 from trainer.monitoring.run_dir import RunFolder
-from trainer.schedule import Schedule
 from trainer.setup.embedded_data import check_embedded
 from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from pipelines.dataset.manifest import Row, write_manifest
 from pipelines.synthetic.video_writer import MJPEG, encode_video
-from trainer.check import check
 from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.config.load import load_recipe
+from trainer.dry_run import check
 from trainer.engine.memory_estimate import GIB, Room
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder

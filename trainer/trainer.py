@@ -22,6 +22,7 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
+from trainer.lr_schedule import Schedule
 from trainer.monitoring.batch_hash import hash_clips
 from trainer.monitoring.data_bottleneck import DataWatch
 from trainer.monitoring.run_logger import Record
@@ -30,7 +31,6 @@ from trainer.resilience.nonfinite import Inquiry
 from trainer.resilience.signals import StopRequest, process_age
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
-from trainer.schedule import Schedule
 from trainer.setup.bad_video_limit import BadVideos, too_many
 
 
