@@ -2,7 +2,7 @@
 
 Pure, no I/O. A batch is a function of (parts of the dataset, seed, step). World size, rank, worker, prefetch
 and crash change nothing in it, so the state of a run's data is one integer: the next step. What is done to a
-sample once it stands somewhere is drawn in `draw.py`.
+sample once it stands somewhere is drawn in `augment/params.py`.
 
 Training order is one endless stream, cut into global batches. Without mixing it is epoch after epoch, each a
 fresh permutation of all samples; a batch may straddle two epochs, no epoch has a tail, each shows every
@@ -158,7 +158,7 @@ class TrainPlan:
         """What the model's dropout and drop-path masks of a clip are keyed with, an int64.
 
         A hash of (seed, epoch, draw, repeat), apart from whatever else is drawn from them here and in
-        `draw.py`.
+        `augment/params.py`.
         """
         key = self.seed ^ MASK_STREAM
         for number in (slot.epoch, slot.draw, slot.repeat):

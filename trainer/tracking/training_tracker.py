@@ -138,7 +138,7 @@ class TrainingTracker:
             self._has_table = True
 
     def evaluation_again(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        """Record an evaluation of a finished run. prefix: of its metrics, see `trainer.evaluation.finished_run`."""
+        """Record an evaluation of a finished run. prefix: of its metrics (`evaluation/finished_run.py`)."""
         self._tracker.metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
 
     def checkpoint(self, step: int, path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_mask_key_is_the_draws_and_not_the_samples() -> None:
 
 
 def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
-    """Compared with the first 64 bits of the generators in `draw.py`, clip by clip."""
+    """Compared with the first 64 bits of the generators in `params.py`, clip by clip."""
     plan = TrainPlan(2000, 1, seed=0)
     keys = np.array([plan.mask_key(Slot(0, draw, draw, repeat=0)) for draw in range(2000)]) / 2**64
     for rest in ([], [1]):

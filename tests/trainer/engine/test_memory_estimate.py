@@ -151,7 +151,7 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
 )
 def test_the_estimate_is_near_what_is_allocated(stage: int, precision: str) -> None:
     """In a program of its own: what DeepSpeed and PyTorch did before in a process counts in it."""
-    call = f"from tests.trainer.engine.test_memory_estimate import measure_alone; measure_alone({stage}, {precision!r})"
+    call = f"from {__name__} import measure_alone; measure_alone({stage}, {precision!r})"
     variables = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     result = subprocess.run(
         [sys.executable, "-c", call], env={**variables, "OMP_NUM_THREADS": "1"}, cwd=ROOT,

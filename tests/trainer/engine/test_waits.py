@@ -122,8 +122,8 @@ def test_a_step_reads_one_number_and_that_of_the_step_before(
     if (stage, precision) == (0, "bf16"):
         pytest.skip("stage 0 becomes 1 in bf16")
     ((step, exchange),) = alone.run(reads_of_a_step, stage, precision, form)
-    assert step == {"engine.py: self._changed = bool(self._pending.values())": 1}
-    assert list(exchange.values()) == [1] and next(iter(exchange)).startswith("tally.py"), exchange
+    assert step == {"deepspeed_engine.py: self._changed = bool(self._pending.values())": 1}
+    assert list(exchange.values()) == [1] and next(iter(exchange)).startswith("step_sync.py"), exchange
 
 
 def what_is_found(

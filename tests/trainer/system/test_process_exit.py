@@ -57,8 +57,8 @@ def test_a_reader_that_is_gone_changes_neither_code_nor_end(work: str) -> None:
 
 
 def test_work_that_hangs_is_not_waited_for() -> None:
-    hang = "import time; from trainer.system.timeouts import within; within(0.1, lambda: time.sleep(600), 'long')"
-    result = ended(hang)
+    imports = "import time; from trainer.system.timeouts import within"
+    result = ended(f"{imports}; within(0.1, lambda: time.sleep(600), 'long')")
     assert result.returncode == 1
     assert "TimeoutError" in result.stderr
     assert "Python's own end" not in result.stdout
