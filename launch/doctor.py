@@ -63,12 +63,12 @@ def main() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer.cluster.preflight.runner import Request, preflight
+    from trainer.cluster.preflight.runner import PreflightRequest, preflight
     from trainer.errors import UserError
 
     try:
         return preflight(
-            Request(
+            PreflightRequest(
                 folder=arguments.folder,
                 recipe=arguments.recipe,
                 overrides=arguments.set,

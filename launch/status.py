@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.cluster.status import as_json, look, show
+from trainer.cluster.status import collect_statuses, format_json, print_overview
 from trainer.errors import UserError
 from trainer.system.terminal import PipeConsole
 
@@ -37,16 +37,16 @@ def main() -> int:
     arguments = parse()
     console = PipeConsole()
     while True:
-        overview = look(arguments.places or [Path("runs")])
+        overview = collect_statuses(arguments.places or [Path("runs")])
         if arguments.json:
-            print(as_json(overview))
+            print(format_json(overview))
             return 0
         if arguments.watch is None:
-            show(overview, console)
+            print_overview(overview, console)
             return 0
         console.clear()  # does nothing where the output is no terminal
         console.print(time.strftime("%H:%M:%S"), highlight=False)
-        show(overview, console)
+        print_overview(overview, console)
         time.sleep(arguments.watch)
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from trainer.cluster.sbatch import JobRequest
-from trainer.cluster.submit import parent_run, plan, submit, too_few_nodes, words
+from trainer.cluster.submit import (
+    create_parent_run,
+    find_missing_nodes,
+    format_submission,
+    plan_submission,
+    submit,
+)
 from trainer.cluster.sweep import variants
 from trainer.errors import RunError, UserError
 
@@ -63,16 +69,18 @@ def main() -> int:
         min_bandwidth=args.min_bandwidth,
     )  # fmt: skip
     made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
-    planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by)
+    planned = plan_submission(request, chosen, home=home, extra=args.training, made_by=made_by)
     if args.dry_run:
         print(planned.text, end="")
         return 0
     if len(chosen) > 1:
-        parent = parent_run(home, chosen)
-        planned = plan(request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent)
+        parent = create_parent_run(home, chosen)
+        planned = plan_submission(
+            request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent
+        )
     jobs = submit(planned, after=args.after, count=args.chain or 1)
-    print(words(planned, jobs))
-    if (problem := too_few_nodes(request)) is not None:
+    print(format_submission(planned, jobs))
+    if (problem := find_missing_nodes(request)) is not None:
         print(f"note: {problem}", file=sys.stderr)
     return 0
 

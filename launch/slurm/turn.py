@@ -13,7 +13,7 @@ import sys
 
 from launch.train import parse as parse_training
 from pipelines.errors import DataError
-from trainer.cluster.requeue import Job, Turns
+from trainer.cluster.requeue import Attempt, Attempts
 from trainer.config.load import load_recipe
 from trainer.errors import UserError
 
@@ -30,7 +30,7 @@ def main() -> int:
     arguments, rest = parse()
     training = parse_training(rest)
     recipe = load_recipe(training.recipe, training.set)
-    turns = Turns(training.run_dir or recipe.run.dir / recipe.name)
+    turns = Attempts(training.run_dir or recipe.run.dir / recipe.name)
     job = this_job()
     if arguments.moment == "begin":
         logs = turns.begin(job)
@@ -44,7 +44,7 @@ def main() -> int:
     return end.code
 
 
-def this_job() -> Job:
+def this_job() -> Attempt:
     """From SLURM's variables, and the script's own."""
     variables = os.environ
     if "SLURM_JOB_ID" not in variables:
@@ -53,7 +53,7 @@ def this_job() -> Job:
     if "SLURM_ARRAY_TASK_ID" in variables:
         number = f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
     restart = int(variables.get("SLURM_RESTART_COUNT", "0"))
-    return Job(
+    return Attempt(
         number,
         restart,
         variables.get("SLURM_JOB_NODELIST", ""),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.sbatch import JobRequest, script
+from trainer.cluster.sbatch import JobRequest, format_script
 
 # What stands in for srun, scontrol, squeue and Python: notes its call and does what `answers.json` says.
 STAND_IN = """#!{python}
@@ -55,7 +55,7 @@ class Script:
             program.write_text(STAND_IN.format(python=sys.executable, folder=folder))
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
         request = JobRequest(name="x", nodes=2, gpus_per_node=0, cpus_per_rank=1, time="60", lead=60)
-        text = script(request, [["--recipe", "r.yaml"]], folder / "log", "a test")
+        text = format_script(request, [["--recipe", "r.yaml"]], folder / "log", "a test")
         text = text.replace(f"python=({sys.executable})", "python=(fake-python)")
         assert "fake-python" in text
         (folder / "job.sh").write_text(text)

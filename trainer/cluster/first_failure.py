@@ -23,11 +23,11 @@ def first_failure(run_dir: Path, logs: Path, since: float) -> str:
         said is not None and said[1]
     ):  # a rank that is killed leaves no note; what others note is that it is gone
         return said[0]
-    noted = noted_failure(run_dir, since) or (said[0] if said is not None else None)
+    noted = first_crash_report(run_dir, since) or (said[0] if said is not None else None)
     return noted or _rank_said(logs, 0) or f"no rank left a word; see {logs}"
 
 
-def noted_failure(run_dir: Path, since: float) -> str | None:
+def first_crash_report(run_dir: Path, since: float) -> str | None:
     """The earliest note that a rank left since then, in words with its traceback; None without."""
     notes = [note for note in _notes(run_dir) if note["time"] >= since]
     if not notes:
@@ -65,7 +65,7 @@ def _srun_said(logs: Path) -> tuple[str, bool] | None:
     return (f"{words}\n{said}" if said else words), not match["what"].startswith("Exited")
 
 
-def told_by(logs: Path, rank: int, mark: str) -> str | None:
+def last_message(logs: Path, rank: int, mark: str) -> str | None:
     """The last line of a rank's log that begins with a mark, and what follows it; without the mark itself."""
     lines = _tail(logs / f"rank-{rank}.log")
     begins = [number for number, line in enumerate(lines) if line.startswith(mark)]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.retention import Shelf, step_of
-from trainer.cluster.first_failure import first_failure, told_by
+from trainer.cluster.first_failure import first_failure, last_message
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder, append_lines, records
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
-FRUITLESS = 3
+MAX_FRUITLESS = 3
 """Turns of a job in a row without a step of progress after which it is not queued again."""
 
 PREFLIGHT_FAILED = 3
@@ -26,14 +26,14 @@ PREFLIGHT_FAILED = 3
 ENDED = 1
 """What a job ends with that is not queued again although its training asked for it."""
 
-MENDED_FIRST = 2
+USER_ERROR = 2
 """What the training says when its user must mend something."""
 
-Verdict = Literal["done", "requeued", "left to the next job", "stopped", "given up"]
+Outcome = Literal["done", "requeued", "left to the next job", "stopped", "given up"]
 
 
 @dataclass(frozen=True)
-class Job:
+class Attempt:
     """Which start of which job this is.
 
     job: SLURM's number; of a task of an array `12_3`. restart: how often it was queued again before. nodes: a
@@ -49,24 +49,24 @@ class Job:
 
 
 @dataclass(frozen=True)
-class End:
+class AttemptEnd:
     """verdict: what becomes of the job. words: why, for whoever reads its log. code: its exit code; REQUEUE
     asks the script to have it queued again.
     """
 
-    verdict: Verdict
+    verdict: Outcome
     words: str
     code: int
 
 
-class Turns:
+class Attempts:
     """The turns of a run."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = RunFolder(run_dir)
         self._path = run_dir / "slurm" / "turns.jsonl"
 
-    def begin(self, job: Job) -> Path | None:
+    def begin(self, job: Attempt) -> Path | None:
         """Note that a turn begins; returns the folder for the logs of its ranks, None where nothing is left
         to do for a job of a chain.
 
@@ -76,16 +76,16 @@ class Turns:
             return None
         step = self._step()
         fruitless = self._fruitless(job, step)
-        if len(fruitless) >= FRUITLESS:
+        if len(fruitless) >= MAX_FRUITLESS:
             words = _given_up(job, step, fruitless)
-            self._append("ended", job, step=step, code=MENDED_FIRST, verdict="given up", words=words)
+            self._append("ended", job, step=step, code=USER_ERROR, verdict="given up", words=words)
             raise RunError(words)
         logs = self._folder.path.absolute() / "logs" / f"job-{job.job}.{job.restart}"
         logs.mkdir(parents=True, exist_ok=True)
         self._append("begun", job, step=step, nodes=job.nodes, logs=str(logs))
         return logs
 
-    def end(self, job: Job, *, code: int, state: str) -> End:
+    def end(self, job: Attempt, *, code: int, state: str) -> AttemptEnd:
         """Note what a turn came to, and say what becomes of the job.
 
         Args:
@@ -103,44 +103,44 @@ class Turns:
         last = self._folder.last_event("start", "end")
         return last is not None and last["event"] == "end"
 
-    def _judge(self, job: Job, step: int, code: int, state: str) -> End:
+    def _judge(self, job: Attempt, step: int, code: int, state: str) -> AttemptEnd:
         if code == 0:
-            return End("done", "the run is done", 0)
+            return AttemptEnd("done", "the run is done", 0)
         if state not in ("RUNNING", "UNKNOWN"):
             # Queued again here, an scancel would be undone; a preempted job, or one that lost a node, SLURM
             # queues again itself.
             words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
-            return End("stopped", f"{words}, {_saved(step)}", ENDED)
+            return AttemptEnd("stopped", f"{words}, {_saved(step)}", ENDED)
         if code == INTERRUPTED:
             words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
-            return End("stopped", words, code)
-        if code == MENDED_FIRST:
-            return End("given up", f"something must be mended first: {self._mistake(job)}", code)
+            return AttemptEnd("stopped", words, code)
+        if code == USER_ERROR:
+            return AttemptEnd("given up", f"something must be mended first: {self._mistake(job)}", code)
         if code == PREFLIGHT_FAILED:
             what, everywhere = self._unfit()
             if everywhere:
-                return End("given up", f"no node is fit, {_saved(step)}: {what}", code)
+                return AttemptEnd("given up", f"no node is fit, {_saved(step)}: {what}", code)
             what = f"the nodes are not fit, {_saved(step)}: {what}"
         elif code == REQUEUE:
             what = f"asked to leave, {_saved(step)}"
         else:
             what = f"failed with {code}, {_saved(step)}; {self._failure(job)}"
         fruitless = self._fruitless(job, step)
-        if len(fruitless) >= FRUITLESS:
+        if len(fruitless) >= MAX_FRUITLESS:
             words = _given_up(job, step, fruitless)
-            return End("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
+            return AttemptEnd("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
         if job.chained:
-            return End("left to the next job", what, 0 if code == REQUEUE else code)
-        return End("requeued", what, REQUEUE)
+            return AttemptEnd("left to the next job", what, 0 if code == REQUEUE else code)
+        return AttemptEnd("requeued", what, REQUEUE)
 
-    def _failure(self, job: Job) -> str:
+    def _failure(self, job: Attempt) -> str:
         """What failed first in this turn."""
         begun = self._this(job)
         return first_failure(self._folder.path, Path(begun["logs"]), since=begun["time"])
 
-    def _mistake(self, job: Job) -> str:
+    def _mistake(self, job: Attempt) -> str:
         """What the ranks say together that is to be mended: rank 0 says it for all."""
-        return told_by(Path(self._this(job)["logs"]), 0, "error: ") or self._failure(job)
+        return last_message(Path(self._this(job)["logs"]), 0, "error: ") or self._failure(job)
 
     def _unfit(self) -> tuple[str, bool]:
         """What the preflight wrote down of the nodes, and whether it is so on every node."""
@@ -155,12 +155,12 @@ class Turns:
         without = f"--sbatch=--exclude={','.join(found['failed'])}"
         return f"{words}. To do without them, cancel the job and submit again with {without}", False
 
-    def _was_stopped(self, job: Job) -> bool:
+    def _was_stopped(self, job: Attempt) -> bool:
         """Whether someone stopped the run, or it was given up, since this job of a chain was submitted."""
         ends = [turn for turn in self._turns("ended") if turn["time"] >= job.submitted]
         return bool(ends) and (ends[-1]["code"] == INTERRUPTED or ends[-1]["verdict"] == "given up")
 
-    def _fruitless(self, job: Job, step: int) -> list[dict[str, Any]]:
+    def _fruitless(self, job: Attempt, step: int) -> list[dict[str, Any]]:
         """The latest turns of a job, or of its chain, that all began at this very step and came to nothing.
 
         One that SLURM ended did not fail.
@@ -178,7 +178,7 @@ class Turns:
                 found.insert(0, turn)
         return found
 
-    def _this(self, job: Job) -> dict[str, Any]:
+    def _this(self, job: Attempt) -> dict[str, Any]:
         """How this turn began."""
         return next(
             turn
@@ -198,7 +198,7 @@ class Turns:
         visible = Shelf(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
         return step_of(visible[-1]) if visible else -1
 
-    def _append(self, turn: str, job: Job, **values: Any) -> None:
+    def _append(self, turn: str, job: Attempt, **values: Any) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         about = {"turn": turn, "job": job.job, "restart": job.restart, "time": round(time.time(), 3)}
         append_lines(self._path, [{**about, **values}])
@@ -208,7 +208,7 @@ def _saved(step: int) -> str:
     return "nothing is saved yet" if step < 0 else f"step {step} is saved"
 
 
-def _given_up(job: Job, step: int, fruitless: list[dict[str, Any]]) -> str:
+def _given_up(job: Attempt, step: int, fruitless: list[dict[str, Any]]) -> str:
     logs = ", ".join(turn["logs"] for turn in fruitless)
     where = "no step was saved" if step < 0 else f"step {step} stayed the last one saved"
     return (

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.cluster.first_failure import noted_failure
-from trainer.cluster.slurm import Queued
+from trainer.cluster.first_failure import first_crash_report
+from trainer.cluster.slurm import QueuedJob
 from trainer.monitoring.run_dir import RunFolder, number_of, records
 
 State = Literal[
@@ -31,7 +31,7 @@ MOST_PATIENCE = (
 )
 STARTING = 600.0  # seconds to the first step: data is looked at, workers start, kernels are compiled
 
-WAITS = {
+PENDING_REASONS = {
     "Resources": "all nodes that suit it are in use",
     "Priority": "other jobs come first",
     "BeginTime": "its begin time has not come; a job that is queued again waits for two minutes",
@@ -64,7 +64,7 @@ Verdict = tuple[State, str]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """One run at a glance.
 
     words: why it is in that state, empty where nothing is to be said. step, total_steps: None where they were
@@ -90,7 +90,7 @@ class Standing:
     silent: float | None
 
 
-class Evidence:
+class RunHistory:
     """What a run's folder says; of its events the last."""
 
     def __init__(self, path: Path) -> None:
@@ -206,13 +206,15 @@ class Evidence:
             hang = self.folder.path / "hangs" / "summary.txt"
             if hang.exists() and hang.stat().st_mtime >= (self.sign_of_life or 0.0):
                 return _first_line(hang.read_text(encoding="utf-8", errors="replace"))
-            noted = noted_failure(self.folder.path, since)
+            noted = first_crash_report(self.folder.path, since)
         except (OSError, TypeError):
             return None
         return None if noted is None else _first_line(noted)
 
 
-def standing(name: str, evidence: Evidence, queue: Mapping[str, Queued] | None, now: float) -> Standing:
+def derive_status(
+    name: str, history: RunHistory, queue: Mapping[str, QueuedJob] | None, now: float
+) -> RunStatus:
     """How a run stands, all told.
 
     Args:
@@ -221,71 +223,71 @@ def standing(name: str, evidence: Evidence, queue: Mapping[str, Queued] | None, 
         queue: SLURM's, by the job's number; None where SLURM was not asked or did not answer.
         now: seconds since 1970.
     """
-    queued = _queued(evidence, queue)
-    state, words = _judge(evidence, queue, queued, now)
-    last = evidence.sign_of_life
-    step, total = _latest(evidence, "step"), _latest(evidence, "total_steps")
+    queued = _queued(history, queue)
+    state, words = _judge(history, queue, queued, now)
+    last = history.sign_of_life
+    step, total = _latest(history, "step"), _latest(history, "total_steps")
     left = None
-    if state != "finished" and evidence.pace is not None and step is not None and total is not None:
-        left = max(0.0, (total - step) * evidence.pace)
-    told = evidence.last("step")
-    job = evidence.latest_job if queued is None else queued.id
-    return Standing(
+    if state != "finished" and history.pace is not None and step is not None and total is not None:
+        left = max(0.0, (total - step) * history.pace)
+    told = history.last("step")
+    job = history.latest_job if queued is None else queued.id
+    return RunStatus(
         name=name,
-        folder=str(evidence.folder.path),
+        folder=str(history.folder.path),
         state=state,
-        words=_joined(words, *evidence.problems),
+        words=_joined(words, *history.problems),
         step=None if step is None else int(step),
         total_steps=None if total is None else int(total),
         seconds_left=None if left is None else round(left, 1),
-        restarts=_restarts(evidence),
+        restarts=_restarts(history),
         loss=None if told is None else number_of(told, "loss", most=math.inf),
         diverged=told is not None and "loss" in told and told["loss"] is None,
-        top1=_top1(evidence),
+        top1=_top1(history),
         job=job,
-        nodes=_nodes(evidence, queued, job),
+        nodes=_nodes(history, queued, job),
         silent=None if last is None else round(max(0.0, now - last), 1),
     )
 
 
-def is_gone(evidence: Evidence, queue: Mapping[str, Queued] | None) -> bool:
+def is_gone(history: RunHistory, queue: Mapping[str, QueuedJob] | None) -> bool:
     """Whether the folder waits for a word of a job that has left the queue: it may have come meanwhile."""
-    if queue is None or evidence.latest_job is None or _queued(evidence, queue) is not None:
+    if queue is None or history.latest_job is None or _queued(history, queue) is not None:
         return False
-    turn = evidence.turn
-    return turn is None or turn["turn"] == "begun" or turn["job"] != evidence.latest_job
+    turn = history.turn
+    return turn is None or turn["turn"] == "begun" or turn["job"] != history.latest_job
 
 
-def _queued(evidence: Evidence, queue: Mapping[str, Queued] | None) -> Queued | None:
+def _queued(history: RunHistory, queue: Mapping[str, QueuedJob] | None) -> QueuedJob | None:
     """The run's job in the queue: of several, as of a chain, the one that runs, else the first."""
-    found = [queue[job] for job in evidence.jobs if job in queue] if queue else []
+    found = [queue[job] for job in history.jobs if job in queue] if queue else []
     return next((job for job in found if job.state in _ALIVE), found[0] if found else None)
 
 
 def _judge(
-    evidence: Evidence, queue: Mapping[str, Queued] | None, queued: Queued | None, now: float
+    history: RunHistory, queue: Mapping[str, QueuedJob] | None, queued: QueuedJob | None, now: float
 ) -> Verdict:
-    turn = evidence.turn
-    closing = evidence.last("start", "end")
+    turn = history.turn
+    closing = history.last("start", "end")
     is_done = closing is not None and closing["event"] == "end"
-    if is_done and (turn is None or turn["turn"] == "ended" or turn["time"] <= evidence.events[-1]["time"]):
+    if is_done and (turn is None or turn["turn"] == "ended" or turn["time"] <= history.events[-1]["time"]):
         return "finished", ""
     if queued is not None:
-        return _in_queue(evidence, queued, now)
-    if evidence.latest_job is None:
-        return _by_hand(evidence, now)
-    if turn is None or turn["job"] != evidence.latest_job:
-        return _never_begun(evidence, queue is not None, now)
+        return _in_queue(history, queued, now)
+    if history.latest_job is None:
+        return _by_hand(history, now)
+    if turn is None or turn["job"] != history.latest_job:
+        return _never_begun(history, queue is not None, now)
     if turn["turn"] == "ended":
         return _after(turn, in_vain=queue is not None)
     if queue is None:
-        return _by_hand(evidence, now)
+        return _by_hand(history, now)
     words = f"job {turn['job']} is gone from the queue and left no word: killed, or its node was lost"
-    return "failed", evidence.failure() or words
+    return "failed", history.failure() or words
 
 
-def _in_queue(evidence: Evidence, queued: Queued, now: float) -> Verdict:
-    turn = evidence.turn
+def _in_queue(history: RunHistory, queued: QueuedJob, now: float) -> Verdict:
+    turn = history.turn
     own = turn if turn is not None and turn["job"] == queued.id else None
     if queued.state not in _ALIVE:
         why = _why(queued)
@@ -298,19 +300,19 @@ def _in_queue(evidence: Evidence, queued: Queued, now: float) -> Verdict:
         return "running", f"SLURM says {queued.state.lower()}"
     if own is None or own["turn"] == "ended":
         return "running", "its turn begins or ends just now"
-    if not evidence.events or evidence.events[-1]["time"] < own["time"]:
+    if not history.events or history.events[-1]["time"] < own["time"]:
         return "running", f"starting for {duration(now - own['time'])}"
-    leaving, silence = evidence.events[-1], now - evidence.events[-1]["time"]
+    leaving, silence = history.events[-1], now - history.events[-1]["time"]
     if leaving["event"] == "left":
         return "running", f"leaving: stopped by {leaving.get('reason')}"
-    return "running", f"silent for {duration(silence)}" if silence > evidence.patience else ""
+    return "running", f"silent for {duration(silence)}" if silence > history.patience else ""
 
 
-def _never_begun(evidence: Evidence, asked: bool, now: float) -> Verdict:
+def _never_begun(history: RunHistory, asked: bool, now: float) -> Verdict:
     if asked:
         return "unknown", "its job left the queue before it began: cancelled, or its script failed at once"
     # A damaged line may hide that it was submitted, and show a turn of it.
-    age = duration(now - max(line["time"] for line in (*evidence.submitted, *evidence.turns)))
+    age = duration(now - max(line["time"] for line in (*history.submitted, *history.turns)))
     return "waiting", f"submitted {age} ago; only SLURM knows more"
 
 
@@ -338,73 +340,73 @@ def _after(turn: Record, *, in_vain: bool) -> Verdict:
     return "unknown", words
 
 
-def _by_hand(evidence: Evidence, now: float) -> Verdict:
+def _by_hand(history: RunHistory, now: float) -> Verdict:
     """From the folder alone."""
-    if evidence.is_starting(now):
+    if history.is_starting(now):
         return "running", "starting"
-    if evidence.sign_of_life is None:
-        return "unknown", "" if evidence.problems else "it has told nothing yet"
-    last = evidence.last("start", "step", "left", "failed")
-    if last is not None and last["event"] == "left" and last is evidence.events[-1]:
+    if history.sign_of_life is None:
+        return "unknown", "" if history.problems else "it has told nothing yet"
+    last = history.last("start", "step", "left", "failed")
+    if last is not None and last["event"] == "left" and last is history.events[-1]:
         return "stopped", f"by {last.get('reason')}"
     if last is not None and last["event"] == "failed":
         return "failed", _first_line(str(last.get("words", "")))
-    if (failure := evidence.failure()) is not None:
+    if (failure := history.failure()) is not None:
         return "failed", failure
-    silence = now - evidence.sign_of_life
-    if silence > evidence.patience:
+    silence = now - history.sign_of_life
+    if silence > history.patience:
         return "unknown", f"silent for {duration(silence)}"
     return "running", "starting" if last is None or last["event"] == "start" else ""
 
 
-def _why(queued: Queued) -> str:
+def _why(queued: QueuedJob) -> str:
     """Why a job waits, in plain words beside SLURM's."""
     if queued.state != "PENDING":
         return f"SLURM says {queued.state.lower()}"
     word = queued.reason.partition(",")[0].strip("() ")
-    known = WAITS.get(word) or next(
+    known = PENDING_REASONS.get(word) or next(
         (text for beginning, text in _WAITS_BY_BEGINNING.items() if word.startswith(beginning)), None
     )
     return queued.reason if known is None else f"{known} ({queued.reason})"
 
 
-def _restarts(evidence: Evidence) -> int:
+def _restarts(history: RunHistory) -> int:
     """Begun turns of jobs count, and what the run itself knows: each misses what the other saw."""
-    kinds = [event["event"] for event in evidence.events]
-    told = evidence.last("step")
+    kinds = [event["event"] for event in history.events]
+    told = history.last("step")
     starts = 0
     if told is not None:
         after = kinds[len(kinds) - kinds[::-1].index("step") :]
         starts = int(number_of(told, "starts") or 1) + after.count("start")
-    turns = sum(turn["turn"] == "begun" for turn in evidence.turns)
+    turns = sum(turn["turn"] == "begun" for turn in history.turns)
     return max(starts, kinds.count("start"), turns, 1) - 1
 
 
-def _top1(evidence: Evidence) -> float | None:
+def _top1(history: RunHistory) -> float | None:
     """Of the last evaluation, which may be longer ago than the latest events."""
-    told = evidence.last("evaluation")
+    told = history.last("evaluation")
     if told is not None:
         return number_of(told, "top1")
-    known = Accuracies(evidence.folder.checkpoints).known()
+    known = Accuracies(history.folder.checkpoints).known()
     return known[max(known)] if known else None
 
 
-def _nodes(evidence: Evidence, queued: Queued | None, job: str | None) -> str:
+def _nodes(history: RunHistory, queued: QueuedJob | None, job: str | None) -> str:
     if queued is not None:
         return queued.nodes
     if job is not None:
-        return next((str(turn["nodes"]) for turn in reversed(evidence.turns) if turn.get("nodes")), "")
+        return next((str(turn["nodes"]) for turn in reversed(history.turns) if turn.get("nodes")), "")
     try:
-        described = json.loads(evidence.folder.environment.read_text(encoding="utf-8"))
+        described = json.loads(history.folder.environment.read_text(encoding="utf-8"))
         return str(described["hostname"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
-def _latest(evidence: Evidence, key: str) -> float | None:
+def _latest(history: RunHistory, key: str) -> float | None:
     found = (
         number_of(event, key)
-        for event in reversed(evidence.events)
+        for event in reversed(history.events)
         if event["event"] in ("start", "step", "left")
     )
     return next((value for value in found if value is not None), None)

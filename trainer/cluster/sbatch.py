@@ -12,7 +12,7 @@ from trainer.errors import RunError
 from trainer.tracking.secrets import redacted
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-PLAIN = LAUNCH / "slurm" / "train.sbatch"
+TEMPLATE = LAUNCH / "slurm" / "train.sbatch"
 """The script for those who write their own head; its body is everybody's."""
 
 _BODY = "# ---- from here on the same in every job ----\n"
@@ -51,7 +51,7 @@ class JobRequest:
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
                 raise RunError(f"--{option} {getattr(self, name)}: at least {least}")
-        if seconds(self.time) <= self.lead:
+        if parse_time_limit(self.time) <= self.lead:
             raise RunError(
                 f"--time {self.time} is not longer than the {self.lead} s that the run is asked to leave "
                 "before its end; ask for more time, or lower --lead"
@@ -75,7 +75,7 @@ class JobRequest:
         return self.nodes * self.ranks_per_node
 
 
-def seconds(text: str) -> int:
+def parse_time_limit(text: str) -> int:
     """A time limit as SLURM writes it, in seconds. Raises RunError for what is none."""
     match = _TIME.fullmatch(text)
     if match is None:
@@ -90,7 +90,7 @@ def seconds(text: str) -> int:
     return (hours * 60 + minutes) * 60 + rest
 
 
-def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
+def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
     """The text of a job's script.
 
     Args:
@@ -109,7 +109,7 @@ def script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_
     # A password in tracking.uri reaches the job in its environment, see `give_to_jobs`.
     tasks = [[redacted(argument) for argument in task] for task in tasks]
     made_by = redacted(made_by)
-    body = PLAIN.read_text(encoding="utf-8").partition(_BODY)
+    body = TEMPLATE.read_text(encoding="utf-8").partition(_BODY)
     return f"{_head(request, tasks, log, made_by)}\n{_BODY}{body[2]}"
 
 

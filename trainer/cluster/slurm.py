@@ -13,7 +13,7 @@ _FIELDS = {"id": "%i", "state": "%T", "reason": "%r", "nodes": "%N", "time_left"
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueuedJob:
     """A job in SLURM's queue.
 
     id: as SLURM shows it, `12` or `12_3` for a task of an array. state: such as PENDING, RUNNING. reason: why
@@ -29,12 +29,12 @@ class Queued:
     name: str
 
 
-def is_here() -> bool:
+def is_available() -> bool:
     """Whether this machine can ask a SLURM."""
     return shutil.which("squeue") is not None
 
 
-def ask(*command: str, given: str | None = None) -> str:
+def run_command(*command: str, given: str | None = None) -> str:
     """What one of SLURM's commands prints; given: on its standard input.
 
     Raises RunError with SLURM's own words where it refuses, is not there, or does not answer.
@@ -55,24 +55,26 @@ def ask(*command: str, given: str | None = None) -> str:
     return result.stdout.strip()
 
 
-def queue(jobs: Sequence[str]) -> list[Queued]:
+def queue(jobs: Sequence[str]) -> list[QueuedJob]:
     """Those of some jobs that are in the queue, by any user; what has ended is not. Raises RunError."""
     if not jobs:
         return []
     form = "\t".join(_FIELDS.values())
     chosen = f"--jobs={','.join(jobs)}"
     try:
-        lines = ask("squeue", "--noheader", "--array", f"--format={form}", chosen).splitlines()
+        lines = run_command("squeue", "--noheader", "--array", f"--format={form}", chosen).splitlines()
     except RunError as error:
         if "Invalid job id" in str(error):  # a single one that SLURM has forgotten
             return []
         raise
-    return [Queued(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
+    return [QueuedJob(**dict(zip(_FIELDS, line.split("\t"), strict=True))) for line in lines]
 
 
 def partitions() -> list[str]:
     """Names of the partitions there are. Raises RunError."""
-    return sorted({name.rstrip("*") for name in ask("sinfo", "--noheader", "--format=%P").splitlines()})
+    return sorted(
+        {name.rstrip("*") for name in run_command("sinfo", "--noheader", "--format=%P").splitlines()}
+    )
 
 
 def _words(text: str) -> str:
@@ -93,7 +95,7 @@ def job_states(job: str) -> list[str]:
     job, gives the state of each of its parts.
     """
     try:
-        return ask("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}").split()
+        return run_command("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}").split()
     except RunError as error:
         if "Invalid job id" in str(error):
             return []
@@ -106,5 +108,5 @@ def job_steps(job: str) -> set[str]:
     Without the job, which squeue shows in several forms: `12.0`, `12_3.0` in an array, `12+0.0` or `12.0+1`
     in a heterogeneous job.
     """
-    steps = ask("squeue", "--noheader", "--steps", "--format=%i", f"--jobs={job}").split()
+    steps = run_command("squeue", "--noheader", "--steps", "--format=%i", f"--jobs={job}").split()
     return {step.rpartition(".")[2].partition("+")[0].lower() for step in steps if "." in step}

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cluster.run_status import Evidence, Standing, State, duration, is_gone, standing
-from trainer.cluster.slurm import Queued, is_here, queue
+from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, duration, is_gone
+from trainer.cluster.slurm import QueuedJob, is_available, queue
 from trainer.errors import RunError
 from trainer.system.terminal import PipeConsole
 
@@ -55,25 +55,25 @@ LEAST_PLACE, LEAST_JOB = 22, 10  # of where it is: a job's number and some nodes
 class Overview:
     """standings: of all runs, in the order of their names. trouble: why SLURM could not be asked, if so."""
 
-    standings: list[Standing]
+    statuses: list[RunStatus]
     trouble: str | None
 
 
-def look(places: Sequence[Path]) -> Overview:
+def collect_statuses(places: Sequence[Path]) -> Overview:
     """How the runs in these folders stand now. Raises RunError for a folder that is not there."""
-    runs = list(find_runs(places))
-    found = [Evidence(path) for _, path in runs]
-    queued, trouble = _ask({job for evidence in found for job in evidence.jobs})
+    runs = list(find_run_dirs(places))
+    found = [RunHistory(path) for _, path in runs]
+    queued, trouble = _ask({job for history in found for job in history.jobs})
     now = time.time()
-    standings = [
+    statuses = [
         # What a job said last, it said after its folder was read and before SLURM was asked.
-        standing(name, Evidence(path) if is_gone(evidence, queued) else evidence, queued, now)
-        for (name, path), evidence in zip(runs, found, strict=True)
+        derive_status(name, RunHistory(path) if is_gone(history, queued) else history, queued, now)
+        for (name, path), history in zip(runs, found, strict=True)
     ]
-    return Overview(standings, trouble)
+    return Overview(statuses, trouble)
 
 
-def find_runs(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def find_run_dirs(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Each run in these folders, or one folder deeper, as those of sweeps are, with a name to show it under.
 
     Raises RunError for a folder that is not there.
@@ -114,9 +114,9 @@ def _is_run(path: Path) -> bool:
     return any(os.path.exists(path / mark) for mark in _MARKS)
 
 
-def _ask(jobs: set[str]) -> tuple[Mapping[str, Queued] | None, str | None]:
+def _ask(jobs: set[str]) -> tuple[Mapping[str, QueuedJob] | None, str | None]:
     """The queue by the jobs' numbers; None where there is none to ask, with why, if it should have been."""
-    if not jobs or not is_here():
+    if not jobs or not is_available():
         return None, None
     try:
         return {job.id: job for job in queue(sorted(jobs))}, None
@@ -124,14 +124,14 @@ def _ask(jobs: set[str]) -> tuple[Mapping[str, Queued] | None, str | None]:
         return None, str(error)
 
 
-def as_json(overview: Overview) -> str:
-    """A list with an object for each run, see `Standing`."""
-    return json.dumps([asdict(row) for row in overview.standings], indent=2, ensure_ascii=False)
+def format_json(overview: Overview) -> str:
+    """A list with an object for each run, see `RunStatus`."""
+    return json.dumps([asdict(row) for row in overview.statuses], indent=2, ensure_ascii=False)
 
 
-def show(overview: Overview, console: Console) -> None:
+def print_overview(overview: Overview, console: Console) -> None:
     """Print the table, the notes below it, and a count; a file or a pipe gets lines of any length."""
-    rows = overview.standings
+    rows = overview.statuses
     width = console.width if console.is_terminal else 10_000
     wide = PipeConsole(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
     with wide.capture() as capture:
@@ -148,7 +148,7 @@ def show(overview: Overview, console: Console) -> None:
     console.file.flush()
 
 
-def _table(rows: Sequence[Standing], width: int) -> Table:
+def _table(rows: Sequence[RunStatus], width: int) -> Table:
     """One line each, whatever the width: first the blanks between columns go, then long lists of nodes, then
     of names what they do not differ by.
     """
@@ -172,7 +172,7 @@ def _table(rows: Sequence[Standing], width: int) -> Table:
     return table
 
 
-def _cells(row: Standing) -> dict[str, str]:
+def _cells(row: RunStatus) -> dict[str, str]:
     """By the column's head."""
     return {
         "run": row.name,
@@ -193,7 +193,7 @@ def _count_of(steps: int | None) -> str:
     return str(steps) if steps < 100_000 else f"{steps // 1000}k"
 
 
-def _loss(row: Standing) -> str:
+def _loss(row: RunStatus) -> str:
     if row.loss is None:
         return "nan" if row.diverged else ""
     return f"{row.loss:.3f}" if abs(row.loss) < 100 else f"{row.loss:.3g}"
@@ -213,7 +213,7 @@ def _unique_width(names: Sequence[str]) -> int:
     )
 
 
-def _notes(rows: Sequence[Standing]) -> list[Text]:
+def _notes(rows: Sequence[RunStatus]) -> list[Text]:
     """What is to be said, once for all runs of which it is the same; those that ask for a person first."""
     names: dict[tuple[State, str], list[str]] = {}
     for row in rows:
@@ -231,7 +231,7 @@ def _notes(rows: Sequence[Standing]) -> list[Text]:
     return lines
 
 
-def _count(rows: Sequence[Standing]) -> str:
+def _count(rows: Sequence[RunStatus]) -> str:
     counts = Counter(row.state for row in rows)
     parts = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
     return f"{len(rows)} run{'' if len(rows) == 1 else 's'}{': ' if parts else ''}{parts}"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from trainer.cluster.run_status import WAITS
-from trainer.cluster.sbatch import JobRequest, script, seconds
-from trainer.cluster.slurm import ask, partitions, queue
+from trainer.cluster.run_status import PENDING_REASONS
+from trainer.cluster.sbatch import JobRequest, format_script, parse_time_limit
+from trainer.cluster.slurm import partitions, queue, run_command
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
@@ -36,7 +36,7 @@ class Submission:
     text: str
 
 
-def plan(
+def plan_submission(
     request: JobRequest,
     chosen: Sequence[Variant],
     *,
@@ -50,7 +50,7 @@ def plan(
     home: folder of the one variant's run, or of the sweep, in which each has its own. extra: more arguments
     of launch/train.py. parent: MLflow's id of the run that a sweep's runs stand under.
 
-    Raises RunError or RecipeError where a batch cannot be divided over the ranks, and as `script` does.
+    Raises RunError or RecipeError where a batch cannot be divided over the ranks, and as `format_script`.
     """
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
@@ -78,10 +78,10 @@ def plan(
         tasks.append([*task, *(part for text in settings for part in ("--set", text)), *extra])
     log = home / "slurm" / ("job-%A_%a.log" if is_sweep else "job-%j.log")
     path = home / "slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}.sbatch"
-    return Submission(request, home, runs, path, log, script(request, tasks, log, made_by))
+    return Submission(request, home, runs, path, log, format_script(request, tasks, log, made_by))
 
 
-def parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
+def create_parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
     """Make the MLflow run that a sweep's runs stand under; returns its id, None where they are not tracked.
 
     A sweep that is submitted again keeps its own. Raises RunError when MLflow cannot be reached.
@@ -142,11 +142,11 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
     return jobs
 
 
-def words(submission: Submission, jobs: Sequence[str]) -> str:
+def format_submission(submission: Submission, jobs: Sequence[str]) -> str:
     """What was submitted, where its logs go, and what to do next."""
     request, is_sweep = submission.request, len(submission.runs) > 1
     runs = f"{len(submission.runs)} runs, each of " if is_sweep else ""
-    limit = timedelta(seconds=seconds(request.time))
+    limit = timedelta(seconds=parse_time_limit(request.time))
     size = f"{request.nodes} node{'s' if request.nodes > 1 else ''} x {request.ranks_per_node} ranks"
     return "\n".join(
         (
@@ -160,12 +160,12 @@ def words(submission: Submission, jobs: Sequence[str]) -> str:
     )
 
 
-def too_few_nodes(request: JobRequest) -> str | None:
+def find_missing_nodes(request: JobRequest) -> str | None:
     """Why the job will have to wait, where fewer nodes are up than it asks for. Raises RunError."""
     chosen = [option for option in request.options if option.startswith("--partition=")]
     up: set[str] = set()
     down: set[str] = set()
-    for line in ask("sinfo", "--noheader", "--Node", "--format=%N %t", *chosen).splitlines():
+    for line in run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *chosen).splitlines():
         node, state = line.split()
         # A star marks a node that does not answer.
         (down if state.startswith(("down", "drain", "fail", "drng")) or state.endswith("*") else up).add(node)
@@ -201,7 +201,7 @@ def _log_of(submission: Submission, job: str, task: int | str) -> Path:
 
 def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
     try:
-        return ask("sbatch", "--parsable", *arguments).partition(";")[0]
+        return run_command("sbatch", "--parsable", *arguments).partition(";")[0]
     except RunError as error:
         said = str(error)
         if "partition" in said:
@@ -217,9 +217,11 @@ def _refuse_hopeless(job: str) -> None:
     """Take back a job of which SLURM says that it will never start; it looks at it within seconds, mostly."""
     for _ in range(_LOOKS):
         reasons = {queued.reason for queued in queue([job]) if queued.state == "PENDING"}
-        hopeless = [words for reason in reasons if "never start" in (words := WAITS.get(reason, ""))]
+        hopeless = [
+            words for reason in reasons if "never start" in (words := PENDING_REASONS.get(reason, ""))
+        ]
         if hopeless:
-            ask("scancel", job)
+            run_command("scancel", job)
             raise RunError(
                 f"job {job} was taken back: {hopeless[0]}. `scontrol show partition` says what may be"
             )

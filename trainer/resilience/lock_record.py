@@ -138,7 +138,7 @@ class LockRecord:
         restart = int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0)
         if variables.get("SLURM_JOB_ID") == self.job and restart > self.restart:
             return Holder.GONE  # SLURM ends all of a job before it starts it again
-        if not slurm.is_here():
+        if not slurm.is_available():
             return Holder.UNKNOWN
         try:
             states = set(slurm.job_states(job))

@@ -32,9 +32,9 @@ from tests.trainer.ranks import Ranks
 from trainer.cluster.preflight import checks, runner
 from trainer.cluster.preflight.checks import (
     FRAMES,
-    Finding,
-    Verdict,
-    attempt,
+    CheckResult,
+    Status,
+    check_node,
     checkpoint_bytes,
     checkpoints_to_come,
     judge_gpu,
@@ -42,34 +42,34 @@ from trainer.cluster.preflight.checks import (
     judge_gpu_memory,
     judge_memory,
     judge_space,
-    look,
     product_is_right,
     read_decoding,
     read_smi,
+    run_check,
 )
 from trainer.cluster.preflight.control_channel import (
-    Exchange,
-    Sight,
-    Sum,
+    AllReduceTiming,
+    ControlChannel,
+    FolderView,
+    answer_folder_check,
     bus_bandwidth,
+    check_shared_folder,
     compare_clocks,
+    judge_all_reduce,
     judge_clock,
-    judge_sight,
-    judge_sums,
-    reduce_over_all,
-    see_folder,
-    share_folder,
+    judge_folder_view,
     tell_time,
+    time_all_reduce,
 )
-from trainer.cluster.preflight.report import CHECKS, as_table, lines, merged, summary, write_failures
-from trainer.cluster.preflight.runner import differing, finding_of
+from trainer.cluster.preflight.report import CHECKS, as_table, lines, merge_results, summary, write_failures
+from trainer.cluster.preflight.runner import differing, parse_result
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
 from trainer.system.timeouts import PREFIX, stuck
 
-NA, OK, WARNING, FAILED = Verdict
+NA, OK, WARNING, FAILED = Status
 CPU = torch.device("cpu")
 
 
@@ -91,10 +91,10 @@ def alone() -> Environment:
     ("seen", "needed", "ranks", "verdict"),
     [(8, 8, 8, OK), (7, 8, 8, FAILED), (0, 8, 8, FAILED), (0, 0, 2, NA), (8, 4, 4, WARNING), (8, 0, 1, OK)],
 )
-def test_as_many_gpus_as_the_node_has_ranks(seen: int, needed: int, ranks: int, verdict: Verdict) -> None:
+def test_as_many_gpus_as_the_node_has_ranks(seen: int, needed: int, ranks: int, verdict: Status) -> None:
     finding = judge_gpu_count(seen, needed, ranks)
     assert finding.verdict is verdict
-    assert str(seen) in finding.figure or verdict is NA
+    assert str(seen) in finding.text or verdict is NA
 
 
 def _seen(*gpus: str, told: int = 0) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _seen(*gpus: str, told: int = 0) -> dict[str, Any]:
     ],
 )
 def test_gpus_of_a_node_are_those_its_ranks_see(
-    reports: list[dict[str, Any]], given: dict[str, Any], verdicts: list[Verdict]
+    reports: list[dict[str, Any]], given: dict[str, Any], verdicts: list[Status]
 ) -> None:
     nodes = {rank: f"n{rank // 2 + 1}" for rank in range(len(reports))}
     how = {"device": "auto", "alone": False, "asked": None, **given}
@@ -146,11 +146,11 @@ def test_gpus_of_a_node_are_those_its_ranks_see(
         ({"clocks_event_reasons.active": "0x88"}, True, WARNING, "hardware slowdown, power brake"),
     ],
 )
-def test_what_a_gpu_s_driver_tells(told: dict[str, str], right: bool, verdict: Verdict, words: str) -> None:
+def test_what_a_gpu_s_driver_tells(told: dict[str, str], right: bool, verdict: Status, words: str) -> None:
     finding = judge_gpu(3, told, right=right)
     assert finding.verdict is verdict
-    assert words in finding.figure
-    assert verdict is OK or (finding.figure.startswith("GPU 3: ") and finding.advice)
+    assert words in finding.text
+    assert verdict is OK or (finding.text.startswith("GPU 3: ") and finding.advice)
 
 
 def test_the_line_of_one_gpu_is_read() -> None:
@@ -183,7 +183,7 @@ def test_a_gpu_that_others_use() -> None:
     assert judge_gpu_memory(0, 79 * GIB, 80 * GIB).verdict is OK
     used = judge_gpu_memory(0, 60 * GIB, 80 * GIB)
     assert used.verdict is WARNING
-    assert "20.0 GiB of 80.0 GiB taken" in used.figure
+    assert "20.0 GiB of 80.0 GiB taken" in used.text
 
 
 def test_decoding_counts_frames_and_names_what_went_wrong() -> None:
@@ -194,7 +194,7 @@ def test_decoding_counts_frames_and_names_what_went_wrong() -> None:
         (read_decoding(1, -11, "", ""), "signal 11"),
     ):
         assert finding.verdict is FAILED
-        assert words in finding.figure
+        assert words in finding.text
 
 
 def test_a_clip_made_here_is_decoded_with_all_its_frames() -> None:
@@ -229,14 +229,14 @@ def test_products_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(16, OK), (15, WARNING), (7, FAILED)])
-def test_memory_is_for_all_ranks_of_the_node(free: int, verdict: Verdict) -> None:
+def test_memory_is_for_all_ranks_of_the_node(free: int, verdict: Status) -> None:
     finding = judge_memory(free * GIB, 8)
     assert finding.verdict is verdict
-    assert finding.figure == f"{free}.0 GiB free for 8 ranks"
+    assert finding.text == f"{free}.0 GiB free for 8 ranks"
 
 
 def test_a_disk_too_full_for_one_checkpoint_fails_and_for_all_warns() -> None:
-    def verdict(free: int) -> Verdict:
+    def verdict(free: int) -> Status:
         return judge_space("disk", free, least=3, wanted=9, advice="").verdict
 
     assert [verdict(free) for free in (2, 3, 8, 9)] == [FAILED, WARNING, WARNING, OK]
@@ -266,9 +266,9 @@ def test_a_disk_that_is_too_small_is_found(
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
 
-    def disk(size: int) -> Finding:
+    def disk(size: int) -> CheckResult:
         monkeypatch.setattr(checks, "checkpoint_bytes", lambda recipe: size)
-        findings, _ = look(alone, CPU, tmp_path / "not/there/yet", load_recipe(SMALL))
+        findings, _ = check_node(alone, CPU, tmp_path / "not/there/yet", load_recipe(SMALL))
         (finding,) = (finding for finding in findings if finding.check == "disk")
         return finding
 
@@ -279,8 +279,8 @@ def test_a_disk_that_is_too_small_is_found(
 
 
 def test_manifests_are_looked_for(tmp_path: Path, motion_set: MotionSet, alone: Environment) -> None:
-    def manifests(*given: str) -> tuple[Finding, dict[str, str]]:
-        findings, facts = look(alone, CPU, tmp_path, load_recipe(SMALL, given))
+    def manifests(*given: str) -> tuple[CheckResult, dict[str, str]]:
+        findings, facts = check_node(alone, CPU, tmp_path, load_recipe(SMALL, given))
         (finding,) = (finding for finding in findings if finding.check == "manifests")
         return finding, facts["manifests"]
 
@@ -291,26 +291,26 @@ def test_manifests_are_looked_for(tmp_path: Path, motion_set: MotionSet, alone: 
     assert all(len(value) == 12 for value in prints.values())
     finding, _ = manifests(here[0], f"data.val={tmp_path}/none.arrow", "data.embedded=null")
     assert finding.verdict is FAILED
-    assert f"{tmp_path}/none.arrow is not there" in finding.figure
+    assert f"{tmp_path}/none.arrow is not there" in finding.text
     damaged = tmp_path / "damaged.arrow"
     damaged.write_bytes(b"no manifest")
-    broken = look(alone, CPU, tmp_path, load_recipe(SMALL, [here[0], f"data.val={damaged}"]))[0]
+    broken = check_node(alone, CPU, tmp_path, load_recipe(SMALL, [here[0], f"data.val={damaged}"]))[0]
     (finding,) = (finding for finding in broken if finding.check == "manifests")
     assert finding.verdict is FAILED
-    assert "is not a manifest" in finding.figure
+    assert "is not a manifest" in finding.text
 
 
 def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
-    (broken,) = attempt("disk", lambda: [1 / 0])  # type: ignore[list-item]
+    (broken,) = run_check("disk", lambda: [1 / 0])  # type: ignore[list-item]
     assert broken.verdict is FAILED
-    assert "ZeroDivisionError" in broken.figure
-    (refused,) = attempt("memory", _refuse)
-    assert (refused.verdict, refused.figure) == (FAILED, "no /proc here")
+    assert "ZeroDivisionError" in broken.text
+    (refused,) = run_check("memory", _refuse)
+    assert (refused.verdict, refused.text) == (FAILED, "no /proc here")
     assert not stuck()
     gate = threading.Event()
-    (late,) = attempt("memory", lambda: [gate.wait()], 0.1)  # type: ignore[list-item]
+    (late,) = run_check("memory", lambda: [gate.wait()], 0.1)  # type: ignore[list-item]
     assert late.verdict is FAILED
-    assert "no end within 0.1 s" in late.figure
+    assert "no end within 0.1 s" in late.text
     assert stuck()
     gate.set()
     for thread in threading.enumerate():
@@ -319,7 +319,7 @@ def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
     assert not stuck()
 
 
-def _refuse() -> list[Finding]:
+def _refuse() -> list[CheckResult]:
     raise RunError("no /proc here")
 
 
@@ -337,42 +337,45 @@ def _refuse() -> list[Finding]:
         (5.0, 61.0, WARNING),
     ],
 )
-def test_clocks_are_judged_with_their_error(error: float, offset: float, verdict: Verdict) -> None:
+def test_clocks_are_judged_with_their_error(error: float, offset: float, verdict: Status) -> None:
     finding = judge_clock(error, offset)
     assert finding.verdict is verdict
-    assert ("ahead" if offset > 0 else "behind") in finding.figure
-    assert "±" in finding.figure
+    assert ("ahead" if offset > 0 else "behind") in finding.text
+    assert "±" in finding.text
 
 
 def test_what_a_node_sees_of_the_folder_is_held_to_the_bytes() -> None:
-    def judged(sight: Sight, came_back: str) -> Finding:
-        return judge_sight("ours", sight, came_back, alone=False)
+    def judged(sight: FolderView, came_back: str) -> CheckResult:
+        return judge_folder_view("ours", sight, came_back, alone=False)
 
-    assert judged(Sight("ours", "", "its", 0.2), "its").verdict is OK
+    assert judged(FolderView("ours", "", "its", 0.2), "its").verdict is OK
     for sight, came_back, words in (
-        (Sight("another", "", "its", 0.2), "its", "other bytes than rank 0 wrote"),
-        (Sight("", "it is not there", "", 9.0), "", "it is not there"),
-        (Sight("ours", "", "its", 0.2), "", "does not see what it wrote"),
-        (Sight("ours", "", "its", 0.2), "another", "rank 0 sees other bytes"),
+        (FolderView("another", "", "its", 0.2), "its", "other bytes than rank 0 wrote"),
+        (FolderView("", "it is not there", "", 9.0), "", "it is not there"),
+        (FolderView("ours", "", "its", 0.2), "", "does not see what it wrote"),
+        (FolderView("ours", "", "its", 0.2), "another", "rank 0 sees other bytes"),
     ):
         finding = judged(sight, came_back)
         assert finding.verdict is FAILED
-        assert words in finding.figure
+        assert words in finding.text
 
 
 def test_the_slowest_rank_s_time_counts_and_wrong_sums_fail() -> None:
     mib = 2**20
-    sums = {rank: [Sum(mib, 0.001, 0), Sum(64 * mib, 0.01 * (rank + 1), 0)] for rank in range(4)}
+    sums = {
+        rank: [AllReduceTiming(mib, 0.001, 0), AllReduceTiming(64 * mib, 0.01 * (rank + 1), 0)]
+        for rank in range(4)
+    }
     assert bus_bandwidth(sums[3][1], 4) == pytest.approx(1.5 * 64 * mib / 0.04 / 1e9)
-    found = judge_sums(sums, 4, None)
+    found = judge_all_reduce(sums, 4, None)
     assert {finding.verdict for finding in found.values()} == {OK}
-    assert {finding.figure for finding in found.values()} == {"1 MiB in 1.00 ms; 64 MiB at 2.52 GB/s of bus"}
-    assert {finding.verdict for finding in judge_sums(sums, 4, 2.5).values()} == {OK}
-    assert {finding.verdict for finding in judge_sums(sums, 4, 2.6).values()} == {FAILED}
-    sums[2][1] = Sum(64 * mib, 0.01, 17)
-    found = judge_sums(sums, 4, None)
+    assert {finding.text for finding in found.values()} == {"1 MiB in 1.00 ms; 64 MiB at 2.52 GB/s of bus"}
+    assert {finding.verdict for finding in judge_all_reduce(sums, 4, 2.5).values()} == {OK}
+    assert {finding.verdict for finding in judge_all_reduce(sums, 4, 2.6).values()} == {FAILED}
+    sums[2][1] = AllReduceTiming(64 * mib, 0.01, 17)
+    found = judge_all_reduce(sums, 4, None)
     assert [rank for rank, finding in found.items() if finding.verdict is FAILED] == [2]
-    assert "17 elements" in found[2].figure
+    assert "17 elements" in found[2].text
 
 
 def test_nodes_that_differ_from_most_are_named() -> None:
@@ -380,8 +383,8 @@ def test_nodes_that_differ_from_most_are_named() -> None:
     facts = {"n1": usual, "n2": {**usual, "torch": "2.8"}, "n3": usual, "n4": {"Python": "3.11"}}
     found = dict(differing("versions", facts))
     assert found.keys() == {"n2", "n4"}
-    assert found["n2"].figure == "torch: 2.8, elsewhere 2.9"
-    assert found["n4"].figure == "torch: missing, elsewhere 2.9"
+    assert found["n2"].text == "torch: 2.8, elsewhere 2.9"
+    assert found["n4"].text == "torch: missing, elsewhere 2.9"
     assert {finding.verdict for finding in found.values()} == {FAILED}
     assert next(differing("driver", {"n1": {"driver": "550"}, "n2": {"driver": "535"}}))[0] == "n2"
     assert not list(differing("versions", {"n1": usual, "n2": usual}))
@@ -391,25 +394,27 @@ def test_nodes_that_differ_from_most_are_named() -> None:
 
 
 def test_ranks_of_a_node_count_as_its_worst() -> None:
-    table = merged(
+    table = merge_results(
         [
-            ("n1", Finding("GPU health", OK, "fine")),
-            ("n1", Finding("GPU health", FAILED, "GPU 3: broken", "reset")),
-            ("n1", Finding("GPU health", FAILED, "GPU 5: broken", "reset")),
-            ("n1", Finding("GPU health", WARNING, "GPU 6: hot")),
-            ("n2", Finding("GPU memory", OK, "79 free", value=79)),
-            ("n2", Finding("GPU memory", OK, "78 free", value=78)),
+            ("n1", CheckResult("GPU health", OK, "fine")),
+            ("n1", CheckResult("GPU health", FAILED, "GPU 3: broken", "reset")),
+            ("n1", CheckResult("GPU health", FAILED, "GPU 5: broken", "reset")),
+            ("n1", CheckResult("GPU health", WARNING, "GPU 6: hot")),
+            ("n2", CheckResult("GPU memory", OK, "79 free", value=79)),
+            ("n2", CheckResult("GPU memory", OK, "78 free", value=78)),
         ]
     )
     assert list(table) == ["GPU health", "GPU memory"]
-    assert table["GPU health"]["n1"].figure == "GPU 3: broken; GPU 5: broken"
-    assert table["GPU memory"]["n2"].figure == "78 free"
+    assert table["GPU health"]["n1"].text == "GPU 3: broken; GPU 5: broken"
+    assert table["GPU memory"]["n2"].text == "78 free"
 
 
 def test_a_thousand_nodes_take_a_few_lines() -> None:
-    nodes = {f"n{number}": Finding("disk", OK, f"{number} free", value=number) for number in range(100, 1100)}
-    nodes["n200"] = nodes["n300"] = Finding("disk", FAILED, "1 free", "clear it")
-    nodes["n400"] = Finding("disk", WARNING, "5 free", "clear some")
+    nodes = {
+        f"n{number}": CheckResult("disk", OK, f"{number} free", value=number) for number in range(100, 1100)
+    }
+    nodes["n200"] = nodes["n300"] = CheckResult("disk", FAILED, "1 free", "clear it")
+    nodes["n400"] = CheckResult("disk", WARNING, "5 free", "clear some")
     assert lines(nodes) == [
         "n200, n300: 1 free",
         "-> clear it",
@@ -417,20 +422,20 @@ def test_a_thousand_nodes_take_a_few_lines() -> None:
         "-> clear some",
         "997 nodes: ok, at worst 100 free (n100)",
     ]
-    alike = {node: Finding("disk", FAILED, "1 free", "clear it") for node in nodes}
+    alike = {node: CheckResult("disk", FAILED, "1 free", "clear it") for node in nodes}
     assert lines(alike) == ["n100, n101, n102, n103 and 996 more: 1 free", "-> clear it"]
-    different = {node: Finding("disk", FAILED, f"{node} is full", "clear it") for node in nodes}
+    different = {node: CheckResult("disk", FAILED, f"{node} is full", "clear it") for node in nodes}
     shown = lines(different)
     assert len(shown) == 7
     assert shown[-2:] == ["-> clear it", "and 995 more nodes"]
-    assert lines({"n1": Finding("disk", OK, "5 free")}) == ["5 free"]
+    assert lines({"n1": CheckResult("disk", OK, "5 free")}) == ["5 free"]
 
 
 def test_the_table_fits_80_columns_and_has_no_colours_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    found = [("n1", Finding(check, OK, "well [not a style] " * 10)) for check in CHECKS]
-    table = as_table(merged([*found, ("n2", Finding("disk", FAILED, "full"))]))
+    found = [("n1", CheckResult(check, OK, "well [not a style] " * 10)) for check in CHECKS]
+    table = as_table(merge_results([*found, ("n2", CheckResult("disk", FAILED, "full"))]))
     Console(width=80).print(table)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
@@ -440,34 +445,36 @@ def test_the_table_fits_80_columns_and_has_no_colours_in_a_file(capsys: pytest.C
 
 
 def test_failed_nodes_are_written_for_the_script_and_forgotten_when_all_is_well(tmp_path: Path) -> None:
-    bad = Finding("disk", FAILED, "full")
-    table = merged([("n1", Finding("disk", OK, "")), ("n2", bad), ("n2", Finding("clock", WARNING, "off"))])
+    bad = CheckResult("disk", FAILED, "full")
+    table = merge_results(
+        [("n1", CheckResult("disk", OK, "")), ("n2", bad), ("n2", CheckResult("clock", WARNING, "off"))]
+    )
     file = tmp_path / "slurm/preflight.json"
     assert write_failures(tmp_path, table) == file
     assert json.loads(file.read_text()) == {"failed": {"n2": ["disk: full"]}, "everywhere": []}
     assert summary(table, file) == f"1 failure, 1 warning; see {file}"
     # To leave out all nodes would leave none: it is not their fault.
-    write_failures(tmp_path, merged([("n1", bad), ("n2", bad)]))
+    write_failures(tmp_path, merge_results([("n1", bad), ("n2", bad)]))
     assert json.loads(file.read_text()) == {"failed": {}, "everywhere": ["disk: full"]}
-    well = merged([("n1", Finding("disk", WARNING, "")), ("n2", Finding("disk", OK, ""))])
+    well = merge_results([("n1", CheckResult("disk", WARNING, "")), ("n2", CheckResult("disk", OK, ""))])
     assert write_failures(tmp_path, well) is None
     assert not file.exists()
     assert summary(well, None) == "nothing failed, 1 warning"
 
 
 def test_a_finding_survives_its_way_to_rank_0() -> None:
-    finding = Finding("disk", WARNING, "5 free", "clear some", 5.0)
-    assert finding_of(json.loads(json.dumps(vars(finding)))) == finding
+    finding = CheckResult("disk", WARNING, "5 free", "clear some", 5.0)
+    assert parse_result(json.loads(json.dumps(vars(finding)))) == finding
 
 
 # Two ranks
 
 
-def _share(folders: tuple[Path, Path], patience: float) -> dict[int, Finding]:
+def _share(folders: tuple[Path, Path], patience: float) -> dict[int, CheckResult]:
     exchange = _exchange("share")
     if exchange.rank == 0:
-        return share_folder(exchange, folders[0], [1], patience)
-    see_folder(exchange, exchange.hear("folder", 60), folders[1], patience)
+        return check_shared_folder(exchange, folders[0], [1], patience)
+    answer_folder_check(exchange, exchange.hear("folder", 60), folders[1], patience)
     return {}
 
 
@@ -486,7 +493,7 @@ def test_a_folder_that_one_node_does_not_see(pair: Ranks, tmp_path: Path) -> Non
     found = pair.run(_share, (tmp_path / "here", tmp_path / "there"), 0.5)[0]
     assert found[0].verdict is OK
     assert found[1].verdict is FAILED
-    assert "does not hold what rank 0 wrote" in found[1].figure
+    assert "does not hold what rank 0 wrote" in found[1].text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -495,10 +502,10 @@ def test_a_folder_that_cannot_be_written(pair: Ranks, tmp_path: Path) -> None:
     file.touch()
     found = pair.run(_share, (file / "run", file / "run"), 0.5)[0]
     assert found[0].verdict is FAILED
-    assert "cannot write in" in found[0].figure
+    assert "cannot write in" in found[0].text
 
 
-def _clocks(ahead: float) -> dict[int, Finding]:
+def _clocks(ahead: float) -> dict[int, CheckResult]:
     exchange = _exchange("clocks")
     if exchange.rank == 0:
         return compare_clocks(exchange, [1], 60)
@@ -507,17 +514,17 @@ def _clocks(ahead: float) -> dict[int, Finding]:
 
 
 @pytest.mark.parametrize(("ahead", "verdict"), [(0.0, OK), (5.0, WARNING), (-90.0, FAILED)])
-def test_a_clock_that_is_off(pair: Ranks, ahead: float, verdict: Verdict) -> None:
+def test_a_clock_that_is_off(pair: Ranks, ahead: float, verdict: Status) -> None:
     finding = pair.run(_clocks, ahead)[0][1]
     assert finding.verdict is verdict
     if ahead:
-        assert finding.figure.startswith(f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
+        assert finding.text.startswith(f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
 
 
-def _sum(mistaken: bool) -> list[Sum]:
+def _sum(mistaken: bool) -> list[AllReduceTiming]:
     rank = dist.get_rank()
     # A rank that adds another part than its own stands for a link that changes it.
-    return reduce_over_all(CPU, 2, 5 if mistaken and rank == 1 else rank)
+    return time_all_reduce(CPU, 2, 5 if mistaken and rank == 1 else rank)
 
 
 def test_sums_over_ranks_are_exact(pair: Ranks) -> None:
@@ -551,12 +558,12 @@ def _examine(folder: Path) -> tuple[int, str]:
     """A preflight of which rank 1 takes longer to look at itself than rank 0 waits; its code and output."""
     place = find_environment("cpu")
     place = replace(place, local_rank=0, node=f"n{place.rank + 1}")
-    examination = runner.Examination(REQUEST, None, "", place, CPU, folder)
+    examination = runner.Preflight(REQUEST, None, "", place, CPU, folder)
     examination.exchange = _exchange("examine")
     gone = threading.Event()
     patience = mock.patch.object(runner, "REPORTS", 0.5)
     hanging = mock.patch.object(
-        runner, "look", lambda *_: (gone.wait(3.0), [Finding("disk", OK, "")], {})[1:]
+        runner, "look", lambda *_: (gone.wait(3.0), [CheckResult("disk", OK, "")], {})[1:]
     )
     with patience, hanging if place.rank else nullcontext(), redirect_stdout(io.StringIO()) as output:
         return examination.run(), output.getvalue()
@@ -574,17 +581,17 @@ def test_a_node_that_does_not_report_is_named_and_holds_nobody_up(pair: Ranks, t
 _turn = 0
 
 
-def _exchange(name: str) -> Exchange:
+def _exchange(name: str) -> ControlChannel:
     """Under keys of its own: the ranks stay between tests."""
     global _turn
     _turn += 1
     store = dist.distributed_c10d._get_default_store()
-    return Exchange(dist.get_rank(), 2, dist.PrefixStore(f"{name}-{_turn}", store))
+    return ControlChannel(dist.get_rank(), 2, dist.PrefixStore(f"{name}-{_turn}", store))
 
 
 # The command
 
-REQUEST = runner.Request(
+REQUEST = runner.PreflightRequest(
     folder=None, recipe=None, overrides=(), gpus_per_node=None, min_bandwidth=None, patience=5.0
 )
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from trainer.cluster.first_failure import first_failure
-from trainer.cluster.requeue import FRUITLESS, PREFLIGHT_FAILED, Job, Turns
+from trainer.cluster.requeue import MAX_FRUITLESS, PREFLIGHT_FAILED, Attempt, Attempts
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 
-def job(restart: int = 0, number: str = "12", *, chained: bool = False, submitted: float = 0.0) -> Job:
-    return Job(number, restart, "n[1-2]", chained, submitted)
+def job(restart: int = 0, number: str = "12", *, chained: bool = False, submitted: float = 0.0) -> Attempt:
+    return Attempt(number, restart, "n[1-2]", chained, submitted)
 
 
 def saved(run_dir: Path, step: int) -> None:
@@ -45,7 +45,7 @@ def lines(run_dir: Path) -> list[dict[str, object]]:
 def test_what_becomes_of_a_job(
     tmp_path: Path, code: int, state: str, chained: bool, verdict: str, leaves_with: int
 ) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     turns.begin(job())
     saved(tmp_path, 5)
     end = turns.end(job(chained=chained), code=code, state=state)
@@ -75,7 +75,7 @@ def test_what_becomes_of_a_job(
 def test_unfit_nodes_are_named_and_others_hoped_for_unless_all_are_unfit(
     tmp_path: Path, written: dict[str, object] | None, words: str
 ) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     turns.begin(job())
     if written is not None:
         (tmp_path / "slurm" / "preflight.json").write_text(json.dumps(written))
@@ -88,21 +88,21 @@ def test_unfit_nodes_are_named_and_others_hoped_for_unless_all_are_unfit(
 
 @pytest.mark.parametrize("code", [REQUEUE, 1])
 def test_three_turns_without_a_step_are_the_last(tmp_path: Path, code: int) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     saved(tmp_path, 4)
     logs = []
-    for restart in range(FRUITLESS):
+    for restart in range(MAX_FRUITLESS):
         logs.append(turns.begin(job(restart)))
         end = turns.end(job(restart), code=code, state="RUNNING")
-        assert end.verdict == ("requeued" if restart < FRUITLESS - 1 else "given up")
+        assert end.verdict == ("requeued" if restart < MAX_FRUITLESS - 1 else "given up")
     assert end.code != REQUEUE
     assert "3 turns in a row without a step of progress (step 4 stayed the last one saved)" in end.words
     assert all(str(path) in end.words for path in logs)
 
 
 def test_a_step_of_progress_begins_the_count_anew(tmp_path: Path) -> None:
-    turns = Turns(tmp_path)
-    for restart in range(4 * FRUITLESS):
+    turns = Attempts(tmp_path)
+    for restart in range(4 * MAX_FRUITLESS):
         turns.begin(job(restart))
         if restart % 2:
             saved(tmp_path, restart)
@@ -111,26 +111,26 @@ def test_a_step_of_progress_begins_the_count_anew(tmp_path: Path) -> None:
 
 def test_turns_that_lost_their_node_count_too(tmp_path: Path) -> None:
     """SLURM queues such a job again without asking, and nobody is left to say how the turn ended."""
-    turns = Turns(tmp_path)
-    for restart in range(FRUITLESS):
+    turns = Attempts(tmp_path)
+    for restart in range(MAX_FRUITLESS):
         turns.begin(job(restart))
     with pytest.raises(RunError, match="no step was saved"):
-        turns.begin(job(FRUITLESS))
+        turns.begin(job(MAX_FRUITLESS))
     assert lines(tmp_path)[-1]["verdict"] == "given up"
     turns.begin(job(0, "13"))  # who submits it again has mended something
 
 
 def test_turns_that_slurm_ended_did_not_fail(tmp_path: Path) -> None:
     """Preempted again and again, a job is not to blame."""
-    turns = Turns(tmp_path)
-    for restart in range(3 * FRUITLESS):
+    turns = Attempts(tmp_path)
+    for restart in range(3 * MAX_FRUITLESS):
         assert turns.begin(job(restart)) is not None
         turns.end(job(restart), code=143, state="PREEMPTED")
 
 
 def test_the_jobs_of_a_chain_count_together(tmp_path: Path) -> None:
-    turns = Turns(tmp_path)
-    for number in range(FRUITLESS):
+    turns = Attempts(tmp_path)
+    for number in range(MAX_FRUITLESS):
         turns.begin(job(number=str(number), chained=True))
         end = turns.end(job(number=str(number), chained=True), code=1, state="RUNNING")
     assert end.verdict == "given up"
@@ -141,7 +141,7 @@ def test_the_jobs_of_a_chain_count_together(tmp_path: Path) -> None:
 def test_a_chain_ends_where_someone_stopped_it_or_must_mend_something(
     tmp_path: Path, code: int, goes_on: bool
 ) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     turns.begin(job(number="1", chained=True))
     turns.end(job(number="1", chained=True), code=code, state="RUNNING")
     assert (turns.begin(job(number="2", chained=True)) is not None) == goes_on
@@ -151,12 +151,12 @@ def test_a_chain_ends_where_someone_stopped_it_or_must_mend_something(
 
 def test_a_chain_that_has_done_its_work_begins_nothing(tmp_path: Path) -> None:
     RunFolder(tmp_path).event("end")
-    assert Turns(tmp_path).begin(job(chained=True)) is None
-    assert Turns(tmp_path).begin(job()) is not None
+    assert Attempts(tmp_path).begin(job(chained=True)) is None
+    assert Attempts(tmp_path).begin(job()) is not None
 
 
 def test_a_mistake_is_told_in_rank_0s_words(tmp_path: Path) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     logs = turns.begin(job())
     assert logs is not None
     (logs / "srun.log").write_text("srun: error: n2: task 1: Exited with exit code 2\n")
@@ -166,7 +166,7 @@ def test_a_mistake_is_told_in_rank_0s_words(tmp_path: Path) -> None:
 
 
 def test_a_line_that_a_lost_node_cut_off_is_passed_over(tmp_path: Path) -> None:
-    turns = Turns(tmp_path)
+    turns = Attempts(tmp_path)
     turns.begin(job())
     with open(tmp_path / "slurm" / "turns.jsonl", "a") as file:
         file.write('{"turn": "begun", "jo')
@@ -175,7 +175,7 @@ def test_a_line_that_a_lost_node_cut_off_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_only_a_run_whose_last_word_is_its_end_is_finished(tmp_path: Path) -> None:
-    turns, folder = Turns(tmp_path), RunFolder(tmp_path)
+    turns, folder = Attempts(tmp_path), RunFolder(tmp_path)
     assert not turns.is_finished()
     for event, finished in (("start", False), ("step", False), ("end", True), ("start", False)):
         folder.event(event)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.sbatch import PLAIN, JobRequest, script, seconds
+from trainer.cluster.sbatch import TEMPLATE, JobRequest, format_script, parse_time_limit
 from trainer.errors import RunError
 
 TASK = ["--recipe", "recipes/a b.yaml", "--set", "name=it's"]
@@ -18,7 +18,9 @@ def request(**changes: Any) -> JobRequest:
 
 
 def written(*tasks: list[str], **changes: Any) -> str:
-    return script(request(**changes), tasks or [TASK], Path("runs/x/slurm/job-%j.log"), "python submit.py")
+    return format_script(
+        request(**changes), tasks or [TASK], Path("runs/x/slurm/job-%j.log"), "python submit.py"
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,13 +31,13 @@ def written(*tasks: list[str], **changes: Any) -> str:
     ],
 )  # fmt: skip
 def test_times_are_read_as_slurm_writes_them(text: str, expected: int) -> None:
-    assert seconds(text) == expected
+    assert parse_time_limit(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-3", "1.5", "1-"])
 def test_what_is_no_time_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(RunError, match="2-12:00:00"):
-        seconds(text)
+        parse_time_limit(text)
 
 
 @pytest.mark.parametrize(
@@ -87,23 +89,23 @@ def test_each_task_of_an_array_has_its_own_arguments() -> None:
 
 
 def test_a_shell_takes_it_and_all_scripts_share_their_body() -> None:
-    for text in (written(), PLAIN.read_text()):
+    for text in (written(), TEMPLATE.read_text()):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    bodies = {text.partition("# ---- from here on")[2] for text in (written(), PLAIN.read_text())}
+    bodies = {text.partition("# ---- from here on")[2] for text in (written(), TEMPLATE.read_text())}
     assert len(bodies) == 1 and "launch/train.py" in bodies.pop()
 
 
 def test_the_preflight_is_told_what_the_nodes_must_have() -> None:
     assert "demands=(--gpus-per-node 8)" in written()
     assert "demands=(--gpus-per-node 0 --min-bandwidth 50)" in written(gpus_per_node=0, min_bandwidth=50.0)
-    assert '"${demands[@]}"' in written() and "demands=()" in PLAIN.read_text()
+    assert '"${demands[@]}"' in written() and "demands=()" in TEMPLATE.read_text()
 
 
 @pytest.mark.parametrize("what", ["folder", "argument", "option"])
 def test_what_a_script_cannot_hold_is_refused(what: str) -> None:
     with pytest.raises(RunError, match=r"blanks|several lines"):
         if what == "folder":
-            script(request(), [TASK], Path("my runs/x/slurm/job-%j.log"), "python submit.py")
+            format_script(request(), [TASK], Path("my runs/x/slurm/job-%j.log"), "python submit.py")
         elif what == "argument":
             written(["--set", "name=a\nrm -r b"])
         else:
@@ -121,10 +123,10 @@ def test_in_a_container_everything_runs_in_it(tmp_path: Path) -> None:
 def test_a_job_finds_the_commands_from_the_folder_it_starts_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(PLAIN.parents[2])
-    assert "\nlaunch=launch\n" in written() and "\nlaunch=launch\n" in PLAIN.read_text()
+    monkeypatch.chdir(TEMPLATE.parents[2])
+    assert "\nlaunch=launch\n" in written() and "\nlaunch=launch\n" in TEMPLATE.read_text()
     monkeypatch.chdir(tmp_path)
-    assert f"\nlaunch={PLAIN.parents[1]}\n" in written()
+    assert f"\nlaunch={TEMPLATE.parents[1]}\n" in written()
     image = tmp_path / "image.sif"
     image.touch()
     with pytest.raises(RunError, match=r"--container: .* project's folder"):

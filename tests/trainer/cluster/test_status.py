@@ -16,10 +16,10 @@ from rich.console import Console
 
 from tests.integration.processes import ROOT
 from trainer.checkpoint.retention import Shelf
-from trainer.cluster.requeue import Job, Turns
-from trainer.cluster.run_status import STARTING, Evidence, Standing, duration, is_gone, standing
-from trainer.cluster.slurm import Queued
-from trainer.cluster.status import NOTES, as_json, find_runs, look, show
+from trainer.cluster.requeue import Attempt, Attempts
+from trainer.cluster.run_status import STARTING, RunHistory, RunStatus, derive_status, duration, is_gone
+from trainer.cluster.slurm import QueuedJob
+from trainer.cluster.status import NOTES, collect_statuses, find_run_dirs, format_json, print_overview
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder, append_lines
 from trainer.resilience.crash_report import note_failure
@@ -34,7 +34,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = RunFolder(path)
-        self.turns = Turns(path)
+        self.turns = Attempts(path)
 
     def create(self) -> "Run":
         self.folder.create(recipe="name: x\n", environment={"hostname": "login3"})
@@ -68,23 +68,23 @@ class Run:
         return self
 
     def begun(self, restart: int = 0, job: str = "12") -> "Run":
-        self.turns.begin(Job(job, restart, "n[1-2]"))
+        self.turns.begin(Attempt(job, restart, "n[1-2]"))
         return self
 
     def ended(
         self, code: int, restart: int = 0, job: str = "12", *, state: str = "RUNNING", chained: bool = False
     ) -> "Run":
-        self.turns.end(Job(job, restart, "n[1-2]", chained), code=code, state=state)
+        self.turns.end(Attempt(job, restart, "n[1-2]", chained), code=code, state=state)
         return self
 
-    def standing(self, *queue: Queued, age: float = 1.0, asked: bool = True) -> Standing:
+    def status(self, *queue: QueuedJob, age: float = 1.0, asked: bool = True) -> RunStatus:
         """So many seconds later. asked: whether SLURM was."""
         by_job = {job.id: job for job in queue} if asked else None
-        return standing("x", Evidence(self.path), by_job, time.time() + age)
+        return derive_status("x", RunHistory(self.path), by_job, time.time() + age)
 
 
-def queued(state: str, reason: str = "None", job: str = "12", nodes: str = "") -> Queued:
-    return Queued(id=job, state=state, reason=reason, nodes=nodes, time_left="1:00:00", name="x")
+def queued(state: str, reason: str = "None", job: str = "12", nodes: str = "") -> QueuedJob:
+    return QueuedJob(id=job, state=state, reason=reason, nodes=nodes, time_left="1:00:00", name="x")
 
 
 RUNNING = queued("RUNNING", nodes="n[1-2]")
@@ -97,7 +97,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_run_by_hand_that_gets_on(run: Run) -> None:
     run.start().steps(1, 20, pace=3.0)
-    row = run.standing()
+    row = run.status()
     assert (row.state, row.words, row.step, row.total_steps, row.restarts) == ("running", "", 20, TOTAL, 0)
     assert row.seconds_left == pytest.approx(3.0 * 40)
     assert row.loss == pytest.approx(3.0 - 20 / TOTAL)
@@ -108,8 +108,8 @@ def test_a_run_by_hand_that_gets_on(run: Run) -> None:
 @pytest.mark.parametrize(("pace", "patience"), [(2.0, 60.0), (30.0, 300.0)])
 def test_silence_is_measured_by_the_runs_own_pace(run: Run, pace: float, patience: float) -> None:
     run.start().steps(1, 5, pace=pace)
-    assert run.standing(age=patience - 30).state == "running"
-    row = run.standing(age=patience + 65)
+    assert run.status(age=patience - 30).state == "running"
+    row = run.status(age=patience + 65)
     assert (row.state, row.words) == ("unknown", f"silent for {duration(patience + 65)}")
 
 
@@ -118,45 +118,45 @@ def test_a_pause_as_long_as_before_is_no_silence(run: Run) -> None:
     now = time.time()
     for step, age in ((1, 700.0), (2, 699.0), (3, 200.0)):  # an evaluation between the last two
         append_lines(run.folder.events, [{"event": "step", "time": now - age, "step": step, "spent": step}])
-    assert run.standing(age=700).state == "running"
-    assert run.standing(age=1200).state == "unknown"
+    assert run.status(age=700).state == "running"
+    assert run.status(age=1200).state == "unknown"
 
 
 def test_the_first_step_may_be_long_in_coming(run: Run) -> None:
     run.start()
-    row = run.standing(age=STARTING - 60)
+    row = run.status(age=STARTING - 60)
     assert (row.state, row.words, row.step, row.seconds_left) == ("running", "starting", 0, None)
-    assert run.standing(age=STARTING + 5).state == "unknown"
+    assert run.status(age=STARTING + 5).state == "unknown"
 
 
 def test_a_run_that_is_about_to_tell_its_first_event(run: Run) -> None:
     run.create()
-    assert (run.standing().state, run.standing().words) == ("unknown", "it has told nothing yet")
+    assert (run.status().state, run.status().words) == ("unknown", "it has told nothing yet")
     os.utime(run.folder.environment)
-    assert (run.standing().state, run.standing().words) == ("running", "starting")
-    assert run.standing(age=STARTING + 5).state == "unknown"
+    assert (run.status().state, run.status().words) == ("running", "starting")
+    assert run.status(age=STARTING + 5).state == "unknown"
     run.start().steps(1, 5)
     run.folder.event("left", step=5, reason="SIGTERM")
-    assert run.standing().state == "stopped"
+    assert run.status().state == "stopped"
     later = time.time() + 5
     os.utime(run.folder.environment, (later, later))
-    assert run.standing(age=10).state == "running"
+    assert run.status(age=10).state == "running"
 
 
 def test_a_run_that_ended(run: Run) -> None:
     run.start().steps(1, TOTAL)
     run.folder.event("end", top1=0.875, steps=TOTAL)
-    row = run.standing(age=10**6)
+    row = run.status(age=10**6)
     assert (row.state, row.words, row.step, row.seconds_left) == ("finished", "", TOTAL, None)
 
 
 def test_a_run_that_was_asked_to_leave(run: Run) -> None:
     run.start().steps(1, 20)
     run.folder.event("left", step=20, reason="the file STOP")
-    row = run.standing(age=10**6)
+    row = run.status(age=10**6)
     assert (row.state, row.words) == ("stopped", "by the file STOP")
     run.start(20)
-    assert run.standing().state == "running"
+    assert run.status().state == "running"
 
 
 def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +165,12 @@ def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest
     run.start().steps(1, 5)
     time.sleep(0.01)
     note_failure(run.path, find_environment("cpu", {}), ValueError("a shape is wrong"))
-    row = run.standing()
+    row = run.status()
     assert row.state == "failed"
     assert "failed first: ValueError: a shape is wrong" in row.words and "\n" not in row.words
     time.sleep(0.01)
     run.start(5)
-    assert run.standing().state == "running"  # that was the start before
+    assert run.status().state == "running"  # that was the start before
 
 
 def test_a_run_that_hung(run: Run) -> None:
@@ -179,7 +179,7 @@ def test_a_run_that_hung(run: Run) -> None:
     (run.path / "hangs" / "summary.txt").write_text("no progress for 1200 s: rank 1 waits\n")
     later = time.time() + 1
     os.utime(run.path / "hangs" / "summary.txt", (later, later))
-    row = run.standing()
+    row = run.status()
     assert (row.state, row.words) == ("failed", "no progress for 1200 s: rank 1 waits")
 
 
@@ -199,65 +199,65 @@ def test_a_run_that_hung(run: Run) -> None:
 )
 def test_a_job_that_waits_says_why_in_plain_words(run: Run, reason: str, words: str) -> None:
     run.submitted()
-    row = run.standing(queued("PENDING", reason))
+    row = run.status(queued("PENDING", reason))
     assert row.state == "waiting" and words in row.words
     assert (row.job, row.nodes, row.step, row.silent) == ("12", "", None, None)
 
 
 def test_a_job_that_waits_where_slurm_was_not_asked(run: Run) -> None:
-    row = run.submitted().standing(asked=False, age=185)
+    row = run.submitted().status(asked=False, age=185)
     assert (row.state, row.words) == ("waiting", "submitted 3m ago; only SLURM knows more")
 
 
 def test_a_job_that_left_the_queue_before_it_began(run: Run) -> None:
-    row = run.submitted().standing()
+    row = run.submitted().status()
     assert row.state == "unknown" and "left the queue before it began" in row.words
 
 
 def test_a_job_that_runs(run: Run) -> None:
     run.submitted().begun()
-    assert "starting for" in run.standing(RUNNING).words
+    assert "starting for" in run.status(RUNNING).words
     time.sleep(0.01)
     run.start().steps(1, 9)
-    row = run.standing(RUNNING)
+    row = run.status(RUNNING)
     assert (row.state, row.words, row.job, row.nodes) == ("running", "", "12", "n[1-2]")
-    row = run.standing(RUNNING, age=725)
+    row = run.status(RUNNING, age=725)
     assert (row.state, row.words) == ("running", "silent for 12m")  # SLURM knows that it runs, and no more
-    assert run.standing(asked=False).state == "running"
-    assert run.standing(asked=False, age=725).state == "unknown"
-    assert run.standing(asked=False).nodes == "n[1-2]"
+    assert run.status(asked=False).state == "running"
+    assert run.status(asked=False, age=725).state == "unknown"
+    assert run.status(asked=False).nodes == "n[1-2]"
 
 
 def test_a_job_that_is_queued_again(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9).saved(9)
     run.folder.event("left", step=9, reason="SIGUSR1")
     run.ended(REQUEUE)
-    row = run.standing(queued("PENDING", "BeginTime"), age=600)
+    row = run.status(queued("PENDING", "BeginTime"), age=600)
     assert row.state == "requeued" and row.words.startswith("asked to leave, step 9 is saved; its begin time")
-    assert run.standing(asked=False, age=600).state == "requeued"
-    row = run.standing(age=600)
+    assert run.status(asked=False, age=600).state == "requeued"
+    row = run.status(age=600)
     assert row.state == "unknown" and "is not in the queue again" in row.words
 
 
 def test_a_job_whose_node_was_lost(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9)
-    row = run.standing(queued("PENDING", "BeginTime"), age=100)
+    row = run.status(queued("PENDING", "BeginTime"), age=100)
     assert row.state == "requeued" and "its last turn ended without a word" in row.words
-    row = run.standing(age=100)
+    row = run.status(age=100)
     assert (row.state, row.job) == ("failed", "12") and "is gone from the queue" in row.words
 
 
 def test_what_a_turn_came_to_stays(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9)
     run.ended(INTERRUPTED)
-    assert run.standing(age=600).state == "stopped"
-    assert run.standing(age=600, asked=False).state == "stopped"
+    assert run.status(age=600).state == "stopped"
+    assert run.status(age=600, asked=False).state == "stopped"
     time.sleep(0.01)
     run.submitted("13")
-    row = run.standing(queued("PENDING", "Priority", job="13"))
+    row = run.status(queued("PENDING", "Priority", job="13"))
     assert (row.state, row.job) == ("waiting", "13")
     run.begun(job="13").ended(2, job="13")
-    row = run.standing(age=600)
+    row = run.status(age=600)
     assert row.state == "given up" and row.words.startswith("something must be mended first")
     assert (row.job, row.restarts) == ("13", 1)
 
@@ -268,22 +268,22 @@ def test_a_chain_of_jobs(run: Run) -> None:
     time.sleep(0.01)
     run.begun().start().steps(1, 9)
     next_one = queued("PENDING", "Dependency", job="13")
-    row = run.standing(RUNNING, next_one)
+    row = run.status(RUNNING, next_one)
     assert (row.state, row.job) == ("running", "12")
-    assert run.standing(asked=False).state == "running"
+    assert run.status(asked=False).state == "running"
     run.ended(REQUEUE, chained=True)
-    row = run.standing(next_one)
+    row = run.status(next_one)
     assert (row.state, row.job) == ("waiting", "13")
-    row = run.standing()
+    row = run.status()
     assert row.state == "stopped" and "the queue holds no next job" in row.words
 
 
 def test_a_run_that_a_job_finished(run: Run) -> None:
     run.submitted().begun().start().steps(1, TOTAL)
     run.folder.event("end", steps=TOTAL)
-    assert run.standing(RUNNING).state == "finished"
+    assert run.status(RUNNING).state == "finished"
     run.ended(0)
-    row = run.standing(age=600)
+    row = run.status(age=600)
     assert (row.state, row.words, row.job, row.nodes) == ("finished", "", "12", "n[1-2]")
 
 
@@ -292,30 +292,30 @@ def test_a_run_that_goes_on_by_hand_after_its_job(run: Run) -> None:
     run.ended(INTERRUPTED)
     time.sleep(0.01)
     run.start(9).steps(10, 12)
-    row = run.standing()
+    row = run.status()
     assert (row.state, row.job, row.nodes, row.step) == ("running", None, "login3", 12)
 
 
 def test_restarts_are_counted_whoever_made_them(run: Run) -> None:
     run.start().steps(1, 5)
     run.start(5).steps(6, 9, starts=2)
-    assert run.standing().restarts == 1
+    assert run.status().restarts == 1
     run.steps(10, 3000, starts=4)  # the starts are longer ago than the events that are looked at
-    assert Evidence(run.path).last("start") is None
-    row = run.standing()
+    assert RunHistory(run.path).last("start") is None
+    row = run.status()
     assert (row.restarts, row.step, row.total_steps) == (3, 3000, TOTAL)
     run.start(2990)
-    assert run.standing().restarts == 4
+    assert run.status().restarts == 4
     for restart in range(7):
         run.saved(restart).begun(restart)
-    assert run.standing().restarts == 6
+    assert run.status().restarts == 6
 
 
 def test_the_step_and_the_pace_are_of_the_latest_start(run: Run) -> None:
     run.start().steps(1, 50, pace=1.0)
     run.start(40)
-    assert run.standing().step == 40
-    assert run.standing().seconds_left == pytest.approx(20.0)
+    assert run.status().step == 40
+    assert run.status().seconds_left == pytest.approx(20.0)
 
 
 def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
@@ -323,23 +323,23 @@ def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
     run.start(40)
     for step, spent in ((41, 900.0), (42, 901.0)):
         run.folder.event("step", step=step, spent=spent)
-    assert run.standing().seconds_left == pytest.approx(18.0)
+    assert run.status().seconds_left == pytest.approx(18.0)
 
 
 def test_the_accuracy_is_that_of_the_last_evaluation(run: Run) -> None:
     run.start().steps(1, 5)
-    assert run.standing().top1 is None
+    assert run.status().top1 is None
     shelf = Shelf(run.folder.checkpoints, keep_last=1, keep_best=True)
     for step, top1 in ((10, 0.8), (9, 0.9)):
         shelf.note_accuracy(step, top1)
-    assert run.standing().top1 == 0.8
+    assert run.status().top1 == 0.8
     run.folder.event("evaluation", step=20, top1=0.7, top5=1.0)
-    assert run.standing().top1 == 0.7
+    assert run.status().top1 == 0.7
 
 
 def test_a_loss_that_is_not_finite_is_seen(run: Run) -> None:
     run.start().steps(1, 3, loss=float("nan"))
-    row = run.standing()
+    row = run.status()
     assert (row.loss, row.diverged) == (None, True)
     assert " nan " in shown(run.path.parent)
 
@@ -401,13 +401,13 @@ def test_a_damaged_file_harms_only_its_own_line(tmp_path: Path, damage: Callable
     for name in ("a", "b", "c"):
         Run(tmp_path / name).start().steps(1, 5)
     damage(Run(tmp_path / "b"))
-    rows = look([tmp_path]).standings
+    rows = collect_statuses([tmp_path]).statuses
     assert [row.name for row in rows] == ["a", "b", "c"]
     assert [row.state for row in rows[::2]] == ["running", "running"]
     if damage in (damage_events, events_are_a_folder):
         assert rows[1].state == "unknown" and "events.jsonl" in rows[1].words
     assert "3 runs: " in shown(tmp_path)
-    json.loads(as_json(look([tmp_path])))
+    json.loads(format_json(collect_statuses([tmp_path])))
 
 
 ODD = (
@@ -429,9 +429,9 @@ def with_odd_values(file: Path, chance: random.Random) -> None:
 def test_an_error_in_words_shows_at_once_and_until_the_next_start(tmp_path: Path) -> None:
     run = Run(tmp_path / "x").start().steps(1, 12)
     run.folder.event("failed", step=12, words="step 12 changed nothing\nmore")
-    found = run.standing()
+    found = run.status()
     assert (found.state, found.words, found.step) == ("failed", "step 12 changed nothing", 12)
-    assert run.start(10).standing().state == "running"
+    assert run.start(10).status().state == "running"
 
 
 def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
@@ -448,9 +448,9 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
         for file, text in texts.items():
             file.write_text(text)
             with_odd_values(file, chance)
-        rows = look([tmp_path]).standings
+        rows = collect_statuses([tmp_path]).statuses
         assert [row.name for row in rows] == ["good", "odd"]
-        json.loads(as_json(look([tmp_path])), parse_constant=pytest.fail)
+        json.loads(format_json(collect_statuses([tmp_path])), parse_constant=pytest.fail)
         assert "2 runs: " in shown(tmp_path)
         assert whole.folder.last_spent()[0] >= 0 and whole.folder.longest_save() >= 0
         whole.turns.is_finished()
@@ -458,7 +458,7 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
 
 def shown(*places: Path) -> str:
     file = io.StringIO()
-    show(look(places), Console(file=file))
+    print_overview(collect_statuses(places), Console(file=file))
     return file.getvalue()
 
 
@@ -468,12 +468,12 @@ def test_runs_are_found_one_folder_deeper_too(tmp_path: Path) -> None:
     Run(tmp_path / "waits").submitted()
     (tmp_path / "bench").mkdir()
     (tmp_path / "notes.txt").touch()
-    assert [name for name, _ in find_runs([tmp_path])] == ["b", "sweep/lr-2", "sweep/lr-10", "waits"]
+    assert [name for name, _ in find_run_dirs([tmp_path])] == ["b", "sweep/lr-2", "sweep/lr-10", "waits"]
     one = tmp_path / "b"
-    assert list(find_runs([one])) == [(str(one), one)]
-    assert len(list(find_runs([one, tmp_path]))) == 4  # none twice
+    assert list(find_run_dirs([one])) == [(str(one), one)]
+    assert len(list(find_run_dirs([one, tmp_path]))) == 4  # none twice
     with pytest.raises(RunError, match="there is no such folder"):
-        list(find_runs([tmp_path / "missing"]))
+        list(find_run_dirs([tmp_path / "missing"]))
 
 
 @pytest.fixture
@@ -496,11 +496,11 @@ def test_slurm_is_asked_once_and_only_for_jobs(tmp_path: Path, squeue: Callable[
         "printf '12_1\\tRUNNING\\tNone\\tn1\\t1:00\\tx\\n12_2\\tPENDING\\tResources\\t\\t1:00\\tx\\n'"
     )
     Run(tmp_path / "runs" / "by-hand").start().steps(1, 5)
-    look([tmp_path / "runs"])
+    collect_statuses([tmp_path / "runs"])
     assert not calls.exists()
     for task in ("1", "2", "3"):
         Run(tmp_path / "runs" / "sweep" / task).submitted(f"12_{task}")
-    rows = look([tmp_path / "runs"]).standings
+    rows = collect_statuses([tmp_path / "runs"]).statuses
     assert [row.state for row in rows] == ["running", "running", "waiting", "unknown"]
     assert calls.read_text() == "call\n"
 
@@ -511,8 +511,8 @@ def test_a_word_that_came_while_slurm_was_asked_is_heard(
     run = Run(tmp_path / "runs" / "x").begun()
     line = {"turn": "ended", "job": "12", "time": time.time() + 1, "verdict": "stopped", "words": "scancel"}
     squeue(f"echo '{json.dumps(line)}' >> {run.path}/slurm/turns.jsonl")
-    assert is_gone(Evidence(run.path), {})
-    (row,) = look([tmp_path / "runs"]).standings
+    assert is_gone(RunHistory(run.path), {})
+    (row,) = collect_statuses([tmp_path / "runs"]).statuses
     assert (row.state, row.words) == ("stopped", "scancel")
 
 
@@ -552,7 +552,7 @@ def test_forty_runs_fit_into_a_narrow_terminal(
         (run / "slurm").mkdir()
         append_lines(run / "slurm" / "turns.jsonl", [turns])
     file = Terminal()
-    show(look([tmp_path]), Console(file=file, width=width))
+    print_overview(collect_statuses([tmp_path]), Console(file=file, width=width))
     lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in file.getvalue().splitlines()]
     assert max(map(len, lines)) <= width
     table = lines[1:41]
@@ -594,7 +594,7 @@ def test_five_hundred_runs_are_a_matter_of_seconds(tmp_path: Path) -> None:
         copy.recipe.touch()
         os.link(source / "events.jsonl", copy.events)
     begun = time.process_time()
-    assert len(look([tmp_path]).standings) == 500
+    assert len(collect_statuses([tmp_path]).statuses) == 500
     assert time.process_time() - begun < 10
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cluster.sbatch import JobRequest, script
+from trainer.cluster.sbatch import JobRequest, format_script
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError
@@ -185,7 +185,7 @@ def test_a_database_s_password_comes_from_the_variable_and_is_missed_in_words(
 def test_a_job_s_script_lacks_it_and_the_job_s_environment_has_it() -> None:
     request = JobRequest("n", nodes=1, gpus_per_node=0, cpus_per_rank=1, time="1:00:00", lead=60)
     uri = f"tracking.uri=http://user:{SECRET}@host:5000"
-    text = script(request, [["--set", uri]], Path("runs/x/slurm/job.log"), f"submit.py --set {uri}")
+    text = format_script(request, [["--set", uri]], Path("runs/x/slurm/job.log"), f"submit.py --set {uri}")
     assert SECRET not in text and "tracking.uri=http://host:5000" in text
     variables: dict[str, str] = {}
     give_to_jobs(Address(f"http://user:{SECRET}@host:5000"), variables)

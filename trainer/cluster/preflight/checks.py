@@ -1,7 +1,7 @@
 """What a node looks at in itself before a run, and how what it finds is judged.
 
-A check is a function that returns findings; `attempt` runs it with a time limit and turns whatever it raises
-into a finding. The verdicts are functions of numbers, apart from where the numbers come from.
+A check is a function that returns results; `run_check` runs it with a time limit and turns what it raises
+into a result. The verdicts are functions of numbers, apart from where the numbers come from.
 """
 
 import json
@@ -52,7 +52,7 @@ _SLOWED = {0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power br
 """Bits of the driver's reasons for a lower clock that a healthy GPU does not show."""
 
 
-class Verdict(IntEnum):
+class Status(IntEnum):
     """Ordered: the worst of several is their maximum."""
 
     NOT_APPLICABLE = 0
@@ -66,7 +66,7 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check came to, on one node.
 
     check: its name. figure: in a few words, what was found. advice: what to do, where it is not ok. value:
@@ -74,8 +74,8 @@ class Finding:
     """
 
     check: str
-    verdict: Verdict
-    figure: str
+    verdict: Status
+    text: str
     advice: str = ""
     value: float | None = None
 
@@ -84,47 +84,49 @@ Facts = dict[str, dict[str, str]]
 """By check and name, what must be the same on all nodes."""
 
 
-def attempt(check: str, work: Callable[[], Iterable[Finding]], seconds: float = LIMIT) -> list[Finding]:
+def run_check(
+    check: str, work: Callable[[], Iterable[CheckResult]], seconds: float = LIMIT
+) -> list[CheckResult]:
     """The check's findings; one that breaks, or hangs, has failed with its reason."""
     try:
         return list(within(seconds, lambda: list(work()), check))
     except (UserError, DataError, ModelError) as error:
-        return [Finding(check, Verdict.FAILED, str(error))]
+        return [CheckResult(check, Status.FAILED, str(error))]
     except TimeoutError as error:
-        return [Finding(check, Verdict.FAILED, str(error), "see the node's kernel log (dmesg)")]
+        return [CheckResult(check, Status.FAILED, str(error), "see the node's kernel log (dmesg)")]
     except Exception as error:  # whatever it is, it is to be a row of the table
-        return [Finding(check, Verdict.FAILED, f"the check broke: {type(error).__name__}: {error}")]
+        return [CheckResult(check, Status.FAILED, f"the check broke: {type(error).__name__}: {error}")]
 
 
-def look(
+def check_node(
     place: Environment, device: torch.device, folder: Path, recipe: Recipe | None
-) -> tuple[list[Finding], Facts]:
+) -> tuple[list[CheckResult], Facts]:
     """All that this rank looks at by itself: its GPU and, as the first of its node, the node.
 
     device: what this rank computes on. Alone, without a launcher, a rank looks at all GPUs that it sees.
     """
     facts: Facts = {}
     gpus = _gpus(place, device)
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for index in gpus:
         facts["driver"] = {"CUDA": torch.version.cuda or "none"}
-        findings += attempt("GPU health", partial(_gpu_health, index, facts["driver"]))
-        findings += attempt("GPU memory", partial(_gpu_memory, index))
-        findings += attempt("NVDEC", partial(_nvdec, index), DECODING_LIMIT + LIMIT)
+        findings += run_check("GPU health", partial(_gpu_health, index, facts["driver"]))
+        findings += run_check("GPU memory", partial(_gpu_memory, index))
+        findings += run_check("NVDEC", partial(_nvdec, index), DECODING_LIMIT + LIMIT)
     if place.local_rank > 0:
         return findings, {}
     if gpus:
         words = ", ".join(f"{name} {value}" for name, value in facts["driver"].items())
-        findings.append(Finding("driver", Verdict.OK, words))
+        findings.append(CheckResult("driver", Status.OK, words))
     else:
         for check in ("GPU health", "GPU memory", "NVDEC", "driver"):
-            findings.append(Finding(check, Verdict.NOT_APPLICABLE, "no GPU is used here"))
-    findings += attempt("memory", lambda: [judge_memory(free_bytes(_CPU, 1), place.local_world_size)])
-    findings += attempt("disk", lambda: _run_disk(folder, recipe))
-    findings += attempt("temporary disk", _temporary_disk)
-    findings += attempt("/dev/shm", lambda: _shared_memory(place.local_world_size))
-    findings += attempt("versions", lambda: _versions(facts))
-    findings += attempt("manifests", lambda: _manifests(recipe, facts))
+            findings.append(CheckResult(check, Status.NOT_APPLICABLE, "no GPU is used here"))
+    findings += run_check("memory", lambda: [judge_memory(free_bytes(_CPU, 1), place.local_world_size)])
+    findings += run_check("disk", lambda: _run_disk(folder, recipe))
+    findings += run_check("temporary disk", _temporary_disk)
+    findings += run_check("/dev/shm", lambda: _shared_memory(place.local_world_size))
+    findings += run_check("versions", lambda: _versions(facts))
+    findings += run_check("manifests", lambda: _manifests(recipe, facts))
     return findings, facts
 
 
@@ -150,21 +152,21 @@ def gpus_told() -> int:
     return sum(line.startswith("GPU ") for line in said.stdout.splitlines())
 
 
-def judge_gpu_count(seen: int, needed: int, ranks: int) -> Finding:
+def judge_gpu_count(seen: int, needed: int, ranks: int) -> CheckResult:
     """seen: by torch on this node. needed: that the run counts on. ranks: on this node."""
     check = "GPU count"
     if seen < needed:
         advice = "nvidia-smi -L, dmesg for Xid errors; in the job, --gpus-per-node"
-        return Finding(check, Verdict.FAILED, f"torch sees {seen} of {needed} GPUs", advice, seen)
+        return CheckResult(check, Status.FAILED, f"torch sees {seen} of {needed} GPUs", advice, seen)
     if seen == 0:
-        return Finding(check, Verdict.NOT_APPLICABLE, "no GPU here, and none asked for")
+        return CheckResult(check, Status.NOT_APPLICABLE, "no GPU here, and none asked for")
     if needed and seen > ranks:
         text = f"{seen} GPUs for {ranks} rank{'s' * (ranks > 1)}"
-        return Finding(check, Verdict.WARNING, text, "start one rank per GPU: the others idle", seen)
-    return Finding(check, Verdict.OK, f"{seen} GPU{'s' * (seen > 1)}", value=seen)
+        return CheckResult(check, Status.WARNING, text, "start one rank per GPU: the others idle", seen)
+    return CheckResult(check, Status.OK, f"{seen} GPU{'s' * (seen > 1)}", value=seen)
 
 
-def _gpu_health(index: int, driver: dict[str, str]) -> Iterator[Finding]:
+def _gpu_health(index: int, driver: dict[str, str]) -> Iterator[CheckResult]:
     """Also notes the driver's version."""
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     told = smi(
@@ -202,7 +204,7 @@ def read_smi(text: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
     return {}
 
 
-def judge_gpu(index: int, told: Mapping[str, str], *, right: bool) -> Finding:
+def judge_gpu(index: int, told: Mapping[str, str], *, right: bool) -> CheckResult:
     """told: what nvidia-smi says, whatever of it there is. right: whether it multiplies as the CPU does."""
     check = "GPU health"
     errors = told.get("ecc.errors.uncorrected.volatile.total", "")
@@ -215,14 +217,18 @@ def judge_gpu(index: int, told: Mapping[str, str], *, right: bool) -> Finding:
         bad.append("no spare memory is left for repairs")
     if bad:
         advice = "leave the node out; its administrators reset or replace the GPU"
-        return Finding(check, Verdict.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
+        return CheckResult(check, Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
     active = next((value for name, value in told.items() if name.endswith("reasons.active")), "")
     bits = int(active, 16) if active.startswith("0x") else 0
     slowed = dict.fromkeys(reason for bit, reason in _SLOWED.items() if bits & bit)
     if slowed:
         text = f"GPU {index}: clock lowered ({', '.join(slowed)})"
-        return Finding(check, Verdict.WARNING, text, "all ranks wait for the slowest; see cooling and power")
-    return Finding(check, Verdict.OK, "products right" + (", no errors told" if told else "; no nvidia-smi"))
+        return CheckResult(
+            check, Status.WARNING, text, "all ranks wait for the slowest; see cooling and power"
+        )
+    return CheckResult(
+        check, Status.OK, "products right" + (", no errors told" if told else "; no nvidia-smi")
+    )
 
 
 def product_is_right(device: torch.device) -> bool:
@@ -239,26 +245,26 @@ def product_is_right(device: torch.device) -> bool:
     return True
 
 
-def _gpu_memory(index: int) -> Iterator[Finding]:
+def _gpu_memory(index: int) -> Iterator[CheckResult]:
     yield judge_gpu_memory(index, *torch.cuda.mem_get_info(index))
 
 
-def judge_gpu_memory(index: int, free: int, total: int) -> Finding:
+def judge_gpu_memory(index: int, free: int, total: int) -> CheckResult:
     """Bytes. What is taken before the run began is somebody else's, up to our own processes' contexts."""
     taken = total - free
     if taken > OWN_CONTEXT:
         text = f"GPU {index}: {gib(taken)} of {gib(total)} taken before the run"
-        return Finding(
-            "GPU memory", Verdict.WARNING, text, "nvidia-smi names the processes that hold it", free
+        return CheckResult(
+            "GPU memory", Status.WARNING, text, "nvidia-smi names the processes that hold it", free
         )
-    return Finding("GPU memory", Verdict.OK, f"{gib(free)} of {gib(total)} free", value=free)
+    return CheckResult("GPU memory", Status.OK, f"{gib(free)} of {gib(total)} free", value=free)
 
 
-def _nvdec(index: int) -> Iterator[Finding]:
+def _nvdec(index: int) -> Iterator[CheckResult]:
     """In a process of its own: what crashes the decoder, or hangs it, must not end the doctor."""
     if not has_nvdec():
         advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
-        yield Finding("NVDEC", Verdict.FAILED, f"{LIBRARY} cannot be loaded", advice)
+        yield CheckResult("NVDEC", Status.FAILED, f"{LIBRARY} cannot be loaded", advice)
         return
     command = [sys.executable, "-m", TRIAL_DECODE, f"cuda:{index}", "--frames", str(FRAMES)]
     try:
@@ -269,7 +275,7 @@ def _nvdec(index: int) -> Iterator[Finding]:
     yield read_decoding(index, said.returncode, said.stdout, said.stderr)
 
 
-def read_decoding(index: int, code: int, output: str, errors: str) -> Finding:
+def read_decoding(index: int, code: int, output: str, errors: str) -> CheckResult:
     """What the process came to that decodes on a GPU."""
     if code == 0:
         return judge_decoding(index, int(json.loads(output)["frames"]), "")
@@ -277,34 +283,34 @@ def read_decoding(index: int, code: int, output: str, errors: str) -> Finding:
     return judge_decoding(index, None, lines[-1] if code > 0 else f"it died of signal {-code}")
 
 
-def judge_decoding(index: int, frames: int | None, problem: str) -> Finding:
+def judge_decoding(index: int, frames: int | None, problem: str) -> CheckResult:
     """frames: that came of `FRAMES`, None where it did not get that far because of the problem."""
     if frames == FRAMES:
-        return Finding("NVDEC", Verdict.OK, f"H.264: {frames} of {FRAMES} frames")
+        return CheckResult("NVDEC", Status.OK, f"H.264: {frames} of {FRAMES} frames")
     text = problem if frames is None else f"{frames} of {FRAMES} frames came"
-    return Finding("NVDEC", Verdict.FAILED, f"GPU {index}: {text}", "or train with data.decoder: pyav")
+    return CheckResult("NVDEC", Status.FAILED, f"GPU {index}: {text}", "or train with data.decoder: pyav")
 
 
-def judge_memory(free: int, ranks: int) -> Finding:
+def judge_memory(free: int, ranks: int) -> CheckResult:
     """free: bytes of this node that may still be taken, control groups considered."""
     wanted, text = ranks * RESERVE["cpu"], f"{gib(free)} free for {ranks} rank{'s' * (ranks > 1)}"
     if free >= wanted:
-        return Finding("memory", Verdict.OK, text, value=free)
+        return CheckResult("memory", Status.OK, text, value=free)
     advice = f"reading and decoding take about {gib(wanted // ranks)} a rank; in the job, --mem"
-    verdict = Verdict.FAILED if free < ranks * LEAST_MEMORY else Verdict.WARNING
-    return Finding("memory", verdict, text, advice, free)
+    verdict = Status.FAILED if free < ranks * LEAST_MEMORY else Status.WARNING
+    return CheckResult("memory", verdict, text, advice, free)
 
 
-def judge_space(check: str, free: int, *, least: int, wanted: int, advice: str) -> Finding:
+def judge_space(check: str, free: int, *, least: int, wanted: int, advice: str) -> CheckResult:
     """Bytes: less than `least` fails, less than `wanted` warns."""
     text = f"{gib(free)} free"
     if free >= max(least, wanted):
-        return Finding(check, Verdict.OK, text, value=free)
-    verdict = Verdict.FAILED if free < least else Verdict.WARNING
-    return Finding(check, verdict, f"{text} of {gib(max(least, wanted))} needed", advice, free)
+        return CheckResult(check, Status.OK, text, value=free)
+    verdict = Status.FAILED if free < least else Status.WARNING
+    return CheckResult(check, verdict, f"{text} of {gib(max(least, wanted))} needed", advice, free)
 
 
-def _run_disk(folder: Path, recipe: Recipe | None) -> Iterator[Finding]:
+def _run_disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
     free = shutil.disk_usage(_existing(folder)).free
     if recipe is None:
         yield judge_space(
@@ -335,17 +341,17 @@ def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
     return max(1, recipe.run.keep_last + 2 - len(shelf.visible()))
 
 
-def _temporary_disk() -> Iterator[Finding]:
+def _temporary_disk() -> Iterator[CheckResult]:
     folder = tempfile.gettempdir()
     advice = f"clear {folder}, or point TMPDIR at another folder: compilers and MLflow write there"
     free = shutil.disk_usage(folder).free
     yield judge_space("temporary disk", free, least=MARGIN, wanted=TEMPORARY, advice=advice)
 
 
-def _shared_memory(ranks: int) -> Iterator[Finding]:
+def _shared_memory(ranks: int) -> Iterator[CheckResult]:
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        yield Finding("/dev/shm", Verdict.NOT_APPLICABLE, "this system has none")
+        yield CheckResult("/dev/shm", Status.NOT_APPLICABLE, "this system has none")
         return
     # Batches on their way from DALI's workers lie there, as many as are made ahead.
     advice = (
@@ -356,7 +362,7 @@ def _shared_memory(ranks: int) -> Iterator[Finding]:
     yield judge_space("/dev/shm", free, least=ranks * LEAST_SHARED, wanted=ranks * AHEAD, advice=advice)
 
 
-def _versions(facts: Facts) -> Iterator[Finding]:
+def _versions(facts: Facts) -> Iterator[CheckResult]:
     described = describe()
     packages = described["packages"]
     facts["versions"] = {
@@ -367,15 +373,15 @@ def _versions(facts: Facts) -> Iterator[Finding]:
     }
     text = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     if "missing" in facts["versions"].values():
-        yield Finding("versions", Verdict.FAILED, text, "install as the other nodes are: make install")
+        yield CheckResult("versions", Status.FAILED, text, "install as the other nodes are: make install")
     else:
-        yield Finding("versions", Verdict.OK, text)
+        yield CheckResult("versions", Status.OK, text)
 
 
-def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[Finding]:
+def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[CheckResult]:
     check = "manifests"
     if recipe is None:
-        yield Finding(check, Verdict.NOT_APPLICABLE, "no --recipe, which names them")
+        yield CheckResult(check, Status.NOT_APPLICABLE, "no --recipe, which names them")
         return
     named = [
         *(("data.train", part.manifest) for part in recipe.data.train_parts),
@@ -388,10 +394,12 @@ def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[Finding]:
         found[f"{name} {path}"] = Manifest.open(path).fingerprint[:12] if there else "missing"
         if not there and recipe.data.embedded is None:
             advice = "mount the file system there, or make it with uniformerv2 prepare"
-            yield Finding(check, Verdict.FAILED, f"{name}: {path} is not there", advice)
+            yield CheckResult(check, Status.FAILED, f"{name}: {path} is not there", advice)
     missing = "missing" in found.values()
     if not missing or recipe.data.embedded is not None:
-        yield Finding(check, Verdict.OK, "to be rendered at the start" if missing else f"{len(found)} there")
+        yield CheckResult(
+            check, Status.OK, "to be rendered at the start" if missing else f"{len(found)} there"
+        )
 
 
 def _existing(path: Path) -> Path:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
-from trainer.cluster.preflight.checks import Finding, Verdict
+from trainer.cluster.preflight.checks import CheckResult, Status
 
 FOLDER_PATIENCE = 35.0  # seconds: an NFS client may hold on to its view of a folder for 30
 ANSWER = 10.0  # seconds that a rank which is there takes at most to tell its time
@@ -32,7 +32,7 @@ SIZES = {"cuda": ((2**20, 20), (2**26, 10)), "cpu": ((2**20, 3), (2**23, 2))}
 """Bytes that are added up over the ranks, and how often: a small message and a large one."""
 
 
-class Exchange:
+class ControlChannel:
     """Between rank 0, which asks, and all ranks."""
 
     def __init__(self, rank: int, world_size: int, store: dist.Store | None = None) -> None:
@@ -72,7 +72,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Sight:
+class FolderView:
     """What a node saw of a file that rank 0 wrote.
 
     seen: digest of the bytes, empty where there were none. problem: why there were none, or why the node
@@ -85,12 +85,13 @@ class Sight:
     seconds: float
 
 
-def share_folder(
-    exchange: Exchange, folder: Path, others: Sequence[int], patience: float = FOLDER_PATIENCE
-) -> dict[int, Finding]:
+def check_shared_folder(
+    exchange: ControlChannel, folder: Path, others: Sequence[int], patience: float = FOLDER_PATIENCE
+) -> dict[int, CheckResult]:
     """Rank 0's part: write, let the others read and write, read what they wrote; by rank, 0 included.
 
-    others: one rank of each other node, which is in `see_folder` or will be. Leaves the folder as it was.
+    others: one rank of each other node, which is in `answer_folder_check` or will be. Leaves the folder as it
+    was.
     """
     name, there = f".preflight-{secrets.token_hex(8)}", _folders(folder)
     place = folder / "slurm" / name
@@ -103,18 +104,18 @@ def share_folder(
             exchange.tell("folder", None)
             advice = "choose a folder that can be written, with --folder"
             text = f"cannot write in {folder}: {error.strerror}"
-            return {0: Finding("shared folder", Verdict.FAILED, text, advice)}
+            return {0: CheckResult("shared folder", Status.FAILED, text, advice)}
         exchange.tell("folder", {"name": name, "digest": digest})
-        found = {0: judge_sight(digest, Sight(mine, "", digest, 0.0), digest, alone=not others)}
+        found = {0: judge_folder_view(digest, FolderView(mine, "", digest, 0.0), digest, alone=not others)}
         answers = exchange.collect("folder", others, patience + ANSWER)
         for rank in others:
             if rank in answers:
-                sight = Sight(**answers[rank])
+                sight = FolderView(**answers[rank])
                 # A node says so after it has written: no server or client knows the file as missing.
-                found[rank] = judge_sight(digest, sight, _digest(place / str(rank)), alone=False)
+                found[rank] = judge_folder_view(digest, sight, _digest(place / str(rank)), alone=False)
             else:
-                found[rank] = Finding(
-                    "shared folder", Verdict.FAILED, f"no answer within {patience:g} s", _ADVICE
+                found[rank] = CheckResult(
+                    "shared folder", Status.FAILED, f"no answer within {patience:g} s", _ADVICE
                 )
         return found
     finally:
@@ -127,7 +128,9 @@ def share_folder(
                     break
 
 
-def see_folder(exchange: Exchange, told: Any, folder: Path, patience: float = FOLDER_PATIENCE) -> None:
+def answer_folder_check(
+    exchange: ControlChannel, told: Any, folder: Path, patience: float = FOLDER_PATIENCE
+) -> None:
     """The part of the other nodes. told: what rank 0 said about the folder."""
     if told is None:  # rank 0 could not write
         return
@@ -144,28 +147,28 @@ def see_folder(exchange: Exchange, told: Any, folder: Path, patience: float = FO
             problem = f"cannot write in {folder}: {error.strerror}"
     else:
         problem = f"{folder} there does not hold what rank 0 wrote"
-    exchange.give("folder", vars(Sight(seen, problem, wrote, waited)))
+    exchange.give("folder", vars(FolderView(seen, problem, wrote, waited)))
 
 
 _ADVICE = "the run folder must lie on a file system that all nodes mount at the same path"
 
 
-def judge_sight(digest: str, sight: Sight, came_back: str, *, alone: bool) -> Finding:
+def judge_folder_view(digest: str, sight: FolderView, came_back: str, *, alone: bool) -> CheckResult:
     """digest: of what rank 0 wrote. came_back: of what rank 0 read of what the node wrote."""
     check = "shared folder"
     if sight.problem:
-        return Finding(check, Verdict.FAILED, sight.problem, _ADVICE)
+        return CheckResult(check, Status.FAILED, sight.problem, _ADVICE)
     if sight.seen != digest:
-        return Finding(check, Verdict.FAILED, "other bytes than rank 0 wrote", _ADVICE)
+        return CheckResult(check, Status.FAILED, "other bytes than rank 0 wrote", _ADVICE)
     if came_back != sight.wrote:
         problem = (
             "rank 0 sees other bytes than it wrote" if came_back else "rank 0 does not see what it wrote"
         )
-        return Finding(check, Verdict.FAILED, problem, _ADVICE)
+        return CheckResult(check, Status.FAILED, problem, _ADVICE)
     if alone:
-        return Finding(check, Verdict.OK, "written and read; one node")
+        return CheckResult(check, Status.OK, "written and read; one node")
     when = f"after {sight.seconds:.1f} s" if sight.seconds >= 0.1 else "at once"
-    return Finding(check, Verdict.OK, f"same bytes, {when}", value=-sight.seconds)
+    return CheckResult(check, Status.OK, f"same bytes, {when}", value=-sight.seconds)
 
 
 def _folders(folder: Path) -> set[Path]:
@@ -190,17 +193,17 @@ def _digest(path: Path) -> str:
 
 
 def compare_clocks(
-    exchange: Exchange, others: Sequence[int], patience: float, clock: Callable[[], float] = time.time
-) -> dict[int, Finding]:
+    exchange: ControlChannel, others: Sequence[int], patience: float, clock: Callable[[], float] = time.time
+) -> dict[int, CheckResult]:
     """Rank 0's part: how far the others' clocks are off its own; by rank, 0 included.
 
     The other's time belongs to some moment between question and answer: the middle is taken, and half of the
     round trip is how wrong that can be. others: those that are in `tell_time`, or will be within `patience`
     seconds.
     """
-    found = {0: Finding("clock", Verdict.OK, "the one that others are compared with")}
+    found = {0: CheckResult("clock", Status.OK, "the one that others are compared with")}
     if not others:
-        return {0: Finding("clock", Verdict.NOT_APPLICABLE, "one node, one clock")}
+        return {0: CheckResult("clock", Status.NOT_APPLICABLE, "one node, one clock")}
     ready = exchange.collect("ready", others, patience)
     found |= {rank: _NO_TIME for rank in others if rank not in ready}
     for rank in ready:
@@ -217,7 +220,7 @@ def compare_clocks(
     return found
 
 
-def tell_time(exchange: Exchange, wait: float, clock: Callable[[], float] = time.time) -> None:
+def tell_time(exchange: ControlChannel, wait: float, clock: Callable[[], float] = time.time) -> None:
     """The part of the other nodes. wait: seconds until rank 0 begins."""
     exchange.give("ready", True)
     for number in range(CLOCK_ROUNDS):
@@ -225,20 +228,20 @@ def tell_time(exchange: Exchange, wait: float, clock: Callable[[], float] = time
         exchange.give(f"clock-{number}", clock())
 
 
-_NO_TIME = Finding("clock", Verdict.FAILED, "no answer", "see whether the node is alive")
+_NO_TIME = CheckResult("clock", Status.FAILED, "no answer", "see whether the node is alive")
 
 
-def judge_clock(error: float, offset: float) -> Finding:
+def judge_clock(error: float, offset: float) -> CheckResult:
     """Seconds: half a round trip, and how far the node's clock is ahead of rank 0's."""
     size = abs(offset)
     text = f"{_seconds(size)} {'ahead' if offset > 0 else 'behind'}, ± {_seconds(error)}"
     if size - error > CLOCK_FAILED:
         advice = "start its NTP service: SLURM's munge and file systems refuse what is minutes off"
-        return Finding("clock", Verdict.FAILED, text, advice, -size)
+        return CheckResult("clock", Status.FAILED, text, advice, -size)
     if size + error > CLOCK_WARNING:
         advice = "see its NTP service (chronyc tracking): times in logs and of files cannot be compared"
-        return Finding("clock", Verdict.WARNING, text, advice, -size)
-    return Finding("clock", Verdict.OK, text, value=-size)
+        return CheckResult("clock", Status.WARNING, text, advice, -size)
+    return CheckResult("clock", Status.OK, text, value=-size)
 
 
 def _seconds(amount: float) -> str:
@@ -246,7 +249,7 @@ def _seconds(amount: float) -> str:
 
 
 @dataclass(frozen=True)
-class Sum:
+class AllReduceTiming:
     """bytes: that each rank had. seconds: for one sum over all ranks. wrong: elements that came out wrong."""
 
     bytes: int
@@ -254,7 +257,7 @@ class Sum:
     wrong: int
 
 
-def reduce_over_all(device: torch.device, world_size: int, rank: int) -> list[Sum]:
+def time_all_reduce(device: torch.device, world_size: int, rank: int) -> list[AllReduceTiming]:
     """Add up over all ranks, a small message and a large one. Collective: all ranks, or it never ends."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread
@@ -266,7 +269,9 @@ def reduce_over_all(device: torch.device, world_size: int, rank: int) -> list[Su
     return [_reduce(device, world_size, rank, size, times, group) for size, times in SIZES[device.type]]
 
 
-def _reduce(device: torch.device, world_size: int, rank: int, size: int, times: int, group: Any) -> Sum:
+def _reduce(
+    device: torch.device, world_size: int, rank: int, size: int, times: int, group: Any
+) -> AllReduceTiming:
     values = _part(size // 4, rank, device)
     expected = sum_of_parts(size // 4, world_size, device)
     result = values.clone()
@@ -280,7 +285,7 @@ def _reduce(device: torch.device, world_size: int, rank: int, size: int, times: 
         dist.all_reduce(result, group=group)
     _finish(device)
     seconds = (time.perf_counter() - begun) / times
-    return Sum(size, seconds, max(wrong, int((result != expected).sum())))
+    return AllReduceTiming(size, seconds, max(wrong, int((result != expected).sum())))
 
 
 def _finish(device: torch.device) -> None:
@@ -298,14 +303,16 @@ def sum_of_parts(length: int, world_size: int, device: torch.device) -> Tensor:
     return (world_size * (torch.arange(length, device=device) % 7) + ranks).float()
 
 
-def judge_sums(sums: Mapping[int, Sequence[Sum]], world_size: int, least: float | None) -> dict[int, Finding]:
+def judge_all_reduce(
+    sums: Mapping[int, Sequence[AllReduceTiming]], world_size: int, least: float | None
+) -> dict[int, CheckResult]:
     """By rank. The slowest rank's times count for all: no sum is there before its last part.
 
     least: GB/s of the bus that are asked for.
     """
     if not sums:
         return {}
-    check, judged = "all-reduce", Verdict.OK
+    check, judged = "all-reduce", Status.OK
     small, large = (
         max((own[size] for own in sums.values()), key=lambda one: one.seconds) for size in (0, -1)
     )
@@ -315,18 +322,18 @@ def judge_sums(sums: Mapping[int, Sequence[Sum]], world_size: int, least: float 
         f"{large.bytes >> 20} MiB at {rate:.2f} GB/s of bus"
     )
     if least is not None and rate < least:
-        judged = Verdict.FAILED
+        judged = Status.FAILED
         advice = f"{least:g} GB/s were asked for: NCCL_DEBUG=INFO tells which network is used"
-    found = dict.fromkeys(sums, Finding(check, judged, text, advice))
+    found = dict.fromkeys(sums, CheckResult(check, judged, text, advice))
     for rank, own in sums.items():
         wrong = sum(one.wrong for one in own)
         if wrong:
             advice = "leave the node out: a link or a GPU changes what passes through it"
             text = f"{wrong} elements of the sum are wrong"
-            found[rank] = Finding(check, Verdict.FAILED, text, advice)
+            found[rank] = CheckResult(check, Status.FAILED, text, advice)
     return found
 
 
-def bus_bandwidth(one: Sum, world_size: int) -> float:
+def bus_bandwidth(one: AllReduceTiming, world_size: int) -> float:
     """GB/s through each rank's link, whatever the number of ranks: 2 (n - 1) / n of the bytes pass it."""
     return 2 * (world_size - 1) / world_size * one.bytes / one.seconds / 1e9

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cluster.preflight.checks import Finding, Verdict
+from trainer.cluster.preflight.checks import CheckResult, Status
 from trainer.monitoring.run_dir import RunFolder
 
 CHECKS = (
@@ -22,17 +22,17 @@ NAMED = 4  # nodes that a line names
 UNKNOWN = "?"  # the node of a rank that never said a word
 LINES = 5  # of a check, with their nodes
 
-ByNode = dict[str, Finding]
+ByNode = dict[str, CheckResult]
 
 _COLOURS = {
-    Verdict.NOT_APPLICABLE: "dim",
-    Verdict.OK: "green",
-    Verdict.WARNING: "yellow",
-    Verdict.FAILED: "bold red",
+    Status.NOT_APPLICABLE: "dim",
+    Status.OK: "green",
+    Status.WARNING: "yellow",
+    Status.FAILED: "bold red",
 }
 
 
-def merged(found: Iterable[tuple[str, Finding]]) -> dict[str, ByNode]:
+def merge_results(found: Iterable[tuple[str, CheckResult]]) -> dict[str, ByNode]:
     """By check and node, the worst finding; of several that are equally bad, with all of their words."""
     table: dict[str, ByNode] = {check: {} for check in CHECKS}
     for node, finding in found:
@@ -40,21 +40,19 @@ def merged(found: Iterable[tuple[str, Finding]]) -> dict[str, ByNode]:
     return {check: nodes for check, nodes in table.items() if nodes}
 
 
-def _worse(one: Finding | None, other: Finding) -> Finding:
+def _worse(one: CheckResult | None, other: CheckResult) -> CheckResult:
     if one is None or one.verdict < other.verdict:
         return other
     if one.verdict > other.verdict:
         return one
     low = min(one, other, key=lambda finding: float("inf") if finding.value is None else finding.value)
-    if one.verdict <= Verdict.OK or other.figure in one.figure:
+    if one.verdict <= Status.OK or other.text in one.text:
         return low
-    return replace(low, figure=f"{one.figure}; {other.figure}")
+    return replace(low, text=f"{one.text}; {other.text}")
 
 
-def worst(table: Mapping[str, ByNode]) -> Verdict:
-    return max(
-        (finding.verdict for nodes in table.values() for finding in nodes.values()), default=Verdict.OK
-    )
+def worst(table: Mapping[str, ByNode]) -> Status:
+    return max((finding.verdict for nodes in table.values() for finding in nodes.values()), default=Status.OK)
 
 
 def as_table(table: Mapping[str, ByNode]) -> Table:
@@ -71,15 +69,15 @@ def as_table(table: Mapping[str, ByNode]) -> Table:
 
 def lines(nodes: ByNode) -> list[str]:
     """What was found on which nodes, the worst first: those with the same words together, with what to do."""
-    groups: dict[tuple[Verdict, str, str], list[str]] = {}
-    for verdict in sorted(Verdict, reverse=True):
+    groups: dict[tuple[Status, str, str], list[str]] = {}
+    for verdict in sorted(Status, reverse=True):
         same = {node: finding for node, finding in nodes.items() if finding.verdict is verdict}
-        if verdict <= Verdict.OK and len({finding.figure for finding in same.values()}) > 1:
+        if verdict <= Status.OK and len({finding.text for finding in same.values()}) > 1:
             groups[verdict, _range(same), ""] = list(same)
             continue
         for node, finding in same.items():
-            groups.setdefault((verdict, finding.figure, finding.advice), []).append(node)
-    bad = [group for group in groups if group[0] > Verdict.OK]
+            groups.setdefault((verdict, finding.text, finding.advice), []).append(node)
+    bad = [group for group in groups if group[0] > Status.OK]
     shown: list[str] = []
     for group in bad[:LINES]:
         shown.append(f"{named(groups[group], len(nodes))}{group[1]}")
@@ -90,7 +88,7 @@ def lines(nodes: ByNode) -> list[str]:
         more = sum(len(groups[group]) for group in bad[LINES:])
         shown.append(f"and {counted(more, 'more node')}")
     for group in groups:
-        if group[0] <= Verdict.OK:
+        if group[0] <= Status.OK:
             shown.append(f"{_number(groups[group], len(nodes))}{group[1]}")
     return shown
 
@@ -98,7 +96,7 @@ def lines(nodes: ByNode) -> list[str]:
 def _range(nodes: ByNode) -> str:
     """What nodes have in common that are well, but not with the same figures: no worse than the worst."""
     node, low = min(nodes.items(), key=lambda item: float("inf") if item[1].value is None else item[1].value)
-    return low.verdict.words if low.value is None else f"{low.verdict.words}, at worst {low.figure} ({node})"
+    return low.verdict.words if low.value is None else f"{low.verdict.words}, at worst {low.text} ({node})"
 
 
 def named(nodes: Sequence[str], of: int) -> str:
@@ -131,9 +129,9 @@ def write_failures(folder: Path, table: Mapping[str, ByNode], everywhere: Sequen
     common = list(everywhere)
     for check, nodes in table.items():
         bad = {
-            node: f"{check}: {finding.figure}"
+            node: f"{check}: {finding.text}"
             for node, finding in nodes.items()
-            if finding.verdict is Verdict.FAILED
+            if finding.verdict is Status.FAILED
         }
         if UNKNOWN in bad or len(bad) == len(nodes) > 1:
             common += dict.fromkeys(bad.values())
@@ -154,7 +152,7 @@ def write_failures(folder: Path, table: Mapping[str, ByNode], everywhere: Sequen
 def summary(table: Mapping[str, ByNode], written: Path | None) -> str:
     """The last words."""
     verdicts = [max(finding.verdict for finding in nodes.values()) for nodes in table.values()]
-    failed, warnings = verdicts.count(Verdict.FAILED), verdicts.count(Verdict.WARNING)
+    failed, warnings = verdicts.count(Status.FAILED), verdicts.count(Status.WARNING)
     said = [counted(number, what) for number, what in ((failed, "failure"), (warnings, "warning")) if number]
     if not failed:
         return f"nothing failed{f', {said[0]}' if said else ''}"

@@ -18,26 +18,26 @@ import torch.distributed as dist
 from rich.console import Console
 
 from trainer.cluster.preflight.checks import (
-    Finding,
-    Verdict,
-    attempt,
+    CheckResult,
+    Status,
+    check_node,
     gpus_seen,
     gpus_told,
     judge_gpu_count,
-    look,
+    run_check,
 )
 from trainer.cluster.preflight.control_channel import (
     ANSWER,
     FOLDER_PATIENCE,
     REDUCE_PATIENCE,
-    Exchange,
-    Sum,
+    AllReduceTiming,
+    ControlChannel,
+    answer_folder_check,
+    check_shared_folder,
     compare_clocks,
-    judge_sums,
-    reduce_over_all,
-    see_folder,
-    share_folder,
+    judge_all_reduce,
     tell_time,
+    time_all_reduce,
 )
 from trainer.cluster.preflight.report import (
     NAMED,
@@ -45,7 +45,7 @@ from trainer.cluster.preflight.report import (
     ByNode,
     as_table,
     counted,
-    merged,
+    merge_results,
     summary,
     worst,
     write_failures,
@@ -65,7 +65,7 @@ WRITING = 30.0  # seconds to write down what failed
 
 
 @dataclass(frozen=True)
-class Request:
+class PreflightRequest:
     """What the user asks for.
 
     folder: of the run; None is what the recipe names. gpus_per_node: that there must be; None goes by the
@@ -80,7 +80,7 @@ class Request:
     patience: float
 
 
-def preflight(request: Request) -> int:
+def preflight(request: PreflightRequest) -> int:
     """Examine the nodes of this job, or this machine; returns the exit code: 1 when something failed.
 
     Raises UserError for a mistake of the user's: on rank 0, where all have come together.
@@ -99,7 +99,7 @@ def preflight(request: Request) -> int:
     except RunError as error:
         return _unmet(place, folder, str(error))
     try:
-        code = Examination(request, recipe, mistake, place, device, folder).run()
+        code = Preflight(request, recipe, mistake, place, device, folder).run()
     except (dist.DistError, TimeoutError) as error:
         print(f"error on rank {place.rank}: rank 0 is gone: {error}", file=sys.stderr)
         code = 1
@@ -109,7 +109,7 @@ def preflight(request: Request) -> int:
     return code
 
 
-def _load(request: Request) -> tuple[Recipe | None, str]:
+def _load(request: PreflightRequest) -> tuple[Recipe | None, str]:
     """The recipe, or what is wrong with it: other nodes may see another file."""
     if request.recipe is None:
         return None, ""
@@ -128,7 +128,7 @@ def _device(recipe: Recipe | None) -> torch.device:
         return torch.device("cpu")
 
 
-def _folder(request: Request, recipe: Recipe | None) -> Path:
+def _folder(request: PreflightRequest, recipe: Recipe | None) -> Path:
     if request.folder is not None:
         return request.folder
     return recipe.run.dir / recipe.name if recipe else Path("runs")
@@ -142,12 +142,12 @@ def _unmet(place: Environment, folder: Path, reason: str) -> int:
     return 1
 
 
-class Examination:
+class Preflight:
     """One rank's part."""
 
     def __init__(
         self,
-        request: Request,
+        request: PreflightRequest,
         recipe: Recipe | None,
         mistake: str,
         place: Environment,
@@ -160,7 +160,7 @@ class Examination:
         self.place = place
         self.device = device
         self.folder = folder
-        self.exchange = Exchange(place.rank, place.world_size)
+        self.exchange = ControlChannel(place.rank, place.world_size)
 
     def run(self) -> int:
         self.exchange.give("hello", {"node": self.place.node, "first": self.place.local_rank == 0})
@@ -175,7 +175,9 @@ class Examination:
         if self.place.local_rank == 0:
             told = self.exchange.hear("folder", WHOLE)
             with suppress(TimeoutError):  # rank 0 sees that there is no answer
-                within(AT_FOLDER, lambda: see_folder(self.exchange, told, self.folder), "shared folder")
+                within(
+                    AT_FOLDER, lambda: answer_folder_check(self.exchange, told, self.folder), "shared folder"
+                )
             with suppress(TimeoutError):
                 tell_time(self.exchange, WHOLE)
         device = self.exchange.hear("reduce", WHOLE)
@@ -202,7 +204,7 @@ class Examination:
             asked=self.request.gpus_per_node,
         )
         for rank, report in reports.items():
-            found += ((nodes[rank], finding_of(values)) for values in report["findings"])
+            found += ((nodes[rank], parse_result(values)) for values in report["findings"])
         for check in ("driver", "manifests", "versions"):
             found += differing(
                 check,
@@ -216,9 +218,9 @@ class Examination:
         for by_rank in (self._share(others), compare_clocks(self.exchange, others, AT_FOLDER + ANSWER)):
             found += ((nodes[rank], finding) for rank, finding in by_rank.items())
         found += self._reduce(nodes, reports)
-        table = merged(found)
+        table = merge_results(found)
         self._show(table, f"{counted(len(set(nodes.values())), 'node')}, {counted(len(nodes), 'rank')}")
-        return 1 if worst(table) is Verdict.FAILED else 0
+        return 1 if worst(table) is Status.FAILED else 0
 
     def _show(self, table: Mapping[str, ByNode], whose: str) -> None:
         console = Console(highlight=False)
@@ -232,38 +234,38 @@ class Examination:
         print(f"preflight of {whose}", "", *shown, "", last, sep="\n", flush=True)
 
     def _report(self) -> dict[str, Any]:
-        findings, facts = look(self.place, self.device, self.folder, self.recipe)
+        findings, facts = check_node(self.place, self.device, self.folder, self.recipe)
         if self.mistake:
             advice = "does this node see the same files as the others, at the same path?"
-            findings.append(Finding("recipe", Verdict.FAILED, self.mistake, advice))
+            findings.append(CheckResult("recipe", Status.FAILED, self.mistake, advice))
         elif self.place.local_rank == 0:
             name, verdict = (
-                (self.recipe.name, Verdict.OK) if self.recipe else ("none named", Verdict.NOT_APPLICABLE)
+                (self.recipe.name, Status.OK) if self.recipe else ("none named", Status.NOT_APPLICABLE)
             )
-            findings.append(Finding("recipe", verdict, name))
+            findings.append(CheckResult("recipe", verdict, name))
         seen: dict[str, Any] = {"gpus": [], "told": 0}
 
-        def count() -> Iterator[Finding]:
+        def count() -> Iterator[CheckResult]:
             seen["gpus"] = gpus_seen()
             seen["told"] = gpus_told() if self.place.local_rank == 0 else 0
             yield from ()
 
-        findings += attempt("GPU count", count)
+        findings += run_check("GPU count", count)
         told = [asdict(finding) for finding in findings]
         return {"findings": told, "facts": facts, "device": self.device.type, **seen}
 
-    def _share(self, others: Sequence[int]) -> dict[int, Finding]:
+    def _share(self, others: Sequence[int]) -> dict[int, CheckResult]:
         try:
             return within(
                 AT_FOLDER + FOLDER_PATIENCE,
-                lambda: share_folder(self.exchange, self.folder, others),
+                lambda: check_shared_folder(self.exchange, self.folder, others),
                 "shared folder",
             )
         except TimeoutError:
             text = f"{self.folder} does not answer"
-            return {0: Finding("shared folder", Verdict.FAILED, text, "see the file system's server")}
+            return {0: CheckResult("shared folder", Status.FAILED, text, "see the file system's server")}
 
-    def _reduce(self, nodes: Mapping[int, str], reports: Mapping[int, Any]) -> list[tuple[str, Finding]]:
+    def _reduce(self, nodes: Mapping[int, str], reports: Mapping[int, Any]) -> list[tuple[str, CheckResult]]:
         check, everyone = "all-reduce", dict.fromkeys(nodes.values())
         size = self.place.world_size
         kinds = {report["device"] for report in reports.values()}
@@ -275,20 +277,22 @@ class Examination:
         device = kinds.pop() if size > 1 and not reason else None
         self.exchange.tell("reduce", device)
         if size == 1:
-            return [(node, Finding(check, Verdict.NOT_APPLICABLE, "one rank")) for node in everyone]
+            return [(node, CheckResult(check, Status.NOT_APPLICABLE, "one rank")) for node in everyone]
         if device is None:
-            return [(node, Finding(check, Verdict.WARNING, reason, "mend that first")) for node in everyone]
+            return [
+                (node, CheckResult(check, Status.WARNING, reason, "mend that first")) for node in everyone
+            ]
         self.exchange.give("sums", self._sums(device))
         answers = self.exchange.collect("sums", nodes, REDUCE_PATIENCE)
         sums = {rank: told for rank, told in answers.items() if not isinstance(told, str)}
-        finding_by_rank = judge_sums(
-            {rank: [Sum(**one) for one in told] for rank, told in sums.items()},
+        finding_by_rank = judge_all_reduce(
+            {rank: [AllReduceTiming(**one) for one in told] for rank, told in sums.items()},
             size,
             self.request.min_bandwidth,
         )
         for rank in nodes.keys() - sums.keys():
             text = answers.get(rank, "no answer")
-            finding_by_rank[rank] = Finding(check, Verdict.FAILED, text, _NETWORK)
+            finding_by_rank[rank] = CheckResult(check, Status.FAILED, text, _NETWORK)
         return [(nodes[rank], finding) for rank, finding in sorted(finding_by_rank.items())]
 
     def _sums(self, device: str) -> list[dict[str, Any]] | str:
@@ -296,29 +300,29 @@ class Examination:
         chosen = self.device if device == "cuda" else torch.device("cpu")
         size, rank = self.place.world_size, self.place.rank
         try:
-            sums = within(REDUCE_PATIENCE, lambda: reduce_over_all(chosen, size, rank), "all-reduce")
+            sums = within(REDUCE_PATIENCE, lambda: time_all_reduce(chosen, size, rank), "all-reduce")
         except Exception as error:  # NCCL's and gloo's, of many kinds
             return str(error).splitlines()[0]
         return [asdict(one) for one in sums]
 
 
-def _answers(nodes: Mapping[int, str], came: Collection[int], size: int) -> Iterator[tuple[str, Finding]]:
+def _answers(nodes: Mapping[int, str], came: Collection[int], size: int) -> Iterator[tuple[str, CheckResult]]:
     """Whether all ranks are there, and have told what they found."""
     if len(nodes) < size:
         lost = [rank for rank in range(size) if rank not in nodes]
         text = f"rank {', '.join(map(str, lost[:NAMED]))}{', ...' * (len(lost) > NAMED)}: no answer"
-        yield UNKNOWN, Finding("ranks", Verdict.FAILED, text, "see the logs of these ranks")
+        yield UNKNOWN, CheckResult("ranks", Status.FAILED, text, "see the logs of these ranks")
     for rank, node in nodes.items():
         if rank in came:
-            yield node, Finding("ranks", Verdict.OK, "all came")
+            yield node, CheckResult("ranks", Status.OK, "all came")
         else:
             advice = "see its log, and dmesg on the node"
-            yield node, Finding("ranks", Verdict.FAILED, f"rank {rank}: no answer", advice)
+            yield node, CheckResult("ranks", Status.FAILED, f"rank {rank}: no answer", advice)
 
 
 def count_gpus(
     nodes: Mapping[int, str], reports: Mapping[int, Any], *, device: str, alone: bool, asked: int | None
-) -> Iterator[tuple[str, Finding]]:
+) -> Iterator[tuple[str, CheckResult]]:
     """GPUs of each node. A rank may see its own only, or all of its node: those that differ count.
 
     device: of the recipe. alone: without a launcher, where one rank looks at all. asked: by the user.
@@ -333,12 +337,12 @@ def count_gpus(
         yield node, judge_gpu_count(seen, needed if asked is None else asked, ranks)
 
 
-def finding_of(values: Mapping[str, Any]) -> Finding:
+def parse_result(values: Mapping[str, Any]) -> CheckResult:
     """A finding that came as JSON."""
-    return Finding(**{**values, "verdict": Verdict(values["verdict"])})
+    return CheckResult(**{**values, "verdict": Status(values["verdict"])})
 
 
-def differing(check: str, facts: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, Finding]]:
+def differing(check: str, facts: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, CheckResult]]:
     """The nodes of which something is not what it is on most nodes; of equally many, what the first has.
 
     facts: by node and name.
@@ -351,11 +355,11 @@ def differing(check: str, facts: Mapping[str, Mapping[str, str]]) -> Iterator[tu
             own = told.get(name, "missing")
             if own != value:
                 text = f"{name}: {own}, elsewhere {value}"
-                yield node, Finding(check, _DIFFERENT[check], text, _ADVICE[check])
+                yield node, CheckResult(check, _DIFFERENT[check], text, _ADVICE[check])
 
 
 _NETWORK = "see the network between the nodes: NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME, firewalls"
-_DIFFERENT = {"driver": Verdict.WARNING, "manifests": Verdict.FAILED, "versions": Verdict.FAILED}
+_DIFFERENT = {"driver": Status.WARNING, "manifests": Status.FAILED, "versions": Status.FAILED}
 _ADVICE = {
     "driver": "NCCL between drivers of different age is little tested: ask for nodes of one kind",
     "manifests": "all nodes must read the same manifest: copy it there anew, or mount one",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.cluster.run_status import Evidence, standing
+from trainer.cluster.run_status import RunHistory, derive_status
 from trainer.config.schema import leaves
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, parse_yaml
@@ -31,8 +31,8 @@ def is_run(path: Path) -> bool:
 
 def read_folder(path: Path) -> ComparedRun:
     """A run as its folder describes it. Whatever is missing or damaged in it is said in the run's notes."""
-    evidence = Evidence(path)
-    state = standing(path.name, evidence, None, time.time())
+    history = RunHistory(path)
+    state = derive_status(path.name, history, None, time.time())
     run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
     if state.words:
         run.notes.append(f"{state.state}: {state.words}")
