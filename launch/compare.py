@@ -19,7 +19,13 @@ from trainer.monitoring.progress import shown_progress
 from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import end_with
 from trainer.system.terminal import PipeConsole
-from trainer.tracking.comparison.command import Gathering, Request, check_output, save_to_mlflow, write_report
+from trainer.tracking.comparison.command import (
+    ComparisonRequest,
+    RunReader,
+    check_output,
+    save_to_mlflow,
+    write_report,
+)
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.render import print_report
 from trainer.tracking.comparison.report import as_json, report
@@ -51,8 +57,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise RunError("name runs: folders, MLflow's ids of runs, --experiment NAME or --filter TEXT")
     if arguments.out is not None:
         check_output(arguments.out)
-    gathering = Gathering(
-        Request(arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline)
+    gathering = RunReader(
+        ComparisonRequest(
+            arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline
+        )
     )
     try:
         with shown_progress("reading runs", sys.stderr) as progress:

@@ -75,11 +75,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     """What --device names: the CPU, or the first GPU, which then computes fp32 without TF32, as in a run."""
     if request.config.getoption("--device") == "cpu":
         return torch.device("cpu")
-    from trainer.system.device import settle, take
+    from trainer.system.device import set_device, set_numerics
 
     gpu = torch.device("cuda", 0)
-    take(gpu)
-    settle(deterministic=False)
+    set_device(gpu)
+    set_numerics(deterministic=False)
     return gpu
 
 

@@ -26,9 +26,9 @@ from pipelines.synthetic.motion import CLASS_NAMES
 from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.batch_plan import Layout, choose_layout
+from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
 from trainer.engine.deepspeed_engine import choose_precision
-from trainer.engine.memory_estimate import GIB, Needs, Room, free_bytes
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import gmacs
@@ -136,7 +136,7 @@ def check(
 
 
 def _prepared(
-    recipe: Recipe, ranks: int, room: Room, problems: _Problems
+    recipe: Recipe, ranks: int, room: AvailableMemory, problems: _Problems
 ) -> tuple[Preparation | None, list[str]]:
     """What the start of a run prepares, and what it notes."""
     opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
@@ -156,7 +156,7 @@ def _prepared(
 
 def _class_names(recipe: Recipe) -> tuple[str, ...]:
     """Of the data; none where the manifest that names them is not there, or cannot be used."""
-    path = recipe.data.train_parts[0].manifest
+    path = recipe.data.train_manifests[0].manifest
     with suppress(DataError):  # a problem that is told already
         if path.exists():
             return Manifest.open(path).class_names
@@ -179,16 +179,23 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     return found.report if class_names else ()  # without names, nothing can be said of the head
 
 
-def _layout(recipe: Recipe, classes: int | None, ranks: int, room: Room) -> Layout:
+def _layout(recipe: Recipe, classes: int | None, ranks: int, room: AvailableMemory) -> BatchPlan:
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    return choose_layout(recipe, model_config(recipe, classes or 1), ranks, precision=precision, room=room)
+    return choose_batch_plan(
+        recipe, model_config(recipe, classes or 1), ranks, precision=precision, room=room
+    )
 
 
 def _print_figures(
-    recipe: Recipe, config: UniFormerV2Config, layout: Layout, ranks: int, room: Room, whose: str
+    recipe: Recipe,
+    config: UniFormerV2Config,
+    layout: BatchPlan,
+    ranks: int,
+    room: AvailableMemory,
+    whose: str,
 ) -> None:
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    needs = Needs.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
+    needs = MemoryModel.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -222,7 +229,9 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _rows(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout) -> Iterator[tuple[str, str]]:
+def _rows(
+    recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: BatchPlan
+) -> Iterator[tuple[str, str]]:
     parameters = parameter_count(config)
     yield "recipe", recipe.name
     yield (
@@ -261,34 +270,39 @@ def _rows(recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: Layout)
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
 
 
-def _room(recipe: Recipe, ranks: int | None) -> tuple[Room, str]:
+def _room(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
     """What a rank has, and whose it is; a GPU is assumed where the run wants one that is not here."""
     engine = recipe.engine
     if engine.device != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", 0)
-        return Room("cuda", free_bytes(device, 1)), f"the {torch.cuda.get_device_name(device)} here"
+        return AvailableMemory(
+            "cuda", free_bytes(device, 1)
+        ), f"the {torch.cuda.get_device_name(device)} here"
     wants_gpu = engine.device == "cuda" or engine.precision == "bf16" or ranks is not None
     if engine.device != "cpu" and wants_gpu:
-        return Room("cuda", ASSUMED_GPU), "a GPU, assumed since there is none here"
-    return Room("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
+        return AvailableMemory("cuda", ASSUMED_GPU), "a GPU, assumed since there is none here"
+    return AvailableMemory("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
 
 
-def _memory(needs: Needs, layout: Layout, room: Room) -> str:
+def _memory(needs: MemoryModel, layout: BatchPlan, room: AvailableMemory) -> str:
     """The estimate that `auto` goes by."""
-    demand = needs.demand(
+    estimate = needs.estimate(
         zero_stage=layout.zero_stage,
         micro_batch=layout.micro_batch,
         recomputed_blocks=layout.recomputed_blocks,
     )
     parts = (
-        (demand.states, f"of weights, gradients and optimiser (ZeRO {layout.zero_stage}, {needs.precision})"),
-        (demand.working, "of activations and buffers"),
-        (demand.clips, "of clips made ahead"),
-        (demand.reserve, "in reserve"),
+        (
+            estimate.states,
+            f"of weights, gradients and optimiser (ZeRO {layout.zero_stage}, {needs.precision})",
+        ),
+        (estimate.working, "of activations and buffers"),
+        (estimate.clips, "of clips made ahead"),
+        (estimate.reserve, "in reserve"),
     )
     named = ", ".join(f"{amount / GIB:,.1f} {text}" for amount, text in parts)
-    fits = "" if demand.total <= room.bytes else ", too much"
-    return f"about {demand.total / GIB:,.1f} GiB{fits}: {named}; there are {room.bytes / GIB:,.1f}"
+    fits = "" if estimate.total <= room.bytes else ", too much"
+    return f"about {estimate.total / GIB:,.1f} GiB{fits}: {named}; there are {room.bytes / GIB:,.1f}"
 
 
 def _flop(amount: float) -> str:
@@ -300,7 +314,7 @@ def _flop(amount: float) -> str:
 
 def _videos(recipe: Recipe) -> int | None:
     """Of the training set; None where a manifest is not there, or cannot be used."""
-    paths = [part.manifest for part in recipe.data.train_parts]
+    paths = [part.manifest for part in recipe.data.train_manifests]
     if all(path.exists() for path in paths):
         with suppress(DataError):  # a problem that is told already
             return sum(len(Manifest.open(path)) for path in paths)

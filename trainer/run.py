@@ -28,7 +28,7 @@ from trainer.distributed.environment import Environment, cores_per_rank, describ
 from trainer.distributed.manifest_cache import read_first
 from trainer.distributed.step_sync import Tally
 from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
-from trainer.engine.memory_estimate import room_of_all
+from trainer.engine.memory_estimate import find_available_memory
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.finished_run import Again, changed_settings, evaluated_again, is_finished
@@ -52,7 +52,7 @@ from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.setup.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.setup.starting_weights import StartingWeights, plan_start
-from trainer.system.device import settle, take
+from trainer.system.device import set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.superseded_start import set_aside
@@ -74,8 +74,8 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     """
     environment = find_environment(recipe.engine.device)
     mark_semaphores(run_dir)
-    take(environment.device)
-    settle(deterministic=recipe.engine.deterministic)
+    set_device(environment.device)
+    set_numerics(deterministic=recipe.engine.deterministic)
     torch.set_num_threads(cores_per_rank(environment))
     connect(
         environment,
@@ -122,7 +122,7 @@ class Run:
         same_on_all("the recipe", self.recipe.to_yaml())
         together(self._check_place)
         together(self._render)
-        room = room_of_all(self.environment)
+        room = find_available_memory(self.environment)
         node_copy = self.recipe.data.node_copy
         together(lambda: read_first(manifests(self.recipe), self.environment, node_copy))
         prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room, node_copy))
@@ -531,7 +531,7 @@ class Run:
             device=environment.device.type,
             train_manifests=[
                 [str(part.manifest), manifest.fingerprint]
-                for part, manifest in zip(recipe.data.train_parts, prepared.train.manifests, strict=True)
+                for part, manifest in zip(recipe.data.train_manifests, prepared.train.manifests, strict=True)
             ],
             **fingerprints,
             changed={} if state is None else changed_settings(self.recipe, state),
@@ -545,8 +545,8 @@ class Run:
         return torch.randn(shape, generator=generator).to(self.environment.device)
 
     def _write_results(self, prepared: Preparation, trainer: Trainer) -> None:
-        with trainer.engine.averaged():
-            weights = trainer.engine.weights()
+        with trainer.engine.ema_weights():
+            weights = trainer.engine.gather_weights()
         together(lambda: self._save_weights(weights, trainer.description))
         best = together(lambda: self._save_best(trainer.step))
         final, totals = trainer.final, trainer.meters.spent

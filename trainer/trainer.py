@@ -144,7 +144,7 @@ class Trainer:
 
     def conclude(self) -> None:
         """Look into the step before, if it changed nothing. Waits for that step only, not for later work."""
-        outcome = self.engine.take_outcome()
+        outcome = self.engine.finish_step()
         if outcome is None:
             return
         self.is_finite = outcome
@@ -214,7 +214,7 @@ class Trainer:
         Raises RunError when too many of them are bad for the result to mean anything.
         """
         self.settle()
-        with self.meters.evaluating(), self.engine.averaged():
+        with self.meters.evaluating(), self.engine.ema_weights():
             told = self.record.evaluating(self.val_loader.batches)
 
             def progress(done: int) -> None:
@@ -340,7 +340,7 @@ class Trainer:
         keys = torch.arange(len(clips), device=clips.device)
         labels = keys % self.classes
         try:
-            with self.engine.without_trace():
+            with self.engine.preserved_state():
                 for _ in range(self.engine.accumulation):
                     loss = F.cross_entropy(self.engine.forward(clips, keys), labels)
                     if not torch.isfinite(loss):

@@ -10,9 +10,9 @@ from models import UniFormerV2, build_config
 from tests.trainer.checkpoint.training import environment_here
 from tests.trainer.ranks import Ranks
 from trainer.config.schema import Recipe
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine
-from trainer.engine.memory_estimate import Needs
+from trainer.engine.memory_estimate import MemoryModel
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +39,7 @@ def estimate_by_measured(stage: int, recomputed_blocks: int) -> float:
     fields = {"form": "scene", "frames": 8, "num_classes": 400, "recomputed_blocks": recomputed_blocks}
     config = build_config("b16", **fields)
     engine = Engine(
-        UniFormerV2(config), recipe, environment_here(), Layout(stage, CLIPS, 2, recomputed_blocks)
+        UniFormerV2(config), recipe, environment_here(), BatchPlan(stage, CLIPS, 2, recomputed_blocks)
     )
     engine.train()
     clips = torch.randn(CLIPS, 3, 8, config.resolution, config.resolution, device=engine.device)
@@ -48,9 +48,9 @@ def estimate_by_measured(stage: int, recomputed_blocks: int) -> float:
         engine.backward(F.cross_entropy(engine.forward(clips, labels), labels))
         engine.step(1e-4)
     measured = torch.cuda.max_memory_allocated() - before
-    needs = Needs.of(recipe, config, ranks=1, precision="bf16", kind=engine.device.type)  # type: ignore[arg-type]
-    demand = needs.demand(zero_stage=stage, micro_batch=CLIPS, recomputed_blocks=recomputed_blocks)
-    return (demand.total - demand.reserve - demand.clips + clips.nbytes) / measured
+    needs = MemoryModel.of(recipe, config, ranks=1, precision="bf16", kind=engine.device.type)  # type: ignore[arg-type]
+    estimate = needs.estimate(zero_stage=stage, micro_batch=CLIPS, recomputed_blocks=recomputed_blocks)
+    return (estimate.total - estimate.reserve - estimate.clips + clips.nbytes) / measured
 
 
 @pytest.mark.parametrize(("stage", "recomputed_blocks"), [(1, 0), (2, 0), (3, 0), (1, 12)])

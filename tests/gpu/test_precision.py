@@ -80,7 +80,7 @@ def unlike_master_weights(stage: int) -> tuple[list[str], bool]:
     """Exported weights that are not the optimiser's; whether any of them could not be a bf16 number."""
     engine = make_engine(stage, precision="bf16")
     train(engine, 0, 2)
-    exported, found = engine.weights(), []
+    exported, found = engine.gather_weights(), []
     for key, values in copied(engine).items():
         kind, _, name = key.partition("/")
         if kind == "weight" and not same(exported[name].view(-1), values.float().cpu()):

@@ -219,11 +219,11 @@ def _serve(
     torch.set_num_threads(1)
     environment = find_environment(device)  # type: ignore[arg-type]
     if device == "cuda":
-        from trainer.system.device import settle, take
+        from trainer.system.device import set_device, set_numerics
 
         os.environ.pop("DS_ACCELERATOR", None)
-        take(environment.device)
-        settle(deterministic=True)
+        set_device(environment.device)
+        set_numerics(deterministic=True)
     connect(environment, patience=MEETING_MINUTES, rendezvous=MEETING_MINUTES)
     while True:
         try:

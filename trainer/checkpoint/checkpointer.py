@@ -40,7 +40,7 @@ from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.checkpoint.writer import Writer
 from trainer.distributed.collectives import together
 from trainer.engine.deepspeed_engine import Engine
-from trainer.engine.state_shards import shares
+from trainer.engine.state_shards import owned_shards
 from trainer.errors import AgreedError, RunError
 
 _log = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class Checkpoints:
         engine.resume(state.updates)
 
     def _prepare(self, engine: Engine) -> None:
-        self._snapshot = Snapshot(shares(engine.pieces(), dist.get_rank(), dist.get_world_size()))
+        self._snapshot = Snapshot(owned_shards(engine.state_shards(), dist.get_rank(), dist.get_world_size()))
         total = torch.tensor(self._snapshot.bytes, device=engine.device)
         dist.all_reduce(total)
         self._total_bytes = int(total)
@@ -337,9 +337,9 @@ def _read_headers(path: Path, state: TrainState) -> Index:
 def _fill(engine: Engine, path: Path, index: Index) -> None:
     reader = ShardReader(index)
     with _about(path):
-        for piece in engine.pieces():
+        for piece in engine.state_shards():
             if piece.key.startswith("average/") and piece.key not in index:
-                engine.begin_average()  # it was not kept so far
+                engine.start_ema()  # it was not kept so far
                 return
             reader.fill(piece)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.weights.files import count_not_finite, listed
 from models.weights.header import read_header, short
 from trainer.checkpoint.tensor_file import flush, write_tensors
-from trainer.engine.state_shards import Piece
+from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
 
 _HASHED_AT_ONCE = 2**22  # bytes
@@ -31,7 +31,7 @@ _MAX_CHECKSUM = 1000  # characters of a line of sha256sum
 class Snapshot:
     """A copy of some pieces on the host, in buffers that are made once and used again."""
 
-    def __init__(self, pieces: list[Piece]) -> None:
+    def __init__(self, pieces: list[StateShard]) -> None:
         self._pieces = sorted(pieces, key=lambda piece: str(piece.values.dtype))
         self._on_gpu = any(piece.values.is_cuda for piece in pieces)
         counts: dict[torch.dtype, int] = {}
@@ -185,7 +185,7 @@ class ShardReader:
         self.index = index
         self._open: dict[Path, Any] = {}
 
-    def fill(self, piece: Piece) -> None:
+    def fill(self, piece: StateShard) -> None:
         """Copy what is stored into the piece.
 
         Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it, or
@@ -218,7 +218,7 @@ class ShardReader:
             only = "only " if held < count else ""
             raise RunError(f"the checkpoint holds {only}{held} of {count} elements of {key}")
         kind = getattr(torch, first.kind)
-        piece = Piece(key, 0, torch.empty(count, dtype=kind), first.shape, replicated=False)
+        piece = StateShard(key, 0, torch.empty(count, dtype=kind), first.shape, replicated=False)
         self.fill(piece)
         return piece.values.view(first.shape)
 
@@ -248,7 +248,7 @@ class ShardReader:
         return self._open[path]
 
 
-def _name(piece: Piece) -> str:
+def _name(piece: StateShard) -> str:
     return _short(piece.values.dtype)
 
 

@@ -64,7 +64,7 @@ def plan_submission(
             limit if isinstance(limit, int) else None,
             recipe.sampling.repeats,
         )
-        manifests = [*(part.manifest for part in recipe.data.train_parts), recipe.data.val]
+        manifests = [*(part.manifest for part in recipe.data.train_manifests), recipe.data.val]
         absent = [str(path) for path in manifests if not path.exists()]
         if absent and recipe.data.embedded is None:
             raise RunError(f"no manifest at {', '.join(absent)}; make it with uniformerv2 prepare first")

@@ -11,7 +11,7 @@ from trainer.config.section import Section
 from trainer.config.value_types import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
 
 
-class Embedded(Section):
+class EmbeddedSection(Section):
     """The data set that needs no download: rendered clips of moving shapes."""
 
     train_clips: Length
@@ -27,7 +27,7 @@ class Embedded(Section):
     """Shorter side of a rendered frame in pixels, even."""
 
 
-class TrainPart(Section):
+class TrainManifest(Section):
     """One of several training manifests."""
 
     manifest: FilePath
@@ -38,10 +38,10 @@ class TrainPart(Section):
     video once an epoch."""
 
 
-class Data(Section):
+class DataSection(Section):
     """Where the clips come from and how they are read."""
 
-    train: FilePath | tuple[TrainPart, ...]
+    train: FilePath | tuple[TrainManifest, ...]
     """Manifest of the training videos; or a list of several, each as a path or as
     `{manifest: PATH, ratio: NUMBER}`."""
 
@@ -52,7 +52,7 @@ class Data(Section):
     """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
     the node to read; null reads them where they are. Videos are always read where the manifest says."""
 
-    embedded: Embedded | None = None
+    embedded: EmbeddedSection | None = None
     """Render the embedded motion data set where the two manifests are missing; null never does."""
 
     bad_share: Share = 0.01
@@ -96,24 +96,24 @@ class Data(Section):
         return self
 
     @property
-    def train_parts(self) -> tuple[TrainPart, ...]:
+    def train_manifests(self) -> tuple[TrainManifest, ...]:
         """The training manifests with their ratios, however `train` is written."""
-        return (TrainPart(manifest=self.train),) if isinstance(self.train, Path) else self.train
+        return (TrainManifest(manifest=self.train),) if isinstance(self.train, Path) else self.train
 
 
-def _train_part(number: int, entry: Any) -> TrainPart:
+def _train_part(number: int, entry: Any) -> TrainManifest:
     """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
     found = json.dumps(entry, ensure_ascii=False)
     if isinstance(entry, str):
         _check_entry_path(number, entry)
-        return TrainPart(manifest=Path(entry))
+        return TrainManifest(manifest=Path(entry))
     if not isinstance(entry, dict):
         raise ValueError(
             f"entry {number}: found {found}; allowed: a path, or {{manifest: PATH, ratio: NUMBER}}"
         )
-    for name in entry.keys() - TrainPart.model_fields:
-        near = difflib.get_close_matches(name, TrainPart.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(TrainPart.model_fields)}"
+    for name in entry.keys() - TrainManifest.model_fields:
+        near = difflib.get_close_matches(name, TrainManifest.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(TrainManifest.model_fields)}"
         raise ValueError(f"entry {number}: {name}: no such field; {hint}")
     if "manifest" not in entry:
         raise ValueError(f"entry {number}: manifest: missing in {found}; allowed: a path")
@@ -127,7 +127,7 @@ def _train_part(number: int, entry: Any) -> TrainPart:
             f"entry {number}: ratio: found {json.dumps(ratio)}; allowed: a number, at least "
             f"{MIN_RATIO:g}, at most {MAX_RATIO:g}"
         )
-    return TrainPart(manifest=Path(entry["manifest"]), ratio=ratio)
+    return TrainManifest(manifest=Path(entry["manifest"]), ratio=ratio)
 
 
 def _check_entry_path(number: int, path: str) -> None:

@@ -18,7 +18,15 @@ from trainer.config.reference_docs import allowed, section_of
 from trainer.config.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
 from trainer.config.text_file import read_text
 from trainer.config.value_types import RUN_NAME, FieldError
-from trainer.config.yaml import MAX_DEPTH, MAX_TEXT, FieldPath, YamlText, parse_yaml, shown, shown_path
+from trainer.config.yaml import (
+    MAX_DEPTH,
+    MAX_TEXT,
+    FieldPath,
+    YamlDocument,
+    format_path,
+    format_text,
+    parse_yaml,
+)
 from trainer.errors import RecipeError
 
 MAX_CHAIN = 16
@@ -82,7 +90,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     layered = _Layered()
     layered.add({"tracking": {"experiment": _family(chain)}}, {}, {})
     for file, document in reversed(chain):
-        place = shown(str(file))
+        place = format_text(str(file))
         layered.add(
             document.value,
             {name: f"{place}:{line}" for name, line in document.lines.items()},
@@ -96,9 +104,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError("\n".join(_messages(error, layered, path))) from None
 
 
-def _chain(path: Path) -> list[tuple[Path, YamlText]]:
+def _chain(path: Path) -> list[tuple[Path, YamlDocument]]:
     """The recipe and its bases, the recipe first."""
-    chain: list[tuple[Path, YamlText]] = []
+    chain: list[tuple[Path, YamlDocument]] = []
     seen: list[Path] = []
     real: set[str] = set()
     named_by, base = "", ""
@@ -106,7 +114,7 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
         document = _read(path, named_by, base, seen)
         found = os.path.realpath(path)
         if found in real:
-            circle = " -> ".join(shown(str(file)) for file in [*seen, path])
+            circle = " -> ".join(format_text(str(file)) for file in [*seen, path])
             raise RecipeError(f"{named_by}base: recipes inherit in a circle: {circle}")
         seen.append(path)
         real.add(found)
@@ -116,7 +124,7 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
         if len(chain) == MAX_CHAIN:
             raise RecipeError(f"{named_by}base: more than {MAX_CHAIN} recipes inherit from each other")
         base = document.value.pop("base")
-        named_by = f"{shown(str(path))}:{document.lines[('base',)]}: "
+        named_by = f"{format_text(str(path))}:{document.lines[('base',)]}: "
         if not isinstance(base, str) or not base:
             raise RecipeError(f"{named_by}base: found {_found(base)}; allowed: the path of one recipe")
         try:
@@ -125,7 +133,7 @@ def _chain(path: Path) -> list[tuple[Path, YamlText]]:
             raise RecipeError(f"{named_by}base: {error}") from error
 
 
-def _family(chain: Sequence[tuple[Path, YamlText]]) -> str:
+def _family(chain: Sequence[tuple[Path, YamlDocument]]) -> str:
     """The name that a recipe and its variants share: of the oldest recipe that is one by itself."""
     whole = [(file, document) for file, document in chain if not file.name.startswith("_")] or chain
     file, document = whole[-1]
@@ -135,13 +143,13 @@ def _family(chain: Sequence[tuple[Path, YamlText]]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", file.stem[:_LONGEST_NAME])
 
 
-def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlText:
+def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlDocument:
     """A recipe's own fields.
 
     named_by: the file and line that name it as their base, for messages. base: what stands there, empty for
     the recipe itself. seen: the files that were read before, the last of which names it.
     """
-    name = shown(str(path))
+    name = format_text(str(path))
     try:
         text = read_text(path, most=MAX_TEXT)
     except OSError as error:
@@ -171,7 +179,7 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
     relative = "; a base is relative to the file that names it"
     for path in (Path(base), folder / Path(base).name):  # meant relative to the current directory; without it
         if os.path.isfile(path) and not any(os.path.samefile(path, other) for other in seen):
-            return f"{relative}: did you mean {shown(os.path.relpath(path, folder))}?"
+            return f"{relative}: did you mean {format_text(os.path.relpath(path, folder))}?"
     wanted = folder / base
     names = [
         name
@@ -180,7 +188,7 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
     ]
     near = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.75)
     if near:
-        return f"; did you mean {shown(str(Path(base).parent / near[0]))}?"
+        return f"; did you mean {format_text(str(Path(base).parent / near[0]))}?"
     return "" if os.path.isdir(wanted.parent) else relative
 
 
@@ -202,7 +210,7 @@ def _parse_override(
     """`section.field=value` as a layer of its own."""
     name, equals, text = override.partition("=")
     keys = tuple(name.strip().split("."))
-    source = f"--set {shown(override)}"
+    source = f"--set {format_text(override)}"
     if not equals or not all(keys):
         raise RecipeError(f"{source}: an override has the form section.field=value")
     if len(keys) > MAX_DEPTH or len(name) > MAX_TEXT:
@@ -251,15 +259,15 @@ def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
         path = (*path, *cause.below)
-    place = layered.origin(path) or shown(str(recipe))
-    name = shown_path(path) or "recipe"
+    place = layered.origin(path) or format_text(str(recipe))
+    name = format_path(path) or "recipe"
     if detail["type"] == "extra_forbidden":
         return f"{place}: {name}: no such field; {_suggest(path, section)}"
     rule = allowed(info) if info else "a mapping of fields"
     if detail["type"] == "missing" and path == written:
         return f"{place}: {name}: missing; allowed: {rule}"
     if detail["type"] == "value_error":
-        return f"{place}: {name}: {shown(str(cause), 1000)}{_reading(path, layered)}"
+        return f"{place}: {name}: {format_text(str(cause), 1000)}{_reading(path, layered)}"
     found: Any = layered.values
     for key in path:
         found = found[key]
@@ -274,7 +282,7 @@ def _reading(path: FieldPath, layered: _Layered) -> str:
     value: Any = layered.values
     for key in path:
         value = value[key] if isinstance(value, dict) else None
-    return f" (YAML reads {shown(text)} as {_found(value)})"
+    return f" (YAML reads {format_text(text)} as {_found(value)})"
 
 
 def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:
@@ -301,7 +309,7 @@ def _suggest(path: FieldPath, section: type[BaseModel]) -> str:
     wrong = path[-1][:100]
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:
-        return f"did you mean {shown_path((*path[:-1], near[0]))}?"
+        return f"did you mean {format_path((*path[:-1], near[0]))}?"
     elsewhere = [known for known in _all_fields(Recipe, "") if known.split(".")[-1] == wrong]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
@@ -316,4 +324,4 @@ def _all_fields(section: type[BaseModel], prefix: str) -> Iterable[str]:
 
 
 def _found(value: Any) -> str:
-    return "nothing (null)" if value is None else shown(json.dumps(value, ensure_ascii=False))
+    return "nothing (null)" if value is None else format_text(json.dumps(value, ensure_ascii=False))

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from trainer.config.yaml import shown
+from trainer.config.yaml import format_text
 from trainer.errors import RecipeError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -29,8 +29,8 @@ def find_recipe(given: Path, beside: Path = Path("recipes")) -> Path:
     near = difflib.get_close_matches(str(given), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
     raise RecipeError(
-        f"there is no recipe named {given} in {shown(str(beside))} or {RECIPES}; {hint} (a recipe of another "
-        "folder is given as its path, ending in .yaml)"
+        f"there is no recipe named {given} in {format_text(str(beside))} or {RECIPES}; {hint} (a recipe of "
+        "another folder is given as its path, ending in .yaml)"
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 
 from pipelines.augment import rand_augment
 from pipelines.errors import DataError
-from trainer.config.data_section import Data
+from trainer.config.data_section import DataSection
 from trainer.config.section import Section
 from trainer.config.value_types import (
     MIN_RATE,
@@ -59,7 +59,7 @@ ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks":
 """What `engine: auto` is short for."""
 
 
-class Model(Section):
+class ModelSection(Section):
     """What turns a clip into logits."""
 
     preset: Literal["tiny", "b16", "l14", "l14_336"]
@@ -128,7 +128,7 @@ class Model(Section):
         return ("frames",) if verb and name == "frames" else ("overrides",)
 
 
-class Sampling(Section):
+class SamplingSection(Section):
     """Which clips make up a batch."""
 
     repeats: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -138,7 +138,7 @@ class Sampling(Section):
     """Draw a new order of the training clips every epoch."""
 
 
-class Augmentation(Section):
+class AugmentationSection(Section):
     """What is done to a training clip; one draw holds for all frames of a clip."""
 
     crop_scale: tuple[Annotated[float, Field(ge=1e-4)], Annotated[float, Field(ge=1e-4)]] = (0.08, 1.0)
@@ -195,7 +195,7 @@ class Augmentation(Section):
         return value
 
 
-class Optimisation(Section):
+class OptimisationSection(Section):
     """How the weights are changed: AdamW, linear warm-up, then a cosine, per step."""
 
     global_batch: Clips
@@ -267,7 +267,7 @@ class Optimisation(Section):
         return min(steps, self.total_steps(steps_per_epoch))
 
 
-class Engine(Section):
+class EngineSection(Section):
     """How the work is laid out on the devices: it changes speed and memory, and results by rounding only.
     `engine: auto` is short for `auto` in all fields that take it."""
 
@@ -316,7 +316,7 @@ class Engine(Section):
         return self
 
 
-class Evaluation(Section):
+class EvaluationSection(Section):
     """How accuracy is measured on the validation videos."""
 
     every_epochs: Epochs | None = None
@@ -350,7 +350,7 @@ class Evaluation(Section):
         return self.every_steps
 
 
-class Tracking(Section):
+class TrackingSection(Section):
     """What is told to MLflow."""
 
     enabled: bool = True
@@ -376,7 +376,7 @@ class Tracking(Section):
     to have the alias lead to it. null uploads no weights."""
 
 
-class Run(Section):
+class RunSection(Section):
     """What is left on disk and shown in the terminal."""
 
     dir: FilePath = Path("runs")
@@ -418,15 +418,15 @@ class Recipe(Section):
     seed: Seed = 0
     """Seed of every random number: order, frames, augmentation, initial weights, dropout."""
 
-    model: Model
-    data: Data
-    sampling: Sampling = Sampling()
-    augmentation: Augmentation = Augmentation()
-    optimisation: Optimisation
-    engine: Engine = Engine()
-    evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
-    run: Run = Run()
+    model: ModelSection
+    data: DataSection
+    sampling: SamplingSection = SamplingSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    optimisation: OptimisationSection
+    engine: EngineSection = EngineSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
+    run: RunSection = RunSection()
 
     @model_validator(mode="after")
     def _whole_repeats(self) -> Self:

@@ -97,7 +97,7 @@ class _Refused(Exception):
 
 
 @dataclass(frozen=True)
-class YamlText:
+class YamlDocument:
     """A YAML document as plain data, and the line (counted from 1) on which each field's key stands.
 
     written: the text of those plain values that YAML reads as something else, such as `yes` or `1e999`.
@@ -108,7 +108,7 @@ class YamlText:
     written: dict[FieldPath, str] = field(default_factory=dict)
 
 
-def parse_yaml(text: str, source: str) -> YamlText:
+def parse_yaml(text: str, source: str) -> YamlDocument:
     """Read one YAML document.
 
     Args:
@@ -128,7 +128,7 @@ def parse_yaml(text: str, source: str) -> YamlText:
         builder = _Builder(loader)
         value = None if node is None else builder.build(node, ())
     except _Refused as error:
-        name = f" {shown_path(error.where)}:" if error.where else ""
+        name = f" {format_path(error.where)}:" if error.where else ""
         raise RecipeError(f"{_place(source, error.line)}:{name} {error}") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -141,15 +141,15 @@ def parse_yaml(text: str, source: str) -> YamlText:
         mark = error.problem_mark or error.context_mark
         place = _place(source, mark.line + 1) if mark else source
         hint = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{place}: not valid YAML: {shown(str(error.problem))}{hint}") from error
+        raise RecipeError(f"{place}: not valid YAML: {format_text(str(error.problem))}{hint}") from error
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         # What PyYAML lets through: numbers of escapes and directives that Python cannot convert.
         place = source if loader is None else _place(source, loader.line + 1)
-        raise RecipeError(f"{place}: not valid YAML: {shown(str(error))}") from error
+        raise RecipeError(f"{place}: not valid YAML: {format_text(str(error))}") from error
     finally:
         if loader is not None:
             loader.dispose()
-    return YamlText(value, builder.lines, builder.written)
+    return YamlDocument(value, builder.lines, builder.written)
 
 
 def _place(source: str, line: int) -> str:
@@ -238,7 +238,7 @@ class _Builder:
         try:
             value = self._loader.construct_object(node)
         except (ValueError, LookupError, OverflowError, TypeError, AttributeError):
-            raise _Refused(line, f"{shown(text)} is no !!{kind}", path) from None
+            raise _Refused(line, f"{format_text(text)} is no !!{kind}", path) from None
         if kind == "int" and _NOT_AS_WRITTEN.match(text):
             base = "base 60" if ":" in text else "octal"
             reason = f"YAML reads {text} as {base}: {value}; write {value}, or '{text}' for text"
@@ -265,12 +265,12 @@ def _check_characters(text: str, line: int, path: FieldPath) -> None:
 def _wrong_tag(tag: str) -> str:
     name = "!!" + tag.removeprefix(_CORE) if tag.startswith(_CORE) else tag
     return (
-        f"the tag {shown(name)} is not allowed; a recipe holds text, numbers, true, false, null, lists and "
-        "mappings"
+        f"the tag {format_text(name)} is not allowed; a recipe holds text, numbers, true, false, null, "
+        "lists and mappings"
     )
 
 
-def shown(text: str, most: int = _MAX_SHOWN) -> str:
+def format_text(text: str, most: int = _MAX_SHOWN) -> str:
     """Text for a message: on one line, printable, not too long, without an address's password."""
     start = redacted(text[: most + 1100])  # a password may begin in what is shown, and end beyond
     cut = start if len(text) <= most else f"{start[:most]}... ({len(text):,} characters)"
@@ -280,9 +280,9 @@ def shown(text: str, most: int = _MAX_SHOWN) -> str:
     )
 
 
-def shown_path(path: FieldPath) -> str:
+def format_path(path: FieldPath) -> str:
     """A field's dotted name for a message."""
-    return shown(".".join(shown(key, 80) for key in path))
+    return format_text(".".join(format_text(key, 80) for key in path))
 
 
 def dump_yaml(value: dict[str, Any]) -> str:

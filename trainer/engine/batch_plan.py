@@ -8,8 +8,8 @@ from math import ceil
 from models import UniFormerV2Config
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
-from trainer.engine.memory_advice import Means, advice
-from trainer.engine.memory_estimate import GIB, Demand, Needs, Precision, Room
+from trainer.engine.memory_advice import Alternatives, advice
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel, Precision
 from trainer.errors import RunError
 
 ENOUGH_TOKENS = 8192
@@ -22,7 +22,7 @@ twice. Calculated, not measured.
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchPlan:
     """What the recipe's `engine` section comes to for so many ranks.
 
     zero_stage: what is partitioned over the ranks. micro_batch: clips per rank and forward pass.
@@ -39,9 +39,9 @@ class Layout:
     advice: tuple[str, ...] = ()
 
 
-def choose_layout(
-    recipe: Recipe, config: UniFormerV2Config, world_size: int, *, precision: Precision, room: Room
-) -> Layout:
+def choose_batch_plan(
+    recipe: Recipe, config: UniFormerV2Config, world_size: int, *, precision: Precision, room: AvailableMemory
+) -> BatchPlan:
     """The layout that the recipe asks for, with what it leaves to `auto` fitted to the memory.
 
     Preferred is the least recomputation, with that the lowest stage, with that the largest micro-batch; but
@@ -65,14 +65,14 @@ def choose_layout(
     share = batch // world_size
     every_size = [size * repeats for size in _divisors(share // repeats)]
     sizes = every_size if engine.micro_batch == "auto" else [given]
-    needs = Needs.of(recipe, config, ranks=world_size, precision=precision, kind=room.kind)
-    means = Means(
+    needs = MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=room.kind)
+    means = Alternatives(
         recipe, needs, room, _possible_stages(recipe, world_size, precision), every_size,
         range(config.depth + 1),
     )  # fmt: skip
     choice = _Choice(needs, room, stages, sizes, blocks, means)
     if "auto" not in (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks):
-        layout = Layout(stages[0], given, share // given, blocks[0], tuple(notes))
+        layout = BatchPlan(stages[0], given, share // given, blocks[0], tuple(notes))
         return replace(layout, advice=choice.advice(stages[0], given, blocks[0]))
     stage, size, recomputed = choice.best(recipe)
     if engine.micro_batch == "auto":
@@ -86,7 +86,7 @@ def choose_layout(
         notes.append(choice.why_recomputed(stage, size, recomputed))
     if engine.zero_stage == "auto":
         notes.append(choice.why_stage(stage, size, recomputed))
-    return Layout(stage, size, share // size, recomputed, tuple(notes))
+    return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 
 
 def _stages(recipe: Recipe, world_size: int, precision: Precision) -> tuple[Sequence[int], list[str]]:
@@ -120,12 +120,12 @@ class _Choice:
     means: what there would be without the recipe's own numbers.
     """
 
-    needs: Needs
-    room: Room
+    needs: MemoryModel
+    room: AvailableMemory
     stages: Sequence[int]
     sizes: Sequence[int]
     blocks: Sequence[int]
-    means: Means
+    means: Alternatives
 
     def best(self, recipe: Recipe) -> tuple[int, int, int]:
         """Stage, micro-batch, recomputed blocks. Raises RunError where nothing fits."""
@@ -182,13 +182,13 @@ class _Choice:
     def _fits(self, stage: int, size: int, blocks: int) -> bool:
         return self._demand(stage, size, blocks).total <= self.room.bytes
 
-    def _demand(self, stage: int, size: int, blocks: int) -> Demand:
-        return self.needs.demand(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks)
+    def _demand(self, stage: int, size: int, blocks: int) -> MemoryEstimate:
+        return self.needs.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks)
 
-    def _least(self, size: int) -> Demand:
+    def _least(self, size: int) -> MemoryEstimate:
         """The least that so many clips can be had with."""
         demands = [self._demand(stage, size, blocks) for stage, blocks in product(self.stages, self.blocks)]
-        return min(demands, key=lambda demand: demand.total)
+        return min(demands, key=lambda estimate: estimate.total)
 
     def _with_all_means(self) -> str:
         depth = self.needs.config.depth
@@ -217,8 +217,8 @@ class _Choice:
             f"ahead, {_gib(least.reserve)} in reserve). What helps: {'; or '.join(helps)}"
         )
 
-    def _of_room(self, demand: Demand) -> str:
-        return f"{_gib(demand.total)} of {_gib(self.room.bytes)} GiB"
+    def _of_room(self, estimate: MemoryEstimate) -> str:
+        return f"{_gib(estimate.total)} of {_gib(self.room.bytes)} GiB"
 
 
 def _divisors(number: int) -> list[int]:

@@ -20,15 +20,15 @@ from trainer.config.schema import Recipe
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.environment import Environment
 from trainer.distributed.rendezvous import keep_to_loopback, meet, meeting_place
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_private import keep_norms_on_device
-from trainer.engine.ema import Average
+from trainer.engine.ema import Ema
 from trainer.engine.memory_estimate import Precision
-from trainer.engine.optimizer import GuardedAdamW
+from trainer.engine.optimizer import SkippableAdamW
 from trainer.engine.parameter_groups import parameter_groups
-from trainer.engine.state_shards import Piece, held_pieces, refresh, set_update_count
+from trainer.engine.state_shards import StateShard, find_state_shards, set_update_count, sync_model_weights
 from trainer.errors import RunError, StartAgain
-from trainer.system.precision import logits_in
+from trainer.system.precision import compute_logits
 from trainer.system.timeouts import within
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
@@ -146,7 +146,7 @@ class Engine:
         model: nn.Module,
         recipe: Recipe,
         environment: Environment,
-        layout: Layout,
+        layout: BatchPlan,
     ) -> None:
         self.micro_batch = layout.micro_batch
         self.accumulation = layout.accumulation
@@ -170,7 +170,7 @@ class Engine:
             exact = {name: weight.detach().float().cpu() for name, weight in model.named_parameters()}
         optimisation = recipe.optimisation
         fused = recipe.engine.fused
-        optimiser = GuardedAdamW(
+        optimiser = SkippableAdamW(
             parameter_groups(model, optimisation.weight_decay, optimisation.layer_decay),
             lr=optimisation.learning_rate,
             betas=optimisation.betas,
@@ -193,15 +193,15 @@ class Engine:
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._clip_norm = optimisation.clip_norm
         self._decay = optimisation.ema_decay
-        self.average: Average | None = None
-        self.begin_average()
+        self.ema: Ema | None = None
+        self.start_ema()
 
     def _begin_with(self, weights: dict[str, Tensor]) -> None:
-        for piece in held_pieces(self.deepspeed, self.zero_stage):
+        for piece in find_state_shards(self.deepspeed, self.zero_stage):
             kind, _, name = piece.key.partition("/")
             if kind == "weight":
                 piece.values.copy_(weights[name].view(-1)[piece.start : piece.start + piece.count])
-        refresh(self.deepspeed, self.zero_stage)
+        sync_model_weights(self.deepspeed, self.zero_stage)
 
     def _config(self, recipe: Recipe) -> dict[str, Any]:
         return {
@@ -242,14 +242,14 @@ class Engine:
         if self._statistics:
             torch._foreach_copy_(self._statistics_before, self._statistics)
 
-    def look(self, clips: Tensor, keys: Tensor) -> Tensor:
+    def forward_outside_step(self, clips: Tensor, keys: Tensor) -> Tensor:
         """Logits as in training, but part of no step: DeepSpeed does not hear of a backward that follows.
 
         Only at stage 3, where it alone can put the weights together, it would: no backward may follow there.
         """
         if self.zero_stage == 3:
             return self._logits(clips, keys)
-        return logits_in(self.precision, self.model, clips, keys)
+        return compute_logits(self.precision, self.model, clips, keys)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch; `loss` is its mean, DeepSpeed divides by accumulation."""
@@ -259,7 +259,7 @@ class Engine:
         """To be called after each micro-batch; the last of an accumulation changes the weights.
 
         Where the gradient over all ranks is not finite, weights, moments and statistics of batch norms are
-        left as they were before the step. That is decided on the device, and `take_outcome` says it later:
+        left as they were before the step. That is decided on the device, and `finish_step` says it later:
         the only wait is for the outcome of the step before this one.
         """
         for group in self.deepspeed.optimizer.param_groups:
@@ -304,12 +304,12 @@ class Engine:
         if not self._changed:
             return
         self._updates += 1
-        if self.average is not None:
+        if self.ema is not None:
             if not self._at_work:  # else they are what they were after that step
                 self._keep_statistics()
-            self.average.update(self._updates)
+            self.ema.update(self._updates)
 
-    def take_outcome(self) -> bool | None:
+    def finish_step(self) -> bool | None:
         """Whether the last step changed the weights, the same on all ranks; None where that was asked before.
 
         Waits for the device to have done that step. To be asked after each step, before the next one ends.
@@ -337,23 +337,23 @@ class Engine:
         """
         return self._norm if self._keeps_no_norm else self.deepspeed.get_global_grad_norm()
 
-    def pieces(self) -> list[Piece]:
+    def state_shards(self) -> list[StateShard]:
         """What this rank holds of the training state. Writing into them is completed by `resume`.
 
         They are the state after the last step once its outcome is known, for which this waits.
         """
         self._settle()
-        return held_pieces(self.deepspeed, self.zero_stage) + (
-            [] if self.average is None else self.average.pieces
+        return find_state_shards(self.deepspeed, self.zero_stage) + (
+            [] if self.ema is None else self.ema.shards
         )
 
     def resume(self, updates: int) -> None:
         """Go on from what was written into the pieces, after so many updates. Collective."""
         self._updates = updates
         set_update_count(self.deepspeed, updates)
-        refresh(self.deepspeed, self.zero_stage)
+        sync_model_weights(self.deepspeed, self.zero_stage)
 
-    def begin_average(self) -> None:
+    def start_ema(self) -> None:
         """Let the average of the weights, if there is to be one, begin as they are now."""
         if self._decay is not None:
             names = (name for name, _ in self.model.named_buffers())
@@ -361,21 +361,21 @@ class Engine:
                 f"buffer/{name}": before.view(-1)
                 for name, before in zip(names, self._statistics_before, strict=True)
             }
-            self.average = Average(held_pieces(self.deepspeed, self.zero_stage), self._decay, kept)
+            self.ema = Ema(find_state_shards(self.deepspeed, self.zero_stage), self._decay, kept)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Inside, the model's weights are their average, where one is kept. Collective."""
         self._settle()
-        if self.average is None:
+        if self.ema is None:
             yield
             return
-        with self.average.in_place():
-            refresh(self.deepspeed, self.zero_stage)
+        with self.ema.in_place():
+            sync_model_weights(self.deepspeed, self.zero_stage)
             yield
-        refresh(self.deepspeed, self.zero_stage)
+        sync_model_weights(self.deepspeed, self.zero_stage)
 
-    def weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         """All weights in float32, the optimiser's master copy where there is one, and the statistics of batch
         norms, as they were after the last step, on the CPU.
 
@@ -410,7 +410,7 @@ class Engine:
         return parameter
 
     @contextmanager
-    def without_trace(self) -> Iterator[None]:
+    def preserved_state(self) -> Iterator[None]:
         """What happens inside leaves weights, optimiser, counters, statistics and random states as they were.
 
         The one condition: the gradients of any step inside are zero and its learning rate is 0, so that
@@ -421,14 +421,14 @@ class Engine:
         counters = {name: getattr(self.deepspeed, name) for name in _COUNTERS}
         with torch.random.fork_rng(devices=devices):
             yield
-        self.take_outcome()
+        self.finish_step()
         for buffer, saved in buffers:
             buffer.copy_(saved)
         for name, value in counters.items():
             setattr(self.deepspeed, name, value)
         self._updates = 0
         set_update_count(self.deepspeed, 0)
-        self.begin_average()  # it took in statistics of the batches inside
+        self.start_ema()  # it took in statistics of the batches inside
 
 
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")

@@ -11,7 +11,7 @@ from torch import Tensor
 def keep_norms_on_device() -> None:
     """Replace what DeepSpeed 0.19 looks up in its own modules, for all of its optimisers in this process.
 
-    It reads the norm to skip a step whose gradient is not finite. `GuardedAdamW` skips that itself.
+    It reads the norm to skip a step whose gradient is not finite. `SkippableAdamW` skips that itself.
     """
     from deepspeed.runtime import bf16_optimizer, utils
     from deepspeed.runtime.zero import stage3, stage_1_and_2

@@ -8,12 +8,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from trainer.engine.state_shards import Piece
+from trainer.engine.state_shards import StateShard
 
 AVERAGED = ("weight/", "buffer/")
 
 
-class Average:
+class Ema:
     """average = d * average + (1 - d) * weights after each step, with d = min(decay, (1 + n) / (10 + n))
     after n steps: a long average of few steps would be mostly the initial weights.
 
@@ -21,7 +21,7 @@ class Average:
     """
 
     def __init__(
-        self, pieces: list[Piece], decay: float, after_step: Mapping[str, Tensor] = MappingProxyType({})
+        self, pieces: list[StateShard], decay: float, after_step: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
         """pieces: what this rank holds of the training state; the average begins as what they hold now.
 
@@ -32,11 +32,11 @@ class Average:
         self._decay = decay
         self._live = [piece.values for piece in averaged]
         self._after_step = [after_step.get(piece.key, piece.values) for piece in averaged]
-        self.pieces = [
+        self.shards = [
             replace(piece, key=f"average/{piece.key}", values=piece.values.float().clone())
             for piece in averaged
         ]
-        self._values = [piece.values for piece in self.pieces]
+        self._values = [piece.values for piece in self.shards]
 
     def update(self, steps: int) -> None:
         """Take in the weights after so many steps."""
@@ -54,5 +54,5 @@ class Average:
             torch._foreach_copy_(self._live, kept)
 
 
-def _is_averaged(piece: Piece) -> bool:
+def _is_averaged(piece: StateShard) -> bool:
     return piece.key.startswith(AVERAGED) and piece.values.is_floating_point()

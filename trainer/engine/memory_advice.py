@@ -5,24 +5,24 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from trainer.config.schema import Recipe
-from trainer.engine.memory_estimate import GIB, Needs, Room
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel
 
 
 @dataclass(frozen=True)
-class Means:
+class Alternatives:
     """What may be changed. stages, sizes, blocks: all ZeRO stages, micro-batches and numbers of recomputed
     blocks that are possible, ascending.
     """
 
     recipe: Recipe
-    needs: Needs
-    room: Room
+    needs: MemoryModel
+    room: AvailableMemory
     stages: Sequence[int]
     sizes: Sequence[int]
     blocks: Sequence[int]
 
 
-def advice(means: Means, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
+def advice(means: Alternatives, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
     """Changes of the recipe, each of which alone makes a layout fit, with what it then needs; where none
     does, what all of them together come to.
     """
@@ -49,13 +49,13 @@ def advice(means: Means, stage: int, size: int, recomputed: int) -> tuple[str, .
     )
 
 
-def _single(means: Means, stage: int, size: int, recomputed: int) -> Iterator[str]:
+def _single(means: Alternatives, stage: int, size: int, recomputed: int) -> Iterator[str]:
     needs, room = means.needs, means.room.bytes
 
     layout = {"zero_stage": stage, "micro_batch": size, "recomputed_blocks": recomputed}
 
-    def demand(name: str, value: int, of: Needs = needs) -> int:
-        return of.demand(**{**layout, name: value}).total
+    def estimate(name: str, value: int, of: MemoryModel = needs) -> int:
+        return of.estimate(**{**layout, name: value}).total
 
     choices = {
         "micro_batch": [other for other in reversed(means.sizes) if other < size],
@@ -63,17 +63,17 @@ def _single(means: Means, stage: int, size: int, recomputed: int) -> Iterator[st
         "zero_stage": [other for other in means.stages if other > stage],
     }
     for name, values in choices.items():
-        found = next((value for value in values if demand(name, value) <= room), None)
+        found = next((value for value in values if estimate(name, value) <= room), None)
         if found is not None:
-            yield f"engine.{name}: {found} ({_gib(demand(name, found))})"
+            yield f"engine.{name}: {found} ({_gib(estimate(name, found))})"
     batch = means.recipe.evaluation.batch // 2
-    while batch and demand("zero_stage", stage, _with_batch(means, batch)) > room:
+    while batch and estimate("zero_stage", stage, _with_batch(means, batch)) > room:
         batch //= 2
     if batch:
-        fewer = demand("zero_stage", stage, _with_batch(means, batch))
+        fewer = estimate("zero_stage", stage, _with_batch(means, batch))
         yield f"evaluation.batch: {batch} ({_gib(fewer)})"
     if needs.precision == "fp32" and means.room.kind == "cuda":
-        half = demand("zero_stage", max(stage, 1), replace(needs, precision="bf16"))
+        half = estimate("zero_stage", max(stage, 1), replace(needs, precision="bf16"))
         if half <= room:
             yield f"engine.precision: bf16 ({_gib(half)})"
     least = _least(means, needs)
@@ -81,16 +81,16 @@ def _single(means: Means, stage: int, size: int, recomputed: int) -> Iterator[st
         yield f"engine: auto, which chooses all three ({_gib(least)} at the least)"
 
 
-def _with_batch(means: Means, batch: int) -> Needs:
+def _with_batch(means: Alternatives, batch: int) -> MemoryModel:
     evaluation = means.recipe.evaluation
     return replace(means.needs, views=batch * evaluation.clips * evaluation.crops)
 
 
-def _least(means: Means, needs: Needs) -> int:
+def _least(means: Alternatives, needs: MemoryModel) -> int:
     """Bytes of the layout that needs least; more blocks never need more, nor do fewer clips."""
     layouts = product(means.stages, means.sizes[:1], means.blocks[-1:])
     return min(
-        needs.demand(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
+        needs.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
         for stage, size, blocks in layouts
     )
 

@@ -32,12 +32,14 @@ RESERVE = {"cuda": 3 * GIB, "cpu": 2 * GIB}
 hundred idle video decoders that it keeps, on a CPU for the processes that read and decode. Assumed, not
 measured."""
 FRAGMENTATION = 0.06  # of what is needed, lost by the allocator between the tensors
-SUSPECTS = 2  # micro-batches of clips that are kept for an inquiry: what came of a step is known in the next
+SUSPECT_BATCHES = (
+    2  # micro-batches of clips that are kept for an inquiry: what came of a step is known in the next
+)
 UNLIMITED = 2**60  # a control group of version 1 without a limit names a number above this
 
 
 @dataclass(frozen=True)
-class Room:
+class AvailableMemory:
     """What every rank has at least.
 
     kind: of device, "cuda" or "cpu". bytes: free on the GPU, or this rank's share of the machine's memory.
@@ -48,7 +50,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Demand:
+class MemoryEstimate:
     """Bytes of one rank at its fullest, by what takes them.
 
     weights: whole or this rank's part. gradients: accumulated. optimiser: moments, and the master weights.
@@ -76,8 +78,8 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a rank of this training needs, for any layout: `demand`.
+class MemoryModel:
+    """What a rank of this training needs, for any layout: `estimate`.
 
     Read off DeepSpeed 0.19.8, and within 5% of what its CPU tensors take at their fullest in models of
     3 to 7 million weights, in fp32 and under autocast: all stages with one rank, and 0 to 2 with two, where
@@ -101,7 +103,7 @@ class Needs:
     @classmethod
     def of(
         cls, recipe: Recipe, config: UniFormerV2Config, *, ranks: int, precision: Precision, kind: str
-    ) -> "Needs":
+    ) -> "MemoryModel":
         fused, prefetch, evaluation = recipe.engine.fused, recipe.data.prefetch, recipe.evaluation
         return cls(
             config=config,
@@ -124,7 +126,7 @@ class Needs:
         """All weights."""
         return parameter_count(self.config)
 
-    def demand(self, *, zero_stage: int, micro_batch: int, recomputed_blocks: int) -> Demand:
+    def estimate(self, *, zero_stage: int, micro_batch: int, recomputed_blocks: int) -> MemoryEstimate:
         """What a rank needs with this ZeRO stage, so many clips a forward pass, so many blocks recomputed."""
         bf16, trained = self.precision == "bf16", self.trained
         parts = self.ranks if zero_stage >= 1 else 1
@@ -135,7 +137,7 @@ class Needs:
         whole = trained * (6 if bf16 else 4)
         gradients = 4 * trained // self.ranks if zero_stage >= 2 else whole
         clips = self._made_ahead(micro_batch) + self._made_ahead(self.views)
-        clips += SUSPECTS * self._batch_bytes(micro_batch)
+        clips += SUSPECT_BATCHES * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
         lasting = buffers if zero_stage == 3 else 0  # the other stages give them back after each backward
         # The gradients flattened, to be added up or updated with; several kernels take two more such copies.
@@ -150,7 +152,7 @@ class Needs:
         )
         counted = weights + gradients + optimiser + average + clips + working
         reserve = RESERVE[self.kind] + int(FRAGMENTATION * counted)
-        return Demand(weights, gradients, optimiser, average, clips, working, reserve)
+        return MemoryEstimate(weights, gradients, optimiser, average, clips, working, reserve)
 
     def _buffers(self, zero_stage: int) -> int:
         """Bytes that DeepSpeed's communication takes during a backward."""
@@ -205,7 +207,7 @@ class Needs:
         return max(2 * batch, min(MOST_AHEAD * batch, AHEAD)) + used
 
 
-def room_of_all(environment: Environment) -> Room:
+def find_available_memory(environment: Environment) -> AvailableMemory:
     """What every rank has at least, the same on all ranks. Collective, after `connect`.
 
     Raises RunError where it cannot be found out.
@@ -213,7 +215,7 @@ def room_of_all(environment: Environment) -> Room:
     device = environment.device
     least = torch.tensor(free_bytes(device, environment.local_world_size), device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    return Room(device.type, int(least))
+    return AvailableMemory(device.type, int(least))
 
 
 def free_bytes(device: torch.device, local_world_size: int, root: Path = Path("/")) -> int:

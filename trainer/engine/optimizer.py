@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class GuardedAdamW(torch.optim.AdamW):
+class SkippableAdamW(torch.optim.AdamW):
     """is_finite: asked at each step whether the gradient is; a bool tensor without dimensions, on the device
     of the weights, the same on all ranks.
 

@@ -17,7 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Piece:
+class StateShard:
     """A part of one tensor of the training state.
 
     key: `weight/`, `exp_avg/`, `exp_avg_sq/`, `average/` or `buffer/`, and the name in the model. start: the
@@ -36,17 +36,17 @@ class Piece:
         return self.values.numel()
 
 
-def held_pieces(deepspeed: Any, stage: int) -> list[Piece]:
+def find_state_shards(deepspeed: Any, stage: int) -> list[StateShard]:
     """All pieces of weights, moments and buffers that this rank holds; moments not there yet are made, of
     zeros.
     """
     found = list(_parameter_pieces(deepspeed, stage))
     for name, buffer in deepspeed.module.named_buffers():
-        found.append(Piece(f"buffer/{name}", 0, buffer.detach().view(-1), tuple(buffer.shape), True))
+        found.append(StateShard(f"buffer/{name}", 0, buffer.detach().view(-1), tuple(buffer.shape), True))
     return found
 
 
-def shares(pieces: list[Piece], rank: int, world_size: int) -> list[Piece]:
+def owned_shards(pieces: list[StateShard], rank: int, world_size: int) -> list[StateShard]:
     """What each rank answers for: its own pieces, and its part of those that all hold."""
     own = [piece for piece in pieces if not piece.replicated]
     total = sum(piece.count for piece in pieces if piece.replicated)
@@ -69,7 +69,7 @@ def set_update_count(deepspeed: Any, count: int) -> None:
         state["step"].fill_(count)
 
 
-def refresh(deepspeed: Any, stage: int) -> None:
+def sync_model_weights(deepspeed: Any, stage: int) -> None:
     """Make the model's weights those that were written into the pieces. Collective."""
     optimiser = deepspeed.optimizer
     if stage == 3:
@@ -81,7 +81,7 @@ def refresh(deepspeed: Any, stage: int) -> None:
         optimiser.update_lp_params()
 
 
-def _parameter_pieces(deepspeed: Any, stage: int) -> Iterator[Piece]:
+def _parameter_pieces(deepspeed: Any, stage: int) -> Iterator[StateShard]:
     optimiser = deepspeed.optimizer
     for name, parameter in deepspeed.module.named_parameters():
         if stage == 3:
@@ -95,7 +95,7 @@ def _parameter_pieces(deepspeed: Any, stage: int) -> Iterator[Piece]:
             replicated = True
         for kind, values in tensors.items():
             if values.numel():
-                yield Piece(f"{kind}/{name}", start, values.detach(), shape, replicated)
+                yield StateShard(f"{kind}/{name}", start, values.detach(), shape, replicated)
 
 
 def _whole(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.setup.bad_video_limit import too_many
-from trainer.system.device import settle, take
-from trainer.system.precision import logits_in
+from trainer.system.device import set_device, set_numerics
+from trainer.system.precision import compute_logits
 
 T = TypeVar("T")
 
@@ -59,8 +59,8 @@ def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_jso
     rank stays in the process group, and its process has to end by `trainer.system.process_exit`.
     """
     environment = find_environment(device)
-    take(environment.device)
-    settle(deterministic=False)
+    set_device(environment.device)
+    set_numerics(deterministic=False)
     torch.set_num_threads(cores_per_rank(environment))
     join(environment)
     try:
@@ -154,7 +154,7 @@ class Evaluator:
         rows = None if subject.rows is None else torch.tensor(subject.rows, device=device)
 
         def forward(clips: Tensor) -> Tensor:
-            logits = logits_in(subject.precision, model, clips)
+            logits = compute_logits(subject.precision, model, clips)
             return logits if rows is None else logits[:, rows]
 
         return forward

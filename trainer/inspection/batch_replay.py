@@ -92,7 +92,7 @@ def replay_step(
     recipe = _recipe(folder, manifests)
     _check_step(folder, recipe, step)
     recorded = find_step(folder.events, step, searching) if folder.events.exists() else None
-    train = Dataset([Manifest.open(part.manifest) for part in recipe.data.train_parts])
+    train = Dataset([Manifest.open(part.manifest) for part in recipe.data.train_manifests])
     notes = _check_manifests(folder, recipe, train, recorded)
     plan = train_plan(recipe, train)
     flip, _ = settle_flip(recipe, train.class_names)
@@ -121,7 +121,7 @@ def _recipe(folder: RunFolder, manifests: Sequence[Path]) -> Recipe:
     recipe = load_recipe(folder.recipe)
     if not manifests:
         return recipe
-    parts = recipe.data.train_parts
+    parts = recipe.data.train_manifests
     if len(manifests) != len(parts):
         raise RunError(f"the run trained on {len(parts)} manifests, and --train names {len(manifests)}")
     moved = [part.model_copy(update={"manifest": path}) for part, path in zip(parts, manifests, strict=True)]
@@ -143,7 +143,7 @@ def _check_manifests(
 ) -> tuple[str, ...]:
     """Raises RunError, naming the manifest, where one is not the one that the run had."""
     now = [manifest.fingerprint for manifest in train.manifests]
-    paths = [part.manifest for part in recipe.data.train_parts]
+    paths = [part.manifest for part in recipe.data.train_manifests]
     mend = "its clips would be others. Name the run's own manifest with --train"
     if recorded is not None and recorded.manifests is not None:
         if len(recorded.manifests) != len(now):

@@ -19,8 +19,8 @@ from pipelines.loader import ClipBatch
 from trainer.checkpoint.retention import MARGIN
 from trainer.checkpoint.weights import save_weights
 from trainer.engine.deepspeed_engine import Engine
-from trainer.engine.memory_estimate import SUSPECTS
-from trainer.engine.state_shards import shares
+from trainer.engine.memory_estimate import SUSPECT_BATCHES
+from trainer.engine.state_shards import owned_shards
 from trainer.errors import RunError
 from trainer.resilience.nan_replay import WEIGHTS, keep
 from trainer.resilience.nan_tracer import trace
@@ -84,7 +84,7 @@ class Inquiry:
         What is held is the first one whose loss was not finite, else the last: one, however many a step has.
         """
         if number == 0:
-            if len(self._suspects) == SUSPECTS:
+            if len(self._suspects) == SUSPECT_BATCHES:
                 self._suspects.popleft()  # before its successor takes memory
             self._suspects.append(_Suspect(step, batch, loss))
         else:
@@ -124,7 +124,7 @@ class Inquiry:
         return Finding(f"{words} (rank {ranks}, samples {listed}{lost})", file)
 
     def _loss(self, batch: ClipBatch) -> Tensor:
-        logits = self._engine.look(batch.clips, batch.keys)
+        logits = self._engine.forward_outside_step(batch.clips, batch.keys)
         losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none") * batch.valid
         # Stage 3 has the weights only while their module runs: its backward is not looked into.
         return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
@@ -139,7 +139,7 @@ class Inquiry:
         if self._kept == KEPT:
             return None, ""
         folder, rank = self._folder / f"step-{step + 1:07d}", dist.get_rank()
-        weights = self._engine.weights()
+        weights = self._engine.gather_weights()
         about = {
             "step": step + 1,
             "rank": rank,
@@ -170,7 +170,7 @@ class Inquiry:
 
     def _lacks_room(self, weights: dict[str, Tensor], batch: ClipBatch, culprits: int) -> str | None:
         """Why the disk has no room for the evidence and, beside it, the next checkpoint. Collective."""
-        pieces = shares(self._engine.pieces(), dist.get_rank(), dist.get_world_size())
+        pieces = owned_shards(self._engine.state_shards(), dist.get_rank(), dist.get_world_size())
         checkpoint = torch.tensor(sum(piece.values.nbytes for piece in pieces), device=self._engine.device)
         dist.all_reduce(checkpoint)
         evidence = sum(tensor.nbytes for tensor in weights.values()) + 4 * culprits * batch.clips.numel()

@@ -16,7 +16,7 @@ def check_embedded(recipe: Recipe) -> Path | None:
     cannot be written.
     """
     embedded = recipe.data.embedded
-    train = recipe.data.train_parts[0].manifest  # the only one: the schema allows no other beside it
+    train = recipe.data.train_manifests[0].manifest  # the only one: the schema allows no other beside it
     if embedded is None or (train.exists() and recipe.data.val.exists()):
         return None
     root = train.parent

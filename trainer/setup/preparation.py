@@ -21,9 +21,9 @@ from pipelines.sampling.sampler import Part, TrainPlan
 from trainer.checkpoint.metadata import WEIGHTS
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.batch_plan import Layout, choose_layout
+from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
 from trainer.engine.deepspeed_engine import choose_precision
-from trainer.engine.memory_estimate import Room
+from trainer.engine.memory_estimate import AvailableMemory
 from trainer.errors import RecipeError, RunError
 from trainer.inference.preprocessing import Preprocessing
 
@@ -48,7 +48,7 @@ class Preparation:
     val: Dataset
     config: UniFormerV2Config
     plan: TrainPlan
-    layout: Layout
+    layout: BatchPlan
     train_clip: TrainClip
     view_clip: ViewClip
     notes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Preparation:
 def named_manifests(recipe: Recipe) -> list[tuple[str, Path]]:
     """The manifests of a recipe by the fields that name them, those of training first."""
     return [
-        *(("data.train", part.manifest) for part in recipe.data.train_parts),
+        *(("data.train", part.manifest) for part in recipe.data.train_manifests),
         ("data.val", recipe.data.val),
     ]
 
@@ -67,7 +67,9 @@ def manifests(recipe: Recipe) -> list[Path]:
     return [path for _, path in named_manifests(recipe)]
 
 
-def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None = None) -> Preparation:
+def prepare(
+    recipe: Recipe, world_size: int, room: AvailableMemory, node_copy: Path | None = None
+) -> Preparation:
     """Open the manifests and check that data, model, batch and memory fit together.
 
     room: what every rank has at least, the same on all of them. node_copy: folder with copies of the
@@ -85,7 +87,7 @@ def prepare(recipe: Recipe, world_size: int, room: Room, node_copy: Path | None 
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    layout = choose_layout(recipe, config, world_size, precision=precision, room=room)
+    layout = choose_batch_plan(recipe, config, world_size, precision=precision, room=room)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     flip, notes = settle_flip(recipe, train.class_names)
     return Preparation(
@@ -122,18 +124,18 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
 def train_plan(recipe: Recipe, train: Dataset) -> TrainPlan:
     """Which sample stands where in which global batch."""
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
-    parts = train_parts(train.manifests, _ratios(recipe))
+    parts = train_manifests(train.manifests, _ratios(recipe))
     return TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
 
 
-def too_large(layout: Layout) -> tuple[str, ...]:
+def too_large(layout: BatchPlan) -> tuple[str, ...]:
     """A note where the layout does not fit into the memory, by the estimate."""
     if not layout.advice:
         return ()
     return (f"by the estimate this does not fit into the memory. What helps: {'; or '.join(layout.advice)}",)
 
 
-def train_parts(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:
+def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:
     """What the training stream is mixed from; nothing where it is one permutation of all videos an epoch.
 
     Without ratios, manifests with weights have theirs by their number of videos: each is gone through in the
@@ -256,7 +258,7 @@ def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
 
 def _ratios(recipe: Recipe) -> list[float] | None:
     """The training manifests' ratios; None where there are none."""
-    ratios = [part.ratio for part in recipe.data.train_parts if part.ratio is not None]
+    ratios = [part.ratio for part in recipe.data.train_manifests if part.ratio is not None]
     return ratios or None
 
 

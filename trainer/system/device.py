@@ -7,7 +7,7 @@ import torch
 from trainer.errors import RunError
 
 
-def take(device: torch.device) -> None:
+def set_device(device: torch.device) -> None:
     """Make this GPU the process's own; nothing for a CPU. Raises RunError where it cannot be used."""
     if device.type == "cpu":
         return
@@ -20,7 +20,7 @@ def take(device: torch.device) -> None:
         ) from error
 
 
-def settle(*, deterministic: bool) -> None:
+def set_numerics(*, deterministic: bool) -> None:
     """Let products in fp32 be those of fp32, and on demand every result on a GPU the same bits each time.
 
     To be called before the first product: cuBLAS reads its workspace once.

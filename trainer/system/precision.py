@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from trainer.engine.memory_estimate import Precision
 
 
-def logits_in(
+def compute_logits(
     precision: Precision, model: nn.Module, clips: Tensor, keys: Tensor | None = None
 ) -> Tensor:  # B 3 T H W, B -> B K
     """Logits in float32.

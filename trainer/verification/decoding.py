@@ -22,25 +22,25 @@ from pipelines.sampling.sampler import TrainPlan
 from trainer.engine.memory_estimate import GIB
 from trainer.verification.sample_videos import (
     BT709,
-    Coding,
+    VideoEncoding,
     make_manifest,
     make_videos,
     numbered,
     read_number,
 )
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 B_FRAMES = "bframes=3:b-adapt=0"
 CLOSED = "log-level=error:pools=none:frame-threads=1:open-gop=0"
 COMPARED = (
-    Coding(352, 256, 12, 120),
-    Coding(340, 256, 12, 120),
-    Coding(340, 256, 250, 300, parameters=B_FRAMES),
-    Coding(640, 360, 60, 120),
-    Coding(1920, 1080, 30, 60),
-    Coding(352, 256, 12, 120, encoder="libx265", parameters=CLOSED),
-    Coding(340, 256, 12, 120, matrix=BT709),
-    Coding(340, 256, 12, 120, full_range=True),
+    VideoEncoding(352, 256, 12, 120),
+    VideoEncoding(340, 256, 12, 120),
+    VideoEncoding(340, 256, 250, 300, parameters=B_FRAMES),
+    VideoEncoding(640, 360, 60, 120),
+    VideoEncoding(1920, 1080, 30, 60),
+    VideoEncoding(352, 256, 12, 120, encoder="libx265", parameters=CLOSED),
+    VideoEncoding(340, 256, 12, 120, matrix=BT709),
+    VideoEncoding(340, 256, 12, 120, full_range=True),
 )
 MOST_APART = 4.0
 """Levels of 255, mean over a frame: chroma is upsampled otherwise, the rest is the same."""
@@ -54,7 +54,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 POLICY = "rand-m7-n4-mstd0.5-inc1"
 
 
-def compare_frames(task: Task) -> None:
+def compare_frames(task: VerificationTask) -> None:
     """Frame numbers and colours of NVDEC beside PyAV's, for each of `COMPARED`."""
     videos = [task.shared / "videos" / f"compared-{number}" / "000.mp4" for number in range(len(COMPARED))]
     make_videos(list(zip(videos, COMPARED, strict=True)))
@@ -112,12 +112,12 @@ def row_of(video: Path) -> Row:
     )  # fmt: skip
 
 
-def measure_rates(task: Task) -> None:
+def measure_rates(task: VerificationTask) -> None:
     """Clips per second of 8 frames: NVDEC alone, then whole loaders."""
-    small = Coding(340, 256, 250, 300 if task.gpu else 60)
-    fitting = Coding(352, 256, 250, 300 if task.gpu else 60)
-    keyframes = Coding(340, 256, 12, 300 if task.gpu else 60)
-    large = Coding(1920, 1080, 30, 120 if task.gpu else 20)
+    small = VideoEncoding(340, 256, 250, 300 if task.gpu else 60)
+    fitting = VideoEncoding(352, 256, 250, 300 if task.gpu else 60)
+    keyframes = VideoEncoding(340, 256, 12, 300 if task.gpu else 60)
+    large = VideoEncoding(1920, 1080, 30, 120 if task.gpu else 20)
     counts = {small: 48, fitting: 48, keyframes: 48, large: 16} if task.gpu else {small: 4}
     folders = {coding: task.shared / "videos" / f"rates-{number}" for number, coding in enumerate(counts)}
     videos = {coding: numbered(folders[coding], count) for coding, count in counts.items()}
@@ -137,7 +137,7 @@ def measure_rates(task: Task) -> None:
             measure_loader(task, coding, manifest, decoder, policy)
 
 
-def measure_graph(task: Task, coding: Coding, videos: list[Path], threads: int) -> None:
+def measure_graph(task: VerificationTask, coding: VideoEncoding, videos: list[Path], threads: int) -> None:
     """NVDEC's rate on clips of 8 frames spread over 64, and what it takes of the GPU's memory."""
     rng = np.random.default_rng(0)
     spread = min(64, coding.frames - 8)
@@ -170,7 +170,9 @@ def measure_graph(task: Task, coding: Coding, videos: list[Path], threads: int) 
     )
 
 
-def measure_loader(task: Task, coding: Coding, manifest: Path, decoder: str, policy: str | None) -> None:
+def measure_loader(
+    task: VerificationTask, coding: VideoEncoding, manifest: Path, decoder: str, policy: str | None
+) -> None:
     """The rate of a training loader, with what it takes of the GPU's memory."""
     size = 224 if task.gpu else 64
     batch = BATCH if task.gpu else 4
@@ -217,7 +219,7 @@ def measure_loader(task: Task, coding: Coding, manifest: Path, decoder: str, pol
 class _LeastFree(threading.Thread):
     """Looks at the GPU's free memory every 50 ms."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: VerificationTask) -> None:
         super().__init__(daemon=True)
         self._device, self._over = task.device, threading.Event()
         self.least = torch.cuda.mem_get_info(task.device)[0]

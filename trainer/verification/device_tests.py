@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pipelines.worker_pool import usable_cores
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 ROOT = Path(__file__).parents[2]
 OUTCOME = re.compile(
@@ -14,7 +14,7 @@ OUTCOME = re.compile(
 )
 
 
-def run_tests(task: Task) -> None:
+def run_tests(task: VerificationTask) -> None:
     """Run pytest over the tests marked `on_device`; each that fails is a finding, as soon as it is done.
 
     The names of all tests that were done are in `tests.txt`. A wheel has no tests: there the step says so.

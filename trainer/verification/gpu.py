@@ -17,10 +17,10 @@ from pipelines.worker_pool import usable_cores
 from trainer.distributed.environment import describe
 from trainer.engine.memory_estimate import GIB
 from trainer.monitoring.throughput import peak_flops
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 
-def examine(task: Task) -> None:
+def inspect_gpu(task: VerificationTask) -> None:
     """Facts, ceilings, and a trial of the decoder."""
     report, device = task.report, task.device
     about = describe()

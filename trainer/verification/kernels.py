@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from models.depthwise import DepthwiseConv3d
 from trainer.verification.gpu import seconds_of
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 
-def measure(task: Task) -> None:
+def measure(task: VerificationTask) -> None:
     """Depthwise convolutions, widths of the local MHRA, attention and batch norm at the sizes of L/14."""
     device = task.device
     kind = torch.bfloat16 if task.gpu else torch.float32

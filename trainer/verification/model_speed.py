@@ -14,11 +14,11 @@ from models.cost import train_step_flops
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import find_environment
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine, connect
-from trainer.engine.memory_estimate import GIB, Needs
+from trainer.engine.memory_estimate import GIB, MemoryModel
 from trainer.monitoring.throughput import peak_flops
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 RECIPE = Path(__file__).parents[2] / "recipes/quickstart.yaml"
 CLASSES = 400
@@ -70,19 +70,19 @@ COMPILED_ON_GPU = (
 PROFILED = Case("l14_336", 16, 4)
 
 
-def measure(task: Task) -> None:
+def measure(task: VerificationTask) -> None:
     """Step time, MFU and memory of each case."""
     for case in ON_GPU if task.gpu else ON_CPU:
         attempt(task, case)
 
 
-def measure_compiled(task: Task) -> None:
+def measure_compiled(task: VerificationTask) -> None:
     """The same, eager and compiled, with and without recomputation."""
     for case in COMPILED_ON_GPU if task.gpu else ON_CPU[:1]:
         attempt(task, case)
 
 
-def attempt(task: Task, case: Case) -> None:
+def attempt(task: VerificationTask, case: Case) -> None:
     """Measure one case; what goes wrong is a finding, and the next case is begun."""
     try:
         measure_case(task, case)
@@ -95,7 +95,7 @@ def attempt(task: Task, case: Case) -> None:
         torch.cuda.empty_cache()
 
 
-def measure_case(task: Task, case: Case) -> None:
+def measure_case(task: VerificationTask, case: Case) -> None:
     """Time and memory of one case's steps."""
     before = torch.cuda.memory_allocated(task.device) if task.gpu else 0  # of what cases before have left
     trained = Trained(task, case)
@@ -137,7 +137,7 @@ def measure_case(task: Task, case: Case) -> None:
 class Trained:
     """An engine as a run has it, and one batch of random clips to train on."""
 
-    def __init__(self, task: Task, case: Case) -> None:
+    def __init__(self, task: VerificationTask, case: Case) -> None:
         kind = task.device.type
         precision = "bf16" if task.gpu else "fp32"
         self.recipe: Recipe = load_recipe(
@@ -160,15 +160,17 @@ class Trained:
         with task.device:
             network = UniFormerV2(self.config)
         stage = case.zero_stage if task.gpu else 0
-        self.engine = Engine(network, self.recipe, environment, Layout(stage, case.batch, 1, case.recomputed))
+        self.engine = Engine(
+            network, self.recipe, environment, BatchPlan(stage, case.batch, 1, case.recomputed)
+        )
         self.engine.train()
         side = self.config.resolution
         self._clips = torch.randn(case.batch, 3, case.frames, side, side, device=task.device)
         self._labels = torch.arange(case.batch, device=task.device) % CLASSES
         self._keys = torch.arange(case.batch, device=task.device)
         self._losses: list[torch.Tensor] = []
-        needs = Needs.of(self.recipe, self.config, ranks=1, precision=precision, kind=kind)  # type: ignore[arg-type]
-        self._demand = needs.demand(
+        needs = MemoryModel.of(self.recipe, self.config, ranks=1, precision=precision, kind=kind)  # type: ignore[arg-type]
+        self._demand = needs.estimate(
             zero_stage=stage, micro_batch=case.batch, recomputed_blocks=case.recomputed
         )
 
@@ -191,7 +193,7 @@ class Trained:
         return self._demand.states + self._demand.working + clips
 
 
-def profile(task: Task) -> None:
+def profile(task: VerificationTask) -> None:
     """The operations that take most of the GPU's time in one step."""
     trained = Trained(task, PROFILED if task.gpu else ON_CPU[0])
     for _ in range(WARM):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.verification.report import Report
-from trainer.verification.steps import Task, find_step
+from trainer.verification.report import StepReport
+from trainer.verification.steps import VerificationTask, step_named
 
 
 def main() -> int:
@@ -15,8 +15,8 @@ def main() -> int:
     faulthandler.enable()
     own = Path(folder) / name
     own.mkdir(parents=True, exist_ok=True)
-    report = Report(own / "findings.json")
-    find_step(name).run(Task(torch.device(device), own, Path(folder), report))
+    report = StepReport(own / "findings.json")
+    step_named(name).run(VerificationTask(torch.device(device), own, Path(folder), report))
     return 0
 
 

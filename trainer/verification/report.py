@@ -10,7 +10,7 @@ Status = Literal["passed", "failed", "needs a GPU", "not run"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measurement:
     """One line of a step's result."""
 
     name: str
@@ -23,21 +23,21 @@ class Finding:
 
 
 @dataclass
-class Report:
+class StepReport:
     """The findings of one step, rewritten to `path` after each, so that a step that is killed keeps them."""
 
     path: Path
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Measurement] = field(default_factory=list)
 
     def measure(self, name: str, value: str) -> None:
         """Add a measurement that nothing depends on."""
-        self._add(Finding(name, value))
+        self._add(Measurement(name, value))
 
     def check(self, name: str, passed: bool, value: str, mark: str) -> None:
         """Add a check."""
-        self._add(Finding(name, value, mark, bool(passed)))
+        self._add(Measurement(name, value, mark, bool(passed)))
 
-    def _add(self, finding: Finding) -> None:
+    def _add(self, finding: Measurement) -> None:
         self.findings.append(finding)
         print(f"{finding.name}: {finding.value}{_outcome(finding)}", flush=True)
         write_json(self.path, [asdict(each) for each in self.findings])
@@ -50,18 +50,18 @@ class StepResult:
     name: str
     status: Status
     seconds: float = 0.0
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Measurement] = field(default_factory=list)
     reason: str = ""
     """Why it has not passed, in words."""
     output: str = ""
     """The end of what the step printed, where it did not come to its end."""
 
 
-def read_findings(path: Path) -> list[Finding]:
+def read_findings(path: Path) -> list[Measurement]:
     """The findings that a step has written; none where it has written nothing."""
     if not path.exists():
         return []
-    return [Finding(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    return [Measurement(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -86,7 +86,7 @@ def markdown_table(results: list[StepResult]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _outcome(finding: Finding) -> str:
+def _outcome(finding: Measurement) -> str:
     if finding.passed is None:
         return ""
     return f" - {'passed' if finding.passed else 'FAILED'} (had to be: {finding.mark})"

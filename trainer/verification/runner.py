@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.distributed.environment import describe
 from trainer.verification.report import StepResult, markdown_table, read_findings, write_json
-from trainer.verification.steps import Step
+from trainer.verification.steps import VerificationStep
 
 ROOT = Path(__file__).parents[2]
 LEAST = 10.0
@@ -22,7 +22,7 @@ SHOWN = 2000
 
 
 def run_steps(
-    steps: Sequence[Step],
+    steps: Sequence[VerificationStep],
     *,
     device: str,
     folder: Path,
@@ -62,7 +62,7 @@ def run_steps(
     return results
 
 
-def run_step(step: Step, *, device: str, folder: Path, limit: float) -> StepResult:
+def run_step(step: VerificationStep, *, device: str, folder: Path, limit: float) -> StepResult:
     """Run one step as a process, and end it with all that it started when `limit` seconds are over."""
     own = folder / step.name
     if own.exists():

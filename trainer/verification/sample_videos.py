@@ -19,7 +19,7 @@ BT601, BT709 = 5, 1
 
 
 @dataclass(frozen=True)
-class Coding:
+class VideoEncoding:
     """How videos are encoded."""
 
     width: int
@@ -41,7 +41,7 @@ class Coding:
         return f"{codec} {self.width}x{self.height}, keyframe every {self.gop}{colour}{b_frames}"
 
 
-def make_videos(wanted: Sequence[tuple[Path, Coding]]) -> None:
+def make_videos(wanted: Sequence[tuple[Path, VideoEncoding]]) -> None:
     """Encode the videos that are not there yet, in as many processes as there are cores.
 
     What a video shows depends on the number that its file is named by.
@@ -73,7 +73,7 @@ def read_number(frame: np.ndarray) -> int:
     return sum(int(value > 128) << bit for bit, value in enumerate(squares.mean(axis=(0, 2))))
 
 
-def _make(job: tuple[Path, Coding]) -> Path:
+def _make(job: tuple[Path, VideoEncoding]) -> Path:
     path, coding = job
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new.mp4")

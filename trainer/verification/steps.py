@@ -6,14 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.verification.report import Report
+from trainer.verification.report import StepReport
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Step:
+class VerificationStep:
     """One step, run in a process of its own."""
 
     name: str
@@ -22,18 +22,18 @@ class Step:
     seconds: int
     """After which it is ended."""
     function: str
-    """`module:function` beneath this package; called with a `Task`."""
+    """`module:function` beneath this package; called with a `VerificationTask`."""
     needs_gpu: bool = False
     """Whether it has nothing to say on a CPU."""
 
-    def run(self, task: "Task") -> None:
+    def run(self, task: "VerificationTask") -> None:
         module, _, function = self.function.partition(":")
-        call: Callable[[Task], None] = getattr(import_module(f"{__package__}.{module}"), function)
+        call: Callable[[VerificationTask], None] = getattr(import_module(f"{__package__}.{module}"), function)
         call(task)
 
 
 @dataclass(frozen=True)
-class Task:
+class VerificationTask:
     """What a step works with.
 
     folder: of its own, for files it makes; shared: of all steps, for videos that several use.
@@ -42,7 +42,7 @@ class Task:
     device: "torch.device"
     folder: Path
     shared: Path
-    report: Report
+    report: StepReport
 
     @property
     def gpu(self) -> bool:
@@ -50,33 +50,43 @@ class Task:
 
 
 STEPS = (
-    Step("machine", "GPU, driver, libraries, memory bandwidth and bf16 rate", 60, "machine:examine"),
-    Step(
+    VerificationStep(
+        "machine", "GPU, driver, libraries, memory bandwidth and bf16 rate", 60, "gpu:inspect_gpu"
+    ),
+    VerificationStep(
         "decoder", "NVDEC's frames and colours beside PyAV's", 60, "decoding:compare_frames", needs_gpu=True
     ),
-    Step("tests", "the project's tests that run on a device", 240, "device_tests:run_tests"),
-    Step("run", "the quickstart as a user starts it, in bf16", 120, "whole_run:quickstart"),
-    Step("resume", "stop and go on bit for bit; the same bits twice", 240, "whole_run:go_on"),
-    Step("model", "step time, MFU and memory of the presets beside the estimate", 200, "model_speed:measure"),
-    Step("rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 150, "decoding:measure_rates"),
-    Step("compile", "torch.compile with and without recomputation", 150, "model_speed:measure_compiled"),
-    Step(
+    VerificationStep("tests", "the project's tests that run on a device", 240, "device_tests:run_tests"),
+    VerificationStep("run", "the quickstart as a user starts it, in bf16", 120, "training_runs:quickstart"),
+    VerificationStep(
+        "resume", "stop and go on bit for bit; the same bits twice", 240, "training_runs:resume"
+    ),
+    VerificationStep(
+        "model", "step time, MFU and memory of the presets beside the estimate", 200, "model_speed:measure"
+    ),
+    VerificationStep(
+        "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 150, "decoding:measure_rates"
+    ),
+    VerificationStep(
+        "compile", "torch.compile with and without recomputation", 150, "model_speed:measure_compiled"
+    ),
+    VerificationStep(
         "kernels",
         "forms of the depthwise convolution, widths, attention, normalisation",
         60,
         "kernels:measure",
     ),
-    Step(
+    VerificationStep(
         "memory",
         "a batch that does not fit ends with a message",
         60,
-        "whole_run:out_of_memory",
+        "training_runs:out_of_memory",
         needs_gpu=True,
     ),
-    Step("profile", "where the GPU's time goes in one step", 60, "model_speed:profile"),
+    VerificationStep("profile", "where the GPU's time goes in one step", 60, "model_speed:profile"),
 )
 
 
-def find_step(name: str) -> Step:
+def step_named(name: str) -> VerificationStep:
     """The step of that name. Raises KeyError for none."""
     return {step.name: step for step in STEPS}[name]

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.verification.steps import Task
+from trainer.verification.steps import VerificationTask
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -16,7 +16,7 @@ TOP_1 = 0.85
 """Of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
 
 
-def quickstart(task: Task) -> None:
+def quickstart(task: VerificationTask) -> None:
     """The quickstart to its end; on a CPU a few steps of it."""
     settings = ["data.decoder=auto", "engine.precision=bf16"]
     if not task.gpu:
@@ -40,7 +40,7 @@ def quickstart(task: Task) -> None:
             task.report.measure("it says", line[:300])
 
 
-def go_on(task: Task) -> None:
+def resume(task: VerificationTask) -> None:
     """So many steps, deterministic: twice, and once stopped in between. The losses must be the same."""
     settings = ["optimisation.epochs=null", f"optimisation.steps={STEPS}", "evaluation.at_end=false"]
     settings += [
@@ -76,7 +76,7 @@ def go_on(task: Task) -> None:
     task.report.check("bit for bit", same, _compared(losses["first"], after), "losses as without a stop")
 
 
-def out_of_memory(task: Task) -> None:
+def out_of_memory(task: VerificationTask) -> None:
     """L/14 at 336 pixels and 64 frames with 64 clips in a forward pass, which no GPU has the memory for."""
     settings = ["model.preset=l14_336", "model.frames=64", "model.overrides={}", "model.form=scene"]
     settings += ["optimisation.global_batch=64", "engine.micro_batch=64", "engine.precision=bf16"]
@@ -89,7 +89,9 @@ def out_of_memory(task: Task) -> None:
     )
 
 
-def train(task: Task, run_dir: Path, settings: list[str], stop_after: int | None = None) -> tuple[int, str]:
+def train(
+    task: VerificationTask, run_dir: Path, settings: list[str], stop_after: int | None = None
+) -> tuple[int, str]:
     """Run launch/train.py; returns exit code and output. stop_after: steps, after which it gets SIGTERM."""
     command = [
         sys.executable,

@@ -65,7 +65,7 @@ def counts_of_all(shelf: Checkpoints) -> tuple[int, int]:
 
 def assert_holds(path: Path, held: dict[str, torch.Tensor], engine: Engine) -> None:
     reader = ShardReader(read_index(shards(path, read_state(path))))
-    for piece in engine.pieces():
+    for piece in engine.state_shards():
         part = reader.whole(piece.key).view(-1)[piece.start : piece.start + piece.count]
         assert torch.equal(part, held[piece.key]), piece.key
 

@@ -29,7 +29,7 @@ from trainer.checkpoint.metadata import (
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.shards import Snapshot, damage, read_index, seal
 from trainer.checkpoint.weights import load_weights
-from trainer.engine.state_shards import Piece
+from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
 
 SIZES = {"resolution": 16, "width": 16, "depth": 1, "heads": 2, "frames": 2, "num_classes": 3}
@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path) -> Path:
     model = create_model("tiny", form="temporal", **SIZES)
     buffers = dict(model.named_buffers())
     pieces = [
-        Piece(
+        StateShard(
             f"{'buffer' if name in buffers else 'weight'}/{name}",
             0,
             tensor.reshape(-1),
@@ -221,8 +221,8 @@ def test_weights_that_are_not_finite_are_not_exported(checkpoint: Path) -> None:
 def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, number: float) -> None:
     values = torch.ones(5)
     pieces = [
-        Piece("buffer/count", 0, torch.ones(3, dtype=torch.int64), (3,), True),
-        Piece("exp_avg/head", 5, values, (10,), False),
+        StateShard("buffer/count", 0, torch.ones(3, dtype=torch.int64), (3,), True),
+        StateShard("exp_avg/head", 5, values, (10,), False),
     ]
     snapshot = Snapshot(pieces)
     values[4] = number

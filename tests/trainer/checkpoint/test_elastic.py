@@ -63,12 +63,12 @@ def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
     shelf.load(engine, path, state)
     stored = ShardReader(read_index(shards(path, state)))
     changed = set(differences(fresh, copied(engine)))
-    for piece in engine.pieces():
+    for piece in engine.state_shards():
         whole = stored.whole(piece.key)
         assert same(whole.view(-1)[piece.start : piece.start + piece.count], piece.values.cpu()), piece.key
         # A tensor that is the same in a fresh model could have been left out.
         assert piece.key in changed or float(whole.double().sum()) in (0, piece.count), piece.key
-    held = {piece.key for piece in engine.pieces()}
+    held = {piece.key for piece in engine.state_shards()}
     if stage == 0:
         assert held == set(stored.index)
     for name, weight in model_weights(engine).items():

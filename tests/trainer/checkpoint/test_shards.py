@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.checkpoint.metadata import TrainState, read_state, shard_name, shards, write_state
 from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index, seal
-from trainer.engine.state_shards import Piece, shares
+from trainer.engine.state_shards import StateShard, owned_shards
 from trainer.errors import RunError
 
 SHAPES = {"weight/a": (7, 3), "exp_avg/a": (7, 3), "weight/b": (50,), "buffer/n": (), "buffer/m": (5,)}
@@ -27,15 +27,15 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def whole(key: str, tensor: Tensor) -> Piece:
-    return Piece(key, 0, tensor.view(-1), tuple(tensor.shape), replicated=True)
+def whole(key: str, tensor: Tensor) -> StateShard:
+    return StateShard(key, 0, tensor.view(-1), tuple(tensor.shape), replicated=True)
 
 
 def write(folder: Path, world_size: int = 3) -> list[Path]:
     """A checkpoint's shards as ranks write them that all hold everything, and its description."""
     everything = [whole(key, tensor) for key, tensor in tensors().items()]
     for rank in range(world_size):
-        snapshot = Snapshot(shares(everything, rank, world_size))
+        snapshot = Snapshot(owned_shards(everything, rank, world_size))
         snapshot.take()
         snapshot.write(folder / shard_name(rank))
     state = TrainState(
@@ -61,7 +61,7 @@ def test_a_slice_is_read_into_its_place_and_nowhere_else(tmp_path: Path, begin: 
     reader = ShardReader(read_index(write(tmp_path)))
     assert len(reader.index["exp_avg/a"]) == 2, "it is to be cut somewhere"
     around = torch.full((40,), -1.0)
-    reader.fill(Piece("exp_avg/a", begin, around[10 : 10 + end - begin], (7, 3), replicated=False))
+    reader.fill(StateShard("exp_avg/a", begin, around[10 : 10 + end - begin], (7, 3), replicated=False))
     assert torch.equal(around[10 : 10 + end - begin], tensors()["exp_avg/a"].view(-1)[begin:end])
     assert (around[:10] == -1).all() and (around[10 + end - begin :] == -1).all()
 
@@ -93,9 +93,9 @@ def test_a_tensor_that_is_not_there_as_it_should_be_is_named(tmp_path: Path) -> 
     files = write(tmp_path)
     reader = ShardReader(read_index(files))
     with pytest.raises(RunError, match=re.escape("holds no weight/c: it is of another model")):
-        reader.fill(Piece("weight/c", 0, torch.zeros(3), (3,), replicated=False))
+        reader.fill(StateShard("weight/c", 0, torch.zeros(3), (3,), replicated=False))
     with pytest.raises(RunError, match=re.escape("weight/a has the shape [7, 3], the model's [3, 7]")):
-        reader.fill(Piece("weight/a", 0, torch.zeros(21), (3, 7), replicated=False))
+        reader.fill(StateShard("weight/a", 0, torch.zeros(21), (3, 7), replicated=False))
     with pytest.raises(RunError, match="only 11 of 21 elements of exp_avg/a"):
         cut = next(part for part in reader.index["exp_avg/a"] if part.start == 0)
         assert cut.count == 11

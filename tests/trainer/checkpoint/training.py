@@ -18,7 +18,7 @@ from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import Shelf
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine
 
 GLOBAL_BATCH = 8
@@ -101,7 +101,7 @@ def make_engine(
     )
     micro_batch = GLOBAL_BATCH // dist.get_world_size() // accumulation
     model = make_model(form, seed=seed, num_classes=num_classes, recomputed_blocks=recomputed_blocks)
-    layout = Layout(stage, micro_batch, accumulation, recomputed_blocks)
+    layout = BatchPlan(stage, micro_batch, accumulation, recomputed_blocks)
     made = SmallEngine(model, recipe, environment_here(), layout)
     made.train()
     return made
@@ -170,7 +170,7 @@ def save(engine: Engine, shelf: Checkpoints, step: int, **fields: Any) -> Path:
 
 def copied(engine: Engine) -> dict[str, Tensor]:
     """All that this rank holds, to compare with later."""
-    return {piece.key: piece.values.clone() for piece in engine.pieces()}
+    return {piece.key: piece.values.clone() for piece in engine.state_shards()}
 
 
 def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:

@@ -222,14 +222,14 @@ def test_training_manifests_with_and_without_ratios(
     tmp_path: Path, text: str, parts: list[tuple[str, float | None]]
 ) -> None:
     recipe = load_recipe(write(tmp_path / "mixed.yaml", with_train(text)))
-    assert [(str(part.manifest), part.ratio) for part in recipe.data.train_parts] == parts
+    assert [(str(part.manifest), part.ratio) for part in recipe.data.train_manifests] == parts
     assert isinstance(recipe.data.train, Path) == (text == "a.arrow")
     assert load_recipe(write(tmp_path / "resolved.yaml", recipe.to_yaml())) == recipe
     assert isinstance(recipe.flattened()["data.train"], str)
     alone = load_recipe(tmp_path / "mixed.yaml", ["data.train=c.arrow"])
     assert alone.data.train == Path("c.arrow")
     several = load_recipe(tmp_path / "mixed.yaml", ["data.train=[c.arrow, d.arrow]"])
-    assert [part.manifest.name for part in several.data.train_parts] == ["c.arrow", "d.arrow"]
+    assert [part.manifest.name for part in several.data.train_manifests] == ["c.arrow", "d.arrow"]
 
 
 @pytest.mark.parametrize(

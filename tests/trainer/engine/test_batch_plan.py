@@ -8,8 +8,8 @@ import pytest
 
 from models import UniFormerV2Config, build_config
 from trainer.config.schema import Recipe
-from trainer.engine.batch_plan import ENOUGH_TOKENS, Layout, _stages, choose_layout
-from trainer.engine.memory_estimate import GIB, Demand, Needs, Precision, Room
+from trainer.engine.batch_plan import ENOUGH_TOKENS, BatchPlan, _stages, choose_batch_plan
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel, Precision
 from trainer.errors import RecipeError, RunError
 
 L14 = build_config("l14", form="scene", frames=8, num_classes=400)
@@ -37,26 +37,26 @@ def chosen(
     config: UniFormerV2Config = L14,
     precision: Precision = "fp32",
     **batch: int,
-) -> Layout:
-    room = Room("cuda", int(gib * GIB))
-    return choose_layout(recipe(engine, **batch), config, ranks, precision=precision, room=room)
+) -> BatchPlan:
+    room = AvailableMemory("cuda", int(gib * GIB))
+    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, room=room)
 
 
-def need(layout: Layout, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> Demand:
+def need(layout: BatchPlan, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> MemoryEstimate:
     """What a layout that was chosen needs, with some of it otherwise."""
-    of_all = Needs.of(recipe("auto"), L14, ranks=ranks, precision=precision, kind="cuda")
+    of_all = MemoryModel.of(recipe("auto"), L14, ranks=ranks, precision=precision, kind="cuda")
     fields = {name: getattr(layout, name) for name in ("zero_stage", "micro_batch", "recomputed_blocks")}
-    return of_all.demand(**{**fields, **changes})
+    return of_all.estimate(**{**fields, **changes})
 
 
-def plain(layout: Layout) -> tuple[int, int, int, int]:
+def plain(layout: BatchPlan) -> tuple[int, int, int, int]:
     return layout.zero_stage, layout.micro_batch, layout.accumulation, layout.recomputed_blocks
 
 
 def test_what_is_given_in_numbers_is_taken_as_it_is() -> None:
     asked = {"zero_stage": 2, "micro_batch": 24, "recomputed_blocks": 3}
-    assert chosen(400, asked) == Layout(2, 16, 4, 3)
-    assert chosen(400, {"zero_stage": 0}) == Layout(0, 64, 1, 0)
+    assert chosen(400, asked) == BatchPlan(2, 16, 4, 3)
+    assert chosen(400, {"zero_stage": 0}) == BatchPlan(0, 64, 1, 0)
     assert plain(chosen(1, asked)) == (2, 16, 4, 3)
 
 
@@ -80,11 +80,11 @@ def test_an_evaluation_of_too_many_views_is_what_is_advised_to_change() -> None:
     large = recipe({"zero_stage": 1, "micro_batch": 1, "recomputed_blocks": 24})
     evaluation = large.evaluation.model_copy(update={"batch": 64, "clips": 4, "crops": 3})
     large = large.model_copy(update={"evaluation": evaluation})
-    room = Room("cuda", 30 * GIB)
-    (line,) = choose_layout(large, L14, 8, precision="fp32", room=room).advice
+    room = AvailableMemory("cuda", 30 * GIB)
+    (line,) = choose_batch_plan(large, L14, 8, precision="fp32", room=room).advice
     batch = int(re.findall(r"evaluation\.batch: (\d+)", line)[0])
     fitting = large.model_copy(update={"evaluation": evaluation.model_copy(update={"batch": batch})})
-    assert choose_layout(fitting, L14, 8, precision="fp32", room=room).advice == ()
+    assert choose_batch_plan(fitting, L14, 8, precision="fp32", room=room).advice == ()
 
 
 def test_with_room_for_all_nothing_is_saved() -> None:
@@ -132,7 +132,7 @@ def test_blocks_are_recomputed_for_enough_clips_but_not_for_more() -> None:
     assert ENOUGH * 8 * 257 >= ENOUGH_TOKENS > (ENOUGH - 1) * 8 * 257
 
 
-def chosen_or_none(gib: float) -> Layout | None:
+def chosen_or_none(gib: float) -> BatchPlan | None:
     try:
         return chosen(gib)
     except RunError:
@@ -162,8 +162,8 @@ def test_the_words_give_the_numbers_that_decided() -> None:
     stage, size, _, recomputed = plain(layout)
     assert stage > 0 and recomputed > 0
 
-    def gib(demand: Demand) -> str:
-        return f"{demand.total / GIB:.1f}"
+    def gib(estimate: MemoryEstimate) -> str:
+        return f"{estimate.total / GIB:.1f}"
 
     micro_batch, blocks, zero = layout.why
     assert micro_batch.startswith(f"engine.micro_batch auto: {size} clips, {gib(need(layout))} of 14.5 GiB; ")

@@ -19,10 +19,10 @@ from models import create_model
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine, choose_precision, connect, disconnect
 from trainer.errors import RunError, StartAgain
-from trainer.system.device import settle
+from trainer.system.device import set_numerics
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 
@@ -35,7 +35,7 @@ def alone(device: torch.device) -> Iterator[Environment]:
             patch.delenv(name)
         environment = find_environment(device.type)  # type: ignore[arg-type]
         if device.type == "cuda":  # bits are compared
-            settle(deterministic=True)
+            set_numerics(deterministic=True)
         connect(environment)
         yield environment
         disconnect()
@@ -76,7 +76,7 @@ def engine(
     )
     torch.manual_seed(0)
     model = create_model("tiny", form="temporal", frames=4, num_classes=4, head_dropout=0.3, **SMALL)
-    made = Engine(model, recipe, alone, Layout(stage, 4, accumulation, recomputed_blocks=0))
+    made = Engine(model, recipe, alone, BatchPlan(stage, 4, accumulation, recomputed_blocks=0))
     made.train()
     return made
 
@@ -108,11 +108,11 @@ def test_what_happens_without_trace_leaves_none(alone: Environment, stage: int, 
     def run(rehearsed: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
         made = engine(alone, stage=stage, precision=precision, accumulation=2)
         if rehearsed:
-            with made.without_trace():
+            with made.preserved_state():
                 for _ in range(2):
                     made.backward(loss_of(made, 99) * 0.0)
                     made.step(0.0)
-        return steps(made, 3), made.weights()
+        return steps(made, 3), made.gather_weights()
 
     (plain_losses, plain), (losses, weights) = run(False), run(True)
     assert losses == plain_losses
@@ -152,10 +152,10 @@ def test_bf16_begins_with_the_weights_as_they_are(alone: Environment, stage: int
         }
     )
     with mock.patch.object(engine_module, "choose_precision", lambda *_: "bf16"):
-        made = Engine(model, recipe, alone, Layout(stage, 4, 1, recomputed_blocks=0))
-    for averaged in (nullcontext, made.averaged):
+        made = Engine(model, recipe, alone, BatchPlan(stage, 4, 1, recomputed_blocks=0))
+    for averaged in (nullcontext, made.ema_weights):
         with averaged():
-            for name, weight in made.weights().items():
+            for name, weight in made.gather_weights().items():
                 assert torch.equal(weight, before[name]), name
     made.eval()
     model = create_model("tiny", form="scene", frames=4, num_classes=4, **SMALL).bfloat16().eval()

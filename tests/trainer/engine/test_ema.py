@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.ema import Average
-from trainer.engine.state_shards import Piece
+from trainer.engine.ema import Ema
+from trainer.engine.state_shards import StateShard
 
 # A bias of keys, or before a batch norm, has a gradient of zero; AdamW makes whole steps of its rounding.
 ROUNDING_ONLY = ("qkv.bias", "in_proj_bias", "expand.bias", "reduce.bias", "temporal.bias")
@@ -23,8 +23,8 @@ def ranks() -> Iterator[dict[int, Ranks]]:
         yield {world_size: stack.enter_context(Ranks(world_size)) for world_size in (1, 2)}
 
 
-def piece(key: str, values: Tensor) -> Piece:
-    return Piece(key, 0, values, tuple(values.shape), replicated=True)
+def piece(key: str, values: Tensor) -> StateShard:
+    return StateShard(key, 0, values, tuple(values.shape), replicated=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.3, 0.999])
@@ -33,34 +33,34 @@ def test_it_is_what_the_formula_says(decay: float) -> None:
     weight, count = torch.zeros(5), torch.zeros(1, dtype=torch.int64)
     first = generator.standard_normal(5)
     weight.copy_(torch.from_numpy(first))
-    average = Average(
+    average = Ema(
         [piece("weight/w", weight), piece("exp_avg/w", torch.ones(5)), piece("buffer/count", count)], decay
     )
-    assert [held.key for held in average.pieces] == ["average/weight/w"]
+    assert [held.key for held in average.shards] == ["average/weight/w"]
     expected = first.astype(np.float32).astype(np.float64)
     for steps in range(1, 30):
         weight.copy_(torch.from_numpy(generator.standard_normal(5)))
         average.update(steps)
         d = min(decay, (1 + steps) / (10 + steps))
         expected = d * expected + (1 - d) * weight.double().numpy()
-        np.testing.assert_allclose(average.pieces[0].values.numpy(), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(average.shards[0].values.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_weights_are_averaged_in_fp32() -> None:
     weight = torch.ones(1, dtype=torch.bfloat16)
-    average = Average([piece("weight/w", weight)], 0.999)
+    average = Ema([piece("weight/w", weight)], 0.999)
     weight.fill_(2.0)
     for steps in range(10_000, 10_010):
         average.update(steps)
-    assert average.pieces[0].values.item() == pytest.approx(2 - 0.999**10, rel=1e-5)
+    assert average.shards[0].values.item() == pytest.approx(2 - 0.999**10, rel=1e-5)
     with average.in_place():
-        assert weight.item() == average.pieces[0].values.bfloat16().item()
+        assert weight.item() == average.shards[0].values.bfloat16().item()
     assert weight.item() == 2.0
 
 
 def test_what_fails_inside_leaves_the_weights_too() -> None:
     weight = torch.ones(2)
-    average = Average([piece("weight/w", weight)], 0.9)
+    average = Ema([piece("weight/w", weight)], 0.9)
     weight.fill_(2.0)
     with pytest.raises(ZeroDivisionError), average.in_place():
         assert torch.equal(weight, torch.ones(2))
@@ -85,7 +85,7 @@ def follow(stage: int) -> tuple[dict[str, np.ndarray], float]:
         for name, tensor in now().items():
             if tensor.is_floating_point():
                 expected[name] = d * expected[name] + (1 - d) * tensor.double()
-    with engine.averaged():
+    with engine.ema_weights():
         averaged = {name: tensor for name, tensor in now().items() if tensor.is_floating_point()}
     farthest = max(float((tensor - expected[name]).abs().max()) for name, tensor in averaged.items())
     return {name: tensor.numpy() for name, tensor in averaged.items()}, farthest
@@ -118,7 +118,7 @@ def evaluate_with_it(stage: int, precision: str) -> None:
             engine.eval()
         with torch.no_grad():
             if averaged:
-                with evaluating.averaged():
+                with evaluating.ema_weights():
                     logits.append(evaluating.forward(clips))
                     assert differences(weights, model_weights(evaluating))
             else:

@@ -17,17 +17,17 @@ from models import UniFormerV2, UniFormerV2Config, build_config
 from tests.trainer.ranks import Ranks
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import find_environment
-from trainer.engine.batch_plan import Layout
+from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_engine import Engine, connect, disconnect
 from trainer.engine.memory_estimate import (
     FRAGMENTATION,
     GIB,
     REDUCE_BUCKET,
     RESERVE,
-    Needs,
-    Room,
+    AvailableMemory,
+    MemoryModel,
+    find_available_memory,
     free_bytes,
-    room_of_all,
 )
 from trainer.errors import RunError
 
@@ -71,8 +71,8 @@ def config() -> UniFormerV2Config:
     return build_config("tiny", form="scene", frames=4, num_classes=10, **wide)
 
 
-def needs(recipe: Recipe, *, ranks: int = 1, precision: str = "fp32", kind: str = "cpu") -> Needs:
-    return Needs.of(recipe, config(), ranks=ranks, precision=precision, kind=kind)  # type: ignore[arg-type]
+def needs(recipe: Recipe, *, ranks: int = 1, precision: str = "fp32", kind: str = "cpu") -> MemoryModel:
+    return MemoryModel.of(recipe, config(), ranks=ranks, precision=precision, kind=kind)  # type: ignore[arg-type]
 
 
 def held() -> int:
@@ -119,7 +119,7 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
     before = held()
     torch.manual_seed(0)
     asked = recipe(stage, precision, ema_decay=0.9)
-    layout = Layout(stage, CLIPS, accumulation=2, recomputed_blocks=0)
+    layout = BatchPlan(stage, CLIPS, accumulation=2, recomputed_blocks=0)
     engine = Engine(UniFormerV2(config()), asked, find_environment("cpu"), layout)
     engine.train()
     clips, labels = torch.randn(CLIPS, 3, 4, 64, 64), torch.arange(CLIPS)
@@ -134,11 +134,11 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
 
     step()
     of_all = needs(asked, precision=precision)
-    demand = of_all.demand(zero_stage=stage, micro_batch=CLIPS, recomputed_blocks=0)
+    estimate = of_all.estimate(zero_stage=stage, micro_batch=CLIPS, recomputed_blocks=0)
     # Of a bucket, only what the weights' gradients fill is ever touched, and takes memory.
     buckets = BUCKET_BYTES[precision][stage] * (REDUCE_BUCKET - of_all.trained)
     measured = held() - before + highest(step) - buckets
-    return (demand.total - demand.reserve - demand.clips + clips.nbytes) / measured
+    return (estimate.total - estimate.reserve - estimate.clips + clips.nbytes) / measured
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_the_estimate_is_near_what_is_allocated(stage: int, precision: str) -> N
 def test_stages_share_the_states_among_the_ranks() -> None:
     def states(stage: int, ranks: int, precision: str = "fp32") -> list[float]:
         of_all = needs(recipe(ema_decay=0.9), ranks=ranks, precision=precision)
-        demand = of_all.demand(zero_stage=stage, micro_batch=1, recomputed_blocks=0)
-        parts = (demand.weights, demand.gradients, demand.optimiser, demand.average)
+        estimate = of_all.estimate(zero_stage=stage, micro_batch=1, recomputed_blocks=0)
+        parts = (estimate.weights, estimate.gradients, estimate.optimiser, estimate.average)
         return [round(part / of_all.trained, 2) for part in parts]
 
     assert states(0, 4) == [4, 4, 8, 4]
@@ -178,7 +178,7 @@ def test_stages_share_the_states_among_the_ranks() -> None:
 
 
 def test_a_gpu_has_its_buffers_whole_and_updates_in_one_kernel() -> None:
-    on_gpu = needs(recipe(), kind="cuda").demand(zero_stage=1, micro_batch=1, recomputed_blocks=0)
+    on_gpu = needs(recipe(), kind="cuda").estimate(zero_stage=1, micro_batch=1, recomputed_blocks=0)
     assert on_gpu.working > 4 * REDUCE_BUCKET
     counted = on_gpu.total - on_gpu.reserve
     assert on_gpu.reserve == RESERVE["cuda"] + int(FRAGMENTATION * counted)
@@ -188,7 +188,7 @@ def test_evaluation_and_clips_made_ahead_count() -> None:
     asked = recipe()
     many = asked.model_copy(update={"evaluation": asked.evaluation.model_copy(update={"batch": 64})})
     one, all_of_it = (
-        needs(each).demand(zero_stage=0, micro_batch=1, recomputed_blocks=0) for each in (asked, many)
+        needs(each).estimate(zero_stage=0, micro_batch=1, recomputed_blocks=0) for each in (asked, many)
     )
     clip = 3 * 4 * 64 * 64 * 4
     # Of each loader two ahead and one in use; of training two kept for an inquiry.
@@ -196,11 +196,11 @@ def test_evaluation_and_clips_made_ahead_count() -> None:
     assert all_of_it.working > one.working
 
 
-def room_here() -> tuple[Room, int, int]:
+def room_here() -> tuple[AvailableMemory, int, int]:
     """What a run has, and what is free for one rank and for four of a node, all asked within milliseconds:
     what is free changes with what others start.
     """
-    return room_of_all(find_environment("cpu")), free_bytes(CPU, 1), free_bytes(CPU, 4)
+    return find_available_memory(find_environment("cpu")), free_bytes(CPU, 1), free_bytes(CPU, 4)
 
 
 def test_a_run_on_one_rank_has_what_the_machine_has(alone: Ranks) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.checkpoint.training import copied, differences, make_engine, model_weights, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.optimizer import GuardedAdamW
+from trainer.engine.optimizer import SkippableAdamW
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def two() -> Iterator[Ranks]:
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_optimiser_asks_before_each_step(fused: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    optimiser = GuardedAdamW([weight], lr=0.1, fused=fused)
+    optimiser = SkippableAdamW([weight], lr=0.1, fused=fused)
     weight.grad = torch.full((3,), float("nan"))
     optimiser.is_finite = lambda: torch.tensor(False)
     optimiser.step()
@@ -90,11 +90,11 @@ def what_is_said() -> list[bool | None]:
     said = []
     for bad in (False, True, False):
         for _ in range(engine.accumulation):
-            said.append(engine.take_outcome())
+            said.append(engine.finish_step())
             logits = engine.forward(torch.randn(2, 3, 4, 16, 16), torch.arange(2))
             engine.backward(logits.square().mean() * (float("inf") if bad else 1.0))
             engine.step(1e-3)
-    return [*said, engine.take_outcome(), engine.take_outcome()]
+    return [*said, engine.finish_step(), engine.finish_step()]
 
 
 def test_the_outcome_of_a_step_is_said_once(two: Ranks) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tests.trainer.checkpoint.training import FROZEN, make_engine, make_model, model_weights, same, train
 from tests.trainer.ranks import Ranks
-from trainer.engine.state_shards import MOMENTS, Piece, shares
+from trainer.engine.state_shards import MOMENTS, StateShard, owned_shards
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def ranks() -> Iterator[dict[int, Ranks]]:
         yield {world_size: stack.enter_context(Ranks(world_size)) for world_size in (1, 2)}
 
 
-def held(key: str, values: torch.Tensor, *, replicated: bool) -> Piece:
-    return Piece(key, 0, values, tuple(values.shape), replicated)
+def held(key: str, values: torch.Tensor, *, replicated: bool) -> StateShard:
+    return StateShard(key, 0, values, tuple(values.shape), replicated)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
@@ -30,7 +30,7 @@ def test_what_all_hold_is_shared_out_evenly_and_once(world_size: int) -> None:
     pieces = [own, *(held(key, torch.arange(float(n)), replicated=True) for key, n in sizes.items())]
     seen: Counter[tuple[str, int]] = Counter()
     for rank in range(world_size):
-        mine = shares(pieces, rank, world_size)
+        mine = owned_shards(pieces, rank, world_size)
         assert mine[0] is own
         shared = mine[1:]
         assert sum(piece.count for piece in shared) in (34 // world_size, -(-34 // world_size))
@@ -46,7 +46,7 @@ def cover(stage: int, trained: bool) -> list[tuple[str, int, int, tuple[int, ...
     engine = make_engine(stage)
     if trained:
         train(engine, 0, 1)
-    own = shares(engine.pieces(), dist.get_rank(), dist.get_world_size())
+    own = owned_shards(engine.state_shards(), dist.get_rank(), dist.get_world_size())
     return [(piece.key, piece.start, piece.count, piece.shape) for piece in own]
 
 
@@ -85,7 +85,7 @@ def write_and_resume(stage: int) -> None:
     for number, (name, parameter) in enumerate(make_model().named_parameters()):
         elements = torch.arange(parameter.numel(), dtype=torch.float32)
         expected[name] = (number + elements / parameter.numel()).view(parameter.shape)
-    for piece in engine.pieces():
+    for piece in engine.state_shards():
         kind, _, name = piece.key.partition("/")
         if kind == "weight":
             piece.values.copy_(expected[name].view(-1)[piece.start : piece.start + piece.count])
@@ -95,10 +95,12 @@ def write_and_resume(stage: int) -> None:
         assert same(weight, expected[name]), name
     if dist.get_rank() == 0:
         assert all(
-            same(weight, expected[name]) for name, weight in engine.weights().items() if name in expected
+            same(weight, expected[name])
+            for name, weight in engine.gather_weights().items()
+            if name in expected
         )
     else:
-        engine.weights()
+        engine.gather_weights()
     train(engine, 1, 1)
     assert engine.updates == 18
     after = model_weights(engine)

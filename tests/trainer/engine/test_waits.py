@@ -134,7 +134,7 @@ def what_is_found(
     differ from those of an engine that saw the second step alone.
     """
     engine = make_engine(stage, fused=fused)
-    before = engine.weights()
+    before = engine.gather_weights()
     trainer = trainer_of(engine)
     trainer.inquiry = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     trainer.skipped = SkippedSteps(limit=1)
@@ -150,12 +150,12 @@ def what_is_found(
     trainer.settle()  # the second step was taken: nothing more is told
     assert told.call_count == 1
     same = all(torch.equal(kept[name], weight) for name, weight in before.items())
-    state = {piece.key: piece.values.clone() for piece in engine.pieces()}
+    state = {piece.key: piece.values.clone() for piece in engine.state_shards()}
     other = trainer_of(make_engine(stage, fused=fused))
     other.inquiry = Inquiry(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     other.train_step(iter([batch(2), batch(3)]))
     differing = [
-        piece.key for piece in other.engine.pieces() if not torch.equal(piece.values, state[piece.key])
+        piece.key for piece in other.engine.state_shards() if not torch.equal(piece.values, state[piece.key])
     ]
     return at_once, [str(step), words, *map(str, drops(trainer))], engine.updates, same, differing
 

@@ -12,7 +12,7 @@ from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.dataset.manifest import Row, write_manifest
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
-from trainer.engine.memory_estimate import GIB, Room
+from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunFolder
 from trainer.setup import loaders
@@ -51,7 +51,7 @@ def test_a_run_that_never_evaluates_needs_no_shared_memory_for_it(
 
     monkeypatch.setattr(loaders, "check_shared_memory", noted)
     recipe = load_recipe("recipe.yaml", ["evaluation.at_end=false"])
-    prepared = prepare(recipe, world_size=1, room=Room("cpu", 16 * GIB))
+    prepared = prepare(recipe, world_size=1, room=AvailableMemory("cpu", 16 * GIB))
     with ExitStack() as stack:
         open_loaders(recipe, one_rank, prepared, RunFolder(tmp_path / "run"), first_step=0, stack=stack)
     assert needs[0].least > 0

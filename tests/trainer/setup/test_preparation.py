@@ -14,7 +14,7 @@ from tests.pipelines.damaged_manifests import change_rows
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
-from trainer.engine.memory_estimate import GIB, Room
+from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RunError
 from trainer.setup.preparation import Preparation, check_decoder, prepare, settled
 
@@ -56,7 +56,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def prepared(*overrides: str) -> Preparation:
-    return prepare(recipe(*overrides), world_size=2, room=Room("cpu", 16 * GIB))
+    return prepare(recipe(*overrides), world_size=2, room=AvailableMemory("cpu", 16 * GIB))
 
 
 def shares(made: Preparation, steps: int) -> list[float]:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from trainer.errors import RunError
-from trainer.system.device import take
+from trainer.system.device import set_device
 
 SETTINGS = """
 import os
 import torch
-from trainer.system.device import settle
-settle(deterministic={deterministic})
+from trainer.system.device import set_numerics
+set_numerics(deterministic={deterministic})
 cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 print(cudnn.allow_tf32, matmul.allow_tf32)
 print(torch.are_deterministic_algorithms_enabled(), cudnn.deterministic)
@@ -46,8 +46,8 @@ def test_a_gpu_that_cannot_be_used_is_told_with_its_driver() -> None:
         mock.patch("torch.cuda.set_device", side_effect=too_old),
         pytest.raises(RunError, match=r"cuda:1 cannot be used: .*too old \(found version 12040\)\. .*580"),
     ):
-        take(torch.device("cuda", 1))
+        set_device(torch.device("cuda", 1))
 
 
 def test_a_cpu_is_nobodys_own() -> None:
-    take(torch.device("cpu"))
+    set_device(torch.device("cpu"))

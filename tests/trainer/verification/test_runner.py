@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from trainer.verification.device_tests import read_outcome
-from trainer.verification.report import Finding, Report, StepResult, markdown_table, read_findings
+from trainer.verification.report import Measurement, StepReport, StepResult, markdown_table, read_findings
 from trainer.verification.runner import ROOT, run_step, run_steps
-from trainer.verification.steps import STEPS, Step, find_step
+from trainer.verification.steps import STEPS, VerificationStep, step_named
 
 
-def step(name: str, seconds: int = 60, needs_gpu: bool = False) -> Step:
-    return Step(name, "about", seconds, find_step("machine").function, needs_gpu)
+def step(name: str, seconds: int = 60, needs_gpu: bool = False) -> VerificationStep:
+    return VerificationStep(name, "about", seconds, step_named("machine").function, needs_gpu)
 
 
 def test_a_step_that_takes_too_long_is_ended_and_the_results_say_so(tmp_path: Path) -> None:
@@ -41,15 +41,15 @@ def test_a_step_that_breaks_is_failed_with_the_end_of_its_output(tmp_path: Path)
 
 
 def test_findings_are_written_one_by_one(tmp_path: Path) -> None:
-    report = Report(tmp_path / "findings.json")
+    report = StepReport(tmp_path / "findings.json")
     report.measure("rate", "7 clips/s")
-    assert read_findings(tmp_path / "findings.json") == [Finding("rate", "7 clips/s")]
+    assert read_findings(tmp_path / "findings.json") == [Measurement("rate", "7 clips/s")]
     report.check("frames", False, "[0, 2]", "[0, 1]")
-    assert read_findings(tmp_path / "findings.json")[1] == Finding("frames", "[0, 2]", "[0, 1]", False)
+    assert read_findings(tmp_path / "findings.json")[1] == Measurement("frames", "[0, 2]", "[0, 1]", False)
 
 
 def test_the_table_has_a_row_for_each_finding_and_each_step_without() -> None:
-    findings = [Finding("a|b", "1", "2", False), Finding("c", "3")]
+    findings = [Measurement("a|b", "1", "2", False), Measurement("c", "3")]
     table = markdown_table(
         [
             StepResult("one", "failed", 3, findings, "why", "long " * 1000 + "end"),

@@ -327,7 +327,7 @@ def _run_disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Of one checkpoint of the recipe's model. Where the manifest is missing, the head counts as small."""
-    path = recipe.data.train_parts[0].manifest
+    path = recipe.data.train_manifests[0].manifest
     classes = len(Manifest.open(path).class_names) if path.exists() else 1
     each = STATE_BYTES + (AVERAGE_BYTES if recipe.optimisation.ema_decay is not None else 0)
     return parameter_count(model_config(recipe, classes)) * each
@@ -384,7 +384,7 @@ def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[CheckResult]:
         yield CheckResult(check, Status.NOT_APPLICABLE, "no --recipe, which names them")
         return
     named = [
-        *(("data.train", part.manifest) for part in recipe.data.train_parts),
+        *(("data.train", part.manifest) for part in recipe.data.train_manifests),
         ("data.val", recipe.data.val),
     ]
     found = facts.setdefault(check, {})

@@ -24,7 +24,7 @@ Connect = Callable[[], MlflowSource]
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonRequest:
     """runs: folders and MLflow's ids of runs. experiment, filter_string: of MLflow. baseline: one more of
     `runs`, or one that is among those found.
     """
@@ -36,10 +36,10 @@ class Request:
     baseline: str | None
 
 
-class Gathering:
+class RunReader:
     """Reads the runs that are asked for, each once."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: ComparisonRequest) -> None:
         self._request = request
         self._mlflow: MlflowSource | None = None
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from trainer.errors import RunError
 from trainer.evaluation.significance import bootstrap_interval, holm, mcnemar
-from trainer.tracking.comparison.differences import Difference, Group, differences, seed_groups
-from trainer.tracking.comparison.paired_scores import Pairs, Scores, pair, read_scores
+from trainer.tracking.comparison.differences import Difference, SeedGroup, differences, seed_groups
+from trainer.tracking.comparison.paired_scores import PairedScores, VideoScores, pair, read_scores
 from trainer.tracking.comparison.runs import ComparedRun, in_order
 from trainer.tracking.comparison.same_data import data_comparer
 
@@ -21,7 +21,7 @@ class PairedTest:
     """
 
     run: int
-    pairs: Pairs
+    pairs: PairedScores
     low: float
     high: float
     p: float
@@ -39,7 +39,7 @@ class Comparison:
     runs: list[ComparedRun]
     baseline: int
     differences: list[Difference]
-    groups: list[Group]
+    groups: list[SeedGroup]
     data: list[tuple[int, str]]
     tests: list[PairedTest]
     notes: list[str] = field(default_factory=list)
@@ -76,7 +76,7 @@ def compare(
 
 def _scores(
     runs: Sequence[ComparedRun], places: Sequence[int] | dict[int, None], notes: list[str]
-) -> dict[int, Scores]:
+) -> dict[int, VideoScores]:
     found = {}
     for place in places:
         path = runs[place].find_scores()
@@ -96,7 +96,7 @@ def _scores(
     return found
 
 
-def _tests(scores: dict[int, Scores], base: int, notes: list[str]) -> list[PairedTest]:
+def _tests(scores: dict[int, VideoScores], base: int, notes: list[str]) -> list[PairedTest]:
     """Of each run with scores of the baseline's videos; none where the baseline has no scores."""
     if base not in scores:
         return []

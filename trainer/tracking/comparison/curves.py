@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.dataset.path_encoding import printable
-from trainer.tracking.comparison.differences import Group
+from trainer.tracking.comparison.differences import SeedGroup
 from trainer.tracking.comparison.results import group_labels
 from trainer.tracking.comparison.runs import ComparedRun, Curve
 
@@ -31,7 +31,7 @@ class _Line:
     members: tuple[ComparedRun, ...]
 
 
-def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[bytes, str] | None:
+def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[bytes, str] | None:
     """A PNG, and what it shows in words; None where no run has a curve.
 
     runs: by their best top-1. More than `MOST_LINES` are drawn as the means of their groups of seeds, where
@@ -49,7 +49,7 @@ def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[b
         return _draw(lines, curves), words
 
 
-def _chosen(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[list[_Line], str]:
+def _chosen(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[list[_Line], str]:
     what = "Training loss (mean of neighbouring points) and top-1 of the validation videos"
     if len(runs) <= MOST_LINES:
         lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs, start=1)]

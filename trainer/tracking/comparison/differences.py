@@ -24,7 +24,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs that differ in nothing but their seed. members: places in the list of runs."""
 
     members: tuple[int, ...]
@@ -55,7 +55,7 @@ def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
     return sorted(found, key=lambda difference: order.index(difference.section))
 
 
-def seed_groups(runs: Sequence[ComparedRun]) -> list[Group]:
+def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
     """Groups of two runs or more, in the order of their first run."""
     by_training: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for place, run in enumerate(runs):
@@ -67,4 +67,4 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[Group]:
                 if name not in _NOT_OF_THE_TRAINING and not name.startswith(_BOOKKEEPING)
             }
             by_training.setdefault(tuple(sorted(training.items())), []).append(place)
-    return [Group(tuple(members)) for members in by_training.values() if len(members) > 1]
+    return [SeedGroup(tuple(members)) for members in by_training.values() if len(members) > 1]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainer.monitoring.run_dir import number_of, records
-from trainer.tracking.comparison.runs import Curve, Evaluation
+from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
 from trainer.tracking.metric_names import LOSS_STEPS
 
 _BLOCK = 2**20  # bytes that are read at once
@@ -38,7 +38,7 @@ class RunEvents:
     `MOST_EVALUATIONS` were passed over.
     """
 
-    evaluations: list[Evaluation]
+    evaluations: list[RecordedEvaluation]
     last_step: dict[str, Any] | None
     train_loss: float | None
     started: dict[str, Any] | None
@@ -50,7 +50,7 @@ def read_events(path: Path) -> RunEvents:
 
     Raises OSError where the file cannot be read, ValueError where it is no ordinary file.
     """
-    found: dict[int, Evaluation] = {}
+    found: dict[int, RecordedEvaluation] = {}
     started, too_many = None, False
     last: deque[bytes] = deque(maxlen=LOSS_STEPS)
     for line in event_lines(path):
@@ -180,9 +180,9 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return next(records(line.decode(errors="replace")), None)
 
 
-def _evaluation(event: dict[str, Any]) -> Evaluation | None:
+def _evaluation(event: dict[str, Any]) -> RecordedEvaluation | None:
     step, top1, top5 = (number_of(event, name) for name in ("step", "top1", "top5"))
     if step is None or top1 is None or not 0 <= top1 <= 1:
         return None
     top5 = top5 if top5 is not None and 0 <= top5 <= 1 else None
-    return Evaluation(int(step), top1, top5, number_of(event, "loss"))
+    return RecordedEvaluation(int(step), top1, top5, number_of(event, "loss"))

@@ -25,7 +25,7 @@ from trainer.errors import RecipeError, RunError, StartAgain
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of
-from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, Evaluation
+from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, RecordedEvaluation
 from trainer.tracking.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
 from trainer.tracking.mlflow_tracker import prepare_environment
 from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
@@ -206,10 +206,10 @@ class MlflowSource:
                 values[metric.step] = metric.timestamp, metric.value
         return [(step, values[step][1]) for step in sorted(values)]
 
-    def _evaluations(self, run_id: str, metrics: dict[str, float]) -> list[Evaluation]:
+    def _evaluations(self, run_id: str, metrics: dict[str, float]) -> list[RecordedEvaluation]:
         top5 = dict(self._history(run_id, f"{VAL}top5", metrics))
         found = [
-            Evaluation(step, top1, top5.get(step))
+            RecordedEvaluation(step, top1, top5.get(step))
             for step, top1 in self._history(run_id, f"{VAL}top1", metrics)
             if math.isfinite(top1)
         ]

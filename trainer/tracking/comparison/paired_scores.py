@@ -17,7 +17,7 @@ _MOST_VIDEOS = 2**28
 
 
 @dataclass(frozen=True)
-class Scores:
+class VideoScores:
     """Of N videos: manifest row, 64-bit digest of the path, label, predicted class (-1: not read)."""
 
     rows: np.ndarray
@@ -29,7 +29,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedScores:
     """counts: of the videos that both models were shown and could read, under the same label.
 
     only_first, only_second: videos in one file alone. unread: in both, and without a label, or not read by
@@ -45,7 +45,7 @@ class Pairs:
     ambiguous: int
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> VideoScores:
     """Read the columns that are needed, a row group at a time; 28 bytes a video.
 
     Raises RunError for a file that is none of ours or is damaged.
@@ -71,7 +71,7 @@ def read_scores(path: Path) -> Scores:
         raise RunError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
     none = (np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32))
     rows, paths, labels, predictions = (np.concatenate(found) for found in zip(none, *parts, strict=True))
-    return Scores(rows, paths, labels, predictions, about)
+    return VideoScores(rows, paths, labels, predictions, about)
 
 
 def _columns(table: Any) -> tuple[np.ndarray, ...]:
@@ -91,7 +91,7 @@ def _about(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def pair(first: Scores, second: Scores) -> Pairs:
+def pair(first: VideoScores, second: VideoScores) -> PairedScores:
     """By row where both are of one manifest, by its fingerprint; else by path."""
     fingerprint = first.about.get("fingerprint")
     by_row = fingerprint is not None and fingerprint == second.about.get("fingerprint")
@@ -104,7 +104,7 @@ def pair(first: Scores, second: Scores) -> Pairs:
     kept = same_label & read
     labels = first.labels[one][kept]
     counts = count_pairs(first.predictions[one][kept] == labels, second.predictions[other][kept] == labels)
-    return Pairs(
+    return PairedScores(
         counts,
         only_first=mine.size - common.size,
         only_second=theirs.size - common.size,

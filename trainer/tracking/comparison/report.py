@@ -12,8 +12,8 @@ from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, PairedT
 from trainer.tracking.comparison.curves import draw_curves
 from trainer.tracking.comparison.differences import Difference
 from trainer.tracking.comparison.results import (
-    MEASURES,
     MISSING,
+    RESULT_COLUMNS,
     deviation,
     group_table,
     results_table,
@@ -224,7 +224,7 @@ def as_json(comparison: Comparison) -> str:
             "status": run.status,
             "results": {
                 **run.results,
-                **{measure.key: measure.value(run) for measure in MEASURES},
+                **{measure.key: measure.value(run) for measure in RESULT_COLUMNS},
                 "best_step": run.best.step if run.best else None,
             },
             "data": run.data,
@@ -263,7 +263,7 @@ def _test_as_json(test: PairedTest) -> dict[str, Any]:
 def _group_as_json(comparison: Comparison, members: Sequence[int]) -> dict[str, Any]:
     finished = [run for place in members if (run := comparison.runs[place]).status == "finished"]
     found: dict[str, Any] = {"runs": [place + 1 for place in members], "finished": len(finished)}
-    for measure in MEASURES:
+    for measure in RESULT_COLUMNS:
         values = [value for run in finished if (value := measure.value(run)) is not None]
         if values:
             mean, spread = deviation(values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.system.formatting import ranges
 from trainer.tracking.comparison.blocks import Cell, Column, Table
-from trainer.tracking.comparison.differences import NAMES, Group, fields_of
+from trainer.tracking.comparison.differences import NAMES, SeedGroup, fields_of
 from trainer.tracking.comparison.runs import ComparedRun
 
 MISSING = "-"
@@ -39,7 +39,7 @@ def _result(name: str) -> Callable[[ComparedRun], float | None]:
 
 
 @dataclass(frozen=True)
-class Measure:
+class ResultColumn:
     """A column of numbers. better: 1 the higher, -1 the lower, 0 neither."""
 
     head: str
@@ -50,19 +50,19 @@ class Measure:
     expendable: int = 0
 
 
-MEASURES = (
-    Measure("best top-1", "best_top1", lambda run: run.best.top1 if run.best else None, percent, 1),
-    Measure("top-1", "top1", lambda run: run.last.top1 if run.last else None, percent, 1),
-    Measure("best top-5", "best_top5", lambda run: run.best_top5, percent, 1, 5),
-    Measure("top-5", "top5", lambda run: run.last.top5 if run.last else None, percent, 1, 3),
-    Measure("val loss", "val_loss", lambda run: run.last.loss if run.last else None, _loss, -1),
-    Measure("train loss", "train_loss", _result("train_loss"), _loss, -1, 4),
-    Measure("clips/s", "clips_per_second", _result("clips_per_second"), _amount, 1),
-    Measure("MFU %", "mfu", _result("mfu"), _rounded_percent, 1),
-    Measure("hours", "hours", _result("hours"), _amount, 0, 4),
-    Measure("GPU-hours", "gpu_hours", _result("gpu_hours"), _amount),
-    Measure("wait %", "data_wait_share", _result("data_wait_share"), _rounded_percent, -1, 1),
-    Measure("bad", "quarantined", _result("quarantined"), lambda value: f"{value:.0f}", 0, 2),
+RESULT_COLUMNS = (
+    ResultColumn("best top-1", "best_top1", lambda run: run.best.top1 if run.best else None, percent, 1),
+    ResultColumn("top-1", "top1", lambda run: run.last.top1 if run.last else None, percent, 1),
+    ResultColumn("best top-5", "best_top5", lambda run: run.best_top5, percent, 1, 5),
+    ResultColumn("top-5", "top5", lambda run: run.last.top5 if run.last else None, percent, 1, 3),
+    ResultColumn("val loss", "val_loss", lambda run: run.last.loss if run.last else None, _loss, -1),
+    ResultColumn("train loss", "train_loss", _result("train_loss"), _loss, -1, 4),
+    ResultColumn("clips/s", "clips_per_second", _result("clips_per_second"), _amount, 1),
+    ResultColumn("MFU %", "mfu", _result("mfu"), _rounded_percent, 1),
+    ResultColumn("hours", "hours", _result("hours"), _amount, 0, 4),
+    ResultColumn("GPU-hours", "gpu_hours", _result("gpu_hours"), _amount),
+    ResultColumn("wait %", "data_wait_share", _result("data_wait_share"), _rounded_percent, -1, 1),
+    ResultColumn("bad", "quarantined", _result("quarantined"), lambda value: f"{value:.0f}", 0, 2),
 )
 """In the order of the columns. Accuracies and `val loss` are of the validation videos, `train loss` is the
 mean of the last `LOSS_STEPS` steps."""
@@ -76,7 +76,7 @@ _OF_GROUPS = {
 
 def results_table(runs: Sequence[ComparedRun]) -> Table:
     """A row for each run. Columns that no run fills are left out, as is a status that all runs share."""
-    measures = [measure for measure in MEASURES if any(measure.value(run) is not None for run in runs)]
+    measures = [measure for measure in RESULT_COLUMNS if any(measure.value(run) is not None for run in runs)]
     best = {measure.key: _best(measure, runs) for measure in measures}
     columns = [Column("#"), Column("run", numeric=False, name=True)]
     with_status = {run.status for run in runs} != {"finished"}
@@ -94,11 +94,11 @@ def results_table(runs: Sequence[ComparedRun]) -> Table:
     return Table(columns, rows)
 
 
-def _text(measure: Measure, value: float | None) -> str:
+def _text(measure: ResultColumn, value: float | None) -> str:
     return MISSING if value is None else measure.text(value)
 
 
-def _best(measure: Measure, runs: Sequence[ComparedRun]) -> str | None:
+def _best(measure: ResultColumn, runs: Sequence[ComparedRun]) -> str | None:
     """The best value as it is shown, so that runs which look alike are marked alike; None of a single run."""
     values = [value for run in runs if (value := measure.value(run)) is not None]
     if measure.better == 0 or len(values) < 2:
@@ -119,9 +119,9 @@ def deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def group_table(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> Table:
+def group_table(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> Table:
     """Mean ± sample deviation over the finished runs of each group, and how many those are."""
-    measures = [measure for measure in MEASURES if measure.key in _OF_GROUPS]
+    measures = [measure for measure in RESULT_COLUMNS if measure.key in _OF_GROUPS]
     labels = group_labels(runs, groups)
     found = []
     for group, label in zip(groups, labels, strict=True):
@@ -143,14 +143,14 @@ def _number(finished: int, members: int) -> str:
     return str(finished) if finished == members else f"{finished} of {members}"
 
 
-def _spread(measure: Measure, values: Sequence[float]) -> str:
+def _spread(measure: ResultColumn, values: Sequence[float]) -> str:
     if not values:
         return MISSING
     mean, spread = deviation(values)
     return measure.text(mean) if spread is None else f"{measure.text(mean)} ± {measure.text(spread)}"
 
 
-def group_labels(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> list[str]:
+def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> list[str]:
     """Each group's numbers of runs, and by what it differs from the other groups."""
     firsts = [fields_of(runs[group.members[0]]) for group in groups]
     names = [

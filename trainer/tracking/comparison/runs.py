@@ -11,7 +11,7 @@ FINGERPRINTS = ("train_fingerprint", "val_fingerprint")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RecordedEvaluation:
     """Accuracy after `step` steps, as shares (0..1), and the validation loss where it was recorded."""
 
     step: int
@@ -43,7 +43,7 @@ class ComparedRun:
     """Every field under its dotted name, as text."""
     data: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the manifests, by the names in `FINGERPRINTS`."""
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[RecordedEvaluation] = field(default_factory=list)
     """By step."""
     results: dict[str, float] = field(default_factory=dict)
     """`step`, `total_steps`, `train_loss`, `clips_per_second`, `data_wait_share`, `mfu`, `hours`,
@@ -57,7 +57,7 @@ class ComparedRun:
     folder: Path | None = None
 
     @property
-    def best(self) -> Evaluation | None:
+    def best(self) -> RecordedEvaluation | None:
         return max(self.evaluations, key=lambda found: found.top1, default=None)
 
     @property
@@ -65,7 +65,7 @@ class ComparedRun:
         return max((found.top5 for found in self.evaluations if found.top5 is not None), default=None)
 
     @property
-    def last(self) -> Evaluation | None:
+    def last(self) -> RecordedEvaluation | None:
         return self.evaluations[-1] if self.evaluations else None
 
     @property

@@ -20,7 +20,7 @@ from trainer.tracking.comparison.curves import draw_curves, smoothed
 from trainer.tracking.comparison.folder_source import read_folder
 from trainer.tracking.comparison.render import as_html, as_markdown, print_report
 from trainer.tracking.comparison.report import as_json, report
-from trainer.tracking.comparison.runs import ComparedRun, Curve, Evaluation
+from trainer.tracking.comparison.runs import ComparedRun, Curve, RecordedEvaluation
 
 HOSTILE = 'x<script>alert(1)</script>|`&"\x1b[31m[red]$a^2$'
 
@@ -168,7 +168,7 @@ def synthetic(count: int, seeds: int) -> list[ComparedRun]:
     for number in range(count):
         recipe = {"seed": str(number % seeds), "lr": str(number // seeds), "optimisation.global_batch": "8"}
         run = ComparedRun(str(number), f"run {number}", "finished", recipe)
-        run.evaluations = [Evaluation(step, number / count * step / 100, None) for step in (50, 100)]
+        run.evaluations = [RecordedEvaluation(step, number / count * step / 100, None) for step in (50, 100)]
         run.read_curve = lambda: Curve(steps, 1 / steps, steps / 10, steps / 5)
         runs.append(run)
     return runs

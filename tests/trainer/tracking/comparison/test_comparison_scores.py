@@ -9,7 +9,7 @@ from trainer.errors import RunError
 from trainer.evaluation.significance import PairedCounts, mcnemar
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.folder_source import read_folder
-from trainer.tracking.comparison.paired_scores import Pairs, pair, read_scores
+from trainer.tracking.comparison.paired_scores import PairedScores, pair, read_scores
 
 LABELS = [0, 1, 2, 0, 1]
 
@@ -20,7 +20,7 @@ def test_rows_of_one_manifest_are_paired(tmp_path: Path) -> None:
     # right: one at rows 0, 1, 4; two at rows 0 (0), 1 (1), 2 (2); row 3 one could not read; row 4 0 for 1.
     pairs = pair(read_scores(tmp_path / "one"), read_scores(tmp_path / "two"))
     counts = PairedCounts(both=2, only_first=1, only_second=1, neither=0)
-    assert pairs == Pairs(counts, only_first=0, only_second=0, unread=1, other_label=0, ambiguous=0)
+    assert pairs == PairedScores(counts, only_first=0, only_second=0, unread=1, other_label=0, ambiguous=0)
 
 
 def test_videos_of_other_manifests_are_paired_by_path(tmp_path: Path) -> None:
