@@ -20,7 +20,7 @@ from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.build import (
     build_manifest,
     check_manifest,
-    compare_with_siblings,
+    compare_with_other_manifests,
     new_manifest,
 )
 from pipelines.dataset.prepare.class_balance import balance
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         listing = args.read(args)
         with shown_progress("probing") as shown:
             report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
-        compare_with_siblings(report, workers=args.workers, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=args.workers, progress_of=shown_progress)
         print(report.summary())
     return 0
 

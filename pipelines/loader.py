@@ -220,7 +220,7 @@ class ClipLoader:
             self.defects.bad += self._repeats
             sample = int(identity[place, 0])
             reason = bytes(np.array(reasons[int(place)])).decode()
-            self.defects.add(Defect(sample, dataset.shown_path(sample), reason))
+            self.defects.add(Defect(sample, dataset.printable_path(sample), reason))
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""

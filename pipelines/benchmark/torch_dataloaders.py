@@ -23,7 +23,7 @@ from pipelines.augment.rand_augment import parse
 from pipelines.benchmark.libraries import require
 from pipelines.benchmark.torchvision_augment import augment, crop_and_normalise
 from pipelines.benchmark.workload import Workload
-from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes
@@ -109,7 +109,7 @@ class Clips(Dataset[tuple[torch.Tensor, int]]):
             clip = augment(clip, self._policy, rng)
         return crop_and_normalise(clip, self._workload.size), row.label
 
-    def _source(self, row: Row) -> Source:
+    def _source(self, row: ManifestRow) -> Source:
         path: Path = self._manifest.absolute_path(row)
         if row.length == 0:
             return str(path)

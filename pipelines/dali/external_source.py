@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.augment.params import ClipDraw, TrainClip, ViewClip, draw_clip
 from pipelines.dali.sample_reader import Arrays, Loaded, Reader, Request
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.path_encoding import printable
 from pipelines.decode.dali_input import STAND_IN_SIZE
 from pipelines.sampling.sampler import Slot, TrainPlan, ViewPlan
@@ -124,7 +124,7 @@ class TrainSource:
         request = Request(sample, row, draws[0].indices, window, in_graph, reason)
         return request, slots, draws
 
-    def _draws(self, slots: list[Slot], row: Row | None, height: int, width: int) -> list[ClipDraw]:
+    def _draws(self, slots: list[Slot], row: ManifestRow | None, height: int, width: int) -> list[ClipDraw]:
         """One draw for each repeat, for frames of this size."""
         return [
             draw_clip(

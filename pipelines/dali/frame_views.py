@@ -14,7 +14,7 @@ from pipelines.dali.buffers import Lent
 from pipelines.dali.external_source import view_numbers
 from pipelines.dali.pipeline import Colours, view_nodes
 from pipelines.dali.sample_reader import read_content
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect, unforeseen
 from pipelines.sampling.temporal import view_indices
@@ -72,7 +72,7 @@ class FrameViews:
         return list(frames), list(sizes), list(positions)
 
 
-def clip_frames(path: Path, row: Row, clip: ViewClip) -> NDArray[np.uint8]:
+def clip_frames(path: Path, row: ManifestRow, clip: ViewClip) -> NDArray[np.uint8]:
     """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation takes them.
 
     Raises VideoDefect where the video cannot be used.

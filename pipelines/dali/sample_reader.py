@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.dataset.concat import Samples
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.dali_input import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile
@@ -81,7 +81,7 @@ class Request:
     """
 
     sample: int
-    row: Row | None
+    row: ManifestRow | None
     indices: NDArray[np.int32]
     window: Window | None
     in_graph: bool
@@ -145,7 +145,7 @@ class Reader:
         die_with_parent()
         self.__dict__.update(state)
 
-    def row(self, sample: int) -> tuple[Row | None, str]:
+    def row(self, sample: int) -> tuple[ManifestRow | None, str]:
         """The sample's row in its manifest; where its values cannot be those of a video, none, and why."""
         try:
             return self.dataset.row(sample), ""
@@ -167,7 +167,7 @@ class Reader:
         except VideoDefect as defect:
             return self._stand_in(request, str(defect))
         except Exception as error:
-            path = self.dataset.shown_path(request.sample)
+            path = self.dataset.printable_path(request.sample)
             logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
             return self._stand_in(request, unforeseen(error))
 
@@ -177,7 +177,7 @@ class Reader:
             return self.crashed[request.sample]
         return self.refused.get(request.key, "")
 
-    def _read(self, request: Request, row: Row) -> Loaded:
+    def _read(self, request: Request, row: ManifestRow) -> Loaded:
         path = self.dataset.path(request.sample)
         begun = time.perf_counter()
         source = read_content(path, row)
@@ -192,7 +192,7 @@ class Reader:
         top, left = request.window[:2] if request.window else (0, 0)
         return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
 
-    def _encoded(self, request: Request, row: Row, source: Path | bytes) -> Arrays | None:
+    def _encoded(self, request: Request, row: ManifestRow, source: Path | bytes) -> Arrays | None:
         """What the graph needs to decode; None where PyAV has to.
 
         Raises VideoDefect for a bad video, and, where there is no PyAV, one that the graph does not take.
@@ -233,7 +233,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def read_content(path: Path, row: Row) -> Path | bytes:
+def read_content(path: Path, row: ManifestRow) -> Path | bytes:
     """The sample's bytes: the whole file, or its piece of a shard. Of a long file, its path: a recording of
     hours does not belong into memory.
     """

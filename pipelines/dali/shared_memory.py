@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.dali.external_source import Source, TrainSource
 from pipelines.dali.pipeline import Graph, Processes
 from pipelines.dali.sample_reader import Request
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 
 _SAMPLES = 256  # that are looked at
 _SECONDS = 2.0  # that may take
@@ -69,7 +69,7 @@ def _sizes(source: Source) -> list[int]:
     return sizes or [0]
 
 
-def _bytes(source: Source, request: Request, row: Row) -> int:
+def _bytes(source: Source, request: Request, row: ManifestRow) -> int:
     """Of what a worker hands over for a request."""
     if request.in_graph:
         try:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
 
@@ -19,11 +19,11 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, sample: int) -> Row: ...
+    def row(self, sample: int) -> ManifestRow: ...
 
     def path(self, sample: int) -> Path: ...
 
-    def shown_path(self, sample: int) -> str: ...
+    def printable_path(self, sample: int) -> str: ...
 
 
 class Dataset:
@@ -73,7 +73,7 @@ class Dataset:
             return self.manifests[0].fingerprint
         return hashlib.sha256("\n".join(m.fingerprint for m in self.manifests).encode()).hexdigest()
 
-    def row(self, sample: int) -> Row:
+    def row(self, sample: int) -> ManifestRow:
         """The row of `sample`, 0 <= sample < len(self).
 
         Raises:
@@ -89,10 +89,10 @@ class Dataset:
         manifest, index = self._place(sample)
         return manifest.path_at(index)
 
-    def shown_path(self, sample: int) -> str:
+    def printable_path(self, sample: int) -> str:
         """How messages name the sample."""
         manifest, index = self._place(sample)
-        return manifest.shown_path(index)
+        return manifest.printable_path(index)
 
     def _place(self, sample: int) -> tuple[Manifest, int]:
         if not 0 <= sample < self._samples:

@@ -32,7 +32,7 @@ from pipelines.dataset.manifest_file import (
     in_words,
     open_file,
 )
-from pipelines.dataset.manifest_rows import Row
+from pipelines.dataset.manifest_rows import ManifestRow
 from pipelines.dataset.path_encoding import decode_path as decode_path
 from pipelines.dataset.path_encoding import encode_path as encode_path
 from pipelines.dataset.path_encoding import printable
@@ -80,13 +80,13 @@ class Manifest:
         path = Path(path).absolute()
         manifest = cls(path, path.parent if folder is None else folder.absolute(), open_file(path))
         if len(manifest):
-            manifest._batch(manifest._file.batches - 1)  # which has the rest of the rows, not a full batch
+            manifest._batch(manifest._file.num_batches - 1)  # it holds the rest of the rows
         return manifest
 
     def __len__(self) -> int:
         return self._rows
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> ManifestRow:
         """The row at `index`, 0 <= index < len(self).
 
         Raises:
@@ -102,7 +102,7 @@ class Manifest:
         columns, inside = self._place(index)
         return self.folder / decode_path(columns.text("path", inside))
 
-    def row_at(self, weight: float) -> int:
+    def row_at_weight(self, weight: float) -> int:
         """The row under `weight` where all rows lie side by side, each as wide as its weight.
 
         A row of weight 0 is never found. Reads O(log rows) numbers of the file; without weights, none.
@@ -123,7 +123,7 @@ class Manifest:
         if not self._sum_checked:
             self._check_width(self._rows - 1)
             self._sum_checked = True
-        low, high = 0, self._file.batches
+        low, high = 0, self._file.num_batches
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._sum_before(middle, 0) <= weight else (low, middle)
@@ -175,25 +175,25 @@ class Manifest:
         Raises:
             DataError: the file is damaged, or the values of a row cannot be those of a video.
         """
-        for number, batch in enumerate(self.stretches()):
+        for number, batch in enumerate(self.batch_slices()):
             wrong = self._batch(number).wrong_rows(len(self.class_names))
             if wrong:
                 index, reason = wrong[0]
                 row = number * self._header.rows_per_batch + index
-                raise self._damaged(f"row {row}, {self.shown_path(row)}, {reason}.")
+                raise self._damaged(f"row {row}, {self.printable_path(row)}, {reason}.")
             yield batch
 
     @property
-    def batches(self) -> int:
+    def num_batches(self) -> int:
         """How many record batches it has."""
-        return self._file.batches
+        return self._file.num_batches
 
     @property
     def rows_per_batch(self) -> int:
         """How many rows each record batch but the last has."""
         return self._header.rows_per_batch
 
-    def stretches(self, step: int = 1, every: int = 1) -> Iterator[pa.RecordBatch]:
+    def batch_slices(self, step: int = 1, every: int = 1) -> Iterator[pa.RecordBatch]:
         """One of `step` rows of each record batch, side by side, as Arrow columns; no others are read.
 
         Args:
@@ -204,7 +204,7 @@ class Manifest:
         Raises:
             DataError: the file is damaged there.
         """
-        for number in range(0, self._file.batches, every):
+        for number in range(0, self._file.num_batches, every):
             rows = -(-self._batch(number).rows // step)
             try:
                 batch = self._file.batch(number).slice(number % step * rows, rows)
@@ -219,15 +219,15 @@ class Manifest:
         Raises:
             DataError: the file is damaged.
         """
-        for number in range(self._file.batches):
+        for number in range(self._file.num_batches):
             for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
                 yield number * self._header.rows_per_batch + index, reason
 
-    def absolute_path(self, row: Row) -> Path:
+    def absolute_path(self, row: ManifestRow) -> Path:
         """Where the row's file is, resolved against the manifest's folder."""
         return self.folder / decode_path(row.path)
 
-    def shown_path(self, index: int) -> str:
+    def printable_path(self, index: int) -> str:
         """How messages name the video of a row; where its path is damaged, by its number."""
         try:
             return printable(self.path_at(index))
@@ -243,7 +243,7 @@ class Manifest:
         self.verify_fingerprint()
         for _ in self.record_batches():
             pass
-        for number in range(self._file.batches if self.weighted else 0):
+        for number in range(self._file.num_batches if self.weighted else 0):
             self._check_widths(number)
 
     def verify_fingerprint(self) -> None:
@@ -253,7 +253,7 @@ class Manifest:
             DataError: the content is not what was written.
         """
         digest = Fingerprint(self._file.reader.schema.names)
-        for batch in self.stretches():
+        for batch in self.batch_slices():
             digest.update(batch)
         found = digest.hexdigest(self.class_names)
         if found != self.fingerprint:
@@ -297,7 +297,7 @@ class Manifest:
 
 
 def write_manifest(
-    path: str | Path, rows: Iterable[Row], class_names: Sequence[str], *, weighted: bool = False
+    path: str | Path, rows: Iterable[ManifestRow], class_names: Sequence[str], *, weighted: bool = False
 ) -> Manifest:
     """Write `rows` in their order and open the result.
 
@@ -418,7 +418,7 @@ def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Frac
     return pa.array(before), end
 
 
-def _record_batches(rows: Iterable[Row], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _record_batches(rows: Iterable[ManifestRow], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
     values = attrgetter(*schema.names)
     while chunk := list(islice(iterator, ROWS_PER_BATCH)):

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset.arrow_compression import is_compressed
-from pipelines.dataset.manifest_rows import MOST_PIXELS, Row, check_row
+from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, check_row
 from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError, VideoDefect
 
@@ -65,7 +65,7 @@ _NAMED = 12
 
 
 @dataclass(frozen=True)
-class Header:
+class ManifestHeader:
     """What a manifest says of itself."""
 
     rows: int
@@ -87,10 +87,10 @@ class MappedFile:
 
     file: pa.NativeFile
     reader: pa.RecordBatchFileReader
-    header: Header
+    header: ManifestHeader
 
     @property
-    def batches(self) -> int:
+    def num_batches(self) -> int:
         return int(self.reader.num_record_batches)
 
     def batch(self, number: int) -> pa.RecordBatch:
@@ -150,7 +150,7 @@ def open_file(path: Path) -> MappedFile:
         raise DataError(f"{shown} is damaged: {error}. {AGAIN}") from error
 
 
-def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: int) -> Header:
+def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: int) -> ManifestHeader:
     """Raises ValueError for metadata that is missing, wrong, or contradicts the file."""
     rows, per_batch = _count(metadata, b"rows"), _count(metadata, b"rows_per_batch")
     if per_batch < 1:
@@ -174,7 +174,7 @@ def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: in
         total = float(_value(metadata, b"total_weight"))
         if not 0 < total < inf:
             raise ValueError(f"its header's total_weight is {total:g}")
-    return Header(rows, per_batch, fingerprint, _class_names(_value(metadata, b"class_names")), total)
+    return ManifestHeader(rows, per_batch, fingerprint, _class_names(_value(metadata, b"class_names")), total)
 
 
 def _value(metadata: dict[bytes, bytes], name: bytes) -> str:
@@ -255,14 +255,14 @@ class Columns:
         except UnicodeDecodeError as error:
             raise VideoDefect(f"has a {name} in the manifest that is not UTF-8: it is damaged") from error
 
-    def row(self, index: int, classes: int) -> Row:
+    def row(self, index: int, classes: int) -> ManifestRow:
         """The row at `index`.
 
         Raises:
             VideoDefect: see `check_row`, and where its strings are damaged.
         """
         number = self._numbers
-        row = Row(
+        row = ManifestRow(
             path=self.text("path", index),
             offset=number["offset"].item(index),
             length=number["length"].item(index),

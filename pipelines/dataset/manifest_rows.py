@@ -13,7 +13,7 @@ MOST_PIXELS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ManifestRow:
     """One video: where its bytes are, what it shows, what its frames are like."""
 
     path: str
@@ -38,7 +38,7 @@ class Row:
     """How often training draws it, compared with the others; 1 in a manifest without weights."""
 
 
-def check_row(row: Row, classes: int) -> None:
+def check_row(row: ManifestRow, classes: int) -> None:
     """Check that the row's values can be those of a video.
 
     Args:

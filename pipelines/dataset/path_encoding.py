@@ -60,7 +60,7 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
-def try_to_write(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make sure that files can be written into a folder, or that it can be made. Leaves nothing behind.
 
     Raises:

@@ -46,7 +46,7 @@ def find_overlap(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> Overlap
     Time and memory are bounded: of more than `most` rows, a sample of `most` is compared, and of files
     themselves links are followed in small datasets only.
     """
-    files = Files(follow=max(len(train), len(val)) <= MOST_LINKS)
+    files = FileKeys(follow=max(len(train), len(val)) <= MOST_LINKS)
     # One call for all keys of `val`: each call builds a hash table of those of `train`.
     train_keys = pa.chunked_array(list(_keys(train, most, files)), pa.binary())
     val_keys = pa.chunked_array(list(_keys(val, most, files)), pa.binary())
@@ -75,7 +75,7 @@ def overlap_notes(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> tuple[
     )
 
 
-def _keys(dataset: Dataset, most: int, files: "Files") -> Iterator[pa.Array]:
+def _keys(dataset: Dataset, most: int, files: "FileKeys") -> Iterator[pa.Array]:
     """Which file and where in it each row is, a record batch after the other."""
     for manifest in dataset.manifests:
         share = most * len(manifest) // max(1, len(dataset))
@@ -89,12 +89,12 @@ def _some(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
     Pieces, since what two manifests share is often one stretch of rows; and not single rows, since a piece is
     read from disk in one go.
     """
-    every = max(1, -(-manifest.batches // MOST_BATCHES))
+    every = max(1, -(-manifest.num_batches // MOST_BATCHES))
     step = max(1, -(-len(manifest) // (every * max(1, most))))
-    return manifest.stretches(step, every)
+    return manifest.batch_slices(step, every)
 
 
-class Files:
+class FileKeys:
     """Which file and where in it rows of manifests are. Each folder is looked up once.
 
     follow: follow links of files, too, which asks the file system of each; otherwise those of folders, and of

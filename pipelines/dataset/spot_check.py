@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.bad_samples import Defect
 from pipelines.dali.sample_reader import read_content
-from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import MISSING
 from pipelines.decode.demux import open_video
@@ -23,7 +23,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class SpotCheck:
+class SpotCheckResult:
     """What opening a few videos of a manifest showed.
 
     name: of the manifest, for messages. videos: in it. opened: how many of them were opened. defects: those
@@ -37,19 +37,19 @@ class SpotCheck:
     lost: Path | None = None
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """What is wrong, with the first reasons; empty where nothing is."""
         if not self.defects:
             return ""
         tried = "tried " if self.opened < self.videos else ""
         bad, some = len(self.defects), f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}"
         if self.lost is not None:
-            return none_found(some, self.lost)
+            return format_none_found(some, self.lost)
         counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
-        return f"{counted}; {first_reasons([(defect.path, defect.reason) for defect in self.defects])}"
+        return f"{counted}; {format_defects([(defect.path, defect.reason) for defect in self.defects])}"
 
 
-def open_some(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheck:
+def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheckResult:
     """Open at most so many videos, evenly over the manifest, up to what says which codec each has.
 
     name: of the manifest, for messages; by default its path.
@@ -60,15 +60,15 @@ def open_some(manifest: Manifest, name: str | None = None, most: int = OPENED) -
         try:
             _open(manifest, manifest.row(index))
         except VideoDefect as defect:
-            defects.append(Defect(index, manifest.shown_path(index), str(defect)))
+            defects.append(Defect(index, manifest.printable_path(index), str(defect)))
             if str(defect) == MISSING:
                 missing.append(manifest.path_at(index))
     name = printable(manifest.path) if name is None else name
     lost = common_folder([path.parent for path in missing]) if len(missing) == len(opened) > 0 else None
-    return SpotCheck(name, len(manifest), len(opened), tuple(defects), lost)
+    return SpotCheckResult(name, len(manifest), len(opened), tuple(defects), lost)
 
 
-def first_reasons(bad: Sequence[tuple[str, str]]) -> str:
+def format_defects(bad: Sequence[tuple[str, str]]) -> str:
     """Half a sentence with the first of several bad videos, each as its path and its reason."""
     named = "; ".join(f"{path} {reason}" for path, reason in bad[:_NAMED])
     return f"the first: {named}"
@@ -82,7 +82,7 @@ def common_folder(folders: Sequence[Path]) -> Path:
     return folder
 
 
-def none_found(videos: str, folder: Path) -> str:
+def format_none_found(videos: str, folder: Path) -> str:
     """What is said where none of these videos is there. folder: that which should hold them all."""
     where = (
         printable(folder) if os.path.exists(folder) else f"{printable(folder)}, a folder that is not there"
@@ -93,7 +93,7 @@ def none_found(videos: str, folder: Path) -> str:
     )
 
 
-def _open(manifest: Manifest, row: Row) -> None:
+def _open(manifest: Manifest, row: ManifestRow) -> None:
     path = manifest.absolute_path(row)
     with open_video(read_content(path, row) if row.length else path):
         pass

@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Self
 
-from pipelines.dataset.manifest import Row, encode_path
+from pipelines.dataset.manifest import ManifestRow, encode_path
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.errors import VideoDefect
@@ -46,23 +46,23 @@ class VideoFiles:
     def __str__(self) -> str:
         return f"{len(self)} video files"
 
-    def row(self, sample: int) -> Row:
+    def row(self, sample: int) -> ManifestRow:
         """What the file is like. Raises VideoDefect where it cannot be used."""
         if self._isolation is None:
-            return row_of(self._paths[sample])
+            return probe_row(self._paths[sample])
         try:
-            return self._isolation.call(row_of, self._paths[sample])
+            return self._isolation.call(probe_row, self._paths[sample])
         except BrokenProcessPool:
             raise VideoDefect(CRASHES) from None
 
     def path(self, sample: int) -> Path:
         return self._paths[sample].absolute()
 
-    def shown_path(self, sample: int) -> str:
+    def printable_path(self, sample: int) -> str:
         return printable(self._paths[sample])
 
 
-def row_of(path: Path) -> Row:
+def probe_row(path: Path) -> ManifestRow:
     """The row of a manifest that the file would have. Raises VideoDefect where it cannot be used."""
     info = probe_video(path)
-    return Row(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)
+    return ManifestRow(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.color import check_colorspace, color_correction
 from pipelines.decode.demux import VideoIndex, open_video, read_index, stated_size
 from pipelines.decode.frame_sizes import one_size
@@ -59,7 +59,9 @@ class Encoded:
     orientation: NDArray[np.int32]
 
 
-def check_encoded(data: bytes, row: Row, indices: NDArray[np.integer], decoder: GraphDecoder) -> Encoded:
+def check_encoded(
+    data: bytes, row: ManifestRow, indices: NDArray[np.integer], decoder: GraphDecoder
+) -> Encoded:
     """What the graph needs to decode the frames at `indices` with this decoder.
 
     Demuxes, and decodes the first frame: a file cut short is seen, damage inside the stream is not.

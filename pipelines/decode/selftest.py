@@ -16,7 +16,7 @@ import torch
 
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.synthetic.video_writer import H264, VP9, encode_video
@@ -41,7 +41,7 @@ def decode_trial(device: torch.device, frames: int) -> list[int]:
         path = Path(folder) / f"trial{video_format.extension}"
         encode_video(path, clip.reshape(frames, SIDE, SIDE, 3), video_format, FPS, frames)
         data = path.read_bytes()
-    row = Row(
+    row = ManifestRow(
         path=path.name, offset=0, length=0, label=0, frames=frames, fps=float(FPS),
         width=SIDE, height=SIDE, codec=video_format.codec,
     )  # fmt: skip

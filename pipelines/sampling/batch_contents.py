@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.augment.params import Changes, TrainClip, draw_changes
 from pipelines.augment.rand_augment import Drawn, Operation
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.dali_input import STAND_IN_SIZE
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Slot, TrainPlan
@@ -41,14 +41,14 @@ def planned_clips(dataset: Dataset, plan: TrainPlan, clip: TrainClip, step: int)
         indices = train_indices(1 if row is None else row.frames, clip.frames, np.random.default_rng(key))
         yield PlannedClip(
             slot,
-            dataset.shown_path(slot.sample),
+            dataset.printable_path(slot.sample),
             -1 if row is None else row.label,
             tuple(indices.tolist()),
             draw_changes(clip, np.random.default_rng([*key, 1 + slot.repeat]), height, width),
         )
 
 
-def _row(dataset: Dataset, sample: int) -> Row | None:
+def _row(dataset: Dataset, sample: int) -> ManifestRow | None:
     try:
         return dataset.row(sample)
     except VideoDefect:

@@ -34,7 +34,7 @@ class Weights(Protocol):
 
     total_weight: float
 
-    def row_at(self, weight: float) -> int:
+    def row_at_weight(self, weight: float) -> int:
         """The sample that lies at `weight`, 0 <= weight < total_weight."""
 
 
@@ -218,7 +218,7 @@ class TrainPlan:
         offset = _offset(self.seed ^ (OFFSET_STREAM + number), epoch)
         total = part.weights.total_weight
         point = min((index + offset) * (total / part.samples), nextafter(total, 0))
-        return epoch, first + index, first + part.weights.row_at(point)
+        return epoch, first + index, first + part.weights.row_at_weight(point)
 
 
 def _offset(key: int, epoch: int) -> float:

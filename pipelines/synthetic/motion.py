@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.errors import DataError
 from pipelines.synthetic.drawing import ShapePath, draw_clip
 from pipelines.synthetic.video_writer import H264, MJPEG, VP9, encode_video
@@ -142,7 +142,7 @@ def render(
     return manifests
 
 
-def _write_clip(root: Path, settings: Settings, job: tuple[str, int]) -> Row:
+def _write_clip(root: Path, settings: Settings, job: tuple[str, int]) -> ManifestRow:
     split, index = job
     clip = draw(settings, split, index)
     # Formats change after every round of all eight classes, so none of them tells a class.
@@ -152,7 +152,7 @@ def _write_clip(root: Path, settings: Settings, job: tuple[str, int]) -> Row:
     encode_video(unfinished, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
     unfinished.replace(root / name)
     frames, height, width, _ = clip.frames.shape
-    return Row(
+    return ManifestRow(
         path=name,
         offset=0,
         length=0,

@@ -13,7 +13,7 @@ from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
 from pipelines.dali.sample_reader import NO_BYTES, Arrays, Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.decode.dali_input import GraphDecoder
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainPlan
@@ -39,7 +39,7 @@ def make_set(folder: Path, device: torch.device) -> Path:
         moving = np.stack([np.roll(pixels, index, axis=1) for index in range(FRAMES)])
         path = make_video(folder, kind, moving).rename(folder / f"{number}.mkv")
         name = "h264" if device.type == "cuda" else "vp9"
-        rows.append(Row(path.name, 0, 0, number % 2, FRAMES, 25.0, SIZE[1], SIZE[0], name))
+        rows.append(ManifestRow(path.name, 0, 0, number % 2, FRAMES, 25.0, SIZE[1], SIZE[0], name))
     return write_manifest(folder / "train.arrow", rows, ["a", "b"]).path
 
 
@@ -112,7 +112,7 @@ def test_damage_inside_a_stream_reaches_no_other_clip(
 class UncheckedReader(Reader):
     """Hands one video to the graph's decoder without a look at it."""
 
-    def _encoded(self, request: Request, row: Row, source: Path | bytes) -> Arrays | None:
+    def _encoded(self, request: Request, row: ManifestRow, source: Path | bytes) -> Arrays | None:
         if request.sample == BAD and isinstance(source, bytes):
             return np.frombuffer(source, np.uint8), request.indices.astype(np.int32), *NO_BYTES[2:]
         return super()._encoded(request, row, source)

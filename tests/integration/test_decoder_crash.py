@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from tests.integration.processes import Outcome, events, settings, train
 from tests.pipelines.decode.test_frame_sizes import FRAMES, HEIGHT, MJPEG, WIDTH, change_header
 from tests.pipelines.videos import make_video, moving_picture
@@ -26,7 +26,9 @@ def damaged(tmp_path: Path) -> Path:
             folder.mkdir(parents=True)
             path = make_video(folder, MJPEG, np.roll(moving_picture(FRAMES, HEIGHT, WIDTH), number, axis=2))
             rows.append(
-                Row(f"{name}/{number}/{path.name}", 0, 0, number % 2, FRAMES, 25.0, WIDTH, HEIGHT, "mjpeg")
+                ManifestRow(
+                    f"{name}/{number}/{path.name}", 0, 0, number % 2, FRAMES, 25.0, WIDTH, HEIGHT, "mjpeg"
+                )
             )
         write_manifest(tmp_path / f"{name}.arrow", rows, ["a", "b"])
     for frame in range(1, FRAMES):  # the first says how large all are

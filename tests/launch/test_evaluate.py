@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from tests.conftest import MotionSet
 from tests.integration.processes import PATIENCE, ROOT, events, settings, train
 
@@ -163,12 +163,20 @@ def test_bad_videos_are_named_and_too_many_stop_it(run: Path, motion_set: Motion
     manifest = Manifest.open(motion_set.val)
     rows = [manifest.row(number) for number in range(len(manifest))]
     changed = [
-        Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "path": str(manifest.path_at(number))})
+        ManifestRow(
+            **{
+                **{name: getattr(row, name) for name in ManifestRow.__slots__},
+                "path": str(manifest.path_at(number)),
+            }
+        )
         for number, row in enumerate(rows)
     ]
     for number in (3, 7):
-        changed[number] = Row(
-            **{**{name: getattr(rows[number], name) for name in Row.__slots__}, "path": f"gone{number}.webm"}
+        changed[number] = ManifestRow(
+            **{
+                **{name: getattr(rows[number], name) for name in ManifestRow.__slots__},
+                "path": f"gone{number}.webm",
+            }
         )
     write_manifest(tmp_path / "some.arrow", changed, manifest.class_names)
     arguments = (run, "--last", "--manifest", tmp_path / "some.arrow")
@@ -190,9 +198,9 @@ def test_classes_are_found_by_name(run: Path, motion_set: MotionSet, tmp_path: P
     manifest = Manifest.open(motion_set.val)
     some = [manifest.row(number) for number in range(len(manifest)) if manifest.row(number).label in (2, 5)]
     moved = [
-        Row(
+        ManifestRow(
             **{
-                **{name: getattr(row, name) for name in Row.__slots__},
+                **{name: getattr(row, name) for name in ManifestRow.__slots__},
                 "path": str(motion_set.root / row.path),
                 "label": {5: 0, 2: 1}[row.label],
             }

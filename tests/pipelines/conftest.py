@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 
 FRAMES, HEIGHT, WIDTH = 20, 64, 96
 
@@ -41,6 +41,6 @@ def vp9_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(12):
         path = folder / f"{index}.webm"
         encode_vp9(path, index)
-        rows.append(Row(path.name, 0, 0, index % 2, FRAMES, 25.0, WIDTH, HEIGHT, "vp9"))
+        rows.append(ManifestRow(path.name, 0, 0, index % 2, FRAMES, 25.0, WIDTH, HEIGHT, "vp9"))
     damage(folder / "5.webm", packet=1)
     return write_manifest(folder / "train.arrow", rows, ["a", "b"]).path

@@ -78,12 +78,12 @@ def use(path):
             assert row.frames > 0 < row.width and row.height > 0
         except VideoDefect as error:
             wrong[index] = str(error)
-            manifest.shown_path(index).encode()
+            manifest.printable_path(index).encode()
         except DataError:
             damaged += 1
     for number in range(20 * manifest.weighted):
         try:
-            index = manifest.row_at(manifest.total_weight * number / 20)
+            index = manifest.row_at_weight(manifest.total_weight * number / 20)
             assert 0 <= index < len(manifest)
         except DataError:
             damaged += 1

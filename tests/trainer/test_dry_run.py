@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.synthetic.video_writer import MJPEG, encode_video
 from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.config.load import load_recipe
@@ -48,14 +48,14 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def videos(tmp_path: Path) -> list[Row]:
+def videos(tmp_path: Path) -> list[ManifestRow]:
     """Rows of videos that can be opened, with manifests of them."""
     (tmp_path / "videos").mkdir()
     rows = []
     for number in range(4):
         pictures = np.full((2, 48, 64, 3), 60 * number, np.uint8)
         encode_video(tmp_path / f"videos/{number}.avi", pictures, MJPEG, Fraction(25), keyframe_interval=1)
-        rows.append(Row(f"videos/{number}.avi", 0, 0, number % 2, 2, 25.0, 64, 48, "mjpeg"))
+        rows.append(ManifestRow(f"videos/{number}.avi", 0, 0, number % 2, 2, 25.0, 64, 48, "mjpeg"))
     for name in ("train", "val"):
         write_manifest(tmp_path / f"{name}.arrow", rows, ["cat", "dog"])
     return rows

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.dataset.spot_check import first_reasons
+from pipelines.dataset.spot_check import format_defects
 from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join
@@ -186,7 +186,7 @@ class Evaluator:
             named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
             raise RunError(
                 f"{bad} of {videos} videos could not be read, more than --bad-share ({share:g}) allows; "
-                f"{first_reasons(named)}. Mend them and evaluate with --again, or raise --bad-share to go on"
+                f"{format_defects(named)}. Mend them and evaluate with --again, or raise --bad-share to go on"
             )
 
     def _finish(self, identity: dict[str, Any], seen: Seen) -> None:

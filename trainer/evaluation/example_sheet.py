@@ -87,6 +87,6 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
         except VideoDefect as defect:
             words.append(str(defect))
             frames = []
-        rows.append(Row([*words, videos.shown_path(example.row)], frames))
+        rows.append(Row([*words, videos.printable_path(example.row)], frames))
     title = "validation videos: the errors with the highest scores, then what is right with the lowest"
     write_sheet(path, title, rows, [f"{k + 1} of {_FRAMES}" for k in range(_FRAMES)])

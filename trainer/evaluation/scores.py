@@ -190,7 +190,7 @@ class ScoreGatherer:
         samples = rows.tolist()
         columns = {
             "row": rows.numpy(),
-            "path": [self._dataset.shown_path(row) for row in samples],
+            "path": [self._dataset.printable_path(row) for row in samples],
             "label": pa.array(labels.int().numpy(), mask=(labels < 0).numpy()),
             "prediction": pa.array(outcomes.predictions.int().numpy(), mask=bad),
             "correct_top5": pa.array(outcomes.in_top5.numpy(), mask=bad),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.weights.header import short
 from pipelines.annotated_video import Lines, annotate, shown_text
-from pipelines.dataset.path_encoding import printable, try_to_write
+from pipelines.dataset.path_encoding import check_writable, printable
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoDefect
 from trainer.errors import RunError
@@ -119,7 +119,7 @@ def _progress(work: str) -> AbstractContextManager[Progress]:
 
 def _prepare_folder(folder: Path) -> None:
     try:
-        try_to_write(folder)
+        check_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from models.weights.header import short
 from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.prepare.listing import shown_class
+from pipelines.dataset.prepare.listing import printable_class
 from trainer.inference.prediction import Prediction, Timeline, Top
 from trainer.system.terminal import PipeConsole
 
@@ -155,4 +155,4 @@ def _named(top: Top) -> list[dict[str, Any]]:
 
 def _rows(path: Path, top: Top, start: float | str, end: float | str) -> Iterator[list[Any]]:
     for rank, (name, probability) in enumerate(top, start=1):
-        yield [printable(path), start, end, rank, shown_class(name), f"{probability:.6f}", ""]
+        yield [printable(path), start, end, rank, printable_class(name), f"{probability:.6f}", ""]

@@ -19,7 +19,7 @@ from pipelines.augment.params import ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.video_list import VideoFiles, row_of
+from pipelines.dataset.video_list import VideoFiles, probe_row
 from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
@@ -157,7 +157,7 @@ class Predictor:
             self._frame_views = FrameViews(clip, *colours, self.device, batch=1, threads=usable_cores())
         for path in paths:
             try:
-                frames = clip_frames(path, row_of(path), clip)
+                frames = clip_frames(path, probe_row(path), clip)
             except VideoDefect as defect:
                 yield path, str(defect)
                 continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.dataset.video_list import row_of
+from pipelines.dataset.video_list import probe_row
 from pipelines.errors import VideoDefect
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor, choose_device
@@ -49,7 +49,7 @@ def answer(predictor: Predictor, explainer: Explainer, question: Question) -> di
     """As JSON; `error` alone, in words that follow the video's name, where the video cannot be used."""
     path = question.path
     try:
-        row = row_of(path)
+        row = probe_row(path)
     except VideoDefect as defect:
         return {"error": str(defect)}
     (found,) = predictor.stream([path], top=question.top)

@@ -12,9 +12,9 @@ from torch import Tensor
 from models.attention_maps import class_activation, global_attention
 from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import FrameViews, clip_frames
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.video_list import row_of
+from pipelines.dataset.video_list import probe_row
 from pipelines.errors import DataError, VideoDefect
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
@@ -76,7 +76,7 @@ class Explainer:
         """
         label = None if name is None else self._label(name)
         try:
-            row = row_of(path)
+            row = probe_row(path)
             frames = clip_frames(path, row, self._clip)
         except VideoDefect as defect:
             raise DataError(f"{printable(path)} {defect}") from defect
@@ -126,7 +126,7 @@ class Explainer:
         return pictures
 
 
-def _seconds(row: Row, frames: int) -> tuple[float, ...]:
+def _seconds(row: ManifestRow, frames: int) -> tuple[float, ...]:
     """Where in the video the frames of its one view are; of a video without a rate, their numbers."""
     numbers = view_indices(row.frames, frames, 1).reshape(-1).tolist()
     return tuple(number / row.fps if row.fps else float(number) for number in numbers)

@@ -115,7 +115,7 @@ def _notes(new: Crashed, dataset: Dataset, options: LoaderOptions) -> list[str]:
     if not new:
         return []
     samples = sorted(new)
-    named = ", ".join(dataset.shown_path(sample) for sample in samples[:_MOST_NAMED])
+    named = ", ".join(dataset.printable_path(sample) for sample in samples[:_MOST_NAMED])
     more = f" and {len(samples) - _MOST_NAMED} more" if len(samples) > _MOST_NAMED else ""
     what = "PyAV decodes them" if options.splits else "they are left out"
     return [f"DALI's decoder ended a rank at an earlier start over {named}{more}: {what} from now on"]

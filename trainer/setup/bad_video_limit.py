@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from pipelines.bad_samples import Defect
-from pipelines.dataset.spot_check import first_reasons
+from pipelines.dataset.spot_check import format_defects
 
 FEW = 3
 """Bad videos that stop no run, whatever share of a small data set they are."""
@@ -72,4 +72,4 @@ class BadVideos:
 
     @property
     def first_reasons(self) -> str:
-        return first_reasons([(defect.path, defect.reason) for defect in self._found.values()])
+        return format_defects([(defect.path, defect.reason) for defect in self._found.values()])

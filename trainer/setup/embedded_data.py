@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import try_to_write
+from pipelines.dataset.path_encoding import check_writable
 from pipelines.synthetic.motion import render
 from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
@@ -26,7 +26,7 @@ def check_embedded(recipe: Recipe) -> Path | None:
             f"{train} and data.val {recipe.data.val}: name those, or leave data.embedded out"
         )
     try:
-        try_to_write(root)
+        check_writable(root)
     except OSError as error:
         raise RunError(
             f"data.embedded renders into {root}, which cannot be written ({error.filename}: "

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.path_encoding import try_to_write
-from pipelines.dataset.spot_check import open_some
+from pipelines.dataset.path_encoding import check_writable
+from pipelines.dataset.spot_check import spot_check
 from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights_origin import check_unchanged
@@ -29,7 +29,7 @@ def check_tracking(recipe: Recipe, run_dir: Path) -> None:
 def check_folder(folder: RunFolder) -> None:
     """Raises RunError where the run's folder can neither be made nor written into. Leaves nothing there."""
     try:
-        try_to_write(folder.path)
+        check_writable(folder.path)
     except OSError as error:
         raise RunError(
             f"the run folder {folder.path} cannot be written ({error.filename}: {error.strerror}); choose "
@@ -61,12 +61,12 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
     """
     notes, refused = [], []
     for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True):
-        found = open_some(manifest, f"{field} ({path})")
+        found = spot_check(manifest, f"{field} ({path})")
         bad = len(found.defects)
         if surely_too_many(bad, recipe.data.bad_share, found.opened, found.videos):
-            refused.append(found.words)
+            refused.append(found.message)
         elif bad:
-            notes.append(found.words)
+            notes.append(found.message)
     if refused:
         raise RunError("\n".join(refused))
     return tuple(notes)

@@ -13,7 +13,7 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.pyav import decode_frames
@@ -99,14 +99,14 @@ def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.de
 def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> tuple[np.ndarray, ...]:
     """What a graph is given of a video to decode the frames at `wanted`."""
     data = video.read_bytes()
-    encoded = check_encoded(data, row_of(video), wanted, decoder)
+    encoded = check_encoded(data, probe_row(video), wanted, decoder)
     return np.frombuffer(data, np.uint8), encoded.indices, encoded.color, encoded.orientation
 
 
-def row_of(video: Path) -> Row:
+def probe_row(video: Path) -> ManifestRow:
     """A manifest's row of a video."""
     info = probe_video(video)
-    return Row(
+    return ManifestRow(
         path=str(video), offset=0, length=0, label=0, frames=info.frames, fps=info.fps,
         width=info.width, height=info.height, codec=info.codec,
     )  # fmt: skip

@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.manifest import Manifest, Row, encode_path, write_manifest
-from pipelines.dataset.path_encoding import printable, try_to_write
+from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
+from pipelines.dataset.path_encoding import check_writable, printable
 from pipelines.dataset.prepare.decode_cost import CostSummary
-from pipelines.dataset.prepare.duplicates import compare_with, content_key, say_duplicates, siblings
+from pipelines.dataset.prepare.duplicates import (
+    add_duplicates,
+    compare_manifests,
+    content_key,
+    other_manifests,
+)
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.summary import Report, list_of
+from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
-from pipelines.dataset.spot_check import common_folder, none_found
+from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoDefect
 from pipelines.worker_pool import ordered_map
@@ -37,7 +42,7 @@ _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
 def build_manifest(
     out: Path, listing: Listing, *, workers: int, deep: bool = False, progress: Progress | None = None
-) -> Report:
+) -> ManifestReport:
     """Probe every video of `listing` and write those that can be used to the manifest `out`.
 
     Files under the manifest's folder are written relative to it, so that the folder can be moved; others
@@ -60,7 +65,7 @@ def build_manifest(
     keys, row_keys = array("Q"), array("Q")
     counts = np.zeros(len(listing.class_names), np.int64)
 
-    def good_rows() -> Iterator[Row]:
+    def good_rows() -> Iterator[ManifestRow]:
         paths = (path for path, _ in listing.videos)
         with closing(
             ordered_map(
@@ -89,8 +94,8 @@ def build_manifest(
 
     manifest = write_manifest(out, good_rows(), listing.class_names, weighted=listing.weights is not None)
     _say_missing(bad, listing)
-    say_duplicates(listing, keys, listing.findings)
-    report = Report(
+    add_duplicates(listing, keys, listing.findings)
+    report = ManifestReport(
         manifest,
         bad,
         "left out",
@@ -127,7 +132,7 @@ def check_out(out: Path) -> None:
                     f"{printable(out)} exists and is no manifest: it is not replaced. Give another --out"
                 )
     try:
-        try_to_write(out.parent)
+        check_writable(out.parent)
     except OSError as error:
         raise DataError(
             f"{printable(out)} cannot be written: {printable(Path(error.filename))}: {error.strerror}. Give "
@@ -135,12 +140,12 @@ def check_out(out: Path) -> None:
         ) from error
 
 
-def compare_with_siblings(
-    report: Report, *, workers: int, progress_of: Callable[[str], AbstractContextManager[Progress]]
+def compare_with_other_manifests(
+    report: ManifestReport, *, workers: int, progress_of: Callable[[str], AbstractContextManager[Progress]]
 ) -> None:
     """Add the videos that are also in the other manifests of the folder to the report's findings.
 
-    How many files of each other manifest are read is bounded, see `compare_with`.
+    How many files of each other manifest are read is bounded, see `compare_manifests`.
 
     Args:
         workers: processes, as for `build_manifest`.
@@ -148,14 +153,14 @@ def compare_with_siblings(
     """
     manifest, findings = report.manifest, report.findings
     others: list[Manifest] = []
-    for path in siblings(manifest.path):
+    for path in other_manifests(manifest.path):
         kind = printable(path.name) if len(others) < _NAMED_SIBLINGS else "further manifests of the folder"
         try:
             other = Manifest.open(path)
             if len(other) == 0:
                 continue
             with progress_of(f"comparing with {printable(path.name)}") as progress:
-                compare_with(
+                compare_manifests(
                     manifest,
                     report.keys,
                     other,
@@ -185,7 +190,7 @@ def compare_with_siblings(
 
 def check_manifest(
     path: Path, *, workers: int, deep: bool = False, progress: Progress | None = None
-) -> Report:
+) -> ManifestReport:
     """Compare a manifest with its own fingerprint, and its rows with the videos as they are now.
 
     A row whose values cannot be those of a video is listed like a bad video.
@@ -202,7 +207,7 @@ def check_manifest(
     missing: set[Path] = set()
     for index, reason in manifest.wrong_rows():
         wrong.add(index)
-        _add_bad(bad, manifest.shown_path(index), reason)
+        _add_bad(bad, manifest.printable_path(index), reason)
 
     def others() -> Iterator[int]:
         return (index for index in range(len(manifest)) if index not in wrong)
@@ -222,9 +227,11 @@ def check_manifest(
     findings = Findings()
     if bad.counted(MISSING) == len(manifest) > 0:
         findings.note(
-            none_found(f"{len(manifest)} video{'s' * (len(manifest) > 1)}", common_folder(list(missing)))
+            format_none_found(
+                f"{len(manifest)} video{'s' * (len(manifest) > 1)}", common_folder(list(missing))
+            )
         )
-    report = Report(manifest, bad, "still in the manifest", "check", findings=findings)
+    report = ManifestReport(manifest, bad, "still in the manifest", "check", findings=findings)
     try:
         report.write_lists()
     except OSError as error:
@@ -277,8 +284,8 @@ def _say_missing(bad: Findings, listing: Listing) -> None:
         )
 
 
-def _row(path: str, label: int, info: VideoInfo, weight: float) -> Row:
-    return Row(
+def _row(path: str, label: int, info: VideoInfo, weight: float) -> ManifestRow:
+    return ManifestRow(
         path=path,
         offset=0,
         length=0,
@@ -298,7 +305,7 @@ def stored_path(path: Path, folder: Path) -> str:
     return encode_path(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _defect(job: tuple[Path, Row, bool]) -> str:
+def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     """What is wrong with a row's video, in words that follow its name; empty if nothing is."""
     path, row, deep = job
     try:
@@ -309,10 +316,10 @@ def _defect(job: tuple[Path, Row, bool]) -> str:
     return "" if now == then else f"has {now}, the manifest says {then}: it was changed since"
 
 
-def _likeness(video: VideoInfo | Row) -> str:
+def _likeness(video: VideoInfo | ManifestRow) -> str:
     return f"{video.frames} frames of {video.width}x{video.height} in {video.codec}"
 
 
-def _piece(path: Path, row: Row) -> bytes:
+def _piece(path: Path, row: ManifestRow) -> bytes:
     with VideoFile(path) as shard:
         return shard.piece(row.offset, row.length)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import ClassNames, class_name, shown_class
+from pipelines.dataset.prepare.listing import ClassNames, class_name, printable_class
 from pipelines.dataset.prepare.text_lines import is_utf8, open_lines
 from pipelines.errors import DataError
 
@@ -40,7 +40,7 @@ def read_class_names(path: Path, findings: Findings | None = None) -> ClassNames
         name = class_name(_unquoted(line))
         if name in seen:
             raise DataError(
-                f"{printable(path)}, line {number}: class '{shown_class(name)}' already stands in "
+                f"{printable(path)}, line {number}: class '{printable_class(name)}' already stands in "
                 f"line {seen[name]}"
             )
         seen[name] = number

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.manifest import Manifest, Row
+from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.path_encoding import decode_path, printable
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import Listing, shown_class
-from pipelines.dataset.split_overlap import MOST_LINKS, Files
+from pipelines.dataset.prepare.listing import Listing, printable_class
+from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoDefect
 from pipelines.worker_pool import ordered_map
@@ -63,7 +63,7 @@ def content_key(path: Path, offset: int = 0, length: int = 0) -> int:
     return int.from_bytes(digest.digest(), "little") or 1
 
 
-def say_duplicates(listing: Listing, keys: array[int], findings: Findings) -> None:
+def add_duplicates(listing: Listing, keys: array[int], findings: Findings) -> None:
     """Add the videos that occur more than once to the findings.
 
     Args:
@@ -94,12 +94,12 @@ def _groups(keys: np.ndarray) -> Iterator[list[int]]:
 
 def _place(listing: Listing, index: int) -> str:
     path, label = listing.videos[index]
-    name = shown_class(listing.class_names[label])
+    name = printable_class(listing.class_names[label])
     line = f", line {listing.lines[index]}" if listing.lines is not None else ""
     return f"{printable(path)} ({name}{line})"
 
 
-def siblings(out: Path) -> list[Path]:
+def other_manifests(out: Path) -> list[Path]:
     """The other manifests in the folder of the manifest `out`."""
     return sorted(
         path
@@ -110,7 +110,7 @@ def siblings(out: Path) -> list[Path]:
     )
 
 
-def compare_with(
+def compare_manifests(
     manifest: Manifest,
     keys: np.ndarray,
     there: Manifest,
@@ -202,12 +202,12 @@ def _same_files(
 
     The keys of the smaller one are held, at most `MOST_HELD` of them, and the other one is gone through.
     """
-    files = Files(follow=max(len(manifest), len(there)) <= MOST_LINKS)
+    files = FileKeys(follow=max(len(manifest), len(there)) <= MOST_LINKS)
     swapped = len(manifest) > len(there)
     held, passed = (there, manifest) if swapped else (manifest, there)
     batches_held = max(1, MOST_HELD // held.rows_per_batch)
-    every = max(1, -(-held.batches // batches_held))
-    parts = [files.keys(batch, held.folder) for batch in held.stretches(every=every)]
+    every = max(1, -(-held.num_batches // batches_held))
+    parts = [files.keys(batch, held.folder) for batch in held.batch_slices(every=every)]
     value_set = pa.chunked_array(parts, pa.binary())
     if every > 1:
         findings.note(
@@ -215,7 +215,7 @@ def _same_files(
             f"{printable(held.path)}."
         )
     begin = 0
-    batches = passed.stretches()
+    batches = passed.batch_slices()
     # Several batches in one call: each call builds a hash table of the keys held.
     while group := list(islice(batches, _GROUP)):
         keys = pa.chunked_array([files.keys(batch, passed.folder) for batch in group], pa.binary())
@@ -228,18 +228,18 @@ def _same_files(
         told(begin * len(there) // len(passed))
 
 
-def _row(manifest: Manifest, number: int) -> Row:
+def _row(manifest: Manifest, number: int) -> ManifestRow:
     try:
         return manifest.row(number)
     except VideoDefect as defect:
         raise DataError(
-            f"{printable(manifest.path)}: row {number}, {manifest.shown_path(number)}, {defect}."
+            f"{printable(manifest.path)}: row {number}, {manifest.printable_path(number)}, {defect}."
         ) from defect
 
 
 def _class_of(manifest: Manifest, label: int) -> str:
     names = manifest.class_names
-    return shown_class(names[label]) if 0 <= label < len(names) else f"label {label}"
+    return printable_class(names[label]) if 0 <= label < len(names) else f"label {label}"
 
 
 def _key_of_row(job: tuple[str, str, int, int]) -> int:

@@ -14,10 +14,10 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import (
     Listing,
     Videos,
+    add_similar_names,
     check_class_names,
     class_name,
-    say_similar,
-    shown_class,
+    printable_class,
     unknown_class,
 )
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
@@ -259,10 +259,10 @@ def _names(
             findings.line(Path(found.folder), f"the same class as {printable(by_name[found.name].folder)}")
         by_name.setdefault(found.name, found)
         if "\\x" in found.name and any("\udc80" <= c <= "\udcff" for c in found.folder):
-            findings.add(_NOT_UTF8, shown_class(found.name))
+            findings.add(_NOT_UTF8, printable_class(found.name))
     if class_names is None:
         names = tuple(sorted(by_name))
-        say_similar(names, findings)
+        add_similar_names(names, findings)
     else:
         names = check_class_names(class_names, findings)
         known = set(names)

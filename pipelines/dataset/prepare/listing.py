@@ -72,7 +72,7 @@ def class_name(text: str) -> str:
     return unicodedata.normalize("NFC", name.strip() or name)
 
 
-def shown_class(name: str) -> str:
+def printable_class(name: str) -> str:
     r"""A class name for messages. A backslash stays one: `\xe9` stands in the name itself."""
     return printable(name).replace("\\\\", "\\")
 
@@ -80,8 +80,8 @@ def shown_class(name: str) -> str:
 def unknown_class(name: str, class_names: Sequence[str]) -> str:
     """Half a sentence about a name that is none of the classes, with the nearest that is."""
     near = difflib.get_close_matches(name, class_names, n=1)
-    hint = f"did you mean '{shown_class(near[0])}'?" if near else f"there are {len(class_names)} others"
-    return f"class '{shown_class(name)}' is not among the class names; {hint}"
+    hint = f"did you mean '{printable_class(near[0])}'?" if near else f"there are {len(class_names)} others"
+    return f"class '{printable_class(name)}' is not among the class names; {hint}"
 
 
 def check_class_names(class_names: Sequence[str], findings: Findings) -> ClassNames:
@@ -95,18 +95,18 @@ def check_class_names(class_names: Sequence[str], findings: Findings) -> ClassNa
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise DataError(f"class '{shown_class(name)}' is given twice")
+            raise DataError(f"class '{printable_class(name)}' is given twice")
         seen.add(name)
-    say_similar(names, findings)
+    add_similar_names(names, findings)
     return names
 
 
-def say_similar(names: Sequence[str], findings: Findings) -> None:
+def add_similar_names(names: Sequence[str], findings: Findings) -> None:
     """Note classes whose names differ only in upper and lower case, or in blanks."""
     by_form: dict[str, str] = {}
     for name in names:
         form = "".join(name.casefold().split())
         if form in by_form:
-            pair = f"'{shown_class(by_form[form])}' and '{shown_class(name)}'"
+            pair = f"'{printable_class(by_form[form])}' and '{printable_class(name)}'"
             findings.add("classes whose names differ only in case or blanks", pair)
         by_form.setdefault(form, name)

@@ -10,7 +10,7 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.table import read_table
-from pipelines.dataset.prepare.table_format import Options
+from pipelines.dataset.prepare.table_format import ColumnOptions
 
 
 def list_folder(root: Path, classes: Path | None, more_extensions: Collection[str] | None) -> Listing:
@@ -31,4 +31,4 @@ def list_table(
     """`read_table`, with the class names of the file `classes` and the columns that are named."""
     findings = Findings()
     names = None if classes is None else read_class_names(classes, findings)
-    return read_table(table, root, names, options=Options(path, label, weight), findings=findings)
+    return read_table(table, root, names, options=ColumnOptions(path, label, weight), findings=findings)

@@ -11,7 +11,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.findings import Findings, wrapped
-from pipelines.dataset.prepare.listing import shown_class
+from pipelines.dataset.prepare.listing import printable_class
 
 _COUNTED = 12
 """Classes whose numbers of videos are given one by one; of more, the smallest and the greatest."""
@@ -21,7 +21,7 @@ _NAMED = 8
 
 
 @dataclass(slots=True)
-class Report:
+class ManifestReport:
     """A manifest, the videos that cannot be used, and what else there is to say."""
 
     manifest: Manifest
@@ -100,7 +100,7 @@ def _classes(number: int) -> str:
 
 def _of_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     """How many videos each class has; of many classes, the least and the most; and which have none."""
-    shown = [shown_class(name) for name in names]
+    shown = [printable_class(name) for name in names]
     if len(names) <= _COUNTED:
         lines = wrapped(", ".join(f"{name} {count}" for name, count in zip(shown, counts, strict=True)), "  ")
     else:

@@ -23,10 +23,10 @@ from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing, Videos
 from pipelines.dataset.prepare.table_format import (
-    Format,
-    Options,
+    ColumnOptions,
+    TableFormat,
     csv_rows,
-    find_format,
+    detect_format,
     is_file,
     join_quoted,
     names_columns,
@@ -57,7 +57,7 @@ def read_table(
     root: Path | None = None,
     class_names: Sequence[str] | None = None,
     *,
-    options: Options | None = None,
+    options: ColumnOptions | None = None,
     findings: Findings | None = None,
 ) -> Listing:
     """The videos of a table, in its order.
@@ -72,7 +72,7 @@ def read_table(
         DataError: the table cannot be read, or a line is wrong; the message names file and line.
     """
     findings = Findings() if findings is None else findings
-    reader = _Reader(table, table.parent if root is None else root, options or Options(), findings)
+    reader = _Reader(table, table.parent if root is None else root, options or ColumnOptions(), findings)
     try:
         reader.read()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -90,7 +90,7 @@ def read_table(
 class _Reader:
     """Reads a table line by line into columns."""
 
-    def __init__(self, table: Path, root: Path, options: Options, findings: Findings) -> None:
+    def __init__(self, table: Path, root: Path, options: ColumnOptions, findings: Findings) -> None:
         self._table = table
         self._name = printable(table)
         self._root = root
@@ -116,7 +116,7 @@ class _Reader:
                 f"{self._name}: cannot be read as a table of videos: it looks like JSON; give lines of "
                 "path,label"
             )
-        form = find_format(self._table, sample, self._root, self._options, self._findings)
+        form = detect_format(self._table, sample, self._root, self._options, self._findings)
         self._weights = array("d") if form.weight is not None else None
         with open_lines(self._table) as lines:
             for number, row in self._rows(lines, form):
@@ -159,7 +159,7 @@ class _Reader:
                 "character; is it a text file?"
             )
 
-    def _rows(self, lines: Iterator[str], form: Format) -> Iterator[tuple[int, list[str]]]:
+    def _rows(self, lines: Iterator[str], form: TableFormat) -> Iterator[tuple[int, list[str]]]:
         kept = self._without_comments(lines, form)
         if form.separator is not None:
             yield from csv_rows(kept, form.separator)
@@ -167,7 +167,7 @@ class _Reader:
         for number, line in enumerate(kept, start=1):
             yield number, form.split_line(line.strip())
 
-    def _without_comments(self, lines: Iterator[str], form: Format) -> Iterator[str]:
+    def _without_comments(self, lines: Iterator[str], form: TableFormat) -> Iterator[str]:
         """The lines, with an empty one for each comment, so that numbers stay."""
         for number, line in enumerate(lines, start=1):
             self._check_text(number, line)
@@ -180,7 +180,7 @@ class _Reader:
                     line = "\n"
             yield line
 
-    def _take(self, number: int, row: list[str], form: Format) -> None:
+    def _take(self, number: int, row: list[str], form: TableFormat) -> None:
         place = f"{self._name}, line {number}"
         raw, row = row, [cell.strip() for cell in row]
         while len(row) > form.fields and not row[-1]:
@@ -210,7 +210,7 @@ class _Reader:
         if self._weights is not None and form.weight is not None:
             self._weights.append(_weight(row[form.weight], place))
 
-    def _wrong_fields(self, place: str, row: list[str], form: Format) -> str:
+    def _wrong_fields(self, place: str, row: list[str], form: TableFormat) -> str:
         parts = ["a path", "a label", *([] if form.weight is None else ["a weight"])]
         expected = ", ".join(parts[:-1]) + f" and {parts[-1]}"
         if form.fields > len(parts):

@@ -68,7 +68,7 @@ FRAMES = re.compile(r"(\S.*?)\s+(\d+)\s+(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ColumnOptions:
     """What the user says of the table's columns: names of the header, or numbers from 1."""
 
     path: str | None = None
@@ -77,7 +77,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Format:
+class TableFormat:
     """How to take a table's lines apart."""
 
     table: Path
@@ -138,9 +138,9 @@ def looks_like_file(name: str) -> bool:
     return ending in EXTENSIONS or ending in STILL_IMAGES
 
 
-def find_format(
-    table: Path, sample: Sequence[tuple[int, str]], root: Path, options: Options, findings: Findings
-) -> Format:
+def detect_format(
+    table: Path, sample: Sequence[tuple[int, str]], root: Path, options: ColumnOptions, findings: Findings
+) -> TableFormat:
     """Look at the first lines, given with their numbers, and decide how the table is written.
 
     Raises:
@@ -152,14 +152,19 @@ def find_format(
 
 class _Finder:
     def __init__(
-        self, table: Path, sample: Sequence[tuple[int, str]], root: Path, options: Options, findings: Findings
+        self,
+        table: Path,
+        sample: Sequence[tuple[int, str]],
+        root: Path,
+        options: ColumnOptions,
+        findings: Findings,
     ) -> None:
         self._root = root
         self._findings = findings
         self._place = f"{printable(table)}, line {sample[0][0]}"
         lines = [line.rstrip("\r\n") for _, line in sample]
         separator = _separator(lines, root)
-        self.format = Format(table, separator)
+        self.format = TableFormat(table, separator)
         if separator is None:
             rows = [[unquote(part) for part in line.split()] for line in lines]
         else:
@@ -202,7 +207,7 @@ class _Finder:
         # A cell that comes again below is a value, not a header.
         return not any(cell and cell in row for cell in self._first for row in rows)
 
-    def _from_header(self, names: list[str], options: Options, number: int) -> None:
+    def _from_header(self, names: list[str], options: ColumnOptions, number: int) -> None:
         form = self.format
         form.fields = len(names)
         given = (options.path, options.label, options.weight)

@@ -10,10 +10,10 @@ from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import (
     ClassNames,
+    add_similar_names,
     check_class_names,
     class_name,
-    say_similar,
-    shown_class,
+    printable_class,
     unknown_class,
 )
 from pipelines.errors import DataError
@@ -85,7 +85,7 @@ class Labels:
         if not all(_NUMBER.fullmatch(label) for label, _ in labels):
             self._check_kinds(labels)
             names = tuple(sorted({class_name(label) for label, _ in labels}))
-            say_similar(names, self._findings)
+            add_similar_names(names, self._findings)
             return names
         greatest = 0
         for label, line in labels:
@@ -128,7 +128,7 @@ class Labels:
             parts = [part.strip() for part in re.split("[,;|]", name)]
             if len(parts) > 1 and known.issuperset(parts):
                 self._findings.add(
-                    "labels that look like several, taken as classes of their own", shown_class(name)
+                    "labels that look like several, taken as classes of their own", printable_class(name)
                 )
 
     def _say_base(self, indices: list[int], class_names: Sequence[str] | None) -> None:

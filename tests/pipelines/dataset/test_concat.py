@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.concat import Dataset, check_same_classes
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.errors import DataError
 
 CLASSES = ("fall", "rise")
@@ -13,7 +13,9 @@ CLASSES = ("fall", "rise")
 
 def made(path: Path, count: int, classes: tuple[str, ...] = CLASSES) -> Manifest:
     """A manifest of `count` rows whose frames count from 1."""
-    rows = (Row(f"{path.stem}/{i}.mp4", 0, 0, i % 2, 1 + i, 25.0, 64, 48, "vp9") for i in range(count))
+    rows = (
+        ManifestRow(f"{path.stem}/{i}.mp4", 0, 0, i % 2, 1 + i, 25.0, 64, 48, "vp9") for i in range(count)
+    )
     return write_manifest(path, rows, classes)
 
 

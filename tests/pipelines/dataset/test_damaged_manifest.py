@@ -16,7 +16,7 @@ from pipelines.dali.external_source import TrainSource, ViewSource
 from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset import manifest
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.dataset.split_overlap import find_overlap
 from pipelines.errors import DataError, VideoDefect
 from pipelines.loader import train_loader
@@ -31,7 +31,8 @@ from tests.pipelines.damaged_manifests import (
 
 CLASSES = ("fall", "rise", "überholen")
 ROWS = [
-    Row(f"videos/клип {i}.mp4", 0, 0, i % 3, 100 + i, 25.0, 320, 240, "h264", float(i % 4)) for i in range(10)
+    ManifestRow(f"videos/клип {i}.mp4", 0, 0, i % 3, 100 + i, 25.0, 320, 240, "h264", float(i % 4))
+    for i in range(10)
 ]
 
 WRONG: dict[str, tuple[str, Any, str]] = {
@@ -84,7 +85,7 @@ def test_a_row_with_a_wrong_value_is_refused_and_listed(
     name = (
         f"row 5 of {weighted}" if value == "a\0b" else str(weighted.parent / opened._batch(1).text("path", 1))
     )
-    assert opened.shown_path(5) == name
+    assert opened.printable_path(5) == name
     with pytest.raises(DataError, match=r"m\.arrow is damaged: row 5, .*uniformerv2 prepare"):
         opened.verify()
     with pytest.raises(DataError, match="damaged: row 5"):
@@ -163,14 +164,14 @@ def test_strings_outside_of_the_file_are_refused_one_by_one(plain: Path, tmp_pat
         opened = Manifest.open(plain)
         refused = [index for index, reason in opened.wrong_rows() if "damaged" in reason]
         assert set(refused) <= {1, 2} and refused
-        assert opened.row(3) == Row(**_plain(3))
-        assert opened.shown_path(refused[0]) == f"row {refused[0]} of {plain}"
+        assert opened.row(3) == ManifestRow(**_plain(3))
+        assert opened.printable_path(refused[0]) == f"row {refused[0]} of {plain}"
         with pytest.raises(DataError, match="damaged"):
             opened.verify()
 
 
 def _plain(index: int) -> dict[str, Any]:
-    return {name: getattr(ROWS[index], name) for name in Row.__slots__ if name != "weight"}
+    return {name: getattr(ROWS[index], name) for name in ManifestRow.__slots__ if name != "weight"}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_a_total_that_is_not_the_sum_is_refused_at_the_first_draw(weighted: Path
     for total in ("12.5", "1e300", "1e-300", "13.001"):
         change_header(weighted, total_weight=total)
         with pytest.raises(DataError, match="damaged: row 9 has weight"):
-            Manifest.open(weighted).row_at(0)
+            Manifest.open(weighted).row_at_weight(0)
 
 
 def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> N
     with pytest.raises(VideoDefect, match="label -7"):
         dataset.row(12)
     assert dataset.path(12) == plain.parent / ROWS[2].path
-    assert dataset.shown_path(12) == str(plain.parent / ROWS[2].path)
+    assert dataset.printable_path(12) == str(plain.parent / ROWS[2].path)
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali", "hybrid"])
@@ -308,7 +309,7 @@ def test_what_needs_the_paths_alone_reads_bad_rows_too(plain: Path) -> None:
     change_rows(plain, {0: {"label": -1}, 9: {"height": 0}})
     dataset = Dataset.open([plain])
     assert find_overlap(dataset, dataset).shared == 10
-    pieces = [batch["path"].to_pylist() for batch in dataset.manifests[0].stretches(2)]
+    pieces = [batch["path"].to_pylist() for batch in dataset.manifests[0].batch_slices(2)]
     assert pieces == [[ROWS[index].path for index in indices] for indices in ((0, 1), (6, 7), (8,))]
 
 

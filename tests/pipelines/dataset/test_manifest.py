@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset import manifest
-from pipelines.dataset.manifest import Manifest, Row, write_columns, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_columns, write_manifest
 from pipelines.errors import DataError
 
 CLASSES = ("fall", "rise", "überholen")
 
 
-def some_rows(count: int) -> list[Row]:
+def some_rows(count: int) -> list[ManifestRow]:
     return [
-        Row(f"videos/клип {i}.mp4", i * 7, i * 11, i % 3, 100 + i, 24000 / 1001, 320, 240 + i, "h264")
+        ManifestRow(f"videos/клип {i}.mp4", i * 7, i * 11, i % 3, 100 + i, 24000 / 1001, 320, 240 + i, "h264")
         for i in range(count)
     ]
 
@@ -101,7 +101,9 @@ def test_verify_finds_a_changed_byte(tmp_path):
 
 
 def test_opening_a_million_rows_reads_next_to_nothing(tmp_path):
-    one = Row("videos/of_a_class/with_a_long_name/0123456789.mp4", 0, 0, 1, 300, 25.0, 340, 256, "h264")
+    one = ManifestRow(
+        "videos/of_a_class/with_a_long_name/0123456789.mp4", 0, 0, 1, 300, 25.0, 340, 256, "h264"
+    )
     big = write_manifest(tmp_path / "big.arrow", repeat(one, 1_000_000), CLASSES).path
     small = write_manifest(tmp_path / "small.arrow", [one], CLASSES).path
     # In a process of its own, because this one has the big manifest's pages in its memory already.
@@ -190,7 +192,7 @@ def test_class_names_must_differ(tmp_path):
         write_manifest(tmp_path / "m.arrow", some_rows(1), ["rise", "fall", "rise"])
 
 
-def weighted_rows(weights: list[float]) -> list[Row]:
+def weighted_rows(weights: list[float]) -> list[ManifestRow]:
     return [replace(row, weight=weight) for row, weight in zip(some_rows(len(weights)), weights, strict=True)]
 
 
@@ -201,10 +203,10 @@ def test_weights_come_back_and_are_found_by_their_sum(tmp_path, monkeypatch):
     assert (made.weighted, made.total_weight) == (True, 6.5)
     assert [made.row(index).weight for index in range(len(weights))] == weights
     starts = {0: 1, 1.9: 1, 2: 3, 2.49: 3, 2.5: 9, 3.49: 9, 3.5: 10, np.nextafter(6.5, 0): 10}
-    assert {weight: made.row_at(weight) for weight in starts} == starts
+    assert {weight: made.row_at_weight(weight) for weight in starts} == starts
     for weight in (-0.1, 6.5, np.nan):
         with pytest.raises(IndexError, match="sum up to"):
-            made.row_at(weight)
+            made.row_at_weight(weight)
     made.verify()
 
 
@@ -216,10 +218,12 @@ def test_every_row_of_awkward_weights_is_found_in_its_own_middle(tmp_path, monke
     made = write_manifest(tmp_path / "m.arrow", weighted_rows(list(weights)), CLASSES, weighted=True)
     assert made.total_weight == pytest.approx(weights.sum(), rel=1e-15)
     ends = np.cumsum(weights)
-    found = [made.row_at(end - weight / 2) for end, weight in zip(ends, weights, strict=True) if weight]
+    found = [
+        made.row_at_weight(end - weight / 2) for end, weight in zip(ends, weights, strict=True) if weight
+    ]
     assert found == list(np.flatnonzero(weights))
     grid = np.arange(100_000) * (made.total_weight / 100_000)
-    counts = np.bincount([made.row_at(weight) for weight in grid], minlength=1000)
+    counts = np.bincount([made.row_at_weight(weight) for weight in grid], minlength=1000)
     assert counts[weights == 0].sum() == 0
     np.testing.assert_allclose(counts, weights / weights.sum() * 100_000, atol=1)
 
@@ -228,13 +232,13 @@ def test_what_rounding_leaves_open_does_not_fall_to_a_row_of_weight_zero(tmp_pat
     # Added up one by one, ten times 0.1 is less than the 1.0 that it is when summed exactly.
     made = write_manifest(tmp_path / "m.arrow", weighted_rows([0.1] * 10 + [0]), CLASSES, weighted=True)
     assert made.total_weight == 1.0
-    assert made.row_at(np.nextafter(1, 0)) == 9
+    assert made.row_at_weight(np.nextafter(1, 0)) == 9
 
 
 def test_without_weights_each_row_weighs_one_and_the_file_stays_as_it_was(tmp_path):
     plain = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
     assert (plain.weighted, plain.total_weight) == (False, 5.0)
-    assert [plain.row_at(weight) for weight in (0, 0.9, 1, 4.999)] == [0, 0, 1, 4]
+    assert [plain.row_at_weight(weight) for weight in (0, 0.9, 1, 4.999)] == [0, 0, 1, 4]
     assert plain.row(3).weight == 1
     with pa.ipc.open_file(str(plain.path)) as reader:
         assert reader.schema.metadata[b"manifest_version"] == b"1"

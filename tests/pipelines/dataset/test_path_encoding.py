@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dataset.manifest import Row, decode_path, encode_path, write_manifest
+from pipelines.dataset.manifest import ManifestRow, decode_path, encode_path, write_manifest
 from pipelines.dataset.path_encoding import printable
 from pipelines.errors import VideoDefect
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_shown_is_escaped_as_bash_reads_it(tmp_path):
 def test_a_manifest_names_files_that_are_not_utf_8(tmp_path):
     file = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     file.touch()
-    row = Row(encode_path(Path(file.name)), 0, 0, 0, 1, 25.0, 4, 4, "h264")
+    row = ManifestRow(encode_path(Path(file.name)), 0, 0, 0, 1, 25.0, 4, 4, "h264")
     manifest = write_manifest(tmp_path / "m.arrow", [row], ["only"])
     manifest.verify()
     assert manifest.row(0).path == "caf\0e9.mp4"

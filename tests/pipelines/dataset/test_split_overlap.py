@@ -10,13 +10,15 @@ import pytest
 
 from pipelines.dataset import manifest, split_overlap
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.dataset.path_encoding import encode_path
 from pipelines.dataset.split_overlap import find_overlap, overlap_notes
 
 
 def dataset(file: Path, videos: Iterable[tuple[str, int]]) -> Dataset:
-    rows = (Row(path, offset, 10 if offset else 0, 0, 8, 25.0, 64, 48, "h264") for path, offset in videos)
+    rows = (
+        ManifestRow(path, offset, 10 if offset else 0, 0, 8, 25.0, 64, 48, "h264") for path, offset in videos
+    )
     return Dataset([write_manifest(file, rows, ["a"])])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.dataset.manifest import Row
+from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_input import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
@@ -26,9 +26,9 @@ GRAPH_KINDS = {
 }
 
 
-def row_of(video: Path) -> Row:
+def row_of(video: Path) -> ManifestRow:
     info = probe_video(video)
-    return Row(
+    return ManifestRow(
         path=str(video),
         offset=0,
         length=0,

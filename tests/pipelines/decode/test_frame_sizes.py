@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipelines.augment.params import TrainClip
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.decode.dali_input import GraphDecoder, NotForGraph, check_encoded
 from pipelines.decode.frame_sizes import CODECS, one_size
 from pipelines.worker_pool import Isolation
@@ -26,8 +26,8 @@ def packets(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
-def row(path: Path, codec: str) -> Row:
-    return Row(path.name, 0, 0, 0, FRAMES, 25.0, WIDTH, HEIGHT, codec)
+def row(path: Path, codec: str) -> ManifestRow:
+    return ManifestRow(path.name, 0, 0, 0, FRAMES, 25.0, WIDTH, HEIGHT, codec)
 
 
 def change_header(path: Path, frame: int, *, width: int) -> None:
@@ -169,7 +169,9 @@ def test_damaged_mjpeg_does_not_end_the_rank(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         path = make_video(folder, MJPEG, np.roll(moving_picture(FRAMES, HEIGHT, WIDTH), number, axis=2))
-        rows.append(Row(f"{number}/{path.name}", 0, 0, number % 2, FRAMES, 25.0, WIDTH, HEIGHT, "mjpeg"))
+        rows.append(
+            ManifestRow(f"{number}/{path.name}", 0, 0, number % 2, FRAMES, 25.0, WIDTH, HEIGHT, "mjpeg")
+        )
     change_header(tmp_path / "3" / "clip.avi", frame=5, width=456)
     manifest = write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path
     with Isolation() as isolation:

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.dataset.probe import probe_video
 from pipelines.decode import stream_decoder
 from pipelines.decode.demux import open_video, stored_packets
@@ -89,6 +89,6 @@ def test_no_error_of_a_library_ends_a_probe(tmp_path: Path, monkeypatch: pytest.
     words = "cannot be read: IndexError: tuple index out of range"
     with pytest.raises(VideoDefect, match=words):
         probe_video(path)
-    row = Row(path.name, 0, 0, 0, 3, 25.0, 112, 80, "mpeg4")
+    row = ManifestRow(path.name, 0, 0, 0, 3, 25.0, 112, 80, "mpeg4")
     reader = Reader(Dataset([write_manifest(tmp_path / "m.arrow", [row], ["a"])]), Decoding("pyav"))
     assert reader.load(Request(0, row, np.zeros(1, np.int32), None, False)).reason == words

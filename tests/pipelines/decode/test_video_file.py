@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.dali.sample_reader import Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
@@ -63,7 +63,7 @@ def refusals(path: Path) -> list[str]:
         with pytest.raises(VideoDefect) as caught:
             read(path)
         said.append(str(caught.value))
-    row = Row(str(path.absolute()), 0, 0, 0, 8, 25.0, 64, 64, "h264")
+    row = ManifestRow(str(path.absolute()), 0, 0, 0, 8, 25.0, 64, 64, "h264")
     manifest = write_manifest(path.with_name(f"{path.name}.arrow"), [row], ["a"])
     reader = Reader(Dataset([manifest]), Decoding("pyav"))
     said.append(reader.load(Request(0, row, np.zeros(1, np.int32), None, False)).reason)

@@ -26,7 +26,7 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
         draw = draws[number % 2]
         row = dataset.row(each.slot.sample)
         assert each.slot == slots[number % 2] and each.slot.sample == request.sample
-        assert each.label == row.label and each.path == dataset.shown_path(request.sample)
+        assert each.label == row.label and each.path == dataset.printable_path(request.sample)
         assert list(each.frames) == draw.indices.tolist()
         narrowed = narrow(each.changes.operations, each.changes.crop, row.height, row.width, 4)
         np.testing.assert_array_equal(narrowed.codes, draw.numbers[1])

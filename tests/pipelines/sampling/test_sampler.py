@@ -19,7 +19,7 @@ class Widths:
         self.ends = np.cumsum(self.weights)
         self.total_weight = float(self.ends[-1])
 
-    def row_at(self, weight: float) -> int:
+    def row_at_weight(self, weight: float) -> int:
         assert 0 <= weight < self.total_weight
         return int(np.searchsorted(self.ends, weight, side="right"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.errors import DataError
 from trainer.distributed import manifest_cache
 from trainer.distributed.environment import Environment
@@ -32,7 +32,7 @@ def place(local_rank: int = 0, node_rank: int = 0) -> Environment:
 
 
 def made(path: Path, label: int = 0, count: int = 3) -> Manifest:
-    rows = [Row(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i in range(count)]
+    rows = [ManifestRow(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i in range(count)]
     return write_manifest(path, rows, ("jump", "run"))
 
 

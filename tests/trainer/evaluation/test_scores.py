@@ -155,7 +155,7 @@ def gathered(first: int) -> list[int] | None:
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     plan = ViewPlan(7, 2, world_size)
-    dataset = mock.Mock(shown_path=lambda row: f"v{row}.mp4")
+    dataset = mock.Mock(printable_path=lambda row: f"v{row}.mp4")
     gatherer = ScoreGatherer(dataset, 2, 3, first)
     defects = Defects(videos={5: Defect(5, "v5.mp4", "is empty")})
     for number in range(first // (2 * world_size), plan.batches):

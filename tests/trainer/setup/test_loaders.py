@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
-from pipelines.dataset.manifest import Row, write_manifest
+from pipelines.dataset.manifest import ManifestRow, write_manifest
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
 from trainer.engine.memory_estimate import GIB, AvailableMemory
@@ -31,7 +31,7 @@ optimisation: {global_batch: 8, epochs: 2, learning_rate: 1e-3}
 def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Environment]:
     monkeypatch.chdir(tmp_path)
     for name in ("train", "val"):
-        rows = (Row(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9") for i in range(16))
+        rows = (ManifestRow(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9") for i in range(16))
         write_manifest(f"{name}.arrow", rows, ["jump", "run"])
     Path("recipe.yaml").write_text(RECIPE)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.errors import DataError
 from tests.pipelines.damaged_manifests import change_rows
 from trainer.config.load import load_recipe
@@ -33,7 +33,7 @@ def made(
     path: Path, count: int, classes: tuple[str, ...] = PLAIN, weights: list[float] | None = None
 ) -> Manifest:
     rows = (
-        Row(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9", 1.0 if weights is None else weights[i])
+        ManifestRow(f"{i}.mp4", 0, 0, i % 2, 10, 25.0, 64, 48, "vp9", 1.0 if weights is None else weights[i])
         for i in range(count)
     )
     return write_manifest(path, rows, classes, weighted=weights is not None)
@@ -221,7 +221,7 @@ def test_a_layout_left_to_auto_is_chosen_and_said(folder: Path) -> None:
 
 
 def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_read(folder: Path) -> None:
-    rows = [Row(f"{i}.mp4", 0, 0, 0, 30, 25.0, 64, 48, "h264" if i < 3 else "vp9") for i in range(10)]
+    rows = [ManifestRow(f"{i}.mp4", 0, 0, 0, 30, 25.0, 64, 48, "h264" if i < 3 else "vp9") for i in range(10)]
     train = Dataset([write_manifest(folder / "train.arrow", rows, ["a"])])
     with pytest.raises(RunError, match=r"mjpeg, vp8, vp9 on a CPU, .* 3 are .* \(3 h264\); set it to pyav"):
         check_decoder(recipe("data.decoder=dali"), train, gpu=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import manifest as manifest_module
-from pipelines.dataset.manifest import Manifest, Row, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.dataset.prepare.build import build_manifest, check_manifest
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.class_names import read_class_names
@@ -257,7 +257,9 @@ def test_the_weights_of_a_table_reach_the_manifest_without_those_of_bad_videos(v
 def unbalanced(path: Path) -> Manifest:
     """9 videos of class a, 4 of b, none of c, 1 of d."""
     labels = [0] * 5 + [1] * 4 + [0] * 4 + [3]
-    rows = [Row(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i, label in enumerate(labels)]
+    rows = [
+        ManifestRow(f"videos/{i}.mp4", 0, 0, label, 10, 25.0, 64, 48, "vp9") for i, label in enumerate(labels)
+    ]
     return write_manifest(path, rows, ("a", "b", "c", "d"))
 
 

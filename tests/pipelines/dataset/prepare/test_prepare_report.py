@@ -18,14 +18,14 @@ from pipelines.dataset.prepare import duplicates
 from pipelines.dataset.prepare.build import (
     build_manifest,
     check_manifest,
-    compare_with_siblings,
+    compare_with_other_manifests,
     new_manifest,
 )
 from pipelines.dataset.prepare.decode_cost import CostSummary, clip_seconds
 from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.prepare.findings import WIDTH, Findings
 from pipelines.dataset.prepare.folder import read_folder
-from pipelines.dataset.prepare.summary import Report
+from pipelines.dataset.prepare.summary import ManifestReport
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.probe import VideoInfo
 from pipelines.errors import DataError
@@ -70,7 +70,7 @@ def lines_of(path: Path) -> dict[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def collection(tmp_path_factory) -> tuple[Path, Report]:
+def collection(tmp_path_factory) -> tuple[Path, ManifestReport]:
     """Videos with all that can be said of them, prepared once beside another manifest."""
     root = tmp_path_factory.mktemp("collection")
     first = make_video(root / "train/a/1.mp4", 1)
@@ -88,7 +88,7 @@ def collection(tmp_path_factory) -> tuple[Path, Report]:
     (root / "other.arrow").write_bytes(b"no manifest")
     build_manifest(root / "val.arrow", read_folder(root / "val"), workers=1)
     report = build_manifest(root / "train.arrow", read_folder(root / "train"), workers=1)
-    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
     return root, report
 
 
@@ -155,7 +155,7 @@ def test_many_manifests_that_cannot_be_compared_are_counted(tmp_path):
     for number in range(12):
         (tmp_path / f"{number}.arrow").write_bytes(b"no manifest")
     report = build_manifest(tmp_path / "train.arrow", read_folder(tmp_path / "train"), workers=1)
-    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
     assert "other manifests of the folder that could not be compared: 12" in report.summary()
     assert report.summary().count("not a manifest") == 3
     assert len(lines_of(report.report)) == 12
@@ -176,7 +176,7 @@ def test_the_same_bytes_whatever_the_workers(collection, tmp_path, monkeypatch):
     for workers in (1, 2):
         listing = read_table(table, root / "train")
         report = build_manifest(tmp_path / "m.arrow", listing, workers=workers)
-        compare_with_siblings(report, workers=workers, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=workers, progress_of=shown_progress)
         results.append([path.read_bytes() for path in sorted(tmp_path.glob("m.arrow*"))] + [report.summary()])
     assert len(listing.videos) >= 32  # enough for two workers
     assert len(results[0]) == 4 and results[0] == results[1]
@@ -363,7 +363,7 @@ def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(
         (tmp_path / "w" / f"{number}.mp4").write_bytes(data + bytes([number]))
     (tmp_path / "linked").symlink_to(tmp_path / "v")
 
-    def made(name: str, paths: list[str]) -> Report:
+    def made(name: str, paths: list[str]) -> ManifestReport:
         (tmp_path / "list.csv").write_text("".join(f"{path},0\n" for path in paths))
         return build_manifest(tmp_path / name, read_table(tmp_path / "list.csv", tmp_path), workers=1)
 
@@ -372,7 +372,7 @@ def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(
     ours = ["w/0.mp4", "w/5.mp4", "linked/2.mp4", "linked/3.mp4", "v/4.mp4"]
     kind = "videos that are also in train.arrow"
     report = made("val.arrow", ours)
-    compare_with_siblings(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
     assert report.findings.counted(kind) == 5 and not report.findings.notes
 
     read = []
@@ -383,7 +383,7 @@ def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(
     for held in (duplicates.MOST_HELD, 4):
         monkeypatch.setattr(duplicates, "MOST_HELD", held)
         report, read[:] = replace(report, findings=Findings()), []
-        compare_with_siblings(report, workers=1, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
         assert read == ["v/0.mp4", "v/3.mp4", "v/6.mp4", "v/9.mp4"]
         assert lines_of(report.report).keys() >= {tmp_path / "w/0.mp4", tmp_path / "linked/2.mp4"}
         assert report.findings.counted(kind) == (4 if held > 4 else 3)  # not the copy of 5

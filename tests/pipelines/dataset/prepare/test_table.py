@@ -9,7 +9,7 @@ from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.table import read_table
-from pipelines.dataset.prepare.table_format import Options
+from pipelines.dataset.prepare.table_format import ColumnOptions
 from pipelines.errors import DataError
 
 TWO = [("v1.mp4", "a"), ("v2.mp4", "b")]
@@ -27,7 +27,7 @@ def read(
 ) -> Listing:
     path = folder / "list.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_table(path, class_names=classes, options=Options(*columns))
+    return read_table(path, class_names=classes, options=ColumnOptions(*columns))
 
 
 def rows(listing: Listing, folder: Path) -> list[tuple[str, str]]:
