@@ -8,10 +8,10 @@ from math import ceil
 
 import torch
 
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source
 from pipelines.dali.pipeline import Graph, Processes, decode_only, with_decoding
 from pipelines.dali.sample_reader import Arrays, Decoding
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.decode_recovery import BROKEN, in_words

@@ -19,7 +19,6 @@ from pipelines.bad_samples import Defect, Defects
 from pipelines.bottleneck import Costs, cpu_seconds, own_threads
 from pipelines.dali.buffers import Lent
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.in_flight import InFlightFile
 from pipelines.dali.pipeline import Graph, TrainGraph, ViewGraph, assemble, starting_at
 from pipelines.dali.sample_reader import Crashed, Decoding, Reader, Refused
 from pipelines.dali.shared_memory import SharedMemoryNeed, shared_memory_need
@@ -27,6 +26,7 @@ from pipelines.dali.worker_lock import release_after_deaths
 from pipelines.dataset.concat import Dataset, Samples
 from pipelines.decode_recovery import BROKEN, data_error, find_culprits, in_words, requests
 from pipelines.errors import DataError
+from pipelines.in_flight import InFlightFile
 from pipelines.sample_timing import TRIAL_SAMPLES
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked

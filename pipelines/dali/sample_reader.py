@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.dali.encoded_input import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode.dali_input import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoDefect, unforeseen

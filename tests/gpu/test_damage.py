@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClip
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
 from pipelines.dali.sample_reader import NO_BYTES, Arrays, Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainPlan
 from tests.pipelines.batches import HALF, loader, options, take

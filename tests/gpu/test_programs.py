@@ -38,7 +38,7 @@ def typed(*command: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[st
 
 
 def test_nvdec_decodes_a_trial_clip(device: torch.device) -> None:
-    result = typed("-m", "pipelines.decode.selftest", str(device))
+    result = typed("-m", "pipelines.dali.selftest", str(device))
     assert (result.returncode, result.stdout.strip()) == (0, '{"frames": 16}'), result.stderr
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
 from pipelines.dali.sample_reader import Decoding, Loaded, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode_recovery import CRASHES, find_culprits
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import TrainPlan, ViewPlan

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClip, ViewClip, draw_clip
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import ClipBatch, view_loader
 from pipelines.sampling.sampler import TrainPlan, ViewPlan

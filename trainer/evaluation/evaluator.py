@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.dataset.spot_check import format_defects
+from pipelines.spot_check import format_defects
 from trainer.distributed.collectives import from_main, same_on_all, together
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join

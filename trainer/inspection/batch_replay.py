@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
+from pipelines.batch_contents import PlannedClip, planned_clips
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
-from pipelines.sampling.batch_contents import PlannedClip, planned_clips
 from pipelines.sampling.sampler import TrainPlan
 from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Shelf

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.sampling.batch_contents import changes_in_words
+from pipelines.batch_contents import changes_in_words
 from trainer.inspection.batch_replay import ReplayedClip, ReplayedStep
 from trainer.inspection.contact_sheet import Row, write_sheet
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
-from pipelines.dali.in_flight import find_crashed
 from pipelines.dali.sample_reader import Crashed
 from pipelines.dataset.concat import Dataset
+from pipelines.in_flight import find_crashed
 from pipelines.sampling.sampler import TrainPlan, ViewPlan
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment

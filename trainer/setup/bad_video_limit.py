@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from pipelines.bad_samples import Defect
-from pipelines.dataset.spot_check import format_defects
+from pipelines.spot_check import format_defects
 
 FEW = 3
 """Bad videos that stop no run, whatever share of a small data set they are."""

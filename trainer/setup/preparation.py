@@ -13,9 +13,9 @@ import torch
 from models import UniFormerV2Config, build_config
 from pipelines.augment.flip_labels import mirrored_classes
 from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Part, TrainPlan
 from trainer.checkpoint.metadata import WEIGHTS

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.path_encoding import check_writable
-from pipelines.dataset.spot_check import spot_check
+from pipelines.spot_check import spot_check
 from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights_origin import check_unchanged

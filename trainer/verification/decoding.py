@@ -10,12 +10,12 @@ import torch
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
-from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainPlan

@@ -1,5 +1,5 @@
 """Processes with this on their path give DALI's decoder videos that may change the size of their frames."""
 
-import pipelines.decode.dali_input
+import pipelines.dali.encoded_input
 
 pipelines.decode.dali_input.one_size = lambda codec, packets: True

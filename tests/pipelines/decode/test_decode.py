@@ -9,9 +9,9 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 
+from pipelines.dali.encoded_input import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
-from pipelines.decode.dali_input import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
 from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pipelines.augment.params import TrainClip
+from pipelines.dali.encoded_input import GraphDecoder, NotForGraph, check_encoded
 from pipelines.dataset.manifest import ManifestRow, write_manifest
-from pipelines.decode.dali_input import GraphDecoder, NotForGraph, check_encoded
 from pipelines.decode.frame_sizes import CODECS, one_size
 from pipelines.worker_pool import Isolation
 from tests.pipelines.batches import loader, options

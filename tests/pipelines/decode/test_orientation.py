@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dataset.probe import probe_video
-from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode.orientation import Orientation
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoDefect

@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 
 import launch.doctor
-import pipelines.decode.selftest
+import pipelines.dali.selftest
 from models import build_config
 from models.cost import parameter_count
-from pipelines.decode.selftest import decode_trial
+from pipelines.dali.selftest import decode_trial
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.in_flight import InFlight, InFlightFile, read_in_flight
 from pipelines.dali.sample_reader import Decoding, Reader
 from pipelines.dataset.concat import Dataset
+from pipelines.in_flight import InFlight, InFlightFile, read_in_flight
 from pipelines.sampling.sampler import TrainPlan
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL

@@ -6,10 +6,10 @@ import pytest
 from pipelines.augment.params import TrainClip
 from pipelines.augment.rand_augment import MAKERS
 from pipelines.augment.roi import narrow
+from pipelines.batch_contents import changes_in_words, operation_in_words, planned_clips
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.sample_reader import Decoding, Reader
 from pipelines.dataset.concat import Dataset
-from pipelines.sampling.batch_contents import changes_in_words, operation_in_words, planned_clips
 from pipelines.sampling.sampler import TrainPlan
 from tests.conftest import MotionSet
 

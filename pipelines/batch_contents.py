@@ -8,9 +8,9 @@ import numpy as np
 
 from pipelines.augment.params import Changes, TrainClip, draw_changes
 from pipelines.augment.rand_augment import Drawn, Operation
+from pipelines.dali.encoded_input import STAND_IN_SIZE
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode.dali_input import STAND_IN_SIZE
 from pipelines.errors import VideoDefect
 from pipelines.sampling.sampler import Slot, TrainPlan
 from pipelines.sampling.temporal import train_indices

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source, TrainSource, ViewSource
 from pipelines.dali.sample_reader import Crashed, Decoding, Reader, Request
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
-from pipelines.decode.dali_input import GraphDecoder
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode_recovery import PATIENCE, decode_alone, requests
 from pipelines.sampling.sampler import TrainPlan, ViewPlan

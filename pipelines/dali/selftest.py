@@ -1,6 +1,6 @@
 """Whether DALI decodes on this machine: a clip made here, decoded as in a run, its frames counted.
 
-    python -m pipelines.decode.selftest cuda:0
+    python -m pipelines.dali.selftest cuda:0
 
 On a GPU the clip is H.264 and goes through NVDEC; on a CPU it is VP9, which is what DALI takes there.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode.dali_input import GraphDecoder, check_encoded
 from pipelines.decode_recovery import BROKEN, in_words
 from pipelines.synthetic.video_writer import H264, VP9, encode_video
 
