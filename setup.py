@@ -73,7 +73,7 @@ setup(
     package_data={
         f"{OWN}.recipes": ["*.yaml"],
         f"{OWN}.launch.slurm": ["train.sbatch"],
-        f"{OWN}.trainer.inference": ["page.html"],
+        f"{OWN}.trainer.serving": ["page.html"],
         f"{OWN}.pipelines.dataset": ["labels/*"],  # the label tables of Kinetics
     },
     entry_points={"console_scripts": [f"{OWN} = {OWN}.__main__:main"]},

@@ -46,9 +46,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     from pipelines.dataset.prepare.class_names import read_class_names
-    from trainer.inference.serve import serve
-    from trainer.inference.server import Limits
-    from trainer.inference.video_requests import VideoModel
+    from trainer.serving.serve import serve
+    from trainer.serving.server import Limits
+    from trainer.serving.video_requests import VideoModel
 
     names = None if arguments.classes is None else tuple(read_class_names(arguments.classes))
     model = VideoModel(arguments.source, arguments.device, arguments.last, arguments.frames, names)

@@ -1,6 +1,6 @@
 """Errors that a user can mend, and how they reach the user."""
 
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 
 class UserError(Exception):

@@ -37,7 +37,6 @@ from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataWatch
 from trainer.monitoring.run_dir import RunFolder
-from trainer.monitoring.run_logger import Record
 from trainer.monitoring.throughput import Meters, Totals
 from trainer.resilience.crash_report import note_failure
 from trainer.resilience.launcher_watch import LauncherWatch
@@ -47,14 +46,15 @@ from trainer.resilience.signals import StopRequest, exit_code
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_semaphores
 from trainer.resilience.watchdog import Watchdog
+from trainer.run_logger import Record
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
 from trainer.setup.start_checks import check_folder, check_resume, check_tracking, check_videos
 from trainer.setup.starting_weights import StartingWeights, plan_start
+from trainer.setup.tracking_start import run_description, track_datasets, watch_node
 from trainer.system.device import set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status, Tracker
-from trainer.tracking.run_start import run_description, track_datasets, watch_node
 from trainer.tracking.superseded_start import set_aside
 from trainer.trainer import Trainer
 

@@ -17,20 +17,20 @@ from pipelines.sampling.sampler import TrainPlan
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import step_of
+from trainer.distributed.batch_hash import hash_clips
 from trainer.distributed.step_sync import StepSums, StepTotals, Tally
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.batch_hash import hash_clips
 from trainer.monitoring.data_bottleneck import DataWatch
-from trainer.monitoring.run_logger import Record
 from trainer.monitoring.throughput import Meters
 from trainer.resilience.nonfinite import Inquiry
 from trainer.resilience.signals import StopRequest, process_age
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
+from trainer.run_logger import Record
 from trainer.setup.bad_video_limit import BadVideos, too_many
 
 

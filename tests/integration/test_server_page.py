@@ -8,8 +8,8 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import MotionSet
-from tests.trainer.inference.serving import Serving, serving
 from tests.trainer.inference.weights import write_weights
+from tests.trainer.serving.serving import Serving, serving
 
 pytestmark = [
     pytest.mark.soak,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 TEMPLATE = LAUNCH / "slurm" / "train.sbatch"

@@ -13,8 +13,8 @@ from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunFolder, append_lines, records
+from trainer.system.secrets import give_to_jobs
 from trainer.tracking.mlflow_tracker import Tracker, check_tracking, tracked_run
-from trainer.tracking.secrets import give_to_jobs
 
 _LOOKS = 4  # at a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long

@@ -43,7 +43,7 @@ from trainer.config.value_types import (
     check_finite,
 )
 from trainer.config.yaml import dump_yaml
-from trainer.tracking.secrets import Address
+from trainer.system.secrets import Address
 
 Scalar = str | int | float | bool | None
 ALTERNATIVES = (

@@ -18,7 +18,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from trainer.errors import RecipeError
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 FieldPath = tuple[str, ...]
 """A field's place in a recipe, such as ("optimisation", "learning_rate")."""

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.distributed.async_copy import Arrival
-from trainer.monitoring.batch_hash import halves, hex_of
+from trainer.distributed.batch_hash import halves, hex_of
 
 
 class StepSums(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.schema import Recipe
+from trainer.monitoring.metric_names import VAL
 from trainer.monitoring.run_dir import RunFolder
-from trainer.tracking.metric_names import VAL
 
 
 @dataclass(frozen=True)

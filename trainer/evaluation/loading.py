@@ -14,7 +14,7 @@ from trainer.evaluation.target import Subject
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
 from trainer.setup.loaders import kept_share, measured
-from trainer.system.shared_memory import check_shared_memory
+from trainer.setup.shared_memory import check_shared_memory
 
 _KIND = "val"
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipelines.dataset.path_encoding import printable
 from trainer.distributed.environment import Environment
+from trainer.evaluation.confusion_matrix import draw_confusion
 from trainer.evaluation.evaluation_dir import EvaluationFolder
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import Evaluation
 from trainer.evaluation.target import Subject
-from trainer.monitoring.confusion_matrix import draw_confusion
 from trainer.monitoring.console import duration, print_whole
 from trainer.monitoring.run_dir import RunFolder
 

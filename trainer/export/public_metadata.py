@@ -3,7 +3,7 @@
 from typing import Any
 
 from trainer.export.export_source import ExportSource
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 _PRIVATE = ("tracking", "run")  # addresses and folders of whoever trained it
 

@@ -21,10 +21,10 @@ from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Shelf
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
+from trainer.distributed.batch_hash import halves, hash_clips, hex_of
 from trainer.distributed.environment import describe
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
-from trainer.monitoring.batch_hash import halves, hash_clips, hex_of
 from trainer.monitoring.run_dir import RunFolder
 from trainer.setup.preparation import model_config, settle_flip, train_clip, train_plan
 

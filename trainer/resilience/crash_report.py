@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.distributed.environment import Environment
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 
 def note_failure(run_dir: Path, environment: Environment, error: BaseException) -> None:

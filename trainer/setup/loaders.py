@@ -15,7 +15,7 @@ from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunFolder
 from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
 from trainer.setup.preparation import Preparation
-from trainer.system.shared_memory import check_shared_memory
+from trainer.setup.shared_memory import check_shared_memory
 
 
 def open_loaders(

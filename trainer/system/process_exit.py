@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from trainer.system.secrets import redacted
 from trainer.system.timeouts import stuck
-from trainer.tracking.secrets import redacted
 
 
 def end_in_order_at_sigterm(then: str) -> None:

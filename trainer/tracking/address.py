@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trainer.errors import RunError
-from trainer.tracking.secrets import Address
+from trainer.system.secrets import Address
 
 DEFAULT = "sqlite:///mlflow.db"
 VARIABLE = "MLFLOW_TRACKING_URI"

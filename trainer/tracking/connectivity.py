@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainer.errors import RunError
+from trainer.system.secrets import Address
 from trainer.tracking.address import sqlite_path
-from trainer.tracking.secrets import Address
 
 PATIENCE = 3.0  # seconds for an answer; a server that is slow or away is no mistake
 _PAGES = ("/health", "/version")  # of every MLflow server

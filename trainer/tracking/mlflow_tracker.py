@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import RunError, StartAgain
+from trainer.system.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
 from trainer.tracking.connectivity import check_reachable
 from trainer.tracking.mlflow_upload import Delivery
 from trainer.tracking.outbox import Record, Spool
 from trainer.tracking.run_reference import NAME
 from trainer.tracking.run_reference import Place as _Place
-from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.upload_errors import Stopped, first_line
 from trainer.tracking.uploader import Courier
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError, StartAgain
+from trainer.monitoring.metric_names import LOSS_MEAN
+from trainer.system.secrets import Address, give_to_mlflow, redacted, with_credentials
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
 from trainer.tracking.logged_models import LoggedModels
 from trainer.tracking.metric_batch import METRICS_PER_CALL, Batch, Item
-from trainer.tracking.metric_names import LOSS_MEAN
 from trainer.tracking.outbox import Record, Spool
 from trainer.tracking.repeated_steps import Chosen, Repeats
 from trainer.tracking.response_limit import limit_replies
 from trainer.tracking.run_reference import NAME, Place
-from trainer.tracking.secrets import Address, give_to_mlflow, redacted, with_credentials
 from trainer.tracking.server_run import ServerRun, new_run_command
 from trainer.tracking.sqlite_store import ensure_database, is_partial
 from trainer.tracking.upload_errors import Stopped, first_line, is_refusal, is_unknown_call

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.system.git import git_state
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.system.secrets import Address
 from trainer.tracking.outbox import replace_text
-from trainer.tracking.secrets import Address
 
 NAME = "mlflow_run.json"
 

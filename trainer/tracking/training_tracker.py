@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.distributed.step_sync import StepTotals
-from trainer.monitoring.throughput import Meters
-from trainer.tracking.metric_names import (
+from trainer.monitoring.metric_names import (
     BEST,
     LOSS_MEAN,
     LOSS_STEPS,
@@ -20,6 +19,7 @@ from trainer.tracking.metric_names import (
     WALL_CLOCK,
     WHOLE_RUN,
 )
+from trainer.monitoring.throughput import Meters
 from trainer.tracking.mlflow_tracker import Status, Tracker
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from trainer.tracking.secrets import redacted
+from trainer.system.secrets import redacted
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 """MLflow's error codes for what trying again cannot mend; any other may be an outage, a proxy, a password."""

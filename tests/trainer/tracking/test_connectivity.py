@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
+from trainer.system.secrets import Address
 from trainer.tracking.connectivity import check_reachable
-from trainer.tracking.secrets import Address
 
 
 class _Handler(BaseHTTPRequestHandler):

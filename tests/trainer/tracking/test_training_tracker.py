@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trainer.distributed.step_sync import StepTotals
+from trainer.monitoring.metric_names import LOSS_MEAN
 from trainer.monitoring.throughput import Meters
-from trainer.tracking.metric_names import LOSS_MEAN
 from trainer.tracking.training_tracker import TrainingTracker
 
 

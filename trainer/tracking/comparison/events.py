@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.monitoring.metric_names import LOSS_STEPS
 from trainer.monitoring.run_dir import number_of, records
 from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
-from trainer.tracking.metric_names import LOSS_STEPS
 
 _BLOCK = 2**20  # bytes that are read at once
 _LONGEST = 2**16  # bytes of a line; a step's has about 400

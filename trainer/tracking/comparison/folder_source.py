@@ -13,9 +13,9 @@ from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, parse_yaml
 from trainer.errors import RecipeError, RunError
 from trainer.monitoring.run_dir import number_of
+from trainer.system.secrets import redacted
 from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve
-from trainer.tracking.secrets import redacted
 
 SCORES = "scores.parquet"
 _MOST_BYTES = 2**24  # of a JSON file that is read whole

@@ -22,13 +22,13 @@ import numpy as np
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT
 from trainer.errors import RecipeError, RunError, StartAgain
+from trainer.monitoring.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
+from trainer.system.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, RecordedEvaluation
-from trainer.tracking.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
 from trainer.tracking.mlflow_tracker import prepare_environment
-from trainer.tracking.secrets import give_to_mlflow, redacted, with_credentials
 from trainer.tracking.sqlite_store import is_partial
 from trainer.tracking.upload_errors import first_line, is_refusal
 

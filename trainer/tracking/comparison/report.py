@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
+from trainer.monitoring.metric_names import LOSS_STEPS
 from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
 from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, PairedTest
 from trainer.tracking.comparison.curves import draw_curves
@@ -19,7 +20,6 @@ from trainer.tracking.comparison.results import (
     results_table,
     run_numbers,
 )
-from trainer.tracking.metric_names import LOSS_STEPS
 
 _SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
 _MOST_VALUES = 8  # of a field, that are listed

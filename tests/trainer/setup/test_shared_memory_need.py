@@ -6,8 +6,8 @@ import pytest
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from trainer.errors import AgreedError
+from trainer.setup.shared_memory import RankShare, judge
 from trainer.system.host import SharedMemory
-from trainer.system.shared_memory import RankShare, judge
 
 MIB = 2**20
 DOCKER = SharedMemory(64 * MIB, 64 * MIB, device=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import RunError
-from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
+from trainer.serving.inference_process import CrashedError, InferenceProcess, TimedOutError
 
 
 def prepared() -> tuple[str, Callable[[str], Any]]:

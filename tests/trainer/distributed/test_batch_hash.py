@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.loader import ClipBatch
-from trainer.monitoring.batch_hash import halves, hash_clips, hex_of
+from trainer.distributed.batch_hash import halves, hash_clips, hex_of
 
 CLIPS = 6
 

@@ -15,10 +15,10 @@ from pipelines.dataset.concat import Dataset
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.step_sync import StepTotals
 from trainer.errors import RunError
+from trainer.evaluation.confusion_matrix import CLASS_TABLE, class_table, draw_confusion
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.finished_run import Again
 from trainer.evaluation.multi_view import Evaluation
-from trainer.monitoring.confusion_matrix import CLASS_TABLE, class_table, draw_confusion
 from trainer.monitoring.console import Display, duration
 from trainer.monitoring.data_bottleneck import DataReport
 from trainer.monitoring.loss_spikes import Spikes

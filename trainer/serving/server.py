@@ -26,8 +26,8 @@ from starlette.routing import Route
 
 from pipelines.dataset.path_encoding import printable
 from trainer.errors import RunError
-from trainer.inference.inference_process import CrashedError, InferenceProcess, TimedOutError
-from trainer.inference.video_requests import Question
+from trainer.serving.inference_process import CrashedError, InferenceProcess, TimedOutError
+from trainer.serving.video_requests import Question
 
 PAGE = Path(__file__).with_name("page.html")
 _MOST_TOP = 100

@@ -9,9 +9,9 @@ import uvicorn
 
 from pipelines.dataset.path_encoding import printable
 from trainer.errors import RunError
-from trainer.inference.inference_process import InferenceProcess
-from trainer.inference.server import Limits, VideoServer
-from trainer.inference.video_requests import VideoModel
+from trainer.serving.inference_process import InferenceProcess
+from trainer.serving.server import Limits, VideoServer
+from trainer.serving.video_requests import VideoModel
 
 _GRACE = 3  # seconds that requests under way get when the server is to leave
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import MotionSet
-from tests.trainer.inference.serving import Serving, serving
 from tests.trainer.inference.weights import CLASSES, write_weights
+from tests.trainer.serving.serving import Serving, serving
 
 LIMIT = 300_000  # bytes of an upload
 

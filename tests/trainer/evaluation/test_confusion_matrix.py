@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from trainer.monitoring.confusion_matrix import LABELLED, class_table, draw_confusion
+from trainer.evaluation.confusion_matrix import LABELLED, class_table, draw_confusion
 
 NAMES = (
     "$$",

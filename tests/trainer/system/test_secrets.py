@@ -14,9 +14,9 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe, find_environment
 from trainer.errors import RecipeError, RunError
 from trainer.resilience.crash_report import note_failure
+from trainer.system.secrets import Address, give_to_jobs, redacted, with_credentials
 from trainer.tracking.mlflow_tracker import Tracker
 from trainer.tracking.outbox import Spool
-from trainer.tracking.secrets import Address, give_to_jobs, redacted, with_credentials
 
 ROOT = Path(__file__).parents[3]
 SECRET = "s3cretpw"
@@ -107,7 +107,7 @@ def test_an_address_within_another_is_searched_too() -> None:
 def test_a_password_that_is_a_word_leaves_messages_readable(
     monkeypatch: pytest.MonkeyPatch, secret: str, text: str, shown: str | None
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.secrets._known", set())
+    monkeypatch.setattr("trainer.system.secrets._known", set())
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
     for given in (f"http://user:{secret}@host", f"mysql://host/db?password={secret}"):
         Address(given)

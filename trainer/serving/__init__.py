@@ -1,0 +1,1 @@
+"""HTTP around one trained model."""
