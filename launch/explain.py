@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 from trainer.errors import UserError
 from trainer.system.process_exit import end_with
 

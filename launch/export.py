@@ -15,7 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.errors import UserError
 
 OTHERS = ("onnx", "torch", "huggingface")

@@ -16,7 +16,6 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.build import (
     build_manifest,
     check_manifest,
@@ -26,6 +25,7 @@ from pipelines.dataset.prepare.build import (
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.readers import list_folder, list_table
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
 from trainer.monitoring.progress import shown_progress

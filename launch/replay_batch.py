@@ -17,7 +17,7 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

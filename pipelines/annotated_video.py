@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 MOST_SHORT_SIDE = 1080  # pixels; a larger video is scaled down to it
 TICK = Fraction(1, 90_000)  # seconds: MPEG's clock, of which usual frame rates are whole multiples

@@ -10,10 +10,10 @@ from pathlib import Path
 from pipelines.bad_samples import Defect
 from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import Manifest, ManifestRow
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import MISSING
 from pipelines.decode.demux import open_video
 from pipelines.errors import VideoDefect
+from pipelines.formatting import printable
 
 OPENED = 8
 """Videos of a manifest that are opened, evenly over it."""

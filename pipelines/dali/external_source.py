@@ -15,7 +15,7 @@ from pipelines.augment.params import ClipDraw, TrainClip, ViewClip, draw_clip
 from pipelines.dali.encoded_input import STAND_IN_SIZE
 from pipelines.dali.sample_reader import Arrays, Loaded, Reader, Request
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from pipelines.sampling.sampler import Slot, TrainPlan, ViewPlan
 from pipelines.sampling.temporal import view_indices
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.dataset.manifest import Manifest, ManifestRow
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 
 class Samples(Protocol):

@@ -33,10 +33,10 @@ from pipelines.dataset.manifest_file import (
     open_file,
 )
 from pipelines.dataset.manifest_rows import ManifestRow
-from pipelines.dataset.path_encoding import decode_path as decode_path
-from pipelines.dataset.path_encoding import encode_path as encode_path
-from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.paths import decode_path as decode_path
+from pipelines.dataset.paths import encode_path as encode_path
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 
 # Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
 ROWS_PER_BATCH = 65_536

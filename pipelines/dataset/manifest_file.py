@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from pipelines.dataset.arrow_compression import is_compressed
 from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, check_row
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 
 # 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
 FORMAT_VERSION = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from pipelines.dataset.path_encoding import decode_path
+from pipelines.dataset.paths import decode_path
 from pipelines.errors import VideoDefect
 
 MOST_PIXELS = 2**16

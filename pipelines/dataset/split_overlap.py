@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.path_encoding import decode_path, printable
+from pipelines.dataset.paths import decode_path
 from pipelines.errors import VideoDefect
+from pipelines.formatting import printable
 
 MOST_ROWS = 500_000
 """Rows of each side that are compared; of more, a piece of each record batch."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from pipelines.dataset.manifest import ManifestRow, encode_path
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.errors import VideoDefect
+from pipelines.formatting import printable
 from pipelines.worker_pool import Isolation
 
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
 from trainer.errors import RunError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.evaluation.metrics import most_confused
 
 LABELLED = 40  # classes of a matrix that can be read, with their names beside the axes

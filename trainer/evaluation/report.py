@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
 from trainer.evaluation.confusion_matrix import draw_confusion
 from trainer.evaluation.evaluation_dir import EvaluationFolder

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.export.export_source import ExportSource
 from trainer.export.huggingface import write_hub_folder

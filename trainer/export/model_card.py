@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from models.cost import multiply_accumulates, parameter_count
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.export_source import ExportSource
 from trainer.export.public_metadata import public_recipe

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from models.weights.header import short
 from pipelines.annotated_video import Lines, annotate, shown_text
-from pipelines.dataset.path_encoding import check_writable, printable
+from pipelines.dataset.paths import check_writable
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.inference.prediction import Prediction, Timeline
 from trainer.inference.prediction_output import Output

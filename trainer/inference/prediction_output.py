@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from models.weights.header import short
-from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.prepare.listing import printable_class
+from pipelines.dataset.prepare.class_names import printable_class
+from pipelines.formatting import printable
 from trainer.inference.prediction import Prediction, Timeline, Top
 from trainer.system.terminal import PipeConsole
 

@@ -18,9 +18,9 @@ from models import UniFormerV2Config
 from pipelines.augment.params import ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.frame_views import FrameViews, clip_frames
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import VideoFiles, probe_row
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewPlan
 from pipelines.worker_pool import usable_cores

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is_system_folder
+from pipelines.formatting import printable
 from trainer.errors import RunError
 
 

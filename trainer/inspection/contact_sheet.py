@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.annotated_video import font_file
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.errors import RunError
 
 Picture = NDArray[np.uint8]  # H W 3

@@ -13,9 +13,9 @@ from models.attention_maps import class_activation, global_attention
 from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.video_list import probe_row
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
 from trainer.checkpoint.weights import Weights

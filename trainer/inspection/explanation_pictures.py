@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from pipelines.synthetic.video_writer import H264, encode_video
 from trainer.errors import RunError
 from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet, written_whole

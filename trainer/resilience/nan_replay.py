@@ -16,7 +16,7 @@ from torch import Tensor
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_safetensors
 from models.weights.header import FileError
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import load_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.serving.inference_process import InferenceProcess
 from trainer.serving.server import Limits, VideoServer

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.serving.inference_process import CrashedError, InferenceProcess, TimedOutError
 from trainer.serving.video_requests import Question

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import check_writable
+from pipelines.dataset.paths import check_writable
 from pipelines.synthetic.motion import render
 from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.path_encoding import check_writable
+from pipelines.dataset.paths import check_writable
 from pipelines.spot_check import spot_check
 from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
 from trainer.checkpoint.retention import Shelf

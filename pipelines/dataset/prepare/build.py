@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
-from pipelines.dataset.path_encoding import check_writable, printable
+from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.duplicates import (
     add_duplicates,
@@ -27,6 +27,7 @@ from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from pipelines.spot_check import common_folder, format_none_found
 from pipelines.worker_pool import ordered_map
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.manifest import Manifest, encode_path, write_columns
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 
 def balance(source: Path, out: Path, power: float) -> Manifest:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.prepare.findings import wrapped
 from pipelines.dataset.probe import VideoInfo
+from pipelines.formatting import printable, wrap
 
 CLIP_FRAMES = 8
 """Frames of the clip that costs are given for, spread over the whole video."""
@@ -61,12 +60,12 @@ class CostSummary:
             return []
         videos = "video costs" if self.expensive == 1 else "videos cost"
         return [
-            *wrapped(
+            *wrap(
                 f"{self.expensive} {videos} more than {EXPENSIVE:g} s of CPU time a clip of {CLIP_FRAMES} "
                 f"frames, by a rough estimate; the most, about {self.worst_seconds:.1f} s:"
             ),
             f"    {self.worst}",
-            *wrapped("Smaller frames and a keyframe every 12 frames make them cheap:", "  "),
+            *wrap("Smaller frames and a keyframe every 12 frames make them cheap:", "  "),
             f"    ffmpeg -i IN -vf {CHEAP_SCALE} \\",
             f"      {CHEAP_CODING} OUT.mp4",
         ]

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.manifest import Manifest, ManifestRow
-from pipelines.dataset.path_encoding import decode_path, printable
+from pipelines.dataset.paths import decode_path
+from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import Listing, printable_class
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoDefect
+from pipelines.formatting import printable
 from pipelines.worker_pool import ordered_map
 
 BLOCK = 16 * 1024

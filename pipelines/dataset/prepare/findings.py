@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable, wrap
 
 _NAMED = 3
 """Examples that a summary names of each kind."""
@@ -21,9 +20,6 @@ _MOST_KINDS = 200
 
 _IN_MEMORY = 2**20
 """Bytes of a list that are kept in memory; a longer one lies in a temporary file."""
-
-WIDTH = 80
-"""Columns of a terminal. Only a path may go beyond."""
 
 
 @dataclass(slots=True)
@@ -121,27 +117,15 @@ class Findings:
         shown = set(ranked[:_SHOWN_KINDS])
         for kind in (kind for kind in self._kinds if kind in shown):
             found = self._kinds[kind]
-            lines += wrapped(f"{kind}: {found.count}", "  ")
+            lines += wrap(f"{kind}: {found.count}", "  ")
             lines += [f"    {line}" for item in found.first for line in item.split("\n")]
             if found.unnamed:
                 lines.append(f"    and {found.unnamed} more")
         rest = [self._kinds[kind].count for kind in ranked[_SHOWN_KINDS:]]
         if rest:
-            lines += wrapped(f"of {len(rest)} more kinds: {sum(rest)}", "  ")
+            lines += wrap(f"of {len(rest)} more kinds: {sum(rest)}", "  ")
         return lines
 
 
 def _shown(item: str | Path) -> str:
     return printable(item) if isinstance(item, Path) else item
-
-
-def wrapped(text: str, indent: str = "") -> list[str]:
-    """Text as lines of at most `WIDTH` columns, unless a word is longer; `indent` before each, more later."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -9,19 +9,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import (
-    Listing,
-    Videos,
+from pipelines.dataset.prepare.class_names import (
     add_similar_names,
     check_class_names,
     class_name,
     printable_class,
     unknown_class,
 )
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing, Videos
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 _SPLITS = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"}

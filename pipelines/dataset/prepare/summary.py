@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.dataset.path_encoding import printable
+from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.decode_cost import CostSummary
-from pipelines.dataset.prepare.findings import Findings, wrapped
-from pipelines.dataset.prepare.listing import printable_class
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.formatting import printable, wrap
 
 _COUNTED = 12
 """Classes whose numbers of videos are given one by one; of more, the smallest and the greatest."""
@@ -75,7 +75,7 @@ class ManifestReport:
             lines += [f"{_count(bad, 'bad video')} {verb} {self.fate}, see", f"  {printable(self.bad_list)}:"]
             lines += self.bad_videos.table()
         for note in self.findings.notes:
-            lines += wrapped(f"Note: {note}")
+            lines += wrap(f"Note: {note}")
         found = self.findings.table()
         if found:
             lines += ["Also found, see", f"  {printable(self.report)}:", *found]
@@ -102,10 +102,10 @@ def _of_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     """How many videos each class has; of many classes, the least and the most; and which have none."""
     shown = [printable_class(name) for name in names]
     if len(names) <= _COUNTED:
-        lines = wrapped(", ".join(f"{name} {count}" for name, count in zip(shown, counts, strict=True)), "  ")
+        lines = wrap(", ".join(f"{name} {count}" for name, count in zip(shown, counts, strict=True)), "  ")
     else:
         least, most = int(np.argmin(counts)), int(np.argmax(counts))
-        lines = wrapped(
+        lines = wrap(
             f"videos of a class: {counts[least]} ({shown[least]}) to {counts[most]} ({shown[most]}), median "
             f"{np.median(counts):g}",
             "  ",
@@ -115,8 +115,8 @@ def _of_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
         named = ", ".join(f"{shown[index]} ({index})" for index in empty[:_NAMED])
         more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
         keep = "keeps its class number" if len(empty) == 1 else "keep their class numbers"
-        lines += wrapped(f"{_classes(len(empty))} without a video {keep}: {named}{more}", "  ")
-        lines += wrapped(
+        lines += wrap(f"{_classes(len(empty))} without a video {keep}: {named}{more}", "  ")
+        lines += wrap(
             "A model gets an output for each. To leave a class out, take away its folder, or its name in the "
             "file of --classes.",
             "  ",

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing, Videos
 from pipelines.dataset.prepare.table_format import (
@@ -36,6 +35,7 @@ from pipelines.dataset.prepare.table_paths import PathReader
 from pipelines.dataset.prepare.text_lines import is_utf8, open_lines
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 _SAMPLE = 200
 """Lines from which it is decided how the table is written."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 PATH_NAMES = (
     "path", "paths", "video_path", "videopath", "path_to_video", "filepath", "file_path", "full_path",

@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.dataset.path_encoding import printable
-from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import (
+from pipelines.dataset.prepare.class_names import (
     ClassNames,
     add_similar_names,
     check_class_names,
@@ -16,7 +14,9 @@ from pipelines.dataset.prepare.listing import (
     printable_class,
     unknown_class,
 )
+from pipelines.dataset.prepare.findings import Findings
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 # No data set has so many; a greater index is another column taken for the label.
 _MOST_CLASSES = 1_000_000

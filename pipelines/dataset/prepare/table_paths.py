@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from pipelines.dataset.path_encoding import printable
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.table_format import is_file
 from pipelines.errors import DataError
+from pipelines.formatting import printable
 
 _UNUSUAL = re.compile(r"^['~]|[\\$]|://|[^\x00-\x7f]")
 """What may have to be read in another way; most tables have none of it."""

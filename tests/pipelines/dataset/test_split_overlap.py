@@ -11,7 +11,7 @@ import pytest
 from pipelines.dataset import manifest, split_overlap
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow, write_manifest
-from pipelines.dataset.path_encoding import encode_path
+from pipelines.dataset.paths import encode_path
 from pipelines.dataset.split_overlap import find_overlap, overlap_notes
 
 

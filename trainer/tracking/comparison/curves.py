@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.tracking.comparison.differences import SeedGroup
 from trainer.tracking.comparison.results import group_labels
 from trainer.tracking.comparison.runs import ComparedRun, Curve

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from pipelines.dataset.path_encoding import printable
+from pipelines.formatting import printable
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.blocks import Block, Cell, Heading, Paragraph, Picture, Table
 

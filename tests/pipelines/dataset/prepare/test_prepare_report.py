@@ -23,12 +23,13 @@ from pipelines.dataset.prepare.build import (
 )
 from pipelines.dataset.prepare.decode_cost import CostSummary, clip_seconds
 from pipelines.dataset.prepare.duplicates import content_key
-from pipelines.dataset.prepare.findings import WIDTH, Findings
+from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.summary import ManifestReport
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.probe import VideoInfo
 from pipelines.errors import DataError
+from pipelines.formatting import WIDTH
 from trainer.monitoring.progress import shown_progress
 
 ROOT = Path(__file__).parents[4]

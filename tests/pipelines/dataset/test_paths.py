@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.manifest import ManifestRow, decode_path, encode_path, write_manifest
-from pipelines.dataset.path_encoding import printable
 from pipelines.errors import VideoDefect
+from pipelines.formatting import printable
 
 LATIN = Path(os.fsdecode(b"/videos/caf\xe9/na\xefve \xc3\xa9.mp4"))
 
@@ -75,7 +75,8 @@ def test_paths_are_bytes_whatever_the_locale():
     program = """
 import os, sys
 from pathlib import Path
-from pipelines.dataset.path_encoding import decode_path, encode_path, printable
+from pipelines.dataset.paths import decode_path, encode_path
+from pipelines.formatting import printable
 assert sys.getfilesystemencoding() == "ascii", sys.getfilesystemencoding()
 path = Path(os.fsdecode(b"caf\\xe9 \\xc3\\xa9"))
 assert encode_path(path) == "caf\\0e9 \\xe9"
