@@ -38,7 +38,7 @@ def annotate(
     Frames keep their times and their size, but that sides are made even, as 4:2:0 colour needs, and a short
     side above 1080 pixels is scaled down to that. The file appears under its name when it is complete.
 
-    Raises VideoDefect where the video is found damaged, and DataError where the file cannot be written.
+    Raises VideoError where the video is found damaged, and DataError where the file cannot be written.
     """
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -10,14 +10,14 @@ import torch
 
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source
-from pipelines.dali.pipeline import Graph, Processes, decode_only, with_decoding
+from pipelines.dali.pipeline import Graph, LoaderResources, decode_only, with_decoding
 from pipelines.dali.sample_reader import Arrays, Decoding
 from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
-from pipelines.decode_recovery import BROKEN, in_words
+from pipelines.decode_recovery import BROKEN, format_dali_error
 from pipelines.errors import DataError
-from pipelines.sample_timing import TRIAL, Trial, try_samples
-from pipelines.worker_pool import Isolation, usable_cores
+from pipelines.sample_timing import TIMING_SECONDS, SampleTiming, measure_samples
+from pipelines.worker_pool import IsolatedProcess, usable_cores
 
 TRIAL_ROUNDS = 3  # that the graph's decoder is timed for, or fewer where they take longer than TRIAL
 FASTEST = 500  # clips a second that one GPU trains on at most: ViT-B/16 of 8 frames is 0.9 TFLOP a clip
@@ -61,7 +61,7 @@ class LoaderOptions:
         return choose_decoder(self.decoder, gpu=self.gpu) == "hybrid"
 
 
-def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
+def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, LoaderResources, str]:
     """Decide what the options leave open: who decodes, how many processes and threads, how far ahead.
 
     Returns the graph with its decoding settled, the processes, and both in words. Raises DataError where the
@@ -101,10 +101,10 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, Processes, str]:
         f"{threads} thread{'s' * (threads > 1)}, "
         f"{prefetch} batches ahead on {cores} cores{trial.advice if trial else ''}"
     )
-    return graph, Processes(options.device, workers, threads, prefetch), words
+    return graph, LoaderResources(options.device, workers, threads, prefetch), words
 
 
-def _workers(trial: Trial | None, clips_per_sample: int, cores: int, options: LoaderOptions) -> int:
+def _workers(trial: SampleTiming | None, clips_per_sample: int, cores: int, options: LoaderOptions) -> int:
     """As many as make clips as fast as anyone could train on them, and no more than there are cores."""
     most = max(1, cores - 1) if options.gpu else cores
     if trial is None:
@@ -112,22 +112,22 @@ def _workers(trial: Trial | None, clips_per_sample: int, cores: int, options: Lo
     return min(most, max(1, ceil(FASTEST / clips_per_sample * (trial.read + trial.decode))))
 
 
-def _try(source: Source, *, keep: bool) -> Trial | None:
+def _try(source: Source, *, keep: bool) -> SampleTiming | None:
     """What the first samples cost, read in a process of its own: what crashes it must not end the run.
 
     keep: what the graph would get of them comes back, too. None where no sample could be read.
     """
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         try:
-            return isolation.call(try_samples, source, keep)
+            return isolation.call(measure_samples, source, keep)
         except BrokenProcessPool:
             return None
 
 
 def _graph_share(
     graph: Graph,
-    in_graph: Trial | None,
-    by_workers: Trial | None,
+    in_graph: SampleTiming | None,
+    by_workers: SampleTiming | None,
     options: LoaderOptions,
     workers: int,
     threads: int,
@@ -158,12 +158,12 @@ def _graph_rate(samples: list[Arrays], decoding: Decoding, device: torch.device,
     try:
         pipeline.run()
         begun = time.perf_counter()
-        while rounds < TRIAL_ROUNDS and (rounds == 0 or time.perf_counter() - begun < TRIAL):
+        while rounds < TRIAL_ROUNDS and (rounds == 0 or time.perf_counter() - begun < TIMING_SECONDS):
             pipeline.run()
             rounds += 1
     except BROKEN as error:
         logging.getLogger(__name__).warning(
-            "dali fails over the first videos, so all are left to pyav: %s", in_words(str(error))
+            "dali fails over the first videos, so all are left to pyav: %s", format_dali_error(str(error))
         )
         return 0.0
     return rounds * len(samples) / (time.perf_counter() - begun)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Defect:
+class BadSample:
     """A video that could not be used: its row in the dataset, its path as it is shown, and why."""
 
     sample: int
@@ -13,7 +13,7 @@ class Defect:
 
 
 @dataclass
-class Defects:
+class BadSamples:
     """What was bad so far: each video once, however often it comes up.
 
     seen, bad: clips since they were last taken. videos: all bad ones, by row. fresh: those not yet taken.
@@ -21,21 +21,21 @@ class Defects:
 
     seen: int = 0
     bad: int = 0
-    videos: dict[int, Defect] = field(default_factory=dict)
-    fresh: list[Defect] = field(default_factory=list)
+    videos: dict[int, BadSample] = field(default_factory=dict)
+    new: list[BadSample] = field(default_factory=list)
 
-    def add(self, defect: Defect) -> None:
+    def add(self, defect: BadSample) -> None:
         """Name a bad video; one that is known already changes nothing."""
         if defect.sample not in self.videos:
             self.videos[defect.sample] = defect
-            self.fresh.append(defect)
+            self.new.append(defect)
 
-    def take_counts(self) -> tuple[int, int]:
+    def pop_counts(self) -> tuple[int, int]:
         """Clips seen and clips bad since the last call."""
         counts, self.seen, self.bad = (self.seen, self.bad), 0, 0
         return counts
 
-    def take_fresh(self) -> list[Defect]:
+    def pop_new(self) -> list[BadSample]:
         """The defects found since the last call."""
-        fresh, self.fresh = self.fresh, []
-        return fresh
+        new, self.new = self.new, []
+        return new

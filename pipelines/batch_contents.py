@@ -8,16 +8,16 @@ import numpy as np
 
 from pipelines.augment.params import Changes, TrainClip, draw_changes
 from pipelines.augment.rand_augment import Drawn, Operation
-from pipelines.dali.encoded_input import STAND_IN_SIZE
+from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.errors import VideoDefect
-from pipelines.sampling.sampler import Slot, TrainPlan
+from pipelines.errors import VideoError
+from pipelines.sampling.sampler import Slot, TrainSampler
 from pipelines.sampling.temporal import train_indices
 
 
 @dataclass(frozen=True)
-class PlannedClip:
+class ClipDescription:
     """One place of a global batch.
 
     slot: epoch, draw, sample and repeat. path: as messages name it. label: -1 where the manifest's row is
@@ -31,15 +31,17 @@ class PlannedClip:
     changes: Changes
 
 
-def planned_clips(dataset: Dataset, plan: TrainPlan, clip: TrainClip, step: int) -> Iterator[PlannedClip]:
+def describe_batch(
+    dataset: Dataset, sampler: TrainSampler, clip: TrainClip, step: int
+) -> Iterator[ClipDescription]:
     """All clips of the global batch of `step`, counted from 0, in the batch's order."""
-    for place in range(plan.global_batch):
-        slot = plan.slot(step, place)
+    for place in range(sampler.global_batch):
+        slot = sampler.slot(step, place)
         row = _row(dataset, slot.sample)
-        key = [plan.seed, slot.epoch, slot.draw]
-        height, width = (STAND_IN_SIZE, STAND_IN_SIZE) if row is None else (row.height, row.width)
+        key = [sampler.seed, slot.epoch, slot.draw]
+        height, width = (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE) if row is None else (row.height, row.width)
         indices = train_indices(1 if row is None else row.frames, clip.frames, np.random.default_rng(key))
-        yield PlannedClip(
+        yield ClipDescription(
             slot,
             dataset.printable_path(slot.sample),
             -1 if row is None else row.label,
@@ -51,23 +53,23 @@ def planned_clips(dataset: Dataset, plan: TrainPlan, clip: TrainClip, step: int)
 def _row(dataset: Dataset, sample: int) -> ManifestRow | None:
     try:
         return dataset.row(sample)
-    except VideoDefect:
+    except VideoError:
         return None
 
 
-def changes_in_words(changes: Changes) -> list[str]:
+def format_changes(changes: Changes) -> list[str]:
     """What is done to a clip, in the order in which it is done: `rotate 12.0 degrees`, `crop ...`."""
     crop = changes.crop
     height, width = crop.size
     return [
-        *(operation_in_words(drawn) for drawn in changes.operations),
+        *(format_operation(drawn) for drawn in changes.operations),
         f"crop {width} x {height} at ({crop.left}, {crop.top})",
         *(["flip"] if changes.mirrored else []),
-        *(operation_in_words(drawn) for drawn in changes.jitter),
+        *(format_operation(drawn) for drawn in changes.jitter),
     ]
 
 
-def operation_in_words(drawn: Drawn) -> str:
+def format_operation(drawn: Drawn) -> str:
     """One RandAugment or jitter operation with its strength."""
     name = drawn.operation.name.lower().replace("_", " ")
     values = drawn.arguments

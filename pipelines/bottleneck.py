@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from pipelines.dali.pipeline import Processes
+from pipelines.dali.pipeline import LoaderResources
 
 BUSY = 0.75  # share of its time from which on a stage counts as the one that limits
 WAITING = 0.05  # share of the time that a run may wait for data before anyone need care
@@ -25,7 +25,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
-class Costs:
+class StageCosts:
     """Spent since a loader began, or between two moments.
 
     clips: made. decodings: that took, fewer where samples are repeated. read: seconds waiting for files.
@@ -41,11 +41,15 @@ class Costs:
     augment: float = 0.0
     transfer: float = 0.0
 
-    def __add__(self, other: "Costs") -> "Costs":
-        return Costs(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "StageCosts") -> "StageCosts":
+        return StageCosts(
+            *(one + another for one, another in zip(astuple(self), astuple(other), strict=True))
+        )
 
-    def __sub__(self, earlier: "Costs") -> "Costs":
-        return Costs(*(one - before for one, before in zip(astuple(self), astuple(earlier), strict=True)))
+    def __sub__(self, earlier: "StageCosts") -> "StageCosts":
+        return StageCosts(
+            *(one - before for one, before in zip(astuple(self), astuple(earlier), strict=True))
+        )
 
     def per_clip(self) -> dict[str, float]:
         """Milliseconds a clip of each stage."""
@@ -59,7 +63,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Limit:
+class Bottleneck:
     """What limits: `model`, or a stage; how busy each stage was, 0..1; what to change, in words."""
 
     stage: str
@@ -67,27 +71,29 @@ class Limit:
     advice: str = ""
 
 
-def find_limit(costs: Costs, seconds: float, wait_share: float, processes: Processes, cores: int) -> Limit:
+def find_bottleneck(
+    costs: StageCosts, seconds: float, wait_share: float, resources: LoaderResources, cores: int
+) -> Bottleneck:
     """What limited a run over `seconds` of which it waited `wait_share` (0..1) for data.
 
     cores: those that this rank may use.
     """
-    workers = max(1e-9, seconds * processes.workers)
+    workers = max(1e-9, seconds * resources.workers)
     busy = {
         "read": costs.read / workers,
         "decode": costs.decode / workers,
-        "augment": costs.augment / max(1e-9, seconds * processes.threads),
+        "augment": costs.augment / max(1e-9, seconds * resources.threads),
         "transfer": costs.transfer / max(1e-9, seconds),
     }
     busy["cores"] = (costs.decode + costs.augment) / max(1e-9, seconds * cores)
     if wait_share < WAITING:
-        return Limit("model", busy)
+        return Bottleneck("model", busy)
     reading = "read" if busy["read"] > busy["decode"] else "decode"
     candidates = {reading: busy["read"] + busy["decode"], **{n: busy[n] for n in ("augment", "transfer")}}
     stage = max(candidates, key=lambda name: candidates[name])
     if candidates[stage] < BUSY:
-        stage = "cores" if busy["cores"] > BUSY else "device" if processes.gpu else "latency"
-    return Limit(stage, busy, ADVICE[stage])
+        stage = "cores" if busy["cores"] > BUSY else "device" if resources.gpu else "latency"
+    return Bottleneck(stage, busy, ADVICE[stage])
 
 
 def own_threads() -> frozenset[int]:

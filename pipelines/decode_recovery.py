@@ -14,37 +14,41 @@ import torch
 
 from pipelines.dali.external_source import Source
 from pipelines.dali.pipeline import decode_only
-from pipelines.dali.sample_reader import Arrays, Decoding, Reader, Refused, Request
+from pipelines.dali.sample_reader import Arrays, Decoding, RefusedRequests, SampleReader, SampleRequest
 from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.errors import DataError
 from pipelines.sample_timing import load
-from pipelines.worker_pool import Isolation
+from pipelines.worker_pool import IsolatedProcess
 
 BROKEN = (RuntimeError, ValueError, IndexError)
 """What DALI's own errors come as: they are C++'s, of these kinds."""
 
-PATIENCE = 180.0  # seconds for one sample, the start of its process included
+SAMPLE_TIMEOUT = 180.0  # seconds for one sample, the start of its process included
 
 COMPLAINT = re.compile(r'Assert on "[^"]*" failed: (.+)')
 
 
-def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], device: torch.device) -> Refused:
+def find_culprits(
+    reader: SampleReader, batches: Iterable[Iterable[SampleRequest]], device: torch.device
+) -> RefusedRequests:
     """The requests that cannot be read or decoded, by their keys, and why, in words that follow the name.
 
     Looks at batch after batch and no further than the first that has any: the next run shows what else there
     is. Samples that the reader itself finds bad are none, they do not break a pipeline.
     """
-    with Isolation() as isolation:
-        for requests in batches:
-            culprits: Refused = {}
-            for request in requests:
+    with IsolatedProcess() as isolation:
+        for upcoming_requests in batches:
+            culprits: RefusedRequests = {}
+            for request in upcoming_requests:
                 if request.row is None or request.key in culprits:
                     continue
                 try:
                     if request.in_graph:
-                        complaint = isolation.call(decode_alone, reader, request, device, seconds=PATIENCE)
+                        complaint = isolation.call(
+                            find_decode_error, reader, request, device, seconds=SAMPLE_TIMEOUT
+                        )
                     else:
-                        isolation.call(load, reader, request, seconds=PATIENCE)
+                        isolation.call(load, reader, request, seconds=SAMPLE_TIMEOUT)
                         complaint = ""
                 except (BrokenProcessPool, TimeoutError) as error:
                     culprits[request.key] = HANGS if isinstance(error, TimeoutError) else CRASHES
@@ -56,13 +60,13 @@ def find_culprits(reader: Reader, batches: Iterable[Iterable[Request]], device: 
     return {}
 
 
-def requests(source: Source, batches: int) -> Iterator[list[Request]]:
+def upcoming_requests(source: Source, batches: int) -> Iterator[list[SampleRequest]]:
     """What a source is asked for, batch after batch from its first on."""
     for batch in range(batches):
         yield [source.request(batch * source.samples + place) for place in range(source.samples)]
 
 
-def decode_alone(reader: Reader, request: Request, device: torch.device) -> str:
+def find_decode_error(reader: SampleReader, request: SampleRequest, device: torch.device) -> str:
     """What DALI says against a sample that the graph decodes; nothing when it decodes it.
 
     For a process of its own, which a decoder may end.
@@ -71,14 +75,14 @@ def decode_alone(reader: Reader, request: Request, device: torch.device) -> str:
     return "" if loaded.reason else _graph_alone(reader.decoding, device).complaint(loaded.arrays)
 
 
-def in_words(error: str) -> str:
+def format_dali_error(error: str) -> str:
     """What a message of DALI's says, without where in its code and in ours."""
     found = COMPLAINT.search(error)
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     return found[1].strip() if found else lines[0] if lines else "no reason given"
 
 
-def data_error(error: Exception) -> str | None:
+def find_data_error(error: Exception) -> str | None:
     """The words of a DataError of a worker's, for which DALI raised `error`; None where it was another.
 
     DALI has the exception for a cause, in newer versions only its words, and the worker's traceback.
@@ -115,5 +119,5 @@ class _GraphAlone:
             self._pipeline.run()
         except BROKEN as error:
             self._pipeline = None  # it is of no more use
-            return in_words(str(error))
+            return format_dali_error(str(error))
         return ""

@@ -17,13 +17,13 @@ from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source, TrainSource, ViewSource
-from pipelines.dali.sample_reader import Crashed, Decoding, Reader, Request
+from pipelines.dali.sample_reader import CrashedSamples, Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
 from pipelines.decode.dali_nodes import choose_decoder
-from pipelines.decode_recovery import PATIENCE, decode_alone, requests
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
-from pipelines.worker_pool import Isolation
+from pipelines.decode_recovery import SAMPLE_TIMEOUT, find_decode_error, upcoming_requests
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
+from pipelines.worker_pool import IsolatedProcess
 
 _BYTES = 256  # of the file, whatever the numbers: it is written over in place
 SUSPECTS = 8  # samples that may be to blame for a crash
@@ -53,9 +53,9 @@ class InFlight:
         another.
         """
         if isinstance(now, ViewSource):
-            plan = replace(now.plan, batch=self.samples, world_size=self.world_size)
-            return replace(now, plan=plan, rank=self.rank, first=self.batch)
-        if now.plan.global_batch % (self.samples * self.world_size) or self.samples % now.plan.repeats:
+            sampler = replace(now.sampler, batch=self.samples, world_size=self.world_size)
+            return replace(now, sampler=sampler, rank=self.rank, first=self.batch)
+        if now.sampler.global_batch % (self.samples * self.world_size) or self.samples % now.sampler.repeats:
             return None
         return replace(
             now, micro_batch=self.samples, rank=self.rank, world_size=self.world_size, first=self.batch
@@ -83,7 +83,7 @@ class InFlightFile:
         if isinstance(source, TrainSource):
             samples, world_size = source.micro_batch, source.world_size
         else:
-            samples, world_size = source.samples, source.plan.world_size
+            samples, world_size = source.samples, source.sampler.world_size
         now = InFlight(source.first + batch, self.ahead, samples, source.rank, world_size)
         try:
             self._write(json.dumps(asdict(now)).encode().ljust(_BYTES))
@@ -131,10 +131,10 @@ def read_in_flight(path: Path) -> InFlight | None:
 def find_crashed(
     left: Iterable[Path],
     dataset: Dataset,
-    plan: TrainPlan | ViewPlan,
+    sampler: TrainSampler | ViewSampler,
     clip: TrainClip | ViewClip,
     options: LoaderOptions,
-) -> Crashed:
+) -> CrashedSamples:
     """The samples over which DALI's decoder ends its process, or does not come back, and why.
 
     They are looked for among those that loaders were at.
@@ -147,23 +147,23 @@ def find_crashed(
         GraphDecoder.on(gpu=options.gpu),
         1.0 if options.graph_share is None else options.graph_share,
     )
-    reader = Reader(dataset, decoding)
+    reader = SampleReader(dataset, decoding)
     now: Source
-    if isinstance(plan, TrainPlan) and isinstance(clip, TrainClip):
-        now = TrainSource(reader, plan, clip, plan.repeats, rank=0, world_size=1, first=0)
-    elif isinstance(plan, ViewPlan) and isinstance(clip, ViewClip):
-        now = ViewSource(reader, plan, clip, rank=0)
+    if isinstance(sampler, TrainSampler) and isinstance(clip, TrainClip):
+        now = TrainSource(reader, sampler, clip, sampler.repeats, rank=0, world_size=1, first=0)
+    elif isinstance(sampler, ViewSampler) and isinstance(clip, ViewClip):
+        now = ViewSource(reader, sampler, clip, rank=0)
     else:
         raise TypeError("a plan and a clip of training, or both of evaluation")
-    crashed: Crashed = {}
-    with Isolation() as isolation:
+    crashed: CrashedSamples = {}
+    with IsolatedProcess() as isolation:
         for path in left:
             was = read_in_flight(path)
             then = None if was is None else was.source(now)
             if was is None or then is None:
                 continue
-            tried: list[Request] = []
-            for request in chain.from_iterable(requests(then, was.ahead)):
+            tried: list[SampleRequest] = []
+            for request in chain.from_iterable(upcoming_requests(then, was.ahead)):
                 if request.row is None or not request.in_graph or request.sample in crashed:
                     continue
                 tried.append(request)
@@ -175,10 +175,12 @@ def find_crashed(
     return crashed
 
 
-def _ending(isolation: Isolation, reader: Reader, request: Request, options: LoaderOptions) -> str:
+def _ending(
+    isolation: IsolatedProcess, reader: SampleReader, request: SampleRequest, options: LoaderOptions
+) -> str:
     """How a sample ends the process that decodes it; empty where it does not."""
     try:
-        isolation.call(decode_alone, reader, request, options.device, seconds=PATIENCE)
+        isolation.call(find_decode_error, reader, request, options.device, seconds=SAMPLE_TIMEOUT)
     except BrokenProcessPool:
         return CRASHES
     except TimeoutError:
@@ -186,14 +188,14 @@ def _ending(isolation: Isolation, reader: Reader, request: Request, options: Loa
     return ""
 
 
-def _culprit(reader: Reader, tried: list[Request], options: LoaderOptions) -> Request:
+def _culprit(reader: SampleReader, tried: list[SampleRequest], options: LoaderOptions) -> SampleRequest:
     """Which of the samples that a process decoded until it crashed is to blame.
 
     A decoder that writes where it must not may end its process over a later sample. So the last ones are
     decoded again, the latest first, some times each and with no other before.
     """
     for request in reversed(tried[-SUSPECTS:]):
-        with Isolation() as alone:
+        with IsolatedProcess() as alone:
             if any(_ending(alone, reader, request, options) for _ in range(AGAIN)):
                 return request
     return tried[-1]

@@ -15,23 +15,29 @@ import torch
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions, copy_seconds, tune
-from pipelines.bad_samples import Defect, Defects
-from pipelines.bottleneck import Costs, cpu_seconds, own_threads
-from pipelines.dali.buffers import Lent
+from pipelines.bad_samples import BadSample, BadSamples
+from pipelines.bottleneck import StageCosts, cpu_seconds, own_threads
+from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.external_source import TrainSource, ViewSource
 from pipelines.dali.pipeline import Graph, TrainGraph, ViewGraph, assemble, starting_at
-from pipelines.dali.sample_reader import Crashed, Decoding, Reader, Refused
+from pipelines.dali.sample_reader import CrashedSamples, Decoding, RefusedRequests, SampleReader
 from pipelines.dali.shared_memory import SharedMemoryNeed, shared_memory_need
 from pipelines.dali.worker_lock import release_after_deaths
 from pipelines.dataset.concat import Dataset, Samples
-from pipelines.decode_recovery import BROKEN, data_error, find_culprits, in_words, requests
+from pipelines.decode_recovery import (
+    BROKEN,
+    find_culprits,
+    find_data_error,
+    format_dali_error,
+    upcoming_requests,
+)
 from pipelines.errors import DataError
 from pipelines.in_flight import InFlightFile
-from pipelines.sample_timing import TRIAL_SAMPLES
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
+from pipelines.sample_timing import TIMED_SAMPLES
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 
-WORKER_PATIENCE = 5.0  # seconds that a closing loader gives its workers to finish their video
+WORKER_EXIT_TIMEOUT = 5.0  # seconds that a closing loader gives its workers to finish their video
 IN_FLIGHT = 2  # times the prefetch: the source's queue and the pipeline's add up
 ATTEMPTS = 3  # times that a pipeline may break over the same batch without anything to blame
 
@@ -43,7 +49,7 @@ class ClipBatch:
     clips: float32, (B, 3, T, H, W), or (B, V, 3, T, H, W) with V views in evaluation. labels, ids: int64,
     (B,); ids are rows of the dataset. valid: bool, (B,); False for stand-ins, whose label must not count.
     keys: int64, (B,); what a training clip's dropout masks are keyed with, the same wherever and whenever the
-    clip is made (`TrainPlan.mask_key`); 0 in evaluation.
+    clip is made (`TrainSampler.mask_key`); 0 in evaluation.
     """
 
     clips: torch.Tensor
@@ -67,24 +73,24 @@ class ClipLoader:
     def __init__(
         self, graph: Graph, options: LoaderOptions, batches: int, in_flight: Path | None = None
     ) -> None:
-        self.defects = Defects()
+        self.bad_samples = BadSamples()
         self.batches = batches
         self._in_flight = None
         if in_flight is not None and options.decodes_in_graph:
             self._in_flight = InFlightFile(
-                in_flight, graph.source, ceil(TRIAL_SAMPLES / graph.source.samples)
+                in_flight, graph.source, ceil(TIMED_SAMPLES / graph.source.samples)
             )
             if options.splits and options.graph_share is None:
                 self._in_flight.serve(0)  # the graph's speed is measured with the first samples
-        self._graph, self.processes, self.tuning = tune(graph, options)
+        self._graph, self.resources, self.tuning = tune(graph, options)
         if self._in_flight is not None:
-            self._in_flight.ahead = IN_FLIGHT * self.processes.prefetch
+            self._in_flight.ahead = IN_FLIGHT * self.resources.prefetch
         self._repeats = graph.source.clips_per_sample if isinstance(graph.source, TrainSource) else 1
         self._copy_seconds = copy_seconds(options.device)
-        self._refused: Refused = {}
+        self._refused: RefusedRequests = {}
         self._served = 0
-        self._costs = Costs()
-        self._lent = Lent()
+        self._costs = StageCosts()
+        self._lent = InUseBuffers()
         self._closed = False
         self._open()
 
@@ -92,7 +98,7 @@ class ClipLoader:
         """Start a pipeline at the next batch."""
         before, threads = set(multiprocessing.active_children()), own_threads()
         python_threads = set(threading.enumerate())
-        self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.processes)
+        self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.resources)
         with signals_blocked(*STOP_SIGNALS):
             self._pipeline.build()
         self._workers = set(multiprocessing.active_children()) - before
@@ -118,15 +124,15 @@ class ClipLoader:
 
     def shared_memory(self) -> SharedMemoryNeed:
         """What its batches take in /dev/shm. Looks at some samples."""
-        return shared_memory_need(self._graph, self.processes)
+        return shared_memory_need(self._graph, self.resources)
 
     @property
-    def costs(self) -> Costs:
+    def costs(self) -> StageCosts:
         """What all batches so far have cost."""
-        return self._costs + Costs(augment=cpu_seconds(self._threads))
+        return self._costs + StageCosts(augment=cpu_seconds(self._threads))
 
     def _next(self) -> ClipBatch:
-        self._lent.settle()
+        self._lent.release_finished()
         clips, identity, reasons, costs = self._run()
         self._served += 1
         identity = np.array(identity.as_tensor())
@@ -134,7 +140,7 @@ class ClipLoader:
         read, decode, decodings, size = np.array(costs.as_tensor()).sum(axis=0)
         transfer = float(size) * self._copy_seconds
         made = len(identity) * self._repeats
-        self._costs += Costs(made, int(decodings), float(read), float(decode), transfer=transfer)
+        self._costs += StageCosts(made, int(decodings), float(read), float(decode), transfer=transfer)
         return self._handed_over(clips, self._by_clip(identity))
 
     def _by_clip(self, identity: np.ndarray) -> np.ndarray:
@@ -148,7 +154,7 @@ class ClipLoader:
         Nothing is copied: DALI's buffer belongs to the tensor, and goes back to DALI when that is gone.
         """
         pixels = torch.from_dlpack(clips.as_tensor())
-        self._lent.keep(pixels)
+        self._lent.hold(pixels)
         numbers = torch.from_numpy(identity)
         if pixels.is_cuda:  # from memory that is not pinned, a copy waits for all that the GPU has to do
             numbers = numbers.pin_memory().to(pixels.device, non_blocking=True)
@@ -200,27 +206,27 @@ class ClipLoader:
         try:
             return self._pipeline.run()
         except Exception as error:
-            words = data_error(error)
+            words = find_data_error(error)
             if words is not None:
                 return DataError(words)
             if isinstance(error, BROKEN):
-                return in_words(str(error))
+                return format_dali_error(str(error))
             raise
 
-    def _culprits(self) -> Refused:
+    def _culprits(self) -> RefusedRequests:
         """What the pipeline broke over, in the batches that it was at."""
         source = starting_at(self._graph, self._served, self._refused).source
-        batches = requests(source, IN_FLIGHT * self.processes.prefetch)
-        return find_culprits(source.reader, batches, self.processes.device)
+        batches = upcoming_requests(source, IN_FLIGHT * self.resources.prefetch)
+        return find_culprits(source.reader, batches, self.resources.device)
 
     def _note(self, identity: np.ndarray, reasons: Any) -> None:
-        self.defects.seen += int((identity[:, 0] >= 0).sum()) * self._repeats
+        self.bad_samples.seen += int((identity[:, 0] >= 0).sum()) * self._repeats
         dataset = self._graph.source.reader.dataset
         for place in np.flatnonzero((identity[:, 0] >= 0) & (identity[:, 2] == 0)):
-            self.defects.bad += self._repeats
+            self.bad_samples.bad += self._repeats
             sample = int(identity[place, 0])
             reason = bytes(np.array(reasons[int(place)])).decode()
-            self.defects.add(Defect(sample, dataset.printable_path(sample), reason))
+            self.bad_samples.add(BadSample(sample, dataset.printable_path(sample), reason))
 
     def close(self) -> None:
         """End the worker processes; the loader gives no more batches."""
@@ -235,12 +241,12 @@ class ClipLoader:
             # would wait for ever for the dead to answer.
             self._kill_workers()
             for observer in self._observers:
-                observer.join(WORKER_PATIENCE)
+                observer.join(WORKER_EXIT_TIMEOUT)
         # DALI asks the workers to leave and, after a second, terminates those in the middle of a video. They
         # do not hear that signal either, and DALI would wait for ever.
-        self._costs += Costs(augment=cpu_seconds(self._threads))
+        self._costs += StageCosts(augment=cpu_seconds(self._threads))
         self._threads = frozenset()
-        deadline = threading.Timer(WORKER_PATIENCE, self._kill_workers)
+        deadline = threading.Timer(WORKER_EXIT_TIMEOUT, self._kill_workers)
         deadline.start()
         self._lent.release()
         self._pipeline = None
@@ -255,7 +261,7 @@ class ClipLoader:
 
 def train_loader(
     dataset: Dataset,
-    plan: TrainPlan,
+    sampler: TrainSampler,
     clip: TrainClip,
     *,
     mean: tuple[float, ...],
@@ -265,7 +271,7 @@ def train_loader(
     world_size: int,
     first_step: int,
     options: LoaderOptions,
-    crashed: Crashed | None = None,
+    crashed: CrashedSamples | None = None,
     in_flight: Path | None = None,
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them belonging to `first_step`.
@@ -276,23 +282,23 @@ def train_loader(
     Raises DataError for an empty dataset; ValueError for a micro-batch that would part the repeats of a
     sample.
     """
-    if micro_batch % plan.repeats:
-        raise ValueError(f"a micro-batch of {micro_batch} parts the {plan.repeats} repeats of a sample")
-    first = first_step * (plan.global_batch // (micro_batch * world_size))
-    source = TrainSource(_reader(dataset, crashed), plan, clip, micro_batch, rank, world_size, first)
+    if micro_batch % sampler.repeats:
+        raise ValueError(f"a micro-batch of {micro_batch} parts the {sampler.repeats} repeats of a sample")
+    first = first_step * (sampler.global_batch // (micro_batch * world_size))
+    source = TrainSource(_reader(dataset, crashed), sampler, clip, micro_batch, rank, world_size, first)
     return ClipLoader(TrainGraph(source, mean, std), options, 0, in_flight)
 
 
 def view_loader(
     dataset: Samples,
-    plan: ViewPlan,
+    sampler: ViewSampler,
     clip: ViewClip,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     rank: int,
     options: LoaderOptions,
-    crashed: Crashed | None = None,
+    crashed: CrashedSamples | None = None,
     in_flight: Path | None = None,
     first: int = 0,
 ) -> ClipLoader:
@@ -301,12 +307,12 @@ def view_loader(
     crashed, in_flight: as for `train_loader`. first: the batch to begin with, for a single pass that goes on.
     Raises DataError for an empty dataset.
     """
-    source = ViewSource(_reader(dataset, crashed), plan, clip, rank, first)
-    return ClipLoader(ViewGraph(source, mean, std), options, plan.batches - first, in_flight)
+    source = ViewSource(_reader(dataset, crashed), sampler, clip, rank, first)
+    return ClipLoader(ViewGraph(source, mean, std), options, sampler.batches - first, in_flight)
 
 
-def _reader(dataset: Samples, crashed: Crashed | None) -> Reader:
+def _reader(dataset: Samples, crashed: CrashedSamples | None) -> SampleReader:
     """A reader for whom `tune` still has to choose the decoding."""
     if len(dataset) == 0:
         raise DataError(f"{dataset} lists no video")
-    return Reader(dataset, Decoding("pyav"), crashed=crashed or {})
+    return SampleReader(dataset, Decoding("pyav"), crashed=crashed or {})

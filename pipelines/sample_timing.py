@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.dali.external_source import Source
-from pipelines.dali.sample_reader import Arrays, Loaded, Reader, Request
+from pipelines.dali.sample_reader import Arrays, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.prepare.decode_cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
 
-TRIAL = 1.0  # seconds that the first samples may be read for, to see what they cost
-TRIAL_SAMPLES = 16
+TIMING_SECONDS = 1.0  # seconds that the first samples may be read for, to see what they cost
+TIMED_SAMPLES = 16
 
 
 @dataclass(frozen=True)
-class Trial:
+class SampleTiming:
     """What the first samples cost each: seconds of reading, seconds of CPU time, bytes handed over.
 
     samples: what the graph would get of them, where that was asked for.
@@ -44,25 +44,25 @@ class Trial:
         )
 
 
-def try_samples(source: Source, keep: bool) -> Trial | None:
+def measure_samples(source: Source, keep: bool) -> SampleTiming | None:
     """What the first samples cost; None where none could be read. keep: their arrays come back, too."""
     payload = len(source.reader.decoding.layouts)
     begun = time.perf_counter()
     samples, costs = [], []
-    for position in range(TRIAL_SAMPLES):
+    for position in range(TIMED_SAMPLES):
         request = source.request(position)
         loaded = source.reader.load(request)
         if request.row is not None and not loaded.reason:
             arrays = loaded.arrays[:payload]
             samples.append(arrays)
             costs.append((loaded.cost.read, loaded.cost.decode, sum(array.nbytes for array in arrays)))
-        if time.perf_counter() - begun > TRIAL:
+        if time.perf_counter() - begun > TIMING_SECONDS:
             break
     if not costs:
         return None
     read, decode, size = (float(mean) for mean in np.mean(costs, axis=0))
-    return Trial(read, decode, size, tuple(samples) if keep else ())
+    return SampleTiming(read, decode, size, tuple(samples) if keep else ())
 
 
-def load(reader: Reader, request: Request) -> Loaded:
+def load(reader: SampleReader, request: SampleRequest) -> LoadedSample:
     return reader.load(request)

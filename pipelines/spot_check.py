@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.bad_samples import Defect
+from pipelines.bad_samples import BadSample
 from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.probe import MISSING
 from pipelines.decode.demux import open_video
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from pipelines.formatting import printable
 
 OPENED = 8
@@ -33,20 +33,23 @@ class SpotCheckResult:
     name: str
     videos: int
     opened: int
-    defects: tuple[Defect, ...]
+    bad_samples: tuple[BadSample, ...]
     lost: Path | None = None
 
     @property
     def message(self) -> str:
         """What is wrong, with the first reasons; empty where nothing is."""
-        if not self.defects:
+        if not self.bad_samples:
             return ""
         tried = "tried " if self.opened < self.videos else ""
-        bad, some = len(self.defects), f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}"
+        bad, some = (
+            len(self.bad_samples),
+            f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}",
+        )
         if self.lost is not None:
             return format_none_found(some, self.lost)
         counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
-        return f"{counted}; {format_defects([(defect.path, defect.reason) for defect in self.defects])}"
+        return f"{counted}; {format_defects([(defect.path, defect.reason) for defect in self.bad_samples])}"
 
 
 def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheckResult:
@@ -55,17 +58,17 @@ def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) 
     name: of the manifest, for messages; by default its path.
     """
     opened = range(0, len(manifest), max(1, -(-len(manifest) // most)))
-    defects, missing = [], []
+    bad_samples, missing = [], []
     for index in opened:
         try:
             _open(manifest, manifest.row(index))
-        except VideoDefect as defect:
-            defects.append(Defect(index, manifest.printable_path(index), str(defect)))
+        except VideoError as defect:
+            bad_samples.append(BadSample(index, manifest.printable_path(index), str(defect)))
             if str(defect) == MISSING:
                 missing.append(manifest.path_at(index))
     name = printable(manifest.path) if name is None else name
     lost = common_folder([path.parent for path in missing]) if len(missing) == len(opened) > 0 else None
-    return SpotCheckResult(name, len(manifest), len(opened), tuple(defects), lost)
+    return SpotCheckResult(name, len(manifest), len(opened), tuple(bad_samples), lost)
 
 
 def format_defects(bad: Sequence[tuple[str, str]]) -> str:

@@ -103,7 +103,7 @@ def _one_by_one(
     function: Callable[[Item], Result], chunk: list[Item], on_crash: Callable[[Item], Result]
 ) -> list[Result]:
     results = []
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         for item in chunk:
             try:
                 results.append(isolation.call(function, item))
@@ -143,14 +143,14 @@ class _Pool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-class Isolation:
+class IsolatedProcess:
     """A process for calls that may crash it, renewed when one does; deaf to what asks a run to leave.
 
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         result = isolation.call(function, argument)
     """
 
-    def __enter__(self) -> Isolation:
+    def __enter__(self) -> IsolatedProcess:
         self._pool = _Pool(1, *STOP_SIGNALS)
         return self
 

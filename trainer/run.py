@@ -323,7 +323,7 @@ class Run:
         """How a run that has ended is evaluated again; None for a training. Collective."""
         if found is None or state is None:
             return None
-        steps = Schedule.of(self.recipe, prepared.plan.steps_per_epoch).total_steps
+        steps = Schedule.of(self.recipe, prepared.sampler.steps_per_epoch).total_steps
         self._trained = state if state.step >= steps else None
         ended = from_main(self.is_main and is_finished(self.folder, found, state, steps))
         return evaluated_again(self.recipe, state) if ended else None
@@ -347,7 +347,7 @@ class Run:
             prepared.layout,
         )
         fixed = {**settled(recipe, prepared), WEIGHTS: began}
-        schedule = Schedule.of(recipe, prepared.plan.steps_per_epoch)
+        schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
         self._meters = meters = Meters(
             device=environment.device,
             world_size=environment.world_size,
@@ -376,7 +376,7 @@ class Run:
             record.note(line)
         return Trainer(
             engine=engine,
-            plan=prepared.plan,
+            sampler=prepared.sampler,
             schedule=schedule,
             train_loader=train,
             val_loader=val,
@@ -522,7 +522,7 @@ class Run:
                 "training stays. For a new run name another --run-dir"
             )
         record.started(
-            f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.plan.global_batch} clips "
+            f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.sampler.global_batch} clips "
             f"({ranks} on {environment.device.type} x {layout.micro_batch} clips x {layout.accumulation} "
             f"accumulated); {len(prepared.train):,} training and {len(prepared.val):,} validation videos",
             step=step,

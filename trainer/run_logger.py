@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.bad_samples import Defect, Defects
+from pipelines.bad_samples import BadSample, BadSamples
 from pipelines.dataset.concat import Dataset
 from trainer.distributed.async_copy import Arrival
 from trainer.distributed.step_sync import StepTotals
@@ -193,10 +193,10 @@ class Record:
             self._tracker.checkpoint(step, path)
             self._display.note(f"checkpoint after step {step}: {path}")
 
-    def quarantine(self, defects: Defects) -> list[Defect]:
+    def quarantine(self, bad_samples: BadSamples) -> list[BadSample]:
         """Gather the videos that any rank found bad and write them down. Collective; all get the same."""
-        gathered: list[list[Defect]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, defects.take_fresh())
+        gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, bad_samples.pop_new())
         found = [defect for part in gathered for defect in part]
         if self._is_main:
             fresh = self._folder.add_to_quarantine(map(asdict, found))

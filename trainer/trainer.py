@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from trainer.checkpoint.checkpointer import Checkpoints
 from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import step_of
@@ -51,7 +51,7 @@ class Trainer:
     """
 
     engine: Engine
-    plan: TrainPlan
+    sampler: TrainSampler
     schedule: Schedule
     train_loader: ClipLoader
     val_loader: ClipLoader
@@ -96,7 +96,7 @@ class Trainer:
         self.engine.train()
         self.meters.begun(process_age())
         while self.step < self.schedule.total_steps:
-            with self.meters.step(self.plan.global_batch):
+            with self.meters.step(self.sampler.global_batch):
                 totals = self.exchange(self.train_step(batches))
             self.step += 1
             self.watchdog.beat(f"step {self.step}")
@@ -170,13 +170,13 @@ class Trainer:
 
     def exchange(self, sums: StepSums) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
-        clips, bad = self.train_loader.defects.take_counts()
+        clips, bad = self.train_loader.bad_samples.pop_counts()
         return self.tally.exchange(
             self.step,
             sums,
             clips=clips,
             bad=bad,
-            defects=len(self.train_loader.defects.fresh),
+            bad_samples=len(self.train_loader.bad_samples.new),
             leaving=self.stop.requested is not None,
             wants_save=self.checkpoints.is_due(),
             saves=self.checkpoints.counts(),
@@ -187,12 +187,12 @@ class Trainer:
         self.saved(self.checkpoints.hear(totals.saves_finished, totals.saves_failed))
         self.clips += totals.clips
         self.bad += totals.bad
-        if totals.defects:
-            self.bad_videos.add(self.record.quarantine(self.train_loader.defects))
-        self.record.step(totals, self.meters, self.plan.epoch_of(totals.step + 1))
+        if totals.bad_samples:
+            self.bad_videos.add(self.record.quarantine(self.train_loader.bad_samples))
+        self.record.step(totals, self.meters, self.sampler.epoch_of(totals.step + 1))
         self.record.data(totals.step, self.data_watch.look(self.meters.spent))
         clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
-        if self.bad_videos.too_many(bad, clips, self.bad_share, self.plan.samples):
+        if self.bad_videos.too_many(bad, clips, self.bad_share, self.sampler.samples):
             self.finish_saving()
             raise AgreedError(
                 f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
@@ -240,7 +240,7 @@ class Trainer:
             finally:
                 if ends:
                     self.final_scores.end(whole=result is not None)
-        self.bad_val_videos.add(self.record.quarantine(self.val_loader.defects))
+        self.bad_val_videos.add(self.record.quarantine(self.val_loader.bad_samples))
         if result is None:
             return False
         self.final = result

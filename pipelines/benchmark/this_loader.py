@@ -10,7 +10,7 @@ from pipelines.benchmark.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD
 from pipelines.dataset.concat import Dataset
 from pipelines.errors import DataError
 from pipelines.loader import ClipLoader, train_loader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 
 
 def open_loader(workload: Workload, cores: int) -> ClipLoader:
@@ -21,7 +21,7 @@ def open_loader(workload: Workload, cores: int) -> ClipLoader:
     )
     return train_loader(
         dataset,
-        TrainPlan(len(dataset), workload.batch, workload.seed),
+        TrainSampler(len(dataset), workload.batch, workload.seed),
         clip,
         mean=(MEAN,) * 3,
         std=(STD,) * 3,

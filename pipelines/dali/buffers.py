@@ -7,7 +7,7 @@ import torch
 MOST = 2  # batches that may be waited for: the trainer runs about one ahead of the GPU
 
 
-class Lent:
+class InUseBuffers:
     """Keeps each batch's buffer until torch's stream has done what was queued with it.
 
     A tensor made of DALI's buffer gives it back when it is dropped, and DALI's next operation takes it
@@ -18,7 +18,7 @@ class Lent:
         self._latest: torch.Tensor | None = None
         self._at_work: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
-    def settle(self) -> None:
+    def release_finished(self) -> None:
         """To be called when all work with the latest batch has been queued."""
         if self._latest is not None:
             event = torch.cuda.Event()
@@ -40,7 +40,7 @@ class Lent:
         self._latest = None
         self._at_work.clear()
 
-    def keep(self, clips: torch.Tensor) -> None:
+    def hold(self, clips: torch.Tensor) -> None:
         """Take note of the batch that is handed over now."""
         if clips.is_cuda:
             self._latest = clips

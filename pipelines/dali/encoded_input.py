@@ -16,7 +16,7 @@ from pipelines.decode.demux import VideoIndex, open_video, read_index, stated_si
 from pipelines.decode.frame_sizes import one_size
 from pipelines.decode.nvdec import SIDES, refused_by_nvdec
 from pipelines.decode.pyav import check_frames, check_size, first_frame
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 
 class GraphDecoder(Enum):
@@ -38,10 +38,10 @@ class GraphDecoder(Enum):
         return frozenset(SIDES if self is GraphDecoder.NVDEC else ("vp8", "vp9", "mjpeg"))
 
 
-STAND_IN_SIZE = 64  # pixels a side; hardware decoders take nothing smaller than 48
+PLACEHOLDER_SIZE = 64  # pixels a side; hardware decoders take nothing smaller than 48
 
 
-class NotForGraph(VideoDefect):
+class NotForGraph(VideoError):
     """A sound video that the graph's decoder does not take, or would number otherwise; PyAV decodes it."""
 
 
@@ -67,7 +67,7 @@ def check_encoded(
     Demuxes, and decodes the first frame: a file cut short is seen, damage inside the stream is not.
 
     Raises:
-        VideoDefect: the file cannot be opened, or has frames of another size or fewer than asked for.
+        VideoError: the file cannot be opened, or has frames of another size or fewer than asked for.
         NotForGraph: the decoder cannot be expected to give these frames, PyAV can.
     """
     with open_video(data) as (container, stream):
@@ -122,15 +122,15 @@ def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
 
 
 @lru_cache(maxsize=2)
-def stand_in(decoder: GraphDecoder) -> bytes:
+def placeholder_video(decoder: GraphDecoder) -> bytes:
     """A grey clip of one frame, for a video that cannot be used, in a codec that the decoder surely takes."""
     name, options = ("libx264", {"crf": "30"}) if decoder is GraphDecoder.NVDEC else ("mjpeg", {})
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream(name, rate=1, options=options)
-        stream.width = stream.height = STAND_IN_SIZE
+        stream.width = stream.height = PLACEHOLDER_SIZE
         stream.pix_fmt = "yuv420p" if name == "libx264" else "yuvj420p"
-        grey = np.full((STAND_IN_SIZE, STAND_IN_SIZE, 3), 128, np.uint8)
+        grey = np.full((PLACEHOLDER_SIZE, PLACEHOLDER_SIZE, 3), 128, np.uint8)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode(None))
     return buffer.getvalue()

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.augment.params import ClipDraw, TrainClip, ViewClip, draw_clip
-from pipelines.dali.encoded_input import STAND_IN_SIZE
-from pipelines.dali.sample_reader import Arrays, Loaded, Reader, Request
+from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
+from pipelines.dali.sample_reader import Arrays, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.formatting import printable
-from pipelines.sampling.sampler import Slot, TrainPlan, ViewPlan
+from pipelines.sampling.sampler import Slot, TrainSampler, ViewSampler
 from pipelines.sampling.temporal import view_indices
 
 FLOAT = 4  # bytes
@@ -33,9 +33,9 @@ def _cut(frames: NDArray[Any], window: NDArray[np.int32]) -> NDArray[Any]:  # T 
     return frames[:, top:bottom, left:right]
 
 
-def _about(request: Request, loaded: Loaded, keys: list[int]) -> Arrays:
+def _about(request: SampleRequest, loaded: LoadedSample, keys: list[int]) -> Arrays:
     """(Sample, label, valid, and the mask key of each clip made of it); why it is bad in UTF-8, one zero byte
-    where it is not; its `Cost`, and its bytes.
+    where it is not; its `SampleCost`, and its bytes.
     """
     valid = request.row is not None and not loaded.reason
     label = request.row.label if request.row is not None else -1
@@ -56,8 +56,8 @@ class TrainSource:
     begin with.
     """
 
-    reader: Reader
-    plan: TrainPlan
+    reader: SampleReader
+    sampler: TrainSampler
     clip: TrainClip
     micro_batch: int
     rank: int
@@ -67,28 +67,28 @@ class TrainSource:
     @property
     def samples(self) -> int:
         """Samples of a micro-batch."""
-        return self.micro_batch // self.plan.repeats
+        return self.micro_batch // self.sampler.repeats
 
     @property
     def cuts(self) -> bool:
         """Whether the graph has to cut each clip's window out of the frames it gets."""
-        return self.plan.repeats > 1 or self.reader.decoding.name != "pyav"
+        return self.sampler.repeats > 1 or self.reader.decoding.name != "pyav"
 
     @property
     def numbers(self) -> int:
         """How many arrays of numbers the graph gets: for each repeat a window, if it cuts, and the clip's."""
-        return self.plan.repeats * (self.clip.numbers + self.cuts)
+        return self.sampler.repeats * (self.clip.numbers + self.cuts)
 
     @property
     def clips_per_sample(self) -> int:
-        return self.plan.repeats
+        return self.sampler.repeats
 
     @property
     def output_bytes(self) -> int:
         """Of a micro-batch of clips."""
         return self.micro_batch * self.clip.frames * 3 * self.clip.size**2 * FLOAT
 
-    def request(self, position: int) -> Request:
+    def request(self, position: int) -> SampleRequest:
         """What is wanted at a position, counted in samples from `first` on."""
         return self._place(position)[0]
 
@@ -105,23 +105,23 @@ class TrainSource:
             if self.cuts:
                 numbers.append((draw.window - np.array([top, left, top, left])).astype(np.int32))
             numbers += draw.numbers
-        keys = [self.plan.mask_key(slot) for slot in slots]
+        keys = [self.sampler.mask_key(slot) for slot in slots]
         return (*loaded.arrays, *_about(request, loaded, keys), *numbers)
 
-    def _place(self, position: int) -> tuple[Request, list[Slot], list[ClipDraw]]:
+    def _place(self, position: int) -> tuple[SampleRequest, list[Slot], list[ClipDraw]]:
         """What is wanted at a position, and of each of its repeats the slot and the draw."""
         step, place = self._slot_place(position)
-        turn = (step * self.plan.global_batch + place) // self.plan.repeats
-        slots = [self.plan.slot(step, place + repeat) for repeat in range(self.plan.repeats)]
+        turn = (step * self.sampler.global_batch + place) // self.sampler.repeats
+        slots = [self.sampler.slot(step, place + repeat) for repeat in range(self.sampler.repeats)]
         sample = slots[0].sample
         row, reason = self.reader.row(sample)
-        height, width = (row.height, row.width) if row is not None else (STAND_IN_SIZE, STAND_IN_SIZE)
+        height, width = (row.height, row.width) if row is not None else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
         draws = self._draws(slots, row, height, width)
         windows = np.array([draw.window for draw in draws])
         (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
         window = (int(top), int(left), int(bottom), int(right))
         in_graph = self.reader.decoding.in_graph(turn)
-        request = Request(sample, row, draws[0].indices, window, in_graph, reason)
+        request = SampleRequest(sample, row, draws[0].indices, window, in_graph, reason)
         return request, slots, draws
 
     def _draws(self, slots: list[Slot], row: ManifestRow | None, height: int, width: int) -> list[ClipDraw]:
@@ -129,7 +129,7 @@ class TrainSource:
         return [
             draw_clip(
                 self.clip,
-                seed=self.plan.seed,
+                seed=self.sampler.seed,
                 epoch=slot.epoch,
                 sample=slot.draw,
                 repeat=slot.repeat,
@@ -144,10 +144,10 @@ class TrainSource:
         """The step, and the place in its global batch, of a sample's first repeat."""
         micro, inside = divmod(position, self.samples)
         step, accumulated = divmod(
-            self.first + micro, self.plan.global_batch // (self.micro_batch * self.world_size)
+            self.first + micro, self.sampler.global_batch // (self.micro_batch * self.world_size)
         )
         place = (accumulated * self.world_size + self.rank) * self.micro_batch
-        return step, place + inside * self.plan.repeats
+        return step, place + inside * self.sampler.repeats
 
 
 @dataclass
@@ -157,8 +157,8 @@ class ViewSource:
     first: the batch, counted over all passes, to begin with.
     """
 
-    reader: Reader
-    plan: ViewPlan
+    reader: SampleReader
+    sampler: ViewSampler
     clip: ViewClip
     rank: int
     first: int = 0
@@ -166,7 +166,7 @@ class ViewSource:
     @property
     def samples(self) -> int:
         """Samples of a batch."""
-        return self.plan.batch
+        return self.sampler.batch
 
     @property
     def numbers(self) -> int:
@@ -180,16 +180,16 @@ class ViewSource:
     @property
     def output_bytes(self) -> int:
         """Of a batch of views."""
-        return self.plan.batch * self.clip.views * self.clip.frames * 3 * self.clip.size**2 * FLOAT
+        return self.sampler.batch * self.clip.views * self.clip.frames * 3 * self.clip.size**2 * FLOAT
 
-    def request(self, position: int) -> Request:
+    def request(self, position: int) -> SampleRequest:
         """What is wanted at a position, counted in samples from `first` on."""
-        batch, place = divmod(self.first * self.plan.batch + position, self.plan.batch)
-        sample = self.plan.sample(self.rank, batch % self.plan.batches, place)
+        batch, place = divmod(self.first * self.sampler.batch + position, self.sampler.batch)
+        sample = self.sampler.sample(self.rank, batch % self.sampler.batches, place)
         row, reason = self.reader.row(sample) if sample >= 0 else (None, "")
         frames = row.frames if row is not None else 1
         indices = view_indices(frames, self.clip.frames, self.clip.clips).reshape(-1)
-        return Request(sample, row, indices, None, self.reader.decoding.in_graph(sample), reason)
+        return SampleRequest(sample, row, indices, None, self.reader.decoding.in_graph(sample), reason)
 
     def __call__(self, info: SampleInfo) -> Arrays:
         request = self.request(info.idx_in_epoch)

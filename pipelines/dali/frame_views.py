@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
 from pipelines.augment.params import ViewClip
-from pipelines.dali.buffers import Lent
+from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.external_source import view_numbers
 from pipelines.dali.pipeline import Colours, view_nodes
 from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect, unforeseen
+from pipelines.errors import VideoError, format_unexpected
 from pipelines.sampling.temporal import view_indices
 
 
@@ -31,7 +31,7 @@ class FrameViews:
     ) -> None:
         self.clip = clip
         self.batch = batch
-        self._lent = Lent()
+        self._lent = InUseBuffers()
         self._samples: list[tuple[NDArray[Any], ...]] = []
         gpu = device.type == "cuda"
 
@@ -62,9 +62,9 @@ class FrameViews:
         ]
         (views,) = self._pipeline.run()
         clips = torch.from_dlpack(views.as_tensor())
-        self._lent.keep(clips)
+        self._lent.hold(clips)
         copied = clips.clone()  # DALI uses its buffer again
-        self._lent.settle()
+        self._lent.release_finished()
         return copied
 
     def _batch_of_arrays(self) -> tuple[list[NDArray[Any]], ...]:
@@ -75,12 +75,12 @@ class FrameViews:
 def clip_frames(path: Path, row: ManifestRow, clip: ViewClip) -> NDArray[np.uint8]:
     """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation takes them.
 
-    Raises VideoDefect where the video cannot be used.
+    Raises VideoError where the video cannot be used.
     """
     indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
     try:
         return decode_frames(read_content(path, row), indices, size=(row.height, row.width))
-    except VideoDefect:
+    except VideoError:
         raise
     except Exception as error:
-        raise VideoDefect(unforeseen(error)) from error
+        raise VideoError(format_unexpected(error)) from error

@@ -13,14 +13,14 @@ from nvidia.dali import fn, pipeline_def
 from pipelines.augment.dali_nodes import train_clip, views
 from pipelines.augment.params import ViewClip
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.sample_reader import Arrays, Decoding, Refused
+from pipelines.dali.sample_reader import Arrays, Decoding, RefusedRequests
 from pipelines.decode.dali_nodes import decode_in_graph
 
 Colours = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Processes:
+class LoaderResources:
     """How a pipeline is spread over a machine; nothing here changes what it makes.
 
     workers: processes that read, and decode where the graph does not. threads: of DALI, on the CPU. prefetch:
@@ -49,7 +49,7 @@ class TrainGraph:
     std: Colours
 
     def nodes(self, frames: Any, numbers: Any) -> Any:
-        clip, repeats, cuts = self.source.clip, self.source.plan.repeats, self.source.cuts
+        clip, repeats, cuts = self.source.clip, self.source.sampler.repeats, self.source.cuts
         each = clip.numbers + cuts
         clips = []
         for repeat in range(repeats):
@@ -84,7 +84,7 @@ def view_nodes(frames: Any, numbers: Any, clip: ViewClip, mean: Colours, std: Co
 Graph = TrainGraph | ViewGraph
 
 
-def starting_at(graph: Graph, batch: int, refused: Refused) -> Graph:
+def starting_at(graph: Graph, batch: int, refused: RefusedRequests) -> Graph:
     """The same graph from so many batches later on, leaving out what is refused."""
     source = graph.source
     reader = replace(source.reader, refused=refused)
@@ -99,7 +99,7 @@ def with_decoding(graph: Graph, decoding: Decoding) -> Graph:
     return replace(graph, source=moved)
 
 
-def assemble(graph: Graph, processes: Processes) -> Any:
+def assemble(graph: Graph, resources: LoaderResources) -> Any:
     """The pipeline, not built yet; its outputs are clips, identity, reasons and costs, a sample each."""
     source = graph.source
     decoding = source.reader.decoding
@@ -108,10 +108,10 @@ def assemble(graph: Graph, processes: Processes) -> Any:
 
     @pipeline_def(
         batch_size=source.samples,
-        num_threads=processes.threads,
-        device_id=(processes.device.index or 0) if processes.gpu else None,
-        prefetch_queue_depth=processes.prefetch,
-        py_num_workers=processes.workers,
+        num_threads=resources.threads,
+        device_id=(resources.device.index or 0) if resources.gpu else None,
+        prefetch_queue_depth=resources.prefetch,
+        py_num_workers=resources.workers,
         py_start_method="spawn",
         enable_conditionals=True,
     )
@@ -122,9 +122,9 @@ def assemble(graph: Graph, processes: Processes) -> Any:
             layout=layouts,
             batch=False,
             parallel=True,
-            prefetch_queue_depth=processes.prefetch,
+            prefetch_queue_depth=resources.prefetch,
         )
-        frames = decoded(outputs[:payload], decoding, gpu=processes.gpu)
+        frames = decoded(outputs[:payload], decoding, gpu=resources.gpu)
         identity, reasons, costs = outputs[payload : payload + 3]
         return graph.nodes(frames, outputs[payload + 3 :]), identity, reasons, costs
 

@@ -18,12 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dali.encoded_input import STAND_IN_SIZE, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.dali.encoded_input import (
+    PLACEHOLDER_SIZE,
+    GraphDecoder,
+    NotForGraph,
+    check_encoded,
+    placeholder_video,
+)
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile
-from pipelines.errors import VideoDefect, unforeseen
+from pipelines.errors import VideoError, format_unexpected
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LONG_FILE = 64 * 2**20  # bytes
@@ -31,8 +37,8 @@ LONG_FILE = 64 * 2**20  # bytes
 Arrays = tuple[NDArray[Any], ...]
 Window = tuple[int, int, int, int]
 RequestKey = tuple[int, bytes, bool]
-Refused = dict[RequestKey, str]
-Crashed = dict[int, str]
+RefusedRequests = dict[RequestKey, str]
+CrashedSamples = dict[int, str]
 
 # Bytes, indices, colour and orientation, as `check_encoded` gives them, of nothing.
 NO_BYTES = (
@@ -74,7 +80,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """What is wanted of one sample.
 
     row: None at a place without a sample, or where the manifest's row is bad; reason: why it is.
@@ -94,7 +100,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSample:
     """A sample read from disk.
 
     arrays: for the graph. height, width: of its frames in pixels. origin: row and column of the frame at
@@ -106,12 +112,12 @@ class Loaded:
     height: int
     width: int
     origin: tuple[int, int] = (0, 0)
-    cost: "Cost" = field(default_factory=lambda: Cost())
+    cost: "SampleCost" = field(default_factory=lambda: SampleCost())
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Cost:
+class SampleCost:
     """Of one sample, in the worker: seconds to read it, seconds of CPU time to decode it (or to look into
     what the graph decodes), and how often it was decoded (or handed to the graph for it).
     """
@@ -125,7 +131,7 @@ NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 
 
 @dataclass
-class Reader:
+class SampleReader:
     """Reads samples of one dataset, as decoded frames or as bytes for the graph.
 
     dataset: travels to a worker; manifests as paths and fingerprints, to be mapped anew there. refused:
@@ -137,8 +143,8 @@ class Reader:
 
     dataset: Samples
     decoding: Decoding
-    refused: Refused = field(default_factory=dict)
-    crashed: Crashed = field(default_factory=dict)
+    refused: RefusedRequests = field(default_factory=dict)
+    crashed: CrashedSamples = field(default_factory=dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What a worker process begins with."""
@@ -149,10 +155,10 @@ class Reader:
         """The sample's row in its manifest; where its values cannot be those of a video, none, and why."""
         try:
             return self.dataset.row(sample), ""
-        except VideoDefect as defect:
+        except VideoError as defect:
             return None, str(defect)
 
-    def load(self, request: Request) -> Loaded:
+    def load(self, request: SampleRequest) -> LoadedSample:
         """Read what is wanted; a place without a sample, and a bad video, give the stand-in."""
         if request.row is None:
             return self._stand_in(request, request.reason)
@@ -164,20 +170,20 @@ class Reader:
             return self._stand_in(request, reason)
         try:
             return self._read(request, row)
-        except VideoDefect as defect:
+        except VideoError as defect:
             return self._stand_in(request, str(defect))
         except Exception as error:
             path = self.dataset.printable_path(request.sample)
             logging.getLogger(__name__).exception("unforeseen error while reading %s", path)
-            return self._stand_in(request, unforeseen(error))
+            return self._stand_in(request, format_unexpected(error))
 
-    def _refusal(self, request: Request) -> str:
+    def _refusal(self, request: SampleRequest) -> str:
         """Why what is wanted is not tried; empty where it is."""
         if request.in_graph and request.sample in self.crashed:
             return self.crashed[request.sample]
         return self.refused.get(request.key, "")
 
-    def _read(self, request: Request, row: ManifestRow) -> Loaded:
+    def _read(self, request: SampleRequest, row: ManifestRow) -> LoadedSample:
         path = self.dataset.path(request.sample)
         begun = time.perf_counter()
         source = read_content(path, row)
@@ -185,17 +191,17 @@ class Reader:
         begun = time.thread_time()
         encoded = self._encoded(request, row, source) if request.in_graph else None
         if encoded is not None:
-            cost = Cost(read, time.thread_time() - begun, decodings=1)
-            return Loaded(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
+            cost = SampleCost(read, time.thread_time() - begun, decodings=1)
+            return LoadedSample(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
         frames = decode_frames(source, request.indices, request.window, size=(row.height, row.width))
-        cost = Cost(read, time.thread_time() - begun, decodings=1)
+        cost = SampleCost(read, time.thread_time() - begun, decodings=1)
         top, left = request.window[:2] if request.window else (0, 0)
-        return Loaded(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
+        return LoadedSample(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
 
-    def _encoded(self, request: Request, row: ManifestRow, source: Path | bytes) -> Arrays | None:
+    def _encoded(self, request: SampleRequest, row: ManifestRow, source: Path | bytes) -> Arrays | None:
         """What the graph needs to decode; None where PyAV has to.
 
-        Raises VideoDefect for a bad video, and, where there is no PyAV, one that the graph does not take.
+        Raises VideoError for a bad video, and, where there is no PyAV, one that the graph does not take.
         """
         try:
             if isinstance(source, Path):
@@ -207,14 +213,14 @@ class Reader:
             raise
         return np.frombuffer(source, np.uint8), encoded.indices, encoded.color, encoded.orientation
 
-    def _stand_in(self, request: Request, reason: str) -> Loaded:
-        side, count = STAND_IN_SIZE, len(request.indices)
+    def _stand_in(self, request: SampleRequest, reason: str) -> LoadedSample:
+        side, count = PLACEHOLDER_SIZE, len(request.indices)
         if self.decoding.name == "dali":
-            data = np.frombuffer(stand_in(self.decoding.decoder), np.uint8)
+            data = np.frombuffer(placeholder_video(self.decoding.decoder), np.uint8)
             arrays = self._arrays(encoded=(data, np.zeros(count, np.int32), *NO_BYTES[2:]))
         else:
             arrays = self._arrays(frames=np.full((count, side, side, 3), 128, np.uint8))
-        return Loaded(arrays, side, side, reason=reason)
+        return LoadedSample(arrays, side, side, reason=reason)
 
     def _arrays(self, *, encoded: Arrays | None = None, frames: NDArray[np.uint8] | None = None) -> Arrays:
         """What the decoding's graph takes, from the one of the two that is given."""

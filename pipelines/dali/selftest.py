@@ -18,7 +18,7 @@ from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode_recovery import BROKEN, in_words
+from pipelines.decode_recovery import BROKEN, format_dali_error
 from pipelines.synthetic.video_writer import H264, VP9, encode_video
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
@@ -65,7 +65,7 @@ def main() -> None:
     try:
         shape = decode_trial(arguments.device, arguments.frames)
     except BROKEN as error:
-        sys.exit(in_words(str(error)))
+        sys.exit(format_dali_error(str(error)))
     print(json.dumps({"frames": shape[0]}))
 
 

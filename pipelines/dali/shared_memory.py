@@ -12,8 +12,8 @@ from math import sqrt
 import numpy as np
 
 from pipelines.dali.external_source import Source, TrainSource
-from pipelines.dali.pipeline import Graph, Processes
-from pipelines.dali.sample_reader import Request
+from pipelines.dali.pipeline import Graph, LoaderResources
+from pipelines.dali.sample_reader import SampleRequest
 from pipelines.dataset.manifest import ManifestRow
 
 _SAMPLES = 256  # that are looked at
@@ -31,14 +31,14 @@ class SharedMemoryNeed:
     most: int
 
 
-def shared_memory_need(graph: Graph, processes: Processes) -> SharedMemoryNeed:
+def shared_memory_need(graph: Graph, resources: LoaderResources) -> SharedMemoryNeed:
     """What a pipeline takes there, by the sizes of samples evenly over the dataset."""
     source = graph.source
     sizes = _sizes(source)
-    whole, longer = divmod(source.samples, processes.workers)
-    parts = [whole + (number < longer) for number in range(processes.workers)]  # samples of each worker
-    batches = 2 * processes.prefetch
-    fixed = batches * processes.workers * _CHUNK
+    whole, longer = divmod(source.samples, resources.workers)
+    parts = [whole + (number < longer) for number in range(resources.workers)]  # samples of each worker
+    batches = 2 * resources.prefetch
+    fixed = batches * resources.workers * _CHUNK
     mean, deviation, largest = (float(figure(sizes)) for figure in (np.mean, np.std, np.max))
     least = batches * source.samples * mean
     most = batches * sum(
@@ -56,7 +56,7 @@ def _sizes(source: Source) -> list[int]:
         # A video comes again and again, each time cut otherwise.
         positions = max(_SAMPLES, len(source.reader.dataset) // source.world_size)
     else:
-        positions = source.plan.batches * source.plan.batch
+        positions = source.sampler.batches * source.sampler.batch
     step = max(1, positions // _SAMPLES)
     begun = time.monotonic()
     sizes = []
@@ -69,7 +69,7 @@ def _sizes(source: Source) -> list[int]:
     return sizes or [0]
 
 
-def _bytes(source: Source, request: Request, row: ManifestRow) -> int:
+def _bytes(source: Source, request: SampleRequest, row: ManifestRow) -> int:
     """Of what a worker hands over for a request."""
     if request.in_graph:
         try:

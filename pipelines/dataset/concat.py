@@ -78,7 +78,7 @@ class Dataset:
 
         Raises:
             IndexError: there is no such sample.
-            VideoDefect: the row's values cannot be those of a video.
+            VideoError: the row's values cannot be those of a video.
             DataError: its manifest is damaged there.
         """
         manifest, index = self._place(sample)

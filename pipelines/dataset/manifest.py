@@ -35,7 +35,7 @@ from pipelines.dataset.manifest_file import (
 from pipelines.dataset.manifest_rows import ManifestRow
 from pipelines.dataset.paths import decode_path as decode_path
 from pipelines.dataset.paths import encode_path as encode_path
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
 # Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
@@ -91,7 +91,7 @@ class Manifest:
 
         Raises:
             IndexError: there is no such row; negative indices are not counted from the end.
-            VideoDefect: its values cannot be those of a video; see `check_row`.
+            VideoError: its values cannot be those of a video; see `check_row`.
             DataError: the file is damaged there.
         """
         columns, inside = self._place(index)
@@ -231,7 +231,7 @@ class Manifest:
         """How messages name the video of a row; where its path is damaged, by its number."""
         try:
             return printable(self.path_at(index))
-        except VideoDefect:
+        except VideoError:
             return f"row {index} of {printable(self.path)}"
 
     def verify(self) -> None:

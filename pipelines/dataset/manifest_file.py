@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipelines.dataset.arrow_compression import is_compressed
 from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, check_row
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
 # 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
@@ -244,22 +244,22 @@ class Columns:
         """One value of a column of strings.
 
         Raises:
-            VideoDefect: it does not lie in the column's buffer, or is not UTF-8.
+            VideoError: it does not lie in the column's buffer, or is not UTF-8.
         """
         ends, data = self._strings[name]
         begin, end = int(ends[index]), int(ends[index + 1])
         if not 0 <= begin <= end <= len(data):
-            raise VideoDefect(f"has a {name} in the manifest that lies outside of it: the file is damaged")
+            raise VideoError(f"has a {name} in the manifest that lies outside of it: the file is damaged")
         try:
             return str(data[begin:end], "utf-8")
         except UnicodeDecodeError as error:
-            raise VideoDefect(f"has a {name} in the manifest that is not UTF-8: it is damaged") from error
+            raise VideoError(f"has a {name} in the manifest that is not UTF-8: it is damaged") from error
 
     def row(self, index: int, classes: int) -> ManifestRow:
         """The row at `index`.
 
         Raises:
-            VideoDefect: see `check_row`, and where its strings are damaged.
+            VideoError: see `check_row`, and where its strings are damaged.
         """
         number = self._numbers
         row = ManifestRow(
@@ -283,7 +283,7 @@ class Columns:
         for index in np.flatnonzero(self._suspects(classes)).tolist():
             try:
                 self.row(index, classes)
-            except VideoDefect as defect:
+            except VideoError as defect:
                 wrong.append((index, str(defect)))
         return wrong
 

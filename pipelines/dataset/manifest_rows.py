@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from pipelines.dataset.paths import decode_path
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 MOST_PIXELS = 2**16
 """Along a side of a frame: more than any codec of FFmpeg's allows."""
@@ -45,29 +45,29 @@ def check_row(row: ManifestRow, classes: int) -> None:
         classes: how many the manifest has.
 
     Raises:
-        VideoDefect: one cannot; the reason follows the file's name in a sentence.
+        VideoError: one cannot; the reason follows the file's name in a sentence.
     """
     if not 0 <= row.label < classes:
-        raise VideoDefect(
+        raise VideoError(
             f"has label {row.label} in the manifest, but there are {classes} classes: labels go from 0 to "
             f"{classes - 1}"
         )
     if row.frames < 1:
-        raise VideoDefect(f"has {row.frames} frames in the manifest; a video has at least 1")
+        raise VideoError(f"has {row.frames} frames in the manifest; a video has at least 1")
     if not (1 <= row.width <= MOST_PIXELS and 1 <= row.height <= MOST_PIXELS):
-        raise VideoDefect(
+        raise VideoError(
             f"has frames of {row.width}x{row.height} pixels in the manifest; a side has 1 to {MOST_PIXELS}"
         )
     if not 0 <= row.fps < inf:
-        raise VideoDefect(f"has {row.fps:g} frames per second in the manifest; that is a number, 0 or more")
+        raise VideoError(f"has {row.fps:g} frames per second in the manifest; that is a number, 0 or more")
     if row.offset < 0 or row.length < 0 or (row.offset and not row.length):
-        raise VideoDefect(
+        raise VideoError(
             f"has offset {row.offset} and length {row.length} in the manifest; both are 0, or the length "
             "is 1 or more"
         )
     if not 0 <= row.weight < inf:
-        raise VideoDefect(f"has weight {row.weight:g} in the manifest; a weight is a number, 0 or more")
+        raise VideoError(f"has weight {row.weight:g} in the manifest; a weight is a number, 0 or more")
     if not row.path:
-        raise VideoDefect("has no path in the manifest")
+        raise VideoError("has no path in the manifest")
     if "\0" in row.path:
         decode_path(row.path)

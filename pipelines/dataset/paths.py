@@ -5,7 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 _ESCAPED = re.compile(rb"\0([89a-f][0-9a-f])")
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -25,13 +25,13 @@ def decode_path(text: str) -> Path:
     """The inverse of `encode_path`.
 
     Raises:
-        VideoDefect: the text holds a NUL that `encode_path` does not write.
+        VideoError: the text holds a NUL that `encode_path` does not write.
     """
     name = text.encode()
     if b"\0" in name:
         name = _ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), name)
         if b"\0" in name:
-            raise VideoDefect("has a NUL character in its path")
+            raise VideoError("has a NUL character in its path")
     return Path(os.fsdecode(name))
 
 

@@ -17,7 +17,7 @@ from pipelines.decode.broken_files import cut_off
 from pipelines.decode.color import check_colorspace
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.pyav import KEPT_BYTES, decode_through, first_frame
-from pipelines.errors import VideoDefect, unforeseen
+from pipelines.errors import VideoError, format_unexpected
 from pipelines.worker_pool import ordered_map
 
 CRASHES = "crashes the process that decodes it"
@@ -61,16 +61,16 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
     which sees what the codec lets be seen of it (the guide says how much that is).
 
     Raises:
-        VideoDefect: the video cannot be used; the reason follows the file's name in a sentence. Whatever else
+        VideoError: the video cannot be used; the reason follows the file's name in a sentence. Whatever else
             a library raises over the file becomes one, too.
     """
     try:
         return _probe(source, deep=deep)
-    except VideoDefect:
+    except VideoError:
         raise
     except Exception as error:
         logging.getLogger(__name__).debug("unforeseen error while probing a video", exc_info=True)
-        raise VideoDefect(unforeseen(error)) from error
+        raise VideoError(format_unexpected(error)) from error
 
 
 def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
@@ -88,7 +88,7 @@ def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
     if deep or not index.ordered:
         frames = decode_through(source, index, convert=deep)
         if index.ordered and frames != len(index.shown):
-            raise VideoDefect(f"decodes to {frames} of {len(index.shown)} frames")
+            raise VideoError(f"decodes to {frames} of {len(index.shown)} frames")
     height, width = shape.shown
     notes = (
         shape.orientation.note,
@@ -115,14 +115,14 @@ def _check_whole(
     stream: av.video.stream.VideoStream,
     index: VideoIndex,
 ) -> None:
-    """Raises VideoDefect for an MP4 file that ends before the last frames that its index lists. FFmpeg says
+    """Raises VideoError for an MP4 file that ends before the last frames that its index lists. FFmpeg says
     nothing, and gives those that are there, the last of them perhaps in part.
     """
     if not container.format.name.startswith("mov,"):
         return
     lacks = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
     if lacks and (words := cut_off(source)):
-        raise VideoDefect(words)
+        raise VideoError(words)
 
 
 def probe_many(
@@ -131,7 +131,7 @@ def probe_many(
     workers: int,
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Generator[VideoInfo | VideoDefect, None, None]:
+) -> Generator[VideoInfo | VideoError, None, None]:
     """Probe each file and yield what it is like, or what is wrong with it, in the order of `paths`.
 
     Args:
@@ -145,12 +145,12 @@ def probe_many(
         total=len(paths),
         workers=workers,
         progress=progress,
-        on_crash=lambda _: VideoDefect(CRASHES),
+        on_crash=lambda _: VideoError(CRASHES),
     )
 
 
-def _probe_or_defect(path: Path, *, deep: bool) -> VideoInfo | VideoDefect:
+def _probe_or_defect(path: Path, *, deep: bool) -> VideoInfo | VideoError:
     try:
         return probe_video(path, deep=deep)
-    except VideoDefect as defect:
+    except VideoError as defect:
         return defect

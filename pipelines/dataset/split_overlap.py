@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import decode_path
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from pipelines.formatting import printable
 
 MOST_ROWS = 500_000
@@ -136,7 +136,7 @@ def _looked_up(folder: Path, stored: pa.Scalar, lookup: Callable[[bytes], bytes]
     text: bytes = stored.as_py()
     try:
         return lookup(os.path.join(os.fsencode(folder), os.fsencode(decode_path(text.decode()))))
-    except (VideoDefect, ValueError):
+    except (VideoError, ValueError):
         return text
 
 

@@ -9,9 +9,9 @@ from typing import Self
 
 from pipelines.dataset.manifest import ManifestRow, encode_path
 from pipelines.dataset.probe import CRASHES, probe_video
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from pipelines.formatting import printable
-from pipelines.worker_pool import Isolation
+from pipelines.worker_pool import IsolatedProcess
 
 
 class VideoFiles:
@@ -27,13 +27,13 @@ class VideoFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._isolation: Isolation | None = None
+        self._isolation: IsolatedProcess | None = None
 
     def __reduce__(self) -> tuple[type[VideoFiles], tuple[Sequence[Path]]]:
         return VideoFiles, (self._paths,)
 
     def __enter__(self) -> Self:
-        self._isolation = Isolation().__enter__()
+        self._isolation = IsolatedProcess().__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,13 +47,13 @@ class VideoFiles:
         return f"{len(self)} video files"
 
     def row(self, sample: int) -> ManifestRow:
-        """What the file is like. Raises VideoDefect where it cannot be used."""
+        """What the file is like. Raises VideoError where it cannot be used."""
         if self._isolation is None:
             return probe_row(self._paths[sample])
         try:
             return self._isolation.call(probe_row, self._paths[sample])
         except BrokenProcessPool:
-            raise VideoDefect(CRASHES) from None
+            raise VideoError(CRASHES) from None
 
     def path(self, sample: int) -> Path:
         return self._paths[sample].absolute()
@@ -63,6 +63,6 @@ class VideoFiles:
 
 
 def probe_row(path: Path) -> ManifestRow:
-    """The row of a manifest that the file would have. Raises VideoDefect where it cannot be used."""
+    """The row of a manifest that the file would have. Raises VideoError where it cannot be used."""
     info = probe_video(path)
     return ManifestRow(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)

@@ -35,7 +35,7 @@ def what_is_wrong(file: VideoFile | BytesIO) -> str:
 
 def cut_off(source: Path | bytes) -> str:
     """Where an MP4 or QuickTime file ends inside one of its boxes, that in words that follow its name; else
-    empty. Raises VideoDefect for a file that is not there.
+    empty. Raises VideoError for a file that is not there.
     """
     with ExitStack() as stack, suppress(OSError):
         file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)

@@ -9,7 +9,7 @@ of them, also in HD: guessing by size would make the same clip, scaled, change i
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 # Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). Numbers
 # that are not listed mean BT.601, or are unknown and treated as FFmpeg treats them: as BT.601.
@@ -50,10 +50,10 @@ def color_correction(colorspace: int) -> NDArray[np.float32]:
 
 
 def check_colorspace(colorspace: int) -> None:
-    """Raise VideoDefect for a tag whose colours cannot be converted to RGB."""
+    """Raise VideoError for a tag whose colours cannot be converted to RGB."""
     if colorspace in NOT_CONVERTED:
         how = " with `ffmpeg -i IN -vf zscale=matrix=709 OUT`" if colorspace == YCGCO else " as BT.709"
-        raise VideoDefect(
+        raise VideoError(
             f"has colours in {NOT_CONVERTED[colorspace]}, which FFmpeg does not convert to RGB; encode it "
             f"anew{how}"
         )

@@ -16,7 +16,7 @@ from av.stream import Disposition
 from pipelines.decode.broken_files import what_is_wrong
 from pipelines.decode.picture_headers import SCANNED, PictureScan
 from pipelines.decode.video_file import VideoFile
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 # What MPEG-4 encoders write into streams with two frames in a packet and an empty one after it. Then the
 # times are those of the packets, not of the frames.
@@ -46,7 +46,7 @@ MPEG4_NOT_CODED = 19
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
 
 
-class NothingFound(VideoDefect):
+class NothingFound(VideoError):
     """A file that FFmpeg opens, and in which it finds no video: it may be cut off before that."""
 
 
@@ -101,32 +101,32 @@ class VideoIndex:
 def open_video(
     source: Path | bytes,
 ) -> Iterator[tuple["av.container.InputContainer", "av.video.stream.VideoStream"]]:
-    """The open container and its video stream; whatever FFmpeg says inside becomes a VideoDefect.
+    """The open container and its video stream; whatever FFmpeg says inside becomes a VideoError.
 
     Of several video streams it is the default one. Cover art is none.
 
-    Raises VideoDefect for a file that is missing, empty, no video, or found damaged while it is used.
+    Raises VideoError for a file that is missing, empty, no video, or found damaged while it is used.
     """
     with ExitStack() as stack:
         file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)
         if not file.read(1):
-            raise VideoDefect("is empty (0 bytes)")
+            raise VideoError("is empty (0 bytes)")
         file.seek(0)
         try:
             with av.open(file, container_options=NOTHING_ELSE, **LENIENT) as container:
                 if container.format.name in PLAYLISTS:
-                    raise VideoDefect(f"is a list of other files ({container.format.name}), not a video")
+                    raise VideoError(f"is a list of other files ({container.format.name}), not a video")
                 yield container, _video_stream(container)
         except NothingFound as defect:
-            raise VideoDefect(what_is_wrong(file) or str(defect)) from defect
+            raise VideoError(what_is_wrong(file) or str(defect)) from defect
         except (av.FFmpegError, OSError) as error:
-            raise VideoDefect(_complaint(file, error)) from error
+            raise VideoError(_complaint(file, error)) from error
 
 
 def stated_size(data: bytes, stream: int) -> tuple[int, int]:
     """(height, width) of a stream, by its number, as the container's header says, whatever its frames are.
 
-    Raises VideoDefect as `open_video` does.
+    Raises VideoError as `open_video` does.
     """
     # FFmpeg looks into the first frames, and takes the size of those, where it may use the codec.
     options = {**NOTHING_ELSE, "codec_whitelist": "none"}
@@ -135,7 +135,7 @@ def stated_size(data: bytes, stream: int) -> tuple[int, int]:
             codec = container.streams[stream].codec_context
             return codec.height, codec.width
     except (av.FFmpegError, OSError) as error:
-        raise VideoDefect(_complaint(BytesIO(data), error)) from error
+        raise VideoError(_complaint(BytesIO(data), error)) from error
 
 
 def _complaint(file: VideoFile | BytesIO, error: Exception) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.pyav import decode_through, frames_in_order, to_rgb
-from pipelines.errors import VideoDefect, unforeseen
+from pipelines.errors import VideoError, format_unexpected
 
 USUAL_RATE = Fraction(25)
 """Frames per second of a file that does not say, as FFmpeg takes it for raw streams."""
@@ -30,7 +30,7 @@ class FrameStream:
 
     def __init__(self, path: Path) -> None:
         """Demuxes the file; where its times do not say in which order frames are shown, decodes it too, to
-        count them. Raises VideoDefect where it cannot be used.
+        count them. Raises VideoError where it cannot be used.
         """
         self.path = path
         try:
@@ -40,10 +40,10 @@ class FrameStream:
                 unit = stream.time_base
             self.rate = Fraction(rate) if rate else USUAL_RATE
             self.seconds = _seconds(path, self._index, unit, self.rate)
-        except VideoDefect:
+        except VideoError:
             raise
         except Exception as error:
-            raise VideoDefect(unforeseen(error)) from error
+            raise VideoError(format_unexpected(error)) from error
         self.frames = len(self.seconds)
         self.duration = float(self.seconds[-1]) + 1 / float(self.rate)
 
@@ -52,7 +52,7 @@ class FrameStream:
 
         wanted: whether each frame is, (frames,).
 
-        Raises VideoDefect where a frame before the last wanted one is found damaged, or the file ends early.
+        Raises VideoError where a frame before the last wanted one is found damaged, or the file ends early.
         """
         converter = VideoReformatter()
         last = self.frames - 1 if wanted is None else int(np.flatnonzero(wanted).max(initial=-1))
@@ -63,12 +63,12 @@ class FrameStream:
                     return
                 if wanted is None or wanted[number]:
                     yield number, shape.orientation.apply(to_rgb(converter, frame))
-        except VideoDefect:
+        except VideoError:
             raise
         except Exception as error:
-            raise VideoDefect(unforeseen(error)) from error
+            raise VideoError(format_unexpected(error)) from error
         if number < last:
-            raise VideoDefect(f"breaks at or before frame {number + 1} of {self.frames}")
+            raise VideoError(f"breaks at or before frame {number + 1} of {self.frames}")
 
 
 def _seconds(path: Path, index: VideoIndex, unit: Fraction, rate: Fraction) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from pipelines.decode.demux import (
 )
 from pipelines.decode.orientation import Orientation
 from pipelines.decode.stream_decoder import StreamDecoder
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a second time
 
@@ -57,7 +57,7 @@ def decode_frames(
         size: (height, width) in pixels, as shown, that the frames must have.
 
     Raises:
-        VideoDefect: the file cannot be opened, has frames of another size or fewer than asked for, or is
+        VideoError: the file cannot be opened, has frames of another size or fewer than asked for, or is
             found damaged in what has to be decoded.
     """
     with open_video(source) as (container, stream):
@@ -77,7 +77,7 @@ def decode_frames(
         clip = _Clip(indices, window, size)
         _fill_from(source, clip, replace(index, ordered=False), whole)
     if clip.places:
-        raise VideoDefect(f"breaks at or before frame {min(clip.places)} of {len(index.shown)}")
+        raise VideoError(f"breaks at or before frame {min(clip.places)} of {len(index.shown)}")
     return clip.pixels
 
 
@@ -88,7 +88,7 @@ def first_frame(
 
     stream: of the open source; without packets in the index, it is opened once more.
 
-    Raises VideoDefect where it cannot be decoded.
+    Raises VideoError where it cannot be decoded.
     """
     first: tuple[av.VideoFrame, FrameShape] | None = None
     if index.packets is not None:
@@ -99,7 +99,7 @@ def first_frame(
         with open_video(source) as (container, again):
             first = next(_shown_frames(again, stored_packets(container, again), index), None)
     if first is None:
-        raise VideoDefect("holds no frame that can be decoded")
+        raise VideoError("holds no frame that can be decoded")
     return first
 
 
@@ -108,7 +108,7 @@ def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) ->
 
     convert: turn each frame into RGB, too.
 
-    Raises VideoDefect where `decode_frames` would refuse some of the frames.
+    Raises VideoError where `decode_frames` would refuse some of the frames.
     """
     frames = 0
     converter = VideoReformatter()
@@ -126,14 +126,14 @@ def frames_in_order(
 
     threads: decode with all cores, where the video begins with a frame that needs no other.
 
-    Raises VideoDefect where `decode_frames` would refuse a frame.
+    Raises VideoError where `decode_frames` would refuse a frame.
     """
     before: FrameShape | None = None
     with open_video(source) as (container, stream):
         shown = _shown_frames(stream, stored_packets(container, stream), index, threads=threads)
         for number, (frame, shape) in enumerate(shown):
             if frame.is_corrupt:
-                raise VideoDefect(f"is damaged in frame {number} of {len(index.shown)}")
+                raise VideoError(f"is damaged in frame {number} of {len(index.shown)}")
             _check_same(frame, shape, before, number)
             before = shape
             yield frame, shape
@@ -154,7 +154,7 @@ class FrameShape:
 
 
 def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | None, number: int) -> None:
-    """Raise VideoDefect for another shape than that of the frame before, and for colours that cannot be
+    """Raise VideoError for another shape than that of the frame before, and for colours that cannot be
     converted.
     """
     check_colorspace(int(frame.colorspace))
@@ -165,7 +165,7 @@ def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | 
         change = f"from frames of {width}x{height} to {now_width}x{now_height}"
     else:
         change = "in how its frames are to be rotated"
-    raise VideoDefect(f"changes {change} at or before frame {number}: encode it anew in one size")
+    raise VideoError(f"changes {change} at or before frame {number}: encode it anew in one size")
 
 
 class _Clip:
@@ -217,7 +217,7 @@ def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.ui
 
 
 def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
-    """Raise VideoDefect where frames are not of the (height, width) that the manifest says."""
+    """Raise VideoError where frames are not of the (height, width) that the manifest says."""
     height, width = shape.shown
     if expected is None or (height, width) == tuple(expected):
         return
@@ -225,17 +225,17 @@ def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
         why = "without the rotation that the file asks for, as manifests had it before"
     else:
         why = "the file changed since"
-    raise VideoDefect(
+    raise VideoError(
         f"has frames of {width}x{height}, the manifest says {expected[1]}x{expected[0]}; {why}: make the "
         "manifest anew"
     )
 
 
 def check_frames(indices: NDArray[np.integer], frames: int) -> None:
-    """Raise VideoDefect where one of `indices` lies beyond the last of `frames` frames."""
+    """Raise VideoError where one of `indices` lies beyond the last of `frames` frames."""
     last = int(np.max(indices))
     if last >= frames:
-        raise VideoDefect(f"holds {frames} frames, frame {last} was asked for")
+        raise VideoError(f"holds {frames} frames, frame {last} was asked for")
 
 
 def _runs(index: VideoIndex, needed: list[int]) -> list[tuple[int, int]]:
@@ -299,7 +299,7 @@ def _fill(
                 if time == start and first > index.keyframes[0] and not codec.stands_alone(frame):
                     return True
             if frame.is_corrupt:
-                raise VideoDefect(f"is damaged at or before frame {_place(index, time, count)}")
+                raise VideoError(f"is damaged at or before frame {_place(index, time, count)}")
             number = shown.get(time) if index.ordered else count
             if number in clip.places:
                 clip.take(number, frame, _shape_of(frame, codec))
@@ -350,7 +350,7 @@ def _frames(
             if start is not None and packet.pts is not None and packet.pts < start:
                 continue  # lacks what it builds on
             number = _place(index, packet.pts, ordinal)
-            raise VideoDefect(f"is damaged at or before frame {number}: {in_words(error)}") from error
+            raise VideoError(f"is damaged at or before frame {number}: {in_words(error)}") from error
     yield from codec.decode(None)
     codec.end()
 

@@ -6,7 +6,7 @@ from errno import EINVAL
 from pathlib import Path
 from types import TracebackType
 
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 
 
 class VideoFile:
@@ -19,7 +19,7 @@ class VideoFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises VideoDefect for what cannot be opened, and for what is no ordinary file, such as a device or
+        """Raises VideoError for what cannot be opened, and for what is no ordinary file, such as a device or
         a pipe; behind a link as well.
         """
         try:
@@ -27,14 +27,14 @@ class VideoFile:
             # O_NONBLOCK, opening a pipe waits for somebody to write to it.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise VideoDefect(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise VideoError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
         status = os.fstat(self._descriptor)
         self.size = status.st_size
         """Bytes that it held when it was opened."""
         self._position = 0
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
-            raise VideoDefect("is no regular file")
+            raise VideoError("is no regular file")
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -56,18 +56,18 @@ class VideoFile:
     def piece(self, offset: int, length: int) -> bytes:
         """So many bytes from `offset` on; with length 0, all of them.
 
-        Raises VideoDefect where they are not there or cannot be read.
+        Raises VideoError where they are not there or cannot be read.
         """
         there = max(0, self.size - offset)
         if there < length:
-            raise VideoDefect(f"shard ends after {there} of {length} bytes")
+            raise VideoError(f"shard ends after {there} of {length} bytes")
         self.seek(offset)
         try:
             data = self.read(length or -1)
         except OSError as error:
-            raise VideoDefect(f"cannot be read: {error.strerror}") from error
+            raise VideoError(f"cannot be read: {error.strerror}") from error
         if not data:
-            raise VideoDefect("is empty (0 bytes)")
+            raise VideoError("is empty (0 bytes)")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

@@ -29,7 +29,7 @@ MASK_STREAM = 0x6D61736B0000
 GOLDEN_TURN = 0x9E3779B97F4A7C15  # the golden ratio's fraction of a full turn of 2**64
 
 
-class Weights(Protocol):
+class SampleWeights(Protocol):
     """Samples laid side by side, each as wide as its weight; a `Manifest` is such."""
 
     total_weight: float
@@ -48,7 +48,7 @@ class Part:
 
     samples: int
     ratio: float = 1.0
-    weights: Weights | None = None
+    weights: SampleWeights | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -105,7 +105,7 @@ def _mix(value: int) -> int:
 
 
 @dataclass(frozen=True)
-class TrainPlan:
+class TrainSampler:
     """The endless training stream, cut into global batches.
 
     samples: rows of the dataset. global_batch: clips per optimiser step over all ranks, repeats included.
@@ -234,7 +234,7 @@ def _offset(key: int, epoch: int) -> float:
 
 
 @dataclass(frozen=True)
-class ViewPlan:
+class ViewSampler:
     """Every sample once, dealt to the ranks in turn; the places left over hold -1.
 
     All ranks make the same number of batches, because a partitioned model needs all of them in every forward.

@@ -9,7 +9,7 @@ from pipelines.sampling.temporal import view_indices
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TimeWindow:
     """start, end: in seconds. first, frames: the first frame shown in it, and how many are."""
 
     start: float
@@ -22,7 +22,9 @@ class Window:
         return self.first + view_indices(self.frames, clip_frames, clips).reshape(-1)
 
 
-def slide(seconds: NDArray[np.float64], duration: float, length: float, stride: float) -> list[Window]:
+def sliding_windows(
+    seconds: NDArray[np.float64], duration: float, length: float, stride: float
+) -> list[TimeWindow]:
     """Windows of `length` seconds, one every `stride` seconds from 0 on, and a last one that ends with the
     video where the others do not reach its end. A video shorter than a window is one window.
 
@@ -42,6 +44,6 @@ def slide(seconds: NDArray[np.float64], duration: float, length: float, stride: 
     for start, end, begin, stop in zip(starts, ends, first.tolist(), after.tolist(), strict=True):
         empty = stop <= begin
         windows.append(
-            Window(start, end, max(begin - 1, 0) if empty else begin, 1 if empty else stop - begin)
+            TimeWindow(start, end, max(begin - 1, 0) if empty else begin, 1 if empty else stop - begin)
         )
     return windows

@@ -127,7 +127,7 @@ def make_videos(folder: Path) -> list[Path]:
 def read_video(path: Path) -> None:
     from pipelines.dataset.probe import probe_video
     from pipelines.decode.pyav import decode_frames
-    from pipelines.errors import VideoDefect
+    from pipelines.errors import VideoError
 
     defects = []
     for source in (path, path.read_bytes()):
@@ -136,7 +136,7 @@ def read_video(path: Path) -> None:
             wanted = np.linspace(0, probed.frames - 1, 4).astype(np.int32)
             pixels = decode_frames(source, wanted, size=(probed.height, probed.width))
             assert pixels.shape == (4, probed.height, probed.width, 3)
-        except VideoDefect as defect:
+        except VideoError as defect:
             defects.append(defect)
     assert len(defects) != 1, f"from a path and from bytes it is not the same: {defects}"
     if defects:

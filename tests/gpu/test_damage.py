@@ -12,11 +12,11 @@ from pipelines.augment.params import TrainClip
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
-from pipelines.dali.sample_reader import NO_BYTES, Arrays, Decoding, Reader, Request
+from pipelines.dali.sample_reader import NO_BYTES, Arrays, Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.loader import ClipBatch, ClipLoader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.pipelines.batches import HALF, loader, options, take
 from tests.pipelines.videos import Kind, make_video
 
@@ -100,7 +100,7 @@ def test_damage_inside_a_stream_reaches_no_other_clip(
     path = damaged_copy(whole, tmp_path / "set", DAMAGES[damage])
     clips = loader(path, CLIP, batch=BATCH, how=options("dali", workers=2, device=device))
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
-    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    reasons = {defect.sample: defect.reason for defect in clips.bad_samples.pop_new()}
     clips.close()
     assert reasons.keys() <= {BAD}
     if damage == "cut short":
@@ -109,10 +109,10 @@ def test_damage_inside_a_stream_reaches_no_other_clip(
 
 
 @dataclass
-class UncheckedReader(Reader):
+class UncheckedReader(SampleReader):
     """Hands one video to the graph's decoder without a look at it."""
 
-    def _encoded(self, request: Request, row: ManifestRow, source: Path | bytes) -> Arrays | None:
+    def _encoded(self, request: SampleRequest, row: ManifestRow, source: Path | bytes) -> Arrays | None:
         if request.sample == BAD and isinstance(source, bytes):
             return np.frombuffer(source, np.uint8), request.indices.astype(np.int32), *NO_BYTES[2:]
         return super()._encoded(request, row, source)
@@ -136,14 +136,14 @@ def test_a_video_that_breaks_the_decoder_costs_itself(
     content = not_for_the_decoder(tmp_path, name)
     path = damaged_copy(whole, tmp_path / "set", lambda _: content)
     reader = UncheckedReader(Dataset([Manifest.open(path)]), Decoding("pyav"))
-    plan = TrainPlan(VIDEOS, BATCH, seed=3)
-    source = TrainSource(reader, plan, CLIP, BATCH, rank=0, world_size=1, first=0)
+    sampler = TrainSampler(VIDEOS, BATCH, seed=3)
+    source = TrainSource(reader, sampler, CLIP, BATCH, rank=0, world_size=1, first=0)
     graph = with_decoding(
         TrainGraph(source, HALF, HALF), Decoding("dali", GraphDecoder.on(gpu=device.type == "cuda"))
     )
     clips = ClipLoader(graph, options("dali", 2, prefetch, device), batches=0)
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
-    reasons = {defect.sample: defect.reason for defect in clips.defects.take_fresh()}
+    reasons = {defect.sample: defect.reason for defect in clips.bad_samples.pop_new()}
     clips.close()
     ids, valid = (torch.cat([getattr(batch, part) for batch in found]).cpu() for part in ("ids", "valid"))
     assert sorted(ids.tolist()) == sorted([*range(VIDEOS)] * 2)

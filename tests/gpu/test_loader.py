@@ -11,7 +11,7 @@ from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 
@@ -58,8 +58,8 @@ def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device)
 
     def views(device: torch.device) -> list[ClipBatch]:
         clips = view_loader(
-            Dataset([manifest]), ViewPlan(16, 8, 1), ViewClip(4, 48, clips=2, crops=3), mean=HALF, std=HALF,
-            rank=0, options=options("auto", device=device),
+            Dataset([manifest]), ViewSampler(16, 8, 1), ViewClip(4, 48, clips=2, crops=3),
+            mean=HALF, std=HALF, rank=0, options=options("auto", device=device),
         )  # fmt: skip
         found = list(clips)
         clips.close()

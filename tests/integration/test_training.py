@@ -28,7 +28,7 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
 from pipelines.loader import view_loader
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import (
@@ -135,7 +135,7 @@ def test_a_prediction_has_the_scores_of_the_runs_own_evaluation(
     dataset = Dataset.open([motion_set.val])
     clip, colours = ViewClip(4, 32, clips=2, crops=3), {"mean": (0.45,) * 3, "std": (0.225,) * 3}
     options = LoaderOptions(torch.device("cpu"), workers=1, threads=1, prefetch=2)
-    loader = view_loader(dataset, ViewPlan(16, 3, 1), clip, **colours, rank=0, options=options)
+    loader = view_loader(dataset, ViewSampler(16, 3, 1), clip, **colours, rank=0, options=options)
     expected, labels = torch.zeros(16, 8), torch.zeros(16, dtype=torch.int64)
     with closing(loader), torch.no_grad():
         for batch in loader:

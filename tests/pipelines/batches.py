@@ -10,7 +10,7 @@ from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 
 HALF = (0.5, 0.5, 0.5)
 ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n2-mstd0.5-inc1")
@@ -41,7 +41,7 @@ def loader(
     """A training loader with seed 3; `micro` None is the rank's whole share of the batch."""
     dataset = Dataset.open([manifest])
     return train_loader(
-        dataset, TrainPlan(len(dataset), batch, seed=3, repeats=repeats), clip, mean=HALF, std=HALF,
+        dataset, TrainSampler(len(dataset), batch, seed=3, repeats=repeats), clip, mean=HALF, std=HALF,
         micro_batch=micro or batch // ranks, rank=rank, world_size=ranks, first_step=first_step,
         options=how or options(),
     )  # fmt: skip

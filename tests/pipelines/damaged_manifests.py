@@ -61,7 +61,7 @@ def change_header(path: Path, **values: str | bytes | None) -> None:
 READER = """
 import sys, traceback
 from pathlib import Path
-from pipelines import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.dataset.manifest import Manifest
 
 def use(path):
@@ -76,7 +76,7 @@ def use(path):
             manifest.absolute_path(row)
             assert 0 <= row.label < len(manifest.class_names)
             assert row.frames > 0 < row.width and row.height > 0
-        except VideoDefect as error:
+        except VideoError as error:
             wrong[index] = str(error)
             manifest.printable_path(index).encode()
         except DataError:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.videos import BF, HEVC, VP9, Kind, make_video
 
 FRAMES = 24
@@ -68,7 +68,7 @@ def refused(read: object, *arguments: object, **options: object) -> bool:
     assert callable(read)
     try:
         read(*arguments, **options)
-    except VideoDefect:
+    except VideoError:
         return True
     return False
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.field_pictures import field_pictures
 from tests.pipelines.videos import (
     BF,
@@ -209,7 +209,7 @@ def special_rows(folder: Path) -> Iterator[tuple[str, str]]:
             frames = decode_frames(path, np.arange(info.frames), size=(info.height, info.width))
             result = "read" if len(frames) == info.frames else "frames missing"
             yield what, "; ".join([result, *info.notes])
-        except VideoDefect as defect:
+        except VideoError as defect:
             yield what, f'refused: "{defect}"'
 
 

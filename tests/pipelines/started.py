@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipelines.dali.sample_reader import Loaded, Reader, Request
+from pipelines.dali.sample_reader import LoadedSample, SampleReader, SampleRequest
 
 
 @dataclass
-class CrashingReader(Reader):
+class CrashingReader(SampleReader):
     """Dies over one video, as a decoder with a fault does."""
 
-    def load(self, request: Request) -> Loaded:
+    def load(self, request: SampleRequest) -> LoadedSample:
         if request.sample == 2 and request.key not in self.refused:
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().load(request)
 
 
 @dataclass
-class LockingReader(Reader):
+class LockingReader(SampleReader):
     """Dies over one video the first time, holding the lock of the queue of results."""
 
     late: int = -1
     once: Path = Path()
 
-    def load(self, request: Request) -> Loaded:
+    def load(self, request: SampleRequest) -> LoadedSample:
         if request.sample == self.late and not self.once.exists():
             self.once.touch()
             queues = [one for one in gc.get_objects() if type(one).__name__ == "ShmQueue"]

@@ -12,11 +12,11 @@ from pipelines.augment.params import TrainClip
 from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph
-from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.sample_timing import Trial, load, try_samples
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sample_timing import SampleTiming, load, measure_samples
+from pipelines.sampling.sampler import TrainSampler
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
@@ -27,8 +27,8 @@ CLIP = TrainClip(4, 32)
 
 def graph(motion_set: MotionSet, micro_batch: int = 8) -> TrainGraph:
     dataset = Dataset.open([motion_set.train])
-    plan = TrainPlan(len(dataset), micro_batch, seed=3)
-    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, CLIP, micro_batch, 0, 1, 0)
+    sampler = TrainSampler(len(dataset), micro_batch, seed=3)
+    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, CLIP, micro_batch, 0, 1, 0)
     return TrainGraph(source, HALF, HALF)
 
 
@@ -51,9 +51,9 @@ def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set
 
 def test_the_process_that_tries_samples_imports_neither_torch_nor_dali() -> None:
     """They would take seconds at the start of every run."""
-    code = "import sys, pipelines.trial; sys.exit(bool({'torch', 'nvidia.dali'} & set(sys.modules)))"
+    code = "import sys, pipelines.sample_timing; sys.exit(bool({'torch', 'nvidia.dali'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert try_samples.__module__ == load.__module__ == "pipelines.sample_timing"
+    assert measure_samples.__module__ == load.__module__ == "pipelines.sample_timing"
 
 
 def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:
@@ -85,18 +85,22 @@ def test_without_a_good_video_among_the_first_all_cores_are_taken(
     row = Manifest.open(motion_set.train).row(0)
     path = write_manifest(tmp_path / "bad.arrow", [replace(row, path="gone.mp4")], CLASS_NAMES).path
     dataset = Dataset.open([path])
-    source = TrainSource(Reader(dataset, Decoding("pyav")), TrainPlan(1, 8, seed=3), CLIP, 8, 0, 1, 0)
+    source = TrainSource(
+        SampleReader(dataset, Decoding("pyav")), TrainSampler(1, 8, seed=3), CLIP, 8, 0, 1, 0
+    )
     assert tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, cores=6))[1].workers == 6
 
 
 def test_hybrid_leaves_all_to_pyav_where_dali_fails_over_the_first_videos(vp9_set: Path) -> None:
     dataset = Dataset.open([vp9_set])
-    source = TrainSource(Reader(dataset, Decoding("pyav")), TrainPlan(12, 12, seed=3), CLIP, 12, 0, 1, 0)
+    source = TrainSource(
+        SampleReader(dataset, Decoding("pyav")), TrainSampler(12, 12, seed=3), CLIP, 12, 0, 1, 0
+    )
     tuned, _, _ = tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, "hybrid", cores=2))
     assert tuned.source.reader.decoding.graph_share == 0.0
 
 
 def test_expensive_videos_are_said_with_what_makes_them_cheap() -> None:
-    assert Trial(read=0.1, decode=0.1, bytes=1.0).advice == ""
-    expensive = Trial(read=0.1, decode=2.0, bytes=1.0).advice
+    assert SampleTiming(read=0.1, decode=0.1, bytes=1.0).advice == ""
+    expensive = SampleTiming(read=0.1, decode=2.0, bytes=1.0).advice
     assert "2.0 s of CPU time" in expensive and "-g 12" in expensive

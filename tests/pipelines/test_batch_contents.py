@@ -6,20 +6,20 @@ import pytest
 from pipelines.augment.params import TrainClip
 from pipelines.augment.rand_augment import MAKERS
 from pipelines.augment.roi import narrow
-from pipelines.batch_contents import changes_in_words, operation_in_words, planned_clips
+from pipelines.batch_contents import describe_batch, format_changes, format_operation
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 
 
 def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.train])
-    plan = TrainPlan(len(dataset), 16, seed=3, repeats=2)
+    sampler = TrainSampler(len(dataset), 16, seed=3, repeats=2)
     clip = TrainClip(4, 32, flip=0.5, color_jitter=0.2, rand_augment="rand-m7-n4-mstd0.5-inc1")
-    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, clip, 16, 0, 1, first=5)
-    planned = list(planned_clips(dataset, plan, clip, 5))
+    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, clip, 16, 0, 1, first=5)
+    planned = list(describe_batch(dataset, sampler, clip, 5))
     assert len(planned) == 16
     for number, each in enumerate(planned):
         request, slots, draws = source._place(number // 2)
@@ -32,7 +32,7 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
         np.testing.assert_array_equal(narrowed.codes, draw.numbers[1])
         np.testing.assert_array_equal(narrowed.arguments, draw.numbers[2])
     assert len({each.changes.crop for each in planned}) > 8
-    words = [changes_in_words(each.changes) for each in planned]
+    words = [format_changes(each.changes) for each in planned]
     assert any("flip" in each for each in words) and not all("flip" in each for each in words)
     assert all(any(part.startswith("crop ") for part in each) for each in words)
 
@@ -54,4 +54,4 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     ],
 )
 def test_operations_in_words(name: str, words: str) -> None:
-    assert operation_in_words(MAKERS[name](0.5, -1.0, 100, 200)) == words
+    assert format_operation(MAKERS[name](0.5, -1.0, 100, 200)) == words

@@ -4,41 +4,41 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.bottleneck import Costs, cpu_seconds, find_limit, own_threads
-from pipelines.dali.pipeline import Processes
+from pipelines.bottleneck import StageCosts, cpu_seconds, find_bottleneck, own_threads
+from pipelines.dali.pipeline import LoaderResources
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader
 
-PROCESSES = Processes(torch.device("cpu"), workers=4, threads=2, prefetch=2)
+PROCESSES = LoaderResources(torch.device("cpu"), workers=4, threads=2, prefetch=2)
 SECONDS = 100.0  # in which four workers have 400 seconds and two threads 200
 
 
 @pytest.mark.parametrize(
     ("costs", "wait_share", "cores", "stage"),
     [
-        (Costs(read=390, decode=5), 0.04, 6, "model"),
-        (Costs(read=300, decode=80), 0.4, 6, "read"),
-        (Costs(read=80, decode=300), 0.4, 6, "decode"),
-        (Costs(decode=100, augment=190), 0.4, 6, "augment"),
-        (Costs(decode=100, augment=50, transfer=90), 0.4, 6, "transfer"),
-        (Costs(decode=100, augment=70), 0.4, 2, "cores"),
-        (Costs(decode=100, augment=70), 0.4, 8, "latency"),
+        (StageCosts(read=390, decode=5), 0.04, 6, "model"),
+        (StageCosts(read=300, decode=80), 0.4, 6, "read"),
+        (StageCosts(read=80, decode=300), 0.4, 6, "decode"),
+        (StageCosts(decode=100, augment=190), 0.4, 6, "augment"),
+        (StageCosts(decode=100, augment=50, transfer=90), 0.4, 6, "transfer"),
+        (StageCosts(decode=100, augment=70), 0.4, 2, "cores"),
+        (StageCosts(decode=100, augment=70), 0.4, 8, "latency"),
     ],
 )
-def test_the_busiest_stage_limits(costs: Costs, wait_share: float, cores: int, stage: str) -> None:
-    limit = find_limit(costs, SECONDS, wait_share, PROCESSES, cores)
+def test_the_busiest_stage_limits(costs: StageCosts, wait_share: float, cores: int, stage: str) -> None:
+    limit = find_bottleneck(costs, SECONDS, wait_share, PROCESSES, cores)
     assert limit.stage == stage
     assert (limit.advice == "") == (stage == "model")
 
 
 def test_idle_stages_on_a_gpu_leave_the_gpu_itself() -> None:
     on_gpu = replace(PROCESSES, device=torch.device("cuda", 0))
-    assert find_limit(Costs(decode=100, augment=50), SECONDS, 0.4, on_gpu, 8).stage == "device"
+    assert find_bottleneck(StageCosts(decode=100, augment=50), SECONDS, 0.4, on_gpu, 8).stage == "device"
 
 
 def test_costs_per_clip_are_in_milliseconds() -> None:
-    spent = Costs(clips=30, decodings=15, read=3.0, decode=6.0, augment=0.5, transfer=0.25)
-    before = Costs(clips=10, decodings=5, read=1.0, decode=2.0, augment=0.5, transfer=0.05)
+    spent = StageCosts(clips=30, decodings=15, read=3.0, decode=6.0, augment=0.5, transfer=0.25)
+    before = StageCosts(clips=10, decodings=5, read=1.0, decode=2.0, augment=0.5, transfer=0.05)
     per_clip = (spent - before).per_clip()
     assert per_clip == pytest.approx({"read": 100.0, "decode": 200.0, "augment": 0.0, "transfer": 10.0})
     assert spent - before + before == spent

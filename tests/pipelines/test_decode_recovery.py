@@ -16,12 +16,12 @@ from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
-from pipelines.dali.sample_reader import Decoding, Loaded, Reader, Request
+from pipelines.dali.sample_reader import Decoding, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode_recovery import CRASHES, find_culprits
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.conftest import FRAMES, damage, encode_vp9
@@ -36,10 +36,10 @@ def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: 
     ids, valid = torch.cat([b.ids for b in batches]), torch.cat([b.valid for b in batches])
     assert sorted(ids.tolist()) == sorted([*range(12)] * 2)
     assert set(ids[~valid].tolist()) == {5}
-    (defect,) = endless.defects.take_fresh()
+    (defect,) = endless.bad_samples.pop_new()
     assert defect.path.endswith("5.webm")
     assert "cannot be decoded" in defect.reason
-    assert endless.defects.take_counts() == (24, 2)
+    assert endless.bad_samples.pop_counts() == (24, 2)
     endless.close()
 
 
@@ -69,21 +69,21 @@ def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(
 @pytest.mark.soak
 def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
     """Here PyAV refuses it, too, and gives its own reason."""
-    graph = TrainGraph(source(Reader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
+    graph = TrainGraph(source(SampleReader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
     clips = ClipLoader(graph, options("hybrid"), batches=0)
     clips._graph = with_decoding(graph, Decoding("hybrid", GraphDecoder.CPU, graph_share=1.0))
     clips._shut()
     clips._open()
     seen = [batch for _, batch in zip(range(6), clips, strict=False)]
     assert {int(i) for b in seen for i, v in zip(b.ids, b.valid, strict=True) if not v} == {5}
-    (defect,) = clips.defects.take_fresh()
+    (defect,) = clips.bad_samples.pop_new()
     assert "is damaged at or before frame" in defect.reason  # PyAV's words
     clips.close()
 
 
 def test_damage_is_masked_in_evaluation_as_well(vp9_set: Path) -> None:
     views = view_loader(
-        Dataset.open([vp9_set]), ViewPlan(12, 4, 1), ViewClip(4, 32), mean=HALF, std=HALF, rank=0,
+        Dataset.open([vp9_set]), ViewSampler(12, 4, 1), ViewClip(4, 32), mean=HALF, std=HALF, rank=0,
         options=options("dali"),
     )  # fmt: skip
     for _ in range(2):
@@ -103,18 +103,18 @@ def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.d
     victim.join()
     seen += [next(batches) for _ in range(4)]
     assert digests(seen) == undisturbed
-    assert endless.defects.take_fresh() == []
+    assert endless.bad_samples.pop_new() == []
     endless.close()
 
 
 @dataclass
-class WaitingReader(Reader):
+class WaitingReader(SampleReader):
     """Waits over one video as long as a file is there, and says in another that it does."""
 
     late: int = -1
     wait: Path = Path()
 
-    def load(self, request: Request) -> Loaded:
+    def load(self, request: SampleRequest) -> LoadedSample:
         while request.sample == self.late and self.wait.exists():
             self.wait.with_suffix(".waits").touch()
             time.sleep(0.01)
@@ -126,9 +126,9 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     undisturbed = digests(take(loader(motion_set.train, ALL), 4))
     dataset, wait = Dataset.open([motion_set.train]), tmp_path / "wait"
     wait.touch()
-    plan = TrainPlan(len(dataset), 8, seed=3)
-    reader = WaitingReader(dataset, Decoding("pyav"), late=plan.slot(step=3, place=5).sample, wait=wait)
-    waiting = TrainSource(reader, plan, ALL, 8, rank=0, world_size=1, first=0)
+    sampler = TrainSampler(len(dataset), 8, seed=3)
+    reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, place=5).sample, wait=wait)
+    waiting = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
     endless = ClipLoader(TrainGraph(waiting, HALF, HALF), options(workers=2), batches=0)
 
     def end_workers() -> None:
@@ -143,13 +143,13 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     seen = [batch for _, batch in zip(range(4), endless, strict=False)]
     ender.join()
     assert digests(seen) == undisturbed
-    assert endless.defects.take_fresh() == []
+    assert endless.bad_samples.pop_new() == []
     endless.close()
 
 
-def source(reader: Reader) -> TrainSource:
-    plan = TrainPlan(len(reader.dataset), 4, seed=3)
-    return TrainSource(reader, plan, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
+def source(reader: SampleReader) -> TrainSource:
+    sampler = TrainSampler(len(reader.dataset), 4, seed=3)
+    return TrainSource(reader, sampler, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
 
 
 @pytest.mark.soak
@@ -162,7 +162,7 @@ def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSe
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
     assert sorted(ids.tolist()) == list(range(32))
     assert ids[~valid].tolist() == [2]
-    assert [defect.reason for defect in clips.defects.take_fresh()] == [CRASHES]
+    assert [defect.reason for defect in clips.bad_samples.pop_new()] == [CRASHES]
     clips.close()
 
 
@@ -176,12 +176,13 @@ def test_a_closed_loader_stays_closed(motion_set: MotionSet) -> None:
 
 def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.train])
-    requests = [
-        Request(sample, dataset.row(sample), np.arange(2, dtype=np.int32), None, False) for sample in range(5)
+    upcoming_requests = [
+        SampleRequest(sample, dataset.row(sample), np.arange(2, dtype=np.int32), None, False)
+        for sample in range(5)
     ]
     reader = CrashingReader(dataset, Decoding("pyav"))
-    culprits = find_culprits(reader, [requests[:2], requests[2:]], torch.device("cpu"))
-    assert culprits == {requests[2].key: CRASHES}
+    culprits = find_culprits(reader, [upcoming_requests[:2], upcoming_requests[2:]], torch.device("cpu"))
+    assert culprits == {upcoming_requests[2].key: CRASHES}
 
 
 def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, tmp_path: Path) -> None:

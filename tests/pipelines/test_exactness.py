@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
 from pipelines.decode.pyav import decode_frames
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, digests, loader, options, take
 
@@ -124,8 +124,10 @@ def test_the_decoder_is_called_once_for_all_repeats(
 
     monkeypatch.setattr("pipelines.dali.sample_reader.decode_frames", counting)
     dataset = Dataset.open([motion_set.train])
-    plan = TrainPlan(len(dataset), 12, seed=3, repeats=3)
-    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, ALL, 12, rank=0, world_size=1, first=0)
+    sampler = TrainSampler(len(dataset), 12, seed=3, repeats=3)
+    source = TrainSource(
+        SampleReader(dataset, Decoding("pyav")), sampler, ALL, 12, rank=0, world_size=1, first=0
+    )
     for position in range(source.samples):
         source(SimpleNamespace(idx_in_epoch=position))
     assert len(calls) == 4  # for twelve clips

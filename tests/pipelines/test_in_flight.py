@@ -5,18 +5,20 @@ from pathlib import Path
 import pytest
 
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import InFlight, InFlightFile, read_in_flight
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL
 
 
 def source(motion_set: MotionSet, *, micro_batch: int, rank: int, world_size: int, first: int) -> TrainSource:
     dataset = Dataset.open([motion_set.train])
-    plan = TrainPlan(len(dataset), 16, seed=3)
-    return TrainSource(Reader(dataset, Decoding("dali")), plan, ALL, micro_batch, rank, world_size, first)
+    sampler = TrainSampler(len(dataset), 16, seed=3)
+    return TrainSource(
+        SampleReader(dataset, Decoding("dali")), sampler, ALL, micro_batch, rank, world_size, first
+    )
 
 
 def test_another_number_of_ranks_asks_for_the_same_samples(motion_set: MotionSet, tmp_path: Path) -> None:

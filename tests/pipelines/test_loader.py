@@ -15,7 +15,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import ClipBatch, view_loader
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF, loader, options, take
 from tests.pipelines.damaged_manifests import change_rows
@@ -135,10 +135,10 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert bad == {0, 1, 2, 3, 4} | wrong | not_taken
     labels = torch.cat([batch.labels for batch in batches]).tolist()
     assert {label for i, label in zip(ids.tolist(), labels, strict=True) if i in wrong} == {-1}
-    assert clips.defects.take_counts() == (32, len(bad))
-    defects = clips.defects.take_fresh()
-    assert [Path(defect.path).name for defect in defects if defect.sample == 2] == [r"\xe9\n2"]
-    reasons = {defect.sample: defect.reason for defect in defects}
+    assert clips.bad_samples.pop_counts() == (32, len(bad))
+    bad_samples = clips.bad_samples.pop_new()
+    assert [Path(defect.path).name for defect in bad_samples if defect.sample == 2] == [r"\xe9\n2"]
+    reasons = {defect.sample: defect.reason for defect in bad_samples}
     assert set(reasons) == bad
     assert "No such file" in reasons[0]
     assert "empty" in reasons[1]
@@ -146,14 +146,14 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert "the manifest says" in reasons[4] or (4 in not_taken and device.type == "cuda")
     assert "has label -1 in the manifest" in reasons[6]
     assert "0 pixels" in reasons[9]
-    assert clips.defects.take_fresh() == []
+    assert clips.bad_samples.pop_new() == []
 
 
 def test_a_batch_has_the_mask_keys_of_its_slots(motion_set: MotionSet) -> None:
     (batch,) = take(loader(motion_set.train, TrainClip(4, 32), batch=8, repeats=2), 1)
-    plan = TrainPlan(32, 8, seed=3, repeats=2)
-    slots = [plan.slot(0, place) for place in range(8)]
-    assert batch.keys.tolist() == [plan.mask_key(slot) for slot in slots]
+    sampler = TrainSampler(32, 8, seed=3, repeats=2)
+    slots = [sampler.slot(0, place) for place in range(8)]
+    assert batch.keys.tolist() == [sampler.mask_key(slot) for slot in slots]
     assert batch.keys.dtype == torch.int64
     assert batch.ids.tolist() == [slot.sample for slot in slots]
 
@@ -173,7 +173,7 @@ def test_views_of_every_video_once_per_pass(motion_set: MotionSet, device: torch
     seen: list[int] = []
     for rank in (0, 1):
         views = view_loader(
-            Dataset([manifest]), ViewPlan(16, 3, 2), clip, mean=HALF, std=HALF, rank=rank,
+            Dataset([manifest]), ViewSampler(16, 3, 2), clip, mean=HALF, std=HALF, rank=rank,
             options=options(device=device),
         )  # fmt: skip
         first, second = list(views), list(views)
@@ -191,7 +191,7 @@ def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet, device: torc
 
     def views(clips: int, crops: int) -> torch.Tensor:
         loader = view_loader(
-            Dataset([manifest]), ViewPlan(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF,
+            Dataset([manifest]), ViewSampler(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF,
             rank=0, options=options(device=device),
         )  # fmt: skip
         (batch,) = list(loader)
@@ -210,7 +210,7 @@ def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: Moti
     manifest = Manifest.open(motion_set.val)
     views = view_loader(
         Dataset([manifest]),
-        ViewPlan(16, 8, 1),
+        ViewSampler(16, 8, 1),
         ViewClip(4, 48),
         mean=HALF,
         std=HALF,
@@ -229,7 +229,7 @@ def test_view_pixels_are_the_resized_centre(motion_set: MotionSet, device: torch
     side = 72
     clip = ViewClip(4, side)
     loader = view_loader(
-        Dataset([manifest]), ViewPlan(16, 16, 1), clip, mean=HALF, std=HALF, rank=0,
+        Dataset([manifest]), ViewSampler(16, 16, 1), clip, mean=HALF, std=HALF, rank=0,
         options=options(device=device),
     )  # fmt: skip
     (batch,) = list(loader)

@@ -30,7 +30,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def test_good_videos_are_opened_evenly_and_nothing_is_said(manifest: Manifest) -> None:
     found = spot_check(manifest)
-    assert 4 < found.opened <= OPENED and not found.defects and found.message == ""
+    assert 4 < found.opened <= OPENED and not found.bad_samples and found.message == ""
     assert spot_check(manifest, most=100).opened == 20
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 from tests.pipelines.big_manifest import make_big_manifest
 
@@ -44,6 +44,6 @@ def test_the_first_batch_of_ten_million_rows(motion_set: MotionSet, tmp_path: Pa
         command, check=True, capture_output=True, text=True, cwd=root, env={"PYTHONPATH": str(root)}
     )
     times, batch = result.stdout.splitlines()
-    plan = TrainPlan(ROWS, 32, seed=3)
-    assert batch.split() == [*(str(plan.slot(STEP, place).sample) for place in range(32)), "True"]
+    sampler = TrainSampler(ROWS, 32, seed=3)
+    assert batch.split() == [*(str(sampler.slot(STEP, place).sample) for place in range(32)), "True"]
     print("\nimports {} s, loader {} s, first batch {} s".format(*(f"{float(t):.1f}" for t in times.split())))

@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from pipelines.worker_pool import Isolation, ordered_map
+from pipelines.worker_pool import IsolatedProcess, ordered_map
 from tests.pipelines.squares import DEADLY, LATE, square, square_or_die, square_or_die_late
 
 
@@ -47,7 +47,7 @@ def test_without_a_stand_in_a_death_is_an_error() -> None:
 
 
 def test_an_isolated_call_goes_on_after_a_crash() -> None:
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         assert isolation.call(square_or_die, 3) == 9
         with pytest.raises(BrokenProcessPool):
             isolation.call(square_or_die, 7)
@@ -55,7 +55,7 @@ def test_an_isolated_call_goes_on_after_a_crash() -> None:
 
 
 def test_an_isolated_call_that_takes_too_long_is_killed() -> None:
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         with pytest.raises(TimeoutError, match=r"0\.2 s"):
             isolation.call(time.sleep, 600, seconds=0.2)
         assert isolation.call(square_or_die, 4, seconds=60) == 16

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
 from trainer.errors import RunError
@@ -53,7 +53,7 @@ def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
     if len(manifest) == 0:
         raise DataError(f"{printable(path)} lists no video")
     for end in (0, len(manifest) - 1):
-        with suppress(VideoDefect):  # a bad row is a bad video, which a run can do without
+        with suppress(VideoError):  # a bad row is a bad video, which a run can do without
             manifest.row(end)  # a damaged file shows here, and not first in a worker process
     return manifest
 

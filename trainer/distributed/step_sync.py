@@ -40,7 +40,7 @@ class StepTotals:
     batch_hash: str
     clips: int
     bad: int
-    defects: int
+    bad_samples: int
     leaving: int
     wants_save: bool
     saves_finished: int
@@ -61,7 +61,7 @@ class Tally:
         *,
         clips: int,
         bad: int,
-        defects: int,
+        bad_samples: int,
         leaving: bool,
         wants_save: bool,
         saves: tuple[int, int],
@@ -70,7 +70,7 @@ class Tally:
 
         saves: finished, failed.
         """
-        numbers = [clips - bad, clips, bad, defects, leaving, wants_save, *saves]
+        numbers = [clips - bad, clips, bad, bad_samples, leaving, wants_save, *saves]
         part = torch.tensor([0.0, 0.0, 0.0, *numbers], dtype=torch.float64)
         if self._device.type == "cuda":  # from memory that is not pinned, the copy would wait
             part = part.pin_memory()
@@ -89,14 +89,14 @@ class Tally:
         step, sums = self._pending
         self._pending = None
         loss, upper, lower, counted, *counts = sums.values().tolist()
-        clips, bad, defects, leaving, wants_save, finished, failed = counts
+        clips, bad, bad_samples, leaving, wants_save, finished, failed = counts
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
             hex_of(upper, lower),
             int(clips),
             int(bad),
-            int(defects),
+            int(bad_samples),
             int(leaving),
             wants_save > 0,
             int(finished),

@@ -139,7 +139,7 @@ class Evaluator:
                 is_due = self._is_main and time.monotonic() - kept > SECONDS_PER_PART
                 asked, due = self._summed(stop.requested is not None, is_due)
                 if asked or due or gatherer.is_due or done == rest:
-                    self._keep(gatherer.gather(loader.defects))
+                    self._keep(gatherer.gather(loader.bad_samples))
                     kept = time.monotonic()
                 if asked and done < rest:
                     return Seen(done, time.monotonic() - begun, _reasons(stop))

@@ -9,7 +9,7 @@ import torch
 from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import clip_frames
 from pipelines.dataset.concat import Dataset
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from trainer.errors import RunError
 from trainer.evaluation.scores import row_groups, tensors_of
 from trainer.inspection.contact_sheet import Row, write_sheet
@@ -84,7 +84,7 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
         try:
             row = videos.row(example.row)
             frames = list(clip_frames(videos.path(example.row), row, ViewClip(_FRAMES, size=1)))
-        except VideoDefect as defect:
+        except VideoError as defect:
             words.append(str(defect))
             frames = []
         rows.append(Row([*words, videos.printable_path(example.row)], frames))

@@ -60,12 +60,12 @@ class FinalScores:
         """Hand in a batch and its scores, (B, K)."""
         self._gatherer.add(batch, scores)
         if self._gatherer.is_due:
-            self._write(self._gatherer.gather(self._loader.defects))
+            self._write(self._gatherer.gather(self._loader.bad_samples))
 
     def end(self, *, whole: bool) -> None:
         """Put the file in its place where all videos were seen; otherwise the one from before stays."""
         if whole:
-            self._write(self._gatherer.gather(self._loader.defects))
+            self._write(self._gatherer.gather(self._loader.bad_samples))
         file, self._file = self._file, None
         if file is not None:
             with self._telling(self._path):

@@ -7,7 +7,7 @@ from functools import partial
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.evaluation.target import Subject
@@ -35,19 +35,19 @@ def open_view_loader(
         workers=subject.workers,
         cores=cores_per_rank(environment),
     )
-    plan = ViewPlan(len(subject.dataset), subject.batch, environment.world_size)
+    sampler = ViewSampler(len(subject.dataset), subject.batch, environment.world_size)
     share = None
     if options.splits:
         together(partial(_take_share, RunFolder(subject.source), folder, environment))
         share = kept_share(folder, environment)
         options = replace(options, graph_share=share)
-    reading = Reading(_KIND, subject.dataset, plan, subject.view)
+    reading = Reading(_KIND, subject.dataset, sampler, subject.view)
     crashed, notes = find_crashed_videos([reading], folder, environment, options)
 
     def opened() -> ClipLoader:
         loader = view_loader(
             subject.dataset,
-            plan,
+            sampler,
             subject.view,
             mean=subject.mean,
             std=subject.std,

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.bad_samples import Defects
+from pipelines.bad_samples import BadSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import flush
@@ -135,7 +135,7 @@ class ScoreFile:
 class ScoreGatherer:
     """Gathers the ranks' scores on rank 0, some batches at a time, in the order of the dataset's rows.
 
-    first: rows before it are left out. Every rank adds its batches, as `ViewPlan` deals them.
+    first: rows before it are left out. Every rank adds its batches, as `ViewSampler` deals them.
     """
 
     def __init__(self, dataset: Dataset, batch: int, classes: int, first: int = 0) -> None:
@@ -154,7 +154,7 @@ class ScoreGatherer:
         """Keep a batch's scores, (B, K), on the device."""
         self._kept.append((torch.stack([batch.ids, batch.labels, batch.valid.long()], dim=1), scores))
 
-    def gather(self, defects: Defects) -> pa.Table | None:
+    def gather(self, bad_samples: BadSamples) -> pa.Table | None:
         """What was kept since the last time: on rank 0 the rows of all ranks, None on the others. Collective.
 
         defects: of the loader; rank 0 learns from them why videos are bad, and they stay as they are.
@@ -170,7 +170,7 @@ class ScoreGatherer:
         dist.gather(numbers, all_numbers)
         dist.gather(scores, all_scores)
         bad = set(numbers[(numbers[:, 0] >= 0) & (numbers[:, 2] == 0), 0].tolist())
-        reasons = {row: defect.reason for row, defect in defects.videos.items() if row in bad}
+        reasons = {row: defect.reason for row, defect in bad_samples.videos.items() if row in bad}
         all_reasons: list[Any] | None = [None] * world_size if is_main else None
         dist.gather_object(reasons, all_reasons)
         if all_numbers is None or all_scores is None or all_reasons is None:

@@ -10,7 +10,7 @@ from models.weights.header import short
 from pipelines.annotated_video import Lines, annotate, shown_text
 from pipelines.dataset.paths import check_writable
 from pipelines.decode.frame_stream import FrameStream
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.inference.prediction import Prediction, Timeline
@@ -107,7 +107,7 @@ def _annotate(found: Prediction | Timeline, out: Path) -> bool:
     try:
         with _progress(f"frames of {printable(out.name)}") as progress:
             annotate(FrameStream(found.path), out, lines_at, progress)
-    except VideoDefect as defect:
+    except VideoError as defect:
         print(f"{printable(found.path)} {defect}: no annotated video of it", file=sys.stderr)
         return False
     print(f"wrote {printable(out)}", file=sys.stderr)

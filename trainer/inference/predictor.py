@@ -19,10 +19,10 @@ from pipelines.augment.params import ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.video_list import VideoFiles, probe_row
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.loader import ClipLoader, view_loader
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from pipelines.worker_pool import usable_cores
 from trainer.checkpoint.weights import Weights
 from trainer.errors import RunError
@@ -135,7 +135,7 @@ class Predictor:
                 named = top_of(scores, self.class_names, top)
                 found.append(WindowPrediction(each.start, each.end, named))
                 progress(len(found), total)
-        except VideoDefect as defect:
+        except VideoError as defect:
             error = str(defect)
         return Timeline(path, tuple(found), error)
 
@@ -158,7 +158,7 @@ class Predictor:
         for path in paths:
             try:
                 frames = clip_frames(path, probe_row(path), clip)
-            except VideoDefect as defect:
+            except VideoError as defect:
                 yield path, str(defect)
                 continue
             yield path, self._scores(self._frame_views([frames]))[0]
@@ -166,13 +166,13 @@ class Predictor:
     def _by_workers(
         self, paths: Sequence[Path], clip: ViewClip, workers: int | None
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
-        plan = ViewPlan(len(paths), self._batch(clip), world_size=1)
+        sampler = ViewSampler(len(paths), self._batch(clip), world_size=1)
         options = LoaderOptions(self.device, workers=workers, cores=usable_cores())
         colours = self.preprocessing
         with (
             VideoFiles(paths) as files,
             closing(
-                view_loader(files, plan, clip, mean=colours.mean, std=colours.std, rank=0, options=options)
+                view_loader(files, sampler, clip, mean=colours.mean, std=colours.std, rank=0, options=options)
             ) as loader,
         ):
             _check_shared_memory(loader)
@@ -184,8 +184,8 @@ class Predictor:
                     if bool(batch.valid[place]):
                         yield paths[sample], scores[place]
                     else:
-                        yield paths[sample], loader.defects.videos[sample].reason
-                loader.defects.take_fresh()
+                        yield paths[sample], loader.bad_samples.videos[sample].reason
+                loader.bad_samples.pop_new()
 
     def _scores(self, views: Tensor) -> NDArray[np.float32]:  # B V 3 T H W -> B K
         """Softmax of each view, and their mean. Raises RunError as `check_scores` does."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import FrameViews
 from pipelines.decode.frame_stream import FrameStream
-from pipelines.errors import VideoDefect
-from pipelines.sampling.sliding_windows import Window, slide
+from pipelines.errors import VideoError
+from pipelines.sampling.sliding_windows import TimeWindow, sliding_windows
 from pipelines.worker_pool import usable_cores
 from trainer.errors import RunError
 from trainer.inference.preprocessing import Preprocessing
@@ -26,7 +26,7 @@ _FRAMES_AT_ONCE = 8
 
 Item = TypeVar("Item")
 
-Scored = tuple[Window, NDArray[np.float32], int]
+Scored = tuple[TimeWindow, NDArray[np.float32], int]
 """A window, its scores (K,), and how many windows there are."""
 
 
@@ -52,7 +52,7 @@ def scored_windows(
     score: (B, V, 3, T, H, W) → (B, K).
 
     Each frame is resized once, however many windows it is in; what is kept is as many frames of the model's
-    resolution as the windows over one moment have. Raises VideoDefect where the video cannot be used, or not
+    resolution as the windows over one moment have. Raises VideoError where the video cannot be used, or not
     from some frame on, and RunError for windows that cannot be.
     """
     length, stride = slid.length, slid.stride
@@ -64,7 +64,7 @@ def scored_windows(
             f"windows every {stride:g} s of {stream.duration:.0f} s are more than {MOST_WINDOWS:,}; take a "
             "larger stride"
         )
-    windows = slide(stream.seconds, stream.duration, length, stride)
+    windows = sliding_windows(stream.seconds, stream.duration, length, stride)
     wanted = np.zeros(stream.frames, np.bool_)
     for window in windows:
         wanted[window.indices(clip.frames, clip.clips)] = True
@@ -76,7 +76,9 @@ def scored_windows(
             yield window, row, len(windows)
 
 
-def _check_memory(windows: list[Window], wanted: NDArray[np.bool_], clip: ViewClip, slid: Sliding) -> None:
+def _check_memory(
+    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewClip, slid: Sliding
+) -> None:
     """Raises RunError for windows that overlap so much that the frames in one do not fit into memory."""
     before = np.concatenate([[0], np.cumsum(wanted)])  # how many are wanted before each frame
     first = np.array([window.first for window in windows])
@@ -91,12 +93,12 @@ def _check_memory(windows: list[Window], wanted: NDArray[np.bool_], clip: ViewCl
 
 def _windows_of_views(
     stream: FrameStream,
-    windows: list[Window],
+    windows: list[TimeWindow],
     wanted: NDArray[np.bool_],
     clip: ViewClip,
     preprocessing: Preprocessing,
     device: torch.device,
-) -> Iterator[tuple[Window, Tensor]]:  # V 3 T H W
+) -> Iterator[tuple[TimeWindow, Tensor]]:  # V 3 T H W
     one = ViewClip(1, clip.size, 1, clip.crops)
     colours = preprocessing.mean, preprocessing.std
     make = FrameViews(one, *colours, device, batch=_FRAMES_AT_ONCE, threads=usable_cores())
@@ -118,7 +120,7 @@ def _windows_of_views(
 
 
 def grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items; the last may be shorter, as may one after which `items` raises VideoDefect."""
+    """Lists of `size` items; the last may be shorter, as may one after which `items` raises VideoError."""
     group: list[Item] = []
     try:
         for item in items:
@@ -126,7 +128,7 @@ def grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
             if len(group) == size:
                 yield group
                 group = []
-    except VideoDefect:
+    except VideoError:
         if group:
             yield group
         raise

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pipelines.augment.params import TrainClip
 from pipelines.autotune import LoaderOptions
-from pipelines.batch_contents import PlannedClip, planned_clips
+from pipelines.batch_contents import ClipDescription, describe_batch
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Shelf
 from trainer.config.load import load_recipe
@@ -26,7 +26,7 @@ from trainer.distributed.environment import describe
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.run_dir import RunFolder
-from trainer.setup.preparation import model_config, settle_flip, train_clip, train_plan
+from trainer.setup.preparation import model_config, settle_flip, train_clip, train_sampler
 
 _MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it
 
@@ -40,7 +40,7 @@ class ReplayedClip:
     video could be read.
     """
 
-    planned: PlannedClip
+    planned: ClipDescription
     valid: bool
     frames: Tensor
     columns: tuple[int, ...]
@@ -94,14 +94,14 @@ def replay_step(
     recorded = find_step(folder.events, step, searching) if folder.events.exists() else None
     train = Dataset([Manifest.open(part.manifest) for part in recipe.data.train_manifests])
     notes = _check_manifests(folder, recipe, train, recorded)
-    plan = train_plan(recipe, train)
+    sampler = train_sampler(recipe, train)
     flip, _ = settle_flip(recipe, train.class_names)
     clip = train_clip(recipe, model_config(recipe, len(train.class_names)), flip)
     share = folder.graph_share()
     options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
     if options.splits and share is None:
         notes += (f"{folder.decoding} does not say how decoding was split; it is measured anew here",)
-    clips, batch_hash = _make(train, plan, clip, recipe, step, options, shown, columns, making)
+    clips, batch_hash = _make(train, sampler, clip, recipe, step, options, shown, columns, making)
     done = ReplayedStep(step, clips, train.class_names, batch_hash, recorded, notes)
     if done.equal is False:
         return ReplayedStep(
@@ -179,7 +179,7 @@ def _fingerprint_of_checkpoints(folder: RunFolder) -> str | None:
 
 def _make(
     train: Dataset,
-    plan: TrainPlan,
+    sampler: TrainSampler,
     clip: TrainClip,
     recipe: Recipe,
     step: int,
@@ -188,14 +188,14 @@ def _make(
     columns: int,
     making: Progress | None,
 ) -> tuple[tuple[ReplayedClip, ...], str]:
-    micro_batch = _micro_batch(plan)
+    micro_batch = _micro_batch(sampler)
     chosen = torch.linspace(0, clip.frames - 1, min(columns, clip.frames)).round().long()
     mean, std = recipe.augmentation.mean, recipe.augmentation.std
-    planned = planned_clips(train, plan, clip, step - 1)
+    planned = describe_batch(train, sampler, clip, step - 1)
     clips: list[ReplayedClip] = []
     total = torch.zeros((), dtype=torch.int64, device=options.device)
     loader = train_loader(
-        train, plan, clip, mean=mean, std=std, micro_batch=micro_batch, rank=0, world_size=1,
+        train, sampler, clip, mean=mean, std=std, micro_batch=micro_batch, rank=0, world_size=1,
         first_step=step - 1, options=options,
     )  # fmt: skip
     with closing(loader):
@@ -206,18 +206,18 @@ def _make(
                 frames = _visible(pixels[:, chosen], mean, std) if is_shown else torch.empty(0)
                 clips.append(ReplayedClip(next(planned), valid, frames, tuple(chosen.tolist())))
             if making is not None:
-                making(len(clips), plan.global_batch)
-            if len(clips) == plan.global_batch:
+                making(len(clips), sampler.global_batch)
+            if len(clips) == sampler.global_batch:
                 break
     return tuple(clips), hex_of(*halves(total).tolist())
 
 
-def _micro_batch(plan: TrainPlan) -> int:
+def _micro_batch(sampler: TrainSampler) -> int:
     """The most clips up to `_MICRO_BATCH` that divide the batch without parting a sample's repeats."""
     fitting = (
         count
-        for count in range(max(_MICRO_BATCH, plan.repeats), 0, -1)
-        if plan.global_batch % count == 0 and count % plan.repeats == 0
+        for count in range(max(_MICRO_BATCH, sampler.repeats), 0, -1)
+        if sampler.global_batch % count == 0 and count % sampler.repeats == 0
     )
     return next(fitting)
 

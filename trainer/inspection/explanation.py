@@ -14,7 +14,7 @@ from pipelines.augment.params import ViewClip
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.video_list import probe_row
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
@@ -78,7 +78,7 @@ class Explainer:
         try:
             row = probe_row(path)
             frames = clip_frames(path, row, self._clip)
-        except VideoDefect as defect:
+        except VideoError as defect:
             raise DataError(f"{printable(path)} {defect}") from defect
         views = self._views([frames])[:, 0]  # 1 3 T H W
         with torch.no_grad():

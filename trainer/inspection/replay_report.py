@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.batch_contents import changes_in_words
+from pipelines.batch_contents import format_changes
 from trainer.inspection.batch_replay import ReplayedClip, ReplayedStep
 from trainer.inspection.contact_sheet import Row, write_sheet
 
@@ -54,7 +54,7 @@ def as_json(done: ReplayedStep, sheet: Path) -> dict[str, Any]:
                 "draw": clip.planned.slot.draw,
                 "repeat": clip.planned.slot.repeat,
                 "frames": list(clip.planned.frames),
-                "changes": changes_in_words(clip.planned.changes),
+                "changes": format_changes(clip.planned.changes),
             }
             for clip in done.clips
         ],
@@ -72,5 +72,5 @@ def _words(clip: ReplayedClip, done: ReplayedStep) -> list[str]:
         (_class(clip, done) or "no class") + ("" if clip.valid else " (cannot be read: a stand-in)"),
         clip.planned.path,
         f"{draw}, frames {frames}",
-        ", ".join(changes_in_words(clip.planned.changes)),
+        ", ".join(format_changes(clip.planned.changes)),
     ]

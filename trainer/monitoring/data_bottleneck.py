@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.bottleneck import Costs, Limit, find_limit
+from pipelines.bottleneck import Bottleneck, StageCosts, find_bottleneck
 from pipelines.loader import ClipLoader
 from trainer.monitoring.throughput import Totals
 
@@ -18,7 +18,7 @@ class DataReport:
     0..1. changed: whether another stage limited before.
     """
 
-    limit: Limit
+    limit: Bottleneck
     milliseconds: dict[str, float]
     wait_share: float
     changed: bool
@@ -39,7 +39,7 @@ class DataWatch:
     def __init__(self, loader: ClipLoader, cores: int) -> None:
         self._loader = loader
         self._cores = cores
-        self._before: tuple[float, float, Costs] | None = None
+        self._before: tuple[float, float, StageCosts] | None = None
         self._stage = ""
 
     def look(self, spent: Totals) -> DataReport | None:
@@ -52,7 +52,7 @@ class DataWatch:
         if seconds < INTERVAL:
             return None
         costs = self._loader.costs - costs_before
-        limit = find_limit(costs, seconds, waited / seconds, self._loader.processes, self._cores)
+        limit = find_bottleneck(costs, seconds, waited / seconds, self._loader.resources, self._cores)
         report = DataReport(limit, costs.per_clip(), waited / seconds, limit.stage != self._stage)
         self._before = (spent.training, spent.waiting, costs_before + costs)
         self._stage = limit.stage

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
-from pipelines.dali.sample_reader import Crashed
+from pipelines.dali.sample_reader import CrashedSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import find_crashed
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment
 from trainer.monitoring.run_dir import RunFolder
@@ -32,7 +32,7 @@ class Reading:
 
     kind: str
     dataset: Dataset
-    plan: TrainPlan | ViewPlan
+    sampler: TrainSampler | ViewSampler
     clip: TrainClip | ViewClip
 
 
@@ -43,7 +43,7 @@ def in_flight_file(folder: RunFolder, kind: str, rank: int) -> Path:
 
 def find_crashed_videos(
     readings: Iterable[Reading], folder: RunFolder, environment: Environment, options: LoaderOptions
-) -> tuple[dict[str, Crashed], tuple[str, ...]]:
+) -> tuple[dict[str, CrashedSamples], tuple[str, ...]]:
     """What DALI's decoder is not to be given, by the kind of reading, and notes on what is new. Collective.
 
     Each rank tries its share of what was in flight when an earlier start died, and rank 0 keeps what is found
@@ -51,7 +51,7 @@ def find_crashed_videos(
     """
     if not options.decodes_in_graph:
         return {}, ()
-    crashed: dict[str, Crashed] = {}
+    crashed: dict[str, CrashedSamples] = {}
     notes: list[str] = []
     for reading in readings:
         known, left = from_main(_left(reading, folder) if environment.is_main else ({}, []))
@@ -68,17 +68,17 @@ def find_crashed_videos(
 
 def _found_by_all(
     reading: Reading, left: list[str], environment: Environment, options: LoaderOptions
-) -> Crashed:
+) -> CrashedSamples:
     if not left:
         return {}
     own = [Path(path) for path in left[environment.rank :: environment.world_size]]
-    found = together(lambda: find_crashed(own, reading.dataset, reading.plan, reading.clip, options))
-    gathered: list[Crashed] = [{}] * environment.world_size
+    found = together(lambda: find_crashed(own, reading.dataset, reading.sampler, reading.clip, options))
+    gathered: list[CrashedSamples] = [{}] * environment.world_size
     dist.all_gather_object(gathered, found)
     return {sample: reason for part in gathered for sample, reason in part.items()}
 
 
-def _left(reading: Reading, folder: RunFolder) -> tuple[Crashed, list[str]]:
+def _left(reading: Reading, folder: RunFolder) -> tuple[CrashedSamples, list[str]]:
     """What is known of the data, and the files of loaders that were not closed."""
     files = sorted(map(str, folder.in_flight.glob(f"{reading.kind}-*.json")))
     try:
@@ -97,7 +97,7 @@ def _kept(folder: RunFolder) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _close(left: list[str], crashes: Crashed, fingerprint: str, folder: RunFolder) -> None:
+def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: RunFolder) -> None:
     """Write down what is new, then remove the files that it was found with."""
     if crashes:
         _keep(crashes, fingerprint, folder)
@@ -106,12 +106,12 @@ def _close(left: list[str], crashes: Crashed, fingerprint: str, folder: RunFolde
             path.unlink(missing_ok=True)
 
 
-def _keep(crashes: Crashed, fingerprint: str, folder: RunFolder) -> None:
+def _keep(crashes: CrashedSamples, fingerprint: str, folder: RunFolder) -> None:
     with folder.telling(folder.decoder_crashes):
         folder.write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
 
 
-def _notes(new: Crashed, dataset: Dataset, options: LoaderOptions) -> list[str]:
+def _notes(new: CrashedSamples, dataset: Dataset, options: LoaderOptions) -> list[str]:
     if not new:
         return []
     samples = sorted(new)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.video_list import probe_row
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor, choose_device
 from trainer.inspection.contact_sheet import png_bytes
@@ -50,7 +50,7 @@ def answer(predictor: Predictor, explainer: Explainer, question: Question) -> di
     path = question.path
     try:
         row = probe_row(path)
-    except VideoDefect as defect:
+    except VideoError as defect:
         return {"error": str(defect)}
     (found,) = predictor.stream([path], top=question.top)
     if found.error:

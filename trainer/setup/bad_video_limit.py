@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from pipelines.bad_samples import Defect
+from pipelines.bad_samples import BadSample
 from pipelines.spot_check import format_defects
 
 FEW = 3
@@ -50,14 +50,14 @@ class BadVideos:
     """The training videos that any rank found bad since this start; the same on all ranks."""
 
     def __init__(self) -> None:
-        self._found: dict[int, Defect] = {}
+        self._found: dict[int, BadSample] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, defects: Iterable[Defect]) -> None:
+    def add(self, bad_samples: Iterable[BadSample]) -> None:
         """Take note of videos; one that is known already changes nothing."""
-        for defect in defects:
+        for defect in bad_samples:
             self._found.setdefault(defect.sample, defect)
 
     def too_many(self, bad: int, clips: int, share: float, videos: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, train_loader, view_loader
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from trainer.config.schema import Recipe
 from trainer.distributed.collectives import from_main, together
 from trainer.distributed.environment import Environment, cores_per_rank
@@ -38,9 +38,9 @@ def open_loaders(
     """
     options = _options(recipe, environment)
     colours = recipe.augmentation
-    view_plan = ViewPlan(len(prepared.val), recipe.evaluation.batch, environment.world_size)
+    view_plan = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
     readings = [
-        Reading("train", prepared.train, prepared.plan, prepared.train_clip),
+        Reading("train", prepared.train, prepared.sampler, prepared.train_clip),
         Reading("val", prepared.val, view_plan, prepared.view_clip),
     ]
     share = kept_share(folder, environment) if options.splits else None
@@ -50,7 +50,7 @@ def open_loaders(
     def training() -> ClipLoader:
         loader = train_loader(
             prepared.train,
-            prepared.plan,
+            prepared.sampler,
             prepared.train_clip,
             mean=colours.mean,
             std=colours.std,
@@ -87,7 +87,7 @@ def open_loaders(
     train, val = together(lambda: training() if first is None else first), together(evaluation)
     # Nothing lies there yet: the first batches are made when they are asked for.
     train_need, val_need = together(train.shared_memory), SharedMemoryNeed(0, 0)
-    if Schedule.of(recipe, prepared.plan.steps_per_epoch).evaluates:
+    if Schedule.of(recipe, prepared.sampler.steps_per_epoch).evaluates:
         val_need = together(val.shared_memory)
     note = check_shared_memory(environment, train_need, val_need)
     return train, val, notes if note is None else (*notes, note)

@@ -16,8 +16,8 @@ from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
-from pipelines.errors import VideoDefect
-from pipelines.sampling.sampler import Part, TrainPlan
+from pipelines.errors import VideoError
+from pipelines.sampling.sampler import Part, TrainSampler
 from trainer.checkpoint.metadata import WEIGHTS
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
@@ -47,7 +47,7 @@ class Preparation:
     train: Dataset
     val: Dataset
     config: UniFormerV2Config
-    plan: TrainPlan
+    sampler: TrainSampler
     layout: BatchPlan
     train_clip: TrainClip
     view_clip: ViewClip
@@ -94,7 +94,7 @@ def prepare(
         train,
         val,
         config,
-        train_plan(recipe, train),
+        train_sampler(recipe, train),
         layout,
         train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
@@ -121,11 +121,11 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
     return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
 
 
-def train_plan(recipe: Recipe, train: Dataset) -> TrainPlan:
+def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:
     """Which sample stands where in which global batch."""
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
     parts = train_manifests(train.manifests, _ratios(recipe))
-    return TrainPlan(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
+    return TrainSampler(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
 
 
 def too_large(layout: BatchPlan) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
     looked_at = range(0, len(train), max(1, len(train) // LOOKED_AT))
     others: Counter[str] = Counter()
     for sample in looked_at:
-        with suppress(VideoDefect):  # a bad row is a bad video, whoever decodes
+        with suppress(VideoError):  # a bad row is a bad video, whoever decodes
             codec = train.row(sample).codec
             others[codec] += codec not in taken
     others = +others
@@ -213,7 +213,7 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     That is all that changes results by more than rounding: not where and how the work is done, nor what is
     measured, told and kept. What the training began from is compared by `checkpoint.began_from`.
     """
-    plan, layout = prepared.plan, prepared.layout
+    sampler, layout = prepared.sampler, prepared.layout
     augmentation = recipe.augmentation.model_dump(mode="json")
     del augmentation["flip_left_right"]  # what it came to is in the flip
     optimisation = recipe.optimisation.model_dump(mode="json")
@@ -236,7 +236,7 @@ def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
         **_under("optimisation", optimisation),
     }
     if prepared.config.local_mhra:
-        values[BATCH_NORM_CLIPS] = plan.global_batch // layout.accumulation
+        values[BATCH_NORM_CLIPS] = sampler.global_batch // layout.accumulation
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -62,7 +62,7 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
     notes, refused = [], []
     for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True):
         found = spot_check(manifest, f"{field} ({path})")
-        bad = len(found.defects)
+        bad = len(found.bad_samples)
         if surely_too_many(bad, recipe.data.bad_share, found.opened, found.videos):
             refused.append(found.message)
         elif bad:

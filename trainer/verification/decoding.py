@@ -18,7 +18,7 @@ from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import train_loader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from trainer.engine.memory_estimate import GIB
 from trainer.verification.sample_videos import (
     BT709,
@@ -180,7 +180,7 @@ def measure_loader(
     free = torch.cuda.mem_get_info(task.device)[0] if task.gpu else 0
     loader = train_loader(
         dataset,
-        TrainPlan(len(dataset), batch, 0),
+        TrainSampler(len(dataset), batch, 0),
         TrainClip(8, size, rand_augment=policy),
         mean=MEAN,
         std=STD,
@@ -203,7 +203,7 @@ def measure_loader(
             torch.cuda.synchronize(task.device)
         rate = clips / (time.perf_counter() - begun)
         taken = f", {(free - watch.least) / GIB:.2f} GiB" if watch else ""
-        bad = loader.defects.bad
+        bad = loader.bad_samples.bad
         task.report.check(
             f"loader, {decoder}, {coding.name}{', RandAugment' if policy else ''}",
             bad == 0,

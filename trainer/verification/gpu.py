@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipelines import TRIAL_DECODE
+from pipelines import SELFTEST_MODULE
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.worker_pool import usable_cores
 from trainer.distributed.environment import describe
@@ -49,7 +49,7 @@ def inspect_gpu(task: VerificationTask) -> None:
         report.measure(
             f"{label} product of {side} squared", f"{product_rate(device, side, kind) / 1e12:.2f} TFLOP/s"
         )
-    command = [sys.executable, "-m", TRIAL_DECODE, str(device)]
+    command = [sys.executable, "-m", SELFTEST_MODULE, str(device)]
     trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     said = (trial.stdout.strip() or trial.stderr.strip())[-200:]
     right = trial.returncode == 0 and json.loads(trial.stdout) == {"frames": 16}

@@ -26,7 +26,7 @@ from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
 from pipelines.decode.video_file import VideoFile
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.spot_check import common_folder, format_none_found
 from pipelines.worker_pool import ordered_map
@@ -75,11 +75,11 @@ def build_manifest(
                 total=total,
                 workers=workers,
                 progress=progress,
-                on_crash=lambda _: (VideoDefect(CRASHES), 0),
+                on_crash=lambda _: (VideoError(CRASHES), 0),
             )
         ) as results:
             for (path, label), weight, (result, key) in zip(listing.videos, weights, results, strict=True):
-                if isinstance(result, VideoDefect):
+                if isinstance(result, VideoError):
                     _add_bad(bad, path, result)
                     keys.append(0)
                     continue
@@ -219,8 +219,8 @@ def check_manifest(
         ordered_map(
             _defect, jobs, total=total, workers=workers, progress=progress, on_crash=lambda _: CRASHES
         )
-    ) as defects:
-        for index, defect in zip(others(), defects, strict=True):
+    ) as bad_samples:
+        for index, defect in zip(others(), bad_samples, strict=True):
             if defect:
                 _add_bad(bad, manifest.path_at(index), defect)
             if defect == MISSING:
@@ -240,17 +240,17 @@ def check_manifest(
     return report
 
 
-def _examine(path: Path, *, deep: bool) -> tuple[VideoInfo | VideoDefect, int]:
+def _examine(path: Path, *, deep: bool) -> tuple[VideoInfo | VideoError, int]:
     """What a video is like, or its defect, and its content key."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise VideoDefect("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
+            raise VideoError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
         info = probe_video(path, deep=deep)
-    except VideoDefect as defect:
+    except VideoError as defect:
         return defect, 0
     except OSError as error:
-        return VideoDefect(f"cannot be read: {error.strerror}"), 0
+        return VideoError(f"cannot be read: {error.strerror}"), 0
     return info, content_key(path)
 
 
@@ -260,7 +260,7 @@ def _remarks(info: VideoInfo) -> Iterator[str]:
         yield "one frame only"
 
 
-def _add_bad(bad: Findings, path: Path | str, defect: VideoDefect | str) -> None:
+def _add_bad(bad: Findings, path: Path | str, defect: VideoError | str) -> None:
     """Add a bad video; reasons that differ in numbers only are counted together."""
     reason = printable(str(defect))
     bad.add(_NUMBER.sub("N", reason), path, reason)
@@ -311,7 +311,7 @@ def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     path, row, deep = job
     try:
         info = probe_video(_piece(path, row) if row.length else path, deep=deep)
-    except VideoDefect as defect:
+    except VideoError as defect:
         return str(defect)
     now, then = _likeness(info), _likeness(row)
     return "" if now == then else f"has {now}, the manifest says {then}: it was changed since"

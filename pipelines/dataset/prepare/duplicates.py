@@ -20,7 +20,7 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
 from pipelines.decode.video_file import VideoFile
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.worker_pool import ordered_map
 
@@ -60,7 +60,7 @@ def content_key(path: Path, offset: int = 0, length: int = 0) -> int:
             for begin in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
                 file.seek(offset + begin)
                 digest.update(file.read(min(BLOCK, size - begin)))
-    except (OSError, VideoDefect):
+    except (OSError, VideoError):
         return 0
     return int.from_bytes(digest.digest(), "little") or 1
 
@@ -233,7 +233,7 @@ def _same_files(
 def _row(manifest: Manifest, number: int) -> ManifestRow:
     try:
         return manifest.row(number)
-    except VideoDefect as defect:
+    except VideoError as defect:
         raise DataError(
             f"{printable(manifest.path)}: row {number}, {manifest.printable_path(number)}, {defect}."
         ) from defect
@@ -248,5 +248,5 @@ def _key_of_row(job: tuple[str, str, int, int]) -> int:
     folder, path, offset, length = job
     try:
         return content_key(Path(folder) / decode_path(path), offset, length)
-    except VideoDefect:
+    except VideoError:
         return 0

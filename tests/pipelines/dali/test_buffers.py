@@ -9,7 +9,7 @@ from weakref import ref
 import pytest
 import torch
 
-from pipelines.dali.buffers import MOST, Lent
+from pipelines.dali.buffers import MOST, InUseBuffers
 
 
 class Event:
@@ -43,15 +43,15 @@ def events() -> Iterator[list[Event]]:
         yield Event.made
 
 
-def lend(lent: Lent) -> "ref[Clips]":
-    lent.settle()
+def lend(lent: InUseBuffers) -> "ref[Clips]":
+    lent.release_finished()
     clips = Clips()
-    lent.keep(clips)  # type: ignore[arg-type]
+    lent.hold(clips)  # type: ignore[arg-type]
     return ref(clips)
 
 
 def test_a_buffer_is_kept_until_the_work_with_it_is_done(events: list[Event]) -> None:
-    lent = Lent()
+    lent = InUseBuffers()
     first = lend(lent)
     second = lend(lent)
     assert first() is not None, "its work was queued, and is not done"
@@ -63,14 +63,14 @@ def test_a_buffer_is_kept_until_the_work_with_it_is_done(events: list[Event]) ->
 
 
 def test_no_more_than_a_few_are_kept(events: list[Event]) -> None:
-    lent = Lent()
+    lent = InUseBuffers()
     batches = [lend(lent) for _ in range(MOST + 3)]
     assert sum(batch() is not None for batch in batches) == MOST + 1, "and the one that is handed over"
     assert [event.done for event in events] == [True, True, False, False]
 
 
 def test_all_go_back_on_demand() -> None:
-    lent = Lent()
+    lent = InUseBuffers()
     batches = [lend(lent) for _ in range(2)]
     with mock.patch.object(torch.cuda, "synchronize") as waited:
         lent.release()
@@ -79,9 +79,9 @@ def test_all_go_back_on_demand() -> None:
 
 
 def test_on_a_cpu_nothing_is_kept() -> None:
-    lent = Lent()
+    lent = InUseBuffers()
     clips = Clips(is_cuda=False)
-    lent.keep(clips)  # type: ignore[arg-type]
+    lent.hold(clips)  # type: ignore[arg-type]
     gone = ref(clips)
     del clips
     assert gone() is None

@@ -9,12 +9,12 @@ import torch
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.pipeline import Processes, TrainGraph, ViewGraph, with_decoding
-from pipelines.dali.sample_reader import Decoding, Reader
+from pipelines.dali.pipeline import LoaderResources, TrainGraph, ViewGraph, with_decoding
+from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dali.shared_memory import shared_memory_need
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import view_loader
-from pipelines.sampling.sampler import TrainPlan, ViewPlan
+from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
@@ -25,9 +25,9 @@ BESIDE = 16_384  # bytes of each chunk beside the samples
 def test_views_take_whole_frames(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.val])
     source = ViewSource(
-        Reader(dataset, Decoding("pyav")), ViewPlan(len(dataset), 4, 1), ViewClip(4, 32, 2, 1), 0
+        SampleReader(dataset, Decoding("pyav")), ViewSampler(len(dataset), 4, 1), ViewClip(4, 32, 2, 1), 0
     )
-    need = shared_memory_need(ViewGraph(source, HALF, HALF), Processes(CPU, 3, 1, 2))
+    need = shared_memory_need(ViewGraph(source, HALF, HALF), LoaderResources(CPU, 3, 1, 2))
     rows = [dataset.row(number) for number in range(len(dataset))]
     sizes = [2 * 4 * row.height * row.width * 3 for row in rows]  # two clips of four frames
     assert abs(need.least - 2 * 2 * (4 * sum(sizes) / len(sizes) + 3 * BESIDE)) <= 1
@@ -39,13 +39,13 @@ def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes
 ) -> None:
     dataset = Dataset.open([motion_set.train])
     row = dataset.row(0)
-    plan = TrainPlan(len(dataset), 8, seed=3)
-    source = TrainSource(Reader(dataset, Decoding("pyav")), plan, TrainClip(4, 32), 8, 0, 1, 0)
+    sampler = TrainSampler(len(dataset), 8, seed=3)
+    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, TrainClip(4, 32), 8, 0, 1, 0)
     graph = TrainGraph(source, HALF, HALF)
-    need = shared_memory_need(graph, Processes(CPU, 2, 1, 1))
+    need = shared_memory_need(graph, LoaderResources(CPU, 2, 1, 1))
     whole = 2 * 8 * 4 * row.height * row.width * 3
     assert 0.3 * whole < need.least < need.most < whole + 4 * BESIDE
-    encoded = shared_memory_need(with_decoding(graph, Decoding("dali")), Processes(CPU, 2, 1, 1))
+    encoded = shared_memory_need(with_decoding(graph, Decoding("dali")), LoaderResources(CPU, 2, 1, 1))
     sizes = [(dataset.row(n).length or dataset.path(n).stat().st_size) for n in range(len(dataset))]
     assert 2 * 8 * min(sizes) < encoded.least - 4 * BESIDE < 2 * 8 * max(sizes)
 
@@ -54,9 +54,9 @@ def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes
 def test_what_a_loader_takes_is_what_was_computed(motion_set: MotionSet) -> None:
     """The pages of the chunks that are mapped in this process, counted by the kernel."""
     dataset = Dataset.open([motion_set.val])
-    plan = ViewPlan(len(dataset), 4, 1)
+    sampler = ViewSampler(len(dataset), 4, 1)
     loader = view_loader(
-        dataset, plan, ViewClip(8, 64, 3, 1), mean=HALF, std=HALF, rank=0,
+        dataset, sampler, ViewClip(8, 64, 3, 1), mean=HALF, std=HALF, rank=0,
         options=LoaderOptions(CPU, "pyav", workers=2, threads=1, prefetch=2),
     )  # fmt: skip
     try:

@@ -9,7 +9,7 @@ from pipelines.dali.pipeline import TrainGraph
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipLoader
-from pipelines.sampling.sampler import TrainPlan
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 from tests.pipelines.started import LockingReader
@@ -19,13 +19,13 @@ from tests.pipelines.started import LockingReader
 def test_a_worker_that_dies_with_the_lock_changes_no_batch(motion_set: MotionSet, tmp_path: Path) -> None:
     undisturbed = digests(take(loader(motion_set.train, ALL), 4))
     dataset = Dataset.open([motion_set.train])
-    plan = TrainPlan(len(dataset), 8, seed=3)
-    late = plan.slot(step=2, place=3).sample
+    sampler = TrainSampler(len(dataset), 8, seed=3)
+    late = sampler.slot(step=2, place=3).sample
     reader = LockingReader(dataset, Decoding("pyav"), late=late, once=tmp_path / "died")
-    source = TrainSource(reader, plan, ALL, 8, rank=0, world_size=1, first=0)
+    source = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
     endless = ClipLoader(TrainGraph(source, HALF, HALF), options(workers=2), batches=0)
     seen = [batch for _, batch in zip(range(4), endless, strict=False)]
     endless.close()
     assert (tmp_path / "died").exists()
     assert digests(seen) == undisturbed
-    assert endless.defects.take_fresh() == []
+    assert endless.bad_samples.pop_new() == []

@@ -15,8 +15,8 @@ from tests.pipelines.big_manifest import make_big_manifest
 # What it imports and does first with a small dataset does not count.
 PROGRAM = """
 import json, sys
-from pipelines.dataset import Dataset
-from pipelines.sampling.sampler import Part, TrainPlan
+from pipelines.dataset.concat import Dataset
+from pipelines.sampling.sampler import Part, TrainSampler
 
 def resident():  # bytes of the process's own memory, and of the pages of files it has mapped and touched
     with open("/proc/self/status") as file:
@@ -27,9 +27,9 @@ def use(paths):
     stages = {"before": resident()}
     dataset = Dataset.open(paths)
     parts = tuple(Part(len(m), 1.0, m if m.weighted else None) for m in dataset.manifests)
-    plan = TrainPlan(len(dataset), 64, seed=0, parts=parts)
+    sampler = TrainSampler(len(dataset), 64, seed=0, parts=parts)
     stages["opened"] = resident()
-    slots = [plan.slot(step, place) for step in (0, 10**9) for place in range(64)]
+    slots = [sampler.slot(step, place) for step in (0, 10**9) for place in range(64)]
     files = [str(dataset.path(slot.sample)) for slot in slots]
     stages["used"] = resident()
     return {"rows": len(dataset), "files": files, **stages}

@@ -13,14 +13,14 @@ import pytest
 
 from pipelines.augment.params import TrainClip, ViewClip
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.sample_reader import Decoding, Reader, Request
+from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset import manifest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.dataset.split_overlap import find_overlap
-from pipelines.errors import DataError, VideoDefect
+from pipelines.errors import DataError, VideoError
 from pipelines.loader import train_loader
-from pipelines.sampling.sampler import Part, TrainPlan, ViewPlan
+from pipelines.sampling.sampler import Part, TrainSampler, ViewSampler
 from tests.pipelines.batches import HALF, options
 from tests.pipelines.damaged_manifests import (
     change_header,
@@ -76,7 +76,7 @@ def test_a_row_with_a_wrong_value_is_refused_and_listed(
 ) -> None:
     change_rows(weighted, {5: {column: value}})
     opened = Manifest.open(weighted)
-    with pytest.raises(VideoDefect) as refused:
+    with pytest.raises(VideoError) as refused:
         opened.row(5)
     assert reason in str(refused.value)
     assert list(opened.wrong_rows()) == [(5, str(refused.value))]
@@ -191,10 +191,10 @@ def test_sums_of_weights_that_are_wrong_are_refused_when_sampled(
 ) -> None:
     change_rows(weighted, changes)
     opened = Manifest.open(weighted)
-    plan = TrainPlan(10, 10, seed=0, parts=(Part(10, 1.0, opened),))
+    sampler = TrainSampler(10, 10, seed=0, parts=(Part(10, 1.0, opened),))
     with pytest.raises(DataError, match=r"m\.arrow is damaged: .* weight"):
         for place in range(10):
-            plan.slot(0, place)
+            sampler.slot(0, place)
     with pytest.raises(DataError, match="damaged"):
         opened.verify()
 
@@ -220,9 +220,9 @@ def test_what_a_worker_finds_damaged_ends_a_loader_in_words(
     """The videos are not there, which costs one each; the manifest's own damage ends the run."""
     damage(weighted)
     dataset = Dataset.open([weighted])
-    plan = TrainPlan(10, 4, seed=0, parts=(Part(10, 1.0, dataset.manifests[0]),))
+    sampler = TrainSampler(10, 4, seed=0, parts=(Part(10, 1.0, dataset.manifests[0]),))
     clips = train_loader(
-        dataset, plan, TrainClip(2, 16), mean=HALF, std=HALF, micro_batch=4, rank=0, world_size=1,
+        dataset, sampler, TrainClip(2, 16), mean=HALF, std=HALF, micro_batch=4, rank=0, world_size=1,
         first_step=0, options=options(workers=2),
     )  # fmt: skip
     try:
@@ -254,7 +254,7 @@ def test_a_total_that_is_not_the_sum_is_refused_at_the_first_draw(weighted: Path
 def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> None:
     change_rows(plain, {2: {"label": -7}})
     dataset = Dataset.open([weighted, plain])
-    with pytest.raises(VideoDefect, match="label -7"):
+    with pytest.raises(VideoError, match="label -7"):
         dataset.row(12)
     assert dataset.path(12) == plain.parent / ROWS[2].path
     assert dataset.printable_path(12) == str(plain.parent / ROWS[2].path)
@@ -267,9 +267,9 @@ def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
     wrong = {name: value for name, value, _ in WRONG.values() if name != "weight"}
     change_rows(plain, {index: {name: value} for index, (name, value) in enumerate(wrong.items())})
     dataset = Dataset.open([plain])
-    samples = Reader(dataset, Decoding(decoder, graph_share=0.5))
-    train = TrainSource(samples, TrainPlan(10, 20, 0, repeats=2), TrainClip(4, 32), 20, 0, 1, 0)
-    views = ViewSource(samples, ViewPlan(10, 10, 1), ViewClip(4, 32, 2, 3), 0)
+    samples = SampleReader(dataset, Decoding(decoder, graph_share=0.5))
+    train = TrainSource(samples, TrainSampler(10, 20, 0, repeats=2), TrainClip(4, 32), 20, 0, 1, 0)
+    views = ViewSource(samples, ViewSampler(10, 10, 1), ViewClip(4, 32, 2, 3), 0)
     for source in (train, views):
         identities = []
         for place in range(10):
@@ -294,11 +294,11 @@ def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Pa
         5: {"path": "shard", "offset": 2, "length": 3},
     }
     change_rows(plain, changes)
-    samples = Reader(Dataset.open([plain]), Decoding("pyav"))
+    samples = SampleReader(Dataset.open([plain]), Decoding("pyav"))
     reasons = []
     for index in changes:
         row, _ = samples.row(index)
-        reasons.append(samples.load(Request(index, row, np.zeros(1, np.int32), None, False)).reason)
+        reasons.append(samples.load(SampleRequest(index, row, np.zeros(1, np.int32), None, False)).reason)
     assert reasons[:3] == ["is no regular file"] * 3
     assert reasons[3:6] == [
         f"shard ends after {n} of {size} bytes" for n, size in ((0, 2**63 - 1), (4, 2**62), (2, 3))

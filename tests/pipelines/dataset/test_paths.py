@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.manifest import ManifestRow, decode_path, encode_path, write_manifest
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from pipelines.formatting import printable
 
 LATIN = Path(os.fsdecode(b"/videos/caf\xe9/na\xefve \xc3\xa9.mp4"))
@@ -41,7 +41,7 @@ def test_each_byte_that_is_not_utf_8_has_its_digits():
 
 @pytest.mark.parametrize("text", ["a\0", "a\0b", "\0\0e9", "a\x0041.mp4", "a\x002f.mp4", "a\x0000b", "a\0E9"])
 def test_any_other_nul_makes_a_bad_video(text):
-    with pytest.raises(VideoDefect, match="NUL"):
+    with pytest.raises(VideoError, match="NUL"):
         decode_path(text)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.probe import VideoInfo, probe_many, probe_video
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from pipelines.synthetic.video_writer import H264, MJPEG, VP9, VideoFormat, encode_video
 
 # Smooth pictures that change: pure noise would be stored raw, where no decoder can notice damage.
@@ -48,7 +48,7 @@ def test_odd_sizes_cannot_be_encoded(tmp_path):
 
 
 def defect(source: Path | bytes, *, deep: bool = False) -> str:
-    with pytest.raises(VideoDefect) as caught:
+    with pytest.raises(VideoError) as caught:
         probe_video(source, deep=deep)
     return str(caught.value)
 
@@ -105,7 +105,7 @@ def test_many_are_probed_in_order_whatever_is_wrong_with_some(motion_set, tmp_pa
     paths = [*good[:20], empty, *good[20:], tmp_path / "missing.mp4"]
     calls = []
     results = list(probe_many(paths, workers=workers, progress=lambda *call: calls.append(call)))
-    assert [isinstance(result, VideoDefect) for result in results] == [False] * 20 + [True] + [False] * 12 + [
+    assert [isinstance(result, VideoError) for result in results] == [False] * 20 + [True] + [False] * 12 + [
         True
     ]
     assert results[:20] == [probe_video(path) for path in good[:20]]

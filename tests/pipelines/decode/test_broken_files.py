@@ -6,14 +6,14 @@ import av
 import pytest
 
 from pipelines.dataset.probe import probe_video
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.videos import Kind, make_video
 
 WHOLE = ": it was not copied or downloaded whole"
 
 
 def defect(source: Path | bytes) -> str:
-    with pytest.raises(VideoDefect) as caught:
+    with pytest.raises(VideoError) as caught:
         probe_video(source)
     return str(caught.value)
 

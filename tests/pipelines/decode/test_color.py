@@ -10,7 +10,7 @@ import torch
 
 from pipelines.decode.color import NOT_CONVERTED, check_colorspace, color_correction
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.decode.test_decode import decode_by_dali
 
 PATCHES = np.array(
@@ -144,5 +144,5 @@ def test_greys_stay_grey_under_every_matrix(colorspace: int) -> None:
 
 @pytest.mark.parametrize(("colorspace", "name"), NOT_CONVERTED.items())
 def test_what_ffmpeg_does_not_convert_is_refused_by_name(colorspace: int, name: str) -> None:
-    with pytest.raises(VideoDefect, match=name):
+    with pytest.raises(VideoError, match=name):
         check_colorspace(colorspace)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.dali.encoded_input import Encoded, GraphDecoder, NotForGraph, check_encoded, stand_in
+from pipelines.dali.encoded_input import Encoded, GraphDecoder, NotForGraph, check_encoded, placeholder_video
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, start_at_the_second_keyframe
 
 NEAR = 8  # levels on average: decoders bring chroma to full size differently; another frame is 27 away
@@ -91,14 +91,14 @@ def test_videos_go_to_the_graph_with_their_numbers(tmp_path: Path) -> None:
 
 def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
     video = make_video(tmp_path, VP9)
-    with pytest.raises(VideoDefect, match="holds 40 frames, frame 40 was asked for") as caught:
+    with pytest.raises(VideoError, match="holds 40 frames, frame 40 was asked for") as caught:
         check(video, [0, 40])
     assert not isinstance(caught.value, NotForGraph)
     small = make_video(tmp_path, Kind("libvpx-vp9", "mkv", VP9.options, size=(64, 64), frames=3))
-    with pytest.raises(VideoDefect, match="has frames of 64x64, the manifest says 112x80") as caught:
+    with pytest.raises(VideoError, match="has frames of 64x64, the manifest says 112x80") as caught:
         check_encoded(small.read_bytes(), row_of(video), np.array([0]), GraphDecoder.CPU)
     assert not isinstance(caught.value, NotForGraph)
-    with pytest.raises(VideoDefect, match="is not a video"):
+    with pytest.raises(VideoError, match="is not a video"):
         check_encoded(b"no video" * 100, row_of(video), np.array([0]), GraphDecoder.CPU)
 
 
@@ -182,7 +182,7 @@ def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name:
 @pytest.mark.parametrize("decoder", GraphDecoder)
 def test_a_stand_in_is_taken(tmp_path: Path, decoder: GraphDecoder) -> None:
     video = tmp_path / "stand-in.mkv"
-    video.write_bytes(stand_in(decoder))
+    video.write_bytes(placeholder_video(decoder))
     assert check(video, [0], decoder).indices.tolist() == [0]
 
 

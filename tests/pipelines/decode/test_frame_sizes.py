@@ -13,7 +13,7 @@ from pipelines.augment.params import TrainClip
 from pipelines.dali.encoded_input import GraphDecoder, NotForGraph, check_encoded
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.decode.frame_sizes import CODECS, one_size
-from pipelines.worker_pool import Isolation
+from pipelines.worker_pool import IsolatedProcess
 from tests.pipelines.batches import loader, options
 from tests.pipelines.videos import KINDS, Kind, make_video, moving_picture
 
@@ -157,7 +157,7 @@ def batches(manifest: Path, decoder: str) -> tuple[list[int], list[int], list[st
     clips = loader(manifest, TrainClip(4, 32), batch=4, how=options(decoder))
     seen = [batch for _, batch in zip(range(2), clips, strict=False)]
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
-    reasons = [defect.reason for defect in clips.defects.take_fresh()]
+    reasons = [defect.reason for defect in clips.bad_samples.pop_new()]
     clips.close()
     return sorted(ids.tolist()), ids[~valid].tolist(), reasons
 
@@ -174,7 +174,7 @@ def test_damaged_mjpeg_does_not_end_the_rank(tmp_path: Path) -> None:
         )
     change_header(tmp_path / "3" / "clip.avi", frame=5, width=456)
     manifest = write_manifest(tmp_path / "train.arrow", rows, ["a", "b"]).path
-    with Isolation() as isolation:
+    with IsolatedProcess() as isolation:
         ids, bad, reasons = isolation.call(batches, manifest, "dali")
         assert (ids, bad) == (list(range(8)), [3])
         assert len(reasons) == 1 and reasons[0].startswith("may change the size of its frames")

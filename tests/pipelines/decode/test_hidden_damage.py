@@ -7,14 +7,14 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.dali.sample_reader import Decoding, Reader, Request
+from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.dataset.probe import probe_video
 from pipelines.decode import stream_decoder
 from pipelines.decode.demux import open_video, stored_packets
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.hidden_damage import CODECS, notice
 from tests.pipelines.videos import Kind, make_video, moving_picture
 
@@ -87,8 +87,8 @@ def test_no_error_of_a_library_ends_a_probe(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(av, "open", broken)
     words = "cannot be read: IndexError: tuple index out of range"
-    with pytest.raises(VideoDefect, match=words):
+    with pytest.raises(VideoError, match=words):
         probe_video(path)
     row = ManifestRow(path.name, 0, 0, 0, 3, 25.0, 112, 80, "mpeg4")
-    reader = Reader(Dataset([write_manifest(tmp_path / "m.arrow", [row], ["a"])]), Decoding("pyav"))
-    assert reader.load(Request(0, row, np.zeros(1, np.int32), None, False)).reason == words
+    reader = SampleReader(Dataset([write_manifest(tmp_path / "m.arrow", [row], ["a"])]), Decoding("pyav"))
+    assert reader.load(SampleRequest(0, row, np.zeros(1, np.int32), None, False)).reason == words

@@ -11,7 +11,7 @@ from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.orientation import Orientation
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.decode.test_decode import decode_by_dali, row_of
 from tests.pipelines.videos import BF, VP9, Kind, decode_all, make_video
 
@@ -59,10 +59,10 @@ def test_frames_are_turned_as_the_matrix_says(tmp_path: Path, matrix: tuple, tur
 
 def test_a_manifest_of_coded_sizes_is_refused(tmp_path: Path) -> None:
     video = make_video(tmp_path, Kind("libx264", "mp4", BF, degrees=90))
-    with pytest.raises(VideoDefect, match=r"manifest says 112x80; without the rotation"):
+    with pytest.raises(VideoError, match=r"manifest says 112x80; without the rotation"):
         decode_frames(video, np.array([0]), size=(80, 112))
     with pytest.raises(
-        VideoDefect, match=r"has frames of 80x112, the manifest says 80x80; the file changed since"
+        VideoError, match=r"has frames of 80x112, the manifest says 80x80; the file changed since"
     ):
         decode_frames(video, np.array([0]), size=(80, 80))
 

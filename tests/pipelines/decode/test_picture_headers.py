@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.decode.color import NOT_CONVERTED, check_colorspace
 from pipelines.decode.picture_headers import PictureScan, nal_types, nal_units
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.field_pictures import field_pictures
 from tests.pipelines.videos import BF, Kind, make_video
 
@@ -65,6 +65,6 @@ def test_units_are_found_by_start_codes_and_by_lengths() -> None:
 
 def test_matrices_that_ffmpeg_does_not_convert_are_named() -> None:
     for number, name in NOT_CONVERTED.items():
-        with pytest.raises(VideoDefect, match=f"colours in {name}"):
+        with pytest.raises(VideoError, match=f"colours in {name}"):
             check_colorspace(number)
     check_colorspace(1)

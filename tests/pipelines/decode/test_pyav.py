@@ -12,7 +12,7 @@ from pipelines.dataset.probe import probe_video
 from pipelines.decode import pyav
 from pipelines.decode.demux import open_video, read_index
 from pipelines.decode.pyav import decode_frames
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 
 TRIMMED = 7  # frames that the edit list of a fixture leaves out
@@ -113,7 +113,7 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
     expected = decode_all(video)
     damage(video, packet=12)
     np.testing.assert_array_equal(decode_frames(video, np.array([5, 30])), expected[[5, 30]])
-    with pytest.raises(VideoDefect, match=r"is damaged at or before frame 1\d of 40"):
+    with pytest.raises(VideoError, match=r"is damaged at or before frame 1\d of 40"):
         decode_frames(video, np.array([5, 20]))
 
 
@@ -131,7 +131,7 @@ def damage(video: Path, *, packet: int) -> None:
 def test_damage_is_never_shown_where_the_codec_notices(tmp_path: Path, name: str) -> None:
     video = make_video(tmp_path, KINDS[name])
     damage(video, packet=0)
-    with pytest.raises(VideoDefect, match=r"damaged"):
+    with pytest.raises(VideoError, match=r"damaged"):
         decode_frames(video, np.array([0, 2]))
 
 
@@ -146,7 +146,7 @@ def test_damage_is_never_shown_where_the_codec_notices(tmp_path: Path, name: str
 def test_files_cut_short_say_so(tmp_path: Path, name: str, reason: str) -> None:
     video = make_video(tmp_path, KINDS[name])
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with pytest.raises(VideoDefect, match=reason):
+    with pytest.raises(VideoError, match=reason):
         decode_frames(video, np.array([1, 39]))
 
 
@@ -154,7 +154,7 @@ def test_frames_of_another_size_are_noticed_before_a_window_is_cut(tmp_path: Pat
     video = make_video(tmp_path, B_FRAMES)
     decode_frames(video, np.array([1]), size=(80, 112))
     reason = "has frames of 112x80, the manifest says 640x480; the file changed since: make the manifest anew"
-    with pytest.raises(VideoDefect, match=reason):
+    with pytest.raises(VideoError, match=reason):
         decode_frames(video, np.array([1]), (0, 0, 400, 400), size=(480, 640))
 
 
@@ -164,22 +164,22 @@ def test_frames_that_change_their_size_are_noticed(tmp_path: Path) -> None:
     large = make_video(tmp_path, Kind("libx264", "ts", {"bf": "0", "g": "5"}, size=(96, 128), frames=10))
     joined = tmp_path / "joined.ts"
     joined.write_bytes(content + large.read_bytes())
-    with pytest.raises(VideoDefect, match="from frames of 112x80 to 128x96 at or before frame 1"):
+    with pytest.raises(VideoError, match="from frames of 112x80 to 128x96 at or before frame 1"):
         decode_frames(joined, np.array([2, 15]))
 
 
 def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
     path = make_video(tmp_path, B_FRAMES)
-    with pytest.raises(VideoDefect, match="holds 40 frames, frame 40 was asked for"):
+    with pytest.raises(VideoError, match="holds 40 frames, frame 40 was asked for"):
         decode_frames(path, np.array([40]))
     empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
     empty.touch()
     text.write_text("this is no video\n" * 100)
-    with pytest.raises(VideoDefect, match="is empty"):
+    with pytest.raises(VideoError, match="is empty"):
         decode_frames(empty, np.array([0]))
-    with pytest.raises(VideoDefect, match="is not a video"):
+    with pytest.raises(VideoError, match="is not a video"):
         decode_frames(text, np.array([0]))
-    with pytest.raises(VideoDefect, match="cannot be read: No such file"):
+    with pytest.raises(VideoError, match="cannot be read: No such file"):
         decode_frames(tmp_path / "gone.mp4", np.array([0]))
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.dali.sample_reader import Decoding, Reader, Request
+from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile
-from pipelines.errors import VideoDefect
+from pipelines.errors import VideoError
 from tests.conftest import MotionSet
 
 AT_ONCE = 5.0  # seconds; FFmpeg waited 21 for a session that nobody sends
@@ -60,13 +60,13 @@ def refusals(path: Path) -> list[str]:
     """What each way of reading a video says against the one at `path`."""
     said = []
     for read in (probe_video, lambda path: decode_frames(path, np.zeros(1, np.int32)), VideoFile):
-        with pytest.raises(VideoDefect) as caught:
+        with pytest.raises(VideoError) as caught:
             read(path)
         said.append(str(caught.value))
     row = ManifestRow(str(path.absolute()), 0, 0, 0, 8, 25.0, 64, 64, "h264")
     manifest = write_manifest(path.with_name(f"{path.name}.arrow"), [row], ["a"])
-    reader = Reader(Dataset([manifest]), Decoding("pyav"))
-    said.append(reader.load(Request(0, row, np.zeros(1, np.int32), None, False)).reason)
+    reader = SampleReader(Dataset([manifest]), Decoding("pyav"))
+    said.append(reader.load(SampleRequest(0, row, np.zeros(1, np.int32), None, False)).reason)
     return said
 
 
@@ -168,7 +168,7 @@ def test_what_names_other_files_or_hosts_opens_none(
     path = tmp_path / "clip.mp4"
     path.write_text(text.format(port=trap.port, other=other.format(port=trap.port, pipe=trap.pipe)))
     try:
-        with at_once(), pytest.raises(VideoDefect, match=r"is (not a video|a list of other files)"):
+        with at_once(), pytest.raises(VideoError, match=r"is (not a video|a list of other files)"):
             probe_video(path.read_bytes() if as_bytes else path, deep=True)
     finally:
         assert trap.close() == []

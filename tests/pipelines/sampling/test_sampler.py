@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.augment.params import TrainClip, draw_clip
-from pipelines.sampling.sampler import Part, Slot, TrainPlan, ViewPlan, permute
+from pipelines.sampling.sampler import Part, Slot, TrainSampler, ViewSampler, permute
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Widths:
         return int(np.searchsorted(self.ends, weight, side="right"))
 
 
-def stream(plan: TrainPlan, steps: int) -> list[Slot]:
-    return [plan.slot(step, place) for step in range(steps) for place in range(plan.global_batch)]
+def stream(sampler: TrainSampler, steps: int) -> list[Slot]:
+    return [sampler.slot(step, place) for step in range(steps) for place in range(sampler.global_batch)]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 7, 64, 1000, 4097])
@@ -50,25 +50,25 @@ def test_permutations_look_random() -> None:
 
 
 def test_any_place_of_a_hundred_million_clips_is_found_at_once() -> None:
-    plan = TrainPlan(100_000_000, 512, seed=1)
-    slots = [plan.slot(step=10**7, place=place) for place in range(512)]
+    sampler = TrainSampler(100_000_000, 512, seed=1)
+    slots = [sampler.slot(step=10**7, place=place) for place in range(512)]
     assert len({slot.sample for slot in slots}) == 512
     assert all(0 <= slot.sample < 100_000_000 for slot in slots)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_epoch_shows_every_sample_once_though_batches_straddle_it(shuffle: bool) -> None:
-    plan = TrainPlan(samples=10, global_batch=4, seed=0, shuffle=shuffle)
-    stream = [plan.slot(step, place) for step in range(10) for place in range(4)]
+    sampler = TrainSampler(samples=10, global_batch=4, seed=0, shuffle=shuffle)
+    stream = [sampler.slot(step, place) for step in range(10) for place in range(4)]
     for epoch in range(4):
         shown = [slot.sample for slot in stream if slot.epoch == epoch]
         assert sorted(shown) == list(range(10))
-    assert plan.epoch_of(5) == 2.0
+    assert sampler.epoch_of(5) == 2.0
 
 
 def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
-    plan = TrainPlan(samples=6, global_batch=4, seed=0, repeats=2)
-    slots = [plan.slot(0, place) for place in range(4)]
+    sampler = TrainSampler(samples=6, global_batch=4, seed=0, repeats=2)
+    slots = [sampler.slot(0, place) for place in range(4)]
     assert [slot.repeat for slot in slots] == [0, 1, 0, 1]
     assert slots[0].sample == slots[1].sample != slots[2].sample
     clip = TrainClip(8, 64)
@@ -81,23 +81,23 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
 
 
 def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
-    plan = TrainPlan(samples=1000, global_batch=4, seed=3, repeats=2)
-    slots = [plan.slot(step, place) for step in (0, 499, 500) for place in (0, 2)]
+    sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
+    slots = [sampler.slot(step, place) for step in (0, 499, 500) for place in (0, 2)]
     assert [slot.sample for slot in slots] == [788, 446, 580, 690, 575, 918]
     assert all(slot.draw == slot.sample for slot in slots)
     assert [slot.epoch for slot in slots] == [0, 0, 0, 0, 1, 1]
 
 
 def test_mask_keys_are_those_that_runs_have_begun_with() -> None:
-    plan = TrainPlan(samples=1000, global_batch=4, seed=3, repeats=2)
-    keys = [plan.mask_key(plan.slot(step, place)) for step in (0, 500) for place in (0, 1)]
+    sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
+    keys = [sampler.mask_key(sampler.slot(step, place)) for step in (0, 500) for place in (0, 1)]
     assert keys == [-8427985370965756799, -1936100254172305614, 3137187371888546726, -654898691175435119]
 
 
 def test_every_seed_epoch_draw_and_repeat_has_a_mask_key_of_its_own() -> None:
     keys = np.array(
         [
-            TrainPlan(8, 1, seed).mask_key(Slot(epoch, draw, sample=0, repeat=repeat))
+            TrainSampler(8, 1, seed).mask_key(Slot(epoch, draw, sample=0, repeat=repeat))
             for seed in range(6)
             for epoch in range(6)
             for draw in range(100)
@@ -113,14 +113,16 @@ def test_every_seed_epoch_draw_and_repeat_has_a_mask_key_of_its_own() -> None:
 
 
 def test_a_mask_key_is_the_draws_and_not_the_samples() -> None:
-    plan = TrainPlan(8, 1, seed=0)
-    assert plan.mask_key(Slot(0, 3, sample=3, repeat=0)) == plan.mask_key(Slot(0, 3, sample=5, repeat=0))
+    sampler = TrainSampler(8, 1, seed=0)
+    assert sampler.mask_key(Slot(0, 3, sample=3, repeat=0)) == sampler.mask_key(
+        Slot(0, 3, sample=5, repeat=0)
+    )
 
 
 def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
     """Compared with the first 64 bits of the generators in `params.py`, clip by clip."""
-    plan = TrainPlan(2000, 1, seed=0)
-    keys = np.array([plan.mask_key(Slot(0, draw, draw, repeat=0)) for draw in range(2000)]) / 2**64
+    sampler = TrainSampler(2000, 1, seed=0)
+    keys = np.array([sampler.mask_key(Slot(0, draw, draw, repeat=0)) for draw in range(2000)]) / 2**64
     for rest in ([], [1]):
         first = [np.random.default_rng([0, 0, draw, *rest]).random() for draw in range(2000)]
         assert abs(np.corrcoef(keys, first)[0, 1]) < 0.11  # 5 standard deviations
@@ -130,19 +132,19 @@ def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
     "ratios", [(3.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.2, 0.1), (1.0, 1000.0), (1e-3, 5.0, 2.0)]
 )
 def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...]) -> None:
-    plan = TrainPlan(50 * len(ratios), 8, seed=2, parts=tuple(Part(50, ratio) for ratio in ratios))
+    sampler = TrainSampler(50 * len(ratios), 8, seed=2, parts=tuple(Part(50, ratio) for ratio in ratios))
     shares = np.array(ratios) / sum(ratios)
     counts = np.zeros(len(ratios))
     for step in range(300):
         batch = np.bincount(
-            [plan.slot(step, place).sample // 50 for place in range(8)], minlength=len(ratios)
+            [sampler.slot(step, place).sample // 50 for place in range(8)], minlength=len(ratios)
         )
         counts += batch
         assert np.abs(batch - 8 * shares).max() < len(ratios)
         assert np.abs(counts - 8 * (step + 1) * shares).max() < len(ratios)
     far = 10**15
     later = np.bincount(
-        [plan.slot(far + step, place).sample // 50 for step in range(250) for place in range(8)],
+        [sampler.slot(far + step, place).sample // 50 for step in range(250) for place in range(8)],
         minlength=len(ratios),
     )
     assert np.abs(later - 2000 * shares).max() < 2 * len(ratios)
@@ -150,7 +152,7 @@ def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...
 
 def test_each_part_of_a_mixture_goes_through_epochs_of_its_own() -> None:
     parts = (Part(5, 2.0), Part(30, 1.0))
-    slots = stream(TrainPlan(35, 6, seed=0, parts=parts), 40)
+    slots = stream(TrainSampler(35, 6, seed=0, parts=parts), 40)
     for first, part in ((0, parts[0]), (5, parts[1])):
         own = [slot for slot in slots if first <= slot.sample < first + part.samples]
         epochs = Counter(slot.epoch for slot in own)
@@ -161,8 +163,8 @@ def test_each_part_of_a_mixture_goes_through_epochs_of_its_own() -> None:
 
 
 def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> None:
-    plan = TrainPlan(2000, 4, seed=0, parts=(Part(1000), Part(1000)))
-    slots = stream(plan, 500)
+    sampler = TrainSampler(2000, 4, seed=0, parts=(Part(1000), Part(1000)))
+    slots = stream(sampler, 500)
     one, two = ([slot.sample % 1000 for slot in slots if slot.sample // 1000 == part] for part in (0, 1))
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.15  # 4.7 standard deviations
     for place in range(4):
@@ -171,21 +173,21 @@ def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> Non
 
 
 def test_repeats_of_a_mixture_stand_side_by_side() -> None:
-    slots = stream(TrainPlan(20, 8, seed=1, repeats=2, parts=(Part(10, 3.0), Part(10))), 20)
+    slots = stream(TrainSampler(20, 8, seed=1, repeats=2, parts=(Part(10, 3.0), Part(10))), 20)
     for one, other in zip(slots[::2], slots[1::2], strict=True):
         assert (one.repeat, other.repeat) == (0, 1)
         assert (one.epoch, one.draw, one.sample) == (other.epoch, other.draw, other.sample)
 
 
 def test_a_mixture_in_order_is_in_order() -> None:
-    plan = TrainPlan(6, 4, seed=1, shuffle=False, parts=(Part(2), Part(4)))
-    assert [slot.sample for slot in stream(plan, 2)] == [0, 1, 2, 3, 0, 1, 4, 5]
+    sampler = TrainSampler(6, 4, seed=1, shuffle=False, parts=(Part(2), Part(4)))
+    assert [slot.sample for slot in stream(sampler, 2)] == [0, 1, 2, 3, 0, 1, 4, 5]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_equal_weights_show_every_sample_once_an_epoch(shuffle: bool) -> None:
     part = Part(1000, weights=Widths([0.1] * 1000))
-    slots = stream(TrainPlan(1000, 10, seed=4, shuffle=shuffle, parts=(part,)), 500)
+    slots = stream(TrainSampler(1000, 10, seed=4, shuffle=shuffle, parts=(part,)), 500)
     for epoch in range(5):
         assert sorted(slot.sample for slot in slots if slot.epoch == epoch) == list(range(1000))
 
@@ -194,8 +196,8 @@ def test_a_weighted_epoch_shows_each_sample_as_often_as_its_weight_says() -> Non
     weights = np.random.default_rng(0).exponential(size=200) ** 2
     weights[50:60] = 0
     expected = weights / weights.sum() * 200
-    plan = TrainPlan(200, 8, seed=9, parts=(Part(200, weights=Widths(list(weights))),))
-    slots = stream(plan, 250)  # ten epochs
+    sampler = TrainSampler(200, 8, seed=9, parts=(Part(200, weights=Widths(list(weights))),))
+    slots = stream(sampler, 250)  # ten epochs
     for epoch in range(10):
         counts = np.bincount([s.sample for s in slots if s.epoch == epoch], minlength=200)
         assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
@@ -205,8 +207,8 @@ def test_a_weighted_epoch_shows_each_sample_as_often_as_its_weight_says() -> Non
 
 
 def test_two_draws_of_one_sample_in_one_epoch_are_two_clips() -> None:
-    plan = TrainPlan(14, 7, seed=0, parts=(Part(4, weights=Widths([97, 1, 1, 1])), Part(10, 2.0)))
-    slots = stream(plan, 60)
+    sampler = TrainSampler(14, 7, seed=0, parts=(Part(4, weights=Widths([97, 1, 1, 1])), Part(10, 2.0)))
+    slots = stream(sampler, 60)
     assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
     assert Counter((slot.epoch, slot.sample) for slot in slots).most_common(1)[0][1] >= 3
 
@@ -217,19 +219,19 @@ def test_two_draws_of_one_sample_in_one_epoch_are_two_clips() -> None:
     ids=["plain", "weighted", "mixed"],
 )
 def test_data_of_single_samples_fill_batches_of_many_epochs(parts: tuple[Part, ...]) -> None:
-    plan = TrainPlan(max(1, len(parts)), 16, seed=0, parts=parts)
-    slots = stream(plan, 3)
-    assert {slot.sample for slot in slots} == set(range(plan.samples))
+    sampler = TrainSampler(max(1, len(parts)), 16, seed=0, parts=parts)
+    slots = stream(sampler, 3)
+    assert {slot.sample for slot in slots} == set(range(sampler.samples))
     assert len({(slot.sample, slot.epoch) for slot in slots}) == 48
-    assert plan.epoch_of(3) == 48 / plan.samples
+    assert sampler.epoch_of(3) == 48 / sampler.samples
 
 
 def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
-    plan = TrainPlan(10, 4, seed=1, parts=(Part(4, 2.0), Part(6, weights=Widths([1, 2, 3, 4, 5, 6]))))
-    slots = stream(plan, 5)
-    assert stream(pickle.loads(pickle.dumps(plan)), 5) == slots
+    sampler = TrainSampler(10, 4, seed=1, parts=(Part(4, 2.0), Part(6, weights=Widths([1, 2, 3, 4, 5, 6]))))
+    slots = stream(sampler, 5)
+    assert stream(pickle.loads(pickle.dumps(sampler)), 5) == slots
     with pytest.raises(ValueError, match="other than 11 samples"):
-        TrainPlan(11, 4, seed=1, parts=plan.parts)
+        TrainSampler(11, 4, seed=1, parts=sampler.parts)
     with pytest.raises(ValueError, match="at least one sample"):
         Part(0)
     for ratio in (0.0, -1.0, float("nan"), float("inf")):
@@ -239,11 +241,11 @@ def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
 
 @pytest.mark.parametrize(("samples", "batch", "ranks"), [(1, 4, 3), (12, 4, 3), (13, 4, 3), (50, 7, 2)])
 def test_evaluation_sees_every_video_once(samples: int, batch: int, ranks: int) -> None:
-    plan = ViewPlan(samples, batch, ranks)
+    sampler = ViewSampler(samples, batch, ranks)
     dealt = [
-        plan.sample(rank, number, place)
+        sampler.sample(rank, number, place)
         for rank in range(ranks)
-        for number in range(plan.batches)
+        for number in range(sampler.batches)
         for place in range(batch)
     ]
     assert sorted(sample for sample in dealt if sample >= 0) == list(range(samples))

@@ -91,7 +91,7 @@ def trainer_of(engine: Any) -> Trainer:
     for name in ("record", "stop", "skipped"):
         setattr(made, name, mock.Mock())
     made.checkpoints = mock.Mock(counts=lambda: (0, 0), is_due=lambda: False)
-    made.train_loader = mock.Mock(defects=mock.Mock(take_counts=lambda: (8, 0), fresh=[]))
+    made.train_loader = mock.Mock(bad_samples=mock.Mock(pop_counts=lambda: (8, 0), new=[]))
     return made
 
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.bad_samples import Defect, Defects
+from pipelines.bad_samples import BadSample, BadSamples
 from pipelines.loader import ClipBatch
-from pipelines.sampling.sampler import ViewPlan
+from pipelines.sampling.sampler import ViewSampler
 from tests.trainer.ranks import Ranks
 from trainer.errors import RunError
 from trainer.evaluation import scores as module
@@ -154,18 +154,18 @@ def gathered(first: int) -> list[int] | None:
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    plan = ViewPlan(7, 2, world_size)
+    sampler = ViewSampler(7, 2, world_size)
     dataset = mock.Mock(printable_path=lambda row: f"v{row}.mp4")
     gatherer = ScoreGatherer(dataset, 2, 3, first)
-    defects = Defects(videos={5: Defect(5, "v5.mp4", "is empty")})
-    for number in range(first // (2 * world_size), plan.batches):
-        ids = torch.tensor([plan.sample(rank, number, place) for place in range(2)])
+    bad_samples = BadSamples(videos={5: BadSample(5, "v5.mp4", "is empty")})
+    for number in range(first // (2 * world_size), sampler.batches):
+        ids = torch.tensor([sampler.sample(rank, number, place) for place in range(2)])
         labels = torch.where(ids >= 0, ids % 3, -1)
         scores = torch.nn.functional.one_hot(labels.clamp(min=0), 3).float()
         batch = ClipBatch(torch.zeros(2), labels, ids, (ids >= 0) & (ids != 5), torch.zeros(2))
         gatherer.add(batch, scores)
-    table = gatherer.gather(defects)
-    assert gatherer.gather(defects) is None  # nothing was added since
+    table = gatherer.gather(bad_samples)
+    assert gatherer.gather(bad_samples) is None  # nothing was added since
     assert (table is None) == (rank > 0)
     if table is None:
         return None

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipelines.bottleneck import Costs
-from pipelines.dali.pipeline import Processes
+from pipelines.bottleneck import StageCosts
+from pipelines.dali.pipeline import LoaderResources
 from trainer.monitoring.data_bottleneck import INTERVAL, DataWatch
 from trainer.monitoring.throughput import Totals
 
@@ -14,8 +14,8 @@ from trainer.monitoring.throughput import Totals
 class Loader:
     """As much of a `ClipLoader` as is looked at, with costs as they are set."""
 
-    costs: Costs = field(default_factory=Costs)
-    processes: Processes = field(default_factory=lambda: Processes(torch.device("cpu"), 2, 2, 2))
+    costs: StageCosts = field(default_factory=StageCosts)
+    processes: LoaderResources = field(default_factory=lambda: LoaderResources(torch.device("cpu"), 2, 2, 2))
 
 
 def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None:
@@ -23,12 +23,12 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
     watch = DataWatch(loader, cores=2)  # type: ignore[arg-type]
     assert watch.look(spent) is None
 
-    def pass_by(waiting: float, costs: Costs) -> None:
+    def pass_by(waiting: float, costs: StageCosts) -> None:
         spent.waiting += waiting
         spent.training += INTERVAL - waiting
         loader.costs = loader.costs + costs
 
-    decoding = Costs(clips=600, decodings=600, read=1.0, decode=57.0, augment=3.0)
+    decoding = StageCosts(clips=600, decodings=600, read=1.0, decode=57.0, augment=3.0)
     pass_by(0.0, decoding)
     first = watch.look(spent)
     assert first is not None

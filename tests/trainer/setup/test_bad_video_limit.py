@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pipelines.bad_samples import Defect
+from pipelines.bad_samples import BadSample
 from trainer.setup.bad_video_limit import BadVideos, few, surely_too_many, too_many
 
 
 def found(count: int) -> BadVideos:
     videos = BadVideos()
-    videos.add(Defect(sample, f"{sample}.mp4", "is empty (0 bytes)") for sample in range(count))
-    videos.add([Defect(0, "0.mp4", "found by another rank, too")])
+    videos.add(BadSample(sample, f"{sample}.mp4", "is empty (0 bytes)") for sample in range(count))
+    videos.add([BadSample(0, "0.mp4", "found by another rank, too")])
     return videos
 
 

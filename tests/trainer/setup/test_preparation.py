@@ -61,8 +61,8 @@ def prepared(*overrides: str) -> Preparation:
 
 def shares(made: Preparation, steps: int) -> list[float]:
     """The share of each training manifest in the first steps."""
-    plan, bounds = made.plan, [*made.train.starts, len(made.train)]
-    samples = [plan.slot(step, place).sample for step in range(steps) for place in range(16)]
+    sampler, bounds = made.sampler, [*made.train.starts, len(made.train)]
+    samples = [sampler.slot(step, place).sample for step in range(steps) for place in range(16)]
     return [
         sum(begin <= sample < end for sample in samples) / len(samples) for begin, end in pairwise(bounds)
     ]
@@ -70,8 +70,8 @@ def shares(made: Preparation, steps: int) -> list[float]:
 
 def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
     made = prepared()
-    assert (len(made.train), len(made.val), made.plan.parts) == (40, 8, ())
-    assert made.plan.steps_per_epoch == 5
+    assert (len(made.train), len(made.val), made.sampler.parts) == (40, 8, ())
+    assert made.sampler.steps_per_epoch == 5
     assert (made.layout.micro_batch, made.layout.accumulation, made.notes) == (8, 1, ())
     assert made.train.class_names == PLAIN
     assert settled(recipe(), made)["data.train (fingerprint)"] == Manifest.open("train.arrow").fingerprint
@@ -80,8 +80,8 @@ def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
 
 def test_manifests_without_ratios_are_shuffled_as_one(folder: Path) -> None:
     made = prepared("data.train=[train.arrow, more.arrow]")
-    assert made.plan.parts == ()
-    slots = [made.plan.slot(step, place) for step in range(8) for place in range(0, 16, 2)]
+    assert made.sampler.parts == ()
+    slots = [made.sampler.slot(step, place) for step in range(8) for place in range(0, 16, 2)]
     assert sorted(slot.sample for slot in slots if slot.epoch == 0) == list(range(60))
 
 
@@ -89,7 +89,7 @@ def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) ->
     mixed = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 3}]"
     made = prepared(mixed)
     assert shares(made, 1) == shares(made, 50) == [0.25, 0.75]
-    assert made.plan.steps_per_epoch == 60 / 8
+    assert made.sampler.steps_per_epoch == 60 / 8
     other = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 2}]"
     one, two = settled(recipe(mixed), made), settled(recipe(other), prepared(other))
     assert {name for name in one if one[name] != two[name]} == {"data.train (ratios)"}
@@ -97,13 +97,13 @@ def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) ->
 
 def test_weights_draw_by_weight_and_leave_manifests_their_number_of_rows(folder: Path) -> None:
     made = prepared("data.train=weighted.arrow")
-    slots = [made.plan.slot(step, place) for step in range(90) for place in range(0, 16, 2)]
+    slots = [made.sampler.slot(step, place) for step in range(90) for place in range(0, 16, 2)]
     counts = [sum(slot.sample == sample for slot in slots) / len(slots) for sample in range(10)]
     assert counts == pytest.approx([weight / 45 for weight in range(10)], abs=0.01)
     assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
-    again = pickle.loads(pickle.dumps(made.plan))  # as it travels to the processes that read
-    assert again.slot(80, 3) == made.plan.slot(80, 3)
-    assert len(pickle.dumps(made.plan)) < 1000
+    again = pickle.loads(pickle.dumps(made.sampler))  # as it travels to the processes that read
+    assert again.slot(80, 3) == made.sampler.slot(80, 3)
+    assert len(pickle.dumps(made.sampler)) < 1000
     both = prepared("data.train=[train.arrow, weighted.arrow]")
     assert shares(both, 50) == pytest.approx([0.8, 0.2], abs=0.01)
 

@@ -21,7 +21,7 @@ import torch
 
 from models import ModelError
 from models.cost import parameter_count
-from pipelines import TRIAL_DECODE
+from pipelines import SELFTEST_MODULE
 from pipelines.autotune import AHEAD
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
@@ -266,7 +266,7 @@ def _nvdec(index: int) -> Iterator[CheckResult]:
         advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
         yield CheckResult("NVDEC", Status.FAILED, f"{LIBRARY} cannot be loaded", advice)
         return
-    command = [sys.executable, "-m", TRIAL_DECODE, f"cuda:{index}", "--frames", str(FRAMES)]
+    command = [sys.executable, "-m", SELFTEST_MODULE, f"cuda:{index}", "--frames", str(FRAMES)]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=DECODING_LIMIT)
     except subprocess.TimeoutExpired:
