@@ -21,7 +21,7 @@ from pipelines.benchmark.plot import draw_rates
 from pipelines.benchmark.report import disturbance, summarise, terminal_table, write_report
 from pipelines.benchmark.workload import check_policies, combine
 from pipelines.errors import DataError
-from trainer.monitoring.progress import shown_progress
+from trainer.monitoring.progress import show_progress
 
 CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     measurements: list[Measurement] = []
     code = 0
     try:
-        with shown_progress("measuring") as progress:
+        with show_progress("measuring") as progress:
             for one in measure_all(CONTENDERS, workloads, args.repeats, args.seconds, cores, progress):
                 measurements.append(one)
     except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def footage(args: argparse.Namespace) -> dict[str, Path]:
     manifests = {}
     for gop in args.gop or (250, 12):
-        with shown_progress(f"footage with a keyframe every {gop} frames") as progress:
+        with show_progress(f"footage with a keyframe every {gop} frames") as progress:
             manifests[f"GOP {gop}"] = make_footage(args.out / "footage", gop, progress=progress)
     return manifests
 

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from trainer.errors import RunError, StartAgain, UserError
-from trainer.monitoring.progress import shown_progress
+from trainer.monitoring.progress import show_progress
 from trainer.resilience.signals import REQUEUE
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.command import (
     ComparisonRequest,
@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     )
     try:
-        with shown_progress("reading runs", sys.stderr) as progress:
+        with show_progress("reading runs", sys.stderr) as progress:
             found, baseline = gathering.runs(progress)
-        with shown_progress("comparing", sys.stderr) as progress:
+        with show_progress("comparing", sys.stderr) as progress:
             comparison = compare(found, baseline, progress)
         blocks = report(comparison, curves=arguments.out is not None or arguments.log_to is not None)
         if arguments.json:
@@ -96,4 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, "stopped: nothing was changed")
+    exit_with(main, "stopped: nothing was changed")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.errors import StartAgain, UserError
 from trainer.resilience.signals import REQUEUE
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 from trainer.tracking.mlflow_tracker import deliver_spool
 
 
@@ -42,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, "stopped: what is not delivered is kept")
+    exit_with(main, "stopped: what is not delivered is kept")

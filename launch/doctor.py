@@ -83,6 +83,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from trainer.system.process_exit import end_with
+    from trainer.system.process_exit import exit_with
 
-    end_with(main, interrupted="interrupted")
+    exit_with(main, interrupted="interrupted")

@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parse()
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer.distributed.error_output import show_error
+    from trainer.distributed.error_output import print_error
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
     from trainer.evaluation.target import Request
@@ -83,11 +83,11 @@ def main() -> int:
     try:
         return evaluate(request, arguments.device, as_json=arguments.json)
     except (UserError, DataError, ModelError) as error:
-        show_error(error, os.environ)
+        print_error(error, os.environ)
         return REQUEUE if isinstance(error, StartAgain) else 2
 
 
 if __name__ == "__main__":
-    from trainer.system.process_exit import end_with
+    from trainer.system.process_exit import exit_with
 
-    end_with(main, interrupted="interrupted before the evaluation began")
+    exit_with(main, interrupted="interrupted before the evaluation began")

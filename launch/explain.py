@@ -18,7 +18,7 @@ from pathlib import Path
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from trainer.errors import UserError
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -82,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, "interrupted")
+    exit_with(main, "interrupted")

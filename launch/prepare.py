@@ -28,8 +28,8 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
-from trainer.monitoring.progress import shown_progress
-from trainer.system.process_exit import end_in_order_at_sigterm
+from trainer.monitoring.progress import show_progress
+from trainer.system.process_exit import exit_on_sigterm
 
 
 def parse() -> argparse.Namespace:
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     if args.job == "motion":
-        with shown_progress("rendering") as progress:
+        with show_progress("rendering") as progress:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
             made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
         print("wrote", *map(printable, made))
@@ -78,21 +78,21 @@ def run(args: argparse.Namespace) -> int:
         new = balance(args.manifest, args.out, args.power)
         print(f"wrote {printable(new.path)}: {len(new)} videos of {len(new.class_names)} classes")
     elif args.job == "check":
-        with shown_progress("checking") as progress:
+        with show_progress("checking") as progress:
             report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
         print(report.summary())
         return 1 if report.bad else 0
     else:
         listing = args.read(args)
-        with shown_progress("probing") as shown:
+        with show_progress("probing") as shown:
             report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
-        compare_with_other_manifests(report, workers=args.workers, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=args.workers, progress_of=show_progress)
         print(report.summary())
     return 0
 
 
 if __name__ == "__main__":
-    end_in_order_at_sigterm("the same command starts anew")
+    exit_on_sigterm("the same command starts anew")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(parse()))

@@ -52,8 +52,8 @@ def main() -> int:
     from trainer.errors import UserError
     from trainer.inspection.batch_replay import replay_step
     from trainer.inspection.replay_report import as_json, lines, write_replay
-    from trainer.monitoring.progress import shown_progress
-    from trainer.monitoring.run_dir import RunFolder
+    from trainer.monitoring.progress import show_progress
+    from trainer.monitoring.run_dir import RunDir
 
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
@@ -65,9 +65,9 @@ def main() -> int:
         with ExitStack() as stack:
             if arguments.json:
                 stack.enter_context(redirect_stdout(sys.stderr))
-            making = stack.enter_context(shown_progress("clips"))
+            making = stack.enter_context(show_progress("clips"))
             done = replay_step(
-                RunFolder(arguments.run),
+                RunDir(arguments.run),
                 arguments.step,
                 device=device,
                 shown=arguments.clips,

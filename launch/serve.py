@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from trainer.errors import UserError
-from trainer.system.process_exit import end_in_order_at_sigterm, end_with
+from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parse()
-    end_in_order_at_sigterm("uploads are removed")
+    exit_on_sigterm("uploads are removed")
     try:
         return run(arguments)
     except (UserError, DataError) as error:
@@ -68,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, "interrupted; uploads are removed")
+    exit_with(main, "interrupted; uploads are removed")

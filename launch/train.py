@@ -64,7 +64,7 @@ def main() -> int:
     from models import ModelError
     from pipelines.errors import DataError
     from trainer.config.load import load_recipe
-    from trainer.distributed.error_output import show_error
+    from trainer.distributed.error_output import print_error
     from trainer.errors import StartAgain, UserError
     from trainer.resilience.signals import REQUEUE
 
@@ -78,21 +78,19 @@ def main() -> int:
         run_dir = arguments.run_dir or recipe.run.dir / recipe.name
         if arguments.check:
             from trainer.dry_run import check
-            from trainer.monitoring.run_dir import RunFolder
+            from trainer.monitoring.run_dir import RunDir
 
-            return check(
-                recipe, RunFolder(run_dir), arguments.ranks, arguments.resume, arguments.allow_change
-            )
+            return check(recipe, RunDir(run_dir), arguments.ranks, arguments.resume, arguments.allow_change)
         from trainer.run import train
 
         return train(recipe, run_dir, arguments.resume, arguments.allow_change)
     except (UserError, DataError, ModelError) as error:
-        show_error(error, os.environ)
+        print_error(error, os.environ)
         return REQUEUE if isinstance(error, StartAgain) else 2
 
 
 if __name__ == "__main__":
-    from trainer.system.process_exit import end_with
+    from trainer.system.process_exit import exit_with
 
     # While libraries are loaded; from then on a run saves first.
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

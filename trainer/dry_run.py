@@ -31,8 +31,8 @@ from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.console import gmacs
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.console import format_gmacs
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.embedded_data import check_embedded
 from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
@@ -78,7 +78,7 @@ class _Problems(list[str]):
 
 def check(
     recipe: Recipe,
-    folder: RunFolder,
+    folder: RunDir,
     ranks: int | None = None,
     resume: str = "auto",
     allowed: Sequence[str] = (),
@@ -164,7 +164,7 @@ def _class_names(recipe: Recipe) -> tuple[str, ...]:
     return ()
 
 
-def _goes_on(folder: RunFolder, resume: str) -> bool:
+def _goes_on(folder: RunDir, resume: str) -> bool:
     """Whether the start would go on from a checkpoint."""
     if resume == "auto":
         return bool(Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible())
@@ -245,7 +245,7 @@ def _rows(
     yield (
         "cost",
         (
-            f"{gmacs(multiply_accumulates(config) / 1e9)} a view; "
+            f"{format_gmacs(multiply_accumulates(config) / 1e9)} a view; "
             f"{_flop(train_step_flops(config))} a clip and training step"
         ),
     )

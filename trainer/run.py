@@ -23,9 +23,15 @@ from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import check_finite, save_weights
 from trainer.checkpoint.weights_origin import Began, began_from, recorded
 from trainer.config.schema import Recipe
-from trainer.distributed.collectives import from_main, same_on_all, together
-from trainer.distributed.environment import Environment, cores_per_rank, describe, find_environment, job_end
-from trainer.distributed.manifest_cache import read_first
+from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
+from trainer.distributed.environment import (
+    Environment,
+    cores_per_rank,
+    describe_environment,
+    find_environment,
+    job_end,
+)
+from trainer.distributed.manifest_cache import prefetch_manifests
 from trainer.distributed.step_sync import Tally
 from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory_estimate import find_available_memory
@@ -35,18 +41,18 @@ from trainer.evaluation.finished_run import Again, changed_settings, evaluated_a
 from trainer.evaluation.scores import About
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import open_display
-from trainer.monitoring.data_bottleneck import DataWatch
-from trainer.monitoring.run_dir import RunFolder
-from trainer.monitoring.throughput import Meters, Totals
-from trainer.resilience.crash_report import note_failure
+from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
+from trainer.monitoring.run_dir import RunDir
+from trainer.monitoring.throughput import RunTotals, ThroughputMeter
+from trainer.resilience.crash_report import write_crash_report
 from trainer.resilience.launcher_watch import LauncherWatch
-from trainer.resilience.nonfinite import Inquiry
+from trainer.resilience.nonfinite import NonfiniteDiagnosis
 from trainer.resilience.run_lock import RunLock, acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_semaphores
 from trainer.resilience.watchdog import Watchdog
-from trainer.run_logger import Record
+from trainer.run_logger import RunLogger
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
@@ -83,14 +89,14 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
         rendezvous=recipe.run.rendezvous_minutes,
     )
     try:
-        code = Run(recipe, RunFolder(run_dir), environment).train(resume, allowed)
+        code = Run(recipe, RunDir(run_dir), environment).train(resume, allowed)
     except AgreedError:
         disconnect()
         raise
     except (UserError, DataError, ModelError):
         raise  # told in words
     except Exception as error:
-        note_failure(run_dir, environment, error)
+        write_crash_report(run_dir, environment, error)
         raise
     disconnect()
     return code
@@ -99,12 +105,12 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
 class Run:
     """One rank's part in a run."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, environment: Environment) -> None:
+    def __init__(self, recipe: Recipe, folder: RunDir, environment: Environment) -> None:
         self.recipe = recipe
         self.folder = folder
         self.environment = environment
         self.is_main = environment.is_main
-        self._meters: Meters | None = None
+        self._meter: ThroughputMeter | None = None
         self._notes = environment.notes
         self._launcher = LauncherWatch(environment.launcher)
         self._lock: RunLock | None = None  # of the folder, on rank 0
@@ -115,30 +121,32 @@ class Run:
         self.checkpoints = Checkpoints(
             Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
-            attachments=folder.travelling,
+            attachments=folder.checkpointed_files,
         )
 
     def train(self, resume: str, allowed: Sequence[str]) -> int:
-        same_on_all("the recipe", self.recipe.to_yaml())
-        together(self._check_place)
-        together(self._render)
+        check_same_on_all_ranks("the recipe", self.recipe.to_yaml())
+        run_on_all_ranks(self._check_place)
+        run_on_all_ranks(self._render)
         room = find_available_memory(self.environment)
         node_copy = self.recipe.data.node_copy
-        together(lambda: read_first(manifests(self.recipe), self.environment, node_copy))
-        prepared = together(lambda: prepare(self.recipe, self.environment.world_size, room, node_copy))
+        run_on_all_ranks(lambda: prefetch_manifests(manifests(self.recipe), self.environment, node_copy))
+        prepared = run_on_all_ranks(
+            lambda: prepare(self.recipe, self.environment.world_size, room, node_copy)
+        )
         gpu = self.environment.device.type == "cuda"
-        together(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
-        self._notes += together(lambda: self._check_videos(prepared))
+        run_on_all_ranks(lambda: check_decoder(self.recipe, prepared.train, gpu=gpu))
+        self._notes += run_on_all_ranks(lambda: self._check_videos(prepared))
         with ExitStack() as stack:
             stack.push(self._release_folder)
-            together(self._acquire_folder)
-            self._notes += together(lambda: self._first_notes(prepared))
-            together(lambda: check_resume(self.folder, resume))
+            run_on_all_ranks(self._acquire_folder)
+            self._notes += run_on_all_ranks(lambda: self._first_notes(prepared))
+            run_on_all_ranks(lambda: check_resume(self.folder, resume))
             found, state = self._find_checkpoint(prepared, resume, allowed)
             began = self._began_from(prepared, state)
             self._again = self._evaluates_again(prepared, found, state)
-            together(lambda: self._create_folder(found, 0 if state is None else state.step))
-            stop = stack.enter_context(together(self._stop_request))
+            run_on_all_ranks(lambda: self._create_folder(found, 0 if state is None else state.step))
+            stop = stack.enter_context(run_on_all_ranks(self._stop_request))
             watchdog = stack.enter_context(self._watchdog())
             self._trains = True
             trainer = self._build(prepared, found, state, began, stop, watchdog, stack)
@@ -154,13 +162,13 @@ class Run:
                     self._write_results(prepared, trainer)
                 status = "FINISHED" if finished else "KILLED"
             except UserError as error:
-                trainer.record.failed(trainer.step, str(error))
+                trainer.run_logger.log_failure(trainer.step, str(error))
                 raise
             finally:
                 self.checkpoints.finish()
-                trainer.record.close(status, MLFLOW_PATIENCE)
+                trainer.run_logger.close(status, MLFLOW_PATIENCE)
             if finished and self._again is None:
-                trainer.record.finished()
+                trainer.run_logger.print_summary()
             code = 0 if finished else self._leave(trainer, stop)
             # A launcher that sees one rank gone soon ends the others: rank 0 may still be at work.
             dist.barrier()
@@ -178,7 +186,7 @@ class Run:
 
     def _time_to_leave(self) -> float:
         """Seconds from the time limit's word to the end; the ranks agree on it a step or two later."""
-        step = 0.0 if self._meters is None else self._meters.rates().seconds_per_step
+        step = 0.0 if self._meter is None else self._meter.rates().seconds_per_step
         return LEAVING_TAKES + 3 * step + 3 * self.checkpoints.longest
 
     def _watchdog(self) -> Watchdog:
@@ -250,7 +258,7 @@ class Run:
         if resume != "never":
             found = self.checkpoints.newest() if resume == "auto" else Path(resume)
         if found is None:
-            together(lambda: check_names(allowed, now))
+            run_on_all_ranks(lambda: check_names(allowed, now))
             return None, None
         return found, self.checkpoints.read(found, settled=now, allowed=allowed, verify=resume != "auto")
 
@@ -263,10 +271,10 @@ class Run:
         if state is None:
             if weights is not None:
                 clips = preprocessing(self.recipe, prepared.config)
-                self._starting = together(
+                self._starting = run_on_all_ranks(
                     lambda: plan_start(weights, prepared.config, prepared.train.class_names, clips)
                 )
-            return together(lambda: began_from(weights) if self.is_main else None)
+            return run_on_all_ranks(lambda: began_from(weights) if self.is_main else None)
         began = recorded(state)
         file = None if began is None else Path(began["file"])
         if weights != file:
@@ -284,16 +292,18 @@ class Run:
             return
         try:
             # What saves took before: the first of this start is to leave in time, too.
-            self.checkpoints.longest = self.folder.longest_save()
+            self.checkpoints.longest = self.folder.find_longest_save()
             if self._again is not None and found is not None:
-                self.folder.take_along(found)
+                self.folder.copy_missing_from(found)
                 return
             if found is None:
                 self._part_from_earlier_start()
             trained = self._trained if self.folder.recipe.exists() else None
-            self.folder.create(recipe=None if trained else self.recipe.to_yaml(), environment=describe())
+            self.folder.create(
+                recipe=None if trained else self.recipe.to_yaml(), environment=describe_environment()
+            )
             if found is not None:
-                self.folder.take_along(found)
+                self.folder.copy_missing_from(found)
             self.checkpoints.shelf.tidy(step, found)
         except OSError as error:
             raise RunError(
@@ -325,7 +335,7 @@ class Run:
             return None
         steps = Schedule.of(self.recipe, prepared.sampler.steps_per_epoch).total_steps
         self._trained = state if state.step >= steps else None
-        ended = from_main(self.is_main and is_finished(self.folder, found, state, steps))
+        ended = broadcast_from_main(self.is_main and is_finished(self.folder, found, state, steps))
         return evaluated_again(self.recipe, state) if ended else None
 
     def _build(
@@ -341,14 +351,14 @@ class Run:
         recipe, environment = self.recipe, self.environment
         torch.manual_seed(recipe.seed)
         engine = Engine(
-            together(lambda: self._model(prepared)),
+            run_on_all_ranks(lambda: self._model(prepared)),
             recipe,
             environment,
             prepared.layout,
         )
         fixed = {**settled(recipe, prepared), WEIGHTS: began}
         schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
-        self._meters = meters = Meters(
+        self._meter = meter = ThroughputMeter(
             device=environment.device,
             world_size=environment.world_size,
             # Utilisation is of useful work: what is computed twice to save memory does not count.
@@ -357,23 +367,23 @@ class Run:
         step = 0
         if state is not None:
             step = state.step
-            spent, on_devices = self.folder.last_spent()
+            spent, on_devices = self.folder.read_last_spent()
             before = state.spent.get("device_seconds")
-            meters.restore(
+            meter.restore(
                 state.spent,
-                done_again=spent - Totals.of(state.spent).seconds,
+                done_again=spent - RunTotals.of(state.spent).seconds,
                 device_done_again=None if on_devices is None or before is None else on_devices - before,
                 restarts=self._again is None,
             )
         train, val, notes = open_loaders(
             recipe, environment, prepared, self.folder, first_step=step, stack=stack
         )
-        record = self._open_record(prepared, schedule, step, found, state, stack)
+        run_logger = self._open_run_logger(prepared, schedule, step, found, state, stack)
         for line in (*self._notes, *prepared.notes, *notes):
-            record.warn(line)
-        record.note(train.tuning)
+            run_logger.log_warning(line)
+        run_logger.log_note(train.tuning)
         for line in self._starting.report if self._starting is not None else ():
-            record.note(line)
+            run_logger.log_note(line)
         return Trainer(
             engine=engine,
             sampler=prepared.sampler,
@@ -382,16 +392,18 @@ class Run:
             val_loader=val,
             classes=prepared.config.num_classes,
             checkpoints=self.checkpoints,
-            record=record,
-            meters=meters,
+            run_logger=run_logger,
+            meter=meter,
             stop=stop,
             watchdog=watchdog,
-            inquiry=Inquiry(engine, self.folder.path, self._description(prepared), prepared.train.path),
+            inquiry=NonfiniteDiagnosis(
+                engine, self.folder.path, self._description(prepared), prepared.train.path
+            ),
             skipped=self._skipped_steps(fixed),
             settled=fixed,
             description=self._description(prepared),
             tally=Tally(environment.device),
-            data_watch=DataWatch(train, cores_per_rank(environment)),
+            data_monitor=DataBottleneckMonitor(train, cores_per_rank(environment)),
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
             keeps_best=recipe.run.keep_best,
@@ -410,7 +422,7 @@ class Run:
         val, evaluation = prepared.val, self.recipe.evaluation
         return FinalScores(
             self.folder.scores,
-            self.folder.telling,
+            self.folder.best_effort,
             loader,
             val,
             About(
@@ -430,12 +442,12 @@ class Run:
         """Of this run, by rank 0's account. Collective."""
         # A change of precision is a remedy: what it was before does not count.
         settings = {**fixed, "engine.precision": self.recipe.engine.precision}
-        found = [self.folder.skipped_steps(settings) if self.is_main else 0]
+        found = [self.folder.read_skipped_steps(settings) if self.is_main else 0]
         dist.broadcast_object_list(found)
         return SkippedSteps(
             self.recipe.optimisation.skipped_steps,
             found[0],
-            keep=(lambda count: self.folder.keep_skipped_steps(count, settings)) if self.is_main else None,
+            keep=(lambda count: self.folder.write_skipped_steps(count, settings)) if self.is_main else None,
         )
 
     def _description(self, prepared: Preparation) -> dict[str, Any]:
@@ -455,7 +467,7 @@ class Run:
             self._starting.load(model)
         return model
 
-    def _open_record(
+    def _open_run_logger(
         self,
         prepared: Preparation,
         schedule: Schedule,
@@ -463,7 +475,7 @@ class Run:
         found: Path | None,
         state: TrainState | None,
         stack: ExitStack,
-    ) -> Record:
+    ) -> RunLogger:
         recipe, environment = self.recipe, self.environment
         display = stack.enter_context(
             open_display(
@@ -490,7 +502,7 @@ class Run:
             "train_fingerprint": prepared.train.fingerprint,
             "val_fingerprint": prepared.val.fingerprint,
         }
-        starts = 1 if self._meters is None else self._meters.spent.starts
+        starts = 1 if self._meter is None else self._meter.spent.starts
         trains = self._again is None and recipe.tracking.enabled
         if self.is_main and trains:
             if found is None:
@@ -503,7 +515,7 @@ class Run:
         if trains:
             tracker.artifact(self.folder.recipe)
             tracker.artifact(self.folder.environment)
-        record = Record(
+        run_logger = RunLogger(
             self.folder,
             tracker,
             display,
@@ -521,7 +533,7 @@ class Run:
                 f"the run has ended after step {step}: it is evaluated again, and what is recorded of its "
                 "training stays. For a new run name another --run-dir"
             )
-        record.started(
+        run_logger.log_start(
             f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.sampler.global_batch} clips "
             f"({ranks} on {environment.device.type} x {layout.micro_batch} clips x {layout.accumulation} "
             f"accumulated); {len(prepared.train):,} training and {len(prepared.val):,} validation videos",
@@ -536,7 +548,7 @@ class Run:
             **fingerprints,
             changed={} if state is None else changed_settings(self.recipe, state),
         )
-        return record
+        return run_logger
 
     def _random_clips(self, prepared: Preparation) -> torch.Tensor:
         config = prepared.config
@@ -547,9 +559,9 @@ class Run:
     def _write_results(self, prepared: Preparation, trainer: Trainer) -> None:
         with trainer.engine.ema_weights():
             weights = trainer.engine.gather_weights()
-        together(lambda: self._save_weights(weights, trainer.description))
-        best = together(lambda: self._save_best(trainer.step))
-        final, totals = trainer.final, trainer.meters.spent
+        run_on_all_ranks(lambda: self._save_weights(weights, trainer.description))
+        best = run_on_all_ranks(lambda: self._save_best(trainer.step))
+        final, totals = trainer.final, trainer.meter.spent
         summary = {
             "top1": None if final is None else final.top1,
             "top5": None if final is None else final.top5,
@@ -567,17 +579,17 @@ class Run:
             "lost_seconds": totals.lost,
             "starts": totals.starts,
             "spent": totals.words,
-            "gpu_hours": trainer.meters.device_seconds / 3600,
-            "mfu": trainer.meters.mfu(totals.clips_per_second),
-            "quarantined": trainer.record.quarantined,
+            "gpu_hours": trainer.meter.device_seconds / 3600,
+            "mfu": trainer.meter.mfu(totals.clips_per_second),
+            "quarantined": trainer.run_logger.quarantined,
             "parameters": parameter_count(prepared.config),
             "gmacs": multiply_accumulates(prepared.config) / 1e9,
         }
-        together(lambda: trainer.record.summarise(summary))
+        run_on_all_ranks(lambda: trainer.run_logger.write_summary(summary))
         if self.is_main and final is not None and self.folder.scores.exists():
-            trainer.record.examples(prepared.val)
+            trainer.run_logger.log_examples(prepared.val)
         if self.recipe.tracking.register_as is not None:
-            trainer.record.register(self.recipe.tracking.register_as)
+            trainer.run_logger.register_weights(self.recipe.tracking.register_as)
 
     def _save_weights(self, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
         if self.is_main:
@@ -593,10 +605,10 @@ class Run:
         heard: list[str | None] = [None] * self.environment.world_size
         dist.all_gather_object(heard, stop.requested)
         reasons = sorted({reason for reason in heard if reason is not None})
-        trainer.record.left(
+        trainer.run_logger.log_stop(
             trainer.step,
             " and ".join(reasons),
-            trainer.meters.spent.seconds,
+            trainer.meter.spent.seconds,
             unsaved=None if trainer.is_finite else trainer.last_saved(),
         )
         return exit_code(reasons)

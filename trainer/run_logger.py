@@ -12,30 +12,30 @@ from torch import Tensor
 
 from pipelines.bad_samples import BadSample, BadSamples
 from pipelines.dataset.concat import Dataset
-from trainer.distributed.async_copy import Arrival
+from trainer.distributed.async_copy import AsyncCopy
 from trainer.distributed.step_sync import StepTotals
 from trainer.errors import RunError
 from trainer.evaluation.confusion_matrix import CLASS_TABLE, class_table, draw_confusion
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.finished_run import Again
 from trainer.evaluation.multi_view import Evaluation
-from trainer.monitoring.console import Display, duration
+from trainer.monitoring.console import Display, format_duration
 from trainer.monitoring.data_bottleneck import DataReport
-from trainer.monitoring.loss_spikes import Spikes
-from trainer.monitoring.run_dir import RunFolder
-from trainer.monitoring.throughput import Meters
+from trainer.monitoring.loss_spikes import LossSpikeDetector
+from trainer.monitoring.run_dir import RunDir
+from trainer.monitoring.throughput import ThroughputMeter
 from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.training_tracker import TrainingTracker
 
 
-class Record:
+class RunLogger:
     """folder, tracker: of the run; used on rank 0 only. every_steps: between two records in MLflow. again:
     how a finished run is evaluated again, which leaves its events and results as they are.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDir,
         tracker: Tracker,
         display: Display,
         *,
@@ -55,31 +55,31 @@ class Record:
         self._class_names = class_names
         self._again = again
         self._is_main = dist.get_rank() == 0
-        self._spikes = Spikes()
+        self._spikes = LossSpikeDetector()
         self._best = best
         self._loss_sum, self._loss_steps = 0.0, 0  # of the steps since the evaluation before
-        self._launched: dict[int, tuple[float, Arrival | float | None]] = {}
-        self._quarantined = len(folder.quarantined()) if self._is_main else 0
+        self._launched: dict[int, tuple[float, AsyncCopy | float | None]] = {}
+        self._quarantined = len(folder.read_quarantined()) if self._is_main else 0
 
-    def launched(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
+    def log_launch(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
         """Keep what is known of a step at once, until its totals are there."""
         if self._is_main:
-            norm = Arrival(gradient_norm) if isinstance(gradient_norm, Tensor) else gradient_norm
+            norm = AsyncCopy(gradient_norm) if isinstance(gradient_norm, Tensor) else gradient_norm
             self._launched[step] = (learning_rate, norm)
 
-    def step(self, totals: StepTotals, meters: Meters, epoch: float) -> None:
+    def log_step(self, totals: StepTotals, meter: ThroughputMeter, epoch: float) -> None:
         """Tell of a finished step; its number is shown as the steps done."""
         if not self._is_main:
             return
         learning_rate, norm = self._launched.pop(totals.step)
         done = totals.step + 1
-        rates = meters.rates()
-        gradient_norm = float(norm.values()) if isinstance(norm, Arrival) else norm
-        self._folder.event(
+        rates = meter.rates()
+        gradient_norm = float(norm.values()) if isinstance(norm, AsyncCopy) else norm
+        self._folder.append_event(
             "step",
             step=done,
             total_steps=self._total_steps,
-            starts=meters.spent.starts,
+            starts=meter.spent.starts,
             loss=totals.loss,
             batch_hash=totals.batch_hash,
             learning_rate=learning_rate,
@@ -87,8 +87,8 @@ class Record:
             clips_per_second=round(rates.clips_per_second, 3),
             data_wait_share=round(rates.data_wait_share, 4),
             bad_clips=totals.bad,
-            spent=round(meters.spent.seconds, 3),
-            device_seconds=round(meters.device_seconds, 3),
+            spent=round(meter.spent.seconds, 3),
+            device_seconds=round(meter.device_seconds, 3),
             mfu=rates.mfu,
             quarantined=self._quarantined,
         )
@@ -98,7 +98,7 @@ class Record:
             self._loss_steps += 1
         self._tracker.step(
             totals,
-            meters,
+            meter,
             epoch=epoch,
             learning_rate=learning_rate,
             gradient_norm=gradient_norm,
@@ -110,45 +110,47 @@ class Record:
             loss=totals.loss,
             learning_rate=learning_rate,
             rates=rates,
-            seconds_left=meters.time_left(self._total_steps - done),
+            seconds_left=meter.time_left(self._total_steps - done),
         )
 
     def _mark_spike(self, done: int, loss: float) -> None:
-        spike = self._spikes.look(loss)
+        spike = self._spikes.detect(loss)
         if spike is None:
             return
-        self._folder.event("spike", step=done, loss=loss, usual=spike.usual, deviations=spike.deviations)
+        self._folder.append_event(
+            "spike", step=done, loss=loss, usual=spike.usual, deviations=spike.deviations
+        )
         self._tracker.spike(done, spike.deviations)
         self._display.warn(
             f"step {done}: the loss jumps to {loss:.4f}; {spike.usual:.4f} was usual ({spike.deviations:.0f} "
             "standard deviations)"
         )
 
-    def skipped(self, step: int, words: str, file: Path | None) -> None:
+    def log_skipped_step(self, step: int, words: str, file: Path | None) -> None:
         """Tell of a step that changed nothing, and where its clips are kept for a replay."""
         if self._is_main:
-            self._folder.event(
+            self._folder.append_event(
                 "skipped", step=step + 1, words=words, file=None if file is None else str(file)
             )
             self._tracker.skipped(step + 1)
             self._display.warn(words)
 
-    def data(self, step: int, report: DataReport | None) -> None:
+    def log_data_cost(self, step: int, report: DataReport | None) -> None:
         """Tell what the data costs, and, when that changes, which stage of it keeps the run waiting."""
         if not self._is_main or report is None:
             return
         done = step + 1
         costs = {f"{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
-        self._folder.event("data", step=done, limit=report.limit.stage, **costs)
+        self._folder.append_event("data", step=done, limit=report.limit.stage, **costs)
         self._tracker.data(done, report.milliseconds, report.limit.stage)
         if report.changed:
-            self._display.note(report.words)
+            self._display.note(report.message)
 
-    def evaluating(self, batches: int) -> Callable[[int], None]:
+    def log_evaluation_progress(self, batches: int) -> Callable[[int], None]:
         """Returns what is to be told of each of so many batches."""
         return lambda done: self._display.evaluating(done, batches)
 
-    def evaluation(self, step: int, result: Evaluation) -> None:
+    def log_evaluation(self, step: int, result: Evaluation) -> None:
         """Tell of an evaluation after `step` steps, and draw its confusion matrix."""
         if not self._is_main:
             return
@@ -156,18 +158,18 @@ class Record:
         again = self._again
         told: dict[str, Any] = {"step": step, "videos": result.videos, "bad": result.bad, **values}
         if again is None:
-            self._folder.event("evaluation", **told)
+            self._folder.append_event("evaluation", **told)
         else:
-            self._folder.event("re-evaluation", **told, **again.settings)
+            self._folder.append_event("re-evaluation", **told, **again.settings)
         self._display.note(self._in_words(step, result))
         if again is not None:
             self._tracker.evaluation_again(step, values, again.metrics)
             return
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
-        with self._folder.telling(self._folder.confusion):
+        with self._folder.best_effort(self._folder.confusion):
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
         table = self._folder.path / CLASS_TABLE
-        with self._folder.telling(table):
+        with self._folder.best_effort(table):
             self._folder.write_json(table, class_table(result.confusion, self._class_names))
         self._tracker.evaluation(step, values, table, self._folder.confusion)
 
@@ -186,14 +188,14 @@ class Record:
         measured = f"{accuracy}, loss {result.loss:.4f} of {result.videos} videos{bad}"
         return f"evaluation after step {step}: {measured}{trained}{best}"
 
-    def checkpoint(self, step: int, path: Path, seconds: float) -> None:
+    def log_checkpoint(self, step: int, path: Path, seconds: float) -> None:
         """Tell of a checkpoint that has become visible, so many seconds after its save began."""
         if self._is_main:
-            self._folder.event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+            self._folder.append_event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
             self._tracker.checkpoint(step, path)
             self._display.note(f"checkpoint after step {step}: {path}")
 
-    def quarantine(self, bad_samples: BadSamples) -> list[BadSample]:
+    def quarantine_bad_samples(self, bad_samples: BadSamples) -> list[BadSample]:
         """Gather the videos that any rank found bad and write them down. Collective; all get the same."""
         gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, bad_samples.pop_new())
@@ -203,7 +205,7 @@ class Record:
             self._quarantined += len(fresh)
             for entry in fresh:
                 self._display.warn(f"bad video, left out: {entry['path']} {entry['reason']}")
-                self._folder.event("quarantine", **entry)
+                self._folder.append_event("quarantine", **entry)
         return found
 
     @property
@@ -211,35 +213,36 @@ class Record:
         """Videos in quarantine so far, on rank 0; 0 on the others."""
         return self._quarantined
 
-    def where_quarantined(self) -> Path:
+    @property
+    def quarantine_file(self) -> Path:
         return self._folder.quarantine
 
-    def started(self, text: str, **values: Any) -> None:
+    def log_start(self, text: str, **values: Any) -> None:
         """Tell that the run begins or goes on."""
         if self._is_main:
             if self._again is None:
-                self._folder.event("start", **values)
+                self._folder.append_event("start", **values)
             self._display.note(text)
 
-    def note(self, text: str) -> None:
+    def log_note(self, text: str) -> None:
         """Tell something worth a line."""
         if self._is_main:
             self._display.note(text)
 
-    def warn(self, text: str) -> None:
+    def log_warning(self, text: str) -> None:
         """Tell something that whoever watches had better know."""
         if self._is_main:
             self._display.warn(text)
 
-    def left(self, step: int, reason: str, seconds: float, unsaved: str | None = None) -> None:
+    def log_stop(self, step: int, reason: str, seconds: float, unsaved: str | None = None) -> None:
         """Tell that the run leaves before its end. unsaved: what there is, where this step was not saved."""
         if not self._is_main:
             return
         if self._again is not None:
             self._display.note(f"stopped by {reason}: the run had ended before, and is as it was")
             return
-        self._folder.event("left", step=step, reason=reason)
-        where = f"stopped by {reason} after step {step} of {self._total_steps}, {duration(seconds)} in"
+        self._folder.append_event("left", step=step, reason=reason)
+        where = f"stopped by {reason} after step {step} of {self._total_steps}, {format_duration(seconds)} in"
         if unsaved is None:
             self._display.note(f"{where}. All is saved: give the same command again to continue")
         else:
@@ -248,12 +251,12 @@ class Record:
                 f"{unsaved}. The same command goes on from what there is"
             )
 
-    def failed(self, step: int, words: str) -> None:
+    def log_failure(self, step: int, words: str) -> None:
         """Tell that the run ends by an error after so many steps."""
         if self._is_main and self._again is None:
-            self._folder.event("failed", step=step, words=words)
+            self._folder.append_event("failed", step=step, words=words)
 
-    def summarise(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> None:
         """Write what came out. Raises RunError where that cannot be: a run without it has not ended."""
         if not self._is_main:
             return
@@ -264,10 +267,10 @@ class Record:
                 f"{self._folder.summary} cannot be written: {error.strerror}; mend that and start again, and "
                 "the last checkpoint is evaluated once more"
             ) from error
-        self._folder.event("end", **summary)
+        self._folder.append_event("end", **summary)
         self._tracker.result(summary, self._folder.summary)
 
-    def examples(self, videos: Dataset) -> None:
+    def log_examples(self, videos: Dataset) -> None:
         """Show some validation videos with their true and predicted classes, from the scores of the last
         evaluation. On rank 0. videos: of the evaluation.
         """
@@ -275,16 +278,16 @@ class Record:
         try:
             write_examples(sheet, self._folder.scores, videos)
         except RunError as error:
-            self.warn(f"{EXAMPLES} is missing: {error}")
+            self.log_warning(f"{EXAMPLES} is missing: {error}")
         else:
             self._tracker.examples(sheet)
 
-    def register(self, registered: str) -> None:
+    def register_weights(self, registered: str) -> None:
         """Have the final weights registered with MLflow. registered: `NAME` or `NAME@ALIAS`."""
         if self._is_main:
             self._tracker.register(self._folder.weights, registered)
 
-    def finished(self) -> None:
+    def print_summary(self) -> None:
         """Show what came out."""
         if self._is_main:
             summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))

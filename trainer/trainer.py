@@ -24,13 +24,13 @@ from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
 from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.data_bottleneck import DataWatch
-from trainer.monitoring.throughput import Meters
-from trainer.resilience.nonfinite import Inquiry
+from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
+from trainer.monitoring.throughput import ThroughputMeter
+from trainer.resilience.nonfinite import NonfiniteDiagnosis
 from trainer.resilience.signals import StopRequest, process_age
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
-from trainer.run_logger import Record
+from trainer.run_logger import RunLogger
 from trainer.setup.bad_video_limit import BadVideos, too_many
 
 
@@ -57,16 +57,16 @@ class Trainer:
     val_loader: ClipLoader
     classes: int
     checkpoints: Checkpoints
-    record: Record
-    meters: Meters
+    run_logger: RunLogger
+    meter: ThroughputMeter
     stop: StopRequest
     watchdog: Watchdog
-    inquiry: Inquiry
+    inquiry: NonfiniteDiagnosis
     skipped: SkippedSteps
     settled: dict[str, Any]
     description: dict[str, Any]
     tally: Tally
-    data_watch: DataWatch
+    data_monitor: DataBottleneckMonitor
     bad_share: float
     evaluates_at_end: bool
     keeps_best: bool
@@ -94,9 +94,9 @@ class Trainer:
             return not self.evaluates_at_end or self.evaluate()
         batches = iter(self.train_loader)
         self.engine.train()
-        self.meters.begun(process_age())
+        self.meter.begun(process_age())
         while self.step < self.schedule.total_steps:
-            with self.meters.step(self.sampler.global_batch):
+            with self.meter.step(self.sampler.global_batch):
                 totals = self.exchange(self.train_step(batches))
             self.step += 1
             self.watchdog.beat(f"step {self.step}")
@@ -126,7 +126,7 @@ class Trainer:
         batch_hash = torch.zeros((), dtype=torch.int64, device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
         for number in range(self.engine.accumulation):
-            with self.meters.waiting():
+            with self.meter.waiting():
                 batch = next(batches)
             batch_hash += hash_clips(batch)
             losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
@@ -139,7 +139,7 @@ class Trainer:
                 self.conclude()  # the weights are still those that the step before met
             self.engine.step(rate)
             loss_sum += losses.detach().sum()
-        self.record.launched(self.step, rate, self.engine.gradient_norm())
+        self.run_logger.log_launch(self.step, rate, self.engine.gradient_norm())
         return StepSums(loss_sum, batch_hash)
 
     def conclude(self) -> None:
@@ -164,9 +164,9 @@ class Trainer:
         try:
             words = self.skipped.add(step + 1, finding.words)
         except RunError as error:
-            self.record.skipped(step, str(error), finding.file)
+            self.run_logger.log_skipped_step(step, str(error), finding.file)
             raise AgreedError(f"{error}. {self.last_saved().capitalize()}") from error
-        self.record.skipped(step, words, finding.file)
+        self.run_logger.log_skipped_step(step, words, finding.file)
 
     def exchange(self, sums: StepSums) -> StepTotals | None:
         """Tell the other ranks of this step, and hear what all say of the one before."""
@@ -188,15 +188,15 @@ class Trainer:
         self.clips += totals.clips
         self.bad += totals.bad
         if totals.bad_samples:
-            self.bad_videos.add(self.record.quarantine(self.train_loader.bad_samples))
-        self.record.step(totals, self.meters, self.sampler.epoch_of(totals.step + 1))
-        self.record.data(totals.step, self.data_watch.look(self.meters.spent))
+            self.bad_videos.add(self.run_logger.quarantine_bad_samples(self.train_loader.bad_samples))
+        self.run_logger.log_step(totals, self.meter, self.sampler.epoch_of(totals.step + 1))
+        self.run_logger.log_data_cost(totals.step, self.data_monitor.report_if_due(self.meter.spent))
         clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
         if self.bad_videos.too_many(bad, clips, self.bad_share, self.sampler.samples):
             self.finish_saving()
             raise AgreedError(
                 f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
-                f"allows; {self.bad_videos.first_reasons}. All are in {self.record.where_quarantined()}. "
+                f"allows; {self.bad_videos.first_reasons}. All are in {self.run_logger.quarantine_file}. "
                 "Mend them or raise data.bad_share, and start again to continue; or make the manifest anew "
                 "with --deep, which leaves bad videos out, and train with another --run-dir"
             )
@@ -214,8 +214,8 @@ class Trainer:
         Raises RunError when too many of them are bad for the result to mean anything.
         """
         self.settle()
-        with self.meters.evaluating(), self.engine.ema_weights():
-            told = self.record.evaluating(self.val_loader.batches)
+        with self.meter.evaluating(), self.engine.ema_weights():
+            told = self.run_logger.log_evaluation_progress(self.val_loader.batches)
 
             def progress(done: int) -> None:
                 told(done)
@@ -240,11 +240,11 @@ class Trainer:
             finally:
                 if ends:
                     self.final_scores.end(whole=result is not None)
-        self.bad_val_videos.add(self.record.quarantine(self.val_loader.bad_samples))
+        self.bad_val_videos.add(self.run_logger.quarantine_bad_samples(self.val_loader.bad_samples))
         if result is None:
             return False
         self.final = result
-        self.record.evaluation(self.step, result)
+        self.run_logger.log_evaluation(self.step, result)
         if not self.evaluates_only:
             if self.is_finite and self.step == self.schedule.total_steps and result.videos:
                 self.checkpoints.confirm(self.step)  # no step will do so
@@ -254,7 +254,7 @@ class Trainer:
             raise AgreedError(
                 f"{result.bad} of {videos} validation videos could not be read, more than data.bad_share "
                 f"({self.bad_share:g}) allows; {self.bad_val_videos.first_reasons}. All are in "
-                f"{self.record.where_quarantined()}"
+                f"{self.run_logger.quarantine_file}"
             )
         return True
 
@@ -276,7 +276,7 @@ class Trainer:
         if not self.is_finite:
             self.checkpoints.postpone()
             return
-        with self.meters.saving():
+        with self.meter.saving():
             self.saved(self.checkpoints.settle())
             self.checkpoints.begin(
                 self.engine,
@@ -288,7 +288,7 @@ class Trainer:
                     settled=self.settled,
                     clips=self.clips,
                     bad=self.bad,
-                    spent=self.meters.totals(),
+                    spent=self.meter.totals(),
                     saved_at=time.time(),
                     description=self.description,
                 ),
@@ -298,7 +298,7 @@ class Trainer:
         """Take note of a checkpoint that has become visible."""
         if path is not None:
             self.saved_step = step_of(path)
-            self.record.checkpoint(self.saved_step, path, self.checkpoints.took)
+            self.run_logger.log_checkpoint(self.saved_step, path, self.checkpoints.took)
 
     def finish_saving(self) -> None:
         """Have this very step saved before going on, unless it was not finite.
@@ -312,7 +312,7 @@ class Trainer:
                 self.save()
             self.settle()
             self.watchdog.beat(f"saving step {self.step}")
-            with self.meters.saving():
+            with self.meter.saving():
                 self.saved(self.checkpoints.settle())
             if not self.is_finite:
                 return

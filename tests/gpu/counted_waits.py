@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import launch.train
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def waits(work: Callable[[], Any], found: list[str]) -> Any:
@@ -52,4 +52,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

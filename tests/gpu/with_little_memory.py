@@ -3,7 +3,7 @@
 import torch
 
 import launch.train
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 ALLOWED = 2 * 2**30
 
@@ -14,4 +14,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import launch.train
 from trainer.checkpoint.shards import Snapshot
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def main() -> int:
@@ -23,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

@@ -9,7 +9,7 @@ from typing import Any
 import launch.train
 from pipelines import loader
 from trainer.engine.deepspeed_engine import Engine
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def numbers(variable: str) -> set[int]:
@@ -50,4 +50,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

@@ -7,7 +7,7 @@ from typing import Any
 
 import launch.train
 from pipelines import loader
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def main() -> int:
@@ -27,4 +27,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

@@ -14,7 +14,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train, typed
 from trainer.errors import RunError
 from trainer.inspection.batch_replay import ReplayedStep, replay_step
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 STEPS = 6  # of 8 clips: one and a half epochs
 COMMAND = (sys.executable, "launch/replay_batch.py")
@@ -35,7 +35,7 @@ def run_dir(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def replayed(run_dir: Path, step: int, **more: object) -> ReplayedStep:
     options = {"device": torch.device("cpu"), "shown": 8, "columns": 3, **more}
-    return replay_step(RunFolder(run_dir), step, **options)  # type: ignore[arg-type]
+    return replay_step(RunDir(run_dir), step, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.soak

@@ -46,7 +46,7 @@ from trainer.checkpoint.best_weights import BestWeights, write_best
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import Weights, load_weights
 from trainer.inference import model_source
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.signals import REQUEUE
 
 STEPS = 20
@@ -158,7 +158,7 @@ def test_a_prediction_has_the_scores_of_the_runs_own_evaluation(
 def test_the_best_weights_are_beside_the_last_ones_and_are_the_default(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = RunFolder(Path(shutil.copytree(undisturbed, tmp_path / "run")))
+    run = RunDir(Path(shutil.copytree(undisturbed, tmp_path / "run")))
     shelf = Shelf(run.checkpoints, keep_last=1, keep_best=True)
     assert write_best(run, shelf, 20) == BestWeights(20, shelf.accuracies()[20], "weights.safetensors")
     assert not run.best_weights.exists() and str(open_source(run.path)) == str(run.weights)

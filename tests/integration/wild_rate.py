@@ -10,7 +10,7 @@ import signal
 import launch.train
 from trainer.lr_schedule import Schedule
 from trainer.resilience.skipped_steps import SkippedSteps
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 FACTOR = 1e30
 FROM = int(os.environ.get("WILD_FROM", "0"))
@@ -36,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted before the run began")
+    exit_with(main, interrupted="interrupted before the run began")

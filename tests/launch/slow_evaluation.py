@@ -5,7 +5,7 @@ from typing import Any
 
 import launch.evaluate
 from trainer.evaluation import evaluator
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 
 
 def main() -> int:
@@ -21,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end_with(main, interrupted="interrupted")
+    exit_with(main, interrupted="interrupted")

@@ -15,7 +15,7 @@ from trainer.config.load import load_recipe
 from trainer.dry_run import check
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import BATCH_NORM_CLIPS, prepare, settled
 
 RECIPE = """\
@@ -39,7 +39,7 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         """What is printed; behind it, under a heading, why a run could not start."""
         recipe = load_recipe(Path("recipe.yaml"), overrides)
         try:
-            assert check(recipe, RunFolder(tmp_path / "run"), ranks, **options) == 0
+            assert check(recipe, RunDir(tmp_path / "run"), ranks, **options) == 0
         except RunError as error:
             return f"{capsys.readouterr().out}\nREFUSED {error}"
         return capsys.readouterr().out

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
 from trainer.config.load import load_recipe
-from trainer.distributed.collectives import together
+from trainer.distributed.collectives import run_on_all_ranks
 from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
-from trainer.monitoring.run_dir import RunFolder
-from trainer.resilience.run_lock import holder_of
+from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.run_lock import find_holder
 from trainer.run import LEAVING_TAKES, Run
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
@@ -25,13 +25,13 @@ SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
 def longest_and_margin(run_dir: Path) -> tuple[float, float]:
     """Of a run that goes on: seconds that a save may take, and those at which it asks to leave."""
     recipe = load_recipe(SMALL)
-    run = Run(recipe, RunFolder(run_dir), find_environment("cpu"))
+    run = Run(recipe, RunDir(run_dir), find_environment("cpu"))
     run._create_folder(None, 0)
     return run.checkpoints.longest, run._stop_request()._margin()
 
 
 def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> None:
-    RunFolder(tmp_path).event("checkpoint", step=3, path="x", seconds=100.0)
+    RunDir(tmp_path).append_event("checkpoint", step=3, path="x", seconds=100.0)
     with Ranks(1) as ranks:
         ((longest, margin),) = ranks.run(longest_and_margin, tmp_path)
     assert longest == 100
@@ -39,7 +39,7 @@ def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> N
 
 
 def refused_folder(run_dir: Path) -> str:
-    run = Run(load_recipe(SMALL), RunFolder(run_dir), find_environment("cpu"))
+    run = Run(load_recipe(SMALL), RunDir(run_dir), find_environment("cpu"))
 
     def busy(path: Path) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
@@ -63,16 +63,16 @@ def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:
 
     Rank 1 ends later, as a rank does that waits until its shard is written.
     """
-    run = Run(load_recipe(SMALL), RunFolder(run_dir), find_environment("cpu"))
+    run = Run(load_recipe(SMALL), RunDir(run_dir), find_environment("cpu"))
     with suppress(type(error)), ExitStack() as stack:
         stack.push(run._release_folder)
-        together(run._acquire_folder)
+        run_on_all_ranks(run._acquire_folder)
         run._trains = True
         if not run.is_main:
             time.sleep(0.5)
             (run_dir / "shard").touch()
         raise error
-    found = (run_dir / "shard").exists(), holder_of(run_dir) is None
+    found = (run_dir / "shard").exists(), find_holder(run_dir) is None
     dist.barrier()
     return found
 
@@ -85,8 +85,8 @@ def test_the_run_folder_is_held_while_other_ranks_may_write(tmp_path: Path) -> N
     with Ranks(2) as ranks:
         assert ranks.run(leave_with, AgreedError("all"), agreed)[0] == (True, True)
         assert ranks.run(leave_with, ValueError("rank 0"), alone)[0] == (False, False)
-        assert holder_of(alone) is not None
-    assert holder_of(alone) is None
+        assert find_holder(alone) is not None
+    assert find_holder(alone) is None
 
 
 def test_a_run_of_one_rank_leaves_its_folder_free_after_any_error(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from trainer.monitoring.best_effort import Telling
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.best_effort import BestEffort
+from trainer.monitoring.run_dir import RunDir
 
 
 class Accuracies:
@@ -13,7 +13,7 @@ class Accuracies:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "accuracy.json"
         self._unwritten: dict[int, float] = {}
-        self._telling = Telling()
+        self._telling = BestEffort()
 
     def known(self) -> dict[int, float]:
         """Top-1 (0..1) by the steps done before it was measured; nothing where the file is missing or
@@ -41,4 +41,6 @@ class Accuracies:
             return {}
 
     def _write(self, accuracies: dict[int, float]) -> None:
-        RunFolder.write(self._path, json.dumps({str(step): top1 for step, top1 in accuracies.items()}) + "\n")
+        RunDir.write_text(
+            self._path, json.dumps({str(step): top1 for step, top1 in accuracies.items()}) + "\n"
+        )

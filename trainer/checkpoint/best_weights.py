@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trainer.checkpoint.export import export
 from trainer.checkpoint.retention import Shelf
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class BestWeights:
     file: str | None
 
 
-def write_best(folder: RunFolder, shelf: Shelf, last_step: int) -> BestWeights | None:
+def write_best(folder: RunDir, shelf: Shelf, last_step: int) -> BestWeights | None:
     """At a run's end: find its best evaluation, and write its weights where they are not the last step's.
 
     Of several equally accurate ones the last step's are taken, or else the first. Returns None where nothing

@@ -38,7 +38,7 @@ from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.tensor_file import flush
 from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.checkpoint.writer import Writer
-from trainer.distributed.collectives import together
+from trainer.distributed.collectives import run_on_all_ranks
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.state_shards import owned_shards
 from trainer.errors import AgreedError, RunError
@@ -249,14 +249,14 @@ class Checkpoints:
         """
         if verify and (problem := self._problem(path)) is not None:
             raise CheckpointError(path, problem)
-        state = together(lambda: read_state(path))
-        together(lambda: check_unchanged(path, state, settled, allowed))
+        state = run_on_all_ranks(lambda: read_state(path))
+        run_on_all_ranks(lambda: check_unchanged(path, state, settled, allowed))
         return state
 
     def load(self, engine: Engine, path: Path, state: TrainState) -> None:
         """Put weights, moments, averages and statistics back, by whatever ranks and stage they were saved."""
         index = _read_headers(path, state)
-        together(lambda: _fill(engine, path, index))
+        run_on_all_ranks(lambda: _fill(engine, path, index))
         engine.resume(state.updates)
 
     def _prepare(self, engine: Engine) -> None:
@@ -326,7 +326,7 @@ def _read_headers(path: Path, state: TrainState) -> Index:
             return read_index(own)
 
     parts: list[Index] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, together(read))
+    dist.all_gather_object(parts, run_on_all_ranks(read))
     index: Index = {}
     for part in parts:
         for key, stored in part.items():

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.monitoring.best_effort import Telling
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.best_effort import BestEffort
+from trainer.monitoring.run_dir import RunDir
 
 _WITHDRAWN = "not-finite-"
 _CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")
@@ -36,7 +36,7 @@ class Shelf:
         self._deleting: threading.Thread | None = None
         self._good: Path | None = None  # the newest known to be good, which stays whatever happens
         self._confirmations = folder / "confirmed.json"
-        self._telling = Telling()
+        self._telling = BestEffort()
         self._unconfirmed: list[Path] = []  # at whose weights nothing was finite yet
 
     def visible(self) -> list[Path]:
@@ -206,7 +206,7 @@ class Shelf:
         if step == self._read_confirmed():
             return
         with self._telling(self._confirmations):
-            RunFolder.write_json(self._confirmations, {"step": step})
+            RunDir.write_json(self._confirmations, {"step": step})
 
     def _dispensable(self) -> list[Path]:
         """What may be deleted for want of room, in this order: what was withdrawn, the others, the most

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from trainer.checkpoint.retention import Shelf, step_of
 from trainer.cluster.first_failure import first_failure, last_message
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder, append_lines, records
+from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 MAX_FRUITLESS = 3
@@ -63,7 +63,7 @@ class Attempts:
     """The turns of a run."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = RunFolder(run_dir)
+        self._folder = RunDir(run_dir)
         self._path = run_dir / "slurm" / "turns.jsonl"
 
     def begin(self, job: Attempt) -> Path | None:
@@ -100,7 +100,7 @@ class Attempts:
 
     def is_finished(self) -> bool:
         """Whether the run came to its end: there is nothing left to do for another job."""
-        last = self._folder.last_event("start", "end")
+        last = self._folder.find_last_event("start", "end")
         return last is not None and last["event"] == "end"
 
     def _judge(self, job: Attempt, step: int, code: int, state: str) -> AttemptEnd:
@@ -190,7 +190,7 @@ class Attempts:
         """Beginnings, or ends, of the run's turns, oldest first."""
         if not self._path.exists():
             return []
-        lines = records(self._path.read_text(encoding="utf-8"))
+        lines = parse_records(self._path.read_text(encoding="utf-8"))
         return [turn for turn in lines if turn["turn"] == kind]
 
     def _step(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.cluster.first_failure import first_crash_report
 from trainer.cluster.slurm import QueuedJob
-from trainer.monitoring.run_dir import RunFolder, number_of, records
+from trainer.monitoring.run_dir import RunDir, find_number, parse_records
 
 State = Literal[
     "running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"
@@ -94,11 +94,11 @@ class RunHistory:
     """What a run's folder says; of its events the last."""
 
     def __init__(self, path: Path) -> None:
-        self.folder = RunFolder(path)
+        self.folder = RunDir(path)
         self.problems: list[str] = []
         self.events = [
             event
-            for event in self._read(self.folder.events, self.folder.latest_events)
+            for event in self._read(self.folder.events, self.folder.read_latest_events)
             if _is_told(event, "event")
         ]
         if not self.events and not self.problems and _size(self.folder.events):
@@ -107,7 +107,9 @@ class RunHistory:
         self.submitted = self._lines(path / "slurm" / "jobs.jsonl", "job")
 
     def _lines(self, path: Path, kind: str) -> list[Record]:
-        found = self._read(path, lambda: list(records(path.read_text(encoding="utf-8", errors="replace"))))
+        found = self._read(
+            path, lambda: list(parse_records(path.read_text(encoding="utf-8", errors="replace")))
+        )
         return [line for line in found if _is_told(line, kind) and isinstance(line.get("job"), str)]
 
     def _read(self, path: Path, read: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -241,7 +243,7 @@ def derive_status(
         total_steps=None if total is None else int(total),
         seconds_left=None if left is None else round(left, 1),
         restarts=_restarts(history),
-        loss=None if told is None else number_of(told, "loss", most=math.inf),
+        loss=None if told is None else find_number(told, "loss", most=math.inf),
         diverged=told is not None and "loss" in told and told["loss"] is None,
         top1=_top1(history),
         job=job,
@@ -377,7 +379,7 @@ def _restarts(history: RunHistory) -> int:
     starts = 0
     if told is not None:
         after = kinds[len(kinds) - kinds[::-1].index("step") :]
-        starts = int(number_of(told, "starts") or 1) + after.count("start")
+        starts = int(find_number(told, "starts") or 1) + after.count("start")
     turns = sum(turn["turn"] == "begun" for turn in history.turns)
     return max(starts, kinds.count("start"), turns, 1) - 1
 
@@ -386,7 +388,7 @@ def _top1(history: RunHistory) -> float | None:
     """Of the last evaluation, which may be longer ago than the latest events."""
     told = history.last("evaluation")
     if told is not None:
-        return number_of(told, "top1")
+        return find_number(told, "top1")
     known = Accuracies(history.folder.checkpoints).known()
     return known[max(known)] if known else None
 
@@ -405,7 +407,7 @@ def _nodes(history: RunHistory, queued: QueuedJob | None, job: str | None) -> st
 
 def _latest(history: RunHistory, key: str) -> float | None:
     found = (
-        number_of(event, key)
+        find_number(event, key)
         for event in reversed(history.events)
         if event["event"] in ("start", "step", "left")
     )
@@ -413,12 +415,12 @@ def _latest(history: RunHistory, key: str) -> float | None:
 
 
 def _difference(after: Record, before: Record | None, key: str) -> float | None:
-    values = number_of(after, key), None if before is None else number_of(before, key)
+    values = find_number(after, key), None if before is None else find_number(before, key)
     return None if values[0] is None or values[1] is None else values[0] - values[1]
 
 
 def _is_told(line: Record, kind: str) -> bool:
-    return isinstance(line.get(kind), str) and number_of(line, "time") is not None
+    return isinstance(line.get(kind), str) and find_number(line, "time") is not None
 
 
 def _size(path: Path) -> int:

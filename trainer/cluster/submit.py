@@ -12,7 +12,7 @@ from trainer.cluster.slurm import partitions, queue, run_command
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder, append_lines, records
+from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
 from trainer.system.secrets import give_to_jobs
 from trainer.tracking.mlflow_tracker import Tracker, check_tracking, tracked_run
 
@@ -115,7 +115,7 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
     _refuse_second(submission, after)
     folder = submission.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    RunFolder.write(submission.path, submission.text)
+    RunDir.write_text(submission.path, submission.text)
     jobs: list[str] = []
     for _ in range(count):
         before = jobs[-1] if jobs else after
@@ -183,7 +183,7 @@ def _refuse_second(submission: Submission, after: str | None) -> None:
     for run_dir in submission.runs:
         path = run_dir / "slurm" / "jobs.jsonl"
         if path.exists():
-            latest = [line["job"] for line in records(path.read_text(encoding="utf-8"))][-_LATEST:]
+            latest = [line["job"] for line in parse_records(path.read_text(encoding="utf-8"))][-_LATEST:]
             known.update(dict.fromkeys(latest, run_dir))
     waiting = [job.id for job in queue(sorted(known)) if job.id in known and job.id != after]
     if waiting:

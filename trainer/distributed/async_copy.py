@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Arrival:
+class AsyncCopy:
     """A copy of a small tensor on the host, queued now: queued when it is read, it would stand behind all
     that the device has been given to do meanwhile.
     """

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from models import ModelError
 from pipelines.errors import DataError
 from trainer.errors import AgreedError, UserError
-from trainer.system.formatting import ranks_in_words
+from trainer.system.formatting import format_ranks
 
 T = TypeVar("T")
 
 
-def together(work: Callable[[], T]) -> T:
+def run_on_all_ranks(work: Callable[[], T]) -> T:
     """Do `work` on this rank. Raises AgreedError on every rank when it failed on any, with all that was
     said. `work` holds no collective: a rank that fails would leave the others waiting in it.
 
@@ -39,14 +39,14 @@ def together(work: Callable[[], T]) -> T:
     raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
 
 
-def from_main(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """What rank 0 gives, on all ranks. Collective."""
     given = [value]
     dist.broadcast_object_list(given)
     return given[0]
 
 
-def same_on_all(name: str, text: str) -> None:
+def check_same_on_all_ranks(name: str, text: str) -> None:
     """Raises AgreedError on every rank where a text that each read for itself is not the same on all, with
     the ranks that differ from rank 0 and their first other line. Collective.
     """
@@ -60,7 +60,7 @@ def same_on_all(name: str, text: str) -> None:
     of_each: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(of_each, _first_difference(compared[0], text))
     raise AgreedError(
-        f"{name} is another on {ranks_in_words(others)} than on rank 0: {of_each[others[0]]}; it changed "
+        f"{name} is another on {format_ranks(others)} than on rank 0: {of_each[others[0]]}; it changed "
         "while the ranks read it, or they read different files; start again"
     )
 

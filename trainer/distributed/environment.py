@@ -18,8 +18,8 @@ from typing import Any, Literal, cast
 import torch
 
 from pipelines.worker_pool import usable_cores
-from trainer.distributed.environment_numbers import number
-from trainer.distributed.launchers import find_place
+from trainer.distributed.environment_numbers import read_number
+from trainer.distributed.launchers import find_placement
 from trainer.distributed.mpi import port_seed
 from trainer.distributed.rank_placement import RankPlacement
 from trainer.distributed.slurm_step import (
@@ -33,7 +33,14 @@ from trainer.distributed.slurm_step import (
 from trainer.errors import RunError
 from trainer.system.git import git_state
 
-__all__ = ["Environment", "cores_per_rank", "describe", "expand_hosts", "find_environment", "job_end"]
+__all__ = [
+    "Environment",
+    "cores_per_rank",
+    "describe_environment",
+    "expand_hosts",
+    "find_environment",
+    "job_end",
+]
 
 Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun", "mpi"]
 
@@ -100,7 +107,7 @@ def find_environment(
         RunError: variables are missing, contradict each other or are no numbers (named in the message),
             or a GPU was asked for and is not there.
     """
-    place = find_place(variables)
+    place = find_placement(variables)
     if place is None:
         notes = not_by_srun(variables)
         place = RankPlacement(0, 0, 1, 1, launcher="alone", starter="alone", notes=notes)
@@ -152,7 +159,7 @@ def _with_address(place: RankPlacement, variables: MutableMapping[str, str]) -> 
     variables["MASTER_ADDR"] = given
     if not variables.get("MASTER_PORT"):
         variables["MASTER_PORT"] = str(_port(place, variables))
-    if number(variables, "MASTER_PORT", least=1) > 65535:
+    if read_number(variables, "MASTER_PORT", least=1) > 65535:
         raise RunError(f"MASTER_PORT is {variables['MASTER_PORT']!r}; allowed: a port, from 1 to 65535")
     return place
 
@@ -222,7 +229,7 @@ def cores_per_rank(environment: Environment) -> int:
     return max(1, usable_cores() // environment.local_world_size)
 
 
-def describe() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """What a result depends on beside the recipe: versions, hardware, commit; ready to be written as JSON."""
     return {
         "python": platform.python_version(),

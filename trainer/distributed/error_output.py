@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Mapping
 
-from trainer.distributed.launchers import rank_of
+from trainer.distributed.launchers import find_rank
 from trainer.errors import AgreedError, RecipeError
 
 
-def show_error(error: Exception, variables: Mapping[str, str]) -> None:
+def print_error(error: Exception, variables: Mapping[str, str]) -> None:
     """Print it on standard error, unless another rank does. variables: the process's environment."""
-    rank, launcher = rank_of(variables)
+    rank, launcher = find_rank(variables)
     # A mistake in the recipe, or one the ranks agreed on, is the same on all: one message is enough.
     if rank == 0:
         print(f"error: {error}", file=sys.stderr)

@@ -24,11 +24,11 @@ _SECONDS_PER_NODE = 0.02
 _SECONDS_AT_MOST = 10.0
 
 
-def read_first(paths: Sequence[Path], environment: Environment, node_copy: Path | None) -> None:
+def prefetch_manifests(paths: Sequence[Path], environment: Environment, node_copy: Path | None) -> None:
     """Open, and copy where that is asked for, the manifests before the other ranks of the node do.
 
     Does something on each node's first rank only: the others find in the node's memory what it looked up and
-    read. To be done on all ranks `together`.
+    read. To be done on all ranks `run_on_all_ranks`.
 
     Raises DataError for what is no manifest, or is found damaged, RunError where it cannot be copied.
     """
@@ -44,7 +44,7 @@ def read_first(paths: Sequence[Path], environment: Environment, node_copy: Path 
 
 
 def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
-    """Open a manifest, or the copy that `read_first` made of it; its videos are where they are anyway.
+    """Open a manifest, or the copy that `prefetch_manifests` made of it; its videos stay where they are.
 
     Raises DataError for a file that is none, is damaged at an end, or lists no video; RunError for a copy
     that is not there any more, or is not this user's.

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.distributed.environment_numbers import number
+from trainer.distributed.environment_numbers import read_number
 from trainer.distributed.rank_placement import RankPlacement
 from trainer.errors import RunError
 
@@ -73,7 +73,7 @@ JOB_NAMES = (
 """Variables that name the job, the same for all its processes on all nodes."""
 
 
-def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> RankPlacement | None:
+def find_mpi_placement(variables: Mapping[str, str], srun_tasks: int | None) -> RankPlacement | None:
     """The place that an MPI launcher gave this process; None where none did.
 
     srun_tasks: how many tasks the srun step has that this process is in, if it is in one. srun may serve PMI
@@ -93,7 +93,7 @@ def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> Rank
                 f"{present[0]} set but {missing} not: {family.starter} sets both; start with it, or unset "
                 f"{present[0]}"
             )
-        size = number(variables, family.size, least=1)
+        size = read_number(variables, family.size, least=1)
         if family.serves_srun and srun_tasks == size:
             return None
         return _place(variables, family, size)
@@ -107,7 +107,7 @@ def find_mpi_place(variables: Mapping[str, str], srun_tasks: int | None) -> Rank
 
 
 def _place(variables: Mapping[str, str], family: _Family, size: int) -> RankPlacement:
-    rank = number(variables, family.rank)
+    rank = read_number(variables, family.rank)
     local_rank = next((n for n in (*family.local_rank, "LOCAL_RANK") if variables.get(n)), None)
     local_size = next((n for n in (*family.local_size, "LOCAL_WORLD_SIZE") if variables.get(n)), None)
     if local_rank is None and size > 1:
@@ -118,9 +118,9 @@ def _place(variables: Mapping[str, str], family: _Family, size: int) -> RankPlac
         )
     return RankPlacement(
         rank=rank,
-        local_rank=0 if local_rank is None else number(variables, local_rank),
+        local_rank=0 if local_rank is None else read_number(variables, local_rank),
         world_size=size,
-        local_world_size=size if local_size is None else number(variables, local_size, least=1),
+        local_world_size=size if local_size is None else read_number(variables, local_size, least=1),
         launcher="mpi",
         starter=family.starter,
         local_size_known=local_size is not None,

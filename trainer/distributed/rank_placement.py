@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from trainer.distributed.environment_numbers import number
+from trainer.distributed.environment_numbers import read_number
 from trainer.errors import RunError
 
 
@@ -70,14 +70,14 @@ def from_variables(variables: Mapping[str, str]) -> RankPlacement:
             f"`srun` or `mpirun`, which set them all, or unset them to run alone"
         )
     launcher = _launcher(variables)
-    world_size = number(variables, "WORLD_SIZE", least=1)
+    world_size = read_number(variables, "WORLD_SIZE", least=1)
     # The deepspeed launcher sets LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
     local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if variables.get(name)), None)
     return RankPlacement(
-        rank=number(variables, "RANK"),
-        local_rank=number(variables, "LOCAL_RANK"),
+        rank=read_number(variables, "RANK"),
+        local_rank=read_number(variables, "LOCAL_RANK"),
         world_size=world_size,
-        local_world_size=world_size if local is None else number(variables, local, least=1),
+        local_world_size=world_size if local is None else read_number(variables, local, least=1),
         launcher=launcher,
         starter=launcher,
         local_size_known=local is not None,
@@ -106,7 +106,7 @@ def beside_starter(place: RankPlacement, variables: Mapping[str, str]) -> RankPl
     """
     complete = all(variables.get(name) for name in LAUNCHED)
     if variables.get("WORLD_SIZE"):
-        said = number(variables, "WORLD_SIZE", least=1)
+        said = read_number(variables, "WORLD_SIZE", least=1)
         if complete and (said > place.world_size or place.world_size == 1):
             return from_variables(variables)
         if said != place.world_size:

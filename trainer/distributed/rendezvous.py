@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError, RunError, StartAgain
-from trainer.system.formatting import ranks_in_words
-from trainer.system.timeouts import within
+from trainer.system.formatting import format_ranks
+from trainer.system.timeouts import run_with_timeout
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
@@ -29,11 +29,11 @@ _HEARING_TAKES = 10.0  # seconds that a verdict needs to reach all that came
 _NAMED = 8  # nodes that a message names
 
 
-class AbsentError(AgreedError, StartAgain):
+class MissingRanksError(AgreedError, StartAgain):
     """Ranks did not come, as all know that came."""
 
 
-def meeting_place(environment: Environment) -> tuple[str, int]:
+def rendezvous_address(environment: Environment) -> tuple[str, int]:
     """The address and port at which the ranks meet: those of the environment's variables, and loopback where
     all ranks are on one node.
     """
@@ -41,7 +41,7 @@ def meeting_place(environment: Environment) -> tuple[str, int]:
     return _LOOPBACK if environment.one_node and not _agent_listens() else address, port
 
 
-def keep_to_loopback(environment: Environment) -> None:
+def restrict_gloo_to_loopback(environment: Environment) -> None:
     """Have gloo listen on loopback, not on the host's address, where all ranks are on one node."""
     if environment.one_node and _LOOPBACK_INTERFACE in [name for _, name in socket.if_nameindex()]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
@@ -52,7 +52,7 @@ def _agent_listens() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def meet(environment: Environment, address: str, port: int, limit: float) -> dist.Store:
+def wait_for_all_ranks(environment: Environment, address: str, port: int, limit: float) -> dist.Store:
     """Wait until all ranks are there; returns the store that they share.
 
     Args:
@@ -62,7 +62,7 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
         limit: seconds, counted by rank 0 from its own coming, and by the others until they reach it.
 
     Raises:
-        AbsentError: ranks did not come; the same words on all that came.
+        MissingRanksError: ranks did not come; the same words on all that came.
         StartAgain: this rank cannot reach rank 0, or lost it.
         RunError: it met another run there.
         dist.DistNetworkError, OSError: on rank 0, which cannot listen there.
@@ -70,19 +70,21 @@ def meet(environment: Environment, address: str, port: int, limit: float) -> dis
     if environment.is_main and not _agent_listens():
         if environment.launcher == "alone":
             port = 0
-        store = within(limit, lambda: _host(address, port, limit), "rendezvous")
+        store = run_with_timeout(limit, lambda: _host(address, port, limit), "rendezvous")
     else:
         store = _reach(environment, address, port, limit)
     meeting = dist.PrefixStore(_name(environment), store)
     try:
-        verdict = within(limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit), "rendezvous")
+        verdict = run_with_timeout(
+            limit + _HEARING_TAKES, lambda: _attend(meeting, environment, limit), "rendezvous"
+        )
     except (dist.DistError, TimeoutError) as error:
         raise StartAgain(
             f"rank {environment.rank} ({environment.node}) reached rank 0 at {address}:{port}, but was "
             "not told whether all ranks came: rank 0 is gone or does not answer; its log says why"
         ) from error
     if verdict != _ALL_CAME:
-        raise AbsentError(verdict)
+        raise MissingRanksError(verdict)
     return store
 
 
@@ -119,7 +121,7 @@ def _reach(environment: Environment, address: str, port: int, limit: float) -> d
         answers = True
         left = max(1.0, deadline - time.monotonic())
         # torch's client waits for ever for a word from whatever has the port, and no Ctrl-C reaches it there.
-        return within(left, lambda: _join(address, port, left), "rendezvous")
+        return run_with_timeout(left, lambda: _join(address, port, left), "rendezvous")
     except (OSError, dist.DistError) as error:
         what = (
             "something listens there, but does not answer as rank 0 does"
@@ -191,7 +193,7 @@ def _preside(meeting: dist.Store, environment: Environment, limit: float) -> str
     # Where SLURM was told to lay ranks out otherwise, those that came are not where they should be.
     places = {rank: meeting.get(f"arrived/{rank}").decode() for rank in came}
     known = bool(environment.nodes) and all(environment.nodes[rank] == places[rank] for rank in came)
-    verdict = missing_words(came, world_size, limit, environment.nodes if known else ())
+    verdict = format_missing_ranks(came, world_size, limit, environment.nodes if known else ())
     meeting.set("verdict", verdict)
     _counts_to(meeting, "heard", len(came) - 1, _HEARING_TAKES / 2)
     return verdict
@@ -207,7 +209,7 @@ def _counts_to(meeting: dist.Store, key: str, number: int, seconds: float) -> bo
     return True
 
 
-def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Sequence[str]) -> str:
+def format_missing_ranks(came: Sequence[int], world_size: int, limit: float, nodes: Sequence[str]) -> str:
     """Who did not come, of what node, and what to do about it.
 
     nodes: each rank's node, or nothing where that is not known.
@@ -217,13 +219,13 @@ def missing_words(came: Sequence[int], world_size: int, limit: float, nodes: Seq
     begin = f"{len(here)} of {world_size} ranks came within {limit / 60:g} minutes: "
     more = "or give them more time with run.rendezvous_minutes"
     if not nodes:
-        return f"{begin}{ranks_in_words(missing)} did not come. Look at their logs, {more}"
+        return f"{begin}{format_ranks(missing)} did not come. Look at their logs, {more}"
     there = {nodes[rank] for rank in here}
     by_node: dict[str, list[int]] = {}
     for rank in missing:
         by_node.setdefault(nodes[rank], []).append(rank)
     parts = [
-        f"{'of ' if node in there else ''}node {node} did not come: {ranks_in_words(ranks)}"
+        f"{'of ' if node in there else ''}node {node} did not come: {format_ranks(ranks)}"
         for node, ranks in list(by_node.items())[:_NAMED]
     ]
     if len(by_node) > _NAMED:

@@ -4,7 +4,7 @@ import re
 import socket
 from collections.abc import Mapping
 
-from trainer.distributed.environment_numbers import number
+from trainer.distributed.environment_numbers import read_number
 from trainer.distributed.rank_placement import RankPlacement
 from trainer.errors import RunError
 
@@ -27,17 +27,17 @@ def step_tasks(variables: Mapping[str, str]) -> int:
     """Tasks of the step: the job may have asked for more than this srun starts. Raises RunError."""
     name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS"
     _require(variables, name)
-    return number(variables, name, least=1)
+    return read_number(variables, name, least=1)
 
 
-def find_srun_place(variables: Mapping[str, str]) -> RankPlacement:
+def find_srun_placement(variables: Mapping[str, str]) -> RankPlacement:
     """The task's place.
 
     Raises RunError where variables are missing, are no numbers, or contradict each other.
     """
     world_size = step_tasks(variables)
     _require(variables, "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_ID")
-    rank = number(variables, "SLURM_PROCID")
+    rank = read_number(variables, "SLURM_PROCID")
     if rank >= world_size and _het_size(variables) > 1:
         # SLURM 22.05 numbers and counts over all components; what counts otherwise cannot be put together.
         raise RunError(
@@ -48,7 +48,7 @@ def find_srun_place(variables: Mapping[str, str]) -> RankPlacement:
         )
     hosts = expand_hosts(variables["SLURM_STEP_NODELIST"])
     counts, notes = _tasks_per_node(variables, len(hosts), world_size)
-    node = number(variables, "SLURM_NODEID")
+    node = read_number(variables, "SLURM_NODEID")
     if node >= len(counts):
         raise RunError(
             f"SLURM_NODEID is {node}, but the step's tasks are on {len(counts)} nodes "
@@ -59,7 +59,7 @@ def find_srun_place(variables: Mapping[str, str]) -> RankPlacement:
     nodes = tuple(name for name, count in zip(hosts, counts, strict=False) for _ in range(count))
     return RankPlacement(
         rank=rank,
-        local_rank=number(variables, "SLURM_LOCALID"),
+        local_rank=read_number(variables, "SLURM_LOCALID"),
         world_size=world_size,
         local_world_size=counts[node],
         launcher="srun",
@@ -93,7 +93,7 @@ def _require(variables: Mapping[str, str], *names: str) -> None:
 def _het_size(variables: Mapping[str, str]) -> int:
     """Components of a heterogeneous job; 0 where it is none. Before SLURM 20.02 they were called packs."""
     name = next((n for n in ("SLURM_HET_SIZE", "SLURM_PACK_SIZE") if variables.get(n)), None)
-    return 0 if name is None else number(variables, name)
+    return 0 if name is None else read_number(variables, name)
 
 
 def _tasks_per_node(
@@ -166,10 +166,10 @@ def slurm_address(nodelist: str) -> str:
 
 def slurm_port(variables: Mapping[str, str]) -> int:
     """A port all tasks of a step agree on without talking, unlike that of other steps on the same host."""
-    seed = number(variables, "SLURM_JOB_ID") * 16 + number(variables, "SLURM_STEP_ID")
+    seed = read_number(variables, "SLURM_JOB_ID") * 16 + read_number(variables, "SLURM_STEP_ID")
     # What had the port before may have it still: a job that is queued again takes another.
     if variables.get("SLURM_RESTART_COUNT"):
-        seed += 7 * number(variables, "SLURM_RESTART_COUNT")
+        seed += 7 * read_number(variables, "SLURM_RESTART_COUNT")
     return _PORTS[seed % len(_PORTS)]
 
 
@@ -180,7 +180,7 @@ def job_end_of(variables: Mapping[str, str]) -> float | None:
     """
     if variables.get("SLURM_JOB_END_TIME", "").strip().upper() in _NEVER:
         return None
-    return float(number(variables, "SLURM_JOB_END_TIME"))
+    return float(read_number(variables, "SLURM_JOB_END_TIME"))
 
 
 def cpus_per_task(variables: Mapping[str, str]) -> int | None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.distributed.async_copy import Arrival
+from trainer.distributed.async_copy import AsyncCopy
 from trainer.distributed.batch_hash import halves, hex_of
 
 
@@ -52,7 +52,7 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pending: tuple[int, Arrival] | None = None
+        self._pending: tuple[int, AsyncCopy] | None = None
 
     def exchange(
         self,
@@ -79,7 +79,7 @@ class Tally:
         part[1:3] = halves(sums.batch_hash)
         before = self.last()
         dist.all_reduce(part)
-        self._pending = (step, Arrival(part))
+        self._pending = (step, AsyncCopy(part))
         return before
 
     def last(self) -> StepTotals | None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from models.batch_norm import over_all_ranks
 from trainer.config.schema import Recipe
-from trainer.distributed.async_copy import Arrival
+from trainer.distributed.async_copy import AsyncCopy
 from trainer.distributed.environment import Environment
-from trainer.distributed.rendezvous import keep_to_loopback, meet, meeting_place
+from trainer.distributed.rendezvous import rendezvous_address, restrict_gloo_to_loopback, wait_for_all_ranks
 from trainer.engine.batch_plan import BatchPlan
 from trainer.engine.deepspeed_private import keep_norms_on_device
 from trainer.engine.ema import Ema
@@ -29,7 +29,7 @@ from trainer.engine.parameter_groups import parameter_groups
 from trainer.engine.state_shards import StateShard, find_state_shards, set_update_count, sync_model_weights
 from trainer.errors import RunError, StartAgain
 from trainer.system.precision import compute_logits
-from trainer.system.timeouts import within
+from trainer.system.timeouts import run_with_timeout
 
 COLLECTIVE_MINUTES = 30.0  # that ranks wait for one another at least, rendering included
 RENDEZVOUS_MINUTES = 10.0  # within which all ranks must have come, where the recipe is not asked
@@ -84,10 +84,10 @@ def join(
     """
     backend = _backend(environment)
     timeout = timedelta(minutes=patience)
-    address, port = meeting_place(environment)
-    keep_to_loopback(environment)
+    address, port = rendezvous_address(environment)
+    restrict_gloo_to_loopback(environment)
     try:
-        store = meet(environment, address, port, 60 * rendezvous)
+        store = wait_for_all_ranks(environment, address, port, 60 * rendezvous)
     except (dist.DistNetworkError, OSError) as error:
         raise RunError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}. If another run of "
@@ -96,7 +96,9 @@ def join(
     store.set_timeout(timeout)
     met = f"all {environment.world_size} ranks met, but {backend}"
     try:
-        return within(60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group")
+        return run_with_timeout(
+            60 * rendezvous, lambda: _join(environment, backend, store, timeout), "process group"
+        )
     except TimeoutError as error:
         raise StartAgain(
             f"{met} did not connect them within {rendezvous:g} minutes (run.rendezvous_minutes); "
@@ -158,7 +160,7 @@ class Engine:
         self._norm: Tensor | None = None
         self._finite: Tensor | None = None  # whether the gradient of the step at work is, on the device
         self._at_work = False  # whether a step has begun
-        self._pending: Arrival | None = None  # whether the gradient of the last step was finite
+        self._pending: AsyncCopy | None = None  # whether the gradient of the last step was finite
         self._changed: bool | None = None  # whether the last step changed the weights
         self._updates = 0
         deepspeed = _import_deepspeed(environment.device)
@@ -277,7 +279,7 @@ class Engine:
         for now, before in zip(self._statistics, self._statistics_before, strict=True):
             torch.where(finite, now, before, out=now)
         self._at_work = False
-        self._pending = Arrival(finite)
+        self._pending = AsyncCopy(finite)
 
     def _measure_and_clip(self) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from trainer.errors import RunError
 from trainer.evaluation.scores import ScoreFile, row_groups, schema
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 _DIGITS = 12  # of a row in a part's name, so that names stand in order
 
@@ -41,7 +41,7 @@ class EvaluationFolder:
         Raises RunError where another evaluation, or a run, is there, OSError where the folder cannot be
         written.
         """
-        if RunFolder(self.path).events.exists():
+        if RunDir(self.path).events.exists():
             raise RunError(
                 f"{self.path} is a run's folder, whose own scores would be replaced: name another with --out"
             )
@@ -49,7 +49,7 @@ class EvaluationFolder:
             self._remove()  # parts of nobody knows what, too: a removal that was interrupted leaves such
         self._parts.mkdir(parents=True, exist_ok=True)
         self._compare(identity)
-        RunFolder.write_json(self._identity, identity)
+        RunDir.write_json(self._identity, identity)
         for leftover in (*self.path.glob(".*.partial"), *self._parts.glob(".*.partial")):
             leftover.unlink()
         self._count()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.spot_check import format_defects
-from trainer.distributed.collectives import from_main, same_on_all, together
+from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join
 from trainer.errors import AgreedError, RunError
@@ -26,8 +26,8 @@ from trainer.evaluation.multi_view import Counts, view_scores
 from trainer.evaluation.report import NAMED, show, write_report
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
 from trainer.evaluation.target import Request, Subject, find_subject
-from trainer.monitoring.progress import shown_progress
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.progress import show_progress
+from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.setup.bad_video_limit import too_many
@@ -64,7 +64,7 @@ def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_jso
     torch.set_num_threads(cores_per_rank(environment))
     join(environment)
     try:
-        subject = together(lambda: find_subject(request, environment))
+        subject = run_on_all_ranks(lambda: find_subject(request, environment))
         code = Evaluator(subject, environment, as_json=as_json).evaluate(again=request.again)
     except AgreedError:
         disconnect()
@@ -86,14 +86,16 @@ class Evaluator:
 
     def evaluate(self, *, again: bool) -> int:
         """Collective. again: throw away what is there. Returns the exit code."""
-        identity = together(self._subject.identity)
-        same_on_all("what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items()))
+        identity = run_on_all_ranks(self._subject.identity)
+        check_same_on_all_ranks(
+            "what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items())
+        )
         with ExitStack() as stack:
             lock = self._on_main(lambda: acquire(self._subject.out, option="--out"))
             if lock is not None:
                 stack.callback(lock.release)
             self._on_main(lambda: self._folder.begin(identity, again=again))
-            first, is_finished = from_main((self._folder.done, self._folder.is_finished))
+            first, is_finished = broadcast_from_main((self._folder.done, self._folder.is_finished))
             if is_finished:
                 self._say(f"{self._subject.out} holds this evaluation already; --again repeats it")
             else:
@@ -119,7 +121,7 @@ class Evaluator:
         at_once = subject.batch * environment.world_size
         first_batch = first // at_once
         loader, notes = open_view_loader(
-            subject, RunFolder(self._folder.path), environment, first=first_batch, stack=stack
+            subject, RunDir(self._folder.path), environment, first=first_batch, stack=stack
         )
         for note in notes:
             self._say(f"warning: {note}")
@@ -212,7 +214,7 @@ class Evaluator:
                 file.write(rows)
 
         # Part by part, lest the other ranks wait longer for rank 0 than they have patience for.
-        for number in range(from_main(len(parts))):
+        for number in range(broadcast_from_main(len(parts))):
             self._on_main(partial(merge, number))
 
         def conclude() -> None:
@@ -244,7 +246,7 @@ class Evaluator:
                     "mend that and give the same command again, or name another folder with --out"
                 ) from error
 
-        return together(guarded)
+        return run_on_all_ranks(guarded)
 
     def _summed(self, *values: bool) -> list[bool]:
         """For each value whether it is true on any rank. Collective."""
@@ -258,7 +260,7 @@ class Evaluator:
         if not self._is_main:
             yield lambda done, total: None
             return
-        with shown_progress(_WORK, sys.stderr if self._as_json else sys.stdout) as progress:
+        with show_progress(_WORK, sys.stderr if self._as_json else sys.stdout) as progress:
             yield progress
 
     def _say(self, text: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader
 from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema
-from trainer.monitoring.best_effort import Telling
+from trainer.monitoring.best_effort import BestEffort
 
 
 class FinalScores:
@@ -24,7 +24,7 @@ class FinalScores:
     def __init__(
         self,
         path: Path,
-        telling: Telling,
+        best_effort: BestEffort,
         loader: ClipLoader,
         dataset: Dataset,
         about: About,
@@ -35,7 +35,7 @@ class FinalScores:
         """
         Args:
             path: of the file.
-            telling: of the run's folder.
+            best_effort: of the run's folder.
             loader: of the validation videos.
             dataset: those videos.
             about: what the scores are of; the step is not known yet.
@@ -43,7 +43,7 @@ class FinalScores:
             classes: scores of a video.
         """
         self._path = path
-        self._telling = telling
+        self._telling = best_effort
         self._loader = loader
         self._about = about
         self._classes = classes

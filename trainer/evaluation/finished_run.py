@@ -9,7 +9,7 @@ from typing import Any
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.schema import Recipe
 from trainer.monitoring.metric_names import VAL
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Again:
     settings: dict[str, Any]
 
 
-def is_finished(folder: RunFolder, found: Path, state: TrainState, total_steps: int) -> bool:
+def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int) -> bool:
     """Whether a run has ended, with its results written, at the checkpoint that it would go on from."""
     own = found.absolute().parent == folder.checkpoints.absolute()
     if not own or state.step < total_steps or not folder.weights.is_file():

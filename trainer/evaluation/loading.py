@@ -8,11 +8,11 @@ from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewSampler
-from trainer.distributed.collectives import from_main, together
+from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.evaluation.target import Subject
-from trainer.monitoring.run_dir import RunFolder
-from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
+from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
 from trainer.setup.loaders import kept_share, measured
 from trainer.setup.shared_memory import check_shared_memory
 
@@ -20,7 +20,7 @@ _KIND = "val"
 
 
 def open_view_loader(
-    subject: Subject, folder: RunFolder, environment: Environment, *, first: int, stack: ExitStack
+    subject: Subject, folder: RunDir, environment: Environment, *, first: int, stack: ExitStack
 ) -> tuple[ClipLoader, tuple[str, ...]]:
     """The loader of a single pass from this batch on, and notes on it. Collective.
 
@@ -38,10 +38,10 @@ def open_view_loader(
     sampler = ViewSampler(len(subject.dataset), subject.batch, environment.world_size)
     share = None
     if options.splits:
-        together(partial(_take_share, RunFolder(subject.source), folder, environment))
+        run_on_all_ranks(partial(_take_share, RunDir(subject.source), folder, environment))
         share = kept_share(folder, environment)
         options = replace(options, graph_share=share)
-    reading = Reading(_KIND, subject.dataset, sampler, subject.view)
+    reading = LoaderInput(_KIND, subject.dataset, sampler, subject.view)
     crashed, notes = find_crashed_videos([reading], folder, environment, options)
 
     def opened() -> ClipLoader:
@@ -62,16 +62,18 @@ def open_view_loader(
 
     loader: ClipLoader | None = None
     if options.splits and share is None:
-        loader = together(lambda: measured(opened, folder, environment))
-        options = replace(options, graph_share=from_main(None if loader is None else loader.graph_share))
-    found = together(lambda: opened() if loader is None else loader)
-    need = together(found.shared_memory)
+        loader = run_on_all_ranks(lambda: measured(opened, folder, environment))
+        options = replace(
+            options, graph_share=broadcast_from_main(None if loader is None else loader.graph_share)
+        )
+    found = run_on_all_ranks(lambda: opened() if loader is None else loader)
+    need = run_on_all_ranks(found.shared_memory)
     note = check_shared_memory(environment, SharedMemoryNeed(0, 0), need)
     return found, notes if note is None else (*notes, note)
 
 
-def _take_share(run: RunFolder, own: RunFolder, environment: Environment) -> None:
+def _take_share(run: RunDir, own: RunDir, environment: Environment) -> None:
     """Split the decoding as the run did: who decodes a video shows in its colours."""
-    share = run.graph_share() if environment.is_main else None
-    if share is not None and own.graph_share() is None:
-        own.keep_graph_share(share)
+    share = run.read_graph_share() if environment.is_main else None
+    if share is not None and own.read_graph_share() is None:
+        own.write_graph_share(share)

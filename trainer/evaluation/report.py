@@ -21,8 +21,8 @@ from trainer.evaluation.evaluation_dir import EvaluationFolder
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import Evaluation
 from trainer.evaluation.target import Subject
-from trainer.monitoring.console import duration, print_whole
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.console import format_duration, print_unwrapped
+from trainer.monitoring.run_dir import RunDir
 
 NAMED = 10
 """Bad videos that are named where all are not."""
@@ -98,7 +98,7 @@ def write_report(
             for c in classes
         ],
     }
-    RunFolder.write_json(folder.result, values)
+    RunDir.write_json(folder.result, values)
 
 
 def show(folder: EvaluationFolder, *, as_json: bool) -> None:
@@ -107,7 +107,7 @@ def show(folder: EvaluationFolder, *, as_json: bool) -> None:
     if as_json:
         print(text, end="")
         return
-    print_whole(Console(highlight=False), _table(json.loads(text), folder.path))
+    print_unwrapped(Console(highlight=False), _table(json.loads(text), folder.path))
 
 
 def _table(values: dict[str, Any], path: Path) -> Table:
@@ -127,7 +127,7 @@ def _table(values: dict[str, Any], path: Path) -> Table:
         table.add_row("confused", f"{pair['true']} taken for {pair['predicted']}: {videos}")
     start = values["last_start"]
     if start["clips_per_second"] is not None:
-        table.add_row("time", f"{duration(start['seconds'])}, {start['clips_per_second']:.1f} clips/s")
+        table.add_row("time", f"{format_duration(start['seconds'])}, {start['clips_per_second']:.1f} clips/s")
     step = "" if values["step"] is None else f", step {values['step']}"
     table.add_row("weights", f"{values['source']}{step}")
     table.add_row("manifest", values["manifest"])
@@ -155,4 +155,4 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    RunFolder.write(path, text.getvalue())
+    RunDir.write_text(path, text.getvalue())

@@ -18,7 +18,7 @@ from pipelines.dataset.prepare.class_names import read_class_names
 from trainer.checkpoint.weights import Weights
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
-from trainer.distributed.manifest_cache import open_manifest, read_first
+from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
 from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
@@ -102,7 +102,7 @@ def find_subject(request: Request, environment: Environment) -> Subject:
     if released and names is None:
         weights = _with_known_names(weights)
     manifest = _manifest(request, recipe)
-    read_first([manifest], environment, None)
+    prefetch_manifests([manifest], environment, None)
     dataset = Dataset([open_manifest(manifest)])
     rows = _rows(weights, dataset.class_names, ordered=released and names is None)
     config = weights.model.config

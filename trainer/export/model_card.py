@@ -13,7 +13,7 @@ from pipelines.formatting import printable
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.export_source import ExportSource
 from trainer.export.public_metadata import public_recipe
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 _FINGERPRINT = "data.train (fingerprint)"
 _SHOWN_CLASSES = 20
@@ -109,7 +109,7 @@ def _results(source: ExportSource, accuracies: dict[int, float], own: float | No
     lines = ["| | after step | top-1 |", "|---|---|---|"]
     for what, (step, top1) in rows.items():
         lines.append(f"| {what} | {step} | {_UNKNOWN if top1 is None else f'{100 * top1:.2f} %'} |")
-    summary = _read(RunFolder(source.run).summary) if source.run is not None else {}
+    summary = _read(RunDir(source.run).summary) if source.run is not None else {}
     if summary.get("top5") is not None and summary.get("videos"):
         lines += [
             "",
@@ -119,8 +119,8 @@ def _results(source: ExportSource, accuracies: dict[int, float], own: float | No
 
 
 def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
-    machine = _read(RunFolder(source.run).environment) if source.run is not None else {}
-    summary = _read(RunFolder(source.run).summary) if source.run is not None else {}
+    machine = _read(RunDir(source.run).environment) if source.run is not None else {}
+    summary = _read(RunDir(source.run).summary) if source.run is not None else {}
     optimisation = recipe.get("optimisation", {})
     gpus = Counter(machine.get("gpus") or ())
     hardware = ", ".join(f"{count} x {name}" for name, count in gpus.items()) or machine.get("cpu")

@@ -14,7 +14,7 @@ from trainer.checkpoint.metadata import STATE, TrainState
 from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights import FORMAT, Weights, described_model, load_weights
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 """What the released models' clips are normalised with, by channel."""
@@ -55,7 +55,7 @@ def open_model(
 def _from_folder(source: Path, last: bool) -> Weights:
     if (source / HUB_WEIGHTS).is_file():
         return load_weights(source / HUB_WEIGHTS)
-    folder = RunFolder(source)
+    folder = RunDir(source)
     if (source / STATE).exists():
         return _from_checkpoint(source)
     best = None if last else _best_weights(folder)
@@ -67,7 +67,7 @@ def _from_folder(source: Path, last: bool) -> Weights:
     return _from_checkpoint(source)
 
 
-def _step_of(file: Path, folder: RunFolder) -> int | None:
+def _step_of(file: Path, folder: RunDir) -> int | None:
     """After which step a file of a run that has ended was written; None where its summary does not say."""
     try:
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _step_of(file: Path, folder: RunFolder) -> int | None:
     return step if type(step) is int else None
 
 
-def _best_weights(folder: RunFolder) -> Path | None:
+def _best_weights(folder: RunDir) -> Path | None:
     """The file or the checkpoint that has the weights of a run's best evaluation; None where none has.
 
     The file that the run's end names, unless a checkpoint is more accurate: then the run went on since.
@@ -90,7 +90,7 @@ def _best_weights(folder: RunFolder) -> Path | None:
     return file
 
 
-def _best_at_end(folder: RunFolder) -> tuple[Path | None, float]:
+def _best_at_end(folder: RunDir) -> tuple[Path | None, float]:
     """The file of the best weights that the run's summary names, where it is there, and their top-1."""
     files = {file.name: file for file in (folder.weights, folder.best_weights)}
     try:

@@ -16,7 +16,7 @@ from trainer.errors import RunError
 from trainer.inference.prediction import Prediction, Timeline
 from trainer.inference.prediction_output import Output
 from trainer.inference.predictor import Predictor
-from trainer.monitoring.progress import shown_progress
+from trainer.monitoring.progress import show_progress
 
 FEW = 16
 """Videos up to which starting worker processes takes longer than it saves."""
@@ -75,7 +75,7 @@ def _whole(predictor: Predictor, paths: Sequence[Path], asked: Asked) -> Iterato
     if len(paths) == 1 or (sys.stdout.isatty() and sys.stderr.isatty()):
         yield from found  # what is printed shows how far it is
         return
-    with shown_progress("predicting", sys.stderr) as progress:
+    with show_progress("predicting", sys.stderr) as progress:
         for done, each in enumerate(found, start=1):
             yield each
             progress(done, len(paths))
@@ -115,7 +115,7 @@ def _annotate(found: Prediction | Timeline, out: Path) -> bool:
 
 
 def _progress(work: str) -> AbstractContextManager[Progress]:
-    return shown_progress(work, sys.stderr)
+    return show_progress(work, sys.stderr)
 
 
 def _prepare_folder(folder: Path) -> None:

@@ -22,10 +22,10 @@ from trainer.checkpoint.retention import Shelf
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.batch_hash import halves, hash_clips, hex_of
-from trainer.distributed.environment import describe
+from trainer.distributed.environment import describe_environment
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config, settle_flip, train_clip, train_sampler
 
 _MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it
@@ -70,7 +70,7 @@ class ReplayedStep:
 
 
 def replay_step(
-    folder: RunFolder,
+    folder: RunDir,
     step: int,
     *,
     device: torch.device,
@@ -97,7 +97,7 @@ def replay_step(
     sampler = train_sampler(recipe, train)
     flip, _ = settle_flip(recipe, train.class_names)
     clip = train_clip(recipe, model_config(recipe, len(train.class_names)), flip)
-    share = folder.graph_share()
+    share = folder.read_graph_share()
     options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
     if options.splits and share is None:
         notes += (f"{folder.decoding} does not say how decoding was split; it is measured anew here",)
@@ -115,7 +115,7 @@ def replay_step(
     return done
 
 
-def _recipe(folder: RunFolder, manifests: Sequence[Path]) -> Recipe:
+def _recipe(folder: RunDir, manifests: Sequence[Path]) -> Recipe:
     if not folder.recipe.is_file():
         raise RunError(f"{folder.path} holds no run: {folder.recipe.name} is not there; name a run's folder")
     recipe = load_recipe(folder.recipe)
@@ -129,17 +129,17 @@ def _recipe(folder: RunFolder, manifests: Sequence[Path]) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def _check_step(folder: RunFolder, recipe: Recipe, step: int) -> None:
+def _check_step(folder: RunDir, recipe: Recipe, step: int) -> None:
     if step < 1:
         raise RunError(f"--step {step}: steps are counted from 1")
-    last = folder.last_event("step", "start") or {}
+    last = folder.find_last_event("step", "start") or {}
     total = last.get("total_steps", recipe.optimisation.steps)
     if isinstance(total, int) and step > total:
         raise RunError(f"--step {step}: the run in {folder.path} has {total} steps")
 
 
 def _check_manifests(
-    folder: RunFolder, recipe: Recipe, train: Dataset, recorded: StepRecord | None
+    folder: RunDir, recipe: Recipe, train: Dataset, recorded: StepRecord | None
 ) -> tuple[str, ...]:
     """Raises RunError, naming the manifest, where one is not the one that the run had."""
     now = [manifest.fingerprint for manifest in train.manifests]
@@ -166,7 +166,7 @@ def _check_manifests(
     return ()
 
 
-def _fingerprint_of_checkpoints(folder: RunFolder) -> str | None:
+def _fingerprint_of_checkpoints(folder: RunDir) -> str | None:
     """Of the whole training set, as the newest readable checkpoint has it."""
     for path in reversed(Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible()):
         try:
@@ -228,7 +228,7 @@ def _visible(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (levels * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _differences(folder: RunFolder, done: ReplayedStep, device: torch.device) -> tuple[str, ...]:
+def _differences(folder: RunDir, done: ReplayedStep, device: torch.device) -> tuple[str, ...]:
     """What is known to be otherwise than in the run, in words."""
     recorded = done.recorded
     assert recorded is not None  # there is a hash to compare with
@@ -242,7 +242,7 @@ def _differences(folder: RunFolder, done: ReplayedStep, device: torch.device) ->
         then = json.loads(folder.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         then = {}
-    found += _changed_environment(then if isinstance(then, dict) else {}, describe())
+    found += _changed_environment(then if isinstance(then, dict) else {}, describe_environment())
     unreadable = [clip.planned.path for clip in done.clips if not clip.valid]
     found += [f"{path} cannot be read here" for path in unreadable]
     found += _newer_videos(done, recorded)

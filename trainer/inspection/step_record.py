@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.monitoring.run_dir import number_of, records
+from trainer.monitoring.run_dir import find_number, parse_records
 
 _BLOCK = 2**22  # bytes read at once
 _LONGEST_LINE = 2**24  # bytes; a file whose lines are longer was not written by a run
@@ -46,7 +46,7 @@ def find_step(
     batch_hash, device, ranks = record.get("batch_hash"), start.get("device"), start.get("world_size")
     return StepRecord(
         batch_hash if isinstance(batch_hash, str) else None,
-        number_of(record, "time"),
+        find_number(record, "time"),
         device if isinstance(device, str) else None,
         ranks if type(ranks) is int else None,
         _pairs(manifests),
@@ -54,7 +54,7 @@ def find_step(
 
 
 def _event(kind: str, values: bytes) -> re.Pattern[bytes]:
-    """A line as `RunFolder.event` writes it, whose values begin with `values`."""
+    """A line as `RunDir.append_event` writes it, whose values begin with `values`."""
     return re.compile(
         rb'^\{"event": "%s", "time": [0-9.]+, %s[^\n]*$' % (kind.encode(), values), re.MULTILINE
     )
@@ -76,7 +76,7 @@ def _last_line(
             data = file.read(end - begin) + head
             first = data.find(b"\n") + 1 if begin else 0
             for match in reversed(list(pattern.finditer(data, first))):
-                for record in records(match.group().decode(errors="replace")):
+                for record in parse_records(match.group().decode(errors="replace")):
                     return begin + match.start(), record
             head = data[: first or len(data)]
             if len(head) > _LONGEST_LINE:

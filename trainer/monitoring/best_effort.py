@@ -8,12 +8,12 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 
-class Telling:
+class BestEffort:
     """Lets files go unwritten, and says so once for each, until it can be written again.
 
     Rank 0 alone tells: an error of its own would leave the others waiting for it in a collective.
 
-    with telling(path):
+    with best_effort(path):
         path.write_text(...)
     """
 

@@ -50,7 +50,7 @@ class Display:
             epoch: passes over the data done.
             loss: of this step.
             learning_rate: of this step.
-            rates: see `Meters.rates`.
+            rates: see `ThroughputMeter.rates`.
             seconds_left: until the last step.
         """
 
@@ -81,7 +81,7 @@ class PlainDisplay(Display):
     ) -> None:
         if step % self._every == 0 or step in (1, self._total):
             figures = "  ".join(_figures(loss, learning_rate, rates))
-            left = f"{duration(seconds_left)} left"
+            left = f"{format_duration(seconds_left)} left"
             self.note(f"step {step}/{self._total}  epoch {epoch:.2f}  {figures}  {left}")
 
     def evaluating(self, done: int, total: int) -> None:
@@ -99,7 +99,7 @@ class PlainDisplay(Display):
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
         with suppress(OSError):
-            print_whole(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
+            print_unwrapped(Console(file=self._file), summary_table(summary, run_dir, mlflow_command))
 
 
 class _BarWithFigures(Progress):
@@ -140,7 +140,7 @@ class LiveDisplay(Display):
         self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
     ) -> None:
         self._progress.figures = f"epoch {epoch:.2f} · " + " · ".join(_figures(loss, learning_rate, rates))
-        self._progress.update(self._task, completed=step, left=f"{duration(seconds_left)} left")
+        self._progress.update(self._task, completed=step, left=f"{format_duration(seconds_left)} left")
 
     def evaluating(self, done: int, total: int) -> None:
         self._progress.figures = f"evaluating: batch {done}/{total}"
@@ -153,7 +153,7 @@ class LiveDisplay(Display):
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
         self._progress.stop()
-        print_whole(self._console, summary_table(summary, run_dir, mlflow_command))
+        print_unwrapped(self._console, summary_table(summary, run_dir, mlflow_command))
 
 
 def open_display(
@@ -198,7 +198,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         "time": ("spent", str),
         "steps": ("steps", lambda value: f"{value:,}"),
         "parameters": ("parameters", lambda value: f"{value:,}"),
-        "cost of a view": ("gmacs", gmacs),
+        "cost of a view": ("gmacs", format_gmacs),
     }
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -221,12 +221,12 @@ def _best(summary: Mapping[str, Any]) -> str:
     return f"{100 * summary['best_top1']:.2f} % after step {summary['best_step']}, {kept}"
 
 
-def gmacs(amount: float) -> str:
+def format_gmacs(amount: float) -> str:
     """Multiply-accumulates, given in units of 10^9, with one decimal, or three digits where they are few."""
     return f"{amount:,.1f} GMACs" if amount >= 1 else f"{amount:.3g} GMACs"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `1:02:03`, days in front where there are any."""
     return str(timedelta(seconds=round(seconds)))
 
@@ -244,7 +244,7 @@ def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
     return figures
 
 
-def print_whole(console: Console, table: Table) -> None:
+def print_unwrapped(console: Console, table: Table) -> None:
     """Print a table without breaking a path or a command over lines: a narrow terminal wraps it, and it can
     be copied. Nothing in it is taken for markup: a path may hold `[/b]`.
     """

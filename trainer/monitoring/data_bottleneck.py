@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipelines.bottleneck import Bottleneck, StageCosts, find_bottleneck
 from pipelines.loader import ClipLoader
-from trainer.monitoring.throughput import Totals
+from trainer.monitoring.throughput import RunTotals
 
 # Seconds of training and waiting between two looks: long enough that single slow videos do not show.
 INTERVAL = 30.0
@@ -24,7 +24,7 @@ class DataReport:
     changed: bool
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """For people: how much of the time the data takes, which stage of it most, what to do."""
         share = f"{100 * self.wait_share:.0f} % of the time"
         if self.limit.stage == "model":
@@ -33,7 +33,7 @@ class DataReport:
         return f"{share} is spent waiting for data ({costs} ms a clip). {self.limit.advice}"
 
 
-class DataWatch:
+class DataBottleneckMonitor:
     """Looks at one rank's training loader every so often. cores: those that the rank may use."""
 
     def __init__(self, loader: ClipLoader, cores: int) -> None:
@@ -42,7 +42,7 @@ class DataWatch:
         self._before: tuple[float, float, StageCosts] | None = None
         self._stage = ""
 
-    def look(self, spent: Totals) -> DataReport | None:
+    def report_if_due(self, spent: RunTotals) -> DataReport | None:
         """A report when it is time for one. spent: of the run so far; evaluations and saves do not count."""
         if self._before is None:
             self._before = (spent.training, spent.waiting, self._loader.costs)

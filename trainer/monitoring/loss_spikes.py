@@ -21,7 +21,7 @@ _WORTH = 0.05  # above the usual at least, in nats: a loss that small says that 
 
 
 @dataclass(frozen=True)
-class Spike:
+class LossSpike:
     """loss: that stands out. usual: the median of those before it. deviations: how far above it, in standard
     deviations of the logarithm.
     """
@@ -31,14 +31,14 @@ class Spike:
     deviations: float
 
 
-class Spikes:
+class LossSpikeDetector:
     """Looks at one loss after the other; all are at least 0, as a cross-entropy is."""
 
     def __init__(self) -> None:
         self._logs: deque[float] = deque(maxlen=_WINDOW)
         self._high = False
 
-    def look(self, loss: float) -> Spike | None:
+    def detect(self, loss: float) -> LossSpike | None:
         """The spike that begins with this loss, if one does; it ends with the first loss that is usual again.
 
         A loss that is not finite is none, and is not remembered.
@@ -52,10 +52,10 @@ class Spikes:
         self._logs.append(math.log(loss + _NOTHING))
         return spike if begins else None
 
-    def _compare(self, loss: float) -> Spike | None:
+    def _compare(self, loss: float) -> LossSpike | None:
         centre = median(self._logs)
         spread = max(_SPREAD * median(abs(earlier - centre) for earlier in self._logs), _LEAST)
         deviations = (math.log(loss + _NOTHING) - centre) / spread
         usual = math.exp(centre) - _NOTHING
         stands_out = deviations > _DEVIATIONS and loss - usual > _WORTH
-        return Spike(loss, usual, deviations) if stands_out else None
+        return LossSpike(loss, usual, deviations) if stands_out else None

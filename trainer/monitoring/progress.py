@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def shown_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+def show_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes (done, total) and shows them with rate and time left.
 
     file: where; None is standard output.

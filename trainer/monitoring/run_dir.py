@@ -35,15 +35,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
-from trainer.monitoring.best_effort import Telling
+from trainer.monitoring.best_effort import BestEffort
 
 _TAIL = 2**16  # bytes at the end of the events that are looked through
 
 
-class RunFolder:
+class RunDir:
     """The folder of one run; only rank 0 writes into it, except for checkpoints.
 
-    telling: what may go unwritten while the disk has no room: events, bad videos, pictures.
+    best_effort: what may go unwritten while the disk has no room: events, bad videos, pictures.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,9 +64,9 @@ class RunFolder:
         self.skipped = path / "skipped.json"
         self.decoder_crashes = path / "decoder_crashes.json"
         self.in_flight = path / "in-flight"
-        self.travelling = (self.quarantine, self.mlflow, self.decoding)
+        self.checkpointed_files = (self.quarantine, self.mlflow, self.decoding)
         """Files of which every checkpoint has a copy."""
-        self.telling = Telling()
+        self.best_effort = BestEffort()
         self._owed: list[dict[str, Any]] = []  # bad videos that could not be written down yet
 
     def create(self, *, recipe: str | None, environment: dict[str, Any]) -> None:
@@ -77,27 +77,27 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if recipe is not None:
-                self.write(self.recipe, recipe)
+                self.write_text(self.recipe, recipe)
             self.write_json(self.environment, environment)
         except OSError as error:
             raise RunError(
                 f"cannot write the run folder {self.path}: {error.strerror}; choose another with --run-dir"
             ) from error
 
-    def take_along(self, checkpoint: Path) -> None:
+    def copy_missing_from(self, checkpoint: Path) -> None:
         """Before going on from a checkpoint: make up for files that are missing with its copies.
 
         One of another run's folder brings all along but the MLflow run: this is a branch.
         """
         own = checkpoint.absolute().parent == self.checkpoints.absolute()
-        for file in self.travelling:
+        for file in self.checkpointed_files:
             if file == self.mlflow and not own:
                 continue
             copy = checkpoint / file.name
             if copy.exists() and not file.exists():
-                self.write(file, copy.read_text(encoding="utf-8"))
+                self.write_text(file, copy.read_text(encoding="utf-8"))
 
-    def graph_share(self) -> float | None:
+    def read_graph_share(self) -> float | None:
         """What part of the videos DALI decodes beside PyAV, measured when the run first started; None where
         that was not yet, or cannot be read.
         """
@@ -107,14 +107,14 @@ class RunFolder:
             return None
         return share if isinstance(share, float) and 0 <= share <= 1 else None
 
-    def keep_graph_share(self, share: float) -> None:
+    def write_graph_share(self, share: float) -> None:
         """Raises RunError where it cannot be written: the run would go on with another one."""
         try:
             self.write_json(self.decoding, {"graph_share": share})
         except OSError as error:
             raise RunError(f"{self.decoding} cannot be written: {error.strerror or error}") from error
 
-    def skipped_steps(self, settings: dict[str, Any]) -> int:
+    def read_skipped_steps(self, settings: dict[str, Any]) -> int:
         """Steps that all starts with these settings have left out; 0 where it cannot be read."""
         try:
             stored = json.loads(self.skipped.read_text(encoding="utf-8"))
@@ -123,48 +123,50 @@ class RunFolder:
             return 0
         return count if type(count) is int and count >= 0 else 0
 
-    def keep_skipped_steps(self, count: int, settings: dict[str, Any]) -> None:
-        with self.telling(self.skipped):
+    def write_skipped_steps(self, count: int, settings: dict[str, Any]) -> None:
+        with self.best_effort(self.skipped):
             self.write_json(self.skipped, {"count": count, "settings": _digest(settings)})
 
-    def latest_events(self) -> list[dict[str, Any]]:
+    def read_latest_events(self) -> list[dict[str, Any]]:
         """The last of the events, oldest first: a run has millions, and what counts now is at the end."""
         if not self.events.exists():
             return []
         with open(self.events, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            return list(records(file.read().decode(errors="replace")))
+            return list(parse_records(file.read().decode(errors="replace")))
 
-    def last_event(self, *kinds: str) -> dict[str, Any] | None:
+    def find_last_event(self, *kinds: str) -> dict[str, Any] | None:
         """The last event of one of these kinds, if it is among the latest."""
-        return next((event for event in reversed(self.latest_events()) if event.get("event") in kinds), None)
+        return next(
+            (event for event in reversed(self.read_latest_events()) if event.get("event") in kinds), None
+        )
 
-    def last_spent(self) -> tuple[float, float | None]:
+    def read_last_spent(self) -> tuple[float, float | None]:
         """Seconds that the run had spent when it last told of a step, 0 where it never did, and these seconds
         times the ranks that spent them, None where that was not recorded.
         """
-        event = self.last_event("step")
+        event = self.find_last_event("step")
         if event is None:
             return 0.0, None
-        return max(number_of(event, "spent") or 0.0, 0.0), number_of(event, "device_seconds")
+        return max(find_number(event, "spent") or 0.0, 0.0), find_number(event, "device_seconds")
 
-    def longest_save(self) -> float:
+    def find_longest_save(self) -> float:
         """Seconds of the slowest save among the latest events; 0 where there is none."""
-        saves = [event for event in self.latest_events() if event.get("event") == "checkpoint"]
-        return max([0.0, *(number_of(event, "seconds") or 0.0 for event in saves)])
+        saves = [event for event in self.read_latest_events() if event.get("event") == "checkpoint"]
+        return max([0.0, *(find_number(event, "seconds") or 0.0 for event in saves)])
 
-    def event(self, kind: str, **values: Any) -> None:
+    def append_event(self, kind: str, **values: Any) -> None:
         """Append one line to the events, with the time in seconds since 1970; what finds no room is lost."""
-        with self.telling(self.events):
+        with self.best_effort(self.events):
             append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
 
-    def quarantined(self) -> set[tuple[str, int]]:
+    def read_quarantined(self) -> set[tuple[str, int]]:
         """Path and manifest row of the videos in quarantine so far."""
         if not self.quarantine.exists():
             return set()
         # A line cut off by a crash, or damaged, is missing here: its video is written down again.
         text = self.quarantine.read_text(encoding="utf-8", errors="replace")
-        return {_video(entry) for entry in records(text) if _is_video(entry)}
+        return {_video(entry) for entry in parse_records(text) if _is_video(entry)}
 
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet.
@@ -174,8 +176,8 @@ class RunFolder:
         owed = {_video(entry) for entry in self._owed}
         unique = {_video(entry): entry for entry in entries}
         fresh = [entry for key, entry in unique.items() if key not in owed]
-        with self.telling(self.quarantine):
-            known = self.quarantined()
+        with self.best_effort(self.quarantine):
+            known = self.read_quarantined()
             fresh = [entry for entry in fresh if _video(entry) not in known]
             self._owed += fresh
             append_lines(self.quarantine, self._owed)
@@ -193,13 +195,13 @@ class RunFolder:
         os.replace(temporary, path)
 
     @classmethod
-    def write(cls, path: Path, text: str) -> None:
+    def write_text(cls, path: Path, text: str) -> None:
         """As `write_bytes`, in UTF-8; a lone surrogate becomes an escape."""
         cls.write_bytes(path, text.encode(errors="backslashreplace"))
 
     @classmethod
     def write_json(cls, path: Path, values: dict[str, Any]) -> None:
-        cls.write(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
+        cls.write_text(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
 
 def _digest(settings: dict[str, Any]) -> str:
@@ -214,7 +216,7 @@ def _video(entry: dict[str, Any]) -> tuple[str, int]:
     return entry["path"], entry["sample"]
 
 
-def records(text: str) -> Iterator[dict[str, Any]]:
+def parse_records(text: str) -> Iterator[dict[str, Any]]:
     """The records of whole lines; one may be cut off, by a crash or by where the text begins.
 
     A line that this program would not write, as with a number that no computer holds, is passed over, too.
@@ -228,7 +230,7 @@ def records(text: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def number_of(record: Mapping[str, Any], key: str, most: float = 1e15) -> float | None:
+def find_number(record: Mapping[str, Any], key: str, most: float = 1e15) -> float | None:
     """A record's number; None where there is none, or one above any that a run writes there."""
     value = record.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > most:

@@ -45,7 +45,7 @@ def peak_flops(gpu_name: str | None) -> float | None:
 
 
 @dataclass
-class Totals:
+class RunTotals:
     """What a run has spent since its first start, over all restarts; seconds are wall-clock."""
 
     steps: int = 0
@@ -66,7 +66,7 @@ class Totals:
     """How often the run was started; what never came to a checkpoint is not counted."""
 
     @classmethod
-    def of(cls, totals: Mapping[str, float]) -> "Totals":
+    def of(cls, totals: Mapping[str, float]) -> "RunTotals":
         """From the plain numbers of any version of this program; what they lack is as at the first start."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in totals.items() if name in known})  # type: ignore[arg-type]
@@ -132,11 +132,11 @@ class Rates:
     """Model TFLOP/s of one device; None where the FLOPs of a clip are not known."""
 
 
-class Meters:
+class ThroughputMeter:
     """Clocks of one rank.
 
-    with meters.step(clips):
-        with meters.waiting():
+    with meter.step(clips):
+        with meter.waiting():
             batch = next(batches)
         ...
     """
@@ -158,7 +158,7 @@ class Meters:
             window: optimiser steps that rates are averaged over.
             clock: seconds from any beginning; monotonic, so that setting the machine's time changes nothing.
         """
-        self.spent = Totals()
+        self.spent = RunTotals()
         self._device = device
         self._clock = clock
         self._window: deque[tuple[int, float, float]] = deque(maxlen=window)
@@ -251,7 +251,7 @@ class Meters:
         in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
         device_done_again: the same times the ranks of that start; None takes the ranks of now.
         """
-        self.spent = Totals.of(totals)
+        self.spent = RunTotals.of(totals)
         # A checkpoint of an earlier version does not say on how many ranks.
         self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
         if restarts:

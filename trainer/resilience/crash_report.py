@@ -10,7 +10,7 @@ from trainer.distributed.environment import Environment
 from trainer.system.secrets import redacted
 
 
-def note_failure(run_dir: Path, environment: Environment, error: BaseException) -> None:
+def write_crash_report(run_dir: Path, environment: Environment, error: BaseException) -> None:
     """Write `failures/rank-00003.json` into the run's folder: when, where, and what. Raises nothing: what
     failed already is to be told, not that it could not be written down.
     """

@@ -17,9 +17,9 @@ from pipelines.dali.sample_reader import CrashedSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import find_crashed
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
-from trainer.distributed.collectives import from_main, together
+from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderInput:
     """What loaders of one kind read. kind: `train` or `val`, with which the names of their files begin."""
 
     kind: str
@@ -36,13 +36,13 @@ class Reading:
     clip: TrainClip | ViewClip
 
 
-def in_flight_file(folder: RunFolder, kind: str, rank: int) -> Path:
+def in_flight_file(folder: RunDir, kind: str, rank: int) -> Path:
     """Where a rank's loader keeps which batches it is at."""
     return folder.in_flight / f"{kind}-{rank:05d}.json"
 
 
 def find_crashed_videos(
-    readings: Iterable[Reading], folder: RunFolder, environment: Environment, options: LoaderOptions
+    readings: Iterable[LoaderInput], folder: RunDir, environment: Environment, options: LoaderOptions
 ) -> tuple[dict[str, CrashedSamples], tuple[str, ...]]:
     """What DALI's decoder is not to be given, by the kind of reading, and notes on what is new. Collective.
 
@@ -54,7 +54,7 @@ def find_crashed_videos(
     crashed: dict[str, CrashedSamples] = {}
     notes: list[str] = []
     for reading in readings:
-        known, left = from_main(_left(reading, folder) if environment.is_main else ({}, []))
+        known, left = broadcast_from_main(_left(reading, folder) if environment.is_main else ({}, []))
         found = _found_by_all(reading, left, environment, options)
         new = {sample: reason for sample, reason in found.items() if sample not in known}
         crashed[reading.kind] = {**known, **new}
@@ -67,18 +67,20 @@ def find_crashed_videos(
 
 
 def _found_by_all(
-    reading: Reading, left: list[str], environment: Environment, options: LoaderOptions
+    reading: LoaderInput, left: list[str], environment: Environment, options: LoaderOptions
 ) -> CrashedSamples:
     if not left:
         return {}
     own = [Path(path) for path in left[environment.rank :: environment.world_size]]
-    found = together(lambda: find_crashed(own, reading.dataset, reading.sampler, reading.clip, options))
+    found = run_on_all_ranks(
+        lambda: find_crashed(own, reading.dataset, reading.sampler, reading.clip, options)
+    )
     gathered: list[CrashedSamples] = [{}] * environment.world_size
     dist.all_gather_object(gathered, found)
     return {sample: reason for part in gathered for sample, reason in part.items()}
 
 
-def _left(reading: Reading, folder: RunFolder) -> tuple[CrashedSamples, list[str]]:
+def _left(reading: LoaderInput, folder: RunDir) -> tuple[CrashedSamples, list[str]]:
     """What is known of the data, and the files of loaders that were not closed."""
     files = sorted(map(str, folder.in_flight.glob(f"{reading.kind}-*.json")))
     try:
@@ -88,7 +90,7 @@ def _left(reading: Reading, folder: RunFolder) -> tuple[CrashedSamples, list[str
         return {}, files
 
 
-def _kept(folder: RunFolder) -> dict[str, Any]:
+def _kept(folder: RunDir) -> dict[str, Any]:
     """What the file holds, by the fingerprint of the data; nothing where it cannot be read."""
     try:
         stored = json.loads(folder.decoder_crashes.read_text(encoding="utf-8"))
@@ -97,17 +99,17 @@ def _kept(folder: RunFolder) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: RunFolder) -> None:
+def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
     """Write down what is new, then remove the files that it was found with."""
     if crashes:
         _keep(crashes, fingerprint, folder)
     for path in map(Path, left):
-        with folder.telling(path):
+        with folder.best_effort(path):
             path.unlink(missing_ok=True)
 
 
-def _keep(crashes: CrashedSamples, fingerprint: str, folder: RunFolder) -> None:
-    with folder.telling(folder.decoder_crashes):
+def _keep(crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
+    with folder.best_effort(folder.decoder_crashes):
         folder.write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
 
 

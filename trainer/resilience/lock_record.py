@@ -25,7 +25,7 @@ _NAMED_STEPS = {"4294967290": "interactive", "4294967291": "batch", "4294967292"
 _LAST_STEP = 4294967280  # SLURM's SLURM_MAX_NORMAL_STEP_ID
 
 
-class Holder(Enum):
+class HolderState(Enum):
     """What is known of a lock's holder."""
 
     GONE = "gone"
@@ -114,50 +114,54 @@ class LockRecord:
     def text(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    def state(self, file: Path, variables: Mapping[str, str] = os.environ) -> Holder:
+    def state(self, file: Path, variables: Mapping[str, str] = os.environ) -> HolderState:
         """Whether the holder is still there, by what its machine and SLURM say. file: its lock file."""
         if self.released:
-            return Holder.GONE
+            return HolderState.GONE
         here = self.boot != "" and self.boot == boot_id()
         if here and self.pid_namespace == pid_namespace():
             if self.start is None or is_hidden(self.pid):
-                return Holder.UNKNOWN
+                return HolderState.UNKNOWN
             now = start_ticks(self.pid)
-            return Holder.GONE if now is None or now != self.start else Holder.ALIVE
+            return HolderState.GONE if now is None or now != self.start else HolderState.ALIVE
         if here and self.flock:  # in another container on this machine
             return _by_flock(file)
         return self._by_slurm(variables)
 
-    def _by_slurm(self, variables: Mapping[str, str]) -> Holder:
+    def _by_slurm(self, variables: Mapping[str, str]) -> HolderState:
         own = variables.get("SLURM_CLUSTER_NAME") or None
         job = self._job_id
         if job is None or _numeral(self.job) is None:
-            return Holder.UNKNOWN
+            return HolderState.UNKNOWN
         if own is not None and self.cluster is not None and own != self.cluster:
-            return Holder.UNKNOWN
+            return HolderState.UNKNOWN
         restart = int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0)
         if variables.get("SLURM_JOB_ID") == self.job and restart > self.restart:
-            return Holder.GONE  # SLURM ends all of a job before it starts it again
+            return HolderState.GONE  # SLURM ends all of a job before it starts it again
         if not slurm.is_available():
-            return Holder.UNKNOWN
+            return HolderState.UNKNOWN
         try:
             states = set(slurm.job_states(job))
             if not states & (_GOES_ON | _ENDING):
-                return Holder.GONE
+                return HolderState.GONE
             if not states <= _GOES_ON or self.step is None:
-                return Holder.UNKNOWN
+                return HolderState.UNKNOWN
             return self._by_steps(self.step, slurm.job_steps(job))
         except RunError:
-            return Holder.UNKNOWN
+            return HolderState.UNKNOWN
 
     @staticmethod
-    def _by_steps(step: str, running: set[str]) -> Holder:
+    def _by_steps(step: str, running: set[str]) -> HolderState:
         """Whether the holder's step is among those that run."""
         if step in running or _NAMED_STEPS.get(step) in running:
-            return Holder.ALIVE
+            return HolderState.ALIVE
         # Only where squeue lists steps of this kind does one that is missing have to be gone.
         listed = any(name.isdecimal() or name == "batch" for name in running)
-        return Holder.GONE if listed and step.isdecimal() and int(step) <= _LAST_STEP else Holder.UNKNOWN
+        return (
+            HolderState.GONE
+            if listed and step.isdecimal() and int(step) <= _LAST_STEP
+            else HolderState.UNKNOWN
+        )
 
     @property
     def _job_id(self) -> str | None:
@@ -186,15 +190,15 @@ def read_lock(file: Path) -> tuple[LockRecord | None, float]:
         return LockRecord.read(text), os.fstat(opened.fileno()).st_mtime
 
 
-def _by_flock(file: Path) -> Holder:
+def _by_flock(file: Path) -> HolderState:
     try:
         with open(file, "rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return Holder.ALIVE
+        return HolderState.ALIVE
     except OSError:
-        return Holder.UNKNOWN
-    return Holder.GONE
+        return HolderState.UNKNOWN
+    return HolderState.GONE
 
 
 def _numeral(text: str | None) -> str | None:

@@ -21,7 +21,7 @@ from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
-from trainer.resilience.nan_tracer import Trace, trace
+from trainer.resilience.nan_tracer import NonfiniteTrace, trace_nonfinite
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
@@ -30,7 +30,7 @@ _PRECISIONS = ["fp32", "autocast", "bf16"]
 _AROUND = 6  # modules shown before and after the first that is not finite
 
 
-def keep(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
+def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
     """Write a micro-batch down. about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words`,
     and `paths` of the videos; the weights it met go beside it, into `WEIGHTS`. Raises OSError.
     """
@@ -145,7 +145,9 @@ def _short(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def _seen_again(model: UniFormerV2, tensors: dict[str, Tensor], precision: str) -> tuple[list[float], Trace]:
+def _seen_again(
+    model: UniFormerV2, tensors: dict[str, Tensor], precision: str
+) -> tuple[list[float], NonfiniteTrace]:
     """Each clip's loss, and where the numbers cease to be finite."""
     lowered = precision == "bf16"
     model.to(torch.bfloat16 if lowered else torch.float32)
@@ -161,7 +163,7 @@ def _seen_again(model: UniFormerV2, tensors: dict[str, Tensor], precision: str) 
         return each.mean()
 
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    found = trace(model, run)
+    found = trace_nonfinite(model, run)
     for buffer, before in kept:
         buffer.copy_(before)
     return losses, found
@@ -178,7 +180,7 @@ def _print_losses(
     console.print(table)
 
 
-def _print_modules(console: Console, found: Trace) -> None:
+def _print_modules(console: Console, found: NonfiniteTrace) -> None:
     """The modules around the first that is not finite, with the largest absolute values that they saw."""
     assert found.origin is not None
     calls = [index for index, record in enumerate(found.modules) if record.name == found.origin.module]

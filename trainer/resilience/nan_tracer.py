@@ -48,14 +48,14 @@ class ModuleRecord:
 
 
 @dataclass(frozen=True)
-class Trace:
+class NonfiniteTrace:
     """origin: None when everything was finite. modules: in the order in which they were called."""
 
     origin: Origin | None
     modules: tuple[ModuleRecord, ...]
 
 
-def trace(model: nn.Module, run: Callable[[], Tensor]) -> Trace:
+def trace_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonfiniteTrace:
     """Find where a number first ceases to be finite.
 
     Watched are the modules without children, those with parameters of their own, and the model. The gradients
@@ -84,7 +84,7 @@ def trace(model: nn.Module, run: Callable[[], Tensor]) -> Trace:
     }
     values = torch.stack(watch.seen).tolist()  # the one wait for the device
     calls = watch.calls
-    return Trace(
+    return NonfiniteTrace(
         _origin(values, calls, end_of_forward, weight_gradients),
         tuple(call.record(values) for call in calls),
     )

@@ -22,8 +22,8 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import SUSPECT_BATCHES
 from trainer.engine.state_shards import owned_shards
 from trainer.errors import RunError
-from trainer.resilience.nan_replay import WEIGHTS, keep
-from trainer.resilience.nan_tracer import trace
+from trainer.resilience.nan_replay import WEIGHTS, write_replay_file
+from trainer.resilience.nan_tracer import trace_nonfinite
 
 KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Finding:
+class NonfiniteReport:
     """words: what was not finite where, to follow "because". file: for a replay; None where none was kept."""
 
     words: str
@@ -61,7 +61,7 @@ def _tensors(batch: ClipBatch) -> tuple[Tensor, ...]:
     return batch.clips, batch.labels, batch.ids, batch.valid, batch.keys
 
 
-class Inquiry:
+class NonfiniteDiagnosis:
     """Holds the suspects of the last two steps, and looks into those of one that went wrong.
 
     folder: of the run. description: what is needed to use the weights, see `TrainState`. path_of: a sample's
@@ -90,14 +90,14 @@ class Inquiry:
         else:
             self._suspects[-1].add(number, batch, loss)
 
-    def look(self, step: int) -> Finding:
+    def look(self, step: int) -> NonfiniteReport:
         """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
         suspect = next(suspect for suspect in self._suspects if suspect.step == step)
         number, batch = int(suspect.number), suspect.batch
         buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
         origin, room = None, True
         try:
-            origin = trace(self._engine.model, lambda: self._loss(batch)).origin
+            origin = trace_nonfinite(self._engine.model, lambda: self._loss(batch)).origin
         except torch.OutOfMemoryError:  # the gradients of the next step are there, too
             room = False
         for buffer, before in buffers:
@@ -108,9 +108,11 @@ class Inquiry:
         orders = [order for order, _ in told]
         culprits = [rank for rank, order in enumerate(orders) if order is not None]
         if not culprits and not all(looked for _, looked in told):
-            return Finding("the gradient is not finite; there was not enough memory to look for where", None)
+            return NonfiniteReport(
+                "the gradient is not finite; there was not enough memory to look for where", None
+            )
         if not culprits:
-            return Finding(
+            return NonfiniteReport(
                 "the gradient is not finite; the clips of the last micro-batch "
                 f"({self._engine.accumulation} make a step), seen once more, give finite numbers",
                 None,
@@ -121,7 +123,7 @@ class Inquiry:
         file, lost = self._keep(step, number, batch, words, culprits)
         ranks = ", ".join(map(str, culprits))
         listed = ", ".join(map(str, samples))
-        return Finding(f"{words} (rank {ranks}, samples {listed}{lost})", file)
+        return NonfiniteReport(f"{words} (rank {ranks}, samples {listed}{lost})", file)
 
     def _loss(self, batch: ClipBatch) -> Tensor:
         logits = self._engine.forward_outside_step(batch.clips, batch.keys)
@@ -152,7 +154,7 @@ class Inquiry:
         if problem is None:
             try:
                 if rank in culprits:
-                    keep(folder / _name(rank), batch, about)
+                    write_replay_file(folder / _name(rank), batch, about)
                 if rank == 0:
                     folder.mkdir(parents=True, exist_ok=True)
                     save_weights(folder / WEIGHTS, weights, self._description)

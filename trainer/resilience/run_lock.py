@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.errors import RunError
-from trainer.resilience.lock_record import Holder, LockRecord, read_lock
+from trainer.resilience.lock_record import HolderState, LockRecord, read_lock
 
 BEAT = 10.0  # seconds between two signs of life
 STALE = 180.0  # seconds without a sign of life after which a holder of which nothing else is known is gone
@@ -217,12 +217,12 @@ class _Acquisition:
             if number == 0:
                 return 0
             file = _file(self._folder, number)
-            state = Holder.UNKNOWN if holder is None else holder.state(file)
-            if state is Holder.GONE:
+            state = HolderState.UNKNOWN if holder is None else holder.state(file)
+            if state is HolderState.GONE:
                 return number
             age = self._now() - touched
             signs = watched is not None and watched != (number, touched)
-            if state is Holder.ALIVE or signs:
+            if state is HolderState.ALIVE or signs:
                 self._refuse(file, holder, age)
             if age > self._stale or (watched and time.monotonic() - begun > self._stale):
                 _log.warning(
@@ -268,11 +268,11 @@ class _Acquisition:
                         path.unlink()
 
 
-def holder_of(run_dir: Path) -> LockRecord | None:
+def find_holder(run_dir: Path) -> LockRecord | None:
     """Who has a run folder now, as its lock says; None where nobody does, or it cannot be read."""
     try:
         number, record, _ = _latest(_folder(run_dir))
-        if record is None or record.state(_file(_folder(run_dir), number)) is Holder.GONE:
+        if record is None or record.state(_file(_folder(run_dir), number)) is HolderState.GONE:
             return None
     except OSError:
         return None

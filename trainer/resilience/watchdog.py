@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from trainer.resilience.signals import REQUEUE
-from trainer.system.formatting import ranks_in_words
+from trainer.system.formatting import format_ranks
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = tuple(str(_ROOT / name) + os.sep for name in ("launch", "trainer", "pipelines", "models"))
@@ -155,12 +155,12 @@ class Watchdog:
         for rank in self._written():
             words = self._path(rank).read_text(encoding="utf-8").partition("\n")[0]
             places.setdefault(words, []).append(rank)
-        parts = [f"{ranks_in_words(ranks)} {_verb(ranks, place)} {place}" for place, ranks in places.items()]
+        parts = [f"{format_ranks(ranks)} {_verb(ranks, place)} {place}" for place, ranks in places.items()]
         silent = sorted(set(range(self._world_size)).difference(*places.values()))
         if silent:
             have = "has" if len(silent) == 1 else "have"
             parts.append(
-                f"{ranks_in_words(silent)} {have} said nothing: stopped, dead, or in a call that never "
+                f"{format_ranks(silent)} {have} said nothing: stopped, dead, or in a call that never "
                 "returns to Python, whose stacks then follow on standard error"
             )
         text = (

@@ -6,7 +6,7 @@ from pipelines.dataset.paths import check_writable
 from pipelines.synthetic.motion import render
 from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
-from trainer.monitoring.progress import shown_progress
+from trainer.monitoring.progress import show_progress
 
 
 def check_embedded(recipe: Recipe) -> Path | None:
@@ -43,7 +43,7 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
     root, embedded = check_embedded(recipe), recipe.data.embedded
     if root is None or embedded is None:
         return
-    with shown_progress(f"rendering {root}") as progress:
+    with show_progress(f"rendering {root}") as progress:
         render(
             root,
             train_clips=embedded.train_clips,

@@ -9,11 +9,11 @@ from pipelines.dali.shared_memory import SharedMemoryNeed
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.sampling.sampler import ViewSampler
 from trainer.config.schema import Recipe
-from trainer.distributed.collectives import from_main, together
+from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.run_dir import RunFolder
-from trainer.resilience.decoder_crashes import Reading, find_crashed_videos, in_flight_file
+from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
 from trainer.setup.preparation import Preparation
 from trainer.setup.shared_memory import check_shared_memory
 
@@ -22,7 +22,7 @@ def open_loaders(
     recipe: Recipe,
     environment: Environment,
     prepared: Preparation,
-    folder: RunFolder,
+    folder: RunDir,
     *,
     first_step: int,
     stack: ExitStack,
@@ -40,8 +40,8 @@ def open_loaders(
     colours = recipe.augmentation
     view_plan = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
     readings = [
-        Reading("train", prepared.train, prepared.sampler, prepared.train_clip),
-        Reading("val", prepared.val, view_plan, prepared.view_clip),
+        LoaderInput("train", prepared.train, prepared.sampler, prepared.train_clip),
+        LoaderInput("val", prepared.val, view_plan, prepared.view_clip),
     ]
     share = kept_share(folder, environment) if options.splits else None
     options = replace(options, graph_share=share)
@@ -82,30 +82,33 @@ def open_loaders(
 
     first: ClipLoader | None = None
     if options.splits and share is None:
-        first = together(lambda: measured(training, folder, environment))
-        options = replace(options, graph_share=from_main(None if first is None else first.graph_share))
-    train, val = together(lambda: training() if first is None else first), together(evaluation)
+        first = run_on_all_ranks(lambda: measured(training, folder, environment))
+        options = replace(
+            options, graph_share=broadcast_from_main(None if first is None else first.graph_share)
+        )
+    train, val = (
+        run_on_all_ranks(lambda: training() if first is None else first),
+        run_on_all_ranks(evaluation),
+    )
     # Nothing lies there yet: the first batches are made when they are asked for.
-    train_need, val_need = together(train.shared_memory), SharedMemoryNeed(0, 0)
+    train_need, val_need = run_on_all_ranks(train.shared_memory), SharedMemoryNeed(0, 0)
     if Schedule.of(recipe, prepared.sampler.steps_per_epoch).evaluates:
-        val_need = together(val.shared_memory)
+        val_need = run_on_all_ranks(val.shared_memory)
     note = check_shared_memory(environment, train_need, val_need)
     return train, val, notes if note is None else (*notes, note)
 
 
-def kept_share(folder: RunFolder, environment: Environment) -> float | None:
+def kept_share(folder: RunDir, environment: Environment) -> float | None:
     """DALI's share of the decoding as rank 0 finds it in the folder. Collective."""
-    return from_main(folder.graph_share() if environment.is_main else None)
+    return broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
 
 
-def measured(
-    make: Callable[[], ClipLoader], folder: RunFolder, environment: Environment
-) -> ClipLoader | None:
+def measured(make: Callable[[], ClipLoader], folder: RunDir, environment: Environment) -> ClipLoader | None:
     """The loader with which rank 0 has measured DALI's share of the decoding, which is kept in the folder."""
     if not environment.is_main:
         return None
     loader = make()
-    folder.keep_graph_share(loader.graph_share)
+    folder.write_graph_share(loader.graph_share)
     return loader
 
 

@@ -73,7 +73,7 @@ def prepare(
     """Open the manifests and check that data, model, batch and memory fit together.
 
     room: what every rank has at least, the same on all of them. node_copy: folder with copies of the
-    manifests, made by `node_files.read_first`, to be opened in their place.
+    manifests, made by `node_files.prefetch_manifests`, to be opened in their place.
 
     Raises UserError, DataError or ModelError for what does not fit.
     """

@@ -13,7 +13,7 @@ from trainer.checkpoint.retention import Shelf
 from trainer.checkpoint.weights_origin import check_unchanged
 from trainer.config.schema import Recipe
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.bad_video_limit import surely_too_many
 from trainer.setup.preparation import named_manifests
 from trainer.tracking.mlflow_tracker import check_tracking as check_place
@@ -26,7 +26,7 @@ def check_tracking(recipe: Recipe, run_dir: Path) -> None:
         check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment, ask=True)
 
 
-def check_folder(folder: RunFolder) -> None:
+def check_folder(folder: RunDir) -> None:
     """Raises RunError where the run's folder can neither be made nor written into. Leaves nothing there."""
     try:
         check_writable(folder.path)
@@ -37,7 +37,7 @@ def check_folder(folder: RunFolder) -> None:
         ) from error
 
 
-def check_resume(folder: RunFolder, resume: str) -> None:
+def check_resume(folder: RunDir, resume: str) -> None:
     """Raises RunError for a run that is not to be continued, or none where one must be."""
     holds_run = folder.recipe.exists() and any(folder.checkpoints.glob("step-*"))
     if holds_run and resume == "never":
@@ -73,7 +73,7 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
 
 
 def check_checkpoint(
-    folder: RunFolder,
+    folder: RunDir,
     settled: dict[str, Any],
     resume: str,
     allowed: Sequence[str],

@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.system.timeouts import within
+from trainer.system.timeouts import run_with_timeout
 
 _SOURCE = Path(__file__).parents[1]
 _PATIENCE = 10.0  # seconds for a git command
@@ -27,7 +27,7 @@ def git_state(folder: Path = _SOURCE) -> GitState | None:
     repository has no file of the folder: a wheel may be installed in a folder of somebody's project.
     """
     try:
-        return within(_LONGEST, lambda: _state(folder), "git")
+        return run_with_timeout(_LONGEST, lambda: _state(folder), "git")
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):  # TimeoutError is an OSError
         return None
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import NoReturn
 
 from trainer.system.secrets import redacted
-from trainer.system.timeouts import stuck
+from trainer.system.timeouts import has_hung_threads
 
 
-def end_in_order_at_sigterm(then: str) -> None:
+def exit_on_sigterm(then: str) -> None:
     """Have SIGTERM end this process as `sys.exit` does, with 143, so that what is half done is removed.
 
     then: what its user can do next, for the message.
@@ -25,7 +25,7 @@ def end_in_order_at_sigterm(then: str) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def end_with(main: Callable[[], int], interrupted: str) -> NoReturn:
+def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
     """End the process with what `main` returns, 130 where Ctrl-C came, or 1 and the traceback of a defect.
 
     It ends at once where Python's own end would wait: for the other ranks, where this one failed alone and
@@ -46,7 +46,7 @@ def end_with(main: Callable[[], int], interrupted: str) -> NoReturn:
             else:
                 sys.excepthook(*sys.exc_info())  # torch's says of which rank
     distributed = sys.modules.get("torch.distributed")  # not imported to say that a recipe has a mistake
-    if stuck() or (distributed is not None and distributed.is_initialized()):
+    if has_hung_threads() or (distributed is not None and distributed.is_initialized()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

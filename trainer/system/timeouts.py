@@ -10,11 +10,11 @@ T = TypeVar("T")
 PREFIX = "deadline: "  # of the names of the threads that such work is done in
 
 
-def within(seconds: float, work: Callable[[], T], name: str) -> T:
+def run_with_timeout(seconds: float, work: Callable[[], T], name: str) -> T:
     """Do `work` in a thread of its own; raises what it raises, and TimeoutError when it takes longer.
 
     A thread that is too late goes on, perhaps for ever, as one does that looks at a dead NFS server: see
-    `stuck`. name: of the work, for whoever looks at the stacks.
+    `has_hung_threads`. name: of the work, for whoever looks at the stacks.
     """
     future: Future[T] = Future()
 
@@ -32,6 +32,6 @@ def within(seconds: float, work: Callable[[], T], name: str) -> T:
     return future.result()
 
 
-def stuck() -> bool:
+def has_hung_threads() -> bool:
     """Whether some work still hangs in its thread: Python's end would wait for libraries that it holds."""
     return any(thread.name.startswith(PREFIX) for thread in threading.enumerate())

@@ -19,7 +19,7 @@ from trainer.monitoring.metric_names import (
     WALL_CLOCK,
     WHOLE_RUN,
 )
-from trainer.monitoring.throughput import Meters
+from trainer.monitoring.throughput import ThroughputMeter
 from trainer.tracking.mlflow_tracker import Status, Tracker
 
 
@@ -54,7 +54,7 @@ class TrainingTracker:
     def step(
         self,
         totals: StepTotals,
-        meters: Meters,
+        meter: ThroughputMeter,
         *,
         epoch: float,
         learning_rate: float,
@@ -62,7 +62,7 @@ class TrainingTracker:
         quarantined: int,
     ) -> None:
         """Record a finished step if it is due: the first, the last, and every so many."""
-        done, rates, spent = totals.step + 1, meters.rates(), meters.spent
+        done, rates, spent = totals.step + 1, meter.rates(), meter.spent
         self._seconds = spent.seconds
         self._losses.append(totals.loss)
         losses = [loss for loss in self._losses if math.isfinite(loss)]
@@ -83,7 +83,7 @@ class TrainingTracker:
             f"{WALL_CLOCK}checkpoint_pause_seconds": spent.saving,
             f"{WALL_CLOCK}ettr": spent.ettr,
             f"{WALL_CLOCK}hours": spent.seconds / 3600,
-            f"{WALL_CLOCK}gpu_hours": meters.device_seconds / 3600,
+            f"{WALL_CLOCK}gpu_hours": meter.device_seconds / 3600,
             f"{SYSTEM}memory_peak_gib": rates.memory_peak / 2**30,
         }
         self._untracked = done, {name: value for name, value in values.items() if value is not None}

@@ -14,7 +14,7 @@ import torch
 from pipelines import SELFTEST_MODULE
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.worker_pool import usable_cores
-from trainer.distributed.environment import describe
+from trainer.distributed.environment import describe_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.monitoring.throughput import peak_flops
 from trainer.verification.steps import VerificationTask
@@ -23,7 +23,7 @@ from trainer.verification.steps import VerificationTask
 def inspect_gpu(task: VerificationTask) -> None:
     """Facts, ceilings, and a trial of the decoder."""
     report, device = task.report, task.device
-    about = describe()
+    about = describe_environment()
     report.measure("packages", ", ".join(f"{name} {version}" for name, version in about["packages"].items()))
     report.measure("Python, CUDA of torch", f"{about['python']}, {about['cuda']}")
     report.measure("CPU", f"{about['cpu']}, {usable_cores()} cores usable")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.distributed.environment import describe
+from trainer.distributed.environment import describe_environment
 from trainer.verification.report import StepResult, markdown_table, read_findings, write_json
 from trainer.verification.steps import VerificationStep
 
@@ -38,7 +38,7 @@ def run_steps(
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [StepResult(step.name, "not run") for step in steps]
-    about, deadline = describe(), time.monotonic() + seconds
+    about, deadline = describe_environment(), time.monotonic() + seconds
     for number, step in enumerate(steps):
         left = deadline - time.monotonic()
         if step.needs_gpu and device == "cpu":

@@ -10,7 +10,7 @@ import torch
 
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.resilience.nan_replay import keep
+from trainer.resilience.nan_replay import write_replay_file
 
 
 def test_weights_may_be_read_by_whoever_may_read_what_lies_beside(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
     failing = mock.Mock(side_effect=_safetensors_error("I/O error: No space left on device (os error 28)"))
     with mock.patch("safetensors.torch.save_file", failing):
         with pytest.raises(OSError) as failure:
-            keep(tmp_path / "clips", batch, {})
+            write_replay_file(tmp_path / "clips", batch, {})
         assert failure.value.errno == errno.ENOSPC
         with pytest.raises(RunError, match="w cannot be written: No space left on device"):
             save_weights(tmp_path / "w", {"a": clips}, {})

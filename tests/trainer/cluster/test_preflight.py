@@ -67,7 +67,7 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
-from trainer.system.timeouts import PREFIX, stuck
+from trainer.system.timeouts import PREFIX, has_hung_threads
 
 NA, OK, WARNING, FAILED = Status
 CPU = torch.device("cpu")
@@ -306,17 +306,17 @@ def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
     assert "ZeroDivisionError" in broken.text
     (refused,) = run_check("memory", _refuse)
     assert (refused.verdict, refused.text) == (FAILED, "no /proc here")
-    assert not stuck()
+    assert not has_hung_threads()
     gate = threading.Event()
     (late,) = run_check("memory", lambda: [gate.wait()], 0.1)  # type: ignore[list-item]
     assert late.verdict is FAILED
     assert "no end within 0.1 s" in late.text
-    assert stuck()
+    assert has_hung_threads()
     gate.set()
     for thread in threading.enumerate():
         if thread.name.startswith(PREFIX):
             thread.join()
-    assert not stuck()
+    assert not has_hung_threads()
 
 
 def _refuse() -> list[CheckResult]:

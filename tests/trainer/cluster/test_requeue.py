@@ -9,7 +9,7 @@ import pytest
 from trainer.cluster.first_failure import first_failure
 from trainer.cluster.requeue import MAX_FRUITLESS, PREFLIGHT_FAILED, Attempt, Attempts
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 
@@ -150,7 +150,7 @@ def test_a_chain_ends_where_someone_stopped_it_or_must_mend_something(
 
 
 def test_a_chain_that_has_done_its_work_begins_nothing(tmp_path: Path) -> None:
-    RunFolder(tmp_path).event("end")
+    RunDir(tmp_path).append_event("end")
     assert Attempts(tmp_path).begin(job(chained=True)) is None
     assert Attempts(tmp_path).begin(job()) is not None
 
@@ -175,10 +175,10 @@ def test_a_line_that_a_lost_node_cut_off_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_only_a_run_whose_last_word_is_its_end_is_finished(tmp_path: Path) -> None:
-    turns, folder = Attempts(tmp_path), RunFolder(tmp_path)
+    turns, folder = Attempts(tmp_path), RunDir(tmp_path)
     assert not turns.is_finished()
     for event, finished in (("start", False), ("step", False), ("end", True), ("start", False)):
-        folder.event(event)
+        folder.append_event(event)
         assert turns.is_finished() == finished
 
 

@@ -21,8 +21,8 @@ from trainer.cluster.run_status import STARTING, RunHistory, RunStatus, derive_s
 from trainer.cluster.slurm import QueuedJob
 from trainer.cluster.status import NOTES, collect_statuses, find_run_dirs, format_json, print_overview
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder, append_lines
-from trainer.resilience.crash_report import note_failure
+from trainer.monitoring.run_dir import RunDir, append_lines
+from trainer.resilience.crash_report import write_crash_report
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 
 TOTAL = 60
@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.folder = RunFolder(path)
+        self.folder = RunDir(path)
         self.turns = Attempts(path)
 
     def create(self) -> "Run":
@@ -43,7 +43,7 @@ class Run:
 
     def start(self, step: int = 0) -> "Run":
         self.create()
-        self.folder.event("start", step=step, total_steps=TOTAL, world_size=2)
+        self.folder.append_event("start", step=step, total_steps=TOTAL, world_size=2)
         return self
 
     def steps(self, first: int, last: int, *, pace: float = 2.0, starts: int = 1, **more: Any) -> "Run":
@@ -54,7 +54,7 @@ class Run:
                 "starts": starts,
                 "total_steps": TOTAL,
             }
-            self.folder.event("step", step=step, **{**values, **more})
+            self.folder.append_event("step", step=step, **{**values, **more})
         return self
 
     def saved(self, step: int) -> "Run":
@@ -136,7 +136,7 @@ def test_a_run_that_is_about_to_tell_its_first_event(run: Run) -> None:
     assert (run.status().state, run.status().words) == ("running", "starting")
     assert run.status(age=STARTING + 5).state == "unknown"
     run.start().steps(1, 5)
-    run.folder.event("left", step=5, reason="SIGTERM")
+    run.folder.append_event("left", step=5, reason="SIGTERM")
     assert run.status().state == "stopped"
     later = time.time() + 5
     os.utime(run.folder.environment, (later, later))
@@ -145,14 +145,14 @@ def test_a_run_that_is_about_to_tell_its_first_event(run: Run) -> None:
 
 def test_a_run_that_ended(run: Run) -> None:
     run.start().steps(1, TOTAL)
-    run.folder.event("end", top1=0.875, steps=TOTAL)
+    run.folder.append_event("end", top1=0.875, steps=TOTAL)
     row = run.status(age=10**6)
     assert (row.state, row.words, row.step, row.seconds_left) == ("finished", "", TOTAL, None)
 
 
 def test_a_run_that_was_asked_to_leave(run: Run) -> None:
     run.start().steps(1, 20)
-    run.folder.event("left", step=20, reason="the file STOP")
+    run.folder.append_event("left", step=20, reason="the file STOP")
     row = run.status(age=10**6)
     assert (row.state, row.words) == ("stopped", "by the file STOP")
     run.start(20)
@@ -164,7 +164,7 @@ def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest
 
     run.start().steps(1, 5)
     time.sleep(0.01)
-    note_failure(run.path, find_environment("cpu", {}), ValueError("a shape is wrong"))
+    write_crash_report(run.path, find_environment("cpu", {}), ValueError("a shape is wrong"))
     row = run.status()
     assert row.state == "failed"
     assert "failed first: ValueError: a shape is wrong" in row.words and "\n" not in row.words
@@ -230,7 +230,7 @@ def test_a_job_that_runs(run: Run) -> None:
 
 def test_a_job_that_is_queued_again(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9).saved(9)
-    run.folder.event("left", step=9, reason="SIGUSR1")
+    run.folder.append_event("left", step=9, reason="SIGUSR1")
     run.ended(REQUEUE)
     row = run.status(queued("PENDING", "BeginTime"), age=600)
     assert row.state == "requeued" and row.words.startswith("asked to leave, step 9 is saved; its begin time")
@@ -280,7 +280,7 @@ def test_a_chain_of_jobs(run: Run) -> None:
 
 def test_a_run_that_a_job_finished(run: Run) -> None:
     run.submitted().begun().start().steps(1, TOTAL)
-    run.folder.event("end", steps=TOTAL)
+    run.folder.append_event("end", steps=TOTAL)
     assert run.status(RUNNING).state == "finished"
     run.ended(0)
     row = run.status(age=600)
@@ -322,7 +322,7 @@ def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
     run.start().steps(1, 40, pace=1.0)
     run.start(40)
     for step, spent in ((41, 900.0), (42, 901.0)):
-        run.folder.event("step", step=step, spent=spent)
+        run.folder.append_event("step", step=step, spent=spent)
     assert run.status().seconds_left == pytest.approx(18.0)
 
 
@@ -333,7 +333,7 @@ def test_the_accuracy_is_that_of_the_last_evaluation(run: Run) -> None:
     for step, top1 in ((10, 0.8), (9, 0.9)):
         shelf.note_accuracy(step, top1)
     assert run.status().top1 == 0.8
-    run.folder.event("evaluation", step=20, top1=0.7, top5=1.0)
+    run.folder.append_event("evaluation", step=20, top1=0.7, top5=1.0)
     assert run.status().top1 == 0.7
 
 
@@ -428,7 +428,7 @@ def with_odd_values(file: Path, chance: random.Random) -> None:
 
 def test_an_error_in_words_shows_at_once_and_until_the_next_start(tmp_path: Path) -> None:
     run = Run(tmp_path / "x").start().steps(1, 12)
-    run.folder.event("failed", step=12, words="step 12 changed nothing\nmore")
+    run.folder.append_event("failed", step=12, words="step 12 changed nothing\nmore")
     found = run.status()
     assert (found.state, found.words, found.step) == ("failed", "step 12 changed nothing", 12)
     assert run.start(10).status().state == "running"
@@ -438,9 +438,9 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
     """What a run reads of its own folder at its next start, too."""
     Run(tmp_path / "good").start().steps(1, 2)
     whole = Run(tmp_path / "odd").start().steps(1, 4).submitted().begun().ended(REQUEUE)
-    whole.folder.event("evaluation", step=4, videos=1, bad=0, top1=0.5, top5=0.5)
-    whole.folder.event("checkpoint", step=4, path="x", seconds=1.0)
-    whole.folder.event("left", step=4, reason="SIGTERM")
+    whole.folder.append_event("evaluation", step=4, videos=1, bad=0, top1=0.5, top5=0.5)
+    whole.folder.append_event("checkpoint", step=4, path="x", seconds=1.0)
+    whole.folder.append_event("left", step=4, reason="SIGTERM")
     files = [whole.folder.events, whole.path / "slurm" / "turns.jsonl", whole.path / "slurm" / "jobs.jsonl"]
     texts = {file: file.read_text() for file in files}
     chance = random.Random(7)
@@ -452,7 +452,7 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
         assert [row.name for row in rows] == ["good", "odd"]
         json.loads(format_json(collect_statuses([tmp_path])), parse_constant=pytest.fail)
         assert "2 runs: " in shown(tmp_path)
-        assert whole.folder.last_spent()[0] >= 0 and whole.folder.longest_save() >= 0
+        assert whole.folder.read_last_spent()[0] >= 0 and whole.folder.find_longest_save() >= 0
         whole.turns.is_finished()
 
 
@@ -532,7 +532,7 @@ def many(root: Path, count: int, steps: int = 40) -> None:
         run = Run(root / "k710-sweep" / f"l14-learning_rate-{number + 1}e-5-head_dropout-0.{number % 5}")
         run.start().steps(1, steps)
         if number % 3:
-            run.folder.event("left", step=steps, reason=f"reason {number}")
+            run.folder.append_event("left", step=steps, reason=f"reason {number}")
 
 
 class Terminal(io.StringIO):
@@ -575,7 +575,7 @@ def test_a_file_gets_whole_names_and_plain_lines(tmp_path: Path) -> None:
 def test_the_same_words_are_said_once(tmp_path: Path) -> None:
     for name in "abcde":
         run = Run(tmp_path / name).start()
-        run.folder.event("left", step=0, reason="SIGTERM")
+        run.folder.append_event("left", step=0, reason="SIGTERM")
     Run(tmp_path / "f").create()
     assert shown(tmp_path).split("\n\n")[1].splitlines() == [
         "unknown  f: it has told nothing yet",
@@ -589,7 +589,7 @@ def test_five_hundred_runs_are_a_matter_of_seconds(tmp_path: Path) -> None:
         source = (
             tmp_path / "k710-sweep" / f"l14-learning_rate-{number % 5 + 1}e-5-head_dropout-0.{number % 5}"
         )
-        copy = RunFolder(tmp_path / f"run-{number}")
+        copy = RunDir(tmp_path / f"run-{number}")
         copy.path.mkdir()
         copy.recipe.touch()
         os.link(source / "events.jsonl", copy.events)

@@ -6,11 +6,11 @@ from tests.trainer.ranks import Ranks
 def compare(texts: list[str]) -> str:
     import torch.distributed as dist
 
-    from trainer.distributed.collectives import same_on_all
+    from trainer.distributed.collectives import check_same_on_all_ranks
     from trainer.errors import AgreedError
 
     try:
-        same_on_all("the recipe", texts[dist.get_rank()])
+        check_same_on_all_ranks("the recipe", texts[dist.get_rank()])
     except AgreedError as error:
         return str(error)
     return "the same"

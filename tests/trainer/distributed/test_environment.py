@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from trainer.distributed.environment import describe, expand_hosts, find_environment, job_end
+from trainer.distributed.environment import describe_environment, expand_hosts, find_environment, job_end
 from trainer.errors import RunError
 
 LAUNCHED = {
@@ -255,7 +255,7 @@ def test_the_exported_variables_are_what_torch_distributed_reads() -> None:
 
 
 def test_description_is_json_and_names_versions() -> None:
-    description = json.loads(json.dumps(describe()))
+    description = json.loads(json.dumps(describe_environment()))
     assert description["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert description["hostname"] == socket.gethostname()
     assert description["cores"] >= 1

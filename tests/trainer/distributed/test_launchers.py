@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.distributed.environment import cores_per_rank, expand_hosts, find_environment, job_end
-from trainer.distributed.launchers import rank_of
+from trainer.distributed.launchers import find_rank
 from trainer.errors import RunError
 
 OMPI = {
@@ -234,7 +234,7 @@ def test_whatever_the_variables_are_they_are_understood_or_refused() -> None:
         found += 1
         assert 0 <= environment.rank < environment.world_size
         assert 0 <= environment.local_rank < environment.local_world_size <= environment.world_size
-        assert rank_of(variables)[0] == environment.rank
+        assert find_rank(variables)[0] == environment.rank
     assert found > 50
 
 
@@ -250,8 +250,8 @@ def test_a_node_list_is_expanded_or_refused() -> None:
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs Open MPI's mpirun")
 PLACES = (
     "import os\n"
-    "from trainer.distributed.launchers import find_place\n"
-    "place = find_place(os.environ)\n"
+    "from trainer.distributed.launchers import find_placement\n"
+    "place = find_placement(os.environ)\n"
     "words = place.launcher, place.rank, place.local_rank, place.world_size, place.one_node\n"
     # One write a rank: parts of several would mix.
     "os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n"

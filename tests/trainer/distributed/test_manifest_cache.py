@@ -14,7 +14,7 @@ from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.errors import DataError
 from trainer.distributed import manifest_cache
 from trainer.distributed.environment import Environment
-from trainer.distributed.manifest_cache import open_manifest, read_first
+from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
 from trainer.errors import RunError
 
 
@@ -50,24 +50,24 @@ def test_nodes_come_one_after_another(tmp_path: Path, monkeypatch: pytest.Monkey
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     for node_rank in (0, 1, 100, 5000):
-        read_first([tmp_path / "train.arrow"], place(0, node_rank), None)
-        read_first([tmp_path / "none.arrow"], place(1, node_rank), None)  # not even looked for
+        prefetch_manifests([tmp_path / "train.arrow"], place(0, node_rank), None)
+        prefetch_manifests([tmp_path / "none.arrow"], place(1, node_rank), None)  # not even looked for
     assert slept == pytest.approx([0, 0.02, 2, 10])
 
 
 def test_what_is_wrong_with_a_manifest_is_found_by_the_first_to_read_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no manifest at"):
-        read_first([tmp_path / "none.arrow"], place(), None)
+        prefetch_manifests([tmp_path / "none.arrow"], place(), None)
     made(tmp_path / "empty.arrow", count=0)
     with pytest.raises(DataError, match="lists no video"):
-        read_first([tmp_path / "empty.arrow"], place(), tmp_path / "node")
+        prefetch_manifests([tmp_path / "empty.arrow"], place(), tmp_path / "node")
     assert not (tmp_path / "node").exists()
 
 
 def test_a_copy_stands_for_the_original(tmp_path: Path) -> None:
     train, val = made(tmp_path / "a" / "part.arrow"), made(tmp_path / "b" / "part.arrow", label=1)
     node = tmp_path / "node" / "own"
-    read_first([train.path, val.path], place(), node)
+    prefetch_manifests([train.path, val.path], place(), node)
     assert len(copies(node)) == 2
     for original in (train, val):
         copy = open_manifest(original.path, node)
@@ -84,7 +84,7 @@ def test_a_copy_stands_for_the_original(tmp_path: Path) -> None:
 def test_the_other_ranks_need_the_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     original = made(tmp_path / "train.arrow")
-    read_first([Path("train.arrow")], place(), Path("node"))
+    prefetch_manifests([Path("train.arrow")], place(), Path("node"))
     original.path.unlink()
     copy = open_manifest(Path("train.arrow"), Path("node"))
     assert copy.absolute_path(copy.row(0)) == tmp_path / "videos" / "0.mp4"
@@ -93,14 +93,14 @@ def test_the_other_ranks_need_the_copy_only(tmp_path: Path, monkeypatch: pytest.
 def test_a_copy_is_made_once_and_again_when_the_manifest_is_another(tmp_path: Path) -> None:
     path, node = tmp_path / "train.arrow", tmp_path / "node"
     made(path)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     (copy,) = copies(node)
     first = copy.stat()
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     assert copy.stat().st_mtime_ns == first.st_mtime_ns
     other = made(path, label=1)
     assert path.stat().st_size == first.st_size
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     assert copies(node) == [copy]
     assert open_manifest(path, node).fingerprint == other.fingerprint
 
@@ -108,11 +108,11 @@ def test_a_copy_is_made_once_and_again_when_the_manifest_is_another(tmp_path: Pa
 def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     path, node = tmp_path / "train.arrow", tmp_path / "node"
     made(path)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     (copy,) = copies(node)
     (own(node) / f".{copy.name}.partial").write_bytes(b"of a run that was killed")
     copy.write_bytes(copy.read_bytes()[:-100])
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     open_manifest(path, node).verify()
     assert [file.name for file in sorted(own(node).iterdir())] == [f".{copy.name}.lock", copy.name]
 
@@ -125,10 +125,10 @@ def test_a_damaged_original_is_named_and_not_its_copy(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"videos/1.mp4", b"videos/7.mp4"))
     for _ in range(2):  # the second one finds the first one's copy
         with pytest.raises(DataError, match=r"its content has fingerprint .* Make it again") as refusal:
-            read_first([path], place(), node)
+            prefetch_manifests([path], place(), node)
         assert str(refusal.value).startswith(f"{path} is damaged: ")
     path.write_bytes(content)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     open_manifest(path, node).verify()
 
 
@@ -146,8 +146,8 @@ def test_an_original_that_changes_while_it_is_copied_is_said_to(
     with monkeypatch.context() as patch:
         patch.setattr(manifest_cache, "_write", change_and_write)
         with pytest.raises(RunError, match="was changed while n0 copied it: start again"):
-            read_first([path], place(), node)
-    read_first([path], place(), node)
+            prefetch_manifests([path], place(), node)
+    prefetch_manifests([path], place(), node)
 
 
 def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
@@ -161,7 +161,7 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
         with pytest.raises(
             RunError, match=r"node/manifests-\d+ on n0 has 0 MiB free, .* make room, name another folder"
         ):
-            read_first([path], place(), node)
+            prefetch_manifests([path], place(), node)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -169,26 +169,26 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
     with monkeypatch.context() as patch:
         patch.setattr(manifest_cache.shutil, "copyfileobj", fail)
         with pytest.raises(RunError, match=r"cannot be copied into .*node on n0 \(No space left on device\)"):
-            read_first([path], place(), node)
+            prefetch_manifests([path], place(), node)
     assert copies(node) == []
     assert [file.suffix for file in own(node).iterdir()] == [".lock"]
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="name another folder, or set it to null"):
-        read_first([path], place(), tmp_path / "file")
+        prefetch_manifests([path], place(), tmp_path / "file")
 
 
 def test_a_copy_that_somebody_made_up_is_not_used(tmp_path: Path) -> None:
     """Its header has the right fingerprint; paths and labels are others."""
     path, node = tmp_path / "train.arrow", tmp_path / "node"
     original = made(path)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     (copy,) = copies(node)
     false = made(tmp_path / "false.arrow", label=1)
     content = false.path.read_bytes()
     assert false.fingerprint.encode() in content
     copy.write_bytes(content.replace(false.fingerprint.encode(), original.fingerprint.encode()))
     assert Manifest.open(copy).fingerprint == original.fingerprint
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     assert open_manifest(path, node).row(0) == original.row(0)
     assert copy.read_bytes() == path.read_bytes()
 
@@ -197,7 +197,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     path, node, victim = tmp_path / "train.arrow", tmp_path / "node", tmp_path / "victim"
     made(path)
     victim.write_text("precious")
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     (copy,) = copies(node)
     lock, partial = (copy.with_name(f".{copy.name}.{kind}") for kind in ("lock", "partial"))
     for link in (partial, copy):
@@ -205,19 +205,19 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
         link.symlink_to(victim)
     with pytest.raises(RunError, match="is not the file that this run put there"):
         open_manifest(path, node)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     assert not copy.is_symlink() and not partial.is_symlink()
     open_manifest(path, node).verify()
     lock.unlink()
     lock.symlink_to(victim)
     with pytest.raises(RunError, match="cannot be copied"):
-        read_first([path], place(), node)
+        prefetch_manifests([path], place(), node)
     lock.unlink()
     own(node).rename(tmp_path / "elsewhere")
     with pytest.raises(RunError, match=r"cannot be read \(No such file or directory\)"):
         open_manifest(path, node)
     own(node).symlink_to(tmp_path / "elsewhere")
-    for use in (lambda: read_first([path], place(), node), lambda: open_manifest(path, node)):
+    for use in (lambda: prefetch_manifests([path], place(), node), lambda: open_manifest(path, node)):
         with pytest.raises(RunError, match="is a link"):
             use()
     assert victim.read_text() == "precious"
@@ -228,12 +228,12 @@ def test_the_folder_of_copies_is_this_user_s_alone(tmp_path: Path, monkeypatch: 
     made(path)
     own(node).mkdir(parents=True)
     own(node).chmod(0o777)
-    read_first([path], place(), node)
+    prefetch_manifests([path], place(), node)
     assert own(node).stat().st_mode & 0o777 == 0o700
     (copy,) = copies(node)
     assert copy.stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     own(node).mkdir()  # by whom this test runs
-    for use in (lambda: read_first([path], place(), node), lambda: open_manifest(path, node)):
+    for use in (lambda: prefetch_manifests([path], place(), node), lambda: open_manifest(path, node)):
         with pytest.raises(RunError, match=r"belongs to user .*, not to user 54321"):
             use()

@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from tests.trainer.ranks import PATIENCE, begin, end_all, free_port, prepared_context
 from trainer.distributed.environment import Environment
-from trainer.distributed.rendezvous import meet, missing_words
+from trainer.distributed.rendezvous import format_missing_ranks, wait_for_all_ranks
 from trainer.engine.deepspeed_engine import connect
-from trainer.system.formatting import ranges
+from trainer.system.formatting import format_ranges
 
 LIMIT = 3.0  # seconds
 NODES = ("n1", "n1", "n2")
@@ -109,7 +109,7 @@ def _come(
         if here.get("connects"):
             connect(environment, rendezvous=LIMIT / 60)
         else:
-            store = meet(environment, "127.0.0.1", port, here.get("limit", LIMIT))
+            store = wait_for_all_ranks(environment, "127.0.0.1", port, here.get("limit", LIMIT))
             dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=3)
         total = torch.tensor(rank + 1)
         dist.all_reduce(total)
@@ -159,7 +159,7 @@ def test_a_rank_that_never_comes_is_named_on_all_that_came(meeting: Meeting) -> 
     meeting.come(2)
     (kind, words), other = meeting.what_became_of(0), meeting.what_became_of(2)
     assert (kind, words) == other
-    assert kind == "AbsentError"
+    assert kind == "MissingRanksError"
     assert words.startswith("2 of 3 ranks came within 0.05 minutes: rank 1 did not come.")
     assert "run.rendezvous_minutes" in words
 
@@ -236,17 +236,17 @@ def test_a_rank_0_that_dies_meanwhile_is_not_waited_for(meeting: Meeting) -> Non
 
 def test_words_for_a_thousand_ranks_stay_short() -> None:
     nodes = [f"n{rank // 8}" for rank in range(1000)]
-    words = missing_words([*range(8), *range(17, 1000)], 1000, 600, nodes)
+    words = format_missing_ranks([*range(8), *range(17, 1000)], 1000, 600, nodes)
     assert words.startswith("991 of 1000 ranks came within 10 minutes: node n1 did not come: ranks 8-15; ")
     assert "of node n2 did not come: rank 16." in words
     assert "sbatch --exclude=n1," in words
-    many = missing_words(range(500), 1000, 600, nodes)
+    many = format_missing_ranks(range(500), 1000, 600, nodes)
     assert "and 55 more nodes" in many and "exclude" not in many
     assert len(many) < 700
 
 
 def test_ranges() -> None:
-    assert [ranges(numbers) for numbers in ([3], [0, 1, 2, 5, 7, 8], [])] == ["3", "0-2, 5, 7-8", ""]
+    assert [format_ranges(numbers) for numbers in ([3], [0, 1, 2, 5, 7, 8], [])] == ["3", "0-2, 5, 7-8", ""]
 
 
 def test_a_run_alone_needs_no_certain_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def test_a_run_alone_needs_no_certain_port(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = int(other.getsockname()[1])
         monkeypatch.setenv("MASTER_PORT", str(taken))
-        store = meet(environment, "127.0.0.1", taken, LIMIT)
+        store = wait_for_all_ranks(environment, "127.0.0.1", taken, LIMIT)
         store.set("key", "value")
         assert store.get("key") == b"value"
         assert int(os.environ["MASTER_PORT"]) != taken

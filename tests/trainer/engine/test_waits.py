@@ -20,8 +20,8 @@ from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
 from trainer.distributed.step_sync import Tally
-from trainer.monitoring.throughput import Meters
-from trainer.resilience.nonfinite import Inquiry
+from trainer.monitoring.throughput import ThroughputMeter
+from trainer.resilience.nonfinite import NonfiniteDiagnosis
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.trainer import Trainer
 
@@ -86,9 +86,9 @@ def trainer_of(engine: Any) -> Trainer:
     made.engine = engine
     made.step = 0
     made.schedule = mock.Mock(learning_rate=lambda step: 1e-3)
-    made.meters = Meters(device=engine.device)
+    made.meter = ThroughputMeter(device=engine.device)
     made.tally = Tally(engine.device)
-    for name in ("record", "stop", "skipped"):
+    for name in ("run_logger", "stop", "skipped"):
         setattr(made, name, mock.Mock())
     made.checkpoints = mock.Mock(counts=lambda: (0, 0), is_due=lambda: False)
     made.train_loader = mock.Mock(bad_samples=mock.Mock(pop_counts=lambda: (8, 0), new=[]))
@@ -100,7 +100,7 @@ def reads_of_a_step(stage: int, precision: str, form: Form) -> tuple[Counter[str
     with mock.patch.object(engine_module, "choose_precision", lambda *_: precision):
         engine = make_engine(stage, form=form, fused=True)
     trainer = trainer_of(engine)
-    trainer.inquiry = Inquiry(engine, Path(), {}, lambda _: Path())
+    trainer.inquiry = NonfiniteDiagnosis(engine, Path(), {}, lambda _: Path())
     batches = iter([batch(number) for number in range(6)])
     for _ in range(2):  # what is made at first is there by then
         trainer.exchange(trainer.train_step(batches))
@@ -136,10 +136,10 @@ def what_is_found(
     engine = make_engine(stage, fused=fused)
     before = engine.gather_weights()
     trainer = trainer_of(engine)
-    trainer.inquiry = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    trainer.inquiry = NonfiniteDiagnosis(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     trainer.skipped = SkippedSteps(limit=1)
     batches = iter([batch(number, poisoned=number == poisoned) for number in range(4)])
-    told: Any = trainer.record.skipped
+    told: Any = trainer.run_logger.log_skipped_step
     trainer.train_step(batches)
     at_once = list(told.call_args_list)
     trainer.step += 1
@@ -152,7 +152,7 @@ def what_is_found(
     same = all(torch.equal(kept[name], weight) for name, weight in before.items())
     state = {piece.key: piece.values.clone() for piece in engine.state_shards()}
     other = trainer_of(make_engine(stage, fused=fused))
-    other.inquiry = Inquiry(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    other.inquiry = NonfiniteDiagnosis(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     other.train_step(iter([batch(2), batch(3)]))
     differing = [
         piece.key for piece in other.engine.state_shards() if not torch.equal(piece.values, state[piece.key])

@@ -10,7 +10,7 @@ from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.evaluation.finished_run import changed_settings, evaluated_again, is_finished
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 SMALL = Path(__file__).parents[2] / "integration" / "small.yaml"
 
@@ -25,7 +25,7 @@ def now(*overrides: str) -> Recipe:
 
 
 def test_a_run_has_ended_when_the_results_of_its_last_step_are_written(tmp_path: Path) -> None:
-    folder, found = RunFolder(tmp_path), tmp_path / "checkpoints" / "step-0000020"
+    folder, found = RunDir(tmp_path), tmp_path / "checkpoints" / "step-0000020"
     assert not is_finished(folder, found, trained(), 20)
     folder.weights.touch()
     folder.summary.write_text('{"steps": 10}')  # it was lengthened since
@@ -33,7 +33,7 @@ def test_a_run_has_ended_when_the_results_of_its_last_step_are_written(tmp_path:
     folder.summary.write_text('{"steps": 20}')
     assert is_finished(folder, found, trained(), 20)
     assert not is_finished(folder, found, trained(), 30)
-    assert not is_finished(RunFolder(tmp_path / "branch"), found, trained(), 20)
+    assert not is_finished(RunDir(tmp_path / "branch"), found, trained(), 20)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from trainer.export.export_source import ExportSource, read_source
 from trainer.export.formats import export_as
 from trainer.export.model_card import model_card
 from trainer.export.numeric_check import check_agreement, random_clips
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 NAMES = ["jump", "läuft: schnell", "sit"]
 SMALL: dict[str, Any] = {
@@ -166,7 +166,7 @@ def test_a_folder_for_the_hub_says_what_the_run_came_to_and_nothing_private(
 ) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    folder = RunFolder(run)
+    folder = RunDir(run)
     gpus = ["NVIDIA H100"] * 8
     folder.write_json(
         folder.environment, {"gpus": gpus, "hostname": "jane-laptop", "packages": {"torch": "2.14"}}

@@ -7,25 +7,25 @@ import pytest
 
 from trainer.inspection import step_record
 from trainer.inspection.step_record import find_step
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path: Path) -> RunDir:
     """Of a run that did steps 1 to 30, crashed, and did 21 to 60 again on another device."""
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     for device, steps in (("cuda", range(1, 31)), ("cpu", range(21, 61))):
-        folder.event(
+        folder.append_event(
             "start", step=steps[0] - 1, device=device, world_size=2, train_manifests=[["a.arrow", device]]
         )
         for step in steps:
-            folder.event("step", step=step, total_steps=60, batch_hash=f"{device}-{step}")
-            folder.event("data", step=step, limit="x" * 100)
+            folder.append_event("step", step=step, total_steps=60, batch_hash=f"{device}-{step}")
+            folder.append_event("data", step=step, limit="x" * 100)
     return folder
 
 
 @pytest.mark.parametrize("block", [50, 333, 2**22])
-def test_the_last_record_of_a_step_counts(folder: RunFolder, block: int) -> None:
+def test_the_last_record_of_a_step_counts(folder: RunDir, block: int) -> None:
     with mock.patch.object(step_record, "_BLOCK", block):
         for step, device in ((1, "cuda"), (20, "cuda"), (21, "cpu"), (30, "cpu"), (60, "cpu")):
             found = find_step(folder.events, step)
@@ -36,7 +36,7 @@ def test_the_last_record_of_a_step_counts(folder: RunFolder, block: int) -> None
         assert find_step(folder.events, 6) != find_step(folder.events, 60)
 
 
-def test_a_line_that_was_cut_off_does_not_count(folder: RunFolder) -> None:
+def test_a_line_that_was_cut_off_does_not_count(folder: RunDir) -> None:
     whole = folder.events.read_bytes()
     line = next(line for line in whole.splitlines() if b'"step": 33,' in line)
     folder.events.write_bytes(whole + line.replace(b"cpu-33", b"cut-33")[:-3])
@@ -45,9 +45,9 @@ def test_a_line_that_was_cut_off_does_not_count(folder: RunFolder) -> None:
 
 
 def test_old_and_damaged_records_are_read_as_far_as_they_go(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.event("start", step=0, train_manifests=[["one"], 3], device=4)
-    folder.event("step", step=1, loss=1.0)
+    folder = RunDir(tmp_path)
+    folder.append_event("start", step=0, train_manifests=[["one"], 3], device=4)
+    folder.append_event("step", step=1, loss=1.0)
     found = find_step(folder.events, 1)
     assert found is not None
     assert (found.batch_hash, found.device, found.world_size, found.manifests) == (None, None, None, None)
@@ -60,9 +60,9 @@ def test_millions_of_lines_take_seconds_and_no_memory(tmp_path: Path) -> None:
     import time
     import tracemalloc
 
-    folder = RunFolder(tmp_path)
-    folder.event("start", step=0, device="cpu")
-    folder.event("step", step=1, total_steps=5_000_000, batch_hash="first")
+    folder = RunDir(tmp_path)
+    folder.append_event("start", step=0, device="cpu")
+    folder.append_event("step", step=1, total_steps=5_000_000, batch_hash="first")
     line = '{"event": "step", "time": 1790000000.0, "step": %d, "loss": 1.5, "x": "%s"}\n'
     with open(folder.events, "a") as file:
         for begin in range(2, 5_000_000, 100_000):

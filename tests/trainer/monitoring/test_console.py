@@ -17,7 +17,7 @@ from trainer.monitoring.console import (
     Display,
     LiveDisplay,
     PlainDisplay,
-    duration,
+    format_duration,
     open_display,
     summary_table,
 )
@@ -146,7 +146,7 @@ def test_a_path_is_no_markup() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (90061, "1 day, 1:01:01")])
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 TERMINAL = """

@@ -6,8 +6,8 @@ import torch
 
 from pipelines.bottleneck import StageCosts
 from pipelines.dali.pipeline import LoaderResources
-from trainer.monitoring.data_bottleneck import INTERVAL, DataWatch
-from trainer.monitoring.throughput import Totals
+from trainer.monitoring.data_bottleneck import INTERVAL, DataBottleneckMonitor
+from trainer.monitoring.throughput import RunTotals
 
 
 @dataclass
@@ -19,9 +19,9 @@ class Loader:
 
 
 def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None:
-    loader, spent = Loader(), Totals()
-    watch = DataWatch(loader, cores=2)  # type: ignore[arg-type]
-    assert watch.look(spent) is None
+    loader, spent = Loader(), RunTotals()
+    watch = DataBottleneckMonitor(loader, cores=2)  # type: ignore[arg-type]
+    assert watch.report_if_due(spent) is None
 
     def pass_by(waiting: float, costs: StageCosts) -> None:
         spent.waiting += waiting
@@ -30,14 +30,14 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
 
     decoding = StageCosts(clips=600, decodings=600, read=1.0, decode=57.0, augment=3.0)
     pass_by(0.0, decoding)
-    first = watch.look(spent)
+    first = watch.report_if_due(spent)
     assert first is not None
     assert (first.limit.stage, first.changed) == ("model", True)
     assert "keeps up: 0 % of the time" in first.words
-    assert watch.look(spent) is None  # it has just looked
+    assert watch.report_if_due(spent) is None  # it has just looked
 
     pass_by(15.0, decoding)
-    second = watch.look(spent)
+    second = watch.report_if_due(spent)
     assert second is not None
     assert (second.limit.stage, second.changed) == ("decode", True)
     assert second.milliseconds["decode"] == 95.0  # since the last look, not since the beginning
@@ -46,20 +46,20 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
     assert "data.workers" in second.words
 
     pass_by(15.0, decoding)
-    third = watch.look(spent)
+    third = watch.report_if_due(spent)
     assert third is not None
     assert (third.limit.stage, third.changed) == ("decode", False)
 
 
 def test_only_time_of_training_and_waiting_counts() -> None:
     """After an evaluation of an hour, the steps since the last look are still too few to judge."""
-    loader, spent = Loader(), Totals()
-    watch = DataWatch(loader, cores=2)  # type: ignore[arg-type]
-    watch.look(spent)
+    loader, spent = Loader(), RunTotals()
+    watch = DataBottleneckMonitor(loader, cores=2)  # type: ignore[arg-type]
+    watch.report_if_due(spent)
     spent.evaluating += 3600
     spent.training = INTERVAL / 2
-    assert watch.look(spent) is None
+    assert watch.report_if_due(spent) is None
     spent.waiting = INTERVAL / 2
-    report = watch.look(spent)
+    report = watch.report_if_due(spent)
     assert report is not None
     assert report.wait_share == 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainer.monitoring.loss_spikes import Spike, Spikes
+from trainer.monitoring.loss_spikes import LossSpike, LossSpikeDetector
 
 Losses = NDArray[np.float64]
 
@@ -35,9 +35,9 @@ def drifting(steps: int, rng: np.random.Generator) -> Losses:
     return 3 + loss
 
 
-def marked(losses: Losses) -> dict[int, Spike]:
-    spikes = Spikes()
-    found = {step: spikes.look(float(loss)) for step, loss in enumerate(losses)}
+def marked(losses: Losses) -> dict[int, LossSpike]:
+    spikes = LossSpikeDetector()
+    found = {step: spikes.detect(float(loss)) for step, loss in enumerate(losses)}
     return {step: spike for step, spike in found.items() if spike is not None}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.monitoring.throughput import Meters, Totals, memory_peak, peak_flops
+from trainer.monitoring.throughput import RunTotals, ThroughputMeter, memory_peak, peak_flops
 
 CPU = torch.device("cpu")
 
@@ -25,77 +25,81 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def meters(clock: Clock) -> Meters:
-    return Meters(device=CPU, window=3, clock=clock)
+def meter(clock: Clock) -> ThroughputMeter:
+    return ThroughputMeter(device=CPU, window=3, clock=clock)
 
 
 @pytest.fixture
-def step(meters: Meters, clock: Clock) -> Callable[..., None]:
+def step(meter: ThroughputMeter, clock: Clock) -> Callable[..., None]:
     def run(clips: int, *, waited: float, trained: float) -> None:
-        with meters.step(clips):
+        with meter.step(clips):
             for _ in range(2):  # two micro-batches
-                with meters.waiting():
+                with meter.waiting():
                     clock.now += waited / 2
                 clock.now += trained / 2
 
     return run
 
 
-def test_nothing_measured_is_no_error(meters: Meters) -> None:
-    rates = meters.rates()
+def test_nothing_measured_is_no_error(meter: ThroughputMeter) -> None:
+    rates = meter.rates()
     assert (rates.clips_per_second, rates.data_wait_share, rates.seconds_per_step) == (0, 0, 0)
     assert rates.mfu is None
-    assert meters.time_left(10) == 0
+    assert meter.time_left(10) == 0
 
 
-def test_rates_are_means_over_the_window(meters: Meters, step: Callable[..., None]) -> None:
+def test_rates_are_means_over_the_window(meter: ThroughputMeter, step: Callable[..., None]) -> None:
     step(32, waited=100.0, trained=100.0)
     for _ in range(3):
         step(32, waited=0.5, trained=1.5)
-    rates = meters.rates()
+    rates = meter.rates()
     assert rates.clips_per_second == 16
     assert rates.data_wait_share == 0.25
     assert rates.seconds_per_step == 2
-    assert meters.time_left(50) == 100
+    assert meter.time_left(50) == 100
 
 
 def test_saving_and_evaluating_do_not_slow_the_rates(
-    meters: Meters, clock: Clock, step: Callable[..., None]
+    meter: ThroughputMeter, clock: Clock, step: Callable[..., None]
 ) -> None:
     step(8, waited=0.0, trained=1.0)
-    with meters.saving():
+    with meter.saving():
         clock.now += 30
-    with meters.evaluating():
+    with meter.evaluating():
         clock.now += 60
     step(8, waited=0.0, trained=1.0)
-    assert meters.rates().clips_per_second == 8
-    assert (meters.spent.saving, meters.spent.evaluating, meters.spent.seconds) == (30, 60, 92)
+    assert meter.rates().clips_per_second == 8
+    assert (meter.spent.saving, meter.spent.evaluating, meter.spent.seconds) == (30, 60, 92)
 
 
-def test_totals_go_on_after_a_restart(clock: Clock, meters: Meters, step: Callable[..., None]) -> None:
+def test_totals_go_on_after_a_restart(
+    clock: Clock, meter: ThroughputMeter, step: Callable[..., None]
+) -> None:
     step(32, waited=1.0, trained=3.0)
-    saved = meters.totals()
+    saved = meter.totals()
     spent = {"training": 3, "waiting": 1, "saving": 0, "evaluating": 0, "lost": 0}
     assert saved == {"steps": 1, "clips": 32, **spent, "starts": 1, "device_seconds": 4}
-    later = Meters(device=CPU, clock=clock)
+    later = ThroughputMeter(device=CPU, clock=clock)
     later.restore(saved)
     with later.step(32):
         clock.now += 4
-    assert later.spent == Totals(steps=2, clips=64, training=7, waiting=1, starts=2)
+    assert later.spent == RunTotals(steps=2, clips=64, training=7, waiting=1, starts=2)
     assert later.spent.clips_per_second == 8
     assert later.spent.data_wait_share == 0.125
     assert saved["steps"] == 1
 
 
-def test_what_restarts_cost_is_added_up(clock: Clock, meters: Meters, step: Callable[..., None]) -> None:
-    meters.begun(20)  # the first start-up is no loss
+def test_what_restarts_cost_is_added_up(
+    clock: Clock, meter: ThroughputMeter, step: Callable[..., None]
+) -> None:
+    meter.begun(20)  # the first start-up is no loss
     step(8, waited=0.0, trained=60.0)
-    assert (meters.spent.lost, meters.spent.seconds) == (0, 60)
-    again = Meters(device=CPU, clock=clock)
-    again.restore(meters.totals(), done_again=15)
+    assert (meter.spent.lost, meter.spent.seconds) == (0, 60)
+    again = ThroughputMeter(device=CPU, clock=clock)
+    again.restore(meter.totals(), done_again=15)
     again.begun(5)
     assert (again.spent.lost, again.spent.starts, again.spent.seconds) == (20, 2, 80)
-    third = Meters(device=CPU, clock=clock)
+    third = ThroughputMeter(device=CPU, clock=clock)
     third.restore(again.totals(), done_again=-3600)
     third.begun(20)
     assert (third.spent.lost, third.spent.starts) == (40, 3)
@@ -106,17 +110,17 @@ def test_what_restarts_cost_is_added_up(clock: Clock, meters: Meters, step: Call
 
 
 def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> None:
-    first = Meters(device=CPU, clock=clock, world_size=4)
+    first = ThroughputMeter(device=CPU, clock=clock, world_size=4)
     with first.saving():
         clock.now += 10
     assert first.device_seconds == 40
-    later = Meters(device=CPU, clock=clock, world_size=2)
+    later = ThroughputMeter(device=CPU, clock=clock, world_size=2)
     later.restore(first.totals(), done_again=3)
     later.begun(2)
     with later.evaluating():
         clock.now += 5
     assert later.device_seconds == 40 + 2 * (3 + 2 + 5)
-    again = Meters(device=CPU, clock=clock, world_size=2)
+    again = ThroughputMeter(device=CPU, clock=clock, world_size=2)
     again.restore(first.totals(), done_again=3, device_done_again=12)
     again.begun(2)
     assert again.device_seconds == 40 + 4 * 3 + 2 * 2
@@ -125,16 +129,16 @@ def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> 
     assert later.device_seconds == 20  # as if all of it had been on the ranks of now
 
 
-def test_totals_of_other_versions_are_taken(clock: Clock, meters: Meters) -> None:
+def test_totals_of_other_versions_are_taken(clock: Clock, meter: ThroughputMeter) -> None:
     old = {"steps": 10, "clips": 320, "training": 30.0, "waiting": 1.0, "saving": 0.5, "evaluating": 2.0}
-    meters.restore({**old, "dreaming": 3.0})
-    assert meters.spent == Totals(10, 320, 30.0, 1.0, 0.5, 2.0, lost=0.0, starts=2)
-    assert "restart 0 %" in meters.spent.words
+    meter.restore({**old, "dreaming": 3.0})
+    assert meter.spent == RunTotals(10, 320, 30.0, 1.0, 0.5, 2.0, lost=0.0, starts=2)
+    assert "restart 0 %" in meter.spent.words
 
 
 def test_setting_the_time_of_day_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 0.0)
-    plain = Meters(device=CPU)
+    plain = ThroughputMeter(device=CPU)
     with plain.saving(), plain.step(1):
         monkeypatch.setattr("time.time", lambda: 1e9)
     assert 0 < plain.spent.saving < 60 and 0 < plain.spent.training < 60
@@ -147,7 +151,7 @@ def test_utilisation_of_known_gpus_only(clock: Clock, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 123)
 
     def mfu(**changes: object) -> float | None:
-        measured = Meters(device=torch.device("cuda", 0), clock=clock, **changes)  # type: ignore[arg-type]
+        measured = ThroughputMeter(device=torch.device("cuda", 0), clock=clock, **changes)  # type: ignore[arg-type]
         with measured.step(989):
             clock.now += 2
         assert measured.rates().memory_peak == 123

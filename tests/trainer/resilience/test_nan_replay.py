@@ -15,7 +15,7 @@ from models import UniFormerV2, create_model
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.resilience.nan_replay import FORMAT, WEIGHTS, keep, replay
+from trainer.resilience.nan_replay import FORMAT, WEIGHTS, replay, write_replay_file
 
 PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
 
@@ -53,7 +53,7 @@ def kept(folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp3
         "words": "the output of [head] is NaN",
         "paths": PATHS,
     }
-    keep(file, seen, about)
+    write_replay_file(file, seen, about)
     description = {
         "model": dataclasses.asdict(made.config),
         "class_names": list("abcde"),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import UniFormerV2, create_model
-from trainer.resilience.nan_tracer import Trace, trace
+from trainer.resilience.nan_tracer import NonfiniteTrace, trace_nonfinite
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def model(**fields: object) -> UniFormerV2:
     return made.train()
 
 
-def traced(made: UniFormerV2, clips: Tensor | None = None) -> Trace:
+def traced(made: UniFormerV2, clips: Tensor | None = None) -> NonfiniteTrace:
     given = torch.randn(2, 3, 4, 16, 16) if clips is None else clips
-    return trace(made, lambda: F.cross_entropy(made(given, torch.arange(2)), torch.tensor([1, 3])))
+    return trace_nonfinite(made, lambda: F.cross_entropy(made(given, torch.arange(2)), torch.tensor([1, 3])))
 
 
 def overflow(parameter: nn.Parameter) -> None:
@@ -138,7 +138,7 @@ def test_a_gradient_that_becomes_infinite(recomputes: bool) -> None:
             return checkpoint(made, torch.ones(2, 3), use_reentrant=False).sum()
         return made(torch.ones(2, 3)).sum()
 
-    origin = trace(made, run).origin
+    origin = trace_nonfinite(made, run).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("backward", "2")
     assert origin.words.startswith("the gradient that 2 passes on is")
@@ -159,7 +159,7 @@ def test_who_shares_an_input_with_the_culprit_is_not_accused() -> None:
     made = Branches()
     nn.init.zeros_(made.first.weight)
     nn.init.zeros_(made.first.bias)
-    found = trace(made, lambda: made(torch.ones(2, 3)).sum())
+    found = trace_nonfinite(made, lambda: made(torch.ones(2, 3)).sum())
     assert [record.name for record in found.modules] == ["", "first", "root", "scale"]
     assert found.origin is not None
     assert found.origin.module == "root"
@@ -171,7 +171,7 @@ def test_who_shares_an_input_with_the_culprit_is_not_accused() -> None:
 def test_a_weight_gradient_that_overflows() -> None:
     made = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(made.weight)
-    origin = trace(made, lambda: (made(torch.full((4, 1), 2e38)) * 1.0).sum()).origin
+    origin = trace_nonfinite(made, lambda: (made(torch.full((4, 1), 2e38)) * 1.0).sum()).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("backward", "")
     assert "the gradient of the weight weight is infinite" in origin.words
@@ -186,7 +186,7 @@ def test_a_weight_gradient_that_overflows() -> None:
 )
 def test_the_loss_itself(loss: Callable[[Tensor], Tensor], words: str) -> None:
     made = nn.Linear(3, 2)
-    origin = trace(made, lambda: loss(made(torch.ones(2, 3)))).origin
+    origin = trace_nonfinite(made, lambda: loss(made(torch.ones(2, 3)))).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("loss", None)
     assert origin.words.startswith(words)

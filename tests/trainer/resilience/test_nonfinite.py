@@ -17,7 +17,7 @@ from tests.trainer.ranks import Ranks
 from trainer.checkpoint.retention import MARGIN
 from trainer.errors import RunError
 from trainer.resilience import nonfinite
-from trainer.resilience.nonfinite import Finding, Inquiry
+from trainer.resilience.nonfinite import NonfiniteDiagnosis, NonfiniteReport
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def look(folder: Path, form: Form = "temporal") -> tuple[Finding, int]:
+def look(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, int]:
     """What is found of a clip of rank 1 that holds a NaN, and the bytes of a checkpoint."""
     engine = make_engine(1, form=form)
-    looked = Inquiry(engine, folder, {"model": {}}, lambda sample: Path(f"{sample}.mp4"))
+    looked = NonfiniteDiagnosis(engine, folder, {"model": {}}, lambda sample: Path(f"{sample}.mp4"))
     clips = torch.zeros(2, 3, 4, 16, 16)
     clips[0, 0, 0, 0, 0] = float("nan") if dist.get_rank() == 1 else 0.0
     labels, ids, keys = (torch.arange(2) for _ in range(3))
@@ -51,7 +51,7 @@ def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) 
     assert {path.stat().st_mode for path in files} == {(tmp_path / "ordinary").stat().st_mode}
 
 
-def look_without_memory(folder: Path) -> Finding:
+def look_without_memory(folder: Path) -> NonfiniteReport:
     error = torch.OutOfMemoryError("no room")
     traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else nonfinite.trace
     with mock.patch.object(nonfinite, "trace", traced):
@@ -63,7 +63,7 @@ def test_a_rank_without_memory_to_look_leaves_no_other_waiting(two: Ranks, tmp_p
         assert "not enough memory to look" in finding.words and finding.file is None
 
 
-def look_failing(folder: Path, failing: str) -> Finding:
+def look_failing(folder: Path, failing: str) -> NonfiniteReport:
     error = RunError("no room") if failing == "save_weights" else OSError(errno.ENOSPC, "no room")
     with mock.patch.object(nonfinite, failing, mock.Mock(side_effect=error)):
         return look(folder)[0]
@@ -79,7 +79,7 @@ def test_what_cannot_be_kept_whole_is_not_kept_and_ends_no_rank(
     assert not list((tmp_path / "not-finite").glob("*"))
 
 
-def look_with(folder: Path, free: int) -> tuple[Finding, int]:
+def look_with(folder: Path, free: int) -> tuple[NonfiniteReport, int]:
     def usage(path: Path) -> mock.Mock:
         return mock.Mock(free=free if path == folder else 2**40)
 

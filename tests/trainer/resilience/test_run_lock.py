@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.resilience.lock_record import Holder, LockRecord
-from trainer.resilience.run_lock import RunLock, acquire, holder_of
+from trainer.resilience.lock_record import HolderState, LockRecord
+from trainer.resilience.run_lock import RunLock, acquire, find_holder
 
 ROOT = Path(__file__).parents[3]
 HOLD = (
@@ -75,13 +75,13 @@ def test_a_second_run_is_refused_by_name_and_the_next_one_after_a_kill_is_not(tm
         words = str(caught.value)
         assert f"process {process.pid} on {os.uname().nodename}" in words
         assert "--run-dir" in words and f"kill {process.pid}" in words
-        assert holder_of(run_dir) is not None
+        assert find_holder(run_dir) is not None
         process.send_signal(signal.SIGSTOP)  # it is there, though it gives no sign
         with pytest.raises(RunError, match=str(process.pid)):
             acquire(run_dir)
         process.kill()
         process.wait()
-        assert holder_of(run_dir) is None
+        assert find_holder(run_dir) is None
         acquire(run_dir, waiting=pytest.fail).release()
 
 
@@ -101,7 +101,7 @@ def test_of_many_that_come_after_a_kill_one_gets_the_folder(tmp_path: Path) -> N
         words = [said(process) for process in several]
         assert words.count("held") == 1
         assert sum(text.startswith("refused: ") for text in words) == 5
-        holder = holder_of(tmp_path)
+        holder = find_holder(tmp_path)
         assert holder is not None and holder.pid == several[words.index("held")].pid
     finally:
         for process in several:
@@ -169,9 +169,9 @@ def test_what_was_given_back_is_free_and_a_folder_without_a_run_is_gone(tmp_path
     (run_dir / "recipe.yaml").write_text("name: x\n")
     lock.release()
     assert json.loads((run_dir / "lock/000001.json").read_text())["released"] is True
-    assert holder_of(run_dir) is None
+    assert find_holder(run_dir) is None
     lock = acquire(run_dir, waiting=pytest.fail)
-    assert holder_of(run_dir) is not None
+    assert find_holder(run_dir) is not None
     lock.release()
 
 
@@ -209,12 +209,12 @@ def test_another_container_of_the_same_machine(tmp_path: Path) -> None:
     with holding(tmp_path, *container) as process:
         with pytest.raises(RunError, match="in use"):
             acquire(tmp_path, waiting=pytest.fail)
-        record = holder_of(tmp_path)
+        record = find_holder(tmp_path)
         assert record is not None and record.pid == 1
         process.kill()
         process.wait()
         deadline = time.monotonic() + 60
-        while holder_of(tmp_path) is not None and time.monotonic() < deadline:
+        while find_holder(tmp_path) is not None and time.monotonic() < deadline:
             time.sleep(0.02)
         acquire(tmp_path, waiting=pytest.fail).release()
 
@@ -252,22 +252,26 @@ def elsewhere(**variables: str) -> LockRecord:
 @pytest.mark.parametrize(
     ("state", "steps", "verdict"),
     [
-        ("RUNNING", "7.batch 7.0", Holder.ALIVE),
-        ("RUNNING", "7.batch", Holder.GONE),
-        ("RUNNING", "7.1", Holder.GONE),
-        ("RUNNING", "", Holder.UNKNOWN),  # squeue lists no steps here
-        ("RUNNING", "7.interactive", Holder.UNKNOWN),
-        ("RUNNING", "7+0.0 7+1.0", Holder.ALIVE),
-        ("RUNNING RUNNING", "7.0+0 7.0+1", Holder.ALIVE),
-        ("COMPLETING", "7.batch", Holder.UNKNOWN),
-        ("PENDING RUNNING", "7_2.0", Holder.UNKNOWN),  # an array, of a record that does not say which task
-        ("PENDING", "", Holder.GONE),
-        ("NODE_FAIL", "", Holder.GONE),
-        ("", "", Holder.GONE),
+        ("RUNNING", "7.batch 7.0", HolderState.ALIVE),
+        ("RUNNING", "7.batch", HolderState.GONE),
+        ("RUNNING", "7.1", HolderState.GONE),
+        ("RUNNING", "", HolderState.UNKNOWN),  # squeue lists no steps here
+        ("RUNNING", "7.interactive", HolderState.UNKNOWN),
+        ("RUNNING", "7+0.0 7+1.0", HolderState.ALIVE),
+        ("RUNNING RUNNING", "7.0+0 7.0+1", HolderState.ALIVE),
+        ("COMPLETING", "7.batch", HolderState.UNKNOWN),
+        (
+            "PENDING RUNNING",
+            "7_2.0",
+            HolderState.UNKNOWN,
+        ),  # an array, of a record that does not say which task
+        ("PENDING", "", HolderState.GONE),
+        ("NODE_FAIL", "", HolderState.GONE),
+        ("", "", HolderState.GONE),
     ],
 )
 def test_slurm_knows_a_holder_elsewhere(
-    state: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
+    state: str, steps: str, verdict: HolderState, tmp_path: Path, squeue: Callable[[str, str], None]
 ) -> None:
     squeue(state, steps)
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_CLUSTER_NAME": "one"}
@@ -275,26 +279,26 @@ def test_slurm_knows_a_holder_elsewhere(
     assert record.state(tmp_path / "none", variables={}) is verdict
     # A later start of the same job: SLURM has ended the earlier one. A cluster of another name is not asked.
     again = job | {"SLURM_RESTART_COUNT": "1"}
-    assert record.state(tmp_path / "none", variables=again) is Holder.GONE
-    assert record.state(tmp_path / "none", variables={"SLURM_CLUSTER_NAME": "two"}) is Holder.UNKNOWN
+    assert record.state(tmp_path / "none", variables=again) is HolderState.GONE
+    assert record.state(tmp_path / "none", variables={"SLURM_CLUSTER_NAME": "two"}) is HolderState.UNKNOWN
 
 
 @pytest.mark.parametrize(
     ("step", "steps", "verdict"),
     [
-        (INTERACTIVE, "7.interactive 7.3", Holder.ALIVE),
-        (INTERACTIVE, "7.Extern 7.Interactive", Holder.ALIVE),
-        (INTERACTIVE, "7.3", Holder.UNKNOWN),
-        (INTERACTIVE, "", Holder.UNKNOWN),
-        (BATCH, "7.batch 7.0", Holder.ALIVE),
-        (BATCH, "7.0", Holder.UNKNOWN),
-        (BATCH, f"7.{BATCH} 7.0", Holder.ALIVE),
-        (EXTERN, "7.extern 7.0", Holder.ALIVE),
-        ("4294967293", "7.0", Holder.UNKNOWN),
+        (INTERACTIVE, "7.interactive 7.3", HolderState.ALIVE),
+        (INTERACTIVE, "7.Extern 7.Interactive", HolderState.ALIVE),
+        (INTERACTIVE, "7.3", HolderState.UNKNOWN),
+        (INTERACTIVE, "", HolderState.UNKNOWN),
+        (BATCH, "7.batch 7.0", HolderState.ALIVE),
+        (BATCH, "7.0", HolderState.UNKNOWN),
+        (BATCH, f"7.{BATCH} 7.0", HolderState.ALIVE),
+        (EXTERN, "7.extern 7.0", HolderState.ALIVE),
+        ("4294967293", "7.0", HolderState.UNKNOWN),
     ],
 )
 def test_a_step_that_squeue_names_is_not_looked_for_by_number(
-    step: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
+    step: str, steps: str, verdict: HolderState, tmp_path: Path, squeue: Callable[[str, str], None]
 ) -> None:
     squeue("RUNNING", steps)
     assert elsewhere(SLURM_JOB_ID="7", SLURM_STEP_ID=step).state(tmp_path / "none", variables={}) is verdict
@@ -302,10 +306,10 @@ def test_a_step_that_squeue_names_is_not_looked_for_by_number(
 
 @pytest.mark.parametrize("raw", ["127", "123"])  # the last task bears the number of the array itself
 @pytest.mark.parametrize(
-    ("steps", "verdict"), [("123_4.batch 123_4.0", Holder.ALIVE), ("123_4.batch", Holder.GONE)]
+    ("steps", "verdict"), [("123_4.batch 123_4.0", HolderState.ALIVE), ("123_4.batch", HolderState.GONE)]
 )
 def test_slurm_is_asked_for_the_task_of_an_array(
-    raw: str, steps: str, verdict: Holder, tmp_path: Path, squeue: Callable[[str, str], None]
+    raw: str, steps: str, verdict: HolderState, tmp_path: Path, squeue: Callable[[str, str], None]
 ) -> None:
     squeue("RUNNING", steps)
     record = elsewhere(SLURM_JOB_ID=raw, SLURM_STEP_ID="0", SLURM_ARRAY_JOB_ID="123", SLURM_ARRAY_TASK_ID="4")
@@ -323,7 +327,7 @@ def test_a_record_of_before_arrays_were_known_is_read(
     record = LockRecord.read(json.dumps(values))
     assert record is not None
     squeue("RUNNING", "123_4.0")
-    assert record.state(tmp_path / "none", variables={}) is Holder.ALIVE
+    assert record.state(tmp_path / "none", variables={}) is HolderState.ALIVE
     assert LockRecord.read(json.dumps(values | {"array_job": 123})) is None
     odd = LockRecord.read(json.dumps(values | {"array_job": "1;x", "array_task": "4"}))
     assert odd is not None and odd.advice == "scancel 127"

@@ -14,7 +14,7 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup import loaders
 from trainer.setup.loaders import open_loaders
 from trainer.setup.preparation import prepare
@@ -53,7 +53,7 @@ def test_a_run_that_never_evaluates_needs_no_shared_memory_for_it(
     recipe = load_recipe("recipe.yaml", ["evaluation.at_end=false"])
     prepared = prepare(recipe, world_size=1, room=AvailableMemory("cpu", 16 * GIB))
     with ExitStack() as stack:
-        open_loaders(recipe, one_rank, prepared, RunFolder(tmp_path / "run"), first_step=0, stack=stack)
+        open_loaders(recipe, one_rank, prepared, RunDir(tmp_path / "run"), first_step=0, stack=stack)
     assert needs[0].least > 0
     assert needs[1] == SharedMemoryNeed(0, 0)
 

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.checkpoint.metadata import TrainState, check_names, check_settled, write_state
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.start_checks import check_checkpoint, check_folder, check_resume
 
 KEPT = {"seed": 1, "optimisation.eps": 1e-8, "data.train (ratios)": None, "data.train (names)": 3}
@@ -34,7 +34,7 @@ def test_names_that_only_the_checkpoint_or_only_the_run_has_are_known(tmp_path: 
 
 
 def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     check_checkpoint(folder, {"seed": 1}, "auto", [])  # there is none
     for step in (3, 20):
         path = folder.checkpoints / f"step-{step:07d}"
@@ -53,19 +53,19 @@ def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> N
 def test_a_slip_in_resume_is_named(tmp_path: Path) -> None:
     for resume, hint in (("atuo", "did you mean auto"), ("/none/step-3", "auto finds the newest")):
         with pytest.raises(RunError, match=hint):
-            check_resume(RunFolder(tmp_path), resume)
+            check_resume(RunDir(tmp_path), resume)
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
-    check_folder(RunFolder(tmp_path / "a/b"))
+    check_folder(RunDir(tmp_path / "a/b"))
     assert not list(tmp_path.iterdir())
     (tmp_path / "a").touch()
     with pytest.raises(RunError, match=r"a/b cannot be written \(.*/a: Not a directory\)"):
-        check_folder(RunFolder(tmp_path / "a/b"))
+        check_folder(RunDir(tmp_path / "a/b"))
 
 
 def test_another_model_is_told_how_to_begin_from_the_weights(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     path = folder.checkpoints / "step-0000020"
     path.mkdir(parents=True)
     then = {"seed": 20, "model.num_classes": 8}

@@ -9,12 +9,12 @@ import pytest
 PROGRAM = """
 import atexit
 import torch.distributed as dist
-from trainer.system.process_exit import end_with
+from trainer.system.process_exit import exit_with
 atexit.register(lambda: print("Python's own end"))
 def main():
     {work}
     return 3
-end_with(main, interrupted="it was interrupted")
+exit_with(main, interrupted="it was interrupted")
 """
 JOINED = "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); "
 
@@ -57,8 +57,8 @@ def test_a_reader_that_is_gone_changes_neither_code_nor_end(work: str) -> None:
 
 
 def test_work_that_hangs_is_not_waited_for() -> None:
-    imports = "import time; from trainer.system.timeouts import within"
-    result = ended(f"{imports}; within(0.1, lambda: time.sleep(600), 'long')")
+    imports = "import time; from trainer.system.timeouts import run_with_timeout"
+    result = ended(f"{imports}; run_with_timeout(0.1, lambda: time.sleep(600), 'long')")
     assert result.returncode == 1
     assert "TimeoutError" in result.stderr
     assert "Python's own end" not in result.stdout

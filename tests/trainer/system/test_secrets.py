@@ -11,9 +11,9 @@ import pytest
 
 from trainer.cluster.sbatch import JobRequest, format_script
 from trainer.config.load import load_recipe
-from trainer.distributed.environment import describe, find_environment
+from trainer.distributed.environment import describe_environment, find_environment
 from trainer.errors import RecipeError, RunError
-from trainer.resilience.crash_report import note_failure
+from trainer.resilience.crash_report import write_crash_report
 from trainer.system.secrets import Address, give_to_jobs, redacted, with_credentials
 from trainer.tracking.mlflow_tracker import Tracker
 from trainer.tracking.outbox import Spool
@@ -199,10 +199,10 @@ def test_notes_of_failures_and_the_environment_lack_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", SECRET)
-    assert SECRET not in json.dumps(describe())
+    assert SECRET not in json.dumps(describe_environment())
     try:
         raise ConnectionError(f"http://user:{SECRET}@host does not answer")
     except ConnectionError as error:
-        note_failure(tmp_path, find_environment("cpu", {}), error)
+        write_crash_report(tmp_path, find_environment("cpu", {}), error)
     (note,) = (tmp_path / "failures").iterdir()
     assert "does not answer" in note.read_text() and SECRET not in note.read_text()

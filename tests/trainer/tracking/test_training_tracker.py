@@ -9,7 +9,7 @@ import torch
 
 from trainer.distributed.step_sync import StepTotals
 from trainer.monitoring.metric_names import LOSS_MEAN
-from trainer.monitoring.throughput import Meters
+from trainer.monitoring.throughput import ThroughputMeter
 from trainer.tracking.training_tracker import TrainingTracker
 
 
@@ -26,11 +26,11 @@ class Recorded:
 def test_the_mean_loss_is_over_the_last_100_finite_steps() -> None:
     recorded: Any = Recorded()
     tracker = TrainingTracker(recorded, Path("checkpoints"), total_steps=150, every_steps=10, best=None)
-    meters = Meters(device=torch.device("cpu"))
+    meter = ThroughputMeter(device=torch.device("cpu"))
     for step in range(150):
         loss = float("nan") if step in (0, 70) else float(step)
         totals = StepTotals(step, loss, "0" * 16, 8, 0, 0, 0, False, 0, 0)
-        tracker.step(totals, meters, epoch=0.0, learning_rate=1e-3, gradient_norm=1.0, quarantined=0)
+        tracker.step(totals, meter, epoch=0.0, learning_rate=1e-3, gradient_norm=1.0, quarantined=0)
     assert LOSS_MEAN not in recorded.steps[1]  # no step had a loss
     assert recorded.steps[20][LOSS_MEAN] == pytest.approx(sum(range(1, 20)) / 19)
     assert recorded.steps[150][LOSS_MEAN] == pytest.approx((sum(range(50, 150)) - 70) / 99)

@@ -28,12 +28,12 @@ from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
 from trainer.checkpoint.retention import MARGIN, Shelf
 from trainer.config.schema import Recipe
-from trainer.distributed.environment import Environment, describe
+from trainer.distributed.environment import Environment, describe_environment
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
-from trainer.monitoring.run_dir import RunFolder
+from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config
-from trainer.system.timeouts import within
+from trainer.system.timeouts import run_with_timeout
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def run_check(
 ) -> list[CheckResult]:
     """The check's findings; one that breaks, or hangs, has failed with its reason."""
     try:
-        return list(within(seconds, lambda: list(work()), check))
+        return list(run_with_timeout(seconds, lambda: list(work()), check))
     except (UserError, DataError, ModelError) as error:
         return [CheckResult(check, Status.FAILED, str(error))]
     except TimeoutError as error:
@@ -335,9 +335,7 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
     """How many more than there are: those kept, the best, and one that is written before another goes."""
-    shelf = Shelf(
-        RunFolder(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best
-    )
+    shelf = Shelf(RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best)
     return max(1, recipe.run.keep_last + 2 - len(shelf.visible()))
 
 
@@ -363,7 +361,7 @@ def _shared_memory(ranks: int) -> Iterator[CheckResult]:
 
 
 def _versions(facts: Facts) -> Iterator[CheckResult]:
-    described = describe()
+    described = describe_environment()
     packages = described["packages"]
     facts["versions"] = {
         "Python": described["python"],

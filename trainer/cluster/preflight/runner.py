@@ -55,7 +55,7 @@ from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.deepspeed_engine import connect, disconnect
 from trainer.errors import RecipeError, RunError
-from trainer.system.timeouts import stuck, within
+from trainer.system.timeouts import has_hung_threads, run_with_timeout
 
 GREETING = 60.0  # seconds: all ranks have met already
 REPORTS = 300.0  # seconds that others may take longer than rank 0 to look at themselves
@@ -104,7 +104,7 @@ def preflight(request: PreflightRequest) -> int:
         print(f"error on rank {place.rank}: rank 0 is gone: {error}", file=sys.stderr)
         code = 1
     finally:
-        if not stuck():
+        if not has_hung_threads():
             disconnect()
     return code
 
@@ -175,7 +175,7 @@ class Preflight:
         if self.place.local_rank == 0:
             told = self.exchange.hear("folder", WHOLE)
             with suppress(TimeoutError):  # rank 0 sees that there is no answer
-                within(
+                run_with_timeout(
                     AT_FOLDER, lambda: answer_folder_check(self.exchange, told, self.folder), "shared folder"
                 )
             with suppress(TimeoutError):
@@ -228,7 +228,7 @@ class Preflight:
             console.print(as_table(table))
         written = None
         with suppress(TimeoutError):  # a folder that hangs has its row
-            written = within(WRITING, lambda: write_failures(self.folder, table), "preflight.json")
+            written = run_with_timeout(WRITING, lambda: write_failures(self.folder, table), "preflight.json")
         last = summary(table, written)
         shown = [line.rstrip() for line in capture.get().splitlines()]  # a log needs no blanks at its margin
         print(f"preflight of {whose}", "", *shown, "", last, sep="\n", flush=True)
@@ -256,7 +256,7 @@ class Preflight:
 
     def _share(self, others: Sequence[int]) -> dict[int, CheckResult]:
         try:
-            return within(
+            return run_with_timeout(
                 AT_FOLDER + FOLDER_PATIENCE,
                 lambda: check_shared_folder(self.exchange, self.folder, others),
                 "shared folder",
@@ -300,7 +300,9 @@ class Preflight:
         chosen = self.device if device == "cuda" else torch.device("cpu")
         size, rank = self.place.world_size, self.place.rank
         try:
-            sums = within(REDUCE_PATIENCE, lambda: time_all_reduce(chosen, size, rank), "all-reduce")
+            sums = run_with_timeout(
+                REDUCE_PATIENCE, lambda: time_all_reduce(chosen, size, rank), "all-reduce"
+            )
         except Exception as error:  # NCCL's and gloo's, of many kinds
             return str(error).splitlines()[0]
         return [asdict(one) for one in sums]

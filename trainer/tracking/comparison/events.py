@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainer.monitoring.metric_names import LOSS_STEPS
-from trainer.monitoring.run_dir import number_of, records
+from trainer.monitoring.run_dir import find_number, parse_records
 from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
 
 _BLOCK = 2**20  # bytes that are read at once
@@ -62,7 +62,7 @@ def read_events(path: Path) -> RunEvents:
             continue
         if event.get("event") == "start":
             started = event
-            first = number_of(event, "step")
+            first = find_number(event, "step")
             if first is not None:  # what came after is done again
                 found = {step: evaluation for step, evaluation in found.items() if step <= first}
             if first == 0:
@@ -74,7 +74,7 @@ def read_events(path: Path) -> RunEvents:
         elif event.get("event") == "step":
             last.append(line)
     steps = _steps(last)
-    losses = [loss for event in steps if (loss := number_of(event, "loss")) is not None]
+    losses = [loss for event in steps if (loss := find_number(event, "loss")) is not None]
     return RunEvents(
         [found[step] for step in sorted(found)],
         steps[0] if steps else None,
@@ -92,7 +92,7 @@ def _steps(lines: Sequence[bytes]) -> list[dict[str, Any]]:
     earliest = math.inf
     for line in reversed(lines):
         event = _event(line)
-        step = None if event is None else number_of(event, "step")
+        step = None if event is None else find_number(event, "step")
         if event is not None and step is not None and step < earliest:
             found.append(event)
             earliest = step
@@ -113,12 +113,12 @@ def read_curve(path: Path, points: int = POINTS) -> Curve | None:
         if number % stride:
             continue
         event = _event(line)
-        step = None if event is None else number_of(event, "step")
+        step = None if event is None else find_number(event, "step")
         if event is None or step is None:
             continue
         while rows and rows[-1][0] >= step:  # done again after a restart
             rows.pop()
-        values = (number_of(event, name) for name in ("loss", "spent", "device_seconds"))
+        values = (find_number(event, name) for name in ("loss", "spent", "device_seconds"))
         rows.append((step, *(float("nan") if value is None else value for value in values)))
         if len(rows) > points:
             rows, stride = rows[1::2], 2 * stride
@@ -143,7 +143,7 @@ def batch_hashes(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
             digests.append(int(match[2], 16))
             continue
         event = _event(line) if b'"batch_hash"' in line else None
-        step = None if event is None else number_of(event, "step")
+        step = None if event is None else find_number(event, "step")
         if event is not None and step is not None and event.get("batch_hash") is not None:
             text = str(event["batch_hash"]).encode(errors="replace")
             steps.append(int(step))
@@ -177,12 +177,12 @@ def event_lines(path: Path) -> Iterator[bytes]:
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
-    return next(records(line.decode(errors="replace")), None)
+    return next(parse_records(line.decode(errors="replace")), None)
 
 
 def _evaluation(event: dict[str, Any]) -> RecordedEvaluation | None:
-    step, top1, top5 = (number_of(event, name) for name in ("step", "top1", "top5"))
+    step, top1, top5 = (find_number(event, name) for name in ("step", "top1", "top5"))
     if step is None or top1 is None or not 0 <= top1 <= 1:
         return None
     top5 = top5 if top5 is not None and 0 <= top5 <= 1 else None
-    return RecordedEvaluation(int(step), top1, top5, number_of(event, "loss"))
+    return RecordedEvaluation(int(step), top1, top5, find_number(event, "loss"))

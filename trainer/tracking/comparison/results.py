@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer.system.formatting import ranges
+from trainer.system.formatting import format_ranges
 from trainer.tracking.comparison.blocks import Cell, Column, Table
 from trainer.tracking.comparison.differences import NAMES, SeedGroup, fields_of
 from trainer.tracking.comparison.runs import ComparedRun
@@ -172,7 +172,7 @@ def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> li
 
 def run_numbers(places: Sequence[int]) -> str:
     """Places in the list as the numbers that runs are shown under: `1-3, 7`; of many, the first."""
-    parts = ranges([place + 1 for place in places]).split(", ")
+    parts = format_ranges([place + 1 for place in places]).split(", ")
     if len(parts) <= _MOST_RANGES:
         return ", ".join(parts)
     return f"{', '.join(parts[: _MOST_RANGES - 2])}, ... ({len(places)} runs)"

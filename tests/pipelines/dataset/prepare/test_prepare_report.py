@@ -30,7 +30,7 @@ from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.probe import VideoInfo
 from pipelines.errors import DataError
 from pipelines.formatting import WIDTH
-from trainer.monitoring.progress import shown_progress
+from trainer.monitoring.progress import show_progress
 
 ROOT = Path(__file__).parents[4]
 
@@ -89,7 +89,7 @@ def collection(tmp_path_factory) -> tuple[Path, ManifestReport]:
     (root / "other.arrow").write_bytes(b"no manifest")
     build_manifest(root / "val.arrow", read_folder(root / "val"), workers=1)
     report = build_manifest(root / "train.arrow", read_folder(root / "train"), workers=1)
-    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=show_progress)
     return root, report
 
 
@@ -156,7 +156,7 @@ def test_many_manifests_that_cannot_be_compared_are_counted(tmp_path):
     for number in range(12):
         (tmp_path / f"{number}.arrow").write_bytes(b"no manifest")
     report = build_manifest(tmp_path / "train.arrow", read_folder(tmp_path / "train"), workers=1)
-    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=show_progress)
     assert "other manifests of the folder that could not be compared: 12" in report.summary()
     assert report.summary().count("not a manifest") == 3
     assert len(lines_of(report.report)) == 12
@@ -177,7 +177,7 @@ def test_the_same_bytes_whatever_the_workers(collection, tmp_path, monkeypatch):
     for workers in (1, 2):
         listing = read_table(table, root / "train")
         report = build_manifest(tmp_path / "m.arrow", listing, workers=workers)
-        compare_with_other_manifests(report, workers=workers, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=workers, progress_of=show_progress)
         results.append([path.read_bytes() for path in sorted(tmp_path.glob("m.arrow*"))] + [report.summary()])
     assert len(listing.videos) >= 32  # enough for two workers
     assert len(results[0]) == 4 and results[0] == results[1]
@@ -373,7 +373,7 @@ def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(
     ours = ["w/0.mp4", "w/5.mp4", "linked/2.mp4", "linked/3.mp4", "v/4.mp4"]
     kind = "videos that are also in train.arrow"
     report = made("val.arrow", ours)
-    compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
+    compare_with_other_manifests(report, workers=1, progress_of=show_progress)
     assert report.findings.counted(kind) == 5 and not report.findings.notes
 
     read = []
@@ -384,7 +384,7 @@ def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(
     for held in (duplicates.MOST_HELD, 4):
         monkeypatch.setattr(duplicates, "MOST_HELD", held)
         report, read[:] = replace(report, findings=Findings()), []
-        compare_with_other_manifests(report, workers=1, progress_of=shown_progress)
+        compare_with_other_manifests(report, workers=1, progress_of=show_progress)
         assert read == ["v/0.mp4", "v/3.mp4", "v/6.mp4", "v/9.mp4"]
         assert lines_of(report.report).keys() >= {tmp_path / "w/0.mp4", tmp_path / "linked/2.mp4"}
         assert report.findings.counted(kind) == (4 if held > 4 else 3)  # not the copy of 5
