@@ -23,7 +23,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.split_overlap import overlap_notes
 from pipelines.errors import DataError
 from pipelines.synthetic.motion import CLASS_NAMES
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
@@ -38,22 +38,22 @@ from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
+    manifest_fields,
     manifests,
+    memory_notes,
     model_config,
-    named_manifests,
     prepare,
     preprocessing,
-    settled,
-    too_large,
+    resume_settings,
 )
 from trainer.setup.start_checks import (
     check_checkpoint,
-    check_folder,
     check_resume,
+    check_run_dir,
     check_tracking,
     check_videos,
 )
-from trainer.setup.starting_weights import plan_start
+from trainer.setup.starting_weights import plan_starting_weights
 
 T = TypeVar("T")
 
@@ -92,12 +92,12 @@ def check(
     """
     problems = _Problems()
     problems.attempt(lambda: check_tracking(recipe, folder.path))
-    problems.attempt(lambda: check_folder(folder))
+    problems.attempt(lambda: check_run_dir(folder))
     problems.attempt(lambda: check_resume(folder, resume))
     problems.attempt(lambda: check_embedded(recipe))
     room, whose = _room(recipe, ranks)
     asked, ranks = ranks, ranks or max(1, torch.cuda.device_count())
-    absent = [(name, path) for name, path in named_manifests(recipe) if not path.exists()]
+    absent = [(name, path) for name, path in manifest_fields(recipe) if not path.exists()]
     notes: list[str] = []
     prepared = None
     if not absent:
@@ -106,7 +106,7 @@ def check(
         for name, path in absent:
             problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
     if prepared is not None:
-        kept = settled(recipe, prepared)
+        kept = resume_settings(recipe, prepared)
         # How many ranks there will be only --ranks says, and what memory they will have, nobody.
         assumed = (BATCH_NORM_CLIPS,) if asked is None or recipe.engine.micro_batch == "auto" else ()
         notes += problems.attempt(lambda: check_checkpoint(folder, kept, resume, allowed, assumed)) or ()
@@ -148,7 +148,7 @@ def _prepared(
     if prepared is not None:
         train, val = prepared.train, prepared.val
         problems.attempt(lambda: check_decoder(recipe, train, gpu=room.kind == "cuda"))
-        why = {*prepared.layout.why, *too_large(prepared.layout)}
+        why = {*prepared.layout.why, *memory_notes(prepared.layout)}
         notes += [note for note in prepared.notes if note not in why]
         notes += overlap_notes(train, val)
     return prepared, notes
@@ -167,7 +167,7 @@ def _class_names(recipe: Recipe) -> tuple[str, ...]:
 def _goes_on(folder: RunDir, resume: str) -> bool:
     """Whether the start would go on from a checkpoint."""
     if resume == "auto":
-        return bool(Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible())
+        return bool(Retention(folder.checkpoints, keep_last=1, keep_best=False).visible())
     return resume != "never"
 
 
@@ -175,7 +175,7 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     """What becomes of the weights that the training begins from; raises RunError where they do not fit."""
     if recipe.model.weights is None:
         return ()
-    found = plan_start(recipe.model.weights, config, class_names, preprocessing(recipe, config))
+    found = plan_starting_weights(recipe.model.weights, config, class_names, preprocessing(recipe, config))
     return found.report if class_names else ()  # without names, nothing can be said of the head
 
 

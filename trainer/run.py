@@ -17,11 +17,11 @@ from pipelines.errors import DataError
 from pipelines.loader import ClipLoader
 from pipelines.worker_pool import usable_cores
 from trainer.checkpoint.best_weights import BestWeights, write_best
-from trainer.checkpoint.checkpointer import Checkpoints
-from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_names
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_allowed_names
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import check_finite, save_weights
-from trainer.checkpoint.weights_origin import Began, began_from, recorded
+from trainer.checkpoint.weights_origin import WeightsOrigin, recorded, weights_origin_of
 from trainer.config.schema import Recipe
 from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
 from trainer.distributed.environment import (
@@ -32,7 +32,7 @@ from trainer.distributed.environment import (
     job_end,
 )
 from trainer.distributed.manifest_cache import prefetch_manifests
-from trainer.distributed.step_sync import Tally
+from trainer.distributed.step_sync import StepSync
 from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory_estimate import find_available_memory
 from trainer.errors import AgreedError, RunError, UserError
@@ -55,17 +55,24 @@ from trainer.resilience.watchdog import Watchdog
 from trainer.run_logger import RunLogger
 from trainer.setup.embedded_data import render_missing
 from trainer.setup.loaders import open_loaders
-from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare, preprocessing, settled
-from trainer.setup.start_checks import check_folder, check_resume, check_tracking, check_videos
-from trainer.setup.starting_weights import StartingWeights, plan_start
+from trainer.setup.preparation import (
+    Preparation,
+    check_decoder,
+    manifests,
+    prepare,
+    preprocessing,
+    resume_settings,
+)
+from trainer.setup.start_checks import check_resume, check_run_dir, check_tracking, check_videos
+from trainer.setup.starting_weights import StartingWeights, plan_starting_weights
 from trainer.setup.tracking_start import run_description, track_datasets, watch_node
 from trainer.system.device import set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status, Tracker
 from trainer.tracking.superseded_start import set_aside
 from trainer.trainer import Trainer
 
-MLFLOW_PATIENCE = 60.0  # seconds that the end of a run waits for MLflow
-LEAVING_TAKES = MLFLOW_PATIENCE + 15.0  # seconds from the last step to the end, without saving
+MLFLOW_SECONDS = 60.0  # seconds that the end of a run waits for MLflow
+EXIT_SECONDS = MLFLOW_SECONDS + 15.0  # seconds from the last step to the end, without saving
 
 
 def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence[str] = ()) -> int:
@@ -118,8 +125,8 @@ class Run:
         self._trained: TrainState | None = None  # the last, where no step is left to do
         self._again: Again | None = None  # where all results of that are written, too
         self._starting: StartingWeights | None = None  # that a new training begins from
-        self.checkpoints = Checkpoints(
-            Shelf(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
+        self.checkpoints = Checkpointer(
+            Retention(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
             every_minutes=recipe.run.checkpoint_every_minutes,
             attachments=folder.checkpointed_files,
         )
@@ -154,7 +161,7 @@ class Run:
             try:
                 # A run that goes on, too: what ZeRO 3 gathers in a process's first pass it rounds otherwise
                 # with autocast, and memory may be less here than where the run began.
-                trainer.rehearse(self._random_clips(prepared))
+                trainer.dry_run_batch(self._random_clips(prepared))
                 if found is not None and state is not None:
                     self.checkpoints.load(trainer.engine, found, state)
                 finished = trainer.fit()
@@ -166,7 +173,7 @@ class Run:
                 raise
             finally:
                 self.checkpoints.finish()
-                trainer.run_logger.close(status, MLFLOW_PATIENCE)
+                trainer.run_logger.close(status, MLFLOW_SECONDS)
             if finished and self._again is None:
                 trainer.run_logger.print_summary()
             code = 0 if finished else self._leave(trainer, stop)
@@ -187,7 +194,7 @@ class Run:
     def _time_to_leave(self) -> float:
         """Seconds from the time limit's word to the end; the ranks agree on it a step or two later."""
         step = 0.0 if self._meter is None else self._meter.rates().seconds_per_step
-        return LEAVING_TAKES + 3 * step + 3 * self.checkpoints.longest
+        return EXIT_SECONDS + 3 * step + 3 * self.checkpoints.longest
 
     def _watchdog(self) -> Watchdog:
         minutes = self.recipe.run.hang_minutes
@@ -202,7 +209,7 @@ class Run:
         """Rank 0 alone speaks to MLflow and writes into the folder."""
         if self.is_main:
             check_tracking(self.recipe, self.folder.path)
-            check_folder(self.folder)
+            check_run_dir(self.folder)
 
     def _render(self) -> None:
         if self.is_main:
@@ -253,16 +260,16 @@ class Run:
         self, prepared: Preparation, resume: str, allowed: Sequence[str]
     ) -> tuple[Path, TrainState] | tuple[None, None]:
         """What to go on from, checked before anything is written; nothing for a new run."""
-        now = settled(self.recipe, prepared)
+        now = resume_settings(self.recipe, prepared)
         found = None
         if resume != "never":
             found = self.checkpoints.newest() if resume == "auto" else Path(resume)
         if found is None:
-            run_on_all_ranks(lambda: check_names(allowed, now))
+            run_on_all_ranks(lambda: check_allowed_names(allowed, now))
             return None, None
-        return found, self.checkpoints.read(found, settled=now, allowed=allowed, verify=resume != "auto")
+        return found, self.checkpoints.read(found, settings=now, allowed=allowed, verify=resume != "auto")
 
-    def _began_from(self, prepared: Preparation, state: TrainState | None) -> Began:
+    def _began_from(self, prepared: Preparation, state: TrainState | None) -> WeightsOrigin:
         """The weights that the training begins, or began, from, as its checkpoints say it.
 
         A start that goes on records the ones that it began from, whatever it is given.
@@ -272,9 +279,9 @@ class Run:
             if weights is not None:
                 clips = preprocessing(self.recipe, prepared.config)
                 self._starting = run_on_all_ranks(
-                    lambda: plan_start(weights, prepared.config, prepared.train.class_names, clips)
+                    lambda: plan_starting_weights(weights, prepared.config, prepared.train.class_names, clips)
                 )
-            return run_on_all_ranks(lambda: began_from(weights) if self.is_main else None)
+            return run_on_all_ranks(lambda: weights_origin_of(weights) if self.is_main else None)
         began = recorded(state)
         file = None if began is None else Path(began["file"])
         if weights != file:
@@ -304,7 +311,7 @@ class Run:
             )
             if found is not None:
                 self.folder.copy_missing_from(found)
-            self.checkpoints.shelf.tidy(step, found)
+            self.checkpoints.retention.clean_up(step, found)
         except OSError as error:
             raise RunError(
                 f"the run folder {self.folder.path} cannot be prepared: {error}; mend that, or choose "
@@ -343,7 +350,7 @@ class Run:
         prepared: Preparation,
         found: Path | None,
         state: TrainState | None,
-        began: Began,
+        began: WeightsOrigin,
         stop: StopRequest,
         watchdog: Watchdog,
         stack: ExitStack,
@@ -356,7 +363,7 @@ class Run:
             environment,
             prepared.layout,
         )
-        fixed = {**settled(recipe, prepared), WEIGHTS: began}
+        fixed = {**resume_settings(recipe, prepared), WEIGHTS: began}
         schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
         self._meter = meter = ThroughputMeter(
             device=environment.device,
@@ -400,9 +407,9 @@ class Run:
                 engine, self.folder.path, self._description(prepared), prepared.train.path
             ),
             skipped=self._skipped_steps(fixed),
-            settled=fixed,
+            settings=fixed,
             description=self._description(prepared),
-            tally=Tally(environment.device),
+            tally=StepSync(environment.device),
             data_monitor=DataBottleneckMonitor(train, cores_per_rank(environment)),
             bad_share=recipe.data.bad_share,
             evaluates_at_end=recipe.evaluation.at_end,
@@ -522,7 +529,7 @@ class Run:
             total_steps=schedule.total_steps,
             every_steps=recipe.tracking.every_steps,
             class_names=prepared.train.class_names,
-            best=self.checkpoints.shelf.highest() if self.is_main else None,
+            best=self.checkpoints.retention.highest() if self.is_main else None,
             again=self._again,
         )
         layout = prepared.layout
@@ -598,7 +605,7 @@ class Run:
 
     def _save_best(self, step: int) -> BestWeights | None:
         """Rank 0 writes the weights of the best evaluation, where an earlier one than the last step's was."""
-        return write_best(self.folder, self.checkpoints.shelf, step) if self.is_main else None
+        return write_best(self.folder, self.checkpoints.retention, step) if self.is_main else None
 
     def _leave(self, trainer: Trainer, stop: StopRequest) -> int:
         """Say how to go on; all ranks leave with the same code, whichever of them was asked."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainSampler
-from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.metadata import TrainState
 from trainer.checkpoint.retention import step_of
 from trainer.distributed.batch_hash import hash_clips
-from trainer.distributed.step_sync import StepSums, StepTotals, Tally
+from trainer.distributed.step_sync import StepSums, StepSync, StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.final_scores import FinalScores
@@ -38,7 +38,7 @@ from trainer.setup.bad_video_limit import BadVideos, too_many
 class Trainer:
     """One run: what `fit` works with.
 
-    settled: what may not change when a checkpoint is gone on from. description: what is needed to use the
+    settings: what may not change when a checkpoint is gone on from. description: what is needed to use the
     weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than
     that was seen, above which the run stops, where it is more than a few videos. keeps_best: whether to
     save after the best evaluation so far. final_scores: what writes those of the evaluation after the last
@@ -56,16 +56,16 @@ class Trainer:
     train_loader: ClipLoader
     val_loader: ClipLoader
     classes: int
-    checkpoints: Checkpoints
+    checkpoints: Checkpointer
     run_logger: RunLogger
     meter: ThroughputMeter
     stop: StopRequest
     watchdog: Watchdog
     inquiry: NonfiniteDiagnosis
     skipped: SkippedSteps
-    settled: dict[str, Any]
+    settings: dict[str, Any]
     description: dict[str, Any]
-    tally: Tally
+    tally: StepSync
     data_monitor: DataBottleneckMonitor
     bad_share: float
     evaluates_at_end: bool
@@ -132,7 +132,7 @@ class Trainer:
             losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
-            loss = contagious(losses.sum())
+            loss = propagate_nonfinite(losses.sum())
             self.inquiry.hold(self.step, number, batch, loss)
             self.engine.backward(loss / self.engine.micro_batch)
             if number == self.engine.accumulation - 1:
@@ -262,7 +262,7 @@ class Trainer:
         """Save weights that are more accurate than any before, unless they are saved already."""
         if math.isnan(top1):  # no validation video could be read
             return
-        self.checkpoints.note_accuracy(self.step, top1)
+        self.checkpoints.record_accuracy(self.step, top1)
         if self.best is None or top1 > self.best:
             self.best = top1
             if self.keeps_best and self.step not in (self.saved_step, self.checkpoints.in_flight):
@@ -285,7 +285,7 @@ class Trainer:
                     updates=self.engine.updates,
                     world_size=dist.get_world_size(),
                     zero_stage=self.engine.zero_stage,
-                    settled=self.settled,
+                    settings=self.settings,
                     clips=self.clips,
                     bad=self.bad,
                     spent=self.meter.totals(),
@@ -316,7 +316,7 @@ class Trainer:
                 self.saved(self.checkpoints.settle())
             if not self.is_finite:
                 return
-            trying = self.saved_step != self.step and self.checkpoints.made_room
+            trying = self.saved_step != self.step and self.checkpoints.freed_space
         self.watchdog.beat(f"step {self.step} saved")
         if self.saved_step != self.step:
             raise AgreedError(
@@ -329,7 +329,7 @@ class Trainer:
         step = self.checkpoints.newest_step()
         return "there is no checkpoint" if step is None else f"the last checkpoint is of step {step}"
 
-    def rehearse(self, clips: Tensor) -> None:
+    def dry_run_batch(self, clips: Tensor) -> None:
         """A dry-run batch through forward, backward and optimiser, which leaves no trace.
 
         clips: (B, 3, T, H, W) of one micro-batch. A wrong size or too little memory shows now, not after the
@@ -354,7 +354,7 @@ class Trainer:
             ) from error
 
 
-def contagious(loss: Tensor) -> Tensor:
+def propagate_nonfinite(loss: Tensor) -> Tensor:
     """The same, but that a loss which is not finite makes the whole gradient so: all ranks see it there."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 

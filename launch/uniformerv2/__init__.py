@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.weights import Weights
+    from trainer.checkpoint.weights import SavedWeights
 
 __version__ = "0.1.0"
 
 
-def load(source: str | Path, *, last: bool = False, frames: int | None = None) -> Weights:
+def load(source: str | Path, *, last: bool = False, frames: int | None = None) -> SavedWeights:
     """A trained model in evaluation mode on the CPU, with class names and preprocessing.
 
     source: a run's folder, a checkpoint, a file of weights, or a folder that `uniformerv2 export --format

@@ -43,8 +43,8 @@ from tests.integration.processes import (
     typed,
 )
 from trainer.checkpoint.best_weights import BestWeights, write_best
-from trainer.checkpoint.retention import Shelf
-from trainer.checkpoint.weights import Weights, load_weights
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.weights import SavedWeights, load_weights
 from trainer.inference import model_source
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.signals import REQUEUE
@@ -159,14 +159,16 @@ def test_the_best_weights_are_beside_the_last_ones_and_are_the_default(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     run = RunDir(Path(shutil.copytree(undisturbed, tmp_path / "run")))
-    shelf = Shelf(run.checkpoints, keep_last=1, keep_best=True)
-    assert write_best(run, shelf, 20) == BestWeights(20, shelf.accuracies()[20], "weights.safetensors")
+    retention = Retention(run.checkpoints, keep_last=1, keep_best=True)
+    assert write_best(run, retention, 20) == BestWeights(
+        20, retention.accuracies()[20], "weights.safetensors"
+    )
     assert not run.best_weights.exists() and str(open_source(run.path)) == str(run.weights)
 
     (run.checkpoints / "accuracy.json").write_text('{"10": 0.9, "20": 0.9, "30": 0.5}')
-    assert write_best(run, shelf, 30) == BestWeights(10, 0.9, None)  # its checkpoint is gone
+    assert write_best(run, retention, 30) == BestWeights(10, 0.9, None)  # its checkpoint is gone
     (run.checkpoints / "accuracy.json").write_text('{"10": 0.4, "20": 0.9, "30": 0.5}')
-    best = write_best(run, shelf, 30)
+    best = write_best(run, retention, 30)
     assert best == BestWeights(20, 0.9, "weights-best.safetensors")
     summary = json.loads(run.summary.read_text())
     summary |= {"best_top1": 0.9, "best_step": 20, "best_weights": best.file}
@@ -183,7 +185,7 @@ def open_source(run: Path, last: bool = False) -> Path | None:
     """The file or the checkpoint that the model of a run is read from."""
     read: list[Path] = []
 
-    def noted(source: Path) -> Weights:
+    def noted(source: Path) -> SavedWeights:
         read.append(source)
         return load_weights(undamaged)
 

@@ -16,7 +16,7 @@ from trainer.dry_run import check
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import BATCH_NORM_CLIPS, prepare, settled
+from trainer.setup.preparation import BATCH_NORM_CLIPS, prepare, resume_settings
 
 RECIPE = """\
 name: test
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(say, vid
 
 def test_clips_of_a_batch_norm_that_are_only_assumed_are_noted(say, videos, tmp_path: Path) -> None:
     recipe = load_recipe(Path("recipe.yaml"), ON_CPU)
-    kept = settled(recipe, prepare(recipe, 1, AvailableMemory("cpu", 8 * GIB)))
+    kept = resume_settings(recipe, prepare(recipe, 1, AvailableMemory("cpu", 8 * GIB)))
     checkpoint = tmp_path / "run/checkpoints/step-0000003"
     checkpoint.mkdir(parents=True)
 

@@ -17,7 +17,7 @@ from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import find_holder
-from trainer.run import LEAVING_TAKES, Run
+from trainer.run import EXIT_SECONDS, Run
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
 
@@ -35,7 +35,7 @@ def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> N
     with Ranks(1) as ranks:
         ((longest, margin),) = ranks.run(longest_and_margin, tmp_path)
     assert longest == 100
-    assert margin == LEAVING_TAKES + 300
+    assert margin == EXIT_SECONDS + 300
 
 
 def refused_folder(run_dir: Path) -> str:

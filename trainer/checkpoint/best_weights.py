@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.checkpoint.export import export
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.retention import Retention
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 
@@ -23,13 +23,13 @@ class BestWeights:
     file: str | None
 
 
-def write_best(folder: RunDir, shelf: Shelf, last_step: int) -> BestWeights | None:
+def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeights | None:
     """At a run's end: find its best evaluation, and write its weights where they are not the last step's.
 
     Of several equally accurate ones the last step's are taken, or else the first. Returns None where nothing
     was evaluated. Weights that cannot be had are a warning.
     """
-    known = {step: top1 for step, top1 in shelf.accuracies().items() if math.isfinite(top1)}
+    known = {step: top1 for step, top1 in retention.accuracies().items() if math.isfinite(top1)}
     file = folder.best_weights
     if not known:
         file.unlink(missing_ok=True)
@@ -39,8 +39,8 @@ def write_best(folder: RunDir, shelf: Shelf, last_step: int) -> BestWeights | No
         file.unlink(missing_ok=True)  # of an earlier end of this run
         return BestWeights(last_step, top1, folder.weights.name)
     step = min(step for step, each in known.items() if each == top1)
-    checkpoint = shelf.final(step)
-    if checkpoint in shelf.visible():
+    checkpoint = retention.final(step)
+    if checkpoint in retention.visible():
         try:
             export(checkpoint, file)
             return BestWeights(step, top1, file.name)

@@ -27,16 +27,16 @@ import torch.distributed as dist
 from trainer.checkpoint.metadata import (
     CheckpointError,
     TrainState,
-    problem_of,
+    find_problem,
     read_state,
     shard_name,
     shards,
     write_state,
 )
-from trainer.checkpoint.retention import Shelf, lacks_room, step_of
+from trainer.checkpoint.retention import Retention, is_disk_full, step_of
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
 from trainer.checkpoint.tensor_file import flush
-from trainer.checkpoint.weights_origin import check_unchanged
+from trainer.checkpoint.weights_origin import check_settings_unchanged
 from trainer.checkpoint.writer import Writer
 from trainer.distributed.collectives import run_on_all_ranks
 from trainer.engine.deepspeed_engine import Engine
@@ -46,7 +46,7 @@ from trainer.errors import AgreedError, RunError
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpointer:
     """The checkpoints of one run.
 
     every_minutes: when rank 0 finds the next one due; None never does. attachments: files of the run that go
@@ -55,12 +55,12 @@ class Checkpoints:
 
     def __init__(
         self,
-        shelf: Shelf,
+        retention: Retention,
         *,
         every_minutes: float | None,
         attachments: Sequence[Path] = (),
     ) -> None:
-        self.shelf = shelf
+        self.retention = retention
         self._attachments = attachments
         self._seconds = math.inf if every_minutes is None else 60 * every_minutes
         self._saved_at = time.monotonic()
@@ -78,7 +78,7 @@ class Checkpoints:
         self.longest = 0.0
         """Seconds that the slowest took so far."""
         self._total_bytes = 0
-        self.made_room = False
+        self.freed_space = False
         """Whether the last one failed for want of room, and an old one was deleted, so that another try may
         succeed.
         """
@@ -107,13 +107,13 @@ class Checkpoints:
         """Copy the state and begin to write it; none may be in flight. Returns False where the disk has no
         room for it.
         """
-        partial = self.shelf.partial(state.step)
+        partial = self.retention.partial(state.step)
         if self._snapshot is None:
             self._prepare(engine)
-        problem = [self.shelf.make_room(state.step, self._total_bytes) if self._is_main else None]
+        problem = [self.retention.free_space(state.step, self._total_bytes) if self._is_main else None]
         dist.broadcast_object_list(problem)
         self._saved_at = self._begun_at = time.monotonic()
-        self.made_room = False
+        self.freed_space = False
         if problem[0] is not None:
             self._discard(state, problem[0])
             return False
@@ -139,7 +139,7 @@ class Checkpoints:
             error = self._publish(state)
         # Of each rank that could not do its part, why, and whether for want of room.
         failures: list[Any] = [None] * dist.get_world_size()
-        own = None if error is None else (dist.get_rank(), str(error) or repr(error), lacks_room(error))
+        own = None if error is None else (dist.get_rank(), str(error) or repr(error), is_disk_full(error))
         dist.all_gather_object(failures, own)
         failures = [failure for failure in failures if failure is not None]
         if failures:
@@ -148,12 +148,12 @@ class Checkpoints:
                 state, f"{len(failures)} of {dist.get_world_size()} ranks failed; rank {rank}: {reason}"
             )
             if any(full for _, _, full in failures):
-                self._make_room()
+                self._free_quota()
             return None
         # Not since `_saved_at`: meanwhile the next one may have been found due.
         self.took = time.monotonic() - self._begun_at
         self.longest = max(self.longest, self.took)
-        return self.shelf.final(state.step)
+        return self.retention.final(state.step)
 
     def settle(self) -> Path | None:
         """Wait for the checkpoint that is being written, if one is.
@@ -170,13 +170,13 @@ class Checkpoints:
         """
         self._confirmed = step
         if self._is_main:
-            self.shelf.confirmed(step)
+            self.retention.confirmed(step)
 
     def doubt(self, reason: str) -> None:
         """Give up the checkpoint that is being written, and withdraw the newest, if they are of weights at
         which nothing was finite so far; the next is due at once.
         """
-        if self._is_main and self.shelf.withdraw(self._confirmed, reason):
+        if self._is_main and self.retention.withdraw(self._confirmed, reason):
             self.postpone()
         if self._in_flight is not None and self._in_flight.step > self._confirmed:
             _, self._lost = self._wait()
@@ -188,21 +188,21 @@ class Checkpoints:
         """Have the next one due at once."""
         self._due = True
 
-    def note_accuracy(self, step: int, top1: float) -> None:
+    def record_accuracy(self, step: int, top1: float) -> None:
         """Write down what the weights after so many steps came to: it decides which checkpoint stays."""
         if self._is_main:
-            self.shelf.note_accuracy(step, top1)
+            self.retention.record_accuracy(step, top1)
 
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint that is visible; None where there is none."""
-        visible = self.shelf.visible() if self._is_main else []
+        visible = self.retention.visible() if self._is_main else []
         found = [step_of(visible[-1]) if visible else None]
         dist.broadcast_object_list(found)
         return found[0]
 
     def best_accuracy(self) -> float | None:
         """Top-1 of the most accurate checkpoint; None where none was evaluated."""
-        best = self.shelf.best() if self._is_main else None
+        best = self.retention.best() if self._is_main else None
         found = [None if best is None else best[1]]
         dist.broadcast_object_list(found)
         return found[0]
@@ -214,7 +214,7 @@ class Checkpoints:
         Raises RunError when there are some and all are damaged, or of weights that were of no use: what they
         hold is not to be given up unasked.
         """
-        found: list[Any] = [(self.shelf.visible(), self.shelf.withdrawn()) if self._is_main else None]
+        found: list[Any] = [(self.retention.visible(), self.retention.withdrawn()) if self._is_main else None]
         dist.broadcast_object_list(found)
         visible, withdrawn = found[0]
         if withdrawn and not visible:
@@ -233,14 +233,16 @@ class Checkpoints:
             problems.append(f"  {path.name}: {problem}")
         if problems:
             raise AgreedError(
-                f"none of the checkpoints in {self.shelf.folder} can be used:\n" + "\n".join(problems) + "\n"
+                f"none of the checkpoints in {self.retention.folder} can be used:\n"
+                + "\n".join(problems)
+                + "\n"
                 "Put back a copy of one and start again, or go on from another with --resume PATH; to begin "
                 "anew, give --resume never and another folder with --run-dir"
             )
         return None
 
     def read(
-        self, path: Path, *, settled: dict[str, Any], allowed: Sequence[str], verify: bool = False
+        self, path: Path, *, settings: dict[str, Any], allowed: Sequence[str], verify: bool = False
     ) -> TrainState:
         """What a checkpoint says of itself; no tensors are loaded. verify: whether to look for damage first.
 
@@ -250,7 +252,7 @@ class Checkpoints:
         if verify and (problem := self._problem(path)) is not None:
             raise CheckpointError(path, problem)
         state = run_on_all_ranks(lambda: read_state(path))
-        run_on_all_ranks(lambda: check_unchanged(path, state, settled, allowed))
+        run_on_all_ranks(lambda: check_settings_unchanged(path, state, settings, allowed))
         return state
 
     def load(self, engine: Engine, path: Path, state: TrainState) -> None:
@@ -265,41 +267,41 @@ class Checkpoints:
         dist.all_reduce(total)
         self._total_bytes = int(total)
 
-    def _make_room(self) -> None:
+    def _free_quota(self) -> None:
         """Give up an old checkpoint, and have the next due at once if there was one to give up."""
-        made = [self.shelf.give_one_up() if self._is_main else False]
+        made = [self.retention.delete_one() if self._is_main else False]
         dist.broadcast_object_list(made)
-        self.made_room = made[0]
-        if self.made_room:
+        self.freed_space = made[0]
+        if self.freed_space:
             self._due = True
 
     def _publish(self, state: TrainState) -> OSError | None:
         """Describe the checkpoint and make it visible. Returns why that cannot be."""
-        partial, final = self.shelf.partial(state.step), self.shelf.final(state.step)
+        partial, final = self.retention.partial(state.step), self.retention.final(state.step)
         try:
             for file in self._attachments:
                 if file.exists():
                     shutil.copy2(file, partial / file.name)
             write_state(partial, state)
             flush(partial)
-            self.shelf.replace(final)
+            self.retention.replace(final)
             os.rename(partial, final)
-            flush(self.shelf.folder)
+            flush(self.retention.folder)
         except OSError as error:
             return error
-        self.shelf.published(final)
-        self.shelf.confirmed(self._confirmed)
+        self.retention.published(final)
+        self.retention.confirmed(self._confirmed)
         return None
 
     def _discard(self, state: TrainState, reason: str) -> None:
         if self._is_main:
             _log.warning("no checkpoint after step %d: %s", state.step, reason)
-            self.shelf.discard(state.step)
+            self.retention.discard(state.step)
 
     def finish(self) -> None:
         """Wait for what is done in the background on this rank."""
         self._writer.wait()
-        self.shelf.finish_deleting()
+        self.retention.finish_deleting()
 
     def _wait(self) -> tuple[int, int]:
         """Wait until all ranks have written, or failed to; their counts, added up."""
@@ -311,7 +313,7 @@ class Checkpoints:
     def _problem(self, path: Path) -> str | None:
         """Why a checkpoint cannot be used, or None; each rank checks its share of the files."""
         every: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, problem_of(path, dist.get_rank(), dist.get_world_size()))
+        dist.all_gather_object(every, find_problem(path, dist.get_rank(), dist.get_world_size()))
         return next((problem for problem in every if problem is not None), None)
 
 

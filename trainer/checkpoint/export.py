@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from models import ModelError
-from trainer.checkpoint.metadata import STATE, CheckpointError, TrainState, problem_of, read_state, shards
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.metadata import STATE, CheckpointError, TrainState, find_problem, read_state, shards
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.shards import Index, ShardReader, read_index
 from trainer.checkpoint.weights import check_finite, described_model, save_weights
 from trainer.errors import RunError
@@ -41,7 +41,7 @@ def read_checkpoint(
         raise RunError(f"{source}: {what}; name a run's, or one of its checkpoints/step-...")
     checkpoint = source if (source / STATE).exists() else _choose(source, best)
     try:
-        problem = problem_of(checkpoint)
+        problem = find_problem(checkpoint)
         if problem is not None:
             raise CheckpointError(checkpoint, problem)
         state = read_state(checkpoint)
@@ -71,14 +71,14 @@ def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> N
 
 
 def _choose(run: Path, best: bool) -> Path:
-    shelf = Shelf(run / "checkpoints", keep_last=1, keep_best=True)
+    retention = Retention(run / "checkpoints", keep_last=1, keep_best=True)
     if best:
-        found = shelf.best()
+        found = retention.best()
         if found is None:
             raise RunError(f"{run} holds no checkpoint that was evaluated; leave out --best for the newest")
         return found[0]
-    for path in reversed(shelf.visible()):
-        problem = problem_of(path)
+    for path in reversed(retention.visible()):
+        problem = find_problem(path)
         if problem is None:
             return path
         _log.warning("checkpoint %s is passed over: %s", path, problem)

@@ -3,18 +3,18 @@
 import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from models.weights.header import short
-from trainer.checkpoint.shards import damage, not_finite, seal
+from trainer.checkpoint.shards import find_damage, find_nonfinite, write_checksum
 from trainer.errors import RunError
 
 FORMAT = 2
 STATE = "state.json"
 WEIGHTS = "model.weights"
-"""The setting whose value is compared by what the file holds, see `began_from`."""
+"""The setting whose value is compared by what the file holds, see `weights_origin_of`."""
 _OF_THE_MODEL = ("model.", "data.train (class names)")
 _MAX_RANKS = 2**17
 _MAX_SECONDS = 1e12
@@ -30,25 +30,31 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands, apart from the tensors.
-
-    step: optimiser steps done, which is also the position in the data. updates: of them, those that changed
-    the weights. world_size, zero_stage: by whom it was written. settled: what may not change during a run, by
-    its name in the recipe. clips, bad: seen so far. spent: time spent so far, by kind. saved_at: seconds
-    since 1970. description: what is needed to use the weights: `model`, `class_names`, `preprocessing`,
-    `recipe`.
-    """
+    """What a checkpoint records about itself, apart from the tensors."""
 
     step: int
+    """Optimiser steps done, which is also the position in the data."""
     updates: int
+    """Of these steps, those that changed the weights."""
     world_size: int
+    """Ranks that wrote the checkpoint, and its shards."""
     zero_stage: int
-    settled: dict[str, Any]
+    """ZeRO stage of the engine that wrote it."""
+    settings: dict[str, Any]
+    """What may not change when the run is resumed, by its name in the recipe."""
     clips: int
+    """Clips seen so far, over all ranks."""
     bad: int
+    """Of these clips, those that could not be read."""
     spent: dict[str, float]
+    """Time spent so far, by kind of activity."""
     saved_at: float
+    """When it was saved, in seconds since 1970."""
     description: dict[str, Any]
+    """What is needed to use the weights: `model`, `class_names`, `preprocessing`, `recipe`."""
+
+
+_STORED_AS = {"settings": "settled"}  # keys of the file that differ from the field's name
 
 
 def _is_count(value: object, most: int = 2**62) -> bool:
@@ -79,8 +85,9 @@ def shard_name(rank: int) -> str:
 
 def write_state(folder: Path, state: TrainState) -> None:
     path = folder / STATE
-    path.write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n", encoding="utf-8")
-    seal(path)
+    stored = {_STORED_AS.get(name, name): value for name, value in asdict(state).items()}
+    path.write_text(json.dumps({"format": FORMAT, **stored}, indent=1) + "\n", encoding="utf-8")
+    write_checksum(path)
 
 
 def read_state(folder: Path) -> TrainState:
@@ -92,30 +99,34 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(folder, "there is no such folder")
     if (folder / "engine").is_dir():
         raise CheckpointError(folder, "an earlier version of this program wrote it; go on with that one")
-    problem = damage(path)
+    problem = find_damage(path)
     if problem is not None:
         raise CheckpointError(folder, problem)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(folder, f"{STATE} cannot be read ({error})") from error
-    known = {"format", *(field.name for field in fields(TrainState))}
-    if not isinstance(described, dict) or set(described) != known or described.pop("format") != FORMAT:
+    if (
+        not isinstance(described, dict)
+        or set(described) != {"format", *_CHECKS}
+        or described.pop("format") != FORMAT
+    ):
         raise CheckpointError(folder, f"{STATE} is of another version of this program")
     for name, check in _CHECKS.items():
         if not check(described[name]):
             raise CheckpointError(folder, f"{STATE} is damaged: {name} is {short(described[name])}")
-    return TrainState(**described)
+    settings = described.pop(_STORED_AS["settings"])
+    return TrainState(**described, settings=settings)
 
 
-def problem_of(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+def find_problem(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
     """What is wrong with a checkpoint, or None; reads all of it, or a rank's share of its shards.
 
     Numbers that are not finite are damage, too: neither training nor an export has any use for them.
     """
     try:
         files = shards(folder, read_state(folder))[rank::world_size]
-        found = (damage(file) or not_finite(file) for file in files)
+        found = (find_damage(file) or find_nonfinite(file) for file in files)
         return next((problem for problem in found if problem is not None), None)
     except CheckpointError as error:
         return error.reason
@@ -127,11 +138,11 @@ def shards(folder: Path, state: TrainState) -> list[Path]:
     return [folder / shard_name(rank) for rank in range(state.world_size)]
 
 
-def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
+def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
     """Raises RunError where settings differ from those of the checkpoint at `path`, except those allowed to,
     and where there is no setting of an allowed name.
     """
-    check_names(allowed, {*then, *now})
+    check_allowed_names(allowed, {*then, *now})
     changed = {
         name: (then.get(name), now.get(name))
         for name in sorted({*then, *now})
@@ -144,7 +155,7 @@ def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed
         ]
         flags = " ".join(f"--allow-change '{name}'" for name in refused)
         other_model = any(name.startswith(_OF_THE_MODEL) and name != WEIGHTS for name in refused)
-        hint = f"\n{tuning_hint(path)}" if other_model else ""
+        hint = f"\n{fine_tuning_hint(path)}" if other_model else ""
         raise RunError(
             f"checkpoint {path} is of another training:\n  " + "\n  ".join(lines) + "\n"
             "Change it back to continue, or train anew with another --run-dir; where it is meant: "
@@ -152,7 +163,7 @@ def check_settled(path: Path, then: dict[str, Any], now: dict[str, Any], allowed
         )
 
 
-def tuning_hint(checkpoint: Path) -> str:
+def fine_tuning_hint(checkpoint: Path) -> str:
     """How to train another model from a checkpoint's weights, which going on cannot."""
     return (
         "To train with other classes, resolution or form from its weights: `python launch/export.py "
@@ -168,7 +179,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]} ... {text[-15:]}"
 
 
-def check_names(allowed: Sequence[str], known: Iterable[str]) -> None:
+def check_allowed_names(allowed: Sequence[str], known: Iterable[str]) -> None:
     """Raises RunError for a name that no setting has, with the nearest that one has."""
     names = sorted(known)
     for name in allowed:

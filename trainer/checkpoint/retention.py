@@ -23,7 +23,7 @@ MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and 
 _log = logging.getLogger(__name__)
 
 
-class Shelf:
+class Retention:
     """folder: holds `step-0000123/`, .... keep_last: how many stay. keep_best: whether the most accurate one
     stays beside them.
     """
@@ -51,7 +51,7 @@ class Shelf:
         """Where a checkpoint is written before it is made visible."""
         return self.folder / f".step-{step:07d}.partial"
 
-    def note_accuracy(self, step: int, top1: float) -> None:
+    def record_accuracy(self, step: int, top1: float) -> None:
         """Write down what the weights after so many steps came to, whether or not there is a checkpoint of
         them.
         """
@@ -76,7 +76,7 @@ class Shelf:
         best = max(accuracies, key=accuracies.__getitem__)
         return best, accuracies[best]
 
-    def make_room(self, step: int, size: int) -> str | None:
+    def free_space(self, step: int, size: int) -> str | None:
         """Make the hidden folder, and room for `size` bytes, by deleting older checkpoints if it must be.
 
         Returns why that cannot be. The newest good checkpoint stays whatever happens.
@@ -99,7 +99,7 @@ class Shelf:
             return f"it needs {need / 2**30:.2f} GiB in {self.folder}, where {free / 2**30:.2f} GiB are free"
         return None
 
-    def give_one_up(self) -> bool:
+    def delete_one(self) -> bool:
         """Delete the checkpoint that is missed least, where a quota lets no more be written than the disk has
         room for. Returns whether there was one.
         """
@@ -161,7 +161,7 @@ class Shelf:
             self._deleting.join()
             self._deleting = None
 
-    def tidy(self, step: int, good: Path | None = None) -> None:
+    def clean_up(self, step: int, good: Path | None = None) -> None:
         """Before a run goes on after `step`: remove what was cut off, set aside what is later.
 
         good: the checkpoint that it goes on from, which may lie elsewhere. A later one belongs to a branch
@@ -257,7 +257,7 @@ def _rename(path: Path, new: Path) -> Path | None:
         return None
 
 
-def lacks_room(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Whether writing failed because the disk or a quota is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 

@@ -24,7 +24,7 @@ from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
 
 _HASHED_AT_ONCE = 2**22  # bytes
-_LOOKED_AT_AT_ONCE = 2**24  # numbers
+_NUMBERS_AT_ONCE = 2**24  # numbers
 _MAX_CHECKSUM = 1000  # characters of a line of sha256sum
 
 
@@ -70,15 +70,15 @@ class Snapshot:
         held = [[piece.key, piece.start, piece.count, _name(piece), piece.shape] for piece in self._pieces]
         tensors = {_short(kind): buffer for kind, buffer in self._buffers.items()}
         write_tensors(path, tensors, {"pieces": json.dumps(held)})
-        seal(path)
+        write_checksum(path)
 
 
 def _is_finite(values: Tensor) -> bool:
     """Whether all of a 1-D tensor's values are; whole numbers always are."""
-    return all(count_not_finite(part) == 0 for part in values.split(_LOOKED_AT_AT_ONCE))
+    return all(count_not_finite(part) == 0 for part in values.split(_NUMBERS_AT_ONCE))
 
 
-def seal(path: Path) -> None:
+def write_checksum(path: Path) -> None:
     """Flush a file to the disk and write its checksum beside it."""
     flush(path)
     beside = _checksum_path(path)
@@ -86,7 +86,7 @@ def seal(path: Path) -> None:
     flush(beside)
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a sealed file, or None."""
     try:
         if not path.is_file():
@@ -103,7 +103,7 @@ def damage(path: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPiece:
     """Where a piece lies. offset: of its first element in the file's tensor `kind`."""
 
     file: Path
@@ -114,10 +114,10 @@ class Stored:
     shape: tuple[int, ...]
 
 
-Index = dict[str, list[Stored]]
+Index = dict[str, list[StoredPiece]]
 
 
-def not_finite(path: Path) -> str | None:
+def find_nonfinite(path: Path) -> str | None:
     """What holds numbers that are not finite in an undamaged shard, or None.
 
     Raises RunError where it cannot be read.
@@ -143,7 +143,7 @@ def read_index(paths: Iterable[Path]) -> Index:
             held = json.loads(header.metadata["pieces"])
             for piece in held:
                 key, start, count, kind, shape = _described(piece)
-                stored = Stored(path, kind, ends.get(kind, 0), start, count, shape)
+                stored = StoredPiece(path, kind, ends.get(kind, 0), start, count, shape)
                 index.setdefault(key, []).append(stored)
                 ends[kind] = ends.get(kind, 0) + count
             stands = {name: shape for name, (dtype, shape) in header.tensors.items() if name == _short(dtype)}
@@ -222,16 +222,16 @@ class ShardReader:
         self.fill(piece)
         return piece.values.view(first.shape)
 
-    def parts(self, stored: Stored) -> Iterator[Tensor]:
+    def parts(self, stored: StoredPiece) -> Iterator[Tensor]:
         """The values of a piece, some at a time."""
-        for begin in range(0, stored.count, _LOOKED_AT_AT_ONCE):
-            end = min(begin + _LOOKED_AT_AT_ONCE, stored.count)
+        for begin in range(0, stored.count, _NUMBERS_AT_ONCE):
+            end = min(begin + _NUMBERS_AT_ONCE, stored.count)
             with _naming(stored.file):
                 yield self._file(stored.file).get_slice(stored.kind)[
                     stored.offset + begin : stored.offset + end
                 ]
 
-    def _overlaps(self, stored: list[Stored], begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
+    def _overlaps(self, stored: list[StoredPiece], begin: int, end: int) -> Iterator[tuple[int, Tensor]]:
         for part in sorted(stored, key=lambda part: part.start):
             first, last = max(begin, part.start), min(end, part.start + part.count)
             if first < last:

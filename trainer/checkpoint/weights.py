@@ -27,7 +27,7 @@ _KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list"}
 
 
 @dataclass(frozen=True)
-class Weights:
+class SavedWeights:
     """A model that was read from a weights file, in evaluation mode, and what belongs to it.
 
     step: after which the weights were such; None where the source does not say.
@@ -111,7 +111,7 @@ def open_described(path: Path) -> DescribedFile:
         raise RunError(f"{path} cannot be read as weights: {error}") from error
 
 
-def load_weights(path: Path, *, finite: bool = True) -> Weights:
+def load_weights(path: Path, *, finite: bool = True) -> SavedWeights:
     """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
 
     Raises RunError as `open_described` does, before any tensor is read, and for a tensor that cannot be read.
@@ -122,7 +122,7 @@ def load_weights(path: Path, *, finite: bool = True) -> Weights:
         model.load_state_dict(found.stored.read(found.stored.shapes, finite=finite))
     except ModelError as error:
         raise RunError(f"{path} cannot be read as weights: {error}") from error
-    return Weights(
+    return SavedWeights(
         model.eval(),
         found.class_names,
         found.description["preprocessing"],

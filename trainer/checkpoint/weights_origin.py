@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_settled
+from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_settings
 from trainer.errors import RunError
 
-Began = dict[str, Any] | None
+WeightsOrigin = dict[str, Any] | None
 """`file`: the path that the recipe gave. `sha256`: of its content, None where that was not recorded."""
 
 
-def began_from(weights: Path | None) -> Began:
+def weights_origin_of(weights: Path | None) -> WeightsOrigin:
     """What a checkpoint is to say of the weights that a training begins from; reads all of the file.
 
     Raises RunError where it cannot be read.
@@ -26,10 +26,10 @@ def began_from(weights: Path | None) -> Began:
         raise RunError(f"model.weights: {weights} cannot be read: {error.strerror or error}") from error
 
 
-def recorded(state: TrainState) -> Began:
+def recorded(state: TrainState) -> WeightsOrigin:
     """What a checkpoint says of them; earlier versions of this program kept the path alone, in the recipe."""
-    if WEIGHTS in state.settled:
-        found = state.settled[WEIGHTS]
+    if WEIGHTS in state.settings:
+        found = state.settings[WEIGHTS]
         return found if isinstance(found, dict) and isinstance(found.get("file"), str) else None
     recipe = state.description.get("recipe")
     model = recipe.get("model") if isinstance(recipe, dict) else None
@@ -37,7 +37,7 @@ def recorded(state: TrainState) -> Began:
     return {"file": file, "sha256": None} if isinstance(file, str) else None
 
 
-def began_so(then: Began, weights: Path | None) -> bool:
+def is_same_origin(then: WeightsOrigin, weights: Path | None) -> bool:
     """Whether a recipe names the weights that a training began from: the same path, or the same content.
 
     A file that is gone or was written anew since does not matter: going on does not read it.
@@ -48,18 +48,20 @@ def began_so(then: Began, weights: Path | None) -> bool:
         return True
     if then["sha256"] is None or not weights.is_file():
         return False
-    found = began_from(weights)
+    found = weights_origin_of(weights)
     return found is not None and found["sha256"] == then["sha256"]
 
 
-def check_unchanged(path: Path, state: TrainState, settled: dict[str, Any], allowed: Sequence[str]) -> None:
-    """Raises RunError where settings differ from those of the checkpoint at `path`, see `check_settled`; the
-    weights that the training began from are compared as `began_so` does.
+def check_settings_unchanged(
+    path: Path, state: TrainState, settings: dict[str, Any], allowed: Sequence[str]
+) -> None:
+    """Raises RunError where settings differ from those of the checkpoint at `path`, see `check_settings`; the
+    weights that the training began from are compared as `is_same_origin` does.
     """
-    if WEIGHTS not in settled:
-        check_settled(path, state.settled, settled, allowed)
+    if WEIGHTS not in settings:
+        check_settings(path, state.settings, settings, allowed)
         return
-    then, named = recorded(state), settled[WEIGHTS]
-    if began_so(then, None if named is None else Path(named["file"])):
-        settled = {**settled, WEIGHTS: then}
-    check_settled(path, {**state.settled, WEIGHTS: then}, settled, allowed)
+    then, named = recorded(state), settings[WEIGHTS]
+    if is_same_origin(then, None if named is None else Path(named["file"])):
+        settings = {**settings, WEIGHTS: then}
+    check_settings(path, {**state.settings, WEIGHTS: then}, settings, allowed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.checkpoint.retention import Shelf, step_of
+from trainer.checkpoint.retention import Retention, step_of
 from trainer.cluster.first_failure import first_failure, last_message
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
@@ -195,7 +195,7 @@ class Attempts:
 
     def _step(self) -> int:
         """Of the newest checkpoint; -1 where there is none."""
-        visible = Shelf(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
+        visible = Retention(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
         return step_of(visible[-1]) if visible else -1
 
     def _append(self, turn: str, job: Attempt, **values: Any) -> None:

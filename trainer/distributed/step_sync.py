@@ -47,7 +47,7 @@ class StepTotals:
     saves_failed: int
 
 
-class Tally:
+class StepSync:
     """Adds up one step after another; every method is collective."""
 
     def __init__(self, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.evaluation.target import Subject
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
-from trainer.setup.loaders import kept_share, measured
+from trainer.setup.loaders import measure_graph_share, read_kept_share
 from trainer.setup.shared_memory import check_shared_memory
 
 _KIND = "val"
@@ -39,7 +39,7 @@ def open_view_loader(
     share = None
     if options.splits:
         run_on_all_ranks(partial(_take_share, RunDir(subject.source), folder, environment))
-        share = kept_share(folder, environment)
+        share = read_kept_share(folder, environment)
         options = replace(options, graph_share=share)
     reading = LoaderInput(_KIND, subject.dataset, sampler, subject.view)
     crashed, notes = find_crashed_videos([reading], folder, environment, options)
@@ -62,7 +62,7 @@ def open_view_loader(
 
     loader: ClipLoader | None = None
     if options.splits and share is None:
-        loader = run_on_all_ranks(lambda: measured(opened, folder, environment))
+        loader = run_on_all_ranks(lambda: measure_graph_share(opened, folder, environment))
         options = replace(
             options, graph_share=broadcast_from_main(None if loader is None else loader.graph_share)
         )

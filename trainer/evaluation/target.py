@@ -15,7 +15,7 @@ from pipelines.augment.params import ViewClip
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
-from trainer.checkpoint.weights import Weights
+from trainer.checkpoint.weights import SavedWeights
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
@@ -24,7 +24,7 @@ from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.setup.class_mapping import rows_for
+from trainer.setup.class_mapping import find_head_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Subject:
     """
 
     source: Path
-    weights: Weights
+    weights: SavedWeights
     manifest: Path
     dataset: Dataset
     view: ViewClip
@@ -130,7 +130,7 @@ def find_subject(request: Request, environment: Environment) -> Subject:
     )
 
 
-def weights_digest(weights: Weights) -> str:
+def weights_digest(weights: SavedWeights) -> str:
     """SHA-256 of the model's configuration, its preprocessing and its tensors, as hexadecimal digits."""
     described = [asdict(weights.model.config), weights.preprocessing, weights.class_names]
     described[0].pop("recomputed_blocks")  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ def weights_digest(weights: Weights) -> str:
     return found.hexdigest()
 
 
-def _recipe_of(weights: Weights) -> Recipe | None:
+def _recipe_of(weights: SavedWeights) -> Recipe | None:
     """The recipe that travels with the weights; None where there is none, or of another version."""
     try:
         return Recipe.model_validate_json(json.dumps(weights.recipe)) if weights.recipe else None
@@ -149,7 +149,7 @@ def _recipe_of(weights: Weights) -> Recipe | None:
         return None
 
 
-def _with_known_names(weights: Weights) -> Weights:
+def _with_known_names(weights: SavedWeights) -> SavedWeights:
     """The released models' Kinetics classes, where the number of outputs says which they are."""
     names: Sequence[str | None]
     outputs = weights.model.config.num_classes
@@ -177,7 +177,7 @@ def _manifest(request: Request, recipe: Recipe | None) -> Path:
     return recipe.data.val
 
 
-def _rows(weights: Weights, wanted: tuple[str, ...], *, ordered: bool) -> tuple[int, ...] | None:
+def _rows(weights: SavedWeights, wanted: tuple[str, ...], *, ordered: bool) -> tuple[int, ...] | None:
     """Rows of the head, None for all. Raises RunError for classes that the model does not know.
 
     ordered: whether the model may be the authors' Kinetics-710, many of whose rows are known by order only.
@@ -190,7 +190,7 @@ def _rows(weights: Weights, wanted: tuple[str, ...], *, ordered: bool) -> tuple[
         head = kinetics710.released_names()
         if rows is not None and agrees_with_order(head, rows, wanted, kinetics710.synonyms()):
             return rows
-    return rows_for(known, wanted)
+    return find_head_rows(known, wanted)
 
 
 def _names_of_scores(class_names: tuple[str, ...], scores: int) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def _bad_share(request: Request, recipe: Recipe | None) -> float:
     return 0.01 if recipe is None else recipe.data.bad_share
 
 
-def _folder(source: Path, weights: Weights, manifest: Path, view: ViewClip) -> Path:
+def _folder(source: Path, weights: SavedWeights, manifest: Path, view: ViewClip) -> Path:
     """Where the results go: `evaluations/` of the run, or beside the file."""
     what = f"{manifest.stem}-{view.clips}x{view.crops}"
     if source.is_file():

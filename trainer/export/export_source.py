@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.metadata import STATE
-from trainer.checkpoint.weights import Weights
+from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.model_source import HUB_WEIGHTS, built_model, open_model
 
@@ -15,14 +15,14 @@ from trainer.inference.model_source import HUB_WEIGHTS, built_model, open_model
 class ExportSource:
     """A model to export. The rest is known only of one out of a run."""
 
-    weights: Weights
+    weights: SavedWeights
     run: Path | None = None
     """The run's folder."""
     ranks: int | None = None
     """By how many processes the run was trained when the weights were saved."""
     as_evaluated: bool = True
     """Whether the run evaluated these weights: not those of a last step beside a moving average."""
-    settled: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     """What may not change during the run, the training data's fingerprint among it."""
 
     @property
@@ -52,4 +52,4 @@ def read_source(
     run = source.absolute().parents[1] if (source / STATE).exists() else source
     weights = built_model(state, tensors, source)
     keeps_average = bool(weights.recipe.get("optimisation", {}).get("ema_decay"))
-    return ExportSource(weights, run, state.world_size, average or not keeps_average, state.settled)
+    return ExportSource(weights, run, state.world_size, average or not keeps_average, state.settings)

@@ -127,7 +127,7 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
     packages = machine.get("packages") or {}
     facts = {
         "training data": ", ".join(_manifests(recipe, "train")),
-        "fingerprint of it": source.settled.get(_FINGERPRINT),
+        "fingerprint of it": source.settings.get(_FINGERPRINT),
         "validation data": ", ".join(_manifests(recipe, "val")),
         "recipe": recipe.get("name"),
         "steps": source.step,

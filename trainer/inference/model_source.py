@@ -11,8 +11,8 @@ from models.weights.files import open_weights
 from models.weights.header import short
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.metadata import STATE, TrainState
-from trainer.checkpoint.retention import Shelf
-from trainer.checkpoint.weights import FORMAT, Weights, described_model, load_weights
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.weights import FORMAT, SavedWeights, described_model, load_weights
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 
@@ -28,7 +28,7 @@ def open_model(
     last: bool = False,
     frames: int | None = None,
     class_names: tuple[str, ...] | None = None,
-) -> Weights:
+) -> SavedWeights:
     """The model in evaluation mode, on the CPU in float32, with class names and preprocessing.
 
     source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, a folder in
@@ -52,7 +52,7 @@ def open_model(
     return found if class_names is None else _renamed(found, class_names, source)
 
 
-def _from_folder(source: Path, last: bool) -> Weights:
+def _from_folder(source: Path, last: bool) -> SavedWeights:
     if (source / HUB_WEIGHTS).is_file():
         return load_weights(source / HUB_WEIGHTS)
     folder = RunDir(source)
@@ -83,8 +83,8 @@ def _best_weights(folder: RunDir) -> Path | None:
     The file that the run's end names, unless a checkpoint is more accurate: then the run went on since.
     """
     file, top1 = _best_at_end(folder)
-    shelf = Shelf(folder.checkpoints, keep_last=1, keep_best=True)
-    best = shelf.best() if folder.checkpoints.is_dir() else None
+    retention = Retention(folder.checkpoints, keep_last=1, keep_best=True)
+    best = retention.best() if folder.checkpoints.is_dir() else None
     if best is not None and (file is None or best[1] > top1):
         return best[0]
     return file
@@ -101,12 +101,12 @@ def _best_at_end(folder: RunDir) -> tuple[Path | None, float]:
     return (file, top1) if file.exists() else (None, 0.0)
 
 
-def _from_checkpoint(source: Path) -> Weights:
+def _from_checkpoint(source: Path) -> SavedWeights:
     state, tensors = read_checkpoint(source)
     return built_model(state, tensors, source)
 
 
-def built_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> Weights:
+def built_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> SavedWeights:
     """The model that a checkpoint's description and weights make, in evaluation mode on the CPU.
 
     source: the checkpoint, for the message. Raises RunError where the two do not fit.
@@ -117,7 +117,7 @@ def built_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> 
     except ModelError as error:
         raise RunError(f"{source} cannot be read as weights: {error}") from error
     model.load_state_dict(tensors)
-    return Weights(
+    return SavedWeights(
         model.eval(),
         tuple(description["class_names"]),
         description["preprocessing"],
@@ -134,7 +134,7 @@ def _is_own(source: Path) -> bool:
         raise RunError(str(error)) from error
 
 
-def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> Weights:
+def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> SavedWeights:
     from models.weights.released import load_official
 
     if frames is None:
@@ -156,11 +156,11 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
         **RELEASED_COLOURS,
     }
     names = tuple(f"class {number}" for number in range(config.num_classes))
-    found = Weights(model.eval(), names, preprocessing, {})
+    found = SavedWeights(model.eval(), names, preprocessing, {})
     return found if class_names is None else _renamed(found, class_names, source)
 
 
-def _renamed(found: Weights, class_names: tuple[str, ...], source: Path) -> Weights:
+def _renamed(found: SavedWeights, class_names: tuple[str, ...], source: Path) -> SavedWeights:
     outputs = found.model.config.num_classes
     if len(class_names) != outputs:
         last = short(class_names[-1]) if class_names else "none"

@@ -24,7 +24,7 @@ from pipelines.formatting import printable
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewSampler
 from pipelines.worker_pool import usable_cores
-from trainer.checkpoint.weights import Weights
+from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
@@ -46,7 +46,7 @@ class Predictor:
     class_names: a name for each output. preprocessing: how clips are made, as the weights say it.
     """
 
-    def __init__(self, weights: Weights, device: torch.device) -> None:
+    def __init__(self, weights: SavedWeights, device: torch.device) -> None:
         """Raises RunError where the weights' description is not one that can be followed here."""
         config = weights.model.config
         self.preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)

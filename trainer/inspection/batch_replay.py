@@ -18,7 +18,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainSampler
 from trainer.checkpoint.metadata import CheckpointError, read_state
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.retention import Retention
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.batch_hash import halves, hash_clips, hex_of
@@ -26,7 +26,7 @@ from trainer.distributed.environment import describe_environment
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import model_config, settle_flip, train_clip, train_sampler
+from trainer.setup.preparation import model_config, resolve_flip, train_clip, train_sampler
 
 _MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it
 
@@ -95,7 +95,7 @@ def replay_step(
     train = Dataset([Manifest.open(part.manifest) for part in recipe.data.train_manifests])
     notes = _check_manifests(folder, recipe, train, recorded)
     sampler = train_sampler(recipe, train)
-    flip, _ = settle_flip(recipe, train.class_names)
+    flip, _ = resolve_flip(recipe, train.class_names)
     clip = train_clip(recipe, model_config(recipe, len(train.class_names)), flip)
     share = folder.read_graph_share()
     options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
@@ -168,9 +168,9 @@ def _check_manifests(
 
 def _fingerprint_of_checkpoints(folder: RunDir) -> str | None:
     """Of the whole training set, as the newest readable checkpoint has it."""
-    for path in reversed(Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible()):
+    for path in reversed(Retention(folder.checkpoints, keep_last=1, keep_best=False).visible()):
         try:
-            found = read_state(path).settled.get("data.train (fingerprint)")
+            found = read_state(path).settings.get("data.train (fingerprint)")
         except CheckpointError:
             continue  # the one before says the same
         return found if isinstance(found, str) else None

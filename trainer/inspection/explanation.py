@@ -18,7 +18,7 @@ from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
-from trainer.checkpoint.weights import Weights
+from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing
@@ -57,7 +57,7 @@ class Explanation:
 class Explainer:
     """Makes explanations with one model; the clip is the one that `predict` takes with one view."""
 
-    def __init__(self, weights: Weights, device: torch.device) -> None:
+    def __init__(self, weights: SavedWeights, device: torch.device) -> None:
         """Raises RunError where the weights' description is not one that can be followed here."""
         config = weights.model.config
         self._model = weights.model.to(device).eval()

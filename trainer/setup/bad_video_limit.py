@@ -23,7 +23,7 @@ def too_many(bad: int, share: float, videos: int) -> bool:
     return bad > max(share * videos, few(share, videos))
 
 
-def surely_too_many(bad: int, share: float, opened: int, videos: int) -> bool:
+def is_surely_over_limit(bad: int, share: float, opened: int, videos: int) -> bool:
     """Whether a run that tried some of its videos need not begin: it cannot do without all that are bad.
 
     It is where all that were tried are bad, which few data sets are by chance and all are that were moved, or

@@ -12,7 +12,7 @@ from trainer.errors import RunError
 _SHOWN = 5  # differences that a refusal names
 
 
-def rows_by_name(head: Sequence[str | None], wanted: Sequence[str]) -> tuple[int | None, ...]:
+def match_rows_by_name(head: Sequence[str | None], wanted: Sequence[str]) -> tuple[int | None, ...]:
     """For each wanted class its row in a head of these classes, None where it has none.
 
     Names are compared without regard to case, underscores and blanks. Where the head's classes or the wanted
@@ -34,15 +34,15 @@ def _kinetics() -> frozenset[str]:
     return frozenset(map(plain, kinetics710.all_names()))
 
 
-def rows_for(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+def find_head_rows(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     """For each class of a manifest its row in the head of a model, for an evaluation.
 
     model_classes: the model's, in the order of its head's rows. wanted: the manifest's, in the order of its
-    labels. See `rows_by_name`.
+    labels. See `match_rows_by_name`.
 
     Raises RunError, with the first differences, where the model does not know some of them.
     """
-    rows = rows_by_name(model_classes, wanted)
+    rows = match_rows_by_name(model_classes, wanted)
     absent = [name for name, row in zip(wanted, rows, strict=True) if row is None]
     if not absent:
         return tuple(row for row in rows if row is not None)

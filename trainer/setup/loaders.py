@@ -43,7 +43,7 @@ def open_loaders(
         LoaderInput("train", prepared.train, prepared.sampler, prepared.train_clip),
         LoaderInput("val", prepared.val, view_plan, prepared.view_clip),
     ]
-    share = kept_share(folder, environment) if options.splits else None
+    share = read_kept_share(folder, environment) if options.splits else None
     options = replace(options, graph_share=share)
     crashed, notes = find_crashed_videos(readings, folder, environment, options)
 
@@ -82,7 +82,7 @@ def open_loaders(
 
     first: ClipLoader | None = None
     if options.splits and share is None:
-        first = run_on_all_ranks(lambda: measured(training, folder, environment))
+        first = run_on_all_ranks(lambda: measure_graph_share(training, folder, environment))
         options = replace(
             options, graph_share=broadcast_from_main(None if first is None else first.graph_share)
         )
@@ -98,12 +98,14 @@ def open_loaders(
     return train, val, notes if note is None else (*notes, note)
 
 
-def kept_share(folder: RunDir, environment: Environment) -> float | None:
+def read_kept_share(folder: RunDir, environment: Environment) -> float | None:
     """DALI's share of the decoding as rank 0 finds it in the folder. Collective."""
     return broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
 
 
-def measured(make: Callable[[], ClipLoader], folder: RunDir, environment: Environment) -> ClipLoader | None:
+def measure_graph_share(
+    make: Callable[[], ClipLoader], folder: RunDir, environment: Environment
+) -> ClipLoader | None:
     """The loader with which rank 0 has measured DALI's share of the decoding, which is kept in the folder."""
     if not environment.is_main:
         return None

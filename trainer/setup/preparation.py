@@ -31,9 +31,9 @@ _NAMED = 4
 """Classes that a note names."""
 
 BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
-"""The one of the `settled` that the machine has a part in."""
+"""The one of the `resume_settings` that the machine has a part in."""
 
-LOOKED_AT = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
+CHECKED_VIDEOS = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Preparation:
     notes: tuple[str, ...]
 
 
-def named_manifests(recipe: Recipe) -> list[tuple[str, Path]]:
+def manifest_fields(recipe: Recipe) -> list[tuple[str, Path]]:
     """The manifests of a recipe by the fields that name them, those of training first."""
     return [
         *(("data.train", part.manifest) for part in recipe.data.train_manifests),
@@ -64,7 +64,7 @@ def named_manifests(recipe: Recipe) -> list[tuple[str, Path]]:
 
 def manifests(recipe: Recipe) -> list[Path]:
     """The manifests that a recipe names, those of training first."""
-    return [path for _, path in named_manifests(recipe)]
+    return [path for _, path in manifest_fields(recipe)]
 
 
 def prepare(
@@ -89,7 +89,7 @@ def prepare(
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
     layout = choose_batch_plan(recipe, config, world_size, precision=precision, room=room)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
-    flip, notes = settle_flip(recipe, train.class_names)
+    flip, notes = resolve_flip(recipe, train.class_names)
     return Preparation(
         train,
         val,
@@ -98,7 +98,7 @@ def prepare(
         layout,
         train_clip(recipe, config, flip),
         ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
-        (*notes, *rendered_otherwise(recipe, train, val), *layout.why, *too_large(layout)),
+        (*notes, *embedded_size_notes(recipe, train, val), *layout.why, *memory_notes(layout)),
     )
 
 
@@ -128,7 +128,7 @@ def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:
     return TrainSampler(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
 
 
-def too_large(layout: BatchPlan) -> tuple[str, ...]:
+def memory_notes(layout: BatchPlan) -> tuple[str, ...]:
     """A note where the layout does not fit into the memory, by the estimate."""
     if not layout.advice:
         return ()
@@ -151,7 +151,7 @@ def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | Non
     )
 
 
-def rendered_otherwise(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[str, ...]:
+def embedded_size_notes(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[str, ...]:
     """A note where the embedded data set was rendered with other numbers of clips than the recipe's."""
     embedded = recipe.data.embedded
     if embedded is None or (len(train), len(val)) == (embedded.train_clips, embedded.val_clips):
@@ -165,7 +165,7 @@ def rendered_otherwise(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[st
     return (words,)
 
 
-def settle_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+def resolve_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
     """The chance of a flip, and a note where it is not what the recipe asks for.
 
     Where the names of the classes tell left from right, a flipped clip would bear the label of another class.
@@ -191,7 +191,7 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
     if recipe.data.decoder != "dali":
         return
     taken = GraphDecoder.on(gpu=gpu).codecs
-    looked_at = range(0, len(train), max(1, len(train) // LOOKED_AT))
+    looked_at = range(0, len(train), max(1, len(train) // CHECKED_VIDEOS))
     others: Counter[str] = Counter()
     for sample in looked_at:
         with suppress(VideoError):  # a bad row is a bad video, whoever decodes
@@ -207,11 +207,11 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
         )
 
 
-def settled(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
+def resume_settings(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     """What may not change while a run goes on, by its name in the recipe, as JSON has it.
 
     That is all that changes results by more than rounding: not where and how the work is done, nor what is
-    measured, told and kept. What the training began from is compared by `checkpoint.began_from`.
+    measured, told and kept. What the training began from is compared by `checkpoint.weights_origin_of`.
     """
     sampler, layout = prepared.sampler, prepared.layout
     augmentation = recipe.augmentation.model_dump(mode="json")
@@ -263,7 +263,7 @@ def _ratios(recipe: Recipe) -> list[float] | None:
 
 
 def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClip:
-    """How a training clip is cut out of its video and changed. flip: as `settle_flip` gives it."""
+    """How a training clip is cut out of its video and changed. flip: as `resolve_flip` gives it."""
     augmentation = recipe.augmentation
     return TrainClip(
         frames=config.frames,

@@ -8,14 +8,14 @@ from typing import Any
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.spot_check import spot_check
-from trainer.checkpoint.metadata import CheckpointError, TrainState, check_names, read_state
-from trainer.checkpoint.retention import Shelf
-from trainer.checkpoint.weights_origin import check_unchanged
+from trainer.checkpoint.metadata import CheckpointError, TrainState, check_allowed_names, read_state
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.weights_origin import check_settings_unchanged
 from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.bad_video_limit import surely_too_many
-from trainer.setup.preparation import named_manifests
+from trainer.setup.bad_video_limit import is_surely_over_limit
+from trainer.setup.preparation import manifest_fields
 from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 
@@ -26,7 +26,7 @@ def check_tracking(recipe: Recipe, run_dir: Path) -> None:
         check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment, ask=True)
 
 
-def check_folder(folder: RunDir) -> None:
+def check_run_dir(folder: RunDir) -> None:
     """Raises RunError where the run's folder can neither be made nor written into. Leaves nothing there."""
     try:
         check_writable(folder.path)
@@ -54,16 +54,16 @@ def check_resume(folder: RunDir, resume: str) -> None:
 
 
 def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ...]:
-    """Open a few videos of each manifest, given in the order of `named_manifests`.
+    """Open a few videos of each manifest, given in the order of `manifest_fields`.
 
     Returns notes on those that cannot be used. Raises RunError where so many show that the manifest has more
     than data.bad_share lets pass.
     """
     notes, refused = [], []
-    for (field, path), manifest in zip(named_manifests(recipe), manifests, strict=True):
+    for (field, path), manifest in zip(manifest_fields(recipe), manifests, strict=True):
         found = spot_check(manifest, f"{field} ({path})")
         bad = len(found.bad_samples)
-        if surely_too_many(bad, recipe.data.bad_share, found.opened, found.videos):
+        if is_surely_over_limit(bad, recipe.data.bad_share, found.opened, found.videos):
             refused.append(found.message)
         elif bad:
             notes.append(found.message)
@@ -74,7 +74,7 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
 
 def check_checkpoint(
     folder: RunDir,
-    settled: dict[str, Any],
+    settings: dict[str, Any],
     resume: str,
     allowed: Sequence[str],
     assumed: Collection[str] = (),
@@ -89,19 +89,19 @@ def check_checkpoint(
     """
     state = None
     if resume == "auto":
-        kept = Shelf(folder.checkpoints, keep_last=1, keep_best=False).visible()
+        kept = Retention(folder.checkpoints, keep_last=1, keep_best=False).visible()
         found, state = _newest(kept)
     elif resume != "never":
         found, state = Path(resume), read_state(Path(resume))
     if state is None:
-        check_names(allowed, settled)
+        check_allowed_names(allowed, settings)
     else:
-        then = state.settled
-        other = [name for name in assumed if name in then.keys() & settled and then[name] != settled[name]]
-        check_unchanged(found, state, settled, [*allowed, *other])
+        then = state.settings
+        other = [name for name in assumed if name in then.keys() & settings and then[name] != settings[name]]
+        check_settings_unchanged(found, state, settings, [*allowed, *other])
         return tuple(
             f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
-            f"{found}, {settled[name]} now. A run that starts so is refused"
+            f"{found}, {settings[name]} now. A run that starts so is refused"
             for name in other
             if name not in allowed
         )

@@ -18,7 +18,7 @@ from pipelines.dataset import kinetics710
 from trainer.checkpoint.metadata import STATE
 from trainer.checkpoint.weights import FORMAT, open_described
 from trainer.errors import RunError
-from trainer.setup.class_mapping import rows_by_name, synonyms_between
+from trainer.setup.class_mapping import match_rows_by_name, synonyms_between
 
 _NAMED = 4  # classes, or groups of tensors, that a line of the report names
 _ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
@@ -38,7 +38,7 @@ class StartingWeights:
     load: Callable[[UniFormerV2], object]
 
 
-def plan_start(
+def plan_starting_weights(
     path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
 ) -> StartingWeights:
     """Find out what a file of weights is, and what of it goes where.
@@ -193,7 +193,7 @@ def _rows_by_name(
     """For each row of the model's head the file's, and what to say of it."""
     if list(head) == list(class_names) and len(head) == num_classes:
         return tuple(range(num_classes)), f"all {num_classes} rows kept: the same classes in the same order"
-    rows = rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
+    rows = match_rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
     found = sum(row is not None for row in rows)
     absent = [name for name, row in zip(class_names, rows, strict=False) if row is None]
     named = ", ".join(map(short, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")

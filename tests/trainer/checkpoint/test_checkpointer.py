@@ -27,10 +27,10 @@ from tests.trainer.checkpoint.training import (
     train,
 )
 from tests.trainer.ranks import RankError, Ranks
-from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.metadata import read_state, shard_name, shards
 from trainer.checkpoint.retention import MARGIN
-from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index
+from trainer.checkpoint.shards import ShardReader, Snapshot, find_damage, read_index
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import RunError
 
@@ -56,8 +56,8 @@ def hidden(folder: Path) -> list[str]:
     return names
 
 
-def counts_of_all(shelf: Checkpoints) -> tuple[int, int]:
-    total = torch.tensor(shelf.counts())
+def counts_of_all(checkpointer: Checkpointer) -> tuple[int, int]:
+    total = torch.tensor(checkpointer.counts())
     dist.all_reduce(total)
     finished, failed = total.tolist()
     return finished, failed
@@ -94,29 +94,29 @@ class Held:
 
 
 def write_while_training(folder: Path, stage: int, late: int) -> None:
-    engine, shelf = make_engine(stage), checkpoints(folder)
+    engine, checkpointer = make_engine(stage), checkpoints(folder)
     train(engine, 0, 1)
     with Held(rank=late) as let_go:
         then = copied(engine)
-        assert shelf.begin(engine, state_of(engine, 1))
-        assert shelf.in_flight == 1
+        assert checkpointer.begin(engine, state_of(engine, 1))
+        assert checkpointer.in_flight == 1
         train(engine, 1, 2)
         assert differences(then, copied(engine))
         dist.barrier()
         if dist.get_rank() != late:
-            shelf._writer.wait()
-        assert counts_of_all(shelf) == (1, 0)
-        assert shelf.hear(*counts_of_all(shelf)) is None
+            checkpointer._writer.wait()
+        assert counts_of_all(checkpointer) == (1, 0)
+        assert checkpointer.hear(*counts_of_all(checkpointer)) is None
         assert visible(folder) == [] and hidden(folder) == [".step-0000001.partial"]
         let_go()
-    shelf._writer.wait()
-    path = shelf.hear(*counts_of_all(shelf))
-    assert path == folder / "step-0000001" and shelf.in_flight is None
+    checkpointer._writer.wait()
+    path = checkpointer.hear(*counts_of_all(checkpointer))
+    assert path == folder / "step-0000001" and checkpointer.in_flight is None
     assert visible(folder) == ["step-0000001"] and hidden(folder) == []
     assert_holds(path, then, engine)
-    assert_holds(save(engine, shelf, 3), copied(engine), engine)
-    assert shelf.newest() == folder / "step-0000003"
-    shelf.finish()
+    assert_holds(save(engine, checkpointer, 3), copied(engine), engine)
+    assert checkpointer.newest() == folder / "step-0000003"
+    checkpointer.finish()
 
 
 @pytest.mark.parametrize(("stage", "late"), [(0, 0), (1, 1), (2, 0), (3, 1)])
@@ -128,7 +128,7 @@ def test_what_is_stored_is_the_state_at_begin_and_nothing_shows_until_all_have_w
 
 def fail_to_write(folder: Path, failing: int) -> list[str]:
     said: list[str] = []
-    engine, shelf = make_engine(2), checkpoints(folder)
+    engine, checkpointer = make_engine(2), checkpoints(folder)
     train(engine, 0, 1)
     write = Snapshot.write
 
@@ -140,31 +140,31 @@ def fail_to_write(folder: Path, failing: int) -> list[str]:
     with listening(said):
         for step in (1, 2):
             with mock.patch.object(Snapshot, "write", into_a_folder):
-                assert shelf.begin(engine, state_of(engine, step))
-                assert shelf.settle() is None
+                assert checkpointer.begin(engine, state_of(engine, step))
+                assert checkpointer.settle() is None
             assert visible(folder) == [] and hidden(folder) == []
-            assert shelf.newest() is None
+            assert checkpointer.newest() is None
             train(engine, step, 1)
-    path = save(engine, shelf, 3)
-    assert shelf.newest() == path
+    path = save(engine, checkpointer, 3)
+    assert checkpointer.newest() == path
     assert_holds(path, copied(engine), engine)
-    shelf.finish()
+    checkpointer.finish()
     return said
 
 
 def time_saves(folder: Path) -> None:
-    engine, shelf = make_engine(1), checkpoints(folder, every_minutes=1e-3)
+    engine, checkpointer = make_engine(1), checkpoints(folder, every_minutes=1e-3)
     train(engine, 0, 1)
     for step, seconds in ((1, 0.5), (2, 0.0)):
         with Held(rank=1) as let_go:
-            shelf.begin(engine, state_of(engine, step))
+            checkpointer.begin(engine, state_of(engine, step))
             time.sleep(seconds)
-            shelf.is_due()  # meanwhile: that begins no save
+            checkpointer.is_due()  # meanwhile: that begins no save
             let_go()
-            shelf.settle()
-        assert (0.5 <= shelf.took < 30) if seconds else (0 < shelf.took < shelf.longest)
-    assert shelf.longest >= 0.5
-    shelf.finish()
+            checkpointer.settle()
+        assert (0.5 <= checkpointer.took < 30) if seconds else (0 < checkpointer.took < checkpointer.longest)
+    assert checkpointer.longest >= 0.5
+    checkpointer.finish()
 
 
 def test_what_saves_take_is_kept_from_their_copy_to_their_showing(two: Ranks, tmp_path: Path) -> None:
@@ -197,21 +197,21 @@ def test_one_rank_that_cannot_write_costs_this_checkpoint_only(
 
 
 def drop_and_go_on(folder: Path) -> None:
-    engine, shelf = make_engine(1), checkpoints(folder, every_minutes=60)
+    engine, checkpointer = make_engine(1), checkpoints(folder, every_minutes=60)
     train(engine, 0, 1)
-    shelf.doubt("nothing is being written")
-    assert not shelf.is_due()
+    checkpointer.doubt("nothing is being written")
+    assert not checkpointer.is_due()
     with Held(rank=1) as let_go:
-        shelf.begin(engine, state_of(engine, 1))
+        checkpointer.begin(engine, state_of(engine, 1))
         threading.Timer(0.05, let_go).start()
-        shelf.doubt("a step of it was bad")
+        checkpointer.doubt("a step of it was bad")
     assert visible(folder) == [] and hidden(folder) == []
-    assert shelf.in_flight is None and shelf.settle() is None
-    assert shelf.is_due() == (dist.get_rank() == 0)
-    path = save(engine, shelf, 2)
-    assert not shelf.is_due()
-    assert shelf.newest() == path
-    shelf.finish()
+    assert checkpointer.in_flight is None and checkpointer.settle() is None
+    assert checkpointer.is_due() == (dist.get_rank() == 0)
+    path = save(engine, checkpointer, 2)
+    assert not checkpointer.is_due()
+    assert checkpointer.newest() == path
+    checkpointer.finish()
 
 
 def test_a_checkpoint_that_is_given_up_never_shows_and_the_next_is_due(two: Ranks, tmp_path: Path) -> None:
@@ -220,9 +220,9 @@ def test_a_checkpoint_that_is_given_up_never_shows_and_the_next_is_due(two: Rank
 
 def pass_over(folder: Path) -> list[str]:
     said: list[str] = []
-    engine, shelf = make_engine(2), checkpoints(folder, keep_last=5)
+    engine, checkpointer = make_engine(2), checkpoints(folder, keep_last=5)
     train(engine, 0, 1)
-    paths = [save(engine, shelf, step) for step in (1, 2, 3, 4)]
+    paths = [save(engine, checkpointer, step) for step in (1, 2, 3, 4)]
     if dist.get_rank() == 0:
         damaged = paths[3] / shard_name(1)
         content = bytearray(damaged.read_bytes())
@@ -232,12 +232,12 @@ def pass_over(folder: Path) -> list[str]:
         (paths[1] / "state.json").write_text("{}")
     dist.barrier()
     with listening(said):
-        assert shelf.newest() == paths[0]
+        assert checkpointer.newest() == paths[0]
     with pytest.raises(RunError, match=f"{paths[3]} cannot be used: {shard_name(1)} is damaged"):
-        shelf.read(paths[3], settled={}, allowed=(), verify=True)
+        checkpointer.read(paths[3], settings={}, allowed=(), verify=True)
     # One of the same step takes the damaged one's place.
-    assert save(engine, shelf, 4) == paths[3] == shelf.newest()
-    shelf.finish()
+    assert save(engine, checkpointer, 4) == paths[3] == checkpointer.newest()
+    checkpointer.finish()
     return said
 
 
@@ -254,35 +254,35 @@ def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path)
 
 
 def none_good(folder: Path) -> str:
-    engine, shelf = make_engine(2), checkpoints(folder)
-    assert shelf.newest() is None
+    engine, checkpointer = make_engine(2), checkpoints(folder)
+    assert checkpointer.newest() is None
     train(engine, 0, 1)
-    paths = [save(engine, shelf, step) for step in (1, 2)]
-    shelf.finish()
+    paths = [save(engine, checkpointer, step) for step in (1, 2)]
+    checkpointer.finish()
     if dist.get_rank() == 0:
         (paths[0] / "state.json").unlink()
         (paths[1] / shard_name(1)).unlink()
     dist.barrier()
     with pytest.raises(RunError) as refusal:
-        shelf.newest()
+        checkpointer.newest()
     return str(refusal.value)
 
 
 def none_but_withdrawn(folder: Path) -> str:
-    engine, shelf = make_engine(2), checkpoints(folder)
+    engine, checkpointer = make_engine(2), checkpoints(folder)
     train(engine, 0, 1)
-    assert shelf.begin(engine, state_of(engine, 1))
-    path = shelf.settle()
-    shelf.doubt("the gradient of step 2 is not finite")
+    assert checkpointer.begin(engine, state_of(engine, 1))
+    path = checkpointer.settle()
+    checkpointer.doubt("the gradient of step 2 is not finite")
     dist.barrier()
     assert path is not None and not path.exists()
     with pytest.raises(RunError) as refusal:
-        shelf.newest()
-    shelf.confirm(1)
-    assert shelf.newest() == path
-    shelf.doubt("a clip of step 3 holds a NaN")
-    assert shelf.newest() == path
-    shelf.finish()
+        checkpointer.newest()
+    checkpointer.confirm(1)
+    assert checkpointer.newest() == path
+    checkpointer.doubt("a clip of step 3 holds a NaN")
+    assert checkpointer.newest() == path
+    checkpointer.finish()
     return str(refusal.value)
 
 
@@ -302,11 +302,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(two: Ranks, t
 
 def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]:
     """Step 4 finds the quota used up, until an old checkpoint is gone; returns what is visible after each."""
-    engine, shelf = make_engine(1), checkpoints(folder, keep_last=9, every_minutes=60)
+    engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=9, every_minutes=60)
     train(engine, 0, 1)
-    shelf.note_accuracy(1, 0.9)
+    checkpointer.record_accuracy(1, 0.9)
     for step in (1, 2, 3):
-        save(engine, shelf, step)
+        save(engine, checkpointer, step)
     write = Snapshot.write
 
     def over_quota(snapshot: Snapshot, path: Path) -> None:
@@ -317,14 +317,14 @@ def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]
     seen = []
     for _ in range(3):
         with mock.patch.object(Snapshot, "write", over_quota):
-            assert shelf.begin(engine, state_of(engine, 4))
-            assert shelf.settle() is None
+            assert checkpointer.begin(engine, state_of(engine, 4))
+            assert checkpointer.settle() is None
         seen.append(visible(folder))
         can_help = number in (errno.ENOSPC, errno.EDQUOT) and len(seen) < 3
-        assert shelf.made_room == can_help
-        assert shelf.is_due() == (can_help and dist.get_rank() == 0), "at once"
-    assert save(engine, shelf, 4) and not shelf.made_room
-    shelf.finish()
+        assert checkpointer.freed_space == can_help
+        assert checkpointer.is_due() == (can_help and dist.get_rank() == 0), "at once"
+    assert save(engine, checkpointer, 4) and not checkpointer.freed_space
+    checkpointer.finish()
     return seen
 
 
@@ -340,14 +340,14 @@ def test_a_quota_costs_the_oldest_then_the_best_never_the_newest(
 
 def drop_what_failed(folder: Path) -> list[str]:
     said: list[str] = []
-    engine, shelf = make_engine(1), checkpoints(folder)
+    engine, checkpointer = make_engine(1), checkpoints(folder)
     train(engine, 0, 1)
     with mock.patch.object(Snapshot, "write", mock.Mock(side_effect=OSError("as the one before"))):
-        shelf.begin(engine, state_of(engine, 1))
-        shelf.doubt("a step of it was bad")
+        checkpointer.begin(engine, state_of(engine, 1))
+        checkpointer.doubt("a step of it was bad")
     with listening(said):
-        save(engine, shelf, 2)
-    shelf.finish()
+        save(engine, checkpointer, 2)
+    checkpointer.finish()
     return said
 
 
@@ -357,13 +357,13 @@ def test_what_went_wrong_with_a_dropped_one_is_not_said_of_the_next(two: Ranks, 
 
 def load_without(path: Path) -> str:
     """A checkpoint one of whose shards goes away between the look for damage and the loading."""
-    engine, shelf = make_engine(0), checkpoints(path.parent)
-    state = shelf.read(path, settled={}, allowed=())
+    engine, checkpointer = make_engine(0), checkpoints(path.parent)
+    state = checkpointer.read(path, settings={}, allowed=())
     if dist.get_rank() == 0:
         (path / shard_name(1)).write_bytes(b"no longer what it was")
     dist.barrier()
     with pytest.raises(RunError) as refusal:
-        shelf.load(engine, path, state)
+        checkpointer.load(engine, path, state)
     return str(refusal.value)
 
 
@@ -374,7 +374,7 @@ def test_a_shard_that_cannot_be_read_is_named(two: Ranks, tmp_path: Path) -> Non
 
 
 def files_opened_for_headers(path: Path) -> list[str]:
-    engine, shelf = make_engine(2, seed=1), checkpoints(path.parent)
+    engine, checkpointer = make_engine(2, seed=1), checkpoints(path.parent)
     opened: list[str] = []
 
     def watched(files: list[Path]) -> Any:
@@ -382,7 +382,7 @@ def files_opened_for_headers(path: Path) -> list[str]:
         return read_index(files)
 
     with mock.patch("trainer.checkpoint.checkpointer.read_index", watched):
-        shelf.load(engine, path, read_state(path))
+        checkpointer.load(engine, path, read_state(path))
     return opened
 
 
@@ -392,16 +392,16 @@ def test_each_shards_header_is_read_by_one_rank(two: Ranks, tmp_path: Path) -> N
 
 
 def keep_some(folder: Path) -> list[list[str]]:
-    engine, shelf = make_engine(0), checkpoints(folder, keep_last=2)
+    engine, checkpointer = make_engine(0), checkpoints(folder, keep_last=2)
     train(engine, 0, 1)
     seen = []
     for step, top1 in enumerate([0.1, 0.9, 0.2, None, 0.9, 0.3], start=1):
         if top1 is not None:
-            shelf.note_accuracy(step, top1)
-        save(engine, shelf, step)
-        shelf.finish()
+            checkpointer.record_accuracy(step, top1)
+        save(engine, checkpointer, step)
+        checkpointer.finish()
         seen.append([name[-1] for name in visible(folder)])
-    assert shelf.best_accuracy() == 0.9
+    assert checkpointer.best_accuracy() == 0.9
     return seen
 
 
@@ -415,12 +415,12 @@ def test_the_last_ones_and_the_best_stay(two: Ranks, tmp_path: Path) -> None:
 
 def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
     said: list[str] = []
-    engine, shelf = make_engine(0), checkpoints(folder, keep_last=9)
+    engine, checkpointer = make_engine(0), checkpoints(folder, keep_last=9)
     train(engine, 0, 1)
-    shelf.note_accuracy(1, 0.9)
+    checkpointer.record_accuracy(1, 0.9)
     for step in (1, 2, 3):
-        save(engine, shelf, step)
-    size = shelf._total_bytes
+        save(engine, checkpointer, step)
+    size = checkpointer._total_bytes
     per_checkpoint = 10 * size
     seen = []
 
@@ -431,16 +431,16 @@ def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
 
     with listening(said), mock.patch.object(shutil, "disk_usage", usage):
         room = 2 * per_checkpoint + size
-        save(engine, shelf, 4)
+        save(engine, checkpointer, 4)
         seen.append(visible(folder))
         room = per_checkpoint + size - 1  # one byte short, even beside the newest alone
-        assert not shelf.begin(engine, state_of(engine, 5))
-        assert shelf.in_flight is None
+        assert not checkpointer.begin(engine, state_of(engine, 5))
+        assert checkpointer.in_flight is None
         seen.append(visible(folder))
         assert hidden(folder) == [], "nothing lies about of what had no room"
-    save(engine, shelf, 6)
+    save(engine, checkpointer, 6)
     seen.append(visible(folder))
-    shelf.finish()
+    checkpointer.finish()
     return seen, said
 
 
@@ -455,25 +455,25 @@ def test_older_ones_make_room_but_never_the_newest(two: Ranks, tmp_path: Path) -
     )
 
 
-def read_with(path: Path, settled: dict[str, Any], allowed: list[str]) -> str | None:
-    shelf = checkpoints(path.parent)
+def read_with(path: Path, settings: dict[str, Any], allowed: list[str]) -> str | None:
+    checkpointer = checkpoints(path.parent)
     try:
-        shelf.read(path, settled=settled, allowed=allowed)
+        checkpointer.read(path, settings=settings, allowed=allowed)
     except RunError as error:
         return str(error)
     return None
 
 
-def save_one(folder: Path, settled: dict[str, Any]) -> Path:
-    engine, shelf = make_engine(2), checkpoints(folder)
-    return save(engine, shelf, 1, settled=settled)
+def save_one(folder: Path, settings: dict[str, Any]) -> Path:
+    engine, checkpointer = make_engine(2), checkpoints(folder)
+    return save(engine, checkpointer, 1, settings=settings)
 
 
 def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_path: Path) -> None:
-    settled = {"optimisation.steps": 9, "sampling.seed": 3, "data.train": "x" * 100}
-    path = two.run(save_one, tmp_path, settled)[0]
-    assert two.run(read_with, path, settled, []) == [None, None]
-    changed = {**settled, "optimisation.steps": 10, "sampling.views": 2}
+    settings = {"optimisation.steps": 9, "sampling.seed": 3, "data.train": "x" * 100}
+    path = two.run(save_one, tmp_path, settings)[0]
+    assert two.run(read_with, path, settings, []) == [None, None]
+    changed = {**settings, "optimisation.steps": 10, "sampling.views": 2}
     for said in two.run(read_with, path, changed, []):
         assert f"checkpoint {path} is of another training" in said
         assert "optimisation.steps: 9 then, 10 now" in said
@@ -486,9 +486,9 @@ def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_pat
 
 
 def load_into_another(path: Path, stage: int) -> str:
-    engine, shelf = make_engine(stage, num_classes=5), checkpoints(path.parent)
+    engine, checkpointer = make_engine(stage, num_classes=5), checkpoints(path.parent)
     with pytest.raises(RunError) as refusal:
-        shelf.load(engine, path, shelf.read(path, settled={}, allowed=()))
+        checkpointer.load(engine, path, checkpointer.read(path, settings={}, allowed=()))
     return str(refusal.value)
 
 
@@ -522,42 +522,42 @@ def die_at(folder: Path, call: int | None) -> int:
 
         return counted
 
-    engine, shelf = make_engine(1), checkpoints(folder, keep_last=2)
+    engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=2)
     for name in KILLING:
         module, _, function = name.partition(".")
         place = {"os": os, "shutil": shutil}[module]
         setattr(place, function, counting(getattr(place, function)))
     for step in range(1, 6):
         train(engine, step, 1)
-        save(engine, shelf, step)
-        shelf.finish()
+        save(engine, checkpointer, step)
+        checkpointer.finish()
     return made
 
 
 def go_on(folder: Path) -> None:
     """What was left behind hinders nothing."""
-    engine, shelf = make_engine(1), checkpoints(folder, keep_last=2)
-    newest = shelf.newest()
+    engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=2)
+    newest = checkpointer.newest()
     step = 0
     if newest is not None:
-        state = shelf.read(newest, settled={}, allowed=())
-        shelf.load(engine, newest, state)
+        state = checkpointer.read(newest, settings={}, allowed=())
+        checkpointer.load(engine, newest, state)
         step = state.step
     if dist.get_rank() == 0:
         folder.mkdir(exist_ok=True)
-        shelf.shelf.tidy(step)
+        checkpointer.retention.clean_up(step)
     dist.barrier()
     assert hidden(folder) == []
     for later in range(step + 1, step + 4):
-        save(engine, shelf, later)
-    shelf.finish()
+        save(engine, checkpointer, later)
+    checkpointer.finish()
     assert len(visible(folder)) == 2
 
 
 def assert_visible_is_whole(folder: Path) -> int:
     paths = sorted(folder.glob("step-*"))
     for path in paths:
-        assert [damage(file) for file in shards(path, read_state(path))] == [None] * read_state(
+        assert [find_damage(file) for file in shards(path, read_state(path))] == [None] * read_state(
             path
         ).world_size
     return len(paths)

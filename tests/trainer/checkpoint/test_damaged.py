@@ -21,13 +21,13 @@ from trainer.checkpoint.metadata import (
     STATE,
     CheckpointError,
     TrainState,
-    problem_of,
+    find_problem,
     read_state,
     shard_name,
     write_state,
 )
-from trainer.checkpoint.retention import Shelf
-from trainer.checkpoint.shards import Snapshot, damage, read_index, seal
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.shards import Snapshot, find_damage, read_index, write_checksum
 from trainer.checkpoint.weights import load_weights
 from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
@@ -62,7 +62,7 @@ def checkpoint(tmp_path: Path) -> Path:
         "recipe": {},
     }
     state = TrainState(
-        step=3, updates=3, world_size=1, zero_stage=0, settled={}, clips=6, bad=0, spent={"step": 1.5},
+        step=3, updates=3, world_size=1, zero_stage=0, settings={}, clips=6, bad=0, spent={"step": 1.5},
         saved_at=1e9, description=description,
     )  # fmt: skip
     write_state(folder, state)
@@ -72,7 +72,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def with_state(folder: Path, **fields: Any) -> Path:
     state = json.loads((folder / STATE).read_text())
     (folder / STATE).write_text(json.dumps({**state, **fields}))
-    seal(folder / STATE)
+    write_checksum(folder / STATE)
     return folder
 
 
@@ -84,7 +84,7 @@ def with_shard(folder: Path, pieces: object = None, **tensors: Tensor) -> Path:
     if pieces is not None:
         text = pieces if isinstance(pieces, str) else json.dumps(pieces)
     save_file(held | tensors, path, metadata={"pieces": text})
-    seal(path)
+    write_checksum(path)
     return folder
 
 
@@ -128,7 +128,7 @@ def test_a_good_one_is_exported(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_wrong_state_is_named(checkpoint: Path, name: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"state.json is damaged: {name} is "):
         read_state(with_state(checkpoint, **{name: value}))
-    assert name in str(problem_of(checkpoint))
+    assert name in str(find_problem(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_wrong_state_is_named(checkpoint: Path, name: str, value: Any) -> None
 )
 def test_a_state_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / STATE).write_text(text)
-    seal(checkpoint / STATE)
+    write_checksum(checkpoint / STATE)
     with pytest.raises(CheckpointError, match=r"state\.json (cannot be read|is of another version)"):
         read_state(checkpoint)
 
@@ -214,7 +214,7 @@ def test_weights_that_are_not_finite_are_not_exported(checkpoint: Path) -> None:
     first = next(piece[0] for piece in pieces_of(checkpoint) if piece[3] == "float32").partition("/")[2]
     assert f"not finite in {first}: 2 of " in refusal(with_shard(checkpoint, float32=values))
     values[:2] = float("inf")
-    assert f"not finite in {first}: 2 of " in str(problem_of(with_shard(checkpoint, float32=values)))
+    assert f"not finite in {first}: 2 of " in str(find_problem(with_shard(checkpoint, float32=values)))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
@@ -233,16 +233,16 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, number: float
     values[4] = 0.0
     snapshot.take()
     snapshot.write(tmp_path / "shard")
-    assert damage(tmp_path / "shard") is None
+    assert find_damage(tmp_path / "shard") is None
 
 
 def test_what_is_no_file_is_not_waited_for(checkpoint: Path) -> None:
     beside = checkpoint / f"{STATE}.sha256"
     beside.unlink()
     os.mkfifo(beside)
-    assert "state.json.sha256 is missing" in str(damage(checkpoint / STATE))
+    assert "state.json.sha256 is missing" in str(find_damage(checkpoint / STATE))
     beside.unlink()
-    seal(checkpoint / STATE)
+    write_checksum(checkpoint / STATE)
     shard = checkpoint / shard_name(0)
     shard.unlink()
     os.mkfifo(shard)
@@ -253,7 +253,7 @@ def test_odd_names_and_accuracies_beside_checkpoints_do_no_harm(checkpoint: Path
     folder = checkpoint.parent
     for name in ("step-²", "step-٣", "step-", "step-x", "step--1"):
         (folder / name).mkdir()
-    assert Shelf(folder, keep_last=1, keep_best=True).visible() == [checkpoint]
+    assert Retention(folder, keep_last=1, keep_best=True).visible() == [checkpoint]
     for text in ("[" * 100_000, '{"1": 1' + "0" * 400 + "}", '{"x": 1}', '{"1": {}}', "3", "\0"):
         (folder / "accuracy.json").write_text(text)
         assert Accuracies(folder).known() == {}

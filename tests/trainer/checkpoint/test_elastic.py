@@ -58,9 +58,9 @@ def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
     """Losses of the steps after a checkpoint; `stage` is the new one."""
     engine = make_engine(stage, seed=1, **how)
     fresh = copied(engine)
-    shelf = checkpoints(path.parent)
-    state = shelf.read(path, settled={}, allowed=(), verify=True)
-    shelf.load(engine, path, state)
+    checkpointer = checkpoints(path.parent)
+    state = checkpointer.read(path, settings={}, allowed=(), verify=True)
+    checkpointer.load(engine, path, state)
     stored = ShardReader(read_index(shards(path, state)))
     changed = set(differences(fresh, copied(engine)))
     for piece in engine.state_shards():

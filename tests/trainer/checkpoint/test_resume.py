@@ -30,15 +30,15 @@ def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> 
     with mock.patch("trainer.engine.deepspeed_engine.choose_precision", lambda wanted, device: wanted):
         engine = make_engine(stage, precision=precision, form=form)
         train(engine, 0, 3)
-        shelf = checkpoints(folder)
-        path = save(engine, shelf, 3)
+        checkpointer = checkpoints(folder)
+        path = save(engine, checkpointer, 3)
         losses = train(engine, 3, 3)
         fresh = make_engine(stage, seed=1, precision=precision, form=form)
     # As the rehearsal before a run does: in its very first pass, stage 3 gathers some weights in bf16 where
     # autocast is on, and later does not.
     train(fresh, 0, 1)
     assert differences(copied(engine), copied(fresh))
-    shelf.load(fresh, path, shelf.read(path, settled={}, allowed=()))
+    checkpointer.load(fresh, path, checkpointer.read(path, settings={}, allowed=()))
     assert fresh.updates == 3
     assert train(fresh, 3, 3) == losses
     assert fresh.updates == 6
@@ -65,10 +65,10 @@ def test_a_break_leaves_no_trace(two: Ranks, tmp_path: Path, stage: int, precisi
 def begin_average_late(folder: Path, stage: int) -> None:
     engine = make_engine(stage, ema_decay=None)
     train(engine, 0, 2)
-    shelf = checkpoints(folder)
-    path = save(engine, shelf, 2)
+    checkpointer = checkpoints(folder)
+    path = save(engine, checkpointer, 2)
     fresh = make_engine(stage, seed=1, ema_decay=0.9)
-    shelf.load(fresh, path, shelf.read(path, settled={}, allowed=()))
+    checkpointer.load(fresh, path, checkpointer.read(path, settings={}, allowed=()))
     held = copied(fresh)
     averaged = {
         key.removeprefix("average/"): held.pop(key) for key in list(held) if key.startswith("average/")

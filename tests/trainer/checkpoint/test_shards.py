@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.checkpoint.metadata import TrainState, read_state, shard_name, shards, write_state
-from trainer.checkpoint.shards import ShardReader, Snapshot, damage, read_index, seal
+from trainer.checkpoint.shards import ShardReader, Snapshot, find_damage, read_index, write_checksum
 from trainer.engine.state_shards import StateShard, owned_shards
 from trainer.errors import RunError
 
@@ -39,7 +39,7 @@ def write(folder: Path, world_size: int = 3) -> list[Path]:
         snapshot.take()
         snapshot.write(folder / shard_name(rank))
     state = TrainState(
-        step=3, updates=3, world_size=world_size, zero_stage=0, settled={}, clips=0, bad=0, spent={},
+        step=3, updates=3, world_size=world_size, zero_stage=0, settings={}, clips=0, bad=0, spent={},
         saved_at=0.0, description={},
     )  # fmt: skip
     write_state(folder, state)
@@ -111,7 +111,7 @@ def flip(path: Path, position: int) -> None:
 def problem(folder: Path) -> str | None:
     """What a look for damage says."""
     try:
-        found = [damage(file) for file in shards(folder, read_state(folder))]
+        found = [find_damage(file) for file in shards(folder, read_state(folder))]
     except RunError as error:
         assert str(folder) in str(error)
         return str(error)
@@ -173,7 +173,7 @@ def test_a_sealed_description_that_says_something_else_is_refused(tmp_path: Path
     del described["format"]
     for content in ("[]", "no JSON", json.dumps(described)):
         (tmp_path / "state.json").write_text(content)
-        seal(tmp_path / "state.json")
+        write_checksum(tmp_path / "state.json")
         with pytest.raises(RunError, match=f"checkpoint {tmp_path} cannot be used: state.json"):
             read_state(tmp_path)
 

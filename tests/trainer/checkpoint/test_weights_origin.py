@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint.metadata import WEIGHTS, TrainState
-from trainer.checkpoint.weights_origin import began_from, check_unchanged, recorded
+from trainer.checkpoint.weights_origin import check_settings_unchanged, recorded, weights_origin_of
 from trainer.errors import RunError
 
 STATE = TrainState(
-    step=1, updates=1, world_size=1, zero_stage=0, settled={"seed": 1}, clips=0, bad=0, spent={},
+    step=1, updates=1, world_size=1, zero_stage=0, settings={"seed": 1}, clips=0, bad=0, spent={},
     saved_at=0.0, description={},
 )  # fmt: skip
 
 
 def begun(weights: Path | None) -> TrainState:
-    return dataclasses.replace(STATE, settled={"seed": 1, WEIGHTS: began_from(weights)})
+    return dataclasses.replace(STATE, settings={"seed": 1, WEIGHTS: weights_origin_of(weights)})
 
 
 def go_on(state: TrainState, weights: Path | None, allowed: Any = ()) -> None:
     named = None if weights is None else {"file": str(weights), "sha256": None}
-    check_unchanged(Path("step-1"), state, {"seed": 1, WEIGHTS: named}, allowed)
+    check_settings_unchanged(Path("step-1"), state, {"seed": 1, WEIGHTS: named}, allowed)
 
 
 @pytest.fixture

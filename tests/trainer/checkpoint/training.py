@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import create_model
-from trainer.checkpoint.checkpointer import Checkpoints
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.metadata import TrainState
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.batch_plan import BatchPlan
@@ -138,9 +138,9 @@ def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | 
     return losses
 
 
-def checkpoints(folder: Path, *, keep_last: int = 3, keep_best: bool = True, **options: Any) -> Checkpoints:
-    shelf = Shelf(folder, keep_last=keep_last, keep_best=keep_best)
-    return Checkpoints(shelf, **{"every_minutes": None, **options})
+def checkpoints(folder: Path, *, keep_last: int = 3, keep_best: bool = True, **options: Any) -> Checkpointer:
+    checkpointer = Retention(folder, keep_last=keep_last, keep_best=keep_best)
+    return Checkpointer(checkpointer, **{"every_minutes": None, **options})
 
 
 def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
@@ -149,7 +149,7 @@ def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
         "updates": engine.updates,
         "world_size": dist.get_world_size(),
         "zero_stage": engine.zero_stage,
-        "settled": {},
+        "settings": {},
         "clips": step * GLOBAL_BATCH,
         "bad": 0,
         "spent": {},
@@ -159,12 +159,12 @@ def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
     return TrainState(**{**described, **fields})
 
 
-def save(engine: Engine, shelf: Checkpoints, step: int, **fields: Any) -> Path:
+def save(engine: Engine, checkpointer: Checkpointer, step: int, **fields: Any) -> Path:
     """Save, wait for it, and find its weights good."""
-    assert shelf.begin(engine, state_of(engine, step, **fields))
-    path = shelf.settle()
+    assert checkpointer.begin(engine, state_of(engine, step, **fields))
+    path = checkpointer.settle()
     assert path is not None
-    shelf.confirm(step)
+    checkpointer.confirm(step)
     return path
 
 

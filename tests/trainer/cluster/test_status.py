@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from tests.integration.processes import ROOT
-from trainer.checkpoint.retention import Shelf
+from trainer.checkpoint.retention import Retention
 from trainer.cluster.requeue import Attempt, Attempts
 from trainer.cluster.run_status import STARTING, RunHistory, RunStatus, derive_status, duration, is_gone
 from trainer.cluster.slurm import QueuedJob
@@ -329,9 +329,9 @@ def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
 def test_the_accuracy_is_that_of_the_last_evaluation(run: Run) -> None:
     run.start().steps(1, 5)
     assert run.status().top1 is None
-    shelf = Shelf(run.folder.checkpoints, keep_last=1, keep_best=True)
+    retention = Retention(run.folder.checkpoints, keep_last=1, keep_best=True)
     for step, top1 in ((10, 0.8), (9, 0.9)):
-        shelf.note_accuracy(step, top1)
+        retention.record_accuracy(step, top1)
     assert run.status().top1 == 0.8
     run.folder.append_event("evaluation", step=20, top1=0.7, top5=1.0)
     assert run.status().top1 == 0.7

@@ -19,7 +19,7 @@ import trainer.engine.deepspeed_engine as engine_module
 from pipelines.loader import ClipBatch
 from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
-from trainer.distributed.step_sync import Tally
+from trainer.distributed.step_sync import StepSync
 from trainer.monitoring.throughput import ThroughputMeter
 from trainer.resilience.nonfinite import NonfiniteDiagnosis
 from trainer.resilience.skipped_steps import SkippedSteps
@@ -87,7 +87,7 @@ def trainer_of(engine: Any) -> Trainer:
     made.step = 0
     made.schedule = mock.Mock(learning_rate=lambda step: 1e-3)
     made.meter = ThroughputMeter(device=engine.device)
-    made.tally = Tally(engine.device)
+    made.tally = StepSync(engine.device)
     for name in ("run_logger", "stop", "skipped"):
         setattr(made, name, mock.Mock())
     made.checkpoints = mock.Mock(counts=lambda: (0, 0), is_due=lambda: False)

@@ -8,17 +8,17 @@ import torch
 
 from models.uniformerv2 import create_model
 from pipelines.dataset import kinetics710
-from trainer.checkpoint.weights import Weights
+from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.evaluation.target import Request, _manifest, _rows, _with_known_names, weights_digest
 
 
-def weights(classes: int, names: tuple[str, ...] | None = None) -> Weights:
+def weights(classes: int, names: tuple[str, ...] | None = None) -> SavedWeights:
     model = create_model(
         "tiny", form="scene", frames=4, num_classes=classes, resolution=32, width=32, depth=2, heads=2,
         global_heads=2, global_layers=[1],
     )  # fmt: skip
-    return Weights(model, names or tuple(f"class {n}" for n in range(classes)), {"frames": 4}, {})
+    return SavedWeights(model, names or tuple(f"class {n}" for n in range(classes)), {"frames": 4}, {})
 
 
 def test_a_union_model_scores_each_kinetics_by_name() -> None:

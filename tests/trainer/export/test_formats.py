@@ -175,8 +175,10 @@ def test_a_folder_for_the_hub_says_what_the_run_came_to_and_nothing_private(
     accuracies = Accuracies(run / "checkpoints")
     for step, top1 in ((10, 0.5), (20, 0.75), (30, 0.7)):
         accuracies.note(step, top1)
-    settled = {"data.train (fingerprint)": "abc123"}
-    source = ExportSource(dataclasses.replace(load_weights(file), step=30), run=run, ranks=8, settled=settled)
+    settings = {"data.train (fingerprint)": "abc123"}
+    source = ExportSource(
+        dataclasses.replace(load_weights(file), step=30), run=run, ranks=8, settings=settings
+    )
     export_as("huggingface", source, tmp_path / "hub")
 
     card = (tmp_path / "hub/README.md").read_text()

@@ -35,10 +35,10 @@ def look(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, int]:
     labels, ids, keys = (torch.arange(2) for _ in range(3))
     batch = ClipBatch(clips, labels, ids, torch.ones(2, dtype=torch.bool), keys)
     looked.hold(4, 0, batch, torch.tensor(float("nan")))
-    shelf = checkpoints(folder / "checkpoints")
-    shelf.begin(engine, state_of(engine, 1))
-    shelf.doubt("only its size was asked for")
-    return looked.look(4), shelf._total_bytes
+    checkpointer = checkpoints(folder / "checkpoints")
+    checkpointer.begin(engine, state_of(engine, 1))
+    checkpointer.doubt("only its size was asked for")
+    return looked.look(4), checkpointer._total_bytes
 
 
 def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) -> None:

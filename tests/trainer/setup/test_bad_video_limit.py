@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.bad_samples import BadSample
-from trainer.setup.bad_video_limit import BadVideos, few, surely_too_many, too_many
+from trainer.setup.bad_video_limit import BadVideos, few, is_surely_over_limit, too_many
 
 
 def found(count: int) -> BadVideos:
@@ -41,7 +41,7 @@ def test_the_limit_is_a_share_and_at_least_a_few(videos: int, share: float, most
 def test_a_sample_is_refused_only_where_its_data_set_surely_is(
     opened: int, videos: int, share: float, most: int
 ) -> None:
-    noted = [bad for bad in range(opened + 1) if not surely_too_many(bad, share, opened, videos)]
+    noted = [bad for bad in range(opened + 1) if not is_surely_over_limit(bad, share, opened, videos)]
     assert noted == list(range(most + 1))
 
 
@@ -50,7 +50,7 @@ def test_good_data_sets_are_hardly_ever_refused_for_their_sample() -> None:
     random = np.random.default_rng(0)
     found = random.hypergeometric(300, 700, 8, size=20_000)
     assert np.mean([too_many(bad, 0.3, 8) for bad in found]) > 0.15
-    assert np.mean([surely_too_many(bad, 0.3, 8, 1000) for bad in found]) < 5e-4
+    assert np.mean([is_surely_over_limit(bad, 0.3, 8, 1000) for bad in found]) < 5e-4
 
 
 def test_a_lost_video_of_a_small_set_stops_no_run_however_often_it_comes() -> None:

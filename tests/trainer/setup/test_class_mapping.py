@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.dataset import kinetics710
 from trainer.errors import RunError
-from trainer.setup.class_mapping import rows_by_name, rows_for
+from trainer.setup.class_mapping import find_head_rows, match_rows_by_name
 
 UNION = kinetics710.class_names("k710")
 
@@ -24,18 +24,18 @@ def test_every_class_of_kinetics_has_its_row_in_the_union(
     table: kinetics710.Table, others: int, digest: str
 ) -> None:
     names = kinetics710.class_names(table)
-    rows = rows_for(UNION, names)
+    rows = find_head_rows(UNION, names)
     assert len(set(rows)) == len(names) == int(table[1:])
     # mmaction2's map_k*.json, as json.dumps writes them.
     assert hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()[:16] == digest
     assert (
         sum(UNION[row].casefold() != name.casefold() for row, name in zip(rows, names, strict=True)) == others
     )
-    assert rows_for(UNION, [name.replace(" ", "_").upper() for name in names]) == rows
+    assert find_head_rows(UNION, [name.replace(" ", "_").upper() for name in names]) == rows
 
 
 def test_the_three_overlap_as_published() -> None:
-    k4, k6, k7 = (set(rows_for(UNION, kinetics710.class_names(t))) for t in ("k400", "k600", "k700"))
+    k4, k6, k7 = (set(find_head_rows(UNION, kinetics710.class_names(t))) for t in ("k400", "k600", "k700"))
     assert (len(k4 | k6 | k7), len(k4 & k6), len(k4 & k7), len(k6 & k7)) == (710, 382, 392, 598)
     assert (len(k4 - k6 - k7), len(k6 - k4 - k7), len(k7 - k4 - k6)) == (8, 2, 92)
 
@@ -47,26 +47,26 @@ def test_the_released_order_agrees_with_the_overlap_of_the_three() -> None:
     for classes, table in ((600, "k600"), (700, "k700")):
         rows = kinetics710.released_rows()[classes]
         assert len(set(rows)) == classes
-        known = set(rows_for(UNION, kinetics710.class_names(table)))  # type: ignore[arg-type]
-        absent = {row for row, name in enumerate(released) if rows_for(UNION, [name])[0] not in known}
+        known = set(find_head_rows(UNION, kinetics710.class_names(table)))  # type: ignore[arg-type]
+        absent = {row for row, name in enumerate(released) if find_head_rows(UNION, [name])[0] not in known}
         assert absent == set(range(400)) - set(rows)
 
 
 def test_synonyms_hold_between_the_versions_but_not_elsewhere() -> None:
     k400, k700 = kinetics710.class_names("k400"), kinetics710.class_names("k700")
-    assert rows_for(k400, ["sipping cup", "tying necktie"]) == (
+    assert find_head_rows(k400, ["sipping cup", "tying necktie"]) == (
         k400.index("drinking"),
         k400.index("tying tie"),
     )
-    assert rows_by_name(k700, k400).count(None) == 8
-    assert rows_by_name(("my own", "drinking"), ("sipping cup", "another")) == (None, None)
+    assert match_rows_by_name(k700, k400).count(None) == 8
+    assert match_rows_by_name(("my own", "drinking"), ("sipping cup", "another")) == (None, None)
 
 
 def test_a_refusal_names_the_first_differences_and_what_is_near() -> None:
     with pytest.raises(RunError) as refused:
-        rows_for(("archery", "abseiling"), ["Archery", "abseilling", *(f"new {n}" for n in range(9))])
+        find_head_rows(("archery", "abseiling"), ["Archery", "abseilling", *(f"new {n}" for n in range(9))])
     text = str(refused.value)
     assert "10 of the manifest's 11" in text and "'abseilling'; the model has 'abseiling'" in text
     assert "new 3" in text and "new 4" not in text and "5 more" in text
     with pytest.raises(RunError, match="--classes"):
-        rows_for(("archery",), ["0"])
+        find_head_rows(("archery",), ["0"])

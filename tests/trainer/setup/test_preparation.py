@@ -16,7 +16,7 @@ from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RunError
-from trainer.setup.preparation import Preparation, check_decoder, prepare, settled
+from trainer.setup.preparation import Preparation, check_decoder, prepare, resume_settings
 
 RECIPE = """\
 name: test
@@ -74,8 +74,11 @@ def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
     assert made.sampler.steps_per_epoch == 5
     assert (made.layout.micro_batch, made.layout.accumulation, made.notes) == (8, 1, ())
     assert made.train.class_names == PLAIN
-    assert settled(recipe(), made)["data.train (fingerprint)"] == Manifest.open("train.arrow").fingerprint
-    assert settled(recipe(), made)["data.train (ratios)"] is None
+    assert (
+        resume_settings(recipe(), made)["data.train (fingerprint)"]
+        == Manifest.open("train.arrow").fingerprint
+    )
+    assert resume_settings(recipe(), made)["data.train (ratios)"] is None
 
 
 def test_manifests_without_ratios_are_shuffled_as_one(folder: Path) -> None:
@@ -91,7 +94,7 @@ def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) ->
     assert shares(made, 1) == shares(made, 50) == [0.25, 0.75]
     assert made.sampler.steps_per_epoch == 60 / 8
     other = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 2}]"
-    one, two = settled(recipe(mixed), made), settled(recipe(other), prepared(other))
+    one, two = resume_settings(recipe(mixed), made), resume_settings(recipe(other), prepared(other))
     assert {name for name in one if one[name] != two[name]} == {"data.train (ratios)"}
 
 
@@ -149,7 +152,10 @@ def test_other_classes_are_flipped(folder: Path) -> None:
 
 def changed(*overrides: str) -> set[str]:
     """What a checkpoint of the recipe as it is would be refused for, once it is changed so."""
-    one, two = settled(recipe(), prepared()), settled(recipe(*overrides), prepared(*overrides))
+    one, two = (
+        resume_settings(recipe(), prepared()),
+        resume_settings(recipe(*overrides), prepared(*overrides)),
+    )
     assert json.loads(json.dumps(one)) == one  # as a checkpoint keeps it
     return {name for name in {*one, *two} if one.get(name) != two.get(name)}
 
@@ -202,9 +208,9 @@ def test_what_the_flip_came_to_is_settled_not_what_was_asked_for(folder: Path) -
 
 def test_with_batch_norm_its_number_of_clips_is_settled(folder: Path) -> None:
     temporal = ("model.form=temporal",)
-    one = settled(recipe(*temporal), prepared(*temporal))
+    one = resume_settings(recipe(*temporal), prepared(*temporal))
     less = (*temporal, "engine.micro_batch=2")
-    two = settled(recipe(*less), prepared(*less))
+    two = resume_settings(recipe(*less), prepared(*less))
     assert {name: (one[name], two[name]) for name in one if one[name] != two[name]} == {
         "clips that a batch norm sees (engine.micro_batch x ranks)": (16, 4)
     }

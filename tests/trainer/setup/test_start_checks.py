@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.metadata import TrainState, check_names, check_settled, write_state
+from trainer.checkpoint.metadata import TrainState, check_allowed_names, check_settings, write_state
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.start_checks import check_checkpoint, check_folder, check_resume
+from trainer.setup.start_checks import check_checkpoint, check_resume, check_run_dir
 
 KEPT = {"seed": 1, "optimisation.eps": 1e-8, "data.train (ratios)": None, "data.train (names)": 3}
 
@@ -23,14 +23,14 @@ KEPT = {"seed": 1, "optimisation.eps": 1e-8, "data.train (ratios)": None, "data.
 )
 def test_an_unknown_name_of_allow_change_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(RunError) as refusal:
-        check_names(["seed", name], KEPT)
+        check_allowed_names(["seed", name], KEPT)
     assert str(refusal.value).startswith(f"--allow-change '{name}': ") and str(refusal.value).endswith(hint)
 
 
 def test_names_that_only_the_checkpoint_or_only_the_run_has_are_known(tmp_path: Path) -> None:
-    check_settled(tmp_path, {"old": 1}, {"new": 2}, ["old", "new"])
+    check_settings(tmp_path, {"old": 1}, {"new": 2}, ["old", "new"])
     with pytest.raises(RunError, match="--allow-change 'nex'"):
-        check_settled(tmp_path, {"old": 1}, {"old": 1}, ["nex"])
+        check_settings(tmp_path, {"old": 1}, {"old": 1}, ["nex"])
 
 
 def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_a_slip_in_resume_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
-    check_folder(RunDir(tmp_path / "a/b"))
+    check_run_dir(RunDir(tmp_path / "a/b"))
     assert not list(tmp_path.iterdir())
     (tmp_path / "a").touch()
     with pytest.raises(RunError, match=r"a/b cannot be written \(.*/a: Not a directory\)"):
-        check_folder(RunDir(tmp_path / "a/b"))
+        check_run_dir(RunDir(tmp_path / "a/b"))
 
 
 def test_another_model_is_told_how_to_begin_from_the_weights(tmp_path: Path) -> None:

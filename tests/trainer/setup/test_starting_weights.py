@@ -12,7 +12,7 @@ from models.weights.released import to_official
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.setup.starting_weights import plan_start
+from trainer.setup.starting_weights import plan_starting_weights
 
 NAMES = ("move_left", "move_right", "spin_left", "spin_right", "grow", "shrink")
 COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
@@ -57,7 +57,7 @@ def exported(path: Path, model: UniFormerV2, names=NAMES) -> Path:
 
 def started(path: Path, described: UniFormerV2Config, names=NAMES) -> tuple[UniFormerV2, str]:
     """A model that begins from the file, and the report."""
-    plan = plan_start(path, described, names, COLOURS)
+    plan = plan_starting_weights(path, described, names, COLOURS)
     assert len(plan.report) <= 15
     model = built(2, described)
     plan.load(model)
@@ -119,7 +119,7 @@ def test_another_width_or_depth_is_refused_with_both_sides_and_ten_tensors(expor
         (config(activation="gelu"), "activation is quick_gelu in the file"),
     ):
         with pytest.raises(RunError, match=r"model\.weights.*does not fit") as refused:
-            plan_start(export, other, NAMES, COLOURS)
+            plan_starting_weights(export, other, NAMES, COLOURS)
         text = str(refused.value)
         assert token in text and "in the file: width 64, 2 blocks" in text
         assert len(text.splitlines()) <= 13
@@ -172,7 +172,7 @@ def test_an_order_of_classes_that_nobody_knows_gives_a_new_head(tmp_path: Path) 
 def test_what_is_no_file_of_weights_says_what_to_name(export: Path, tmp_path: Path) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(RunError, match=r"model\.weights") as refused:
-            plan_start(path, config(), NAMES, COLOURS)
+            plan_starting_weights(path, config(), NAMES, COLOURS)
         return str(refused.value)
 
     assert str(export) in refusal(tmp_path)  # a run's folder

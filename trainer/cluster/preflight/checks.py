@@ -26,7 +26,7 @@ from pipelines.autotune import AHEAD
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
-from trainer.checkpoint.retention import MARGIN, Shelf
+from trainer.checkpoint.retention import MARGIN, Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, describe_environment
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
@@ -335,8 +335,10 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
     """How many more than there are: those kept, the best, and one that is written before another goes."""
-    shelf = Shelf(RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best)
-    return max(1, recipe.run.keep_last + 2 - len(shelf.visible()))
+    retention = Retention(
+        RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best
+    )
+    return max(1, recipe.run.keep_last + 2 - len(retention.visible()))
 
 
 def _temporary_disk() -> Iterator[CheckResult]:
