@@ -14,16 +14,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.benchmark.contender import OURS
-from pipelines.benchmark.footage import make_footage
-from pipelines.benchmark.measure import Measurement, choose_cores, estimate, measure_all
+from pipelines.benchmark.measure import LoaderMeasurement, choose_cores, estimate_seconds, measure_all
 from pipelines.benchmark.plot import draw_rates
-from pipelines.benchmark.report import disturbance, summarise, terminal_table, write_report
-from pipelines.benchmark.workload import check_policies, combine
+from pipelines.benchmark.report import format_table, interference_warning, summarise, write_report
+from pipelines.benchmark.task import THIS_LOADER
+from pipelines.benchmark.videos import make_videos
+from pipelines.benchmark.workload import check_policies, combine_workloads
 from pipelines.errors import DataError
 from trainer.monitoring.progress import show_progress
 
-CONTENDERS = (OURS, "torchcodec", "PyAV", "decord")
+LOADERS = (THIS_LOADER, "torchcodec", "PyAV", "decord")
 
 
 def parse() -> argparse.Namespace:
@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> int:
     cores = choose_cores(args.cores)
     policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
     check_policies(policies)
-    manifests = {args.videos.stem: args.videos} if args.videos else footage(args)
-    workloads = combine(manifests, args.frames or [8, 16], policies)
-    planned = len(CONTENDERS) * len(workloads) * args.repeats
-    print(f"{planned} measurements, about {estimate(planned, args.seconds) / 60:.0f} minutes")
-    measurements: list[Measurement] = []
+    manifests = {args.videos.stem: args.videos} if args.videos else make_all_videos(args)
+    workloads = combine_workloads(manifests, args.frames or [8, 16], policies)
+    planned = len(LOADERS) * len(workloads) * args.repeats
+    print(f"{planned} measurements, about {estimate_seconds(planned, args.seconds) / 60:.0f} minutes")
+    measurements: list[LoaderMeasurement] = []
     code = 0
     try:
         with show_progress("measuring") as progress:
-            for one in measure_all(CONTENDERS, workloads, args.repeats, args.seconds, cores, progress):
+            for one in measure_all(LOADERS, workloads, args.repeats, args.seconds, cores, progress):
                 measurements.append(one)
     except KeyboardInterrupt:
         if not measurements:
@@ -71,18 +71,18 @@ def run(args: argparse.Namespace) -> int:
         code = 130
     summaries = summarise(measurements)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(terminal_table(summaries), disturbance(measurements))
+    console.print(format_table(summaries), interference_warning(measurements))
     write_report(args.out, measurements, len(cores), args.seconds)
     draw_rates(args.out / "clips_per_second.png", summaries)
     print(f"wrote results.json, results.csv, results.md and clips_per_second.png to {args.out}")
     return code
 
 
-def footage(args: argparse.Namespace) -> dict[str, Path]:
+def make_all_videos(args: argparse.Namespace) -> dict[str, Path]:
     manifests = {}
     for gop in args.gop or (250, 12):
         with show_progress(f"footage with a keyframe every {gop} frames") as progress:
-            manifests[f"GOP {gop}"] = make_footage(args.out / "footage", gop, progress=progress)
+            manifests[f"GOP {gop}"] = make_videos(args.out / "footage", gop, progress=progress)
     return manifests
 
 

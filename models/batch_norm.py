@@ -89,7 +89,7 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"batch norm takes B C ..., not {input.dim()} dimensions")
 
 
-def over_all_ranks(model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
+def convert_batch_norm(model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
     """The model with every batch norm taking its statistics over the clips of all ranks.
 
     To be called after the ranks have joined the default process group and before anything holds on to the

@@ -74,7 +74,7 @@ def _add_to_patches(x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams
 
 
 @contextlib.contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, batch norms use the batch's statistics but leave the running ones alone.
 
     Recomputation runs a block twice on the same batch; the second run must not count it again. It counts into

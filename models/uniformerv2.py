@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from models.config import ModelError, UniFormerV2Config, build_config
 from models.drop import Dropout, linear_rates, mask_streams, number_layers
 from models.fusion import create_fusion
-from models.local_block import LocalUniBlock, statistics_kept
+from models.local_block import LocalUniBlock, frozen_running_statistics
 from models.vit import PatchEmbedding
 
 
@@ -136,7 +136,7 @@ class UniFormerV2(nn.Module):
 
 def _recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """What the first run and the recomputation of a block run in."""
-    return nullcontext(), statistics_kept(block)
+    return nullcontext(), frozen_running_statistics(block)
 
 
 def create_model(preset: str, *, form: str, frames: int, num_classes: int, **overrides: Any) -> UniFormerV2:

@@ -16,16 +16,16 @@ from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
-MOST_SHORT_SIDE = 1080  # pixels; a larger video is scaled down to it
+MAX_SHORT_SIDE = 1080  # pixels; a larger video is scaled down to it
 TICK = Fraction(1, 90_000)  # seconds: MPEG's clock, of which usual frame rates are whole multiples
-LEAST_SIDE = 16  # pixels, below which x264 encodes nothing
+MIN_SIDE = 16  # pixels, below which x264 encodes nothing
 UNKNOWN = "\u25a1"  # a box, in place of what the font lacks
 
 Lines = tuple[tuple[str, float], ...]
 """Text with a share (0..1), which is shown as a bar and in per cent."""
 
 
-def annotate(
+def annotate_video(
     stream: FrameStream,
     out: Path,
     lines_at: Callable[[float], Lines],
@@ -81,20 +81,20 @@ def draw(picture: NDArray[np.uint8], lines: Lines) -> None:
     place[:] = (mixed // 255).astype(np.uint8)
 
 
-def shown_text(text: str) -> str:
+def printable_text(text: str) -> str:
     """The text on one line, with a box in place of each character that the font lacks."""
     return "".join(c if ord(c) in _glyphs() and c.isprintable() else UNKNOWN for c in text)
 
 
 def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of its own, of even sides, the short one not above `MOST_SHORT_SIDE`."""
+    """A picture of its own, of even sides, the short one not above `MAX_SHORT_SIDE`."""
     height, width = picture.shape[:2]
-    scale = MOST_SHORT_SIDE / min(height, width)
+    scale = MAX_SHORT_SIDE / min(height, width)
     if scale < 1:
         size = round(width * scale), round(height * scale)
         picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
         height, width = picture.shape[:2]
-    rows, columns = max(LEAST_SIDE, height + height % 2), max(LEAST_SIDE, width + width % 2)
+    rows, columns = max(MIN_SIDE, height + height % 2), max(MIN_SIDE, width + width % 2)
     padding = ((0, rows - height), (0, columns - width), (0, 0))
     return np.pad(picture, padding, mode="edge") if (rows, columns) != (height, width) else picture.copy()
 
@@ -119,7 +119,7 @@ def _panel(lines: Lines, height: int, width: int) -> NDArray[np.uint8]:
         if filled > margin:
             brush.rectangle((margin, top, filled, top + row - 3), fill=(42, 120, 190, 255))
         middle = top + (row - 3) / 2
-        brush.text((1.6 * margin, middle), _cut(shown_text(text), font, room), "white", font, anchor="lm")
+        brush.text((1.6 * margin, middle), _cut(printable_text(text), font, room), "white", font, anchor="lm")
         percent = f"{100 * share:.0f} %"
         brush.text((panel_width - 1.4 * margin, middle), percent, "white", font, anchor="rm")
     return np.array(image)

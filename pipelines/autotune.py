@@ -74,7 +74,7 @@ def tune(graph: Graph, options: LoaderOptions) -> tuple[Graph, LoaderResources, 
             f"data.decoder {options.decoder} decodes on the GPU, and {LIBRARY} cannot be loaded here; in a "
             "container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or set data.decoder to pyav"
         )
-    decoding = Decoding(name, GraphDecoder.on(gpu=options.gpu))
+    decoding = Decoding(name, GraphDecoder.for_device(gpu=options.gpu))
     graph = with_decoding(graph, decoding)
     source = graph.source
     asks_share = options.splits and options.graph_share is None

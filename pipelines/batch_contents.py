@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.augment.params import Changes, TrainClip, draw_changes
-from pipelines.augment.rand_augment import Drawn, Operation
+from pipelines.augment.params import ClipTransforms, TrainClipSpec, draw_transforms
+from pipelines.augment.rand_augment import DrawnOperation, Operation
 from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow
@@ -28,11 +28,11 @@ class ClipDescription:
     path: str
     label: int
     frames: tuple[int, ...]
-    changes: Changes
+    changes: ClipTransforms
 
 
 def describe_batch(
-    dataset: Dataset, sampler: TrainSampler, clip: TrainClip, step: int
+    dataset: Dataset, sampler: TrainSampler, clip: TrainClipSpec, step: int
 ) -> Iterator[ClipDescription]:
     """All clips of the global batch of `step`, counted from 0, in the batch's order."""
     for place in range(sampler.global_batch):
@@ -46,7 +46,7 @@ def describe_batch(
             dataset.printable_path(slot.sample),
             -1 if row is None else row.label,
             tuple(indices.tolist()),
-            draw_changes(clip, np.random.default_rng([*key, 1 + slot.repeat]), height, width),
+            draw_transforms(clip, np.random.default_rng([*key, 1 + slot.repeat]), height, width),
         )
 
 
@@ -57,7 +57,7 @@ def _row(dataset: Dataset, sample: int) -> ManifestRow | None:
         return None
 
 
-def format_changes(changes: Changes) -> list[str]:
+def format_changes(changes: ClipTransforms) -> list[str]:
     """What is done to a clip, in the order in which it is done: `rotate 12.0 degrees`, `crop ...`."""
     crop = changes.crop
     height, width = crop.size
@@ -69,7 +69,7 @@ def format_changes(changes: Changes) -> list[str]:
     ]
 
 
-def format_operation(drawn: Drawn) -> str:
+def format_operation(drawn: DrawnOperation) -> str:
     """One RandAugment or jitter operation with its strength."""
     name = drawn.operation.name.lower().replace("_", " ")
     values = drawn.arguments

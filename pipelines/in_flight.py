@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source, TrainSource, ViewSource
@@ -132,7 +132,7 @@ def find_crashed(
     left: Iterable[Path],
     dataset: Dataset,
     sampler: TrainSampler | ViewSampler,
-    clip: TrainClip | ViewClip,
+    clip: TrainClipSpec | ViewSpec,
     options: LoaderOptions,
 ) -> CrashedSamples:
     """The samples over which DALI's decoder ends its process, or does not come back, and why.
@@ -144,14 +144,14 @@ def find_crashed(
     """
     decoding = Decoding(
         choose_decoder(options.decoder, gpu=options.gpu),
-        GraphDecoder.on(gpu=options.gpu),
+        GraphDecoder.for_device(gpu=options.gpu),
         1.0 if options.graph_share is None else options.graph_share,
     )
     reader = SampleReader(dataset, decoding)
     now: Source
-    if isinstance(sampler, TrainSampler) and isinstance(clip, TrainClip):
+    if isinstance(sampler, TrainSampler) and isinstance(clip, TrainClipSpec):
         now = TrainSource(reader, sampler, clip, sampler.repeats, rank=0, world_size=1, first=0)
-    elif isinstance(sampler, ViewSampler) and isinstance(clip, ViewClip):
+    elif isinstance(sampler, ViewSampler) and isinstance(clip, ViewSpec):
         now = ViewSource(reader, sampler, clip, rank=0)
     else:
         raise TypeError("a plan and a clip of training, or both of evaluation")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions, copy_seconds, tune
 from pipelines.bad_samples import BadSample, BadSamples
 from pipelines.bottleneck import StageCosts, cpu_seconds, own_threads
@@ -262,7 +262,7 @@ class ClipLoader:
 def train_loader(
     dataset: Dataset,
     sampler: TrainSampler,
-    clip: TrainClip,
+    clip: TrainClipSpec,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -292,7 +292,7 @@ def train_loader(
 def view_loader(
     dataset: Samples,
     sampler: ViewSampler,
-    clip: ViewClip,
+    clip: ViewSpec,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],

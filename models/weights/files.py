@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from models.config import ModelError
-from models.weights.header import FileError, first_bytes, looks_like, read_header, short
+from models.weights.safetensors_header import (
+    WeightFileError,
+    first_bytes,
+    guess_content,
+    read_header,
+    shorten,
+)
 
 WeightSource = str | Path | Mapping[str, Any]
 
@@ -47,7 +53,7 @@ class StoredWeights:
         wanted = list(names)
         try:
             found = self._read(wanted)
-        except FileError as error:
+        except WeightFileError as error:
             raise ModelError(f"{self.origin} {error}") from error
         tensors, problems = {}, []
         for name in wanted:
@@ -56,7 +62,7 @@ class StoredWeights:
                 tensor = tensor.float()
                 bad = count_not_finite(tensor)
                 if bad and finite:
-                    problems.append(f"{short(name)}: {bad:,} of {tensor.numel():,} values")
+                    problems.append(f"{shorten(name)}: {bad:,} of {tensor.numel():,} values")
             tensors[name] = tensor
         if problems:
             raise ModelError(
@@ -83,8 +89,8 @@ def open_weights(source: WeightSource) -> StoredWeights:
         if has_header or path.suffix == ".safetensors":
             return open_safetensors(path)
         return _of_tensors(_unpickled(path, size), str(path))
-    except FileError as error:
-        raise ModelError(f"{short(str(path), 1000)} {error}") from error
+    except WeightFileError as error:
+        raise ModelError(f"{shorten(str(path), 1000)} {error}") from error
 
 
 def read_state(source: WeightSource) -> dict[str, Tensor]:
@@ -124,10 +130,10 @@ def open_safetensors(path: Path) -> StoredWeights:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError, RuntimeError, ValueError, MemoryError) as error:
-            raise FileError(f"cannot be read as safetensors: {short(str(error), 500)}") from error
+            raise WeightFileError(f"cannot be read as safetensors: {shorten(str(error), 500)}") from error
 
     if not shapes:
-        raise FileError("holds no tensors")
+        raise WeightFileError("holds no tensors")
     return StoredWeights(str(path), shapes, read, header.metadata)
 
 
@@ -138,7 +144,9 @@ def _unpickled(path: Path, size: int) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except Exception as error:  # a damaged pickle can make the unpickler raise whatever it likes
-        raise FileError(f"cannot be read as a file of weights: {_reason(error)}{looks_like(path)}") from error
+        raise WeightFileError(
+            f"cannot be read as a file of weights: {_reason(error)}{guess_content(path)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -147,12 +155,12 @@ def _reason(error: Exception) -> str:
     refused = _NOT_ALLOWED.search(text)
     if refused:
         return (
-            f"it holds {short(refused[1])}, which is no tensor and could run code; write its tensors alone, "
-            "with safetensors"
+            f"it holds {shorten(refused[1])}, which is no tensor and could run code; write its tensors "
+            "alone, with safetensors"
         )
     if isinstance(error, pickle.UnpicklingError) or not any(letter.isalpha() for letter in text):
         return "it is no file of torch.save, or is damaged"
-    return short(text.split("\n")[0], 300)
+    return shorten(text.split("\n")[0], 300)
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -161,11 +169,11 @@ def _check_archive(path: Path, size: int) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
-        raise FileError(f"cannot be read as a file of weights: {short(str(error), 300)}") from error
+        raise WeightFileError(f"cannot be read as a file of weights: {shorten(str(error), 300)}") from error
     if sum(member.file_size for member in members) > size:
-        raise FileError("cannot be read as a file of weights: its parts are larger than the file")
+        raise WeightFileError("cannot be read as a file of weights: its parts are larger than the file")
     if any("/code/" in member.filename for member in members):
-        raise FileError(
+        raise WeightFileError(
             "is a program (TorchScript), as OpenAI publishes CLIP, and is not run: load it where it is "
             "trusted, `torch.jit.load(PATH).state_dict()`, and write that with safetensors"
         )
@@ -179,7 +187,7 @@ def _of_tensors(loaded: object, origin: str) -> StoredWeights:
         raise ModelError(f"{origin} holds a {type(loaded).__name__}, not a dict of tensors")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
-        names = listed([short(str(name)) for name in loaded])
+        names = listed([shorten(str(name)) for name in loaded])
         raise ModelError(f"{origin} holds no tensors" + (f"; its entries are {names}" if names else ""))
     shapes = {}
     for name, tensor in tensors.items():
@@ -190,10 +198,12 @@ def _of_tensors(loaded: object, origin: str) -> StoredWeights:
 
 def _check_stored(name: str, tensor: Tensor, origin: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise ModelError(f"{origin}: {short(name)} is sparse, quantised or without values; save it as plain")
+        raise ModelError(
+            f"{origin}: {shorten(name)} is sparse, quantised or without values; save it as plain"
+        )
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needed > stored:
         raise ModelError(
-            f"{origin}: {short(name)} of shape {short(tuple(tensor.shape))} would need {needed:,} bytes, "
+            f"{origin}: {shorten(name)} of shape {shorten(tuple(tensor.shape))} would need {needed:,} bytes, "
             f"{stored:,} are stored"
         )

@@ -12,8 +12,8 @@ from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
 from models.weights.files import StoredWeights, WeightSource, listed, open_weights
-from models.weights.header import short
-from models.weights.names import Tower, find_tower, whose
+from models.weights.names import ImageTower, find_tower, guess_origin
+from models.weights.safetensors_header import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def check_image_weights(
     return ImageWeightsReport(tuple(tower.parts), adapted, tower.left_out, kept)
 
 
-def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid: int) -> Tower:
+def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid: int) -> ImageTower:
     tower = find_tower(weights.shapes)
     if tower is None:
         raise ModelError(_not_known(weights))
@@ -97,22 +97,22 @@ def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid
 
 
 def _not_known(weights: StoredWeights) -> str:
-    guess = whose(weights.shapes)
+    guess = guess_origin(weights.shapes)
     looks = f"it looks like {guess}" if guess else "whose its names are is not known"
     return (
         f"{weights.origin} holds no image weights that can be loaded; {looks}. What can: the visual tower of "
         "CLIP as open_clip, OpenAI or Hugging Face names it, a whole CLIP, or a plain ViT as timm names it. "
-        f"The file has {listed([short(name) for name in weights.shapes])}"
+        f"The file has {listed([shorten(name) for name in weights.shapes])}"
     )
 
 
-def _check_fit(weights: StoredWeights, tower: Tower, targets: Mapping[str, Tensor], grid: int) -> None:
+def _check_fit(weights: StoredWeights, tower: ImageTower, targets: Mapping[str, Tensor], grid: int) -> None:
     """Raises ModelError for anything that is missing, unexpected, or of a shape or type that does not fit."""
-    unexpected = [f"unexpected {short(name)}" for name in tower.unexpected]
+    unexpected = [f"unexpected {shorten(name)}" for name in tower.unexpected]
     wrong, missing = [], []
     for own, names in tower.parts.items():
         if own not in targets:
-            unexpected += [f"unexpected {short(name.removeprefix(tower.prefix))}" for name in names]
+            unexpected += [f"unexpected {shorten(name.removeprefix(tower.prefix))}" for name in names]
             continue
         sources = {name: weights.shapes[name] for name in names}
         wrong += _wrong_types(sources)
@@ -125,17 +125,17 @@ def _check_fit(weights: StoredWeights, tower: Tower, targets: Mapping[str, Tenso
     every = [item for row in zip_longest(wrong, missing, unexpected) for item in row if item is not None]
     more = len(every) - _MOST_PROBLEMS
     lines = every[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
-    guess = whose(weights.shapes)
+    guess = guess_origin(weights.shapes)
     seems = f"; it looks like {guess}" if guess and unexpected else ""
     raise ModelError(
-        f"the image weights do not fit the model: {weights.origin}, read as {tower.whose}{seems}\n"
+        f"the image weights do not fit the model: {weights.origin}, read as {tower.family}{seems}\n"
         f"  {_dimensions(weights, tower, targets)}\n  " + "\n  ".join(lines)
     )
 
 
 def _wrong_types(sources: Mapping[str, Tensor]) -> list[str]:
     return [
-        f"{short(name)} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
+        f"{shorten(name)} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
         for name, tensor in sources.items()
         if not tensor.is_floating_point()
     ]
@@ -147,11 +147,13 @@ def _wrong_shapes(own: str, sources: Mapping[str, Tensor], target: Tensor, grid:
     if any(".self_attn." in name for name in sources) and ".qkv." in own:
         expected = (expected[0] // _QKV_PARTS, *expected[1:])
         if len(sources) != _QKV_PARTS:
-            return [f"{own} needs q_proj, k_proj and v_proj; there is only {', '.join(map(short, sources))}"]
+            return [
+                f"{own} needs q_proj, k_proj and v_proj; there is only {', '.join(map(shorten, sources))}"
+            ]
     if own == "patch_embedding.weight" and all(tensor.dim() == 4 for tensor in sources.values()):
         expected = (*expected[:2], *expected[3:])
     return [
-        f"{short(name)} has shape {short(tuple(tensor.shape))}, expected is {expected}"
+        f"{shorten(name)} has shape {shorten(tuple(tensor.shape))}, expected is {expected}"
         for name, tensor in sources.items()
         if not _fits(own, tensor, expected, grid)
     ]
@@ -170,7 +172,7 @@ def _fits(own: str, tensor: Tensor, expected: tuple[int, ...], grid: int) -> boo
     return shape == expected
 
 
-def _dimensions(weights: StoredWeights, tower: Tower, targets: Mapping[str, Tensor]) -> str:
+def _dimensions(weights: StoredWeights, tower: ImageTower, targets: Mapping[str, Tensor]) -> str:
     """The size of both, where it differs, says more than a list of tensors."""
     patch = weights.shapes[tower.parts["patch_embedding.weight"][0]]
     theirs = f"width {patch.shape[0]}, " if patch.dim() else ""

@@ -76,7 +76,7 @@ _OTHERS = (  # a part of a name → whose it is, from the most telling on
 
 
 @dataclass(frozen=True)
-class Tower:
+class ImageTower:
     """An image tower that was found among tensors, without regard to shapes.
 
     whose: in words. prefix: what its names begin with in the file. parts: for each of our names the names in
@@ -84,28 +84,28 @@ class Tower:
     unexpected: what nobody knows.
     """
 
-    whose: str
+    family: str
     prefix: str
     parts: dict[str, tuple[str, ...]]
     left_out: tuple[str, ...]
     unexpected: tuple[str, ...]
 
 
-def find_tower(shapes: Mapping[str, Tensor]) -> Tower | None:
+def find_tower(shapes: Mapping[str, Tensor]) -> ImageTower | None:
     """The image tower, with whatever its names begin with: nothing, `visual.`, `vision_model.`, `module.`
 
     What stands under another beginning, as a text tower does, is passed over.
     """
-    for whose, patch, beside, names in _FAMILIES:
+    for family, patch, beside, names in _FAMILIES:
         found = sorted((name for name in shapes if name == patch or name.endswith("." + patch)), key=len)
         for name in found[:_MOST_TOWERS]:
             prefix = name.removesuffix(patch)
             if any(other.startswith(prefix + beside) for other in shapes):
-                return _tower(whose, prefix, names, shapes)
+                return _tower(family, prefix, names, shapes)
     return None
 
 
-def _tower(whose: str, prefix: str, names: Names, shapes: Iterable[str]) -> Tower:
+def _tower(family: str, prefix: str, names: Names, shapes: Iterable[str]) -> ImageTower:
     parts: dict[str, dict[str, str]] = {}
     left_out: list[str] = []
     unexpected: list[str] = []
@@ -126,7 +126,7 @@ def _tower(whose: str, prefix: str, names: Names, shapes: Iterable[str]) -> Towe
     ordered = {
         own: tuple(found[key] for key in ("", "q", "k", "v") if key in found) for own, found in parts.items()
     }
-    return Tower(whose, prefix, ordered, tuple(left_out), tuple(unexpected))
+    return ImageTower(family, prefix, ordered, tuple(left_out), tuple(unexpected))
 
 
 def _own_name(name: str, names: Names) -> str | None:
@@ -136,7 +136,7 @@ def _own_name(name: str, names: Names) -> str | None:
     return None
 
 
-def whose(names: Iterable[str]) -> str | None:
+def guess_origin(names: Iterable[str]) -> str | None:
     """Whose the weights seem to be, of those that cannot be loaded, in words; None for unknown ones."""
     found = list(names)
     for pattern, words in _OTHERS:

@@ -17,7 +17,7 @@ from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
 from models.weights.files import StoredWeights, WeightSource, open_weights
-from models.weights.header import short
+from models.weights.safetensors_header import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def describe_released(
     global_layers: Iterable[int] | None = None,
     resolution: int | None = None,
 ) -> ReleasedWeights:
-    """What a released state dict describes; the arguments are those of `load_official`.
+    """What a released state dict describes; the arguments are those of `load_released`.
 
     Raises `ModelError` for missing, unexpected and mis-shaped tensors, of which it lists ten.
     """
@@ -107,7 +107,7 @@ def describe_released(
     return ReleasedWeights(weights, config, names, shapes, is_port)
 
 
-def own_shapes(released: ReleasedWeights) -> dict[str, Tensor]:
+def model_shapes(released: ReleasedWeights) -> dict[str, Tensor]:
     """Its tensors' shapes by the names of this program, on the meta device."""
     with torch.device("meta"):
         return dict(UniFormerV2(released.config).state_dict())
@@ -118,7 +118,7 @@ def read_released(released: ReleasedWeights, wanted: Iterable[str]) -> dict[str,
 
     Those of Something-Something take RGB: the released ones were trained on BGR frames.
     """
-    shapes = own_shapes(released)
+    shapes = model_shapes(released)
     files = {own: released.names[_official_name(own)] for own in wanted}
     read = released.stored.read(files.values())
     found = {own: read[name].reshape(shapes[own].shape) for own, name in files.items()}
@@ -127,7 +127,7 @@ def read_released(released: ReleasedWeights, wanted: Iterable[str]) -> dict[str,
     return found
 
 
-def load_official(
+def load_released(
     path_or_state: WeightSource,
     *,
     frames: int,
@@ -173,7 +173,7 @@ def load_official(
     return model
 
 
-def to_official(model: UniFormerV2) -> dict[str, Tensor]:
+def to_released(model: UniFormerV2) -> dict[str, Tensor]:
     """The model's tensors under the released names and shapes, without the `backbone.` prefix.
 
     Raises `ModelError` for a model that the released implementation cannot express.
@@ -196,7 +196,7 @@ def _released_names(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         official = _released_name(name)
         if official in released:
-            raise ModelError(f"{short(official)} stands in the file twice, also as {short(name)}")
+            raise ModelError(f"{shorten(official)} stands in the file twice, also as {shorten(name)}")
         released[official] = name
     return released
 
@@ -259,7 +259,7 @@ def _tensor(state: Mapping[str, Tensor], name: str, dims: int) -> Tensor:
     tensor = state[name]
     if tensor.dim() != dims or not tensor.numel():
         raise ModelError(
-            f"{name} has shape {short(tuple(tensor.shape))}, expected are {dims} dimensions above 0"
+            f"{name} has shape {shorten(tuple(tensor.shape))}, expected are {dims} dimensions above 0"
         )
     return tensor
 
@@ -288,11 +288,11 @@ def _check_fit(model: UniFormerV2, shapes: Mapping[str, Tensor]) -> None:
             continue
         found, wanted = shapes[official], tuple(_with_convolution_shape(official, target).shape)
         if tuple(found.shape) != wanted:
-            problems.append(f"{official} has shape {short(tuple(found.shape))}, expected is {wanted}")
+            problems.append(f"{official} has shape {shorten(tuple(found.shape))}, expected is {wanted}")
         elif found.is_floating_point() != target.is_floating_point():
             problems.append(f"{official} holds {str(found.dtype).removeprefix('torch.')}")
     known = {_official_name(name) for name in own}
-    problems += [f"unexpected {short(name)}" for name in shapes if name not in known]
+    problems += [f"unexpected {shorten(name)}" for name in shapes if name not in known]
     more = len(problems) - _MOST_PROBLEMS
     if problems:
         lines = problems[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])

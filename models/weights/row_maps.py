@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 NO_SYNONYMS: Mapping[str, str] = {}
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """A class name without what spellings differ in: case, underscores, and how many blanks."""
     return " ".join(name.casefold().replace("_", " ").split())
 
@@ -19,7 +19,7 @@ def match_rows(
     head: the name of each row's class, None for one that is not known. synonyms: other name → name, for
     both sides.
 
-    A class is found by the same name, else by the same `plain` name, else by the same name of `synonyms`. A
+    A class is found by the same name, else by the same normalised name, else by `synonyms`. A
     name that stands for two classes of a side at one of these levels finds nothing there. Names that are
     mere numbers tell nothing of the classes: they are found only where both lists are equal.
     """
@@ -28,9 +28,9 @@ def match_rows(
     rows: list[int | None] = [None] * len(wanted)
     if all(name.isdecimal() for name in wanted):
         return tuple(rows)
-    usual = {plain(other): plain(name) for other, name in synonyms.items()}
+    usual = {normalise_name(other): normalise_name(name) for other, name in synonyms.items()}
     taken: set[int] = set()
-    for level in (str, plain, lambda name: usual.get(plain(name), plain(name))):
+    for level in (str, normalise_name, lambda name: usual.get(normalise_name(name), normalise_name(name))):
         free = _unique({row: level(name) for row, name in enumerate(head) if name and row not in taken})
         sought = _unique({number: level(wanted[number]) for number, row in enumerate(rows) if row is None})
         for key, number in sought.items():
@@ -59,10 +59,10 @@ def agrees_with_order(
     """
     if len(rows) != len(wanted):
         return False
-    usual = {plain(other): plain(name) for other, name in synonyms.items()}
+    usual = {normalise_name(other): normalise_name(name) for other, name in synonyms.items()}
 
     def key(name: str) -> str:
-        return usual.get(plain(name), plain(name))
+        return usual.get(normalise_name(name), normalise_name(name))
 
     named = [(head[row], name) for row, name in zip(rows, wanted, strict=True) if head[row] is not None]
     return 2 * len(named) > len(rows) and all(key(str(own)) == key(name) for own, name in named)

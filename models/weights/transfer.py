@@ -40,7 +40,7 @@ class VideoWeights:
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferPlan:
     """What goes where.
 
     sources: for each tensor of the model that is loaded its name in the file. adapted: of them, those whose
@@ -55,7 +55,9 @@ class Transfer:
     rows: tuple[int | None, ...]
 
 
-def plan_transfer(source: VideoWeights, config: UniFormerV2Config, rows: Sequence[int | None]) -> Transfer:
+def plan_transfer(
+    source: VideoWeights, config: UniFormerV2Config, rows: Sequence[int | None]
+) -> TransferPlan:
     """What of the weights goes where in a model of this configuration; no tensor is read.
 
     rows: for each row of the model's head the file's, None for one that keeps its initialisation.
@@ -97,10 +99,10 @@ def plan_transfer(source: VideoWeights, config: UniFormerV2Config, rows: Sequenc
     unexpected = [name for name in unused if not _OPTIONAL.fullmatch(name) and name not in targets]
     _check(source, config, wrong, missing, unexpected)
     left_out = tuple(name for name in unused if not name.startswith("head."))
-    return Transfer(sources, tuple(adapted), tuple(new), left_out, tuple(rows))
+    return TransferPlan(sources, tuple(adapted), tuple(new), left_out, tuple(rows))
 
 
-def load_transfer(model: UniFormerV2, source: VideoWeights, plan: Transfer) -> None:
+def load_transfer(model: UniFormerV2, source: VideoWeights, plan: TransferPlan) -> None:
     """Copy the weights into the model as planned. Raises ModelError for ones that are not finite."""
     read = source.read(plan.sources.values())
     own = model.state_dict()

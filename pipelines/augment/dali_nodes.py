@@ -13,7 +13,7 @@ from typing import Any
 
 from nvidia.dali import fn, math, types
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.augment.rand_augment import Operation
 from pipelines.augment.roi import TAPS
 
@@ -21,25 +21,25 @@ FILL = 128  # grey: what comes in from outside the frame when a clip is warped o
 TRUNCATE = -0.498  # PIL cuts fractions off where DALI rounds; a whole number, plus or minus 0.002, stays
 
 
-def train_clip(
-    frames: Any, numbers: Any, clip: TrainClip, mean: tuple[float, ...], std: tuple[float, ...]
+def augment_clip(
+    frames: Any, arrays: Any, clip: TrainClipSpec, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Any:
     """The window of the decoded frames, uint8 FHWC → float32 CFHW, (3, T, size, size), normalised.
 
-    numbers: `ClipDraw.numbers`. Operations, crop, flip, jitter, normalisation, in this order.
+    arrays: `ClipParams.arrays`. Operations, crop, flip, jitter, normalisation, in this order.
     """
-    placing, *rest = numbers
+    matrix, *rest = arrays
     if clip.operations:
         codes, arguments, regions = rest[:3]
-        frames = operate(frames, codes, arguments, regions, clip.operations)
-    frames = place(frames, placing, clip.size)
+        frames = apply_operations(frames, codes, arguments, regions, clip.operations)
+    frames = resize_crop(frames, matrix, clip.size)
     if clip.color_jitter:
         frames = jitter(frames, *rest[-2:])
     return normalise(frames, mean, std)
 
 
-def operate(frames: Any, codes: Any, arguments: Any, regions: Any, count: int) -> Any:
-    """Carry out `count` operations one after another, as `window.narrow` lays them out.
+def apply_operations(frames: Any, codes: Any, arguments: Any, regions: Any, count: int) -> Any:
+    """Carry out `count` operations one after another, as `roi.restrict_to_roi` lays them out.
 
     codes: (count,). arguments: (count, 9). regions: (count, 4). The last one's result is the crop.
     """
@@ -48,7 +48,7 @@ def operate(frames: Any, codes: Any, arguments: Any, regions: Any, count: int) -
     return frames
 
 
-def place(frames: Any, matrix: Any, size: int) -> Any:
+def resize_crop(frames: Any, matrix: Any, size: int) -> Any:
     """Resize the crop to `size` x `size`, bilinear, and mirror it where `matrix` (9,) says so.
 
     Without antialiasing, as the released weights were trained and as a GPU's sampler does it. The edge is
@@ -81,7 +81,7 @@ def normalise(frames: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> A
     )
 
 
-def views(
+def crop_views(
     frames: Any,
     size: Any,
     positions: Any,
@@ -99,14 +99,14 @@ def views(
         fn.crop_mirror_normalize(
             resized,
             crop=[crop, crop],
-            crop_pos_y=positions[place, 0],
-            crop_pos_x=positions[place, 1],
+            crop_pos_y=positions[index, 0],
+            crop_pos_x=positions[index, 1],
             mean=[255 * value for value in mean],
             std=[255 * value for value in std],
             dtype=types.FLOAT,
             output_layout="CFHW",
         )
-        for place in range(crops)
+        for index in range(crops)
     ]
     return fn.stack(*cropped)
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.augment import rand_augment
-from pipelines.augment.rand_augment import Drawn, Operation
-from pipelines.augment.roi import Box, narrow
+from pipelines.augment.rand_augment import DrawnOperation, Operation
+from pipelines.augment.roi import Box, restrict_to_roi
 from pipelines.sampling.temporal import train_indices
 
 CROP_TRIES = 10
@@ -20,7 +20,7 @@ JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)
 
 
 @dataclass(frozen=True)
-class TrainClip:
+class TrainClipSpec:
     """How a training clip is cut out of its video and changed; one draw holds for all its frames.
 
     frames: T. size: side of the square crop in pixels. crop_scale: least and most share of the frame's area.
@@ -40,16 +40,16 @@ class TrainClip:
     @property
     def operations(self) -> int:
         """How many RandAugment operations a clip goes through at most."""
-        return rand_augment.parse(self.rand_augment).count if self.rand_augment else 0
+        return rand_augment.parse_policy(self.rand_augment).count if self.rand_augment else 0
 
     @property
-    def numbers(self) -> int:
-        """How many arrays `ClipDraw.numbers` holds."""
+    def array_count(self) -> int:
+        """How many arrays `ClipParams.arrays` holds."""
         return 1 + 3 * (self.operations > 0) + 2 * (self.color_jitter > 0)
 
 
 @dataclass(frozen=True)
-class Changes:
+class ClipTransforms:
     """What is done to a clip, in terms of the full frame.
 
     crop: in pixels. mirrored: left to right. operations: of RandAugment, on full frames, before the crop.
@@ -58,60 +58,72 @@ class Changes:
 
     crop: Box
     mirrored: bool
-    operations: list[Drawn]
-    jitter: list[Drawn]
+    operations: list[DrawnOperation]
+    jitter: list[DrawnOperation]
 
 
 @dataclass(frozen=True)
-class ClipDraw:
+class ClipParams:
     """Every number that one training clip needs.
 
-    indices: (T,) frame numbers. window: (4,) top, left, bottom, right in pixels: the part of the decoded
-    frames that the graph takes. numbers: what the graph takes beside the frames, relative to the window, as
-    `augment.train_clip` reads it: the placing of the crop, (9,) float32; with RandAugment codes (N,) int32,
+    indices: (T,) frame numbers. roi: (4,) top, left, bottom, right in pixels: the part of the decoded
+    frames that the graph takes. arrays: what the graph takes beside the frames, relative to the window, as
+    `augment_clip` reads it: the placing of the crop, (9,) float32; with RandAugment codes (N,) int32,
     arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes (3,) int32 and factors (3,) float32.
     """
 
     indices: NDArray[np.int32]
-    window: NDArray[np.int32]
-    numbers: tuple[NDArray[Any], ...]
+    roi: NDArray[np.int32]
+    arrays: tuple[NDArray[Any], ...]
 
 
-def draw_clip(
-    spec: TrainClip, *, seed: int, epoch: int, sample: int, repeat: int, frames: int, height: int, width: int
-) -> ClipDraw:
+def draw_clip_params(
+    spec: TrainClipSpec,
+    *,
+    seed: int,
+    epoch: int,
+    sample: int,
+    repeat: int,
+    frames: int,
+    height: int,
+    width: int,
+) -> ClipParams:
     """Draw a training clip from a video of `frames` frames of `height` x `width` pixels.
 
     Repeats of one sample share their frames and nothing else.
     """
     indices = train_indices(frames, spec.frames, np.random.default_rng([seed, epoch, sample]))
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])
-    changes = draw_changes(spec, rng, height, width)
-    narrowed = narrow(changes.operations, changes.crop, height, width, spec.operations)
-    numbers: tuple[NDArray[Any], ...] = (placing(changes.crop, changes.mirrored, spec.size),)
+    changes = draw_transforms(spec, rng, height, width)
+    narrowed = restrict_to_roi(changes.operations, changes.crop, height, width, spec.operations)
+    arrays: tuple[NDArray[Any], ...] = (crop_matrix(changes.crop, changes.mirrored, spec.size),)
     if spec.operations:
-        numbers += (narrowed.codes, narrowed.arguments, narrowed.regions)
+        arrays += (narrowed.codes, narrowed.arguments, narrowed.regions)
     if spec.color_jitter:
         codes, factors = zip(*((each.operation, each.arguments[0]) for each in changes.jitter), strict=True)
-        numbers += (np.array(codes, np.int32), np.array(factors, np.float32))
-    return ClipDraw(indices, np.array(narrowed.window, np.int32), numbers)
+        arrays += (np.array(codes, np.int32), np.array(factors, np.float32))
+    return ClipParams(indices, np.array(narrowed.roi, np.int32), arrays)
 
 
-def draw_changes(spec: TrainClip, rng: np.random.Generator, height: int, width: int) -> Changes:
+def draw_transforms(spec: TrainClipSpec, rng: np.random.Generator, height: int, width: int) -> ClipTransforms:
     """Draw what is done to a clip of `height` x `width` pixels."""
     crop = inception_crop(rng, height, width, spec.crop_scale, spec.crop_ratio)
     mirrored = bool(rng.random() < spec.flip)
     jitter = []
     if spec.color_jitter:
         factors = rng.uniform(max(0.0, 1 - spec.color_jitter), 1 + spec.color_jitter, size=len(JITTERED))
-        jitter = [Drawn(JITTERED[place], (factors[place],)) for place in rng.permutation(len(JITTERED))]
+        jitter = [
+            DrawnOperation(JITTERED[place], (factors[place],)) for place in rng.permutation(len(JITTERED))
+        ]
     operations = []
     if spec.rand_augment:
-        operations = rand_augment.draw(rand_augment.parse(spec.rand_augment), rng, height, width)
-    return Changes(crop, mirrored, operations, jitter)
+        operations = rand_augment.draw_operations(
+            rand_augment.parse_policy(spec.rand_augment), rng, height, width
+        )
+    return ClipTransforms(crop, mirrored, operations, jitter)
 
 
-def placing(crop: Box, mirrored: bool, size: int) -> NDArray[np.float32]:
+def crop_matrix(crop: Box, mirrored: bool, size: int) -> NDArray[np.float32]:
     """The matrix (3 x 3, row by row) from a position in the clip to one in the crop, both from the corner."""
     height, width = crop.size
     across = (-width / size, 0, width) if mirrored else (width / size, 0, 0)
@@ -147,7 +159,7 @@ def inception_crop(
 
 
 @dataclass(frozen=True)
-class ViewClip:
+class ViewSpec:
     """How a video is seen in evaluation: `clips` x `crops` views from one decode.
 
     frames: T of each clip. size: side of the square crops, to which the short side is resized. crops: 1

@@ -44,7 +44,7 @@ class Operation(IntEnum):
     TRANSLATE_Y = 14
 
 
-class Drawn(NamedTuple):
+class DrawnOperation(NamedTuple):
     """One operation on full frames.
 
     arguments: a bit mask (posterize); a level 0..255 (solarize) or amount (solarize add); a factor, 1 for no
@@ -79,7 +79,7 @@ PARTS = {"m": WHOLE, "n": WHOLE, "mstd": DECIMAL, "mmax": WHOLE, "inc": WHOLE, "
 
 
 @lru_cache(maxsize=8)
-def parse(text: str) -> Policy:
+def parse_policy(text: str) -> Policy:
     """Read `rand-m7-n4-mstd0.5-inc1` and the like, with timm's meaning and defaults.
 
     m: magnitude, 10 by default. n: operations, 2. mstd: spread of the magnitude, 0; above 100: uniform from 0
@@ -129,10 +129,12 @@ def _split(text: str, part: str) -> tuple[str, float]:
     return name, float(value)
 
 
-def draw(policy: Policy, rng: np.random.Generator, height: int, width: int) -> list[Drawn]:
+def draw_operations(
+    policy: Policy, rng: np.random.Generator, height: int, width: int
+) -> list[DrawnOperation]:
     """Draw the operations for a clip of `height` x `width` pixels: those that fire, in their order."""
     drawn = []
-    makers = tuple(MAKERS.values())
+    makers = tuple(OPERATION_FACTORIES.values())
     for choice in rng.integers(0, len(makers), size=policy.count):
         fires = rng.random() < policy.probability
         level = draw_magnitude(policy, rng) / MAX_MAGNITUDE
@@ -151,61 +153,65 @@ def draw_magnitude(policy: Policy, rng: np.random.Generator) -> float:
     return float(np.clip(magnitude, 0, policy.magnitude_max))
 
 
-def _rotate(level: float, sign: float, height: int, width: int) -> Drawn:
+def _rotate(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Up to 30 degrees about the middle of the frame, against the clock where positive."""
     angle = np.deg2rad(sign * level * 30)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     x, y = width / 2, height / 2
-    return Drawn(Operation.WARP, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+    return DrawnOperation(Operation.WARP, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
 
 
-def _shear_x(level: float, sign: float, height: int, width: int) -> Drawn:
+def _shear_x(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Source column = column + factor * row, up to 0.3, about the top left corner."""
-    return Drawn(Operation.WARP, (1, sign * level * 0.3, 0, 0, 1, 0))
+    return DrawnOperation(Operation.WARP, (1, sign * level * 0.3, 0, 0, 1, 0))
 
 
-def _shear_y(level: float, sign: float, height: int, width: int) -> Drawn:
-    return Drawn(Operation.WARP, (1, 0, 0, sign * level * 0.3, 1, 0))
+def _shear_y(level: float, sign: float, height: int, width: int) -> DrawnOperation:
+    return DrawnOperation(Operation.WARP, (1, 0, 0, sign * level * 0.3, 1, 0))
 
 
-def _translate_x(level: float, sign: float, height: int, width: int) -> Drawn:
+def _translate_x(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Up to 0.45 of the width."""
-    return Drawn(Operation.TRANSLATE_X, (sign * level * 0.45 * width,))
+    return DrawnOperation(Operation.TRANSLATE_X, (sign * level * 0.45 * width,))
 
 
-def _translate_y(level: float, sign: float, height: int, width: int) -> Drawn:
-    return Drawn(Operation.TRANSLATE_Y, (sign * level * 0.45 * height,))
+def _translate_y(level: float, sign: float, height: int, width: int) -> DrawnOperation:
+    return DrawnOperation(Operation.TRANSLATE_Y, (sign * level * 0.45 * height,))
 
 
-def _posterize(level: float, sign: float, height: int, width: int) -> Drawn:
+def _posterize(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Keep the 4 to 0 highest bits; no bit at all leaves black."""
     bits = max(0, 4 - int(level * 4))
-    return Drawn(Operation.POSTERIZE, (~(2 ** (8 - bits) - 1) & 0xFF,))
+    return DrawnOperation(Operation.POSTERIZE, (~(2 ** (8 - bits) - 1) & 0xFF,))
 
 
-def _solarize(level: float, sign: float, height: int, width: int) -> Drawn:
+def _solarize(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Invert from a level on that sinks from 256, which no pixel reaches, to 0."""
     threshold = 256 - min(256, int(level * 256))
-    return Drawn(Operation.SOLARIZE, (threshold,)) if threshold < 256 else Drawn(Operation.NOTHING)
+    return (
+        DrawnOperation(Operation.SOLARIZE, (threshold,))
+        if threshold < 256
+        else DrawnOperation(Operation.NOTHING)
+    )
 
 
-def _solarize_add(level: float, sign: float, height: int, width: int) -> Drawn:
-    return Drawn(Operation.SOLARIZE_ADD, (min(128, int(level * 110)),))
+def _solarize_add(level: float, sign: float, height: int, width: int) -> DrawnOperation:
+    return DrawnOperation(Operation.SOLARIZE_ADD, (min(128, int(level * 110)),))
 
 
-def _enhancement(operation: Operation) -> Callable[[float, float, int, int], Drawn]:
+def _enhancement(operation: Operation) -> Callable[[float, float, int, int], DrawnOperation]:
     """Colour, contrast, brightness and sharpness: a factor, which at 1 leaves the clip as it is."""
 
-    def make(level: float, sign: float, height: int, width: int) -> Drawn:
-        return Drawn(operation, (max(0.1, 1 + sign * level * 0.9),))
+    def make(level: float, sign: float, height: int, width: int) -> DrawnOperation:
+        return DrawnOperation(operation, (max(0.1, 1 + sign * level * 0.9),))
 
     return make
 
 
-MAKERS: dict[str, Callable[[float, float, int, int], Drawn]] = {
-    "AutoContrast": lambda level, sign, height, width: Drawn(Operation.AUTO_CONTRAST),
-    "Equalize": lambda level, sign, height, width: Drawn(Operation.EQUALIZE),
-    "Invert": lambda level, sign, height, width: Drawn(Operation.INVERT),
+OPERATION_FACTORIES: dict[str, Callable[[float, float, int, int], DrawnOperation]] = {
+    "AutoContrast": lambda level, sign, height, width: DrawnOperation(Operation.AUTO_CONTRAST),
+    "Equalize": lambda level, sign, height, width: DrawnOperation(Operation.EQUALIZE),
+    "Invert": lambda level, sign, height, width: DrawnOperation(Operation.INVERT),
     "Rotate": _rotate,
     "PosterizeIncreasing": _posterize,
     "SolarizeIncreasing": _solarize,

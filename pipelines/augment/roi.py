@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment.rand_augment import Drawn, Operation
+from pipelines.augment.rand_augment import DrawnOperation, Operation
 
 ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
 WARP_MARGIN = 3  # pixels around the outermost source positions: bicubic takes 2, rounding may move it by 1
 SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel mixes in
 TAPS = 2 * SHIFT_MARGIN + 1
-SMOOTH = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
-UNCHANGED = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
+SMOOTHING_KERNEL = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
+IDENTITY_KERNEL = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
 CUBIC = -1.0  # the free parameter of Keys' bicubic kernel, as in PIL's transforms
 
 WHOLE_FRAME = {Operation.AUTO_CONTRAST, Operation.EQUALIZE, Operation.CONTRAST}
@@ -37,66 +37,68 @@ class Box(NamedTuple):
     def size(self) -> tuple[int, int]:
         return self.bottom - self.top, self.right - self.left
 
-    def grown(self, rows: int, columns: int) -> "Box":
+    def expanded(self, rows: int, columns: int) -> "Box":
         return Box(self.top - rows, self.left - columns, self.bottom + rows, self.right + columns)
 
-    def moved(self, rows: int, columns: int) -> "Box":
+    def shifted(self, rows: int, columns: int) -> "Box":
         return Box(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
 
-    def inside(self, height: int, width: int) -> "Box":
+    def clamped(self, height: int, width: int) -> "Box":
         """The part inside a frame; one pixel of its edge where there is none."""
         top, left = min(max(self.top, 0), height - 1), min(max(self.left, 0), width - 1)
         return Box(top, left, min(max(self.bottom, top + 1), height), min(max(self.right, left + 1), width))
 
 
-class Narrowed(NamedTuple):
+class RoiOperations(NamedTuple):
     """A clip's operations on no more than what is needed.
 
-    window: the box of the decoded frame that the first operation takes. codes: (N,) of `Operation`.
-    arguments: (N, 9) and regions: (N, 4), as `localise` gives them; zeros where nothing is done.
+    roi: the box of the decoded frame that the first operation takes. codes: (N,) of `Operation`.
+    arguments: (N, 9) and regions: (N, 4), as `to_roi_coordinates` gives them; zeros where nothing is done.
     """
 
-    window: Box
+    roi: Box
     codes: NDArray[np.int32]
     arguments: NDArray[np.float32]
     regions: NDArray[np.int32]
 
 
-def narrow(drawn: Sequence[Drawn], crop: Box, height: int, width: int, count: int) -> Narrowed:
+def restrict_to_roi(
+    drawn: Sequence[DrawnOperation], crop: Box, height: int, width: int, count: int
+) -> RoiOperations:
     """Lay out the operations `drawn`, filled up to `count`, so that the last one gives exactly `crop`.
 
     height, width: of the full frame.
     """
     boxes = [crop]
     for each in reversed(drawn):
-        boxes.insert(0, needed(each, boxes[0], height, width))
+        boxes.insert(0, input_box(each, boxes[0], height, width))
     codes = np.zeros(count, np.int32)
     arguments = np.zeros((count, ARGUMENTS), np.float32)
     regions = np.zeros((count, 4), np.int32)
     for place, each in enumerate(drawn):
-        code, values, region = localise(each, boxes[place], boxes[place + 1], height, width)
+        code, values, region = to_roi_coordinates(each, boxes[place], boxes[place + 1], height, width)
         codes[place], arguments[place, : len(values)], regions[place] = code, values, region
-    return Narrowed(boxes[0], codes, arguments, regions)
+    return RoiOperations(boxes[0], codes, arguments, regions)
 
 
-def needed(drawn: Drawn, target: Box, height: int, width: int) -> Box:
+def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Box:
     """The box of an operation's input that the box `target` of its output depends on."""
     operation, arguments = drawn
     if operation in WHOLE_FRAME:
         return Box(0, 0, height, width)
     if operation in SHARPNESS:
-        return target.grown(1, 1).inside(height, width)
+        return target.expanded(1, 1).clamped(height, width)
     if operation == Operation.WARP:
-        return _source_of_warp(arguments, target).inside(height, width)
+        return _source_of_warp(arguments, target).clamped(height, width)
     if operation == Operation.TRANSLATE_X:
-        return target.moved(0, _whole(arguments[0])).grown(0, SHIFT_MARGIN).inside(height, width)
+        return target.shifted(0, _whole(arguments[0])).expanded(0, SHIFT_MARGIN).clamped(height, width)
     if operation == Operation.TRANSLATE_Y:
-        return target.moved(_whole(arguments[0]), 0).grown(SHIFT_MARGIN, 0).inside(height, width)
+        return target.shifted(_whole(arguments[0]), 0).expanded(SHIFT_MARGIN, 0).clamped(height, width)
     return target
 
 
-def localise(
-    drawn: Drawn, source: Box, target: Box, height: int, width: int
+def to_roi_coordinates(
+    drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
 ) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
     """An operation as the graph takes it, which sees only the box `source` and gives the box `target`.
 
@@ -112,7 +114,7 @@ def localise(
     if operation in SHARPNESS:
         edges = (target.top == 0, target.left == 0, target.bottom == height, target.right == width)
         operation = Operation.SHARPNESS_AT_EDGE if any(edges) else Operation.SHARPNESS
-        sharpening = SMOOTH + (UNCHANGED - SMOOTH) * arguments[0]
+        sharpening = SMOOTHING_KERNEL + (IDENTITY_KERNEL - SMOOTHING_KERNEL) * arguments[0]
         return operation, sharpening, tuple(int(edge) for edge in edges)
     if operation == Operation.WARP:
         matrix = _moved(source, back=True) @ _affine(arguments) @ _moved(target)
@@ -141,7 +143,7 @@ def _source_of_warp(matrix: Sequence[float], target: Box) -> Box:
     )
     corners = np.array([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])
     x, y, _ = np.floor(_affine(matrix) @ corners).astype(int).tolist()
-    return Box(min(y), min(x), max(y) + 1, max(x) + 1).grown(WARP_MARGIN, WARP_MARGIN)
+    return Box(min(y), min(x), max(y) + 1, max(x) + 1).expanded(WARP_MARGIN, WARP_MARGIN)
 
 
 def _affine(arguments: Sequence[float]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
-class Usage:
+class CpuUsage:
     """CPU seconds, of user and system together, since each process began.
 
     workers: processes started by this one. own: this process, with all its threads.
@@ -22,17 +22,17 @@ class Usage:
     workers: float
     own: float
 
-    def __sub__(self, earlier: "Usage") -> "Usage":
-        return Usage(self.workers - earlier.workers, self.own - earlier.own)
+    def __sub__(self, earlier: "CpuUsage") -> "CpuUsage":
+        return CpuUsage(self.workers - earlier.workers, self.own - earlier.own)
 
 
-def usage() -> Usage:
+def read_cpu_usage() -> CpuUsage:
     """What this process and those it started have used so far; those that have ended do not count."""
-    workers = sum(process_seconds(child.pid) for child in multiprocessing.active_children() if child.pid)
-    return Usage(workers, time.process_time())
+    workers = sum(read_process_seconds(child.pid) for child in multiprocessing.active_children() if child.pid)
+    return CpuUsage(workers, time.process_time())
 
 
-def process_seconds(pid: int) -> float:
+def read_process_seconds(pid: int) -> float:
     """CPU time that a process has used, with all its threads; one that has ended counts nothing."""
     clock = ctypes.c_int()
     # The clock that time.process_time reads of the own process. To the nanosecond, where /proc has ticks.
@@ -44,14 +44,14 @@ def process_seconds(pid: int) -> float:
         return 0.0
 
 
-def busy_seconds(cores: Collection[int], accounts: Path = Path("/proc/stat")) -> float:
+def read_busy_seconds(cores: Collection[int], stat_file: Path = Path("/proc/stat")) -> float:
     """CPU seconds that these cores have been at work since the machine started, whoever for.
 
     accounts: where the kernel keeps them.
     """
     names = {f"cpu{core}" for core in cores}
     ticks = 0
-    for line in accounts.read_text(encoding="utf-8").splitlines():
+    for line in stat_file.read_text(encoding="utf-8").splitlines():
         name, *fields = line.split()
         if name in names:
             user, nice, system, _, _, interrupts, soft_interrupts, *_ = map(int, fields)

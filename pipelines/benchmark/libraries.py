@@ -3,11 +3,11 @@
 from importlib import import_module
 
 
-class NotInstalled(Exception):
+class LibraryUnavailable(Exception):
     """A rival's library is missing or cannot be loaded; the message says why."""
 
 
-def require(module: str, distribution: str) -> None:
+def require_library(module: str, distribution: str) -> None:
     """Load `module`, which comes with the installable `distribution`.
 
     Raises NotInstalled unless it is there and can be loaded.
@@ -15,10 +15,10 @@ def require(module: str, distribution: str) -> None:
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        raise NotInstalled(
+        raise LibraryUnavailable(
             f"{distribution} is not installed; run `make bench`, or `pip install --no-deps {distribution}`"
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         # torchcodec needs FFmpeg's shared libraries from the system, and a version that matches torch.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotInstalled(f"{distribution} is installed, but cannot be loaded: {reason}") from error
+        raise LibraryUnavailable(f"{distribution} is installed, but cannot be loaded: {reason}") from error

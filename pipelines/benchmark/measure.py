@@ -7,23 +7,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.benchmark.contender import Outcome, Task
+from pipelines.benchmark.task import BenchmarkTask, TaskResult
 from pipelines.benchmark.workload import Workload
 from pipelines.errors import DataError
 
 WARM_UP = 3.0  # seconds at least
-START = 9.0  # seconds that a process takes until it is warm, besides: for the estimate
-PATIENCE = 180.0  # seconds that a contender may take beyond what is measured
+START_UP = 9.0  # seconds that a process takes until it is warm, besides: for the estimate
+TIMEOUT = 180.0  # seconds that a contender may take beyond what is measured
 
 
 @dataclass(frozen=True)
-class Measurement:
+class LoaderMeasurement:
     """What one contender did in one round. repeat: counted from 0."""
 
-    contender: str
+    loader: str
     workload: Workload
     repeat: int
-    outcome: Outcome
+    result: TaskResult
 
 
 def choose_cores(count: int | None) -> tuple[int, ...]:
@@ -38,19 +38,19 @@ def choose_cores(count: int | None) -> tuple[int, ...]:
     return tuple(usable[:count])
 
 
-def estimate(measurements: int, seconds: float) -> float:
+def estimate_seconds(measurements: int, seconds: float) -> float:
     """Seconds that so many measurements of `seconds` each take, about."""
-    return measurements * (seconds + WARM_UP + START)
+    return measurements * (seconds + WARM_UP + START_UP)
 
 
 def measure_all(
-    contenders: Sequence[str],
+    loaders: Sequence[str],
     workloads: Sequence[Workload],
     repeats: int,
     seconds: float,
     cores: tuple[int, ...],
     progress: Callable[[int, int], None],
-) -> Iterator[Measurement]:
+) -> Iterator[LoaderMeasurement]:
     """Measure all, `repeats` times; a contender that has a problem is reported once and left out afterwards.
 
     Contenders take turns on a workload, so that what else the machine does meets them alike, and begin with
@@ -61,39 +61,39 @@ def measure_all(
         cores: numbers of the cores that a contender is bound to.
         progress: called after each measurement with the number done, and of all.
     """
-    total = repeats * len(workloads) * len(contenders)
+    total = repeats * len(workloads) * len(loaders)
     done = 0
     left_out: set[str] = set()
     progress(0, total)
     for repeat in range(repeats):
-        turn = repeat % len(contenders)
+        turn = repeat % len(loaders)
         for workload in workloads:
-            for contender in (*contenders[turn:], *contenders[:turn]):
-                if contender not in left_out:
-                    task = Task(contender, workload, cores, WARM_UP, seconds)
-                    outcome = in_fresh_process(task)
-                    if outcome.problem:
-                        left_out.add(contender)
-                    yield Measurement(contender, workload, repeat, outcome)
+            for loader in (*loaders[turn:], *loaders[:turn]):
+                if loader not in left_out:
+                    task = BenchmarkTask(loader, workload, cores, WARM_UP, seconds)
+                    result = measure_in_subprocess(task)
+                    if result.problem:
+                        left_out.add(loader)
+                    yield LoaderMeasurement(loader, workload, repeat, result)
                 done += 1
                 progress(done, total)
 
 
-def in_fresh_process(task: Task) -> Outcome:
+def measure_in_subprocess(task: BenchmarkTask) -> TaskResult:
     """Measure one contender in a new interpreter; its processes end with it, at once or within seconds."""
-    command = [sys.executable, "-m", f"{__package__}.contender", task.to_json()]
+    command = [sys.executable, "-m", f"{__package__}.task", task.to_json()]
     # A session of its own: Ctrl-C reaches this process alone, which then ends the other.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        output, errors = process.communicate(timeout=task.warm_up + task.seconds + PATIENCE)
+        output, errors = process.communicate(timeout=task.warm_up + task.seconds + TIMEOUT)
     except subprocess.TimeoutExpired:
-        return Outcome(problem=f"gave no clips for {PATIENCE:.0f} seconds")
+        return TaskResult(problem=f"gave no clips for {TIMEOUT:.0f} seconds")
     finally:
         process.kill()
         process.wait()
     if process.returncode != 0:
         last = (errors.strip().splitlines() or ["no message"])[-1]
-        return Outcome(problem=f"ended with code {process.returncode}: {last}")
-    return Outcome(**json.loads(output.strip().splitlines()[-1]))
+        return TaskResult(problem=f"ended with code {process.returncode}: {last}")
+    return TaskResult(**json.loads(output.strip().splitlines()[-1]))

@@ -11,15 +11,15 @@ from statistics import median
 
 from rich.table import Table
 
-from pipelines.benchmark.contender import OURS
-from pipelines.benchmark.measure import Measurement
+from pipelines.benchmark.measure import LoaderMeasurement
+from pipelines.benchmark.task import THIS_LOADER
 from pipelines.benchmark.workload import NO_POLICY, Workload
 
-HEADER = (
+TABLE_COLUMNS = (
     "workload", "contender", "clips/s", "least-most", "times ours", "cores busy", "CPU ms/clip", "of which",
 )  # fmt: skip
-NOTABLE = 0.05  # cores
-COLUMNS = (
+INTERFERENCE_THRESHOLD = 0.05  # cores
+CSV_COLUMNS = (
     "videos", "frames", "rand_augment", "contender", "round", "clips", "seconds", "cpu_seconds",
     "others_cpu_seconds", "problem",
 )  # fmt: skip
@@ -27,7 +27,7 @@ DISTRIBUTIONS = ("nvidia-dali-cuda120", "torch", "torchvision", "av", "decord2",
 
 
 @dataclass(frozen=True)
-class Summary:
+class LoaderSummary:
     """A contender on a workload over all rounds.
 
     rates: clips per second of each round. busy: how many cores it kept busy, median; fewer than there are say
@@ -36,7 +36,7 @@ class Summary:
     """
 
     workload: Workload
-    contender: str
+    loader: str
     rates: tuple[float, ...]
     busy: float
     stages: dict[str, float]
@@ -52,32 +52,32 @@ class Summary:
         return sum(self.stages.values())
 
 
-def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
+def summarise(measurements: Iterable[LoaderMeasurement]) -> list[LoaderSummary]:
     """One summary for each workload and contender, in the order in which they first come.
 
     A contender with a problem has a single one, at the workload where it showed.
     """
-    groups: dict[tuple[Workload, str], list[Measurement]] = {}
+    groups: dict[tuple[Workload, str], list[LoaderMeasurement]] = {}
     for one in measurements:
-        groups.setdefault((one.workload, one.contender), []).append(one)
+        groups.setdefault((one.workload, one.loader), []).append(one)
     summaries = []
-    for (workload, contender), group in groups.items():
-        outcomes = [one.outcome for one in group if not one.outcome.problem]
-        problem = "" if outcomes else group[0].outcome.problem
-        per_clip = [outcome.per_clip() for outcome in outcomes]
+    for (workload, loader), group in groups.items():
+        results = [one.result for one in group if not one.result.problem]
+        problem = "" if results else group[0].result.problem
+        per_clip = [result.per_clip() for result in results]
         stages = {name: median(each[name] for each in per_clip) for name in (per_clip or [{}])[0]}
-        busy = median(outcome.cpu / outcome.seconds for outcome in outcomes) if outcomes else 0.0
-        rates = tuple(outcome.rate for outcome in outcomes)
-        summaries.append(Summary(workload, contender, rates, busy, stages, problem))
+        busy = median(result.cpu / result.seconds for result in results) if results else 0.0
+        rates = tuple(result.rate for result in results)
+        summaries.append(LoaderSummary(workload, loader, rates, busy, stages, problem))
     return summaries
 
 
-def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+def table_rows(summaries: Sequence[LoaderSummary]) -> list[tuple[str, ...]]:
     """The cells below HEADER."""
-    ours = {s.workload: s.rate for s in summaries if s.contender == OURS and not s.problem}
+    ours = {s.workload: s.rate for s in summaries if s.loader == THIS_LOADER and not s.problem}
     cells = []
     for summary in summaries:
-        start = (str(summary.workload), summary.contender)
+        start = (str(summary.workload), summary.loader)
         if summary.problem:
             cells.append((*start, *["-"] * 5, summary.problem))
             continue
@@ -89,14 +89,14 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     return cells
 
 
-def terminal_table(summaries: Sequence[Summary]) -> Table:
+def format_table(summaries: Sequence[LoaderSummary]) -> Table:
     """One section per workload."""
-    table = Table(*HEADER[:2], title="training clips made per second, median of the rounds")
-    for name in HEADER[2:-1]:
+    table = Table(*TABLE_COLUMNS[:2], title="training clips made per second, median of the rounds")
+    for name in TABLE_COLUMNS[2:-1]:
         table.add_column(name, justify="right")
-    table.add_column(HEADER[-1])
+    table.add_column(TABLE_COLUMNS[-1])
     shown = None
-    for workload, *cells in rows(summaries):
+    for workload, *cells in table_rows(summaries):
         if shown not in (None, workload):
             table.add_section()
         table.add_row("" if shown == workload else workload, *cells)
@@ -104,10 +104,10 @@ def terminal_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
-def disturbance(measurements: Iterable[Measurement]) -> str:
+def interference_warning(measurements: Iterable[LoaderMeasurement]) -> str:
     """A warning where other programs took more than a twentieth of a core; empty where none did."""
-    shares = [one.outcome.others / one.outcome.seconds for one in measurements if one.outcome.seconds]
-    if max(shares, default=0.0) < NOTABLE:
+    shares = [one.result.others / one.result.seconds for one in measurements if one.result.seconds]
+    if max(shares, default=0.0) < INTERFERENCE_THRESHOLD:
         return ""
     return (
         f"Other programs kept {min(shares):.2f} to {max(shares):.2f} of the cores busy meanwhile: "
@@ -115,7 +115,7 @@ def disturbance(measurements: Iterable[Measurement]) -> str:
     )
 
 
-def write_report(folder: Path, measurements: Sequence[Measurement], cores: int, seconds: float) -> None:
+def write_report(folder: Path, measurements: Sequence[LoaderMeasurement], cores: int, seconds: float) -> None:
     """What was measured on so many `cores`, for so many `seconds` each time.
 
     Writes `results.json` (everything), `results.csv` (a line per measurement) and `results.md` (the table).
@@ -126,21 +126,21 @@ def write_report(folder: Path, measurements: Sequence[Measurement], cores: int, 
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with open(folder / "results.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(CSV_COLUMNS)
         for one in measurements:
-            work, out = one.workload, one.outcome
-            start = (work.name, work.frames, work.rand_augment or NO_POLICY, one.contender, one.repeat)
+            work, out = one.workload, one.result
+            start = (work.name, work.frames, work.rand_augment or NO_POLICY, one.loader, one.repeat)
             writer.writerow(
                 (*start, out.clips, f"{out.seconds:.3f}", f"{out.cpu:.2f}", f"{out.others:.2f}", out.problem)
             )
     text = markdown(summarise(measurements), about)
-    warning = disturbance(measurements)
+    warning = interference_warning(measurements)
     (folder / "results.md").write_text(text + (f"\n{warning}\n" if warning else ""), encoding="utf-8")
 
 
-def markdown(summaries: Sequence[Summary], about: dict[str, object]) -> str:
+def markdown(summaries: Sequence[LoaderSummary], about: dict[str, object]) -> str:
     """The table as Markdown, under a line on what it was measured with."""
-    cells = [HEADER, *rows(summaries)]
+    cells = [TABLE_COLUMNS, *table_rows(summaries)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     lines.insert(1, "|---|---|---:|---:|---:|---:|---:|---|")
     installed = ", ".join(f"{name} {number}" for name, number in versions().items())

@@ -19,15 +19,17 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines.augment.rand_augment import parse
-from pipelines.benchmark.libraries import require
+from pipelines.augment.rand_augment import parse_policy
+from pipelines.benchmark.libraries import require_library
 from pipelines.benchmark.torchvision_augment import augment, crop_and_normalise
 from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes
-Read = Callable[[Source, list[int]], torch.Tensor]  # a video, ascending frame numbers → uint8, (T, 3, H, W)
+ReadFrames = Callable[
+    [Source, list[int]], torch.Tensor
+]  # a video, ascending frame numbers → uint8, (T, 3, H, W)
 
 
 def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
@@ -73,29 +75,29 @@ def read_torchcodec(source: Source, indices: list[int]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Rival:
+class VideoReader:
     """A way to read frames. distribution: what to install for it. module: what is imported."""
 
-    read: Read
+    read: ReadFrames
     distribution: str
     module: str
 
 
-RIVALS = {
-    "decord": Rival(read_decord, "decord2", "decord"),
-    "PyAV": Rival(read_pyav, "av", "av"),
-    "torchcodec": Rival(read_torchcodec, "torchcodec", "torchcodec.decoders"),
+VIDEO_READERS = {
+    "decord": VideoReader(read_decord, "decord2", "decord"),
+    "PyAV": VideoReader(read_pyav, "av", "av"),
+    "torchcodec": VideoReader(read_torchcodec, "torchcodec", "torchcodec.decoders"),
 }
 
 
-class Clips(Dataset[tuple[torch.Tensor, int]]):
+class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
     """Training clips by their row in the manifest: float32, (3, T, size, size), and the label."""
 
-    def __init__(self, workload: Workload, read: Read) -> None:
+    def __init__(self, workload: Workload, read: ReadFrames) -> None:
         self._workload = workload
         self._manifest = Manifest.open(workload.manifest)
         self._read = read
-        self._policy = parse(workload.rand_augment) if workload.rand_augment else None
+        self._policy = parse_policy(workload.rand_augment) if workload.rand_augment else None
 
     def __len__(self) -> int:
         return len(self._manifest)
@@ -118,7 +120,7 @@ class Clips(Dataset[tuple[torch.Tensor, int]]):
             return file.read(row.length)
 
 
-class EndlessBatches(Sampler[list[int]]):
+class EndlessBatchSampler(Sampler[list[int]]):
     """Epoch after epoch, each in an order of its own, in full batches that may straddle two epochs."""
 
     def __init__(self, samples: int, batch: int, seed: int) -> None:
@@ -133,13 +135,13 @@ class EndlessBatches(Sampler[list[int]]):
             waiting = waiting[self._batch :]
 
 
-def open_rival(name: str, workload: Workload, workers: int) -> Any:
+def open_dataloader(name: str, workload: Workload, workers: int) -> Any:
     """The DataLoader of the rival called `name`; it yields (clips, labels) without end.
 
     Raises NotInstalled where its library is missing.
     """
-    rival = RIVALS[name]
-    require(rival.module, rival.distribution)
-    clips = Clips(workload, rival.read)
-    batches = EndlessBatches(len(clips), workload.batch, workload.seed)
+    baseline = VIDEO_READERS[name]
+    require_library(baseline.module, baseline.distribution)
+    clips = ClipDataset(workload, baseline.read)
+    batches = EndlessBatchSampler(len(clips), workload.batch, workload.seed)
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)

@@ -22,11 +22,11 @@ FILL = 128  # grey: what comes in from outside the frame
 LINEAR = InterpolationMode.BILINEAR
 
 # Of a clip, by a level, 1 at magnitude 10 and above it where a policy allows more, towards a sign.
-Change = Callable[[torch.Tensor, float, int], torch.Tensor]
+ClipOperation = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 
 def augment(clip: torch.Tensor, policy: Policy, rng: np.random.Generator) -> torch.Tensor:
-    """RandAugment on full-size frames: the operations that `rand_augment.draw` would draw with this `rng`."""
+    """RandAugment on full frames, with the operations of `rand_augment.draw_operations` for this `rng`."""
     for choice in rng.integers(0, len(OPERATIONS), size=policy.count):
         fires = rng.random() < policy.probability
         level = draw_magnitude(policy, rng) / MAX_MAGNITUDE
@@ -145,8 +145,8 @@ def _translate(clip: torch.Tensor, axis: int, offset: int) -> torch.Tensor:
     return shifted
 
 
-# In the order of `rand_augment.MAKERS`.
-OPERATIONS: tuple[Change, ...] = (
+# In the order of `rand_augment.OPERATION_FACTORIES`.
+OPERATIONS: tuple[ClipOperation, ...] = (
     _auto_contrast,
     _equalize,
     _invert,

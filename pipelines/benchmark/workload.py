@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.augment.rand_augment import parse
+from pipelines.augment.rand_augment import parse_policy
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import DataError
 
@@ -40,10 +40,12 @@ def check_policies(policies: Sequence[str]) -> None:
     """Raises DataError for what is neither a RandAugment policy nor none."""
     for policy in policies:
         if policy != NO_POLICY:
-            parse(policy)
+            parse_policy(policy)
 
 
-def combine(manifests: Mapping[str, Path], frames: Sequence[int], policies: Sequence[str]) -> list[Workload]:
+def combine_workloads(
+    manifests: Mapping[str, Path], frames: Sequence[int], policies: Sequence[str]
+) -> list[Workload]:
     """Every manifest, given with its name in tables, at every frame count with every RandAugment policy.
 
     Raises:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.color import check_colorspace, color_correction
-from pipelines.decode.demux import VideoIndex, open_video, read_index, stated_size
-from pipelines.decode.frame_sizes import one_size
-from pipelines.decode.nvdec import SIDES, refused_by_nvdec
-from pipelines.decode.pyav import check_frames, check_size, first_frame
+from pipelines.decode.demux import VideoIndex, header_size, open_video, read_index
+from pipelines.decode.frame_sizes import has_one_size
+from pipelines.decode.nvdec import SIDES, nvdec_refusal
+from pipelines.decode.pyav import check_frames, check_size, decode_first_frame
 from pipelines.errors import VideoError
 
 
@@ -29,7 +29,7 @@ class GraphDecoder(Enum):
     NVDEC = "nvdec"
 
     @staticmethod
-    def on(*, gpu: bool) -> "GraphDecoder":
+    def for_device(*, gpu: bool) -> "GraphDecoder":
         return GraphDecoder.NVDEC if gpu else GraphDecoder.CPU
 
     @property
@@ -41,17 +41,17 @@ class GraphDecoder(Enum):
 PLACEHOLDER_SIZE = 64  # pixels a side; hardware decoders take nothing smaller than 48
 
 
-class NotForGraph(VideoError):
+class UnsupportedByGraph(VideoError):
     """A sound video that the graph's decoder does not take, or would number otherwise; PyAV decodes it."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class GraphDecodeInput:
     """What the graph needs beside the bytes.
 
     indices: int32, frame numbers for the graph's decoder. color: float32, (3, 4), the matrix and offset that
     make its RGB right (`color.color_correction`). orientation: int32, (3,), what makes its frames upright
-    (`Orientation.numbers`).
+    (`Orientation.flags`).
     """
 
     indices: NDArray[np.int32]
@@ -61,45 +61,45 @@ class Encoded:
 
 def check_encoded(
     data: bytes, row: ManifestRow, indices: NDArray[np.integer], decoder: GraphDecoder
-) -> Encoded:
+) -> GraphDecodeInput:
     """What the graph needs to decode the frames at `indices` with this decoder.
 
     Demuxes, and decodes the first frame: a file cut short is seen, damage inside the stream is not.
 
     Raises:
         VideoError: the file cannot be opened, or has frames of another size or fewer than asked for.
-        NotForGraph: the decoder cannot be expected to give these frames, PyAV can.
+        UnsupportedByGraph: the decoder cannot be expected to give these frames, PyAV can.
     """
     with open_video(data) as (container, stream):
         index = read_index(container, stream, keep_bytes=sys.maxsize)  # all of `data` is in memory anyway
         codec = stream.codec_context.codec.canonical_name
         colorspace = int(stream.codec_context.colorspace)
-        check_frames(indices, len(index.shown))
+        check_frames(indices, len(index.display_order))
         if codec not in decoder.codecs:
             raise _not_for_graph(f"is {codec}", f"it takes {', '.join(sorted(decoder.codecs))}")
-        if decoder is GraphDecoder.NVDEC and (
-            refused := refused_by_nvdec(stream.codec_context, codec, index)
-        ):
+        if decoder is GraphDecoder.NVDEC and (refused := nvdec_refusal(stream.codec_context, codec, index)):
             raise _not_for_graph(*refused)
         if reason := _numbered_otherwise(index, decoder):
             raise _not_for_graph(reason, "it would give other frames than were asked for")
-        _, shape = first_frame(data, stream, index)
+        _, shape = decode_first_frame(data, stream, index)
         if decoder is GraphDecoder.CPU:
             # It makes room for, and converts, frames of the size that the header says. Given others, it reads
             # and writes memory that is not there, which ends the process.
-            if stated_size(data, stream.index) != (shape.height, shape.width):
+            if header_size(data, stream.index) != (shape.height, shape.width):
                 raise _not_for_graph(
                     "has frames of another size than its header says", "it goes by the header"
                 )
-            if not one_size(codec, map(bytes, index.packets or ())):
+            if not has_one_size(codec, map(bytes, index.packets or ())):
                 raise _not_for_graph("may change the size of its frames", "it converts all like the first")
     check_colorspace(colorspace)
     check_size(shape, (row.height, row.width))
-    return Encoded(np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.numbers)
+    return GraphDecodeInput(
+        np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.flags
+    )
 
 
-def _not_for_graph(what: str, why: str) -> NotForGraph:
-    return NotForGraph(
+def _not_for_graph(what: str, why: str) -> UnsupportedByGraph:
+    return UnsupportedByGraph(
         f"{what}, which the graph's decoder does not take ({why}); set data.decoder to auto or hybrid, which "
         "leave such videos to PyAV, or to pyav"
     )
@@ -114,7 +114,7 @@ def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
         return "does not say when its frames are shown"
     if index.keyframes[0] > 0:
         return "begins before its first keyframe"
-    if len(index.shown) < len(index.times) and decoder is GraphDecoder.NVDEC:
+    if len(index.display_order) < len(index.times) and decoder is GraphDecoder.NVDEC:
         return "holds frames that are not shown"
     if decoder is GraphDecoder.NVDEC and any(time is not None and time < 0 for time in index.times):
         return "shows frames before time 0"

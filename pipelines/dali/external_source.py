@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment.params import ClipDraw, TrainClip, ViewClip, draw_clip
+from pipelines.augment.params import ClipParams, TrainClipSpec, ViewSpec, draw_clip_params
 from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
 from pipelines.dali.sample_reader import Arrays, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.manifest import ManifestRow
@@ -58,7 +58,7 @@ class TrainSource:
 
     reader: SampleReader
     sampler: TrainSampler
-    clip: TrainClip
+    clip: TrainClipSpec
     micro_batch: int
     rank: int
     world_size: int
@@ -77,7 +77,7 @@ class TrainSource:
     @property
     def numbers(self) -> int:
         """How many arrays of numbers the graph gets: for each repeat a window, if it cuts, and the clip's."""
-        return self.sampler.repeats * (self.clip.numbers + self.cuts)
+        return self.sampler.repeats * (self.clip.array_count + self.cuts)
 
     @property
     def clips_per_sample(self) -> int:
@@ -98,17 +98,17 @@ class TrainSource:
         if loaded.reason:
             draws = self._draws(slots, request.row, loaded.height, loaded.width)
             if not self.cuts:
-                loaded = replace(loaded, arrays=(_cut(loaded.arrays[0], draws[0].window),))
+                loaded = replace(loaded, arrays=(_cut(loaded.arrays[0], draws[0].roi),))
         top, left = loaded.origin
         numbers: list[NDArray[Any]] = []
         for draw in draws:
             if self.cuts:
-                numbers.append((draw.window - np.array([top, left, top, left])).astype(np.int32))
-            numbers += draw.numbers
+                numbers.append((draw.roi - np.array([top, left, top, left])).astype(np.int32))
+            numbers += draw.arrays
         keys = [self.sampler.mask_key(slot) for slot in slots]
         return (*loaded.arrays, *_about(request, loaded, keys), *numbers)
 
-    def _place(self, position: int) -> tuple[SampleRequest, list[Slot], list[ClipDraw]]:
+    def _place(self, position: int) -> tuple[SampleRequest, list[Slot], list[ClipParams]]:
         """What is wanted at a position, and of each of its repeats the slot and the draw."""
         step, place = self._slot_place(position)
         turn = (step * self.sampler.global_batch + place) // self.sampler.repeats
@@ -117,17 +117,17 @@ class TrainSource:
         row, reason = self.reader.row(sample)
         height, width = (row.height, row.width) if row is not None else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
         draws = self._draws(slots, row, height, width)
-        windows = np.array([draw.window for draw in draws])
+        windows = np.array([draw.roi for draw in draws])
         (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
         window = (int(top), int(left), int(bottom), int(right))
         in_graph = self.reader.decoding.in_graph(turn)
         request = SampleRequest(sample, row, draws[0].indices, window, in_graph, reason)
         return request, slots, draws
 
-    def _draws(self, slots: list[Slot], row: ManifestRow | None, height: int, width: int) -> list[ClipDraw]:
+    def _draws(self, slots: list[Slot], row: ManifestRow | None, height: int, width: int) -> list[ClipParams]:
         """One draw for each repeat, for frames of this size."""
         return [
-            draw_clip(
+            draw_clip_params(
                 self.clip,
                 seed=self.sampler.seed,
                 epoch=slot.epoch,
@@ -159,7 +159,7 @@ class ViewSource:
 
     reader: SampleReader
     sampler: ViewSampler
-    clip: ViewClip
+    clip: ViewSpec
     rank: int
     first: int = 0
 
@@ -204,7 +204,7 @@ class ViewSource:
 Source = TrainSource | ViewSource
 
 
-def view_numbers(clip: ViewClip, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def view_numbers(clip: ViewSpec, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What the graph of the views takes beside frames of `height` x `width` pixels: the size to resize them
     to, (2,), and where the crops lie, (crops, 2).
     """

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.external_source import view_numbers
 from pipelines.dali.pipeline import Colours, view_nodes
@@ -27,7 +27,7 @@ class FrameViews:
     """
 
     def __init__(
-        self, clip: ViewClip, mean: Colours, std: Colours, device: torch.device, batch: int, threads: int
+        self, clip: ViewSpec, mean: Colours, std: Colours, device: torch.device, batch: int, threads: int
     ) -> None:
         self.clip = clip
         self.batch = batch
@@ -72,7 +72,7 @@ class FrameViews:
         return list(frames), list(sizes), list(positions)
 
 
-def clip_frames(path: Path, row: ManifestRow, clip: ViewClip) -> NDArray[np.uint8]:
+def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint8]:
     """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation takes them.
 
     Raises VideoError where the video cannot be used.

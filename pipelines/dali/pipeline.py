@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.augment.dali_nodes import train_clip, views
-from pipelines.augment.params import ViewClip
+from pipelines.augment.dali_nodes import augment_clip, crop_views
+from pipelines.augment.params import ViewSpec
 from pipelines.dali.external_source import TrainSource, ViewSource
 from pipelines.dali.sample_reader import Arrays, Decoding, RefusedRequests
 from pipelines.decode.dali_nodes import decode_in_graph
@@ -50,12 +50,12 @@ class TrainGraph:
 
     def nodes(self, frames: Any, numbers: Any) -> Any:
         clip, repeats, cuts = self.source.clip, self.source.sampler.repeats, self.source.cuts
-        each = clip.numbers + cuts
+        each = clip.array_count + cuts
         clips = []
         for repeat in range(repeats):
             own = numbers[repeat * each : (repeat + 1) * each]
             cut = _window(frames, own[0]) if cuts else frames
-            clips.append(train_clip(cut, own[cuts:], clip, self.mean, self.std))
+            clips.append(augment_clip(cut, own[cuts:], clip, self.mean, self.std))
         return fn.stack(*clips) if repeats > 1 else clips[0]
 
 
@@ -71,11 +71,11 @@ class ViewGraph:
         return view_nodes(frames, numbers, self.source.clip, self.mean, self.std)
 
 
-def view_nodes(frames: Any, numbers: Any, clip: ViewClip, mean: Colours, std: Colours) -> Any:
+def view_nodes(frames: Any, numbers: Any, clip: ViewSpec, mean: Colours, std: Colours) -> Any:
     """Graph nodes: the frames of all clips of a video, one clip after another, and `view_numbers` → views."""
     size, positions = numbers
     # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
-    stacked = views(frames, size, positions, clip.crops, clip.size, mean, std)
+    stacked = crop_views(frames, size, positions, clip.crops, clip.size, mean, std)
     split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
     ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
     return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipelines.dali.encoded_input import (
     PLACEHOLDER_SIZE,
     GraphDecoder,
-    NotForGraph,
+    UnsupportedByGraph,
     check_encoded,
     placeholder_video,
 )
@@ -205,9 +205,11 @@ class SampleReader:
         """
         try:
             if isinstance(source, Path):
-                raise NotForGraph(f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid")
+                raise UnsupportedByGraph(
+                    f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid"
+                )
             encoded = check_encoded(source, row, request.indices, self.decoding.decoder)
-        except NotForGraph:
+        except UnsupportedByGraph:
             if self.decoding.name == "hybrid":
                 return None
             raise
@@ -246,4 +248,4 @@ def read_content(path: Path, row: ManifestRow) -> Path | bytes:
     with VideoFile(path) as file:
         if row.length == 0 and file.size > LONG_FILE:
             return path
-        return file.piece(row.offset, row.length)
+        return file.read_range(row.offset, row.length)

@@ -26,7 +26,7 @@ FPS = 25
 TOLERANCE = 6.0  # levels of 255 that a grey may be off by, of coding and conversion
 
 
-def decode_trial(device: torch.device, frames: int) -> list[int]:
+def decode_test_video(device: torch.device, frames: int) -> list[int]:
     """Make and decode a clip of so many frames, each of a grey of its own; returns the shape of what came: T,
     H, W, 3.
 
@@ -34,7 +34,7 @@ def decode_trial(device: torch.device, frames: int) -> list[int]:
     gives other frames.
     """
     gpu = device.type == "cuda"
-    video_format, decoder = (H264 if gpu else VP9), GraphDecoder.on(gpu=gpu)
+    video_format, decoder = (H264 if gpu else VP9), GraphDecoder.for_device(gpu=gpu)
     greys = np.linspace(0, 255, frames, dtype=np.uint8)
     clip = np.repeat(greys, SIDE * SIDE * 3)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16, help="of the clip (%(default)s)")
     arguments = parser.parse_args()
     try:
-        shape = decode_trial(arguments.device, arguments.frames)
+        shape = decode_test_video(arguments.device, arguments.frames)
     except BROKEN as error:
         sys.exit(format_dali_error(str(error)))
     print(json.dumps({"frames": shape[0]}))

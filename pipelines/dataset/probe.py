@@ -13,10 +13,10 @@ from pathlib import Path
 
 import av
 
-from pipelines.decode.broken_files import cut_off
+from pipelines.decode.broken_files import describe_truncation
 from pipelines.decode.color import check_colorspace
 from pipelines.decode.demux import VideoIndex, open_video, read_index
-from pipelines.decode.pyav import KEPT_BYTES, decode_through, first_frame
+from pipelines.decode.pyav import KEPT_BYTES, decode_all, decode_first_frame
 from pipelines.errors import VideoError, format_unexpected
 from pipelines.worker_pool import ordered_map
 
@@ -82,16 +82,16 @@ def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         still = container.format.name.endswith("_pipe") or container.format.name == "image2"
         gaps = index.gaps and container.format.name == "mpegts"
-        first, shape = first_frame(source, stream, index)
+        first, shape = decode_first_frame(source, stream, index)
     check_colorspace(int(first.colorspace))
-    frames = len(index.shown)
+    frames = len(index.display_order)
     if deep or not index.ordered:
-        frames = decode_through(source, index, convert=deep)
-        if index.ordered and frames != len(index.shown):
-            raise VideoError(f"decodes to {frames} of {len(index.shown)} frames")
-    height, width = shape.shown
+        frames = decode_all(source, index, convert=deep)
+        if index.ordered and frames != len(index.display_order):
+            raise VideoError(f"decodes to {frames} of {len(index.display_order)} frames")
+    height, width = shape.display_size
     notes = (
-        shape.orientation.note,
+        shape.orientation.description,
         "non-square pixels, used as they are" if aspect not in (0, 1) else "",
         HDR.get(int(first.color_trc), ""),
         "" if index.ordered else "no usable times: decoded from the start for each clip",
@@ -121,7 +121,7 @@ def _check_whole(
     if not container.format.name.startswith("mov,"):
         return
     lacks = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
-    if lacks and (words := cut_off(source)):
+    if lacks and (words := describe_truncation(source)):
         raise VideoError(words)
 
 

@@ -22,7 +22,7 @@ _FIRST = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide
 _MEANING = {b"moov": "index (moov)", b"mdat": "video data (mdat)", b"moof": "index of a fragment (moof)"}
 
 
-def what_is_wrong(file: VideoFile | BytesIO) -> str:
+def diagnose_file(file: VideoFile | BytesIO) -> str:
     """Why a file in which FFmpeg finds no video is none, in words that follow its name; empty where it is not
     known. Moves to another place in the file.
     """
@@ -33,7 +33,7 @@ def what_is_wrong(file: VideoFile | BytesIO) -> str:
     return ""
 
 
-def cut_off(source: Path | bytes) -> str:
+def describe_truncation(source: Path | bytes) -> str:
     """Where an MP4 or QuickTime file ends inside one of its boxes, that in words that follow its name; else
     empty. Raises VideoError for a file that is not there.
     """

@@ -24,7 +24,7 @@ LUMA_SHARES = {
 YCGCO = 8
 
 # Tags that FFmpeg's converter refuses, and what they mean (ITU-T H.273, table 4).
-NOT_CONVERTED = {
+UNSUPPORTED_MATRICES = {
     YCGCO: "YCgCo",
     10: "BT.2020 with constant luminance",
     11: "SMPTE ST 2085",
@@ -36,26 +36,26 @@ NOT_CONVERTED = {
     17: "YCgCo-Ro",
 }
 
-UNCHANGED = np.eye(3, 4, dtype=np.float32)
+IDENTITY = np.eye(3, 4, dtype=np.float32)
 
 
 def color_correction(colorspace: int) -> NDArray[np.float32]:
     """(3, 4): matrix and offset that turn RGB made by BT.601 into RGB by the tag, in levels of 0 to 255."""
     if colorspace not in LUMA_SHARES:
-        return UNCHANGED.copy()
+        return IDENTITY.copy()
     tagged = rgb_from_ycc(*LUMA_SHARES[colorspace])
-    corrected = UNCHANGED.copy()
+    corrected = IDENTITY.copy()
     corrected[:, :3] = tagged @ np.linalg.inv(rgb_from_ycc(*BT601))
     return corrected
 
 
 def check_colorspace(colorspace: int) -> None:
     """Raise VideoError for a tag whose colours cannot be converted to RGB."""
-    if colorspace in NOT_CONVERTED:
+    if colorspace in UNSUPPORTED_MATRICES:
         how = " with `ffmpeg -i IN -vf zscale=matrix=709 OUT`" if colorspace == YCGCO else " as BT.709"
         raise VideoError(
-            f"has colours in {NOT_CONVERTED[colorspace]}, which FFmpeg does not convert to RGB; encode it "
-            f"anew{how}"
+            f"has colours in {UNSUPPORTED_MATRICES[colorspace]}, which FFmpeg does not convert to RGB; "
+            f"encode it anew{how}"
         )
 
 

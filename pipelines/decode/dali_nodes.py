@@ -13,7 +13,7 @@ from typing import Any
 
 from nvidia.dali import fn, math, types
 
-from pipelines.decode.color import UNCHANGED
+from pipelines.decode.color import IDENTITY
 
 
 def choose_decoder(name: str, *, gpu: bool) -> str:
@@ -53,7 +53,7 @@ def correct_color(frames: Any, color: Any) -> Any:
     """Graph node: frames with `color`, (3, 4) per sample, applied to each pixel; samples whose matrix changes
     nothing are passed on as they are. Takes a pipeline with conditionals enabled.
     """
-    unchanged = types.Constant(UNCHANGED, device="cpu")
+    unchanged = types.Constant(IDENTITY, device="cpu")
     if fn.reductions.max(math.abs(color - unchanged)) > 0.0:
         transformed = fn.coord_transform(frames, MT=color, dtype=types.UINT8)
         corrected = fn.reshape(transformed, layout="FHWC")

@@ -13,7 +13,7 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from pipelines.decode.broken_files import what_is_wrong
+from pipelines.decode.broken_files import diagnose_file
 from pipelines.decode.picture_headers import SCANNED, PictureScan
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoError
@@ -25,17 +25,17 @@ PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
 FIELDS_UNKNOWN, PROGRESSIVE = 0, 1  # <libavcodec/defs.h>, AVFieldOrder
 
 # Streams that are not videos: cover art and thumbnails, whatever codec they are in.
-PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+NOT_VIDEOS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 # FFmpeg's names of formats that only name other files.
 PLAYLISTS = frozenset({"concat", "hls", "dash", "imf"})
 
 # A playlist, a session description and the like name other files and hosts; whoever can write a video could
 # have any of them read. What FFmpeg reads is handed to it, so it needs no protocol at all.
-NOTHING_ELSE = {"protocol_whitelist": "none"}
+NO_PROTOCOLS = {"protocol_whitelist": "none"}
 
 # Text in a file's tags may be in any encoding; nobody reads it here. PyAV 19 is lenient by itself.
-LENIENT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+LENIENT_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 HEADER_BYTES = 4096  # of a packet in which the headers of its picture lie
 
@@ -46,7 +46,7 @@ MPEG4_NOT_CODED = 19
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
 
 
-class NothingFound(VideoError):
+class NoVideoFound(VideoError):
     """A file that FFmpeg opens, and in which it finds no video: it may be cut off before that."""
 
 
@@ -65,7 +65,7 @@ class VideoIndex:
     """Presentation time of each packet, in units of the stream."""
     keyframes: list[int]
     """Packets at which decoding can start, ascending; at least one."""
-    shown: list[int]
+    display_order: list[int]
     """The packet of each frame, in the order they are shown. Where `ordered` is false the order means
     nothing, and there may be fewer frames: those that the decoder gives out."""
     ordered: bool
@@ -113,25 +113,25 @@ def open_video(
             raise VideoError("is empty (0 bytes)")
         file.seek(0)
         try:
-            with av.open(file, container_options=NOTHING_ELSE, **LENIENT) as container:
+            with av.open(file, container_options=NO_PROTOCOLS, **LENIENT_TAGS) as container:
                 if container.format.name in PLAYLISTS:
                     raise VideoError(f"is a list of other files ({container.format.name}), not a video")
                 yield container, _video_stream(container)
-        except NothingFound as defect:
-            raise VideoError(what_is_wrong(file) or str(defect)) from defect
+        except NoVideoFound as defect:
+            raise VideoError(diagnose_file(file) or str(defect)) from defect
         except (av.FFmpegError, OSError) as error:
             raise VideoError(_complaint(file, error)) from error
 
 
-def stated_size(data: bytes, stream: int) -> tuple[int, int]:
+def header_size(data: bytes, stream: int) -> tuple[int, int]:
     """(height, width) of a stream, by its number, as the container's header says, whatever its frames are.
 
     Raises VideoError as `open_video` does.
     """
     # FFmpeg looks into the first frames, and takes the size of those, where it may use the codec.
-    options = {**NOTHING_ELSE, "codec_whitelist": "none"}
+    options = {**NO_PROTOCOLS, "codec_whitelist": "none"}
     try:
-        with av.open(BytesIO(data), container_options=options, **LENIENT) as container:
+        with av.open(BytesIO(data), container_options=options, **LENIENT_TAGS) as container:
             codec = container.streams[stream].codec_context
             return codec.height, codec.width
     except (av.FFmpegError, OSError) as error:
@@ -140,20 +140,20 @@ def stated_size(data: bytes, stream: int) -> tuple[int, int]:
 
 def _complaint(file: VideoFile | BytesIO, error: Exception) -> str:
     """Why a file cannot be read as a video."""
-    return what_is_wrong(file) or f"is not a video, or is damaged: {in_words(error)}"
+    return diagnose_file(file) or f"is not a video, or is damaged: {ffmpeg_message(error)}"
 
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
-    """The default one of the video streams that are not pictures; raises NothingFound where there is none."""
+    """The default one of the video streams that are not pictures; raises NoVideoFound where there is none."""
     streams = container.streams.video
-    videos = [stream for stream in streams if not stream.disposition & PICTURES]
+    videos = [stream for stream in streams if not stream.disposition & NOT_VIDEOS]
     if not videos:
-        raise NothingFound("holds cover art, but no video" if streams else "holds no video stream")
+        raise NoVideoFound("holds cover art, but no video" if streams else "holds no video stream")
     default = [stream for stream in videos if stream.disposition & Disposition.default] or videos
     best = container.streams.best("video")
     chosen = best if best in default else default[0]
     if chosen.codec_context is None:
-        raise NothingFound("holds a video stream of a codec that FFmpeg does not know")
+        raise NoVideoFound("holds a video stream of a codec that FFmpeg does not know")
     return chosen
 
 
@@ -207,12 +207,12 @@ def read_index(
             if room < 0:
                 packets.clear()
     if not times:
-        raise NothingFound("holds no frame")
+        raise NoVideoFound("holds no frame")
     kept = packets if room >= 0 else None
     if not keyframes:  # some containers do not mark them
         return VideoIndex(times, [0], list(range(len(times))), False, kept, gaps)
     if not shown:
-        raise NothingFound("holds no frame")
+        raise NoVideoFound("holds no frame")
     by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, shown)
     if by_time is not None:
         reorders = codec.has_b_frames if scan is None else scan.b_pictures
@@ -263,6 +263,6 @@ def stored_packets(
                 yield packet
 
 
-def in_words(error: Exception) -> str:
+def ffmpeg_message(error: Exception) -> str:
     """FFmpeg's words without the error number before them and the file name after them."""
     return getattr(error, "strerror", None) or str(error)

@@ -21,11 +21,11 @@ _VP9_HEADER = 32  # bytes that hold all of a header that is read here
 CODECS = frozenset({"mjpeg", "vp8", "vp9"})
 """FFmpeg's names of the codecs that are looked into."""
 
-Said = tuple[str, object]
+HeaderField = tuple[str, object]
 """What a header says, and of what."""
 
 
-def one_size(codec: str, packets: Iterable[bytes]) -> bool:
+def has_one_size(codec: str, packets: Iterable[bytes]) -> bool:
     """Whether no picture in the packets is said to differ from the first in size or pixels.
 
     codec: one of `CODECS`. A header that cannot be read says nothing: decoders refuse it.
@@ -40,20 +40,20 @@ def one_size(codec: str, packets: Iterable[bytes]) -> bool:
     return True
 
 
-def _jpeg_headers(packet: bytes) -> Iterator[Said]:
+def _jpeg_headers(packet: bytes) -> Iterator[HeaderField]:
     """The whole of each header of a frame, with whether the planes are RGB."""
     adobe = b"".join(_JPEG_ADOBE.findall(packet))
     for header in frame_headers(packet):
         yield "frame", header + adobe
 
 
-def _vp8_headers(packet: bytes) -> Iterator[Said]:
+def _vp8_headers(packet: bytes) -> Iterator[HeaderField]:
     """Width, height and scaling of a key frame; others have none of their own."""
     if not packet[0] & 1 and packet[3:6] == _VP8_START:
         yield "frame", packet[6:10]
 
 
-def _vp9_headers(packet: bytes) -> Iterator[Said]:
+def _vp9_headers(packet: bytes) -> Iterator[HeaderField]:
     """Pixels and size, of the frames in a packet that say them; others have those of frames they refer to."""
     for frame in _vp9_frames(packet):
         yield from _vp9_header(Bits(frame[:_VP9_HEADER]))
@@ -87,7 +87,7 @@ def _vp9_frames(packet: bytes) -> Iterator[bytes]:
         at += size
 
 
-def _vp9_header(bits: Bits) -> Iterator[Said]:
+def _vp9_header(bits: Bits) -> Iterator[HeaderField]:
     """What the uncompressed header of a frame says (the same, 6.2).
 
     Raises IndexError for one that is cut short.

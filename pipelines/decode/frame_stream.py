@@ -13,10 +13,10 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipelines.decode.demux import VideoIndex, open_video, read_index
-from pipelines.decode.pyav import decode_through, frames_in_order, to_rgb
+from pipelines.decode.pyav import decode_all, frames_in_order, to_rgb
 from pipelines.errors import VideoError, format_unexpected
 
-USUAL_RATE = Fraction(25)
+DEFAULT_RATE = Fraction(25)
 """Frames per second of a file that does not say, as FFmpeg takes it for raw streams."""
 
 
@@ -38,7 +38,7 @@ class FrameStream:
                 self._index = read_index(container, stream)
                 rate = stream.average_rate or stream.guessed_rate
                 unit = stream.time_base
-            self.rate = Fraction(rate) if rate else USUAL_RATE
+            self.rate = Fraction(rate) if rate else DEFAULT_RATE
             self.seconds = _seconds(path, self._index, unit, self.rate)
         except VideoError:
             raise
@@ -73,6 +73,6 @@ class FrameStream:
 
 def _seconds(path: Path, index: VideoIndex, unit: Fraction, rate: Fraction) -> NDArray[np.float64]:
     if not index.ordered:
-        return np.arange(decode_through(path, index, convert=False)) / float(rate)
-    times = np.array([index.times[packet] for packet in index.shown], np.int64)
+        return np.arange(decode_all(path, index, convert=False)) / float(rate)
+    times = np.array([index.times[packet] for packet in index.display_order], np.int64)
     return (times - times[0]) * float(unit)

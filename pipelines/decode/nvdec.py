@@ -35,7 +35,7 @@ def has_nvdec() -> bool:
     return True
 
 
-def refused_by_nvdec(
+def nvdec_refusal(
     context: "av.video.codeccontext.VideoCodecContext", codec: str, index: VideoIndex
 ) -> tuple[str, str] | None:
     """What of a video of one of `SIDES`' codecs is not for NVDEC, and why; None where nothing is.

@@ -22,7 +22,7 @@ class Orientation:
     skew_degrees: int = 0
     """An angle that is no quarter turn, clockwise; it is not applied."""
 
-    def shown(self, height: int, width: int) -> tuple[int, int]:
+    def display_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) as shown, of a picture coded in these."""
         return (width, height) if self.transpose else (height, width)
 
@@ -37,12 +37,12 @@ class Orientation:
         return picture
 
     @property
-    def numbers(self) -> NDArray[np.int32]:
+    def flags(self) -> NDArray[np.int32]:
         """(transpose, reverse rows, reverse columns), each 0 or 1."""
         return np.array([self.transpose, self.reverse_rows, self.reverse_columns], np.int32)
 
     @property
-    def note(self) -> str:
+    def description(self) -> str:
         """In words; nothing for a picture that is shown as it is coded."""
         if self.skew_degrees:
             return f"to be rotated by {self.skew_degrees} degrees, which is not applied"

@@ -23,7 +23,7 @@ from pipelines.decode.demux import (
     FIELDS_UNKNOWN,
     PROGRESSIVE,
     VideoIndex,
-    in_words,
+    ffmpeg_message,
     open_video,
     read_index,
     stored_packets,
@@ -39,13 +39,13 @@ KEPT_BYTES = 64 * 2**20  # of packets in memory; a video with more is demuxed a 
 # probabilities and segments may be reused); AV1's decoder takes the setting at its start only.
 SKIPPABLE = frozenset({"h264", "mpeg2video", "mpeg4"})
 
-Window = tuple[int, int, int, int]
+Roi = tuple[int, int, int, int]
 
 
 def decode_frames(
     source: Path | bytes,
     indices: NDArray[np.integer],
-    window: Window | None = None,
+    roi: Roi | None = None,
     *,
     size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
@@ -62,9 +62,9 @@ def decode_frames(
     """
     with open_video(source) as (container, stream):
         index = read_index(container, stream, keep_bytes=KEPT_BYTES)
-        check_frames(indices, len(index.shown))
-        clip = _Clip(indices, window, size)
-        runs = _runs(index, sorted(index.shown[number] for number in clip.places))
+        check_frames(indices, len(index.display_order))
+        clip = _Clip(indices, roi, size)
+        runs = _runs(index, sorted(index.display_order[number] for number in clip.places))
         whole = [(index.keyframes[0], len(index.times) - 1)]
         if index.packets is not None:
             times_hold = _fill(clip, stream, index.packets, index, runs)
@@ -74,14 +74,14 @@ def decode_frames(
         # What the container calls a keyframe is none (H.264 that refreshes the picture piece by piece).
         times_hold = _fill_from(source, clip, index, whole)
     if not times_hold:
-        clip = _Clip(indices, window, size)
+        clip = _Clip(indices, roi, size)
         _fill_from(source, clip, replace(index, ordered=False), whole)
     if clip.places:
-        raise VideoError(f"breaks at or before frame {min(clip.places)} of {len(index.shown)}")
+        raise VideoError(f"breaks at or before frame {min(clip.places)} of {len(index.display_order)}")
     return clip.pixels
 
 
-def first_frame(
+def decode_first_frame(
     source: Path | bytes, stream: "av.video.stream.VideoStream", index: VideoIndex
 ) -> tuple["av.VideoFrame", "FrameShape"]:
     """The first frame that the video shows, and its shape.
@@ -103,7 +103,7 @@ def first_frame(
     return first
 
 
-def decode_through(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
+def decode_all(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
     """Decode the video to its end, with all checks of `decode_frames`; returns the number of frames.
 
     convert: turn each frame into RGB, too.
@@ -133,7 +133,7 @@ def frames_in_order(
         shown = _shown_frames(stream, stored_packets(container, stream), index, threads=threads)
         for number, (frame, shape) in enumerate(shown):
             if frame.is_corrupt:
-                raise VideoError(f"is damaged in frame {number} of {len(index.shown)}")
+                raise VideoError(f"is damaged in frame {number} of {len(index.display_order)}")
             _check_same(frame, shape, before, number)
             before = shape
             yield frame, shape
@@ -148,9 +148,9 @@ class FrameShape:
     orientation: Orientation
 
     @property
-    def shown(self) -> tuple[int, int]:
+    def display_size(self) -> tuple[int, int]:
         """(height, width) as shown."""
-        return self.orientation.shown(self.height, self.width)
+        return self.orientation.display_size(self.height, self.width)
 
 
 def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | None, number: int) -> None:
@@ -160,8 +160,8 @@ def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | 
     check_colorspace(int(frame.colorspace))
     if before is None or shape == before:
         return
-    (height, width), (now_height, now_width) = before.shown, shape.shown
-    if before.shown != shape.shown:
+    (height, width), (now_height, now_width) = before.display_size, shape.display_size
+    if before.display_size != shape.display_size:
         change = f"from frames of {width}x{height} to {now_width}x{now_height}"
     else:
         change = "in how its frames are to be rotated"
@@ -177,14 +177,12 @@ class _Clip:
 
     pixels: NDArray[np.uint8]
 
-    def __init__(
-        self, indices: NDArray[np.integer], window: Window | None, size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, indices: NDArray[np.integer], roi: Roi | None, size: tuple[int, int] | None) -> None:
         self.places: dict[int, list[int]] = {}
         for place, number in enumerate(indices.tolist()):
             self.places.setdefault(number, []).append(place)
         self._length = len(indices)
-        self._window = window
+        self._window = roi
         self._size = size
         self._shape: FrameShape | None = None
         # One converter for all frames: setting it up costs more than a small frame.
@@ -197,13 +195,13 @@ class _Clip:
             self._begin(shape)
         picture = shape.orientation.apply(to_rgb(self._converter, frame))
         for place in self.places.pop(number):
-            top, left, bottom, right = self._window or (0, 0, *shape.shown)
+            top, left, bottom, right = self._window or (0, 0, *shape.display_size)
             self.pixels[place] = picture[top:bottom, left:right]
 
     def _begin(self, shape: FrameShape) -> None:
         """Room for the frames, now that their shape is known."""
         check_size(shape, self._size)
-        height, width = shape.shown
+        height, width = shape.display_size
         top, left, bottom, right = self._window or (0, 0, height, width)
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"window {self._window} does not lie in frames of {width}x{height}")
@@ -218,7 +216,7 @@ def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.ui
 
 def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
     """Raise VideoError where frames are not of the (height, width) that the manifest says."""
-    height, width = shape.shown
+    height, width = shape.display_size
     if expected is None or (height, width) == tuple(expected):
         return
     if tuple(expected) == (shape.height, shape.width):
@@ -281,8 +279,8 @@ def _fill(
     Returns False where frames do not come out in the order of their times: none of those taken counts.
     """
     codec = StreamDecoder(stream)
-    shown = {index.times[index.shown[number]]: number for number in clip.places}
-    needed = {index.shown[number] for number in clip.places} if index.ordered else set()
+    shown = {index.times[index.display_order[number]]: number for number in clip.places}
+    needed = {index.display_order[number] for number in clip.places} if index.ordered else set()
     remaining, position = iter(packets), 0
     for first, last in runs:
         start = index.times[first] if index.ordered else None
@@ -296,7 +294,7 @@ def _fill(
             if start is not None and time is not None:
                 if time < start:
                     continue  # may lack what it builds on, and is not wanted
-                if time == start and first > index.keyframes[0] and not codec.stands_alone(frame):
+                if time == start and first > index.keyframes[0] and not codec.is_intra(frame):
                     return True
             if frame.is_corrupt:
                 raise VideoError(f"is damaged at or before frame {_place(index, time, count)}")
@@ -350,7 +348,7 @@ def _frames(
             if start is not None and packet.pts is not None and packet.pts < start:
                 continue  # lacks what it builds on
             number = _place(index, packet.pts, ordinal)
-            raise VideoError(f"is damaged at or before frame {number}: {in_words(error)}") from error
+            raise VideoError(f"is damaged at or before frame {number}: {ffmpeg_message(error)}") from error
     yield from codec.decode(None)
     codec.end()
 
@@ -363,5 +361,5 @@ def _place(index: VideoIndex, time: int | None, count: int) -> str:
     """Where in the video: the number of the frame shown at `time`, by the times or by the count."""
     number = count
     if index.ordered and time is not None:
-        number = sum(_precedes(index.times[packet], time - 1) for packet in index.shown)
-    return f"{number} of {len(index.shown)}"
+        number = sum(_precedes(index.times[packet], time - 1) for packet in index.display_order)
+    return f"{number} of {len(index.display_order)}"

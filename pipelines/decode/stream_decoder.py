@@ -82,7 +82,7 @@ class StreamDecoder:
             self._read = rotation, orientation_of(frame)
         return self._read[1]
 
-    def stands_alone(self, frame: "av.VideoFrame") -> bool:
+    def is_intra(self, frame: "av.VideoFrame") -> bool:
         """Whether a frame that the container calls a keyframe is coded without others."""
         if self._reads_vp9:
             return frame.pts in self._keyframes

@@ -53,7 +53,7 @@ class VideoFile:
             wanted -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def piece(self, offset: int, length: int) -> bytes:
+    def read_range(self, offset: int, length: int) -> bytes:
         """So many bytes from `offset` on; with length 0, all of them.
 
         Raises VideoError where they are not there or cannot be read.

@@ -50,7 +50,7 @@ _REACH = 0.47
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MotionSettings:
     """What all clips of a data set have in common."""
 
     seed: int
@@ -70,7 +70,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class MotionClip:
     """A clip before it is encoded."""
 
     label: int
@@ -79,7 +79,7 @@ class Clip:
     fps: Fraction
 
 
-def draw(settings: Settings, split: str, index: int) -> Clip:
+def draw_motion_clip(settings: MotionSettings, split: str, index: int) -> MotionClip:
     """Clip `index` of a split ("train" or "val"), a function of its arguments alone.
 
     Clips 2k and 2k + 1 are twins: the same frames, in the second one in reverse order.
@@ -92,7 +92,7 @@ def draw(settings: Settings, split: str, index: int) -> Clip:
     frames = int(rng.integers(settings.frames[0], settings.frames[1] + 1))
     path = _MOTIONS[motion](rng, _progress(rng, frames))
     pictures = draw_clip(rng, path, height, width)
-    return Clip(2 * motion + reverse, pictures[::-1] if reverse else pictures, fps)
+    return MotionClip(2 * motion + reverse, pictures[::-1] if reverse else pictures, fps)
 
 
 def render(
@@ -126,7 +126,7 @@ def render(
     """
     if train_clips < 1 or val_clips < 1:
         raise DataError(f"{train_clips} training and {val_clips} validation clips: each needs at least one")
-    settings = Settings(seed, size, frames)
+    settings = MotionSettings(seed, size, frames)
     manifests = root / "train.arrow", root / "val.arrow"
     for manifest in manifests:
         manifest.unlink(missing_ok=True)
@@ -142,9 +142,9 @@ def render(
     return manifests
 
 
-def _write_clip(root: Path, settings: Settings, job: tuple[str, int]) -> ManifestRow:
+def _write_clip(root: Path, settings: MotionSettings, job: tuple[str, int]) -> ManifestRow:
     split, index = job
-    clip = draw(settings, split, index)
+    clip = draw_motion_clip(settings, split, index)
     # Formats change after every round of all eight classes, so none of them tells a class.
     video_format = _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
     name = f"{split}/{CLASS_NAMES[clip.label]}/{index:06d}{video_format.extension}"

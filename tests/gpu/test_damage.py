@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
@@ -22,7 +22,7 @@ from tests.pipelines.videos import Kind, make_video
 
 pytestmark = pytest.mark.gpu
 
-CLIP = TrainClip(4, 32)
+CLIP = TrainClipSpec(4, 32)
 VIDEOS, BAD, FRAMES, SIZE = 12, 5, 20, (64, 96)
 BATCH, BATCHES = 4, 6  # two epochs
 
@@ -139,7 +139,7 @@ def test_a_video_that_breaks_the_decoder_costs_itself(
     sampler = TrainSampler(VIDEOS, BATCH, seed=3)
     source = TrainSource(reader, sampler, CLIP, BATCH, rank=0, world_size=1, first=0)
     graph = with_decoding(
-        TrainGraph(source, HALF, HALF), Decoding("dali", GraphDecoder.on(gpu=device.type == "cuda"))
+        TrainGraph(source, HALF, HALF), Decoding("dali", GraphDecoder.for_device(gpu=device.type == "cuda"))
     )
     clips = ClipLoader(graph, options("dali", 2, prefetch, device), batches=0)
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]

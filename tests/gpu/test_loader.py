@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.loader import ClipBatch, view_loader
@@ -17,7 +17,7 @@ from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
 
 pytestmark = pytest.mark.gpu
 
-PLAIN = TrainClip(4, 64, flip=0)
+PLAIN = TrainClipSpec(4, 64, flip=0)
 LEVEL = 127.5  # of 255 to one, for clips normalised with HALF
 # Mean differences of a clip in levels. Decoders bring chroma to full size differently: 6.7 on average in
 # clips like these, seen on an H100; wrong frames are 20 and more apart. A level at the threshold of an
@@ -40,7 +40,7 @@ def distances(one: ClipBatch, other: ClipBatch) -> torch.Tensor:
 @pytest.mark.parametrize("decoder", ["pyav", "auto"])
 @pytest.mark.parametrize(("clip", "bound"), [(PLAIN, DECODERS), (ALL, AUGMENTED)], ids=["plain", "augmented"])
 def test_batches_are_those_of_the_cpu(
-    motion_set: MotionSet, decoder: str, clip: TrainClip, bound: float, device: torch.device
+    motion_set: MotionSet, decoder: str, clip: TrainClipSpec, bound: float, device: torch.device
 ) -> None:
     on_cpu = take(loader(motion_set.train, clip, batch=16), 2)
     found = take(loader(motion_set.train, clip, batch=16, how=options(decoder, workers=2, device=device)), 2)
@@ -58,7 +58,7 @@ def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device)
 
     def views(device: torch.device) -> list[ClipBatch]:
         clips = view_loader(
-            Dataset([manifest]), ViewSampler(16, 8, 1), ViewClip(4, 48, clips=2, crops=3),
+            Dataset([manifest]), ViewSampler(16, 8, 1), ViewSpec(4, 48, clips=2, crops=3),
             mean=HALF, std=HALF, rank=0, options=options("auto", device=device),
         )  # fmt: skip
         found = list(clips)
@@ -107,7 +107,7 @@ def test_buffers_are_not_used_again_before_the_gpu_has_read_them(
 
 def test_the_next_batch_does_not_wait_for_the_gpu(motion_set: MotionSet, device: torch.device) -> None:
     """What was made ahead is handed over while the batch before is still being worked on."""
-    clips = loader(motion_set.train, TrainClip(4, 32), how=options("pyav", 2, 8, device))
+    clips = loader(motion_set.train, TrainClipSpec(4, 32), how=options("pyav", 2, 8, device))
     batches, spun = iter(clips), spin(device, LONG)
     next(batches)
     time.sleep(2)  # eight are made ahead by then

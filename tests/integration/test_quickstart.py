@@ -71,7 +71,7 @@ def coverage(index: int, size: int) -> np.ndarray:
         return shape, paint
 
     with mock.patch.object(drawing, "_shape", drawn):
-        clip = motion.draw(motion.Settings(0), "val", index)
+        clip = motion.draw_motion_clip(motion.MotionSettings(0), "val", index)
     covered = torch.from_numpy(kept[0][::-1].copy() if index % 2 else kept[0])[:, None]
     assert covered.shape[-2:] == clip.frames.shape[1:3]
     short = min(covered.shape[-2:])

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 import trainer
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
@@ -133,7 +133,7 @@ def test_a_prediction_has_the_scores_of_the_runs_own_evaluation(
 ) -> None:
     loaded = load_weights(undisturbed / "weights.safetensors")
     dataset = Dataset.open([motion_set.val])
-    clip, colours = ViewClip(4, 32, clips=2, crops=3), {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+    clip, colours = ViewSpec(4, 32, clips=2, crops=3), {"mean": (0.45,) * 3, "std": (0.225,) * 3}
     options = LoaderOptions(torch.device("cpu"), workers=1, threads=1, prefetch=2)
     loader = view_loader(dataset, ViewSampler(16, 3, 1), clip, **colours, rank=0, options=options)
     expected, labels = torch.zeros(16, 8), torch.zeros(16, dtype=torch.int64)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import create_model
-from models.batch_norm import GlobalBatchNorm, over_all_ranks
+from models.batch_norm import GlobalBatchNorm, convert_batch_norm
 from tests.trainer.ranks import prepared_context
 
 CHANNELS = 6
@@ -160,7 +160,7 @@ def temporal_model(recomputed):
 def check_a_whole_model(recomputed):
     """Dropout and drop-path on: the ranks' mean loss and mean gradients are those of one process."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    model = over_all_ranks(temporal_model(recomputed), torch.device("cpu"))
+    model = convert_batch_norm(temporal_model(recomputed), torch.device("cpu"))
     whole = temporal_model(0)
     torch.manual_seed(2)
     clips, labels, keys = torch.randn(8, 3, 4, 16, 16), torch.randint(5, (8,)), torch.randint(2**62, (8,))
@@ -185,7 +185,7 @@ def check_the_conversion():
     model.blocks[1].eval()
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for device, kind in (("cpu", GlobalBatchNorm), ("cuda", nn.SyncBatchNorm)):
-        model = over_all_ranks(model, torch.device(device))
+        model = convert_batch_norm(model, torch.device(device))
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert [type(norm) for norm in norms] == [kind] * 4
         assert [norm.training for norm in norms] == [True, True, False, False]
@@ -193,7 +193,7 @@ def check_the_conversion():
         assert list(after) == list(state)
         assert all(after[name] is tensor for name, tensor in state.items())
     lone = nn.BatchNorm2d(3, eps=0.1, momentum=0.2)
-    converted = over_all_ranks(lone, torch.device("cpu"))
+    converted = convert_batch_norm(lone, torch.device("cpu"))
     assert (converted.eps, converted.momentum, converted.weight) == (0.1, 0.2, lone.weight)
     images = torch.randn(2, 3, 4, 4)
     assert torch.equal(converted.eval()(images), lone.eval()(images))
@@ -206,7 +206,7 @@ def test_conversion_keeps_every_tensor_and_name(in_ranks):
 def test_one_rank_has_torchs_own_batch_norm():
     model = temporal_model(0)
     norm = model.blocks[0].local_1.norm
-    assert over_all_ranks(model, torch.device("cpu")) is model
+    assert convert_batch_norm(model, torch.device("cpu")) is model
     assert model.blocks[0].local_1.norm is norm
     rows = torch.randn(8, CHANNELS)
     one, other = GlobalBatchNorm(CHANNELS), nn.BatchNorm1d(CHANNELS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.weights.released import load_official, to_official
+from models.weights.released import load_released, to_released
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())
 
@@ -45,7 +45,7 @@ def golden_tensor(name, shape):
 def golden_model(entry):
     arguments = entry["official_arguments"]
     state = {name: golden_tensor(name, shape) for name, shape in entry["tensors"].items()}
-    return load_official(
+    return load_released(
         state,
         frames=arguments["t_size"],
         heads=arguments["heads"],
@@ -79,7 +79,7 @@ def test_logits_loss_and_every_gradient_match(entry, device):
     loss.backward()
     for parameter in model.parameters():
         parameter.data = parameter.grad
-    gradients = {name: to_official(model)[name] for name in entry["grad_l2"]}
+    gradients = {name: to_released(model)[name] for name in entry["grad_l2"]}
     for name, expected in entry["grad_l2"].items():
         assert gradients[name].norm().item() == pytest.approx(
             expected, rel=GRADIENTS[device.type], abs=1e-7

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.local_block import LocalTemporalMHRA, _add_to_patches, statistics_kept
+from models.local_block import LocalTemporalMHRA, _add_to_patches, frozen_running_statistics
 
 
 def pair(width=12, reduced=8):
@@ -63,7 +63,7 @@ def test_the_class_token_passes_by(small, clips):
 def test_statistics_are_kept_only_inside():
     local, _ = pair()
     patches = torch.randn(2, 4, 9, 12)
-    with statistics_kept(local):
+    with frozen_running_statistics(local):
         inside = local(patches)
     assert not local.norm.running_mean.any()
     torch.testing.assert_close(local(patches), inside)

@@ -11,10 +11,10 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
-from pipelines.augment.dali_nodes import operate, train_clip
-from pipelines.augment.params import TrainClip, draw_clip, inception_crop
-from pipelines.augment.rand_augment import MAKERS
-from pipelines.augment.roi import Narrowed, narrow
+from pipelines.augment.dali_nodes import apply_operations, augment_clip
+from pipelines.augment.params import TrainClipSpec, draw_clip_params, inception_crop
+from pipelines.augment.rand_augment import OPERATION_FACTORIES
+from pipelines.augment.roi import RoiOperations, restrict_to_roi
 from tests.pipelines.augmentation_graphs import on_full_frames
 from tests.pipelines.augmentation_parity import by_timm, frame
 
@@ -23,10 +23,12 @@ BATCH = 16
 MAGNITUDE = 7
 RUNS = 7
 WHOLE_CLIPS = {
-    "crop": TrainClip(FRAMES, 224),
-    "crop and jitter": TrainClip(FRAMES, 224, color_jitter=0.4),
-    "RandAugment that never fires, crop": TrainClip(FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1-p0"),
-    "RandAugment, crop": TrainClip(FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1"),
+    "crop": TrainClipSpec(FRAMES, 224),
+    "crop and jitter": TrainClipSpec(FRAMES, 224, color_jitter=0.4),
+    "RandAugment that never fires, crop": TrainClipSpec(
+        FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1-p0"
+    ),
+    "RandAugment, crop": TrainClipSpec(FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1"),
 }
 
 
@@ -64,14 +66,14 @@ def cost(graph: Callable[..., Any], clips: Sequence[np.ndarray], *numbers: Seque
     return fastest(built.run) / len(clips)
 
 
-def cost_of(laid_out: Sequence[Narrowed], frames: np.ndarray) -> float:
+def cost_of(laid_out: Sequence[RoiOperations], frames: np.ndarray) -> float:
     windows = [
         np.ascontiguousarray(frames[:, box.top : box.bottom, box.left : box.right])
-        for box in (each.window for each in laid_out)
+        for box in (each.roi for each in laid_out)
     ]
 
     def graph(frames: Any, codes: Any, arguments: Any, regions: Any) -> Any:
-        return operate(frames, codes, arguments, regions, 1)
+        return apply_operations(frames, codes, arguments, regions, 1)
 
     parts = ([getattr(each, part) for each in laid_out] for part in ("codes", "arguments", "regions"))
     return cost(graph, windows, *parts)
@@ -81,13 +83,13 @@ def operations() -> None:
     rng = np.random.default_rng(0)
     crops = [inception_crop(rng, HEIGHT, WIDTH, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(BATCH)]
     print("| operation | timm on PIL images | full frames | window of a random crop |\n|---|---|---|---|")
-    for name, make in MAKERS.items():
+    for name, make in OPERATION_FACTORIES.items():
         frames, drawn = clip(name), [make(MAGNITUDE / 10, 1, HEIGHT, WIDTH)]
         timm = fastest(
             lambda frames=frames, name=name: [by_timm(name, MAGNITUDE, 1, each) for each in frames]
         )
         full = cost_of([on_full_frames(drawn, HEIGHT, WIDTH, 1)] * BATCH, frames)
-        window = cost_of([narrow(drawn, crop, HEIGHT, WIDTH, 1) for crop in crops], frames)
+        window = cost_of([restrict_to_roi(drawn, crop, HEIGHT, WIDTH, 1) for crop in crops], frames)
         print(f"| {name} | {timm:.1f} | {full:.1f} | {window:.1f} |", flush=True)
 
 
@@ -96,18 +98,20 @@ def whole_clips() -> None:
     print("\n| whole clip to 224 x 224, normalised | ms |\n|---|---|")
     for name, spec in WHOLE_CLIPS.items():
         draws = [
-            draw_clip(spec, seed=0, epoch=0, sample=sample, repeat=0, frames=99, height=HEIGHT, width=WIDTH)
+            draw_clip_params(
+                spec, seed=0, epoch=0, sample=sample, repeat=0, frames=99, height=HEIGHT, width=WIDTH
+            )
             for sample in range(4 * BATCH)
         ]
         windows = [
             np.ascontiguousarray(frames[:, top:bottom, left:right])
-            for top, left, bottom, right in (each.window for each in draws)
+            for top, left, bottom, right in (each.roi for each in draws)
         ]
 
-        def graph(frames: Any, *numbers: Any, spec: TrainClip = spec) -> Any:
-            return train_clip(frames, numbers, spec, (0.45,) * 3, (0.225,) * 3)
+        def graph(frames: Any, *numbers: Any, spec: TrainClipSpec = spec) -> Any:
+            return augment_clip(frames, numbers, spec, (0.45,) * 3, (0.225,) * 3)
 
-        taken = cost(graph, windows, *zip(*(each.numbers for each in draws), strict=True))
+        taken = cost(graph, windows, *zip(*(each.arrays for each in draws), strict=True))
         print(f"| {name} | {taken:.1f} |", flush=True)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.augment.dali_nodes import operate
-from pipelines.augment.rand_augment import Drawn
-from pipelines.augment.roi import Box, Narrowed, localise
+from pipelines.augment.dali_nodes import apply_operations
+from pipelines.augment.rand_augment import DrawnOperation
+from pipelines.augment.roi import Box, RoiOperations, to_roi_coordinates
 
 CPU = torch.device("cpu")
 
@@ -40,17 +40,17 @@ def run(
 
 
 def operated(
-    clips: Sequence[np.ndarray], laid_out: Sequence[Narrowed], device: torch.device = CPU
+    clips: Sequence[np.ndarray], laid_out: Sequence[RoiOperations], device: torch.device = CPU
 ) -> list[np.ndarray]:
     """What the operations make of the windows of full clips."""
     windows = [
         np.ascontiguousarray(clip[:, box.top : box.bottom, box.left : box.right])
-        for clip, box in zip(clips, (each.window for each in laid_out), strict=True)
+        for clip, box in zip(clips, (each.roi for each in laid_out), strict=True)
     ]
     count = len(laid_out[0].codes)
 
     def graph(frames: Any, codes: Any, arguments: Any, regions: Any) -> Any:
-        return operate(frames, codes, arguments, regions, count)
+        return apply_operations(frames, codes, arguments, regions, count)
 
     return run(
         graph,
@@ -62,7 +62,7 @@ def operated(
     )
 
 
-def on_full_frames(drawn: Sequence[Drawn], height: int, width: int, count: int) -> Narrowed:
+def on_full_frames(drawn: Sequence[DrawnOperation], height: int, width: int, count: int) -> RoiOperations:
     """The same operations with nothing left out: each takes and gives the full frame."""
     full = Box(0, 0, height, width)
     codes, arguments, regions = (
@@ -71,6 +71,6 @@ def on_full_frames(drawn: Sequence[Drawn], height: int, width: int, count: int) 
         np.zeros((count, 4), np.int32),
     )
     for place, each in enumerate(drawn):
-        code, values, region = localise(each, full, full, height, width)
+        code, values, region = to_roi_coordinates(each, full, full, height, width)
         codes[place], arguments[place, : len(values)], regions[place] = code, values, region
-    return Narrowed(full, codes, arguments, regions)
+    return RoiOperations(full, codes, arguments, regions)

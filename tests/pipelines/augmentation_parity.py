@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 
-from pipelines.augment.rand_augment import MAKERS, Drawn
+from pipelines.augment.rand_augment import OPERATION_FACTORIES, DrawnOperation
 from tests.pipelines.augmentation_graphs import CPU, on_full_frames, operated
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,9 @@ def by_timm(name: str, magnitude: float, sign: int, pixels: np.ndarray) -> np.nd
     return np.asarray(changed)
 
 
-def by_graph(drawn: list[Drawn], frames: list[np.ndarray], device: torch.device = CPU) -> list[np.ndarray]:
+def by_graph(
+    drawn: list[DrawnOperation], frames: list[np.ndarray], device: torch.device = CPU
+) -> list[np.ndarray]:
     """The graph's result for each operation on each frame, all in one batch."""
     laid_out = [
         on_full_frames([each], *pixels.shape[:2], 1) for each, pixels in zip(drawn, frames, strict=True)
@@ -77,12 +79,12 @@ def compare(device: torch.device = CPU) -> list[Case]:
     """All operations at all magnitudes, each with the sign that a magnitude's parity gives it."""
     tried = [
         (name, magnitude, 1 - 2 * (place % 2))
-        for name in MAKERS
+        for name in OPERATION_FACTORIES
         for place, magnitude in enumerate(MAGNITUDES)
     ]
     frames = [frame(name) for name, _, _ in tried]
     drawn = [
-        MAKERS[name](magnitude / 10, sign, *pixels.shape[:2])
+        OPERATION_FACTORIES[name](magnitude / 10, sign, *pixels.shape[:2])
         for (name, magnitude, sign), pixels in zip(tried, frames, strict=True)
     ]
     return [
@@ -97,7 +99,7 @@ def table(cases: list[Case]) -> str:
     """Mean and greatest difference in levels of 255, operations down, magnitudes across."""
     head = ["operation", *(f"m {magnitude}" for magnitude in MAGNITUDES), "more than 2 levels off"]
     lines = [" | ".join(head), "|".join(["---"] * len(head))]
-    for name in MAKERS:
+    for name in OPERATION_FACTORIES:
         own = [case for case in cases if case.name == name]
         off = np.mean([(case.difference > 2).mean() for case in own])
         cells = [f"{case.difference.mean():.2f} ({case.difference.max()})" for case in own]
@@ -136,7 +138,7 @@ def main() -> None:
     PAGE.write_text(
         f"{before}{MARKS[0]}\n{versions}, CPU.\n\n{table(cases)}\n{MARKS[1]}{after}", encoding="utf-8"
     )
-    names = list(MAKERS)
+    names = list(OPERATION_FACTORIES)
     for number in range(3):
         pictures(
             cases, names[5 * number : 5 * number + 5], ROOT / f"docs/pictures/augmentation_{number + 1}.png"

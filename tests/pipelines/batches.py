@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
 from pipelines.sampling.sampler import TrainSampler
 
 HALF = (0.5, 0.5, 0.5)
-ALL = TrainClip(4, 32, color_jitter=0.4, rand_augment="rand-m7-n2-mstd0.5-inc1")
+ALL = TrainClipSpec(4, 32, color_jitter=0.4, rand_augment="rand-m7-n2-mstd0.5-inc1")
 
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def options(
 
 def loader(
     manifest: Path,
-    clip: TrainClip,
+    clip: TrainClipSpec,
     *,
     batch: int = 8,
     micro: int | None = None,

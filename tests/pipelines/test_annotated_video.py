@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.annotated_video import UNKNOWN, annotate, draw, shown_text
+from pipelines.annotated_video import UNKNOWN, annotate_video, draw, printable_text
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
 from tests.pipelines.videos import Kind, make_video, uneven
@@ -27,7 +27,7 @@ LINES = (("jump", 0.75), ("run", 0.1))
 def test_frames_keep_their_times_and_their_size(kind: Kind, size: tuple[int, int], tmp_path: Path) -> None:
     stream = FrameStream(make_video(tmp_path, kind))
     told: list[tuple[int, int]] = []
-    annotate(stream, tmp_path / "out.mp4", lambda _: LINES, lambda *now: told.append(now))
+    annotate_video(stream, tmp_path / "out.mp4", lambda _: LINES, lambda *now: told.append(now))
     written = FrameStream(tmp_path / "out.mp4")
     assert written.seconds == pytest.approx(stream.seconds, abs=1e-3)
     assert told[-1] == (stream.frames, stream.frames)
@@ -39,14 +39,14 @@ def test_frames_keep_their_times_and_their_size(kind: Kind, size: tuple[int, int
 def test_frames_closer_than_a_tick_follow_one_another(tmp_path: Path) -> None:
     stream = FrameStream(make_video(tmp_path, Kind("libx264", "mp4", frames=9)))
     stream.seconds = np.arange(9) * 1e-6
-    annotate(stream, tmp_path / "out.mp4", lambda _: LINES)
+    annotate_video(stream, tmp_path / "out.mp4", lambda _: LINES)
     assert FrameStream(tmp_path / "out.mp4").frames == 9
 
 
 def test_the_picture_above_the_text_is_the_videos(tmp_path: Path) -> None:
     path = make_video(tmp_path, Kind("libx264", "mp4", size=(160, 240), degrees=90, frames=4))
     shown = [picture.copy() for _, picture in FrameStream(path).pictures()]
-    annotate(FrameStream(path), tmp_path / "out.mp4", lambda _: LINES)
+    annotate_video(FrameStream(path), tmp_path / "out.mp4", lambda _: LINES)
     for before, (_, after) in zip(shown, FrameStream(tmp_path / "out.mp4").pictures(), strict=True):
         above = np.abs(before[:160].astype(int) - after[:160]).mean()
         below = np.abs(before[-20:].astype(int) - after[-20:]).mean()
@@ -63,11 +63,11 @@ def test_bars_are_as_long_as_the_shares() -> None:
 
 
 def test_what_the_font_lacks_is_a_box() -> None:
-    assert shown_text("jump бег") == "jump бег"
-    assert shown_text("跳ぶ\x1b[31m\n") == f"{UNKNOWN * 3}[31m{UNKNOWN}"
+    assert printable_text("jump бег") == "jump бег"
+    assert printable_text("跳ぶ\x1b[31m\n") == f"{UNKNOWN * 3}[31m{UNKNOWN}"
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     stream = FrameStream(make_video(tmp_path, Kind("libx264", "mp4", frames=2)))
     with pytest.raises(DataError, match=r"nowhere/out\.mp4 cannot be written"):
-        annotate(stream, tmp_path / "nowhere" / "out.mp4", lambda _: LINES)
+        annotate_video(stream, tmp_path / "nowhere" / "out.mp4", lambda _: LINES)

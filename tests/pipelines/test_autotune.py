@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph
@@ -22,7 +22,7 @@ from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
 CPU = torch.device("cpu")
-CLIP = TrainClip(4, 32)
+CLIP = TrainClipSpec(4, 32)
 
 
 def graph(motion_set: MotionSet, micro_batch: int = 8) -> TrainGraph:

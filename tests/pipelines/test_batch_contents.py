@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.augment.params import TrainClip
-from pipelines.augment.rand_augment import MAKERS
-from pipelines.augment.roi import narrow
+from pipelines.augment.params import TrainClipSpec
+from pipelines.augment.rand_augment import OPERATION_FACTORIES
+from pipelines.augment.roi import restrict_to_roi
 from pipelines.batch_contents import describe_batch, format_changes, format_operation
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.sample_reader import Decoding, SampleReader
@@ -17,7 +17,7 @@ from tests.conftest import MotionSet
 def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.train])
     sampler = TrainSampler(len(dataset), 16, seed=3, repeats=2)
-    clip = TrainClip(4, 32, flip=0.5, color_jitter=0.2, rand_augment="rand-m7-n4-mstd0.5-inc1")
+    clip = TrainClipSpec(4, 32, flip=0.5, color_jitter=0.2, rand_augment="rand-m7-n4-mstd0.5-inc1")
     source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, clip, 16, 0, 1, first=5)
     planned = list(describe_batch(dataset, sampler, clip, 5))
     assert len(planned) == 16
@@ -28,9 +28,9 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
         assert each.slot == slots[number % 2] and each.slot.sample == request.sample
         assert each.label == row.label and each.path == dataset.printable_path(request.sample)
         assert list(each.frames) == draw.indices.tolist()
-        narrowed = narrow(each.changes.operations, each.changes.crop, row.height, row.width, 4)
-        np.testing.assert_array_equal(narrowed.codes, draw.numbers[1])
-        np.testing.assert_array_equal(narrowed.arguments, draw.numbers[2])
+        narrowed = restrict_to_roi(each.changes.operations, each.changes.crop, row.height, row.width, 4)
+        np.testing.assert_array_equal(narrowed.codes, draw.arrays[1])
+        np.testing.assert_array_equal(narrowed.arguments, draw.arrays[2])
     assert len({each.changes.crop for each in planned}) > 8
     words = [format_changes(each.changes) for each in planned]
     assert any("flip" in each for each in words) and not all("flip" in each for each in words)
@@ -54,4 +54,4 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     ],
 )
 def test_operations_in_words(name: str, words: str) -> None:
-    assert format_operation(MAKERS[name](0.5, -1.0, 100, 200)) == words
+    assert format_operation(OPERATION_FACTORIES[name](0.5, -1.0, 100, 200)) == words

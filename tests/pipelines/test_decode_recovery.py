@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
 from pipelines.dali.pipeline import TrainGraph, with_decoding
@@ -30,7 +30,7 @@ from tests.pipelines.started import CrashingReader
 
 @pytest.mark.soak
 def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: Path) -> None:
-    clip = TrainClip(4, 32)
+    clip = TrainClipSpec(4, 32)
     endless = loader(vp9_set, clip, batch=4, how=options("dali"))
     batches = [batch for _, batch in zip(range(6), endless, strict=False)]
     ids, valid = torch.cat([b.ids for b in batches]), torch.cat([b.valid for b in batches])
@@ -53,7 +53,7 @@ def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(
     manifest = shutil.copytree(vp9_set.parent, tmp_path / "set") / vp9_set.name
     encode_vp9(manifest.parent / "5.webm", seed=5)
     damage(manifest.parent / "7.webm", packet=FRAMES // 2)
-    clip = TrainClip(1, 32)  # one frame of all: a draw of the first ones does not see the end
+    clip = TrainClipSpec(1, 32)  # one frame of all: a draw of the first ones does not see the end
     epochs, steps = 8, 3
     endless = loader(manifest, clip, batch=4, how=options("dali", workers=2))
     through = [batch for _, batch in zip(range(epochs * steps), endless, strict=False)]
@@ -83,7 +83,7 @@ def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
 
 def test_damage_is_masked_in_evaluation_as_well(vp9_set: Path) -> None:
     views = view_loader(
-        Dataset.open([vp9_set]), ViewSampler(12, 4, 1), ViewClip(4, 32), mean=HALF, std=HALF, rank=0,
+        Dataset.open([vp9_set]), ViewSampler(12, 4, 1), ViewSpec(4, 32), mean=HALF, std=HALF, rank=0,
         options=options("dali"),
     )  # fmt: skip
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
 
 def source(reader: SampleReader) -> TrainSource:
     sampler = TrainSampler(len(reader.dataset), 4, seed=3)
-    return TrainSource(reader, sampler, TrainClip(4, 32), 4, rank=0, world_size=1, first=0)
+    return TrainSource(reader, sampler, TrainClipSpec(4, 32), 4, rank=0, world_size=1, first=0)
 
 
 @pytest.mark.soak
@@ -187,7 +187,7 @@ def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> Non
 
 def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, tmp_path: Path) -> None:
     """The graph decodes what it can and as much as it should; who decodes shows in the colours only."""
-    clip = TrainClip(4, 32, flip=0)
+    clip = TrainClipSpec(4, 32, flip=0)
     by_pyav = take(loader(motion_set.train, clip, batch=16), 2)
     hybrid = loader(motion_set.train, clip, batch=16, how=options("hybrid"))
     assert "decoding by dali and pyav" in hybrid.tuning

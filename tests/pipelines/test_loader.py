@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip, ViewClip, draw_clip
+from pipelines.augment.params import TrainClipSpec, ViewSpec, draw_clip_params
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
@@ -30,7 +30,7 @@ def test_a_clip_without_augmentation_is_its_resized_frames(
 ) -> None:
     """A crop of just the wanted size needs no interpolation, so it must be exact."""
     manifest = Manifest.open(motion_set.train)
-    clip = TrainClip(4, 72, crop_scale=(1, 1), crop_ratio=(1, 1), flip=1.0)
+    clip = TrainClipSpec(4, 72, crop_scale=(1, 1), crop_ratio=(1, 1), flip=1.0)
     square = [i for i in range(len(manifest)) if manifest.row(i).width == manifest.row(i).height == 72]
     batches = take(loader(motion_set.train, clip, batch=16, micro=16, how=options(device=device)), 2)
     clips, ids = (part.cpu() for part in joined(batches))
@@ -39,7 +39,7 @@ def test_a_clip_without_augmentation_is_its_resized_frames(
         if sample not in square:
             continue
         row = manifest.row(sample)
-        drawn = draw_clip(
+        drawn = draw_clip_params(
             clip, seed=3, epoch=0, sample=sample, repeat=0, frames=row.frames, height=72, width=72
         )
         frames = decode_frames(manifest.absolute_path(row), drawn.indices)
@@ -52,7 +52,7 @@ def test_a_clip_without_augmentation_is_its_resized_frames(
 def test_a_batch_keeps_its_pixels_while_others_are_made(motion_set: MotionSet, device: torch.device) -> None:
     """No copy is made of DALI's buffers: they must not be used again while somebody holds a batch."""
     held, copies = [], []
-    endless = loader(motion_set.train, TrainClip(4, 32), how=options(device=device))
+    endless = loader(motion_set.train, TrainClipSpec(4, 32), how=options(device=device))
     for _, batch in zip(range(12), endless, strict=False):
         held.append(batch.clips)
         copies.append(batch.clips.clone())
@@ -63,7 +63,7 @@ def test_a_batch_keeps_its_pixels_while_others_are_made(motion_set: MotionSet, d
 
 def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.train)
-    for batch in take(loader(motion_set.train, TrainClip(4, 32)), 2):
+    for batch in take(loader(motion_set.train, TrainClipSpec(4, 32)), 2):
         assert batch.labels.tolist() == [manifest.row(sample).label for sample in batch.ids.tolist()]
 
 
@@ -79,7 +79,7 @@ def test_decoding_in_the_graph_agrees_with_pyav(
     rows = [manifest.row(i) for i in range(len(manifest))]
     absolute = [replace(row, path=str(manifest.absolute_path(row))) for row in rows if row.codec == codec]
     path = write_manifest(tmp_path / "one_codec.arrow", absolute, manifest.class_names).path
-    clip = TrainClip(4, 64, flip=0)
+    clip = TrainClipSpec(4, 64, flip=0)
     in_graph, in_source = (
         take(loader(path, clip, batch=4, micro=4, how=options(decoder, device=device)), 2)
         for decoder in ("dali", "pyav")
@@ -120,7 +120,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
 ) -> None:
     path = broken_set(motion_set, tmp_path / "set")
     manifest = Manifest.open(path)
-    clips = loader(path, TrainClip(4, 32), how=options(decoder, device=device))
+    clips = loader(path, TrainClipSpec(4, 32), how=options(decoder, device=device))
     batches = [batch for _, batch in zip(range(4), clips, strict=False)]
     clips.close()
     ids = torch.cat([batch.ids for batch in batches]).cpu()
@@ -130,7 +130,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     wrong = {i for i, _ in manifest.wrong_rows()}
     assert wrong == {6, 7, 8, 9}
     good_rows = set(range(32)) - wrong
-    taken = GraphDecoder.on(gpu=device.type == "cuda").codecs
+    taken = GraphDecoder.for_device(gpu=device.type == "cuda").codecs
     not_taken = {i for i in good_rows if decoder == "dali" and manifest.row(i).codec not in taken}
     assert bad == {0, 1, 2, 3, 4} | wrong | not_taken
     labels = torch.cat([batch.labels for batch in batches]).tolist()
@@ -150,7 +150,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
 
 
 def test_a_batch_has_the_mask_keys_of_its_slots(motion_set: MotionSet) -> None:
-    (batch,) = take(loader(motion_set.train, TrainClip(4, 32), batch=8, repeats=2), 1)
+    (batch,) = take(loader(motion_set.train, TrainClipSpec(4, 32), batch=8, repeats=2), 1)
     sampler = TrainSampler(32, 8, seed=3, repeats=2)
     slots = [sampler.slot(0, place) for place in range(8)]
     assert batch.keys.tolist() == [sampler.mask_key(slot) for slot in slots]
@@ -162,14 +162,14 @@ def test_a_short_video_repeats_frames(motion_set: MotionSet, tmp_path: Path) -> 
     manifest = Manifest.open(motion_set.train)
     row = replace(manifest.row(0), path=str(manifest.absolute_path(manifest.row(0))), frames=2)
     path = write_manifest(tmp_path / "short.arrow", [row], manifest.class_names).path
-    (batch,) = take(loader(path, TrainClip(8, 32), batch=2, micro=2), 1)
+    (batch,) = take(loader(path, TrainClipSpec(8, 32), batch=2, micro=2), 1)
     assert batch.valid.all()
     assert batch.clips.shape == (2, 3, 8, 32, 32)
 
 
 def test_views_of_every_video_once_per_pass(motion_set: MotionSet, device: torch.device) -> None:
     manifest = Manifest.open(motion_set.val)
-    clip = ViewClip(frames=4, size=48, clips=2, crops=3)
+    clip = ViewSpec(frames=4, size=48, clips=2, crops=3)
     seen: list[int] = []
     for rank in (0, 1):
         views = view_loader(
@@ -191,7 +191,7 @@ def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet, device: torc
 
     def views(clips: int, crops: int) -> torch.Tensor:
         loader = view_loader(
-            Dataset([manifest]), ViewSampler(16, 16, 1), ViewClip(4, 48, clips, crops), mean=HALF, std=HALF,
+            Dataset([manifest]), ViewSampler(16, 16, 1), ViewSpec(4, 48, clips, crops), mean=HALF, std=HALF,
             rank=0, options=options(device=device),
         )  # fmt: skip
         (batch,) = list(loader)
@@ -211,7 +211,7 @@ def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: Moti
     views = view_loader(
         Dataset([manifest]),
         ViewSampler(16, 8, 1),
-        ViewClip(4, 48),
+        ViewSpec(4, 48),
         mean=HALF,
         std=HALF,
         rank=0,
@@ -227,7 +227,7 @@ def test_view_pixels_are_the_resized_centre(motion_set: MotionSet, device: torch
     """At the video's own size nothing is interpolated."""
     manifest = Manifest.open(motion_set.val)
     side = 72
-    clip = ViewClip(4, side)
+    clip = ViewSpec(4, side)
     loader = view_loader(
         Dataset([manifest]), ViewSampler(16, 16, 1), clip, mean=HALF, std=HALF, rank=0,
         options=options(device=device),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.weights.header import short
+from models.weights.safetensors_header import shorten
 from trainer.checkpoint.shards import find_damage, find_nonfinite, write_checksum
 from trainer.errors import RunError
 
@@ -114,7 +114,7 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(folder, f"{STATE} is of another version of this program")
     for name, check in _CHECKS.items():
         if not check(described[name]):
-            raise CheckpointError(folder, f"{STATE} is damaged: {name} is {short(described[name])}")
+            raise CheckpointError(folder, f"{STATE} is damaged: {name} is {shorten(described[name])}")
     settings = described.pop(_STORED_AS["settings"])
     return TrainState(**described, settings=settings)
 

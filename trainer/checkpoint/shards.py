@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.weights.files import count_not_finite, listed
-from models.weights.header import read_header, short
+from models.weights.safetensors_header import read_header, shorten
 from trainer.checkpoint.tensor_file import flush, write_tensors
 from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
@@ -163,7 +163,7 @@ def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
     ):
         raise TypeError("a piece is not described as one")
     if min(numbers) < 0 or start + count > math.prod(shape):
-        raise ValueError(f"a piece of {short(key)} lies outside its tensor")
+        raise ValueError(f"a piece of {shorten(key)} lies outside its tensor")
     return key, start, count, kind, tuple(shape)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, count_not_finite, listed, open_safetensors
-from models.weights.header import FileError, short
+from models.weights.safetensors_header import WeightFileError, shorten
 from trainer.checkpoint.tensor_file import flush, write_tensors
 from trainer.errors import RunError
 
@@ -96,7 +96,7 @@ def open_described(path: Path) -> DescribedFile:
     """
     try:
         stored = open_safetensors(path)
-    except FileError as error:
+    except WeightFileError as error:
         raise RunError(f"{path} cannot be read as weights: it {error}") from error
     if stored.metadata.get("format_version") != FORMAT:
         raise RunError(
@@ -153,7 +153,7 @@ def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -
     fields = description["model"]
     known = {field.name: field for field in dataclasses.fields(UniFormerV2Config)}
     for name in fields.keys() - known:
-        raise ModelError(f"the model's field {short(name)} is not known")
+        raise ModelError(f"the model's field {shorten(name)} is not known")
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
             raise ModelError(f"the model's field {name} is missing")
@@ -165,10 +165,10 @@ def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -
         if found is None:
             problems.append(f"missing {name}")
         elif found.shape != own.shape:
-            problems.append(f"{name} has shape {short(tuple(found.shape))}, expected is {tuple(own.shape)}")
+            problems.append(f"{name} has shape {shorten(tuple(found.shape))}, expected is {tuple(own.shape)}")
         elif found.is_floating_point() != own.is_floating_point():
             problems.append(f"{name} holds {str(found.dtype).removeprefix('torch.')}")
-    problems += [f"unexpected {short(name)}" for name in shapes.keys() - model.state_dict()]
+    problems += [f"unexpected {shorten(name)}" for name in shapes.keys() - model.state_dict()]
     if problems:
         raise ModelError(f"the tensors do not fit the model they describe: {listed(problems)}")
     return model

@@ -180,7 +180,7 @@ class AugmentationSection(Section):
     def _parsed(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                policy = rand_augment.parse(value)
+                policy = rand_augment.parse_policy(value)
                 if max(policy.magnitude, policy.magnitude_max) > _MAX_MAGNITUDE:
                     raise DataError(f"rand_augment '{value}': m and mmax are at most {_MAX_MAGNITUDE}")
             except DataError as error:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.batch_norm import over_all_ranks
+from models.batch_norm import convert_batch_norm
 from trainer.config.schema import Recipe
 from trainer.distributed.async_copy import AsyncCopy
 from trainer.distributed.environment import Environment
@@ -165,7 +165,7 @@ class Engine:
         self._updates = 0
         deepspeed = _import_deepspeed(environment.device)
         # Before the parameters are partitioned.
-        model = over_all_ranks(model, environment.device, compiled=recipe.engine.compile)
+        model = convert_batch_norm(model, environment.device, compiled=recipe.engine.compile)
         # DeepSpeed rounds the weights to bf16 before it makes its master copy of them.
         exact = {}
         if self.precision == "bf16":

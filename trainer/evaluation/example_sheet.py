@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.dali.frame_views import clip_frames
 from pipelines.dataset.concat import Dataset
 from pipelines.errors import VideoError
@@ -83,7 +83,7 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
         ]
         try:
             row = videos.row(example.row)
-            frames = list(clip_frames(videos.path(example.row), row, ViewClip(_FRAMES, size=1)))
+            frames = list(clip_frames(videos.path(example.row), row, ViewSpec(_FRAMES, size=1)))
         except VideoError as defect:
             words.append(str(defect))
             frames = []

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from models.weights.row_maps import agrees_with_order
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
@@ -65,7 +65,7 @@ class Subject:
     weights: SavedWeights
     manifest: Path
     dataset: Dataset
-    view: ViewClip
+    view: ViewSpec
     rows: tuple[int, ...] | None
     names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -110,7 +110,7 @@ def find_subject(request: Request, environment: Environment) -> Subject:
     clips, crops = (pixels.clips, pixels.crops)
     if recipe is not None:
         clips, crops = recipe.evaluation.clips, recipe.evaluation.crops
-    view = ViewClip(config.frames, config.resolution, request.clips or clips, request.crops or crops)
+    view = ViewSpec(config.frames, config.resolution, request.clips or clips, request.crops or crops)
     return Subject(
         source=request.source,
         weights=weights,
@@ -218,7 +218,7 @@ def _bad_share(request: Request, recipe: Recipe | None) -> float:
     return 0.01 if recipe is None else recipe.data.bad_share
 
 
-def _folder(source: Path, weights: SavedWeights, manifest: Path, view: ViewClip) -> Path:
+def _folder(source: Path, weights: SavedWeights, manifest: Path, view: ViewSpec) -> Path:
     """Where the results go: `evaluations/` of the run, or beside the file."""
     what = f"{manifest.stem}-{view.clips}x{view.crops}"
     if source.is_file():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import ModelError
 from models.weights.files import open_weights
-from models.weights.header import short
+from models.weights.safetensors_header import shorten
 from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.metadata import STATE, TrainState
 from trainer.checkpoint.retention import Retention
@@ -135,7 +135,7 @@ def _is_own(source: Path) -> bool:
 
 
 def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> SavedWeights:
-    from models.weights.released import load_official
+    from models.weights.released import load_released
 
     if frames is None:
         raise RunError(
@@ -143,7 +143,7 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
             "frames its clips have (--frames 8)"
         )
     try:
-        model = load_official(source, frames=frames)
+        model = load_released(source, frames=frames)
     except ModelError as error:
         raise RunError(
             f"{source} is no model of this program and no released UniFormerV2: {error}"
@@ -163,7 +163,7 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
 def _renamed(found: SavedWeights, class_names: tuple[str, ...], source: Path) -> SavedWeights:
     outputs = found.model.config.num_classes
     if len(class_names) != outputs:
-        last = short(class_names[-1]) if class_names else "none"
+        last = shorten(class_names[-1]) if class_names else "none"
         raise RunError(
             f"{source} has {outputs} outputs, and {len(class_names)} class names were given, the last of "
             f"which is {last}"
@@ -172,8 +172,8 @@ def _renamed(found: SavedWeights, class_names: tuple[str, ...], source: Path) ->
     for place, name in enumerate(class_names):
         if places.get(name, place) != place:
             raise RunError(
-                f"the class names given are in another order than those in {source}: {short(name)} is number "
-                f"{place + 1} of those given, and {places[name] + 1} of the model's. The model has names "
-                "of its own: leave out --classes, or give new names in the order of its outputs"
+                f"the class names given are in another order than those in {source}: {shorten(name)} is "
+                f"number {place + 1} of those given, and {places[name] + 1} of the model's. The model has "
+                "names of its own: leave out --classes, or give new names in the order of its outputs"
             )
     return dataclasses.replace(found, class_names=class_names)

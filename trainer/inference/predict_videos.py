@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.weights.header import short
-from pipelines.annotated_video import Lines, annotate, shown_text
+from models.weights.safetensors_header import shorten
+from pipelines.annotated_video import Lines, annotate_video, printable_text
 from pipelines.dataset.paths import check_writable
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoError
@@ -102,11 +102,11 @@ def _annotate(found: Prediction | Timeline, out: Path) -> bool:
 
     def lines_at(seconds: float) -> Lines:
         top = found.top if isinstance(found, Prediction) else getattr(found.at(seconds), "top", ())
-        return tuple((short(name), share) for name, share in top)
+        return tuple((shorten(name), share) for name, share in top)
 
     try:
         with _progress(f"frames of {printable(out.name)}") as progress:
-            annotate(FrameStream(found.path), out, lines_at, progress)
+            annotate_video(FrameStream(found.path), out, lines_at, progress)
     except VideoError as defect:
         print(f"{printable(found.path)} {defect}: no annotated video of it", file=sys.stderr)
         return False
@@ -127,11 +127,11 @@ def _prepare_folder(folder: Path) -> None:
 
 
 def _say_boxes(class_names: Sequence[str]) -> None:
-    boxed = [name for name in class_names if shown_text(short(name)) != short(name)]
+    boxed = [name for name in class_names if printable_text(shorten(name)) != shorten(name)]
     if boxed:
         print(
             f"note: {len(boxed)} class names have characters that the font of annotated videos lacks, such "
-            f"as '{short(boxed[0])}'; they are shown as boxes there",
+            f"as '{shorten(boxed[0])}'; they are shown as boxes there",
             file=sys.stderr,
         )
 

@@ -12,7 +12,7 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-from models.weights.header import short
+from models.weights.safetensors_header import shorten
 from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.formatting import printable
 from trainer.inference.prediction import Prediction, Timeline, Top
@@ -97,7 +97,7 @@ class Tables:
         self._head(found.path, found.error)
         table = self._table()
         for name, probability in found.top:
-            table.add_row(Text(short(name)), f"{100 * probability:.1f} %", _bar(probability))
+            table.add_row(Text(shorten(name)), f"{100 * probability:.1f} %", _bar(probability))
         self._console.print(table)
 
     def timeline(self, found: Timeline) -> None:
@@ -106,7 +106,7 @@ class Tables:
         for each in found.segments:
             share = each.probability
             span = clock(each.start), clock(each.end)
-            table.add_row(*span, Text(short(each.name)), f"{100 * share:.1f} %", _bar(share))
+            table.add_row(*span, Text(shorten(each.name)), f"{100 * share:.1f} %", _bar(share))
         self._console.print(table)
 
     def _head(self, path: Path, error: str) -> None:

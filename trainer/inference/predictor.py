@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import UniFormerV2Config
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.video_list import VideoFiles, probe_row
@@ -139,18 +139,18 @@ class Predictor:
             error = str(defect)
         return Timeline(path, tuple(found), error)
 
-    def _clip(self, clips: int, crops: int) -> ViewClip:
+    def _clip(self, clips: int, crops: int) -> ViewSpec:
         if not 1 <= clips <= 1000:
             raise RunError(f"{clips} clips a video; 1 to 1,000 can be had")
         if crops not in (1, 3):
             raise RunError(f"{crops} crops a clip; there are 1, the centre, or 3, along the longer side")
-        return ViewClip(self.preprocessing.frames, self.preprocessing.resolution, clips, crops)
+        return ViewSpec(self.preprocessing.frames, self.preprocessing.resolution, clips, crops)
 
-    def _batch(self, clip: ViewClip) -> int:
+    def _batch(self, clip: ViewSpec) -> int:
         return max(1, min(_MOST_VIDEOS, self._views_at_once // clip.views))
 
     def _here(
-        self, paths: Sequence[Path], clip: ViewClip
+        self, paths: Sequence[Path], clip: ViewSpec
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
         if self._frame_views is None or self._frame_views.clip != clip:
             colours = self.preprocessing.mean, self.preprocessing.std
@@ -164,7 +164,7 @@ class Predictor:
             yield path, self._scores(self._frame_views([frames]))[0]
 
     def _by_workers(
-        self, paths: Sequence[Path], clip: ViewClip, workers: int | None
+        self, paths: Sequence[Path], clip: ViewSpec, workers: int | None
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
         sampler = ViewSampler(len(paths), self._batch(clip), world_size=1)
         options = LoaderOptions(self.device, workers=workers, cores=usable_cores())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.weights.header import short
+from models.weights.safetensors_header import shorten
 from trainer.errors import RunError
 
 SAMPLING = "sparse"
@@ -80,22 +80,23 @@ def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> 
     known = {*_NUMBERS, *_COLOURS, *FIXED, _VIEWS}
     for name in values.keys() - known:
         raise RunError(
-            f"the weights' preprocessing has the field {short(name)}, which this version does not know; what "
-            "it asks for would be left out"
+            f"the weights' preprocessing has the field {shorten(name)}, which this version does not know; "
+            "what it asks for would be left out"
         )
     for name, own in zip(_NUMBERS, (frames, resolution), strict=True):
         if type(values.get(name)) is not int or values[name] != own:
             raise RunError(
-                f"the weights' preprocessing has {name} {short(values.get(name))}, the model has {own}"
+                f"the weights' preprocessing has {name} {shorten(values.get(name))}, the model has {own}"
             )
     for name, done in FIXED.items():
         if name in values and values[name] != done:
             raise RunError(
-                f"the weights' preprocessing has {name} {short(values[name])}; what is done here is {done!r}"
+                f"the weights' preprocessing has {name} {shorten(values[name])}; "
+                f"what is done here is {done!r}"
             )
     mean, std = (_colours(name, values.get(name)) for name in _COLOURS)
     if min(std) <= 0:
-        raise RunError(f"the weights' preprocessing has std {short(list(std))}; each is above 0")
+        raise RunError(f"the weights' preprocessing has std {shorten(list(std))}; each is above 0")
     clips, crops = _views(values.get(_VIEWS, {"clips": 1, "crops": 1}))
     return Preprocessing(frames, resolution, mean, std, clips, crops)
 
@@ -104,7 +105,7 @@ def _colours(name: str, value: object) -> tuple[float, ...]:
     if isinstance(value, list) and len(value) == 3 and all(map(_is_colour, value)):
         return tuple(float(each) for each in value)
     raise RunError(
-        f"the weights' preprocessing has {name} {short(value)}; expected are three numbers, for red, green "
+        f"the weights' preprocessing has {name} {shorten(value)}; expected are three numbers, for red, green "
         "and blue in 0..1"
     )
 
@@ -119,5 +120,5 @@ def _views(value: object) -> Sequence[int]:
         if all(type(count) is int and 1 <= count <= 1000 for count in counts):
             return counts
     raise RunError(
-        f"the weights' preprocessing has {_VIEWS} {short(value)}; expected are clips and crops, from 1 on"
+        f"the weights' preprocessing has {_VIEWS} {shorten(value)}; expected are clips and crops, from 1 on"
     )

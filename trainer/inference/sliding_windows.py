@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.dali.frame_views import FrameViews
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import VideoError
@@ -42,7 +42,7 @@ class Sliding:
 def scored_windows(
     path: Path,
     slid: Sliding,
-    clip: ViewClip,
+    clip: ViewSpec,
     preprocessing: Preprocessing,
     score: Callable[[Tensor], NDArray[np.float32]],
     device: torch.device,
@@ -77,7 +77,7 @@ def scored_windows(
 
 
 def _check_memory(
-    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewClip, slid: Sliding
+    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, slid: Sliding
 ) -> None:
     """Raises RunError for windows that overlap so much that the frames in one do not fit into memory."""
     before = np.concatenate([[0], np.cumsum(wanted)])  # how many are wanted before each frame
@@ -95,11 +95,11 @@ def _windows_of_views(
     stream: FrameStream,
     windows: list[TimeWindow],
     wanted: NDArray[np.bool_],
-    clip: ViewClip,
+    clip: ViewSpec,
     preprocessing: Preprocessing,
     device: torch.device,
 ) -> Iterator[tuple[TimeWindow, Tensor]]:  # V 3 T H W
-    one = ViewClip(1, clip.size, 1, clip.crops)
+    one = ViewSpec(1, clip.size, 1, clip.crops)
     colours = preprocessing.mean, preprocessing.std
     make = FrameViews(one, *colours, device, batch=_FRAMES_AT_ONCE, threads=usable_cores())
     kept: dict[int, Tensor] = {}
@@ -136,7 +136,7 @@ def grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _assembled(kept: dict[int, Tensor], indices: list[int], clip: ViewClip) -> Tensor:
+def _assembled(kept: dict[int, Tensor], indices: list[int], clip: ViewSpec) -> Tensor:
     """The views of a window, by clip, then by crop, as the graph orders them: (V, 3, T, H, W)."""
     clips = [indices[start : start + clip.frames] for start in range(0, len(indices), clip.frames)]
     return torch.cat([torch.cat([kept[number] for number in each], dim=2) for each in clips])

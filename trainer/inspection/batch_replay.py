@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.batch_contents import ClipDescription, describe_batch
 from pipelines.dataset.concat import Dataset
@@ -180,7 +180,7 @@ def _fingerprint_of_checkpoints(folder: RunDir) -> str | None:
 def _make(
     train: Dataset,
     sampler: TrainSampler,
-    clip: TrainClip,
+    clip: TrainClipSpec,
     recipe: Recipe,
     step: int,
     options: LoaderOptions,

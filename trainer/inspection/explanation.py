@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.attention_maps import class_activation, global_attention
-from pipelines.augment.params import ViewClip
+from pipelines.augment.params import ViewSpec
 from pipelines.dali.frame_views import FrameViews, clip_frames
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.video_list import probe_row
@@ -64,7 +64,7 @@ class Explainer:
         self._names = weights.class_names
         self._device = device
         self._preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
-        self._clip = ViewClip(config.frames, config.resolution, 1, 1)
+        self._clip = ViewSpec(config.frames, config.resolution, 1, 1)
         colours = self._preprocessing.mean, self._preprocessing.std
         self._views = FrameViews(self._clip, *colours, device, batch=1, threads=usable_cores())
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.sample_reader import CrashedSamples
 from pipelines.dataset.concat import Dataset
@@ -33,7 +33,7 @@ class LoaderInput:
     kind: str
     dataset: Dataset
     sampler: TrainSampler | ViewSampler
-    clip: TrainClip | ViewClip
+    clip: TrainClipSpec | ViewSpec
 
 
 def in_flight_file(folder: RunDir, kind: str, rank: int) -> Path:

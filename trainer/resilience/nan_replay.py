@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_safetensors
-from models.weights.header import FileError
+from models.weights.safetensors_header import WeightFileError
 from pipelines.formatting import printable
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
@@ -85,7 +85,7 @@ def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
     """The tensors, none of them read yet, and what the run said of them."""
     try:
         stored = open_safetensors(file)
-    except FileError as error:
+    except WeightFileError as error:
         raise RunError(f"--replay {file}: cannot be read: it {error}") from error
     if stored.metadata.get("format") != FORMAT:
         raise RunError(f"--replay {file}: these are no clips that a run kept; see not-finite/ of its folder")

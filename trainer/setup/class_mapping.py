@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from models.weights.header import short
-from models.weights.row_maps import NO_SYNONYMS, match_rows, plain
+from models.weights.row_maps import NO_SYNONYMS, match_rows, normalise_name
+from models.weights.safetensors_header import shorten
 from pipelines.dataset import kinetics710
 from trainer.errors import RunError
 
@@ -25,13 +25,13 @@ def synonyms_between(head: Sequence[str | None], wanted: Sequence[str]) -> Mappi
     """Those of Kinetics where all classes of a side are of it: elsewhere "hugging" may be something else."""
     known = _kinetics()
     sides = ([name for name in head if name is not None], wanted)
-    of_kinetics = any(names and all(plain(name) in known for name in names) for names in sides)
+    of_kinetics = any(names and all(normalise_name(name) in known for name in names) for names in sides)
     return kinetics710.synonyms() if of_kinetics else NO_SYNONYMS
 
 
 @cache
 def _kinetics() -> frozenset[str]:
-    return frozenset(map(plain, kinetics710.all_names()))
+    return frozenset(map(normalise_name, kinetics710.all_names()))
 
 
 def find_head_rows(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
@@ -61,6 +61,6 @@ def find_head_rows(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple
 
 
 def _nearest(name: str, model_classes: Sequence[str]) -> str:
-    by_plain = {plain(known): known for known in model_classes}
-    near = difflib.get_close_matches(plain(name), list(by_plain), n=1, cutoff=0.75)
-    return repr(short(name)) + (f"; the model has {short(by_plain[near[0]])!r}" if near else "")
+    by_plain = {normalise_name(known): known for known in model_classes}
+    near = difflib.get_close_matches(normalise_name(name), list(by_plain), n=1, cutoff=0.75)
+    return repr(shorten(name)) + (f"; the model has {shorten(by_plain[near[0]])!r}" if near else "")

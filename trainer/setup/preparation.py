@@ -12,7 +12,7 @@ import torch
 
 from models import UniFormerV2Config, build_config
 from pipelines.augment.flip_labels import mirrored_classes
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset, check_same_classes
 from pipelines.dataset.manifest import Manifest
@@ -49,8 +49,8 @@ class Preparation:
     config: UniFormerV2Config
     sampler: TrainSampler
     layout: BatchPlan
-    train_clip: TrainClip
-    view_clip: ViewClip
+    train_clip: TrainClipSpec
+    view_clip: ViewSpec
     notes: tuple[str, ...]
 
 
@@ -97,7 +97,7 @@ def prepare(
         train_sampler(recipe, train),
         layout,
         train_clip(recipe, config, flip),
-        ViewClip(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
+        ViewSpec(config.frames, config.resolution, recipe.evaluation.clips, recipe.evaluation.crops),
         (*notes, *embedded_size_notes(recipe, train, val), *layout.why, *memory_notes(layout)),
     )
 
@@ -190,7 +190,7 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
     """
     if recipe.data.decoder != "dali":
         return
-    taken = GraphDecoder.on(gpu=gpu).codecs
+    taken = GraphDecoder.for_device(gpu=gpu).codecs
     looked_at = range(0, len(train), max(1, len(train) // CHECKED_VIDEOS))
     others: Counter[str] = Counter()
     for sample in looked_at:
@@ -262,10 +262,10 @@ def _ratios(recipe: Recipe) -> list[float] | None:
     return ratios or None
 
 
-def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClip:
+def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClipSpec:
     """How a training clip is cut out of its video and changed. flip: as `resolve_flip` gives it."""
     augmentation = recipe.augmentation
-    return TrainClip(
+    return TrainClipSpec(
         frames=config.frames,
         size=config.resolution,
         crop_scale=augmentation.crop_scale,

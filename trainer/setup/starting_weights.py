@@ -9,11 +9,11 @@ from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_weights
-from models.weights.header import short
 from models.weights.image_backbones import ImageWeightsReport, check_image_weights, load_image_weights
-from models.weights.released import describe_released, is_released, own_shapes, read_released
+from models.weights.released import describe_released, is_released, model_shapes, read_released
 from models.weights.row_maps import agrees_with_order
-from models.weights.transfer import Transfer, VideoWeights, load_transfer, plan_transfer
+from models.weights.safetensors_header import shorten
+from models.weights.transfer import TransferPlan, VideoWeights, load_transfer, plan_transfer
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.metadata import STATE
 from trainer.checkpoint.weights import FORMAT, open_described
@@ -105,7 +105,7 @@ def _released(
     def read(names: Iterable[str]) -> Mapping[str, Tensor]:
         return read_released(released, names)
 
-    source = VideoWeights(str(path), released.config, own_shapes(released), read)
+    source = VideoWeights(str(path), released.config, model_shapes(released), read)
     plan = plan_transfer(source, config, rows)
     notes = []
     if released.config.temporal_downsample:
@@ -138,7 +138,7 @@ def _video(
     kind: str,
     source: VideoWeights,
     config: UniFormerV2Config,
-    plan: Transfer,
+    plan: TransferPlan,
     head: str,
     notes: Sequence[str],
 ) -> StartingWeights:
@@ -182,7 +182,7 @@ def _groups(names: Sequence[str]) -> str:
         parts = [part for part in name.split(".") if not part.isdigit()]
         group = ".".join(parts[:2]) if len(parts) > 1 else name
         groups[group] = groups.get(group, 0) + 1
-    shown = [f"{short(group)} ({count})" for group, count in list(groups.items())[:_NAMED]]
+    shown = [f"{shorten(group)} ({count})" for group, count in list(groups.items())[:_NAMED]]
     more = len(groups) - _NAMED
     return ", ".join(shown) + (f" and {more} groups more" if more > 0 else "")
 
@@ -196,9 +196,9 @@ def _rows_by_name(
     rows = match_rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
     found = sum(row is not None for row in rows)
     absent = [name for name, row in zip(class_names, rows, strict=False) if row is None]
-    named = ", ".join(map(short, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+    named = ", ".join(map(shorten, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
     if not found:
-        known = ", ".join(short(name) for name in head[:_NAMED] if name)
+        known = ", ".join(shorten(name) for name in head[:_NAMED] if name)
         numbers = all(name.isdecimal() for name in class_names)
         why = "the classes' names are mere numbers" if numbers else f"none of {named} is in it"
         return rows, f"new, {num_classes} rows: the file's classes are {known}, ...; {why}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
@@ -83,7 +83,7 @@ def compare_frames(task: VerificationTask) -> None:
 
 def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.device) -> list[np.ndarray]:
     """The frames at `wanted` of each video, by the graph's decoder, T H W 3 uint8."""
-    decoder = GraphDecoder.on(gpu=device.type == "cuda")
+    decoder = GraphDecoder.for_device(gpu=device.type == "cuda")
     payloads = [payload(video, wanted, decoder) for video in videos]
     pipeline = decode_only(
         lambda info: payloads[info.idx_in_batch],
@@ -181,7 +181,7 @@ def measure_loader(
     loader = train_loader(
         dataset,
         TrainSampler(len(dataset), batch, 0),
-        TrainClip(8, size, rand_augment=policy),
+        TrainClipSpec(8, size, rand_augment=policy),
         mean=MEAN,
         std=STD,
         micro_batch=batch,

@@ -323,4 +323,4 @@ def _likeness(video: VideoInfo | ManifestRow) -> str:
 
 def _piece(path: Path, row: ManifestRow) -> bytes:
     with VideoFile(path) as shard:
-        return shard.piece(row.offset, row.length)
+        return shard.read_range(row.offset, row.length)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import ModelError
-from models.weights.released import load_official, to_official
+from models.weights.released import load_released, to_released
 
 LAYOUT = {"frames": 4, "heads": 2}
 
@@ -38,7 +38,7 @@ def same_logits(model, other):
 def test_export_and_load_give_the_same_model(small, overrides):
     dropouts = {"global_mlp_dropout": 0.5, "head_dropout": 0.5, "drop_path": 0.0, "global_drop_path": 0.0}
     model = small(**overrides, **dropouts)
-    loaded = load_official(to_official(model), **LAYOUT)
+    loaded = load_released(to_released(model), **LAYOUT)
     assert loaded.config == model.config
     same_logits(model, loaded)
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
@@ -63,15 +63,15 @@ def wrap_mmaction(state):
 
 @pytest.mark.parametrize("wrap", [wrap_prefix, wrap_nested, wrap_mmaction])
 def test_the_wrappings_in_the_wild_are_understood(temporal, wrap, tmp_path):
-    wrapped = wrap(to_official(temporal))
-    same_logits(temporal, load_official(wrapped, **LAYOUT))
+    wrapped = wrap(to_released(temporal))
+    same_logits(temporal, load_released(wrapped, **LAYOUT))
     torch.save(wrapped, tmp_path / "weights.pyth")
-    same_logits(temporal, load_official(tmp_path / "weights.pyth", **LAYOUT))
+    same_logits(temporal, load_released(tmp_path / "weights.pyth", **LAYOUT))
 
 
 def test_safetensors_are_read(temporal, tmp_path):
-    save_file(to_official(temporal), tmp_path / "weights.safetensors")
-    same_logits(temporal, load_official(tmp_path / "weights.safetensors", **LAYOUT))
+    save_file(to_released(temporal), tmp_path / "weights.safetensors")
+    same_logits(temporal, load_released(tmp_path / "weights.safetensors", **LAYOUT))
 
 
 class Malicious:
@@ -92,22 +92,22 @@ def test_a_file_that_cannot_be_trusted_or_read_is_refused(tmp_path):
         ("none.pt", "no weight file"),
     ]:
         with pytest.raises(ModelError, match=message):
-            load_official(tmp_path / name, **LAYOUT)
+            load_released(tmp_path / name, **LAYOUT)
 
 
 def test_heads_and_layers_have_the_released_defaults(small):
     model = small(width=128, heads=2, depth=3, global_layers=(1, 2))
-    config = load_official(to_official(model), frames=4).config
+    config = load_released(to_released(model), frames=4).config
     assert (config.heads, config.global_heads, config.global_layers) == (2, 2, (1, 2))
 
 
 def test_every_missing_unexpected_and_misshaped_tensor_is_listed(temporal):
-    state = to_official(temporal)
+    state = to_released(temporal)
     del state["transformer.dec.0.ln_3.weight"]
     state["transformer.surplus"] = torch.zeros(1)
     state["transformer.proj.0.bias"] = torch.zeros(5)
     with pytest.raises(ModelError) as refusal:
-        load_official(state, **LAYOUT)
+        load_released(state, **LAYOUT)
     for problem in [
         "missing transformer.dec.0.ln_3.weight",
         "unexpected transformer.surplus",
@@ -118,31 +118,31 @@ def test_every_missing_unexpected_and_misshaped_tensor_is_listed(temporal):
 
 def test_weights_of_something_else_are_refused():
     with pytest.raises(ModelError, match="not UniFormerV2 weights: there is no tensor conv1"):
-        load_official({"fc.weight": torch.zeros(2, 2)}, frames=8)
+        load_released({"fc.weight": torch.zeros(2, 2)}, frames=8)
 
 
 def test_another_resolution_interpolates_and_says_so(small, caplog):
     model = small(resolution=32)
     with caplog.at_level(logging.WARNING):
-        loaded = load_official(to_official(model), **LAYOUT, resolution=16)
+        loaded = load_released(to_released(model), **LAYOUT, resolution=16)
     assert "interpolated from 4x4 to 2x2 patches" in caplog.text
     assert loaded(torch.randn(1, 3, 4, 16, 16)).shape == (1, 5)
     assert torch.equal(loaded.position_embedding[0], model.position_embedding[0])
 
 
 def test_bgr_weights_can_be_turned_to_rgb(temporal, caplog):
-    state = to_official(temporal)
-    turned = load_official(state, **LAYOUT, bgr_to_rgb=True).eval()
+    state = to_released(temporal)
+    turned = load_released(state, **LAYOUT, bgr_to_rgb=True).eval()
     clips = torch.randn(2, 3, 4, 16, 16)
     torch.testing.assert_close(turned(clips), temporal(clips.flip(1)), atol=1e-5, rtol=1e-5)
     assert not caplog.records
-    load_official(state, **LAYOUT)
+    load_released(state, **LAYOUT)
     assert "expect BGR" in caplog.text
 
 
 def test_neither_loading_nor_exporting_shares_tensors(temporal):
-    state = to_official(temporal)
-    loaded = load_official(state, **LAYOUT)
+    state = to_released(temporal)
+    loaded = load_released(state, **LAYOUT)
     torch.nn.init.zeros_(loaded.head.weight)
     assert state["transformer.proj.2.weight"].any()
     torch.nn.init.zeros_(state["transformer.proj.0.weight"])
@@ -152,4 +152,4 @@ def test_neither_loading_nor_exporting_shares_tensors(temporal):
 @pytest.mark.parametrize("overrides", [{"fusion": "parallel"}, {"activation": "gelu"}, {"patch_bias": True}])
 def test_what_the_released_layout_cannot_say_is_refused(small, overrides):
     with pytest.raises(ModelError, match=f"{next(iter(overrides))} is .*released layout"):
-        to_official(small(**overrides))
+        to_released(small(**overrides))

@@ -1,6 +1,6 @@
 """Rows of a head by class name."""
 
-from models.weights.row_maps import agrees_with_order, match_rows, plain
+from models.weights.row_maps import agrees_with_order, match_rows, normalise_name
 
 HEAD = ("move_left", "Spin Right", "grow", "idle")
 
@@ -12,7 +12,7 @@ def test_equal_lists_are_kept_even_where_they_are_numbers() -> None:
 
 
 def test_spelling_does_not_matter_and_what_is_absent_has_no_row() -> None:
-    assert plain(" Spin_ RIGHT ") == "spin right"
+    assert normalise_name(" Spin_ RIGHT ") == "spin right"
     assert match_rows(HEAD, ("IDLE", "spin_right", "shrink", "move left")) == (3, 1, None, 0)
 
 

@@ -15,7 +15,7 @@ from models import ModelError
 from models.uniformerv2 import UniFormerV2
 from models.weights.files import read_state
 from models.weights.image_backbones import load_image_weights
-from models.weights.released import load_official
+from models.weights.released import load_released
 from tests.models.weights.test_image_backbones import video_model
 
 
@@ -41,7 +41,7 @@ def is_read_or_refused(path: Path, model: UniFormerV2) -> None:
         assert all(tensor.isfinite().all() for tensor in read_state(path).values())
     except ModelError as error:
         assert 0 < len(str(error)) < 3000
-    for load in (lambda: load_image_weights(model, path), lambda: load_official(path, frames=4)):
+    for load in (lambda: load_image_weights(model, path), lambda: load_released(path, frames=4)):
         try:
             load()
         except ModelError as error:

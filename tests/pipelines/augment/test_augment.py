@@ -8,9 +8,15 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
-from pipelines.augment.dali_nodes import _contrast_by_arithmetic, _mean_grey, jitter, place, train_clip
-from pipelines.augment.params import TrainClip, draw_changes, draw_clip, placing
-from pipelines.augment.rand_augment import MAKERS, Drawn, Operation
+from pipelines.augment.dali_nodes import (
+    _contrast_by_arithmetic,
+    _mean_grey,
+    augment_clip,
+    jitter,
+    resize_crop,
+)
+from pipelines.augment.params import TrainClipSpec, crop_matrix, draw_clip_params, draw_transforms
+from pipelines.augment.rand_augment import OPERATION_FACTORIES, DrawnOperation, Operation
 from pipelines.augment.roi import Box
 from tests.pipelines.augmentation_graphs import on_full_frames, operated, run
 from tests.pipelines.augmentation_parity import Case, by_graph, compare, frame
@@ -38,7 +44,7 @@ def cases(device: torch.device) -> list[Case]:
     return compare(device)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name not in INTERPOLATED])
+@pytest.mark.parametrize("name", [name for name in OPERATION_FACTORIES if name not in INTERPOLATED])
 def test_operation_equals_that_of_timm(name: str, cases: list[Case], device: torch.device) -> None:
     tolerances = GPU_TOLERANCES if device.type == "cuda" else TOLERANCES
     mean, greatest = tolerances.get(name, (0, 0))
@@ -61,9 +67,9 @@ def test_warp_is_near_that_of_timm(name: str, cases: list[Case], device: torch.d
 def test_frames_are_measured_each_for_itself(device: torch.device) -> None:
     frames = np.stack([FRAME // 2 + 40, FRAME // 3 + 10])
     for operation in (
-        Drawn(Operation.AUTO_CONTRAST),
-        Drawn(Operation.EQUALIZE),
-        Drawn(Operation.CONTRAST, (1.7,)),
+        DrawnOperation(Operation.AUTO_CONTRAST),
+        DrawnOperation(Operation.EQUALIZE),
+        DrawnOperation(Operation.CONTRAST, (1.7,)),
     ):
         (together,) = operated([frames], [on_full_frames([operation], HEIGHT, WIDTH, 1)], device)
         for number, alone in enumerate(by_graph([operation] * 2, list(frames), device)):
@@ -73,14 +79,14 @@ def test_frames_are_measured_each_for_itself(device: torch.device) -> None:
 def test_a_flat_channel_keeps_its_level(device: torch.device) -> None:
     flat = FRAME // 2 + 20
     flat[..., 1] = 77
-    operations = [Drawn(Operation.AUTO_CONTRAST), Drawn(Operation.EQUALIZE)]
+    operations = [DrawnOperation(Operation.AUTO_CONTRAST), DrawnOperation(Operation.EQUALIZE)]
     for result in by_graph(operations, [flat, flat], device):
         assert (result[..., 1] == 77).all()
         assert (result[..., 0].min(), result[..., 0].max()) == (0, 255)
 
 
 def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order(device: torch.device) -> None:
-    invert, darken = Drawn(Operation.INVERT), Drawn(Operation.BRIGHTNESS, (0.5,))
+    invert, darken = DrawnOperation(Operation.INVERT), DrawnOperation(Operation.BRIGHTNESS, (0.5,))
     chains = [[], [invert], [invert, darken], [darken, invert]]
     laid_out = [on_full_frames(chain, HEIGHT, WIDTH, 2) for chain in chains]
     results = operated([FRAME[None]] * 4, laid_out, device)
@@ -94,9 +100,9 @@ def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order(dev
 def test_crop_is_resized_as_by_torchvision(crop: Box, mirrored: bool, device: torch.device) -> None:
     cut = np.ascontiguousarray(FRAME[crop.top : crop.bottom, crop.left : crop.right])
     (ours,) = run(
-        lambda frames, matrix: place(frames, matrix, 96),
+        lambda frames, matrix: resize_crop(frames, matrix, 96),
         [cut[None]],
-        [placing(crop, mirrored, 96)],
+        [crop_matrix(crop, mirrored, 96)],
         device=device,
     )
     wanted = (
@@ -130,25 +136,26 @@ def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...], device: to
 
 
 def test_a_whole_clip_equals_the_same_steps_one_by_one(device: torch.device) -> None:
-    clip = TrainClip(2, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
+    clip = TrainClipSpec(2, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
     mean, std = (0.45, 0.4, 0.5), (0.225, 0.2, 0.25)
     frames = np.stack([FRAME, FRAME[::-1]])
     key = {"seed": 3, "epoch": 0, "repeat": 0}
     draws = [
-        draw_clip(clip, sample=sample, frames=9, height=HEIGHT, width=WIDTH, **key) for sample in range(12)
+        draw_clip_params(clip, sample=sample, frames=9, height=HEIGHT, width=WIDTH, **key)
+        for sample in range(12)
     ]
     windows = [
         np.ascontiguousarray(frames[:, top:bottom, left:right])
-        for top, left, bottom, right in (draw.window for draw in draws)
+        for top, left, bottom, right in (draw.roi for draw in draws)
     ]
     assert any(window.shape != frames.shape for window in windows)
 
     def graph(frames: Any, *numbers: Any) -> Any:
-        return train_clip(frames, numbers, clip, mean, std)
+        return augment_clip(frames, numbers, clip, mean, std)
 
-    results = run(graph, windows, *zip(*(draw.numbers for draw in draws), strict=True), device=device)
+    results = run(graph, windows, *zip(*(draw.arrays for draw in draws), strict=True), device=device)
     drawn = [
-        draw_changes(clip, np.random.default_rng([3, 0, place, 1]), HEIGHT, WIDTH) for place in range(12)
+        draw_transforms(clip, np.random.default_rng([3, 0, sample, 1]), HEIGHT, WIDTH) for sample in range(12)
     ]
     full_frames = operated(
         [frames] * 12, [on_full_frames(changes.operations, HEIGHT, WIDTH, 4) for changes in drawn], device
@@ -176,6 +183,6 @@ def test_contrast_by_arithmetic_is_the_same() -> None:
     def graph(frames: Any, factor: Any) -> Any:
         return _contrast_by_arithmetic(frames, factor, _mean_grey(frames))
 
-    (wanted,) = by_graph([Drawn(Operation.CONTRAST, (1.6,))], [FRAME])
+    (wanted,) = by_graph([DrawnOperation(Operation.CONTRAST, (1.6,))], [FRAME])
     (ours,) = run(graph, [FRAME[None]], [np.array(1.6, np.float32)])
     assert np.abs(ours[0].astype(int) - wanted).max() <= 1

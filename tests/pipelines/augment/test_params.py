@@ -4,11 +4,11 @@ import torch
 from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from pipelines.augment.params import TrainClip, draw_changes, draw_clip, inception_crop
+from pipelines.augment.params import TrainClipSpec, draw_clip_params, draw_transforms, inception_crop
 from pipelines.augment.rand_augment import Operation
 from pipelines.augment.roi import Box
 
-CLIP = TrainClip(8, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
+CLIP = TrainClipSpec(8, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
 HEIGHT, WIDTH = 96, 128
 CHANCE = 1e-3  # of a false alarm in each comparison; the seeds are fixed, so it came up once or never
 DRAWS = 5000
@@ -17,8 +17,8 @@ DRAWS = 5000
 def test_a_draw_is_a_function_of_its_key() -> None:
     def draw(**changes: int) -> list[np.ndarray]:
         key = {"seed": 1, "epoch": 2, "sample": 3, "repeat": 0} | changes
-        drawn = draw_clip(CLIP, frames=100, height=HEIGHT, width=WIDTH, **key)
-        return [drawn.numbers[0], drawn.indices, drawn.window, *drawn.numbers[1:]]
+        drawn = draw_clip_params(CLIP, frames=100, height=HEIGHT, width=WIDTH, **key)
+        return [drawn.arrays[0], drawn.indices, drawn.roi, *drawn.arrays[1:]]
 
     for once, again in zip(draw(), draw(), strict=True):
         np.testing.assert_array_equal(once, again)
@@ -36,24 +36,24 @@ def test_a_draw_is_a_function_of_its_key() -> None:
     ],
 )
 def test_numbers_are_as_many_as_announced(jitter: float, policy: str | None, shapes: list[tuple]) -> None:
-    clip = TrainClip(4, 32, color_jitter=jitter, rand_augment=policy)
+    clip = TrainClipSpec(4, 32, color_jitter=jitter, rand_augment=policy)
     for sample in range(20):
-        drawn = draw_clip(
+        drawn = draw_clip_params(
             clip, seed=0, epoch=0, sample=sample, repeat=0, frames=9, height=HEIGHT, width=WIDTH
         )
-        assert [array.shape for array in drawn.numbers] == shapes
-        assert len(drawn.numbers) == clip.numbers
-        assert drawn.window.dtype == np.int32
-        top, left, bottom, right = drawn.window
+        assert [array.shape for array in drawn.arrays] == shapes
+        assert len(drawn.arrays) == clip.array_count
+        assert drawn.roi.dtype == np.int32
+        top, left, bottom, right = drawn.roi
         assert 0 <= top < bottom <= HEIGHT
         assert 0 <= left < right <= WIDTH
 
 
 def test_without_operations_the_window_is_the_crop() -> None:
-    clip = TrainClip(4, 32)
-    drawn = draw_clip(clip, seed=0, epoch=0, sample=5, repeat=1, frames=9, height=HEIGHT, width=WIDTH)
-    changes = draw_changes(clip, np.random.default_rng([0, 0, 5, 2]), HEIGHT, WIDTH)
-    np.testing.assert_array_equal(drawn.window, changes.crop)
+    clip = TrainClipSpec(4, 32)
+    drawn = draw_clip_params(clip, seed=0, epoch=0, sample=5, repeat=1, frames=9, height=HEIGHT, width=WIDTH)
+    changes = draw_transforms(clip, np.random.default_rng([0, 0, 5, 2]), HEIGHT, WIDTH)
+    np.testing.assert_array_equal(drawn.roi, changes.crop)
 
 
 # a wide, an upright and a square frame, and one so wide that many clips get none of their ten tries
@@ -93,8 +93,8 @@ def test_where_no_try_fits_the_middle_is_taken_as_by_torchvision(size: tuple[int
 
 @pytest.mark.parametrize("strength", [0.4, 1.5])
 def test_jitter_is_distributed_as_that_of_torchvision(strength: float) -> None:
-    clip, rng = TrainClip(1, 32, color_jitter=strength), np.random.default_rng(0)
-    ours = [draw_changes(clip, rng, HEIGHT, WIDTH).jitter for _ in range(DRAWS)]
+    clip, rng = TrainClipSpec(1, 32, color_jitter=strength), np.random.default_rng(0)
+    ours = [draw_transforms(clip, rng, HEIGHT, WIDTH).jitter for _ in range(DRAWS)]
     torch.manual_seed(0)
     reference = ColorJitter(strength, strength, strength)
     theirs = [
@@ -116,6 +116,8 @@ def test_jitter_is_distributed_as_that_of_torchvision(strength: float) -> None:
 
 def test_half_of_the_clips_are_mirrored() -> None:
     rng = np.random.default_rng(0)
-    mirrored = sum(draw_changes(TrainClip(1, 32), rng, HEIGHT, WIDTH).mirrored for _ in range(DRAWS))
+    mirrored = sum(draw_transforms(TrainClipSpec(1, 32), rng, HEIGHT, WIDTH).mirrored for _ in range(DRAWS))
     assert stats.binomtest(mirrored, DRAWS).pvalue > CHANCE
-    assert not any(draw_changes(TrainClip(1, 32, flip=0), rng, HEIGHT, WIDTH).mirrored for _ in range(99))
+    assert not any(
+        draw_transforms(TrainClipSpec(1, 32, flip=0), rng, HEIGHT, WIDTH).mirrored for _ in range(99)
+    )

@@ -9,7 +9,14 @@ from PIL import Image
 from scipy import stats
 from timm.data.auto_augment import rand_augment_transform
 
-from pipelines.augment.rand_augment import MAKERS, Drawn, Operation, Policy, draw, parse
+from pipelines.augment.rand_augment import (
+    OPERATION_FACTORIES,
+    DrawnOperation,
+    Operation,
+    Policy,
+    draw_operations,
+    parse_policy,
+)
 from pipelines.errors import DataError
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"
@@ -29,7 +36,7 @@ CHANCE = 1e-3  # of a false alarm in each comparison; the seeds are fixed, so it
     ],
 )
 def test_a_policy_means_what_it_means_to_timm(text: str, policy: Policy) -> None:
-    assert parse(text) == policy
+    assert parse_policy(text) == policy
     theirs = rand_augment_transform(text)
     operation = theirs.ops[0]
     assert Policy(
@@ -38,8 +45,8 @@ def test_a_policy_means_what_it_means_to_timm(text: str, policy: Policy) -> None
         operation.magnitude_std,
         operation.prob,
         operation.magnitude_max or 10,
-    ) == parse(text)
-    assert [each.name for each in theirs.ops] == list(MAKERS)
+    ) == parse_policy(text)
+    assert [each.name for each in theirs.ops] == list(OPERATION_FACTORIES)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +69,10 @@ def test_a_policy_means_what_it_means_to_timm(text: str, policy: Policy) -> None
 )
 def test_a_wrong_policy_is_named(text: str, named: str) -> None:
     with pytest.raises(DataError, match=named):
-        parse(text)
+        parse_policy(text)
 
 
-def named(drawn: Drawn) -> tuple[str, float]:
+def named(drawn: DrawnOperation) -> tuple[str, float]:
     """timm's name of a drawn operation, and its argument as timm counts it; NaN for none."""
     operation, arguments = drawn
     if operation == Operation.WARP:
@@ -116,8 +123,8 @@ def drawn_by_timm(text: str, clips: int) -> list[list[tuple[str, float]]]:
 
 @pytest.mark.parametrize("text", [POLICY, "rand-m9-n3-mstd101-inc1-p0.7", "rand-m12-n2-mstd3-mmax14-inc1"])
 def test_draws_are_distributed_as_those_of_timm(text: str) -> None:
-    policy, rng, clips = parse(text), np.random.default_rng(0), 6000
-    ours = [[named(each) for each in draw(policy, rng, HEIGHT, WIDTH)] for _ in range(clips)]
+    policy, rng, clips = parse_policy(text), np.random.default_rng(0), 6000
+    ours = [[named(each) for each in draw_operations(policy, rng, HEIGHT, WIDTH)] for _ in range(clips)]
     # solarize at 256 changes nothing: we leave it out; posterize gives black with fewer bits than none, too
     theirs = [
         [
@@ -137,17 +144,17 @@ def test_draws_are_distributed_as_those_of_timm(text: str) -> None:
     assert same_counts(  # the order: which operation comes first
         *(Counter(clip[0][0] for clip in side if clip) for side in (ours, theirs))
     )
-    for name in MAKERS:
+    for name in OPERATION_FACTORIES:
         values = [[value for clip in side for key, value in clip if key == name] for side in (ours, theirs)]
         if not np.isnan(values[0][0]):
             assert stats.ks_2samp(*values).pvalue > CHANCE, name
 
 
 def test_arguments_at_full_magnitude() -> None:
-    policy, rng = parse("rand-m10-n16-inc1-p1"), np.random.default_rng(1)
+    policy, rng = parse_policy("rand-m10-n16-inc1-p1"), np.random.default_rng(1)
     seen: dict[str, set[float]] = {}
     for _ in range(300):
-        for each in draw(policy, rng, HEIGHT, WIDTH):
+        for each in draw_operations(policy, rng, HEIGHT, WIDTH):
             name, value = named(each)
             seen.setdefault(name, set()).add(round(value, 4))
     assert seen["PosterizeIncreasing"] == {0.0}  # no bit left

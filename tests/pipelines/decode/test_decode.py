@@ -9,7 +9,13 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 
-from pipelines.dali.encoded_input import Encoded, GraphDecoder, NotForGraph, check_encoded, placeholder_video
+from pipelines.dali.encoded_input import (
+    GraphDecodeInput,
+    GraphDecoder,
+    UnsupportedByGraph,
+    check_encoded,
+    placeholder_video,
+)
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.dali_nodes import choose_decoder, correct_color, decode_in_graph
@@ -41,14 +47,14 @@ def row_of(video: Path) -> ManifestRow:
     )
 
 
-def check(video: Path, indices: Sequence[int], decoder: GraphDecoder = GraphDecoder.CPU) -> Encoded:
+def check(video: Path, indices: Sequence[int], decoder: GraphDecoder = GraphDecoder.CPU) -> GraphDecodeInput:
     return check_encoded(video.read_bytes(), row_of(video), np.array(indices), decoder)
 
 
 def decode_by_dali(videos: Sequence[Path], indices: Sequence[int], device: torch.device) -> list[np.ndarray]:
     """The frames at `indices` of each video, by the graph that loaders use."""
     gpu = device.type == "cuda"
-    checked = [check(video, indices, GraphDecoder.on(gpu=gpu)) for video in videos]
+    checked = [check(video, indices, GraphDecoder.for_device(gpu=gpu)) for video in videos]
 
     @pipeline_def(batch_size=len(videos), num_threads=1, device_id=device.index, enable_conditionals=True)
     def pipeline() -> object:
@@ -93,11 +99,11 @@ def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
     video = make_video(tmp_path, VP9)
     with pytest.raises(VideoError, match="holds 40 frames, frame 40 was asked for") as caught:
         check(video, [0, 40])
-    assert not isinstance(caught.value, NotForGraph)
+    assert not isinstance(caught.value, UnsupportedByGraph)
     small = make_video(tmp_path, Kind("libvpx-vp9", "mkv", VP9.options, size=(64, 64), frames=3))
     with pytest.raises(VideoError, match="has frames of 64x64, the manifest says 112x80") as caught:
         check_encoded(small.read_bytes(), row_of(video), np.array([0]), GraphDecoder.CPU)
-    assert not isinstance(caught.value, NotForGraph)
+    assert not isinstance(caught.value, UnsupportedByGraph)
     with pytest.raises(VideoError, match="is not a video"):
         check_encoded(b"no video" * 100, row_of(video), np.array([0]), GraphDecoder.CPU)
 
@@ -136,7 +142,9 @@ NOT_FOR_NVDEC = {
 def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Path, name: str) -> None:
     kind, reason = NOT_FOR_NVDEC[name]
     video = make_video(tmp_path, kind)
-    with pytest.raises(NotForGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"):
+    with pytest.raises(
+        UnsupportedByGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"
+    ):
         check(video, [0, 7], GraphDecoder.NVDEC)
     assert decode_frames(video, np.array([0, 7])).shape == (2, *kind.size, 3)
 
@@ -147,7 +155,7 @@ def test_a_video_that_begins_with_a_recovery_point_is_kept_from_nvdec(tmp_path: 
     whole = make_video(tmp_path, Kind("libx264", container, REFRESHED))
     assert check(whole, [0], GraphDecoder.NVDEC).indices.tolist() == [0]
     cut = make_video(tmp_path, Kind("libx264", container, REFRESHED, remake=start_at_the_second_keyframe))
-    with pytest.raises(NotForGraph, match="begins with no IDR picture"):
+    with pytest.raises(UnsupportedByGraph, match="begins with no IDR picture"):
         check(cut, [0], GraphDecoder.NVDEC)
 
 
@@ -175,7 +183,7 @@ def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name:
     video = make_video(tmp_path, USUAL[name])
     last = row_of(video).frames - 1
     assert check(video, [0, last], GraphDecoder.NVDEC).indices.tolist() == [0, last]
-    with pytest.raises(NotForGraph, match=r"is \w+, which .* \(it takes mjpeg, vp8, vp9\)"):
+    with pytest.raises(UnsupportedByGraph, match=r"is \w+, which .* \(it takes mjpeg, vp8, vp9\)"):
         check(video, [0, last])
 
 

@@ -157,7 +157,7 @@ def test_times_that_can_be_trusted_are(tmp_path: Path, kind: Kind) -> None:
     """Otherwise every clip would cost a decoding from the start."""
     with open_video(make_video(tmp_path, kind)) as (container, stream):
         index = read_index(container, stream)
-    assert index.ordered and index.keyframe_distance <= 12 and len(index.shown) == 40
+    assert index.ordered and index.keyframe_distance <= 12 and len(index.display_order) == 40
 
 
 def test_frames_without_a_keyframe_mark_are_decoded(tmp_path: Path) -> None:

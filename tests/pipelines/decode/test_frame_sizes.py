@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.augment.params import TrainClip
-from pipelines.dali.encoded_input import GraphDecoder, NotForGraph, check_encoded
+from pipelines.augment.params import TrainClipSpec
+from pipelines.dali.encoded_input import GraphDecoder, UnsupportedByGraph, check_encoded
 from pipelines.dataset.manifest import ManifestRow, write_manifest
-from pipelines.decode.frame_sizes import CODECS, one_size
+from pipelines.decode.frame_sizes import CODECS, has_one_size
 from pipelines.worker_pool import IsolatedProcess
 from tests.pipelines.batches import loader, options
 from tests.pipelines.videos import KINDS, Kind, make_video, moving_picture
@@ -42,7 +42,7 @@ def change_header(path: Path, frame: int, *, width: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if name.split()[0] in CODECS])
 def test_sound_videos_are_of_one_size(tmp_path: Path, name: str) -> None:
-    assert one_size(name.split()[0], packets(make_video(tmp_path, KINDS[name])))
+    assert has_one_size(name.split()[0], packets(make_video(tmp_path, KINDS[name])))
 
 
 @pytest.mark.parametrize("name", ["mjpeg", "vp8", "vp9"])
@@ -54,9 +54,9 @@ def test_another_size_is_seen_in_the_headers(tmp_path: Path, name: str) -> None:
     for number, kind in enumerate(kinds):
         (tmp_path / str(number)).mkdir()
         parts.append(packets(make_video(tmp_path / str(number), kind)))
-    assert one_size(name, parts[0]) and one_size(name, parts[0] * 2) and one_size(name, parts[1])
-    assert not one_size(name, parts[0] + parts[1])
-    assert not one_size(name, parts[1] + parts[0])
+    assert has_one_size(name, parts[0]) and has_one_size(name, parts[0] * 2) and has_one_size(name, parts[1])
+    assert not has_one_size(name, parts[0] + parts[1])
+    assert not has_one_size(name, parts[1] + parts[0])
 
 
 def test_vp9_that_resizes_between_keyframes(tmp_path: Path) -> None:
@@ -67,12 +67,12 @@ def test_vp9_that_resizes_between_keyframes(tmp_path: Path) -> None:
     header = int((bits + f"{WIDTH // 2 - 1:016b}" + f"{HEIGHT - 1:016b}").ljust(80, "0"), 2).to_bytes(
         10, "big"
     )
-    assert one_size("vp9", [small[0], inter])
-    assert not one_size("vp9", [small[0], header + inter[10:]])
+    assert has_one_size("vp9", [small[0], inter])
+    assert not has_one_size("vp9", [small[0], header + inter[10:]])
     superframe = (
         inter + header + bytes([0xC9]) + len(inter).to_bytes(2, "little") + b"\x0a\x00" + bytes([0xC9])
     )
-    assert not one_size("vp9", [small[0], superframe])
+    assert not has_one_size("vp9", [small[0], superframe])
 
 
 def jpeg(
@@ -98,9 +98,9 @@ def jpeg(
 @pytest.mark.parametrize("quality", [7, 9, 15, 16, 17, 20, 21, 75, 95])
 def test_tables_of_a_jpeg_that_look_like_a_header_are_none(quality: int, progressive: bool) -> None:
     picture, narrow = (jpeg(quality, width, progressive=progressive) for width in (WIDTH, WIDTH - 16))
-    assert one_size("mjpeg", [picture, picture])
-    assert not one_size("mjpeg", [picture, narrow])
-    assert not one_size("mjpeg", [picture, picture + narrow])  # as fields are stored
+    assert has_one_size("mjpeg", [picture, picture])
+    assert not has_one_size("mjpeg", [picture, narrow])
+    assert not has_one_size("mjpeg", [picture, picture + narrow])  # as fields are stored
 
 
 def test_metadata_of_a_jpeg_are_passed_over() -> None:
@@ -108,8 +108,8 @@ def test_metadata_of_a_jpeg_are_passed_over() -> None:
     comment = b"\xff\xfe" + (2 + len(random)).to_bytes(2, "big") + random
     assert b"\xff\xc0" in comment[4:]
     pictures = [jpeg(), jpeg(before=comment), jpeg(thumbnail=32), jpeg(thumbnail=48)]
-    assert one_size("mjpeg", pictures)
-    assert not one_size("mjpeg", [*pictures, jpeg(width=WIDTH - 16, before=comment)])
+    assert has_one_size("mjpeg", pictures)
+    assert not has_one_size("mjpeg", [*pictures, jpeg(width=WIDTH - 16, before=comment)])
 
 
 @pytest.mark.parametrize(
@@ -126,18 +126,18 @@ def test_metadata_of_a_jpeg_are_passed_over() -> None:
 def test_behind_a_damaged_segment_of_a_jpeg_each_header_counts(sound: bytes, damaged: bytes) -> None:
     whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
     assert narrow.count(sound) >= 1 and whole.find(b"\xff\xc0") < 0x22E
-    assert not one_size("mjpeg", [whole, narrow.replace(sound, damaged, 1)])
+    assert not has_one_size("mjpeg", [whole, narrow.replace(sound, damaged, 1)])
 
 
 def test_a_header_amid_the_data_of_a_scan_counts() -> None:
     whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
     at, header = narrow.index(b"\xff\xc0"), whole.index(b"\xff\xda") + 40
-    assert not one_size("mjpeg", [whole[:header] + narrow[at : at + 19] + whole[header:]])
+    assert not has_one_size("mjpeg", [whole[:header] + narrow[at : at + 19] + whole[header:]])
 
 
 def test_what_cannot_be_read_says_nothing() -> None:
     for codec in CODECS:
-        assert one_size(codec, [b"\xff", b"\0", b"\xff\xc0", bytes(40), b"\xff" * 40])
+        assert has_one_size(codec, [b"\xff", b"\0", b"\xff\xc0", bytes(40), b"\xff" * 40])
 
 
 def test_a_file_whose_header_says_another_size_is_left_to_pyav(tmp_path: Path) -> None:
@@ -148,13 +148,13 @@ def test_a_file_whose_header_says_another_size_is_left_to_pyav(tmp_path: Path) -
     width = b"\xb0\x81" + bytes([WIDTH])  # PixelWidth of a track
     assert path.read_bytes().count(width) == 1
     wrong = path.read_bytes().replace(width, b"\xb0\x81" + bytes([WIDTH - 8]))
-    with pytest.raises(NotForGraph, match="another size than its header says"):
+    with pytest.raises(UnsupportedByGraph, match="another size than its header says"):
         check_encoded(wrong, row(path, "vp9"), indices, GraphDecoder.CPU)
 
 
 def batches(manifest: Path, decoder: str) -> tuple[list[int], list[int], list[str]]:
     """The samples of an epoch, those that were bad, and why."""
-    clips = loader(manifest, TrainClip(4, 32), batch=4, how=options(decoder))
+    clips = loader(manifest, TrainClipSpec(4, 32), batch=4, how=options(decoder))
     seen = [batch for _, batch in zip(range(2), clips, strict=False)]
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
     reasons = [defect.reason for defect in clips.bad_samples.pop_new()]

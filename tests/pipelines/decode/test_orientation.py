@@ -51,8 +51,8 @@ def test_frames_are_turned_as_the_matrix_says(tmp_path: Path, matrix: tuple, tur
     assert (info.height, info.width) == expected.shape[1:3]
     assert len(info.notes) == 1 and ("rotated" in info.notes[0] or "mirrored" in info.notes[0])
     np.testing.assert_array_equal(decode_frames(video, np.arange(0, 40, 7)), expected[::7])
-    window = decode_frames(video.read_bytes(), np.array([5]), (3, 8, 60, 70), size=expected.shape[1:3])
-    np.testing.assert_array_equal(window[0], expected[5, 3:60, 8:70])
+    roi = decode_frames(video.read_bytes(), np.array([5]), (3, 8, 60, 70), size=expected.shape[1:3])
+    np.testing.assert_array_equal(roi[0], expected[5, 3:60, 8:70])
     encoded = check_encoded(video.read_bytes(), row_of(video), np.array([3]), GraphDecoder.NVDEC)
     np.testing.assert_array_equal(Orientation(*encoded.orientation.astype(bool)).apply(coded[3]), expected[3])
 

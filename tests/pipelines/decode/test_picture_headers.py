@@ -3,7 +3,7 @@
 import av
 import pytest
 
-from pipelines.decode.color import NOT_CONVERTED, check_colorspace
+from pipelines.decode.color import UNSUPPORTED_MATRICES, check_colorspace
 from pipelines.decode.picture_headers import PictureScan, nal_types, nal_units
 from pipelines.errors import VideoError
 from tests.pipelines.field_pictures import field_pictures
@@ -64,7 +64,7 @@ def test_units_are_found_by_start_codes_and_by_lengths() -> None:
 
 
 def test_matrices_that_ffmpeg_does_not_convert_are_named() -> None:
-    for number, name in NOT_CONVERTED.items():
+    for number, name in UNSUPPORTED_MATRICES.items():
         with pytest.raises(VideoError, match=f"colours in {name}"):
             check_colorspace(number)
     check_colorspace(1)

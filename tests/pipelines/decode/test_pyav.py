@@ -51,7 +51,7 @@ def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
     def index_of(name: str) -> tuple[list[int | None], list[int], list[int], bool]:
         with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
             index = read_index(container, stream)
-        return index.times, index.keyframes, index.shown, index.ordered
+        return index.times, index.keyframes, index.display_order, index.ordered
 
     times, _, shown, ordered = index_of("h264 with B-frames")
     assert times != sorted(times) and ordered and len(shown) == len(times) == 40
@@ -70,12 +70,12 @@ def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
 def test_decoding_starts_at_the_last_keyframe_that_a_frame_builds_on(tmp_path: Path, name: str) -> None:
     with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
         index = read_index(container, stream)
-    for packet in index.shown:
+    for packet in index.display_order:
         ((first, last),) = pyav._runs(index, [packet])
         usable = [key for key in index.keyframes if key <= packet and index.times[key] <= index.times[packet]]
         assert (first, last) == (usable[-1], packet)
     for begin in range(35):
-        packets = sorted(index.shown[begin : begin + 5])
+        packets = sorted(index.display_order[begin : begin + 5])
         alone = [run for packet in packets for run in pyav._runs(index, [packet])]
         runs = pyav._runs(index, packets)
         assert all(any(first <= begin and end <= last for first, last in runs) for begin, end in alone)

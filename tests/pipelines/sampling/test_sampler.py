@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipelines.augment.params import TrainClip, draw_clip
+from pipelines.augment.params import TrainClipSpec, draw_clip_params
 from pipelines.sampling.sampler import Part, Slot, TrainSampler, ViewSampler, permute
 
 
@@ -71,13 +71,13 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
     slots = [sampler.slot(0, place) for place in range(4)]
     assert [slot.repeat for slot in slots] == [0, 1, 0, 1]
     assert slots[0].sample == slots[1].sample != slots[2].sample
-    clip = TrainClip(8, 64)
+    clip = TrainClipSpec(8, 64)
     draws = [
-        draw_clip(clip, seed=0, epoch=0, sample=3, repeat=repeat, frames=90, height=256, width=340)
+        draw_clip_params(clip, seed=0, epoch=0, sample=3, repeat=repeat, frames=90, height=256, width=340)
         for repeat in (0, 1)
     ]
     np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
-    assert not np.array_equal(draws[0].numbers[0], draws[1].numbers[0])
+    assert not np.array_equal(draws[0].arrays[0], draws[1].arrays[0])
 
 
 def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:

@@ -12,9 +12,9 @@ from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
 from pipelines.synthetic import motion
 from pipelines.synthetic.drawing import SHAPES, ShapePath, draw_clip
-from pipelines.synthetic.motion import CLASS_NAMES, Settings, draw, render
+from pipelines.synthetic.motion import CLASS_NAMES, MotionSettings, draw_motion_clip, render
 
-SETTINGS = Settings(seed=3)
+SETTINGS = MotionSettings(seed=3)
 
 
 def content(root: Path) -> dict[str, str]:
@@ -24,7 +24,10 @@ def content(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("pair", range(4))
 def test_a_clip_played_backwards_is_the_clip_of_its_pair(pair):
-    first, second = draw(SETTINGS, "train", 2 * pair), draw(SETTINGS, "train", 2 * pair + 1)
+    first, second = (
+        draw_motion_clip(SETTINGS, "train", 2 * pair),
+        draw_motion_clip(SETTINGS, "train", 2 * pair + 1),
+    )
     assert (first.label, second.label) == (2 * pair, 2 * pair + 1)
     assert first.fps == second.fps
     assert np.array_equal(first.frames[::-1], second.frames)
@@ -43,7 +46,7 @@ def drawn_paths(monkeypatch):
 
     monkeypatch.setattr(motion, "draw_clip", only_the_path)
     for index in range(0, 800, 2):
-        paths[CLASS_NAMES[draw(SETTINGS, "train", index).label]].append(seen[-1])
+        paths[CLASS_NAMES[draw_motion_clip(SETTINGS, "train", index).label]].append(seen[-1])
     return paths
 
 
@@ -136,8 +139,8 @@ def test_bytes_do_not_depend_on_the_number_of_workers(motion_set, tmp_path):
 
 def test_seeds_splits_and_twins_are_different_clips():
     clips = [
-        draw(settings, split, index).frames
-        for settings in (SETTINGS, Settings(seed=4))
+        draw_motion_clip(settings, split, index).frames
+        for settings in (SETTINGS, MotionSettings(seed=4))
         for split in ("train", "val")
         for index in (0, 8, 16)
     ]
@@ -145,7 +148,7 @@ def test_seeds_splits_and_twins_are_different_clips():
 
 
 def test_lengths_and_sizes_are_mixed():
-    clips = [draw(SETTINGS, "train", index) for index in range(0, 96, 2)]
+    clips = [draw_motion_clip(SETTINGS, "train", index) for index in range(0, 96, 2)]
     assert {len(clip.frames) for clip in clips} == set(range(16, 25))
     assert {clip.frames.shape[1:3] for clip in clips} == {(72, 72), (72, 96), (96, 72), (72, 108)}
 
@@ -177,7 +180,7 @@ def test_videos_show_what_was_drawn_and_no_frame_stands_out(motion_set):
     manifest = Manifest.open(motion_set.train)
     for index in range(0, 32, 2):
         row = manifest.row(index)
-        drawn = draw(Settings(seed=0), "train", index).frames.mean(axis=-1)
+        drawn = draw_motion_clip(MotionSettings(seed=0), "train", index).frames.mean(axis=-1)
         decoded = decode_frames(manifest.absolute_path(row), np.arange(row.frames)).mean(axis=-1)
         assert np.abs(decoded - drawn).mean() < 4
         errors.append([np.abs(decoded[t] - drawn[t]).mean() for t in (0, 5, -1)])

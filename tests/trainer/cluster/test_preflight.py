@@ -24,7 +24,7 @@ import launch.doctor
 import pipelines.dali.selftest
 from models import build_config
 from models.cost import parameter_count
-from pipelines.dali.selftest import decode_trial
+from pipelines.dali.selftest import decode_test_video
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, SMALL
@@ -198,7 +198,7 @@ def test_decoding_counts_frames_and_names_what_went_wrong() -> None:
 
 
 def test_a_clip_made_here_is_decoded_with_all_its_frames() -> None:
-    assert decode_trial(CPU, FRAMES) == [FRAMES, 128, 128, 3]
+    assert decode_test_video(CPU, FRAMES) == [FRAMES, 128, 128, 3]
 
 
 def test_a_decoder_that_gives_other_frames_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_decoder_that_gives_other_frames_is_found_out(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(pipelines.decode.selftest, "check_encoded", one_later)
     with pytest.raises(RuntimeError, match="15 of 16 frames are not those"):
-        decode_trial(CPU, FRAMES)
+        decode_test_video(CPU, FRAMES)
 
 
 def test_products_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

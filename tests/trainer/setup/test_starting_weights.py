@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import UniFormerV2, UniFormerV2Config, build_config
-from models.weights.released import to_official
+from models.weights.released import to_released
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
@@ -128,7 +128,7 @@ def test_another_width_or_depth_is_refused_with_both_sides_and_ten_tensors(expor
 @pytest.mark.parametrize("ported", [False, True])
 def test_released_checkpoints_are_known_by_their_names(tmp_path: Path, ported: bool) -> None:
     source = built(1, config(400))
-    names = {f"backbone.{name}": tensor for name, tensor in to_official(source).items()}
+    names = {f"backbone.{name}": tensor for name, tensor in to_released(source).items()}
     if ported:
         renamed = {"backbone.transformer.proj.0.": "backbone.transformer.norm."}
         renamed["backbone.transformer.proj.2."] = "cls_head.fc_cls."
@@ -148,7 +148,7 @@ def test_the_authors_710_classes(tmp_path: Path) -> None:
     """Rows 0 to 399 are known by name; a manifest in their order of Kinetics-600 tells the others."""
     source = built(1, config(710))
     path = tmp_path / "k710.safetensors"
-    save_file(to_official(source), path)
+    save_file(to_released(source), path)
     model, report = started(path, config(2), ("riding a bike", "luge"))
     assert torch.equal(model.head.weight[0], source.head.weight[0])
     assert "1 of 2 rows" in report and "0 to 399" in report
@@ -161,7 +161,7 @@ def test_the_authors_710_classes(tmp_path: Path) -> None:
 
 def test_an_order_of_classes_that_nobody_knows_gives_a_new_head(tmp_path: Path) -> None:
     source = built(1, config(6, form="temporal", temporal_downsample=True))
-    save_file(to_official(source), tmp_path / "ss.safetensors")
+    save_file(to_released(source), tmp_path / "ss.safetensors")
     same = config(6, form="temporal", temporal_downsample=True)
     model, report = started(tmp_path / "ss.safetensors", same)
     assert "head: new, 6 rows: the file does not name its 6 classes" in report and "BGR" in report

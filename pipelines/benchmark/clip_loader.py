@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import torch
 
-from pipelines.augment.params import TrainClip
+from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.benchmark.workload import CROP_RATIO, CROP_SCALE, FLIP, MEAN, STD, Workload
 from pipelines.dataset.concat import Dataset
@@ -16,7 +16,7 @@ from pipelines.sampling.sampler import TrainSampler
 def open_loader(workload: Workload, cores: int) -> ClipLoader:
     """The training loader on the CPU, which spreads itself over so many cores; PyAV decodes."""
     dataset = Dataset.open([workload.manifest])
-    clip = TrainClip(
+    clip = TrainClipSpec(
         workload.frames, workload.size, CROP_SCALE, CROP_RATIO, FLIP, rand_augment=workload.rand_augment
     )
     return train_loader(
@@ -33,7 +33,7 @@ def open_loader(workload: Workload, cores: int) -> ClipLoader:
     )
 
 
-def good_clips(loader: ClipLoader, workload: Workload) -> Generator[torch.Tensor, None, None]:
+def valid_clips(loader: ClipLoader, workload: Workload) -> Generator[torch.Tensor, None, None]:
     """Batches of clips, (B, 3, T, size, size), without end; closing this closes the loader.
 
     Raises DataError at a video that cannot be used: its stand-in costs nothing to decode and would flatter.

