@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.errors import StartAgain, UserError
 from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import exit_with
-from trainer.tracking.mlflow_tracker import deliver_spool
+from trainer.tracking.mlflow_tracker import deliver_outbox
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        lines = deliver_spool(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
+        lines = deliver_outbox(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REQUEUE if isinstance(error, StartAgain) else 2

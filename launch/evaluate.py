@@ -66,11 +66,11 @@ def main() -> int:
     from trainer.distributed.error_output import print_error
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
-    from trainer.evaluation.target import Request
+    from trainer.evaluation.target import EvaluationRequest
     from trainer.resilience.signals import REQUEUE
 
     given = vars(arguments)
-    request = Request(
+    request = EvaluationRequest(
         class_names=given["classes"],
         **{
             name: given[name]

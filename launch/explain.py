@@ -49,13 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.inspection.explanation import Explainer
     from trainer.inspection.explanation_pictures import (
         as_json,
-        check_places,
+        check_output_paths,
         write_explanation,
         write_overlay,
     )
 
     sheet = arguments.out or Path(f"{arguments.video.stem}-explained.png")
-    check_places(arguments.video, sheet, arguments.overlay)
+    check_output_paths(arguments.video, sheet, arguments.overlay)
     names = None if arguments.classes is None else read_class_names(arguments.classes)
     device = choose_device(arguments.device)
     weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)

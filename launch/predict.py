@@ -54,15 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
     paths = list_videos(arguments.videos)  # before seconds of imports
 
     from pipelines.dataset.prepare.class_names import read_class_names
-    from trainer.inference.predict_videos import Asked, predict_videos
-    from trainer.inference.prediction_output import open_output
+    from trainer.inference.predict_videos import PredictOptions, predict_videos
+    from trainer.inference.prediction_output import choose_writer
     from trainer.inference.predictor import load
 
     names = None if arguments.classes is None else read_class_names(arguments.classes)
     source = {"last": arguments.last, "frames": arguments.frames, "class_names": names}
     predictor = load(arguments.weights, arguments.device, **source)
-    asked = Asked(**{name: getattr(arguments, name) for name in Asked.__dataclass_fields__})
-    bad = predict_videos(predictor, paths, asked, open_output(arguments.form or "table"))
+    options = PredictOptions(
+        **{name: getattr(arguments, name) for name in PredictOptions.__dataclass_fields__}
+    )
+    bad = predict_videos(predictor, paths, options, choose_writer(arguments.form or "table"))
     if bad:
         print(f"{bad} of {len(paths)} videos could not be used, or not to their end", file=sys.stderr)
     return 2 if bad else 0

@@ -51,7 +51,7 @@ def main() -> int:
     from pipelines.errors import DataError
     from trainer.errors import UserError
     from trainer.inspection.batch_replay import replay_step
-    from trainer.inspection.replay_report import as_json, lines, write_replay
+    from trainer.inspection.replay_report import as_json, report_lines, write_replay
     from trainer.monitoring.progress import show_progress
     from trainer.monitoring.run_dir import RunDir
 
@@ -82,7 +82,7 @@ def main() -> int:
     found = (
         [json.dumps(as_json(done, out), indent=1)]
         if arguments.json
-        else [*lines(done), f"wrote {printable(out)}"]
+        else [*report_lines(done), f"wrote {printable(out)}"]
     )
     print("\n".join(found))
     return 2 if done.equal is False else 0

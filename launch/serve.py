@@ -47,12 +47,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> int:
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.serving.serve import serve
-    from trainer.serving.server import Limits
+    from trainer.serving.server import RequestLimits
     from trainer.serving.video_requests import VideoModel
 
     names = None if arguments.classes is None else tuple(read_class_names(arguments.classes))
     model = VideoModel(arguments.source, arguments.device, arguments.last, arguments.frames, names)
-    limits = Limits(int(arguments.upload_limit * 1e6), arguments.timeout, arguments.waiting)
+    limits = RequestLimits(int(arguments.upload_limit * 1e6), arguments.timeout, arguments.waiting)
     serve(model, limits, host=arguments.host, port=arguments.port)
     return 0
 

@@ -36,9 +36,9 @@ from trainer.distributed.step_sync import StepSync
 from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
 from trainer.engine.memory_estimate import find_available_memory
 from trainer.errors import AgreedError, RunError, UserError
-from trainer.evaluation.final_scores import FinalScores
-from trainer.evaluation.finished_run import Again, changed_settings, evaluated_again, is_finished
-from trainer.evaluation.scores import About
+from trainer.evaluation.final_scores import FinalScoreWriter
+from trainer.evaluation.finished_run import Reevaluation, changed_settings, choose_reevaluation, is_finished
+from trainer.evaluation.scores import ScoreMetadata
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
@@ -65,10 +65,10 @@ from trainer.setup.preparation import (
 )
 from trainer.setup.start_checks import check_resume, check_run_dir, check_tracking, check_videos
 from trainer.setup.starting_weights import StartingWeights, plan_starting_weights
-from trainer.setup.tracking_start import run_description, track_datasets, watch_node
+from trainer.setup.tracking_start import monitor_node, record_datasets, run_description
 from trainer.system.device import set_device, set_numerics
-from trainer.tracking.mlflow_tracker import Status, Tracker
-from trainer.tracking.superseded_start import set_aside
+from trainer.tracking.mlflow_tracker import MlflowTracker, Status
+from trainer.tracking.superseded_start import archive_tracking
 from trainer.trainer import Trainer
 
 MLFLOW_SECONDS = 60.0  # seconds that the end of a run waits for MLflow
@@ -123,7 +123,7 @@ class Run:
         self._lock: RunLock | None = None  # of the folder, on rank 0
         self._trains = False
         self._trained: TrainState | None = None  # the last, where no step is left to do
-        self._again: Again | None = None  # where all results of that are written, too
+        self._again: Reevaluation | None = None  # where all results of that are written, too
         self._starting: StartingWeights | None = None  # that a new training begins from
         self.checkpoints = Checkpointer(
             Retention(folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best),
@@ -327,7 +327,7 @@ class Run:
         before = self.folder.recipe.read_text(encoding="utf-8", errors="replace")
         if before == self.recipe.to_yaml():
             return
-        aside = set_aside(self.folder.path)
+        aside = archive_tracking(self.folder.path)
         if aside is not None:
             self._notes += (
                 "the run begins anew with other settings than its last start, which left no checkpoint: as "
@@ -336,14 +336,14 @@ class Run:
 
     def _evaluates_again(
         self, prepared: Preparation, found: Path | None, state: TrainState | None
-    ) -> Again | None:
+    ) -> Reevaluation | None:
         """How a run that has ended is evaluated again; None for a training. Collective."""
         if found is None or state is None:
             return None
         steps = Schedule.of(self.recipe, prepared.sampler.steps_per_epoch).total_steps
         self._trained = state if state.step >= steps else None
         ended = broadcast_from_main(self.is_main and is_finished(self.folder, found, state, steps))
-        return evaluated_again(self.recipe, state) if ended else None
+        return choose_reevaluation(self.recipe, state) if ended else None
 
     def _build(
         self,
@@ -425,14 +425,14 @@ class Run:
             best=self.checkpoints.best_accuracy(),
         )
 
-    def _final_scores(self, prepared: Preparation, loader: ClipLoader) -> FinalScores:
+    def _final_scores(self, prepared: Preparation, loader: ClipLoader) -> FinalScoreWriter:
         val, evaluation = prepared.val, self.recipe.evaluation
-        return FinalScores(
+        return FinalScoreWriter(
             self.folder.scores,
             self.folder.best_effort,
             loader,
             val,
-            About(
+            ScoreMetadata(
                 manifest=self.recipe.data.val.name,
                 fingerprint=val.fingerprint,
                 class_names=val.class_names,
@@ -492,7 +492,7 @@ class Run:
                 every=recipe.run.log_every_steps,
             )
         )
-        tracker = Tracker(
+        tracker = MlflowTracker(
             self.folder.path,
             uri=recipe.tracking.uri,
             experiment=recipe.tracking.experiment,
@@ -504,7 +504,9 @@ class Run:
         )
         if found is None:  # MLflow never changes a parameter; what is run now stands in the recipe below
             # Not the name, which the MLflow run has: MLflow's comparison plots the first three that differ.
-            tracker.params({name: value for name, value in recipe.flattened().items() if name != "name"})
+            tracker.record_params(
+                {name: value for name, value in recipe.flattened().items() if name != "name"}
+            )
         fingerprints = {
             "train_fingerprint": prepared.train.fingerprint,
             "val_fingerprint": prepared.val.fingerprint,
@@ -513,15 +515,15 @@ class Run:
         trains = self._again is None and recipe.tracking.enabled
         if self.is_main and trains:
             if found is None:
-                track_datasets(tracker, prepared)
+                record_datasets(tracker, prepared)
             # After the first start, parameters may be out of date: the artifact recipe.yaml is not.
             described = run_description(recipe, prepared, environment, self.folder.path, starts)
-            tracker.tags({**fingerprints, **described.tags(), "total_steps": schedule.total_steps})
+            tracker.set_tags({**fingerprints, **described.tags(), "total_steps": schedule.total_steps})
         if trains and environment.local_rank == 0:
-            stack.enter_context(watch_node(environment, self.folder.path, tracker))
+            stack.enter_context(monitor_node(environment, self.folder.path, tracker))
         if trains:
-            tracker.artifact(self.folder.recipe)
-            tracker.artifact(self.folder.environment)
+            tracker.upload_artifact(self.folder.recipe)
+            tracker.upload_artifact(self.folder.environment)
         run_logger = RunLogger(
             self.folder,
             tracker,

@@ -17,14 +17,14 @@ from trainer.distributed.step_sync import StepTotals
 from trainer.errors import RunError
 from trainer.evaluation.confusion_matrix import CLASS_TABLE, class_table, draw_confusion
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
-from trainer.evaluation.finished_run import Again
-from trainer.evaluation.multi_view import Evaluation
+from trainer.evaluation.finished_run import Reevaluation
+from trainer.evaluation.multi_view import EvaluationResult
 from trainer.monitoring.console import Display, format_duration
 from trainer.monitoring.data_bottleneck import DataReport
 from trainer.monitoring.loss_spikes import LossSpikeDetector
 from trainer.monitoring.run_dir import RunDir
 from trainer.monitoring.throughput import ThroughputMeter
-from trainer.tracking.mlflow_tracker import Status, Tracker
+from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 from trainer.tracking.training_tracker import TrainingTracker
 
 
@@ -36,14 +36,14 @@ class RunLogger:
     def __init__(
         self,
         folder: RunDir,
-        tracker: Tracker,
+        tracker: MlflowTracker,
         display: Display,
         *,
         total_steps: int,
         every_steps: int,
         class_names: tuple[str, ...],
         best: float | None,
-        again: Again | None = None,
+        again: Reevaluation | None = None,
     ) -> None:
         self._folder = folder
         self._how_to_see = tracker.how_to_see
@@ -96,7 +96,7 @@ class RunLogger:
         if math.isfinite(totals.loss):  # one that is not would hide all others in the mean
             self._loss_sum += totals.loss
             self._loss_steps += 1
-        self._tracker.step(
+        self._tracker.record_step(
             totals,
             meter,
             epoch=epoch,
@@ -120,7 +120,7 @@ class RunLogger:
         self._folder.append_event(
             "spike", step=done, loss=loss, usual=spike.usual, deviations=spike.deviations
         )
-        self._tracker.spike(done, spike.deviations)
+        self._tracker.record_spike(done, spike.deviations)
         self._display.warn(
             f"step {done}: the loss jumps to {loss:.4f}; {spike.usual:.4f} was usual ({spike.deviations:.0f} "
             "standard deviations)"
@@ -132,7 +132,7 @@ class RunLogger:
             self._folder.append_event(
                 "skipped", step=step + 1, words=words, file=None if file is None else str(file)
             )
-            self._tracker.skipped(step + 1)
+            self._tracker.record_skipped_step(step + 1)
             self._display.warn(words)
 
     def log_data_cost(self, step: int, report: DataReport | None) -> None:
@@ -142,7 +142,7 @@ class RunLogger:
         done = step + 1
         costs = {f"{name}_ms": round(value, 3) for name, value in report.milliseconds.items()}
         self._folder.append_event("data", step=done, limit=report.limit.stage, **costs)
-        self._tracker.data(done, report.milliseconds, report.limit.stage)
+        self._tracker.record_data_times(done, report.milliseconds, report.limit.stage)
         if report.changed:
             self._display.note(report.message)
 
@@ -150,7 +150,7 @@ class RunLogger:
         """Returns what is to be told of each of so many batches."""
         return lambda done: self._display.evaluating(done, batches)
 
-    def log_evaluation(self, step: int, result: Evaluation) -> None:
+    def log_evaluation(self, step: int, result: EvaluationResult) -> None:
         """Tell of an evaluation after `step` steps, and draw its confusion matrix."""
         if not self._is_main:
             return
@@ -163,7 +163,7 @@ class RunLogger:
             self._folder.append_event("re-evaluation", **told, **again.settings)
         self._display.note(self._in_words(step, result))
         if again is not None:
-            self._tracker.evaluation_again(step, values, again.metrics)
+            self._tracker.record_reevaluation(step, values, again.metrics)
             return
         title = f"step {step}, top-1 {100 * result.top1:.1f} %"
         with self._folder.best_effort(self._folder.confusion):
@@ -171,9 +171,9 @@ class RunLogger:
         table = self._folder.path / CLASS_TABLE
         with self._folder.best_effort(table):
             self._folder.write_json(table, class_table(result.confusion, self._class_names))
-        self._tracker.evaluation(step, values, table, self._folder.confusion)
+        self._tracker.record_evaluation(step, values, table, self._folder.confusion)
 
-    def _in_words(self, step: int, result: Evaluation) -> str:
+    def _in_words(self, step: int, result: EvaluationResult) -> str:
         trained = f", training loss {self._loss_sum / self._loss_steps:.4f}" if self._loss_steps else ""
         self._loss_sum, self._loss_steps = 0.0, 0
         before, best = self._best, ""
@@ -192,7 +192,7 @@ class RunLogger:
         """Tell of a checkpoint that has become visible, so many seconds after its save began."""
         if self._is_main:
             self._folder.append_event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
-            self._tracker.checkpoint(step, path)
+            self._tracker.record_checkpoint(step, path)
             self._display.note(f"checkpoint after step {step}: {path}")
 
     def quarantine_bad_samples(self, bad_samples: BadSamples) -> list[BadSample]:
@@ -268,7 +268,7 @@ class RunLogger:
                 "the last checkpoint is evaluated once more"
             ) from error
         self._folder.append_event("end", **summary)
-        self._tracker.result(summary, self._folder.summary)
+        self._tracker.record_summary(summary, self._folder.summary)
 
     def log_examples(self, videos: Dataset) -> None:
         """Show some validation videos with their true and predicted classes, from the scores of the last
@@ -280,12 +280,12 @@ class RunLogger:
         except RunError as error:
             self.log_warning(f"{EXAMPLES} is missing: {error}")
         else:
-            self._tracker.examples(sheet)
+            self._tracker.upload_examples(sheet)
 
     def register_weights(self, registered: str) -> None:
         """Have the final weights registered with MLflow. registered: `NAME` or `NAME@ALIAS`."""
         if self._is_main:
-            self._tracker.register(self._folder.weights, registered)
+            self._tracker.register_weights(self._folder.weights, registered)
 
     def print_summary(self) -> None:
         """Show what came out."""

@@ -21,8 +21,8 @@ from trainer.distributed.batch_hash import hash_clips
 from trainer.distributed.step_sync import StepSums, StepSync, StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
-from trainer.evaluation.final_scores import FinalScores
-from trainer.evaluation.multi_view import Evaluation, NotFiniteError, evaluate
+from trainer.evaluation.final_scores import FinalScoreWriter
+from trainer.evaluation.multi_view import EvaluationResult, NotFiniteError, evaluate
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
 from trainer.monitoring.throughput import ThroughputMeter
@@ -70,7 +70,7 @@ class Trainer:
     bad_share: float
     evaluates_at_end: bool
     keeps_best: bool
-    final_scores: FinalScores
+    final_scores: FinalScoreWriter
     evaluates_only: bool = False
     step: int = 0
     clips: int = 0
@@ -79,7 +79,7 @@ class Trainer:
     bad_before: int = 0
     saved_step: int = -1
     best: float | None = None
-    final: Evaluation | None = None
+    final: EvaluationResult | None = None
     is_finite: bool = True
     bad_videos: BadVideos = field(default_factory=BadVideos)
     bad_val_videos: BadVideos = field(default_factory=BadVideos)
@@ -231,15 +231,15 @@ class Trainer:
                     self.val_loader,
                     self.classes,
                     progress=progress,
-                    leaving=lambda: self.stop.requested is not None,
-                    keep=self.final_scores.keep if ends else None,
+                    stop_requested=lambda: self.stop.requested is not None,
+                    on_batch=self.final_scores.add if ends else None,
                 )
             except NotFiniteError:
                 self.checkpoints.doubt(f"the outputs of the evaluation after step {self.step} are not finite")
                 raise
             finally:
                 if ends:
-                    self.final_scores.end(whole=result is not None)
+                    self.final_scores.close(whole=result is not None)
         self.bad_val_videos.add(self.run_logger.quarantine_bad_samples(self.val_loader.bad_samples))
         if result is None:
             return False

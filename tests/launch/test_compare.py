@@ -16,7 +16,7 @@ from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, settings, train
 from tests.trainer.tracking.comparison.run_folders import make_run, write_scores
 from trainer.tracking.comparison.same_data import SAME
-from trainer.tracking.mlflow_tracker import tracked_run
+from trainer.tracking.mlflow_tracker import find_mlflow_run_id
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -41,7 +41,7 @@ def trained(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
     outcome = train(root / "trained", *changes, data=motion_set.root)
     assert outcome.code == 0, outcome.errors
-    run_id = tracked_run(root / "trained")
+    run_id = find_mlflow_run_id(root / "trained")
     assert run_id is not None
     return Trained(root / "trained", uri, run_id)
 

@@ -17,7 +17,7 @@ from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.predict_videos import _Names
 from trainer.inference.prediction import Prediction
-from trainer.inference.prediction_output import open_output
+from trainer.inference.prediction_output import choose_writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def test_a_reader_that_ends_raises_what_print_raises() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as file:
-        open_output("table", file).prediction(Prediction(Path("x.mp4"), (("jump", 0.5),)))
+        choose_writer("table", file).write_prediction(Prediction(Path("x.mp4"), (("jump", 0.5),)))
 
 
 def test_annotated_videos_have_names_of_their_own() -> None:

@@ -106,7 +106,7 @@ def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path
         raise RunError(f"{log.parent.parent}: SLURM takes no blanks in the name of a run's folder")
     if any("\n" in argument for task in tasks for argument in task):
         raise RunError("an argument goes over several lines, which a job's script cannot hold")
-    # A password in tracking.uri reaches the job in its environment, see `give_to_jobs`.
+    # A password in tracking.uri reaches the job in its environment, see `set_job_credentials`.
     tasks = [[redacted(argument) for argument in task] for task in tasks]
     made_by = redacted(made_by)
     body = TEMPLATE.read_text(encoding="utf-8").partition(_BODY)

@@ -13,8 +13,8 @@ from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
-from trainer.system.secrets import give_to_jobs
-from trainer.tracking.mlflow_tracker import Tracker, check_tracking, tracked_run
+from trainer.system.secrets import set_job_credentials
+from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, find_mlflow_run_id
 
 _LOOKS = 4  # at a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long
@@ -57,7 +57,7 @@ def plan_submission(
         tracking = recipe.tracking
         if tracking.enabled:
             check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
-            give_to_jobs(tracking.uri)
+            set_job_credentials(tracking.uri)
         split_batch(
             recipe.optimisation.global_batch,
             request.ranks,
@@ -90,14 +90,16 @@ def create_parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
     if not tracking.enabled:
         return None
     home.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(home, uri=tracking.uri, experiment=tracking.experiment, run_name=home.name)
+    tracker = MlflowTracker(home, uri=tracking.uri, experiment=tracking.experiment, run_name=home.name)
     varied: dict[str, dict[str, None]] = {}  # of each field the values, in their order
     for variant in chosen:
         for field, value in variant.values:
             varied.setdefault(field, {})[value] = None
-    tracker.params({"sweep": len(chosen), **{field: ", ".join(values) for field, values in varied.items()}})
+    tracker.record_params(
+        {"sweep": len(chosen), **{field: ", ".join(values) for field, values in varied.items()}}
+    )
     tracker.close("FINISHED", _MLFLOW_PATIENCE)
-    found = tracked_run(home)
+    found = find_mlflow_run_id(home)
     if found is None:
         raise RunError(
             "MLflow cannot be reached, and a sweep's runs stand under one run there: mend that "

@@ -17,7 +17,7 @@ from trainer.monitoring.run_dir import RunDir
 _DIGITS = 12  # of a row in a part's name, so that names stand in order
 
 
-class EvaluationFolder:
+class EvaluationDir:
     """Scores are kept as parts, each of some rows that follow those of the one before, and each whole.
 
     So what is done is all rows before `done`, whatever the number of ranks was. bad: videos among them that
@@ -33,7 +33,7 @@ class EvaluationFolder:
         self.done = 0
         self.bad = 0
 
-    def begin(self, identity: dict[str, Any], *, again: bool) -> None:
+    def prepare(self, identity: dict[str, Any], *, again: bool) -> None:
         """Make the folder for this evaluation, or go on with it.
 
         identity: what it is of, as JSON has it. again: throw away what is there.
@@ -126,7 +126,7 @@ class EvaluationFolder:
                 f"{part} is damaged ({error}): remove it, and start again to have its videos evaluated"
             ) from error
 
-    def clean(self) -> None:
+    def remove_parts(self) -> None:
         """Remove the parts, once all that came of them is written."""
         shutil.rmtree(self._parts, ignore_errors=True)
 

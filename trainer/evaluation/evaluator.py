@@ -19,13 +19,13 @@ from trainer.distributed.collectives import broadcast_from_main, check_same_on_a
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.deepspeed_engine import disconnect, join
 from trainer.errors import AgreedError, RunError
-from trainer.evaluation.evaluation_dir import EvaluationFolder
+from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.loading import open_view_loader
 from trainer.evaluation.metrics import outcomes_of
-from trainer.evaluation.multi_view import Counts, view_scores
-from trainer.evaluation.report import NAMED, show, write_report
-from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema, tensors_of
-from trainer.evaluation.target import Request, Subject, find_subject
+from trainer.evaluation.multi_view import OutcomeCounts, view_scores
+from trainer.evaluation.report import NAMED, print_result, write_report
+from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, schema, tensors_of
+from trainer.evaluation.target import EvaluationRequest, EvaluationTarget, resolve_target
 from trainer.monitoring.progress import show_progress
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import acquire
@@ -42,7 +42,7 @@ TIME_TO_LEAVE = 30.0  # seconds before a job's end at which the last part is wri
 
 
 @dataclass(frozen=True)
-class Seen:
+class AttemptResult:
     """What this start has seen. reasons: why it left before the end; none where it did not."""
 
     videos: int = 0
@@ -50,7 +50,7 @@ class Seen:
     reasons: tuple[str, ...] = ()
 
 
-def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_json: bool) -> int:
+def evaluate(request: EvaluationRequest, device: Literal["auto", "cpu", "cuda"], *, as_json: bool) -> int:
     """Evaluate, or go on with an evaluation, and show the result. Returns the process's exit code.
 
     as_json: print the result as JSON, and nothing else, on standard output.
@@ -64,8 +64,8 @@ def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_jso
     torch.set_num_threads(cores_per_rank(environment))
     join(environment)
     try:
-        subject = run_on_all_ranks(lambda: find_subject(request, environment))
-        code = Evaluator(subject, environment, as_json=as_json).evaluate(again=request.again)
+        target = run_on_all_ranks(lambda: resolve_target(request, environment))
+        code = Evaluator(target, environment, as_json=as_json).evaluate(again=request.again)
     except AgreedError:
         disconnect()
         raise
@@ -77,51 +77,51 @@ def evaluate(request: Request, device: Literal["auto", "cpu", "cuda"], *, as_jso
 class Evaluator:
     """One rank's part in an evaluation."""
 
-    def __init__(self, subject: Subject, environment: Environment, *, as_json: bool) -> None:
-        self._subject = subject
+    def __init__(self, target: EvaluationTarget, environment: Environment, *, as_json: bool) -> None:
+        self._target = target
         self._environment = environment
         self._as_json = as_json
         self._is_main = environment.is_main
-        self._folder = EvaluationFolder(subject.out)
+        self._folder = EvaluationDir(target.out)
 
     def evaluate(self, *, again: bool) -> int:
         """Collective. again: throw away what is there. Returns the exit code."""
-        identity = run_on_all_ranks(self._subject.identity)
+        identity = run_on_all_ranks(self._target.identity)
         check_same_on_all_ranks(
             "what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items())
         )
         with ExitStack() as stack:
-            lock = self._on_main(lambda: acquire(self._subject.out, option="--out"))
+            lock = self._on_main(lambda: acquire(self._target.out, option="--out"))
             if lock is not None:
                 stack.callback(lock.release)
-            self._on_main(lambda: self._folder.begin(identity, again=again))
+            self._on_main(lambda: self._folder.prepare(identity, again=again))
             first, is_finished = broadcast_from_main((self._folder.done, self._folder.is_finished))
             if is_finished:
-                self._say(f"{self._subject.out} holds this evaluation already; --again repeats it")
+                self._say(f"{self._target.out} holds this evaluation already; --again repeats it")
             else:
                 seen = self._see_from(first, stack)
                 if seen.reasons:
                     self._say(
                         f"stopped by {' and '.join(seen.reasons)} after {first + seen.videos:,} of "
-                        f"{len(self._subject.dataset):,} videos: the same command goes on from there"
+                        f"{len(self._target.dataset):,} videos: the same command goes on from there"
                     )
                     return exit_code(seen.reasons)
                 self._finish(identity, seen)
-            self._on_main(lambda: show(self._folder, as_json=self._as_json))
+            self._on_main(lambda: print_result(self._folder, as_json=self._as_json))
         return 0
 
-    def _see_from(self, first: int, stack: ExitStack) -> Seen:
+    def _see_from(self, first: int, stack: ExitStack) -> AttemptResult:
         """See the videos from this one on. Collective; all get the same."""
-        videos = len(self._subject.dataset)
+        videos = len(self._target.dataset)
         if first == videos:
-            return Seen()
+            return AttemptResult()
         if first:
             self._say(f"going on after {first:,} of {videos:,} videos")
-        subject, environment = self._subject, self._environment
-        at_once = subject.batch * environment.world_size
+        target, environment = self._target, self._environment
+        at_once = target.batch * environment.world_size
         first_batch = first // at_once
         loader, notes = open_view_loader(
-            subject, RunDir(self._folder.path), environment, first=first_batch, stack=stack
+            target, RunDir(self._folder.path), environment, first=first_batch, stack=stack
         )
         for note in notes:
             self._say(f"warning: {note}")
@@ -130,7 +130,7 @@ class Evaluator:
             StopRequest(announce=self._is_main, job_end=job_end(), margin=lambda: TIME_TO_LEAVE)
         )
         forward = self._forward()
-        gatherer = ScoreGatherer(subject.dataset, subject.batch, len(subject.names), first)
+        gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)
         begun = kept = time.monotonic()
         done, rest = 0, videos - first
         with self._progress() as progress, torch.no_grad():
@@ -144,19 +144,19 @@ class Evaluator:
                     self._keep(gatherer.gather(loader.bad_samples))
                     kept = time.monotonic()
                 if asked and done < rest:
-                    return Seen(done, time.monotonic() - begun, _reasons(stop))
-        return Seen(done, time.monotonic() - begun)
+                    return AttemptResult(done, time.monotonic() - begun, _reasons(stop))
+        return AttemptResult(done, time.monotonic() - begun)
 
     def _forward(self) -> Callable[[Tensor], Tensor]:
         """Normalised clips, (B, 3, T, H, W), to logits of the manifest's classes, (B, K)."""
-        subject, device = self._subject, self._environment.device
-        model = subject.weights.model.to(device)
-        if subject.precision == "bf16":
+        target, device = self._target, self._environment.device
+        model = target.weights.model.to(device)
+        if target.precision == "bf16":
             model = model.bfloat16()
-        rows = None if subject.rows is None else torch.tensor(subject.rows, device=device)
+        rows = None if target.rows is None else torch.tensor(target.rows, device=device)
 
         def forward(clips: Tensor) -> Tensor:
-            logits = compute_logits(subject.precision, model, clips)
+            logits = compute_logits(target.precision, model, clips)
             return logits if rows is None else logits[:, rows]
 
         return forward
@@ -175,7 +175,7 @@ class Evaluator:
                 raise RunError(
                     f"the model's outputs are not finite for {len(wrong)} of {len(rows)} videos, as for "
                     f"{rows['path'][wrong[0]].as_py()}: its weights are useless"
-                    + ("" if self._subject.precision == "fp32" else ", or need --precision fp32")
+                    + ("" if self._target.precision == "fp32" else ", or need --precision fp32")
                 )
             self._folder.write(rows)
             self._check_bad()
@@ -183,7 +183,7 @@ class Evaluator:
         self._on_main(work)
 
     def _check_bad(self) -> None:
-        bad, share, videos = self._folder.bad, self._subject.bad_share, len(self._subject.dataset)
+        bad, share, videos = self._folder.bad, self._target.bad_share, len(self._target.dataset)
         if too_many(bad, share, videos):
             named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
             raise RunError(
@@ -191,21 +191,21 @@ class Evaluator:
                 f"{format_defects(named)}. Mend them and evaluate with --again, or raise --bad-share to go on"
             )
 
-    def _finish(self, identity: dict[str, Any], seen: Seen) -> None:
+    def _finish(self, identity: dict[str, Any], seen: AttemptResult) -> None:
         """Rank 0 puts the parts together and writes the reports. Collective."""
-        subject = self._subject
-        about = About(
-            manifest=subject.manifest.name,
-            fingerprint=subject.dataset.fingerprint,
-            class_names=subject.names,
-            clips=subject.view.clips,
-            crops=subject.view.crops,
-            step=subject.weights.step,
-            source=str(subject.source),
+        target = self._target
+        about = ScoreMetadata(
+            manifest=target.manifest.name,
+            fingerprint=target.dataset.fingerprint,
+            class_names=target.names,
+            clips=target.view.clips,
+            crops=target.view.crops,
+            step=target.weights.step,
+            source=str(target.source),
         )
-        counts = Counts(len(subject.names), torch.device("cpu"))
+        counts = OutcomeCounts(len(target.names), torch.device("cpu"))
         parts = self._folder.parts() if self._is_main else []
-        file = self._on_main(lambda: ScoreFile(self._folder.scores, schema(len(subject.names), about)))
+        file = self._on_main(lambda: ScoreFile(self._folder.scores, schema(len(target.names), about)))
 
         def merge(number: int) -> None:
             for rows in self._folder.read(parts[number]):
@@ -221,14 +221,14 @@ class Evaluator:
             file.close(whole=True)
             write_report(
                 self._folder,
-                subject,
+                target,
                 identity,
-                counts.evaluation(),
+                counts.result(),
                 self._environment,
                 videos_seen=seen.videos,
                 seconds=seen.seconds,
             )
-            self._folder.clean()
+            self._folder.remove_parts()
 
         self._on_main(conclude)
 

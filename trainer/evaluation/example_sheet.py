@@ -12,7 +12,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.errors import VideoError
 from trainer.errors import RunError
 from trainer.evaluation.scores import row_groups, tensors_of
-from trainer.inspection.contact_sheet import Row, write_sheet
+from trainer.inspection.contact_sheet import SheetRow, write_sheet
 
 EXAMPLES = "examples.png"
 """Name of the picture in a run's folder, and among its artifacts."""
@@ -87,6 +87,6 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
         except VideoError as defect:
             words.append(str(defect))
             frames = []
-        rows.append(Row([*words, videos.printable_path(example.row)], frames))
+        rows.append(SheetRow([*words, videos.printable_path(example.row)], frames))
     title = "validation videos: the errors with the highest scores, then what is right with the lowest"
     write_sheet(path, title, rows, [f"{k + 1} of {_FRAMES}" for k in range(_FRAMES)])

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader
-from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, schema
+from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, schema
 from trainer.monitoring.best_effort import BestEffort
 
 
-class FinalScores:
+class FinalScoreWriter:
     """Writes `scores.parquet` while an evaluation goes on: all ranks hand in, rank 0 writes.
 
     `begin`, then `keep` each batch, then `end`, all of them collective. A disk without room costs the file,
@@ -27,7 +27,7 @@ class FinalScores:
         best_effort: BestEffort,
         loader: ClipLoader,
         dataset: Dataset,
-        about: About,
+        about: ScoreMetadata,
         *,
         batch: int,
         classes: int,
@@ -56,13 +56,13 @@ class FinalScores:
             with self._telling(self._path):
                 self._file = ScoreFile(self._path, schema(self._classes, about))
 
-    def keep(self, batch: ClipBatch, scores: Tensor) -> None:
+    def add(self, batch: ClipBatch, scores: Tensor) -> None:
         """Hand in a batch and its scores, (B, K)."""
         self._gatherer.add(batch, scores)
         if self._gatherer.is_due:
             self._write(self._gatherer.gather(self._loader.bad_samples))
 
-    def end(self, *, whole: bool) -> None:
+    def close(self, *, whole: bool) -> None:
         """Put the file in its place where all videos were seen; otherwise the one from before stays."""
         if whole:
             self._write(self._gatherer.gather(self._loader.bad_samples))

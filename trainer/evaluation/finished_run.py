@@ -13,7 +13,7 @@ from trainer.monitoring.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Again:
+class Reevaluation:
     """An evaluation of a run that has ended.
 
     metrics: what the names of its metrics begin with in MLflow: `val/` where it measures what the
@@ -36,7 +36,7 @@ def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int
     return isinstance(summary, dict) and summary.get("steps") == state.step
 
 
-def evaluated_again(recipe: Recipe, state: TrainState) -> Again:
+def choose_reevaluation(recipe: Recipe, state: TrainState) -> Reevaluation:
     """How this start evaluates, and how to tell it from the training's own evaluation."""
     evaluation, val = recipe.evaluation, str(recipe.data.val)
     changed = changed_settings(recipe, state)
@@ -48,7 +48,7 @@ def evaluated_again(recipe: Recipe, state: TrainState) -> Again:
     else:
         other_views = {"evaluation.clips", "evaluation.crops"} & changed.keys()
         metrics = f"val_{views}/" if other_views else VAL
-    return Again(
+    return Reevaluation(
         metrics, {"clips": evaluation.clips, "crops": evaluation.crops, "val": val, "changed": changed}
     )
 

@@ -10,7 +10,7 @@ from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import ViewSampler
 from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank
-from trainer.evaluation.target import Subject
+from trainer.evaluation.target import EvaluationTarget
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
 from trainer.setup.loaders import measure_graph_share, read_kept_share
@@ -20,7 +20,7 @@ _KIND = "val"
 
 
 def open_view_loader(
-    subject: Subject, folder: RunDir, environment: Environment, *, first: int, stack: ExitStack
+    target: EvaluationTarget, folder: RunDir, environment: Environment, *, first: int, stack: ExitStack
 ) -> tuple[ClipLoader, tuple[str, ...]]:
     """The loader of a single pass from this batch on, and notes on it. Collective.
 
@@ -31,26 +31,26 @@ def open_view_loader(
     """
     options = LoaderOptions(
         device=environment.device,
-        decoder=subject.decoder,
-        workers=subject.workers,
+        decoder=target.decoder,
+        workers=target.workers,
         cores=cores_per_rank(environment),
     )
-    sampler = ViewSampler(len(subject.dataset), subject.batch, environment.world_size)
+    sampler = ViewSampler(len(target.dataset), target.batch, environment.world_size)
     share = None
     if options.splits:
-        run_on_all_ranks(partial(_take_share, RunDir(subject.source), folder, environment))
+        run_on_all_ranks(partial(_take_share, RunDir(target.source), folder, environment))
         share = read_kept_share(folder, environment)
         options = replace(options, graph_share=share)
-    reading = LoaderInput(_KIND, subject.dataset, sampler, subject.view)
+    reading = LoaderInput(_KIND, target.dataset, sampler, target.view)
     crashed, notes = find_crashed_videos([reading], folder, environment, options)
 
     def opened() -> ClipLoader:
         loader = view_loader(
-            subject.dataset,
+            target.dataset,
             sampler,
-            subject.view,
-            mean=subject.mean,
-            std=subject.std,
+            target.view,
+            mean=target.mean,
+            std=target.std,
             rank=environment.rank,
             options=options,
             crashed=crashed.get(_KIND),

@@ -72,7 +72,7 @@ def outcomes_of(scores: Tensor, labels: Tensor) -> Outcomes:
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """Videos whose confidence, the score of the predicted class, lies between lower and upper.
 
     confidence: their mean confidence. accuracy: share of them whose prediction is right. Both NaN where there
@@ -86,14 +86,14 @@ class Bin:
     accuracy: float
 
 
-def reliability(bins: Tensor) -> list[Bin]:
+def reliability(bins: Tensor) -> list[CalibrationBin]:
     """The reliability table.
 
     bins: (3, BINS) int64: videos, their confidences in `CONFIDENCE_UNIT`, those of them that are right.
     """
     count = bins.shape[1]
     return [
-        Bin(
+        CalibrationBin(
             number / count,
             (number + 1) / count,
             videos,

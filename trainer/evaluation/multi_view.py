@@ -19,7 +19,7 @@ class NotFiniteError(AgreedError):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """What came out, over all ranks.
 
     confusion: (K, K) counts, row the true class, column the predicted one. top5_videos: those whose class is
@@ -57,7 +57,7 @@ class Evaluation:
         return calibration_error(self.bins)
 
 
-class Counts:
+class OutcomeCounts:
     """Adds up outcomes on the device. All are whole numbers, so the sums do not depend on any order.
 
     Nothing here waits for the device but `evaluation`.
@@ -98,7 +98,7 @@ class Counts:
         for counts in (self._confusion, self._bins, self._sums):
             dist.all_reduce(counts)
 
-    def evaluation(self) -> Evaluation:
+    def result(self) -> EvaluationResult:
         """What was counted. Waits for the device. Raises NotFiniteError where a video's scores are not."""
         top5, bad, not_finite, loss = self._sums.tolist()
         confusion = self._confusion.view(self._classes, self._classes).cpu()
@@ -108,7 +108,7 @@ class Counts:
                 "validation videos: its weights have become useless. Lower optimisation.learning_rate or set "
                 "optimisation.clip_norm, and go on from an earlier checkpoint with --resume"
             )
-        return Evaluation(confusion, top5, bad, loss, self._bins.cpu())
+        return EvaluationResult(confusion, top5, bad, loss, self._bins.cpu())
 
 
 def view_scores(forward: Callable[[Tensor], Tensor], batch: ClipBatch) -> Tensor:
@@ -124,9 +124,9 @@ def evaluate(
     num_classes: int,
     *,
     progress: Callable[[int], None],
-    leaving: Callable[[], bool],
-    keep: Callable[[ClipBatch, Tensor], None] | None = None,
-) -> Evaluation | None:
+    stop_requested: Callable[[], bool],
+    on_batch: Callable[[ClipBatch, Tensor], None] | None = None,
+) -> EvaluationResult | None:
     """See every video of the loader once: softmax of each view, their mean, classes by likelihood.
 
     progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
@@ -136,18 +136,18 @@ def evaluate(
     Raises NotFiniteError where the model's outputs are not finite for some video.
     """
     engine.eval()
-    counts = Counts(num_classes, engine.device)
+    counts = OutcomeCounts(num_classes, engine.device)
     with torch.no_grad():
         for done, batch in enumerate(loader, start=1):
             scores = view_scores(engine.forward, batch)
             counts.add(outcomes_of(scores, batch.labels), batch.labels, batch.valid, batch.ids >= 0)
-            if keep is not None:
-                keep(batch, scores)
+            if on_batch is not None:
+                on_batch(batch, scores)
             progress(done)
-            asked = torch.tensor(float(leaving()), device=engine.device)
+            asked = torch.tensor(float(stop_requested()), device=engine.device)
             dist.all_reduce(asked)
             if asked:
                 return None
     counts.all_reduce()
     engine.train()
-    return counts.evaluation()
+    return counts.result()

@@ -17,10 +17,10 @@ from torch import Tensor
 from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
 from trainer.evaluation.confusion_matrix import draw_confusion
-from trainer.evaluation.evaluation_dir import EvaluationFolder
+from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
-from trainer.evaluation.multi_view import Evaluation
-from trainer.evaluation.target import Subject
+from trainer.evaluation.multi_view import EvaluationResult
+from trainer.evaluation.target import EvaluationTarget
 from trainer.monitoring.console import format_duration, print_unwrapped
 from trainer.monitoring.run_dir import RunDir
 
@@ -29,10 +29,10 @@ NAMED = 10
 
 
 def write_report(
-    folder: EvaluationFolder,
-    subject: Subject,
+    folder: EvaluationDir,
+    target: EvaluationTarget,
     identity: dict[str, Any],
-    result: Evaluation,
+    result: EvaluationResult,
     environment: Environment,
     *,
     videos_seen: int,
@@ -42,7 +42,7 @@ def write_report(
 
     videos_seen, seconds: of this start. Raises OSError where they cannot be written.
     """
-    names = [printable(name) for name in subject.names]
+    names = [printable(name) for name in target.names]
     classes = per_class(result.confusion)
     pairs = most_confused(result.confusion)
     _write_rows(
@@ -52,19 +52,19 @@ def write_report(
     )
     _write_rows(folder.path / "confusion.csv", ("true", "predicted", "videos"), _cells(result.confusion))
     _write_rows(folder.path / "bad_videos.csv", ("row", "path", "reason"), folder.bad_videos())
-    title = f"{subject.manifest.name}, top-1 {100 * result.top1:.1f} %"
+    title = f"{target.manifest.name}, top-1 {100 * result.top1:.1f} %"
     draw_confusion(folder.path / "confusion.png", result.confusion, names, title)
-    views = subject.view.views
+    views = target.view.views
     values = {
-        "source": str(subject.source),
-        "step": subject.weights.step,
-        "manifest": str(subject.manifest),
+        "source": str(target.source),
+        "step": target.weights.step,
+        "manifest": str(target.manifest),
         **identity,
-        "frames": subject.view.frames,
-        "resolution": subject.view.size,
+        "frames": target.view.frames,
+        "resolution": target.view.size,
         "device": environment.device.type,
         "ranks": environment.world_size,
-        "batch": subject.batch,
+        "batch": target.batch,
         "top1": _number(result.top1),
         "top5": _number(result.top5),
         "mean_class_accuracy": _number(mean_class_accuracy(classes)),
@@ -101,7 +101,7 @@ def write_report(
     RunDir.write_json(folder.result, values)
 
 
-def show(folder: EvaluationFolder, *, as_json: bool) -> None:
+def print_result(folder: EvaluationDir, *, as_json: bool) -> None:
     """Print what `evaluation.json` holds: as it is, or the main numbers as a table."""
     text = folder.result.read_text(encoding="utf-8")
     if as_json:

@@ -4,7 +4,7 @@ Columns: `row` int64, `path`, `label` int32, `prediction` int32, `correct_top5` 
 of float32, the mean softmax of the video's views. For a video that could not be read, `prediction`,
 `correct_top5` and each of the `scores` are null: PyArrow cannot read back a list of fixed size that is null
 itself. `label` is null where the manifest's row is no video's. Metadata of the schema under `uniformerv2`:
-JSON, see `About`.
+JSON, see `ScoreMetadata`.
 """
 
 import json
@@ -38,7 +38,7 @@ ROUND_ROWS = 2**16
 
 
 @dataclass(frozen=True)
-class About:
+class ScoreMetadata:
     """What scores are of.
 
     manifest: its file's name. fingerprint: of its content. class_names: of the manifest, by label. clips,
@@ -54,7 +54,7 @@ class About:
     source: str
 
 
-def schema(classes: int, about: About | None = None) -> pa.Schema:
+def schema(classes: int, about: ScoreMetadata | None = None) -> pa.Schema:
     """Of the file for so many scores per video; of a part of it without `about`, which has a `reason` too:
     why a video could not be read.
     """

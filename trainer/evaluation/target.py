@@ -28,7 +28,7 @@ from trainer.setup.class_mapping import find_head_rows
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What a user asks for; None is decided from the source's recipe.
 
     source: a run's folder, a checkpoint's, a file of weights. last: of a run, its last weights, not its best.
@@ -54,7 +54,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """What is evaluated.
 
     rows: of the model's head, for each class its row; None for all of them in their order. names: of the
@@ -89,7 +89,7 @@ class Subject:
         }
 
 
-def find_subject(request: Request, environment: Environment) -> Subject:
+def resolve_target(request: EvaluationRequest, environment: Environment) -> EvaluationTarget:
     """Read the model, open the manifest, compare their classes.
 
     To be done on all ranks `together`. Raises RunError, DataError or ModelError for what cannot be read or
@@ -111,7 +111,7 @@ def find_subject(request: Request, environment: Environment) -> Subject:
     if recipe is not None:
         clips, crops = recipe.evaluation.clips, recipe.evaluation.crops
     view = ViewSpec(config.frames, config.resolution, request.clips or clips, request.crops or crops)
-    return Subject(
+    return EvaluationTarget(
         source=request.source,
         weights=weights,
         manifest=manifest,
@@ -162,7 +162,7 @@ def _with_known_names(weights: SavedWeights) -> SavedWeights:
     return replace(weights, class_names=tuple(name or f"row {row}" for row, name in enumerate(names)))
 
 
-def _manifest(request: Request, recipe: Recipe | None) -> Path:
+def _manifest(request: EvaluationRequest, recipe: Recipe | None) -> Path:
     if request.manifest is not None:
         return request.manifest
     if recipe is None:
@@ -198,7 +198,7 @@ def _names_of_scores(class_names: tuple[str, ...], scores: int) -> tuple[str, ..
     return class_names + tuple(f"output {number}" for number in range(len(class_names), scores))
 
 
-def _precision(request: Request, recipe: Recipe | None, device: torch.device) -> Precision:
+def _precision(request: EvaluationRequest, recipe: Recipe | None, device: torch.device) -> Precision:
     """What is asked for, else what the recipe trains in, where this device takes that."""
     if request.precision is not None:
         return choose_precision(request.precision, device)
@@ -212,7 +212,7 @@ def _workers(recipe: Recipe | None) -> int | None:
     return None if recipe is None or recipe.data.workers == "auto" else recipe.data.workers
 
 
-def _bad_share(request: Request, recipe: Recipe | None) -> float:
+def _bad_share(request: EvaluationRequest, recipe: Recipe | None) -> float:
     if request.bad_share is not None:
         return request.bad_share
     return 0.01 if recipe is None else recipe.data.bad_share

@@ -8,7 +8,7 @@ from trainer.checkpoint.export import read_checkpoint
 from trainer.checkpoint.metadata import STATE
 from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
-from trainer.inference.model_source import HUB_WEIGHTS, built_model, open_model
+from trainer.inference.model_source import HUB_WEIGHTS, build_model, open_model
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ def read_source(
         return ExportSource(open_model(source, frames=frames))
     state, tensors = read_checkpoint(source, best=best, average=average)
     run = source.absolute().parents[1] if (source / STATE).exists() else source
-    weights = built_model(state, tensors, source)
+    weights = build_model(state, tensors, source)
     keeps_average = bool(weights.recipe.get("optimisation", {}).get("ema_decay"))
     return ExportSource(weights, run, state.world_size, average or not keeps_average, state.settings)

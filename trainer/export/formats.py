@@ -15,7 +15,7 @@ from trainer.export.torch_program import write_program
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """write: makes a file or folder and returns the largest difference of a logit. default: its name."""
 
     write: Callable[[ExportSource, Path], float]
@@ -23,9 +23,9 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(write_onnx, "model.onnx"),
-    "torch": Format(write_program, "model.pt2"),
-    "huggingface": Format(write_hub_folder, "model"),
+    "onnx": ExportFormat(write_onnx, "model.onnx"),
+    "torch": ExportFormat(write_program, "model.pt2"),
+    "huggingface": ExportFormat(write_hub_folder, "model"),
 }
 
 

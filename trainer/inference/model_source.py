@@ -103,10 +103,10 @@ def _best_at_end(folder: RunDir) -> tuple[Path | None, float]:
 
 def _from_checkpoint(source: Path) -> SavedWeights:
     state, tensors = read_checkpoint(source)
-    return built_model(state, tensors, source)
+    return build_model(state, tensors, source)
 
 
-def built_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> SavedWeights:
+def build_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> SavedWeights:
     """The model that a checkpoint's description and weights make, in evaluation mode on the CPU.
 
     source: the checkpoint, for the message. Raises RunError where the two do not fit.

@@ -14,7 +14,7 @@ from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.inference.prediction import Prediction, Timeline
-from trainer.inference.prediction_output import Output
+from trainer.inference.prediction_output import PredictionWriter
 from trainer.inference.predictor import Predictor
 from trainer.monitoring.progress import show_progress
 
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictOptions:
     """What is wanted of each video.
 
     top: classes to name. clips, crops: views. window, stride: seconds, for a timeline; None for one
@@ -45,33 +45,37 @@ class Asked:
     annotate: Path | None = None
 
 
-def predict_videos(predictor: Predictor, paths: Sequence[Path], asked: Asked, output: Output) -> int:
+def predict_videos(
+    predictor: Predictor, paths: Sequence[Path], options: PredictOptions, output: PredictionWriter
+) -> int:
     """Print what the model says of each video, in their order. Returns how many could not be used.
 
     Raises RunError and DataError for what would fail for every video.
     """
-    if asked.stride is not None and asked.window is None:
+    if options.stride is not None and options.window is None:
         raise RunError("--stride is the time from one window to the next; give their length with --window")
-    if asked.annotate is not None:
-        _prepare_folder(asked.annotate)
+    if options.annotate is not None:
+        _prepare_folder(options.annotate)
         _say_boxes(predictor.class_names)
-    predictions = _whole if asked.window is None else _timelines
-    names = _Names(asked.annotate or Path(), paths)
+    predictions = _whole if options.window is None else _timelines
+    names = _Names(options.annotate or Path(), paths)
     bad = 0
-    for each in predictions(predictor, paths, asked):
+    for each in predictions(predictor, paths, options):
         bad += bool(each.error)
         if isinstance(each, Timeline):
-            output.timeline(each)
+            output.write_timeline(each)
         else:
-            output.prediction(each)
-        if asked.annotate is not None and (isinstance(each, Timeline) or not each.error):
+            output.write_prediction(each)
+        if options.annotate is not None and (isinstance(each, Timeline) or not each.error):
             bad += not _annotate(each, names.of(each.path)) and not each.error
     return bad
 
 
-def _whole(predictor: Predictor, paths: Sequence[Path], asked: Asked) -> Iterator[Prediction]:
-    workers = 0 if asked.workers is None and len(paths) <= FEW else asked.workers
-    found = predictor.stream(paths, top=asked.top, clips=asked.clips, crops=asked.crops, workers=workers)
+def _whole(predictor: Predictor, paths: Sequence[Path], options: PredictOptions) -> Iterator[Prediction]:
+    workers = 0 if options.workers is None and len(paths) <= FEW else options.workers
+    found = predictor.stream(
+        paths, top=options.top, clips=options.clips, crops=options.crops, workers=workers
+    )
     if len(paths) == 1 or (sys.stdout.isatty() and sys.stderr.isatty()):
         yield from found  # what is printed shows how far it is
         return
@@ -81,17 +85,17 @@ def _whole(predictor: Predictor, paths: Sequence[Path], asked: Asked) -> Iterato
             progress(done, len(paths))
 
 
-def _timelines(predictor: Predictor, paths: Iterable[Path], asked: Asked) -> Iterator[Timeline]:
-    assert asked.window is not None
+def _timelines(predictor: Predictor, paths: Iterable[Path], options: PredictOptions) -> Iterator[Timeline]:
+    assert options.window is not None
     for path in paths:
         with _progress(f"windows of {printable(path.name)}") as progress:
             found = predictor.timeline(
                 path,
-                window=asked.window,
-                stride=asked.stride,
-                top=asked.top,
-                clips=asked.clips,
-                crops=asked.crops,
+                window=options.window,
+                stride=options.stride,
+                top=options.top,
+                clips=options.clips,
+                crops=options.crops,
                 progress=progress,
             )
         yield found

@@ -25,24 +25,24 @@ FIELDS = ("path", "start", "end", "rank", "class", "probability", "error")
 """Columns of the CSV."""
 
 
-class Output(Protocol):
+class PredictionWriter(Protocol):
     """Writes predictions one by one."""
 
-    def prediction(self, found: Prediction) -> None: ...
+    def write_prediction(self, found: Prediction) -> None: ...
 
-    def timeline(self, found: Timeline) -> None: ...
+    def write_timeline(self, found: Timeline) -> None: ...
 
 
-class JsonLines:
+class JsonWriter:
     """A line for each video. `error` is there where it, or its rest, could not be used."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def prediction(self, found: Prediction) -> None:
+    def write_prediction(self, found: Prediction) -> None:
         self._write(found.path, {} if found.error else {"top": _named(found.top)}, found.error)
 
-    def timeline(self, found: Timeline) -> None:
+    def write_timeline(self, found: Timeline) -> None:
         windows = [
             {"start": _time(each.start), "end": _time(each.end), "top": _named(each.top)}
             for each in found.windows
@@ -65,7 +65,7 @@ class JsonLines:
         print(_NOT_PLAIN.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=self._file, flush=True)
 
 
-class CsvLines:
+class CsvWriter:
     """A line for each class that is named of a video, or of each of its windows; the columns are `FIELDS`."""
 
     def __init__(self, file: TextIO) -> None:
@@ -73,13 +73,13 @@ class CsvLines:
         self._csv = csv.writer(file, lineterminator="\n")
         self._csv.writerow(FIELDS)
 
-    def prediction(self, found: Prediction) -> None:
+    def write_prediction(self, found: Prediction) -> None:
         if found.error:
             self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
         self._csv.writerows(_rows(found.path, found.top, "", ""))
         self._file.flush()
 
-    def timeline(self, found: Timeline) -> None:
+    def write_timeline(self, found: Timeline) -> None:
         for each in found.windows:
             self._csv.writerows(_rows(found.path, each.top, _time(each.start), _time(each.end)))
         if found.error:
@@ -87,20 +87,20 @@ class CsvLines:
         self._file.flush()
 
 
-class Tables:
+class TableWriter:
     """For people: a table for each video, or its segments."""
 
     def __init__(self, file: TextIO) -> None:
         self._console = PipeConsole(file=file, highlight=False, markup=False, emoji=False)
 
-    def prediction(self, found: Prediction) -> None:
+    def write_prediction(self, found: Prediction) -> None:
         self._head(found.path, found.error)
         table = self._table()
         for name, probability in found.top:
             table.add_row(Text(shorten(name)), f"{100 * probability:.1f} %", _bar(probability))
         self._console.print(table)
 
-    def timeline(self, found: Timeline) -> None:
+    def write_timeline(self, found: Timeline) -> None:
         self._head(found.path, found.error)
         table = self._table(2)
         for each in found.segments:
@@ -124,12 +124,12 @@ class Tables:
         return table
 
 
-def open_output(kind: str, file: TextIO | None = None) -> Output:
+def choose_writer(kind: str, file: TextIO | None = None) -> PredictionWriter:
     """kind: `table`, `json` or `csv`. file: where to; None is standard output."""
-    kinds: dict[str, type[JsonLines] | type[CsvLines] | type[Tables]] = {
-        "table": Tables,
-        "json": JsonLines,
-        "csv": CsvLines,
+    kinds: dict[str, type[JsonWriter] | type[CsvWriter] | type[TableWriter]] = {
+        "table": TableWriter,
+        "json": JsonWriter,
+        "csv": CsvWriter,
     }
     return kinds[kind](file or sys.stdout)
 

@@ -29,7 +29,7 @@ from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.inference.sliding_windows import Sliding, scored_windows
+from trainer.inference.sliding_windows import WindowOptions, scored_windows
 from trainer.system.host import SharedMemory
 
 AUTO = "auto"
@@ -125,7 +125,7 @@ class Predictor:
         """
         clip = self._clip(clips, crops)
         _check_top(top)
-        slid = Sliding(window, window if stride is None else stride, self._batch(clip))
+        slid = WindowOptions(window, window if stride is None else stride, self._batch(clip))
         found: list[WindowPrediction] = []
         error = ""
         try:

@@ -26,12 +26,12 @@ _FRAMES_AT_ONCE = 8
 
 Item = TypeVar("Item")
 
-Scored = tuple[TimeWindow, NDArray[np.float32], int]
+ScoredWindow = tuple[TimeWindow, NDArray[np.float32], int]
 """A window, its scores (K,), and how many windows there are."""
 
 
 @dataclass(frozen=True)
-class Sliding:
+class WindowOptions:
     """length, stride: of the windows, in seconds. batch: windows that are scored at once."""
 
     length: float
@@ -41,12 +41,12 @@ class Sliding:
 
 def scored_windows(
     path: Path,
-    slid: Sliding,
+    slid: WindowOptions,
     clip: ViewSpec,
     preprocessing: Preprocessing,
     score: Callable[[Tensor], NDArray[np.float32]],
     device: torch.device,
-) -> Iterator[Scored]:
+) -> Iterator[ScoredWindow]:
     """Each window of a video with its scores, in the order of time.
 
     score: (B, V, 3, T, H, W) → (B, K).
@@ -77,7 +77,7 @@ def scored_windows(
 
 
 def _check_memory(
-    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, slid: Sliding
+    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, slid: WindowOptions
 ) -> None:
     """Raises RunError for windows that overlap so much that the frames in one do not fit into memory."""
     before = np.concatenate([[0], np.cumsum(wanted)])  # how many are wanted before each frame

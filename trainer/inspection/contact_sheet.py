@@ -27,14 +27,14 @@ _PAPER, _INK, _GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """words: lines beside the pictures, the first in black, the others in grey. pictures: uint8 RGB."""
 
     words: Sequence[str]
     pictures: Sequence[Picture]
 
 
-def write_sheet(path: Path, title: str, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def write_sheet(path: Path, title: str, rows: Sequence[SheetRow], columns: Sequence[str]) -> None:
     """Write rows of pictures with words on the left, a title and a head for each column.
 
     The file is written whole or not at all. Raises RunError where it cannot be written.
@@ -42,7 +42,7 @@ def write_sheet(path: Path, title: str, rows: Sequence[Row], columns: Sequence[s
     save_sheet(path, draw_sheet(title, rows, columns))
 
 
-def draw_sheet(title: str, rows: Sequence[Row], columns: Sequence[str]) -> Image.Image:
+def draw_sheet(title: str, rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
     """The sheet as a picture."""
     font = _font()
     words = [[line for text in row.words for line in _wrapped(printable(text), font)] for row in rows]
@@ -107,12 +107,12 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
 def save_sheet(path: Path, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all. Raises RunError where it cannot be written."""
     content = png_bytes(picture)
-    with written_whole(path, "--out") as partial:
+    with written_atomically(path, "--out") as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
-def written_whole(path: Path, option: str) -> Iterator[Path]:
+def written_atomically(path: Path, option: str) -> Iterator[Path]:
     """A file to write to, which gets the name `path` at the end, and is removed where that is not reached.
 
     option: of the command, with which another place is chosen. Raises RunError where it cannot be written.

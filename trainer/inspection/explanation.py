@@ -22,7 +22,7 @@ from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.inspection.heat_map import scaled
+from trainer.inspection.heat_map import upsample
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Explainer:
         config = self._model.config
         size = (config.frames, config.resolution)
         activation = class_activation(self._model, views, torch.tensor([label], device=self._device))[0]
-        maps = [HeatMap("class activation", scaled(activation, *size), _peak(activation))]
+        maps = [HeatMap("class activation", upsample(activation, *size), _peak(activation))]
         if self._model.fusion is not None:
             attention = global_attention(self._model, views)
             for number, layer in enumerate(config.global_layers):
                 patches = attention.patches[0, number]
                 about = f"attention of the global block after block {layer + 1}"
-                maps.append(HeatMap(about, scaled(patches, *size), _peak(patches), float(patches.sum())))
+                maps.append(HeatMap(about, upsample(patches, *size), _peak(patches), float(patches.sum())))
         return tuple(maps)
 
     def _visible(self, views: Tensor) -> NDArray[np.uint8]:  # 3 T H W -> T H W 3

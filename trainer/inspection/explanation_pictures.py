@@ -10,16 +10,16 @@ from PIL import Image
 from pipelines.formatting import printable
 from pipelines.synthetic.video_writer import H264, encode_video
 from trainer.errors import RunError
-from trainer.inspection.contact_sheet import Row, draw_sheet, save_sheet, written_whole
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, save_sheet, written_atomically
 from trainer.inspection.explanation import Explanation, HeatMap
-from trainer.inspection.heat_map import legend, overlaid
+from trainer.inspection.heat_map import draw_overlay, legend
 
 _COLUMNS = 8  # frames of a sheet
 _LEGEND = 128, 12  # pixels
 _LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
 
 
-def check_places(video: Path, sheet: Path, overlay: Path | None) -> None:
+def check_output_paths(video: Path, sheet: Path, overlay: Path | None) -> None:
     """Raises RunError where a file to be written would replace the video, or has a name of another format."""
     for option, path, suffix in (("--out", sheet, ".png"), ("--video", overlay, ".mp4")):
         if path is not None and path.suffix.lower() != suffix:
@@ -36,11 +36,11 @@ def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.
     count = len(found.frames)
     chosen = np.linspace(0, count - 1, min(_COLUMNS, count)).round().astype(int)
     words = ["frames", printable(found.path)] if names_video else ["frames"]
-    rows = [Row(words, [found.frames[number] for number in chosen])]
+    rows = [SheetRow(words, [found.frames[number] for number in chosen])]
     for each in found.maps:
-        pictures = [overlaid(found.frames[number], each.values[number]) for number in chosen]
-        rows.append(Row(_words(each, found.name), pictures))
-    rows.append(Row(["colours: from 0 to the highest value of the row"], [legend(*_LEGEND)]))
+        pictures = [draw_overlay(found.frames[number], each.values[number]) for number in chosen]
+        rows.append(SheetRow(_words(each, found.name), pictures))
+    rows.append(SheetRow(["colours: from 0 to the highest value of the row"], [legend(*_LEGEND)]))
     title = f"{found.name}, probability {found.probability:.3f}"
     return draw_sheet(title, rows, [f"{found.seconds[number]:.2f} s" for number in chosen])
 
@@ -58,12 +58,12 @@ def write_overlay(path: Path, found: Explanation) -> None:
     shown = [found.maps[0], *found.maps[1:][-1:]]
     frames = np.stack(
         [
-            np.concatenate([frame, *(overlaid(frame, each.values[number]) for each in shown)], axis=1)
+            np.concatenate([frame, *(draw_overlay(frame, each.values[number]) for each in shown)], axis=1)
             for number, frame in enumerate(found.frames)
         ]
     )
     height, width = (frames.shape[axis] // 2 * 2 for axis in (1, 2))
-    with written_whole(path, "--video") as partial:
+    with written_atomically(path, "--video") as partial:
         encode_video(partial, frames[:, :height, :width], H264, _rate(found), keyframe_interval=12)
 
 

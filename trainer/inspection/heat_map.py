@@ -12,7 +12,7 @@ _DARKEST, _BRIGHTEST = 40, 190  # grey levels of the frame: what is bright in th
 _COVER = 0.8  # how much of the frame the highest value covers
 
 
-def overlaid(frame: Picture, values: NDArray[np.floating]) -> Picture:
+def draw_overlay(frame: Picture, values: NDArray[np.floating]) -> Picture:
     """A grey, dimmed frame under a map of 0..1, (H, W): the higher, the more of viridis stands over it."""
     grey = (frame @ np.array([0.299, 0.587, 0.114])) * ((_BRIGHTEST - _DARKEST) / 255) + _DARKEST
     cover = _COVER * values[..., None]
@@ -23,10 +23,10 @@ def overlaid(frame: Picture, values: NDArray[np.floating]) -> Picture:
 def legend(width: int, height: int) -> Picture:
     """The map's colours over a grey frame, from 0 on the left to 1 on the right."""
     values = np.broadcast_to(np.linspace(0, 1, width), (height, width))
-    return overlaid(np.full((height, width, 3), 128, np.uint8), values)
+    return draw_overlay(np.full((height, width, 3), 128, np.uint8), values)
 
 
-def scaled(maps: Tensor, frames: int, size: int) -> NDArray[np.float32]:  # T' h w -> T H W
+def upsample(maps: Tensor, frames: int, size: int) -> NDArray[np.float32]:  # T' h w -> T H W
     """A map of patches as one of pixels, with its highest value at 1; a map of zeros stays one.
 
     A model that halves the frames has one map for two of them.

@@ -5,20 +5,20 @@ from typing import Any
 
 from pipelines.batch_contents import format_changes
 from trainer.inspection.batch_replay import ReplayedClip, ReplayedStep
-from trainer.inspection.contact_sheet import Row, write_sheet
+from trainer.inspection.contact_sheet import SheetRow, write_sheet
 
 
 def write_replay(path: Path, done: ReplayedStep) -> None:
     """A row for each shown clip: class, video, draw and changes beside its frames."""
     shown = [clip for clip in done.clips if len(clip.frames)]
-    rows = [Row(_words(clip, done), list(clip.frames.numpy())) for clip in shown]
+    rows = [SheetRow(_words(clip, done), list(clip.frames.numpy())) for clip in shown]
     left = f", the first {len(shown)} shown" if len(shown) < len(done.clips) else ""
     title = f"step {done.step}: {len(done.clips)} clips{left}, hash {done.batch_hash}"
     columns = [f"frame {number + 1}" for number in shown[0].columns] if shown else []
     write_sheet(path, title, rows, columns)
 
 
-def lines(done: ReplayedStep) -> list[str]:
+def report_lines(done: ReplayedStep) -> list[str]:
     """What came of the comparison."""
     recorded = None if done.recorded is None else done.recorded.batch_hash
     if done.equal:

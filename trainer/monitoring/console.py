@@ -188,7 +188,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
             `steps`, `parameters` and `gmacs`, and of the best evaluation `best_top1`, `best_step` and
             `best_weights` (a file's name); what is missing or None is left out.
         run_dir: the run's folder.
-        mlflow_command: see `Tracker.how_to_see`; None where nothing was tracked.
+        mlflow_command: see `MlflowTracker.how_to_see`; None where nothing was tracked.
     """
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "top-1": ("top1", lambda value: f"{100 * value:.2f} %"),

@@ -59,7 +59,7 @@ class InferenceProcess:
         self._is_ready = True
         return value
 
-    def ask(self, what: Any, seconds: float) -> Any:
+    def call(self, what: Any, seconds: float) -> Any:
         """The work's answer, within so many seconds, loading anew after a crash among them.
 
         Raises TimedOutError or CrashedError; RunError with the traceback where the work raises.

@@ -10,13 +10,13 @@ import uvicorn
 from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.serving.inference_process import InferenceProcess
-from trainer.serving.server import Limits, VideoServer
+from trainer.serving.server import RequestLimits, VideoServer
 from trainer.serving.video_requests import VideoModel
 
 _GRACE = 3  # seconds that requests under way get when the server is to leave
 
 
-def serve(model: VideoModel, limits: Limits, *, host: str, port: int) -> None:
+def serve(model: VideoModel, limits: RequestLimits, *, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM, whose handlers are then called. port: 0 takes a free one.
 
     Raises RunError where the model cannot be loaded, or the address cannot be listened on.

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from pipelines.formatting import printable
 from trainer.errors import RunError
 from trainer.serving.inference_process import CrashedError, InferenceProcess, TimedOutError
-from trainer.serving.video_requests import Question
+from trainer.serving.video_requests import VideoRequest
 
 PAGE = Path(__file__).with_name("page.html")
 _MOST_TOP = 100
@@ -40,7 +40,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Of one request: bytes of an upload, and seconds for upload, waiting and inference together. waiting:
     requests that may be under way beside the one whose video is at the model.
     """
@@ -66,7 +66,7 @@ class VideoServer:
     def __init__(
         self,
         inference: InferenceProcess,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         host: str,
         folder: Path,
@@ -145,7 +145,7 @@ class VideoServer:
         self._under_way += 1
         try:
             size = await self._receive(request, path)
-            question = Question(path, top, attention)
+            question = VideoRequest(path, top, attention)
             found = await self._answer(question, began)
         finally:
             self._under_way -= 1
@@ -177,7 +177,7 @@ class VideoServer:
             raise RefusedError(422, "the upload is empty")
         return size
 
-    async def _answer(self, question: Question, began: float) -> dict[str, Any]:
+    async def _answer(self, question: VideoRequest, began: float) -> dict[str, Any]:
         """One video at a time. What is waited for is part of a request's time."""
         late = RefusedError(504, f"it took longer than {self._limits.seconds:.0f} s")
         try:
@@ -187,7 +187,7 @@ class VideoServer:
             raise late from None
         try:
             # Not inside the time-out above: the thread would go on, and the next video would come beside it.
-            found: dict[str, Any] = await asyncio.to_thread(self._inference.ask, question, self._left(began))
+            found: dict[str, Any] = await asyncio.to_thread(self._inference.call, question, self._left(began))
         except TimedOutError:
             raise late from None
         except CrashedError as error:

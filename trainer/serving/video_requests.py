@@ -19,7 +19,7 @@ _MOST_WINDOWS = 20
 
 
 @dataclass(frozen=True)
-class Question:
+class VideoRequest:
     """About a video. top: classes to name. attention: whether a picture of it is wanted."""
 
     path: Path
@@ -37,15 +37,15 @@ class VideoModel:
     frames: int | None = None
     class_names: tuple[str, ...] | None = None
 
-    def __call__(self) -> tuple[dict[str, Any], Callable[[Question], dict[str, Any]]]:
+    def __call__(self) -> tuple[dict[str, Any], Callable[[VideoRequest], dict[str, Any]]]:
         device = choose_device(self.device)
         weights = open_model(self.source, last=self.last, frames=self.frames, class_names=self.class_names)
         predictor, explainer = Predictor(weights, device), Explainer(weights, device)
         about = {"classes": len(predictor.class_names), "device": str(device)}
-        return about, lambda question: answer(predictor, explainer, question)
+        return about, lambda question: answer_request(predictor, explainer, question)
 
 
-def answer(predictor: Predictor, explainer: Explainer, question: Question) -> dict[str, Any]:
+def answer_request(predictor: Predictor, explainer: Explainer, question: VideoRequest) -> dict[str, Any]:
     """As JSON; `error` alone, in words that follow the video's name, where the video cannot be used."""
     path = question.path
     try:

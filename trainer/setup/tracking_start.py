@@ -9,7 +9,7 @@ from pipelines.dataset.concat import Dataset
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.setup.preparation import Preparation, manifest_fields
-from trainer.tracking.mlflow_tracker import Context, Tracker
+from trainer.tracking.mlflow_tracker import DatasetUse, MlflowTracker
 from trainer.tracking.run_description import RunDescription
 from trainer.tracking.system_metrics import NodeMonitor
 
@@ -38,16 +38,16 @@ def run_description(
     )
 
 
-def track_datasets(tracker: Tracker, prepared: Preparation) -> None:
+def record_datasets(tracker: MlflowTracker, prepared: Preparation) -> None:
     """Record the manifests that the run reads."""
-    contexts: dict[Context, Dataset] = {"training": prepared.train, "validation": prepared.val}
+    contexts: dict[DatasetUse, Dataset] = {"training": prepared.train, "validation": prepared.val}
     for context, dataset in contexts.items():
         for manifest in dataset.manifests:
             profile = {"rows": len(manifest), "classes": len(manifest.class_names)}
-            tracker.dataset(manifest.path, context, digest=manifest.fingerprint, profile=profile)
+            tracker.record_dataset(manifest.path, context, digest=manifest.fingerprint, profile=profile)
 
 
-def watch_node(environment: Environment, run_dir: Path, tracker: Tracker) -> NodeMonitor:
+def monitor_node(environment: Environment, run_dir: Path, tracker: MlflowTracker) -> NodeMonitor:
     """A monitor of this process's node, for its first rank. tracker: used on rank 0 only."""
     gpus = range(torch.cuda.device_count()) if environment.device.type == "cuda" else ()
     return NodeMonitor(
@@ -55,7 +55,7 @@ def watch_node(environment: Environment, run_dir: Path, tracker: Tracker) -> Nod
         node=environment.node_rank,
         nodes=_nodes(environment),
         gpus=[f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in gpus],
-        report=tracker.system if environment.is_main else None,
+        report=tracker.record_system_metrics if environment.is_main else None,
     )
 
 

@@ -167,21 +167,21 @@ def _occurrences(secret: str) -> re.Pattern[str]:
     return re.compile(rf"(){found}")
 
 
-def give_to_mlflow(address: Address, variables: MutableMapping[str, str] = os.environ) -> None:
+def set_mlflow_credentials(address: Address, variables: MutableMapping[str, str] = os.environ) -> None:
     """Put a server's user name and password into MLflow's own variables, in this process alone."""
     info = address.user_info
     if info is not None and address.startswith(("http://", "https://")):
         variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"] = info
 
 
-def give_to_jobs(uri: str | None, variables: MutableMapping[str, str] = os.environ) -> None:
+def set_job_credentials(uri: str | None, variables: MutableMapping[str, str] = os.environ) -> None:
     """Put an address's credentials into the variables of processes that are started from here on.
 
     Their command has the address without them. Those of a database are found in MLFLOW_TRACKING_URI.
     """
     address = Address(uri or "")
     if address.has_credentials:
-        give_to_mlflow(address, variables)
+        set_mlflow_credentials(address, variables)
         if not address.startswith(("http://", "https://")):
             variables["MLFLOW_TRACKING_URI"] = address.full
 

@@ -13,7 +13,7 @@ from trainer.errors import RunError
 from trainer.system.secrets import Address
 from trainer.tracking.address import sqlite_path
 
-PATIENCE = 3.0  # seconds for an answer; a server that is slow or away is no mistake
+REPLY_TIMEOUT = 3.0  # seconds for an answer; a server that is slow or away is no mistake
 _PAGES = ("/health", "/version")  # of every MLflow server
 
 
@@ -53,7 +53,7 @@ def _check_server(address: Address, say: str) -> None:
 def _is_missing(page: str) -> bool:
     """Whether a server answers that it has no such page."""
     try:
-        with urllib.request.urlopen(page, timeout=PATIENCE):
+        with urllib.request.urlopen(page, timeout=REPLY_TIMEOUT):
             return False
     except urllib.error.HTTPError as error:
         return error.code == http.client.NOT_FOUND

@@ -39,7 +39,7 @@ class LoggedModels:
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
 
-    def keep(self, record: Record) -> None:
+    def delete_others(self, record: Record) -> None:
         """Delete the models of checkpoints that are no longer kept. record: `names` of those that are."""
         for model in self._of_run():
             if model.name not in record["names"]:

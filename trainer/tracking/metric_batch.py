@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.tracking.outbox import Record
-from trainer.tracking.repeated_steps import Chosen
+from trainer.tracking.repeated_steps import SentValue
 
 METRICS_PER_CALL = 1000  # MLflow refuses more
 
 
 @dataclass(frozen=True)
-class Item:
+class BatchItem:
     """One metric value, parameter or tag."""
 
     kind: str
@@ -21,18 +21,20 @@ class Item:
 
 
 @dataclass
-class Batch:
+class RecordBatch:
     """Items that wait for a call, by kind, and the spool offset that the last of them ends at."""
 
-    items: dict[str, list[Item]] = field(default_factory=lambda: {"metrics": [], "params": [], "tags": []})
+    items: dict[str, list[BatchItem]] = field(
+        default_factory=lambda: {"metrics": [], "params": [], "tags": []}
+    )
     end: int | None = None
 
-    def add(self, record: Record, without: dict[str, Chosen]) -> None:
+    def add(self, record: Record, without: dict[str, SentValue]) -> None:
         kind = record["kind"]
         for key, value in record["values"].items():
             value = float(value) if kind == "metrics" else str(value)
             if key not in without:
-                self.items[kind].append(Item(kind, str(key), value, record["time"], record.get("step")))
+                self.items[kind].append(BatchItem(kind, str(key), value, record["time"], record.get("step")))
 
     def add_system(self, record: Record, started: int) -> None:
         """Readings of the machines, at a time and no step: MLflow shows them over time.
@@ -41,7 +43,7 @@ class Batch:
         """
         step = max(0, (record["time"] - started) // 1000)
         self.items["metrics"] += [
-            Item("metrics", str(key), float(value), record["time"], step)
+            BatchItem("metrics", str(key), float(value), record["time"], step)
             for key, value in record["values"].items()
         ]
 

@@ -21,20 +21,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import RunError, StartAgain
-from trainer.system.secrets import give_to_mlflow, redacted, with_credentials
+from trainer.system.secrets import redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
 from trainer.tracking.connectivity import check_reachable
-from trainer.tracking.mlflow_upload import Delivery
-from trainer.tracking.outbox import Record, Spool
-from trainer.tracking.run_reference import NAME
-from trainer.tracking.run_reference import Place as _Place
-from trainer.tracking.upload_errors import Stopped, first_line
-from trainer.tracking.uploader import Courier
+from trainer.tracking.mlflow_upload import MlflowUpload
+from trainer.tracking.outbox import Outbox, Record
+from trainer.tracking.run_reference import NAME, RunReference
+from trainer.tracking.upload_errors import UploadBlocked, first_line
+from trainer.tracking.uploader import Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words; KILLED is a run that was asked to stop."""
 
-Context = Literal["training", "validation"]
+DatasetUse = Literal["training", "validation"]
 """What a data set is used for, in MLflow's words."""
 
 _ENVIRONMENT = {
@@ -51,7 +50,7 @@ _ENVIRONMENT = {
 _log = logging.getLogger(__name__)
 
 
-class Tracker:
+class MlflowTracker:
     """What a run tells MLflow. No method waits for the server, and none raises because of it."""
 
     def __init__(
@@ -80,44 +79,44 @@ class Tracker:
             trains: False where a finished run is evaluated again: its status stays what it is.
             enabled: False makes every method do nothing.
         """
-        self._spool = Spool(run_dir)
+        self._outbox = Outbox(run_dir)
         self._enabled = enabled
         self._trains = trains
         self._disk_failed = False
         self._ended = False  # readings of the machine come from a thread, which ends later
-        self._courier: Courier | None = None
+        self._uploader: Uploader | None = None
         if not enabled:
             return
         prepare_environment()
         try:
-            _choose_place(run_dir, uri, experiment, run_name, parent, self._spool).save(run_dir)
+            _choose_reference(run_dir, uri, experiment, run_name, parent, self._outbox).write(run_dir)
         except OSError as error:
             _log.warning("cannot read and write %s (%s): the run goes on untracked", run_dir, error)
             self._enabled = False
             return
         if trains:
             self._append({"kind": "status", "status": "RUNNING", "step": step})
-        self._courier = Courier(self._spool, "MLflow", lambda: Delivery(self._spool).run)
+        self._uploader = Uploader(self._outbox, "MLflow", lambda: MlflowUpload(self._outbox).run)
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def record_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters, a flat mapping. MLflow never changes one: a second value is put aside."""
         self._append({"kind": "params", "values": _texts(values)})
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def record_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of an optimiser step, at the time of this call.
 
         An infinite value, which MLflow shows as 1.8e308, is left out; `NAME_infinite` is 1 or -1 instead.
         """
         self._append({"kind": "metrics", "step": step, "values": _without_infinity(values)})
 
-    def system(self, values: Mapping[str, float]) -> None:
+    def record_system_metrics(self, values: Mapping[str, float]) -> None:
         """Record readings of the machines, at the time of this call. Names begin with `system/`."""
         self._append({"kind": "system", "values": _without_infinity(values)})
 
-    def dataset(
+    def record_dataset(
         self,
         path: Path,
-        context: Context,
+        context: DatasetUse,
         *,
         digest: str,
         profile: Mapping[str, Any],
@@ -134,15 +133,15 @@ class Tracker:
             }
         )
 
-    def model(self, path: Path, step: int, values: Mapping[str, float]) -> None:
+    def record_checkpoint(self, path: Path, step: int, values: Mapping[str, float]) -> None:
         """Record a checkpoint as a logged model, or more metrics of one. path: its folder."""
         self._append({"kind": "model", **_model(path, step, values)})
 
-    def models_kept(self, names: Sequence[str]) -> None:
+    def record_kept_checkpoints(self, names: Sequence[str]) -> None:
         """Delete the logged models of all checkpoints but these. names: of their folders."""
         self._append({"kind": "models_kept", "names": list(names)})
 
-    def register(
+    def register_weights(
         self,
         path: Path,
         step: int,
@@ -163,11 +162,11 @@ class Tracker:
         record = {"weights": str(weights.absolute()), "registered": name, "alias": alias}
         self._append({"kind": "model_registered", **_model(path, step, values), **record})
 
-    def tags(self, values: Mapping[str, Any]) -> None:
+    def set_tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; setting one again changes it."""
         self._append({"kind": "tags", "values": _texts(values)})
 
-    def artifact(self, path: Path, folder: str = "") -> None:
+    def upload_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, as it is when delivered, into a folder of the run's artifacts."""
         self._append({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
@@ -184,16 +183,16 @@ class Tracker:
             Lines that were not delivered in time. They stay in the spool, and a warning says how to
             deliver them.
         """
-        if self._courier is None:
+        if self._uploader is None:
             return 0
         if self._trains:
             self._append(
                 {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
             )
         self._ended = True
-        left = self._courier.close(timeout)
+        left = self._uploader.close(timeout)
         if left:
-            command = f"uniformerv2 deliver {self._spool.run_dir}"
+            command = f"uniformerv2 deliver {self._outbox.run_dir}"
             _log.warning(
                 "MLflow has not taken %d lines yet; they are kept, deliver them with: %s", left, command
             )
@@ -201,33 +200,39 @@ class Tracker:
 
     def how_to_see(self) -> str | None:
         """How to see the run, see `address.how_to_see`; None if untracked."""
-        place = None
+        reference = None
         with suppress(OSError):
-            place = _Place.load(self._spool.run_dir) if self._enabled else None
-        return None if place is None else how_to_see(place.uri, place.experiment_id, place.run_id)
+            reference = RunReference.read(self._outbox.run_dir) if self._enabled else None
+        return (
+            None
+            if reference is None
+            else how_to_see(reference.uri, reference.experiment_id, reference.run_id)
+        )
 
     def _append(self, record: Record) -> None:
         if not self._enabled or self._ended:
             return
         try:
-            self._spool.append({**record, "time": time.time_ns() // 1_000_000})
+            self._outbox.append({**record, "time": time.time_ns() // 1_000_000})
         except OSError as error:
             if not self._disk_failed:
-                _log.warning("cannot write %s (%s): the run goes on untracked", self._spool.lines_path, error)
+                _log.warning(
+                    "cannot write %s (%s): the run goes on untracked", self._outbox.lines_path, error
+                )
             self._disk_failed = True
             return
         self._disk_failed = False
-        if self._courier:
-            self._courier.wake()
+        if self._uploader:
+            self._uploader.notify()
 
 
-def tracked_run(run_dir: Path) -> str | None:
+def find_mlflow_run_id(run_dir: Path) -> str | None:
     """MLflow's id of a run's folder; None where MLflow has not taken it yet.
 
     Raises RunError where the folder's file cannot be read.
     """
-    place = _known_place(run_dir)
-    return None if place is None else place.run_id
+    reference = _read_reference(run_dir)
+    return None if reference is None else reference.run_id
 
 
 def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool = False) -> None:
@@ -235,7 +240,7 @@ def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool
 
     ask: also connect to a server where this run has not been yet, see `check_reachable`.
     """
-    known = _known_place(run_dir)
+    known = _read_reference(run_dir)
     address, source = choose_address(uri, known.uri if known else None)
     check_address(address, source)
     check_experiment(experiment)
@@ -243,7 +248,7 @@ def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool
         check_reachable(address, source)
 
 
-def deliver_spool(run_dir: Path, new_run: bool = False, uri: str | None = None) -> int:
+def deliver_outbox(run_dir: Path, new_run: bool = False, uri: str | None = None) -> int:
     """Deliver by hand what a finished run left in its spool.
 
     Args:
@@ -260,33 +265,35 @@ def deliver_spool(run_dir: Path, new_run: bool = False, uri: str | None = None) 
         RunError: nothing was tracked here, the folder cannot be written, or the MLflow run was deleted.
     """
     prepare_environment()
-    spool = Spool(run_dir)
+    outbox = Outbox(run_dir)
     address = None
     if uri is not None:
         address, _ = choose_address(uri, None)
         check_address(address, "--uri")
-        give_to_mlflow(address)
-        known = _known_place(run_dir)
+        set_mlflow_credentials(address)
+        known = _read_reference(run_dir)
         new_run = new_run or (known is not None and known.uri != str(address))
-    waiting = spool.lines() if new_run else spool.lines_left()
+    waiting = outbox.count_lines() if new_run else outbox.count_undelivered()
     try:
-        Delivery(spool).run(new_run, address)
+        MlflowUpload(outbox).run(new_run, address)
     except RunError:
         raise
-    except Stopped as error:
-        raise RunError(f"{spool.lines_left()} lines are left, and kept. {error}") from None
+    except UploadBlocked as error:
+        raise RunError(f"{outbox.count_undelivered()} lines are left, and kept. {error}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError(f"{spool.lines_left()} lines are left, and kept. {first_line(error)}") from None
+            raise RunError(
+                f"{outbox.count_undelivered()} lines are left, and kept. {first_line(error)}"
+            ) from None
         raise StartAgain(
-            f"{spool.lines_left()} lines are left, MLflow does not take them: {first_line(error)}"
+            f"{outbox.count_undelivered()} lines are left, MLflow does not take them: {first_line(error)}"
         ) from error
     return waiting
 
 
-def _known_place(run_dir: Path) -> _Place | None:
+def _read_reference(run_dir: Path) -> RunReference | None:
     try:
-        return _Place.load(run_dir)
+        return RunReference.read(run_dir)
     except OSError as error:
         raise RunError(
             f"{run_dir / NAME} cannot be read: {error.strerror}. It says which MLflow run this is"
@@ -299,13 +306,13 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _choose_place(
-    run_dir: Path, uri: str | None, experiment: str, run_name: str, parent: str | None, spool: Spool
-) -> _Place:
-    known = _Place.recover(run_dir)
+def _choose_reference(
+    run_dir: Path, uri: str | None, experiment: str, run_name: str, parent: str | None, outbox: Outbox
+) -> RunReference:
+    known = RunReference.recover(run_dir)
     address, _ = choose_address(uri, known.uri if known else None)
     address = with_credentials(address)
-    give_to_mlflow(address)
+    set_mlflow_credentials(address)
     folder = str(run_dir.absolute())
     is_copy = known is not None and known.folder not in ("", folder) and Path(known.folder).exists()
     if known is not None and not is_copy:
@@ -313,8 +320,8 @@ def _choose_place(
         if (str(same), known.experiment) == (str(address), experiment):
             asks = known.credentials or address.has_credentials
             return replace(known, uri=str(address), folder=folder, credentials=asks)
-    spool.advance(0)
-    return _Place(
+    outbox.mark_delivered(0)
+    return RunReference(
         str(address),
         experiment,
         run_name,
@@ -323,7 +330,7 @@ def _choose_place(
         parent=parent,
         folder=folder,
         credentials=address.has_credentials,
-        base=spool.size(),
+        base=outbox.size(),
     )
 
 

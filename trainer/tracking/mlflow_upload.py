@@ -12,17 +12,17 @@ from typing import Any
 
 from trainer.errors import RunError, StartAgain
 from trainer.monitoring.metric_names import LOSS_MEAN
-from trainer.system.secrets import Address, give_to_mlflow, redacted, with_credentials
+from trainer.system.secrets import Address, redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
 from trainer.tracking.logged_models import LoggedModels
-from trainer.tracking.metric_batch import METRICS_PER_CALL, Batch, Item
-from trainer.tracking.outbox import Record, Spool
-from trainer.tracking.repeated_steps import Chosen, Repeats
+from trainer.tracking.metric_batch import METRICS_PER_CALL, BatchItem, RecordBatch
+from trainer.tracking.outbox import Outbox, Record
+from trainer.tracking.repeated_steps import RepeatedSteps, SentValue
 from trainer.tracking.response_limit import limit_replies
-from trainer.tracking.run_reference import NAME, Place
+from trainer.tracking.run_reference import NAME, RunReference
 from trainer.tracking.server_run import ServerRun, new_run_command
 from trainer.tracking.sqlite_store import ensure_database, is_partial
-from trainer.tracking.upload_errors import Stopped, first_line, is_refusal, is_unknown_call
+from trainer.tracking.upload_errors import UploadBlocked, first_line, is_refusal, is_unknown_call
 
 PARAMS_OR_TAGS_PER_CALL = 100  # MLflow refuses more, of each
 
@@ -49,10 +49,10 @@ class _Redaction(logging.Filter):
         return True
 
 
-class Delivery:
+class MlflowUpload:
     """Delivers one spool. Raises Stopped where only a person can help, and whatever MLflow raises."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, outbox: Outbox) -> None:
         # Seconds, and a dependency that nothing else needs: only where there is something to deliver.
         import mlflow.entities
         import mlflow.exceptions
@@ -66,14 +66,14 @@ class Delivery:
         limit_replies()
         self._entities = mlflow.entities
         self._exception = mlflow.exceptions.MlflowException
-        self._spool = spool
-        self._place: Place | None = None
+        self._outbox = outbox
+        self._reference: RunReference | None = None
         self._address: Address | None = None  # where it was given, with what it takes to log in
         self._client: Any = None
         self._run_id = ""
         self._started = 0
         self._acts: dict[str, Callable[[Record], None]] = {}
-        self._repeats: Repeats | None = None
+        self._repeated_steps: RepeatedSteps | None = None
         self._cut: set[str] = set()
         self._differs = False
 
@@ -83,78 +83,78 @@ class Delivery:
         new_run: give up MLflow's run of this folder, and deliver the whole history to a new one. address: the
         run's from now on; None leaves it where it is.
         """
-        place = Place.load(self._spool.run_dir)
-        if place is None:
-            if not (self._spool.run_dir / NAME).exists():
+        reference = RunReference.read(self._outbox.run_dir)
+        if reference is None:
+            if not (self._outbox.run_dir / NAME).exists():
                 raise RunError(
-                    f"{self._spool.run_dir} has no {NAME}: nothing was tracked there. Name a run's folder"
+                    f"{self._outbox.run_dir} has no {NAME}: nothing was tracked there. Name a run's folder"
                 )
             raise RunError(
-                f"{self._spool.run_dir / NAME} is damaged, and no checkpoint has a copy: the next start of "
+                f"{self._outbox.run_dir / NAME} is damaged, and no checkpoint has a copy: the next start of "
                 "the run sets it aside and delivers the whole history to a new MLflow run"
             )
-        with self._spool.delivering() as mine:
+        with self._outbox.delivery_lock() as mine:
             if not mine:
-                raise StartAgain(f"another process is delivering {self._spool.lines_path}")
-            place = Place.recover(self._spool.run_dir) or place
+                raise StartAgain(f"another process is delivering {self._outbox.lines_path}")
+            reference = RunReference.recover(self._outbox.run_dir) or reference
             if address is not None:
-                place = replace(place, uri=str(address), credentials=address.has_credentials)
+                reference = replace(reference, uri=str(address), credentials=address.has_credentials)
                 self._address = address
             if new_run:
-                place = self._begin_anew(place)
-            if self._place is None or self._place.key != place.key:
-                self._connect(place)
-            batch = Batch()
-            for end, line in self._spool.unread():
+                reference = self._begin_anew(reference)
+            if self._reference is None or self._reference.key != reference.key:
+                self._connect(reference)
+            batch = RecordBatch()
+            for end, line in self._outbox.undelivered():
                 self._take(line, batch, end)
             self._flush(batch)
 
-    def _begin_anew(self, place: Place) -> Place:
+    def _begin_anew(self, reference: RunReference) -> RunReference:
         """Have the whole history delivered to a new run of MLflow."""
-        self._spool.advance(0)  # first: cut off here, the old run gets all again, and stores it once
-        place = place.anew(base=self._spool.size())
-        place.save(self._spool.run_dir)
-        return place
+        self._outbox.mark_delivered(0)  # first: cut off here, the old run gets all again, and stores it once
+        reference = reference.for_new_run(base=self._outbox.size())
+        reference.write(self._outbox.run_dir)
+        return reference
 
-    def _connect(self, place: Place) -> None:
+    def _connect(self, reference: RunReference) -> None:
         from mlflow.tracking import MlflowClient
 
-        address = self._address or with_credentials(Address(place.uri))
+        address = self._address or with_credentials(Address(reference.uri))
         is_server = address.startswith(("http://", "https://"))
-        if place.credentials and not address.has_credentials and not is_server:
-            raise Stopped(
+        if reference.credentials and not address.has_credentials and not is_server:
+            raise UploadBlocked(
                 f"The database {address} is reached with a user name and a password, which are kept nowhere: "
                 "give its whole address in MLFLOW_TRACKING_URI, or as tracking.uri, at each start."
             )
         try:
             check_address(address, NAME)
-            check_experiment(place.experiment)
+            check_experiment(reference.experiment)
         except RunError as error:
-            raise Stopped(f"{error}.") from None
-        give_to_mlflow(address)
+            raise UploadBlocked(f"{error}.") from None
+        set_mlflow_credentials(address)
         path = sqlite_path(address)
         if path is not None:
-            if place.run_id is not None and is_partial(path):
+            if reference.run_id is not None and is_partial(path):
                 _log.warning("%s is new: the run's whole history goes there", path)
-                place = self._begin_anew(place)
+                reference = self._begin_anew(reference)
             ensure_database(path)
         self._client = MlflowClient(address.full)
-        self._server_run = ServerRun(self._client, place, self._spool.run_dir)
-        self._place = self._server_run.find()
+        self._server_run = ServerRun(self._client, reference, self._outbox.run_dir)
+        self._reference = self._server_run.find()
         self._run_id = self._server_run.run_id
-        self._started = place.started
-        models = LoggedModels(self._client, str(self._place.experiment_id), self._run_id)
+        self._started = reference.started
+        models = LoggedModels(self._client, str(self._reference.experiment_id), self._run_id)
         self._acts = {
             "artifact": self._send_artifact,
             "status": self._send_status,
             "dataset": self._send_dataset,
             "model": models.log,
-            "models_kept": models.keep,
+            "models_kept": models.delete_others,
             "model_registered": models.register,
         }
-        self._repeats = Repeats(self._spool.lines_path, place.base)
+        self._repeated_steps = RepeatedSteps(self._outbox.lines_path, reference.base)
 
-    def _take(self, line: bytes, batch: Batch, end: int) -> None:
+    def _take(self, line: bytes, batch: RecordBatch, end: int) -> None:
         """Put a line's items into the batch; what is no item goes out by itself, in its turn."""
         try:
             record = json.loads(line)
@@ -175,12 +175,12 @@ class Delivery:
             return
         self._flush(batch)
         self._attempt(lambda: act(record), record)
-        self._spool.advance(end)
+        self._outbox.mark_delivered(end)
 
-    def _repeated(self, record: Record, end: int) -> dict[str, Chosen]:
+    def _repeated(self, record: Record, end: int) -> dict[str, SentValue]:
         """The metrics of a record that MLflow gets from another line; says so once where values differ."""
-        assert self._repeats is not None
-        found = self._repeats.choose(record, end)
+        assert self._repeated_steps is not None
+        found = self._repeated_steps.choose(record, end)
         for key, chosen in found.items():
             value = float(record["values"][key])
             same = math.isclose(value, chosen.value, rel_tol=_TOLERANCE) or math.isnan(value)
@@ -194,23 +194,23 @@ class Delivery:
                     key,
                     value,
                     chosen.value,
-                    new_run_command(self._spool.run_dir),
+                    new_run_command(self._outbox.run_dir),
                 )
         return found
 
-    def _flush(self, batch: Batch) -> None:
+    def _flush(self, batch: RecordBatch) -> None:
         for kind, items in batch.items.items():
             size = METRICS_PER_CALL if kind == "metrics" else PARAMS_OR_TAGS_PER_CALL
             for start in range(0, len(items), size):
                 self._send_items(kind, items[start : start + size])
             items.clear()
         if batch.end is not None:
-            self._spool.advance(batch.end)
+            self._outbox.mark_delivered(batch.end)
             batch.end = None
 
-    def _send_items(self, kind: str, items: list[Item]) -> None:
+    def _send_items(self, kind: str, items: list[BatchItem]) -> None:
         """One call; where MLflow refuses it, halves, down to the one item that is wrong."""
-        make: Callable[[Item], Any] = {
+        make: Callable[[BatchItem], Any] = {
             "metrics": lambda item: self._entities.Metric(item.key, item.value, item.time, item.step),
             "params": lambda item: self._entities.Param(*self._fitting(item)),
             "tags": lambda item: self._entities.RunTag(*self._fitting(item)),
@@ -226,7 +226,7 @@ class Delivery:
             self._send_items(kind, items[:middle])
             self._send_items(kind, items[middle:])
 
-    def _fitting(self, item: Item) -> tuple[str, str]:
+    def _fitting(self, item: BatchItem) -> tuple[str, str]:
         """Key and value of a parameter or tag as MLflow takes them; says once of each what was changed."""
         key, value = fitting_key(item.key), redacted(item.value.encode(errors="replace").decode())
         limit = LONGEST_VALUE[item.kind]
@@ -241,7 +241,7 @@ class Delivery:
                 "MLflow cannot hold %r as it is: %s. It is whole in %s, and a recipe's value in recipe.yaml",
                 item.key if len(item.key) < 100 else item.key[:100] + "...",
                 " and ".join(changes),
-                self._spool.lines_path,
+                self._outbox.lines_path,
             )
         return key, value
 
@@ -287,8 +287,8 @@ class Delivery:
         self._server_run.require_active()
 
     def _reject(self, record: Record, reason: str) -> None:
-        self._spool.reject(record, reason)
-        _log.warning("MLflow refuses a line, kept in %s: %s", self._spool.rejected_path, reason)
+        self._outbox.reject(record, reason)
+        _log.warning("MLflow refuses a line, kept in %s: %s", self._outbox.rejected_path, reason)
 
 
 def fitting_key(key: str) -> str:

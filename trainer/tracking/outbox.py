@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 Record = dict[str, Any]
 
 
-class Spool:
+class Outbox:
     """The outbox of one run directory. Appending is safe from any thread of one process."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -57,12 +57,12 @@ class Spool:
                 file.write(b"\n")
         return cast(BinaryIO, file)
 
-    def unread(self) -> Iterator[tuple[int, bytes]]:
+    def undelivered(self) -> Iterator[tuple[int, bytes]]:
         """Complete lines that are not delivered, each with the offset at which it ends."""
         if not self.lines_path.exists():
             return
         with self.lines_path.open("rb") as file:
-            end = self.delivered()
+            end = self.delivered_bytes()
             file.seek(end)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -70,18 +70,18 @@ class Spool:
                 end += len(line)
                 yield end, line
 
-    def lines_left(self) -> int:
+    def count_undelivered(self) -> int:
         """Lines that are not delivered."""
-        return sum(1 for _ in self.unread())
+        return sum(1 for _ in self.undelivered())
 
-    def lines(self) -> int:
+    def count_lines(self) -> int:
         """Complete lines, delivered or not."""
         if not self.lines_path.exists():
             return 0
         with self.lines_path.open("rb") as file:
             return sum(line.endswith(b"\n") for line in file)
 
-    def delivered(self) -> int:
+    def delivered_bytes(self) -> int:
         """Bytes of the spool that are delivered."""
         try:
             offset = int(self._offset_path.read_bytes()[:32])
@@ -98,7 +98,7 @@ class Spool:
         """Bytes of the spool, delivered or not."""
         return self.lines_path.stat().st_size if self.lines_path.exists() else 0
 
-    def advance(self, offset: int) -> None:
+    def mark_delivered(self, offset: int) -> None:
         """Record, atomically, that everything before `offset` is delivered."""
         replace_text(self._offset_path, f"{offset}\n")
 
@@ -108,7 +108,7 @@ class Spool:
             file.write(_line({**record, "reason": reason}))
 
     @contextmanager
-    def delivering(self) -> Iterator[bool]:
+    def delivery_lock(self) -> Iterator[bool]:
         """Hold the right to deliver; yields False where another process has it.
 
         A file system without locks lets everybody deliver: MLflow stores one metric value once, however

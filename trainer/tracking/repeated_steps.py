@@ -12,14 +12,14 @@ _START = re.compile(rb'"kind": "status", "status": "RUNNING", "step": (\d+)')
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SentValue:
     """The one value of a metric at a step that is sent: where its line ends in the spool, and the value."""
 
     end: int
     value: float
 
 
-class Repeats:
+class RepeatedSteps:
     """Chooses one line for each metric and step that stand in a spool more than once.
 
     MLflow stores a step twice where time or value differ, and deletes nothing. So the first line is sent,
@@ -31,19 +31,19 @@ class Repeats:
 
     def __init__(self, lines_path: Path, base: int) -> None:
         self._base = base
-        self._chosen: dict[tuple[str, int], Chosen] = {}
+        self._chosen: dict[tuple[str, int], SentValue] = {}
         self._windows = _windows(lines_path)
         if self._windows:
             self._read(lines_path)
 
-    def choose(self, record: Record, end: int) -> dict[str, Chosen]:
+    def choose(self, record: Record, end: int) -> dict[str, SentValue]:
         """Of a record of metrics whose line ends at `end`: what is sent in place of the values it repeats."""
         step = record["step"]
         if not any(first <= step <= last for first, last in self._windows):
             return {}
         found = {}
         for key, value in record["values"].items():
-            chosen = self._chosen.setdefault((key, step), Chosen(end, float(value)))
+            chosen = self._chosen.setdefault((key, step), SentValue(end, float(value)))
             if chosen.end != end:
                 found[key] = chosen
         return found
@@ -65,9 +65,9 @@ class Repeats:
                     continue  # a torn line, or a damaged one
                 for key, value in values.items():
                     if end <= self._base:
-                        self._chosen[key, step] = Chosen(end, value)
+                        self._chosen[key, step] = SentValue(end, value)
                     else:
-                        self._chosen.setdefault((key, step), Chosen(end, value))
+                        self._chosen.setdefault((key, step), SentValue(end, value))
 
 
 def _windows(lines_path: Path) -> list[tuple[int, int]]:

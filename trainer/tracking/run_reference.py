@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class RunReference:
     """Where a run is tracked, and as which of MLflow's runs."""
 
     uri: str
@@ -40,10 +40,10 @@ class Place:
     """Whether the address had a user name and a password: they are not kept, and have to be given again."""
 
     base: int = 0
-    """Bytes of the spool that were recorded before MLflow's run began; see `Repeats`."""
+    """Bytes of the spool that were recorded before MLflow's run began; see `RepeatedSteps`."""
 
     @classmethod
-    def load(cls, run_dir: Path) -> "Place | None":
+    def read(cls, run_dir: Path) -> "RunReference | None":
         """None where the run was never tracked. In place of a damaged file, the newest checkpoint's copy.
 
         Only reads. Raises OSError where the file cannot be read.
@@ -54,7 +54,7 @@ class Place:
             return _newest_copy(run_dir)
 
     @classmethod
-    def recover(cls, run_dir: Path) -> "Place | None":
+    def recover(cls, run_dir: Path) -> "RunReference | None":
         """As `load`, and sets a damaged file aside, with the checkpoint's copy written in its place.
 
         For a process that tracks or delivers the run. Raises OSError where that cannot be done.
@@ -67,7 +67,7 @@ class Place:
             aside = path.with_name(f"{NAME}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
             os.replace(path, aside)
             if found is not None:
-                found.save(run_dir)
+                found.write(run_dir)
             _log.warning(
                 "%s is damaged, and now %s; %s",
                 path,
@@ -78,10 +78,10 @@ class Place:
             )
             return found
 
-    def save(self, run_dir: Path) -> None:
+    def write(self, run_dir: Path) -> None:
         replace_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n")
 
-    def anew(self, base: int) -> "Place":
+    def for_new_run(self, base: int) -> "RunReference":
         """The same place for a new MLflow run."""
         return replace(self, key=uuid.uuid4().hex, run_id=None, experiment_id=None, base=base)
 
@@ -90,7 +90,7 @@ class _Damaged(Exception):
     """The file does not say where a run is tracked."""
 
 
-def _newest_copy(run_dir: Path) -> Place | None:
+def _newest_copy(run_dir: Path) -> RunReference | None:
     for copy in sorted(run_dir.glob(f"checkpoints/step-*/{NAME}"), reverse=True):
         with suppress(OSError, _Damaged):
             if (found := _read(copy)) is not None:
@@ -98,27 +98,29 @@ def _newest_copy(run_dir: Path) -> Place | None:
     return None
 
 
-def _read(path: Path) -> Place | None:
+def _read(path: Path) -> RunReference | None:
     """None where there is no file. Raises _Damaged, or OSError where it cannot be read."""
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name: values[field.name] for field in fields(Place) if field.name in values}
-        place = Place(**known)
+        known = {field.name: values[field.name] for field in fields(RunReference) if field.name in values}
+        reference = RunReference(**known)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (IsADirectoryError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _Damaged from error
-    texts = (place.uri, place.experiment, place.run_name, place.key, place.folder)
-    optional = (place.experiment_id, place.run_id, place.parent)
+    texts = (reference.uri, reference.experiment, reference.run_name, reference.key, reference.folder)
+    optional = (reference.experiment_id, reference.run_id, reference.parent)
     is_sound = (
         all(isinstance(text, str) for text in texts)
         and all(text is None or isinstance(text, str) for text in optional)
-        and isinstance(place.started, int)
-        and isinstance(place.base, int)
-        and place.uri != ""
+        and isinstance(reference.started, int)
+        and isinstance(reference.base, int)
+        and reference.uri != ""
     )
     if not is_sound:
         raise _Damaged
     # Written before addresses were kept without their passwords.
-    address = Address(place.uri)
-    return replace(place, uri=str(address), credentials=place.credentials is True or address.has_credentials)
+    address = Address(reference.uri)
+    return replace(
+        reference, uri=str(address), credentials=reference.credentials is True or address.has_credentials
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.tracking.address import restore_command, sqlite_path
-from trainer.tracking.run_reference import Place
-from trainer.tracking.upload_errors import Outage, Stopped, first_line, is_refusal
+from trainer.tracking.run_reference import RunReference
+from trainer.tracking.upload_errors import ServerUnavailable, UploadBlocked, first_line, is_refusal
 
 LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class ServerRun:
     """One run on MLflow's server. Raises Stopped where only a person can help, and whatever MLflow raises."""
 
-    def __init__(self, client: Any, place: Place, run_dir: Path) -> None:
+    def __init__(self, client: Any, reference: RunReference, run_dir: Path) -> None:
         """client: an `MlflowClient` for the place's address."""
         import mlflow.entities
         import mlflow.exceptions
@@ -33,39 +33,39 @@ class ServerRun:
         self._all_runs = mlflow.entities.ViewType.ALL
         self._exception = mlflow.exceptions.MlflowException
         self._client = client
-        self._place = place
+        self._reference = reference
         self._run_dir = run_dir
-        self.run_id = place.run_id or ""
+        self.run_id = reference.run_id or ""
 
-    def find(self) -> Place:
+    def find(self) -> RunReference:
         """The run's id: remembered, found by our key, or of a new run. Raises Stopped for a deleted one.
 
         Returns the place with the run's id, which is saved in the folder, too.
         """
-        place = self._place
-        if place.run_id is not None:
+        reference = self._reference
+        if reference.run_id is not None:
             self.require_active()
-            return place
+            return reference
         try:
-            experiment_id = self._find_experiment(place)
+            experiment_id = self._find_experiment(reference)
             found = self._client.search_runs(
                 [experiment_id],
-                f"tags.`{_KEY_TAG}` = '{place.key}'",
+                f"tags.`{_KEY_TAG}` = '{reference.key}'",
                 run_view_type=self._all_runs,
                 max_results=1,
             )
-            run = found[0] if found else self._create_run(place, experiment_id)
+            run = found[0] if found else self._create_run(reference, experiment_id)
         except self._exception as error:
             if not is_refusal(error):
                 raise
-            raise Stopped(f"MLflow refuses the run: {first_line(error)}.") from error
+            raise UploadBlocked(f"MLflow refuses the run: {first_line(error)}.") from error
         self.run_id = self._required(str(run.info.run_id), "a run's id")
-        self._place = replace(place, experiment_id=experiment_id, run_id=self.run_id)
-        self._place.save(self._run_dir)
+        self._reference = replace(reference, experiment_id=experiment_id, run_id=self.run_id)
+        self._reference.write(self._run_dir)
         if found:
             self.require_active()
         self.delete_duplicates()
-        return self._place
+        return self._reference
 
     def delete_duplicates(self) -> None:
         """Delete empty runs beside ours that bear our key, which would show as RUNNING for ever.
@@ -73,7 +73,7 @@ class ServerRun:
         A request to create a run whose reply is lost or late is made again: the server may take both.
         """
         alike = self._client.search_runs(
-            [self._place.experiment_id], f"tags.`{_KEY_TAG}` = '{self._place.key}'"
+            [self._reference.experiment_id], f"tags.`{_KEY_TAG}` = '{self._reference.key}'"
         )
         for run in alike:
             if run.info.run_id != self.run_id and not run.data.metrics and not run.data.params:
@@ -94,50 +94,50 @@ class ServerRun:
         except self._exception as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise Stopped(
+            raise UploadBlocked(
                 f"MLflow no longer has the run {self.run_id} {where}: it was deleted for good, or "
-                f"{self._place.uri} is another database than before. To deliver the whole history to a new "
-                f"run: {new_run_command(self._run_dir)}."
+                f"{self._reference.uri} is another database than before. To deliver the whole history to a "
+                f"new run: {new_run_command(self._run_dir)}."
             ) from None
         if experiment.lifecycle_stage != "active":
             self._stop_for_experiment(experiment, f"the run {self.run_id} {where}")
-        restore = restore_command(self._place.uri, kind="runs", id=self.run_id)
-        raise Stopped(
+        restore = restore_command(self._reference.uri, kind="runs", id=self.run_id)
+        raise UploadBlocked(
             f"The MLflow run {self.run_id} {where} was deleted. To restore it, and have all records "
             f"delivered: {restore} - or, to deliver the whole history to a new run: "
             f"{new_run_command(self._run_dir)}."
         )
 
-    def _create_run(self, place: Place, experiment_id: str) -> Any:
+    def _create_run(self, reference: RunReference, experiment_id: str) -> Any:
         return self._client.create_run(
             experiment_id,
-            start_time=place.started,
-            run_name=place.run_name.encode(errors="replace").decode()[:LONGEST_RUN_NAME],
-            tags={_KEY_TAG: place.key, **({_PARENT_TAG: place.parent} if place.parent else {})},
+            start_time=reference.started,
+            run_name=reference.run_name.encode(errors="replace").decode()[:LONGEST_RUN_NAME],
+            tags={_KEY_TAG: reference.key, **({_PARENT_TAG: reference.parent} if reference.parent else {})},
         )
 
     def _stop_for_experiment(self, experiment: Any, run: str) -> None:
         self._required(experiment.lifecycle_stage, "whether an experiment is active", _STAGES)
-        restore = restore_command(self._place.uri, kind="experiments", id=str(experiment.experiment_id))
-        raise Stopped(
+        restore = restore_command(self._reference.uri, kind="experiments", id=str(experiment.experiment_id))
+        raise UploadBlocked(
             f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, and "
             f"have all records delivered: {restore} - or name another with tracking.experiment: the whole "
             "history then goes there."
         )
 
-    def _find_experiment(self, place: Place) -> str:
+    def _find_experiment(self, reference: RunReference) -> str:
         """The experiment's id; beside a database of our own, its artifacts go to `mlartifacts`."""
-        known = self._client.get_experiment_by_name(place.experiment)
+        known = self._client.get_experiment_by_name(reference.experiment)
         if known is None:
-            path = sqlite_path(place.uri)
+            path = sqlite_path(reference.uri)
             artifacts = None if path is None else (path.parent / "mlartifacts").as_uri()
             try:
                 created = self._client.create_experiment(
-                    place.experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS
+                    reference.experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS
                 )
                 return self._required(str(created), "an experiment's id")
             except self._exception as error:
-                known = self._client.get_experiment_by_name(place.experiment)
+                known = self._client.get_experiment_by_name(reference.experiment)
                 if known is None:
                     raise error
                 # Another run has created it meanwhile.
@@ -148,9 +148,9 @@ class ServerRun:
     def _required(self, value: str, what: str, allowed: tuple[str, ...] = ()) -> str:
         """A value of a reply. Raises Outage where the reply lacks it, as `{}` does."""
         if not value or (allowed and value not in allowed):
-            raise Outage(
-                f"the reply from {self._place.uri} does not say {what}: is there an MLflow server at this "
-                "address, of version 3 or newer?"
+            raise ServerUnavailable(
+                f"the reply from {self._reference.uri} does not say {what}: is there an MLflow server at "
+                "this address, of version 3 or newer?"
             )
         return value
 

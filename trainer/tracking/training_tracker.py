@@ -20,14 +20,20 @@ from trainer.monitoring.metric_names import (
     WHOLE_RUN,
 )
 from trainer.monitoring.throughput import ThroughputMeter
-from trainer.tracking.mlflow_tracker import Status, Tracker
+from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 
 
 class TrainingTracker:
     """Rank 0's. A step has one line in the spool at most, and most steps have none."""
 
     def __init__(
-        self, tracker: Tracker, checkpoints: Path, *, total_steps: int, every_steps: int, best: float | None
+        self,
+        tracker: MlflowTracker,
+        checkpoints: Path,
+        *,
+        total_steps: int,
+        every_steps: int,
+        best: float | None,
     ) -> None:
         """
         Args:
@@ -51,7 +57,7 @@ class TrainingTracker:
         self._has_table = False
         self._seconds: float | None = None
 
-    def step(
+    def record_step(
         self,
         totals: StepTotals,
         meter: ThroughputMeter,
@@ -92,27 +98,27 @@ class TrainingTracker:
 
     def _track_step(self) -> None:
         if self._untracked is not None:
-            self._tracker.metrics(*self._untracked)
+            self._tracker.record_metrics(*self._untracked)
             self._untracked = None
 
-    def spike(self, step: int, deviations: float) -> None:
+    def record_spike(self, step: int, deviations: float) -> None:
         """Record a jump of the loss, in standard deviations of what was usual."""
-        self._tracker.metrics(step, {f"{TRAIN}spike": deviations})
+        self._tracker.record_metrics(step, {f"{TRAIN}spike": deviations})
 
-    def skipped(self, step: int) -> None:
+    def record_skipped_step(self, step: int) -> None:
         """Record a step that changed nothing."""
-        self._tracker.metrics(step, {f"{TRAIN}skipped": 1.0})
+        self._tracker.record_metrics(step, {f"{TRAIN}skipped": 1.0})
 
-    def data(self, step: int, milliseconds: Mapping[str, float], limit: str) -> None:
+    def record_data_times(self, step: int, milliseconds: Mapping[str, float], limit: str) -> None:
         """Record what a clip costs in each stage, and which stage limits: a tag, since it is no number."""
-        self._tracker.metrics(
+        self._tracker.record_metrics(
             step, {f"{WALL_CLOCK}data_{name}_ms": value for name, value in milliseconds.items()}
         )
         if limit != self._limit:
-            self._tracker.tags({"limiting_stage": limit})
+            self._tracker.set_tags({"limiting_stage": limit})
             self._limit = limit
 
-    def evaluation(self, step: int, values: Mapping[str, float], table: Path, picture: Path) -> None:
+    def record_evaluation(self, step: int, values: Mapping[str, float], table: Path, picture: Path) -> None:
         """Record an evaluation after `step` steps, which may be the best so far.
 
         Args:
@@ -126,42 +132,42 @@ class TrainingTracker:
             found_best = {f"{BEST}{name}": value for name, value in values.items()}
         else:
             found_best = {}
-        self._tracker.metrics(step, {**found, **found_best})
+        self._tracker.record_metrics(step, {**found, **found_best})
         self._evaluated = step, found
         if self._saved == step:
-            self._tracker.model(self._folder_of(step), step, found)
-        self._tracker.artifact(picture)
-        self._tracker.artifact(table)
+            self._tracker.record_checkpoint(self._folder_of(step), step, found)
+        self._tracker.upload_artifact(picture)
+        self._tracker.upload_artifact(table)
         if not self._has_table:
             shown = [{"path": table.name, "type": "table"}]
-            self._tracker.tags({"mlflow.loggedArtifacts": json.dumps(shown)})
+            self._tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
             self._has_table = True
 
-    def evaluation_again(self, step: int, values: Mapping[str, float], prefix: str) -> None:
+    def record_reevaluation(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         """Record an evaluation of a finished run. prefix: of its metrics (`evaluation/finished_run.py`)."""
-        self._tracker.metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
+        self._tracker.record_metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def record_checkpoint(self, step: int, path: Path) -> None:
         """Record a checkpoint, and which of the earlier ones are still there."""
         self._saved = step
         evaluated, values = self._evaluated
-        self._tracker.model(path, step, values if evaluated == step else {})
+        self._tracker.record_checkpoint(path, step, values if evaluated == step else {})
         self._track_kept()
 
     def _track_kept(self) -> None:
         kept = sorted(path.name for path in self._checkpoints.glob("step-*") if path.is_dir())
         if kept != self._kept:
-            self._tracker.models_kept(kept)
+            self._tracker.record_kept_checkpoints(kept)
             self._kept = kept
 
-    def examples(self, sheet: Path) -> None:
+    def upload_examples(self, sheet: Path) -> None:
         """Record a picture of some validation videos with their classes."""
-        self._tracker.artifact(sheet)
+        self._tracker.upload_artifact(sheet)
 
-    def register(self, weights: Path, registered: str) -> None:
+    def register_weights(self, weights: Path, registered: str) -> None:
         """Make the final weights a version of a registered model. registered: `NAME` or `NAME@ALIAS`."""
         name, _, alias = registered.partition("@")
-        self._tracker.register(
+        self._tracker.register_weights(
             self._folder_of(self._total_steps),
             self._total_steps,
             {},  # the evaluation has given the model its metrics
@@ -173,13 +179,13 @@ class TrainingTracker:
     def _folder_of(self, step: int) -> Path:
         return self._checkpoints / f"step-{step:07d}"
 
-    def result(self, summary: Mapping[str, Any], file: Path) -> None:
+    def record_summary(self, summary: Mapping[str, Any], file: Path) -> None:
         """Record what the run came to. file: with the same."""
         numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
         # MLflow draws a metric that has step 0 alone as bars, one for each run.
-        self._tracker.metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
+        self._tracker.record_metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
         self._seconds = summary["seconds"]
-        self._tracker.artifact(file)
+        self._tracker.upload_artifact(file)
 
     def close(self, status: Status, timeout: float) -> None:
         """End the MLflow run, waiting so many seconds at most for what is still on its way.

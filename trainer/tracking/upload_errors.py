@@ -23,7 +23,7 @@ _LOGIN_HINT = (
 _LONGEST_REASON = 500  # characters of an error that are shown: servers answer with pages
 
 
-class Stopped(Exception):
+class UploadBlocked(Exception):
     """MLflow takes nothing of this run until somebody does something; all records are kept.
 
     The message says what happened and what to do. Trying again costs little, and waiting at the run's end
@@ -31,7 +31,7 @@ class Stopped(Exception):
     """
 
 
-class Outage(Exception):
+class ServerUnavailable(Exception):
     """MLflow cannot be reached, or not used, for now."""
 
 

@@ -4,8 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from trainer.tracking.outbox import Spool
-from trainer.tracking.upload_errors import Stopped, first_line
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.upload_errors import UploadBlocked, first_line
 
 GATHER = 1.0  # seconds between two deliveries, so that records travel together
 FIRST_PAUSE = 1.0  # seconds after a failed delivery, doubled after each further failure
@@ -15,10 +15,10 @@ SILENT = 3.0  # seconds that the end waits for the last delivery without a word
 _log = logging.getLogger(__name__)
 
 
-class Courier:
+class Uploader:
     """Delivers a spool's lines from a daemon thread until it is closed. Nothing it does raises."""
 
-    def __init__(self, spool: Spool, name: str, connect: Callable[[], Callable[[], None]]) -> None:
+    def __init__(self, outbox: Outbox, name: str, connect: Callable[[], Callable[[], None]]) -> None:
         """Start the thread.
 
         Args:
@@ -27,16 +27,16 @@ class Courier:
             connect: gives a function that delivers all complete lines of the spool; either may raise
                 anything, Stopped where only a person can help. It is called anew after each failure.
         """
-        self._spool = spool
+        self._outbox = outbox
         self._name = name
         self._connect = connect
         self._news = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f"{name} courier", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"{name} uploader", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
+    def notify(self) -> None:
         """Say that the spool has grown."""
         self._news.set()
 
@@ -53,7 +53,7 @@ class Courier:
             _log.warning("waiting up to %.0f s for %s to take the last records", timeout, self._name)
             self._thread.join(timeout - SILENT)
         self._given_up.set()
-        return self._spool.lines_left()
+        return self._outbox.count_undelivered()
 
     def _work(self) -> None:
         deliver: Callable[[], None] | None = None
@@ -70,7 +70,7 @@ class Courier:
                 deliver = None
                 said = self._say(error, said)
                 pause = min(max(FIRST_PAUSE, 2 * pause), LONGEST_PAUSE)
-                if closing and isinstance(error, Stopped):
+                if closing and isinstance(error, UploadBlocked):
                     return
                 if closing:
                     self._given_up.wait(FIRST_PAUSE)
@@ -91,9 +91,9 @@ class Courier:
         Outages differ in words from one try to the next.
         """
         words = f"{self._name} takes nothing for now, the run goes on: {first_line(error)}"
-        if isinstance(error, Stopped):
+        if isinstance(error, UploadBlocked):
             words = f"{error} The run goes on, and its records are kept."
-        kind = words if isinstance(error, Stopped) else "outage"
+        kind = words if isinstance(error, UploadBlocked) else "outage"
         if kind != said:
             _log.warning("%s", words)
         return kind

@@ -12,9 +12,9 @@ from pipelines.dataset.concat import Dataset
 from tests.conftest import MotionSet
 from trainer.errors import RunError
 from trainer.evaluation.example_sheet import choose_examples, write_examples
-from trainer.evaluation.scores import About, schema
+from trainer.evaluation.scores import ScoreMetadata, schema
 
-ABOUT = About("val.arrow", "0", ("a",) * 8, clips=1, crops=1, step=1, source="a run")
+METADATA = ScoreMetadata("val.arrow", "0", ("a",) * 8, clips=1, crops=1, step=1, source="a run")
 
 
 def write_scores(
@@ -36,7 +36,7 @@ def write_scores(
         "correct_top5": [None if prediction is None else True for prediction in predictions],
         "scores": scores,
     }
-    table = pa.table(columns, schema=schema(8, ABOUT))
+    table = pa.table(columns, schema=schema(8, METADATA))
     pq.write_table(table, path, row_group_size=max(1, count // 2))
 
 

@@ -9,7 +9,7 @@ from tests.trainer.checkpoint.test_weights_origin import STATE
 from trainer.checkpoint.metadata import TrainState
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.evaluation.finished_run import changed_settings, evaluated_again, is_finished
+from trainer.evaluation.finished_run import changed_settings, choose_reevaluation, is_finished
 from trainer.monitoring.run_dir import RunDir
 
 SMALL = Path(__file__).parents[2] / "integration" / "small.yaml"
@@ -49,7 +49,7 @@ def test_a_run_has_ended_when_the_results_of_its_last_step_are_written(tmp_path:
 def test_what_measures_something_else_has_metrics_of_its_own(
     overrides: tuple[str, ...], metrics: str
 ) -> None:
-    assert evaluated_again(now(*overrides), trained()).metrics == metrics
+    assert choose_reevaluation(now(*overrides), trained()).metrics == metrics
 
 
 def test_changed_settings_are_named_and_what_another_version_wrote_is_passed_over() -> None:

@@ -17,7 +17,7 @@ from trainer.evaluation.metrics import (
     per_class,
     reliability,
 )
-from trainer.evaluation.multi_view import Counts, Evaluation
+from trainer.evaluation.multi_view import EvaluationResult, OutcomeCounts
 
 SCORES = torch.tensor(
     [
@@ -30,11 +30,11 @@ SCORES = torch.tensor(
 LABELS = torch.tensor([0, 1, 1, 2])
 
 
-def counted(scores: torch.Tensor, labels: torch.Tensor, valid: list[bool] | None = None) -> Evaluation:
+def counted(scores: torch.Tensor, labels: torch.Tensor, valid: list[bool] | None = None) -> EvaluationResult:
     readable = torch.tensor([True] * len(labels) if valid is None else valid)
-    counts = Counts(scores.shape[1], torch.device("cpu"))
+    counts = OutcomeCounts(scores.shape[1], torch.device("cpu"))
     counts.add(outcomes_of(scores, labels), labels, readable, torch.ones(len(labels), dtype=torch.bool))
-    return counts.evaluation()
+    return counts.result()
 
 
 def test_counts_of_four_videos() -> None:

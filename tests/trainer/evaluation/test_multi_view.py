@@ -9,17 +9,17 @@ import torch
 from pipelines.loader import ClipBatch
 from tests.trainer.ranks import Ranks
 from trainer.errors import AgreedError
-from trainer.evaluation.multi_view import Evaluation, evaluate
+from trainer.evaluation.multi_view import EvaluationResult, evaluate
 
 LABELS = torch.tensor([0, 1, 2, 2])
 
 
-def evaluated(logits: torch.Tensor, valid: list[bool]) -> Evaluation | None:
+def evaluated(logits: torch.Tensor, valid: list[bool]) -> EvaluationResult | None:
     """An evaluation of four videos of one view each. logits: (4, 3)."""
     clips, numbers = torch.zeros(4, 1, 3, 1, 1, 1), torch.arange(4)
     batch = ClipBatch(clips, LABELS, numbers, torch.tensor(valid), numbers)
     engine = mock.Mock(device=torch.device("cpu"), forward=lambda _: logits)
-    return evaluate(engine, [batch], 3, progress=lambda _: None, leaving=lambda: False)  # type: ignore[arg-type]
+    return evaluate(engine, [batch], 3, progress=lambda _: None, stop_requested=lambda: False)  # type: ignore[arg-type]
 
 
 def both() -> None:

@@ -16,10 +16,10 @@ from pipelines.sampling.sampler import ViewSampler
 from tests.trainer.ranks import Ranks
 from trainer.errors import RunError
 from trainer.evaluation import scores as module
-from trainer.evaluation.evaluation_dir import EvaluationFolder
-from trainer.evaluation.scores import About, ScoreFile, ScoreGatherer, row_groups, schema, tensors_of
+from trainer.evaluation.evaluation_dir import EvaluationDir
+from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, row_groups, schema, tensors_of
 
-ABOUT = About("val.arrow", "f" * 64, ("a", "b", "c"), 2, 3, 7, "run")
+METADATA = ScoreMetadata("val.arrow", "f" * 64, ("a", "b", "c"), 2, 3, 7, "run")
 IDENTITY = {"weights_sha256": "1" * 64, "clips": 2}
 
 
@@ -44,7 +44,7 @@ def some(first: int, end: int, bad: tuple[int, ...] = ()) -> pa.Table:
 
 def test_what_is_written_is_read_with_its_description(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
-    with ScoreFile(path, schema(3, ABOUT)) as file:
+    with ScoreFile(path, schema(3, METADATA)) as file:
         file.write(some(0, 5, bad=(1,)))
         file.write(some(5, 9))
     table = pq.read_table(path)
@@ -62,9 +62,9 @@ def test_what_is_written_is_read_with_its_description(tmp_path: Path) -> None:
 
 def test_a_file_that_was_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
-    with ScoreFile(path, schema(3, ABOUT)) as file:
+    with ScoreFile(path, schema(3, METADATA)) as file:
         file.write(some(0, 3))
-    with pytest.raises(ZeroDivisionError), ScoreFile(path, schema(3, ABOUT)) as file:
+    with pytest.raises(ZeroDivisionError), ScoreFile(path, schema(3, METADATA)) as file:
         file.write(some(0, 5))
         raise ZeroDivisionError
     assert len(pq.read_table(path)) == 3 and list(tmp_path.iterdir()) == [path]
@@ -89,7 +89,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         }
         return pa.table(columns, schema=schema(710))
 
-    with ScoreFile(tmp_path / "scores.parquet", schema(710, ABOUT)) as file:
+    with ScoreFile(tmp_path / "scores.parquet", schema(710, METADATA)) as file:
         for number in range(8):
             file.write(rows(number * count))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -103,48 +103,48 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_parts_are_gone_on_with(tmp_path: Path) -> None:
-    folder = EvaluationFolder(tmp_path)
-    folder.begin(IDENTITY, again=False)
+    folder = EvaluationDir(tmp_path)
+    folder.prepare(IDENTITY, again=False)
     folder.write(some(0, 4, bad=(1, 2)))
     folder.write(some(4, 6))
     assert (folder.done, folder.bad) == (6, 2)
     folder.write(some(8, 9))  # after a gap
     (tmp_path / "parts" / ".000.parquet.partial").write_bytes(b"half")
-    again = EvaluationFolder(tmp_path)
-    again.begin(IDENTITY, again=False)
+    again = EvaluationDir(tmp_path)
+    again.prepare(IDENTITY, again=False)
     assert (again.done, again.bad) == (6, 2) and not again.is_finished
     assert list(again.bad_videos()) == [(1, "v1.mp4", "is cut off"), (2, "v2.mp4", "is cut off")]
     assert len(list((tmp_path / "parts").iterdir())) == 2
     with pytest.raises(RunError, match="clips: 2 there, 4 now"):
-        EvaluationFolder(tmp_path).begin({**IDENTITY, "clips": 4}, again=False)
+        EvaluationDir(tmp_path).prepare({**IDENTITY, "clips": 4}, again=False)
     (tmp_path / "identity.json").unlink()  # as --again leaves it when it is killed
-    other = EvaluationFolder(tmp_path)
-    other.begin({**IDENTITY, "clips": 4}, again=False)
+    other = EvaluationDir(tmp_path)
+    other.prepare({**IDENTITY, "clips": 4}, again=False)
     assert other.done == 0
     other.write(some(0, 4))
-    other.begin({**IDENTITY, "clips": 2}, again=True)
+    other.prepare({**IDENTITY, "clips": 2}, again=True)
     assert other.done == 0
     other.result.write_text("{}")
     (tmp_path / "identity.json").unlink()
     with pytest.raises(RunError, match="--again"):
-        EvaluationFolder(tmp_path).begin(IDENTITY, again=False)
+        EvaluationDir(tmp_path).prepare(IDENTITY, again=False)
 
 
 def test_a_runs_own_scores_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").touch()
     with pytest.raises(RunError, match="--out"):
-        EvaluationFolder(tmp_path).begin(IDENTITY, again=True)
+        EvaluationDir(tmp_path).prepare(IDENTITY, again=True)
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    folder = EvaluationFolder(tmp_path)
-    folder.begin(IDENTITY, again=False)
+    folder = EvaluationDir(tmp_path)
+    folder.prepare(IDENTITY, again=False)
     folder.write(some(0, 4))
     (part,) = folder.parts()
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(RunError, match=part.name):
-        EvaluationFolder(tmp_path).begin(IDENTITY, again=False)
+        EvaluationDir(tmp_path).prepare(IDENTITY, again=False)
     with pytest.raises(RunError, match=part.name):
         list(folder.read(part))
 

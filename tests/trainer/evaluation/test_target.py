@@ -10,7 +10,7 @@ from models.uniformerv2 import create_model
 from pipelines.dataset import kinetics710
 from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
-from trainer.evaluation.target import Request, _manifest, _rows, _with_known_names, weights_digest
+from trainer.evaluation.target import EvaluationRequest, _manifest, _rows, _with_known_names, weights_digest
 
 
 def weights(classes: int, names: tuple[str, ...] | None = None) -> SavedWeights:
@@ -62,4 +62,4 @@ def test_the_digest_is_of_numbers_and_names() -> None:
 
 def test_weights_without_a_recipe_need_a_manifest() -> None:
     with pytest.raises(RunError, match="--manifest"):
-        _manifest(Request(Path("w.pth")), None)
+        _manifest(EvaluationRequest(Path("w.pth")), None)

@@ -225,7 +225,7 @@ def test_logits_that_differ_are_refused_and_nothing_is_left(
         path.write_text("half")
         raise RunError("too far")
 
-    monkeypatch.setitem(formats.FORMATS, "torch", formats.Format(write, "x"))
+    monkeypatch.setitem(formats.FORMATS, "torch", formats.ExportFormat(write, "x"))
     (tmp_path / "m.pt2").write_text("before")
     with pytest.raises(RunError, match="too far"):
         export_as("torch", read_source(file), tmp_path / "m.pt2")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.errors import RunError
-from trainer.inspection.contact_sheet import Row, draw_sheet, write_sheet, written_whole
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, write_sheet, written_atomically
 
 
 def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -17,8 +17,8 @@ def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
 def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
     long = "a_path_without_a_space/" * 20
     rows = [
-        Row(["$x^2$ \u202e name\n", long, long], [picture(0), picture(90, 300, 50)]),
-        Row(["short"], [picture(200)]),
+        SheetRow(["$x^2$ \u202e name\n", long, long], [picture(0), picture(90, 300, 50)]),
+        SheetRow(["short"], [picture(200)]),
     ]
     write_sheet(tmp_path / "sheet.png", "a title", rows, ["frame 1", "frame 2"])
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -30,12 +30,12 @@ def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
 
 
 def test_a_row_is_as_high_as_its_words_need() -> None:
-    few, many = (draw_sheet("t", [Row(["a"] * lines, [picture(0)])], ["1"]) for lines in (1, 30))
+    few, many = (draw_sheet("t", [SheetRow(["a"] * lines, [picture(0)])], ["1"]) for lines in (1, 30))
     assert many.height > few.height + 200
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "s.mp4", "--video") as partial:
+    with pytest.raises(KeyboardInterrupt), written_atomically(tmp_path / "s.mp4", "--video") as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -35,21 +35,21 @@ def refused() -> tuple[str, Callable[[str], Any]]:
 def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
     process = InferenceProcess(prepared)
     assert process.start() == "ready"
-    first = process.ask("", 60)
+    first = process.call("", 60)
     with pytest.raises(TimedOutError):
-        process.ask("hang", 0.3)
-    second = process.ask("", 60)
+        process.call("hang", 0.3)
+    second = process.call("", 60)
     with pytest.raises(CrashedError):
-        process.ask("crash", 60)
+        process.call("crash", 60)
     with pytest.raises(RunError, match="on purpose"):
-        process.ask("raise", 60)
-    third = process.ask("", 60)
-    assert third == process.ask("", 60) and len({first, second, third}) == 3
+        process.call("raise", 60)
+    third = process.call("", 60)
+    assert third == process.call("", 60) and len({first, second, third}) == 3
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     threading.Timer(0.5, process.close).start()
     with pytest.raises(RunError):
-        process.ask("hang", 60)
+        process.call("hang", 60)
     with pytest.raises(ProcessLookupError):
         os.kill(third, 0)
 
@@ -75,16 +75,16 @@ def test_a_model_that_could_not_be_loaded_again_is_tried_once_more(tmp_path: Pat
     process = InferenceProcess(CrashesTheSecondTime(tmp_path))
     process.start()
     with pytest.raises(CrashedError):
-        process.ask("crash", 60)
+        process.call("crash", 60)
     with pytest.raises(RunError, match="memory"):
-        process.ask("", 60)
+        process.call("", 60)
     with pytest.raises(TimedOutError, match="not loaded"):
-        process.ask("", 0.1)
-    assert process.ask("", 60) > 0  # what was loading went on
+        process.call("", 0.1)
+    assert process.call("", 60) > 0  # what was loading went on
     assert len(list(tmp_path.iterdir())) == 3
     process.close()
     with pytest.raises(RunError):
-        process.ask("", 60)
+        process.call("", 60)
 
 
 def test_a_model_that_cannot_be_loaded_is_told() -> None:

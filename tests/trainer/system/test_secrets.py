@@ -14,9 +14,9 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe_environment, find_environment
 from trainer.errors import RecipeError, RunError
 from trainer.resilience.crash_report import write_crash_report
-from trainer.system.secrets import Address, give_to_jobs, redacted, with_credentials
-from trainer.tracking.mlflow_tracker import Tracker
-from trainer.tracking.outbox import Spool
+from trainer.system.secrets import Address, redacted, set_job_credentials, with_credentials
+from trainer.tracking.mlflow_tracker import MlflowTracker
+from trainer.tracking.outbox import Outbox
 
 ROOT = Path(__file__).parents[3]
 SECRET = "s3cretpw"
@@ -135,10 +135,10 @@ def test_no_file_and_no_message_of_a_run_holds_it(
         monkeypatch.setenv(name, "before")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
-    tracker = Tracker(tmp_path, uri=None, experiment="e", run_name="r")
-    tracker.params({"command": f"--set tracking.uri=http://user:{SECRET}@127.0.0.1:9"})
+    tracker = MlflowTracker(tmp_path, uri=None, experiment="e", run_name="r")
+    tracker.record_params({"command": f"--set tracking.uri=http://user:{SECRET}@127.0.0.1:9"})
     assert tracker.close("KILLED", 0.0) == 3
-    tracker._courier._thread.join(60)  # type: ignore[union-attr]
+    tracker._uploader._thread.join(60)  # type: ignore[union-attr]
     assert tracker.how_to_see() == "http://127.0.0.1:9"
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
         "user",
@@ -150,13 +150,13 @@ def test_no_file_and_no_message_of_a_run_holds_it(
 
 
 def test_a_run_tracked_before_loses_the_password_it_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Tracker]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., MlflowTracker]
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     old = {"uri": f"postgresql://user:{SECRET}@h/db", "experiment": "e", "run_name": "r", "started": 1}
     (tmp_path / "mlflow_run.json").write_text(json.dumps(old | {"key": "k", "run_id": "abc"}))
-    Tracker(tmp_path, uri=None, experiment="e", run_name="r")
+    MlflowTracker(tmp_path, uri=None, experiment="e", run_name="r")
     kept = json.loads((tmp_path / "mlflow_run.json").read_text())
     assert (kept["uri"], kept["run_id"], kept["credentials"]) == ("postgresql://h/db", "abc", True)
 
@@ -172,14 +172,14 @@ def test_a_database_s_password_comes_from_the_variable_and_is_missed_in_words(
     assert not with_credentials(
         Address("postgresql://other/db"), {"MLFLOW_TRACKING_URI": address.full}
     ).has_credentials
-    from trainer.tracking.mlflow_tracker import deliver_spool
+    from trainer.tracking.mlflow_tracker import deliver_outbox
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
-    Tracker(tmp_path, uri=address, experiment="e", run_name="r")
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
+    MlflowTracker(tmp_path, uri=address, experiment="e", run_name="r")
     with pytest.raises(RunError, match="MLFLOW_TRACKING_URI"):
-        deliver_spool(tmp_path)
-    assert Spool(tmp_path).lines_left() == 1
+        deliver_outbox(tmp_path)
+    assert Outbox(tmp_path).count_undelivered() == 1
 
 
 def test_a_job_s_script_lacks_it_and_the_job_s_environment_has_it() -> None:
@@ -188,10 +188,10 @@ def test_a_job_s_script_lacks_it_and_the_job_s_environment_has_it() -> None:
     text = format_script(request, [["--set", uri]], Path("runs/x/slurm/job.log"), f"submit.py --set {uri}")
     assert SECRET not in text and "tracking.uri=http://host:5000" in text
     variables: dict[str, str] = {}
-    give_to_jobs(Address(f"http://user:{SECRET}@host:5000"), variables)
+    set_job_credentials(Address(f"http://user:{SECRET}@host:5000"), variables)
     assert variables == {"MLFLOW_TRACKING_USERNAME": "user", "MLFLOW_TRACKING_PASSWORD": SECRET}
     variables = {}
-    give_to_jobs(f"mysql://user:{SECRET}@h/db", variables)
+    set_job_credentials(f"mysql://user:{SECRET}@h/db", variables)
     assert with_credentials(Address("mysql://h/db"), variables).has_credentials
 
 

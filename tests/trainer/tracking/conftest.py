@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.tracking.mlflow_tracker import Tracker
+from trainer.tracking.mlflow_tracker import MlflowTracker
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +16,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def start(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> Callable[..., Tracker]:
+def start(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> Callable[..., MlflowTracker]:
     """Start a tracker on the test's run directory."""
 
-    def tracker(**changes: Any) -> Tracker:
+    def tracker(**changes: Any) -> MlflowTracker:
         arguments = {"uri": store, "experiment": request.node.name, "run_name": "a run"} | changes
-        return Tracker(tmp_path, **arguments)
+        return MlflowTracker(tmp_path, **arguments)
 
     return tracker

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
-from trainer.tracking.outbox import Spool
+from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox
+from trainer.tracking.outbox import Outbox
 
 SECRET = "s3cretpw"
 
@@ -79,18 +79,18 @@ def test_an_outage_keeps_every_record(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
     proxy.status, proxy.body = status, body
     uri = f"http://user:{SECRET}@127.0.0.1:{proxy.server_address[1]}"
-    tracker = Tracker(tmp_path, uri=uri, experiment="e", run_name="r")
-    tracker.metrics(1, {"loss": 1.0})
+    tracker = MlflowTracker(tmp_path, uri=uri, experiment="e", run_name="r")
+    tracker.record_metrics(1, {"loss": 1.0})
     place = json.loads((tmp_path / "mlflow_run.json").read_text()) | {"run_id": "a" * 32}
     for run_id in (None, "a" * 32):
         (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"run_id": run_id}))
         with pytest.raises(RunError, match="2 lines are left, MLflow does not take them") as caught:
-            deliver_spool(tmp_path)
+            deliver_outbox(tmp_path)
         assert token in str(caught.value) and SECRET not in str(caught.value)
-    assert Spool(tmp_path).lines_left() == 2
+    assert Outbox(tmp_path).count_undelivered() == 2
     assert not (tmp_path / "mlflow.rejected.jsonl").exists()
     # The password still reaches the server.
     assert proxy.authorization == "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()

@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
-from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
+from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox
 
 Create = Callable[..., Any]
 
@@ -51,25 +51,29 @@ def delayed(create: Create, late: list[Callable[[], Any]]) -> Create:
 
 @pytest.mark.parametrize("fault", [lost_reply, doubled, delayed])
 def test_one_run_whatever_becomes_of_the_request(
-    start: Callable[..., Tracker], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+    start: Callable[..., MlflowTracker],
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
 ) -> None:
     late: list[Callable[[], Any]] = []
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
     monkeypatch.setattr(MlflowClient, "create_run", fault(MlflowClient.create_run, late))
     tracker = start(experiment=fault.__name__)
-    tracker.params({"a": 1})
-    tracker.metrics(1, {"loss": 1.0})
+    tracker.record_params({"a": 1})
+    tracker.record_metrics(1, {"loss": 1.0})
     for _ in range(2):
         try:
-            deliver_spool(tmp_path)
+            deliver_outbox(tmp_path)
             break
         except Exception as error:
             assert "reply" in str(error)
     for request in late:
         request()
-    tracker.metrics(2, {"loss": 0.5})
+    tracker.record_metrics(2, {"loss": 0.5})
     tracker._append({"kind": "status", "status": "FINISHED"})
-    deliver_spool(tmp_path)
+    deliver_outbox(tmp_path)
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name(fault.__name__)
     (run,) = client.search_runs([experiment.experiment_id])

@@ -20,8 +20,8 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.tracking import sqlite_store
-from trainer.tracking.mlflow_tracker import Tracker, check_tracking, deliver_spool, tracked_run
-from trainer.tracking.outbox import Spool
+from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, deliver_outbox, find_mlflow_run_id
+from trainer.tracking.outbox import Outbox
 from trainer.tracking.sqlite_store import DatabaseBusy, ensure_database, is_partial
 
 ROOT = Path(__file__).parents[3]
@@ -65,14 +65,14 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (here / "run").mkdir()
-    tracker = Tracker(here / "run", uri=None, experiment="e", run_name="r")
+    tracker = MlflowTracker(here / "run", uri=None, experiment="e", run_name="r")
     (here / "run" / "file.txt").write_text("hello")
-    tracker.artifact(here / "run" / "file.txt")
+    tracker.upload_artifact(here / "run" / "file.txt")
     assert tracker.close("FINISHED", PATIENCE) == 0
     command = tracker.how_to_see()
     assert command is not None
     pasted = shlex.split(command.splitlines()[0])[-1]
-    assert client(pasted).get_run(tracked_run(here / "run")).info.status == "FINISHED"
+    assert client(pasted).get_run(find_mlflow_run_id(here / "run")).info.status == "FINISHED"
     assert len(list(here.glob("mlartifacts/*/artifacts/file.txt"))) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
 
@@ -110,7 +110,7 @@ def test_a_database_with_data_is_never_set_aside(
 
 
 def test_a_locked_database_is_waited_for(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert start().close("KILLED", PATIENCE) == 0
     copy = tmp_path / "copy.db"
@@ -119,8 +119,8 @@ def test_a_locked_database_is_waited_for(
     other.mkdir()
     with sqlite3.connect(copy, isolation_level=None, check_same_thread=False) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        tracker = Tracker(other, uri=f"sqlite:///{copy}", experiment="e", run_name="r")
-        tracker.metrics(1, {"loss": 1.0})
+        tracker = MlflowTracker(other, uri=f"sqlite:///{copy}", experiment="e", run_name="r")
+        tracker.record_metrics(1, {"loss": 1.0})
         deadline = time.monotonic() + PATIENCE
         while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -133,12 +133,16 @@ def test_a_locked_database_is_waited_for(
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, b"12", b"-5\n", b"999999999\n", b"{}", b"\xff"])
 def test_damaged_files_cost_no_record_and_no_traceback(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], content: bytes, request: pytest.FixtureRequest
+    tmp_path: Path,
+    store: str,
+    start: Callable[..., MlflowTracker],
+    content: bytes,
+    request: pytest.FixtureRequest,
 ) -> None:
     first = start()
-    first.metrics(1, {"loss": 1.0})
+    first.record_metrics(1, {"loss": 1.0})
     assert first.close("KILLED", PATIENCE) == 0
-    run_id = tracked_run(tmp_path)
+    run_id = find_mlflow_run_id(tmp_path)
     copy = tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
     copy.parent.mkdir(parents=True)
     shutil.copy(tmp_path / "mlflow_run.json", copy)
@@ -148,33 +152,33 @@ def test_damaged_files_cost_no_record_and_no_traceback(
     # What a run, and its check, ask before the run has its folder changes nothing there.
     before = sorted(tmp_path.iterdir())
     check_tracking(tmp_path, uri=store, experiment=request.node.name)
-    assert tracked_run(tmp_path) == run_id
+    assert find_mlflow_run_id(tmp_path) == run_id
     assert sorted(tmp_path.iterdir()) == before and place.read_bytes() == content
     second = start(step=1)
-    second.metrics(2, {"loss": 2.0})
+    second.record_metrics(2, {"loss": 2.0})
     assert second.close("FINISHED", PATIENCE) == 0
-    assert tracked_run(tmp_path) == run_id == json.loads(place.read_text())["run_id"]
+    assert find_mlflow_run_id(tmp_path) == run_id == json.loads(place.read_text())["run_id"]
     (aside,) = tmp_path.glob("mlflow_run.json.damaged-*")
     assert aside.read_bytes() == content
     assert [value.step for value in client(store).get_metric_history(run_id, "loss")] == [1, 2]
 
 
 def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., Tracker]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., MlflowTracker]
 ) -> None:
     place, copy = tmp_path / "mlflow_run.json", tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
     place.write_text("{")
     with pytest.raises(RunError, match=r"mlflow_run\.json is damaged, and no checkpoint has a copy"):
-        deliver_spool(tmp_path)
+        deliver_outbox(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [place.name]
 
     assert start().close("KILLED", PATIENCE) == 0
-    run_id = tracked_run(tmp_path)
+    run_id = find_mlflow_run_id(tmp_path)
     copy.parent.mkdir(parents=True)
     place.rename(copy)
     place.mkdir()  # damaged, too
-    Spool(tmp_path).advance(0)
-    assert deliver_spool(tmp_path) == 2
+    Outbox(tmp_path).mark_delivered(0)
+    assert deliver_outbox(tmp_path) == 2
     assert json.loads(place.read_text())["run_id"] == run_id
 
     def unreadable(*_: object, **__: object) -> str:
@@ -186,22 +190,22 @@ def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered
         check_tracking(tmp_path, uri=None, experiment="e")
     assert start().close("FINISHED", 0.0) == 0
     monkeypatch.undo()
-    assert tracked_run(tmp_path) == run_id and len(list(tmp_path.glob("*.damaged-*"))) == 2
+    assert find_mlflow_run_id(tmp_path) == run_id and len(list(tmp_path.glob("*.damaged-*"))) == 2
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from trainer.tracking.outbox import Spool\n"
-        "spool = Spool(Path(sys.argv[1])); spool.append({'n': 1})\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (spool.size() + 5, resource.RLIM_INFINITY))\n"
-        "try: spool.append({'n': 2, 'text': 'x' * 100})\n"
+        "import resource, sys; from pathlib import Path; from trainer.tracking.outbox import Outbox\n"
+        "outbox = Outbox(Path(sys.argv[1])); outbox.append({'n': 1})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (outbox.size() + 5, resource.RLIM_INFINITY))\n"
+        "try: outbox.append({'n': 2, 'text': 'x' * 100})\n"
         "except OSError: pass\n"
         "else: sys.exit('no error')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "spool.append({'n': 3})\n"
+        "outbox.append({'n': 3})\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert [line for _, line in Spool(tmp_path).unread()] == [b'{"n": 1}\n', b'{"n": 3}\n']
+    assert [line for _, line in Outbox(tmp_path).undelivered()] == [b'{"n": 1}\n', b'{"n": 3}\n']
 
 
 def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
@@ -225,7 +229,7 @@ def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
         reached = max((int(line.split()[1]) for line in said if line.startswith("step ")), default=saved)
         saved = draw.randint(saved, min(reached, last - 1))  # the run goes on from an older checkpoint
     assert "left 0" in said
-    run = client(uri).get_run(tracked_run(run_dir))
+    run = client(uri).get_run(find_mlflow_run_id(run_dir))
     assert run.info.status == "FINISHED"
     for key in ("train/loss", "speed/clips_per_second"):
         steps = Counter(value.step for value in client(uri).get_metric_history(run.info.run_id, key))
@@ -258,4 +262,4 @@ def test_four_first_starts_at_once_share_a_database(tmp_path: Path) -> None:
         for number in range(4)
     ]
     assert all("left 0" in process.communicate(timeout=600)[0] for process in processes)
-    assert len({tracked_run(tmp_path / f"run{number}") for number in range(4)}) == 4
+    assert len({find_mlflow_run_id(tmp_path / f"run{number}") for number in range(4)}) == 4

@@ -20,8 +20,8 @@ import pytest
 from launch import deliver
 from trainer.errors import RunError
 from trainer.tracking import uploader
-from trainer.tracking.mlflow_tracker import Tracker, deliver_spool
-from trainer.tracking.outbox import Spool
+from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox
+from trainer.tracking.outbox import Outbox
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 
@@ -44,18 +44,18 @@ def rejected(run_dir: Path) -> list[dict]:
 
 
 def test_everything_arrives_with_the_times_of_the_calls(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     tracker = start()
-    tracker.params({f"section.field{i}": i for i in range(130)} | {"none": None})
-    tracker.tags({"commit": "abc"})
+    tracker.record_params({f"section.field{i}": i for i in range(130)} | {"none": None})
+    tracker.set_tags({"commit": "abc"})
     for step in range(600):
-        tracker.metrics(step, {"loss": 1 / (step + 1), "train/rate": step})
-    tracker.metrics(600, {"odd": float("nan")})
-    tracker.metrics(601, {"odd": float("inf")})
+        tracker.record_metrics(step, {"loss": 1 / (step + 1), "train/rate": step})
+    tracker.record_metrics(600, {"odd": float("nan")})
+    tracker.record_metrics(601, {"odd": float("inf")})
     picture = tmp_path / "picture.txt"
     picture.write_text("pixels")
-    tracker.artifact(picture, "evaluation")
+    tracker.upload_artifact(picture, "evaluation")
     assert tracker.close("FINISHED", PATIENCE) == 0
 
     (run,) = runs(store, request.node.name)
@@ -80,15 +80,15 @@ def test_everything_arrives_with_the_times_of_the_calls(
 
 
 def test_a_restart_continues_the_same_run(
-    store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     first = start()
-    first.metrics(1, {"loss": 3.0})
+    first.record_metrics(1, {"loss": 3.0})
     assert first.close("KILLED", PATIENCE) == 0
     (run,) = runs(store, request.node.name)
     assert run.info.status == "KILLED"
     second = start()
-    second.metrics(2, {"loss": 2.0})
+    second.record_metrics(2, {"loss": 2.0})
     assert second.close("FINISHED", PATIENCE) == 0
     (same,) = runs(store, request.node.name)
     assert (same.info.run_id, same.info.status) == (run.info.run_id, "FINISHED")
@@ -98,19 +98,19 @@ def test_a_restart_continues_the_same_run(
 def test_a_refused_value_holds_up_nothing(
     tmp_path: Path,
     store: str,
-    start: Callable[..., Tracker],
+    start: Callable[..., MlflowTracker],
     request: pytest.FixtureRequest,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tracker = start()
-    tracker.params({"kept": 1})
-    tracker.tags({"between": "so that the two sets of parameters go in two calls"})
+    tracker.record_params({"kept": 1})
+    tracker.set_tags({"between": "so that the two sets of parameters go in two calls"})
     assert tracker.close("KILLED", PATIENCE) == 0
     tracker = start()
-    tracker.params({"kept": 2, "new": 3, "later": 4})
-    tracker.metrics(1, {"good": 1.0, "bad!": 2.0, "fine": 3.0})
-    tracker.artifact(tmp_path / "nowhere.txt")
-    tracker.metrics(2, {"good": 5.0})
+    tracker.record_params({"kept": 2, "new": 3, "later": 4})
+    tracker.record_metrics(1, {"good": 1.0, "bad!": 2.0, "fine": 3.0})
+    tracker.upload_artifact(tmp_path / "nowhere.txt")
+    tracker.record_metrics(2, {"good": 5.0})
     assert tracker.close("FINISHED", PATIENCE) == 0
     (run,) = runs(store, request.node.name)
     assert run.data.params == {"kept": "1", "new": "3", "later": "4"}
@@ -122,21 +122,21 @@ def test_a_refused_value_holds_up_nothing(
 
 
 def test_delivering_twice_stores_once(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     tracker = start()
-    tracker.metrics(1, {"loss": 3.0})
-    tracker.metrics(2, {"loss": float("nan")})
+    tracker.record_metrics(1, {"loss": 3.0})
+    tracker.record_metrics(2, {"loss": float("nan")})
     assert tracker.close("FINISHED", PATIENCE) == 0
     # A process that dies after the call and before the offset is written.
-    Spool(tmp_path).advance(0)
-    assert deliver_spool(tmp_path) == 4
+    Outbox(tmp_path).mark_delivered(0)
+    assert deliver_outbox(tmp_path) == 4
     (run,) = runs(store, request.node.name)
     assert len(client(store).get_metric_history(run.info.run_id, "loss")) == 2
 
 
 def test_a_run_whose_creation_was_cut_off_is_found_again(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     assert start().close("KILLED", PATIENCE) == 0
     place = tmp_path / "mlflow_run.json"
@@ -148,13 +148,13 @@ def test_a_run_whose_creation_was_cut_off_is_found_again(
 
 
 def test_a_line_torn_by_a_crash_is_put_aside(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     assert start().close("KILLED", PATIENCE) == 0
     with (tmp_path / "mlflow.jsonl").open("a") as file:
         file.write('{"kind": "metrics", "step": 1, "val')
     tracker = start()
-    tracker.metrics(2, {"loss": 2.0})
+    tracker.record_metrics(2, {"loss": 2.0})
     assert tracker.close("FINISHED", PATIENCE) == 0
     (run,) = runs(store, request.node.name)
     assert run.data.metrics == {"loss": 2.0}
@@ -163,20 +163,20 @@ def test_a_line_torn_by_a_crash_is_put_aside(
 
 
 def test_another_experiment_or_address_gets_the_whole_history(
-    store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     tracker = start()
-    tracker.metrics(1, {"loss": 3.0})
+    tracker.record_metrics(1, {"loss": 3.0})
     assert tracker.close("KILLED", PATIENCE) == 0
     moved = start(experiment="elsewhere")
-    moved.metrics(2, {"loss": 2.0})
+    moved.record_metrics(2, {"loss": 2.0})
     assert moved.close("FINISHED", PATIENCE) == 0
     (run,) = runs(store, "elsewhere")
     assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
 
 
 def test_without_an_address_the_run_stays_where_it_was(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert start().close("KILLED", PATIENCE) == 0
@@ -186,7 +186,7 @@ def test_without_an_address_the_run_stays_where_it_was(
 
 
 def test_the_environment_s_address_and_the_command_that_shows_the_run(
-    tmp_path: Path, start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -195,13 +195,13 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
     remote = start(uri=None)
     assert remote.how_to_see() == "http://127.0.0.1:9"
     remote.close("KILLED", timeout=0)
-    assert remote._courier is not None
-    remote._courier._thread.join(PATIENCE)  # or it would deliver what the next one records
+    assert remote._uploader is not None
+    remote._uploader._thread.join(PATIENCE)  # or it would deliver what the next one records
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
     command = start(uri=None).how_to_see()
     assert command is not None
     program, *arguments = command.split()
@@ -210,26 +210,26 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
 
 
 def test_a_disk_that_is_full_stops_nothing(
-    start: Callable[..., Tracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Courier", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
     tracker = start()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Spool, "append", full)
-    tracker.metrics(1, {"loss": 1.0})
-    tracker.metrics(2, {"loss": 1.0})
+    monkeypatch.setattr(Outbox, "append", full)
+    tracker.record_metrics(1, {"loss": 1.0})
+    tracker.record_metrics(2, {"loss": 1.0})
     # An earlier test's delivery may still have something to say in a thread of its own.
     own = [text for record in caplog.records if "No space left" in (text := record.getMessage())]
     assert [text.endswith("the run goes on untracked") for text in own] == [True]
 
 
-def test_disabled_does_nothing(tmp_path: Path, start: Callable[..., Tracker]) -> None:
+def test_disabled_does_nothing(tmp_path: Path, start: Callable[..., MlflowTracker]) -> None:
     tracker = start(enabled=False)
-    tracker.params({"a": 1})
-    tracker.metrics(1, {"loss": 1.0})
+    tracker.record_params({"a": 1})
+    tracker.record_metrics(1, {"loss": 1.0})
     assert tracker.close("FINISHED", PATIENCE) == 0
     assert tracker.how_to_see() is None
     assert list(tmp_path.iterdir()) == []
@@ -242,7 +242,7 @@ def test_nothing_imports_mlflow_before_there_is_something_to_deliver() -> None:
 
 def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
     tmp_path: Path,
-    start: Callable[..., Tracker],
+    start: Callable[..., MlflowTracker],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -254,13 +254,13 @@ def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
     expect(tmp_path, 2, "nothing was tracked there")
     expect(tmp_path / "nowhere", 2, "nothing was tracked there")
     assert start().close("FINISHED", PATIENCE) == 0
-    with Spool(tmp_path).delivering():
+    with Outbox(tmp_path).delivery_lock():
         expect(tmp_path, 85, "another process is delivering")
     expect(tmp_path, 0, "0 lines delivered")
     place = json.loads((tmp_path / "mlflow_run.json").read_text())
     (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "http://127.0.0.1:9"}))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    Spool(tmp_path).advance(0)
+    Outbox(tmp_path).mark_delivered(0)
     expect(tmp_path, 85, "2 lines are left, MLflow does not take them")
     (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "htp://host"}))
     expect(tmp_path, 2, "did you mean http://host")
@@ -325,7 +325,7 @@ def free_port() -> int:
 def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
     tmp_path: Path,
     store: str,
-    start: Callable[..., Tracker],
+    start: Callable[..., MlflowTracker],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -335,19 +335,19 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
     monkeypatch.setattr(uploader, "SILENT", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = start(uri=f"http://127.0.0.1:{free_port()}")
-    tracker.metrics(1, {"loss": 3.0})
+    tracker.record_metrics(1, {"loss": 3.0})
     deadline = time.monotonic() + PATIENCE  # MLflow is imported first
     while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.05)
     assert tracker.close("KILLED", timeout=1.0) == 3
-    assert tracker._courier is not None
-    tracker._courier._thread.join(PATIENCE)
+    assert tracker._uploader is not None
+    tracker._uploader._thread.join(PATIENCE)
     assert "waiting up to 1 s for " in caplog.text
     assert "uniformerv2 deliver" in caplog.text
     with pytest.raises(RunError, match="3 lines are left"):
-        deliver_spool(tmp_path)
+        deliver_outbox(tmp_path)
     tracker = start()
-    tracker.metrics(2, {"loss": 1.0})
+    tracker.record_metrics(2, {"loss": 1.0})
     assert tracker.close("FINISHED", PATIENCE) == 0
     (run,) = runs(store, request.node.name)
     assert run.info.status == "FINISHED"
@@ -359,7 +359,7 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
 def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     killed: bool,
     tmp_path: Path,
-    start: Callable[..., Tracker],
+    start: Callable[..., MlflowTracker],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -372,28 +372,28 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     picture.write_text("pixels")
     with server(tmp_path, port) if killed else nullcontext():
         tracker = start(uri=uri)
-        tracker.metrics(1, {"loss": 3.0})
+        tracker.record_metrics(1, {"loss": 3.0})
         deadline = time.monotonic() + PATIENCE
-        while killed and Spool(tmp_path).lines_left() and time.monotonic() < deadline:
+        while killed and Outbox(tmp_path).count_undelivered() and time.monotonic() < deadline:
             time.sleep(0.05)
         delivered = 2 if killed else 0
-        assert Spool(tmp_path).lines_left() == 2 - delivered
-    tracker.metrics(2, {"loss": 2.0})
-    tracker.artifact(picture)
+        assert Outbox(tmp_path).count_undelivered() == 2 - delivered
+    tracker.record_metrics(2, {"loss": 2.0})
+    tracker.upload_artifact(picture)
     left = 5 - delivered
     monkeypatch.setattr(uploader, "SILENT", 0.1)
     assert tracker.close("KILLED", timeout=1.0) == left
     assert "waiting up to 1 s for " in caplog.text
     assert "uniformerv2 deliver" in caplog.text
     with pytest.raises(RunError, match=f"{left} lines are left"):
-        deliver_spool(tmp_path)
+        deliver_outbox(tmp_path)
 
     with server(tmp_path, port):
         by_hand = [sys.executable, str(ROOT / "launch" / "deliver.py"), str(tmp_path)]
         result = subprocess.run(by_hand, capture_output=True, text=True, check=True, cwd=ROOT)
         assert result.stdout == f"{left} lines delivered from {tmp_path}\n"
         tracker = start(uri=uri)
-        tracker.metrics(3, {"loss": 1.0})
+        tracker.record_metrics(3, {"loss": 1.0})
         assert tracker.close("FINISHED", PATIENCE) == 0
         (run,) = runs(uri, request.node.name)
         assert run.info.status == "FINISHED"
@@ -408,7 +408,7 @@ def test_a_copy_of_a_run_is_another_run_and_one_that_was_moved_is_not(
     tmp_path: Path, store: str, request: pytest.FixtureRequest
 ) -> None:
     def key(run_dir: Path) -> str:
-        tracker = Tracker(run_dir, uri=store, experiment=request.node.name, run_name="a")
+        tracker = MlflowTracker(run_dir, uri=store, experiment=request.node.name, run_name="a")
         assert tracker.close("FINISHED", PATIENCE) == 0
         found: str = json.loads((run_dir / "mlflow_run.json").read_text())["key"]
         return found

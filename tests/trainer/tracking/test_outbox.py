@@ -9,97 +9,97 @@ from pathlib import Path
 import pytest
 
 from trainer.tracking import uploader
-from trainer.tracking.outbox import Spool
-from trainer.tracking.uploader import Courier
+from trainer.tracking.outbox import Outbox
+from trainer.tracking.uploader import Uploader
 
 
-def lines(spool: Spool) -> list[dict]:
-    return [json.loads(line) for _, line in spool.unread()]
+def lines(outbox: Outbox) -> list[dict]:
+    return [json.loads(line) for _, line in outbox.undelivered()]
 
 
 def test_records_come_back_in_order_until_they_are_delivered(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    assert lines(spool) == []
+    outbox = Outbox(tmp_path)
+    assert lines(outbox) == []
     for number in range(3):
-        spool.append({"n": number, "text": "ü\n"})
-    ends = [end for end, _ in spool.unread()]
-    spool.advance(ends[0])
-    again = Spool(tmp_path)
+        outbox.append({"n": number, "text": "ü\n"})
+    ends = [end for end, _ in outbox.undelivered()]
+    outbox.mark_delivered(ends[0])
+    again = Outbox(tmp_path)
     assert [record["n"] for record in lines(again)] == [1, 2]
-    assert again.lines_left() == 2
+    assert again.count_undelivered() == 2
 
 
 def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
-    Spool(tmp_path).append({"n": 1})
+    Outbox(tmp_path).append({"n": 1})
     assert (tmp_path / "mlflow.jsonl").read_text() == '{"n": 1}\n'
 
 
 def test_numbers_that_json_lacks_travel_as_text(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append({"values": {"a": float("nan"), "b": float("-inf"), "c": 1.5}})
-    assert lines(spool) == [{"values": {"a": "nan", "b": "-inf", "c": 1.5}}]
+    outbox = Outbox(tmp_path)
+    outbox.append({"values": {"a": float("nan"), "b": float("-inf"), "c": 1.5}})
+    assert lines(outbox) == [{"values": {"a": "nan", "b": "-inf", "c": 1.5}}]
 
 
 def test_a_torn_line_is_not_read_and_spoils_only_itself(tmp_path: Path) -> None:
-    Spool(tmp_path).append({"n": 1})
+    Outbox(tmp_path).append({"n": 1})
     with (tmp_path / "mlflow.jsonl").open("a") as file:
         file.write('{"n": 2, "val')
-    spool = Spool(tmp_path)
-    assert spool.lines_left() == 1
-    spool.append({"n": 3})
-    texts = [line for _, line in spool.unread()]
+    outbox = Outbox(tmp_path)
+    assert outbox.count_undelivered() == 1
+    outbox.append({"n": 3})
+    texts = [line for _, line in outbox.undelivered()]
     assert texts == [b'{"n": 1}\n', b'{"n": 2, "val\n', b'{"n": 3}\n']
 
 
 def test_a_deleted_spool_begins_anew(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append({"n": 1, "long": "x" * 100})
-    spool.advance(max(end for end, _ in spool.unread()))
+    outbox = Outbox(tmp_path)
+    outbox.append({"n": 1, "long": "x" * 100})
+    outbox.mark_delivered(max(end for end, _ in outbox.undelivered()))
     (tmp_path / "mlflow.jsonl").unlink()
-    fresh = Spool(tmp_path)
+    fresh = Outbox(tmp_path)
     fresh.append({"n": 2})
     assert lines(fresh) == [{"n": 2}]
 
 
 def test_only_one_delivers_at_a_time(tmp_path: Path) -> None:
-    with Spool(tmp_path).delivering() as first, Spool(tmp_path).delivering() as second:
+    with Outbox(tmp_path).delivery_lock() as first, Outbox(tmp_path).delivery_lock() as second:
         assert (first, second) == (True, False)
-    with Spool(tmp_path).delivering() as later:
+    with Outbox(tmp_path).delivery_lock() as later:
         assert later
 
 
-def taking_everything(spool: Spool, taken: list[dict]) -> Callable[[], None]:
+def taking_everything(outbox: Outbox, taken: list[dict]) -> Callable[[], None]:
     def deliver() -> None:
-        for end, line in spool.unread():
+        for end, line in outbox.undelivered():
             taken.append(json.loads(line))
-            spool.advance(end)
+            outbox.mark_delivered(end)
 
     return deliver
 
 
 def test_the_courier_delivers_all_before_it_leaves(tmp_path: Path) -> None:
-    spool, taken = Spool(tmp_path), []
-    busy = Courier(spool, "server", lambda: taking_everything(spool, taken))
+    outbox, taken = Outbox(tmp_path), []
+    busy = Uploader(outbox, "server", lambda: taking_everything(outbox, taken))
     for number in range(100):
-        spool.append({"n": number})
-        busy.wake()
+        outbox.append({"n": number})
+        busy.notify()
     assert busy.close(timeout=60) == 0
     assert [record["n"] for record in taken] == list(range(100))
 
 
 def test_the_courier_stays_for_what_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploader, "GATHER", 0.001)
-    spool, rounds = Spool(tmp_path), threading.Semaphore(0)
+    outbox, rounds = Outbox(tmp_path), threading.Semaphore(0)
 
     def deliver() -> None:
-        for end, _ in list(spool.unread()):
-            spool.advance(end)
+        for end, _ in list(outbox.undelivered()):
+            outbox.mark_delivered(end)
             rounds.release()
 
-    patient = Courier(spool, "server", lambda: deliver)
+    patient = Uploader(outbox, "server", lambda: deliver)
     for number in range(3):
-        spool.append({"n": number})
-        patient.wake()
+        outbox.append({"n": number})
+        patient.notify()
         assert rounds.acquire(timeout=60)
     assert patient.close(timeout=60) == 0
 
@@ -108,17 +108,17 @@ def test_the_courier_outlasts_an_outage_and_complains_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.001)
-    spool, taken, failures = Spool(tmp_path), [], iter(range(5))
+    outbox, taken, failures = Outbox(tmp_path), [], iter(range(5))
     back = threading.Event()
 
     def connect() -> Callable[[], None]:
         for _ in failures:
             raise ConnectionError("nobody there\nand a page of HTML")
         back.set()
-        return taking_everything(spool, taken)
+        return taking_everything(outbox, taken)
 
-    spool.append({"n": 1})
-    patient = Courier(spool, "server", connect)
+    outbox.append({"n": 1})
+    patient = Uploader(outbox, "server", connect)
     assert back.wait(60)
     assert patient.close(timeout=60) == 0
     assert taken == [{"n": 1}]
@@ -132,13 +132,13 @@ def test_the_courier_gives_up_in_time_and_says_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.001)
-    spool = Spool(tmp_path)
+    outbox = Outbox(tmp_path)
 
     def connect() -> Callable[[], None]:
         raise ConnectionError("nobody there")
 
-    spool.append({"n": 1})
-    spool.append({"n": 2})
+    outbox.append({"n": 1})
+    outbox.append({"n": 2})
     with caplog.at_level(logging.WARNING):
-        assert Courier(spool, "server", connect).close(timeout=0.05) == 2
+        assert Uploader(outbox, "server", connect).close(timeout=0.05) == 2
     assert len(caplog.records) == 1

@@ -12,8 +12,8 @@ from mlflow.store.entities.paged_list import PagedList
 
 from launch import deliver
 from trainer.tracking.logged_models import LoggedModels
-from trainer.tracking.mlflow_tracker import Tracker, deliver_spool, tracked_run
-from trainer.tracking.outbox import Spool
+from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox, find_mlflow_run_id
+from trainer.tracking.outbox import Outbox
 
 PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 
@@ -26,26 +26,28 @@ def client(uri: str) -> Any:
 
 @pytest.fixture
 def delivered(
-    tmp_path: Path, store: str, start: Callable[..., Tracker], request: pytest.FixtureRequest
+    tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> tuple[Any, Any, Any]:
     """A run of two checkpoints, the first of which is gone: MLflow's client, experiment and run."""
     tracker = start()
     profile = {"rows": 16, "classes": 8}
     for context in ("training", "validation"):
         manifest = tmp_path / "motion" / f"{context}.arrow"
-        tracker.dataset(manifest, context, digest="ab" * 32, profile=profile)
-    tracker.system({"system/cpu_utilization_percentage": 12.5})
-    tracker.model(tmp_path / "step-0000010", 10, {"val/top1": 0.25})
-    tracker.model(tmp_path / "step-0000020", 20, {})
-    tracker.model(tmp_path / "step-0000020", 20, {"val/top1": 0.5, "val/loss": float("inf")})
-    tracker.models_kept(["step-0000001", "step-0000020"])  # the first of them was recorded by nobody
+        tracker.record_dataset(manifest, context, digest="ab" * 32, profile=profile)
+    tracker.record_system_metrics({"system/cpu_utilization_percentage": 12.5})
+    tracker.record_checkpoint(tmp_path / "step-0000010", 10, {"val/top1": 0.25})
+    tracker.record_checkpoint(tmp_path / "step-0000020", 20, {})
+    tracker.record_checkpoint(tmp_path / "step-0000020", 20, {"val/top1": 0.5, "val/loss": float("inf")})
+    tracker.record_kept_checkpoints(["step-0000001", "step-0000020"])  # the first was never recorded
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"numbers")
-    tracker.register(tmp_path / "step-0000020", 20, {}, weights=weights, name=request.node.name, alias="best")
+    tracker.register_weights(
+        tmp_path / "step-0000020", 20, {}, weights=weights, name=request.node.name, alias="best"
+    )
     assert tracker.close("FINISHED", PATIENCE, seconds=3600.0) == 0
     # A process that dies after the calls and before the offset is written.
-    Spool(tmp_path).advance(0)
-    assert deliver_spool(tmp_path) == 10
+    Outbox(tmp_path).mark_delivered(0)
+    assert deliver_outbox(tmp_path) == 10
     mlflow = client(store)
     experiment = mlflow.get_experiment_by_name(request.node.name)
     (run,) = mlflow.search_runs([experiment.experiment_id])
@@ -69,7 +71,7 @@ def test_all_models_but_the_kept_ones_are_deleted_however_many_there_are() -> No
         def delete_logged_model(self, model_id: str) -> None:
             deleted.append(model_id)
 
-    LoggedModels(Pages(), "1", "2").keep({"names": [names[3]]})
+    LoggedModels(Pages(), "1", "2").delete_others({"names": [names[3]]})
     assert deleted == [*names[:3], names[4]]
 
 
@@ -108,14 +110,14 @@ def test_every_kind_of_record_arrives_once(
 def test_another_address_gets_the_whole_history(
     tmp_path: Path,
     store: str,
-    start: Callable[..., Tracker],
+    start: Callable[..., MlflowTracker],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tracker = start()
-    tracker.metrics(1, {"loss": 3.0})
+    tracker.record_metrics(1, {"loss": 3.0})
     assert tracker.close("FINISHED", PATIENCE) == 0
-    first = tracked_run(tmp_path)
+    first = find_mlflow_run_id(tmp_path)
     there = f"{store}?timeout=30"  # another address, and no second database to be made
 
     def deliver_to(uri: str) -> tuple[int, str]:
@@ -126,7 +128,7 @@ def test_another_address_gets_the_whole_history(
     assert (code, "--uri" in output) == (2, True)
     code, output = deliver_to(there)
     assert (code, "3 lines delivered" in output) == (0, True)
-    moved = tracked_run(tmp_path)
+    moved = find_mlflow_run_id(tmp_path)
     assert moved is not None and moved != first
     assert client(there).get_run(moved).data.metrics == {"loss": 3.0}
     assert "0 lines delivered" in deliver_to(there)[1]

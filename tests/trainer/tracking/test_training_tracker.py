@@ -14,12 +14,12 @@ from trainer.tracking.training_tracker import TrainingTracker
 
 
 class Recorded:
-    """Stands for a `Tracker`: its metrics by step."""
+    """Stands for a `MlflowTracker`: its metrics by step."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def record_metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.steps[step] = dict(values)
 
 
@@ -30,7 +30,7 @@ def test_the_mean_loss_is_over_the_last_100_finite_steps() -> None:
     for step in range(150):
         loss = float("nan") if step in (0, 70) else float(step)
         totals = StepTotals(step, loss, "0" * 16, 8, 0, 0, 0, False, 0, 0)
-        tracker.step(totals, meter, epoch=0.0, learning_rate=1e-3, gradient_norm=1.0, quarantined=0)
+        tracker.record_step(totals, meter, epoch=0.0, learning_rate=1e-3, gradient_norm=1.0, quarantined=0)
     assert LOSS_MEAN not in recorded.steps[1]  # no step had a loss
     assert recorded.steps[20][LOSS_MEAN] == pytest.approx(sum(range(1, 20)) / 19)
     assert recorded.steps[150][LOSS_MEAN] == pytest.approx((sum(range(50, 150)) - 70) / 99)

@@ -23,7 +23,7 @@ from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT
 from trainer.errors import RecipeError, RunError, StartAgain
 from trainer.monitoring.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
-from trainer.system.secrets import give_to_mlflow, redacted, with_credentials
+from trainer.system.secrets import redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of
@@ -67,7 +67,7 @@ class MlflowSource:
         source = "--uri" if source == "tracking.uri" else source
         check_address(address, source)
         address = with_credentials(address)
-        give_to_mlflow(address)
+        set_mlflow_credentials(address)
         path = sqlite_path(address)
         if path is not None and is_partial(path):
             raise RunError(f"{source}: {path} holds no MLflow database; name another with --uri")

@@ -18,22 +18,22 @@ from trainer.tracking.comparison.folder_source import read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource
 from trainer.tracking.comparison.report import report
 from trainer.tracking.comparison.results import results_table
-from trainer.tracking.mlflow_tracker import Tracker, tracked_run
+from trainer.tracking.mlflow_tracker import MlflowTracker, find_mlflow_run_id
 
 PATIENCE = 120.0
 
 
 def track(path: Path, uri: str, *, starts: int = 1, parent: str | None = None, **changes: Any) -> str:
     """Tell MLflow of a folder made by hand what `Record` tells of a run; returns the run's id."""
-    tracker = Tracker(path, uri=uri, experiment="comparison", run_name=path.name, parent=parent)
-    tracker.params(recipe(path, **changes).flattened())
-    tracker.artifact(path / "recipe.yaml")
+    tracker = MlflowTracker(path, uri=uri, experiment="comparison", run_name=path.name, parent=parent)
+    tracker.record_params(recipe(path, **changes).flattened())
+    tracker.upload_artifact(path / "recipe.yaml")
     status = "KILLED"
     losses = []
     for event in map(json.loads, (path / "events.jsonl").read_text().splitlines()):
         if event["event"] == "start":
             known = {name: event[name] for name in event if name.endswith("fingerprint")}
-            tracker.tags({**known, "starts": starts, "total_steps": event["total_steps"]})
+            tracker.set_tags({**known, "starts": starts, "total_steps": event["total_steps"]})
         elif event["event"] == "step":
             losses.append(event["loss"])
             metrics = {
@@ -45,15 +45,19 @@ def track(path: Path, uri: str, *, starts: int = 1, parent: str | None = None, *
                 "wall_clock/hours": event["spent"] / 3600,
                 "wall_clock/gpu_hours": event["device_seconds"] / 3600,
             }  # fmt: skip
-            tracker.metrics(event["step"], metrics)
+            tracker.record_metrics(event["step"], metrics)
         elif event["event"] == "evaluation":
-            tracker.metrics(event["step"], {f"val/{name}": event[name] for name in ("top1", "top5", "loss")})
+            tracker.record_metrics(
+                event["step"], {f"val/{name}": event[name] for name in ("top1", "top5", "loss")}
+            )
         elif event["event"] == "end":
             numbers = {name: value for name, value in event.items() if isinstance(value, int | float)}
-            tracker.metrics(event["steps"], {f"whole_run/{name}": value for name, value in numbers.items()})
+            tracker.record_metrics(
+                event["steps"], {f"whole_run/{name}": value for name, value in numbers.items()}
+            )
             status = "FINISHED"
     assert tracker.close(status, PATIENCE) == 0
-    found = tracked_run(path)
+    found = find_mlflow_run_id(path)
     assert found is not None
     return found
 
@@ -65,10 +69,10 @@ class Tracked:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         sweep = folder / "sweep"
         sweep.mkdir()
-        tracker = Tracker(sweep, uri=self.uri, experiment="comparison", run_name="sweep")
-        tracker.params({"sweep": 3, "seed": "1, 2"})
+        tracker = MlflowTracker(sweep, uri=self.uri, experiment="comparison", run_name="sweep")
+        tracker.record_params({"sweep": 3, "seed": "1, 2"})
         tracker.close("FINISHED", PATIENCE)
-        self.parent = str(tracked_run(sweep))
+        self.parent = str(find_mlflow_run_id(sweep))
         changes = {"parent": self.parent, "tracking__parent_run": self.parent}
         own = {"tracking__parent_run": self.parent}
         self.folders = [
