@@ -170,9 +170,9 @@ def column(name: str) -> str:
         return "untrimmed"
     if dataset in ("ssv1", "ssv2"):
         return "something"
-    return (
-        "kinetics" if dataset in KINETICS and not name.endswith("_clip") else dataset.replace("k400", "k710")
-    )
+    if dataset == "k710" or name.endswith("_clip"):
+        return "k710"
+    return "kinetics" if dataset in KINETICS else dataset
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "frozen" not in name])
