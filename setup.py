@@ -80,7 +80,7 @@ setup(
     cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel},
     install_requires=[
         "torch>=2.9",  # tensors, autograd, scaled-dot-product attention
-        "deepspeed>=0.19.8",  # ZeRO partitioning, mixed precision, the multi-process launcher
+        "deepspeed>=0.19.8,<0.20",  # ZeRO partitioning, mixed precision, the multi-process launcher
         "nvidia-dali-cuda120>=2.4",  # decoding and augmentation, on the GPU where there is one
         "open_clip_torch>=3.2",  # the published CLIP image weights that a backbone starts from
         "numpy>=2.0",  # the sampling plan: every random number of a run

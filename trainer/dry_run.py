@@ -27,7 +27,6 @@ from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
-from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.lr_schedule import Schedule
@@ -54,6 +53,7 @@ from trainer.setup.start_checks import (
     check_videos,
 )
 from trainer.setup.starting_weights import plan_starting_weights
+from trainer.system.device import choose_precision
 
 T = TypeVar("T")
 

@@ -33,8 +33,9 @@ from trainer.distributed.environment import (
 )
 from trainer.distributed.manifest_cache import prefetch_manifests
 from trainer.distributed.step_sync import StepSync
-from trainer.engine.deepspeed_engine import COLLECTIVE_MINUTES, Engine, connect, disconnect
+from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import find_available_memory
+from trainer.engine.process_group import COLLECTIVE_MINUTES, connect, disconnect
 from trainer.errors import AgreedError, RunError, UserError
 from trainer.evaluation.final_scores import FinalScoreWriter
 from trainer.evaluation.finished_run import Reevaluation, changed_settings, choose_reevaluation, is_finished

@@ -214,7 +214,7 @@ def _serve(
     import torch
 
     from trainer.distributed.environment import find_environment
-    from trainer.engine.deepspeed_engine import connect
+    from trainer.engine.process_group import connect
 
     torch.set_num_threads(1)
     environment = find_environment(device)  # type: ignore[arg-type]

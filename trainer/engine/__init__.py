@@ -1,1 +1,1 @@
-"""The model under DeepSpeed: all that knows it, and what changes the weights."""
+"""DeepSpeed, the optimiser, and how the work is divided over ranks and memory."""

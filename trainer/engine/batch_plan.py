@@ -9,8 +9,9 @@ from models import UniFormerV2Config
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
 from trainer.engine.memory_advice import Alternatives, advice
-from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel, Precision
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
 from trainer.errors import RunError
+from trainer.system.device import Precision
 
 ENOUGH_TOKENS = 8192
 """Tokens in a forward pass for whose sake blocks are recomputed, but for no more.

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, partitioned as the optimiser's states are."""
+"""An exponential moving average (EMA) of the weights, partitioned as the optimiser's states are."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,45 +14,46 @@ AVERAGED = ("weight/", "buffer/")
 
 
 class Ema:
-    """average = d * average + (1 - d) * weights after each step, with d = min(decay, (1 + n) / (10 + n))
-    after n steps: a long average of few steps would be mostly the initial weights.
+    """After step n, ema = d * ema + (1 - d) * weights, with d = min(decay, (1 + n) / (10 + n)).
 
-    Batch norms' running statistics are averaged likewise, so that they fit the averaged weights.
+    Without that limit, a long average of few steps would be mostly the initial weights. Batch norms' running
+    statistics are averaged likewise, so that they fit the averaged weights.
     """
 
     def __init__(
-        self, pieces: list[StateShard], decay: float, after_step: Mapping[str, Tensor] = MappingProxyType({})
+        self, shards: list[StateShard], decay: float, after_step: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
-        """pieces: what this rank holds of the training state; the average begins as what they hold now.
-
-        after_step: by a piece's key, what holds its values as they were after the last step, where the piece
-        itself may have changed since.
+        """Args:
+        shards: what this rank holds of the training state; the EMA starts from their values.
+        decay: the largest d.
+        after_step: by a shard's key, a tensor with its values after the last step, for shards that change
+            within a step.
         """
-        averaged = [piece for piece in pieces if _is_averaged(piece)]
+        averaged = [shard for shard in shards if _is_averaged(shard)]
         self._decay = decay
-        self._live = [piece.values for piece in averaged]
-        self._after_step = [after_step.get(piece.key, piece.values) for piece in averaged]
+        self._live = [shard.values for shard in averaged]
+        self._after_step = [after_step.get(shard.key, shard.values) for shard in averaged]
         self.shards = [
-            replace(piece, key=f"average/{piece.key}", values=piece.values.float().clone())
-            for piece in averaged
+            replace(shard, key=f"average/{shard.key}", values=shard.values.float().clone())
+            for shard in averaged
         ]
-        self._values = [piece.values for piece in self.shards]
+        self._values = [shard.values for shard in self.shards]
 
     def update(self, steps: int) -> None:
-        """Take in the weights after so many steps."""
+        """Average in the weights after so many steps."""
         decay = min(self._decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(self._values, [values.float() for values in self._after_step], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the pieces hold the average; the caller makes the model's weights follow."""
-        kept = [live.clone() for live in self._live]
+        """Inside, the shards of the training state hold the EMA; the caller syncs the model's weights."""
+        saved = [live.clone() for live in self._live]
         torch._foreach_copy_(self._live, self._values)
         try:
             yield
         finally:
-            torch._foreach_copy_(self._live, kept)
+            torch._foreach_copy_(self._live, saved)
 
 
-def _is_averaged(piece: StateShard) -> bool:
-    return piece.key.startswith(AVERAGED) and piece.values.is_floating_point()
+def _is_averaged(shard: StateShard) -> bool:
+    return shard.key.startswith(AVERAGED) and shard.values.is_floating_point()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,8 +20,7 @@ from pipelines.dali.buffers import MOST
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.errors import RunError
-
-Precision = Literal["fp32", "bf16", "autocast"]
+from trainer.system.device import Precision
 
 GIB = 2**30
 REDUCE_BUCKET = 500_000_000  # elements that DeepSpeed sets aside for adding up gradients over the ranks

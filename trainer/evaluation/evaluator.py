@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.spot_check import format_defects
 from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
-from trainer.engine.deepspeed_engine import disconnect, join
+from trainer.engine.process_group import disconnect, join
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.loading import open_view_loader
@@ -31,8 +31,7 @@ from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.setup.bad_video_limit import too_many
-from trainer.system.device import set_device, set_numerics
-from trainer.system.precision import compute_logits
+from trainer.system.device import compute_logits, set_device, set_numerics
 
 T = TypeVar("T")
 

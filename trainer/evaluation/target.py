@@ -19,12 +19,11 @@ from trainer.checkpoint.weights import SavedWeights
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
-from trainer.engine.deepspeed_engine import choose_precision
-from trainer.engine.memory_estimate import Precision
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.setup.class_mapping import find_head_rows
+from trainer.system.device import Precision, choose_precision
 
 
 @dataclass(frozen=True)

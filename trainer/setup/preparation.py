@@ -22,10 +22,10 @@ from trainer.checkpoint.metadata import WEIGHTS
 from trainer.config.schema import Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
-from trainer.engine.deepspeed_engine import choose_precision
 from trainer.engine.memory_estimate import AvailableMemory
 from trainer.errors import RecipeError, RunError
 from trainer.inference.preprocessing import Preprocessing
+from trainer.system.device import choose_precision
 
 _NAMED = 4
 """Classes that a note names."""

@@ -1,14 +1,19 @@
-"""How a rank's device computes, beside the recipe's precision."""
+"""The device of a rank: its GPU, the precision of its products, determinism."""
 
 import os
+from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from trainer.errors import RunError
 
+Precision = Literal["fp32", "bf16", "autocast"]
+"""`bf16`: of weights in bf16. `autocast`: bf16 products of weights in float32. `fp32`."""
+
 
 def set_device(device: torch.device) -> None:
-    """Make this GPU the process's own; nothing for a CPU. Raises RunError where it cannot be used."""
+    """Make this GPU the process's current one; nothing for a CPU. Raises RunError where it cannot be used."""
     if device.type == "cpu":
         return
     try:
@@ -21,7 +26,7 @@ def set_device(device: torch.device) -> None:
 
 
 def set_numerics(*, deterministic: bool) -> None:
-    """Let products in fp32 be those of fp32, and on demand every result on a GPU the same bits each time.
+    """Disable TF32; `deterministic` makes every result on a GPU the same bits each time.
 
     To be called before the first product: cuBLAS reads its workspace once.
     """
@@ -33,3 +38,26 @@ def set_numerics(*, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.deterministic = True
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve `auto`: bf16 on a GPU, fp32 on a CPU, where a bf16 product is a hundred times slower.
+
+    Raises RunError for bf16 on a CPU: its batch norm takes no bf16 weights there; autocast does.
+    """
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if wanted == "bf16" and device.type == "cpu":
+        raise RunError(
+            "engine.precision bf16 needs a GPU; on a CPU use fp32 (fast) or autocast (bf16 products)"
+        )
+    return wanted  # type: ignore[return-value]
+
+
+def compute_logits(
+    precision: Precision, model: nn.Module, clips: Tensor, keys: Tensor | None = None
+) -> Tensor:  # B 3 T H W, B -> B K
+    """A model's logits in float32, without DeepSpeed. keys: seeds of the clips' dropout masks."""
+    clips = clips.to(torch.bfloat16) if precision == "bf16" else clips
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=precision == "autocast"):
+        return model(clips, keys).float()

@@ -15,8 +15,9 @@ from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import find_environment
 from trainer.engine.batch_plan import BatchPlan
-from trainer.engine.deepspeed_engine import Engine, connect
+from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import GIB, MemoryModel
+from trainer.engine.process_group import connect
 from trainer.monitoring.throughput import peak_flops
 from trainer.verification.steps import VerificationTask
 

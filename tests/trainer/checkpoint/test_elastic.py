@@ -30,7 +30,7 @@ from tests.trainer.ranks import Ranks
 from trainer.checkpoint.metadata import shards
 from trainer.checkpoint.shards import ShardReader, read_index
 from trainer.engine.deepspeed_engine import Engine
-from trainer.engine.parameter_groups import parameter_groups
+from trainer.engine.optimizer import parameter_groups
 
 WORLDS = (1, 2, 4)
 STAGES = (0, 1, 2, 3)

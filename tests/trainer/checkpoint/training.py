@@ -135,6 +135,7 @@ def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | 
             total += each.detach().sum()
         dist.all_reduce(total)
         losses.append(float(total) / GLOBAL_BATCH)
+    engine.finish_step()
     return losses
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tests.trainer.ranks import PATIENCE, begin, end_all, free_port, prepared_context
 from trainer.distributed.environment import Environment
 from trainer.distributed.rendezvous import format_missing_ranks, wait_for_all_ranks
-from trainer.engine.deepspeed_engine import connect
+from trainer.engine.process_group import connect
 from trainer.system.formatting import format_ranges
 
 LIMIT = 3.0  # seconds

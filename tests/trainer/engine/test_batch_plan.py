@@ -9,8 +9,9 @@ import pytest
 from models import UniFormerV2Config, build_config
 from trainer.config.schema import Recipe
 from trainer.engine.batch_plan import ENOUGH_TOKENS, BatchPlan, _stages, choose_batch_plan
-from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel, Precision
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
 from trainer.errors import RecipeError, RunError
+from trainer.system.device import Precision
 
 L14 = build_config("l14", form="scene", frames=8, num_classes=400)
 ENOUGH = 4  # clips of 8 x 257 tokens

@@ -19,10 +19,12 @@ from models import create_model
 from tests.trainer.ranks import MEETING_MINUTES, Ranks, free_port
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
+from trainer.engine import deepspeed_private, process_group
 from trainer.engine.batch_plan import BatchPlan
-from trainer.engine.deepspeed_engine import Engine, choose_precision, connect, disconnect
+from trainer.engine.deepspeed_engine import Engine
+from trainer.engine.process_group import connect, disconnect
 from trainer.errors import RunError, StartAgain
-from trainer.system.device import set_numerics
+from trainer.system.device import choose_precision, set_numerics
 
 SMALL = {"resolution": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "global_layers": (1,)}
 
@@ -49,7 +51,7 @@ def test_a_package_is_out_of_reach_only_inside_and_only_if_it_is_new(
         (tmp_path / f"{name}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("known_package")
-    with engine_module._unavailable("new_package"), engine_module._unavailable("known_package"):
+    with deepspeed_private._unavailable("new_package"), deepspeed_private._unavailable("known_package"):
         importlib.import_module("known_package")
         with pytest.raises(ImportError):
             importlib.import_module("new_package")
@@ -183,7 +185,7 @@ def test_deepspeeds_collectives_have_the_patience_that_was_asked_for() -> None:
 
 def connect_with_nobody_to_hear() -> str:
     with (
-        mock.patch.object(engine_module, "_join", lambda *_: time.sleep(60)),
+        mock.patch.object(process_group, "_join", lambda *_: time.sleep(60)),
         pytest.raises(StartAgain) as refusal,
     ):
         disconnect()
@@ -201,7 +203,7 @@ def test_ranks_that_do_not_get_connected_end_in_time() -> None:
 def connect_while_a_node_dies() -> str:
     died = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:1\nLast error:\nconnection reset")
     with (
-        mock.patch.object(engine_module, "_join", side_effect=died),
+        mock.patch.object(process_group, "_join", side_effect=died),
         pytest.raises(StartAgain) as refusal,
     ):
         disconnect()
@@ -219,7 +221,7 @@ def test_a_node_that_dies_while_all_connect_has_the_run_started_again() -> None:
 
 def number_of_its_gpu() -> str:
     os.environ["LOCAL_RANK"] = "3"
-    engine_module._import_deepspeed(torch.device("cuda", 0))
+    deepspeed_private.import_deepspeed(torch.device("cuda", 0))
     return os.environ["LOCAL_RANK"]
 
 

@@ -1,13 +1,12 @@
-"""Parameter groups and the learning-rate schedule."""
+"""Parameter groups of AdamW: which tensors decay, and layer-wise decay."""
 
 import math
 
-import pytest
 import torch
 from torch import nn
 
 from models import create_model
-from trainer.engine.parameter_groups import learning_rate, parameter_groups
+from trainer.engine.optimizer import parameter_groups
 
 
 class Mixed(nn.Module):
@@ -90,28 +89,3 @@ def test_adamw_keeps_the_scales() -> None:
     optimiser = torch.optim.AdamW(parameter_groups(model, 0.05, 0.75), lr=1e-3)
     assert [group["lr_scale"] for group in optimiser.param_groups][-1] == 1
     assert optimiser.state_dict()["param_groups"][0]["lr_scale"] == 0.75**4
-
-
-def rate(step: int, total: int = 100, warmup: int = 10) -> float:
-    return learning_rate(step, total_steps=total, warmup_steps=warmup, peak=1.0, start=0.1, end=0.2)
-
-
-def test_schedule_against_the_closed_form() -> None:
-    assert rate(0) == 0.1
-    assert rate(5) == pytest.approx(0.55)
-    assert rate(10) == 1.0
-    assert rate(55) == pytest.approx(0.6)
-    assert rate(40) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 3)) / 2)
-    assert rate(70) == pytest.approx(0.2 + 0.8 * (1 + math.cos(2 * math.pi / 3)) / 2)
-    assert rate(100) == rate(1000) == 0.2
-
-
-def test_schedule_rises_then_falls() -> None:
-    rates = [rate(step) for step in range(101)]
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_schedule_without_warm_up_and_with_nothing_else() -> None:
-    assert rate(0, warmup=0) == 1.0
-    assert [rate(step, total=2, warmup=2) for step in range(3)] == pytest.approx([0.1, 0.55, 0.2])

@@ -40,7 +40,7 @@ def test_fp32_is_fp32_and_bits_are_repeated_on_demand(deterministic: bool) -> No
     ]
 
 
-def test_a_gpu_that_cannot_be_used_is_told_with_its_driver() -> None:
+def test_a_gpu_that_cannot_be_used_is_named_with_its_driver() -> None:
     too_old = RuntimeError("The NVIDIA driver on your system is too old (found version 12040).\nPlease ...")
     with (
         mock.patch("torch.cuda.set_device", side_effect=too_old),
@@ -49,5 +49,7 @@ def test_a_gpu_that_cannot_be_used_is_told_with_its_driver() -> None:
         set_device(torch.device("cuda", 1))
 
 
-def test_a_cpu_is_nobodys_own() -> None:
-    set_device(torch.device("cpu"))
+def test_a_cpu_is_not_set() -> None:
+    with mock.patch("torch.cuda.set_device") as on_gpu:
+        set_device(torch.device("cpu"))
+    on_gpu.assert_not_called()

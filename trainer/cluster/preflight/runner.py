@@ -53,7 +53,7 @@ from trainer.cluster.preflight.report import (
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
-from trainer.engine.deepspeed_engine import connect, disconnect
+from trainer.engine.process_group import connect, disconnect
 from trainer.errors import RecipeError, RunError
 from trainer.system.timeouts import has_hung_threads, run_with_timeout
 
