@@ -182,7 +182,7 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
 def _layout(recipe: Recipe, classes: int | None, ranks: int, room: AvailableMemory) -> BatchPlan:
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
     return choose_batch_plan(
-        recipe, model_config(recipe, classes or 1), ranks, precision=precision, room=room
+        recipe, model_config(recipe, classes or 1), ranks, precision=precision, available=room
     )
 
 

@@ -76,7 +76,7 @@ def test_with_ranks_a_gpu_is_assumed_and_the_layout_for_it_is_told(say) -> None:
     assert "(ZeRO 1, bf16)" in text
     for line in (
         "engine.micro_batch auto: 16 clips,",
-        "batch norms see 128 clips",
+        "batch norms average over 128 clips",
         "recomputed_blocks auto: 0",
     ):
         assert line in text, line

@@ -1,4 +1,4 @@
-"""How the global batch is divided: over ranks, and into the micro-batches of one rank."""
+"""Divides the global batch over ranks and into micro-batches. Imports no torch: login nodes submit jobs."""
 
 import math
 
@@ -8,23 +8,23 @@ from trainer.errors import RecipeError
 def split_batch(
     global_batch: int, world_size: int, micro_batch_limit: int | None, repeats: int = 1
 ) -> tuple[int, int]:
-    """How a rank works through its share of the global batch.
+    """The micro-batch and accumulation of each rank.
 
     Args:
         global_batch: clips per optimiser step over all ranks, repeats included.
         world_size: ranks.
-        micro_batch_limit: most clips per rank in one forward pass; None means the rank's whole share.
-        repeats: augmentations per decoded clip; they stay in one micro-batch, which decodes the clip once.
+        micro_batch_limit: most clips per rank in one forward pass; None for the rank's whole share.
+        repeats: augmentations per decoded clip; all are in one micro-batch, which decodes the clip once.
 
     Returns:
         `(micro_batch, accumulation)` with micro_batch * accumulation * world_size == global_batch and
         micro_batch the largest multiple of `repeats` within the limit.
 
     Raises:
-        RecipeError: the division leaves a rest, or the limit does not hold one clip with its repeats.
+        RecipeError: the division leaves a remainder, or the limit is below the repeats of one clip.
     """
-    videos, rest = divmod(global_batch, repeats)
-    if rest:
+    videos, remainder = divmod(global_batch, repeats)
+    if remainder:
         raise RecipeError(
             f"optimisation.global_batch {global_batch} is no multiple of sampling.repeats {repeats}; "
             f"nearest: {_either(_multiples_around(global_batch, repeats))}"

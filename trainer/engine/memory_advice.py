@@ -1,4 +1,4 @@
-"""What makes a training fit that does not: which single change is enough, by the estimate of memory."""
+"""Which changes of a recipe make a training fit into the memory, by the estimate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,38 +10,40 @@ from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What may be changed. stages, sizes, blocks: all ZeRO stages, micro-batches and numbers of recomputed
-    blocks that are possible, ascending.
-    """
+    """The values that are possible, each ascending."""
 
     recipe: Recipe
-    needs: MemoryModel
-    room: AvailableMemory
+    memory: MemoryModel
+    available: AvailableMemory
     stages: Sequence[int]
+    """ZeRO stages."""
     sizes: Sequence[int]
+    """Micro-batches."""
     blocks: Sequence[int]
+    """Numbers of recomputed blocks."""
 
 
-def advice(means: Alternatives, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
-    """Changes of the recipe, each of which alone makes a layout fit, with what it then needs; where none
-    does, what all of them together come to.
+def advice(options: Alternatives, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
+    """Changes of the recipe, each enough to make a plan fit, with the memory that the plan then needs.
+
+    Where no single change is enough: what all of them together need.
     """
-    single = tuple(_single(means, stage, size, recomputed))
+    single = tuple(_single(options, stage, size, recomputed))
     if single:
         return single
-    batch = means.recipe.evaluation.batch // 2
-    while batch > 1 and _least(means, _with_batch(means, batch)) > means.room.bytes:
+    batch = options.recipe.evaluation.batch // 2
+    while batch > 1 and _least(options, _with_batch(options, batch)) > options.available.bytes:
         batch //= 2
-    least = _least(means, _with_batch(means, max(batch, 1)))
-    if least <= means.room.bytes:
+    least = _least(options, _with_batch(options, max(batch, 1)))
+    if least <= options.available.bytes:
         return (
             f"engine: auto and evaluation.batch: {max(batch, 1)} together ({_gib(least)} at the least); no "
             "single change is enough",
         )
     others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
-    if means.needs.ranks > 1 or means.room.kind == "cuda":
+    if options.memory.ranks > 1 or options.available.kind == "cuda":
         others.insert(0, "more ranks, over which ZeRO partitions")
-    if means.needs.precision == "fp32" and means.room.kind == "cuda":
+    if options.memory.precision == "fp32" and options.available.kind == "cuda":
         others.insert(0, "engine.precision: bf16")
     return (
         f"nothing in engine and evaluation is enough: engine: auto with evaluation.batch: 1 would still need "
@@ -49,49 +51,48 @@ def advice(means: Alternatives, stage: int, size: int, recomputed: int) -> tuple
     )
 
 
-def _single(means: Alternatives, stage: int, size: int, recomputed: int) -> Iterator[str]:
-    needs, room = means.needs, means.room.bytes
+def _single(options: Alternatives, stage: int, size: int, recomputed: int) -> Iterator[str]:
+    memory, available = options.memory, options.available.bytes
+    plan = {"zero_stage": stage, "micro_batch": size, "recomputed_blocks": recomputed}
 
-    layout = {"zero_stage": stage, "micro_batch": size, "recomputed_blocks": recomputed}
-
-    def estimate(name: str, value: int, of: MemoryModel = needs) -> int:
-        return of.estimate(**{**layout, name: value}).total
+    def estimate(name: str, value: int, of: MemoryModel = memory) -> int:
+        return of.estimate(**{**plan, name: value}).total
 
     choices = {
-        "micro_batch": [other for other in reversed(means.sizes) if other < size],
-        "recomputed_blocks": [other for other in means.blocks if other > recomputed],
-        "zero_stage": [other for other in means.stages if other > stage],
+        "micro_batch": [other for other in reversed(options.sizes) if other < size],
+        "recomputed_blocks": [other for other in options.blocks if other > recomputed],
+        "zero_stage": [other for other in options.stages if other > stage],
     }
     for name, values in choices.items():
-        found = next((value for value in values if estimate(name, value) <= room), None)
+        found = next((value for value in values if estimate(name, value) <= available), None)
         if found is not None:
             yield f"engine.{name}: {found} ({_gib(estimate(name, found))})"
-    batch = means.recipe.evaluation.batch // 2
-    while batch and estimate("zero_stage", stage, _with_batch(means, batch)) > room:
+    batch = options.recipe.evaluation.batch // 2
+    while batch and estimate("zero_stage", stage, _with_batch(options, batch)) > available:
         batch //= 2
     if batch:
-        fewer = estimate("zero_stage", stage, _with_batch(means, batch))
+        fewer = estimate("zero_stage", stage, _with_batch(options, batch))
         yield f"evaluation.batch: {batch} ({_gib(fewer)})"
-    if needs.precision == "fp32" and means.room.kind == "cuda":
-        half = estimate("zero_stage", max(stage, 1), replace(needs, precision="bf16"))
-        if half <= room:
+    if memory.precision == "fp32" and options.available.kind == "cuda":
+        half = estimate("zero_stage", max(stage, 1), replace(memory, precision="bf16"))
+        if half <= available:
             yield f"engine.precision: bf16 ({_gib(half)})"
-    least = _least(means, needs)
-    if least <= room:
+    least = _least(options, memory)
+    if least <= available:
         yield f"engine: auto, which chooses all three ({_gib(least)} at the least)"
 
 
-def _with_batch(means: Alternatives, batch: int) -> MemoryModel:
-    evaluation = means.recipe.evaluation
-    return replace(means.needs, views=batch * evaluation.clips * evaluation.crops)
+def _with_batch(options: Alternatives, batch: int) -> MemoryModel:
+    evaluation = options.recipe.evaluation
+    return replace(options.memory, views=batch * evaluation.clips * evaluation.crops)
 
 
-def _least(means: Alternatives, needs: MemoryModel) -> int:
-    """Bytes of the layout that needs least; more blocks never need more, nor do fewer clips."""
-    layouts = product(means.stages, means.sizes[:1], means.blocks[-1:])
+def _least(options: Alternatives, memory: MemoryModel) -> int:
+    """Bytes of the plan that needs least: more recomputed blocks never need more, nor do fewer clips."""
+    plans = product(options.stages, options.sizes[:1], options.blocks[-1:])
     return min(
-        needs.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
-        for stage, size, blocks in layouts
+        memory.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
+        for stage, size, blocks in plans
     )
 
 

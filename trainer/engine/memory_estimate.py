@@ -1,4 +1,4 @@
-"""How many bytes a rank needs at its fullest, and how many it has."""
+"""Estimates the peak memory of a rank in bytes, and finds how much it has."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,52 +23,48 @@ from trainer.errors import RunError
 from trainer.system.device import Precision
 
 GIB = 2**30
-REDUCE_BUCKET = 500_000_000  # elements that DeepSpeed sets aside for adding up gradients over the ranks
-GATHERED = 1_000_000_000  # weights that ZeRO 3 keeps whole at a time: all of any model here
+REDUCE_BUCKET = 500_000_000  # elements of DeepSpeed's buffer for the all-reduce of gradients
+GATHERED = 1_000_000_000  # weights that ZeRO 3 keeps gathered at a time: all of any model here
 RESERVE = {"cuda": 3 * GIB, "cpu": 2 * GIB}
-"""Bytes set aside by kind of device: on a GPU for NCCL, the libraries' workspaces, DALI's buffers and up to a
-hundred idle video decoders that it keeps, on a CPU for the processes that read and decode. Assumed, not
-measured."""
-FRAGMENTATION = 0.06  # of what is needed, lost by the allocator between the tensors
-SUSPECT_BATCHES = (
-    2  # micro-batches of clips that are kept for an inquiry: what came of a step is known in the next
-)
+"""Bytes in reserve by kind of device: on a GPU for NCCL, the libraries' workspaces, DALI's buffers and its up
+to a hundred idle video decoders; on a CPU for the workers. Assumed, not measured."""
+FRAGMENTATION = 0.06  # of the estimate, lost by the allocator between the tensors
+SUSPECT_BATCHES = 2  # micro-batches kept to find the cause of a nonfinite step, which the next step reveals
 UNLIMITED = 2**60  # a control group of version 1 without a limit names a number above this
 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """What every rank has at least.
-
-    kind: of device, "cuda" or "cpu". bytes: free on the GPU, or this rank's share of the machine's memory.
-    """
+    """What every rank has at least."""
 
     kind: str
+    """Of device, "cuda" or "cpu"."""
     bytes: int
+    """Free on the GPU, or this rank's share of the machine's memory."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one rank at its fullest, by what takes them.
-
-    weights: whole or this rank's part. gradients: accumulated. optimiser: moments, and the master weights.
-    average: of the weights. clips: batches made ahead, and those kept for an inquiry. working: activations
-    and DeepSpeed's buffers, or what an update or an evaluation takes, whichever is most. reserve: for what is
-    not counted.
-    """
+    """Bytes of one rank at its peak."""
 
     weights: int
+    """All of them, or this rank's part."""
     gradients: int
+    """Accumulated."""
     optimiser: int
-    average: int
+    """Moments, and the master weights."""
+    ema: int
     clips: int
+    """Batches prefetched, and those kept for a nonfinite step."""
     working: int
+    """Activations and DeepSpeed's buffers, or the update, or an evaluation, whichever needs most."""
     reserve: int
+    """For what is not counted."""
 
     @property
     def states(self) -> int:
-        """What stays for the whole run."""
-        return self.weights + self.gradients + self.optimiser + self.average
+        """What is held for the whole run."""
+        return self.weights + self.gradients + self.optimiser + self.ema
 
     @property
     def total(self) -> int:
@@ -77,26 +73,27 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """What a rank of this training needs, for any layout: `estimate`.
+    """Estimates the memory of a rank of one training, for any batch plan.
 
-    Read off DeepSpeed 0.19.8, and within 5% of what its CPU tensors take at their fullest in models of
-    3 to 7 million weights, in fp32 and under autocast: all stages with one rank, and 0 to 2 with two, where
-    stage 3 is up to 8% too high. Without accumulation it is too high by up to the gradients, which are there
-    only when the activations have gone. On GPUs it has not been measured.
-
-    ranks: in all. precision: of the products. kind: of device, "cuda" or "cpu". fused: whether the update is
-    one kernel. average: whether one of the weights is kept. prefetch: batches made ahead; None is for the
-    loader to choose. views: clips of an evaluation batch.
+    Derived from DeepSpeed 0.19.8, and within 5% of the peak of its CPU tensors in models of 3 to 7 million
+    weights, in fp32 and under autocast: all stages with one rank, and 0 to 2 with two, where stage 3 is up to
+    8% too high. Without accumulation it is too high by up to the gradients, which exist only when the
+    activations are freed. On GPUs it has not been measured.
     """
 
     config: UniFormerV2Config
     ranks: int
     precision: Precision
     kind: str
+    """Of device, "cuda" or "cpu"."""
     fused: bool
-    average: bool
+    """Whether the update is one kernel."""
+    ema: bool
+    """Whether the run keeps an EMA of the weights."""
     prefetch: int | None
+    """Batches prefetched; None where the loader chooses."""
     views: int
+    """Of an evaluation batch."""
 
     @classmethod
     def of(
@@ -109,14 +106,14 @@ class MemoryModel:
             precision=precision,
             kind=kind,
             fused=kind == "cuda" if fused == "auto" else fused,
-            average=recipe.optimisation.ema_decay is not None,
+            ema=recipe.optimisation.ema_decay is not None,
             prefetch=None if prefetch == "auto" else prefetch,
             views=evaluation.batch * evaluation.clips * evaluation.crops,
         )
 
     @cached_property
     def trained(self) -> int:
-        """Weights that are trained."""
+        """Trained weights."""
         return trainable_parameter_count(self.config)
 
     @cached_property
@@ -125,43 +122,43 @@ class MemoryModel:
         return parameter_count(self.config)
 
     def estimate(self, *, zero_stage: int, micro_batch: int, recomputed_blocks: int) -> MemoryEstimate:
-        """What a rank needs with this ZeRO stage, so many clips a forward pass, so many blocks recomputed."""
+        """With this ZeRO stage, so many clips per forward pass, so many recomputed blocks."""
         bf16, trained = self.precision == "bf16", self.trained
         parts = self.ranks if zero_stage >= 1 else 1
         weights = self.parameters * (2 if bf16 else 4) // (self.ranks if zero_stage == 3 else 1)
-        # Stages flatten the weights and keep a master copy of their part, even of weights in fp32.
+        # ZeRO flattens the weights and keeps a master copy of the rank's part, even of weights in fp32.
         optimiser = trained * (12 if bf16 or zero_stage >= 1 else 8) // parts
-        # In bf16 each gradient is there twice: as it came, and accumulated in fp32.
+        # In bf16 each gradient exists twice: that of the last backward, and the sum in fp32.
         whole = trained * (6 if bf16 else 4)
         gradients = 4 * trained // self.ranks if zero_stage >= 2 else whole
-        clips = self._made_ahead(micro_batch) + self._made_ahead(self.views)
+        clips = self._prefetched(micro_batch) + self._prefetched(self.views)
         clips += SUSPECT_BATCHES * self._batch_bytes(micro_batch)
         buffers = self._buffers(zero_stage)
-        lasting = buffers if zero_stage == 3 else 0  # the other stages give them back after each backward
-        # The gradients flattened, to be added up or updated with; several kernels take two more such copies.
-        of_update = 4 * trained // parts + (0 if self.fused or zero_stage == 0 else 8 * trained // parts)
+        lasting = buffers if zero_stage == 3 else 0  # other stages free them after each backward
+        # The gradients flattened, for the all-reduce or the update; several kernels take two more copies.
+        update = 4 * trained // parts + (0 if self.fused or zero_stage == 0 else 8 * trained // parts)
         if bf16 and zero_stage <= 1:
-            of_update = max(of_update, 6 * min(trained, REDUCE_BUCKET))
-        average = 4 * trained // parts if self.average else 0
+            update = max(update, 6 * min(trained, REDUCE_BUCKET))
+        ema = 4 * trained // parts if self.ema else 0
         working = max(
             buffers + self._activations(micro_batch, recomputed_blocks),
-            lasting + of_update,
-            lasting + average + self._inference(self.views),
+            lasting + update,
+            lasting + ema + self._inference(self.views),
         )
-        counted = weights + gradients + optimiser + average + clips + working
+        counted = weights + gradients + optimiser + ema + clips + working
         reserve = RESERVE[self.kind] + int(FRAGMENTATION * counted)
-        return MemoryEstimate(weights, gradients, optimiser, average, clips, working, reserve)
+        return MemoryEstimate(weights, gradients, optimiser, ema, clips, working, reserve)
 
     def _buffers(self, zero_stage: int) -> int:
-        """Bytes that DeepSpeed's communication takes during a backward."""
-        # On a CPU only the touched part of a buffer takes memory.
+        """Bytes of DeepSpeed's communication buffers during a backward."""
+        # On a CPU only the part of a buffer that is written takes memory.
         bucket = REDUCE_BUCKET if self.kind == "cuda" else min(REDUCE_BUCKET, self.trained)
         if zero_stage == 0 or (zero_stage == 1 and self.precision == "bf16"):
             return 0
         if zero_stage <= 2:  # autocast has a bucket for each of its two types, and both hold fp32
             return bucket * {"fp32": 4, "autocast": 8, "bf16": 2}[self.precision]
         buffers = bucket * {"fp32": 4, "autocast": 6, "bf16": 2}[self.precision]
-        if self.ranks > 1:  # what is scattered is flattened first; the weights are gathered, and stay so
+        if self.ranks > 1:  # gradients are flattened before they are scattered; weights stay gathered
             buffers = 2 * buffers + min(self.parameters, GATHERED) * (2 if self.precision == "bf16" else 4)
         return buffers
 
@@ -196,8 +193,8 @@ class MemoryModel:
     def _batch_bytes(self, clips: int) -> int:
         return clips * 3 * self.config.frames * self.config.resolution**2 * 4
 
-    def _made_ahead(self, clips: int) -> int:
-        """Bytes of the batches of so many clips that a loader makes ahead, in fp32, and of those in use."""
+    def _prefetched(self, clips: int) -> int:
+        """Bytes of a loader's prefetched batches of so many clips, in fp32, and of those in use."""
         batch = self._batch_bytes(clips)
         used = batch * (1 + MOST if self.kind == "cuda" else 1)
         if self.prefetch is not None:
@@ -206,10 +203,7 @@ class MemoryModel:
 
 
 def find_available_memory(environment: Environment) -> AvailableMemory:
-    """What every rank has at least, the same on all ranks. Collective, after `connect`.
-
-    Raises RunError where it cannot be found out.
-    """
+    """The memory of the rank that has least. Collective, after `connect`. Raises RunError as `free_bytes`."""
     device = environment.device
     least = torch.tensor(free_bytes(device, environment.local_world_size), device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
@@ -217,12 +211,12 @@ def find_available_memory(environment: Environment) -> AvailableMemory:
 
 
 def free_bytes(device: torch.device, local_world_size: int, root: Path = Path("/")) -> int:
-    """Bytes that one rank may still take: what is free on its GPU, or its share of the machine's memory.
+    """Bytes that one rank may still allocate: free on its GPU, or its share of the machine's memory.
 
-    A container or a batch system may give a job less than the machine has: control groups of both versions
-    are looked at, with all those above them. root: where /proc and /sys are.
+    A container or a batch system may limit a job to less than the machine has: control groups of both
+    versions are read, with all those above them. root: where /proc and /sys are.
 
-    Raises RunError where /proc does not say.
+    Raises RunError where /proc/meminfo cannot be read.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -238,7 +232,7 @@ def free_bytes(device: torch.device, local_world_size: int, root: Path = Path("/
 
 
 def _left_in_groups(root: Path) -> list[int]:
-    """Bytes left in each control group of this process that limits memory; none where none does."""
+    """Bytes left in each control group of this process that limits memory."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -87,7 +87,7 @@ def prepare(
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
     precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    layout = choose_batch_plan(recipe, config, world_size, precision=precision, room=room)
+    layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=room)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     flip, notes = resolve_flip(recipe, train.class_names)
     return Preparation(

@@ -40,7 +40,7 @@ def chosen(
     **batch: int,
 ) -> BatchPlan:
     room = AvailableMemory("cuda", int(gib * GIB))
-    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, room=room)
+    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, available=room)
 
 
 def need(layout: BatchPlan, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> MemoryEstimate:
@@ -82,10 +82,10 @@ def test_an_evaluation_of_too_many_views_is_what_is_advised_to_change() -> None:
     evaluation = large.evaluation.model_copy(update={"batch": 64, "clips": 4, "crops": 3})
     large = large.model_copy(update={"evaluation": evaluation})
     room = AvailableMemory("cuda", 30 * GIB)
-    (line,) = choose_batch_plan(large, L14, 8, precision="fp32", room=room).advice
+    (line,) = choose_batch_plan(large, L14, 8, precision="fp32", available=room).advice
     batch = int(re.findall(r"evaluation\.batch: (\d+)", line)[0])
     fitting = large.model_copy(update={"evaluation": evaluation.model_copy(update={"batch": batch})})
-    assert choose_batch_plan(fitting, L14, 8, precision="fp32", room=room).advice == ()
+    assert choose_batch_plan(fitting, L14, 8, precision="fp32", available=room).advice == ()
 
 
 def test_with_room_for_all_nothing_is_saved() -> None:
@@ -185,7 +185,7 @@ def test_the_words_give_the_numbers_that_decided() -> None:
 def test_one_rank_has_nobody_to_share_with() -> None:
     layout = chosen(79.6, ranks=1)
     assert layout.zero_stage == 0
-    assert "engine.zero_stage auto: 0, one rank has nobody to share with" in layout.why
+    assert any(line.startswith("engine.zero_stage auto: 0, ") for line in layout.why)
 
 
 def test_bf16_begins_with_the_stage_that_adds_up_in_fp32() -> None:
@@ -196,14 +196,12 @@ def test_bf16_begins_with_the_stage_that_adds_up_in_fp32() -> None:
     assert "ZeRO stage 1, although engine.zero_stage is 0" in given.why[0]
 
 
-def test_with_batch_norm_the_number_of_clips_that_it_sees_is_told() -> None:
+def test_with_batch_norm_the_number_of_clips_that_it_averages_over_is_named() -> None:
     temporal = build_config("l14", form="temporal", frames=16, num_classes=174)
     layout = chosen(79.6, config=temporal)
-    told = [line for line in layout.why if "batch norms see" in line]
-    assert told == [
-        f"batch norms see {8 * layout.micro_batch} clips at a time, engine.micro_batch x 8, and results "
-        f"depend on that: set engine.micro_batch to {layout.micro_batch} for the same with other memory"
-    ]
+    (line,) = [line for line in layout.why if "batch norms" in line]
+    assert f"over {8 * layout.micro_batch} clips, engine.micro_batch x 8" in line
+    assert f"set engine.micro_batch to {layout.micro_batch} " in line
     given = chosen(79.6, {"zero_stage": "auto", "micro_batch": 4}, config=temporal)
     assert not any("batch norms" in line for line in given.why)
 

@@ -166,7 +166,7 @@ def test_stages_share_the_states_among_the_ranks() -> None:
     def states(stage: int, ranks: int, precision: str = "fp32") -> list[float]:
         of_all = needs(recipe(ema_decay=0.9), ranks=ranks, precision=precision)
         estimate = of_all.estimate(zero_stage=stage, micro_batch=1, recomputed_blocks=0)
-        parts = (estimate.weights, estimate.gradients, estimate.optimiser, estimate.average)
+        parts = (estimate.weights, estimate.gradients, estimate.optimiser, estimate.ema)
         return [round(part / of_all.trained, 2) for part in parts]
 
     assert states(0, 4) == [4, 4, 8, 4]

@@ -154,6 +154,7 @@ def what_is_found(
     other = trainer_of(make_engine(stage, fused=fused))
     other.inquiry = NonfiniteDiagnosis(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     other.train_step(iter([batch(2), batch(3)]))
+    other.engine.finish_step()
     differing = [
         piece.key for piece in other.engine.state_shards() if not torch.equal(piece.values, state[piece.key])
     ]
