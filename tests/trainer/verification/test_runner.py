@@ -88,7 +88,7 @@ def test_each_step_has_a_function_and_a_name_of_its_own() -> None:
     for each in STEPS:
         module, _, function = each.function.partition(":")
         source = (ROOT / f"trainer/verification/{module}.py").read_text()
-        assert f"def {function}(task: Task) -> None:" in source
+        assert f"def {function}(task: VerificationTask) -> None:" in source
 
 
 @pytest.mark.parametrize(
