@@ -1,11 +1,11 @@
-"""Measure how fast training clips are made, by this project's loader and by PyTorch DataLoaders.
+"""Measure training clips per second of this project's loader and of PyTorch DataLoaders.
 
     python launch/bench.py pipeline
     python launch/bench.py pipeline --frames 16 --gop 12 --rand-augment none --seconds 30
     python launch/bench.py pipeline --videos data/train.arrow --out runs/bench-own
 
-Exit codes: 0 done, 2 nothing was measured and the message says why, 130 interrupted (what was measured until
-then is shown and written).
+Exit codes: 0 done; 2 nothing was measured, with the reason in the message; 130 interrupted (the results so
+far are printed and written).
 """
 
 import argparse
@@ -15,8 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.benchmark.measure import LoaderMeasurement, choose_cores, estimate_seconds, measure_all
-from pipelines.benchmark.plot import draw_rates
-from pipelines.benchmark.report import format_table, interference_warning, summarise, write_report
+from pipelines.benchmark.report import draw_rates, format_table, interference_warning, summarise, write_report
 from pipelines.benchmark.task import THIS_LOADER
 from pipelines.benchmark.videos import make_videos
 from pipelines.benchmark.workload import check_policies, combine_workloads
@@ -35,12 +34,14 @@ def parse() -> argparse.Namespace:
     job.add_argument("--frames", type=int, action="append", help="of a clip; repeatable (8, 16)")
     videos = job.add_mutually_exclusive_group()
     videos.add_argument("--gop", type=int, action="append", help="keyframe interval; repeatable (250, 12)")
-    videos.add_argument("--videos", type=Path, metavar="MANIFEST", help="your own instead of the footage")
+    videos.add_argument(
+        "--videos", type=Path, metavar="MANIFEST", help="your own videos instead of the generated ones"
+    )
     policy = "or none; repeatable (rand-m7-n4-mstd0.5-inc1)"
     job.add_argument("--rand-augment", action="append", metavar="POLICY", help=policy)
     job.add_argument("--seconds", type=float, default=15.0, help="of each measurement (%(default)s)")
     job.add_argument("--repeats", type=int, default=3, help="rounds (%(default)s)")
-    job.add_argument("--cores", type=int, help="that a contender may use (all)")
+    job.add_argument("--cores", type=int, help="that each loader may use (all)")
     job.add_argument("--out", type=Path, default=Path("runs/bench"), help="for all files (%(default)s)")
     args = parser.parse_args()
     for name, values in {"frames": args.frames, "gop": args.gop, "repeats": [args.repeats]}.items():
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     cores = choose_cores(args.cores)
     policies = args.rand_augment or ["rand-m7-n4-mstd0.5-inc1"]
     check_policies(policies)
-    manifests = {args.videos.stem: args.videos} if args.videos else make_all_videos(args)
+    manifests = {args.videos.stem: args.videos} if args.videos else generate_videos(args)
     workloads = combine_workloads(manifests, args.frames or [8, 16], policies)
     planned = len(LOADERS) * len(workloads) * args.repeats
     print(f"{planned} measurements, about {estimate_seconds(planned, args.seconds) / 60:.0f} minutes")
@@ -78,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def make_all_videos(args: argparse.Namespace) -> dict[str, Path]:
+def generate_videos(args: argparse.Namespace) -> dict[str, Path]:
     manifests = {}
     for gop in args.gop or (250, 12):
-        with show_progress(f"footage with a keyframe every {gop} frames") as progress:
-            manifests[f"GOP {gop}"] = make_videos(args.out / "footage", gop, progress=progress)
+        with show_progress(f"writing videos with a keyframe every {gop} frames") as progress:
+            manifests[f"GOP {gop}"] = make_videos(args.out / "videos", gop, progress=progress)
     return manifests
 
 

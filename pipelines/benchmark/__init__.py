@@ -1,1 +1,1 @@
-"""How fast clips are made: this project's loader beside PyTorch DataLoaders, on the same files and cores."""
+"""Benchmark of this project's loader against PyTorch DataLoaders, on the same files and cores."""

@@ -1,4 +1,4 @@
-"""This project's loader as a contender: the one place of the benchmark that knows how it is made."""
+"""Opens this project's loader for the benchmark."""
 
 from collections.abc import Generator
 
@@ -14,7 +14,7 @@ from pipelines.sampling.sampler import TrainSampler
 
 
 def open_loader(workload: Workload, cores: int) -> ClipLoader:
-    """The training loader on the CPU, which spreads itself over so many cores; PyAV decodes."""
+    """The training loader on the CPU for so many cores; PyAV decodes."""
     dataset = Dataset.open([workload.manifest])
     clip = TrainClipSpec(
         workload.frames, workload.size, CROP_SCALE, CROP_RATIO, FLIP, rand_augment=workload.rand_augment
@@ -34,9 +34,10 @@ def open_loader(workload: Workload, cores: int) -> ClipLoader:
 
 
 def valid_clips(loader: ClipLoader, workload: Workload) -> Generator[torch.Tensor, None, None]:
-    """Batches of clips, (B, 3, T, size, size), without end; closing this closes the loader.
+    """An endless iterator of batches, (B, 3, T, size, size); closing it closes the loader.
 
-    Raises DataError at a video that cannot be used: its stand-in costs nothing to decode and would flatter.
+    Raises DataError at a bad sample: its placeholder clip needs no decoding, so the figures would be too
+    good.
     """
     try:
         for batch in loader:

@@ -1,4 +1,4 @@
-"""CPU time: of a contender's process, of those it started; and of whole cores."""
+"""CPU time of this process, of its child processes, and of whole cores."""
 
 import ctypes
 import multiprocessing
@@ -14,40 +14,39 @@ LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class CpuUsage:
-    """CPU seconds, of user and system together, since each process began.
-
-    workers: processes started by this one. own: this process, with all its threads.
-    """
+    """CPU seconds, user and system, since each process started."""
 
     workers: float
+    """Of the running child processes."""
     own: float
+    """Of this process with all its threads."""
 
     def __sub__(self, earlier: "CpuUsage") -> "CpuUsage":
         return CpuUsage(self.workers - earlier.workers, self.own - earlier.own)
 
 
 def read_cpu_usage() -> CpuUsage:
-    """What this process and those it started have used so far; those that have ended do not count."""
+    """CPU time so far of this process and its running child processes; ended ones do not count."""
     workers = sum(read_process_seconds(child.pid) for child in multiprocessing.active_children() if child.pid)
     return CpuUsage(workers, time.process_time())
 
 
 def read_process_seconds(pid: int) -> float:
-    """CPU time that a process has used, with all its threads; one that has ended counts nothing."""
+    """CPU time of a process with all its threads; 0 for one that has ended."""
     clock = ctypes.c_int()
-    # The clock that time.process_time reads of the own process. To the nanosecond, where /proc has ticks.
+    # The clock behind time.process_time, for another process: nanoseconds, where /proc counts ticks.
     if LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
         return 0.0
     try:
         return time.clock_gettime(clock.value)
-    except OSError:  # it has ended since
+    except OSError:  # the process ended meanwhile
         return 0.0
 
 
 def read_busy_seconds(cores: Collection[int], stat_file: Path = Path("/proc/stat")) -> float:
-    """CPU seconds that these cores have been at work since the machine started, whoever for.
+    """CPU seconds that these cores were busy since the machine started, with any process.
 
-    accounts: where the kernel keeps them.
+    stat_file: the kernel's counters, in the format of /proc/stat.
     """
     names = {f"cpu{core}" for core in cores}
     ticks = 0

@@ -1,4 +1,4 @@
-"""Every contender on every workload, round after round, each time in a fresh process."""
+"""Measures every loader on every workload, in rounds, each time in a new process."""
 
 import json
 import os
@@ -11,26 +11,30 @@ from pipelines.benchmark.task import BenchmarkTask, TaskResult
 from pipelines.benchmark.workload import Workload
 from pipelines.errors import DataError
 
-WARM_UP = 3.0  # seconds at least
-START_UP = 9.0  # seconds that a process takes until it is warm, besides: for the estimate
-TIMEOUT = 180.0  # seconds that a contender may take beyond what is measured
+WARM_UP = 3.0  # seconds, at least
+START_UP = 9.0  # seconds from the start of a process to the warm-up, for the estimate
+TIMEOUT = 180.0  # seconds that a loader may take beyond the measured time
 
 
 @dataclass(frozen=True)
 class LoaderMeasurement:
-    """What one contender did in one round. repeat: counted from 0."""
+    """The result of one loader on one workload in one round."""
 
     loader: str
+    """Its name."""
     workload: Workload
+    """The clips to make."""
     repeat: int
+    """The round, from 0."""
     result: TaskResult
+    """Clips and CPU time, or the problem."""
 
 
 def choose_cores(count: int | None) -> tuple[int, ...]:
     """The numbers of the first `count` cores that this process may run on; all of them for None.
 
     Raises:
-        DataError: there are not so many.
+        DataError: there are fewer.
     """
     usable = sorted(os.sched_getaffinity(0))
     if count is not None and not 1 <= count <= len(usable):
@@ -39,7 +43,7 @@ def choose_cores(count: int | None) -> tuple[int, ...]:
 
 
 def estimate_seconds(measurements: int, seconds: float) -> float:
-    """Seconds that so many measurements of `seconds` each take, about."""
+    """Estimated duration of so many measurements of `seconds` each."""
     return measurements * (seconds + WARM_UP + START_UP)
 
 
@@ -51,45 +55,45 @@ def measure_all(
     cores: tuple[int, ...],
     progress: Callable[[int, int], None],
 ) -> Iterator[LoaderMeasurement]:
-    """Measure all, `repeats` times; a contender that has a problem is reported once and left out afterwards.
+    """Measure all loaders on all workloads, `repeats` times.
 
-    Contenders take turns on a workload, so that what else the machine does meets them alike, and begin with
-    another one each round.
+    The loaders alternate on each workload, so that other load on the machine affects them alike, and each
+    round starts with another one. A loader with a problem is reported once and skipped afterwards.
 
     Args:
-        seconds: measured each time, after a warm-up.
-        cores: numbers of the cores that a contender is bound to.
-        progress: called after each measurement with the number done, and of all.
+        seconds: duration of each measurement, after a warm-up.
+        cores: numbers of the cores that a loader is bound to.
+        progress: called after each measurement with the numbers of those done and of all.
     """
     total = repeats * len(workloads) * len(loaders)
     done = 0
-    left_out: set[str] = set()
+    skipped: set[str] = set()
     progress(0, total)
     for repeat in range(repeats):
-        turn = repeat % len(loaders)
+        first = repeat % len(loaders)
         for workload in workloads:
-            for loader in (*loaders[turn:], *loaders[:turn]):
-                if loader not in left_out:
+            for loader in (*loaders[first:], *loaders[:first]):
+                if loader not in skipped:
                     task = BenchmarkTask(loader, workload, cores, WARM_UP, seconds)
                     result = measure_in_subprocess(task)
                     if result.problem:
-                        left_out.add(loader)
+                        skipped.add(loader)
                     yield LoaderMeasurement(loader, workload, repeat, result)
                 done += 1
                 progress(done, total)
 
 
 def measure_in_subprocess(task: BenchmarkTask) -> TaskResult:
-    """Measure one contender in a new interpreter; its processes end with it, at once or within seconds."""
+    """Measure one loader in a new interpreter; its worker processes end with it, within seconds."""
     command = [sys.executable, "-m", f"{__package__}.task", task.to_json()]
-    # A session of its own: Ctrl-C reaches this process alone, which then ends the other.
+    # In a new session, so that Ctrl-C reaches this process only, which then kills the other.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         output, errors = process.communicate(timeout=task.warm_up + task.seconds + TIMEOUT)
     except subprocess.TimeoutExpired:
-        return TaskResult(problem=f"gave no clips for {TIMEOUT:.0f} seconds")
+        return TaskResult(problem=f"did not finish within {TIMEOUT:.0f} seconds of its end")
     finally:
         process.kill()
         process.wait()

@@ -1,7 +1,7 @@
-"""One contender, measured in a process of its own: `python -m pipelines.benchmark.task TASK`.
+"""Measures one loader in its own process: `python -m pipelines.benchmark.task TASK`.
 
-TASK and what is printed, the last line of stdout, are JSON. DALI's worker processes import this file again:
-what is heavy is imported inside functions.
+TASK is JSON, and so is the result, the last line of stdout. DALI's worker processes import this file again,
+so functions import what is slow to import.
 """
 
 import json
@@ -19,24 +19,23 @@ from pipelines.benchmark.workload import Workload
 from pipelines.errors import DataError
 
 THIS_LOADER = "this loader"
-WARM_UP_BATCHES = (
-    4  # batches per core that nobody makes ahead: after so many, none of those begun at first is left
-)
+WARM_UP_BATCHES = 4  # per core; no loader prefetches so many, so all later batches began after the warm-up
 
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """What to measure.
-
-    contender: OURS or a rival's name. cores: to run on, by their numbers, with a worker process for each.
-    warm_up, seconds: to wait before, and to measure.
-    """
+    """One measurement of one loader on one workload."""
 
     loader: str
+    """`THIS_LOADER`, or a key of `torch_dataloaders.VIDEO_READERS`."""
     workload: Workload
+    """The clips to make."""
     cores: tuple[int, ...]
+    """Numbers of the cores to run on; the loader has one worker process for each."""
     warm_up: float
+    """Seconds to run before the measurement, at least."""
     seconds: float
+    """Seconds to measure."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -50,19 +49,19 @@ class BenchmarkTask:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What was measured: clips made in so many seconds.
-
-    stages: CPU seconds that went into them, by name; together all that the contender used. "hand over" is
-    what worker processes do beside decoding: reading files and draws, and copying frames to the main process.
-    others: CPU seconds that these cores worked for somebody else meanwhile. problem: why nothing was
-    measured, in words; empty if all went well.
-    """
+    """Clips made in the measured time, and their CPU time."""
 
     clips: int = 0
+    """Clips made."""
     seconds: float = 0.0
+    """Wall-clock seconds measured."""
     stages: dict[str, float] = field(default_factory=dict)
+    """CPU seconds by stage; they sum to all that the loader used. "hand over" is what worker processes do
+    beside decoding: reading files, drawing parameters, copying frames to the main process."""
     others: float = 0.0
+    """CPU seconds that other programs used on the same cores."""
     problem: str = ""
+    """Why nothing was measured; empty on success."""
 
     @property
     def rate(self) -> float:
@@ -71,27 +70,27 @@ class TaskResult:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds of everything."""
+        """CPU seconds of all stages."""
         return sum(self.stages.values())
 
     def per_clip(self) -> dict[str, float]:
-        """CPU milliseconds a clip of each stage."""
+        """CPU milliseconds per clip of each stage."""
         return {name: 1000 * seconds / self.clips for name, seconds in self.stages.items()}
 
 
-def measure(task: BenchmarkTask) -> TaskResult:
-    """Open the contender's loader on the task's cores, warm it up, and count what it makes.
+def measure_loader(task: BenchmarkTask) -> TaskResult:
+    """Open the loader on the task's cores, warm it up, and count its clips.
 
-    Raises DataError for a manifest or videos that cannot be used, NotInstalled for a missing library.
+    Raises DataError for an unusable manifest or video, LibraryUnavailable for a missing library.
     """
-    os.sched_setaffinity(0, task.cores)  # first: threads keep to the cores of the one that starts them
-    opened, spent = _open(task)
+    os.sched_setaffinity(0, task.cores)  # before any thread starts: threads inherit the cores
+    opened, read_stages = _open(task)
     with closing(opened) as batches:
         warm = time.monotonic() + task.warm_up
         for count, _ in enumerate(batches, start=1):
             if count >= WARM_UP_BATCHES * len(task.cores) and time.monotonic() >= warm:
                 break
-        begin, used_before, spent_before = time.monotonic(), read_cpu_usage(), spent()
+        begin, used_before, stages_before = time.monotonic(), read_cpu_usage(), read_stages()
         busy_before = read_busy_seconds(task.cores)
         clips = 0
         for batch in batches:
@@ -99,12 +98,12 @@ def measure(task: BenchmarkTask) -> TaskResult:
             seconds = time.monotonic() - begin
             if seconds >= task.seconds:
                 break
-        used, spent_now = read_cpu_usage() - used_before, spent() - spent_before
+        used, counted = read_cpu_usage() - used_before, read_stages() - stages_before
         busy = read_busy_seconds(task.cores) - busy_before
     if task.loader == THIS_LOADER:
-        # Decoding is told with its batch, a little after it was done, and the time of threads in ticks of the
-        # kernel: over a short time either can be more than the whole that it is part of.
-        decode, augment = min(spent_now.decode, used.workers), min(spent_now.augment, used.own)
+        # The loader reports decoding with the finished batch, and the kernel counts thread time in ticks.
+        # Over a short time either can exceed the process total.
+        decode, augment = min(counted.decode, used.workers), min(counted.augment, used.own)
         stages = {
             "decode": decode,
             "hand over": used.workers - decode,
@@ -119,7 +118,7 @@ def measure(task: BenchmarkTask) -> TaskResult:
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """CPU seconds so far of the stages that a loader counts itself; nothing for a rival."""
+    """CPU seconds of the stages that a loader counts itself; 0 for a baseline loader."""
 
     decode: float = 0.0
     augment: float = 0.0
@@ -129,18 +128,17 @@ class StageSeconds:
 
 
 def _open(task: BenchmarkTask) -> tuple[Generator[Any, None, None], Callable[[], StageSeconds]]:
-    """Batches of clips, (B, 3, T, size, size), without end; and what they have cost so far."""
+    """An endless iterator of batches, (B, 3, T, size, size), and a function that reads their CPU time so
+    far."""
     if task.loader == THIS_LOADER:
         from pipelines.benchmark.clip_loader import open_loader, valid_clips
 
         loader = open_loader(task.workload, len(task.cores))
 
-        def spent() -> StageSeconds:
-            costs = loader.costs
-            return StageSeconds(costs.decode, costs.augment)
-
-        return valid_clips(loader, task.workload), spent
-    require_library("torchvision.transforms.v2", "torchvision")  # all rivals augment with it
+        return valid_clips(loader, task.workload), lambda: StageSeconds(
+            loader.costs.decode, loader.costs.augment
+        )
+    require_library("torchvision.transforms.v2", "torchvision")  # all baseline loaders augment with it
     from pipelines.benchmark.torch_dataloaders import open_dataloader
 
     batches = open_dataloader(task.loader, task.workload, len(task.cores))
@@ -149,7 +147,7 @@ def _open(task: BenchmarkTask) -> tuple[Generator[Any, None, None], Callable[[],
 
 def main() -> None:
     try:
-        result = measure(BenchmarkTask.from_json(sys.argv[1]))
+        result = measure_loader(BenchmarkTask.from_json(sys.argv[1]))
     except (DataError, LibraryUnavailable) as error:
         result = TaskResult(problem=str(error))
     print(json.dumps(asdict(result)), flush=True)

@@ -1,7 +1,7 @@
-"""The rivals: a PyTorch DataLoader over videos, read with decord, PyAV or torchcodec.
+"""Baseline loaders: a PyTorch DataLoader over videos, read with decord, PyAV or torchcodec.
 
-Each in its best form that was found: one thread per worker, frames handed on without a copy, a file indexed
-once per clip, batches collated in the workers' shared memory.
+Each in the fastest form found: one thread per worker, no copy of the frames, one index of the file per clip,
+batches collated in the workers' shared memory.
 """
 
 import random
@@ -21,19 +21,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipelines.augment.rand_augment import parse_policy
 from pipelines.benchmark.libraries import require_library
-from pipelines.benchmark.torchvision_augment import augment, crop_and_normalise
+from pipelines.benchmark.torchvision_augment import crop_and_normalise, rand_augment_clip
 from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes
-ReadFrames = Callable[
-    [Source, list[int]], torch.Tensor
-]  # a video, ascending frame numbers → uint8, (T, 3, H, W)
+ReadFrames = Callable[[Source, list[int]], torch.Tensor]
+"""A video and ascending frame numbers → T 3 H W, uint8."""
 
 
 def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
-    """PyAV: lists the file's packets once, then decodes only groups of pictures that hold a wanted frame."""
+    """PyAV: lists the file's packets once, then decodes only the groups of pictures with a wanted frame."""
     with av.open(BytesIO(source) if isinstance(source, bytes) else source) as container:
         stream = container.streams.video[0]
         packets = [p for p in container.demux(stream) if p.pts is not None and p.size]
@@ -43,7 +42,7 @@ def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
         converter = VideoReformatter()
         pictures: dict[int, np.ndarray] = {}
         decoded: Iterator[av.VideoFrame] = iter(())
-        position = -1 << 62  # time of the last frame that came out
+        position = -1 << 62  # time of the last decoded frame
         for index in indices:
             time = times[index]
             keyframe = keyframes[max(0, bisect_right(keyframes, time) - 1)]
@@ -59,7 +58,7 @@ def read_pyav(source: Source, indices: list[int]) -> torch.Tensor:
 
 
 def read_decord(source: Source, indices: list[int]) -> torch.Tensor:
-    """decord, in its maintained form decord2."""
+    """decord, as its maintained fork decord2."""
     decord = import_module("decord")
     file = BytesIO(source) if isinstance(source, bytes) else source
     frames = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1).get_batch(indices).asnumpy()
@@ -76,11 +75,14 @@ def read_torchcodec(source: Source, indices: list[int]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class VideoReader:
-    """A way to read frames. distribution: what to install for it. module: what is imported."""
+    """A library that reads frames."""
 
     read: ReadFrames
+    """Decodes the frames of a clip."""
     distribution: str
+    """The package to install."""
     module: str
+    """The module to import."""
 
 
 VIDEO_READERS = {
@@ -91,7 +93,7 @@ VIDEO_READERS = {
 
 
 class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Training clips by their row in the manifest: float32, (3, T, size, size), and the label."""
+    """Training clips by row of the manifest: (3, T, size, size), float32, and the label."""
 
     def __init__(self, workload: Workload, read: ReadFrames) -> None:
         self._workload = workload
@@ -108,8 +110,8 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
         indices = train_indices(row.frames, self._workload.frames, rng).tolist()
         clip = self._read(self._source(row), indices)
         if self._policy:
-            clip = augment(clip, self._policy, rng)
-        return crop_and_normalise(clip, self._workload.size), row.label
+            clip = rand_augment_clip(clip, self._policy, rng)
+        return crop_and_normalise(clip, self._workload.size, rng), row.label
 
     def _source(self, row: ManifestRow) -> Source:
         path: Path = self._manifest.absolute_path(row)
@@ -121,7 +123,7 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
 
 
 class EndlessBatchSampler(Sampler[list[int]]):
-    """Epoch after epoch, each in an order of its own, in full batches that may straddle two epochs."""
+    """Endless shuffled epochs in full batches; a batch may span two epochs."""
 
     def __init__(self, samples: int, batch: int, seed: int) -> None:
         self._samples, self._batch, self._random = samples, batch, random.Random(seed)
@@ -136,12 +138,12 @@ class EndlessBatchSampler(Sampler[list[int]]):
 
 
 def open_dataloader(name: str, workload: Workload, workers: int) -> Any:
-    """The DataLoader of the rival called `name`; it yields (clips, labels) without end.
+    """The DataLoader with the video reader `name`; yields (clips, labels) without end.
 
-    Raises NotInstalled where its library is missing.
+    Raises LibraryUnavailable where its library is missing.
     """
-    baseline = VIDEO_READERS[name]
-    require_library(baseline.module, baseline.distribution)
-    clips = ClipDataset(workload, baseline.read)
+    reader = VIDEO_READERS[name]
+    require_library(reader.module, reader.distribution)
+    clips = ClipDataset(workload, reader.read)
     batches = EndlessBatchSampler(len(clips), workload.batch, workload.seed)
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)

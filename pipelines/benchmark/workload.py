@@ -1,4 +1,4 @@
-"""What every contender is asked to do: the same clips, of the same files, cut and changed in the same way."""
+"""What every loader has to do: the same clips of the same files, cropped and augmented in the same way."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,35 +9,37 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.errors import DataError
 
 NO_POLICY = "none"
-CROP_SCALE = (0.08, 1.0)  # least and most share of the frame's area
-CROP_RATIO = (3 / 4, 4 / 3)  # least and most width / height
-FLIP = 0.5  # chance of a mirrored clip
+CROP_SCALE = (0.08, 1.0)  # share of the frame's area
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+FLIP = 0.5  # probability of a mirrored clip
 MEAN, STD = 0.45, 0.225  # of every channel, for values in 0..1
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Training clips of one manifest.
-
-    manifest: its path. name: of its videos, for tables. frames: T, sampled sparsely over the whole video.
-    rand_augment: None, or a policy such as `rand-m7-n4-mstd0.5-inc1`, on full-size frames. size: of the clips
-    in pixels. batch: clips. seed: of this project's plan and of the rivals' order.
-    """
+    """Training clips of one manifest."""
 
     manifest: str
+    """Path of the manifest."""
     name: str
+    """Name of its videos in tables."""
     frames: int
+    """Frames T of a clip, sampled sparsely over the whole video."""
     rand_augment: str | None = None
+    """A policy such as `rand-m7-n4-mstd0.5-inc1` on full-size frames, or None."""
     size: int = 224
+    """Height and width of a clip in pixels."""
     batch: int = 8
+    """Clips per batch."""
     seed: int = 0
+    """Seed of the order of the videos."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.frames} frames, {self.rand_augment or 'no RandAugment'}"
 
 
 def check_policies(policies: Sequence[str]) -> None:
-    """Raises DataError for what is neither a RandAugment policy nor none."""
+    """Raises DataError for a policy that is neither RandAugment nor `none`."""
     for policy in policies:
         if policy != NO_POLICY:
             parse_policy(policy)
@@ -46,7 +48,7 @@ def check_policies(policies: Sequence[str]) -> None:
 def combine_workloads(
     manifests: Mapping[str, Path], frames: Sequence[int], policies: Sequence[str]
 ) -> list[Workload]:
-    """Every manifest, given with its name in tables, at every frame count with every RandAugment policy.
+    """All combinations of manifests, frame counts and RandAugment policies. manifests: by name in tables.
 
     Raises:
         DataError: a manifest cannot be read or is empty.
