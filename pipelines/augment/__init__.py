@@ -1,1 +1,1 @@
-"""Augmentation: random parameters drawn in NumPy, DALI operations that apply them."""
+"""Augmentation: NumPy draws the random parameters, DALI operations apply them."""

@@ -1,12 +1,12 @@
-"""The DALI graph from decoded frames to normalised clips, driven only by numbers from the plan.
+"""DALI graph nodes from decoded frames to normalised clips, driven by the augmentation parameters only.
 
-Frames are uint8, layout FHWC; one set of numbers holds for all frames of a clip, while what an operation
-measures (darkest and brightest level, histogram, mean grey) it measures in each frame. Every function here
-builds graph nodes and runs at build time; `if` on a graph node becomes a split of the batch.
+Frames are uint8 in layout FHWC. One set of parameters holds for all frames of a clip; statistics that an
+operation needs (darkest and brightest level, histogram, mean grey) are those of each frame. Every function
+here runs when the graph is built; an `if` on a graph node splits the batch.
 
-The forms are those that cost least on a CPU. Float to uint8 is DALI's slowest step there (some 10 ns a value,
-several times the arithmetic around it); so what can stays in integers, or in operations with a fast path for
-uint8. `docs/augmentation.md` has the costs, and how near the results come to PIL's.
+The implementations are the cheapest ones on a CPU. There, float to uint8 is DALI's slowest step (about 10
+ns a value, several times the arithmetic around it), so values stay integers where possible, or pass through
+operations with a fast path for uint8. `docs/augmentation.md` has the costs and the differences from PIL.
 """
 
 from typing import Any
@@ -17,16 +17,16 @@ from pipelines.augment.params import TrainClipSpec
 from pipelines.augment.rand_augment import Operation
 from pipelines.augment.roi import TAPS
 
-FILL = 128  # grey: what comes in from outside the frame when a clip is warped or shifted
-TRUNCATE = -0.498  # PIL cuts fractions off where DALI rounds; a whole number, plus or minus 0.002, stays
+FILL = 128  # grey level outside the frame, for warps and shifts
+TRUNCATE = -0.498  # PIL truncates where DALI rounds; a whole number, plus or minus 0.002, is kept
 
 
 def augment_clip(
     frames: Any, arrays: Any, clip: TrainClipSpec, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Any:
-    """The window of the decoded frames, uint8 FHWC → float32 CFHW, (3, T, size, size), normalised.
+    """The ROI of the decoded frames, uint8 FHWC → normalised float32 CFHW, (3, T, size, size).
 
-    arrays: `ClipParams.arrays`. Operations, crop, flip, jitter, normalisation, in this order.
+    arrays: `ClipParams.arrays`. The order is RandAugment, crop, flip, jitter, normalisation.
     """
     matrix, *rest = arrays
     if clip.operations:
@@ -39,20 +39,20 @@ def augment_clip(
 
 
 def apply_operations(frames: Any, codes: Any, arguments: Any, regions: Any, count: int) -> Any:
-    """Carry out `count` operations one after another, as `roi.restrict_to_roi` lays them out.
+    """Apply `count` operations in order; their parameters are those of `roi.restrict_to_roi`.
 
-    codes: (count,). arguments: (count, 9). regions: (count, 4). The last one's result is the crop.
+    codes: (count,). arguments: (count, 9). regions: (count, 4). The last operation gives the crop.
     """
-    for turn in range(count):
-        frames = _apply(frames, codes[turn], arguments[turn], regions[turn])
+    for index in range(count):
+        frames = _apply(frames, codes[index], arguments[index], regions[index])
     return frames
 
 
 def resize_crop(frames: Any, matrix: Any, size: int) -> Any:
-    """Resize the crop to `size` x `size`, bilinear, and mirror it where `matrix` (9,) says so.
+    """Resize the crop to `size` x `size`, bilinear, mirrored if `matrix` (9,) has a negative x scale.
 
-    Without antialiasing, as the released weights were trained and as a GPU's sampler does it. The edge is
-    repeated outwards: what lies beyond the crop does not shine in.
+    Without antialiasing, as in the training of the released weights. Edge pixels are repeated outwards, so
+    pixels beyond the crop have no influence.
     """
     return fn.experimental.warp_perspective(
         frames,
@@ -65,8 +65,8 @@ def resize_crop(frames: Any, matrix: Any, size: int) -> Any:
 
 def jitter(frames: Any, codes: Any, factors: Any) -> Any:
     """Scale brightness, contrast and saturation by `factors` (3,), in the order of `codes` (3,)."""
-    for turn in range(3):
-        frames = _jitter_once(frames, codes[turn], factors[turn])
+    for index in range(3):
+        frames = _jitter_once(frames, codes[index], factors[index])
     return frames
 
 
@@ -90,9 +90,10 @@ def crop_views(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Any:
-    """Uint8 FHWC → float32, `crops` crops of `crop` pixels stacked in front: (crops, 3, F, crop, crop).
+    """Resize and crop views: uint8 FHWC → normalised float32 (crops, 3, F, crop, crop).
 
-    size: (height, width) to resize to, bilinear. positions: (crops, 2) shares of the free room in y and x.
+    size: (height, width) after the bilinear resize. positions: (crops, 2), each crop's offset in y and x as
+    a share of the largest offset.
     """
     resized = fn.resize(frames, size=size, interp_type=types.INTERP_LINEAR, antialias=False)
     cropped = [
@@ -112,7 +113,7 @@ def crop_views(
 
 
 def _apply(frames: Any, operation: Any, argument: Any, region: Any) -> Any:
-    """One operation, chosen by its code: a binary tree, so that a batch is split four times at most."""
+    """One operation, selected by its code in a binary tree: a batch is split at most four times."""
     if operation == int(Operation.NOTHING):
         result = frames
     elif operation <= int(Operation.SOLARIZE_ADD):
@@ -164,7 +165,7 @@ def _jitter_once(frames: Any, operation: Any, factor: Any) -> Any:
 
 
 def _level(argument: Any) -> Any:
-    """A scalar argument that is a pixel's level or bits."""
+    """A scalar argument as a pixel level or bit mask."""
     return fn.cast(argument, dtype=types.UINT8)
 
 
@@ -173,7 +174,7 @@ def _constant(value: int) -> Any:
 
 
 def _cut(frames: Any, region: Any) -> Any:
-    """The rectangle `region`: top, left, height, width; grey where it lies outside of the frames."""
+    """The rectangle `region`, (top, left, height, width); grey outside the frames."""
     return fn.slice(
         frames,
         start=region[0:2],
@@ -185,12 +186,12 @@ def _cut(frames: Any, region: Any) -> Any:
 
 
 def _grey(frames: Any) -> Any:
-    """Luma of ITU-R BT.601, as PIL converts: F H W 1."""
+    """Luma by ITU-R BT.601, as in PIL: F H W 1."""
     return fn.color_space_conversion(frames, image_type=types.RGB, output_type=types.GRAY)
 
 
 def _mean_grey(frames: Any) -> Any:
-    """Mean luma of each frame as a whole number, in float32: (F, 1, 1, 1)."""
+    """Mean luma of each frame, rounded: (F, 1, 1, 1), float32."""
     return math.floor(fn.reductions.mean(_grey(frames), axis_names="HWC", keep_dims=True) + 0.5)
 
 
@@ -199,15 +200,15 @@ def _inverted(frames: Any) -> Any:
 
 
 def _auto_contrast(frames: Any, region: Any) -> Any:
-    """Stretch each channel of each frame so that its darkest level is 0 and its brightest 255."""
+    """Stretch each channel of each frame to the range 0 to 255."""
     low = fn.reductions.min(frames, axis_names="HW", keep_dims=True)
     span = fn.reductions.max(frames, axis_names="HW", keep_dims=True) - low
-    flat = span == _constant(0)  # such a channel stays as it is
+    flat = span == _constant(0)  # a channel of one level stays unchanged
     low = low * (span != _constant(0))
     span = span + flat * _constant(255)
     part = _cut(frames, region)
-    # A row of equal pixels for each frame: arithmetic with (F, 1, W, 3) runs along whole rows, with
-    # (F, 1, 1, 3) three values at a time, which costs half as much again.
+    # Broadcast to a row of equal pixels per frame: DALI processes (F, 1, W, 3) in whole rows, but (F, 1, 1,
+    # 3) three values at a time, which takes 1.5 times as long.
     row = part[:, :1] * _constant(0)
     stretched = (
         (part - (row + low)) * types.Constant(255).uint16() // (row + fn.cast(span, dtype=types.UINT16))
@@ -216,28 +217,28 @@ def _auto_contrast(frames: Any, region: Any) -> Any:
 
 
 def _equalize(frames: Any, region: Any) -> Any:
-    """Spread each channel's histogram in each frame.
+    """Equalise the histogram of each channel of each frame.
 
-    PIL ranks a level by the pixels below it, DALI by those up to and with it: between the two lie two
-    inversions.
+    PIL ranks a level by the pixels below it, DALI by those up to and including it. Inverting before and
+    after gives PIL's result.
     """
     return _inverted(_cut(fn.equalize(_inverted(frames)), region))
 
 
 def _solarize(frames: Any, threshold: Any) -> Any:
-    """Invert what is at or above the threshold: 0 - 1 is 255, all bits."""
+    """Invert pixels at or above the threshold. In uint8, 0 - 1 is 255: all bits set."""
     return frames ^ (_constant(0) - (frames >= threshold))
 
 
 def _solarize_add(frames: Any, amount: Any) -> Any:
-    """Brighten what is below mid-grey by `amount`, which is 128 at most: no sum exceeds 255."""
+    """Brighten pixels below mid-grey by `amount`, at most 128, so that no sum exceeds 255."""
     return frames + (frames < _constant(128)) * amount
 
 
 def _color(frames: Any, factor: Any) -> Any:
-    """Blend each pixel with its grey: 0 is grey, 1 the clip itself."""
+    """Blend each pixel with its grey; factor 0 is grey, 1 is unchanged."""
     pixels = fn.brightness_contrast(frames, brightness=factor, dtype=types.INT16)
-    # The shift is a share of int16's range. The two roundings cost up to a level beside PIL's one.
+    # The shift is a share of int16's range. Rounding twice differs from PIL by up to one level.
     grey = fn.brightness_contrast(
         _grey(frames), brightness=1 - factor, brightness_shift=TRUNCATE / 32767, dtype=types.INT16
     )
@@ -245,8 +246,8 @@ def _color(frames: Any, factor: Any) -> Any:
 
 
 def _contrast(frames: Any, factor: Any, mean: Any) -> Any:
-    """Blend with `mean` of each frame, (F, 1, 1, 1): 0 is flat grey, 1 the clip itself."""
-    if frames.device == "gpu":  # arguments by name must lie in the host's memory, where the mean is not
+    """Blend with each frame's `mean`, (F, 1, 1, 1); factor 0 is uniform grey, 1 is unchanged."""
+    if frames.device == "gpu":  # DALI takes named arguments from host memory only; the mean is on the GPU
         return _contrast_by_arithmetic(frames, factor, mean)
     return fn.brightness_contrast(
         frames,
@@ -257,7 +258,7 @@ def _contrast(frames: Any, factor: Any, mean: Any) -> Any:
 
 
 def _contrast_by_arithmetic(frames: Any, factor: Any, mean: Any) -> Any:
-    """The same, ten times slower on a CPU."""
+    """`_contrast` by arithmetic, ten times slower on a CPU."""
     return fn.cast_like(mean + (frames - mean) * factor + TRUNCATE, frames)
 
 
@@ -266,17 +267,16 @@ def _brightness(frames: Any, factor: Any) -> Any:
 
 
 def _sharpness(frames: Any, kernel: Any) -> Any:
-    """Filter with `kernel` (9,), 3 x 3 row by row. A pixel on each side is used up."""
-    return fn.filter(frames, _beside(frames, fn.reshape(kernel, shape=[3, 3])), mode="valid")
+    """Filter with a 3 x 3 `kernel`, (9,), row-major. The result is one pixel smaller on each side."""
+    return fn.filter(frames, _on_device_of(frames, fn.reshape(kernel, shape=[3, 3])), mode="valid")
 
 
 def _sharpness_at_edge(frames: Any, kernel: Any, edges: Any) -> Any:
-    """The same where the result reaches the frame's edge, whose outermost pixels stay as they are.
+    """`_sharpness` where the result reaches the frame's edge; the frame's outermost pixels stay unchanged.
 
-    edges: 1 where the result touches the frame's top, left, bottom, right edge, else 0. Any of the parts
-    may be empty.
+    edges: 1 where the result touches the frame's top, left, bottom, right edge, else 0.
     """
-    inner = fn.filter(frames, _beside(frames, fn.reshape(kernel, shape=[3, 3])))[:, 1:-1, 1:-1]
+    inner = fn.filter(frames, _on_device_of(frames, fn.reshape(kernel, shape=[3, 3])))[:, 1:-1, 1:-1]
     shape = frames.shape(dtype=types.INT32)
     height, width = shape[1], shape[2]
     left, right = frames[:, 1:-1, : edges[1]], frames[:, 1:-1, width - edges[3] :]
@@ -286,7 +286,7 @@ def _sharpness_at_edge(frames: Any, kernel: Any, edges: Any) -> Any:
 
 
 def _warp(frames: Any, matrix: Any, region: Any) -> Any:
-    """Source position = matrix (3 x 3, row by row) times target position; bicubic."""
+    """Source position = matrix (3 x 3, row-major) times target position; bicubic."""
     return fn.experimental.warp_perspective(
         frames,
         matrix=fn.reshape(matrix, shape=[3, 3]),
@@ -298,10 +298,10 @@ def _warp(frames: Any, matrix: Any, region: Any) -> Any:
 
 
 def _translate(frames: Any, kernel: Any, region: Any) -> Any:
-    """Shift by a fraction of a pixel with `kernel`, bicubic, then by whole pixels, with grey outside."""
-    return _cut(fn.filter(frames, _beside(frames, kernel), border="clamp"), region)
+    """Shift by a fraction of a pixel with the bicubic `kernel`, then by whole pixels; grey outside."""
+    return _cut(fn.filter(frames, _on_device_of(frames, kernel), border="clamp"), region)
 
 
-def _beside(frames: Any, values: Any) -> Any:
-    """Values on the device of the frames."""
+def _on_device_of(frames: Any, values: Any) -> Any:
+    """The values on the device of the frames."""
     return values.gpu() if frames.device == "gpu" else values

@@ -1,10 +1,10 @@
-"""Which classes tell left from right, so that a flipped clip would bear the label of another."""
+"""Classes that a horizontal flip turns into another class, so that a flipped clip has a wrong label."""
 
 import re
 from collections.abc import Sequence
 
-# A side, and how to recognise it in lower-case words with one space between them.
-_SIDES = {
+# Direction → pattern in lower-case text with single spaces.
+_DIRECTIONS = {
     "left": r"left(?: ?ward| ?wards| ?hand| ?handed)?",
     "right": r"right(?: ?ward| ?wards| ?hand| ?handed)?",
     "counterclockwise": r"(?:counter|anti) ?clockwise",
@@ -16,22 +16,26 @@ _MIRRORED = {
     "clockwise": "counterclockwise",
     "counterclockwise": "clockwise",
 }
-_WORDS = re.compile(r"\b(?:" + "|".join(f"(?P<{side}>{words})" for side, words in _SIDES.items()) + r")\b")
+_PATTERN = re.compile(
+    r"\b(?:" + "|".join(f"(?P<{key}>{words})" for key, words in _DIRECTIONS.items()) + r")\b"
+)
 
 
 def mirrored_classes(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The classes that a horizontal flip turns into another class, as far as their names say so.
+    """The classes whose names say that a horizontal flip turns them into another class.
 
-    Whole words count, in any case and also as a part of `move_left` or `MoveLeft`. A name that tells a side
-    counts only where another class has the mirrored one, such as `from right to left` beside `from left to
-    right`: "right" alone may mean something else, and without its counterpart no label is contradicted.
+    Words count whole and in any case, also within `move_left` or `MoveLeft`. A name with a direction counts
+    only if another class has the mirrored direction, such as `from right to left` and `from left to right`:
+    "right" alone may mean something else, and without a mirrored class no label becomes wrong.
     """
-    sides = {name: _sides(name) for name in class_names}
-    told = {side for side in sides.values() if side}
-    return tuple(name for name, side in sides.items() if tuple(_MIRRORED[word] for word in side) in told)
+    directions = {name: _directions(name) for name in class_names}
+    existing = {found for found in directions.values() if found}
+    return tuple(
+        name for name, found in directions.items() if tuple(_MIRRORED[word] for word in found) in existing
+    )
 
 
-def _sides(name: str) -> tuple[str, ...]:
-    """The sides that a name tells, in its order."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).lower()
-    return tuple(str(found.lastgroup) for found in _WORDS.finditer(parted))
+def _directions(name: str) -> tuple[str, ...]:
+    """The directions in a name, in order."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", name).lower()
+    return tuple(str(found.lastgroup) for found in _PATTERN.finditer(words))

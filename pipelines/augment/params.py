@@ -1,7 +1,7 @@
-"""Every random number that a clip will use, and how a video is seen in training and in evaluation.
+"""Augmentation parameters of a training clip, and the specifications of training clips and evaluation views.
 
-Pure NumPy, no I/O. A training clip's numbers are a function of (seed, epoch, sample, repeat) and of the size
-of its video; one draw holds for all frames of the clip.
+Pure NumPy, no I/O. The parameters are a function of (seed, epoch, sample, repeat) and of the size of the
+video. They hold for all frames of the clip.
 """
 
 from dataclasses import dataclass
@@ -21,60 +21,60 @@ JITTERED = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)
 
 @dataclass(frozen=True)
 class TrainClipSpec:
-    """How a training clip is cut out of its video and changed; one draw holds for all its frames.
-
-    frames: T. size: side of the square crop in pixels. crop_scale: least and most share of the frame's area.
-    crop_ratio: least and most width/height. flip: chance of a mirrored clip. color_jitter: brightness,
-    contrast and saturation factors come from [1 - j, 1 + j]. rand_augment: None, or a string such as
-    `rand-m7-n4-mstd0.5-inc1`.
-    """
+    """How a training clip is sampled, cropped and augmented."""
 
     frames: int
+    """Frames T of the clip."""
     size: int
+    """Height and width of the clip in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the crop's share of the frame's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width / height."""
     flip: float = 0.5
+    """Probability of a mirrored clip."""
     color_jitter: float = 0.0
+    """Brightness, contrast and saturation factors are in [1 - color_jitter, 1 + color_jitter]."""
     rand_augment: str | None = None
+    """None, or a policy such as `rand-m7-n4-mstd0.5-inc1`."""
 
     @property
     def operations(self) -> int:
-        """How many RandAugment operations a clip goes through at most."""
+        """RandAugment operations per clip, at most."""
         return rand_augment.parse_policy(self.rand_augment).count if self.rand_augment else 0
 
     @property
     def array_count(self) -> int:
-        """How many arrays `ClipParams.arrays` holds."""
+        """Number of arrays in `ClipParams.arrays`."""
         return 1 + 3 * (self.operations > 0) + 2 * (self.color_jitter > 0)
 
 
 @dataclass(frozen=True)
 class ClipTransforms:
-    """What is done to a clip, in terms of the full frame.
-
-    crop: in pixels. mirrored: left to right. operations: of RandAugment, on full frames, before the crop.
-    jitter: brightness, contrast and colour in the order they are carried out, after the crop.
-    """
+    """The transforms of a clip, in pixels of the full frame."""
 
     crop: Box
+    """The random resized crop."""
     mirrored: bool
+    """Whether the clip is flipped horizontally."""
     operations: list[DrawnOperation]
+    """RandAugment operations on full frames, before the crop."""
     jitter: list[DrawnOperation]
+    """Brightness, contrast and colour in their random order, after the crop."""
 
 
 @dataclass(frozen=True)
 class ClipParams:
-    """Every number that one training clip needs.
-
-    indices: (T,) frame numbers. roi: (4,) top, left, bottom, right in pixels: the part of the decoded
-    frames that the graph takes. arrays: what the graph takes beside the frames, relative to the window, as
-    `augment_clip` reads it: the placing of the crop, (9,) float32; with RandAugment codes (N,) int32,
-    arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes (3,) int32 and factors (3,) float32.
-    """
+    """The augmentation parameters of one training clip."""
 
     indices: NDArray[np.int32]
+    """(T,) frame numbers."""
     roi: NDArray[np.int32]
+    """(4,) top, left, bottom, right in pixels: the part of the decoded frames that the graph needs."""
     arrays: tuple[NDArray[Any], ...]
+    """The further inputs of `dali_nodes.augment_clip`, relative to the ROI: the crop matrix, (9,) float32;
+    with RandAugment codes (N,) int32, arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes
+    (3,) int32 and factors (3,) float32."""
 
 
 def draw_clip_params(
@@ -88,25 +88,27 @@ def draw_clip_params(
     height: int,
     width: int,
 ) -> ClipParams:
-    """Draw a training clip from a video of `frames` frames of `height` x `width` pixels.
+    """Draw the parameters of a clip from a video of `frames` frames of `height` x `width` pixels.
 
-    Repeats of one sample share their frames and nothing else.
+    Repeats of a sample share the frame numbers and nothing else.
     """
     indices = train_indices(frames, spec.frames, np.random.default_rng([seed, epoch, sample]))
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])
-    changes = draw_transforms(spec, rng, height, width)
-    narrowed = restrict_to_roi(changes.operations, changes.crop, height, width, spec.operations)
-    arrays: tuple[NDArray[Any], ...] = (crop_matrix(changes.crop, changes.mirrored, spec.size),)
+    transforms = draw_transforms(spec, rng, height, width)
+    restricted = restrict_to_roi(transforms.operations, transforms.crop, height, width, spec.operations)
+    arrays: tuple[NDArray[Any], ...] = (crop_matrix(transforms.crop, transforms.mirrored, spec.size),)
     if spec.operations:
-        arrays += (narrowed.codes, narrowed.arguments, narrowed.regions)
+        arrays += (restricted.codes, restricted.arguments, restricted.regions)
     if spec.color_jitter:
-        codes, factors = zip(*((each.operation, each.arguments[0]) for each in changes.jitter), strict=True)
+        codes, factors = zip(
+            *((each.operation, each.arguments[0]) for each in transforms.jitter), strict=True
+        )
         arrays += (np.array(codes, np.int32), np.array(factors, np.float32))
-    return ClipParams(indices, np.array(narrowed.roi, np.int32), arrays)
+    return ClipParams(indices, np.array(restricted.roi, np.int32), arrays)
 
 
 def draw_transforms(spec: TrainClipSpec, rng: np.random.Generator, height: int, width: int) -> ClipTransforms:
-    """Draw what is done to a clip of `height` x `width` pixels."""
+    """Draw the transforms of a clip of `height` x `width` pixels."""
     crop = inception_crop(rng, height, width, spec.crop_scale, spec.crop_ratio)
     mirrored = bool(rng.random() < spec.flip)
     jitter = []
@@ -124,7 +126,7 @@ def draw_transforms(spec: TrainClipSpec, rng: np.random.Generator, height: int, 
 
 
 def crop_matrix(crop: Box, mirrored: bool, size: int) -> NDArray[np.float32]:
-    """The matrix (3 x 3, row by row) from a position in the clip to one in the crop, both from the corner."""
+    """The matrix (3 x 3, row-major) from positions in the clip to positions in the crop."""
     height, width = crop.size
     across = (-width / size, 0, width) if mirrored else (width / size, 0, 0)
     return np.array([*across, 0, height / size, 0, 0, 0, 1], np.float32)
@@ -137,9 +139,9 @@ def inception_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """The random resized crop of Szegedy et al., in whole pixels.
+    """The random resized crop of Szegedy et al. (2015): `CROP_TRIES` tries, then the largest centred crop.
 
-    Ten tries, then the largest centred crop of allowed ratio.
+    scale: range of the share of the area. ratio: range of width / height, which both results obey.
     """
     log_ratio = np.log(ratio)
     for _ in range(CROP_TRIES):
@@ -160,17 +162,18 @@ def inception_crop(
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How a video is seen in evaluation: `clips` x `crops` views from one decode.
-
-    frames: T of each clip. size: side of the square crops, to which the short side is resized. crops: 1
-    (centre) or 3 (left, centre, right; top, centre, bottom for upright videos).
-    """
+    """The views of a video in evaluation: `clips` x `crops`, from one decode."""
 
     frames: int
+    """Frames T of each clip."""
     size: int
+    """Height and width of the crops in pixels; the short side of the frames is resized to it."""
     clips: int = 1
+    """Temporal segments."""
     crops: int = 1
+    """1 (centre) or 3 (left, centre, right; top, centre, bottom for portrait videos)."""
 
     @property
     def views(self) -> int:
+        """Views per video."""
         return self.clips * self.crops

@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al.) as numbers: which operations a clip goes through, and their arguments.
+"""RandAugment (Cubuk et al. 2019): parses policies and draws the operations of a clip with their arguments.
 
-Pure NumPy. Policies are read, and operations and magnitudes drawn, as timm does; the fifteen operations are
-its "increasing" set, in which a larger magnitude always means a stronger change. `augment/dali_nodes.py`
-applies them. One draw holds for all frames of a clip.
+Pure NumPy. Policies, operations and magnitudes follow timm. The fifteen operations are timm's "increasing"
+set, in which a larger magnitude always means a stronger change. `dali_nodes.py` applies them to all frames
+of a clip alike.
 """
 
 import re
@@ -17,14 +17,14 @@ import numpy as np
 from pipelines.errors import DataError
 
 MAX_MAGNITUDE = 10
-UNIFORM_ABOVE = 100  # a spread of the magnitude above this means: uniform between 0 and the magnitude
-MOST_OPERATIONS = 16  # each is a branch of the graph
+UNIFORM_ABOVE = 100  # mstd above this: the magnitude is uniform between 0 and m
+MAX_OPERATIONS = 16  # each is a branch of the graph
 
 
 class Operation(IntEnum):
-    """What is done to a clip; NOTHING fills the places that a clip leaves empty.
+    """Codes of the operations in the graph; NOTHING fills unused positions.
 
-    Rotation and both shears are one code: to the graph they are the same warp with another matrix.
+    Rotation and both shears share WARP, with different matrices.
     """
 
     NOTHING = 0
@@ -38,39 +38,37 @@ class Operation(IntEnum):
     CONTRAST = 8
     BRIGHTNESS = 9
     SHARPNESS = 10
-    SHARPNESS_AT_EDGE = 11  # the same, where what is needed reaches the edge of the frame
+    SHARPNESS_AT_EDGE = 11  # where the needed region touches the edge of the frame
     WARP = 12
     TRANSLATE_X = 13
     TRANSLATE_Y = 14
 
 
 class DrawnOperation(NamedTuple):
-    """One operation on full frames.
-
-    arguments: a bit mask (posterize); a level 0..255 (solarize) or amount (solarize add); a factor, 1 for no
-    change (colour, contrast, brightness, sharpness); source position = 2 x 3 matrix times target position,
-    row by row, in pixels from the corner of the frame (warp); source minus target position in pixels
-    (translate).
-    """
+    """One operation on full frames."""
 
     operation: Operation
+    """Its code."""
     arguments: tuple[float, ...] = ()
+    """Posterize: a bit mask. Solarize: a level, 0 to 255. Solarize add: an amount. Colour, contrast,
+    brightness, sharpness: a factor, 1 for no change. Warp: a 2 x 3 matrix, row-major, from target to source
+    position in pixels from the corner of the frame. Translate: source minus target position in pixels."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A parsed policy string.
-
-    magnitude: 0..10 in common use. count: operations drawn, with replacement. magnitude_std: standard
-    deviation of each operation's magnitude; infinite for a uniform one. probability: chance of each drawn
-    operation to be carried out. magnitude_max: what magnitudes are clipped to.
-    """
+    """A parsed policy string."""
 
     magnitude: float
+    """Mean magnitude; 0 to 10 in common use."""
     count: int
+    """Operations drawn per clip, with replacement."""
     magnitude_std: float
+    """Standard deviation of each operation's magnitude; infinite for a uniform distribution."""
     probability: float
+    """Probability that a drawn operation is applied."""
     magnitude_max: float = MAX_MAGNITUDE
+    """Largest magnitude; larger ones are clipped."""
 
 
 WHOLE = r"\d+"
@@ -80,24 +78,25 @@ PARTS = {"m": WHOLE, "n": WHOLE, "mstd": DECIMAL, "mmax": WHOLE, "inc": WHOLE, "
 
 @lru_cache(maxsize=8)
 def parse_policy(text: str) -> Policy:
-    """Read `rand-m7-n4-mstd0.5-inc1` and the like, with timm's meaning and defaults.
+    """Parse a policy such as `rand-m7-n4-mstd0.5-inc1`, with timm's meaning and defaults.
 
-    m: magnitude, 10 by default. n: operations, 2. mstd: spread of the magnitude, 0; above 100: uniform from 0
-    to m. mmax: largest magnitude, 10. p: chance of each operation, 0.5. inc1 must be there.
+    m: magnitude, 10 by default. n: operations, 2. mstd: standard deviation of the magnitude, 0; above 100:
+    uniform from 0 to m. mmax: largest magnitude, 10. p: probability of each operation, 0.5. inc1 is
+    required.
 
-    Raises DataError for anything else, naming the part.
+    Raises DataError that names the wrong part.
     """
     head, *parts = text.split("-")
     if head != "rand":
-        raise DataError(f"rand_augment '{text}': must start with 'rand-', e.g. rand-m7-n4-mstd0.5-inc1")
+        raise DataError(f"rand_augment '{text}': must start with 'rand-', as in rand-m7-n4-mstd0.5-inc1")
     values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "mmax": 0.0, "inc": 0.0, "p": 0.5}
     for part in parts:
         name, value = _split(text, part)
         values[name] = value
     if not values["inc"]:
-        raise DataError(f"rand_augment '{text}': only the increasing operations are offered; add '-inc1'")
-    if not 1 <= values["n"] <= MOST_OPERATIONS:
-        raise DataError(f"rand_augment '{text}': n must lie in 1..{MOST_OPERATIONS}")
+        raise DataError(f"rand_augment '{text}': only the increasing operations are supported; add '-inc1'")
+    if not 1 <= values["n"] <= MAX_OPERATIONS:
+        raise DataError(f"rand_augment '{text}': n must lie in 1..{MAX_OPERATIONS}")
     if values["p"] > 1:
         raise DataError(f"rand_augment '{text}': p must lie in 0..1")
     return Policy(
@@ -110,13 +109,13 @@ def parse_policy(text: str) -> Policy:
 
 
 def _split(text: str, part: str) -> tuple[str, float]:
-    """Name and value of one part of a policy."""
+    """Name and value of one part of a policy; raises DataError."""
     match = re.fullmatch(r"([a-z]+)(.*)", part)
     name, value = match.groups() if match else (part, "")
     if name.startswith("t") or name == "w":
         raise DataError(
             f"rand_augment '{text}': part '{part}' chooses another set or weighting of operations, which is "
-            "not offered; leave it out for the fifteen increasing operations, all equally likely"
+            "not supported; remove it to use the fifteen increasing operations with equal probability"
         )
     if name not in PARTS:
         raise DataError(
@@ -132,15 +131,15 @@ def _split(text: str, part: str) -> tuple[str, float]:
 def draw_operations(
     policy: Policy, rng: np.random.Generator, height: int, width: int
 ) -> list[DrawnOperation]:
-    """Draw the operations for a clip of `height` x `width` pixels: those that fire, in their order."""
+    """Draw the operations applied to a clip of `height` x `width` pixels, in order."""
     drawn = []
-    makers = tuple(OPERATION_FACTORIES.values())
-    for choice in rng.integers(0, len(makers), size=policy.count):
-        fires = rng.random() < policy.probability
+    factories = tuple(OPERATION_FACTORIES.values())
+    for choice in rng.integers(0, len(factories), size=policy.count):
+        is_applied = rng.random() < policy.probability
         level = draw_magnitude(policy, rng) / MAX_MAGNITUDE
         sign = 1.0 if rng.random() < 0.5 else -1.0
-        if fires:
-            drawn.append(makers[choice](level, sign, height, width))
+        if is_applied:
+            drawn.append(factories[choice](level, sign, height, width))
     return [each for each in drawn if each.operation != Operation.NOTHING]
 
 
@@ -154,7 +153,7 @@ def draw_magnitude(policy: Policy, rng: np.random.Generator) -> float:
 
 
 def _rotate(level: float, sign: float, height: int, width: int) -> DrawnOperation:
-    """Up to 30 degrees about the middle of the frame, against the clock where positive."""
+    """Up to 30 degrees about the middle of the frame; positive is counterclockwise."""
     angle = np.deg2rad(sign * level * 30)
     cos, sin = float(np.cos(angle)), float(np.sin(angle))
     x, y = width / 2, height / 2
@@ -180,13 +179,13 @@ def _translate_y(level: float, sign: float, height: int, width: int) -> DrawnOpe
 
 
 def _posterize(level: float, sign: float, height: int, width: int) -> DrawnOperation:
-    """Keep the 4 to 0 highest bits; no bit at all leaves black."""
+    """Keep the 4 to 0 highest bits; 0 bits give black."""
     bits = max(0, 4 - int(level * 4))
     return DrawnOperation(Operation.POSTERIZE, (~(2 ** (8 - bits) - 1) & 0xFF,))
 
 
 def _solarize(level: float, sign: float, height: int, width: int) -> DrawnOperation:
-    """Invert from a level on that sinks from 256, which no pixel reaches, to 0."""
+    """Invert from a threshold on that falls from 256, which no pixel reaches, to 0."""
     threshold = 256 - min(256, int(level * 256))
     return (
         DrawnOperation(Operation.SOLARIZE, (threshold,))
@@ -200,7 +199,7 @@ def _solarize_add(level: float, sign: float, height: int, width: int) -> DrawnOp
 
 
 def _enhancement(operation: Operation) -> Callable[[float, float, int, int], DrawnOperation]:
-    """Colour, contrast, brightness and sharpness: a factor, which at 1 leaves the clip as it is."""
+    """Colour, contrast, brightness and sharpness by a factor; 1 leaves the clip unchanged."""
 
     def make(level: float, sign: float, height: int, width: int) -> DrawnOperation:
         return DrawnOperation(operation, (max(0.1, 1 + sign * level * 0.9),))
@@ -225,4 +224,4 @@ OPERATION_FACTORIES: dict[str, Callable[[float, float, int, int], DrawnOperation
     "TranslateXRel": _translate_x,
     "TranslateYRel": _translate_y,
 }
-"""The operations by timm's names: from (magnitude / 10, sign, height, width)."""
+"""timm's name → function of (magnitude / 10, sign, height, width) that gives the operation."""

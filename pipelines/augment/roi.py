@@ -1,8 +1,9 @@
-"""Which part of a frame is needed: from the crop backwards through a clip's operations, at draw time.
+"""The region of interest (ROI) of a clip: the part of the frames that its crop depends on.
 
-Most of what lies outside the random crop never reaches the model. Each operation here says which box of its
-input its output's box depends on; so the decoder hands over, and every operation works on, no more than that,
-and the pixels inside the crop are those of the full frame. Pure NumPy; boxes are in pixels of the full frame.
+Most pixels outside the random crop never reach the model. From the crop backwards through the operations,
+the box of each output gives the box of its input. The decoder returns, and every operation processes, no
+more than that; the pixels of the crop are those computed from full frames. Pure NumPy; boxes are in pixels
+of the full frame.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from pipelines.augment.rand_augment import DrawnOperation, Operation
 
 ARGUMENTS = 9  # the longest argument list is a matrix of 3 x 3
-WARP_MARGIN = 3  # pixels around the outermost source positions: bicubic takes 2, rounding may move it by 1
-SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel mixes in
+WARP_MARGIN = 3  # pixels around the source positions: bicubic needs 2, rounding may move them by 1
+SHIFT_MARGIN = 2  # pixels on both sides that a shift by a fraction of a pixel needs
 TAPS = 2 * SHIFT_MARGIN + 1
 SMOOTHING_KERNEL = np.array([1, 1, 1, 1, 5, 1, 1, 1, 1]) / 13  # PIL's 3 x 3 kernel for sharpness
 IDENTITY_KERNEL = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0])
@@ -44,28 +45,28 @@ class Box(NamedTuple):
         return Box(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
 
     def clamped(self, height: int, width: int) -> "Box":
-        """The part inside a frame; one pixel of its edge where there is none."""
+        """The part inside a frame; one pixel of the frame's edge if there is none."""
         top, left = min(max(self.top, 0), height - 1), min(max(self.left, 0), width - 1)
         return Box(top, left, min(max(self.bottom, top + 1), height), min(max(self.right, left + 1), width))
 
 
 class RoiOperations(NamedTuple):
-    """A clip's operations on no more than what is needed.
-
-    roi: the box of the decoded frame that the first operation takes. codes: (N,) of `Operation`.
-    arguments: (N, 9) and regions: (N, 4), as `to_roi_coordinates` gives them; zeros where nothing is done.
-    """
+    """A clip's operations, restricted to its ROI."""
 
     roi: Box
+    """The part of the decoded frames that the first operation needs."""
     codes: NDArray[np.int32]
+    """(N,), of `Operation`; unused positions are NOTHING."""
     arguments: NDArray[np.float32]
+    """(N, 9), of `to_roi_coordinates`; 0 where unused."""
     regions: NDArray[np.int32]
+    """(N, 4), of `to_roi_coordinates`; 0 where unused."""
 
 
 def restrict_to_roi(
     drawn: Sequence[DrawnOperation], crop: Box, height: int, width: int, count: int
 ) -> RoiOperations:
-    """Lay out the operations `drawn`, filled up to `count`, so that the last one gives exactly `crop`.
+    """Restrict the operations to the ROI so that the last one gives exactly `crop`; padded to `count`.
 
     height, width: of the full frame.
     """
@@ -75,9 +76,9 @@ def restrict_to_roi(
     codes = np.zeros(count, np.int32)
     arguments = np.zeros((count, ARGUMENTS), np.float32)
     regions = np.zeros((count, 4), np.int32)
-    for place, each in enumerate(drawn):
-        code, values, region = to_roi_coordinates(each, boxes[place], boxes[place + 1], height, width)
-        codes[place], arguments[place, : len(values)], regions[place] = code, values, region
+    for index, each in enumerate(drawn):
+        code, values, region = to_roi_coordinates(each, boxes[index], boxes[index + 1], height, width)
+        codes[index], arguments[index, : len(values)], regions[index] = code, values, region
     return RoiOperations(boxes[0], codes, arguments, regions)
 
 
@@ -100,13 +101,15 @@ def input_box(drawn: DrawnOperation, target: Box, height: int, width: int) -> Bo
 def to_roi_coordinates(
     drawn: DrawnOperation, source: Box, target: Box, height: int, width: int
 ) -> tuple[Operation, Sequence[float] | NDArray[np.floating], tuple[int, ...]]:
-    """An operation as the graph takes it, which sees only the box `source` and gives the box `target`.
+    """The graph's parameters of an operation that reads only the box `source` and gives the box `target`.
 
-    Returns its code, its arguments and its region. Arguments: as drawn, but a 3 x 3 matrix from positions in
-    the target to positions in the source (warp), a kernel of 3 x 3 (sharpness) or of 5 (translate). Region:
-    (top, left, height, width) of the target inside the source, which may reach beyond it; for a warp only
-    height and width count. For sharpness: 1 where the target touches the frame's edge, else 0 (top, left,
-    bottom, right).
+    Returns:
+        The code.
+        The arguments: as drawn, except a 3 x 3 matrix from target to source positions (warp) and a kernel of
+        3 x 3 (sharpness) or 5 values (translate).
+        The region: (top, left, height, width) of the target relative to the source, possibly beyond it; a
+        warp uses only height and width. For sharpness: 1 where the target touches the frame's edge, else 0
+        (top, left, bottom, right).
     """
     operation, arguments = drawn
     rows, columns = target.top - source.top, target.left - source.left
@@ -117,7 +120,7 @@ def to_roi_coordinates(
         sharpening = SMOOTHING_KERNEL + (IDENTITY_KERNEL - SMOOTHING_KERNEL) * arguments[0]
         return operation, sharpening, tuple(int(edge) for edge in edges)
     if operation == Operation.WARP:
-        matrix = _moved(source, back=True) @ _affine(arguments) @ _moved(target)
+        matrix = _translation(source, back=True) @ _affine(arguments) @ _translation(target)
         return operation, matrix.reshape(-1), region
     if operation in (Operation.TRANSLATE_X, Operation.TRANSLATE_Y):
         whole = _whole(arguments[0])
@@ -128,15 +131,15 @@ def to_roi_coordinates(
 
 
 def _whole(offset: float) -> int:
-    """The nearest whole number of pixels, upwards from the half: what is left is in [-0.5, 0.5).
+    """The nearest whole number of pixels, halves rounded up: the remainder is in [-0.5, 0.5).
 
-    So a pixel comes from inside the frame exactly where its shift by whole pixels does.
+    So a pixel comes from inside the frame exactly if it does so after the shift by whole pixels.
     """
     return int(np.floor(offset + 0.5))
 
 
 def _source_of_warp(matrix: Sequence[float], target: Box) -> Box:
-    """The box around the source positions of all pixels of `target`, and its margin."""
+    """The box of the source positions of all pixels of `target`, with its margin."""
     (top, left), (bottom, right) = (
         (target.top + 0.5, target.left + 0.5),
         (target.bottom - 0.5, target.right - 0.5),
@@ -147,18 +150,18 @@ def _source_of_warp(matrix: Sequence[float], target: Box) -> Box:
 
 
 def _affine(arguments: Sequence[float]) -> NDArray[np.float64]:
-    """2 x 3 numbers, row by row → 3 x 3."""
+    """(6,), row-major → 3 x 3."""
     return np.vstack([np.reshape(arguments, (2, 3)), [0, 0, 1]])
 
 
-def _moved(box: Box, back: bool = False) -> NDArray[np.float64]:
-    """Positions in `box` → positions in the frame, or back; 3 x 3."""
+def _translation(box: Box, back: bool = False) -> NDArray[np.float64]:
+    """The matrix (3 x 3) from positions in `box` to positions in the frame, or back."""
     sign = -1 if back else 1
     return np.array([[1, 0, sign * box.left], [0, 1, sign * box.top], [0, 0, 1]], np.float64)
 
 
 def _cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Keys' kernel (1981, equation 4): what a pixel weighs at `distance` pixels from the wanted position."""
+    """Keys' bicubic kernel (1981, equation 4): the weight of a pixel at `distance` pixels."""
     t = np.abs(distance)
     near = ((CUBIC + 2) * t - (CUBIC + 3)) * t * t + 1
     far = CUBIC * (((t - 5) * t + 8) * t - 4)
