@@ -404,7 +404,7 @@ class Run:
             meter=meter,
             stop=stop,
             watchdog=watchdog,
-            inquiry=NonfiniteDiagnosis(
+            diagnosis=NonfiniteDiagnosis(
                 engine, self.folder.path, self._description(prepared), prepared.train.path
             ),
             skipped=self._skipped_steps(fixed),
@@ -588,7 +588,7 @@ class Run:
             "seconds": totals.seconds,
             "lost_seconds": totals.lost,
             "starts": totals.starts,
-            "spent": totals.words,
+            "spent": totals.time_breakdown,
             "gpu_hours": trainer.meter.device_seconds / 3600,
             "mfu": trainer.meter.mfu(totals.clips_per_second),
             "quarantined": trainer.run_logger.quarantined,

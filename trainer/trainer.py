@@ -61,7 +61,7 @@ class Trainer:
     meter: ThroughputMeter
     stop: StopRequest
     watchdog: Watchdog
-    inquiry: NonfiniteDiagnosis
+    diagnosis: NonfiniteDiagnosis
     skipped: SkippedSteps
     settings: dict[str, Any]
     description: dict[str, Any]
@@ -94,7 +94,7 @@ class Trainer:
             return not self.evaluates_at_end or self.evaluate()
         batches = iter(self.train_loader)
         self.engine.train()
-        self.meter.begun(process_age())
+        self.meter.record_startup(process_age())
         while self.step < self.schedule.total_steps:
             with self.meter.step(self.sampler.global_batch):
                 totals = self.exchange(self.train_step(batches))
@@ -133,7 +133,7 @@ class Trainer:
             # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
             # how many clips of the others are bad.
             loss = propagate_nonfinite(losses.sum())
-            self.inquiry.hold(self.step, number, batch, loss)
+            self.diagnosis.hold(self.step, number, batch, loss)
             self.engine.backward(loss / self.engine.micro_batch)
             if number == self.engine.accumulation - 1:
                 self.conclude()  # the weights are still those that the step before met
@@ -160,9 +160,9 @@ class Trainer:
         """
         # Weights that were saved but never gave a finite gradient may be the cause.
         self.checkpoints.doubt(f"the gradient of step {step + 1}, which met its weights, is not finite")
-        finding = self.inquiry.look(step)
+        finding = self.diagnosis.diagnose(step)
         try:
-            words = self.skipped.add(step + 1, finding.words)
+            words = self.skipped.add(step + 1, finding.reason)
         except RunError as error:
             self.run_logger.log_skipped_step(step, str(error), finding.file)
             raise AgreedError(f"{error}. {self.last_saved().capitalize()}") from error

@@ -37,12 +37,12 @@ def hash_clips(batch: ClipBatch) -> Tensor:
     return _mixed((by_clip * by_plane).sum(1) + about).sum()
 
 
-def halves(value: Tensor) -> Tensor:
+def split_halves(value: Tensor) -> Tensor:
     """The upper and the lower 32 bits of an int64 as float64, (2,): sums of up to 2**21 such are exact."""
     return torch.stack([(value >> 32) & 0xFFFFFFFF, value & 0xFFFFFFFF]).double()
 
 
-def hex_of(upper: float, lower: float) -> str:
+def format_hash(upper: float, lower: float) -> str:
     """Sums of `halves` as 16 hexadecimal digits of the sum of the values, modulo 2**64."""
     return f"{((int(upper) << 32) + int(lower)) % 2**64:016x}"
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.distributed.async_copy import AsyncCopy
-from trainer.distributed.batch_hash import halves, hex_of
+from trainer.distributed.batch_hash import format_hash, split_halves
 
 
 class StepSums(NamedTuple):
@@ -76,7 +76,7 @@ class StepSync:
             part = part.pin_memory()
         part = part.to(self._device, non_blocking=True)
         part[0] = sums.loss.double()
-        part[1:3] = halves(sums.batch_hash)
+        part[1:3] = split_halves(sums.batch_hash)
         before = self.last()
         dist.all_reduce(part)
         self._pending = (step, AsyncCopy(part))
@@ -93,7 +93,7 @@ class StepSync:
         return StepTotals(
             step,
             loss / counted if counted else float("nan"),
-            hex_of(upper, lower),
+            format_hash(upper, lower),
             int(clips),
             int(bad),
             int(bad_samples),

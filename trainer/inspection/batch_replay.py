@@ -21,7 +21,7 @@ from trainer.checkpoint.metadata import CheckpointError, read_state
 from trainer.checkpoint.retention import Retention
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
-from trainer.distributed.batch_hash import halves, hash_clips, hex_of
+from trainer.distributed.batch_hash import format_hash, hash_clips, split_halves
 from trainer.distributed.environment import describe_environment
 from trainer.errors import RunError
 from trainer.inspection.step_record import StepRecord, find_step
@@ -209,7 +209,7 @@ def _make(
                 making(len(clips), sampler.global_batch)
             if len(clips) == sampler.global_batch:
                 break
-    return tuple(clips), hex_of(*halves(total).tolist())
+    return tuple(clips), format_hash(*split_halves(total).tolist())
 
 
 def _micro_batch(sampler: TrainSampler) -> int:

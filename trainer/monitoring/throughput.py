@@ -95,7 +95,7 @@ class RunTotals:
         return _ratio(self.training + self.waiting + self.evaluating, self.seconds)
 
     @property
-    def words(self) -> str:
+    def time_breakdown(self) -> str:
         """Where the time went: `3:20:00: training 91 %, waiting 4 %, saving 1 %, evaluating 4 %`, and what
         restarts cost, where there were any.
         """
@@ -262,7 +262,7 @@ class ThroughputMeter:
             self._device_seconds_before += max(0.0, on_devices)
         self._seconds_before = self.spent.seconds
 
-    def begun(self, starting: float) -> None:
+    def record_startup(self, starting: float) -> None:
         """The first step is about to begin, so many seconds after its process; lost where it is a restart."""
         if self.spent.starts > 1:
             self.spent.lost += starting

@@ -171,7 +171,7 @@ class LockRecord:
         return self.job
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Who holds the folder, for a message."""
         job = "" if self._job_id is None else f" of SLURM job {self._job_id}"
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))

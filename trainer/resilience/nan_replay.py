@@ -67,7 +67,7 @@ def replay(file: Path) -> bool:
     reproduced = False
     for precision in dict.fromkeys(["fp32", about["precision"]]):
         losses, found = _seen_again(model, tensors, precision)
-        words = "all is finite" if found.origin is None else found.origin.words
+        words = "all is finite" if found.origin is None else found.origin.description
         console.print(f"\n{precision}: {words}", style="bold")
         _print_losses(console, tensors, paths, losses)
         if found.origin is not None:

@@ -29,7 +29,7 @@ class Origin:
     order: int
     phase: Phase
     module: str | None
-    words: str
+    description: str
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 class NonfiniteReport:
     """words: what was not finite where, to follow "because". file: for a replay; None where none was kept."""
 
-    words: str
+    reason: str
     file: Path | None
 
 
@@ -90,7 +90,7 @@ class NonfiniteDiagnosis:
         else:
             self._suspects[-1].add(number, batch, loss)
 
-    def look(self, step: int) -> NonfiniteReport:
+    def diagnose(self, step: int) -> NonfiniteReport:
         """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
         suspect = next(suspect for suspect in self._suspects if suspect.step == step)
         number, batch = int(suspect.number), suspect.batch
@@ -103,7 +103,7 @@ class NonfiniteDiagnosis:
         for buffer, before in buffers:
             buffer.copy_(before)
         told: list[Any] = [None] * dist.get_world_size()
-        own = None if origin is None else (origin.order, origin.words, batch.ids.tolist())
+        own = None if origin is None else (origin.order, origin.description, batch.ids.tolist())
         dist.all_gather_object(told, (own, room))
         orders = [order for order, _ in told]
         culprits = [rank for rank, order in enumerate(orders) if order is not None]

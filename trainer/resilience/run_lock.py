@@ -84,10 +84,10 @@ class RunLock:
                 os.utime(self._descriptor)
                 if max(_numbers(self._folder), default=0) > self._number:
                     holder = _latest(self._folder)[1]
+                    who = "another process" if holder is None else holder.description
                     self._on_loss(
-                        f"the run folder {self._run_dir} was taken over by "
-                        f"{'another process' if holder is None else holder.words}, since this process gave "
-                        f"no sign of life for {STALE:g} s: it ends here, so that two runs do not mix"
+                        f"{who} has acquired the run folder {self._run_dir}, because this process gave no "
+                        f"sign of life for {STALE:g} s: it ends here, so that two runs do not mix"
                     )
                     return
 
@@ -227,12 +227,12 @@ class _Acquisition:
             if age > self._stale or (watched and time.monotonic() - begun > self._stale):
                 _log.warning(
                     "%s has given no sign of life for %.0f s: its run folder %s is taken over",
-                    "an unknown process" if holder is None else holder.words, age, self._run_dir,
+                    "an unknown process" if holder is None else holder.description, age, self._run_dir,
                 )  # fmt: skip
                 return number
             if watched is None:
                 watched, begun = (number, touched), time.monotonic()
-                who = "an unknown process" if holder is None else holder.words
+                who = "an unknown process" if holder is None else holder.description
                 self._waiting(
                     f"the folder {self._run_dir} was last used by {who}; only a sign of life shows "
                     f"whether it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
@@ -243,7 +243,7 @@ class _Acquisition:
         if holder is None:
             who, end = f"an unknown process ({file} cannot be read)", "end it"
         else:
-            who, end = holder.words, f"end it ({holder.advice})"
+            who, end = holder.description, f"end it ({holder.advice})"
         raise RunError(
             f"the folder {self._run_dir} is in use by {who}; last sign of life {max(0.0, age):.0f} s "
             f"ago. Wait for that run or {end}, and start again; or name another folder with {self._option}"

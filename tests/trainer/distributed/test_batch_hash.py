@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.loader import ClipBatch
-from trainer.distributed.batch_hash import halves, hash_clips, hex_of
+from trainer.distributed.batch_hash import format_hash, hash_clips, split_halves
 
 CLIPS = 6
 
@@ -20,7 +20,7 @@ def batch(device: torch.device) -> ClipBatch:
 
 
 def shown(batch: ClipBatch) -> str:
-    return hex_of(*halves(hash_clips(batch)).tolist())
+    return format_hash(*split_halves(hash_clips(batch)).tolist())
 
 
 def part(batch: ClipBatch, places: torch.Tensor) -> ClipBatch:
@@ -34,8 +34,8 @@ def test_its_value_is_the_same_on_every_device_and_stays(batch: ClipBatch) -> No
 def test_order_and_split_of_the_clips_do_not_matter(batch: ClipBatch, device: torch.device) -> None:
     order = torch.tensor([4, 0, 5, 2, 1, 3], device=device)
     assert shown(part(batch, order)) == shown(batch)
-    sums = sum(halves(hash_clips(part(batch, places))) for places in order.split((1, 3, 2)))
-    assert isinstance(sums, torch.Tensor) and hex_of(*sums.tolist()) == shown(batch)
+    sums = sum(split_halves(hash_clips(part(batch, places))) for places in order.split((1, 3, 2)))
+    assert isinstance(sums, torch.Tensor) and format_hash(*sums.tolist()) == shown(batch)
 
 
 def test_every_bit_and_every_place_matters(batch: ClipBatch) -> None:
@@ -69,8 +69,8 @@ def test_every_bit_and_every_place_matters(batch: ClipBatch) -> None:
 
 def test_a_sum_over_a_million_ranks_is_exact() -> None:
     value = torch.tensor(-3)
-    upper, lower = (halves(value) * 2**20).tolist()
-    assert hex_of(upper, lower) == f"{-3 * 2**20 % 2**64:016x}"
+    upper, lower = (split_halves(value) * 2**20).tolist()
+    assert format_hash(upper, lower) == f"{-3 * 2**20 % 2**64:016x}"
 
 
 def test_clips_of_more_pixels_than_are_held_at_once_and_not_finite_ones(device: torch.device) -> None:

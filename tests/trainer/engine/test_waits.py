@@ -100,7 +100,7 @@ def reads_of_a_step(stage: int, precision: str, form: Form) -> tuple[Counter[str
     with mock.patch.object(engine_module, "choose_precision", lambda *_: precision):
         engine = make_engine(stage, form=form, fused=True)
     trainer = trainer_of(engine)
-    trainer.inquiry = NonfiniteDiagnosis(engine, Path(), {}, lambda _: Path())
+    trainer.diagnosis = NonfiniteDiagnosis(engine, Path(), {}, lambda _: Path())
     batches = iter([batch(number) for number in range(6)])
     for _ in range(2):  # what is made at first is there by then
         trainer.exchange(trainer.train_step(batches))
@@ -136,7 +136,7 @@ def what_is_found(
     engine = make_engine(stage, fused=fused)
     before = engine.gather_weights()
     trainer = trainer_of(engine)
-    trainer.inquiry = NonfiniteDiagnosis(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    trainer.diagnosis = NonfiniteDiagnosis(engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
     trainer.skipped = SkippedSteps(limit=1)
     batches = iter([batch(number, poisoned=number == poisoned) for number in range(4)])
     told: Any = trainer.run_logger.log_skipped_step
@@ -152,7 +152,9 @@ def what_is_found(
     same = all(torch.equal(kept[name], weight) for name, weight in before.items())
     state = {piece.key: piece.values.clone() for piece in engine.state_shards()}
     other = trainer_of(make_engine(stage, fused=fused))
-    other.inquiry = NonfiniteDiagnosis(other.engine, folder, {"model": {}}, lambda sample: Path(str(sample)))
+    other.diagnosis = NonfiniteDiagnosis(
+        other.engine, folder, {"model": {}}, lambda sample: Path(str(sample))
+    )
     other.train_step(iter([batch(2), batch(3)]))
     other.engine.finish_step()
     differing = [

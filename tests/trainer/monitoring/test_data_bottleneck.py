@@ -33,7 +33,7 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
     first = watch.report_if_due(spent)
     assert first is not None
     assert (first.limit.stage, first.changed) == ("model", True)
-    assert "keeps up: 0 % of the time" in first.words
+    assert "keeps up: 0 % of the time" in first.message
     assert watch.report_if_due(spent) is None  # it has just looked
 
     pass_by(15.0, decoding)
@@ -41,9 +41,9 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
     assert second is not None
     assert (second.limit.stage, second.changed) == ("decode", True)
     assert second.milliseconds["decode"] == 95.0  # since the last look, not since the beginning
-    assert "50 % of the time is spent waiting for data" in second.words
-    assert "Decoding limits" in second.words
-    assert "data.workers" in second.words
+    assert "50 % of the time is spent waiting for data" in second.message
+    assert "Decoding limits" in second.message
+    assert "data.workers" in second.message
 
     pass_by(15.0, decoding)
     third = watch.report_if_due(spent)

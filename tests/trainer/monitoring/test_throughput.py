@@ -92,19 +92,19 @@ def test_totals_go_on_after_a_restart(
 def test_what_restarts_cost_is_added_up(
     clock: Clock, meter: ThroughputMeter, step: Callable[..., None]
 ) -> None:
-    meter.begun(20)  # the first start-up is no loss
+    meter.record_startup(20)  # the first start-up is no loss
     step(8, waited=0.0, trained=60.0)
     assert (meter.spent.lost, meter.spent.seconds) == (0, 60)
     again = ThroughputMeter(device=CPU, clock=clock)
     again.restore(meter.totals(), done_again=15)
-    again.begun(5)
+    again.record_startup(5)
     assert (again.spent.lost, again.spent.starts, again.spent.seconds) == (20, 2, 80)
     third = ThroughputMeter(device=CPU, clock=clock)
     third.restore(again.totals(), done_again=-3600)
-    third.begun(20)
+    third.record_startup(20)
     assert (third.spent.lost, third.spent.starts) == (40, 3)
     assert third.spent.clips_per_second == 8 / 60  # rates are those of the training
-    assert third.spent.words == (
+    assert third.spent.time_breakdown == (
         "0:01:40: training 60 %, waiting 0 %, saving 0 %, evaluating 0 %, lost to 2 restarts 40 %"
     )
 
@@ -116,13 +116,13 @@ def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> 
     assert first.device_seconds == 40
     later = ThroughputMeter(device=CPU, clock=clock, world_size=2)
     later.restore(first.totals(), done_again=3)
-    later.begun(2)
+    later.record_startup(2)
     with later.evaluating():
         clock.now += 5
     assert later.device_seconds == 40 + 2 * (3 + 2 + 5)
     again = ThroughputMeter(device=CPU, clock=clock, world_size=2)
     again.restore(first.totals(), done_again=3, device_done_again=12)
-    again.begun(2)
+    again.record_startup(2)
     assert again.device_seconds == 40 + 4 * 3 + 2 * 2
     old = {name: value for name, value in first.totals().items() if name != "device_seconds"}
     later.restore(old)
@@ -133,7 +133,7 @@ def test_totals_of_other_versions_are_taken(clock: Clock, meter: ThroughputMeter
     old = {"steps": 10, "clips": 320, "training": 30.0, "waiting": 1.0, "saving": 0.5, "evaluating": 2.0}
     meter.restore({**old, "dreaming": 3.0})
     assert meter.spent == RunTotals(10, 320, 30.0, 1.0, 0.5, 2.0, lost=0.0, starts=2)
-    assert "restart 0 %" in meter.spent.words
+    assert "restart 0 %" in meter.spent.time_breakdown
 
 
 def test_setting_the_time_of_day_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_clips(value: float) -> None:
     origin = traced(model(), clips).origin
     assert origin is not None
     assert (origin.order, origin.phase, origin.module) == (0, "clips", None)
-    assert "the clips themselves" in origin.words
+    assert "the clips themselves" in origin.description
 
 
 @pytest.mark.parametrize("recomputed", [0, 2])
@@ -92,7 +92,7 @@ def test_an_output_that_overflows(recomputed: int) -> None:
     origin = traced(made).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("forward", "blocks.1.attention.qkv")
-    assert "the output of blocks.1.attention.qkv" in origin.words
+    assert "the output of blocks.1.attention.qkv" in origin.description
 
 
 def test_a_weight_that_is_no_number() -> None:
@@ -102,7 +102,7 @@ def test_a_weight_that_is_no_number() -> None:
     origin = traced(made).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("forward", "fusion")
-    assert origin.words == "the weight query of fusion is NaN"
+    assert origin.description == "the weight query of fusion is NaN"
 
 
 def test_between_the_parts_of_a_module() -> None:
@@ -112,7 +112,7 @@ def test_between_the_parts_of_a_module() -> None:
     origin = traced(made).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("forward", "")
-    assert origin.words == "what the model hands to ln_pre is infinite, of finite parts"
+    assert origin.description == "what the model hands to ln_pre is infinite, of finite parts"
 
 
 def test_what_comes_first_has_the_lower_number() -> None:
@@ -141,7 +141,7 @@ def test_a_gradient_that_becomes_infinite(recomputes: bool) -> None:
     origin = trace_nonfinite(made, run).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("backward", "2")
-    assert origin.words.startswith("the gradient that 2 passes on is")
+    assert origin.description.startswith("the gradient that 2 passes on is")
 
 
 def test_who_shares_an_input_with_the_culprit_is_not_accused() -> None:
@@ -174,7 +174,7 @@ def test_a_weight_gradient_that_overflows() -> None:
     origin = trace_nonfinite(made, lambda: (made(torch.full((4, 1), 2e38)) * 1.0).sum()).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("backward", "")
-    assert "the gradient of the weight weight is infinite" in origin.words
+    assert "the gradient of the weight weight is infinite" in origin.description
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_loss_itself(loss: Callable[[Tensor], Tensor], words: str) -> None:
     origin = trace_nonfinite(made, lambda: loss(made(torch.ones(2, 3)))).origin
     assert origin is not None
     assert (origin.phase, origin.module) == ("loss", None)
-    assert origin.words.startswith(words)
+    assert origin.description.startswith(words)
 
 
 def test_a_compiled_model_is_looked_into_as_it_was_written() -> None:

@@ -26,7 +26,7 @@ def two() -> Iterator[Ranks]:
         yield ranks
 
 
-def look(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, int]:
+def diagnose(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, int]:
     """What is found of a clip of rank 1 that holds a NaN, and the bytes of a checkpoint."""
     engine = make_engine(1, form=form)
     looked = NonfiniteDiagnosis(engine, folder, {"model": {}}, lambda sample: Path(f"{sample}.mp4"))
@@ -38,13 +38,13 @@ def look(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, int]:
     checkpointer = checkpoints(folder / "checkpoints")
     checkpointer.begin(engine, state_of(engine, 1))
     checkpointer.doubt("only its size was asked for")
-    return looked.look(4), checkpointer._total_bytes
+    return looked.diagnose(4), checkpointer._total_bytes
 
 
 def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) -> None:
-    for finding, _ in two.run(look, tmp_path):
+    for finding, _ in two.run(diagnose, tmp_path):
         assert finding.file == tmp_path / "not-finite" / "step-0000005" / "rank-00001.safetensors"
-        assert "not kept" not in finding.words
+        assert "not kept" not in finding.reason
     (tmp_path / "ordinary").write_text("")
     files = [path for path in (tmp_path / "not-finite").rglob("*") if path.is_file()]
     assert len(files) == 2
@@ -53,29 +53,31 @@ def test_clips_and_weights_are_kept_for_all_to_read(two: Ranks, tmp_path: Path) 
 
 def look_without_memory(folder: Path) -> NonfiniteReport:
     error = torch.OutOfMemoryError("no room")
-    traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else nonfinite.trace
-    with mock.patch.object(nonfinite, "trace", traced):
-        return look(folder, "scene")[0]  # in the other form, batch norms wait for all ranks within a forward
+    traced = mock.Mock(side_effect=error) if dist.get_rank() == 1 else nonfinite.trace_nonfinite
+    with mock.patch.object(nonfinite, "trace_nonfinite", traced):
+        return diagnose(folder, "scene")[
+            0
+        ]  # in the other form, batch norms wait for all ranks within a forward
 
 
 def test_a_rank_without_memory_to_look_leaves_no_other_waiting(two: Ranks, tmp_path: Path) -> None:
     for finding in two.run(look_without_memory, tmp_path):
-        assert "not enough memory to look" in finding.words and finding.file is None
+        assert "not enough memory to look" in finding.reason and finding.file is None
 
 
 def look_failing(folder: Path, failing: str) -> NonfiniteReport:
     error = RunError("no room") if failing == "save_weights" else OSError(errno.ENOSPC, "no room")
     with mock.patch.object(nonfinite, failing, mock.Mock(side_effect=error)):
-        return look(folder)[0]
+        return diagnose(folder)[0]
 
 
-@pytest.mark.parametrize("failing", ["save_weights", "keep"])
+@pytest.mark.parametrize("failing", ["save_weights", "write_replay_file"])
 def test_what_cannot_be_kept_whole_is_not_kept_and_ends_no_rank(
     two: Ranks, tmp_path: Path, failing: str
 ) -> None:
     for finding in two.run(look_failing, tmp_path, failing):
         assert finding.file is None
-        assert finding.words.endswith("samples 0, 1; not kept for a replay)")
+        assert finding.reason.endswith("samples 0, 1; not kept for a replay)")
     assert not list((tmp_path / "not-finite").glob("*"))
 
 
@@ -84,15 +86,15 @@ def look_with(folder: Path, free: int) -> tuple[NonfiniteReport, int]:
         return mock.Mock(free=free if path == folder else 2**40)
 
     with mock.patch.object(shutil, "disk_usage", usage):
-        return look(folder)
+        return diagnose(folder)
 
 
 def test_no_evidence_takes_the_next_checkpoints_room(two: Ranks, tmp_path: Path) -> None:
-    size = two.run(look, tmp_path / "as it is")[0][1]
+    size = two.run(diagnose, tmp_path / "as it is")[0][1]
     evidence = sum(
         os.path.getsize(path) for path in (tmp_path / "as it is" / "not-finite").rglob("*.safetensors")
     )
     short, _ = two.run(look_with, tmp_path / "short", size + MARGIN)[0]
-    assert short.file is None and "not kept for a replay" in short.words
+    assert short.file is None and "not kept for a replay" in short.reason
     enough, _ = two.run(look_with, tmp_path / "enough", size + MARGIN + evidence)[0]
     assert enough.file is not None

@@ -315,7 +315,7 @@ def test_slurm_is_asked_for_the_task_of_an_array(
     record = elsewhere(SLURM_JOB_ID=raw, SLURM_STEP_ID="0", SLURM_ARRAY_JOB_ID="123", SLURM_ARRAY_TASK_ID="4")
     assert record.state(tmp_path / "none", variables={}) is verdict
     assert set((tmp_path / "asked").read_text().split()) == {"--jobs=123_4"}
-    assert "SLURM job 123_4" in record.words and record.advice == "scancel 123_4"
+    assert "SLURM job 123_4" in record.description and record.advice == "scancel 123_4"
     assert LockRecord.read(record.text()) == record
 
 
@@ -335,5 +335,5 @@ def test_a_record_of_before_arrays_were_known_is_read(
 
 def test_a_record_says_the_job() -> None:
     record = LockRecord.own("token", flock=True, variables={"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "x"})
-    assert "SLURM job 7" in record.words and record.advice == "scancel 7"
+    assert "SLURM job 7" in record.description and record.advice == "scancel 7"
     assert LockRecord.read(record.text()) == record
