@@ -44,7 +44,7 @@ def format_count(number: int, noun: str) -> str:
 def format_list(items: Sequence[str], most: int, total: int | None = None) -> str:
     """`a, b and 3 more`: the first `most` of `items`, which may be fewer than their `total`."""
     more = (len(items) if total is None else total) - min(len(items), most)
-    return ", ".join(items[:most]) + (f" and {more} more" if more else "")
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def wrap(text: str, indent: str = "") -> list[str]:

@@ -1,1 +1,1 @@
-"""The dataset on disk: the manifest, the videos it names, and how a manifest is made."""
+"""The dataset on disk: manifests, the videos they list, and how a manifest is made."""

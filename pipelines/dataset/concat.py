@@ -1,4 +1,4 @@
-"""Everything a run trains or evaluates on: one manifest, or several laid end to end under one numbering."""
+"""The samples of a run: one manifest, or several concatenated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.formatting import printable
 
 
 class Samples(Protocol):
-    """Videos by their numbers, as a reader of samples takes them; its methods are those of `Dataset`."""
+    """Videos by index, as a sample reader needs them; see the methods of `Dataset`."""
 
     def __len__(self) -> int: ...
 
@@ -27,23 +27,23 @@ class Samples(Protocol):
 
 
 class Dataset:
-    """One or several manifests as one: its samples are the rows of the first, then of the second, and so on.
+    """Concatenated manifests: the samples are the rows of the first, then those of the second, and so on.
 
-    Holds nothing but the manifests and where each begins, so time and memory do not depend on their length,
-    and pickling costs what pickling the manifests does: their paths and fingerprints.
+    Holds only the manifests and the first sample of each, so its time and memory do not depend on the number
+    of rows. Pickles as the manifests do: as paths and fingerprints.
     """
 
     def __init__(self, manifests: Sequence[Manifest]) -> None:
         """
         Raises:
-            DataError: there is no manifest, or two of them name different classes.
+            DataError: there is no manifest, or two of them have different class names.
         """
         if not manifests:
             raise DataError("a dataset needs at least one manifest; name one, such as data/train.arrow")
         self.manifests = tuple(manifests)
         for other in self.manifests[1:]:
             check_same_classes(self.manifests[0], other)
-        # Where each manifest begins, and where the last one ends.
+        # The first sample of each manifest; the number of all samples.
         *self.starts, self._samples = accumulate(map(len, self.manifests), initial=0)
 
     @classmethod
@@ -51,7 +51,7 @@ class Dataset:
         """Map the manifests at `paths`.
 
         Raises:
-            DataError: as `Manifest.open`, and where two name different classes.
+            DataError: as `Manifest.open`, and if two manifests have different class names.
         """
         return cls([Manifest.open(path) for path in paths])
 
@@ -68,7 +68,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Of one manifest its own; of several a SHA-256 of theirs, in their order, as hexadecimal digits."""
+        """That of the only manifest; of several, the SHA-256 of theirs in order, as hexadecimal digits."""
         if len(self.manifests) == 1:
             return self.manifests[0].fingerprint
         return hashlib.sha256("\n".join(m.fingerprint for m in self.manifests).encode()).hexdigest()
@@ -78,26 +78,26 @@ class Dataset:
 
         Raises:
             IndexError: there is no such sample.
-            VideoError: the row's values cannot be those of a video.
-            DataError: its manifest is damaged there.
+            VideoError: a value of the row is not possible for a video; see `check_row`.
+            DataError: the manifest is damaged there.
         """
         manifest, index = self._place(sample)
         return manifest.row(index)
 
     def path(self, sample: int) -> Path:
-        """Where the sample's file is, absolutely, whatever else stands in its row; raises what `row` does."""
+        """The absolute path of the sample's file; checks and raises as `row` does, but for the path only."""
         manifest, index = self._place(sample)
         return manifest.path_at(index)
 
     def printable_path(self, sample: int) -> str:
-        """How messages name the sample."""
+        """The sample's path for messages."""
         manifest, index = self._place(sample)
         return manifest.printable_path(index)
 
     def _place(self, sample: int) -> tuple[Manifest, int]:
         if not 0 <= sample < self._samples:
             raise IndexError(f"sample {sample} of {self}, which has {self._samples} samples")
-        # The last of those that begin at or before it: an empty manifest begins where the next one does.
+        # The last manifest that begins at or before the sample; an empty one begins where the next one does.
         number = bisect_right(self.starts, sample) - 1
         return self.manifests[number], sample - self.starts[number]
 
@@ -105,7 +105,7 @@ class Dataset:
 def check_same_classes(one: Manifest, other: Manifest) -> None:
     """
     Raises:
-        DataError: the two do not name the same classes in the same order; with the first that differs.
+        DataError: the class names differ or are in another order; the message names the first difference.
     """
     if one.class_names == other.class_names:
         return
@@ -116,6 +116,6 @@ def check_same_classes(one: Manifest, other: Manifest) -> None:
     else:
         difference = f"the first has {len(one.class_names)}, the second {len(other.class_names)}"
     raise DataError(
-        f"{printable(one.path)} and {printable(other.path)} name different classes: {difference}; make "
-        "both manifests with the same class list (`--classes FILE` of uniformerv2 prepare)"
+        f"{printable(one.path)} and {printable(other.path)} have different classes: {difference}. Make both "
+        "manifests with the same class list: `uniformerv2 prepare ... --classes FILE`"
     )

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 
 class Fingerprint:
-    """SHA-256 of a table's content, the same however the table is cut into batches.
+    """SHA-256 of a table's content, independent of how the table is divided into batches.
 
-    Every column has a hash of its own that batches are fed to one after another; strings have two, of their
-    lengths and of their bytes, so that moving a character to the next row is seen.
+    Each column has its own hash, updated batch by batch. A column of strings has two, of the lengths and of
+    the bytes, so that moving a character to the next row changes the fingerprint.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""The dataset on disk: one memory-mapped Arrow IPC file, one row per video.
+"""Manifests: one memory-mapped Arrow IPC file, one row per video.
 
-Opening reads the footer and the first page only, whatever the number of rows: record batches are mapped when
-a row in them is asked for, and the operating system shares their pages between all processes of a machine.
+Opening a manifest reads only its header and footer, whatever the number of rows. A record batch is mapped
+when one of its rows is read; the operating system shares the pages between all processes of a machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from pipelines.dataset.fingerprint import Fingerprint
 from pipelines.dataset.manifest_file import (
-    AGAIN,
     ARROW_ERRORS,
+    REMAKE,
     SCHEMA,
     WEIGHTED_SCHEMA,
     Columns,
     MappedFile,
-    in_words,
+    arrow_message,
     open_file,
 )
 from pipelines.dataset.manifest_rows import ManifestRow
@@ -38,18 +38,18 @@ from pipelines.dataset.paths import encode_path as encode_path
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
-# Large enough that ten million rows need 153 footer entries, small enough that writing holds a few MB.
+# Ten million rows need 153 footer entries; writing a batch takes a few MB of memory.
 ROWS_PER_BATCH = 65_536
 
 _ROUNDING = 1e-9
-"""Share of all weights by which a sum of them may be off: a thousand times what adding up a batch costs."""
+"""Allowed error of a sum of weights, as a share of the total: 1000 times the rounding error of a batch."""
 
 
 class Manifest:
-    """A dataset that is open for reading; made by `Manifest.open` or `write_manifest`.
+    """A manifest that is open for reading; made by `Manifest.open` or `write_manifest`.
 
-    Pickles as its paths and fingerprint, so handing it to a worker process costs nothing; the worker maps the
-    same file again and refuses it if it was replaced meanwhile.
+    Pickles as its paths and fingerprint. A worker process that unpickles it maps the same file again and
+    raises DataError if the file was replaced in the meantime.
     """
 
     def __init__(self, path: Path, folder: Path, file: MappedFile) -> None:
@@ -68,19 +68,20 @@ class Manifest:
 
     @classmethod
     def open(cls, path: str | Path, folder: Path | None = None) -> Manifest:
-        """Map the manifest at `path` and check its header; time and memory do not depend on its length.
+        """Map the manifest at `path` and check its header. Time and memory do not depend on its length.
 
         Args:
             path: the file.
-            folder: what relative paths of videos are relative to; for a copy, the original's folder.
+            folder: the folder that relative paths are relative to. By default that of `path`; for a copy, the
+                original's folder.
 
         Raises:
-            DataError: there is no such file, it is no manifest, it is damaged, or a newer program wrote it.
+            DataError: there is no such file, or it is not a manifest, damaged, or of a newer program.
         """
         path = Path(path).absolute()
         manifest = cls(path, path.parent if folder is None else folder.absolute(), open_file(path))
         if len(manifest):
-            manifest._batch(manifest._file.num_batches - 1)  # it holds the rest of the rows
+            manifest._batch(manifest._file.num_batches - 1)  # checks how many rows it has
         return manifest
 
     def __len__(self) -> int:
@@ -90,29 +91,29 @@ class Manifest:
         """The row at `index`, 0 <= index < len(self).
 
         Raises:
-            IndexError: there is no such row; negative indices are not counted from the end.
-            VideoError: its values cannot be those of a video; see `check_row`.
+            IndexError: there is no such row; negative indices do not count from the end.
+            VideoError: a value is not possible for a video; see `check_row`.
             DataError: the file is damaged there.
         """
         columns, inside = self._place(index)
         return columns.row(inside, len(self.class_names))
 
     def path_at(self, index: int) -> Path:
-        """Where the file of a row is, whatever else stands in it; raises what `row` does."""
+        """The absolute path of a row's file; raises as `row` does, but checks the path only."""
         columns, inside = self._place(index)
         return self.folder / decode_path(columns.text("path", inside))
 
     def row_at_weight(self, weight: float) -> int:
-        """The row under `weight` where all rows lie side by side, each as wide as its weight.
+        """The row i with w_0 + ... + w_(i-1) <= weight < w_0 + ... + w_i, where w are the rows' weights.
 
-        A row of weight 0 is never found. Reads O(log rows) numbers of the file; without weights, none.
+        Never a row of weight 0. Reads O(log rows) numbers of the file; without weights, none.
 
         Args:
             weight: 0 <= weight < self.total_weight.
 
         Raises:
             IndexError: `weight` is not in this range.
-            DataError: the file is damaged there, or its sums of weights are not those of its weights.
+            DataError: the file is damaged there, or its cumulative sums do not match its weights.
         """
         if not 0 <= weight < self.total_weight:
             raise IndexError(
@@ -121,25 +122,25 @@ class Manifest:
         if not self.weighted:
             return int(weight)
         if not self._sum_checked:
-            self._check_width(self._rows - 1)
+            self._check_sum(self._rows - 1)
             self._sum_checked = True
         low, high = 0, self._file.num_batches
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._sum_before(middle, 0) <= weight else (low, middle)
-        # The last row that begins at or before it: a row of weight 0 begins where the next one does.
+        # The last row that begins at or before `weight`; a row of weight 0 begins where the next one does.
         before = self._batch(low).numbers("weight_before")
         inside = int(np.searchsorted(before, weight, side="right")) - 1
         row = low * self._header.rows_per_batch + inside
-        if inside < 0 or not self._check_width(row) > weight >= before[inside]:
-            raise self._damaged("its sums of weights do not ascend.")
+        if inside < 0 or not self._check_sum(row) > weight >= before[inside]:
+            raise self._damaged("its cumulative sums of weights are not ascending.")
         return row
 
-    def _check_width(self, row: int) -> float:
-        """Where the row ends among the weights laid side by side.
+    def _check_sum(self, row: int) -> float:
+        """The sum of the weights up to and including `row`.
 
         Raises:
-            DataError: that is not where it begins and its weight more, up to rounding.
+            DataError: it is not the sum before the row plus the row's weight, up to rounding.
         """
         number, inside = divmod(row, self._header.rows_per_batch)
         columns = self._batch(number)
@@ -152,28 +153,28 @@ class Manifest:
         begin, weight = self._sum_before(number, inside), float(columns.numbers("weight")[inside])
         if not (weight >= 0 and abs(end - begin - weight) <= _ROUNDING * self.total_weight):
             raise self._damaged(
-                f"row {row} has weight {weight:g}, and reaches from {begin:g} to {end:g} among all weights."
+                f"row {row} has weight {weight:g}, but the sums before and after it are {begin:g}, {end:g}."
             )
         return end
 
-    def _check_widths(self, number: int) -> None:
-        """Do for all rows of a batch what `_check_width` does for one."""
+    def _check_sums(self, number: int) -> None:
+        """`_check_sum` for all rows of a batch."""
         columns = self._batch(number)
         before, weight = columns.numbers("weight_before"), columns.numbers("weight")
         first = number * self._header.rows_per_batch
-        ends = np.append(before[1:], self._check_width(first + columns.rows - 1))
+        ends = np.append(before[1:], self._check_sum(first + columns.rows - 1))
         right = (weight >= 0) & (np.abs(ends - before - weight) <= _ROUNDING * self.total_weight)
         for inside in np.flatnonzero(~right)[:1].tolist():
-            self._check_width(first + inside)
+            self._check_sum(first + inside)
 
     def _sum_before(self, number: int, inside: int) -> float:
         return float(self._batch(number).numbers("weight_before")[inside])
 
     def record_batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows as Arrow columns, a batch after the other, for what reads everything.
+        """All rows as Arrow record batches, with every value checked.
 
         Raises:
-            DataError: the file is damaged, or the values of a row cannot be those of a video.
+            DataError: the file is damaged, or a value of a row is not possible for a video.
         """
         for number, batch in enumerate(self.batch_slices()):
             wrong = self._batch(number).wrong_rows(len(self.class_names))
@@ -185,21 +186,21 @@ class Manifest:
 
     @property
     def num_batches(self) -> int:
-        """How many record batches it has."""
+        """Number of record batches."""
         return self._file.num_batches
 
     @property
     def rows_per_batch(self) -> int:
-        """How many rows each record batch but the last has."""
+        """Number of rows of each record batch but the last."""
         return self._header.rows_per_batch
 
     def batch_slices(self, step: int = 1, every: int = 1) -> Iterator[pa.RecordBatch]:
-        """One of `step` rows of each record batch, side by side, as Arrow columns; no others are read.
+        """A contiguous slice of each record batch, with 1 / `step` of its rows; other rows are not read.
+
+        The values are safe to use, but not checked as in `record_batches`.
 
         Args:
-            every: take the first of so many record batches only.
-
-        The values of the rows are not checked, as `record_batches` does, but can be used safely.
+            every: use only each `every`-th record batch.
 
         Raises:
             DataError: the file is damaged there.
@@ -210,11 +211,11 @@ class Manifest:
                 batch = self._file.batch(number).slice(number % step * rows, rows)
                 batch.validate(full=True)
             except ARROW_ERRORS as error:
-                raise self._damaged(in_words(error)) from error
+                raise self._damaged(arrow_message(error)) from error
             yield batch
 
     def wrong_rows(self) -> Iterator[tuple[int, str]]:
-        """The rows that `row` refuses, ascending, and why, in words that follow the file's name.
+        """The rows for which `row` raises VideoError, ascending, each with its message.
 
         Raises:
             DataError: the file is damaged.
@@ -224,33 +225,33 @@ class Manifest:
                 yield number * self._header.rows_per_batch + index, reason
 
     def absolute_path(self, row: ManifestRow) -> Path:
-        """Where the row's file is, resolved against the manifest's folder."""
+        """The absolute path of the row's file."""
         return self.folder / decode_path(row.path)
 
     def printable_path(self, index: int) -> str:
-        """How messages name the video of a row; where its path is damaged, by its number."""
+        """The absolute path of a row's file for messages; if the stored path is damaged, the row's index."""
         try:
             return printable(self.path_at(index))
         except VideoError:
             return f"row {index} of {printable(self.path)}"
 
     def verify(self) -> None:
-        """Read everything once, compare it with the fingerprint, and check each row.
+        """Read all content, compare it with the fingerprint and check each row.
 
         Raises:
-            DataError: the content is not what was written, or the values of a row cannot be those of a video.
+            DataError: the fingerprint differs, or a value of a row is not possible for a video.
         """
         self.verify_fingerprint()
         for _ in self.record_batches():
             pass
         for number in range(self._file.num_batches if self.weighted else 0):
-            self._check_widths(number)
+            self._check_sums(number)
 
     def verify_fingerprint(self) -> None:
-        """Read everything once and compare it with the fingerprint.
+        """Read all content and compare it with the fingerprint.
 
         Raises:
-            DataError: the content is not what was written.
+            DataError: the fingerprint differs.
         """
         digest = Fingerprint(self._file.reader.schema.names)
         for batch in self.batch_slices():
@@ -258,14 +259,14 @@ class Manifest:
         found = digest.hexdigest(self.class_names)
         if found != self.fingerprint:
             raise self._damaged(
-                f"its content has fingerprint {found[:12]}, its header says {self.fingerprint[:12]}."
+                f"its content has fingerprint {found[:12]}, its header {self.fingerprint[:12]}."
             )
 
     def is_copy_of(self, other: Manifest) -> bool:
-        """Whether both hold the same. All of this one is read, of the other one what its header says.
+        """Whether both manifests are equal: reads this one, and compares it with the header of the other.
 
         Raises:
-            DataError: the content of this one is not what was written.
+            DataError: the content of this manifest does not match its fingerprint.
         """
         if self._header != other._header:
             return False
@@ -273,7 +274,7 @@ class Manifest:
         return True
 
     def _place(self, index: int) -> tuple[Columns, int]:
-        """The record batch of a row, and its place there."""
+        """The record batch of a row, and the row's index in it."""
         if not 0 <= index < self._rows:
             raise IndexError(f"row {index} of {printable(self.path)}, which has {self._rows} rows")
         number, inside = divmod(int(index), self._header.rows_per_batch)
@@ -285,12 +286,12 @@ class Manifest:
             try:
                 columns = Columns(self._file.batch(number), self._header.batch_rows(number))
             except ARROW_ERRORS as error:
-                raise self._damaged(in_words(error)) from error
+                raise self._damaged(arrow_message(error)) from error
             self._columns[number] = columns
         return columns
 
     def _damaged(self, why: str) -> DataError:
-        return DataError(f"{printable(self.path)} is damaged: {why} {AGAIN}")
+        return DataError(f"{printable(self.path)} is damaged: {why} {REMAKE}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.folder, self.fingerprint)
@@ -301,16 +302,16 @@ def write_manifest(
 ) -> Manifest:
     """Write `rows` in their order and open the result.
 
-    Memory is bounded by one record batch. The file appears under its name only when it is complete; a
-    manifest that was there before stays untouched until then.
+    Memory is bounded by one record batch. The file is renamed to `path` when it is complete; until then an
+    older manifest at `path` is unchanged.
 
     Args:
-        weighted: keep the rows' weights; without, they are not looked at.
+        weighted: write the rows' weights; otherwise they are ignored.
 
     Raises:
-        DataError: the file cannot be written, which shows before the first row is asked for; a class name is
-            empty or given twice, a label is not an index of `class_names`, or a weight is negative or no
-            number, or all are 0.
+        DataError: the file cannot be written (checked before the first row is requested); a class name is
+            empty or occurs twice; a label is not an index of `class_names`; a weight is negative or not
+            finite, or all are 0.
     """
     schema = _without_sums(WEIGHTED_SCHEMA) if weighted else SCHEMA
     return write_columns(path, _record_batches(rows, schema), class_names)
@@ -319,23 +320,23 @@ def write_manifest(
 def write_columns(
     path: str | Path, batches: Iterable[pa.RecordBatch], class_names: Sequence[str]
 ) -> Manifest:
-    """Write rows that come as Arrow columns, as `write_manifest` does, and raising what it raises.
+    """Write rows given as Arrow record batches; otherwise as `write_manifest`.
 
     Args:
-        batches: the manifest's columns, with or without `weight`, in any order; `weight_before` is computed
-            here. Each batch but the last has ROWS_PER_BATCH rows.
+        batches: the manifest's columns, with or without `weight`, in any order; `weight_before` is computed.
+            Each batch but the last has ROWS_PER_BATCH rows.
     """
     path = Path(path).absolute()
     names = tuple(class_names)
     if not all(names):
-        raise DataError("a class name is empty; each class needs one")
+        raise DataError("a class name is empty; give each class a name")
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(f"class names must differ; given more than once: {', '.join(repeated)}")
+        raise DataError(f"class names must differ; these occur more than once: {', '.join(repeated)}")
     with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
-        # The fingerprint stands in the schema, at the head of the file, and is known only after the last row:
-        # the batches are written once to be hashed, and once behind their final header.
-        with _opened(body, path) as sink:
+        # The fingerprint is in the schema at the head of the file, but known only after the last row. So the
+        # batches are written twice: once to be hashed, once after the final header.
+        with _open_for_writing(body, path) as sink:
             iterator = iter(batches)
             first = next(iterator, None)
             weighted = first is not None and "weight" in first.schema.names
@@ -345,7 +346,7 @@ def write_columns(
             with pa.ipc.new_file(sink, schema) as writer:
                 for batch in [] if first is None else chain([first], iterator):
                     if digest.rows % ROWS_PER_BATCH:
-                        raise ValueError(f"only the last batch may have other than {ROWS_PER_BATCH} rows")
+                        raise ValueError(f"only the last batch may have fewer than {ROWS_PER_BATCH} rows")
                     _check_labels(batch, names)
                     columns = {name: batch[name] for name in batch.schema.names}
                     if weighted:
@@ -355,8 +356,8 @@ def write_columns(
                     writer.write_batch(batch)
         if weighted and not total:
             raise DataError(
-                f"{printable(path)}: the weights of all {digest.rows} videos are 0, so none could be drawn; "
-                "give those to train on a weight above 0"
+                f"{printable(path)}: the weights of all {digest.rows} videos are 0, so none can be drawn; "
+                "give the videos to train on a weight above 0"
             )
         metadata = {
             "manifest_version": "2" if weighted else "1",
@@ -388,31 +389,31 @@ def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise DataError(
-            f"{_shown_path(batch, wrong[0])} has label {labels[wrong[0]]}, but there are "
+            f"{_printable_path(batch, wrong[0])} has label {labels[wrong[0]]}, but there are "
             f"{len(class_names)} classes: labels go from 0 to {len(class_names) - 1}"
         )
 
 
-def _shown_path(batch: pa.RecordBatch, index: int) -> str:
+def _printable_path(batch: pa.RecordBatch, index: int) -> str:
     return printable(decode_path(batch["path"][index].as_py()))
 
 
 def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Fraction]:
-    """The column `weight_before` of a batch that begins at `begin`, and the sum where it ends.
+    """The column `weight_before` of a batch whose first value is `begin`, and the sum after its last row.
 
-    From batch to batch the sum is exact: rounding must not add up over millions of rows to where rows of
-    equal weight would no longer come equally often.
+    The sum is exact from batch to batch. Otherwise rounding errors would add up over millions of rows, and
+    rows of equal weight would not be drawn equally often.
     """
     weights = np.from_dlpack(batch["weight"])
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(wrong):
         raise DataError(
-            f"{_shown_path(batch, wrong[0])} has weight {weights[wrong[0]]:g}; "
-            "a weight is a number, 0 or more"
+            f"{_printable_path(batch, wrong[0])} has weight {weights[wrong[0]]:g}; "
+            "a weight must be a number, 0 or more"
         )
     end = begin + Fraction(math.fsum(weights))
     before = np.minimum(float(begin) + np.concatenate([[0.0], np.cumsum(weights)[:-1]]), float(end))
-    # What rounding leaves open at the end belongs to the last row with a weight, not to those of 0 after it.
+    # The rounding error at the end goes to the last row with a weight, not to rows of weight 0 after it.
     rows_with_weight = np.flatnonzero(weights)
     before[rows_with_weight[-1] + 1 if len(rows_with_weight) else 0 :] = float(end)
     return pa.array(before), end
@@ -431,20 +432,20 @@ def _record_batches(rows: Iterable[ManifestRow], schema: pa.Schema) -> Iterator[
 
 @contextmanager
 def _temporary(path: Path, part: str) -> Iterator[Path]:
-    """A name beside `path`, of this process alone, whose file is gone afterwards unless it was renamed."""
+    """A file name beside `path` that only this process uses; its file is deleted at the end if it exists."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{part}")
     try:
         yield temporary
     finally:
-        with suppress(OSError):  # none was made where the folder cannot be written
+        with suppress(OSError):  # it was renamed, or never made
             temporary.unlink()
 
 
-def _opened(file: Path, path: Path) -> BinaryIO:
-    """`file`, beside the manifest `path`, to be written.
+def _open_for_writing(file: Path, path: Path) -> BinaryIO:
+    """Open `file`, which is beside the manifest `path`, for writing; makes the folder.
 
     Raises:
-        DataError: it cannot be, nor can the manifest then.
+        DataError: the manifest cannot be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -458,5 +459,5 @@ def _opened(file: Path, path: Path) -> BinaryIO:
 def _reopen(path: Path, folder: Path, fingerprint: str) -> Manifest:
     manifest = Manifest.open(path, folder)
     if manifest.fingerprint != fingerprint:
-        raise DataError(f"{printable(path)} was replaced by another manifest while a run was using it")
+        raise DataError(f"{printable(path)} was replaced by another manifest while a run used it")
     return manifest

@@ -1,9 +1,9 @@
-"""The file of a manifest, none of whose content is trusted before it is checked.
+"""The memory-mapped file of a manifest and the checks of its content.
 
-What the header says is checked when it is read; the buffers of a record batch are checked against its number
-of rows when it is mapped, without reading them; a string against its buffer when it is read. So a damaged
-file can neither crash the process nor make it read beyond a buffer. One that is made shorter in place while
-it is mapped ends the process (SIGBUS), as with every mapped file.
+The header is checked when it is read, the buffers of a record batch against its number of rows when the batch
+is mapped, and a string against its buffer when it is read. So a damaged file can neither crash the process
+nor make it read outside a buffer. If a file is truncated in place while it is mapped, the kernel kills the
+process (SIGBUS), as with every mapped file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, check_row
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
-# 1: without weights, 2: with them. Without, it is still written as 1, which older programs read, too.
+# 1: without weights, 2: with weights. A manifest without weights is written as 1, so that older programs can
+# read it.
 FORMAT_VERSION = 2
 
 _COLUMNS: dict[str, type] = {
@@ -38,7 +39,7 @@ _COLUMNS: dict[str, type] = {
     "codec": str,
 }
 
-# `weight_before`, the sum of the weights of all rows before, is what makes a weighted draw a binary search.
+# `weight_before`, the sum of the weights of all previous rows, makes a weighted draw a binary search.
 _WEIGHTED_COLUMNS: dict[str, type] = {**_COLUMNS, "weight": np.float64, "weight_before": np.float64}
 
 
@@ -52,38 +53,37 @@ def _schema(columns: dict[str, type]) -> pa.Schema:
 SCHEMA, WEIGHTED_SCHEMA = _schema(_COLUMNS), _schema(_WEIGHTED_COLUMNS)
 
 ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
-"""What Arrow says of a file that is damaged."""
+"""What Arrow raises for a damaged file."""
 
-AGAIN = "Make it again with `uniformerv2 prepare`."
+REMAKE = "Make it again with `uniformerv2 prepare`."
 
 _ROW_BYTES = 44
-"""The fewest bytes that a row takes: its numbers, and the ends of its strings."""
+"""Least bytes of a row: its numbers, and the offsets of its strings."""
 
 _COUNT = re.compile(rb"[0-9]{1,18}")
-_NAMED = 12
-"""Columns that a message names."""
+_NAMED = 12  # columns that a message names
 
 
 @dataclass(frozen=True)
 class ManifestHeader:
-    """What a manifest says of itself."""
+    """The metadata of a manifest."""
 
     rows: int
     rows_per_batch: int
     fingerprint: str
-    """SHA-256 of its content, as hexadecimal digits."""
+    """SHA-256 of the content, as hexadecimal digits."""
     class_names: tuple[str, ...]
     total_weight: float | None
     """None in a manifest without weights."""
 
     def batch_rows(self, number: int) -> int:
-        """How many rows a record batch has."""
+        """Number of rows of record batch `number`."""
         return min(self.rows_per_batch, self.rows - number * self.rows_per_batch)
 
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A manifest's file, mapped, and what its header says."""
+    """The memory-mapped file of a manifest, and its header."""
 
     file: pa.NativeFile
     reader: pa.RecordBatchFileReader
@@ -94,83 +94,85 @@ class MappedFile:
         return int(self.reader.num_record_batches)
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """A record batch, whose buffers lie in the file and are not checked.
+        """A record batch. Its buffers are views of the file and are not checked.
 
-        Raises one of `ARROW_ERRORS` where it is damaged or compressed.
+        Raises one of `ARROW_ERRORS` if it is damaged or compressed.
         """
         if is_compressed(self.file, number):
-            raise ValueError("it is compressed; a manifest is not")
+            raise ValueError("it is compressed, which a manifest must not be")
         return self.reader.get_batch(number)
 
 
 def open_file(path: Path) -> MappedFile:
-    """Map a manifest and check its header, in a time that does not depend on its number of rows.
+    """Map a manifest and check its header. The time does not depend on the number of rows.
 
     Raises:
-        DataError: there is no such file, it cannot be read, it is no manifest, its header is damaged, or a
+        DataError: there is no such file, it cannot be read, it is not a manifest, its header is damaged, or a
             newer program wrote it.
     """
-    shown = printable(path)
+    name = printable(path)
     try:
         if not path.is_file():
             raise DataError(
-                f"no manifest at {shown}. Make one with `uniformerv2 prepare`, "
-                f"for example `uniformerv2 prepare folder VIDEOS --out {shown}`."
+                f"no manifest at {name}. Make one with `uniformerv2 prepare`, "
+                f"for example `uniformerv2 prepare folder VIDEOS --out {name}`."
             )
         path.open("rb").close()
     except OSError as error:
-        raise DataError(f"{shown} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{name} cannot be read: {error.strerror}.") from error
     try:
         file = pa.memory_map(os.fsencode(path))
         reader = pa.ipc.open_file(file)
         schema = reader.schema
         names = schema.names
     except ARROW_ERRORS as error:
-        raise DataError(f"{shown} is not a manifest, or was cut short: {in_words(error)} {AGAIN}") from error
+        raise DataError(
+            f"{name} is not a manifest, or is truncated: {arrow_message(error)} {REMAKE}"
+        ) from error
     metadata = schema.metadata or {}
     if b"manifest_version" not in metadata:
-        raise DataError(f"{shown} is an Arrow file, but not a manifest: it has no manifest version.")
+        raise DataError(f"{name} is an Arrow file, but not a manifest: it has no manifest version.")
     try:
         version = _count(metadata, b"manifest_version")
         if version > FORMAT_VERSION:
             raise DataError(
-                f"{shown} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
+                f"{name} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
                 "Update the program, or make the manifest again with `uniformerv2 prepare`."
             )
         weighted = schema.equals(WEIGHTED_SCHEMA)
         if not weighted and not schema.equals(SCHEMA):
             listed = ", ".join(map(printable, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
             raise DataError(
-                f"{shown} does not have the columns of a manifest, or not their types, but {listed[:400]}. "
-                f"{AGAIN}"
+                f"{name} does not have the columns of a manifest, or not their types; it has {listed[:400]}. "
+                f"{REMAKE}"
             )
         header = _header(metadata, weighted, reader.num_record_batches, path.stat().st_size)
         return MappedFile(file, reader, header)
     except ValueError as error:
-        raise DataError(f"{shown} is damaged: {error}. {AGAIN}") from error
+        raise DataError(f"{name} is damaged: {error}. {REMAKE}") from error
 
 
 def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: int) -> ManifestHeader:
-    """Raises ValueError for metadata that is missing, wrong, or contradicts the file."""
+    """Raises ValueError if metadata is missing, invalid, or contradicts the file."""
     rows, per_batch = _count(metadata, b"rows"), _count(metadata, b"rows_per_batch")
     if per_batch < 1:
         raise ValueError("its header's rows_per_batch is 0")
     if batches != -(-rows // per_batch):
         raise ValueError(
-            f"its header says rows {rows} and rows_per_batch {per_batch}, but it has {batches} batches"
+            f"its header has rows {rows} and rows_per_batch {per_batch}, but the file has {batches} batches"
         )
     if size < rows * _ROW_BYTES:
         raise ValueError(
-            f"its header says {rows} rows, which take {rows * _ROW_BYTES} bytes or more, and it has {size} "
-            "(a manifest is not compressed)"
+            f"its header has rows {rows}, which take at least {rows * _ROW_BYTES} bytes, but the file has "
+            f"{size} (a manifest is not compressed)"
         )
     fingerprint = _value(metadata, b"fingerprint")
     if not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
-        raise ValueError("its header's fingerprint is not one")
+        raise ValueError("its header's fingerprint is not 64 hexadecimal digits")
     total = None
     if weighted:
         if not rows:
-            raise ValueError("it has weights and no rows")
+            raise ValueError("it has weights, but no rows")
         total = float(_value(metadata, b"total_weight"))
         if not 0 < total < inf:
             raise ValueError(f"its header's total_weight is {total:g}")
@@ -189,7 +191,7 @@ def _value(metadata: dict[bytes, bytes], name: bytes) -> str:
 def _count(metadata: dict[bytes, bytes], name: bytes) -> int:
     value = _value(metadata, name).encode()
     if not _COUNT.fullmatch(value):
-        raise ValueError(f"its header's {name.decode()} is no number")
+        raise ValueError(f"its header's {name.decode()} is not a number")
     return int(value)
 
 
@@ -197,38 +199,38 @@ def _class_names(text: str) -> tuple[str, ...]:
     try:
         names = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError("its header's class_names are no JSON") from error
-    # An empty name is refused when a manifest is made; older programs made such manifests.
+        raise ValueError("its header's class_names are not JSON") from error
+    # Older programs wrote manifests with an empty name, so it is accepted here.
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its header's class_names are no list of names")
+        raise ValueError("its header's class_names are not a list of names")
     if len(set(names)) < len(names):
-        raise ValueError("its header's class_names name a class twice")
+        raise ValueError("its header's class_names contain a name twice")
     if any("\ud800" <= character <= "\udfff" for character in "".join(names)):
-        raise ValueError("its header's class_names cannot be written as UTF-8")
+        raise ValueError("its header's class_names cannot be encoded as UTF-8")
     return tuple(names)
 
 
 class Columns:
-    """One record batch as views of the mapped file; nothing of it is read before it is asked for."""
+    """One record batch as views of the mapped file. Nothing is read until a value is accessed."""
 
     def __init__(self, batch: pa.RecordBatch, rows: int) -> None:
         """
         Args:
-            rows: how many the batch has to have.
+            rows: expected number of rows.
 
         Raises:
-            ValueError: it has others, or its columns do not have the buffers that belong to them.
+            ValueError: the number of rows is another, or a column does not have its buffers.
         """
         if batch.num_rows != rows:
-            raise ValueError(f"a batch has {batch.num_rows} rows and should have {rows}")
+            raise ValueError(f"a batch has {batch.num_rows} rows instead of {rows}")
         self.rows = rows
         self._numbers: dict[str, np.ndarray] = {}
         self._strings: dict[str, tuple[np.ndarray, memoryview]] = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            # A buffer is what the file has of it; NumPy refuses one that is too short for the rows.
+            # NumPy raises ValueError if a buffer is too short for the rows.
             validity, *buffers = column.buffers()
             if validity is not None:
-                raise ValueError(f"values of column {name} are missing")
+                raise ValueError(f"column {name} has missing values")
             kind = _WEIGHTED_COLUMNS[name]
             if kind is str:
                 ends = np.frombuffer(buffers[0] or b"", np.int32, rows + 1)
@@ -244,22 +246,22 @@ class Columns:
         """One value of a column of strings.
 
         Raises:
-            VideoError: it does not lie in the column's buffer, or is not UTF-8.
+            VideoError: the value is outside the column's buffer, or not UTF-8.
         """
         ends, data = self._strings[name]
         begin, end = int(ends[index]), int(ends[index + 1])
         if not 0 <= begin <= end <= len(data):
-            raise VideoError(f"has a {name} in the manifest that lies outside of it: the file is damaged")
+            raise VideoError(f"has a {name} outside the manifest's buffer: the manifest is damaged")
         try:
             return str(data[begin:end], "utf-8")
         except UnicodeDecodeError as error:
-            raise VideoError(f"has a {name} in the manifest that is not UTF-8: it is damaged") from error
+            raise VideoError(f"has a {name} that is not UTF-8: the manifest is damaged") from error
 
     def row(self, index: int, classes: int) -> ManifestRow:
         """The row at `index`.
 
         Raises:
-            VideoError: see `check_row`, and where its strings are damaged.
+            VideoError: as `check_row`, or a string is damaged.
         """
         number = self._numbers
         row = ManifestRow(
@@ -278,7 +280,7 @@ class Columns:
         return row
 
     def wrong_rows(self, classes: int) -> list[tuple[int, str]]:
-        """The rows that `row` refuses, ascending, and why."""
+        """The rows for which `row` raises VideoError, ascending, each with its message."""
         wrong = []
         for index in np.flatnonzero(self._suspects(classes)).tolist():
             try:
@@ -288,7 +290,7 @@ class Columns:
         return wrong
 
     def _suspects(self, classes: int) -> np.ndarray:
-        """For each row whether it has to be looked at by itself."""
+        """Vectorised check. bool per row: whether `row` may raise for it and has to be called."""
         number = self._numbers
         suspects = (number["label"] < 0) | (number["label"] >= classes) | (number["frames"] < 1)
         for name in ("width", "height"):
@@ -308,7 +310,7 @@ class Columns:
 
 
 def _are_strings(ends: np.ndarray, data: memoryview) -> bool:
-    """Whether all strings of a column lie in its buffer, one after another, and each is UTF-8."""
+    """Whether all strings of a column are in its buffer, in ascending order, and each is UTF-8."""
     begin, end = int(ends[0]), int(ends[-1])
     if begin < 0 or end > len(data) or bool((ends[1:] < ends[:-1]).any()):
         return False
@@ -318,10 +320,12 @@ def _are_strings(ends: np.ndarray, data: memoryview) -> bool:
     except UnicodeDecodeError:
         return False
     inside = ends[(ends > begin) & (ends < end)] - begin
-    return not bool((np.frombuffer(content, np.uint8)[inside] & 0xC0 == 0x80).any())  # parted characters
+    return not bool(
+        (np.frombuffer(content, np.uint8)[inside] & 0xC0 == 0x80).any()
+    )  # a character divided between two strings
 
 
-def in_words(error: Exception) -> str:
-    """What Arrow says, on one line and no longer than one reads."""
+def arrow_message(error: Exception) -> str:
+    """The text of an Arrow error on one line, shortened to 300 characters."""
     text = printable(str(error))
     return f"{text[:300]}..." if len(text) > 300 else f"{text.rstrip('.')}."

@@ -1,4 +1,4 @@
-"""What a row of a manifest is, and which values make it a bad one."""
+"""A row of a manifest, and the check of its values."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from pipelines.dataset.paths import decode_path
 from pipelines.errors import VideoError
 
 MOST_PIXELS = 2**16
-"""Along a side of a frame: more than any codec of FFmpeg's allows."""
+"""Largest side of a frame: no codec of FFmpeg allows more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One video: where its bytes are, what it shows, what its frames are like."""
+    """One video of a manifest."""
 
     path: str
-    """The file, as `encode_path` writes it; a relative path is relative to the manifest's folder."""
+    """The file, encoded by `encode_path`; a relative path is relative to the manifest's folder."""
     offset: int
     """First byte of the video inside the file."""
     length: int
-    """Number of bytes; with offset 0, a length of 0 means the whole file."""
+    """Number of bytes; offset 0 and length 0 are the whole file."""
     label: int
     """Index into the manifest's class names."""
     frames: int
-    """Number of video frames, counted, not taken from the container's header."""
+    """Number of video frames, counted: the container's header may be wrong."""
     fps: float
-    """Average frames per second, in single precision once stored; 0 where the file does not say."""
+    """Average frames per second; 0 if the file does not specify it. Stored as float32."""
     width: int
-    """Pixels, as shown: a rotation that the file asks for is applied."""
+    """Pixels, after the rotation that the file specifies."""
     height: int
-    """Pixels, as shown: a rotation that the file asks for is applied."""
+    """Pixels, after the rotation that the file specifies."""
     codec: str
     """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
     weight: float = 1.0
-    """How often training draws it, compared with the others; 1 in a manifest without weights."""
+    """How often training draws the row relative to the others; 1 in a manifest without weights."""
 
 
 def check_row(row: ManifestRow, classes: int) -> None:
-    """Check that the row's values can be those of a video.
+    """Check that the row's values are possible for a video.
 
     Args:
-        classes: how many the manifest has.
+        classes: number of classes of the manifest.
 
     Raises:
-        VideoError: one cannot; the reason follows the file's name in a sentence.
+        VideoError: a value is not possible; the message continues a sentence that begins with the path.
     """
     if not 0 <= row.label < classes:
         raise VideoError(
@@ -59,14 +59,14 @@ def check_row(row: ManifestRow, classes: int) -> None:
             f"has frames of {row.width}x{row.height} pixels in the manifest; a side has 1 to {MOST_PIXELS}"
         )
     if not 0 <= row.fps < inf:
-        raise VideoError(f"has {row.fps:g} frames per second in the manifest; that is a number, 0 or more")
+        raise VideoError(f"has {row.fps:g} frames per second in the manifest; it must be a number, 0 or more")
     if row.offset < 0 or row.length < 0 or (row.offset and not row.length):
         raise VideoError(
-            f"has offset {row.offset} and length {row.length} in the manifest; both are 0, or the length "
-            "is 1 or more"
+            f"has offset {row.offset} and length {row.length} in the manifest; both must be 0, or the length "
+            "1 or more"
         )
     if not 0 <= row.weight < inf:
-        raise VideoError(f"has weight {row.weight:g} in the manifest; a weight is a number, 0 or more")
+        raise VideoError(f"has weight {row.weight:g} in the manifest; a weight must be a number, 0 or more")
     if not row.path:
         raise VideoError("has no path in the manifest")
     if "\0" in row.path:

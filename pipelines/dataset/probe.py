@@ -1,4 +1,4 @@
-"""Looks into videos: what a manifest must know of them, and whether they can be used at all."""
+"""Probing of videos: the properties that a manifest stores, and whether the video can be used."""
 
 from __future__ import annotations
 
@@ -24,45 +24,42 @@ CRASHES = "crashes the process that decodes it"
 HANGS = "keeps the process that decodes it for minutes"
 MISSING = f"cannot be read: {os.strerror(errno.ENOENT)}"
 
-# FFmpeg's numbers of transfer characteristics (ITU-T H.273, table 3).
-HDR = {
-    16: "HDR (PQ): colours are not tone-mapped",
-    18: "HDR (HLG): colours are not tone-mapped",
-}
+# By FFmpeg's number of the transfer characteristics (ITU-T H.273, table 3).
+HDR = {16: "HDR (PQ): colours are not tone-mapped", 18: "HDR (HLG): colours are not tone-mapped"}
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a video is like."""
+    """Properties of a video."""
 
     frames: int
-    """Counted packets that show a frame (`container.VideoIndex` says which do); what the container's header
-    says can be zero, or more than there is. Counted by decoding where the container's times are of no use."""
+    """Number of packets that show a frame (see `demux.VideoIndex`), or of decoded frames if the container's
+    timestamps are unusable. The number in the container's header can be 0 or too large."""
     fps: float
-    """Average frames per second; 0 where the file does not say."""
+    """Average frames per second; 0 if the file does not specify it."""
     width: int
-    """Pixels, as shown: a rotation that the file asks for is applied."""
+    """Pixels, after the rotation that the file specifies."""
     height: int
-    """Pixels, as shown: a rotation that the file asks for is applied."""
+    """Pixels, after the rotation that the file specifies."""
     codec: str
     """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
     keyframe_distance: int = 1
-    """The most frames from one keyframe to the next, or to the end."""
+    """Most frames from a keyframe to the next one, or to the end."""
     notes: tuple[str, ...] = ()
-    """What is unusual, each in a few words that are the same for all videos of the kind."""
+    """Unusual properties; videos with the same property have the same text."""
 
 
 def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
-    """Look into one video, given by its path or its bytes.
+    """Probe one video, given by its path or its bytes.
 
-    Without `deep` it is demuxed and its first frame decoded, which costs 2 to 20 ms and sees missing and cut
-    files, not damage inside the stream. A video whose container does not say in which order frames are shown
-    is decoded to its end, to count them. With `deep` every frame is decoded and converted as a run does it,
-    which sees what the codec lets be seen of it (the guide says how much that is).
+    Without `deep`, the video is demuxed and its first frame decoded. That takes 2 to 20 ms and finds missing
+    and truncated files, not damage inside the stream. If the container has no usable timestamps, all frames
+    are decoded to count them. With `deep`, every frame is decoded and converted as in a run, which finds the
+    damage that the codec detects (docs/guide.md says how much that is).
 
     Raises:
-        VideoError: the video cannot be used; the reason follows the file's name in a sentence. Whatever else
-            a library raises over the file becomes one, too.
+        VideoError: the video cannot be used; the message continues a sentence that begins with the path. Any
+            other exception of a library is converted to one.
     """
     try:
         return _probe(source, deep=deep)
@@ -115,14 +112,14 @@ def _check_whole(
     stream: av.video.stream.VideoStream,
     index: VideoIndex,
 ) -> None:
-    """Raises VideoError for an MP4 file that ends before the last frames that its index lists. FFmpeg says
-    nothing, and gives those that are there, the last of them perhaps in part.
+    """Raises VideoError if an MP4 file ends before the last frames of its index. FFmpeg reports no error and
+    returns the frames that are there, the last one possibly incomplete.
     """
     if not container.format.name.startswith("mov,"):
         return
-    lacks = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
-    if lacks and (words := describe_truncation(source)):
-        raise VideoError(words)
+    incomplete = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
+    if incomplete and (reason := describe_truncation(source)):
+        raise VideoError(reason)
 
 
 def probe_many(
@@ -132,12 +129,12 @@ def probe_many(
     deep: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Generator[VideoInfo | VideoError, None, None]:
-    """Probe each file and yield what it is like, or what is wrong with it, in the order of `paths`.
+    """Probe each file and yield its properties or its defect, in the order of `paths`.
 
     Args:
-        workers: processes; with more than one, the caller's main module must be importable.
-        deep: decode every frame, too.
-        progress: called after each file with the number of files probed and of all files.
+        workers: number of processes; with more than one, the caller's main module must be importable.
+        deep: decode every frame.
+        progress: called after each file with the number of probed files and of all files.
     """
     return ordered_map(
         partial(_probe_or_defect, deep=deep),

@@ -1,4 +1,4 @@
-"""Videos that are in training and in validation: accuracy on them says little about new videos."""
+"""Videos that are both in the training and in the validation set, which makes accuracy too optimistic."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,82 +13,80 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import decode_path
 from pipelines.errors import VideoError
-from pipelines.formatting import printable
+from pipelines.formatting import format_list, printable
 
 MOST_ROWS = 500_000
-"""Rows of each side that are compared; of more, a piece of each record batch."""
+"""Most rows of each dataset that are compared; of a larger one, a slice of each record batch."""
 
 MOST_BATCHES = 2_000
-"""Record batches of a manifest that are looked into; of more, evenly over it."""
+"""Most record batches of a manifest that are read; of more, evenly spaced ones."""
 
-MOST_LINKS = 10_000  # rows of each side whose own links are followed, which asks the file system of each
-_MOST_FOLDERS = 20_000  # folders whose links are followed in one comparison
+MOST_LINKS = 10_000  # rows of a dataset up to which links of files are resolved, with a system call for each
+_MOST_FOLDERS = 20_000  # folders whose links are resolved in one comparison
 _NAMED = 3  # videos that a note names
 _NAME_LENGTH = 80  # characters of a path that a note shows
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two datasets share.
-
-    shared: rows of `val` that are in `train`, too. names: paths of the first of them. train_rows, val_rows:
-    how many rows of each were compared.
-    """
+    """What two datasets share."""
 
     shared: int
+    """Rows of `val` that are also in `train`."""
     names: tuple[str, ...]
+    """Paths of the first of them."""
     train_rows: int
+    """Rows of `train` that were compared."""
     val_rows: int
+    """Rows of `val` that were compared."""
 
 
 def find_overlap(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> Overlap:
-    """The videos of `val` that are in `train`: the same file, links followed, at the same offset.
+    """The videos of `val` that are in `train`: the same file, with links resolved, at the same offset.
 
-    Time and memory are bounded: of more than `most` rows, a sample of `most` is compared, and of files
-    themselves links are followed in small datasets only.
+    Time and memory are bounded: at most `most` rows of each dataset are compared, and links of files are
+    resolved only in small datasets.
     """
     files = FileKeys(follow=max(len(train), len(val)) <= MOST_LINKS)
     # One call for all keys of `val`: each call builds a hash table of those of `train`.
     train_keys = pa.chunked_array(list(_keys(train, most, files)), pa.binary())
     val_keys = pa.chunked_array(list(_keys(val, most, files)), pa.binary())
     found = val_keys.filter(pc.is_in(val_keys, value_set=train_keys))
-    names = tuple(_shown(key) for key in islice(found, _NAMED))
+    names = tuple(_printable_key(key) for key in islice(found, _NAMED))
     return Overlap(len(found), names, len(train_keys), len(val_keys))
 
 
 def overlap_notes(train: Dataset, val: Dataset, most: int = MOST_ROWS) -> tuple[str, ...]:
-    """A note for a run's first lines; none where all was compared and nothing is shared."""
+    """A note for the first lines of a run; none if all rows were compared and nothing is shared."""
     overlap = find_overlap(train, val, most)
-    looked = ""
+    compared = ""
     if (overlap.train_rows, overlap.val_rows) != (len(train), len(val)):
-        looked = (
-            f" (compared were {overlap.val_rows:,} of {len(val):,} and {overlap.train_rows:,} of "
-            f"{len(train):,} training videos)"
+        compared = (
+            f" (compared: {overlap.val_rows:,} of {len(val):,} validation videos and "
+            f"{overlap.train_rows:,} of {len(train):,} training videos)"
         )
     if not overlap.shared:
-        return (f"no validation video was found in training{looked}",) if looked else ()
-    rest = overlap.shared - len(overlap.names)
-    more = f" and {rest:,} more" if rest else ""
+        return (f"no validation video was found in training{compared}",) if compared else ()
     return (
-        f"{overlap.shared:,} of {len(val):,} validation videos {'are' if overlap.shared > 1 else 'is'} in "
-        f"training, too{looked}: {', '.join(overlap.names)}{more}. Accuracy on them says little about new "
-        "videos; take them out of one of the manifests",
+        f"{overlap.shared:,} of {len(val):,} validation videos {'are' if overlap.shared > 1 else 'is'} also "
+        f"in training{compared}: {format_list(overlap.names, _NAMED, overlap.shared)}. Accuracy on them is "
+        "too optimistic; remove them from one of the manifests",
     )
 
 
 def _keys(dataset: Dataset, most: int, files: "FileKeys") -> Iterator[pa.Array]:
-    """Which file and where in it each row is, a record batch after the other."""
+    """The keys of the compared rows (see `FileKeys.keys`), one array for each record batch."""
     for manifest in dataset.manifests:
         share = most * len(manifest) // max(1, len(dataset))
-        for batch in _some(manifest, share if len(dataset) > most else len(manifest)):
+        for batch in _slices(manifest, share if len(dataset) > most else len(manifest)):
             yield files.keys(batch, manifest.folder)
 
 
-def _some(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
-    """All record batches, or a piece of each or of some, with about `most` rows in all.
+def _slices(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
+    """Slices of the record batches with about `most` rows in total.
 
-    Pieces, since what two manifests share is often one stretch of rows; and not single rows, since a piece is
-    read from disk in one go.
+    Slices of all parts of the manifest, because the rows that two manifests share are often adjacent; not
+    single rows, because a slice is one read from disk.
     """
     every = max(1, -(-manifest.num_batches // MOST_BATCHES))
     step = max(1, -(-len(manifest) // (every * max(1, most))))
@@ -96,33 +94,36 @@ def _some(manifest: Manifest, most: int) -> Iterator[pa.RecordBatch]:
 
 
 class FileKeys:
-    """Which file and where in it rows of manifests are. Each folder is looked up once.
-
-    follow: follow links of files, too, which asks the file system of each; otherwise those of folders, and of
-    no more folders than `_MOST_FOLDERS`.
-    """
+    """Keys of rows that are equal if the rows are the same bytes of the same file. Caches resolved
+    folders."""
 
     def __init__(self, *, follow: bool) -> None:
+        """
+        Args:
+            follow: resolve links of files, with a system call for each; otherwise only links of folders, of
+                at most `_MOST_FOLDERS` folders.
+        """
         self._follow = follow
         self._folders: dict[bytes, bytes] = {}
 
     def keys(self, batch: pa.RecordBatch, folder: Path) -> pa.Array:
-        """For each row of a record batch, in a manifest of `folder`, the path and the offset as bytes."""
+        """For each row of a record batch, of a manifest in `folder`: resolved path, NUL and offset, as
+        bytes."""
         paths = batch["path"].cast(pa.binary())
         if self._follow:
-            resolved = pa.array([_looked_up(folder, path, os.path.realpath) for path in paths], pa.binary())
+            resolved = pa.array([_resolve(folder, path, os.path.realpath) for path in paths], pa.binary())
         else:
-            # A manifest has few folders for its rows.
+            # A manifest has far fewer folders than rows.
             folders = pc.replace_substring_regex(paths, pattern="[^/]*$", replacement="").dictionary_encode()
             names = pc.replace_substring_regex(paths, pattern="^(?s:.*)/", replacement="")
-            found = [_looked_up(folder, path, self._folder) for path in folders.dictionary]
+            found = [_resolve(folder, path, self._resolve_folder) for path in folders.dictionary]
             resolved = pc.binary_join_element_wise(
                 pa.array(found, pa.binary()).take(folders.indices), names, b"/"
             )
         offsets = batch["offset"].cast(pa.string()).cast(pa.binary())
         return pc.binary_join_element_wise(resolved, offsets, b"\0")
 
-    def _folder(self, path: bytes) -> bytes:
+    def _resolve_folder(self, path: bytes) -> bytes:
         found = self._folders.get(path)
         if found is None:
             if len(self._folders) >= _MOST_FOLDERS:
@@ -131,16 +132,16 @@ class FileKeys:
         return found
 
 
-def _looked_up(folder: Path, stored: pa.Scalar, lookup: Callable[[bytes], bytes]) -> bytes:
-    """Where a stored path leads; a path that no file can have stays as it is."""
+def _resolve(folder: Path, stored: pa.Scalar, resolve: Callable[[bytes], bytes]) -> bytes:
+    """A stored path, made absolute and resolved; a path that no file can have is returned unchanged."""
     text: bytes = stored.as_py()
     try:
-        return lookup(os.path.join(os.fsencode(folder), os.fsencode(decode_path(text.decode()))))
+        return resolve(os.path.join(os.fsencode(folder), os.fsencode(decode_path(text.decode()))))
     except (VideoError, ValueError):
         return text
 
 
-def _shown(key: pa.Scalar) -> str:
+def _printable_key(key: pa.Scalar) -> str:
     path, _, offset = key.as_py().rpartition(b"\0")
     text = printable(Path(os.fsdecode(path)))
     if len(text) > _NAME_LENGTH:

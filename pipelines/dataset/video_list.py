@@ -1,4 +1,4 @@
-"""Video files without a manifest, each of which is probed when it is asked for."""
+"""Video files without a manifest, probed when they are read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipelines.worker_pool import IsolatedProcess
 
 
 class VideoFiles:
-    """Files as samples, in their order, all with label 0. Holds their paths and nothing else.
+    """Files as samples, in the given order, all with label 0. Holds only their paths.
 
-    A file is probed as `prepare.py` does it, so that its frames are those that a manifest would count. That
-    costs 2 to 20 ms for each `row`: in a worker process there, elsewhere in a process of its own, which a
-    file may crash.
+    Each `row` probes its file as `prepare` does, in 2 to 20 ms, so that the number of frames is that of a
+    manifest. A worker process probes in its own process; within `with`, a separate process does, so that a
+    file that crashes it does not end the program.
 
     with VideoFiles(paths) as files:
         loader = view_loader(files, ...)
@@ -47,7 +47,7 @@ class VideoFiles:
         return f"{len(self)} video files"
 
     def row(self, sample: int) -> ManifestRow:
-        """What the file is like. Raises VideoError where it cannot be used."""
+        """The row of a manifest that the file would have. Raises VideoError if the file cannot be used."""
         if self._isolation is None:
             return probe_row(self._paths[sample])
         try:
@@ -63,6 +63,6 @@ class VideoFiles:
 
 
 def probe_row(path: Path) -> ManifestRow:
-    """The row of a manifest that the file would have. Raises VideoError where it cannot be used."""
+    """The row of a manifest that the file would have. Raises VideoError if the file cannot be used."""
     info = probe_video(path)
     return ManifestRow(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)

@@ -127,7 +127,7 @@ def test_where_all_is_there_nothing_is_missing_and_nothing_is_left_behind(say, v
     before = sorted(tmp_path.rglob("*"))
     text = say(*ON_CPU)
     assert "nothing is missing on this machine" in text
-    assert "4 of 4 validation videos are in training, too" in text.partition("notes")[2]
+    assert "4 of 4 validation videos are also in training" in text.partition("notes")[2]
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -242,7 +242,7 @@ def _weight(text: str, place: str) -> float:
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
-        raise DataError(f"{place}: weight '{printable(text)}'; a weight is a number, 0 or more")
+        raise DataError(f"{place}: weight '{printable(text)}'; a weight must be a number, 0 or more")
     return weight
 
 

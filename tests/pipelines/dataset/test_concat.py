@@ -66,7 +66,7 @@ def test_a_pickled_dataset_is_its_paths_and_refuses_a_replacement(tmp_path):
 )
 def test_manifests_of_other_classes_are_refused_with_the_first_difference(tmp_path, other, difference):
     one, two = made(tmp_path / "one.arrow", 3), made(tmp_path / "two.arrow", 3, other)
-    with pytest.raises(DataError, match=rf"one\.arrow and .*two\.arrow name different classes: {difference}"):
+    with pytest.raises(DataError, match=rf"one\.arrow and .*two\.arrow have different classes: {difference}"):
         Dataset([one, one, two])
     check_same_classes(one, one)
 

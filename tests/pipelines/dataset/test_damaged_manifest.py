@@ -149,9 +149,9 @@ def test_columns_of_other_kinds_and_missing_values_are_refused(plain: Path) -> N
     loose = schema.set(place, schema.field(place).with_nullable(True))
     refused(loose, whole, "columns of a manifest")
     holes = [[*c[:3], pa.array([None] * len(c[3]), pa.int32()), *c[4:]] for c in whole]
-    refused(schema, holes, "damaged: values of column label are missing")
-    refused(schema, [whole[0], whole[2], whole[1]], "damaged: a batch has 4 rows and should have 2")
-    refused(schema, whole[:2], "rows 10 and rows_per_batch 4, but it has 2 batches")
+    refused(schema, holes, "damaged: column label has missing values")
+    refused(schema, [whole[0], whole[2], whole[1]], "damaged: a batch has 4 rows")
+    refused(schema, whole[:2], "rows 10 and rows_per_batch 4, .* 2 batches")
 
 
 def test_strings_outside_of_the_file_are_refused_one_by_one(plain: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def cut_a_batch(path: Path) -> None:
     ("damage", "words"),
     [
         (lambda path: change_rows(path, {5: {"weight_before": math.nan}}), "row .* has weight"),
-        (cut_a_batch, "a batch has 3 rows and should have 4"),
+        (cut_a_batch, "a batch has 3 rows"),
     ],
     ids=["a sum of weights", "a record batch"],
 )

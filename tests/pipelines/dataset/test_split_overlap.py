@@ -43,7 +43,7 @@ def test_the_same_file_by_several_names(tmp_path: Path) -> None:
     for shown, name in zip(found.names, "abé", strict=True):
         assert shown.endswith(f"one/videos/{name}.mp4")  # a long path is cut in front
     (note,) = overlap_notes(train, val)
-    assert note.startswith("3 of 5 validation videos are in training, too: ")
+    assert note.startswith("3 of 5 validation videos are also in training: ")
 
 
 def test_names_that_are_not_utf8_or_cannot_be(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_large_datasets_are_compared_in_a_sample_which_the_note_says(tmp_path: P
     sample = find_overlap(train, val, most=35_000)
     assert 0 < sample.shared < 10_000
     assert sample.train_rows <= 35_002
-    assert "compared were 30,000 of 30,000 and 35,000 of 70,000" in overlap_notes(train, val, 35_000)[0]
+    assert "30,000 of 30,000 validation videos and 35,000 of 70,000" in overlap_notes(train, val, 35_000)[0]
     other = dataset(tmp_path / "other.arrow", [("new.mp4", 0)])
     assert overlap_notes(train, other) == ()
     (note,) = overlap_notes(train, other, 35_000)
     assert note.startswith(
-        "no validation video was found in training (compared were 1 of 1 and 35,000 of 70,"
+        "no validation video was found in training (compared: 1 of 1 validation videos and 35,000 of 70,"
     )
 
 
@@ -106,4 +106,4 @@ def test_the_work_does_not_grow_with_the_number_of_record_batches(
     monkeypatch.setattr(split_overlap, "MOST_BATCHES", 30)
     found = find_overlap(data, data)
     assert (found.train_rows, found.shared) == (250, 250)  # every fourth batch
-    assert "compared were 250 of 1,000" in overlap_notes(data, data)[0]
+    assert "compared: 250 of 1,000" in overlap_notes(data, data)[0]

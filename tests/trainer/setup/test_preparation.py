@@ -113,7 +113,7 @@ def test_weights_draw_by_weight_and_leave_manifests_their_number_of_rows(folder:
 
 def test_training_and_validation_must_name_the_same_classes(folder: Path) -> None:
     made(folder / "other.arrow", 4, ("jump", "walk"))
-    difference = "name different classes: label 1 is 'run' in the first and 'walk' in the second"
+    difference = "label 1 is 'run' in the first and 'walk' in the second"
     with pytest.raises(DataError, match=difference):
         prepared("data.val=other.arrow")
     with pytest.raises(DataError, match=difference):
