@@ -1,0 +1,251 @@
+"""Kinetics-400, -600 and -700: the published annotations, and the local file of each clip."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.dataset import kinetics710
+from pipelines.dataset.prepare.class_names import class_name, read_class_names
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.prepare.text_lines import open_lines
+from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.errors import DataError
+from pipelines.formatting import printable
+
+VERSIONS: dict[str, kinetics710.Table] = {"400": "k400", "600": "k600", "700": "k700"}
+
+_COLUMNS = {"youtube_id": "youtube_id", "time_start": "time_start", "time_end": "time_end", "label": "label"}
+_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+
+# Kinds of findings: a count follows.
+MISSING = "clips without a local file, left out"
+REPEATED = "clips that the annotations list again, taken once"
+CONTRADICTORY = "clips with two labels, left out"
+AMBIGUOUS = "clips of a video whose only file has no times in its name, left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A row of the annotations: seconds `start` to `end` of a YouTube video."""
+
+    youtube_id: str
+    start: int
+    end: int
+    label: str
+    """The class name; empty in a test split that is published without labels."""
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.youtube_id, self.start, self.end
+
+    def __str__(self) -> str:
+        return f"{self.youtube_id} {self.start}-{self.end} s"
+
+    def stems(self) -> Iterator[str]:
+        """Names that download programs give the trimmed clip."""
+        yield f"{self.youtube_id}_{self.start:06d}_{self.end:06d}"
+        yield f"{self.youtube_id}_{self.start}_{self.end}"
+
+
+def read_annotations(path: Path) -> Iterator[Clip]:
+    """The clips of a published file: CSV with the header `label,youtube_id,time_start,time_end,split`, in any
+    order and with further columns, or the JSON of the same data.
+
+    Raises:
+        DataError: no such file, another format, or a wrong value, with its line or its key.
+    """
+    if not path.is_file():
+        raise DataError(f"{printable(path)}: no such file")
+    yield from _read_json(path) if path.suffix.lower() == ".json" else _read_csv(path)
+
+
+def _read_csv(path: Path) -> Iterator[Clip]:
+    with open_lines(path) as lines:
+        rows = csv.reader(lines)
+        header = [name.strip().lower() for name in next(rows, [])]
+        for column in ("youtube_id", "time_start", "time_end"):
+            if column not in header:
+                found = printable(",".join(header)) if header else "an empty file"
+                raise DataError(
+                    f"{printable(path)}, line 1: no column {column}; expected the published header "
+                    f"label,youtube_id,time_start,time_end,split, found {found}. A list of paths and labels "
+                    f"is read "
+                    "with: prepare table"
+                )
+        places = {name: header.index(name) for name in _COLUMNS if name in header}
+        for row in rows:
+            if not row:
+                continue
+            place = f"{printable(path)}, line {rows.line_num}"
+            if len(row) <= max(places.values()):
+                raise DataError(f"{place}: {len(row)} fields, the header has {len(header)}")
+            fields = {name: row[index].strip() for name, index in places.items()}
+            yield _clip(
+                fields["youtube_id"], fields["time_start"], fields["time_end"], fields.get("label", ""), place
+            )
+
+
+def _read_json(path: Path) -> Iterator[Clip]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{printable(path)}: no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{printable(path)}: expected an object with a YouTube id as each key")
+    for name, entry in document.items():
+        place = f"{printable(path)}, {printable(name)}"
+        try:
+            annotations = entry["annotations"]
+            start, end = annotations["segment"]
+        except (TypeError, KeyError, ValueError) as error:
+            raise DataError(f"{place}: expected annotations with segment: [start, end]") from error
+        yield _clip(name, start, end, annotations.get("label", ""), place)
+
+
+def _clip(youtube_id: str, start: object, end: object, label: object, place: str) -> Clip:
+    if not _ID.fullmatch(youtube_id):
+        raise DataError(f"{place}: '{printable(youtube_id)}' is no YouTube id of 11 characters")
+    try:
+        first, last = float(str(start)), float(str(end))
+        if not 0 <= first < last < 10**6:
+            raise ValueError
+    except ValueError:
+        shown = printable(f"{start} to {end}")
+        raise DataError(f"{place}: {shown} is no time span; expected seconds, start before end") from None
+    return Clip(youtube_id, round(first), round(last), class_name(str(label)) if label else "")
+
+
+def find_version(labels: Collection[str]) -> str | None:
+    """`400`, `600` or `700` if these are exactly its classes; None for any other set."""
+    for version, table in VERSIONS.items():
+        if set(labels) == set(kinetics710.class_names(table)):
+            return version
+    return None
+
+
+def unique_clips(clips: Iterator[Clip], findings: Findings) -> dict[tuple[str, int, int], Clip]:
+    """Each clip once, in the order of the rows. Clips that stand there with two labels are left out and
+    listed."""
+    unique: dict[tuple[str, int, int], Clip] = {}
+    contradictory: set[tuple[str, int, int]] = set()
+    for clip in clips:
+        first = unique.setdefault(clip.key, clip)
+        if first is clip:
+            continue
+        if first.label == clip.label:
+            findings.add(REPEATED, str(clip))
+        elif clip.key not in contradictory:
+            contradictory.add(clip.key)
+            findings.add(
+                CONTRADICTORY, str(clip), f"labels '{printable(first.label)}' and '{printable(clip.label)}'"
+            )
+    for key in contradictory:
+        del unique[key]
+    return unique
+
+
+def local_files(clips: Collection[Clip], index: VideoIndex, findings: Findings) -> list[tuple[Clip, Path]]:
+    """The clips that have a local file, with it. A file named by the id alone is used if its video has one
+    clip."""
+    clips_of_video: dict[str, int] = {}
+    for clip in clips:
+        clips_of_video[clip.youtube_id] = clips_of_video.get(clip.youtube_id, 0) + 1
+    found = []
+    for clip in clips:
+        path = index.find(clip.stems())
+        if path is None and (whole := index.find((clip.youtube_id,))) is not None:
+            if clips_of_video[clip.youtube_id] > 1:
+                findings.add(AMBIGUOUS, str(clip), f"which of its clips {printable(whole)} holds is unknown")
+                continue
+            path = whole
+        if path is None:
+            findings.add(MISSING, str(clip))
+        else:
+            found.append((clip, path))
+    return found
+
+
+def list_kinetics(
+    annotations: Path, videos: Sequence[Path], *, version: str | None = None, classes: Path | None = None
+) -> Listing:
+    """The clips of one published annotation file that have a local file.
+
+    Labels are the class's place in the alphabetical table of its version. Rows without a file, repeated and
+    contradictory rows, and files without a row are among the findings.
+
+    Args:
+        annotations: CSV or JSON, as published.
+        videos: folders to search, at any depth, for `ID_START_END.*` (`ID_000010_000020.mp4`) or `ID.*`.
+        version: `400`, `600` or `700`; by default the one whose classes are exactly those of the annotations.
+        classes: a file of class names in the order of the labels, in place of a version.
+
+    Raises:
+        DataError: a file or a row is wrong, the split has no labels, the version is unknown, a label is none
+        of its
+            classes, or no clip has a file.
+    """
+    findings = Findings()
+    clips = list(unique_clips(read_annotations(annotations), findings).values())
+    if not clips:
+        raise DataError(f"{printable(annotations)}: no clip in it")
+    if not all(clip.label for clip in clips):
+        raise DataError(
+            f"{printable(annotations)}: has no labels; the test splits of Kinetics-600 and -700 are "
+            f"published without. "
+            "Make the manifest of the validation split"
+        )
+    names = _class_names(annotations, {clip.label for clip in clips}, version, classes, findings)
+    index = VideoIndex(videos, findings)
+    found = local_files(clips, index, findings)
+    index.report_unused()
+    if not found:
+        shown = next(clips[0].stems())
+        raise DataError(
+            f"{printable(annotations)}: none of its {len(clips)} clips has a file among the {len(index)} "
+            f"videos of "
+            f"{', '.join(map(printable, videos))}; the first would be called {shown}.mp4 or "
+            f"{clips[0].youtube_id}.mp4"
+        )
+    findings.note(f"{len(found)} of {len(clips)} clips of the annotations have a file.")
+    return as_listing([(path, clip.label) for clip, path in found], names, findings)
+
+
+def as_listing(videos: Sequence[tuple[Path, str]], names: Sequence[str], findings: Findings) -> Listing:
+    """Files with class names as a listing, sorted by label and path."""
+    labels = {name: label for label, name in enumerate(names)}
+    ordered = sorted((labels[name], str(path)) for path, name in videos)
+    listed = Videos()
+    listed.paths = [path for _, path in ordered]
+    listed.labels = array("l", [label for label, _ in ordered])
+    return Listing(listed, tuple(names), findings=findings)
+
+
+def _class_names(
+    annotations: Path, labels: set[str], version: str | None, classes: Path | None, findings: Findings
+) -> tuple[str, ...]:
+    if classes is not None:
+        names: tuple[str, ...] = read_class_names(classes, findings)
+        source = printable(classes)
+    else:
+        version = version or find_version(labels)
+        if version is None:
+            raise DataError(
+                f"{printable(annotations)}: its {len(labels)} classes are not exactly those of "
+                f"Kinetics-400, -600 or "
+                "-700; say which with --version, or give --classes FILE"
+            )
+        names = kinetics710.class_names(VERSIONS[version])
+        source = f"Kinetics-{version}"
+    unknown = sorted(labels - set(names))
+    if unknown:
+        shown = ", ".join(f"'{printable(name)}'" for name in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise DataError(f"{printable(annotations)}: no class of {source}: {shown}{more}")
+    return names

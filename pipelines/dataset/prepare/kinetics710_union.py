@@ -1,0 +1,130 @@
+"""Kinetics-710: the training splits of Kinetics-400, -600 and -700 merged, without held-out videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.dataset import kinetics710
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.kinetics import (
+    CONTRADICTORY,
+    Clip,
+    as_listing,
+    local_files,
+    read_annotations,
+    unique_clips,
+)
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.errors import DataError
+from pipelines.formatting import printable
+
+PAPER_TRAINING_VIDEOS = 658_340
+"""Training videos of the authors' download (paper, table 10)."""
+
+HELD_OUT = "clips of a video that a validation or test split holds, left out"
+SHARED = "clips that another training split has with the same class, taken once"
+
+
+@dataclass(slots=True)
+class Union:
+    """The merged training clips, and how many rows each cause removed."""
+
+    clips: list[Clip] = field(default_factory=list)
+    """Each clip once, with its class of the union."""
+    rows: int = 0
+    """Rows of all training annotations, each clip once per file."""
+    held_out: int = 0
+    """Rows of a video that a validation or test split holds."""
+    shared: int = 0
+    """Rows of a clip that an earlier file has with the same class."""
+    contradictory: int = 0
+    """Rows of clips to which two files give different classes."""
+
+    def summary(self) -> str:
+        """The figures beside the paper's, as one sentence."""
+        return (
+            f"{self.rows:,} rows of the training splits: {self.held_out:,} of held-out videos, "
+            f"{self.shared:,} repeated "
+            f"and {self.contradictory:,} contradictory ones are left out; {len(self.clips):,} clips remain "
+            f"(the authors' "
+            f"download: {PAPER_TRAINING_VIDEOS:,})."
+        )
+
+
+def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findings: Findings) -> Union:
+    """Training clips of all files, each once, none of a held-out video.
+
+    A clip is a video's id with its times: two clips of one video at different times are both kept. Labels
+    become those of the union by the alignment of the paper's table 20.
+
+    Args:
+        train: training annotations of the versions to merge.
+        held_out: validation and test annotations, also those without labels.
+
+    Raises:
+        DataError: a file or a row is wrong, or a label is no class of Kinetics.
+    """
+    ids = {clip.youtube_id for path in held_out for clip in read_annotations(path)}
+    synonyms, known = kinetics710.synonyms(), set(kinetics710.class_names("k710"))
+    union = Union()
+    labels: dict[tuple[str, int, int], list[str]] = {}
+    for path in train:
+        for clip in unique_clips(read_annotations(path), findings).values():
+            label = synonyms.get(clip.label, clip.label)
+            if label not in known:
+                what = (
+                    f"'{printable(clip.label)}' is no class of Kinetics"
+                    if clip.label
+                    else "there is no label"
+                )
+                raise DataError(f"{printable(path)}: {what} ({clip})")
+            union.rows += 1
+            if clip.youtube_id in ids:
+                union.held_out += 1
+                findings.add(HELD_OUT, str(clip), f"{HELD_OUT}; a row of {printable(path)}")
+            else:
+                labels.setdefault(clip.key, []).append(label)
+    for key, given in labels.items():
+        clip = Clip(*key, given[0])
+        if len(set(given)) > 1:
+            union.contradictory += len(given)
+            findings.add(
+                CONTRADICTORY,
+                str(clip),
+                "labels " + " and ".join(f"'{name}'" for name in dict.fromkeys(given)),
+            )
+            continue
+        union.clips.append(clip)
+        union.shared += len(given) - 1
+        if len(given) > 1:
+            findings.count(SHARED, str(clip), len(given) - 1)
+    return union
+
+
+def list_kinetics710(train: Sequence[Path], held_out: Sequence[Path], videos: Sequence[Path]) -> Listing:
+    """The clips of Kinetics-710 that have a local file, with labels in the order of
+    `kinetics710.class_names`.
+
+    Args:
+        train, held_out: as for `merge_training_splits`.
+        videos: folders of the versions' videos, as for `list_kinetics`.
+
+    Raises:
+        DataError: as `merge_training_splits`, or no clip has a file.
+    """
+    findings = Findings()
+    union = merge_training_splits(train, held_out, findings)
+    findings.note(union.summary())
+    index = VideoIndex(videos, findings)
+    found = local_files(union.clips, index, findings)
+    if not found:
+        raise DataError(
+            f"none of the {len(union.clips)} clips has a file among the {len(index)} videos of "
+            f"{', '.join(map(printable, videos))}; files are called ID_START_END.mp4 or ID.mp4"
+        )
+    findings.note(f"{len(found):,} of these clips have a file.")
+    names = kinetics710.class_names("k710")
+    return as_listing([(path, clip.label) for clip, path in found], names, findings)

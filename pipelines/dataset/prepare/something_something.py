@@ -1,0 +1,116 @@
+"""Something-Something V2: the published annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.dataset.prepare.class_names import class_name
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.kinetics import CONTRADICTORY, MISSING, REPEATED, as_listing
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.errors import DataError
+from pipelines.formatting import printable
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The class names of `something-something-v2-labels.json`, `{"Approaching something ...": "0", ...}`, by
+    number.
+
+    Raises:
+        DataError: no such file, another format, or the numbers are not 0 to N - 1, each once.
+    """
+    document = _json(path)
+    if not isinstance(document, dict) or not document:
+        raise DataError(f"{printable(path)}: expected an object of class names with their numbers")
+    by_number: dict[int, str] = {}
+    for name, number in document.items():
+        if not str(number).isdecimal() or int(number) in by_number:
+            raise DataError(
+                f"{printable(path)}, '{printable(name)}': {printable(str(number))} is no number of its own"
+            )
+        by_number[int(number)] = class_name(name)
+    if sorted(by_number) != list(range(len(by_number))):
+        raise DataError(f"{printable(path)}: the numbers are not 0 to {len(by_number) - 1}")
+    return tuple(by_number[number] for number in range(len(by_number)))
+
+
+def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> Listing:
+    """The videos of `something-something-v2-train.json` or `-validation.json` that have a local file
+    `ID.webm`.
+
+    A video's class is its template without the brackets: `Holding [something]` is `Holding something`.
+
+    Args:
+        labels: `something-something-v2-labels.json`, which numbers the classes.
+
+    Raises:
+        DataError: a file or an entry is wrong, the split has no templates, a class is unknown, or no video is
+        there.
+    """
+    findings = Findings()
+    names = read_labels(labels)
+    document = _json(annotations)
+    if not isinstance(document, list) or not document:
+        raise DataError(
+            f"{printable(annotations)}: expected a list of videos, such as something-something-v2-train.json"
+        )
+    classes: dict[str, str] = {}
+    contradictory: set[str] = set()
+    known = set(names)
+    for number, entry in enumerate(document):
+        video, label = _entry(entry, f"{printable(annotations)}, entry {number}")
+        if label not in known:
+            raise DataError(
+                f"{printable(annotations)}, entry {number} (id {printable(video)}): '{printable(label)}' is "
+                f"no class of "
+                f"{printable(labels)}"
+            )
+        if video not in classes:
+            classes[video] = label
+        elif classes[video] == label:
+            findings.add(REPEATED, video)
+        else:
+            contradictory.add(video)
+            findings.add(CONTRADICTORY, video, f"'{classes[video]}' and '{label}'")
+    index = VideoIndex(videos, findings)
+    found: list[tuple[Path, str]] = []
+    for video, label in classes.items():
+        if video in contradictory:
+            continue
+        path = index.find((video,))
+        if path is None:
+            findings.add(MISSING, video)
+        else:
+            found.append((path, label))
+    index.report_unused()
+    if not found:
+        raise DataError(
+            f"{printable(annotations)}: none of its {len(classes)} videos has a file; the first would be "
+            f"called "
+            f"{printable(next(iter(classes)))}.webm"
+        )
+    findings.note(f"{len(found):,} of {len(classes):,} videos of the annotations have a file.")
+    return as_listing(found, names, findings)
+
+
+def _entry(entry: Any, place: str) -> tuple[str, str]:
+    """The id and the class name of an entry."""
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise DataError(f"{place}: expected an object with id and template")
+    template = entry.get("template")
+    if not isinstance(template, str):
+        raise DataError(f"{place}: has no template; the test split is published without labels")
+    return str(entry["id"]), class_name(template.replace("[", "").replace("]", ""))
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{printable(path)}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{printable(path)}: no JSON: {error}") from error

@@ -1,0 +1,74 @@
+"""Video files under folders, by the name that an annotation gives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is_system_folder
+from pipelines.errors import DataError
+from pipelines.formatting import printable
+
+REPEATED = "videos found in several places; the first is used"
+UNREADABLE = "folders that could not be read"
+NOT_ANNOTATED = "video files that no row of the annotations names"
+
+
+class VideoIndex:
+    """The video files below some folders by their stem: `abc_000001_000011` of `abc_000001_000011.mp4`.
+
+    A million files take about 200 MB. Where several files have one stem, the first in the order of the
+    folders and of the paths is used. Links to folders are not followed; those to files are.
+    """
+
+    def __init__(self, folders: Sequence[Path], findings: Findings) -> None:
+        """Raises DataError for a folder that is not there, or if none holds a video."""
+        self._findings = findings
+        self._paths: dict[str, str] = {}
+        self._used: set[str] = set()
+        for folder in folders:
+            if not folder.is_dir():
+                raise DataError(f"{printable(folder)}: no such folder")
+            for path in self._videos(str(folder)):
+                stem = os.path.splitext(os.path.basename(path))[0]
+                first = self._paths.setdefault(stem, path)
+                if first != path:
+                    findings.add(REPEATED, Path(path), f"the same name as {printable(Path(first))}")
+        if not self._paths:
+            shown = ", ".join(printable(folder) for folder in folders)
+            raise DataError(f"{shown}: no file with the extension of a video, such as .mp4, .mkv or .webm")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def find(self, stems: Iterable[str]) -> Path | None:
+        """The file of the first of these stems that there is."""
+        for stem in stems:
+            if (path := self._paths.get(stem)) is not None:
+                self._used.add(stem)
+                return Path(path)
+        return None
+
+    def report_unused(self) -> None:
+        """Add the files that no call of `find` returned to the findings."""
+        for stem in sorted(self._paths.keys() - self._used):
+            self._findings.add(NOT_ANNOTATED, Path(self._paths[stem]))
+
+    def _videos(self, root: str) -> Iterator[str]:
+        folders = [root]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    inside = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                self._findings.add(UNREADABLE, Path(folder), f"could not be read: {error.strerror}")
+                continue
+            below = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
+            folders += [path for path in reversed(below) if not is_system_folder(os.path.basename(path))]
+            for entry in inside:
+                hidden = entry.name.startswith(".")
+                if not hidden and extension(entry.name) in EXTENSIONS and entry.is_file():
+                    yield entry.path
