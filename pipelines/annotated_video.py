@@ -1,8 +1,6 @@
 """A video with lines of text and bars over its frames, written as H.264 in MP4 while it is decoded."""
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.atomic_file import atomic_file
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
 from pipelines.formatting import printable
@@ -40,9 +39,11 @@ def annotate_video(
 
     Raises VideoError where the video is found damaged, and DataError where the file cannot be written.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with av.open(str(partial), "w", format="mp4") as container:
+        with (
+            atomic_file(out, shared=True) as partial,
+            av.open(str(partial), "w", format="mp4") as container,
+        ):
             video = container.add_stream("libx264", options={"preset": "veryfast", "crf": "20"})
             video.pix_fmt = "yuv420p"
             video.time_base = video.codec_context.time_base = TICK
@@ -62,12 +63,8 @@ def annotate_video(
                 container.mux(video.encode(frame))
                 progress(number + 1, stream.frames)
             container.mux(video.encode(None))
-        partial.replace(out)
     except (OSError, av.FFmpegError) as error:
         raise DataError(f"{printable(out)} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def draw(picture: NDArray[np.uint8], lines: Lines) -> None:

@@ -24,6 +24,7 @@ from trainer.monitoring.data_bottleneck import DataReport
 from trainer.monitoring.loss_spikes import LossSpikeDetector
 from trainer.monitoring.run_dir import RunDir
 from trainer.monitoring.throughput import ThroughputMeter
+from trainer.system.files import write_json
 from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 from trainer.tracking.training_tracker import TrainingTracker
 
@@ -170,7 +171,7 @@ class RunLogger:
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
         table = self._folder.path / CLASS_TABLE
         with self._folder.best_effort(table):
-            self._folder.write_json(table, class_table(result.confusion, self._class_names))
+            write_json(table, class_table(result.confusion, self._class_names))
         self._tracker.record_evaluation(step, values, table, self._folder.confusion)
 
     def _in_words(self, step: int, result: EvaluationResult) -> str:
@@ -261,7 +262,7 @@ class RunLogger:
         if not self._is_main:
             return
         try:
-            self._folder.write_json(self._folder.summary, summary)
+            write_json(self._folder.summary, summary)
         except OSError as error:
             raise RunError(
                 f"{self._folder.summary} cannot be written: {error.strerror}; mend that and start again, and "

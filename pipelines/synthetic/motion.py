@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.atomic_file import atomic_file
 from pipelines.dataset.manifest import ManifestRow, write_manifest
 from pipelines.errors import DataError
 from pipelines.synthetic.drawing import ShapePath, draw_clip
@@ -148,9 +149,8 @@ def _write_clip(root: Path, settings: MotionSettings, job: tuple[str, int]) -> M
     # Formats change after every round of all eight classes, so none of them tells a class.
     video_format = _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
     name = f"{split}/{CLASS_NAMES[clip.label]}/{index:06d}{video_format.extension}"
-    unfinished = root / f"{name}.part"
-    encode_video(unfinished, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
-    unfinished.replace(root / name)
+    with atomic_file(root / name) as partial:
+        encode_video(partial, clip.frames, video_format, clip.fps, _KEYFRAME_INTERVAL)
     frames, height, width, _ = clip.frames.shape
     return ManifestRow(
         path=name,

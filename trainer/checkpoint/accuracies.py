@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from trainer.monitoring.best_effort import BestEffort
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import BestEffort, write_text
 
 
 class Accuracies:
@@ -41,6 +40,4 @@ class Accuracies:
             return {}
 
     def _write(self, accuracies: dict[int, float]) -> None:
-        RunDir.write_text(
-            self._path, json.dumps({str(step): top1 for step, top1 in accuracies.items()}) + "\n"
-        )
+        write_text(self._path, json.dumps({str(step): top1 for step, top1 in accuracies.items()}) + "\n")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipelines.atomic_file import flush
 from trainer.checkpoint.metadata import (
     CheckpointError,
     TrainState,
@@ -35,7 +36,6 @@ from trainer.checkpoint.metadata import (
 )
 from trainer.checkpoint.retention import Retention, is_disk_full, step_of
 from trainer.checkpoint.shards import Index, ShardReader, Snapshot, read_index
-from trainer.checkpoint.tensor_file import flush
 from trainer.checkpoint.weights_origin import check_settings_unchanged
 from trainer.checkpoint.writer import Writer
 from trainer.distributed.collectives import run_on_all_ranks

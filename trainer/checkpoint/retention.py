@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.monitoring.best_effort import BestEffort
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import BestEffort, write_json
 
 _WITHDRAWN = "not-finite-"
 _CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")
@@ -206,7 +205,7 @@ class Retention:
         if step == self._read_confirmed():
             return
         with self._telling(self._confirmations):
-            RunDir.write_json(self._confirmations, {"step": step})
+            write_json(self._confirmations, {"step": step})
 
     def _dispensable(self) -> list[Path]:
         """What may be deleted for want of room, in this order: what was withdrawn, the others, the most

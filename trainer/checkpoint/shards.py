@@ -19,7 +19,8 @@ from torch import Tensor
 
 from models.weights.files import count_not_finite, listed
 from models.weights.safetensors_header import read_header, shorten
-from trainer.checkpoint.tensor_file import flush, write_tensors
+from pipelines.atomic_file import flush
+from trainer.checkpoint.tensor_file import write_tensors
 from trainer.engine.state_shards import StateShard
 from trainer.errors import RunError
 

@@ -23,12 +23,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(path)) from error
     path.chmod(mode)  # safetensors lets nobody else read it
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

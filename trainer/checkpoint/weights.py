@@ -6,7 +6,6 @@ The file's metadata holds, as JSON: the model's configuration, the class names, 
 import dataclasses
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, count_not_finite, listed, open_safetensors
 from models.weights.safetensors_header import WeightFileError, shorten
-from trainer.checkpoint.tensor_file import flush, write_tensors
+from pipelines.atomic_file import atomic_file
+from trainer.checkpoint.tensor_file import write_tensors
 from trainer.errors import RunError
 
 FORMAT = "1"
@@ -49,18 +49,11 @@ def save_weights(
     `class_names`, `preprocessing` and `recipe`. Raises RunError where it cannot be written.
     """
     metadata = {"format_version": FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        write_tensors(partial, state, metadata)
-        flush(partial)
-        partial.replace(path)
-        flush(path.parent)
-    except BaseException as error:  # Ctrl-C, too
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
+        with atomic_file(path, sync=True) as partial:
+            write_tensors(partial, state, metadata)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from trainer.checkpoint.retention import Retention, step_of
 from trainer.cluster.first_failure import first_failure, last_message
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
+from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
+from trainer.system.files import append_lines, parse_records
 
 MAX_FRUITLESS = 3
 """Turns of a job in a row without a step of progress after which it is not queued again."""

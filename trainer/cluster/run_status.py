@@ -19,7 +19,8 @@ from typing import Any, Literal
 from trainer.checkpoint.accuracies import Accuracies
 from trainer.cluster.first_failure import first_crash_report
 from trainer.cluster.slurm import QueuedJob
-from trainer.monitoring.run_dir import RunDir, find_number, parse_records
+from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import find_number, parse_records
 
 State = Literal[
     "running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"

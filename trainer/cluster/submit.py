@@ -12,7 +12,7 @@ from trainer.cluster.slurm import partitions, queue, run_command
 from trainer.cluster.sweep import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunDir, append_lines, parse_records
+from trainer.system.files import append_lines, parse_records, write_text
 from trainer.system.secrets import set_job_credentials
 from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, find_mlflow_run_id
 
@@ -117,7 +117,7 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
     _refuse_second(submission, after)
     folder = submission.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    RunDir.write_text(submission.path, submission.text)
+    write_text(submission.path, submission.text)
     jobs: list[str] = []
     for _ in range(count):
         before = jobs[-1] if jobs else after

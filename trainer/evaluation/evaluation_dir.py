@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from trainer.errors import RunError
 from trainer.evaluation.scores import ScoreFile, row_groups, schema
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json
 
 _DIGITS = 12  # of a row in a part's name, so that names stand in order
 
@@ -49,7 +50,7 @@ class EvaluationDir:
             self._remove()  # parts of nobody knows what, too: a removal that was interrupted leaves such
         self._parts.mkdir(parents=True, exist_ok=True)
         self._compare(identity)
-        RunDir.write_json(self._identity, identity)
+        write_json(self._identity, identity)
         for leftover in (*self.path.glob(".*.partial"), *self._parts.glob(".*.partial")):
             leftover.unlink()
         self._count()

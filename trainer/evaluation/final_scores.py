@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader
 from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, schema
-from trainer.monitoring.best_effort import BestEffort
+from trainer.system.files import BestEffort
 
 
 class FinalScoreWriter:

@@ -22,7 +22,7 @@ from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_c
 from trainer.evaluation.multi_view import EvaluationResult
 from trainer.evaluation.target import EvaluationTarget
 from trainer.monitoring.console import format_duration, print_unwrapped
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json, write_text
 
 NAMED = 10
 """Bad videos that are named where all are not."""
@@ -98,7 +98,7 @@ def write_report(
             for c in classes
         ],
     }
-    RunDir.write_json(folder.result, values)
+    write_json(folder.result, values)
 
 
 def print_result(folder: EvaluationDir, *, as_json: bool) -> None:
@@ -155,4 +155,4 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    RunDir.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())

@@ -8,7 +8,6 @@ JSON, see `ScoreMetadata`.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.atomic_file import partial_path, rename_partial
 from pipelines.bad_samples import BadSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch
-from trainer.checkpoint.tensor_file import flush
 from trainer.evaluation.metrics import outcomes_of
 
 METADATA = b"uniformerv2"
@@ -85,7 +84,7 @@ class ScoreFile:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Raises OSError where it cannot be written."""
         self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = partial_path(path)
         self._schema = schema
         self._waiting: list[pa.Table] = []
         # Scores hardly repeat: split into their bytes, 15 % less, and faster than whole.
@@ -125,9 +124,7 @@ class ScoreFile:
                 self._write_waiting()
             self._writer.close()
             if whole:
-                flush(self._partial)
-                os.replace(self._partial, self._path)
-                flush(self._path.parent)
+                rename_partial(self._partial, self._path, sync=True)
         finally:
             self._partial.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from trainer.export.model_card import model_card
 from trainer.export.numeric_check import check_agreement
 from trainer.export.public_metadata import public_recipe
 from trainer.inference.model_source import HUB_WEIGHTS, open_model
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json, write_text
 
 
 def write_hub_folder(source: ExportSource, path: Path) -> float:
@@ -31,9 +31,9 @@ def write_hub_folder(source: ExportSource, path: Path) -> float:
         "recipe": public_recipe(weights.recipe),
     }
     save_weights(path / HUB_WEIGHTS, weights.model.state_dict(), description)
-    RunDir.write_json(path / "config.json", hub_config(source))
-    RunDir.write_json(path / "preprocessor_config.json", hub_preprocessing(weights.preprocessing))
-    RunDir.write_text(path / "README.md", model_card(source))
+    write_json(path / "config.json", hub_config(source))
+    write_json(path / "preprocessor_config.json", hub_preprocessing(weights.preprocessing))
+    write_text(path / "README.md", model_card(source))
     return check_agreement(weights.model, open_model(path).model, "folder")
 
 

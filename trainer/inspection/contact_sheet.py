@@ -1,10 +1,9 @@
 """Pictures in rows, with words beside each row, as one PNG."""
 
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.annotated_video import font_file
+from pipelines.atomic_file import atomic_file
 from pipelines.formatting import printable
 from trainer.errors import RunError
 
@@ -117,14 +117,10 @@ def written_atomically(path: Path, option: str) -> Iterator[Path]:
 
     option: of the command, with which another place is chosen. Raises RunError where it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with atomic_file(path, shared=True) as partial:
+            yield partial
     except OSError as error:
         raise RunError(
             f"{printable(path)} cannot be written: {error.strerror or error}; choose another with {option}"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

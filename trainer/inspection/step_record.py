@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.monitoring.run_dir import find_number, parse_records
+from trainer.system.files import find_number, parse_records
 
 _BLOCK = 2**22  # bytes read at once
 _LONGEST_LINE = 2**24  # bytes; a file whose lines are longer was not written by a run

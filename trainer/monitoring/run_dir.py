@@ -24,18 +24,16 @@ runs/<name>/
 ```
 """
 
-import errno
 import hashlib
 import json
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
-from trainer.monitoring.best_effort import BestEffort
+from trainer.system.files import BestEffort, append_lines, find_number, parse_records, write_json, write_text
 
 _TAIL = 2**16  # bytes at the end of the events that are looked through
 
@@ -77,8 +75,8 @@ class RunDir:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if recipe is not None:
-                self.write_text(self.recipe, recipe)
-            self.write_json(self.environment, environment)
+                write_text(self.recipe, recipe)
+            write_json(self.environment, environment)
         except OSError as error:
             raise RunError(
                 f"cannot write the run folder {self.path}: {error.strerror}; choose another with --run-dir"
@@ -95,7 +93,7 @@ class RunDir:
                 continue
             copy = checkpoint / file.name
             if copy.exists() and not file.exists():
-                self.write_text(file, copy.read_text(encoding="utf-8"))
+                write_text(file, copy.read_text(encoding="utf-8"))
 
     def read_graph_share(self) -> float | None:
         """What part of the videos DALI decodes beside PyAV, measured when the run first started; None where
@@ -110,7 +108,7 @@ class RunDir:
     def write_graph_share(self, share: float) -> None:
         """Raises RunError where it cannot be written: the run would go on with another one."""
         try:
-            self.write_json(self.decoding, {"graph_share": share})
+            write_json(self.decoding, {"graph_share": share})
         except OSError as error:
             raise RunError(f"{self.decoding} cannot be written: {error.strerror or error}") from error
 
@@ -125,7 +123,7 @@ class RunDir:
 
     def write_skipped_steps(self, count: int, settings: dict[str, Any]) -> None:
         with self.best_effort(self.skipped):
-            self.write_json(self.skipped, {"count": count, "settings": _digest(settings)})
+            write_json(self.skipped, {"count": count, "settings": _digest(settings)})
 
     def read_latest_events(self) -> list[dict[str, Any]]:
         """The last of the events, oldest first: a run has millions, and what counts now is at the end."""
@@ -184,25 +182,6 @@ class RunDir:
             self._owed = []
         return fresh
 
-    @staticmethod
-    def write_bytes(path: Path, content: bytes) -> None:
-        """Write a file whole or not at all: a reader never sees half of it."""
-        temporary = path.with_name(f".{path.name}.partial")
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-    @classmethod
-    def write_text(cls, path: Path, text: str) -> None:
-        """As `write_bytes`, in UTF-8; a lone surrogate becomes an escape."""
-        cls.write_bytes(path, text.encode(errors="backslashreplace"))
-
-    @classmethod
-    def write_json(cls, path: Path, values: dict[str, Any]) -> None:
-        cls.write_text(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
-
 
 def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -214,69 +193,3 @@ def _is_video(entry: dict[str, Any]) -> bool:
 
 def _video(entry: dict[str, Any]) -> tuple[str, int]:
     return entry["path"], entry["sample"]
-
-
-def parse_records(text: str) -> Iterator[dict[str, Any]]:
-    """The records of whole lines; one may be cut off, by a crash or by where the text begins.
-
-    A line that this program would not write, as with a number that no computer holds, is passed over, too.
-    """
-    for line in text.split("\n"):
-        try:
-            record = json.loads(line, parse_float=_float, parse_int=_integer, parse_constant=_float)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def find_number(record: Mapping[str, Any], key: str, most: float = 1e15) -> float | None:
-    """A record's number; None where there is none, or one above any that a run writes there."""
-    value = record.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > most:
-        return None
-    return float(value)
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _integer(text: str) -> int:
-    value = int(text)
-    if abs(value) >= 2**63:
-        raise ValueError(text)
-    return value
-
-
-def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Append records, each as one line, in one write: a crash cuts off the last line at most.
-
-    Raises OSError where they find no room; the file is then as it was.
-    """
-    text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
-    if text:
-        with open(path, "ab+", buffering=0) as file:
-            end = file.tell()
-            if end:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a crash cut this line off; the next must not be glued to it
-                    text = "\n" + text
-            data = text.encode(errors="backslashreplace")  # a lone surrogate, as JSON escapes it
-            try:
-                if file.write(data) < len(data):  # the rest has no room
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            except OSError:
-                file.truncate(end)
-                raise
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN and no infinity: they become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }

@@ -20,6 +20,7 @@ from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: R
 
 def _keep(crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
     with folder.best_effort(folder.decoder_crashes):
-        folder.write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
+        write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
 
 
 def _notes(new: CrashedSamples, dataset: Dataset, options: LoaderOptions) -> list[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from trainer.errors import RunError
 from trainer.resilience.lock_record import HolderState, LockRecord, read_lock
+from trainer.system.files import write_text
 
 BEAT = 10.0  # seconds between two signs of life
 STALE = 180.0  # seconds without a sign of life after which a holder of which nothing else is known is gone
@@ -71,9 +72,7 @@ class RunLock:
                 self._folder.rmdir()
                 self._run_dir.rmdir()  # only where it is empty
             else:
-                temporary = self._folder / f".{self._record.token}"
-                temporary.write_text(replace(self._record, released=True).text(), encoding="utf-8")
-                os.replace(temporary, file)
+                write_text(file, replace(self._record, released=True).text(), sync=False)
         with suppress(OSError):
             os.close(self._descriptor)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from pipelines.atomic_file import atomic_file
 from trainer.resilience.signals import REQUEUE
 from trainer.system.formatting import format_ranks
 
@@ -122,10 +123,9 @@ class Watchdog:
         """Write this rank's file: its first line is where the rank is."""
         words, own, innermost = _place(sys._current_frames()[threading.main_thread().ident or 0])
         path = self._path(self._rank)
-        partial = path.with_name(f".{path.name}.partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with open(partial, "w", encoding="utf-8") as file:
+            with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
                 file.write(
                     f"{words}\n\n"
                     f"rank {self._rank} of {self._world_size}, process {os.getpid()} on "
@@ -135,7 +135,6 @@ class Watchdog:
                 )
                 file.flush()
                 faulthandler.dump_traceback(file)
-            partial.replace(path)
         except OSError as error:
             self._say(f"error: rank {self._rank} hangs {words}; {path} cannot be written: {error.strerror}")
 

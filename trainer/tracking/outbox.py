@@ -5,16 +5,17 @@ of its bytes that are delivered. A process that dies leaves both behind, and who
 from there.
 """
 
-import errno
 import fcntl
 import json
 import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
+
+from trainer.system.files import append, open_for_append, write_text
 
 Record = dict[str, Any]
 
@@ -39,23 +40,8 @@ class Outbox:
         line = _line(record)
         with self._writing:
             if self._file is None:
-                self._file = self._open()
-            end = self._file.seek(0, os.SEEK_END)
-            try:
-                if self._file.write(line) < len(line):  # the rest has no room
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.lines_path))
-            except OSError:
-                self._file.truncate(end)
-                raise
-
-    def _open(self) -> BinaryIO:
-        """Unbuffered, after ending the line in whose middle an earlier process may have died."""
-        file = self.lines_path.open("a+b", buffering=0)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        return cast(BinaryIO, file)
+                self._file = open_for_append(self.lines_path)
+            append(self._file, line)
 
     def undelivered(self) -> Iterator[tuple[int, bytes]]:
         """Complete lines that are not delivered, each with the offset at which it ends."""
@@ -100,7 +86,7 @@ class Outbox:
 
     def mark_delivered(self, offset: int) -> None:
         """Record, atomically, that everything before `offset` is delivered."""
-        replace_text(self._offset_path, f"{offset}\n")
+        write_text(self._offset_path, f"{offset}\n", sync=False, shared=True)
 
     def reject(self, record: Record, reason: str) -> None:
         """Put aside what the server will never take, with its reason."""
@@ -121,19 +107,6 @@ class Outbox:
             except OSError as error:
                 mine = not isinstance(error, BlockingIOError)
             yield mine
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a crash, sees the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _line(record: Record) -> bytes:

@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.system.files import write_text
 from trainer.system.secrets import Address
-from trainer.tracking.outbox import replace_text
 
 NAME = "mlflow_run.json"
 
@@ -79,7 +79,7 @@ class RunReference:
             return found
 
     def write(self, run_dir: Path) -> None:
-        replace_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n")
+        write_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n", sync=False, shared=True)
 
     def for_new_run(self, base: int) -> "RunReference":
         """The same place for a new MLflow run."""

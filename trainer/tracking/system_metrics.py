@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from trainer.tracking.outbox import replace_text
+from trainer.system.files import write_text
 
 SECONDS = 15.0  # between two samples of a node
 VALUES_PER_SECOND = 2.0
@@ -90,7 +90,7 @@ class NodeMonitor:
         """Write this node's readings where rank 0 finds them."""
         self._folder.mkdir(exist_ok=True)
         text = json.dumps({"time": time.time(), "values": values})
-        replace_text(self._folder / f"node-{self._node:05d}.json", text)
+        write_text(self._folder / f"node-{self._node:05d}.json", text, sync=False, shared=True)
 
     def _of_all(self, own: Mapping[str, float]) -> dict[str, float]:
         if self._nodes == 1:

@@ -1,10 +1,11 @@
 """What a step found: checks that passed or failed, and measurements. Written as JSON after each of them."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from trainer.system.files import write_text
 
 Status = Literal["passed", "failed", "needs a GPU", "not run"]
 
@@ -65,10 +66,8 @@ def read_findings(path: Path) -> list[Measurement]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a file in one go: a reader sees the old content or the new one."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a JSON file atomically. Raises OSError."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def markdown_table(results: list[StepResult]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from pipelines.atomic_file import atomic_file
 from pipelines.formatting import printable, wrap
 
 _NAMED = 3
@@ -99,15 +100,10 @@ class Findings:
         if not self._kinds:
             path.unlink(missing_ok=True)
             return path
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            self._lines.seek(0)
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                while block := self._lines.read(_IN_MEMORY):
-                    file.write(block)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._lines.seek(0)
+        with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+            while block := self._lines.read(_IN_MEMORY):
+                file.write(block)
         return path
 
     def table(self) -> list[str]:

@@ -21,9 +21,10 @@ from trainer.cluster.run_status import STARTING, RunHistory, RunStatus, derive_s
 from trainer.cluster.slurm import QueuedJob
 from trainer.cluster.status import NOTES, collect_statuses, find_run_dirs, format_json, print_overview
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunDir, append_lines
+from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import write_crash_report
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
+from trainer.system.files import append_lines
 
 TOTAL = 60
 

@@ -24,6 +24,7 @@ from trainer.export.formats import export_as
 from trainer.export.model_card import model_card
 from trainer.export.numeric_check import check_agreement, random_clips
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json
 
 NAMES = ["jump", "läuft: schnell", "sit"]
 SMALL: dict[str, Any] = {
@@ -168,10 +169,8 @@ def test_a_folder_for_the_hub_says_what_the_run_came_to_and_nothing_private(
     (run / "checkpoints").mkdir(parents=True)
     folder = RunDir(run)
     gpus = ["NVIDIA H100"] * 8
-    folder.write_json(
-        folder.environment, {"gpus": gpus, "hostname": "jane-laptop", "packages": {"torch": "2.14"}}
-    )
-    folder.write_json(folder.summary, {"top5": 0.9, "videos": 1234, "spent": "3:00:00"})
+    write_json(folder.environment, {"gpus": gpus, "hostname": "jane-laptop", "packages": {"torch": "2.14"}})
+    write_json(folder.summary, {"top5": 0.9, "videos": 1234, "spent": "3:00:00"})
     accuracies = Accuracies(run / "checkpoints")
     for step, top1 in ((10, 0.5), (20, 0.75), (30, 0.7)):
         accuracies.note(step, top1)

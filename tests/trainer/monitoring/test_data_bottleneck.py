@@ -15,7 +15,7 @@ class Loader:
     """As much of a `ClipLoader` as is looked at, with costs as they are set."""
 
     costs: StageCosts = field(default_factory=StageCosts)
-    processes: LoaderResources = field(default_factory=lambda: LoaderResources(torch.device("cpu"), 2, 2, 2))
+    resources: LoaderResources = field(default_factory=lambda: LoaderResources(torch.device("cpu"), 2, 2, 2))
 
 
 def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None:

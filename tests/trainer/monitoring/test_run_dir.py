@@ -11,6 +11,7 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json
 
 
 def test_the_longest_save_of_earlier_starts(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_lines_and_files_take_any_text(tmp_path: Path) -> None:
     odd = {"path": "caf\udce9\u2028\x85.mp4", "sample": 0, "reason": "\ud800"}
     assert folder.add_to_quarantine([odd]) == [odd]
     assert folder.add_to_quarantine([odd]) == []
-    RunDir.write_json(folder.summary, odd)
+    write_json(folder.summary, odd)
     assert json.loads(folder.summary.read_text(encoding="utf-8")) == odd
 
 

@@ -14,7 +14,7 @@ from tests.integration.processes import python_path
 RANK = """
 import sys, time
 from pathlib import Path
-from trainer.faults import stop as module
+from trainer.resilience import signals as module
 from trainer.resilience.signals import StopRequest
 from trainer.resilience.launcher_watch import LauncherWatch
 

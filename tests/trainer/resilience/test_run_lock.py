@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from trainer import RunError\n"
+    "from trainer.errors import RunError\n"
     "from trainer.resilience.run_lock import acquire\n"
     "try:\n"
     "    lock = acquire(Path(sys.argv[1]), beat=0.1)\n"

@@ -29,7 +29,7 @@ with Watchdog(
 
 MEETING = """
 import torch.distributed as dist
-from trainer.distributed.collectives import together
+from trainer.distributed.collectives import run_on_all_ranks
 dist.init_process_group("gloo", init_method="file://{folder}/meeting", rank={rank}, world_size=2)
 """
 
@@ -87,7 +87,7 @@ def test_a_call_that_keeps_the_global_lock_ends_too(tmp_path: Path, started: lis
 
 
 def test_two_ranks_of_which_one_is_stopped(tmp_path: Path, started: list[subprocess.Popen]) -> None:
-    bodies = "together(lambda: None)", "os.kill(os.getpid(), signal.SIGSTOP)"
+    bodies = "run_on_all_ranks(lambda: None)", "os.kill(os.getpid(), signal.SIGSTOP)"
     for rank, body in enumerate(bodies):
         before = MEETING.format(folder=tmp_path, rank=rank)
         started.append(start(tmp_path, body, before=before, rank=rank, ranks=2, limit=6.0))

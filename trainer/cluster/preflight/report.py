@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.cluster.preflight.checks import CheckResult, Status
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_json
 
 CHECKS = (
     "ranks", "recipe", "GPU count", "GPU health", "GPU memory", "driver", "NVDEC", "memory", "disk",
@@ -143,7 +143,7 @@ def write_failures(folder: Path, table: Mapping[str, ByNode], everywhere: Sequen
             path.unlink(missing_ok=True)
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        RunDir.write_json(path, {"failed": failed, "everywhere": common})
+        write_json(path, {"failed": failed, "everywhere": common})
     except OSError:  # the folder's own check says so
         return None
     return path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError
-from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import write_bytes, write_text
 from trainer.tracking.comparison.blocks import Block
 from trainer.tracking.comparison.compare import Comparison
 from trainer.tracking.comparison.folder_source import find_run_folders, read_folder
@@ -109,12 +109,12 @@ def write_report(blocks: Sequence[Block], path: Path) -> list[Path]:
     written = [path]
     try:
         if path.suffix == ".html":
-            RunDir.write_text(path, as_html(blocks))
+            write_text(path, as_html(blocks))
         else:
             if picture is not None:
-                RunDir.write_bytes(beside, picture.png)
+                write_bytes(beside, picture.png)
                 written.append(beside)
-            RunDir.write_text(path, as_markdown(blocks, beside.name))
+            write_text(path, as_markdown(blocks, beside.name))
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
     return written
@@ -137,6 +137,6 @@ def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, co
             *write_report(blocks, Path(folder) / "comparison.md"),
             Path(folder) / "comparison.json",
         ]
-        RunDir.write_text(files[-1], as_json(comparison) + "\n")
+        write_text(files[-1], as_json(comparison) + "\n")
         connect().save(run, files, _ARTIFACTS)
     return run

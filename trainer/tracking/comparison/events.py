@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainer.monitoring.metric_names import LOSS_STEPS
-from trainer.monitoring.run_dir import find_number, parse_records
+from trainer.system.files import find_number, parse_records
 from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
 
 _BLOCK = 2**20  # bytes that are read at once
