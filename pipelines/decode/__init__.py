@@ -1,1 +1,1 @@
-"""Where a video's frames come from: what a stream's headers say, how a picture is turned, DALI's decoder."""
+"""Video decoding: demuxing, stream headers, PyAV, and the DALI nodes for decoded frames."""

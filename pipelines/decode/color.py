@@ -1,9 +1,9 @@
-"""What colour a video's numbers mean: RGB matrices for decoders that do not look at the tag.
+"""Colour correction for decoders that ignore a video's tagged matrix.
 
-DALI turns every video into RGB by BT.601, on the CPU and with NVDEC, whatever matrix its tag names; it does
-heed the tagged range. Both conversions are linear, so a matrix mends it afterwards, except where BT.601 had
-left the range of 0 to 255. PyAV (FFmpeg) heeds both. A video without a tag is BT.601 of limited range to all
-of them, also in HD: guessing by size would make the same clip, scaled, change its colours.
+DALI converts every video to RGB by BT.601, on the CPU and with NVDEC, whatever matrix its tag names; it
+respects the tagged range. Both conversions are linear, so a matrix corrects the result, except where BT.601
+clipped to 0 or 255. PyAV (FFmpeg) respects both tags. All three treat an untagged video as BT.601 of
+limited range, also in HD: with a guess by size, scaling a clip would change its colours.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import VideoError
 
-# Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). Numbers
-# that are not listed mean BT.601, or are unknown and treated as FFmpeg treats them: as BT.601.
+# Shares of red and blue in luma, by FFmpeg's number of the tag (ITU-T H.273, matrix coefficients). All
+# other numbers mean BT.601, or are unknown and treated as BT.601, as in FFmpeg.
 BT601 = (0.299, 0.114)
 LUMA_SHARES = {
     1: (0.2126, 0.0722),  # BT.709
@@ -23,7 +23,7 @@ LUMA_SHARES = {
 
 YCGCO = 8
 
-# Tags that FFmpeg's converter refuses, and what they mean (ITU-T H.273, table 4).
+# Tags that FFmpeg's converter refuses, with their meaning (ITU-T H.273, table 4).
 UNSUPPORTED_MATRICES = {
     YCGCO: "YCgCo",
     10: "BT.2020 with constant luminance",
@@ -40,7 +40,7 @@ IDENTITY = np.eye(3, 4, dtype=np.float32)
 
 
 def color_correction(colorspace: int) -> NDArray[np.float32]:
-    """(3, 4): matrix and offset that turn RGB made by BT.601 into RGB by the tag, in levels of 0 to 255."""
+    """The matrix and offset, (3, 4), from RGB by BT.601 to RGB by the tag; levels of 0 to 255."""
     if colorspace not in LUMA_SHARES:
         return IDENTITY.copy()
     tagged = rgb_from_ycc(*LUMA_SHARES[colorspace])
@@ -50,19 +50,19 @@ def color_correction(colorspace: int) -> NDArray[np.float32]:
 
 
 def check_colorspace(colorspace: int) -> None:
-    """Raise VideoError for a tag whose colours cannot be converted to RGB."""
+    """Raises VideoError for a tag whose colours FFmpeg cannot convert to RGB."""
     if colorspace in UNSUPPORTED_MATRICES:
         how = " with `ffmpeg -i IN -vf zscale=matrix=709 OUT`" if colorspace == YCGCO else " as BT.709"
         raise VideoError(
             f"has colours in {UNSUPPORTED_MATRICES[colorspace]}, which FFmpeg does not convert to RGB; "
-            f"encode it anew{how}"
+            f"re-encode it{how}"
         )
 
 
 def rgb_from_ycc(red: float, blue: float) -> NDArray[np.float64]:
-    """(3, 3): R, G, B from luma and the colour differences Cb and Cr, both of -0.5 to 0.5 for luma of 0 to 1.
+    """The matrix (3, 3) from luma (0 to 1) and colour differences Cb and Cr (-0.5 to 0.5) to R, G, B.
 
-    red, blue: their shares in luma; green has the rest.
+    red, blue: their shares of luma; green has the rest.
     """
     green = 1 - red - blue
     from_blue, from_red = 2 * (1 - blue), 2 * (1 - red)

@@ -1,4 +1,4 @@
-"""Opening a video file with PyAV, and finding its frames without decoding them."""
+"""Opens video files with PyAV, and indexes their frames without decoding."""
 
 import heapq
 import re
@@ -18,47 +18,47 @@ from pipelines.decode.picture_headers import SCANNED, PictureScan
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoError
 
-# What MPEG-4 encoders write into streams with two frames in a packet and an empty one after it. Then the
-# times are those of the packets, not of the frames.
+# Written by MPEG-4 encoders that put two frames into one packet and an empty packet after it. The times in
+# such a stream are those of the packets, not of the frames.
 PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
 
 FIELDS_UNKNOWN, PROGRESSIVE = 0, 1  # <libavcodec/defs.h>, AVFieldOrder
 
-# Streams that are not videos: cover art and thumbnails, whatever codec they are in.
+# Video streams of pictures: cover art and thumbnails, in any codec.
 NOT_VIDEOS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
-# FFmpeg's names of formats that only name other files.
+# FFmpeg's names of formats that only list other files.
 PLAYLISTS = frozenset({"concat", "hls", "dash", "imf"})
 
-# A playlist, a session description and the like name other files and hosts; whoever can write a video could
-# have any of them read. What FFmpeg reads is handed to it, so it needs no protocol at all.
+# Playlists and session descriptions name other files and hosts, so the author of a video could make FFmpeg
+# read any of them. FFmpeg reads from a Python file object here and needs no protocol.
 NO_PROTOCOLS = {"protocol_whitelist": "none"}
 
-# Text in a file's tags may be in any encoding; nobody reads it here. PyAV 19 is lenient by itself.
+# Text in a file's tags may have any encoding; it is not used here. PyAV 19 is lenient by default.
 LENIENT_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
-HEADER_BYTES = 4096  # of a packet in which the headers of its picture lie
+HEADER_BYTES = 4096  # of a packet, which contain the headers of its picture
 
-# FFmpeg takes a packet of MPEG-4 up to so many bytes for a picture that is not coded, as it stands behind a
-# packet that holds two.
+# FFmpeg treats a packet of MPEG-4 of up to so many bytes as a picture that is not coded, such as the one
+# after a packet with two pictures.
 MPEG4_NOT_CODED = 19
 
 VP8_SHOWN = 0x10  # bit of a VP8 frame's first byte (RFC 6386, 9.1)
 
 
 class NoVideoFound(VideoError):
-    """A file that FFmpeg opens, and in which it finds no video: it may be cut off before that."""
+    """FFmpeg opens the file but finds no video, possibly because the file is truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoIndex:
     """The packets of a video stream, numbered in the order they are stored and decoded.
 
-    A frame is what decoding from the first keyframe to the end shows, from the time of that keyframe on. So
-    there is none for: packets before the first keyframe, and those stored after it but shown before it (in a
-    video cut from a longer one they lack what they build on: decoders leave them out, or show them broken);
-    packets that an edit list leaves out (they are decoded all the same, others refer to them); hidden
-    reference frames of VP8. Negative times mean nothing special.
+    The frames are what a player displays when it decodes from the first keyframe to the end, from the time
+    of that keyframe on. The following packets have no frame: those before the first keyframe; those stored
+    after it but displayed before it (their references are missing in a video cut from a longer one, so
+    decoders drop them or display them broken); those that an edit list removes (they are decoded, as others
+    refer to them); hidden reference frames of VP8. Negative times have no special meaning.
     """
 
     times: list[int | None]
@@ -66,25 +66,25 @@ class VideoIndex:
     keyframes: list[int]
     """Packets at which decoding can start, ascending; at least one."""
     display_order: list[int]
-    """The packet of each frame, in the order they are shown. Where `ordered` is false the order means
-    nothing, and there may be fewer frames: those that the decoder gives out."""
+    """The packet of each frame in display order. If `ordered` is false, the order is meaningless and there
+    may be fewer frames: those that the decoder outputs."""
     ordered: bool
-    """Whether the times say in which order frames are shown. Many containers hold decoding times in their
-    place, all different and rising; then only the decoder's order of output counts."""
+    """Whether the times define the display order. Many containers have decoding times instead, all distinct
+    and rising; then only the decoder's output order counts."""
     packets: list["av.Packet"] | None
-    """The packets themselves, where they were to be kept and are not too large."""
+    """The packets themselves, if `read_index` kept them."""
     gaps: bool = False
-    """Whether FFmpeg says of a packet that it is not whole. In a transport stream, parts were lost,
-    or several streams were made one."""
+    """Whether FFmpeg marks a packet as incomplete: a transport stream lost parts, or several streams were
+    concatenated."""
 
     @property
     def start(self) -> int | None:
-        """The time of the first keyframe, before which nothing is shown; None where times say nothing."""
+        """The time of the first keyframe, before which nothing is displayed; None if not `ordered`."""
         return self.times[self.keyframes[0]] if self.ordered else None
 
     @property
     def starts_clean(self) -> bool:
-        """Whether decoding starts with the first packet, and nothing is shown before it."""
+        """Whether decoding starts with the first packet and nothing is displayed before it."""
         start = self.start
         return self.keyframes[0] == 0 and all(
             time is not None and start is not None and time >= start for time in self.times
@@ -92,7 +92,7 @@ class VideoIndex:
 
     @property
     def keyframe_distance(self) -> int:
-        """The most packets from one keyframe to the next, or to the end."""
+        """The largest number of packets from a keyframe to the next one or to the end."""
         following = [*self.keyframes[1:], len(self.times)]
         return max(after - before for before, after in zip(self.keyframes, following, strict=True))
 
@@ -101,11 +101,10 @@ class VideoIndex:
 def open_video(
     source: Path | bytes,
 ) -> Iterator[tuple["av.container.InputContainer", "av.video.stream.VideoStream"]]:
-    """The open container and its video stream; whatever FFmpeg says inside becomes a VideoError.
+    """The open container and its default video stream that is not cover art.
 
-    Of several video streams it is the default one. Cover art is none.
-
-    Raises VideoError for a file that is missing, empty, no video, or found damaged while it is used.
+    Raises VideoError for a file that is missing, empty or no video, and for every error of FFmpeg inside
+    the context.
     """
     with ExitStack() as stack:
         file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)
@@ -120,31 +119,31 @@ def open_video(
         except NoVideoFound as defect:
             raise VideoError(diagnose_file(file) or str(defect)) from defect
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(_complaint(file, error)) from error
+            raise VideoError(_open_error(file, error)) from error
 
 
 def header_size(data: bytes, stream: int) -> tuple[int, int]:
-    """(height, width) of a stream, by its number, as the container's header says, whatever its frames are.
+    """(height, width) in the container's header of stream number `stream`; its frames may differ.
 
     Raises VideoError as `open_video` does.
     """
-    # FFmpeg looks into the first frames, and takes the size of those, where it may use the codec.
+    # If FFmpeg may use the codec, it reads the first frames and reports their size.
     options = {**NO_PROTOCOLS, "codec_whitelist": "none"}
     try:
         with av.open(BytesIO(data), container_options=options, **LENIENT_TAGS) as container:
             codec = container.streams[stream].codec_context
             return codec.height, codec.width
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(_complaint(BytesIO(data), error)) from error
+        raise VideoError(_open_error(BytesIO(data), error)) from error
 
 
-def _complaint(file: VideoFile | BytesIO, error: Exception) -> str:
-    """Why a file cannot be read as a video."""
+def _open_error(file: VideoFile | BytesIO, error: Exception) -> str:
+    """The message for a file that cannot be read as a video."""
     return diagnose_file(file) or f"is not a video, or is damaged: {ffmpeg_message(error)}"
 
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
-    """The default one of the video streams that are not pictures; raises NoVideoFound where there is none."""
+    """The default video stream that is not a picture; raises NoVideoFound if there is none."""
     streams = container.streams.video
     videos = [stream for stream in streams if not stream.disposition & NOT_VIDEOS]
     if not videos:
@@ -162,11 +161,11 @@ def read_index(
 ) -> VideoIndex:
     """Demux the stream to its end, without decoding.
 
-    keep_bytes: packets are kept in the index as long as they are no larger together.
+    keep_bytes: the index keeps the packets if their total size is at most this.
     """
     times: list[int | None] = []
     keyframes: list[int] = []
-    shown: list[int] = []
+    display_order: list[int] = []
     packets: list[av.Packet] = []
     codec = stream.codec_context
     mpeg4 = codec.name == "mpeg4"
@@ -174,8 +173,8 @@ def read_index(
     packed = gaps = False
     scan = PictureScan(codec.name, codec.extradata or b"") if codec.name in SCANNED else None
     rising, latest = True, -sys.maxsize
-    scans = scan is not None  # this runs for each packet of a video: what cannot matter is not asked for
-    room = keep_bytes
+    scans = scan is not None  # scanning costs time for each packet, so it ends when it cannot matter any more
+    bytes_left = keep_bytes
     for ordinal, packet in enumerate(stored_packets(container, stream)):
         time = packet.pts
         times.append(time)
@@ -188,7 +187,7 @@ def read_index(
         hidden = packet.is_discard
         if scans:
             assert scan is not None
-            # Times that do not rise as stored show that frames are reordered: nothing has to be looked for.
+            # If the stored times do not rise, frames are reordered, and B-pictures need not be searched for.
             rising = rising and time is not None and time > latest
             latest = latest if time is None else time
             if scan.b_pictures or not rising:
@@ -200,46 +199,45 @@ def read_index(
         elif vp8:
             hidden = hidden or not memoryview(packet)[0] & VP8_SHOWN
         if keyframes and not hidden:
-            shown.append(ordinal)
-        if room >= 0:
-            room -= packet.size
+            display_order.append(ordinal)
+        if bytes_left >= 0:
+            bytes_left -= packet.size
             packets.append(packet)
-            if room < 0:
+            if bytes_left < 0:
                 packets.clear()
     if not times:
         raise NoVideoFound("holds no frame")
-    kept = packets if room >= 0 else None
+    kept = packets if bytes_left >= 0 else None
     if not keyframes:  # some containers do not mark them
         return VideoIndex(times, [0], list(range(len(times))), False, kept, gaps)
-    if not shown:
+    if not display_order:
         raise NoVideoFound("holds no frame")
-    by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, shown)
+    by_time = None if packed or (scan and scan.field_pictures) else _by_time(times, display_order)
     if by_time is not None:
         reorders = codec.has_b_frames if scan is None else scan.b_pictures
-        # Rising times under a decoder that reorders are those of decoding.
-        in_stored_order = (time for ordinal in shown if (time := times[ordinal]) is not None)
-        if not reorders if by_time == shown else _held_back(in_stored_order, codec.reorder_depth):
+        # If the decoder reorders frames, rising times are decoding times.
+        in_stored_order = (time for ordinal in display_order if (time := times[ordinal]) is not None)
+        if not reorders if by_time == display_order else _can_reorder(in_stored_order, codec.reorder_depth):
             first = keyframes[0]
-            shown = by_time[by_time.index(first) :] if first in by_time else by_time
-            return VideoIndex(times, keyframes, shown, True, kept, gaps)
-    return VideoIndex(times, keyframes, shown, False, kept, gaps)
+            display_order = by_time[by_time.index(first) :] if first in by_time else by_time
+            return VideoIndex(times, keyframes, display_order, True, kept, gaps)
+    return VideoIndex(times, keyframes, display_order, False, kept, gaps)
 
 
-def _by_time(times: list[int | None], shown: list[int]) -> list[int] | None:
-    """The packets of `shown` in the order of their times; None where these are missing or not distinct."""
-    known = [time for ordinal in shown if (time := times[ordinal]) is not None]
-    if len(set(known)) != len(shown):
+def _by_time(times: list[int | None], ordinals: list[int]) -> list[int] | None:
+    """The packets `ordinals` sorted by time; None if times are missing or not distinct."""
+    known = [time for ordinal in ordinals if (time := times[ordinal]) is not None]
+    if len(set(known)) != len(ordinals):
         return None
-    return [ordinal for _, ordinal in sorted(zip(known, shown, strict=True))]
+    return [ordinal for _, ordinal in sorted(zip(known, ordinals, strict=True))]
 
 
-def _held_back(times: Iterable[int], depth: int) -> bool:
-    """Whether a decoder that holds back `depth` frames could show frames at these times, given as stored.
+def _can_reorder(times: Iterable[int], depth: int) -> bool:
+    """Whether a decoder with a reorder buffer of `depth` frames could display these stored times in order.
 
-    Not so where the clock was set back between two recordings: then as many frames as the first has would be
-    overtaken.
+    It cannot if the clock was set back between two recordings: all frames of the first would be overtaken.
     """
-    latest: list[int] = []  # the depth + 1 latest times so far, the earliest of them first
+    latest: list[int] = []  # heap of the depth + 1 latest times so far
     for time in times:
         if len(latest) <= depth:
             heapq.heappush(latest, time)
@@ -253,10 +251,10 @@ def _held_back(times: Iterable[int], depth: int) -> bool:
 def stored_packets(
     container: "av.container.InputContainer", stream: "av.video.stream.VideoStream"
 ) -> Iterator["av.Packet"]:
-    """The packets that `VideoIndex` numbers: all but those without content, which no decoder takes."""
+    """The packets that `VideoIndex` numbers: all with content, as decoders accept no empty ones."""
     packets = container.demux(stream)
-    # Behind the last packet, PyAV 18 looks for streams that a transport stream began later, and may raise
-    # IndexError, depending on what lies in memory.
+    # After the last packet, PyAV 18 searches a transport stream for streams that began later, and may raise
+    # IndexError, depending on the content of uninitialised memory.
     with suppress(IndexError):
         for packet in packets:
             if packet.size:
@@ -264,5 +262,5 @@ def stored_packets(
 
 
 def ffmpeg_message(error: Exception) -> str:
-    """FFmpeg's words without the error number before them and the file name after them."""
+    """FFmpeg's message without the error number and the file name."""
     return getattr(error, "strerror", None) or str(error)

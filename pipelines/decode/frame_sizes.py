@@ -1,7 +1,7 @@
-"""Whether all pictures of a stream are said to be of one size and one layout of pixels, without decoding.
+"""Checks from the headers whether all pictures of a stream have one size and one pixel layout.
 
-DALI's CPU decoder sets its conversion to RGB up for the first frame and reads all later ones with it. A frame
-that is smaller, or has other planes, makes it read memory that is not there, which ends the process.
+DALI's CPU decoder sets up its conversion to RGB for the first frame and uses it for all later ones. A
+smaller frame, or one with other planes, makes it read invalid memory, which ends the process.
 """
 
 import re
@@ -11,56 +11,56 @@ from contextlib import suppress
 from pipelines.decode.jpeg_headers import frame_headers
 from pipelines.decode.picture_headers import Bits
 
-_JPEG_ADOBE = re.compile(rb"\xff\xee..Adobe.{7}", re.DOTALL)  # APP14, which can say that the planes are RGB
+_JPEG_ADOBE = re.compile(rb"\xff\xee..Adobe.{7}", re.DOTALL)  # APP14, which can mark the planes as RGB
 
 _VP8_START = b"\x9d\x01\x2a"  # RFC 6386, 9.1
 _VP9_SYNC = 0x498342  # frame_sync_code (VP9 bitstream specification, 6.2)
 _VP9_RGB = 7  # color_space (the same, 7.2.2)
-_VP9_HEADER = 32  # bytes that hold all of a header that is read here
+_VP9_HEADER = 32  # bytes that contain all header fields read here
 
 CODECS = frozenset({"mjpeg", "vp8", "vp9"})
-"""FFmpeg's names of the codecs that are looked into."""
+"""FFmpeg's names of the codecs that are checked."""
 
 HeaderField = tuple[str, object]
-"""What a header says, and of what."""
+"""Name and value of a header field."""
 
 
 def has_one_size(codec: str, packets: Iterable[bytes]) -> bool:
-    """Whether no picture in the packets is said to differ from the first in size or pixels.
+    """Whether the headers of all pictures have the size and pixel layout of the first.
 
-    codec: one of `CODECS`. A header that cannot be read says nothing: decoders refuse it.
+    codec: one of `CODECS`. Unreadable headers are skipped, as decoders refuse them.
     """
     headers = {"mjpeg": _jpeg_headers, "vp8": _vp8_headers, "vp9": _vp9_headers}[codec]
     first: dict[str, object] = {}
     for packet in packets:
         with suppress(IndexError):
-            for what, value in headers(packet):
-                if first.setdefault(what, value) != value:
+            for name, value in headers(packet):
+                if first.setdefault(name, value) != value:
                     return False
     return True
 
 
 def _jpeg_headers(packet: bytes) -> Iterator[HeaderField]:
-    """The whole of each header of a frame, with whether the planes are RGB."""
+    """Each frame header as a whole, with the mark for RGB planes."""
     adobe = b"".join(_JPEG_ADOBE.findall(packet))
     for header in frame_headers(packet):
         yield "frame", header + adobe
 
 
 def _vp8_headers(packet: bytes) -> Iterator[HeaderField]:
-    """Width, height and scaling of a key frame; others have none of their own."""
+    """Width, height and scaling of a key frame; other frames have none."""
     if not packet[0] & 1 and packet[3:6] == _VP8_START:
         yield "frame", packet[6:10]
 
 
 def _vp9_headers(packet: bytes) -> Iterator[HeaderField]:
-    """Pixels and size, of the frames in a packet that say them; others have those of frames they refer to."""
+    """Pixel layout and size of the frames that have them; other frames use those of their references."""
     for frame in _vp9_frames(packet):
         yield from _vp9_header(Bits(frame[:_VP9_HEADER]))
 
 
 def vp9_keyframe(packet: bytes) -> bool:
-    """Whether the first frame in a packet of VP9 is coded without others; a few bytes are enough."""
+    """Whether the first frame in a packet of VP9 is a keyframe; its first few bytes suffice."""
     with suppress(IndexError):
         bits = Bits(packet)
         bits.read(2)
@@ -88,9 +88,9 @@ def _vp9_frames(packet: bytes) -> Iterator[bytes]:
 
 
 def _vp9_header(bits: Bits) -> Iterator[HeaderField]:
-    """What the uncompressed header of a frame says (the same, 6.2).
+    """Pixel layout and size in a frame's uncompressed header (VP9 bitstream specification, 6.2).
 
-    Raises IndexError for one that is cut short.
+    Raises IndexError for a truncated header.
     """
     if bits.read(2) != 2:
         return
@@ -117,7 +117,7 @@ def _vp9_header(bits: Bits) -> Iterator[HeaderField]:
 
 
 def _vp9_pixels(bits: Bits, profile: int) -> tuple[int, ...]:
-    """color_config (the same, 6.2.2): depth, and whether chroma is halved along x and y."""
+    """color_config (the same, 6.2.2): bit depth, and chroma subsampling in x and y as 0 or 1."""
     depth = 10 + 2 * bits.read(1) if profile >= 2 else 8
     if bits.read(3) == _VP9_RGB:
         if profile & 1:

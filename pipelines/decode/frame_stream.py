@@ -1,7 +1,7 @@
-"""All frames of a video in the order they are shown, one after another: for long videos.
+"""Streams all frames of a long video in display order.
 
-The video is demuxed once, to number and time its frames, and decoded once for each pass. Memory does not grow
-with its length but for about 60 bytes a frame.
+The video is demuxed once, to number and time its frames, and decoded once per pass. Memory grows by about
+60 bytes a frame.
 """
 
 from collections.abc import Iterator
@@ -17,20 +17,24 @@ from pipelines.decode.pyav import decode_all, frames_in_order, to_rgb
 from pipelines.errors import VideoError, format_unexpected
 
 DEFAULT_RATE = Fraction(25)
-"""Frames per second of a file that does not say, as FFmpeg takes it for raw streams."""
+"""Frames per second of a file without a frame rate; FFmpeg's default for raw streams."""
 
 
 class FrameStream:
-    """A video whose frames are decoded in their order; frame numbers are those of `decode_frames`.
+    """A video whose frames are decoded in display order, with the frame numbers of `decode_frames`.
 
-    path: the file. frames: how many it has. seconds: when each is shown, counted from the first, ascending;
-    where the container's times are of no use, by the frame rate. rate: average frames per second. duration:
-    seconds until the last frame ends.
+    path: the file.
+    frames: number of frames.
+    seconds: display time of each frame from the first, ascending; by the frame rate if the container has no
+        usable times.
+    rate: average frames per second.
+    duration: seconds until the last frame ends.
     """
 
     def __init__(self, path: Path) -> None:
-        """Demuxes the file; where its times do not say in which order frames are shown, decodes it too, to
-        count them. Raises VideoError where it cannot be used.
+        """Demux the file; also decode it to count the frames if its times do not define the display order.
+
+        Raises VideoError for an unusable video.
         """
         self.path = path
         try:
@@ -48,11 +52,11 @@ class FrameStream:
         self.duration = float(self.seconds[-1]) + 1 / float(self.rate)
 
     def pictures(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Number and picture, (H, W, 3) RGB as shown, of each frame that is wanted, or of all, ascending.
+        """Number and displayed picture, (H, W, 3) RGB, of the wanted frames or of all, ascending.
 
-        wanted: whether each frame is, (frames,).
+        wanted: (frames,), true for the frames to return.
 
-        Raises VideoError where a frame before the last wanted one is found damaged, or the file ends early.
+        Raises VideoError if a frame up to the last wanted one is damaged or missing.
         """
         converter = VideoReformatter()
         last = self.frames - 1 if wanted is None else int(np.flatnonzero(wanted).max(initial=-1))

@@ -1,7 +1,7 @@
-"""NVIDIA's video decoder: whether it is there, and which videos DALI decodes rightly with it.
+"""NVDEC: whether it is available, and which videos DALI decodes correctly with it.
 
-DALI numbers its pictures by packets and by time, and notices little of what goes wrong (read in DALI 2.4's
-code and libraries). So it is given what cannot go wrong that way; PyAV decodes the rest.
+DALI numbers pictures by packets and times and detects few errors (as read in DALI 2.4's code and
+libraries). So it receives only videos for which this numbering is safe; PyAV decodes the others.
 """
 
 import ctypes
@@ -13,21 +13,21 @@ from pipelines.decode.picture_headers import H264_IDR, nal_types
 
 LIBRARY = "libnvcuvid.so.1"
 
-# The least and the most pixels a side by codec, from NVIDIA's tables. A packet of VP8, VP9, AV1 or MPEG-4 may
-# hold two pictures or none; there is no MJPEG, and many GPUs have no AV1.
+# Minimum and maximum pixels per side by codec, from NVIDIA's tables. VP8, VP9, AV1 and MPEG-4 are excluded,
+# as a packet may contain two pictures or none; NVDEC has no MJPEG, and many GPUs have no AV1.
 SIDES = {"h264": (48, 4096), "hevc": (144, 8192)}
 
-# In every generation it refuses H.264 in 4:2:2, 4:4:4 or 10 bits; of HEVC some take some of these, but the
-# graph's conversion to RGB reads 8 bits in 4:2:0.
+# No generation decodes H.264 in 4:2:2, 4:4:4 or 10 bits. Some decode HEVC in some of these, but the graph's
+# conversion to RGB expects 8 bits in 4:2:0.
 PIXELS = frozenset({"yuv420p", "yuvj420p"})
 
-# Types of NAL units of HEVC that cannot be decoded where decoding began at the keyframe before them (ITU-T
-# H.265, table 7-1).
+# HEVC NAL unit types that cannot be decoded if decoding started at the keyframe before them (ITU-T H.265,
+# table 7-1).
 RASL = frozenset({8, 9})
 
 
 def has_nvdec() -> bool:
-    """Whether its library is there: in a container it may be left out."""
+    """Whether the NVDEC library is installed; containers may lack it."""
     try:
         ctypes.CDLL(LIBRARY)
     except OSError:
@@ -38,9 +38,9 @@ def has_nvdec() -> bool:
 def nvdec_refusal(
     context: "av.video.codeccontext.VideoCodecContext", codec: str, index: VideoIndex
 ) -> tuple[str, str] | None:
-    """What of a video of one of `SIDES`' codecs is not for NVDEC, and why; None where nothing is.
+    """The property of a video that rules out NVDEC, and the reason; None if NVDEC can decode it.
 
-    index: with its packets.
+    codec: a key of `SIDES`. index: with its packets.
     """
     if context.pix_fmt not in PIXELS:
         return f"has pixels of {context.pix_fmt}", f"it takes {', '.join(sorted(PIXELS))}"

@@ -1,7 +1,7 @@
-"""How a coded picture is turned and mirrored to be shown: the display matrix that phones write.
+"""The display matrix of a video: how its coded pictures are rotated and mirrored for display.
 
-A quarter turn swaps rows and columns first, then reverses one of them. Turns by other angles are not applied,
-as they would leave corners empty.
+A rotation by 90 or 270 degrees transposes, then reverses rows or columns. Rotations by other angles are not
+applied, as they would leave empty corners.
 """
 
 import math
@@ -14,20 +14,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """What to do to a coded picture, in this order: transpose it, reverse its rows, reverse its columns."""
+    """Operations on a coded picture in this order: transpose, reverse rows, reverse columns."""
 
     transpose: bool = False
+    """Whether rows and columns are swapped."""
     reverse_rows: bool = False
+    """Whether the order of the rows is reversed."""
     reverse_columns: bool = False
+    """Whether the order of the columns is reversed."""
     skew_degrees: int = 0
-    """An angle that is no quarter turn, clockwise; it is not applied."""
+    """A clockwise rotation that is no multiple of 90 degrees; it is not applied."""
 
     def display_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) as shown, of a picture coded in these."""
+        """(height, width) as displayed, for a coded size."""
         return (width, height) if self.transpose else (height, width)
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:  # H W 3
-        """A view of the picture as it is to be shown."""
+        """The picture as displayed, as a NumPy view."""
         if self.transpose:
             picture = picture.transpose(1, 0, 2)
         if self.reverse_rows:
@@ -43,9 +46,9 @@ class Orientation:
 
     @property
     def description(self) -> str:
-        """In words; nothing for a picture that is shown as it is coded."""
+        """As text; empty for a picture that is displayed as coded."""
         if self.skew_degrees:
-            return f"to be rotated by {self.skew_degrees} degrees, which is not applied"
+            return f"rotation by {self.skew_degrees} degrees not applied"
         rotations = {(False, True, True): 180, (True, False, True): 90, (True, True, False): 270}
         key = (self.transpose, self.reverse_rows, self.reverse_columns)
         if key in rotations:
@@ -57,7 +60,7 @@ UPRIGHT = Orientation()
 
 
 def orientation_of(frame: "av.VideoFrame") -> Orientation:
-    """What the frame's display matrix says; upright without one.
+    """The orientation in the frame's display matrix; upright without one.
 
     The matrix (ISO/IEC 14496-12, 6.2.2) maps a coded position (x, y) to (a x + c y, b x + d y).
     """
@@ -65,9 +68,9 @@ def orientation_of(frame: "av.VideoFrame") -> Orientation:
     if matrix is None:
         return UPRIGHT
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    straight, turned = min(abs(a), abs(d)), min(abs(b), abs(c))
-    if straight and max(abs(b), abs(c)) * 50 < straight:  # within one degree
+    upright, rotated = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if upright and max(abs(b), abs(c)) * 50 < upright:  # within one degree
         return Orientation(False, d < 0, a < 0)
-    if turned and max(abs(a), abs(d)) * 50 < turned:
+    if rotated and max(abs(a), abs(d)) * 50 < rotated:
         return Orientation(True, b < 0, c < 0)
     return Orientation(skew_degrees=round(math.degrees(math.atan2(b, a))) % 360)

@@ -1,8 +1,8 @@
-"""Headers of coded pictures, as far as they say in which order pictures are shown.
+"""Reads from picture headers what the display order depends on.
 
-A B-picture is shown before a picture that was decoded earlier, so a stream that has some is stored in another
-order than it is shown. A field picture is half a frame. Nothing here decodes; what cannot be parsed counts as
-unknown, which callers treat as the worse case.
+A B-picture is displayed before a picture that was decoded earlier, so a stream with B-pictures is not
+stored in display order. A field picture is half a frame. Nothing is decoded here. Headers that cannot be
+parsed count as unknown, which callers treat as the worse case.
 """
 
 import re
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 # Types of NAL units: ITU-T H.264, table 7-1, and ITU-T H.265, table 7-1.
 H264_SLICE, H264_IDR, H264_SPS = 1, 5, 7
 NAL_TYPE = {"h264": (0, 31), "hevc": (1, 63)}
-"""Codec → how a NAL unit's type stands in its first byte: shift and mask."""
+"""Codec → shift and mask of the type in a NAL unit's first byte."""
 
 _START_CODE = re.compile(b"\x00\x00\x01")
 _EMULATED = re.compile(b"\x00\x00\x03")
 _MPEG_PICTURE = re.compile(b"\x00\x00\x01\x00.(.)", re.DOTALL)  # ITU-T H.262, 6.2.3
 _MPEG_GROUP = re.compile(b"\x00\x00\x01\xb8...(.)", re.DOTALL)  # ITU-T H.262, 6.2.2.6
-_MPEG_CLOSED = 0x40  # closed_gop, behind 25 bits of time code
+_MPEG_CLOSED = 0x40  # closed_gop, after 25 bits of time code
 _MPEG4_PICTURE = re.compile(b"\x00\x00\x01\xb6(.)", re.DOTALL)  # ISO/IEC 14496-2, 6.2.5
 _MPEG_B = 3  # picture_coding_type, ITU-T H.262, table 6-12
 _MPEG4_B = 2  # vop_coding_type, ISO/IEC 14496-2, table 6-20
@@ -27,8 +27,8 @@ _H264_B = frozenset({1, 6})  # slice_type, ITU-T H.264, table 7-6
 
 # Profiles whose sequence parameter sets describe the chroma format (ITU-T H.264, 7.3.2.1.1).
 _HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
-_SPS_BYTES = 1024  # more than one with all scaling lists; reading takes time with the square of it
-_SLICE_BYTES = 32  # enough for the fields that are read, emulation prevention included
+_SPS_BYTES = 1024  # longer than one with all scaling lists; reading time grows with the square
+_SLICE_BYTES = 32  # contain the fields that are read, emulation prevention included
 
 SCANNED = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 """FFmpeg's names of the codecs whose picture headers are read here."""
@@ -36,23 +36,23 @@ SCANNED = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
 @dataclass(slots=True)
 class PictureScan:
-    """What the pictures of a stream seen so far are.
-
-    codec: one of `SCANNED`. extradata: the codec's, as the container has it.
-    """
+    """Properties of the pictures of a stream so far."""
 
     codec: str
+    """One of `SCANNED`."""
     extradata: bytes
+    """The codec's extradata in the container."""
     b_pictures: bool = False
-    """Whether a picture was a B-picture."""
+    """Whether there was a B-picture."""
     field_pictures: bool = False
-    """Whether a picture was a single field (H.264 only; packets of other codecs hold both fields)."""
+    """Whether there was a picture of a single field (H.264 only; packets of other codecs have both
+    fields)."""
     _closed: bool = False
     """Whether the latest group of pictures of MPEG-1 and MPEG-2 is closed."""
     _anchors: int = 0
-    """Pictures of MPEG-1 and MPEG-2 so far that others can build on: all but B-pictures."""
+    """Pictures of MPEG-1 and MPEG-2 so far that others can refer to: all but B-pictures."""
     _frame_num_bits: int | None = None
-    """Bits before field_pic_flag of an H.264 stream that may have fields; None where it has frames only."""
+    """Bits of colour_plane_id and frame_num in an H.264 stream that may have fields; None for frames only."""
 
     def __post_init__(self) -> None:
         if self.codec == "h264":
@@ -60,19 +60,19 @@ class PictureScan:
 
     @property
     def may_have_fields(self) -> bool:
-        """Whether the stream's parameters allow pictures that are single fields (H.264)."""
+        """Whether the stream's parameters allow field pictures (H.264)."""
         return self._frame_num_bits is not None
 
     @property
     def may_lack_references(self) -> bool:
-        """Whether a B-picture that comes next may build on one that is not there (MPEG-1 and MPEG-2)."""
+        """Whether a B-picture that comes next may lack a reference (MPEG-1 and MPEG-2)."""
         return self.codec.startswith(("mpeg1", "mpeg2")) and self._anchors < 2
 
     def add(self, packet: bytes) -> bool:
-        """Read the headers of the picture in a packet; returns whether a decoder shows it.
+        """Read the headers of the picture in a packet; returns whether a decoder outputs it.
 
-        One of MPEG-1 and MPEG-2 leaves out B-pictures before the second picture that they could build on,
-        unless their group is closed.
+        MPEG-1 and MPEG-2 decoders drop B-pictures before the second possible reference, unless their group
+        of pictures is closed.
         """
         decodable = True
         if self.codec == "h264":
@@ -97,9 +97,9 @@ class PictureScan:
             if kind == H264_SPS:
                 self._read_parameter_sets([unit])
             elif kind in (H264_SLICE, H264_IDR):
-                with suppress(IndexError):  # cut short: the decoder will not take it either
+                with suppress(IndexError):  # truncated: the decoder refuses it as well
                     self._add_slice(unit)
-                return  # all slices of a picture are of the same field, and B or not by the first
+                return  # the first slice decides: all slices of a picture have the same field and type
 
     def _add_slice(self, unit: bytes) -> None:
         """ITU-T H.264, 7.3.3."""
@@ -121,10 +121,10 @@ class PictureScan:
 
 def nal_units(content: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
     """The NAL units in a packet of H.264 or HEVC, with their headers, without start codes or lengths."""
-    # Where the length's length stands in an avcC or hvcC record (ISO/IEC 14496-15, 5.3.3 and 8.3.3).
-    place = 4 if codec == "h264" else 21
-    if extradata[:1] == b"\x01" and len(extradata) > place:  # each unit is preceded by its length
-        size, position = (extradata[place] & 3) + 1, 0
+    # Offset of the length size in an avcC or hvcC record (ISO/IEC 14496-15, 5.3.3 and 8.3.3).
+    offset = 4 if codec == "h264" else 21
+    if extradata[:1] == b"\x01" and len(extradata) > offset:  # each unit follows its length
+        size, position = (extradata[offset] & 3) + 1, 0
         while position + size < len(content):
             length = int.from_bytes(content[position : position + size], "big")
             position += size
@@ -132,7 +132,7 @@ def nal_units(content: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
                 yield content[position : position + length]
             position += length
         return
-    start = None  # annex B of either
+    start = None  # start codes: annex B of both standards
     for found in _START_CODE.finditer(content):
         if start is not None and start < found.start():
             yield content[start : found.start()]
@@ -162,7 +162,7 @@ def _parameter_sets_of(extradata: bytes) -> list[bytes]:
 def _sequence_parameters(unit: bytes) -> tuple[int, bool]:
     """Bits of colour_plane_id and frame_num, and whether all pictures are frames (ITU-T H.264, 7.3.2.1.1).
 
-    Raises IndexError where the unit is cut short.
+    Raises IndexError for a truncated unit.
     """
     bits = Bits(_payload(unit[1:_SPS_BYTES]))
     profile = bits.read(8)
@@ -208,12 +208,12 @@ def _skip_scaling_list(bits: "Bits", size: int) -> None:
 
 
 def _payload(unit: bytes) -> bytes:
-    """Without the bytes of emulation prevention (ITU-T H.264, 7.4.1)."""
+    """The unit without emulation prevention bytes (ITU-T H.264, 7.4.1)."""
     return _EMULATED.sub(b"\x00\x00", unit)
 
 
 class Bits:
-    """Bits of a header, the most significant first. Reading beyond the end raises IndexError."""
+    """Reads the bits of a header, most significant first; raises IndexError beyond the end."""
 
     def __init__(self, header: bytes) -> None:
         self._bits = int.from_bytes(header, "big")
@@ -221,7 +221,7 @@ class Bits:
 
     def read(self, count: int) -> int:
         if count > self._left:
-            raise IndexError("the unit is cut short")
+            raise IndexError("the header is truncated")
         self._left -= count
         return self._bits >> self._left & ((1 << count) - 1)
 

@@ -1,4 +1,4 @@
-"""A stream's decoder, made to tell of damage where it can."""
+"""A video stream's decoder, configured to report damage where it can."""
 
 import av
 from av.video.frame import PictureType
@@ -6,22 +6,22 @@ from av.video.frame import PictureType
 from pipelines.decode.frame_sizes import vp9_keyframe
 from pipelines.decode.orientation import UPRIGHT, Orientation, orientation_of
 
-# FFmpeg hides damage: it repeats what it has. Most of its decoders say so of the frame; these have to be
-# told. The others stay lenient, as their strict mode refuses streams that every player shows well. HEVC may
-# carry a checksum of each picture, which is compared then.
+# FFmpeg conceals damage with earlier pixels. Most decoders mark such frames; these need an option for it.
+# The others stay lenient, as their strict mode refuses streams that every player displays correctly. HEVC
+# may have a checksum of each picture, which is then compared.
 STRICT = {"hevc": "explode+crccheck", "mjpeg": "explode"}
 
-# FFmpeg's own decoder of VP9 notices next to nothing; Google's sees that a frame's data end too early, and
-# shows the same pixels.
+# FFmpeg's own VP9 decoder detects almost no damage; Google's detects truncated frame data and gives the
+# same pixels.
 VP9 = "libvpx-vp9"
 VP9_PIXELS = frozenset({"yuv420p", "yuv444p"})
-"""What every build of it decodes."""
+"""Pixel formats that every build of it decodes."""
 
 
 class StreamDecoder:
-    """The decoder of a video stream, set to one thread, or to as many as there are cores.
+    """The decoder of a video stream, on one thread or, with `threads`, on all cores.
 
-    Damage shows itself by an av.FFmpegError, or by `is_corrupt` of a frame.
+    Damage raises av.FFmpegError or sets `is_corrupt` of a frame.
     """
 
     def __init__(self, stream: "av.video.stream.VideoStream", *, threads: bool = False) -> None:
@@ -29,8 +29,8 @@ class StreamDecoder:
         self._codec = self._own
         self.name = self._own.name
         self.field_order = self._own.field_order
-        self._orientation: Orientation | None = None  # as FFmpeg's own decoder of VP9 has it
-        self._read: tuple[int, Orientation] | None = None  # the rotation it was read at, and all of it
+        self._orientation: Orientation | None = None  # of VP9, read with FFmpeg's own decoder
+        self._read: tuple[int, Orientation] | None = None  # rotation and orientation at the last read
         self._keyframes: set[int | None] = set()
         self._reads_vp9 = self.name == "vp9" and self._own.pix_fmt in VP9_PIXELS and _has_libvpx()
         if self._reads_vp9:
@@ -38,20 +38,17 @@ class StreamDecoder:
             for name in ("extradata", "color_range", "color_primaries", "color_trc", "colorspace"):
                 setattr(self._codec, name, getattr(self._own, name))
         for codec in {self._own, self._codec}:
-            # Of clips many are decoded at once: there, threads would add copies and delay.
+            # Workers decode many clips at once; there, threads would only add copies and delay.
             codec.thread_type = "AUTO" if threads else "NONE"
         if self.name in STRICT:
             self._codec.options = {"err_detect": STRICT[self.name]}
 
-    def skip_unreferenced(self, skips: bool) -> None:
-        """Whether frames that no other frame refers to are left out from now on."""
-        self._codec.skip_frame = "NONREF" if skips else "DEFAULT"
+    def skip_unreferenced(self, skip: bool) -> None:
+        """Skip, or decode again, frames that no other frame refers to."""
+        self._codec.skip_frame = "NONREF" if skip else "DEFAULT"
 
     def decode(self, packet: "av.Packet | None") -> list["av.VideoFrame"]:
-        """The frames that come out for a packet; for None, those that were held back.
-
-        Raises av.FFmpegError.
-        """
+        """The frames that a packet completes; None flushes the delayed ones. Raises av.FFmpegError."""
         if self._reads_vp9 and packet is not None:
             if self._orientation is None:
                 self._orientation = self._orientation_by_own(packet)
@@ -60,20 +57,20 @@ class StreamDecoder:
         return self._codec.decode(packet)
 
     def _orientation_by_own(self, packet: "av.Packet") -> Orientation:
-        """The orientation that FFmpeg's own decoder reads from the file; `VP9` is not told of it."""
+        """The orientation by FFmpeg's own decoder; the decoder `VP9` does not receive it."""
         frames = [*self._own.decode(packet), *self._own.decode(None)]
         self._own.flush_buffers()
         return orientation_of(frames[0]) if frames else UPRIGHT
 
-    def end(self) -> None:
-        """Forget all, to begin anew at another keyframe."""
+    def reset(self) -> None:
+        """Clear the decoder's state, to start at another keyframe."""
         self._codec.flush_buffers()
 
     def orientation(self, frame: "av.VideoFrame") -> Orientation:
-        """How the frame, the last that came out, is turned.
+        """The orientation of the latest frame.
 
-        Its display matrix is read at keyframes and where its rotation changes. PyAV keeps each frame whose
-        side data was asked for until Python's cycle collector comes by: 250 frames, 780 MB in 1920x1080.
+        The display matrix is read at keyframes and where the rotation changes only, because PyAV keeps each
+        frame whose side data was read until Python's cycle collector runs: 250 frames, 780 MB in 1920x1080.
         """
         if self._orientation is not None:
             return self._orientation
@@ -83,7 +80,7 @@ class StreamDecoder:
         return self._read[1]
 
     def is_intra(self, frame: "av.VideoFrame") -> bool:
-        """Whether a frame that the container calls a keyframe is coded without others."""
+        """Whether a frame that the container marks as a keyframe is coded without references."""
         if self._reads_vp9:
             return frame.pts in self._keyframes
         kind = frame.pict_type

@@ -1,4 +1,4 @@
-"""Opening the file of a video: only ordinary files, and never more of one than it held when it was opened."""
+"""Reads regular files only, and not beyond the size at opening."""
 
 import os
 import stat
@@ -10,27 +10,25 @@ from pipelines.errors import VideoError
 
 
 class VideoFile:
-    """An ordinary file that is open for reading, with what PyAV asks of a file: read, seek and tell.
+    """An open regular file with the methods that PyAV needs: read, seek and tell.
 
-    It has no name, so FFmpeg goes by the content alone, as it does for a piece of a shard.
+    It has no name, so FFmpeg detects the format from the content alone, as for a range of a shard.
 
     with VideoFile(path) as file:
         data = file.read()
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises VideoError for what cannot be opened, and for what is no ordinary file, such as a device or
-        a pipe; behind a link as well.
-        """
+        """Raises VideoError if `path`, or the target of a link, cannot be opened or is no regular file."""
         try:
-            # The opened file is looked at, not the path, which may lead elsewhere a moment later. Without
-            # O_NONBLOCK, opening a pipe waits for somebody to write to it.
+            # fstat checks the open descriptor, as the path may be replaced meanwhile. Without O_NONBLOCK,
+            # opening a pipe waits for a writer.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
             raise VideoError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
         status = os.fstat(self._descriptor)
         self.size = status.st_size
-        """Bytes that it held when it was opened."""
+        """Bytes at opening."""
         self._position = 0
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
@@ -43,7 +41,7 @@ class VideoFile:
         os.close(self._descriptor)
 
     def read(self, most: int = -1) -> bytes:
-        """The next bytes, up to `most` of them or up to the end; raises OSError where they cannot be read."""
+        """The next `most` bytes, or all up to the end; raises OSError."""
         left = self.size - self._position
         wanted = left if most < 0 else min(left, most)
         parts: list[bytes] = []
@@ -54,13 +52,11 @@ class VideoFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_range(self, offset: int, length: int) -> bytes:
-        """So many bytes from `offset` on; with length 0, all of them.
-
-        Raises VideoError where they are not there or cannot be read.
-        """
-        there = max(0, self.size - offset)
-        if there < length:
-            raise VideoError(f"shard ends after {there} of {length} bytes")
+        """`length` bytes from `offset` on, or all up to the end if 0; raises VideoError if they cannot be
+        read."""
+        available = max(0, self.size - offset)
+        if available < length:
+            raise VideoError(f"shard ends after {available} of {length} bytes")
         self.seek(offset)
         try:
             data = self.read(length or -1)
@@ -71,7 +67,7 @@ class VideoFile:
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Raises OSError for a place before the beginning."""
+        """Move to a position and return it; raises OSError for one before the beginning."""
         begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         if begin + offset < 0:
             raise OSError(EINVAL, os.strerror(EINVAL))

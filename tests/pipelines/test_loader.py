@@ -143,7 +143,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     assert "No such file" in reasons[0]
     assert "empty" in reasons[1]
     assert "is not a video" in reasons[2]
-    assert "the manifest says" in reasons[4] or (4 in not_taken and device.type == "cuda")
+    assert "the manifest has" in reasons[4] or (4 in not_taken and device.type == "cuda")
     assert "has label -1 in the manifest" in reasons[6]
     assert "0 pixels" in reasons[9]
     assert clips.bad_samples.pop_new() == []

@@ -9,7 +9,7 @@ from pipelines.dataset.probe import probe_video
 from pipelines.errors import VideoError
 from tests.pipelines.videos import Kind, make_video
 
-WHOLE = ": it was not copied or downloaded whole"
+WHOLE = ": the copy or download is incomplete"
 
 
 def defect(source: Path | bytes) -> str:
@@ -35,7 +35,7 @@ def test_zeros(content: bytes) -> None:
 
 
 def test_zeros_before_something_else() -> None:
-    assert defect(bytes(5000) + b"x").startswith("begins with zeros where a video has its header")
+    assert defect(bytes(5000) + b"x").startswith("begins with zeros")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_mp4_without_an_index(index_at_the_end: bytes) -> None:
     before = index_at_the_end.index(b"moov") - 4
     assert defect(index_at_the_end[:before]).startswith("has no index (moov): its recording was not finished")
     zeros = bytes(len(index_at_the_end) - before)
-    assert defect(index_at_the_end[:before] + zeros) == f"has zeros where its index (moov) is to be{WHOLE}"
+    assert defect(index_at_the_end[:before] + zeros) == f"has zeros instead of its index (moov){WHOLE}"
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])

@@ -97,11 +97,11 @@ def test_videos_go_to_the_graph_with_their_numbers(tmp_path: Path) -> None:
 
 def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
     video = make_video(tmp_path, VP9)
-    with pytest.raises(VideoError, match="holds 40 frames, frame 40 was asked for") as caught:
+    with pytest.raises(VideoError, match=r"40 frames.*frame 40") as caught:
         check(video, [0, 40])
     assert not isinstance(caught.value, UnsupportedByGraph)
     small = make_video(tmp_path, Kind("libvpx-vp9", "mkv", VP9.options, size=(64, 64), frames=3))
-    with pytest.raises(VideoError, match="has frames of 64x64, the manifest says 112x80") as caught:
+    with pytest.raises(VideoError, match=r"64x64.*112x80") as caught:
         check_encoded(small.read_bytes(), row_of(video), np.array([0]), GraphDecoder.CPU)
     assert not isinstance(caught.value, UnsupportedByGraph)
     with pytest.raises(VideoError, match="is not a video"):

@@ -59,11 +59,9 @@ def test_frames_are_turned_as_the_matrix_says(tmp_path: Path, matrix: tuple, tur
 
 def test_a_manifest_of_coded_sizes_is_refused(tmp_path: Path) -> None:
     video = make_video(tmp_path, Kind("libx264", "mp4", BF, degrees=90))
-    with pytest.raises(VideoError, match=r"manifest says 112x80; without the rotation"):
+    with pytest.raises(VideoError, match=r"112x80.*rotation"):
         decode_frames(video, np.array([0]), size=(80, 112))
-    with pytest.raises(
-        VideoError, match=r"has frames of 80x112, the manifest says 80x80; the file changed since"
-    ):
+    with pytest.raises(VideoError, match=r"80x112.*80x80.*changed"):
         decode_frames(video, np.array([0]), size=(80, 80))
 
 
@@ -84,5 +82,6 @@ def test_a_turn_by_another_angle_is_said_and_not_applied(tmp_path: Path) -> None
     plain = make_video(tmp_path, H264)
     slanted = int(UNIT * 0.5), int(UNIT * 0.866), -int(UNIT * 0.866), int(UNIT * 0.5)
     video = matrix_edited(plain, *slanted)
-    assert probe_video(video).notes == ("to be rotated by 60 degrees, which is not applied",)
+    (note,) = probe_video(video).notes
+    assert "60 degrees" in note and "not applied" in note
     np.testing.assert_array_equal(decode_frames(video, np.array([3]))[0], decode_all(plain)[3])
