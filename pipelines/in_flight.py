@@ -1,13 +1,13 @@
-"""Which batches a rank's pipeline is at, in a file that outlives the process.
+"""A rank's file of the batches that its pipeline works on, and the search for what crashed it.
 
-DALI decodes in the rank's own process, and a decoder that crashes ends it before a word can be said. The next
-start finds the file, and tries by themselves the samples that the graph was decoding.
+DALI decodes in the rank's own process, and a decoder that crashes ends the process before it can log
+anything. The next start finds the file and decodes those samples alone, in a process of its own.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
@@ -15,19 +15,17 @@ from pathlib import Path
 
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
-from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import Source, TrainSource, ViewSource
-from pipelines.dali.sample_reader import CrashedSamples, Decoding, SampleReader, SampleRequest
+from pipelines.dali.sample_reader import CrashedSamples, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
-from pipelines.decode.dali_nodes import choose_decoder
 from pipelines.decode_recovery import SAMPLE_TIMEOUT, find_decode_error, upcoming_requests
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from pipelines.worker_pool import IsolatedProcess
 
-_BYTES = 256  # of the file, whatever the numbers: it is written over in place
-SUSPECTS = 8  # samples that may be to blame for a crash
-AGAIN = 3  # times that each is decoded by itself
+_BYTES = 256  # size of the file: it is overwritten in place
+SUSPECTS = 8  # the last samples before a crash, any of which may have caused it
+AGAIN = 3  # times that each of them is decoded alone
 _MOST_AHEAD = 4096  # batches
 _MOST = 2**31  # no count in the file is as large
 
@@ -36,21 +34,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InFlight:
-    """What the file says.
-
-    batch: the next to be handed over, counted like `first` of a source. ahead: how many may be in the
-    pipeline. samples: clips of a micro-batch, or videos of a batch of views. rank, world_size: the process's.
-    """
+    """The content of the file."""
 
     batch: int
+    """The next one that the loader returns, counted like `first` of a source."""
     ahead: int
+    """How many may be in the pipeline."""
     samples: int
+    """Clips of a micro-batch, or videos of a batch of views."""
     rank: int
     world_size: int
 
     def source(self, now: Source) -> Source | None:
-        """The source of those batches. now: any rank's, of the same data and plan. None where its plan is
-        another.
+        """The source of those batches; None where the sampler does not make such batches.
+
+        now: the source of any rank, for the same data and sampler.
         """
         if isinstance(now, ViewSource):
             sampler = replace(now.sampler, batch=self.samples, world_size=self.world_size)
@@ -63,20 +61,18 @@ class InFlight:
 
 
 class InFlightFile:
-    """Written by one rank's loader. A disk that has no room costs the file, not the run.
-
-    ahead: how many batches may be in the pipeline at once.
-    """
+    """Written by one rank's loader, before each batch. A full disk costs the file, not the run."""
 
     def __init__(self, path: Path, source: Source, ahead: int) -> None:
-        self.ahead = ahead
+        """ahead: how many batches may be in the pipeline at once."""
         self._path = path
         self._source = source
+        self._ahead = ahead
         self._is_written = True
         self._file: int | None = None
 
-    def serve(self, batch: int) -> None:
-        """Say which batch is next, counted from the source's first."""
+    def write(self, batch: int) -> None:
+        """Write which batch is next, counted from the source's first."""
         if not self._is_written:
             return
         source = self._source
@@ -84,20 +80,20 @@ class InFlightFile:
             samples, world_size = source.micro_batch, source.world_size
         else:
             samples, world_size = source.samples, source.sampler.world_size
-        now = InFlight(source.first + batch, self.ahead, samples, source.rank, world_size)
+        now = InFlight(source.first + batch, self._ahead, samples, source.rank, world_size)
         try:
-            self._write(json.dumps(asdict(now)).encode().ljust(_BYTES))
+            self._overwrite(json.dumps(asdict(now)).encode().ljust(_BYTES))
         except OSError as error:
             self._is_written = False
             _log.warning(
-                "%s cannot be written (%s): should DALI's decoder crash, the video will not be named",
+                "%s cannot be written (%s): if DALI's decoder crashes, the next start cannot name the video",
                 self._path,
                 error.strerror or error,
             )
 
-    def _write(self, content: bytes) -> None:
-        """In place, into a file that stays open: a file system of a cluster takes an open or a rename for
-        each batch of each rank badly. What is written outlives the process, whatever ends it.
+    def _overwrite(self, content: bytes) -> None:
+        """Write in place, into a file that stays open: an open or a rename for each batch of each rank is
+        slow on a cluster's file system. The content outlives the process, whatever ends it.
         """
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +101,7 @@ class InFlightFile:
         os.pwrite(self._file, content, 0)
 
     def close(self) -> None:
-        """No batch is in the pipeline any more."""
+        """Remove the file: no batch is in the pipeline."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -115,7 +111,7 @@ class InFlightFile:
 
 
 def read_in_flight(path: Path) -> InFlight | None:
-    """What a process left that did not close its loader; None for a file that is cut off or damaged."""
+    """The file of a process that did not close its loader; None where it is truncated or damaged."""
     try:
         values = json.loads(path.read_bytes()[:_BYTES])
         found = InFlight(**values)
@@ -135,52 +131,48 @@ def find_crashed(
     clip: TrainClipSpec | ViewSpec,
     options: LoaderOptions,
 ) -> CrashedSamples:
-    """The samples over which DALI's decoder ends its process, or does not come back, and why.
+    """The samples over which DALI's decoder crashes or hangs, and why.
 
-    They are looked for among those that loaders were at.
+    Decodes the samples in flight in a process of its own: some seconds for each file.
 
-    left: files of loaders that were not closed. plan, clip, options: as the loaders of this start have them,
-    which need not have as many ranks. Decodes in a process of its own: some seconds for each file.
+    Args:
+        left: files of loaders that were not closed.
+        sampler, clip, options: of the loaders of this start, which may have another number of ranks.
     """
-    decoding = Decoding(
-        choose_decoder(options.decoder, gpu=options.gpu),
-        GraphDecoder.for_device(gpu=options.gpu),
-        1.0 if options.graph_share is None else options.graph_share,
-    )
-    reader = SampleReader(dataset, decoding)
+    reader = SampleReader(dataset, options.decoding)
     now: Source
     if isinstance(sampler, TrainSampler) and isinstance(clip, TrainClipSpec):
         now = TrainSource(reader, sampler, clip, sampler.repeats, rank=0, world_size=1, first=0)
     elif isinstance(sampler, ViewSampler) and isinstance(clip, ViewSpec):
         now = ViewSource(reader, sampler, clip, rank=0)
     else:
-        raise TypeError("a plan and a clip of training, or both of evaluation")
+        raise TypeError("the sampler and the clip must both be of training, or both of evaluation")
     crashed: CrashedSamples = {}
-    with IsolatedProcess() as isolation:
+    with IsolatedProcess() as process:
         for path in left:
-            was = read_in_flight(path)
-            then = None if was is None else was.source(now)
-            if was is None or then is None:
+            content = read_in_flight(path)
+            source = None if content is None else content.source(now)
+            if content is None or source is None:
                 continue
-            tried: list[SampleRequest] = []
-            for request in chain.from_iterable(upcoming_requests(then, was.ahead)):
+            decoded: list[SampleRequest] = []
+            for request in chain.from_iterable(upcoming_requests(source, content.ahead)):
                 if request.row is None or not request.in_graph or request.sample in crashed:
                     continue
-                tried.append(request)
-                reason = _ending(isolation, reader, request, options)
+                decoded.append(request)
+                reason = _find_crash(process, reader, request, options)
                 if reason:
-                    culprit = _culprit(reader, tried, options) if reason == CRASHES else request
+                    culprit = _culprit(reader, decoded, options) if reason == CRASHES else request
                     crashed[culprit.sample] = reason
-                    tried.clear()
+                    decoded.clear()
     return crashed
 
 
-def _ending(
-    isolation: IsolatedProcess, reader: SampleReader, request: SampleRequest, options: LoaderOptions
+def _find_crash(
+    process: IsolatedProcess, reader: SampleReader, request: SampleRequest, options: LoaderOptions
 ) -> str:
-    """How a sample ends the process that decodes it; empty where it does not."""
+    """How decoding the sample fails in the process: it crashes or hangs; empty where it does neither."""
     try:
-        isolation.call(find_decode_error, reader, request, options.device, seconds=SAMPLE_TIMEOUT)
+        process.call(find_decode_error, reader, request, options.device, seconds=SAMPLE_TIMEOUT)
     except BrokenProcessPool:
         return CRASHES
     except TimeoutError:
@@ -188,14 +180,14 @@ def _ending(
     return ""
 
 
-def _culprit(reader: SampleReader, tried: list[SampleRequest], options: LoaderOptions) -> SampleRequest:
-    """Which of the samples that a process decoded until it crashed is to blame.
+def _culprit(reader: SampleReader, decoded: Sequence[SampleRequest], options: LoaderOptions) -> SampleRequest:
+    """The sample that caused a crash, of those that the process decoded.
 
-    A decoder that writes where it must not may end its process over a later sample. So the last ones are
-    decoded again, the latest first, some times each and with no other before.
+    A decoder that writes out of bounds may crash over a later sample. So the last ones are decoded again, the
+    latest first, several times each, alone in a new process.
     """
-    for request in reversed(tried[-SUSPECTS:]):
-        with IsolatedProcess() as alone:
-            if any(_ending(alone, reader, request, options) for _ in range(AGAIN)):
+    for request in reversed(decoded[-SUSPECTS:]):
+        with IsolatedProcess() as process:
+            if any(_find_crash(process, reader, request, options) for _ in range(AGAIN)):
                 return request
-    return tried[-1]
+    return decoded[-1]

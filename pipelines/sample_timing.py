@@ -1,6 +1,6 @@
-"""What the first samples of a source cost, and one sample read: calls for a process of their own.
+"""What the first samples of a source cost, measured in a process of its own.
 
-No torch and no DALI here: such a process would import them, for seconds.
+It imports neither torch nor DALI, which would take that process seconds.
 """
 
 import time
@@ -9,60 +9,56 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.dali.external_source import Source
-from pipelines.dali.sample_reader import Arrays, LoadedSample, SampleReader, SampleRequest
+from pipelines.dali.sample_layout import Arrays
 from pipelines.dataset.prepare.decode_cost import CHEAP_CODING, CHEAP_SCALE, EXPENSIVE
 
-TIMING_SECONDS = 1.0  # seconds that the first samples may be read for, to see what they cost
-TIMED_SAMPLES = 16
+TIMING_SECONDS = 1.0  # no further sample is read after this time
+TIMED_SAMPLES = 16  # at most
 
 
 @dataclass(frozen=True)
 class SampleTiming:
-    """What the first samples cost each: seconds of reading, seconds of CPU time, bytes handed over.
-
-    samples: what the graph would get of them, where that was asked for.
-    """
+    """The mean cost of the first samples."""
 
     read: float
+    """Seconds to read one."""
     decode: float
+    """Seconds of CPU time to decode one."""
     bytes: float
+    """Of its arrays."""
     samples: tuple[Arrays, ...] = ()
+    """The arrays themselves, where they are asked for."""
 
     @property
-    def words(self) -> str:
-        milliseconds = f"{1000 * self.read:.1f} ms to read, {1000 * self.decode:.1f} ms of CPU time"
-        return f"{milliseconds} in the workers a video; "
+    def summary(self) -> str:
+        read, decode = 1000 * self.read, 1000 * self.decode
+        return f"{read:.1f} ms to read, {decode:.1f} ms of CPU time in the workers a video"
 
     @property
     def advice(self) -> str:
-        """What makes the videos cheaper to read; nothing where they are cheap."""
+        """What makes the videos cheaper to read; empty where they are cheap."""
         if self.decode < EXPENSIVE:
             return ""
         return (
-            f"; a clip of these videos costs {self.decode:.1f} s of CPU time to decode. Smaller frames and a "
+            f"a clip of these videos costs {self.decode:.1f} s of CPU time to decode. Smaller frames and a "
             f"keyframe every 12 frames make it cheap: ffmpeg -i IN -vf {CHEAP_SCALE} {CHEAP_CODING} OUT.mp4"
         )
 
 
 def measure_samples(source: Source, keep: bool) -> SampleTiming | None:
-    """What the first samples cost; None where none could be read. keep: their arrays come back, too."""
-    payload = len(source.reader.decoding.layouts)
+    """What the first samples cost; None where none can be read. keep: return their arrays."""
     begun = time.perf_counter()
     samples, costs = [], []
     for position in range(TIMED_SAMPLES):
         request = source.request(position)
         loaded = source.reader.load(request)
         if request.row is not None and not loaded.reason:
-            arrays = loaded.arrays[:payload]
-            samples.append(arrays)
-            costs.append((loaded.cost.read, loaded.cost.decode, sum(array.nbytes for array in arrays)))
+            samples.append(loaded.arrays)
+            size = sum(array.nbytes for array in loaded.arrays.values())
+            costs.append((loaded.cost.read, loaded.cost.decode, size))
         if time.perf_counter() - begun > TIMING_SECONDS:
             break
     if not costs:
         return None
-    read, decode, size = (float(mean) for mean in np.mean(costs, axis=0))
-    return SampleTiming(read, decode, size, tuple(samples) if keep else ())
-
-
-def load(reader: SampleReader, request: SampleRequest) -> LoadedSample:
-    return reader.load(request)
+    read, decode, mean_size = np.mean(costs, axis=0).tolist()
+    return SampleTiming(read, decode, mean_size, tuple(samples) if keep else ())

@@ -389,7 +389,7 @@ class Run:
         run_logger = self._open_run_logger(prepared, schedule, step, found, state, stack)
         for line in (*self._notes, *prepared.notes, *notes):
             run_logger.log_warning(line)
-        run_logger.log_note(train.tuning)
+        run_logger.log_note(train.resources.summary)
         for line in self._starting.report if self._starting is not None else ():
             run_logger.log_note(line)
         return Trainer(

@@ -9,6 +9,7 @@ ns a value, several times the arithmetic around it), so values stay integers whe
 operations with a fast path for uint8. `docs/augmentation.md` has the costs and the differences from PIL.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from nvidia.dali import fn, math, types
@@ -22,19 +23,27 @@ TRUNCATE = -0.498  # PIL truncates where DALI rounds; a whole number, plus or mi
 
 
 def augment_clip(
-    frames: Any, arrays: Any, clip: TrainClipSpec, mean: tuple[float, ...], std: tuple[float, ...]
+    frames: Any,
+    arrays: Mapping[str, Any],
+    clip: TrainClipSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Any:
     """The ROI of the decoded frames, uint8 FHWC → normalised float32 CFHW, (3, T, size, size).
 
-    arrays: `ClipParams.arrays`. The order is RandAugment, crop, flip, jitter, normalisation.
+    arrays: nodes of `ClipParams.arrays`. The order is RandAugment, crop, flip, jitter, normalisation.
     """
-    matrix, *rest = arrays
     if clip.operations:
-        codes, arguments, regions = rest[:3]
-        frames = apply_operations(frames, codes, arguments, regions, clip.operations)
-    frames = resize_crop(frames, matrix, clip.size)
+        frames = apply_operations(
+            frames,
+            arrays["operation_codes"],
+            arrays["operation_arguments"],
+            arrays["operation_regions"],
+            clip.operations,
+        )
+    frames = resize_crop(frames, arrays["crop_matrix"], clip.size)
     if clip.color_jitter:
-        frames = jitter(frames, *rest[-2:])
+        frames = jitter(frames, arrays["jitter_codes"], arrays["jitter_factors"])
     return normalise(frames, mean, std)
 
 

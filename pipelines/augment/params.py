@@ -43,11 +43,6 @@ class TrainClipSpec:
         """RandAugment operations per clip, at most."""
         return rand_augment.parse_policy(self.rand_augment).count if self.rand_augment else 0
 
-    @property
-    def array_count(self) -> int:
-        """Number of arrays in `ClipParams.arrays`."""
-        return 1 + 3 * (self.operations > 0) + 2 * (self.color_jitter > 0)
-
 
 @dataclass(frozen=True)
 class ClipTransforms:
@@ -71,10 +66,11 @@ class ClipParams:
     """(T,) frame numbers."""
     roi: NDArray[np.int32]
     """(4,) top, left, bottom, right in pixels: the part of the decoded frames that the graph needs."""
-    arrays: tuple[NDArray[Any], ...]
-    """The further inputs of `dali_nodes.augment_clip`, relative to the ROI: the crop matrix, (9,) float32;
-    with RandAugment codes (N,) int32, arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes
-    (3,) int32 and factors (3,) float32."""
+    arrays: dict[str, NDArray[Any]]
+    """The further inputs of `dali_nodes.augment_clip`, relative to the ROI, by the names of
+    `dali.sample_layout.AUGMENTATION`: the crop matrix, (9,) float32; with RandAugment codes (N,) int32,
+    arguments (N, 9) float32 and regions (N, 4) int32; with jitter codes (3,) int32 and factors (3,)
+    float32."""
 
 
 def draw_clip_params(
@@ -96,14 +92,18 @@ def draw_clip_params(
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])
     transforms = draw_transforms(spec, rng, height, width)
     restricted = restrict_to_roi(transforms.operations, transforms.crop, height, width, spec.operations)
-    arrays: tuple[NDArray[Any], ...] = (crop_matrix(transforms.crop, transforms.mirrored, spec.size),)
+    matrix = crop_matrix(transforms.crop, transforms.mirrored, spec.size)
+    arrays: dict[str, NDArray[Any]] = {"crop_matrix": matrix}
     if spec.operations:
-        arrays += (restricted.codes, restricted.arguments, restricted.regions)
+        arrays["operation_codes"] = restricted.codes
+        arrays["operation_arguments"] = restricted.arguments
+        arrays["operation_regions"] = restricted.regions
     if spec.color_jitter:
         codes, factors = zip(
             *((each.operation, each.arguments[0]) for each in transforms.jitter), strict=True
         )
-        arrays += (np.array(codes, np.int32), np.array(factors, np.float32))
+        arrays["jitter_codes"] = np.array(codes, np.int32)
+        arrays["jitter_factors"] = np.array(factors, np.float32)
     return ClipParams(indices, np.array(restricted.roi, np.int32), arrays)
 
 

@@ -47,16 +47,16 @@ class UnsupportedByGraph(VideoError):
 
 @dataclass(frozen=True)
 class GraphDecodeInput:
-    """What the graph needs beside the bytes.
+    """What the graph takes to decode some frames of a video: `sample_layout.ENCODED`."""
 
-    indices: int32, frame numbers for the graph's decoder. color: float32, (3, 4), the matrix and offset that
-    make its RGB right (`color.color_correction`). orientation: int32, (3,), what makes its frames upright
-    (`Orientation.flags`).
-    """
-
+    video: NDArray[np.uint8]
+    """The bytes of the file."""
     indices: NDArray[np.int32]
+    """Frame numbers for the graph's decoder."""
     color: NDArray[np.float32]
+    """(3, 4): the matrix and offset that make its RGB right (`color.color_correction`)."""
     orientation: NDArray[np.int32]
+    """(3,): what makes its frames upright (`Orientation.flags`)."""
 
 
 def check_encoded(
@@ -94,7 +94,10 @@ def check_encoded(
     check_colorspace(colorspace)
     check_size(shape, (row.height, row.width))
     return GraphDecodeInput(
-        np.asarray(indices, np.int32), color_correction(colorspace), shape.orientation.flags
+        np.frombuffer(data, np.uint8),
+        np.asarray(indices, np.int32),
+        color_correction(colorspace),
+        shape.orientation.flags,
     )
 
 

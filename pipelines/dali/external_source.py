@@ -1,11 +1,12 @@
-"""The DALI external sources: which sample stands where, read, and handed over with its numbers from the plan.
+"""The DALI external sources: a position in a rank's stream → the sample there, read, as arrays of its layout.
 
-They run in DALI's worker processes and are stateless: the sample follows from the position alone. What is
-handed over, in this order: what the decoding asks for (`Decoding.layouts`), who the sample is, why it is bad,
-what it cost, and the numbers of the graph. Importing this module must stay cheap: every worker does it.
+They run in DALI's worker processes and are stateless: a sample follows from its position alone. Every worker
+imports this module, so it imports neither torch nor DALI.
 """
 
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipelines.augment.params import ClipParams, TrainClipSpec, ViewSpec, draw_clip_params
 from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
-from pipelines.dali.sample_reader import Arrays, LoadedSample, SampleReader, SampleRequest
+from pipelines.dali.sample_layout import Arrays, SampleLayout, record_dtype, train_layout, view_layout
+from pipelines.dali.sample_reader import LoadedSample, SampleReader, SampleRequest, Window
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.formatting import printable
 from pipelines.sampling.sampler import Slot, TrainSampler, ViewSampler
@@ -23,46 +25,29 @@ FLOAT = 4  # bytes
 
 
 class SampleInfo(Protocol):
-    """What DALI tells a source about the sample it wants."""
+    """DALI's argument of a source."""
 
     idx_in_epoch: int
 
 
-def _cut(frames: NDArray[Any], window: NDArray[np.int32]) -> NDArray[Any]:  # T H W 3 -> T h w 3
-    top, left, bottom, right = window
-    return frames[:, top:bottom, left:right]
-
-
-def _about(request: SampleRequest, loaded: LoadedSample, keys: list[int]) -> Arrays:
-    """(Sample, label, valid, and the mask key of each clip made of it); why it is bad in UTF-8, one zero byte
-    where it is not; its `SampleCost`, and its bytes.
-    """
-    valid = request.row is not None and not loaded.reason
-    label = request.row.label if request.row is not None else -1
-    return (
-        np.array([request.sample, label, valid, *keys], np.int64),
-        np.frombuffer(printable(loaded.reason).encode() or b"\0", np.uint8),
-        np.array([*astuple(loaded.cost), sum(array.nbytes for array in loaded.arrays)], np.float64),
-    )
-
-
 @dataclass
 class TrainSource:
-    """Training samples of one rank, from a step on, micro-batch after micro-batch.
+    """Training samples of one rank from a step on, micro-batch after micro-batch.
 
-    micro_batch: clips per rank and forward pass, a multiple of the plan's repeats: each sample is read and
-    decoded once for all its repeats. A global batch is laid out accumulation-major, then rank, so the same
-    clips meet in a global batch however many ranks share it. first: the micro-batch, counted from step 0, to
-    begin with.
+    A global batch is laid out by accumulation step, then by rank, so it holds the same clips however many
+    ranks share it.
     """
 
     reader: SampleReader
     sampler: TrainSampler
     clip: TrainClipSpec
     micro_batch: int
+    """Clips per rank and forward pass, a multiple of the sampler's repeats: a sample is read and decoded once
+    for all its repeats."""
     rank: int
     world_size: int
     first: int
+    """The micro-batch to begin with, counted from step 0."""
 
     @property
     def samples(self) -> int:
@@ -70,18 +55,22 @@ class TrainSource:
         return self.micro_batch // self.sampler.repeats
 
     @property
-    def cuts(self) -> bool:
-        """Whether the graph has to cut each clip's window out of the frames it gets."""
-        return self.sampler.repeats > 1 or self.reader.decoding.name != "pyav"
-
-    @property
-    def numbers(self) -> int:
-        """How many arrays of numbers the graph gets: for each repeat a window, if it cuts, and the clip's."""
-        return self.sampler.repeats * (self.clip.array_count + self.cuts)
-
-    @property
     def clips_per_sample(self) -> int:
         return self.sampler.repeats
+
+    @property
+    def crops_in_graph(self) -> bool:
+        """Whether the graph crops the frames to each clip's ROI; otherwise PyAV does."""
+        return self.sampler.repeats > 1 or self.reader.decoding.name != "pyav"
+
+    @cached_property
+    def layout(self) -> SampleLayout:
+        return train_layout(self.reader.decoding.name, self.clip, crops_in_graph=self.crops_in_graph)
+
+    @cached_property
+    def record(self) -> np.dtype[np.void]:
+        """Of the layout's array `record`."""
+        return record_dtype(self.sampler.repeats)
 
     @property
     def output_bytes(self) -> int:
@@ -89,43 +78,43 @@ class TrainSource:
         return self.micro_batch * self.clip.frames * 3 * self.clip.size**2 * FLOAT
 
     def request(self, position: int) -> SampleRequest:
-        """What is wanted at a position, counted in samples from `first` on."""
-        return self._place(position)[0]
+        """Which sample is at a position, counted in samples from `first` on."""
+        return self.sample(position)[0]
 
-    def __call__(self, info: SampleInfo) -> Arrays:
-        request, slots, draws = self._place(info.idx_in_epoch)
-        loaded = self.reader.load(request)
-        if loaded.reason:
-            draws = self._draws(slots, request.row, loaded.height, loaded.width)
-            if not self.cuts:
-                loaded = replace(loaded, arrays=(_cut(loaded.arrays[0], draws[0].roi),))
-        top, left = loaded.origin
-        numbers: list[NDArray[Any]] = []
-        for draw in draws:
-            if self.cuts:
-                numbers.append((draw.roi - np.array([top, left, top, left])).astype(np.int32))
-            numbers += draw.arrays
-        keys = [self.sampler.mask_key(slot) for slot in slots]
-        return (*loaded.arrays, *_about(request, loaded, keys), *numbers)
-
-    def _place(self, position: int) -> tuple[SampleRequest, list[Slot], list[ClipParams]]:
-        """What is wanted at a position, and of each of its repeats the slot and the draw."""
-        step, place = self._slot_place(position)
-        turn = (step * self.sampler.global_batch + place) // self.sampler.repeats
-        slots = [self.sampler.slot(step, place + repeat) for repeat in range(self.sampler.repeats)]
+    def sample(self, position: int) -> tuple[SampleRequest, list[Slot], list[ClipParams]]:
+        """The same, and of each of its repeats the slot and the augmentation parameters."""
+        step, index = self._slot_index(position)
+        slots = [self.sampler.slot(step, index + repeat) for repeat in range(self.sampler.repeats)]
         sample = slots[0].sample
         row, reason = self.reader.row(sample)
-        height, width = (row.height, row.width) if row is not None else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
-        draws = self._draws(slots, row, height, width)
-        windows = np.array([draw.roi for draw in draws])
-        (top, left), (bottom, right) = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
-        window = (int(top), int(left), int(bottom), int(right))
-        in_graph = self.reader.decoding.in_graph(turn)
-        request = SampleRequest(sample, row, draws[0].indices, window, in_graph, reason)
-        return request, slots, draws
+        params = self._draw(slots, row)
+        in_graph = self.reader.decoding.in_graph(
+            (step * self.sampler.global_batch + index) // self.sampler.repeats
+        )
+        request = SampleRequest(sample, row, params[0].indices, _union(params), in_graph, reason)
+        return request, slots, params
 
-    def _draws(self, slots: list[Slot], row: ManifestRow | None, height: int, width: int) -> list[ClipParams]:
-        """One draw for each repeat, for frames of this size."""
+    def __call__(self, info: SampleInfo) -> tuple[NDArray[Any], ...]:
+        request, slots, params = self.sample(info.idx_in_epoch)
+        loaded = self.reader.load(request)
+        arrays = dict(loaded.arrays)
+        if loaded.reason and request.row is not None:
+            params = self._draw(slots, None)  # the placeholder has another size than the row
+        if loaded.reason and not self.crops_in_graph:
+            top, left, bottom, right = params[0].roi
+            arrays["frames"] = arrays["frames"][:, top:bottom, left:right]
+        arrays["roi"] = np.array([each.roi for each in params], np.int32) - np.array(
+            loaded.origin * 2, np.int32
+        )
+        for name in params[0].arrays:
+            arrays[name] = np.stack([each.arrays[name] for each in params])
+        keys = [self.sampler.mask_key(slot) for slot in slots]
+        return self.layout.pack(arrays | _about(request, loaded, keys, self.record))
+
+    def _draw(self, slots: Sequence[Slot], row: ManifestRow | None) -> list[ClipParams]:
+        """The parameters of each repeat, for frames of the row's size; without one, of the placeholder's."""
+        size = PLACEHOLDER_SIZE
+        frames, height, width = (1, size, size) if row is None else (row.frames, row.height, row.width)
         return [
             draw_clip_params(
                 self.clip,
@@ -133,35 +122,33 @@ class TrainSource:
                 epoch=slot.epoch,
                 sample=slot.draw,
                 repeat=slot.repeat,
-                frames=row.frames if row is not None else 1,
+                frames=frames,
                 height=height,
                 width=width,
             )
             for slot in slots
         ]
 
-    def _slot_place(self, position: int) -> tuple[int, int]:
-        """The step, and the place in its global batch, of a sample's first repeat."""
+    def _slot_index(self, position: int) -> tuple[int, int]:
+        """The step, and the index in its global batch, of a sample's first repeat."""
         micro, inside = divmod(position, self.samples)
         step, accumulated = divmod(
             self.first + micro, self.sampler.global_batch // (self.micro_batch * self.world_size)
         )
-        place = (accumulated * self.world_size + self.rank) * self.micro_batch
-        return step, place + inside * self.sampler.repeats
+        index = (accumulated * self.world_size + self.rank) * self.micro_batch
+        return step, index + inside * self.sampler.repeats
 
 
 @dataclass
 class ViewSource:
-    """All views of each video, every video once per pass; the passes follow one another without a gap.
-
-    first: the batch, counted over all passes, to begin with.
-    """
+    """All views of each video, every video once per pass, pass after pass."""
 
     reader: SampleReader
     sampler: ViewSampler
     clip: ViewSpec
     rank: int
     first: int = 0
+    """The batch to begin with, counted over all passes."""
 
     @property
     def samples(self) -> int:
@@ -169,13 +156,17 @@ class ViewSource:
         return self.sampler.batch
 
     @property
-    def numbers(self) -> int:
-        """How many arrays of numbers the graph gets: the size to resize to, and where the crops lie."""
-        return 2
-
-    @property
     def clips_per_sample(self) -> int:
         return self.clip.views
+
+    @cached_property
+    def layout(self) -> SampleLayout:
+        return view_layout(self.reader.decoding.name)
+
+    @cached_property
+    def record(self) -> np.dtype[np.void]:
+        """Of the layout's array `record`."""
+        return record_dtype(keys=1)
 
     @property
     def output_bytes(self) -> int:
@@ -183,38 +174,56 @@ class ViewSource:
         return self.sampler.batch * self.clip.views * self.clip.frames * 3 * self.clip.size**2 * FLOAT
 
     def request(self, position: int) -> SampleRequest:
-        """What is wanted at a position, counted in samples from `first` on."""
-        batch, place = divmod(self.first * self.sampler.batch + position, self.sampler.batch)
-        sample = self.sampler.sample(self.rank, batch % self.sampler.batches, place)
+        """Which video is at a position, counted in samples from `first` on."""
+        batch, index = divmod(self.first * self.sampler.batch + position, self.sampler.batch)
+        sample = self.sampler.sample(self.rank, batch % self.sampler.batches, index)
         row, reason = self.reader.row(sample) if sample >= 0 else (None, "")
         frames = row.frames if row is not None else 1
         indices = view_indices(frames, self.clip.frames, self.clip.clips).reshape(-1)
         return SampleRequest(sample, row, indices, None, self.reader.decoding.in_graph(sample), reason)
 
-    def __call__(self, info: SampleInfo) -> Arrays:
+    def __call__(self, info: SampleInfo) -> tuple[NDArray[Any], ...]:
         request = self.request(info.idx_in_epoch)
         loaded = self.reader.load(request)
-        return (
-            *loaded.arrays,
-            *_about(request, loaded, [0]),
-            *view_numbers(self.clip, loaded.height, loaded.width),
-        )
+        views = view_arrays(self.clip, loaded.height, loaded.width)
+        return self.layout.pack(loaded.arrays | views | _about(request, loaded, [0], self.record))
 
 
 Source = TrainSource | ViewSource
 
 
-def view_numbers(clip: ViewSpec, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What the graph of the views takes beside frames of `height` x `width` pixels: the size to resize them
-    to, (2,), and where the crops lie, (crops, 2).
-    """
+def _union(params: Sequence[ClipParams]) -> Window:
+    """The smallest window that holds the ROI of each clip."""
+    tops, lefts, bottoms, rights = zip(*(each.roi.tolist() for each in params), strict=True)
+    return min(tops), min(lefts), max(bottoms), max(rights)
+
+
+def _about(
+    request: SampleRequest, loaded: LoadedSample, keys: Sequence[int], record: np.dtype[np.void]
+) -> Arrays:
+    """The arrays for the loader."""
+    row = request.row
+    label, valid = (-1, False) if row is None else (row.label, not loaded.reason)
+    size = sum(array.nbytes for array in loaded.arrays.values())
+    values = np.array([(request.sample, label, valid, keys, *astuple(loaded.cost), size)], record)
+    reason = printable(loaded.reason).encode() or b"\0"
+    return {"record": values.view(np.uint8), "reason": np.frombuffer(reason, np.uint8)}
+
+
+def view_arrays(clip: ViewSpec, height: int, width: int) -> Arrays:
+    """What the graph of the views takes beside frames of `height` x `width` pixels: `sample_layout.VIEWS`."""
     scale = clip.size / min(height, width)
     resized = np.array([int(height * scale), int(width * scale)], np.float32)
-    return np.maximum(resized, clip.size), crop_positions(clip.crops, height, width)
+    return {
+        "view_size": np.maximum(resized, clip.size),
+        "crop_positions": crop_positions(clip.crops, height, width),
+    }
 
 
 def crop_positions(crops: int, height: int, width: int) -> NDArray[np.float32]:
-    """Where the crops lie along the longer side, as (crops, 2) shares of the free room in y and x."""
+    """Where the crops lie: (crops, 2), y and x, from 0 (top, left) to 1 (bottom, right). They share out the
+    longer side and are centred along the other.
+    """
     along = np.array([0.5]) if crops == 1 else np.linspace(0.0, 1.0, crops)
     middle = np.full(crops, 0.5)
     pair = (middle, along) if width >= height else (along, middle)

@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import pipeline_def
 
 from pipelines.augment.params import ViewSpec
 from pipelines.dali.buffers import InUseBuffers
-from pipelines.dali.external_source import view_numbers
-from pipelines.dali.pipeline import Colours, view_nodes
+from pipelines.dali.external_source import view_arrays
+from pipelines.dali.pipeline import Colours, external_arrays, view_nodes
+from pipelines.dali.sample_layout import FRAMES, VIEWS, SampleLayout
 from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoError, format_unexpected
 from pipelines.sampling.temporal import view_indices
+
+_LAYOUT = SampleLayout((FRAMES, *VIEWS))
 
 
 class FrameViews:
@@ -43,11 +46,9 @@ class FrameViews:
             enable_conditionals=True,
         )
         def build() -> Any:
-            frames, size, positions = fn.external_source(
-                source=self._batch_of_arrays, num_outputs=3, layout=["FHWC", "", ""], batch=True
-            )
-            frames = frames.gpu() if gpu else frames
-            return view_nodes(frames, (size, positions), clip, mean, std)
+            nodes = external_arrays(_LAYOUT, self._batch_of_arrays, batch=True)
+            frames = nodes["frames"].gpu() if gpu else nodes["frames"]
+            return view_nodes(frames, nodes, clip, mean, std)
 
         self._pipeline = build()
         self._pipeline.build()
@@ -58,7 +59,10 @@ class FrameViews:
         videos: of each the frames of all its clips, one clip after another, (clips x T, h, w, 3) RGB.
         """
         self._samples = [
-            (np.ascontiguousarray(frames), *view_numbers(self.clip, *frames.shape[1:3])) for frames in videos
+            _LAYOUT.pack(
+                {"frames": np.ascontiguousarray(frames), **view_arrays(self.clip, *frames.shape[1:3])}
+            )
+            for frames in videos
         ]
         (views,) = self._pipeline.run()
         clips = torch.from_dlpack(views.as_tensor())
@@ -68,8 +72,7 @@ class FrameViews:
         return copied
 
     def _batch_of_arrays(self) -> tuple[list[NDArray[Any]], ...]:
-        frames, sizes, positions = zip(*self._samples, strict=True)
-        return list(frames), list(sizes), list(positions)
+        return tuple(map(list, zip(*self._samples, strict=True)))
 
 
 def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint8]:

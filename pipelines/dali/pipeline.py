@@ -1,36 +1,43 @@
 """The DALI pipelines: a source's samples → frames → clips on the device.
 
-Every `nodes` method here builds graph nodes and runs at build time.
+Functions that take graph nodes run once, while DALI builds the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn, pipeline_def, types
 
 from pipelines.augment.dali_nodes import augment_clip, crop_views
 from pipelines.augment.params import ViewSpec
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.sample_reader import Arrays, Decoding, RefusedRequests
+from pipelines.dali.sample_layout import AUGMENTATION, Arrays, SampleLayout, decoding_layout
+from pipelines.dali.sample_reader import Decoding, RefusedRequests
 from pipelines.decode.dali_nodes import decode_in_graph
 
 Colours = tuple[float, ...]
+Nodes = Mapping[str, Any]
+"""Graph nodes by the names of a sample layout."""
+
+_DALI_TYPES = {np.uint8: types.UINT8, np.int32: types.INT32, np.float32: types.FLOAT}
 
 
 @dataclass(frozen=True)
 class LoaderResources:
-    """How a pipeline is spread over a machine; nothing here changes what it makes.
-
-    workers: processes that read, and decode where the graph does not. threads: of DALI, on the CPU. prefetch:
-    batches made ahead.
-    """
+    """How a pipeline is spread over a machine; it does not change the batches."""
 
     device: torch.device
     workers: int
+    """Processes that read, and decode what the graph does not."""
     threads: int
+    """DALI's CPU threads."""
     prefetch: int
+    """Batches made ahead."""
+    summary: str = ""
+    """What was chosen and why, for logs."""
 
     @property
     def gpu(self) -> bool:
@@ -48,15 +55,19 @@ class TrainGraph:
     mean: Colours
     std: Colours
 
-    def nodes(self, frames: Any, numbers: Any) -> Any:
-        clip, repeats, cuts = self.source.clip, self.source.sampler.repeats, self.source.cuts
-        each = clip.array_count + cuts
+    def clips(self, frames: Any, nodes: Nodes) -> Any:
+        """Graph nodes: frames and the arrays of the source's layout → clips."""
+        source = self.source
+        names = [array.name for array in AUGMENTATION if array.name in nodes]
         clips = []
-        for repeat in range(repeats):
-            own = numbers[repeat * each : (repeat + 1) * each]
-            cut = _window(frames, own[0]) if cuts else frames
-            clips.append(augment_clip(cut, own[cuts:], clip, self.mean, self.std))
-        return fn.stack(*clips) if repeats > 1 else clips[0]
+        for repeat in range(source.clips_per_sample):
+            own = frames
+            if source.crops_in_graph:
+                roi = nodes["roi"][repeat]
+                own = fn.slice(frames, start=roi[0:2], end=roi[2:4], axis_names="HW")
+            arrays = {name: nodes[name][repeat] for name in names}
+            clips.append(augment_clip(own, arrays, source.clip, self.mean, self.std))
+        return fn.stack(*clips) if len(clips) > 1 else clips[0]
 
 
 @dataclass(frozen=True)
@@ -67,15 +78,17 @@ class ViewGraph:
     mean: Colours
     std: Colours
 
-    def nodes(self, frames: Any, numbers: Any) -> Any:
-        return view_nodes(frames, numbers, self.source.clip, self.mean, self.std)
+    def clips(self, frames: Any, nodes: Nodes) -> Any:
+        """Graph nodes: frames and the arrays of the source's layout → views."""
+        return view_nodes(frames, nodes, self.source.clip, self.mean, self.std)
 
 
-def view_nodes(frames: Any, numbers: Any, clip: ViewSpec, mean: Colours, std: Colours) -> Any:
-    """Graph nodes: the frames of all clips of a video, one clip after another, and `view_numbers` → views."""
-    size, positions = numbers
+def view_nodes(frames: Any, nodes: Nodes, clip: ViewSpec, mean: Colours, std: Colours) -> Any:
+    """Graph nodes: the frames of all clips of a video, one clip after another, and `VIEWS` → views."""
     # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
-    stacked = crop_views(frames, size, positions, clip.crops, clip.size, mean, std)
+    stacked = crop_views(
+        frames, nodes["view_size"], nodes["crop_positions"], clip.crops, clip.size, mean, std
+    )
     split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
     ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
     return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
@@ -85,26 +98,16 @@ Graph = TrainGraph | ViewGraph
 
 
 def starting_at(graph: Graph, batch: int, refused: RefusedRequests) -> Graph:
-    """The same graph from so many batches later on, leaving out what is refused."""
+    """The same graph from `batch` batches later on, without the refused requests."""
     source = graph.source
     reader = replace(source.reader, refused=refused)
     moved: Any = replace(source, reader=reader, first=source.first + batch)
     return replace(graph, source=moved)
 
 
-def with_decoding(graph: Graph, decoding: Decoding) -> Graph:
-    """The same graph with somebody else decoding."""
-    source = graph.source
-    moved: Any = replace(source, reader=replace(source.reader, decoding=decoding))
-    return replace(graph, source=moved)
-
-
 def assemble(graph: Graph, resources: LoaderResources) -> Any:
-    """The pipeline, not built yet; its outputs are clips, identity, reasons and costs, a sample each."""
+    """The pipeline, not built yet. Its outputs are the clips, then what the layout has for the loader."""
     source = graph.source
-    decoding = source.reader.decoding
-    payload = len(decoding.layouts)
-    layouts = [*decoding.layouts, *[""] * (3 + source.numbers)]
 
     @pipeline_def(
         batch_size=source.samples,
@@ -116,17 +119,15 @@ def assemble(graph: Graph, resources: LoaderResources) -> Any:
         enable_conditionals=True,
     )
     def build() -> Any:
-        outputs = fn.external_source(
-            source=source,
-            num_outputs=len(layouts),
-            layout=layouts,
+        nodes = external_arrays(
+            source.layout,
+            source,
             batch=False,
             parallel=True,
             prefetch_queue_depth=resources.prefetch,
         )
-        frames = decoded(outputs[:payload], decoding, gpu=resources.gpu)
-        identity, reasons, costs = outputs[payload : payload + 3]
-        return graph.nodes(frames, outputs[payload + 3 :]), identity, reasons, costs
+        frames = decode(nodes, source.reader.decoding, gpu=resources.gpu)
+        return graph.clips(frames, nodes), *(nodes[name] for name in source.layout.for_loader)
 
     return build()
 
@@ -134,8 +135,12 @@ def assemble(graph: Graph, resources: LoaderResources) -> Any:
 def decode_only(
     source: Callable[[Any], Arrays], decoding: Decoding, *, batch: int, threads: int, device: torch.device
 ) -> Any:
-    """A built pipeline of the decoding alone, fed by `source`, one batch at a time and none ahead."""
+    """A built pipeline of the decoding alone, which asks `source` for one batch at a time.
+
+    source: gives the arrays of `decoding_layout` for DALI's sample info.
+    """
     gpu = device.type == "cuda"
+    layout = decoding_layout(decoding.name)
 
     @pipeline_def(
         batch_size=batch,
@@ -145,33 +150,47 @@ def decode_only(
         enable_conditionals=True,
     )
     def alone() -> Any:
-        layouts = decoding.layouts
-        payload = fn.external_source(source=source, num_outputs=len(layouts), layout=layouts, batch=False)
-        return decoded(payload, decoding, gpu=gpu)
+        nodes = external_arrays(layout, lambda info: layout.pack(source(info)), batch=False)
+        return decode(nodes, decoding, gpu=gpu)
 
     pipeline = alone()
     pipeline.build()
     return pipeline
 
 
-def decoded(payload: Any, decoding: Decoding, *, gpu: bool) -> Any:
-    """Uint8 frames, layout FHWC, on the pipeline's device, whoever decodes them."""
+def external_arrays(layout: SampleLayout, source: Callable[..., Any], **options: Any) -> Nodes:
+    """Graph nodes: an external source's outputs, by name.
+
+    source: returns what `SampleLayout.pack` makes, or lists of it. options: of `fn.external_source`.
+    """
+    nodes = fn.external_source(
+        source=source,
+        num_outputs=len(layout.arrays),
+        layout=[array.dali_layout for array in layout],
+        dtype=[_DALI_TYPES[array.dtype] for array in layout],
+        ndim=[array.rank for array in layout],
+        **options,
+    )
+    return layout.by_name(nodes)
+
+
+def decode(nodes: Nodes, decoding: Decoding, *, gpu: bool) -> Any:
+    """Graph nodes: uint8 frames, layout FHWC, on the pipeline's device, whoever decodes them."""
     if decoding.name == "pyav":
-        return payload[0].gpu() if gpu else payload[0]
+        return nodes["frames"].gpu() if gpu else nodes["frames"]
     if decoding.name == "dali":
-        return decode_in_graph(*payload, gpu=gpu)
-    return _either(*payload, gpu=gpu)
+        return _decode_encoded(nodes, gpu=gpu)
+    return _decode_either(nodes, gpu=gpu)
 
 
-def _either(*payload: Any, gpu: bool) -> Any:
-    *encoded, frames, in_graph = payload
-    if in_graph:  # noqa: SIM108 - DALI turns statements into graph nodes, not expressions
-        result = decode_in_graph(*encoded, gpu=gpu)
+def _decode_encoded(nodes: Nodes, *, gpu: bool) -> Any:
+    return decode_in_graph(nodes["video"], nodes["indices"], nodes["color"], nodes["orientation"], gpu=gpu)
+
+
+def _decode_either(nodes: Nodes, *, gpu: bool) -> Any:
+    frames = nodes["frames"]
+    if nodes["in_graph"]:  # noqa: SIM108 - DALI turns statements into graph nodes, not expressions
+        result = _decode_encoded(nodes, gpu=gpu)
     else:
         result = frames.gpu() if gpu else frames
     return result
-
-
-def _window(frames: Any, window: Any) -> Any:
-    """The part of the frames between (top, left) and (bottom, right)."""
-    return fn.slice(frames, start=window[0:2], end=window[2:4], axis_names="HW")

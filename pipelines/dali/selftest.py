@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from pipelines.dali.encoded_input import GraphDecoder, check_encoded
+from pipelines.dali.errors import DALI_ERRORS, format_dali_error
 from pipelines.dali.pipeline import decode_only
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode_recovery import BROKEN, format_dali_error
 from pipelines.synthetic.video_writer import H264, VP9, encode_video
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
@@ -46,9 +46,8 @@ def decode_test_video(device: torch.device, frames: int) -> list[int]:
         width=SIDE, height=SIDE, codec=video_format.codec,
     )  # fmt: skip
     encoded = check_encoded(data, row, np.arange(frames), decoder)
-    payload = np.frombuffer(data, np.uint8), encoded.indices, encoded.color, encoded.orientation
     decoding = Decoding("dali", decoder)
-    pipeline = decode_only(lambda _: payload, decoding, batch=1, threads=1, device=device)
+    pipeline = decode_only(lambda _: vars(encoded), decoding, batch=1, threads=1, device=device)
     (decoded,) = pipeline.run()
     pictures = np.array(decoded.as_cpu()[0]).astype(float)
     wrong = np.abs(pictures.mean(axis=(1, 2, 3)) - greys) > TOLERANCE
@@ -64,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         shape = decode_test_video(arguments.device, arguments.frames)
-    except BROKEN as error:
+    except DALI_ERRORS as error:
         sys.exit(format_dali_error(str(error)))
     print(json.dumps({"frames": shape[0]}))
 

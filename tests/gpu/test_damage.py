@@ -1,7 +1,7 @@
 """Damaged videos in a graph that decodes with NVDEC: a bad one costs itself, and nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClipSpec
-from pipelines.dali.encoded_input import GraphDecoder
+from pipelines.dali.encoded_input import GraphDecodeInput, GraphDecoder
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph, with_decoding
-from pipelines.dali.sample_reader import NO_BYTES, Arrays, Decoding, SampleReader, SampleRequest
+from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.sample_reader import NO_VIDEO, Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainSampler
-from tests.pipelines.batches import HALF, loader, options, take
+from tests.pipelines.batches import HALF, loader, options, resources, take
 from tests.pipelines.videos import Kind, make_video
 
 pytestmark = pytest.mark.gpu
@@ -112,9 +112,12 @@ def test_damage_inside_a_stream_reaches_no_other_clip(
 class UncheckedReader(SampleReader):
     """Hands one video to the graph's decoder without a look at it."""
 
-    def _encoded(self, request: SampleRequest, row: ManifestRow, source: Path | bytes) -> Arrays | None:
+    def _encoded(
+        self, request: SampleRequest, row: ManifestRow, source: Path | bytes
+    ) -> GraphDecodeInput | None:
         if request.sample == BAD and isinstance(source, bytes):
-            return np.frombuffer(source, np.uint8), request.indices.astype(np.int32), *NO_BYTES[2:]
+            video = np.frombuffer(source, np.uint8)
+            return replace(NO_VIDEO, video=video, indices=request.indices.astype(np.int32))
         return super()._encoded(request, row, source)
 
 
@@ -135,13 +138,11 @@ def test_a_video_that_breaks_the_decoder_costs_itself(
     """Pixels that NVDEC does not take among them: `auto` leaves such videos to PyAV."""
     content = not_for_the_decoder(tmp_path, name)
     path = damaged_copy(whole, tmp_path / "set", lambda _: content)
-    reader = UncheckedReader(Dataset([Manifest.open(path)]), Decoding("pyav"))
+    decoding = Decoding("dali", GraphDecoder.for_device(gpu=device.type == "cuda"))
+    reader = UncheckedReader(Dataset([Manifest.open(path)]), decoding)
     sampler = TrainSampler(VIDEOS, BATCH, seed=3)
     source = TrainSource(reader, sampler, CLIP, BATCH, rank=0, world_size=1, first=0)
-    graph = with_decoding(
-        TrainGraph(source, HALF, HALF), Decoding("dali", GraphDecoder.for_device(gpu=device.type == "cuda"))
-    )
-    clips = ClipLoader(graph, options("dali", 2, prefetch, device), batches=0)
+    clips = ClipLoader(TrainGraph(source, HALF, HALF), resources(2, prefetch, device), batches=0)
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
     reasons = {defect.sample: defect.reason for defect in clips.bad_samples.pop_new()}
     clips.close()

@@ -108,10 +108,16 @@ def whole_clips() -> None:
             for top, left, bottom, right in (each.roi for each in draws)
         ]
 
-        def graph(frames: Any, *numbers: Any, spec: TrainClipSpec = spec) -> Any:
-            return augment_clip(frames, numbers, spec, (0.45,) * 3, (0.225,) * 3)
+        def graph(
+            frames: Any,
+            *arrays: Any,
+            spec: TrainClipSpec = spec,
+            names: Sequence[str] = tuple(draws[0].arrays),
+        ) -> Any:
+            named = {name: arrays[index] for index, name in enumerate(names)}
+            return augment_clip(frames, named, spec, (0.45,) * 3, (0.225,) * 3)
 
-        taken = cost(graph, windows, *zip(*(each.arrays for each in draws), strict=True))
+        taken = cost(graph, windows, *zip(*(each.arrays.values() for each in draws), strict=True))
         print(f"| {name} | {taken:.1f} |", flush=True)
 
 

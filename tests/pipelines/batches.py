@@ -8,6 +8,7 @@ import torch
 
 from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
+from pipelines.dali.pipeline import LoaderResources
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch, ClipLoader, train_loader
 from pipelines.sampling.sampler import TrainSampler
@@ -24,6 +25,11 @@ def options(
 ) -> LoaderOptions:
     """Half of the samples go to the graph where decoding is split: a measured share differs each time."""
     return LoaderOptions(device, decoder, workers, threads=1, prefetch=prefetch, graph_share=0.5)
+
+
+def resources(workers: int = 1, prefetch: int = 2, device: torch.device = CPU) -> LoaderResources:
+    """Those of `options`."""
+    return LoaderResources(device, workers, threads=1, prefetch=prefetch)
 
 
 def loader(

@@ -9,57 +9,59 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClipSpec
-from pipelines.autotune import MOST_AHEAD, LoaderOptions, tune
+from pipelines.autotune import MOST_AHEAD, LoaderOptions, autotune
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.pipeline import LoaderResources
 from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, write_manifest
-from pipelines.sample_timing import SampleTiming, load, measure_samples
+from pipelines.sample_timing import SampleTiming, measure_samples
 from pipelines.sampling.sampler import TrainSampler
 from pipelines.synthetic.motion import CLASS_NAMES
 from tests.conftest import MotionSet
-from tests.pipelines.batches import HALF
 
 CPU = torch.device("cpu")
 CLIP = TrainClipSpec(4, 32)
 
 
-def graph(motion_set: MotionSet, micro_batch: int = 8) -> TrainGraph:
-    dataset = Dataset.open([motion_set.train])
+def tune(manifest: Path, options: LoaderOptions, micro_batch: int = 8) -> tuple[Decoding, LoaderResources]:
+    dataset = Dataset.open([manifest])
     sampler = TrainSampler(len(dataset), micro_batch, seed=3)
-    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, CLIP, micro_batch, 0, 1, 0)
-    return TrainGraph(source, HALF, HALF)
+
+    def open_source(decoding: Decoding) -> TrainSource:
+        return TrainSource(SampleReader(dataset, decoding), sampler, CLIP, micro_batch, 0, 1, 0)
+
+    return autotune(open_source, options)
 
 
 def test_a_cpu_gets_pyav_and_all_its_cores(motion_set: MotionSet) -> None:
-    tuned, processes, words = tune(graph(motion_set), LoaderOptions(CPU, cores=6))
-    assert tuned.source.reader.decoding == Decoding("pyav")
-    assert processes.threads == 6
-    assert 1 <= processes.workers <= 6  # these small clips need few
-    assert "ms of CPU time in the workers a video" in words
+    decoding, resources = tune(motion_set.train, LoaderOptions(CPU, cores=6))
+    assert decoding == Decoding("pyav")
+    assert resources.threads == 6
+    assert 1 <= resources.workers <= 6  # these small clips need few
+    assert "ms of CPU time" in resources.summary
 
 
 def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set: MotionSet) -> None:
     def prefetch(micro_batch: int, workers: int) -> int:
-        return tune(graph(motion_set, micro_batch), LoaderOptions(CPU, workers=workers))[1].prefetch
+        return tune(motion_set.train, LoaderOptions(CPU, workers=workers), micro_batch)[1].prefetch
 
     assert prefetch(micro_batch=8, workers=2) == 2
     assert prefetch(micro_batch=1, workers=4) == 9
     assert prefetch(micro_batch=1, workers=100) == MOST_AHEAD
 
 
-def test_the_process_that_tries_samples_imports_neither_torch_nor_dali() -> None:
+def test_the_process_that_measures_samples_imports_neither_torch_nor_dali() -> None:
     """They would take seconds at the start of every run."""
     code = "import sys, pipelines.sample_timing; sys.exit(bool({'torch', 'nvidia.dali'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert measure_samples.__module__ == load.__module__ == "pipelines.sample_timing"
+    assert measure_samples.__module__ == "pipelines.sample_timing"
 
 
-def test_what_is_asked_for_stands(motion_set: MotionSet) -> None:
-    asked = LoaderOptions(CPU, "pyav", workers=3, threads=5, prefetch=7, cores=2)
-    _, processes, _ = tune(graph(motion_set), asked)
-    assert (processes.workers, processes.threads, processes.prefetch) == (3, 5, 7)
+def test_options_that_are_given_are_kept(motion_set: MotionSet) -> None:
+    given = LoaderOptions(CPU, "pyav", workers=3, threads=5, prefetch=7, cores=2)
+    _, resources = tune(motion_set.train, given)
+    assert (resources.workers, resources.threads, resources.prefetch) == (3, 5, 7)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +74,10 @@ def test_where_decoding_is_split(device: str, decoder: str, splits: bool) -> Non
 
 def test_hybrid_measures_its_share(motion_set: MotionSet) -> None:
     """The set's VP9 and MJPEG clips fit DALI's decoder on a CPU, so both sides have work."""
-    tuned, _, words = tune(graph(motion_set), LoaderOptions(CPU, "hybrid", cores=2))
-    decoding = tuned.source.reader.decoding
+    decoding, resources = tune(motion_set.train, LoaderOptions(CPU, "hybrid", cores=2))
     assert decoding.name == "hybrid"
     assert 0 < decoding.graph_share < 1
-    assert f"{decoding.graph_share:.0%} by dali" in words
+    assert f"{decoding.graph_share:.0%} by dali" in resources.summary
 
 
 def test_without_a_good_video_among_the_first_all_cores_are_taken(
@@ -84,23 +85,15 @@ def test_without_a_good_video_among_the_first_all_cores_are_taken(
 ) -> None:
     row = Manifest.open(motion_set.train).row(0)
     path = write_manifest(tmp_path / "bad.arrow", [replace(row, path="gone.mp4")], CLASS_NAMES).path
-    dataset = Dataset.open([path])
-    source = TrainSource(
-        SampleReader(dataset, Decoding("pyav")), TrainSampler(1, 8, seed=3), CLIP, 8, 0, 1, 0
-    )
-    assert tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, cores=6))[1].workers == 6
+    assert tune(path, LoaderOptions(CPU, cores=6))[1].workers == 6
 
 
 def test_hybrid_leaves_all_to_pyav_where_dali_fails_over_the_first_videos(vp9_set: Path) -> None:
-    dataset = Dataset.open([vp9_set])
-    source = TrainSource(
-        SampleReader(dataset, Decoding("pyav")), TrainSampler(12, 12, seed=3), CLIP, 12, 0, 1, 0
-    )
-    tuned, _, _ = tune(TrainGraph(source, HALF, HALF), LoaderOptions(CPU, "hybrid", cores=2))
-    assert tuned.source.reader.decoding.graph_share == 0.0
+    decoding, _ = tune(vp9_set, LoaderOptions(CPU, "hybrid", cores=2), micro_batch=12)
+    assert decoding.graph_share == 0.0
 
 
-def test_expensive_videos_are_said_with_what_makes_them_cheap() -> None:
+def test_for_expensive_videos_there_is_advice() -> None:
     assert SampleTiming(read=0.1, decode=0.1, bytes=1.0).advice == ""
     expensive = SampleTiming(read=0.1, decode=2.0, bytes=1.0).advice
     assert "2.0 s of CPU time" in expensive and "-g 12" in expensive

@@ -22,15 +22,15 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     planned = list(describe_batch(dataset, sampler, clip, 5))
     assert len(planned) == 16
     for number, each in enumerate(planned):
-        request, slots, draws = source._place(number // 2)
+        request, slots, draws = source.sample(number // 2)
         draw = draws[number % 2]
         row = dataset.row(each.slot.sample)
         assert each.slot == slots[number % 2] and each.slot.sample == request.sample
         assert each.label == row.label and each.path == dataset.printable_path(request.sample)
         assert list(each.frames) == draw.indices.tolist()
         narrowed = restrict_to_roi(each.changes.operations, each.changes.crop, row.height, row.width, 4)
-        np.testing.assert_array_equal(narrowed.codes, draw.arrays[1])
-        np.testing.assert_array_equal(narrowed.arguments, draw.arrays[2])
+        np.testing.assert_array_equal(narrowed.codes, draw.arrays["operation_codes"])
+        np.testing.assert_array_equal(narrowed.arguments, draw.arrays["operation_arguments"])
     assert len({each.changes.crop for each in planned}) > 8
     words = [format_changes(each.changes) for each in planned]
     assert any("flip" in each for each in words) and not all("flip" in each for each in words)

@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from pipelines.augment.params import TrainClipSpec, ViewSpec
-from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph, with_decoding
+from pipelines.dali.pipeline import TrainGraph
 from pipelines.dali.sample_reader import Decoding, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
@@ -23,7 +22,7 @@ from pipelines.decode_recovery import CRASHES, find_culprits
 from pipelines.loader import ClipLoader, view_loader
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from tests.conftest import MotionSet
-from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
+from tests.pipelines.batches import ALL, HALF, digests, loader, options, resources, take
 from tests.pipelines.conftest import FRAMES, damage, encode_vp9
 from tests.pipelines.started import CrashingReader
 
@@ -69,11 +68,7 @@ def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(
 @pytest.mark.soak
 def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
     """Here PyAV refuses it, too, and gives its own reason."""
-    graph = TrainGraph(source(SampleReader(Dataset.open([vp9_set]), Decoding("pyav"))), HALF, HALF)
-    clips = ClipLoader(graph, options("hybrid"), batches=0)
-    clips._graph = with_decoding(graph, Decoding("hybrid", GraphDecoder.CPU, graph_share=1.0))
-    clips._shut()
-    clips._open()
+    clips = loader(vp9_set, TrainClipSpec(4, 32), batch=4, how=replace(options("hybrid"), graph_share=1.0))
     seen = [batch for _, batch in zip(range(6), clips, strict=False)]
     assert {int(i) for b in seen for i, v in zip(b.ids, b.valid, strict=True) if not v} == {5}
     (defect,) = clips.bad_samples.pop_new()
@@ -129,7 +124,7 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     sampler = TrainSampler(len(dataset), 8, seed=3)
     reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, place=5).sample, wait=wait)
     waiting = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
-    endless = ClipLoader(TrainGraph(waiting, HALF, HALF), options(workers=2), batches=0)
+    endless = ClipLoader(TrainGraph(waiting, HALF, HALF), resources(workers=2), batches=0)
 
     def end_workers() -> None:
         while not wait.with_suffix(".waits").exists():
@@ -156,8 +151,8 @@ def source(reader: SampleReader) -> TrainSource:
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSet, prefetch: int) -> None:
     reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
-    how = options(workers=2, prefetch=prefetch)
-    clips = ClipLoader(TrainGraph(source(reader), HALF, HALF), how, batches=0)
+    graph = TrainGraph(source(reader), HALF, HALF)
+    clips = ClipLoader(graph, resources(workers=2, prefetch=prefetch), batches=0)
     seen = [batch for _, batch in zip(range(8), clips, strict=False)]
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
     assert sorted(ids.tolist()) == list(range(32))
@@ -190,7 +185,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
     clip = TrainClipSpec(4, 32, flip=0)
     by_pyav = take(loader(motion_set.train, clip, batch=16), 2)
     hybrid = loader(motion_set.train, clip, batch=16, how=options("hybrid"))
-    assert "decoding by dali and pyav" in hybrid.tuning
+    assert "decoding by dali and pyav" in hybrid.resources.summary
     batches = take(hybrid, 2)
     for one, other in zip(batches, by_pyav, strict=True):
         assert one.valid.all()

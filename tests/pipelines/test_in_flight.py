@@ -25,7 +25,7 @@ def test_another_number_of_ranks_asks_for_the_same_samples(motion_set: MotionSet
     path = tmp_path / "in-flight/train-00001.json"
     died = source(motion_set, micro_batch=4, rank=1, world_size=2, first=6)
     file = InFlightFile(path, died, ahead=4)
-    file.serve(3)
+    file.write(3)
     found = read_in_flight(path)
     assert found == InFlight(batch=9, ahead=4, samples=4, rank=1, world_size=2)
     then = found.source(source(motion_set, micro_batch=16, rank=0, world_size=1, first=0))
@@ -34,7 +34,7 @@ def test_another_number_of_ranks_asks_for_the_same_samples(motion_set: MotionSet
     assert [then.request(position).key for position in range(2 * 4)] == later
     file.close()
     assert read_in_flight(path) is None and not path.exists()
-    file.serve(4)
+    file.write(4)
     assert not path.exists()
 
 
@@ -67,17 +67,17 @@ def test_a_folder_that_cannot_be_written_costs_the_file_only(motion_set: MotionS
     (tmp_path / "in-flight").write_text("a file")
     died = source(motion_set, micro_batch=4, rank=1, world_size=2, first=6)
     file = InFlightFile(tmp_path / "in-flight/train-00001.json", died, ahead=4)
-    file.serve(3)
-    file.serve(4)
+    file.write(3)
+    file.write(4)
     file.close()
 
 
 def test_the_file_stays_open_between_batches(motion_set: MotionSet, tmp_path: Path) -> None:
     now = source(motion_set, micro_batch=4, rank=1, world_size=2, first=10**6)
     file = InFlightFile(tmp_path / "in-flight/train-00001.json", now, ahead=4)
-    file.serve(0)
+    file.write(0)
     (tmp_path / "in-flight").rename(tmp_path / "moved")  # another open would make the folder anew
-    file.serve(1)
+    file.write(1)
     found = read_in_flight(tmp_path / "moved/train-00001.json")
     assert found is not None and found.batch == 10**6 + 1
     assert not (tmp_path / "in-flight").exists()

@@ -218,7 +218,7 @@ def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: Moti
         options=options(),
     )
     next(iter(views))
-    with pytest.raises(RuntimeError, match="left in the middle"):
+    with pytest.raises(RuntimeError, match="previous pass"):
         next(iter(views))
     views.close()
 

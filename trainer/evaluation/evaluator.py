@@ -124,7 +124,7 @@ class Evaluator:
         )
         for note in notes:
             self._say(f"warning: {note}")
-        self._say(loader.tuning)
+        self._say(loader.resources.summary)
         stop = stack.enter_context(
             StopRequest(announce=self._is_main, job_end=job_end(), margin=lambda: TIME_TO_LEAVE)
         )

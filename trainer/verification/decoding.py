@@ -12,6 +12,7 @@ from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
+from pipelines.dali.sample_layout import Arrays
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import ManifestRow
@@ -96,11 +97,9 @@ def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.de
     return [np.array(each) for each in decoded.as_cpu()]
 
 
-def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> tuple[np.ndarray, ...]:
+def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> Arrays:
     """What a graph is given of a video to decode the frames at `wanted`."""
-    data = video.read_bytes()
-    encoded = check_encoded(data, probe_row(video), wanted, decoder)
-    return np.frombuffer(data, np.uint8), encoded.indices, encoded.color, encoded.orientation
+    return vars(check_encoded(video.read_bytes(), probe_row(video), wanted, decoder))
 
 
 def probe_row(video: Path) -> ManifestRow:
@@ -207,7 +206,7 @@ def measure_loader(
         task.report.check(
             f"loader, {decoder}, {coding.name}{', RandAugment' if policy else ''}",
             bad == 0,
-            f"{rate:.0f} clips/s{taken}; {bad} bad; {loader.tuning}",
+            f"{rate:.0f} clips/s{taken}; {bad} bad; {loader.resources.summary}",
             "no bad clip",
         )
     finally:

@@ -150,10 +150,12 @@ def test_a_whole_clip_equals_the_same_steps_one_by_one(device: torch.device) -> 
     ]
     assert any(window.shape != frames.shape for window in windows)
 
-    def graph(frames: Any, *numbers: Any) -> Any:
-        return augment_clip(frames, numbers, clip, mean, std)
+    def graph(frames: Any, *arrays: Any) -> Any:
+        named = {name: arrays[index] for index, name in enumerate(draws[0].arrays)}
+        return augment_clip(frames, named, clip, mean, std)
 
-    results = run(graph, windows, *zip(*(draw.arrays for draw in draws), strict=True), device=device)
+    arrays = zip(*(draw.arrays.values() for draw in draws), strict=True)
+    results = run(graph, windows, *arrays, device=device)
     drawn = [
         draw_transforms(clip, np.random.default_rng([3, 0, sample, 1]), HEIGHT, WIDTH) for sample in range(12)
     ]

@@ -18,7 +18,8 @@ def test_a_draw_is_a_function_of_its_key() -> None:
     def draw(**changes: int) -> list[np.ndarray]:
         key = {"seed": 1, "epoch": 2, "sample": 3, "repeat": 0} | changes
         drawn = draw_clip_params(CLIP, frames=100, height=HEIGHT, width=WIDTH, **key)
-        return [drawn.arrays[0], drawn.indices, drawn.roi, *drawn.arrays[1:]]
+        crop_matrix, *others = drawn.arrays.values()
+        return [crop_matrix, drawn.indices, drawn.roi, *others]
 
     for once, again in zip(draw(), draw(), strict=True):
         np.testing.assert_array_equal(once, again)
@@ -41,8 +42,7 @@ def test_numbers_are_as_many_as_announced(jitter: float, policy: str | None, sha
         drawn = draw_clip_params(
             clip, seed=0, epoch=0, sample=sample, repeat=0, frames=9, height=HEIGHT, width=WIDTH
         )
-        assert [array.shape for array in drawn.arrays] == shapes
-        assert len(drawn.arrays) == clip.array_count
+        assert [array.shape for array in drawn.arrays.values()] == shapes
         assert drawn.roi.dtype == np.int32
         top, left, bottom, right = drawn.roi
         assert 0 <= top < bottom <= HEIGHT

@@ -73,7 +73,7 @@ def test_all_go_back_on_demand() -> None:
     lent = InUseBuffers()
     batches = [lend(lent) for _ in range(2)]
     with mock.patch.object(torch.cuda, "synchronize") as waited:
-        lent.release()
+        lent.release_all()
     assert waited.call_count == 1
     assert [batch() for batch in batches] == [None, None]
 

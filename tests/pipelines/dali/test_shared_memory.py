@@ -9,9 +9,9 @@ import torch
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.pipeline import LoaderResources, TrainGraph, ViewGraph, with_decoding
+from pipelines.dali.pipeline import LoaderResources, TrainGraph, ViewGraph
 from pipelines.dali.sample_reader import Decoding, SampleReader
-from pipelines.dali.shared_memory import shared_memory_need
+from pipelines.dali.shared_memory import SharedMemoryNeed, shared_memory_need
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import view_loader
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
@@ -40,12 +40,16 @@ def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes
     dataset = Dataset.open([motion_set.train])
     row = dataset.row(0)
     sampler = TrainSampler(len(dataset), 8, seed=3)
-    source = TrainSource(SampleReader(dataset, Decoding("pyav")), sampler, TrainClipSpec(4, 32), 8, 0, 1, 0)
-    graph = TrainGraph(source, HALF, HALF)
-    need = shared_memory_need(graph, LoaderResources(CPU, 2, 1, 1))
+
+    def need_of(decoder: str) -> SharedMemoryNeed:
+        reader = SampleReader(dataset, Decoding(decoder))
+        source = TrainSource(reader, sampler, TrainClipSpec(4, 32), 8, 0, 1, 0)
+        return shared_memory_need(TrainGraph(source, HALF, HALF), LoaderResources(CPU, 2, 1, 1))
+
+    need = need_of("pyav")
     whole = 2 * 8 * 4 * row.height * row.width * 3
     assert 0.3 * whole < need.least < need.most < whole + 4 * BESIDE
-    encoded = shared_memory_need(with_decoding(graph, Decoding("dali")), LoaderResources(CPU, 2, 1, 1))
+    encoded = need_of("dali")
     sizes = [(dataset.row(n).length or dataset.path(n).stat().st_size) for n in range(len(dataset))]
     assert 2 * 8 * min(sizes) < encoded.least - 4 * BESIDE < 2 * 8 * max(sizes)
 

@@ -11,7 +11,7 @@ from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipLoader
 from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
-from tests.pipelines.batches import ALL, HALF, digests, loader, options, take
+from tests.pipelines.batches import ALL, HALF, digests, loader, resources, take
 from tests.pipelines.started import LockingReader
 
 
@@ -23,7 +23,7 @@ def test_a_worker_that_dies_with_the_lock_changes_no_batch(motion_set: MotionSet
     late = sampler.slot(step=2, place=3).sample
     reader = LockingReader(dataset, Decoding("pyav"), late=late, once=tmp_path / "died")
     source = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
-    endless = ClipLoader(TrainGraph(source, HALF, HALF), options(workers=2), batches=0)
+    endless = ClipLoader(TrainGraph(source, HALF, HALF), resources(workers=2), batches=0)
     seen = [batch for _, batch in zip(range(4), endless, strict=False)]
     endless.close()
     assert (tmp_path / "died").exists()

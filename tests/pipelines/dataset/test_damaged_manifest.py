@@ -261,7 +261,7 @@ def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> N
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali", "hybrid"])
-def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
+def test_a_bad_row_gives_a_placeholder_without_a_label_in_training_and_evaluation(
     plain: Path, decoder: str
 ) -> None:
     wrong = {name: value for name, value, _ in WRONG.values() if name != "weight"}
@@ -271,16 +271,16 @@ def test_a_bad_row_gives_a_stand_in_without_a_label_in_training_and_evaluation(
     train = TrainSource(samples, TrainSampler(10, 20, 0, repeats=2), TrainClipSpec(4, 32), 20, 0, 1, 0)
     views = ViewSource(samples, ViewSampler(10, 10, 1), ViewSpec(4, 32, 2, 3), 0)
     for source in (train, views):
-        identities = []
-        for place in range(10):
-            handed = source(SimpleNamespace(idx_in_epoch=place))
-            identity, reason = handed[len(samples.decoding.layouts) :][:2]
-            assert reason.tobytes() != b"\0"  # the videos of good rows do not exist
-            if identity[0] < len(wrong):
-                assert identity[1:3].tolist() == [-1, 0]
-                assert "manifest" in reason.tobytes().decode() or "NUL" in reason.tobytes().decode()
-            identities.append(int(identity[0]))
-        assert sorted(identities) == list(range(10))
+        found = []
+        for position in range(10):
+            arrays = source.layout.by_name(source(SimpleNamespace(idx_in_epoch=position)))
+            record, reason = arrays["record"].view(source.record)[0], arrays["reason"].tobytes()
+            assert reason != b"\0"  # the videos of good rows do not exist
+            if record["sample"] < len(wrong):
+                assert (record["label"], record["valid"]) == (-1, 0)
+                assert b"manifest" in reason or b"NUL" in reason
+            found.append(int(record["sample"]))
+        assert sorted(found) == list(range(10))
 
 
 def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Path) -> None:
