@@ -1,4 +1,4 @@
-"""Clips to logits: UniFormerV2 in PyTorch."""
+"""UniFormerV2 (arXiv 2211.09552) in PyTorch: clips to logits."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The model itself when it is first asked for: PyTorch takes seconds, and a wrong recipe needs none."""
+    """Import the model on first use: PyTorch takes seconds to import, and checking a recipe needs only the
+    config."""
     if name in ("UniFormerV2", "create_model"):
         from models import uniformerv2
 

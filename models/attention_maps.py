@@ -1,4 +1,4 @@
-"""What a model looks at in a clip: the attention of its global blocks, and what speaks for a class."""
+"""Attention maps of the global blocks, and class activation maps (HiResCAM)."""
 
 from dataclasses import dataclass
 
@@ -13,32 +13,33 @@ from models.uniformerv2 import UniFormerV2
 
 @dataclass(frozen=True)
 class GlobalAttention:
-    """Of each global block, averaged over heads and queries; all of a clip's shares in a block sum to 1.
+    """Attention shares of each global block, averaged over heads and queries; the shares of a block sum to 1.
 
-    patches: (B, blocks, T, h, w), the share of each patch. class_tokens: (B, blocks, T), of each frame's
-    class token. context: (B, blocks), of earlier video tokens, which only the fusion `hierarchical_kv` has.
-
-    T: frames inside the model, half as many as the clip's where `temporal_downsample` is set: frame t then
+    T counts frames inside the model. With `temporal_downsample` these are half the clip's, and frame t
     covers frames 2t - 1 to 2t + 1 of the clip.
     """
 
     patches: Tensor
+    """(B, blocks, T, h, w): share of each patch."""
     class_tokens: Tensor
+    """(B, blocks, T): share of each frame's class token."""
     context: Tensor
+    """(B, blocks): share of earlier video tokens; 0 except in the fusion `hierarchical_kv`."""
 
 
 def global_attention(model: UniFormerV2, clips: Tensor) -> GlobalAttention:
-    """How the query of each global block weighs the clip's tokens, equation (11): B 3 T H W.
+    """The cross affinities of each global block, section 3.2, equation (13). clips: B 3 T H W.
 
-    The affinities are computed once more from what each block's attention was given, so the forward pass of
-    training has no part in this. The model has to be in evaluation mode.
+    The affinities are computed again from the inputs of each block's attention, so the forward pass needs
+    no code for this. The model must be in evaluation mode.
 
-    Raises ModelError for clips that the model does not take, and for a model without global blocks.
+    Raises ModelError for clips of a wrong shape, and for a model without global blocks.
     """
     blocks = _global_blocks(model)
-    given: list[tuple[Tensor, ...]] = []
+    inputs: list[tuple[Tensor, ...]] = []
     hooks = [
-        block.attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs)) for block in blocks
+        block.attention.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+        for block in blocks
     ]
     try:
         with torch.no_grad():
@@ -49,7 +50,7 @@ def global_attention(model: UniFormerV2, clips: Tensor) -> GlobalAttention:
     grid = model.config.grid
     patches, class_tokens, context = [], [], []
     with torch.no_grad():
-        for block, (queries, tokens) in zip(blocks, given, strict=True):
+        for block, (queries, tokens) in zip(blocks, inputs, strict=True):
             shares = block.attention.affinity(queries, tokens).float().mean(dim=1)  # B M
             frames = shares.shape[1] // (1 + grid**2)
             earlier = shares.shape[1] - frames * (1 + grid**2)
@@ -61,34 +62,35 @@ def global_attention(model: UniFormerV2, clips: Tensor) -> GlobalAttention:
 
 
 def class_activation(model: UniFormerV2, clips: Tensor, labels: Tensor) -> Tensor:
-    """How much each patch speaks for a class: B 3 T H W, B -> B T h w, not negative.
+    """The evidence of each patch for a class: B 3 T H W, B -> B T h w, not negative.
 
-    HiResCAM (Draelos and Carin 2020) on the tokens x that enter the block after which the first global block
-    reads, or the last block where there are none: all that reaches the logit y of the class passes through
-    them, whether by the global blocks or by the class tokens.
+    HiResCAM (Draelos and Carin 2020) on the input tokens x of the block before the first global block, or
+    of the last block if there is none. The logit y of the class depends on the clip through these tokens
+    only.
 
         activation(t, n) = max(0, sum over channels c of x(t, n, c) * dy / dx(t, n, c))
 
-    Grad-CAM, which averages the gradient over all patches before the product, is not used: a ViT's patches
-    differ too much in it. On the embedded data set, after the quickstart, this map has more of its mass on
-    the moving shape than the shape has of the area in 95 % of 64 validation clips; Grad-CAM in 62 %.
+    Grad-CAM averages the gradient over all patches before the product, but gradients differ too much
+    between the patches of a ViT. On the embedded data set, after the quickstart, this map is concentrated
+    on the moving shape in 95 % of 64 validation clips (a larger share of the map than of the area),
+    Grad-CAM in 62 %.
 
-    The model has to be in evaluation mode; its parameters and their gradients are left alone. The maps have
-    as many frames as the model has inside. Raises ModelError for clips that the model does not take.
+    The model must be in evaluation mode; its parameters and their gradients do not change. T counts frames
+    inside the model. Raises ModelError for clips of a wrong shape.
     """
     config = model.config
     block = model.blocks[config.global_layers[0] if config.global_layers else -1]
     entering: list[Tensor] = []
 
     def begin(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        torch.set_grad_enabled(True)  # nothing of what comes before is kept for the backward
+        torch.set_grad_enabled(True)  # from here on: autograd keeps nothing of the earlier blocks
         tokens = inputs[0].detach().requires_grad_()
         entering.append(tokens)
         return tokens, *inputs[1:]
 
     hook = block.register_forward_pre_hook(begin)
     try:
-        with torch.no_grad():  # whose end brings back the caller's mode, too
+        with torch.no_grad():  # its exit also restores the caller's mode
             logits = model(clips)
     finally:
         hook.remove()
@@ -101,5 +103,5 @@ def class_activation(model: UniFormerV2, clips: Tensor, labels: Tensor) -> Tenso
 
 def _global_blocks(model: UniFormerV2) -> list[GlobalUniBlock]:
     if model.fusion is None:
-        raise ModelError("the model has no global blocks: there is no attention over space and time to show")
+        raise ModelError("the model has no global blocks, so it has no attention over space and time")
     return [block for block in model.fusion.blocks if isinstance(block, GlobalUniBlock)]

@@ -1,4 +1,5 @@
-"""Batch norm over the clips of all ranks, where torch's `SyncBatchNorm` does not serve: on CPUs, compiled."""
+"""Batch norm over the clips of all ranks, on CPUs and in compiled models, where `SyncBatchNorm` does not
+work."""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Rows minus mean, over standard deviation; both over the rows of all ranks."""
+    """Normalises rows with the mean and variance over the rows of all ranks."""
 
     @staticmethod
     def forward(
@@ -17,9 +18,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # R C -> R C, C, C, ()
         """Normalised rows in float32; mean, sum of squared deviations and number of rows in float64.
 
-        The last three are computed from the same numbers in the same order on every rank, so they are equal
-        there bit for bit. Deviations are taken from each rank's own mean first, which keeps the digits that a
-        sum of squares loses where the mean is far from zero.
+        Every rank computes the last three from the same numbers in the same order, so they are equal bit
+        for bit. The deviations are from each rank's own mean first: a sum of squares would lose digits if
+        the mean is far from zero.
         """
         rows = rows.float()
         own_mean = rows.sum(0) / max(len(rows), 1)
@@ -49,14 +50,14 @@ class _NormaliseOverRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm of B C ... over the clips of all ranks: what one process computes for all of them together.
+    """Batch norm of B C ... over the clips of all ranks, as one process would compute it for all clips.
 
-    Works with any backend that gathers float64, gloo included. Ranks may hold different numbers of clips, or
-    none, but each must take part in every forward and backward, in the same order. Statistics are float32 or
-    better whatever the input and autocast; the output has the input's dtype. Running statistics are the same
-    bit for bit on all ranks. In evaluation, and where the group has one rank, it is torch's own batch norm.
+    Works with any backend that gathers float64, gloo included. Ranks may have different numbers of clips,
+    or none, but all must run the same forwards and backwards in the same order. Statistics are at least
+    float32, also under autocast; the output has the input's dtype. Running statistics are equal bit for bit
+    on all ranks. In evaluation, and with one rank, this is torch's own batch norm.
 
-    group: the ranks; None is all of them.
+    group: the ranks; None for all.
     """
 
     def __init__(self, channels: int, *, group: dist.ProcessGroup | None = None, **options: Any) -> None:
@@ -70,13 +71,13 @@ class GlobalBatchNorm(_BatchNorm):
         normalised, mean, squares, count = _NormaliseOverRanks.apply(
             rows.flatten(0, -2), self.eps, self.group
         )
-        self._follow(mean, squares / (count - 1))
+        self._update_running_statistics(mean, squares / (count - 1))
         if self.affine:
             normalised = torch.addcmul(self.bias.float(), normalised, self.weight.float())
         return normalised.view(rows.shape).movedim(-1, 1).to(x.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics, if they are tracked, as torch's batch norm does."""
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics, if tracked, as torch's batch norm does."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -90,30 +91,30 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def convert_batch_norm(model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
-    """The model with every batch norm taking its statistics over the clips of all ranks.
+    """The model with batch norm statistics over the clips of all ranks.
 
-    To be called after the ranks have joined the default process group and before anything holds on to the
-    model's modules. On CUDA the norms become torch's `SyncBatchNorm`, elsewhere, and where the model is to be
-    compiled, `GlobalBatchNorm`, which is known to compile into the model's one graph; parameters and buffers
-    stay the same objects under the same names. With one rank nothing changes. A model that is itself a batch
-    norm is not changed in place, so use what is returned.
+    Call it after the default process group is initialised and before anything keeps references to the
+    model's modules. The norms become `SyncBatchNorm` on CUDA, else `GlobalBatchNorm`; also for a compiled
+    model, as `GlobalBatchNorm` compiles into one graph. Parameters and buffers stay the same objects under
+    the same names. With one rank nothing changes. Use the returned model: one that is itself a batch norm
+    is not changed in place.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     if device.type == "cuda" and not compiled:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return _converted(model)
+    return _convert(model)
 
 
-def _converted(module: nn.Module) -> nn.Module:
+def _convert(module: nn.Module) -> nn.Module:
     if isinstance(module, _BatchNorm):
-        return _from(module)
+        return _to_global(module)
     for name, child in module.named_children():
-        setattr(module, name, _converted(child))
+        setattr(module, name, _convert(child))
     return module
 
 
-def _from(norm: _BatchNorm) -> GlobalBatchNorm:
+def _to_global(norm: _BatchNorm) -> GlobalBatchNorm:
     new = GlobalBatchNorm(
         norm.num_features,
         eps=norm.eps,

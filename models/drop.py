@@ -1,7 +1,7 @@
-"""Dropout and drop-path whose masks belong to the clip: what is drawn does not depend on who draws it.
+"""Dropout and drop-path with masks that are a function of the clip.
 
-A mask is a hash of the clip's key, the layer and the place in the clip's own tensor. No generator has a state
-that another rank, another split into micro-batches or a recomputation would find changed.
+A mask is a hash of the clip's key, the layer and the index in the clip's own tensor. There is no generator
+state, so masks do not depend on ranks, micro-batches or recomputation.
 """
 
 import torch
@@ -11,23 +11,23 @@ from models.config import ModelError
 
 
 def mask_streams(keys: Tensor, layers: int) -> Tensor:  # B -> B layers
-    """One hashed number per clip and layer, int64, uniform over all of them; `keys` are int64."""
-    return _counted(_mix(keys), layers)
+    """One hashed number per clip and layer, uniform over int64. keys: int64, one per clip."""
+    return _hash_counters(_mix(keys), layers)
 
 
-def _counted(hashed: Tensor, count: int) -> Tensor:  # B -> B count
-    """`count` numbers from each.
+def _hash_counters(hashed: Tensor, count: int) -> Tensor:  # B -> B count
+    """`count` hashed numbers from each number.
 
-    The counter is joined by xor: multiplied by an odd constant, as is usual, it would become an index whose
-    overflow torch.compile's C++ does not survive.
+    The counter is combined by xor. The usual product with an odd constant would overflow as an index in
+    torch.compile's C++, which crashes.
     """
     return _mix(hashed[:, None] ^ torch.arange(count, device=hashed.device))
 
 
 def _mix(value: Tensor) -> Tensor:
-    """SplitMix64's output for a state: every input bit changes every output bit with a chance near one half.
+    """SplitMix64's output for a state: every input bit flips every output bit with probability close to 0.5.
 
-    Sums and products wrap. Torch's shift keeps the sign, which the masks take away again.
+    Sums and products wrap. The masks remove the sign bits that torch's arithmetic shift fills in.
     """
     value = value + (0x9E3779B97F4A7C15 - 2**64)
     value = (value ^ ((value >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
@@ -36,10 +36,10 @@ def _mix(value: Tensor) -> Tensor:
 
 
 class ClipMask(nn.Module):
-    """What dropout and drop-path share: a rate, a layer number, and how a hash becomes a mask.
+    """Base class of dropout and drop-path.
 
-    rate: chance of a zero; the rest is scaled by `1 / (1 - rate)`, so that the mean over keys is the input.
-    layer: the column of `mask_streams` that is this module's alone, as `number_layers` deals them.
+    rate: probability of a zero; other values are scaled by `1 / (1 - rate)`, so the mean over keys is the
+    input. layer: this module's column of `mask_streams`, set by `number_layers`.
     """
 
     def __init__(self, rate: float) -> None:
@@ -52,13 +52,13 @@ class ClipMask(nn.Module):
 
     def _stream(self, streams: Tensor | None) -> Tensor:  # B layers -> B
         if streams is None:
-            raise ModelError(f"{self} draws masks in training and was given no streams (see mask_streams)")
+            raise ModelError(f"{self} needs streams in training (see mask_streams)")
         return streams[:, self.layer]
 
     def _masked(self, x: Tensor, hashed: Tensor) -> Tensor:
-        """`x` times the mask; `hashed` is uniform over int64, so one comparison draws."""
+        """`x` times the mask. hashed: uniform over int64."""
         kept = hashed >= round(self.rate * 2**64) - 2**63
-        # In bf16 a mask of scaled ones would be off by its own rounding, the same way for every clip.
+        # Dividing afterwards: in bf16, rounding 1 / (1 - rate) first would bias all clips alike.
         return x * kept / (1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -66,13 +66,12 @@ class ClipMask(nn.Module):
 
 
 class DropPath(ClipMask):
-    """Leaves a residual branch out, clip by clip.
+    """Drops a residual branch for whole clips, as a function of (key of the clip, layer).
 
-    Whether is a function of (key of the clip, layer): one number for the whole branch. In evaluation the
-    branch passes unchanged, and `streams` may be None; in training ModelError is raised without them.
+    In evaluation the branch passes unchanged and `streams` may be None; in training None raises ModelError.
 
-    The released implementation keeps its tensors sequence-first and therefore drops token positions of the
-    whole batch; here, as in the paper's references, it is the clip that is dropped.
+    The released implementation has sequence-first tensors and therefore drops token positions of the whole
+    batch. Here clips are dropped, as in the paper's references.
     """
 
     def forward(self, branch: Tensor, streams: Tensor | None) -> Tensor:  # B ..., B layers -> B ...
@@ -82,22 +81,20 @@ class DropPath(ClipMask):
 
 
 class Dropout(ClipMask):
-    """Zeroes single elements.
+    """Zeroes elements as a function of (key of the clip, layer, row-major index in the clip's own tensor).
 
-    Which is a function of (key of the clip, layer, index of the element in the clip's own tensor, counted row
-    after row). In evaluation all pass unchanged, and `streams` may be None; in training ModelError is raised
-    without them.
+    In evaluation all pass unchanged and `streams` may be None; in training None raises ModelError.
     """
 
     def forward(self, x: Tensor, streams: Tensor | None) -> Tensor:  # B ..., B layers -> B ...
         if not self._draws():
             return x
-        hashed = _counted(self._stream(streams), x.shape[1:].numel())
+        hashed = _hash_counters(self._stream(streams), x.shape[1:].numel())
         return self._masked(x, hashed.view(x.shape))
 
 
 def number_layers(model: nn.Module) -> int:
-    """Give each `ClipMask` of the model a layer of its own, in the order of `modules()`; return how many."""
+    """Number the `ClipMask`s of the model in the order of `modules()`; returns their number."""
     masks = [module for module in model.modules() if isinstance(module, ClipMask)]
     for layer, module in enumerate(masks):
         module.layer = layer
@@ -105,5 +102,5 @@ def number_layers(model: nn.Module) -> int:
 
 
 def linear_rates(last: float, count: int) -> list[float]:
-    """`count` rates that grow linearly from 0 to `last`."""
+    """`count` drop rates that grow linearly from 0 to `last`."""
     return [last * index / max(count - 1, 1) for index in range(count)]

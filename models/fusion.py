@@ -1,4 +1,4 @@
-"""Multi-stage fusion, section 3.3: the video tokens of all global blocks become one."""
+"""Multi-stage fusion of the video tokens of all global blocks, section 3.3 and figure 3."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,10 +11,10 @@ from models.global_block import GlobalUniBlock
 
 
 class Fusion(nn.Module):
-    """The global blocks and their zero-initialised queries; a subclass says how they are joined.
+    """The global blocks and their zero-initialised queries; subclasses define how they are combined.
 
-    `forward` takes the tokens after each of `config.global_layers`, B T 1+N C, and what masks are drawn from
-    (see `mask_streams`), needed in training only; it returns the video token, B C.
+    `forward` takes the tokens after each of `config.global_layers`, B T 1+N C, and the streams of
+    `mask_streams`, B layers, which only training needs. It returns the video token, B C.
     """
 
     def __init__(self, config: UniFormerV2Config, query_count: int) -> None:
@@ -28,7 +28,7 @@ class Fusion(nn.Module):
 
 
 class Sequential(Fusion):
-    """(a) The video token of one block is the query of the next. This is what the paper releases."""
+    """(a) The video token of one block is the query of the next. The paper's default."""
 
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__(config, query_count=1)
@@ -41,7 +41,7 @@ class Sequential(Fusion):
 
 
 class Parallel(Fusion):
-    """(b) A query of its own for every block; the video tokens are concatenated and projected."""
+    """(b) Each block has its own query; the video tokens are concatenated and projected."""
 
     def __init__(self, config: UniFormerV2Config) -> None:
         count = len(config.global_layers)
@@ -56,7 +56,7 @@ class Parallel(Fusion):
 
 
 class HierarchicalKV(Fusion):
-    """(c) A query of its own for every block; the previous video token is one more context token."""
+    """(c) Each block has its own query; the previous video token is an additional context token."""
 
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__(config, query_count=len(config.global_layers))
@@ -66,14 +66,14 @@ class HierarchicalKV(Fusion):
         queries = self._queries(features[0].shape[0])
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
             token = block(query, tokens, streams, context=token)
-        assert token is not None  # the config refuses a fusion of no blocks
+        assert token is not None  # a fusion has at least one block
         return token.squeeze(1)
 
 
 class HierarchicalQ(Fusion):
-    """(d) Every block adds a query of its own to the video tokens so far, and works on all of them.
+    """(d) Each block adds its own query to the video tokens so far and updates all of them.
 
-    The paper leaves open how several tokens become the final one: here it is their mean.
+    The paper does not define how the final tokens become one; here it is their mean.
     """
 
     def __init__(self, config: UniFormerV2Config) -> None:
@@ -96,5 +96,5 @@ _KINDS: Mapping[str, Callable[[UniFormerV2Config], Fusion]] = {
 
 
 def create_fusion(config: UniFormerV2Config) -> Fusion:
-    """The fusion that `config.fusion` names, with its global blocks."""
+    """The fusion `config.fusion` with its global blocks."""
     return _KINDS[config.fusion](config)

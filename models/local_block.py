@@ -1,4 +1,4 @@
-"""Local temporal MHRA and the Local UniBlock, section 3.1."""
+"""The Local UniBlock with its local temporal MHRA, section 3.1."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,12 +12,13 @@ from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
 
 class LocalTemporalMHRA(nn.Module):
-    """Local temporal MHRA, equations (5) and (6): each patch mixes with itself one frame before and after.
+    """Local temporal MHRA, equations (4) to (6), over the same patch in 3 frames.
 
-    Batch norm, reduction to r channels, a depthwise convolution over 3 frames, expansion to C channels. The
-    1x1x1 convolutions are linear layers on the last dimension: the same numbers, a faster backward. The batch
-    norm sees tokens as rows: the statistics of `BatchNorm3d`, and `SyncBatchNorm` can replace it. The
-    expansion starts at zero, so a new model computes what its image ViT computes.
+    Batch norm, reduction to r channels, depthwise convolution over 3 frames, expansion to C channels. The
+    1x1x1 convolutions are linear layers on the last dimension, which have the same results and a faster
+    backward. The batch norm receives tokens as rows, so its statistics are those of `BatchNorm3d`, and
+    `SyncBatchNorm` can replace it. The expansion is zero-initialised, so a new model computes the same as
+    its image ViT.
     """
 
     def __init__(self, width: int, reduced: int) -> None:
@@ -39,8 +40,9 @@ class LocalTemporalMHRA(nn.Module):
 class LocalUniBlock(nn.Module):
     """[local MHRA] → spatial attention → [second local MHRA] → MLP, equations (1) to (3).
 
-    Each is a residual branch, dropped by itself; with no local MHRA this is the block of the image ViT.
-    `streams`, (B, layers), are needed in training where anything is dropped (see `mask_streams`).
+    Each is a residual branch with its own drop-path. Without local MHRA this is the block of the image ViT.
+
+    streams: (B, layers), of `mask_streams`; required in training if a drop rate is above 0.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
@@ -68,18 +70,18 @@ class LocalUniBlock(nn.Module):
 
 
 def _add_to_patches(x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams: Tensor | None) -> Tensor:
-    """Adds the branch to the patches; the class token passes by."""
+    """Adds the branch to the patches only: B T 1+N C → B T 1+N C. The class token is unchanged."""
     class_token, patches = x[:, :, :1], x[:, :, 1:]
     return torch.cat([class_token, patches + drop(local(patches), streams)], dim=2)
 
 
 @contextlib.contextmanager
 def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms use the batch's statistics but leave the running ones alone.
+    """A context in which batch norms use the batch's statistics without updating the running ones.
 
-    Recomputation runs a block twice on the same batch; the second run must not count it again. It counts into
-    copies rather than not at all, since autograd wants the second run to save the same tensors as the first.
-    A norm over all ranks gathers anew; every rank recomputes the same blocks in the same order.
+    Recomputation runs a block twice on the same batch, and the second run must not count it again. It
+    updates copies instead, as autograd requires that both runs save the same tensors. A norm over all ranks
+    gathers again; every rank recomputes the same blocks in the same order.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]

@@ -1,4 +1,4 @@
-"""Position embeddings of another resolution."""
+"""Interpolation of position embeddings to another resolution."""
 
 import logging
 
@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 def grid_of(position_embedding: Tensor) -> int:
-    """Patches along one side, for an embedding of 1 + grid² tokens; `ModelError` if it is no square."""
+    """Patches along one side of an embedding of 1 + grid² tokens; raises ModelError if that is not a
+    square."""
     patches = position_embedding.shape[0] - 1
     grid = round(patches**0.5)
     if patches < 1 or grid * grid != patches:
@@ -21,7 +22,7 @@ def grid_of(position_embedding: Tensor) -> int:
 
 
 def resize_position_embedding(position_embedding: Tensor, grid: int) -> Tensor:  # 1+g*g C -> 1+grid*grid C
-    """`interpolate_position_embedding`, logged where it changes anything."""
+    """`interpolate_position_embedding`, logged if the grid changes."""
     old = grid_of(position_embedding)
     if old != grid:
         logger.warning("position embedding interpolated from %dx%d to %dx%d patches", old, old, grid, grid)
@@ -29,7 +30,7 @@ def resize_position_embedding(position_embedding: Tensor, grid: int) -> Tensor: 
 
 
 def interpolate_position_embedding(position_embedding: Tensor, grid: int) -> Tensor:
-    """Bicubic interpolation of the patches' part to `grid` x `grid`: 1+g*g C -> 1+grid*grid C."""
+    """Bicubic interpolation of the patches to `grid` x `grid`: 1+g*g C -> 1+grid*grid C."""
     old = grid_of(position_embedding)
     if old == grid:
         return position_embedding

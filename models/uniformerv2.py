@@ -1,4 +1,4 @@
-"""The assembly: a clip becomes logits."""
+"""The UniFormerV2 model: clips to logits."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -16,9 +16,9 @@ from models.vit import PatchEmbedding
 
 
 class UniFormerV2(nn.Module):
-    """UniFormerV2 (arXiv 2211.09552): an image ViT armed with local and global UniBlocks.
+    """UniFormerV2 (arXiv 2211.09552): an image ViT with local and global UniBlocks, figure 2.
 
-    `config` says everything about it; `forward` turns clips into logits.
+    config: the complete description of the model.
     """
 
     def __init__(self, config: UniFormerV2Config) -> None:
@@ -57,14 +57,16 @@ class UniFormerV2(nn.Module):
         self.position_embedding.requires_grad_(False)
 
     def forward(self, clips: Tensor, keys: Tensor | None = None) -> Tensor:  # B 3 T H W, B -> B K
-        """Logits of normalised RGB clips.
+        """Logits of normalised RGB clips, from the balanced sum Z of section 3.3.
 
-        In training a clip's dropout and drop-path masks are a function of its key alone, int64 on the clips'
-        device: equal keys, equal masks. Without keys, torch's generator gives fresh ones. In evaluation, or
-        with all rates 0, keys are not looked at.
+        As in the released implementation, Z = (1 - α) F + α F^C: α weighs the class tokens, not the video
+        token.
 
-        Raises `ModelError` unless the clips have exactly `config.frames` frames of `config.resolution` pixels
-        and each has a key.
+        keys: int64 on the clips' device. In training, a clip's dropout and drop-path masks are a function
+        of its key. None draws keys from torch's generator. Ignored in evaluation and if all rates are 0.
+
+        Raises `ModelError` unless the clips have `config.frames` frames of `config.resolution` pixels and
+        there is one key per clip.
         """
         self._check(clips)
         streams = self._streams(clips, keys)
@@ -75,12 +77,12 @@ class UniFormerV2(nn.Module):
         elif self.balance is None:
             summary = self.fusion(features, streams)
         else:
-            share = self.balance.sigmoid()  # C
-            summary = (1 - share) * self.fusion(features, streams) + share * frame_mean
+            alpha = self.balance.sigmoid()  # C
+            summary = (1 - alpha) * self.fusion(features, streams) + alpha * frame_mean
         return self.head(self.head_dropout(self.head_norm(summary), streams))
 
     def _streams(self, clips: Tensor, keys: Tensor | None) -> Tensor | None:
-        """What this forward's masks are drawn from, B layers; None where nothing is dropped."""
+        """The streams of this forward's masks, B layers; None if nothing is dropped."""
         config = self.config
         rates = (config.drop_path, config.global_drop_path, config.global_mlp_dropout, config.head_dropout)
         if not (self.training and any(rates)):
@@ -89,14 +91,11 @@ class UniFormerV2(nn.Module):
             keys = torch.randint(2**63 - 1, clips.shape[:1], device=clips.device)
         elif keys.shape != clips.shape[:1] or keys.dtype != torch.int64:
             shape = tuple(keys.shape)
-            raise ModelError(f"keys are {keys.dtype} {shape}, the model takes one int64 for each clip")
+            raise ModelError(f"keys are {keys.dtype} {shape}, the model expects one int64 per clip")
         return mask_streams(keys, self._mask_layers)
 
     def _backbone(self, clips: Tensor, streams: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Tokens after the last block, and after each of the global layers; all B T 1+N C.
-
-        A frozen backbone has no tensor that takes a gradient, so autograd keeps nothing of it.
-        """
+        """Tokens after the last block, and after each of the global layers; all B T 1+N C."""
         x = self._embed(clips)
         features = []
         for index, block in enumerate(self.blocks):
@@ -111,31 +110,32 @@ class UniFormerV2(nn.Module):
         return self.ln_pre(torch.cat([class_tokens, patches], dim=2) + self.position_embedding)
 
     def _recomputes(self, index: int) -> bool:
-        is_asked = index < self.config.recomputed_blocks and not self.config.frozen_backbone
-        return is_asked and torch.is_grad_enabled()
+        is_selected = index < self.config.recomputed_blocks and not self.config.frozen_backbone
+        return is_selected and torch.is_grad_enabled()
 
     @staticmethod
     def _recomputed(block: nn.Module, x: Tensor, streams: Tensor | None) -> Tensor:
-        # No block draws from a generator, so there is no state of one to keep.
+        # No block draws from a generator, so no generator state has to be saved.
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        # The compiler recomputes what has no effects, so statistics are counted once without a context. That
-        # holds inside its graph only: a graph break here would count them twice.
+        # The compiler recomputes only operations without side effects, so running statistics are updated
+        # once without a context. This holds inside its graph only: a graph break here would update them
+        # twice.
         if not torch.compiler.is_compiling():
             options["context_fn"] = partial(_recomputation_contexts, block)
         return checkpoint(block, x, streams, **options)
 
     def _check(self, clips: Tensor) -> None:
         if clips.dim() != 5:
-            raise ModelError(f"clips have {clips.dim()} dimensions, the model takes 5: B 3 T H W")
+            raise ModelError(f"clips have {clips.dim()} dimensions, the model expects 5: B 3 T H W")
         side = self.config.resolution
         expected = {"channels": 3, "frames": self.config.frames, "rows": side, "columns": side}
         for (name, count), given in zip(expected.items(), clips.shape[1:], strict=True):
             if given != count:
-                raise ModelError(f"clips have {given} {name}, the model was built for {count}")
+                raise ModelError(f"clips have {given} {name}, the model expects {count}")
 
 
 def _recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What the first run and the recomputation of a block run in."""
+    """The contexts of a block's first run and of its recomputation."""
     return nullcontext(), frozen_running_statistics(block)
 
 

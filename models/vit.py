@@ -1,4 +1,4 @@
-"""The image ViT: patch embedding, spatial attention, MLP. What differs between families is in the config."""
+"""Parts of the image ViT: patch embedding, spatial attention, MLP."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ QUICK_GELU_SLOPE = 1.702
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of a clip as tokens: the convolution of stride (1, p, p), or (2, p, p) over 3 frames.
+    """Patches of a clip as tokens: a convolution of stride (1, p, p), or (2, p, p) over 3 frames.
 
-    Patches do not overlap in space, so the convolution is one gather and one matrix product. The weight keeps
-    the convolution's shape (C, 3, kt, p, p), so image weights and released weights fit as they are.
+    Patches do not overlap in space, so the convolution is a gather and a matrix product. The weight has the
+    convolution's shape (C, 3, kt, p, p), so image weights and released weights load unchanged.
     """
 
     def __init__(self, config: UniFormerV2Config) -> None:
@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Multi-head self-attention inside one frame, class token included, equation (7)."""
+    """Multi-head self-attention over the tokens of one frame, class token included: GS_MHRA, equation (7)."""
 
     def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class SpatialAttention(nn.Module):
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer whose weight, and bias if `scale_bias`, count `scale` times."""
+    """A linear layer with its weight, and its bias if `scale_bias`, multiplied by `scale`."""
 
     def __init__(self, inputs: int, outputs: int, *, scale: float, scale_bias: bool) -> None:
         super().__init__(inputs, outputs)
@@ -70,11 +70,11 @@ class ScaledLinear(nn.Linear):
 
 
 class Mlp(nn.Module):
-    """Linear, activation, dropout, linear.
+    """The FFN: linear, activation, dropout, linear.
 
-    QuickGELU is `x * sigmoid(s x) = silu(s x) / s` with `s = 1.702`. Both factors are moved into the weights,
-    which are far smaller than the activations: one kernel instead of three on the widest tensor of the model,
-    and one tensor kept for the backward instead of two.
+    QuickGELU is `x * sigmoid(s x) = silu(s x) / s` with `s = 1.702`. Both factors are folded into the
+    weights, which are far smaller than the activations: the widest tensor of the model then needs one
+    kernel instead of three, and keeps one tensor for the backward instead of two.
     """
 
     def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0) -> None:
@@ -97,7 +97,8 @@ class Mlp(nn.Module):
 
 
 def initialise_vit_block(attention: SpatialAttention, mlp: Mlp, depth: int) -> None:
-    """CLIP's initialisation of one of `depth` blocks: what ends a residual branch shrinks with the depth."""
+    """CLIP's initialisation of one of `depth` blocks; the last layer of a residual branch scales with the
+    depth."""
     width = attention.out.in_features
     branch = (2 * depth) ** -0.5
     nn.init.normal_(attention.qkv.weight, std=width**-0.5)

@@ -144,7 +144,7 @@ def test_evaluation_and_rate_zero_change_nothing(kind, rate, training):
 
 @pytest.mark.parametrize("kind", [DropPath, Dropout])
 def test_nothing_to_draw_from_is_refused(kind):
-    with pytest.raises(ModelError, match=r"rate=0.5, layer=0.* was given no streams"):
+    with pytest.raises(ModelError, match=r"rate=0.5, layer=0.*streams"):
         kind(0.5)(torch.randn(4, 3), None)
 
 

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.depthwise import DepthwiseConv3d
-from models.global_block import CrossAttention
+from models.global_block import CrossAttention, DepthwiseConv3d
 
 
 @pytest.mark.parametrize("queries", [1, 3])

@@ -21,11 +21,11 @@ def gradients(model, clips, keys=None):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, 8, 16, 16), "clips have 8 frames, the model was built for 4"),
-        ((2, 1, 4, 16, 16), "clips have 1 channels, the model was built for 3"),
-        ((2, 3, 4, 24, 16), "clips have 24 rows, the model was built for 16"),
-        ((2, 3, 4, 16, 8), "clips have 8 columns, the model was built for 16"),
-        ((3, 4, 16, 16), "clips have 4 dimensions, the model takes 5"),
+        ((2, 3, 8, 16, 16), "clips have 8 frames, .* 4"),
+        ((2, 1, 4, 16, 16), "clips have 1 channels, .* 3"),
+        ((2, 3, 4, 24, 16), "clips have 24 rows, .* 16"),
+        ((2, 3, 4, 16, 8), "clips have 8 columns, .* 16"),
+        ((3, 4, 16, 16), "clips have 4 dimensions"),
     ],
 )
 def test_a_clip_of_another_shape_is_refused(small, shape, message):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.depthwise import DepthwiseConv3d
+from models.global_block import DepthwiseConv3d
 from trainer.verification.gpu import seconds_of
 from trainer.verification.steps import VerificationTask
 
