@@ -20,8 +20,8 @@ from trainer.cluster.submit import (
     format_submission,
     plan_submission,
     submit,
+    variants,
 )
-from trainer.cluster.sweep import variants
 from trainer.errors import RunError, UserError
 
 

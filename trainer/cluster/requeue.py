@@ -1,218 +1,261 @@
-"""The turns of a job: each start of it that SLURM gives a run, what it came to, and whether there is another.
+"""The attempts of a job: each start that SLURM gives a run, its result, and whether the job is requeued.
 
-The script of a job asks at the beginning and at the end of each turn. Both are written into
-`slurm/turns.jsonl` of the run's folder; a turn whose node died has no end there. Progress is what the next
-turn can go on from: the step of the newest checkpoint.
+The script of a job calls `launch/slurm/turn.py` before and after each attempt. Each call appends a line to
+`slurm/turns.jsonl` in the run directory; an attempt whose node died has no second line. An attempt makes
+progress if it saves a newer checkpoint.
 """
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.retention import Retention, step_of
-from trainer.cluster.first_failure import first_failure, last_message
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 from trainer.system.files import append_lines, parse_records
 
 MAX_FRUITLESS = 3
-"""Turns of a job in a row without a step of progress after which it is not queued again."""
+"""Attempts of a job in a row without progress after which it is not requeued."""
 
 PREFLIGHT_FAILED = 3
-"""What a job's script says where the preflight found a node that is not fit, and nothing was trained."""
-
-ENDED = 1
-"""What a job ends with that is not queued again although its training asked for it."""
+"""Exit code that a job's script passes where the preflight failed and nothing was trained."""
 
 USER_ERROR = 2
-"""What the training says when its user must mend something."""
+"""Exit code of a training that fails again unless its user corrects something."""
+
+NOT_REQUEUED = 1
+"""Exit code of a job that is not requeued although its training asked for it."""
+
+_TAIL = 4096  # bytes at the end of a rank's log that are read
+_LINES = 6  # of these, printed
+
+# srun: error: n2: task 1: Killed      srun: error: n[1-2]: tasks 0-1: Exited with exit code 1
+_SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<what>.*)")
 
 Outcome = Literal["done", "requeued", "left to the next job", "stopped", "given up"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Which start of which job this is.
-
-    job: SLURM's number; of a task of an array `12_3`. restart: how often it was queued again before. nodes: a
-    node list such as `n[1-2]`. chained: whether another job goes on where this one ends, which is not queued
-    again then. submitted: when the job was, seconds since 1970; 0 where it is not known.
-    """
+    """Which start of which job this is."""
 
     job: str
+    """SLURM's number; `12_3` for a task of an array"""
     restart: int
+    """how often the job was requeued before"""
     nodes: str
+    """a node list such as `n[1-2]`"""
     chained: bool = False
+    """whether another job goes on where this one ends; this one is then not requeued"""
     submitted: float = 0.0
+    """when the job was submitted, seconds since 1970; 0 where unknown"""
 
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """verdict: what becomes of the job. words: why, for whoever reads its log. code: its exit code; REQUEUE
-    asks the script to have it queued again.
-    """
+    """The result of an attempt."""
 
-    verdict: Outcome
-    words: str
+    outcome: Outcome
+    reason: str
+    """for the job's log"""
     code: int
+    """the job's exit code; REQUEUE asks the script to requeue the job"""
 
 
 class Attempts:
-    """The turns of a run."""
+    """The attempts of a run."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = RunDir(run_dir)
         self._path = run_dir / "slurm" / "turns.jsonl"
 
-    def begin(self, job: Attempt) -> Path | None:
-        """Note that a turn begins; returns the folder for the logs of its ranks, None where nothing is left
-        to do for a job of a chain.
+    def begin(self, attempt: Attempt) -> Path | None:
+        """Record that an attempt begins; returns the folder for the logs of its ranks.
 
-        Raises RunError when the last turns came to nothing: the job ends here, and says why.
+        Returns None where a job of a chain has nothing left to do. Raises RunError, and records the end of
+        the job, when the last attempts made no progress.
         """
-        if job.chained and (self.is_finished() or self._was_stopped(job)):
+        if attempt.chained and (self.is_finished() or self._was_stopped(attempt)):
             return None
         step = self._step()
-        fruitless = self._fruitless(job, step)
+        fruitless = self._fruitless(attempt, step)
         if len(fruitless) >= MAX_FRUITLESS:
-            words = _given_up(job, step, fruitless)
-            self._append("ended", job, step=step, code=USER_ERROR, verdict="given up", words=words)
-            raise RunError(words)
-        logs = self._folder.path.absolute() / "logs" / f"job-{job.job}.{job.restart}"
+            reason = _no_progress(attempt, step, fruitless)
+            self._append("ended", attempt, step=step, code=USER_ERROR, verdict="given up", words=reason)
+            raise RunError(reason)
+        logs = self._folder.path.absolute() / "logs" / f"job-{attempt.job}.{attempt.restart}"
         logs.mkdir(parents=True, exist_ok=True)
-        self._append("begun", job, step=step, nodes=job.nodes, logs=str(logs))
+        self._append("begun", attempt, step=step, nodes=attempt.nodes, logs=str(logs))
         return logs
 
-    def end(self, job: Attempt, *, code: int, state: str) -> AttemptEnd:
-        """Note what a turn came to, and say what becomes of the job.
+    def end(self, attempt: Attempt, *, code: int, state: str) -> AttemptEnd:
+        """Decide what the job does next, and record it.
 
         Args:
-            job: as at the turn's beginning.
-            code: what the training left with, as srun tells it.
-            state: SLURM's word for the job at this moment; UNKNOWN where it does not answer.
+            attempt: as given to `begin`.
+            code: exit code of the training, as srun returns it.
+            state: SLURM's state of the job at this moment; UNKNOWN where SLURM does not answer.
         """
         step = self._step()
-        end = self._judge(job, step, code, state)
-        self._append("ended", job, step=step, code=code, state=state, verdict=end.verdict, words=end.words)
+        end = self._decide(attempt, step, code, state)
+        result = {"step": step, "code": code, "state": state, "verdict": end.outcome, "words": end.reason}
+        self._append("ended", attempt, **result)
         return end
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end: there is nothing left to do for another job."""
+        """Whether the run is complete, so that another job has nothing to do."""
         last = self._folder.find_last_event("start", "end")
         return last is not None and last["event"] == "end"
 
-    def _judge(self, job: Attempt, step: int, code: int, state: str) -> AttemptEnd:
+    def _decide(self, attempt: Attempt, step: int, code: int, state: str) -> AttemptEnd:
+        saved = "nothing is saved yet" if step < 0 else f"step {step} is saved"
         if code == 0:
             return AttemptEnd("done", "the run is done", 0)
         if state not in ("RUNNING", "UNKNOWN"):
-            # Queued again here, an scancel would be undone; a preempted job, or one that lost a node, SLURM
-            # queues again itself.
-            words = "SLURM ends the job (cancelled, preempted, a node lost or its time over)"
-            return AttemptEnd("stopped", f"{words}, {_saved(step)}", ENDED)
+            # A requeue would undo an scancel. SLURM itself requeues after preemption or a lost node.
+            reason = "SLURM ended the job (cancelled, preempted, a node lost or its time over)"
+            return AttemptEnd("stopped", f"{reason}, {saved}", NOT_REQUEUED)
         if code == INTERRUPTED:
-            words = f"a person asked the run to stop, {_saved(step)}. Submit it again to go on"
-            return AttemptEnd("stopped", words, code)
+            reason = f"a person stopped the run, {saved}. Submit it again to continue"
+            return AttemptEnd("stopped", reason, code)
         if code == USER_ERROR:
-            return AttemptEnd("given up", f"something must be mended first: {self._mistake(job)}", code)
+            # Rank 0 prints the error that all ranks agreed on.
+            message = last_message(Path(self._begun(attempt)["logs"]), 0, "error: ")
+            return AttemptEnd("given up", f"correct this first: {message or self._failure(attempt)}", code)
         if code == PREFLIGHT_FAILED:
-            what, everywhere = self._unfit()
+            reason, everywhere = self._preflight_failures()
             if everywhere:
-                return AttemptEnd("given up", f"no node is fit, {_saved(step)}: {what}", code)
-            what = f"the nodes are not fit, {_saved(step)}: {what}"
+                return AttemptEnd("given up", f"the preflight failed on all nodes, {saved}: {reason}", code)
+            reason = f"the preflight failed, {saved}: {reason}"
         elif code == REQUEUE:
-            what = f"asked to leave, {_saved(step)}"
+            reason = f"asked to leave, {saved}"
         else:
-            what = f"failed with {code}, {_saved(step)}; {self._failure(job)}"
-        fruitless = self._fruitless(job, step)
+            reason = f"failed with exit code {code}, {saved}; {self._failure(attempt)}"
+        fruitless = self._fruitless(attempt, step)
         if len(fruitless) >= MAX_FRUITLESS:
-            words = _given_up(job, step, fruitless)
-            return AttemptEnd("given up", f"{words}; {what}", ENDED if code == REQUEUE else code)
-        if job.chained:
-            return AttemptEnd("left to the next job", what, 0 if code == REQUEUE else code)
-        return AttemptEnd("requeued", what, REQUEUE)
+            reason = f"{_no_progress(attempt, step, fruitless)}; {reason}"
+            return AttemptEnd("given up", reason, NOT_REQUEUED if code == REQUEUE else code)
+        if attempt.chained:
+            return AttemptEnd("left to the next job", reason, 0 if code == REQUEUE else code)
+        return AttemptEnd("requeued", reason, REQUEUE)
 
-    def _failure(self, job: Attempt) -> str:
-        """What failed first in this turn."""
-        begun = self._this(job)
+    def _failure(self, attempt: Attempt) -> str:
+        begun = self._begun(attempt)
         return first_failure(self._folder.path, Path(begun["logs"]), since=begun["time"])
 
-    def _mistake(self, job: Attempt) -> str:
-        """What the ranks say together that is to be mended: rank 0 says it for all."""
-        return last_message(Path(self._this(job)["logs"]), 0, "error: ") or self._failure(job)
-
-    def _unfit(self) -> tuple[str, bool]:
-        """What the preflight wrote down of the nodes, and whether it is so on every node."""
+    def _preflight_failures(self) -> tuple[str, bool]:
+        """What failed on which nodes, and whether it failed on all of them."""
         path = self._path.with_name("preflight.json")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            return "the preflight did not come to its end; its log is above", False
+            return "it wrote no result; its log is above", False
         if not found["failed"]:
             return "; ".join(found["everywhere"]), True
-        words = "; ".join(f"{node}: {', '.join(problems)}" for node, problems in found["failed"].items())
+        failures = "; ".join(f"{node}: {', '.join(texts)}" for node, texts in found["failed"].items())
         without = f"--sbatch=--exclude={','.join(found['failed'])}"
-        return f"{words}. To do without them, cancel the job and submit again with {without}", False
+        return f"{failures}. To exclude these nodes, cancel the job and submit again with {without}", False
 
-    def _was_stopped(self, job: Attempt) -> bool:
-        """Whether someone stopped the run, or it was given up, since this job of a chain was submitted."""
-        ends = [turn for turn in self._turns("ended") if turn["time"] >= job.submitted]
+    def _was_stopped(self, attempt: Attempt) -> bool:
+        """Whether a person stopped the run, or it was given up, since this job of a chain was submitted."""
+        ends = [line for line in self._lines("ended") if line["time"] >= attempt.submitted]
         return bool(ends) and (ends[-1]["code"] == INTERRUPTED or ends[-1]["verdict"] == "given up")
 
-    def _fruitless(self, job: Attempt, step: int) -> list[dict[str, Any]]:
-        """The latest turns of a job, or of its chain, that all began at this very step and came to nothing.
+    def _fruitless(self, attempt: Attempt, step: int) -> list[dict[str, Any]]:
+        """The latest attempts of a job, or of its chain, that began at this step, so made no progress.
 
-        One that SLURM ended did not fail.
+        An attempt that SLURM ended did not fail, and is left out.
         """
-        ended = {
-            (turn["job"], turn["restart"]) for turn in self._turns("ended") if turn["verdict"] == "stopped"
+        stopped = {
+            (end["job"], end["restart"]) for end in self._lines("ended") if end["verdict"] == "stopped"
         }
         found: list[dict[str, Any]] = []
-        for turn in reversed(self._turns("begun")):
-            if turn["job"] != job.job and not (job.chained and turn["time"] >= job.submitted):
+        for begun in reversed(self._lines("begun")):
+            if begun["job"] != attempt.job and not (attempt.chained and begun["time"] >= attempt.submitted):
                 continue
-            if turn["step"] != step:
+            if begun["step"] != step:
                 break
-            if (turn["job"], turn["restart"]) not in ended:
-                found.insert(0, turn)
+            if (begun["job"], begun["restart"]) not in stopped:
+                found.insert(0, begun)
         return found
 
-    def _this(self, job: Attempt) -> dict[str, Any]:
-        """How this turn began."""
-        return next(
-            turn
-            for turn in reversed(self._turns("begun"))
-            if (turn["job"], turn["restart"]) == (job.job, job.restart)
-        )
+    def _begun(self, attempt: Attempt) -> dict[str, Any]:
+        """The line that `begin` wrote."""
+        lines = [line for line in self._lines("begun") if line["job"] == attempt.job]
+        return next(line for line in reversed(lines) if line["restart"] == attempt.restart)
 
-    def _turns(self, kind: str) -> list[dict[str, Any]]:
-        """Beginnings, or ends, of the run's turns, oldest first."""
+    def _lines(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of one kind, `begun` or `ended`, oldest first."""
         if not self._path.exists():
             return []
         lines = parse_records(self._path.read_text(encoding="utf-8"))
-        return [turn for turn in lines if turn["turn"] == kind]
+        return [line for line in lines if line["turn"] == kind]
 
     def _step(self) -> int:
-        """Of the newest checkpoint; -1 where there is none."""
+        """The step of the newest checkpoint; -1 where there is none."""
         visible = Retention(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
         return step_of(visible[-1]) if visible else -1
 
-    def _append(self, turn: str, job: Attempt, **values: Any) -> None:
+    def _append(self, kind: str, attempt: Attempt, **values: Any) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"turn": turn, "job": job.job, "restart": job.restart, "time": round(time.time(), 3)}
+        about = {"turn": kind, "job": attempt.job, "restart": attempt.restart, "time": round(time.time(), 3)}
         append_lines(self._path, [{**about, **values}])
 
 
-def _saved(step: int) -> str:
-    return "nothing is saved yet" if step < 0 else f"step {step} is saved"
-
-
-def _given_up(job: Attempt, step: int, fruitless: list[dict[str, Any]]) -> str:
-    logs = ", ".join(turn["logs"] for turn in fruitless)
-    where = "no step was saved" if step < 0 else f"step {step} stayed the last one saved"
+def _no_progress(attempt: Attempt, step: int, fruitless: list[dict[str, Any]]) -> str:
+    logs = ", ".join(begun["logs"] for begun in fruitless)
+    newest = "no checkpoint was saved" if step < 0 else f"the newest checkpoint is still step {step}"
     return (
-        f"job {job.job} had {len(fruitless)} turns in a row without a step of progress ({where}): it is not "
-        f"queued again. Their logs: {logs}. Mend what they show, then submit the run again"
+        f"job {attempt.job} made no progress in {len(fruitless)} attempts in a row ({newest}): it is not "
+        f"requeued. See their logs: {logs}. Correct the cause, then submit the run again"
     )
+
+
+def first_failure(run_dir: Path, logs: Path, since: float) -> str:
+    """The first failure of an attempt, with the traceback or the end of the rank's log.
+
+    Args:
+        run_dir: the run directory, with the ranks' crash reports.
+        logs: of the attempt's ranks, with the messages of srun in `srun.log`.
+        since: start of the attempt, seconds since 1970.
+    """
+    srun = logs / "srun.log"
+    text = srun.read_text(encoding="utf-8", errors="replace") if srun.exists() else ""
+    match, ended = _SRUN.search(text), None
+    if match is not None:
+        ranks = re.split("[,-]", match["ranks"])
+        several = "s" if len(ranks) > 1 else ""
+        ended = f"rank{several} {match['ranks']} on {match['node']} ended first: {match['what']}"
+        ended = "\n".join(filter(None, (ended, _end_of_log(logs, int(ranks[0])))))
+        # A killed rank writes no crash report; the other ranks report that it is gone.
+        if not match["what"].startswith("Exited"):
+            return ended
+    report = first_crash_report(run_dir, since) or ended
+    return report or _end_of_log(logs, 0) or f"no rank wrote anything; see {logs}"
+
+
+def last_message(logs: Path, rank: int, prefix: str) -> str | None:
+    """The last line of a rank's log that begins with a prefix, and what follows it; without the prefix."""
+    lines = _tail(logs / f"rank-{rank}.log")
+    starts = [number for number, line in enumerate(lines) if line.startswith(prefix)]
+    return "\n".join(lines[starts[-1] :]).removeprefix(prefix).strip() if starts else None
+
+
+def _end_of_log(logs: Path, rank: int) -> str | None:
+    path = logs / f"rank-{rank}.log"
+    lines = [line for line in _tail(path) if line.strip()][-_LINES:]
+    return f"the end of {path}:\n" + "\n".join(f"  {line}" for line in lines) if lines else None
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log; none where it does not exist."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _TAIL))
+        return file.read().decode(errors="replace").splitlines()

@@ -1,450 +1,287 @@
-"""How a run stands, judged by what lies in its folder and by its job in SLURM's queue.
+"""The status of a run, derived from its run directory and its job in SLURM's queue.
 
-No more is claimed than is known. A run tells of its steps, of its end and of leaving early; a process that is
-killed tells nothing, and then the age of its last event is all there is. Where SLURM says that a job is
-running, it is; where the run was started by hand, silence beyond its usual pace makes it `unknown`.
-
-Nothing here may fail on what it reads: a file may be damaged, of another version, or just being written.
+A killed process records nothing, so the run lock's sign of life decides whether a run without a job is there.
+A file may be damaged, half written or of another version: nothing here raises an error for what it reads.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.accuracies import Accuracies
-from trainer.cluster.first_failure import first_crash_report
-from trainer.cluster.slurm import QueuedJob
 from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.crash_report import first_crash_report
+from trainer.resilience.run_lock import STALE, read_holder_times
 from trainer.system.files import find_number, parse_records
+from trainer.system.formatting import format_duration
+from trainer.system.slurm import QueuedJob
 
-State = Literal[
-    "running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"
-]  # fmt: skip
-
-LEAST_PATIENCE = 60.0  # seconds of silence that mean nothing
-MOST_PATIENCE = (
-    1800.0  # that any pause may take, such as an evaluation; a hang is ended sooner (run.hang_minutes)
-)
-STARTING = 600.0  # seconds to the first step: data is looked at, workers start, kernels are compiled
-
-PENDING_REASONS = {
-    "Resources": "all nodes that suit it are in use",
-    "Priority": "other jobs come first",
-    "BeginTime": "its begin time has not come; a job that is queued again waits for two minutes",
-    "Dependency": "another job has to end first",
-    "DependencyNeverSatisfied": "the job it was to follow ended otherwise: it will never start",
-    "ReqNodeNotAvail": "a node it needs is away or reserved; `sinfo -R` says why",
-    "PartitionNodeLimit": "it asks for more nodes than its partition may give: it will never start",
-    "PartitionTimeLimit": "it asks for more time than its partition may give: it will never start",
-    "PartitionConfig": "its partition does not allow what it asks for: it will never start",
-    "BadConstraints": "no node has what it asks for: it will never start",
-    "PartitionDown": "its partition is down",
-    "PartitionInactive": "its partition takes no jobs now",
-    "JobHeldUser": "held by its user; `scontrol release` lets it go",
-    "JobHeldAdmin": "held by an administrator",
-    "JobArrayTaskLimit": "its array runs no more tasks at once",
-    "Reservation": "its reservation has not begun",
-    "Licenses": "it waits for licences",
-    "None": "SLURM has not looked at it yet",
-}
-_WAITS_BY_BEGINNING = {
-    "QOS": "a limit of its QOS",
-    "Assoc": "a limit of its account",
-    "MaxJobs": "a limit on the number of jobs",
-}
+State = Literal["running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"]
 
 _ALIVE = {"RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT"}
 
 Record = Mapping[str, Any]
-Verdict = tuple[State, str]
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run at a glance.
-
-    words: why it is in that state, empty where nothing is to be said. step, total_steps: None where they were
-    never told. seconds_left: that the remaining steps take at the latest pace, evaluations and saves
-    included, but no waiting in a queue. loss: of the last step; None, and `diverged` set, where it is not
-    finite. top1: of the last evaluation, 0..1. job, nodes: the latest; a run by hand has no job, and one
-    node, its host. silent: seconds since the last sign of life.
-    """
+    """The status of one run; None for what was never recorded."""
 
     name: str
     folder: str
     state: State
-    words: str
+    reason: str
+    """why the run is in this state; empty where there is nothing to add"""
     step: int | None
     total_steps: int | None
     seconds_left: float | None
+    """of the remaining steps at the latest pace, with evaluations and saves, without time in a queue"""
     restarts: int
     loss: float | None
+    """of the last step; None, and `diverged`, where it is not finite"""
     diverged: bool
     top1: float | None
+    """of the last evaluation, 0..1"""
     job: str | None
+    """SLURM's number of the latest job; None for a run by hand"""
     nodes: str
+    """of that job, as SLURM writes it; of a run by hand its host"""
     silent: float | None
+    """seconds since the run, or its job's script, last recorded something"""
 
 
 class RunHistory:
-    """What a run's folder says; of its events the last."""
+    """What a run directory records: the latest events, the jobs submitted for it, and their attempts."""
 
     def __init__(self, path: Path) -> None:
         self.folder = RunDir(path)
-        self.problems: list[str] = []
-        self.events = [
-            event
-            for event in self._read(self.folder.events, self.folder.read_latest_events)
-            if _is_told(event, "event")
-        ]
-        if not self.events and not self.problems and _size(self.folder.events):
-            self.problems.append("events.jsonl holds no whole line at its end")
-        self.turns = self._lines(path / "slurm" / "turns.jsonl", "turn")
-        self.submitted = self._lines(path / "slurm" / "jobs.jsonl", "job")
-
-    def _lines(self, path: Path, kind: str) -> list[Record]:
-        found = self._read(
-            path, lambda: list(parse_records(path.read_text(encoding="utf-8", errors="replace")))
-        )
-        return [line for line in found if _is_told(line, kind) and isinstance(line.get("job"), str)]
-
-    def _read(self, path: Path, read: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        self.problem = ""
+        self.events: list[Record] = []
         try:
-            return read()
-        except FileNotFoundError:
-            return []
+            self.events = [line for line in self.folder.read_latest_events() if _is_valid(line, "event")]
+            if not self.events and self.folder.events.exists() and self.folder.events.stat().st_size:
+                self.problem = "events.jsonl holds no whole line at its end"
         except OSError as error:
-            self.problems.append(f"{path.name} cannot be read: {error.strerror or error}")
-            return []
-
-    @cached_property
-    def jobs(self) -> list[str]:
-        """SLURM's numbers, in the order that they came up."""
-        lines = sorted([*self.submitted, *self.turns], key=lambda line: line["time"])
-        return list(dict.fromkeys(str(line["job"]) for line in lines))
-
-    def last(self, *kinds: str) -> Record | None:
-        """The last event of one of these kinds."""
-        return next((event for event in reversed(self.events) if event["event"] in kinds), None)
+            self.problem = f"events.jsonl cannot be read: {error.strerror or error}"
+        self.event: Record = self.events[-1] if self.events else {"event": "", "time": -math.inf}
+        """the last one"""
+        self.submissions = _read_lines(path / "slurm" / "jobs.jsonl", "job")
+        self.attempts = _read_lines(path / "slurm" / "turns.jsonl", "turn")
 
     @property
-    def turn(self) -> Record | None:
-        """The last line on a turn of a job, unless the run was started by hand since."""
-        if not self.turns:
-            return None
-        last = self.turns[-1]
-        by_hand = last["turn"] == "ended" and self.events and self.events[-1]["time"] > last["time"]
-        return None if by_hand else last
+    def jobs(self) -> list[str]:
+        """SLURM's numbers, oldest first."""
+        lines = sorted([*self.submissions, *self.attempts], key=lambda line: line["time"])
+        return list(dict.fromkeys(line["job"] for line in lines))
+
+    @cached_property
+    def attempt(self) -> Record | None:
+        """The last line of an attempt; None where the run was started by hand since."""
+        last = self.attempts[-1] if self.attempts else None
+        is_over = last is not None and last["turn"] == "ended" and self.event["time"] > last["time"]
+        return None if is_over else last
 
     @property
     def latest_job(self) -> str | None:
-        """That the run is, or was last, in the hands of; None for a run by hand."""
-        lines = [*self.submitted, *self.turns]
-        if self.turns and self.turn is None:  # by hand since, unless it was submitted once more
-            lines = [job for job in self.submitted if job["time"] > self.events[-1]["time"]]
-        return str(max(lines, key=lambda line: line["time"])["job"]) if lines else None
-
-    @cached_property
-    def begun(self) -> float | None:
-        """When the last start began, as far as that is among the latest events."""
-        start = self.last("start")
-        return None if start is None else float(start["time"])
+        """The job of the latest submission or attempt; None where the run was started by hand since."""
+        lines = [*self.submissions, *self.attempts]
+        if self.attempts and self.attempt is None:
+            lines = [line for line in self.submissions if line["time"] > self.event["time"]]
+        return max(lines, key=lambda line: line["time"])["job"] if lines else None
 
     @property
-    def sign_of_life(self) -> float | None:
-        """When the run, or the script of its job, last said something."""
-        return max((float(line["time"]) for line in (*self.events[-1:], *self.turns[-1:])), default=None)
+    def last_recorded(self) -> float | None:
+        """When the run, or the script of its job, last recorded something, in seconds since 1970."""
+        return max((float(line["time"]) for line in (*self.events[-1:], *self.attempts[-1:])), default=None)
+
+    def last(self, *kinds: str) -> Record:
+        """The last event of one of these kinds; empty where there is none."""
+        return next((event for event in reversed(self.events) if event["event"] in kinds), {})
+
+    def latest(self, key: str) -> float | None:
+        """The latest value of a field of steps."""
+        lines = (line for line in reversed(self.events) if line["event"] in ("start", "step", "left"))
+        return next((value for line in lines if (value := find_number(line, key)) is not None), None)
 
     @cached_property
     def pace(self) -> float | None:
-        """Seconds from step to step, with all that a run does between them; from one start to the next there
-        is no such pair.
-        """
-        seconds = steps = 0.0
-        before: Record | None = None
-        for event in self.events:
-            if event["event"] == "start":
-                before = None
-            if event["event"] != "step":
-                continue
-            took, came = (_difference(event, before, key) for key in ("spent", "step"))
-            if before is not None and took is not None and came is not None and took >= 0 and came > 0:
-                seconds, steps = seconds + took, steps + came
-            before = event
-        return seconds / steps if steps else None
+        """Seconds per step since the latest start, with all that the run does in between."""
+        starts = [number for number, event in enumerate(self.events) if event["event"] == "start"]
+        steps = [event for event in self.events[starts[-1] if starts else 0 :] if event["event"] == "step"]
+        values = [(find_number(event, "step"), find_number(event, "spent")) for event in steps]
+        known = [(step, spent) for step, spent in values if step is not None and spent is not None]
+        if len(known) < 2 or known[-1][0] <= known[0][0]:
+            return None
+        return max(0.0, (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
 
-    @property
-    def patience(self) -> float:
-        """Seconds of silence that are usual at this run's pace, and with its longest pause so far."""
-        times = [
-            float(event["time"]) for event in self.events if self.begun is None or event["time"] >= self.begun
-        ]
-        pauses = [after - before for before, after in pairwise(times)]
-        patience = max(
-            LEAST_PATIENCE, 10 * (self.pace or 0.0), min(2 * max(pauses, default=0.0), MOST_PATIENCE)
-        )
-        last = self.events[-1]["event"] if self.events else "start"
-        return max(patience, STARTING) if last == "start" else patience
-
-    def is_starting(self, now: float) -> bool:
-        """Whether a process has prepared the folder lately and told no event since."""
-        try:
-            prepared = self.folder.environment.stat().st_mtime
-            told = self.folder.events.stat().st_mtime if self.folder.events.exists() else 0.0
-        except OSError:
-            return False
-        return prepared > told and now - prepared <= STARTING
-
-    def failure(self) -> str | None:
-        """What the latest start failed by, if a rank left word of it."""
-        since = self.begun
-        if since is None:  # longer ago than the events that are looked at
-            since = float(self.events[0]["time"]) if self.events else 0.0
+    def failure(self, since: float) -> str | None:
+        """Why the latest start failed: the watchdog's summary, or the first crash report since then."""
+        start = self.last("start") or (self.events[0] if self.events else {"time": 0.0})
         try:
             hang = self.folder.path / "hangs" / "summary.txt"
-            if hang.exists() and hang.stat().st_mtime >= (self.sign_of_life or 0.0):
+            if hang.exists() and hang.stat().st_mtime >= max(since, self.last_recorded or 0.0):
                 return _first_line(hang.read_text(encoding="utf-8", errors="replace"))
-            noted = first_crash_report(self.folder.path, since)
+            report = first_crash_report(self.folder.path, max(since, float(start["time"])))
         except (OSError, TypeError):
             return None
-        return None if noted is None else _first_line(noted)
+        return None if report is None else _first_line(report)
+
+
+def read_jobs(path: Path) -> set[str]:
+    """SLURM's numbers of all jobs of a run directory."""
+    files = ("jobs.jsonl", "job"), ("turns.jsonl", "turn")
+    return {line["job"] for name, kind in files for line in _read_lines(path / "slurm" / name, kind)}
 
 
 def derive_status(
     name: str, history: RunHistory, queue: Mapping[str, QueuedJob] | None, now: float
 ) -> RunStatus:
-    """How a run stands, all told.
+    """The status of a run.
 
     Args:
-        name: that it is shown under.
-        evidence: from its folder.
-        queue: SLURM's, by the job's number; None where SLURM was not asked or did not answer.
+        name: the name to print.
+        history: of the run directory.
+        queue: SLURM's jobs by number; None where SLURM was not asked or did not answer.
         now: seconds since 1970.
     """
-    queued = _queued(history, queue)
-    state, words = _judge(history, queue, queued, now)
-    last = history.sign_of_life
-    step, total = _latest(history, "step"), _latest(history, "total_steps")
-    left = None
+    found = [queue[job] for job in history.jobs if job in queue] if queue else []
+    # Of the jobs of a chain, the one that runs.
+    queued = next((job for job in found if job.state in _ALIVE), found[0] if found else None)
+    state, reason = _state(history, queue, queued, now)
+    step, total, left = history.latest("step"), history.latest("total_steps"), None
     if state != "finished" and history.pace is not None and step is not None and total is not None:
-        left = max(0.0, (total - step) * history.pace)
-    told = history.last("step")
+        left = round(max(0.0, (total - step) * history.pace), 1)
+    last_step, recorded = history.last("step"), history.last_recorded
     job = history.latest_job if queued is None else queued.id
     return RunStatus(
         name=name,
         folder=str(history.folder.path),
         state=state,
-        words=_joined(words, *history.problems),
+        reason="; ".join(filter(None, (reason, history.problem))),
         step=None if step is None else int(step),
         total_steps=None if total is None else int(total),
-        seconds_left=None if left is None else round(left, 1),
+        seconds_left=left,
         restarts=_restarts(history),
-        loss=None if told is None else find_number(told, "loss", most=math.inf),
-        diverged=told is not None and "loss" in told and told["loss"] is None,
+        loss=find_number(last_step, "loss", most=math.inf),
+        diverged="loss" in last_step and last_step["loss"] is None,
         top1=_top1(history),
         job=job,
-        nodes=_nodes(history, queued, job),
-        silent=None if last is None else round(max(0.0, now - last), 1),
+        nodes=_nodes(history, job) if queued is None else queued.nodes,
+        silent=None if recorded is None else round(max(0.0, now - recorded), 1),
     )
 
 
-def is_gone(history: RunHistory, queue: Mapping[str, QueuedJob] | None) -> bool:
-    """Whether the folder waits for a word of a job that has left the queue: it may have come meanwhile."""
-    if queue is None or history.latest_job is None or _queued(history, queue) is not None:
-        return False
-    turn = history.turn
-    return turn is None or turn["turn"] == "begun" or turn["job"] != history.latest_job
-
-
-def _queued(history: RunHistory, queue: Mapping[str, QueuedJob] | None) -> QueuedJob | None:
-    """The run's job in the queue: of several, as of a chain, the one that runs, else the first."""
-    found = [queue[job] for job in history.jobs if job in queue] if queue else []
-    return next((job for job in found if job.state in _ALIVE), found[0] if found else None)
-
-
-def _judge(
+def _state(
     history: RunHistory, queue: Mapping[str, QueuedJob] | None, queued: QueuedJob | None, now: float
-) -> Verdict:
-    turn = history.turn
-    closing = history.last("start", "end")
-    is_done = closing is not None and closing["event"] == "end"
-    if is_done and (turn is None or turn["turn"] == "ended" or turn["time"] <= history.events[-1]["time"]):
+) -> tuple[State, str]:
+    attempt, job = history.attempt, history.latest_job
+    is_over = attempt is None or attempt["turn"] == "ended" or attempt["time"] <= history.event["time"]
+    if history.last("start", "end").get("event") == "end" and is_over:
         return "finished", ""
     if queued is not None:
-        return _in_queue(history, queued, now)
-    if history.latest_job is None:
-        return _by_hand(history, now)
-    if turn is None or turn["job"] != history.latest_job:
-        return _never_begun(history, queue is not None, now)
-    if turn["turn"] == "ended":
-        return _after(turn, in_vain=queue is not None)
-    if queue is None:
-        return _by_hand(history, now)
-    words = f"job {turn['job']} is gone from the queue and left no word: killed, or its node was lost"
-    return "failed", history.failure() or words
+        return _state_in_queue(history, queued)
+    if job is not None and (attempt is None or attempt["job"] != job):
+        if queue is not None:
+            return "unknown", "its job left the queue before it began: cancelled, or its script failed"
+        return "waiting", "submitted; SLURM was not asked"
+    if attempt is not None and attempt["turn"] == "ended":
+        return _state_after(attempt, is_gone=queue is not None)
+    if attempt is not None and queue is not None:
+        reason = f"job {job} left the queue without a result: it was killed, or its node was lost"
+        return "failed", history.failure(0.0) or reason
+    return _state_of_files(history, now)
 
 
-def _in_queue(history: RunHistory, queued: QueuedJob, now: float) -> Verdict:
-    turn = history.turn
-    own = turn if turn is not None and turn["job"] == queued.id else None
-    if queued.state not in _ALIVE:
-        why = _why(queued)
-        if own is None:
-            return "waiting", why
-        if own["turn"] == "ended":
-            return "requeued", _joined(_first_line(str(own.get("words", ""))), why)
-        return "requeued", f"its last turn ended without a word, as when a node is lost; {why}"
-    if queued.state != "RUNNING":
-        return "running", f"SLURM says {queued.state.lower()}"
-    if own is None or own["turn"] == "ended":
-        return "running", "its turn begins or ends just now"
-    if not history.events or history.events[-1]["time"] < own["time"]:
-        return "running", f"starting for {duration(now - own['time'])}"
-    leaving, silence = history.events[-1], now - history.events[-1]["time"]
-    if leaving["event"] == "left":
-        return "running", f"leaving: stopped by {leaving.get('reason')}"
-    return "running", f"silent for {duration(silence)}" if silence > history.patience else ""
+def _state_in_queue(history: RunHistory, queued: QueuedJob) -> tuple[State, str]:
+    attempt = history.attempt
+    if queued.state == "RUNNING":
+        event = history.event
+        if attempt is None or attempt["job"] != queued.id or event["time"] < attempt["time"]:
+            return "running", "starting"
+        return "running", f"stopping: {event.get('reason')}" if event["event"] == "left" else ""
+    if queued.state in _ALIVE:
+        return "running", f"SLURM's state is {queued.state}"
+    if attempt is None or attempt["job"] != queued.id:
+        return "waiting", queued.why
+    reason = "its last attempt ended without a result, as when a node is lost"
+    if attempt["turn"] == "ended":
+        reason = _first_line(str(attempt.get("words", "")))
+    return "requeued", f"{reason}; {queued.why}"
 
 
-def _never_begun(history: RunHistory, asked: bool, now: float) -> Verdict:
-    if asked:
-        return "unknown", "its job left the queue before it began: cancelled, or its script failed at once"
-    # A damaged line may hide that it was submitted, and show a turn of it.
-    age = duration(now - max(line["time"] for line in (*history.submitted, *history.turns)))
-    return "waiting", f"submitted {age} ago; only SLURM knows more"
-
-
-def _after(turn: Record, *, in_vain: bool) -> Verdict:
-    """After a turn's end, with its job not in the queue, as far as that is known.
-
-    in_vain: whether SLURM was asked for it.
-    """
-    words, job = _first_line(str(turn.get("words", ""))), turn["job"]
-    match turn.get("verdict"):
+def _state_after(attempt: Record, *, is_gone: bool) -> tuple[State, str]:
+    """After an attempt's end. is_gone: whether SLURM was asked and has no further job of the run."""
+    reason = _first_line(str(attempt.get("words", "")))
+    match attempt.get("verdict"):
         case "done":
             return "finished", ""
-        case "stopped":
-            return "stopped", words
-        case "given up":
-            return "given up", words
+        case "stopped" | "given up" as state:
+            return state, reason
         case "requeued":
-            return (
-                ("unknown", f"{words}; job {job} is not in the queue again")
-                if in_vain
-                else ("requeued", words)
-            )
+            return ("unknown", f"{reason}; the queue has no such job") if is_gone else ("requeued", reason)
         case "left to the next job":
-            return ("stopped", f"{words}; the queue holds no next job") if in_vain else ("waiting", words)
-    return "unknown", words
+            return ("stopped", f"{reason}; the queue has no next job") if is_gone else ("waiting", reason)
+    return "unknown", reason
 
 
-def _by_hand(history: RunHistory, now: float) -> Verdict:
-    """From the folder alone."""
-    if history.is_starting(now):
-        return "running", "starting"
-    if history.sign_of_life is None:
-        return "unknown", "" if history.problems else "it has told nothing yet"
-    last = history.last("start", "step", "left", "failed")
-    if last is not None and last["event"] == "left" and last is history.events[-1]:
-        return "stopped", f"by {last.get('reason')}"
-    if last is not None and last["event"] == "failed":
-        return "failed", _first_line(str(last.get("words", "")))
-    if (failure := history.failure()) is not None:
+def _state_of_files(history: RunHistory, now: float) -> tuple[State, str]:
+    """Of a run without a job, or with a job of which SLURM was not asked."""
+    began, alive = read_holder_times(history.folder.path) or (0.0, 0.0)
+    event = history.event if history.event["time"] >= began else {"event": "start"}
+    if event["event"] == "left":
+        return "stopped", f"by {event.get('reason')}"
+    if event["event"] == "failed":
+        return "failed", _first_line(str(event.get("words", "")))
+    if (failure := history.failure(began)) is not None:
         return "failed", failure
-    silence = now - history.sign_of_life
-    if silence > history.patience:
-        return "unknown", f"silent for {duration(silence)}"
-    return "running", "starting" if last is None or last["event"] == "start" else ""
-
-
-def _why(queued: QueuedJob) -> str:
-    """Why a job waits, in plain words beside SLURM's."""
-    if queued.state != "PENDING":
-        return f"SLURM says {queued.state.lower()}"
-    word = queued.reason.partition(",")[0].strip("() ")
-    known = PENDING_REASONS.get(word) or next(
-        (text for beginning, text in _WAITS_BY_BEGINNING.items() if word.startswith(beginning)), None
-    )
-    return queued.reason if known is None else f"{known} ({queued.reason})"
+    alive = max(alive, history.last_recorded or 0.0)
+    if now - alive <= STALE:
+        return "running", "starting" if event["event"] == "start" else ""
+    silence = f"no sign of life for {format_duration(now - alive)}" if alive else "no event yet"
+    return "unknown", "" if history.problem else silence
 
 
 def _restarts(history: RunHistory) -> int:
-    """Begun turns of jobs count, and what the run itself knows: each misses what the other saw."""
+    """The larger of two counts, the run's own and that of its jobs: each misses starts of the other."""
     kinds = [event["event"] for event in history.events]
-    told = history.last("step")
-    starts = 0
-    if told is not None:
-        after = kinds[len(kinds) - kinds[::-1].index("step") :]
-        starts = int(find_number(told, "starts") or 1) + after.count("start")
-    turns = sum(turn["turn"] == "begun" for turn in history.turns)
-    return max(starts, kinds.count("start"), turns, 1) - 1
+    after = kinds[len(kinds) - kinds[::-1].index("step") :] if "step" in kinds else []
+    own = int(find_number(history.last("step"), "starts") or 1) + after.count("start")
+    return max(own, kinds.count("start"), sum(line["turn"] == "begun" for line in history.attempts)) - 1
 
 
 def _top1(history: RunHistory) -> float | None:
-    """Of the last evaluation, which may be longer ago than the latest events."""
-    told = history.last("evaluation")
-    if told is not None:
-        return find_number(told, "top1")
+    """Of the last evaluation, which may be older than the latest events."""
+    if evaluation := history.last("evaluation"):
+        return find_number(evaluation, "top1")
     known = Accuracies(history.folder.checkpoints).known()
     return known[max(known)] if known else None
 
 
-def _nodes(history: RunHistory, queued: QueuedJob | None, job: str | None) -> str:
-    if queued is not None:
-        return queued.nodes
+def _nodes(history: RunHistory, job: str | None) -> str:
     if job is not None:
-        return next((str(turn["nodes"]) for turn in reversed(history.turns) if turn.get("nodes")), "")
+        return next((str(line["nodes"]) for line in reversed(history.attempts) if line.get("nodes")), "")
     try:
-        described = json.loads(history.folder.environment.read_text(encoding="utf-8"))
-        return str(described["hostname"])
+        return str(json.loads(history.folder.environment.read_text(encoding="utf-8"))["hostname"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
-def _latest(history: RunHistory, key: str) -> float | None:
-    found = (
-        find_number(event, key)
-        for event in reversed(history.events)
-        if event["event"] in ("start", "step", "left")
-    )
-    return next((value for value in found if value is not None), None)
-
-
-def _difference(after: Record, before: Record | None, key: str) -> float | None:
-    values = find_number(after, key), None if before is None else find_number(before, key)
-    return None if values[0] is None or values[1] is None else values[0] - values[1]
-
-
-def _is_told(line: Record, kind: str) -> bool:
-    return isinstance(line.get(kind), str) and find_number(line, "time") is not None
-
-
-def _size(path: Path) -> int:
+def _read_lines(path: Path, kind: str) -> list[Record]:
+    """The valid lines about jobs; none where the file cannot be read."""
     try:
-        return path.stat().st_size
+        lines = list(parse_records(path.read_text(encoding="utf-8", errors="replace")))
     except OSError:
-        return 0
+        return []
+    return [line for line in lines if _is_valid(line, kind) and isinstance(line.get("job"), str)]
 
 
-def _joined(*words: str) -> str:
-    return "; ".join(word for word in words if word)
+def _is_valid(line: Record, kind: str) -> bool:
+    return isinstance(line.get(kind), str) and find_number(line, "time") is not None
 
 
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0]
-
-
-def duration(seconds: float, figures: int = 2) -> str:
-    """`45s`, `12m`, `3h04m`, `2d03h`; with one figure `3h`, `2d`."""
-    whole = max(0, int(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if hours == 0:
-        return f"{minutes}m" if minutes else f"{whole}s"
-    if days == 0:
-        return f"{hours}h{minutes % 60:02d}m" if figures > 1 else f"{hours}h"
-    return f"{days}d{hours % 24:02d}h" if figures > 1 else f"{days}d"

@@ -1,4 +1,4 @@
-"""The script of a SLURM job: a head that says what is asked for, and the body that all jobs share."""
+"""The script of a SLURM job: a head with the request, and the body that all jobs share."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from trainer.system.secrets import redacted
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 TEMPLATE = LAUNCH / "slurm" / "train.sbatch"
-"""The script for those who write their own head; its body is everybody's."""
+"""The script for users who write their own head; its body is that of all scripts."""
 
 _BODY = "# ---- from here on the same in every job ----\n"
 
@@ -23,28 +23,29 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What is asked of SLURM. Raises RunError, naming the option, for what no cluster could give.
-
-    nodes, gpus_per_node: without GPUs one rank a node computes on its CPU. cpus_per_rank: cores for the rank
-    and its workers. time: as SLURM writes it, such as `24:00:00` or `2-12:00:00`. lead: seconds before its
-    end at which SLURM asks the run to leave. container: an Apptainer image to run in. options: more for
-    sbatch, such as `--partition=gpu`. requeues: whether the job is queued again when it is not done.
-    preflight: whether the nodes are looked at first. at_once: of an array, the most tasks that run at a time.
-    min_bandwidth: GB/s that the nodes' links must have.
-    """
+    """What is asked of SLURM. Raises RunError, naming the option, for a value that no cluster accepts."""
 
     name: str
     nodes: int
     gpus_per_node: int
+    """a rank each; with 0, one rank per node computes on its CPU"""
     cpus_per_rank: int
+    """cores for a rank and its workers"""
     time: str
+    """limit of an attempt, as SLURM writes it: `24:00:00` or `2-12:00:00`"""
     lead: int
+    """seconds before the limit at which SLURM signals the run to leave"""
     container: Path | None = None
+    """Apptainer image to run in"""
     options: tuple[str, ...] = ()
+    """more options of sbatch, such as `--partition=gpu`"""
     requeues: bool = True
+    """whether an unfinished job is requeued"""
     preflight: bool = True
     at_once: int | None = None
+    """most tasks of an array that run at a time"""
     min_bandwidth: float | None = None
+    """GB/s that the preflight requires of the all-reduce"""
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_rank", 1)):
@@ -53,16 +54,14 @@ class JobRequest:
                 raise RunError(f"--{option} {getattr(self, name)}: at least {least}")
         if parse_time_limit(self.time) <= self.lead:
             raise RunError(
-                f"--time {self.time} is not longer than the {self.lead} s that the run is asked to leave "
-                "before its end; ask for more time, or lower --lead"
+                f"--time {self.time} is not longer than --lead ({self.lead} s), the time to save; raise "
+                "--time or lower --lead"
             )
         if self.at_once is not None and self.at_once < 1:
             raise RunError(f"--array {self.at_once}: at least 1")
         for option in self.options:
             if re.search(r"\s", option):
-                raise RunError(
-                    f"--sbatch {option!r}: no blanks; give each option by itself, as --sbatch=--x=y"
-                )
+                raise RunError(f"--sbatch {option!r}: no blanks; give each option by itself: --sbatch=--x=y")
         if self.container is not None and not self.container.is_file():
             raise RunError(f"--container {self.container}: there is no such image")
 
@@ -76,10 +75,10 @@ class JobRequest:
 
 
 def parse_time_limit(text: str) -> int:
-    """A time limit as SLURM writes it, in seconds. Raises RunError for what is none."""
+    """A time limit of SLURM in seconds. Raises RunError for another format."""
     match = _TIME.fullmatch(text)
     if match is None:
-        raise RunError(f"--time {text}: no time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
+        raise RunError(f"--time {text}: not a time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"] is not None:  # hours[:minutes[:seconds]]
         hours, minutes, rest = parts + [0] * (3 - len(parts))
@@ -94,19 +93,19 @@ def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path
     """The text of a job's script.
 
     Args:
-        request: what is asked for.
-        tasks: arguments of launch/train.py; several make an array, a task for each.
-        log: where what the script says goes, with SLURM's `%j`, or `%A_%a`, in its name.
-        made_by: the command that wrote the script, for whoever finds it.
+        request: for SLURM.
+        tasks: arguments of launch/train.py; several make an array with a task for each.
+        log: of the script's output, with SLURM's `%j`, or `%A_%a`, in its name.
+        made_by: the command that wrote the script, for a comment.
 
-    Raises RunError for what cannot stand in a script (a folder with blanks, an argument of several lines),
-    and for a container that would not find the project.
+    Raises RunError for a folder with blanks, an argument of several lines, and a container that would not
+    find the project.
     """
     if re.search(r"\s", str(log)):
-        raise RunError(f"{log.parent.parent}: SLURM takes no blanks in the name of a run's folder")
+        raise RunError(f"{log.parent.parent}: SLURM accepts no blanks in the name of a run directory")
     if any("\n" in argument for task in tasks for argument in task):
-        raise RunError("an argument goes over several lines, which a job's script cannot hold")
-    # A password in tracking.uri reaches the job in its environment, see `set_job_credentials`.
+        raise RunError("an argument has several lines, which a job's script cannot hold")
+    # A password in tracking.uri reaches the job through its environment, see `set_job_credentials`.
     tasks = [[redacted(argument) for argument in task] for task in tasks]
     made_by = redacted(made_by)
     body = TEMPLATE.read_text(encoding="utf-8").partition(_BODY)
@@ -115,7 +114,7 @@ def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path
 
 def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
     at_once = f"%{request.at_once}" if request.at_once else ""
-    asked = [
+    options = [
         f"--job-name={request.name}",
         f"--nodes={request.nodes}",
         f"--ntasks-per-node={request.ranks_per_node}",
@@ -129,19 +128,19 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
         *([f"--array=0-{len(tasks) - 1}{at_once}"] if len(tasks) > 1 else []),
         *request.options,
     ]
-    lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in asked), ""]
-    lines += ["# What runs Python, on every node the same.", f"python=({shlex.join(_python(request))})"]
-    lines += ["# Where the commands lie that it runs.", f"launch={shlex.quote(_launch(request))}"]
+    lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in options), ""]
+    lines += ["# The Python that all nodes run.", f"python=({shlex.join(_python(request))})"]
+    lines += ["# The folder of the commands.", f"launch={shlex.quote(_launch(request))}"]
     demands = ["--gpus-per-node", str(request.gpus_per_node)]
     if request.min_bandwidth is not None:
         demands += ["--min-bandwidth", f"{request.min_bandwidth:g}"]
-    lines += ["# What the nodes must have.", f"demands=({shlex.join(demands)})"]
+    lines += ["# Requirements for the preflight.", f"demands=({shlex.join(demands)})"]
     if not request.requeues:
         chain = f"export CHAINED=yes SUBMITTED={time.time():.0f}"
-        lines += ["# The next job of the chain goes on where this one ends.", chain]
+        lines += ["# The next job of the chain continues where this one ends.", chain]
     if not request.preflight:
         lines += ["PREFLIGHT=no"]
-    lines += ["", "# What is trained."]
+    lines += ["", "# The training."]
     if len(tasks) == 1:
         return "\n".join([*lines, _set(tasks[0]), ""])
     cases = [f"  {number}) {_set(task)} ;;" for number, task in enumerate(tasks)]
@@ -149,13 +148,11 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
 
 
 def _launch(request: JobRequest) -> str:
-    """The folder of the commands: in the folder that the job starts in, or else where this program is."""
+    """The folder of the commands: below the folder that the job starts in, else that of this program."""
     if Path("launch/slurm/turn.py").exists():
         return "launch"
     if request.container is not None:
-        raise RunError(
-            "--container: give the command from the project's folder, whose code the container is to run"
-        )
+        raise RunError("--container: give the command in the project's folder, whose code the container runs")
     return str(LAUNCH)
 
 
@@ -166,16 +163,6 @@ def _set(task: Sequence[str]) -> str:
 def _python(request: JobRequest) -> list[str]:
     if request.container is None:
         return [sys.executable]
-    gpu = ["--nv"] if request.gpus_per_node else []
     here = str(Path.cwd())
-    return [
-        "apptainer",
-        "exec",
-        *gpu,
-        "--bind",
-        here,
-        "--pwd",
-        here,
-        str(request.container.absolute()),
-        "python",
-    ]
+    options = [*(["--nv"] if request.gpus_per_node else []), "--bind", here, "--pwd", here]
+    return ["apptainer", "exec", *options, str(request.container.absolute()), "python"]

@@ -1,28 +1,20 @@
-"""Many runs at a glance: a line each, what is to be said of some of them below, and a count."""
+"""The status table: one line per run, reasons below it, and a count."""
 
 import json
-import os
-import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, duration, is_gone
-from trainer.cluster.slurm import QueuedJob, is_available, queue
+from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, read_jobs
 from trainer.errors import RunError
-from trainer.system.terminal import PipeConsole
-
-STATES: tuple[State, ...] = (
-    "given up", "failed", "unknown", "stopped", "requeued", "waiting", "running", "finished",
-)  # fmt: skip
-"""What asks for a person first."""
+from trainer.monitoring.run_dir import find_run_dirs
+from trainer.system.formatting import format_duration
+from trainer.system.slurm import QueuedJob, is_available, queue
 
 _COLOURS: dict[State, str] = {
     "given up": "bold red",
@@ -34,88 +26,53 @@ _COLOURS: dict[State, str] = {
     "running": "green",
     "finished": "dim",
 }
+"""By state; the states that need a person come first."""
 
-_ALWAYS = ("run", "state", "step")
-"""Columns that are shown though no run fills them."""
+_STATES = list(_COLOURS)
+_ALWAYS = ("run", "state", "step")  # columns that are printed although all their cells are empty
+_LEFT_ALIGNED = ("run", "state", "where")
+_NARROWEST = {"where": 10, "run": 12}  # characters left of a column in a narrow terminal; cut in this order
 
-_SIDES: dict[str, Literal["left", "right"]] = {"run": "left", "state": "left", "where": "left"}
-
-_MARKS = ("recipe.yaml", "slurm/jobs.jsonl", "slurm/turns.jsonl")
-"""One of them makes a folder that of a run: training writes the first, a job that waits the others."""
-
-NOTES = 12  # lines below the table
-NAMED = 3  # runs that a note names
-NAME = 32  # characters of a run's name there
-LONGEST = 240  # characters of a note's words; --json has them all
-LEAST_NAME = 12  # characters that remain of a run's name
-LEAST_PLACE, LEAST_JOB = 22, 10  # of where it is: a job's number and some nodes; the number alone
+MAX_REASONS = 12  # lines below the table
+_NAMED = 3  # runs that such a line names
 
 
 @dataclass(frozen=True)
 class Overview:
-    """standings: of all runs, in the order of their names. trouble: why SLURM could not be asked, if so."""
+    """The status of several runs."""
 
     statuses: list[RunStatus]
-    trouble: str | None
+    slurm_error: str | None
 
 
 def collect_statuses(places: Sequence[Path]) -> Overview:
-    """How the runs in these folders stand now. Raises RunError for a folder that is not there."""
-    runs = list(find_run_dirs(places))
-    found = [RunHistory(path) for _, path in runs]
-    queued, trouble = _ask({job for history in found for job in history.jobs})
+    """The status of all runs in these folders. Raises RunError for a folder that does not exist."""
+    runs = find_runs(places)
+    # SLURM is asked first: a job that ends in between has then written its result before it is read.
+    queued, error = _ask_slurm({job for _, path in runs for job in read_jobs(path)})
     now = time.time()
-    statuses = [
-        # What a job said last, it said after its folder was read and before SLURM was asked.
-        derive_status(name, RunHistory(path) if is_gone(history, queued) else history, queued, now)
-        for (name, path), history in zip(runs, found, strict=True)
-    ]
-    return Overview(statuses, trouble)
+    return Overview([derive_status(name, RunHistory(path), queued, now) for name, path in runs], error)
 
 
-def find_run_dirs(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Each run in these folders, or one folder deeper, as those of sweeps are, with a name to show it under.
+def find_runs(places: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Each run directory in these folders once, with the name to print.
 
-    Raises RunError for a folder that is not there.
+    Raises RunError for a folder that does not exist.
     """
+    found: dict[Path, tuple[str, Path]] = {}
     for place in places:
         if not place.is_dir():
-            raise RunError(f"{place}: there is no such folder; name that of a run, or one that holds runs")
-    known: set[Path] = set()
-    for place in places:
-        for path in [place] if _is_run(place) else _runs_below(place, deeper=True):
-            resolved = path.resolve()
-            if resolved not in known:
-                known.add(resolved)
-                alone = len(places) == 1 and path != place
-                yield str(path.relative_to(place) if alone else path), path
+            raise RunError(
+                f"{place}: there is no such folder; name a run directory, or a folder that holds some"
+            )
+        for path in find_run_dirs(place):
+            is_below = len(places) == 1 and path != place
+            found.setdefault(path.resolve(), (str(path.relative_to(place) if is_below else path), path))
+    return list(found.values())
 
 
-def _runs_below(folder: Path, *, deeper: bool) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    except OSError:  # of somebody else, or deleted meanwhile
-        return
-    for name in sorted(names, key=_by_number):
-        path = folder / name
-        if _is_run(path):
-            yield path
-        elif deeper:
-            yield from _runs_below(path, deeper=False)
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
-    return [(int(part or 0), rest) for part, rest in re.findall(r"(\d*)(\D*)", name)]
-
-
-def _is_run(path: Path) -> bool:
-    return any(os.path.exists(path / mark) for mark in _MARKS)
-
-
-def _ask(jobs: set[str]) -> tuple[Mapping[str, QueuedJob] | None, str | None]:
-    """The queue by the jobs' numbers; None where there is none to ask, with why, if it should have been."""
+def _ask_slurm(jobs: set[str]) -> tuple[Mapping[str, QueuedJob] | None, str | None]:
+    """The queued jobs by number; None where SLURM was not asked or, with the reason, did not answer."""
     if not jobs or not is_available():
         return None, None
     try:
@@ -125,113 +82,87 @@ def _ask(jobs: set[str]) -> tuple[Mapping[str, QueuedJob] | None, str | None]:
 
 
 def format_json(overview: Overview) -> str:
-    """A list with an object for each run, see `RunStatus`."""
-    return json.dumps([asdict(row) for row in overview.statuses], indent=2, ensure_ascii=False)
+    """A list with an object per run: the fields of `RunStatus`, `reason` under the name `words`."""
+    rows = [{("words" if key == "reason" else key): value for key, value in asdict(row).items()}
+            for row in overview.statuses]  # fmt: skip
+    return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
 def print_overview(overview: Overview, console: Console) -> None:
-    """Print the table, the notes below it, and a count; a file or a pipe gets lines of any length."""
+    """Print the table, the reasons and a count. A terminal gets lines of its width, a file or pipe all."""
     rows = overview.statuses
-    width = console.width if console.is_terminal else 10_000
-    wide = PipeConsole(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
-    with wide.capture() as capture:
-        if rows:
-            wide.print(_table(rows, width))
-        notes = _notes(rows)
-        for line in ["", *notes] if notes else []:
-            wide.print(line)
-        wide.print()
-        wide.print(_count(rows))
-        if overview.trouble is not None:
-            wide.print(Text(f"as the folders say, since {overview.trouble}", style="yellow"))
-    console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
-    console.file.flush()
+    for line in _table(rows, console.width if console.is_terminal else None):
+        console.print(line, soft_wrap=True, highlight=False)
+    reasons = _reasons(rows)
+    counts = Counter(row.state for row in rows)
+    parts = ", ".join(f"{counts[state]} {state}" for state in reversed(_STATES) if counts[state])
+    count = Text(f"{len(rows)} run{'s' * (len(rows) != 1)}{': ' if parts else ''}{parts}")
+    lines = [*([Text(), *reasons] if reasons else []), Text(), count]
+    if overview.slurm_error is not None:
+        lines.append(Text(f"SLURM did not answer: {overview.slurm_error}", style="yellow"))
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _table(rows: Sequence[RunStatus], width: int) -> Table:
-    """One line each, whatever the width: first the blanks between columns go, then long lists of nodes, then
-    of names what they do not differ by.
-    """
-    filled = [_cells(row) for row in rows]
-    heads = [head for head in filled[0] if head in _ALWAYS or any(cells[head] for cells in filled)]
-    widths = {head: max(len(head), *(len(cells[head]) for cells in filled)) for head in heads}
-    gap = 2 if sum(widths.values()) + 2 * len(widths) <= width else 1
-    surplus = sum(widths.values()) + gap * (len(widths) - 1) - width
-    unique = _unique_width([row.name for row in rows])
-    for head, least in (("where", LEAST_PLACE), ("run", unique), ("where", LEAST_JOB), ("run", LEAST_NAME)):
+def _table(rows: Sequence[RunStatus], width: int | None) -> list[Text]:
+    """A head and a line per run. In a terminal of `width` columns first nodes are cut, then names."""
+    if not rows:
+        return []
+    table = [_cells(row) for row in rows]
+    heads = [head for head in table[0] if head in _ALWAYS or any(cells[head] for cells in table)]
+    widths = {head: max(len(head), *(len(cells[head]) for cells in table)) for head in heads}
+    surplus = 0 if width is None else sum(widths.values()) + 2 * len(widths) - 2 - width
+    for head, least in _NARROWEST.items():
         cut = max(0, min(surplus, widths.get(head, 0) - least))
         if cut:
             widths[head], surplus = widths[head] - cut, surplus - cut
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
-    for head in heads:
-        table.add_column(head, justify=_SIDES.get(head, "right"), no_wrap=True, width=widths[head])
-    for row, cells in zip(rows, filled, strict=True):
-        cells["run"] = _end_of(row.name, widths["run"])
-        styles = {"state": _COLOURS[row.state]}
-        table.add_row(*(Text(cells[head], style=styles.get(head, "")) for head in heads))
-    return table
-
-
-def _cells(row: RunStatus) -> dict[str, str]:
-    """By the column's head."""
-    return {
-        "run": row.name,
-        "state": row.state,
-        "step": f"{_count_of(row.step)}/{_count_of(row.total_steps)}" if row.step is not None else "",
-        "left": "" if row.seconds_left is None else duration(row.seconds_left),
-        "again": str(row.restarts) if row.restarts else "",
-        "loss": _loss(row),
-        "top-1": "" if row.top1 is None else f"{100 * row.top1:.1f}%",
-        "seen": "" if row.silent is None else duration(row.silent, figures=1),
-        "where": " ".join(part for part in (row.job, row.nodes) if part),
-    }
-
-
-def _count_of(steps: int | None) -> str:
-    if steps is None:
-        return "?"
-    return str(steps) if steps < 100_000 else f"{steps // 1000}k"
-
-
-def _loss(row: RunStatus) -> str:
-    if row.loss is None:
-        return "nan" if row.diverged else ""
-    return f"{row.loss:.3f}" if abs(row.loss) < 100 else f"{row.loss:.3g}"
-
-
-def _end_of(name: str, width: int) -> str:
-    """Variants of a sweep differ at the end of their names."""
-    return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
-
-
-def _unique_width(names: Sequence[str]) -> int:
-    """The least to which names may be cut and still differ."""
-    longest = max(map(len, names))
-    widths = range(min(LEAST_NAME, longest), longest)
-    return next(
-        (width for width in widths if len({_end_of(name, width) for name in names}) == len(names)), longest
-    )
-
-
-def _notes(rows: Sequence[RunStatus]) -> list[Text]:
-    """What is to be said, once for all runs of which it is the same; those that ask for a person first."""
-    names: dict[tuple[State, str], list[str]] = {}
-    for row in rows:
-        if row.words:
-            names.setdefault((row.state, row.words), []).append(row.name)
-    ordered = sorted(names, key=lambda note: STATES.index(note[0]))
-    lines = []
-    for state, words in ordered[:NOTES]:
-        which = [_end_of(name, NAME) for name in names[state, words]]
-        others = f" and {len(which) - NAMED} more" if len(which) > NAMED else ""
-        text = words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
-        lines.append(Text.assemble((state, _COLOURS[state]), f"  {', '.join(which[:NAMED])}{others}: {text}"))
-    if len(ordered) > NOTES:
-        lines.append(Text(f"and {len(ordered) - NOTES} more such lines, which --json shows", style="dim"))
+    lines = [Text(_line({head: head for head in heads}, widths), style="bold")]
+    for row, cells in zip(rows, table, strict=True):
+        if len(row.name) > widths["run"]:  # variants of a sweep differ at the end of their names
+            cells["run"] = f"…{row.name[len(row.name) - widths['run'] + 1 :]}"
+        line, start = Text(_line(cells, widths)), widths["run"] + 2
+        line.stylize(_COLOURS[row.state], start, start + widths["state"])
+        lines.append(line)
     return lines
 
 
-def _count(rows: Sequence[RunStatus]) -> str:
-    counts = Counter(row.state for row in rows)
-    parts = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
-    return f"{len(rows)} run{'' if len(rows) == 1 else 's'}{': ' if parts else ''}{parts}"
+def _line(cells: Mapping[str, str], widths: Mapping[str, int]) -> str:
+    parts = (
+        cells[head][:width].ljust(width) if head in _LEFT_ALIGNED else cells[head].rjust(width)
+        for head, width in widths.items()
+    )
+    return "  ".join(parts).rstrip()
+
+
+def _cells(row: RunStatus) -> dict[str, str]:
+    """The cells of a run by the head of their column."""
+    loss = "nan" if row.diverged else ""
+    if row.loss is not None:
+        loss = f"{row.loss:.3f}" if abs(row.loss) < 100 else f"{row.loss:.3g}"
+    return {
+        "run": row.name,
+        "state": row.state,
+        "step": "" if row.step is None else f"{row.step}/{row.total_steps or '?'}",
+        "left": "" if row.seconds_left is None else format_duration(row.seconds_left),
+        "again": str(row.restarts) if row.restarts else "",
+        "loss": loss,
+        "top-1": "" if row.top1 is None else f"{100 * row.top1:.1f}%",
+        "seen": "" if row.silent is None else format_duration(row.silent),
+        "where": " ".join(part for part in (row.job, row.nodes) if part),
+    }  # fmt: skip
+
+
+def _reasons(rows: Sequence[RunStatus]) -> list[Text]:
+    """A line per state and reason with the runs that have it; those that need a person come first."""
+    names: dict[tuple[State, str], list[str]] = {}
+    for row in sorted(rows, key=lambda row: _STATES.index(row.state)):
+        if row.reason:
+            names.setdefault((row.state, row.reason), []).append(row.name)
+    lines = []
+    for (state, reason), runs in list(names.items())[:MAX_REASONS]:
+        more = f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
+        text = f"  {', '.join(runs[:_NAMED])}{more}: {reason}"
+        lines.append(Text.assemble((state, _COLOURS[state]), text))
+    if len(names) > MAX_REASONS:
+        lines.append(Text(f"and {len(names) - MAX_REASONS} more reasons, see --json", style="dim"))
+    return lines

@@ -1,39 +1,97 @@
-"""From recipes to jobs in SLURM's queue: checked first, so that a mistake shows now and not after a night."""
+"""From recipes to jobs in SLURM's queue. Everything is checked first, so that a mistake shows at once."""
 
+import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
-from trainer.cluster.run_status import PENDING_REASONS
 from trainer.cluster.sbatch import JobRequest, format_script, parse_time_limit
-from trainer.cluster.slurm import partitions, queue, run_command
-from trainer.cluster.sweep import Variant
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
+from trainer.config.yaml import parse_yaml
 from trainer.engine.batch_split import split_batch
-from trainer.errors import RunError
+from trainer.errors import RecipeError, RunError
 from trainer.system.files import append_lines, parse_records, write_text
 from trainer.system.secrets import set_job_credentials
+from trainer.system.slurm import PENDING_REASONS, queue, run_command
 from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, find_mlflow_run_id
 
-_LOOKS = 4  # at a new job, a second apart
-_LATEST = 100  # jobs of a run that are looked for in the queue; a chain may be long
-_MLFLOW_PATIENCE = 60.0  # seconds that a submission waits for MLflow to take the run above a sweep's
+_POLLS = 4  # of a new job, a second apart
+_LATEST = 100  # jobs of a run that are looked up in the queue; a chain may be long
+_MLFLOW_TIMEOUT = 60.0  # seconds until MLflow must have stored the parent run of a sweep
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a sweep, or the only run."""
+
+    path: Path
+    """the recipe's file"""
+    overrides: tuple[str, ...]
+    """values of `--set` for launch/train.py"""
+    values: tuple[tuple[str, str], ...]
+    """the varied fields and their values, as written"""
+    recipe: Recipe
+    """the recipe with the overrides"""
+
+    @property
+    def label(self) -> str:
+        """The variant's name within its sweep, fit for a folder: `l14-learning_rate-1e-4`."""
+        parts = [self.recipe.name]
+        for field, value in self.values:
+            parts += [field.rpartition(".")[2], value]
+        return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
+
+
+def variants(recipes: Sequence[Path], overrides: Sequence[str], varied: Sequence[str]) -> list[Variant]:
+    """Every recipe with every combination of the varied values.
+
+    Args:
+        recipes: files.
+        overrides: for all variants, `section.field=value`.
+        varied: `section.field=value,value,...`; a value with commas is written as in YAML: `[0.9, 0.95]`.
+
+    Raises RecipeError for a recipe that is invalid with any of the values, or two variants of one label.
+    """
+    found = []
+    for path, chosen in product(recipes, product(*map(_choices, varied))):
+        given = (*overrides, *(f"{field}={value}" for field, value in chosen))
+        found.append(Variant(path, given, chosen, load_recipe(path, given)))
+    labels = [variant.label for variant in found]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise RecipeError(f"two variants are named {twice[0]}: recipes and values must differ in name")
+    return found
+
+
+def _choices(text: str) -> list[tuple[str, str]]:
+    """`field=value,value` as (field, value) pairs, each value as `--set` takes it."""
+    field, equals, values = text.partition("=")
+    parsed = parse_yaml(f"[{values}]", f"--vary {text}").value if equals else None
+    if not parsed:
+        raise RecipeError(f"--vary {text}: a variation has the form section.field=value,value")
+    return [(field.strip(), value if isinstance(value, str) else json.dumps(value)) for value in parsed]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted.
-
-    home: the run's folder, or the sweep's. runs: the folder of each variant's run. text: of the script.
-    """
+    """A checked submission."""
 
     request: JobRequest
     home: Path
+    """the run directory, or the folder of the sweep"""
     runs: tuple[Path, ...]
+    """the run directory of each variant"""
     path: Path
+    """of the script"""
     log: Path
+    """of the script's output, with SLURM's `%j`, or `%A_%a`, in its name"""
     text: str
+    """of the script"""
 
 
 def plan_submission(
@@ -45,12 +103,18 @@ def plan_submission(
     made_by: str,
     parent: str | None = None,
 ) -> Submission:
-    """What would be submitted; nothing is written.
+    """Check a submission and format its script; nothing is written.
 
-    home: folder of the one variant's run, or of the sweep, in which each has its own. extra: more arguments
-    of launch/train.py. parent: MLflow's id of the run that a sweep's runs stand under.
+    Args:
+        request: for SLURM.
+        chosen: the variants.
+        home: run directory of the only variant, or the folder of a sweep, in which each variant has its own.
+        extra: more arguments of launch/train.py.
+        made_by: the command, for a comment in the script.
+        parent: MLflow's id of the parent run of a sweep.
 
-    Raises RunError or RecipeError where a batch cannot be divided over the ranks, and as `format_script`.
+    Raises RunError or RecipeError where a batch cannot be divided over the ranks or a manifest is missing,
+    and as `format_script` does.
     """
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
@@ -82,41 +146,40 @@ def plan_submission(
 
 
 def create_parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
-    """Make the MLflow run that a sweep's runs stand under; returns its id, None where they are not tracked.
+    """Create the parent run of a sweep in MLflow, or find it where the sweep is submitted again.
 
-    A sweep that is submitted again keeps its own. Raises RunError when MLflow cannot be reached.
+    Returns its id, None where the runs are not tracked. Raises RunError when MLflow cannot be reached.
     """
     tracking = chosen[0].recipe.tracking
     if not tracking.enabled:
         return None
     home.mkdir(parents=True, exist_ok=True)
     tracker = MlflowTracker(home, uri=tracking.uri, experiment=tracking.experiment, run_name=home.name)
-    varied: dict[str, dict[str, None]] = {}  # of each field the values, in their order
+    varied: dict[str, dict[str, None]] = {}  # the values of each field, in their order
     for variant in chosen:
         for field, value in variant.values:
             varied.setdefault(field, {})[value] = None
     tracker.record_params(
         {"sweep": len(chosen), **{field: ", ".join(values) for field, values in varied.items()}}
     )
-    tracker.close("FINISHED", _MLFLOW_PATIENCE)
+    tracker.close("FINISHED", _MLFLOW_TIMEOUT)
     found = find_mlflow_run_id(home)
     if found is None:
         raise RunError(
-            "MLflow cannot be reached, and a sweep's runs stand under one run there: mend that "
-            "(tracking.uri, MLFLOW_TRACKING_URI), or give --set tracking.enabled=false"
+            "MLflow cannot be reached, and the runs of a sweep need a parent run there: correct "
+            "tracking.uri or MLFLOW_TRACKING_URI, or give --set tracking.enabled=false"
         )
     return found
 
 
 def submit(submission: Submission, *, after: str | None, count: int = 1) -> list[str]:
-    """Write the script and hand it to SLURM, so many times, each waiting for the one before to end.
+    """Write the script and submit it `count` times, each job waiting for the end of the one before.
 
-    after: a job that has to end first, in whichever way. Returns SLURM's numbers. Raises RunError, also where
-    the run has a job already: two would write into one folder.
+    after: a job that has to end first, in any way. Returns SLURM's numbers. Raises RunError, also where a run
+    has a job already: both would write into one run directory.
     """
-    _refuse_second(submission, after)
-    folder = submission.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_no_job(submission, after)
+    submission.path.parent.mkdir(parents=True, exist_ok=True)
     write_text(submission.path, submission.text)
     jobs: list[str] = []
     for _ in range(count):
@@ -124,35 +187,29 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
         waits = [f"--dependency=afterany:{before}"] if before else []
         jobs.append(_sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
         if len(jobs) == 1:
-            _refuse_hopeless(jobs[0])
+            _check_can_start(jobs[0])
         for number, run_dir in enumerate(submission.runs):
-            job = f"{jobs[-1]}_{number}" if len(submission.runs) > 1 else jobs[-1]
-            log = _log_of(submission, jobs[-1], number)
+            record = {
+                "job": f"{jobs[-1]}_{number}" if len(submission.runs) > 1 else jobs[-1],
+                "time": round(time.time(), 3),
+                "nodes": submission.request.nodes,
+                "script": str(submission.path.absolute()),
+                "log": str(_log_of(submission, jobs[-1], number).absolute()),
+            }
             (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
-            append_lines(
-                run_dir / "slurm" / "jobs.jsonl",
-                [
-                    {
-                        "job": job,
-                        "time": round(time.time(), 3),
-                        "nodes": submission.request.nodes,
-                        "script": str(submission.path.absolute()),
-                        "log": str(log.absolute()),
-                    }
-                ],
-            )
+            append_lines(run_dir / "slurm" / "jobs.jsonl", [record])
     return jobs
 
 
 def format_submission(submission: Submission, jobs: Sequence[str]) -> str:
-    """What was submitted, where its logs go, and what to do next."""
+    """What was submitted, where the logs are, and the next commands."""
     request, is_sweep = submission.request, len(submission.runs) > 1
     runs = f"{len(submission.runs)} runs, each of " if is_sweep else ""
     limit = timedelta(seconds=parse_time_limit(request.time))
     size = f"{request.nodes} node{'s' if request.nodes > 1 else ''} x {request.ranks_per_node} ranks"
     return "\n".join(
         (
-            f"job {', '.join(jobs)} submitted: {runs}{size}, {limit} a turn",
+            f"job {', '.join(jobs)} submitted: {runs}{size}, {limit} per attempt",
             f"script  {submission.path}",
             *(f"log     {_log_of(submission, job, '*')}" for job in jobs),
             f"ranks   {submission.home}/{'*/' if is_sweep else ''}logs/job-*/rank-*.log",
@@ -164,10 +221,10 @@ def format_submission(submission: Submission, jobs: Sequence[str]) -> str:
 
 def find_missing_nodes(request: JobRequest) -> str | None:
     """Why the job will have to wait, where fewer nodes are up than it asks for. Raises RunError."""
-    chosen = [option for option in request.options if option.startswith("--partition=")]
+    partition = [option for option in request.options if option.startswith("--partition=")]
     up: set[str] = set()
     down: set[str] = set()
-    for line in run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *chosen).splitlines():
+    for line in run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *partition).splitlines():
         node, state = line.split()
         # A star marks a node that does not answer.
         (down if state.startswith(("down", "drain", "fail", "drng")) or state.endswith("*") else up).add(node)
@@ -176,11 +233,11 @@ def find_missing_nodes(request: JobRequest) -> str | None:
     named = ", ".join(sorted(down - up)[:8])
     return (
         f"{request.nodes} nodes are asked for, and {len(up)} are up{f' (not: {named})' if named else ''}: "
-        "the job waits until the others come back. `sinfo -R` says why they are away"
+        "the job waits until the others are back. `sinfo -R` prints why they are down"
     )
 
 
-def _refuse_second(submission: Submission, after: str | None) -> None:
+def _check_no_job(submission: Submission, after: str | None) -> None:
     known: dict[str, Path] = {}
     for run_dir in submission.runs:
         path = run_dir / "slurm" / "jobs.jsonl"
@@ -190,42 +247,42 @@ def _refuse_second(submission: Submission, after: str | None) -> None:
     waiting = [job.id for job in queue(sorted(known)) if job.id in known and job.id != after]
     if waiting:
         raise RunError(
-            f"{known[waiting[0]]} has a job already: {', '.join(waiting)}. Cancel it with scancel, or go on "
-            f"after it with --after {waiting[-1]}"
+            f"{known[waiting[0]]} has a job already: {', '.join(waiting)}. Cancel it with scancel, or "
+            f"continue after it with --after {waiting[-1]}"
         )
 
 
 def _log_of(submission: Submission, job: str, task: int | str) -> Path:
-    """Where the script of a job, or of an array's task, says what it does."""
+    """The log of a job's script, or of the script of an array's task."""
     name = submission.log.name.replace("%A", job).replace("%j", job).replace("%a", str(task))
     return submission.log.with_name(name)
 
 
 def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
+    """The number of the new job."""
     try:
         return run_command("sbatch", "--parsable", *arguments).partition(";")[0]
     except RunError as error:
-        said = str(error)
-        if "partition" in said:
-            raise RunError(f"{said}. There are: {', '.join(partitions())}") from error
-        if "gres" in said.lower():
-            raise RunError(
-                f"{said}. No node there has {gpus_per_node} GPUs: set --gpus-per-node; 0 computes on CPUs"
-            ) from error
+        message = str(error)
+        if "partition" in message:
+            names = run_command("sinfo", "--noheader", "--format=%P").split()
+            known = ", ".join(sorted({name.rstrip("*") for name in names}))
+            raise RunError(f"{message}. Partitions: {known}") from error
+        if "gres" in message.lower():
+            advice = f"No node there has {gpus_per_node} GPUs: set --gpus-per-node; 0 computes on CPUs"
+            raise RunError(f"{message}. {advice}") from error
         raise
 
 
-def _refuse_hopeless(job: str) -> None:
-    """Take back a job of which SLURM says that it will never start; it looks at it within seconds, mostly."""
-    for _ in range(_LOOKS):
+def _check_can_start(job: str) -> None:
+    """Cancel a job that SLURM will never start, and raise RunError; SLURM knows within seconds, mostly."""
+    for _ in range(_POLLS):
         reasons = {queued.reason for queued in queue([job]) if queued.state == "PENDING"}
-        hopeless = [
-            words for reason in reasons if "never start" in (words := PENDING_REASONS.get(reason, ""))
-        ]
-        if hopeless:
+        texts = [PENDING_REASONS.get(reason, "") for reason in reasons]
+        if any("never start" in text for text in texts):
             run_command("scancel", job)
             raise RunError(
-                f"job {job} was taken back: {hopeless[0]}. `scontrol show partition` says what may be"
+                f"job {job} was cancelled: {texts[0]}. `scontrol show partition` prints the limits"
             )
         if reasons != {"None"}:
             return

@@ -27,14 +27,16 @@ runs/<name>/
 import hashlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
 from trainer.system.files import BestEffort, append_lines, find_number, parse_records, write_json, write_text
 
+_MARKS = ("recipe.yaml", "events.jsonl", "summary.json", "slurm/jobs.jsonl", "slurm/turns.jsonl")
 _TAIL = 2**16  # bytes at the end of the events that are looked through
 
 
@@ -193,3 +195,34 @@ def _is_video(entry: dict[str, Any]) -> bool:
 
 def _video(entry: dict[str, Any]) -> tuple[str, int]:
     return entry["path"], entry["sample"]
+
+
+def is_run_dir(path: Path) -> bool:
+    """Whether a folder is a run directory: training wrote into it, or a job was submitted for it."""
+    return any(os.path.exists(path / mark) for mark in _MARKS)
+
+
+def find_run_dirs(folder: Path) -> list[Path]:
+    """The run directories that a folder names: itself, or those in it and, as in a sweep, one level deeper.
+
+    Numbers in names sort by value (2 before 10); hidden folders and those that cannot be read are left out.
+    """
+    return [folder] if is_run_dir(folder) else list(_run_dirs_below(folder, levels=2))
+
+
+def _run_dirs_below(folder: Path, *, levels: int) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:  # another user's, or deleted meanwhile
+        return
+    for name in sorted(names, key=_by_number):
+        path = folder / name
+        if is_run_dir(path):
+            yield path
+        elif levels > 1:
+            yield from _run_dirs_below(path, levels=levels - 1)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part or 0), rest) for part, rest in re.findall(r"(\d*)(\D*)", name)]

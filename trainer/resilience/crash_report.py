@@ -1,20 +1,25 @@
-"""A note of what a rank failed by, so that of a thousand logs the one that matters is found."""
+"""Crash reports: a rank that fails writes when, where and why, so that the first failure is found.
+
+The error files of torch.distributed.elastic would not do: only torchrun sets their path, and they hold no
+host and no fraction of a second, which tells the first failure from those that follow from it.
+"""
 
 import json
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainer.distributed.environment import Environment
 from trainer.system.secrets import redacted
 
+if TYPE_CHECKING:  # it imports torch, which a reader does not need
+    from trainer.distributed.environment import Environment
 
-def write_crash_report(run_dir: Path, environment: Environment, error: BaseException) -> None:
-    """Write `failures/rank-00003.json` into the run's folder: when, where, and what. Raises nothing: what
-    failed already is to be told, not that it could not be written down.
-    """
-    note = {
+
+def write_crash_report(run_dir: Path, environment: "Environment", error: BaseException) -> None:
+    """Write `failures/rank-00003.json` into the run directory. Raises nothing: the error matters more."""
+    report = {
         "time": round(time.time(), 3),
         "rank": environment.rank,
         "node": environment.node,
@@ -24,4 +29,24 @@ def write_crash_report(run_dir: Path, environment: Environment, error: BaseExcep
     with suppress(OSError):
         folder = run_dir / "failures"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"rank-{environment.rank:05d}.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        path = folder / f"rank-{environment.rank:05d}.json"
+        path.write_text(json.dumps(report) + "\n", encoding="utf-8")
+
+
+def first_crash_report(run_dir: Path, since: float) -> str | None:
+    """The earliest crash report since then (seconds since 1970), with its traceback; None without any."""
+    reports = []
+    for path in (run_dir / "failures").glob("rank-*.json"):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # its rank was killed while it wrote
+        keys = {"time", "rank", "node", "words", "traceback"}
+        if isinstance(report, dict) and report.keys() >= keys and report["time"] >= since:
+            reports.append(report)
+    if not reports:
+        return None
+    first = min(reports, key=lambda report: report["time"])
+    others = f" ({len(reports) - 1} more failed after it)" if len(reports) > 1 else ""
+    rank = f"rank {first['rank']} on {first['node']}"
+    return f"{rank} failed first{others}: {first['words']}\n{first['traceback'].rstrip()}"

@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
-from trainer.cluster import slurm
 from trainer.errors import RunError
 from trainer.resilience.process_identity import boot_id, is_hidden, pid_namespace, start_ticks
+from trainer.system import slurm
 
 _GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
 _ENDING = {"COMPLETING", "STAGE_OUT"}

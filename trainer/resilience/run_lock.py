@@ -278,6 +278,15 @@ def find_holder(run_dir: Path) -> LockRecord | None:
     return record
 
 
+def read_holder_times(run_dir: Path) -> tuple[float, float] | None:
+    """Start and last sign of life of the holder, in seconds since 1970; None without a holder."""
+    try:
+        _, record, touched = _latest(_folder(run_dir))
+    except OSError:
+        return None
+    return None if record is None or record.released else (record.since, touched)
+
+
 def _folder(run_dir: Path) -> Path:
     return run_dir / "lock"
 

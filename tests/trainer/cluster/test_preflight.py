@@ -1,13 +1,13 @@
-"""The preflight: what it makes of numbers, of machines that differ, and of two ranks that are there."""
+"""The preflight: checks of one node, checks between two ranks, the table and the command."""
 
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 import launch.doctor
 import pipelines.dali.selftest
@@ -37,39 +38,38 @@ from trainer.cluster.preflight.checks import (
     check_node,
     checkpoint_bytes,
     checkpoints_to_come,
+    judge_decoding,
     judge_gpu,
     judge_gpu_count,
-    judge_gpu_memory,
     judge_memory,
     judge_space,
-    product_is_right,
-    read_decoding,
-    read_smi,
+    multiplies_exactly,
+    query_smi,
     run_check,
 )
 from trainer.cluster.preflight.control_channel import (
-    AllReduceTiming,
+    SIZES,
     ControlChannel,
-    FolderView,
     answer_folder_check,
-    bus_bandwidth,
     check_shared_folder,
-    compare_clocks,
     judge_all_reduce,
-    judge_clock,
-    judge_folder_view,
-    tell_time,
-    time_all_reduce,
+    measure_all_reduce,
 )
-from trainer.cluster.preflight.report import CHECKS, as_table, lines, merge_results, summary, write_failures
-from trainer.cluster.preflight.runner import differing, parse_result
+from trainer.cluster.preflight.report import (
+    CHECKS,
+    count_checks,
+    format_nodes,
+    format_table,
+    merge_results,
+    write_failures,
+)
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
 from trainer.system.timeouts import PREFIX, has_hung_threads
 
-NA, OK, WARNING, FAILED = Status
+SKIPPED, OK, WARNING, FAILED = Status
 CPU = torch.device("cpu")
 
 
@@ -84,138 +84,129 @@ def alone() -> Environment:
     return find_environment("cpu", {})
 
 
-# What one node makes of its own numbers
+# One node
 
 
 @pytest.mark.parametrize(
-    ("seen", "needed", "ranks", "verdict"),
-    [(8, 8, 8, OK), (7, 8, 8, FAILED), (0, 8, 8, FAILED), (0, 0, 2, NA), (8, 4, 4, WARNING), (8, 0, 1, OK)],
-)
-def test_as_many_gpus_as_the_node_has_ranks(seen: int, needed: int, ranks: int, verdict: Status) -> None:
-    finding = judge_gpu_count(seen, needed, ranks)
-    assert finding.verdict is verdict
-    assert str(seen) in finding.text or verdict is NA
-
-
-def _seen(*gpus: str, told: int = 0) -> dict[str, Any]:
-    return {"gpus": gpus, "told": told}
-
-
-@pytest.mark.parametrize(
-    ("reports", "given", "verdicts"),
+    ("seen", "needed", "ranks", "status"),
     [
-        ([_seen(), _seen(), _seen(), _seen()], {}, [NA, NA]),
-        ([_seen("a"), _seen("b"), _seen("c"), _seen("d")], {}, [OK, OK]),  # each sees its own
-        ([_seen("a", "b"), _seen("a", "b"), _seen("c", "d"), _seen("c", "d")], {}, [OK, OK]),
-        ([_seen("a"), _seen("a"), _seen("c", "d"), _seen("c", "d")], {}, [FAILED, OK]),
-        ([_seen("a", "b"), _seen("a", "b"), _seen(), _seen()], {}, [OK, FAILED]),
-        ([_seen("a", "b"), _seen("a", "b"), _seen(), _seen()], {"device": "cpu"}, [OK, NA]),
-        ([_seen(told=2), _seen(), _seen(told=2), _seen()], {}, [FAILED, FAILED]),  # torch sees none
-        ([_seen(), _seen(), _seen(), _seen()], {"device": "cuda"}, [FAILED, FAILED]),
-        (
-            [_seen("a", "b"), _seen("a", "b"), _seen("c", "d"), _seen("c", "d")],
-            {"asked": 3},
-            [FAILED, FAILED],
-        ),
-        ([_seen("a", "b", "c")], {"alone": True}, [OK]),
-        ([_seen(told=1)], {"alone": True}, [FAILED]),
+        (8, 8, 8, OK),
+        (7, 8, 8, FAILED),
+        (0, 8, 8, FAILED),
+        (0, 0, 2, SKIPPED),
+        (8, 4, 4, WARNING),
+        (8, 0, 1, OK),
     ],
 )
-def test_gpus_of_a_node_are_those_its_ranks_see(
-    reports: list[dict[str, Any]], given: dict[str, Any], verdicts: list[Status]
-) -> None:
-    nodes = {rank: f"n{rank // 2 + 1}" for rank in range(len(reports))}
-    how = {"device": "auto", "alone": False, "asked": None, **given}
-    found = runner.count_gpus(nodes, dict(enumerate(reports)), **how)
-    assert [finding.verdict for _, finding in found] == verdicts
+def test_a_node_needs_a_gpu_per_rank(seen: int, needed: int, ranks: int, status: Status) -> None:
+    result = judge_gpu_count(seen, needed, ranks)
+    assert result.status is status
+    assert str(seen) in result.text or status is SKIPPED
 
 
 @pytest.mark.parametrize(
-    ("told", "right", "verdict", "words"),
+    ("seen", "given", "statuses"),
+    [
+        (["", "", "", ""], {}, [SKIPPED, SKIPPED]),
+        (["a", "b", "c", "d"], {}, [OK, OK]),  # each sees its own
+        (["ab", "ab", "cd", "cd"], {}, [OK, OK]),
+        (["a", "a", "cd", "cd"], {}, [FAILED, OK]),
+        (["ab", "ab", "", ""], {}, [OK, FAILED]),
+        (["ab", "ab", "", ""], {"device": "cpu"}, [OK, SKIPPED]),
+        (["", "", "", ""], {"device": "cuda"}, [FAILED, FAILED]),
+        (["ab", "ab", "cd", "cd"], {"required": 3}, [FAILED, FAILED]),
+        (["abc"], {"alone": True}, [OK]),
+        ([""], {"alone": True, "device": "cuda"}, [FAILED]),
+    ],
+)
+def test_the_gpus_of_a_node_are_those_its_ranks_see(
+    seen: list[str], given: dict[str, Any], statuses: list[Status]
+) -> None:
+    nodes = {rank: f"n{rank // 2 + 1}" for rank in range(len(seen))}
+    options = {"device": "auto", "alone": False, "required": None, **given}
+    reports = {rank: {"gpus": list(gpus)} for rank, gpus in enumerate(seen)}
+    results = runner.check_gpu_counts(nodes, reports, **options)
+    assert [result.status for _, result in results] == statuses
+
+
+@pytest.mark.parametrize(
+    ("values", "exact", "status", "token"),
     [
         ({}, True, OK, "no nvidia-smi"),
-        ({"clocks_event_reasons.active": "0x0000000000000005"}, True, OK, "products right"),
         ({}, False, FAILED, "products differ"),
         ({"ecc.errors.uncorrected.volatile.total": "0"}, True, OK, ""),
         ({"ecc.errors.uncorrected.volatile.total": "[N/A]"}, True, OK, ""),
-        ({"ecc.errors.uncorrected.volatile.total": "3"}, True, FAILED, "3 uncorrected memory errors"),
-        ({"retired_pages.pending": "Yes"}, True, FAILED, "waits for a reset"),
-        ({"remapped_rows.pending": "1"}, True, FAILED, "waits for a reset"),
+        ({"ecc.errors.uncorrected.volatile.total": "3"}, True, FAILED, "memory errors: 3"),
+        ({"retired_pages.pending": "Yes"}, True, FAILED, "reset"),
+        ({"remapped_rows.pending": "1"}, True, FAILED, "reset"),
         ({"remapped_rows.failure": "1"}, True, FAILED, "no spare memory"),
-        ({"clocks_throttle_reasons.active": "0x0000000000000040"}, True, WARNING, "heat"),
-        ({"clocks_event_reasons.active": "0x88"}, True, WARNING, "hardware slowdown, power brake"),
     ],
 )
-def test_what_a_gpu_s_driver_tells(told: dict[str, str], right: bool, verdict: Status, words: str) -> None:
-    finding = judge_gpu(3, told, right=right)
-    assert finding.verdict is verdict
-    assert words in finding.text
-    assert verdict is OK or (finding.text.startswith("GPU 3: ") and finding.advice)
+def test_errors_that_the_driver_counts(
+    values: dict[str, str], exact: bool, status: Status, token: str
+) -> None:
+    result = judge_gpu(3, values, exact=exact, taken=0)
+    assert result.status is status
+    assert token in result.text
+    assert status is OK or (result.text.startswith("GPU 3: ") and result.advice)
 
 
-def test_the_line_of_one_gpu_is_read() -> None:
-    said = "GPU-aa, 550.54.15, 0\nGPU-bb, 550.54.15, 2\n"
-    assert read_smi(said, ("driver_version", "errors"), "GPU-bb") == {
-        "driver_version": "550.54.15",
-        "errors": "2",
-    }
-    assert read_smi(said, ("driver_version", "errors"), "GPU-cc") == {}
-
-
-def test_a_field_that_nvidia_smi_does_not_know_leaves_the_others(
+def test_the_values_of_one_gpu_are_read_whatever_nvidia_smi_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(
         "#!/bin/sh\n"
         'case "$1" in *new*) echo "Field is not a valid field to query."; exit 2;; esac\n'
-        'echo "GPU-aa, 550.54.15"\n'
+        'echo "GPU-aa, 550.54.15, 0"; echo "GPU-bb, 550.54.15, 2"\n'
     )
     program.chmod(0o755)
+    fields = ("driver_version", "errors")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert checks.smi("gpu", ("driver_version",), "GPU-aa") == {"driver_version": "550.54.15"}
-    assert checks.smi("gpu", ("new",), "GPU-aa") == {}
+    assert query_smi("gpu", fields, "GPU-bb") == {"driver_version": "550.54.15", "errors": "2"}
+    assert query_smi("gpu", fields, "GPU-cc") == {}
+    assert query_smi("gpu", ("new",), "GPU-aa") == {}
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert checks.smi("gpu", ("driver_version",), "GPU-aa") == {}
+    assert query_smi("gpu", fields, "GPU-aa") == {}
 
 
-def test_a_gpu_that_others_use() -> None:
-    assert judge_gpu_memory(0, 79 * GIB, 80 * GIB).verdict is OK
-    used = judge_gpu_memory(0, 60 * GIB, 80 * GIB)
-    assert used.verdict is WARNING
-    assert "20.0 GiB of 80.0 GiB taken" in used.text
+def test_memory_of_a_gpu_that_others_hold_is_a_warning() -> None:
+    assert judge_gpu(0, {}, exact=True, taken=GIB).status is OK
+    result = judge_gpu(0, {}, exact=True, taken=20 * GIB)
+    assert result.status is WARNING
+    assert "20.0 GiB" in result.text
 
 
-def test_decoding_counts_frames_and_names_what_went_wrong() -> None:
-    assert read_decoding(1, 0, json.dumps({"frames": FRAMES}), "").verdict is OK
-    for finding, words in (
-        (read_decoding(1, 0, '{"frames": 15}', ""), "15 of 16"),
-        (read_decoding(1, 1, "", "Traceback\nno decoder"), "GPU 1: no decoder"),
-        (read_decoding(1, -11, "", ""), "signal 11"),
+def test_decoding_counts_frames_and_names_the_error() -> None:
+    assert judge_decoding(1, 0, json.dumps({"frames": FRAMES}), "").status is OK
+    for result, token in (
+        (judge_decoding(1, 0, '{"frames": 15}', ""), "15 of 16"),
+        (judge_decoding(1, 1, "", "Traceback\nno decoder"), "GPU 1: no decoder"),
+        (judge_decoding(1, -11, "", ""), "signal 11"),
     ):
-        assert finding.verdict is FAILED
-        assert words in finding.text
+        assert result.status is FAILED
+        assert token in result.text
 
 
 def test_a_clip_made_here_is_decoded_with_all_its_frames() -> None:
     assert decode_test_video(CPU, FRAMES) == [FRAMES, 128, 128, 3]
 
 
-def test_a_decoder_that_gives_other_frames_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its output has as many frames as were asked for, whatever is in them."""
-    right = pipelines.decode.selftest.check_encoded
+def test_a_decoder_that_returns_other_frames_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it returns as many frames as requested."""
+    right = pipelines.dali.selftest.check_encoded
 
     def one_later(*arguments: object) -> object:
         encoded = right(*arguments)  # type: ignore[arg-type]
         return replace(encoded, indices=np.minimum(encoded.indices + 1, FRAMES - 1))
 
-    monkeypatch.setattr(pipelines.decode.selftest, "check_encoded", one_later)
+    monkeypatch.setattr(pipelines.dali.selftest, "check_encoded", one_later)
     with pytest.raises(RuntimeError, match="15 of 16 frames are not those"):
         decode_test_video(CPU, FRAMES)
 
 
 def test_products_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert product_is_right(CPU)
+    assert multiplies_exactly(CPU)
     right = torch.Tensor.__matmul__
 
     def wrong_in_bf16(left: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -225,21 +216,21 @@ def test_products_are_compared_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
         return product
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", wrong_in_bf16)
-    assert not product_is_right(CPU)
+    assert not multiplies_exactly(CPU)
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(16, OK), (15, WARNING), (7, FAILED)])
-def test_memory_is_for_all_ranks_of_the_node(free: int, verdict: Status) -> None:
-    finding = judge_memory(free * GIB, 8)
-    assert finding.verdict is verdict
-    assert finding.text == f"{free}.0 GiB free for 8 ranks"
+@pytest.mark.parametrize(("free", "status"), [(16, OK), (15, WARNING), (7, FAILED)])
+def test_memory_is_for_all_ranks_of_the_node(free: int, status: Status) -> None:
+    result = judge_memory(free * GIB, 8)
+    assert result.status is status
+    assert result.text.startswith(f"{free}.0 GiB free")
 
 
 def test_a_disk_too_full_for_one_checkpoint_fails_and_for_all_warns() -> None:
-    def verdict(free: int) -> Status:
-        return judge_space("disk", free, least=3, wanted=9, advice="").verdict
+    def status_of(free: int) -> Status:
+        return judge_space("disk", free, least=3, wanted=9, advice="").status
 
-    assert [verdict(free) for free in (2, 3, 8, 9)] == [FAILED, WARNING, WARNING, OK]
+    assert [status_of(free) for free in (2, 3, 8, 9)] == [FAILED, WARNING, WARNING, OK]
 
 
 def test_checkpoints_need_what_is_not_there_yet(
@@ -268,48 +259,47 @@ def test_a_disk_that_is_too_small_is_found(
 
     def disk(size: int) -> CheckResult:
         monkeypatch.setattr(checks, "checkpoint_bytes", lambda recipe: size)
-        findings, _ = check_node(alone, CPU, tmp_path / "not/there/yet", load_recipe(SMALL))
-        (finding,) = (finding for finding in findings if finding.check == "disk")
-        return finding
+        results, _ = check_node(alone, CPU, tmp_path / "not/there/yet", load_recipe(SMALL))
+        return merge_results(("n1", result) for result in results)["disk"]["n1"]
 
-    assert disk(free + GIB).verdict is FAILED
-    assert disk(free // 3).verdict is WARNING
-    assert disk(free // 3).advice.startswith("5 checkpoints of ")
-    assert disk(free // 10).verdict is OK
+    assert disk(free + GIB).status is FAILED
+    assert disk(free // 3).status is WARNING
+    assert "needs 5 more checkpoints of " in disk(free // 3).advice
+    assert disk(free // 10).status is OK
 
 
-def test_manifests_are_looked_for(tmp_path: Path, motion_set: MotionSet, alone: Environment) -> None:
+def test_manifests_are_compared_by_fingerprint(
+    tmp_path: Path, motion_set: MotionSet, alone: Environment
+) -> None:
     def manifests(*given: str) -> tuple[CheckResult, dict[str, str]]:
-        findings, facts = check_node(alone, CPU, tmp_path, load_recipe(SMALL, given))
-        (finding,) = (finding for finding in findings if finding.check == "manifests")
-        return finding, facts["manifests"]
+        results, facts = check_node(alone, CPU, tmp_path, load_recipe(SMALL, given))
+        return merge_results(("n1", result) for result in results)["manifests"]["n1"], facts["manifests"]
 
     here = (f"data.train={motion_set.train}", f"data.val={motion_set.val}")
-    finding, prints = manifests(*here)
-    assert finding.verdict is OK
+    result, prints = manifests(*here)
+    assert result.status is OK
     assert len(prints) == 2
     assert all(len(value) == 12 for value in prints.values())
-    finding, _ = manifests(here[0], f"data.val={tmp_path}/none.arrow", "data.embedded=null")
-    assert finding.verdict is FAILED
-    assert f"{tmp_path}/none.arrow is not there" in finding.text
+    result, _ = manifests(here[0], f"data.val={tmp_path}/none.arrow", "data.embedded=null")
+    assert result.status is FAILED
+    assert f"{tmp_path}/none.arrow does not exist" in result.text
     damaged = tmp_path / "damaged.arrow"
     damaged.write_bytes(b"no manifest")
-    broken = check_node(alone, CPU, tmp_path, load_recipe(SMALL, [here[0], f"data.val={damaged}"]))[0]
-    (finding,) = (finding for finding in broken if finding.check == "manifests")
-    assert finding.verdict is FAILED
-    assert "is not a manifest" in finding.text
+    result, _ = manifests(here[0], f"data.val={damaged}")
+    assert result.status is FAILED
+    assert "is not a manifest" in result.text
 
 
 def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
     (broken,) = run_check("disk", lambda: [1 / 0])  # type: ignore[list-item]
-    assert broken.verdict is FAILED
+    assert broken.status is FAILED
     assert "ZeroDivisionError" in broken.text
     (refused,) = run_check("memory", _refuse)
-    assert (refused.verdict, refused.text) == (FAILED, "no /proc here")
+    assert (refused.status, refused.text) == (FAILED, "no /proc here")
     assert not has_hung_threads()
     gate = threading.Event()
     (late,) = run_check("memory", lambda: [gate.wait()], 0.1)  # type: ignore[list-item]
-    assert late.verdict is FAILED
+    assert late.status is FAILED
     assert "no end within 0.1 s" in late.text
     assert has_hung_threads()
     gate.set()
@@ -323,166 +313,112 @@ def _refuse() -> list[CheckResult]:
     raise RunError("no /proc here")
 
 
-# What is judged of what lies between nodes
-
-
-@pytest.mark.parametrize(
-    ("error", "offset", "verdict"),
-    [
-        (0.001, 0.3, OK),
-        (0.001, -1.5, WARNING),
-        (0.001, 59.0, WARNING),
-        (0.001, -61.0, FAILED),
-        (2.0, 0.0, WARNING),  # cannot be told from a second
-        (5.0, 61.0, WARNING),
-    ],
-)
-def test_clocks_are_judged_with_their_error(error: float, offset: float, verdict: Status) -> None:
-    finding = judge_clock(error, offset)
-    assert finding.verdict is verdict
-    assert ("ahead" if offset > 0 else "behind") in finding.text
-    assert "±" in finding.text
-
-
-def test_what_a_node_sees_of_the_folder_is_held_to_the_bytes() -> None:
-    def judged(sight: FolderView, came_back: str) -> CheckResult:
-        return judge_folder_view("ours", sight, came_back, alone=False)
-
-    assert judged(FolderView("ours", "", "its", 0.2), "its").verdict is OK
-    for sight, came_back, words in (
-        (FolderView("another", "", "its", 0.2), "its", "other bytes than rank 0 wrote"),
-        (FolderView("", "it is not there", "", 9.0), "", "it is not there"),
-        (FolderView("ours", "", "its", 0.2), "", "does not see what it wrote"),
-        (FolderView("ours", "", "its", 0.2), "another", "rank 0 sees other bytes"),
-    ):
-        finding = judged(sight, came_back)
-        assert finding.verdict is FAILED
-        assert words in finding.text
+# Between nodes
 
 
 def test_the_slowest_rank_s_time_counts_and_wrong_sums_fail() -> None:
-    mib = 2**20
-    sums = {
-        rank: [AllReduceTiming(mib, 0.001, 0), AllReduceTiming(64 * mib, 0.01 * (rank + 1), 0)]
-        for rank in range(4)
-    }
-    assert bus_bandwidth(sums[3][1], 4) == pytest.approx(1.5 * 64 * mib / 0.04 / 1e9)
-    found = judge_all_reduce(sums, 4, None)
-    assert {finding.verdict for finding in found.values()} == {OK}
-    assert {finding.text for finding in found.values()} == {"1 MiB in 1.00 ms; 64 MiB at 2.52 GB/s of bus"}
-    assert {finding.verdict for finding in judge_all_reduce(sums, 4, 2.5).values()} == {OK}
-    assert {finding.verdict for finding in judge_all_reduce(sums, 4, 2.6).values()} == {FAILED}
-    sums[2][1] = AllReduceTiming(64 * mib, 0.01, 17)
-    found = judge_all_reduce(sums, 4, None)
-    assert [rank for rank, finding in found.items() if finding.verdict is FAILED] == [2]
-    assert "17 elements" in found[2].text
+    measured = {rank: (0.01 * (rank + 1), 0) for rank in range(4)}
+    rate = 1.5 * SIZES["cpu"][0] / 0.04 / 1e9
+    results = judge_all_reduce(measured, "cpu", None)
+    assert {result.status for result in results.values()} == {OK}
+    assert all(f"{rate:.2f} GB/s" in result.text for result in results.values())
+    for least, status in ((0.99 * rate, OK), (1.01 * rate, FAILED)):
+        assert {result.status for result in judge_all_reduce(measured, "cpu", least).values()} == {status}
+    measured[2] = (0.01, 17)
+    results = judge_all_reduce(measured, "cpu", None)
+    assert [rank for rank, result in results.items() if result.status is FAILED] == [2]
+    assert "17 elements" in results[2].text
 
 
 def test_nodes_that_differ_from_most_are_named() -> None:
     usual = {"torch": "2.9", "Python": "3.11"}
     facts = {"n1": usual, "n2": {**usual, "torch": "2.8"}, "n3": usual, "n4": {"Python": "3.11"}}
-    found = dict(differing("versions", facts))
+    found = dict(runner.compare_facts("versions", facts))
     assert found.keys() == {"n2", "n4"}
     assert found["n2"].text == "torch: 2.8, elsewhere 2.9"
     assert found["n4"].text == "torch: missing, elsewhere 2.9"
-    assert {finding.verdict for finding in found.values()} == {FAILED}
-    assert next(differing("driver", {"n1": {"driver": "550"}, "n2": {"driver": "535"}}))[0] == "n2"
-    assert not list(differing("versions", {"n1": usual, "n2": usual}))
+    assert {result.status for result in found.values()} == {FAILED}
+    assert not list(runner.compare_facts("versions", {"n1": usual, "n2": usual}))
 
 
 # The table
 
 
-def test_ranks_of_a_node_count_as_its_worst() -> None:
+def test_the_worst_result_of_a_node_s_ranks_counts() -> None:
     table = merge_results(
         [
             ("n1", CheckResult("GPU health", OK, "fine")),
             ("n1", CheckResult("GPU health", FAILED, "GPU 3: broken", "reset")),
             ("n1", CheckResult("GPU health", FAILED, "GPU 5: broken", "reset")),
             ("n1", CheckResult("GPU health", WARNING, "GPU 6: hot")),
-            ("n2", CheckResult("GPU memory", OK, "79 free", value=79)),
-            ("n2", CheckResult("GPU memory", OK, "78 free", value=78)),
         ]
     )
-    assert list(table) == ["GPU health", "GPU memory"]
+    assert list(table) == ["GPU health"]
     assert table["GPU health"]["n1"].text == "GPU 3: broken; GPU 5: broken"
-    assert table["GPU memory"]["n2"].text == "78 free"
 
 
 def test_a_thousand_nodes_take_a_few_lines() -> None:
-    nodes = {
-        f"n{number}": CheckResult("disk", OK, f"{number} free", value=number) for number in range(100, 1100)
-    }
+    nodes = {f"n{number}": CheckResult("disk", OK, f"{number} free") for number in range(100, 1100)}
     nodes["n200"] = nodes["n300"] = CheckResult("disk", FAILED, "1 free", "clear it")
     nodes["n400"] = CheckResult("disk", WARNING, "5 free", "clear some")
-    assert lines(nodes) == [
+    assert format_nodes(nodes) == [
         "n200, n300: 1 free",
         "-> clear it",
         "n400: 5 free",
         "-> clear some",
-        "997 nodes: ok, at worst 100 free (n100)",
+        "997 nodes: ok",
     ]
     alike = {node: CheckResult("disk", FAILED, "1 free", "clear it") for node in nodes}
-    assert lines(alike) == ["n100, n101, n102, n103 and 996 more: 1 free", "-> clear it"]
-    different = {node: CheckResult("disk", FAILED, f"{node} is full", "clear it") for node in nodes}
-    shown = lines(different)
-    assert len(shown) == 7
-    assert shown[-2:] == ["-> clear it", "and 995 more nodes"]
-    assert lines({"n1": CheckResult("disk", OK, "5 free")}) == ["5 free"]
+    assert format_nodes(alike) == ["n100, n101, n102, n103 and 996 more: 1 free", "-> clear it"]
+    different = {node: CheckResult("disk", FAILED, f"{node} is full") for node in nodes}
+    lines = format_nodes(different)
+    assert len(lines) == 6
+    assert lines[-1] == "and 995 more nodes"
+    assert format_nodes({"n1": CheckResult("disk", OK, "5 free")}) == ["5 free"]
 
 
 def test_the_table_fits_80_columns_and_has_no_colours_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
     found = [("n1", CheckResult(check, OK, "well [not a style] " * 10)) for check in CHECKS]
-    table = as_table(merge_results([*found, ("n2", CheckResult("disk", FAILED, "full"))]))
+    table = format_table(merge_results([*found, ("n2", CheckResult("disk", FAILED, "full"))]))
     Console(width=80).print(table)
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "\x1b" not in shown
-    assert "[not a" in shown
-    assert all(f"\n{check}" in shown for check in CHECKS)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "\x1b" not in printed
+    assert "[not a" in printed
+    assert all(f"\n{check}" in printed for check in CHECKS)
 
 
-def test_failed_nodes_are_written_for_the_script_and_forgotten_when_all_is_well(tmp_path: Path) -> None:
+def test_failed_nodes_are_written_for_the_script_and_removed_when_none_fails(tmp_path: Path) -> None:
     bad = CheckResult("disk", FAILED, "full")
-    table = merge_results(
-        [("n1", CheckResult("disk", OK, "")), ("n2", bad), ("n2", CheckResult("clock", WARNING, "off"))]
-    )
+    ok, warning = CheckResult("disk", OK, ""), CheckResult("memory", WARNING, "low")
+    table = merge_results([("n1", ok), ("n2", bad), ("n2", warning)])
     file = tmp_path / "slurm/preflight.json"
     assert write_failures(tmp_path, table) == file
     assert json.loads(file.read_text()) == {"failed": {"n2": ["disk: full"]}, "everywhere": []}
-    assert summary(table, file) == f"1 failure, 1 warning; see {file}"
-    # To leave out all nodes would leave none: it is not their fault.
+    assert (count_checks(table, FAILED), count_checks(table, WARNING)) == (1, 1)
+    # To exclude all nodes would leave none.
     write_failures(tmp_path, merge_results([("n1", bad), ("n2", bad)]))
     assert json.loads(file.read_text()) == {"failed": {}, "everywhere": ["disk: full"]}
-    well = merge_results([("n1", CheckResult("disk", WARNING, "")), ("n2", CheckResult("disk", OK, ""))])
-    assert write_failures(tmp_path, well) is None
+    assert write_failures(tmp_path, merge_results([("n1", warning), ("n2", ok)])) is None
     assert not file.exists()
-    assert summary(well, None) == "nothing failed, 1 warning"
-
-
-def test_a_finding_survives_its_way_to_rank_0() -> None:
-    finding = CheckResult("disk", WARNING, "5 free", "clear some", 5.0)
-    assert parse_result(json.loads(json.dumps(vars(finding)))) == finding
 
 
 # Two ranks
 
 
-def _share(folders: tuple[Path, Path], patience: float) -> dict[int, CheckResult]:
-    exchange = _exchange("share")
-    if exchange.rank == 0:
-        return check_shared_folder(exchange, folders[0], [1], patience)
-    answer_folder_check(exchange, exchange.hear("folder", 60), folders[1], patience)
+def _share(folders: tuple[Path, Path], seconds: float) -> dict[int, CheckResult]:
+    channel = _channel("share")
+    if channel.rank == 0:
+        return check_shared_folder(channel, folders[0], [1], seconds)
+    answer_folder_check(channel, channel.receive("folder", 60), folders[1], seconds)
     return {}
 
 
 def test_a_folder_that_both_see(pair: Ranks, tmp_path: Path) -> None:
     run = tmp_path / "runs/new"
     found = pair.run(_share, (run, run), 20.0)[0]
-    assert [found[rank].verdict for rank in (0, 1)] == [OK, OK]
-    assert list(tmp_path.iterdir()) == []  # as it was
+    assert [found[rank].status for rank in (0, 1)] == [OK, OK]
+    assert list(tmp_path.iterdir()) == []  # nothing is left
     (run / "slurm").mkdir(parents=True)
     (run / "slurm/turns.jsonl").write_text("kept")
     pair.run(_share, (run, run), 20.0)
@@ -491,8 +427,8 @@ def test_a_folder_that_both_see(pair: Ranks, tmp_path: Path) -> None:
 
 def test_a_folder_that_one_node_does_not_see(pair: Ranks, tmp_path: Path) -> None:
     found = pair.run(_share, (tmp_path / "here", tmp_path / "there"), 0.5)[0]
-    assert found[0].verdict is OK
-    assert found[1].verdict is FAILED
+    assert found[0].status is OK
+    assert found[1].status is FAILED
     assert "does not hold what rank 0 wrote" in found[1].text
     assert list(tmp_path.iterdir()) == []
 
@@ -501,92 +437,75 @@ def test_a_folder_that_cannot_be_written(pair: Ranks, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     found = pair.run(_share, (file / "run", file / "run"), 0.5)[0]
-    assert found[0].verdict is FAILED
+    assert found[0].status is FAILED
     assert "cannot write in" in found[0].text
 
 
-def _clocks(ahead: float) -> dict[int, CheckResult]:
-    exchange = _exchange("clocks")
-    if exchange.rank == 0:
-        return compare_clocks(exchange, [1], 60)
-    tell_time(exchange, 60, lambda: time.time() + ahead)
-    return {}
-
-
-@pytest.mark.parametrize(("ahead", "verdict"), [(0.0, OK), (5.0, WARNING), (-90.0, FAILED)])
-def test_a_clock_that_is_off(pair: Ranks, ahead: float, verdict: Status) -> None:
-    finding = pair.run(_clocks, ahead)[0][1]
-    assert finding.verdict is verdict
-    if ahead:
-        assert finding.text.startswith(f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
-
-
-def _sum(mistaken: bool) -> list[AllReduceTiming]:
+def _measure(mistaken: bool) -> tuple[float, int]:
     rank = dist.get_rank()
-    # A rank that adds another part than its own stands for a link that changes it.
-    return time_all_reduce(CPU, 2, 5 if mistaken and rank == 1 else rank)
+    # A rank that adds the values of another imitates a link that corrupts data.
+    return measure_all_reduce(CPU, 2, 5 if mistaken and rank == 1 else rank)
 
 
 def test_sums_over_ranks_are_exact(pair: Ranks) -> None:
-    for sums in pair.run(_sum, False):
-        assert [one.wrong for one in sums] == [0, 0]
-        assert all(one.seconds > 0 for one in sums)
-    for sums in pair.run(_sum, True):
-        assert [one.wrong for one in sums] == [one.bytes // 4 for one in sums]
+    for seconds, wrong in pair.run(_measure, False):
+        assert wrong == 0
+        assert seconds > 0
+    for _, wrong in pair.run(_measure, True):
+        assert wrong == SIZES["cpu"][0] // 4
 
 
 def _collect() -> Any:
-    exchange = _exchange("collect")
-    if exchange.rank == 1:
-        exchange.give("word", {"a": 1})
-        return exchange.hear("told", 60)
-    exchange.tell("told", "well")
-    came = exchange.collect("word", [1], 60), exchange.collect("word", [0, 1], 0.2)
+    channel = _channel("collect")
+    if channel.rank == 1:
+        channel.send("word", {"a": 1})
+        return channel.receive("broadcast", 60)
+    channel.broadcast("broadcast", "well")
+    values = channel.collect("word", [1], 60), channel.collect("word", [0, 1], 0.2)
     try:
-        exchange.hear("never told", 0.2)
+        channel.receive("missing", 0.2)
     except TimeoutError as error:
-        return *came, str(error)
+        return *values, str(error)
 
 
-def test_who_does_not_answer_is_left_out(pair: Ranks) -> None:
+def test_a_rank_that_sends_nothing_is_left_out(pair: Ranks) -> None:
     first, second, problem = pair.run(_collect)[0]
     assert first == second == {1: {"a": 1}}
-    assert "never told" in problem
+    assert "missing" in problem
 
 
-def _examine(folder: Path) -> tuple[int, str]:
-    """A preflight of which rank 1 takes longer to look at itself than rank 0 waits; its code and output."""
+def _preflight(folder: Path) -> tuple[int, str]:
+    """A preflight in which the checks of rank 1 take longer than rank 0 waits; its code and output."""
     place = find_environment("cpu")
-    place = replace(place, local_rank=0, node=f"n{place.rank + 1}")
-    examination = runner.Preflight(REQUEST, None, "", place, CPU, folder)
-    examination.exchange = _exchange("examine")
+    place = replace(place, local_rank=0, node=f"n{place.rank + 1}", nodes=("n1", "n2"))
+    preflight = runner.Preflight(REQUEST, None, "", place, CPU, folder, _channel("preflight"))
     gone = threading.Event()
-    patience = mock.patch.object(runner, "REPORTS", 0.5)
+    patience = mock.patch.object(runner, "REPORT_TIMEOUT", 0.5)
     hanging = mock.patch.object(
-        runner, "look", lambda *_: (gone.wait(3.0), [CheckResult("disk", OK, "")], {})[1:]
+        runner, "check_node", lambda *_: (gone.wait(3.0), [CheckResult("disk", OK, "")], {})[1:]
     )
     with patience, hanging if place.rank else nullcontext(), redirect_stdout(io.StringIO()) as output:
-        return examination.run(), output.getvalue()
+        return preflight.run(), output.getvalue()
 
 
-def test_a_node_that_does_not_report_is_named_and_holds_nobody_up(pair: Ranks, tmp_path: Path) -> None:
-    (code, output), (late, _) = pair.run(_examine, tmp_path)
-    assert (code, late) == (1, 1)
+def test_a_node_that_does_not_report_is_named_and_nobody_waits_for_it(pair: Ranks, tmp_path: Path) -> None:
+    (code, output), _ = pair.run(_preflight, tmp_path)
+    assert code == 1
     assert "n2: rank 1: no answer" in output
-    assert "not tried: some rank did not answer" in output
+    assert "some rank did not answer" in output
     written = json.loads((tmp_path / "slurm/preflight.json").read_text())
     assert written == {"failed": {"n2": ["ranks: rank 1: no answer"]}, "everywhere": []}
 
 
-_turn = 0
+_number = 0
 
 
-def _exchange(name: str) -> ControlChannel:
+def _channel(name: str) -> ControlChannel:
     """Under keys of its own: the ranks stay between tests."""
-    global _turn
-    _turn += 1
+    global _number
+    _number += 1
     store = dist.distributed_c10d._get_default_store()
-    return ControlChannel(dist.get_rank(), 2, dist.PrefixStore(f"{name}-{_turn}", store))
+    return ControlChannel(dist.get_rank(), dist.PrefixStore(f"{name}-{_number}", store))
 
 
 # The command
@@ -596,7 +515,7 @@ REQUEST = runner.PreflightRequest(
 )
 
 
-def test_ranks_that_do_not_meet_are_a_failure(
+def test_ranks_that_do_not_connect_are_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object, rendezvous: float) -> None:
@@ -628,23 +547,23 @@ def test_alone_as_typed(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, (output, errors)
     assert output.startswith("preflight of 1 node, 1 rank\n")
-    rows = {line[:16].strip(): line[16:] for line in output.splitlines()}
-    assert rows.keys() >= set(CHECKS)
-    assert rows["shared folder"].split()[0] == "ok"
-    assert "torch" in rows["versions"]
+    rows = dict(re.split("  +", line)[:2] for line in output.splitlines() if "  " in line)
+    assert rows.keys() >= set(CHECKS) - {"recipe", "manifests", "GPU health", "NVDEC"}
+    assert rows["shared folder"] == "ok"
+    assert "torch" in output
     assert max(map(len, output.splitlines())) <= 80
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.soak
-def test_two_nodes_of_which_one_lacks_what_the_recipe_names(tmp_path: Path, motion_set: MotionSet) -> None:
-    """Started as SLURM does, with names of nodes; the second node's data lie elsewhere, and are others."""
+def test_two_nodes_of_which_one_has_another_manifest(tmp_path: Path, motion_set: MotionSet) -> None:
+    """Started as by SLURM, with names of nodes; the second node has other data at the same path."""
     own = shutil.copytree(motion_set.root, tmp_path / "own")
     (own / "train.arrow").write_bytes((own / "val.arrow").read_bytes())
     run, port = tmp_path / "run", str(find_port())
     processes = []
     for rank in (0, 1):
-        # One path for both, as in a recipe; what lies there differs.
+        # One path for both, as in a recipe, to different data.
         data = tmp_path / f"n{rank + 1}"
         data.mkdir()
         (data / "data").symlink_to(own if rank else motion_set.root)
@@ -670,9 +589,9 @@ def test_two_nodes_of_which_one_lacks_what_the_recipe_names(tmp_path: Path, moti
     assert written["failed"].keys() == {"n2"}
     (reason,) = written["failed"]["n2"]
     assert reason.startswith("manifests: data.train data/train.arrow: ")
-    rows = {line[:16].strip(): line[16:].split()[0] for line in output.splitlines() if len(line) > 16}
-    assert {name: rows[name] for name in ("manifests", "shared folder", "clock", "all-reduce")} == {
-        "manifests": "failed", "shared folder": "ok", "clock": "ok", "all-reduce": "ok",
+    rows = dict(re.split("  +", line)[:2] for line in output.splitlines() if "  " in line)
+    assert {name: rows[name] for name in ("manifests", "shared folder", "all-reduce")} == {
+        "manifests": "failed", "shared folder": "ok", "all-reduce": "ok",
     }  # fmt: skip
 
 
@@ -683,16 +602,16 @@ def find_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "token"),
     [
         (("--recipe", "nowhere.yaml"), "nowhere.yaml"),
         (("--set", "model.frames=8"), "--set needs --recipe"),
         (("--patience", "0"), "--patience must be above 0"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(
+def test_a_mistake_is_reported_without_a_traceback(
     arguments: tuple[str, ...],
-    words: str,
+    token: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -707,5 +626,5 @@ def test_a_mistake_is_told_without_a_traceback(
         code = error.code  # type: ignore[assignment]
     errors = capsys.readouterr().err
     assert code == 2
-    assert words in errors
+    assert token in errors
     assert "Traceback" not in errors

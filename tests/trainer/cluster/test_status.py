@@ -1,4 +1,4 @@
-"""How runs are seen to stand: from folders as trainings and jobs leave them, and from what SLURM says."""
+"""The status of runs: from run directories as trainings and jobs write them, and from SLURM's queue."""
 
 import io
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,31 @@ from rich.console import Console
 from tests.integration.processes import ROOT
 from trainer.checkpoint.retention import Retention
 from trainer.cluster.requeue import Attempt, Attempts
-from trainer.cluster.run_status import STARTING, RunHistory, RunStatus, derive_status, duration, is_gone
-from trainer.cluster.slurm import QueuedJob
-from trainer.cluster.status import NOTES, collect_statuses, find_run_dirs, format_json, print_overview
+from trainer.cluster.run_status import RunHistory, RunStatus, derive_status
+from trainer.cluster.status import MAX_REASONS, collect_statuses, find_runs, format_json, print_overview
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import write_crash_report
+from trainer.resilience.lock_record import LockRecord
+from trainer.resilience.run_lock import STALE
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 from trainer.system.files import append_lines
+from trainer.system.formatting import format_duration
+from trainer.system.slurm import QueuedJob
 
 TOTAL = 60
 
 
 class Run:
-    """A run's folder, written as a training and its jobs write it, with all that it tells at one time."""
+    """A run directory, written as a training and its jobs write it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = RunDir(path)
-        self.turns = Attempts(path)
+        self.attempts = Attempts(path)
 
     def create(self) -> "Run":
         self.folder.create(recipe="name: x\n", environment={"hostname": "login3"})
-        os.utime(self.folder.environment, (0, 0))  # long ago, as nearly always
         return self
 
     def start(self, step: int = 0) -> "Run":
@@ -58,6 +61,13 @@ class Run:
             self.folder.append_event("step", step=step, **{**values, **more})
         return self
 
+    def holds_lock(self, since: float = 0.0) -> "Run":
+        """The lock of a process that began then and gave a sign of life just now."""
+        record = LockRecord.own("token", flock=False)
+        (self.path / "lock").mkdir(exist_ok=True)
+        (self.path / "lock" / "000001.json").write_text(json.dumps(asdict(replace(record, since=since))))
+        return self
+
     def saved(self, step: int) -> "Run":
         (self.folder.checkpoints / f"step-{step:07d}").mkdir(parents=True)
         return self
@@ -69,13 +79,13 @@ class Run:
         return self
 
     def begun(self, restart: int = 0, job: str = "12") -> "Run":
-        self.turns.begin(Attempt(job, restart, "n[1-2]"))
+        self.attempts.begin(Attempt(job, restart, "n[1-2]"))
         return self
 
     def ended(
         self, code: int, restart: int = 0, job: str = "12", *, state: str = "RUNNING", chained: bool = False
     ) -> "Run":
-        self.turns.end(Attempt(job, restart, "n[1-2]", chained), code=code, state=state)
+        self.attempts.end(Attempt(job, restart, "n[1-2]", chained), code=code, state=state)
         return self
 
     def status(self, *queue: QueuedJob, age: float = 1.0, asked: bool = True) -> RunStatus:
@@ -85,7 +95,7 @@ class Run:
 
 
 def queued(state: str, reason: str = "None", job: str = "12", nodes: str = "") -> QueuedJob:
-    return QueuedJob(id=job, state=state, reason=reason, nodes=nodes, time_left="1:00:00", name="x")
+    return QueuedJob(id=job, state=state, reason=reason, nodes=nodes)
 
 
 RUNNING = queued("RUNNING", nodes="n[1-2]")
@@ -97,81 +107,69 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_run_by_hand_that_gets_on(run: Run) -> None:
-    run.start().steps(1, 20, pace=3.0)
+    run.start().steps(1, 20, pace=3.0).holds_lock()
     row = run.status()
-    assert (row.state, row.words, row.step, row.total_steps, row.restarts) == ("running", "", 20, TOTAL, 0)
+    assert (row.state, row.reason, row.step, row.total_steps, row.restarts) == ("running", "", 20, TOTAL, 0)
     assert row.seconds_left == pytest.approx(3.0 * 40)
     assert row.loss == pytest.approx(3.0 - 20 / TOTAL)
     assert (row.job, row.nodes) == (None, "login3")
     assert row.silent is not None and 0.9 < row.silent < 30
 
 
-@pytest.mark.parametrize(("pace", "patience"), [(2.0, 60.0), (30.0, 300.0)])
-def test_silence_is_measured_by_the_runs_own_pace(run: Run, pace: float, patience: float) -> None:
-    run.start().steps(1, 5, pace=pace)
-    assert run.status(age=patience - 30).state == "running"
-    row = run.status(age=patience + 65)
-    assert (row.state, row.words) == ("unknown", f"silent for {duration(patience + 65)}")
+def test_a_run_by_hand_is_there_as_long_as_its_lock_shows_it(run: Run) -> None:
+    run.start().steps(1, 20)
+    assert run.status(age=STALE + 5).state == "unknown"
+    later = time.time() + STALE
+    run.holds_lock()
+    os.utime(run.path / "lock" / "000001.json", (later, later))
+    assert run.status(age=STALE + 5).state == "running"
+    run.holds_lock()
+    assert run.status().state == run.status(age=STALE - 10).state == "running"
+    row = run.status(age=STALE + 65)
+    assert (row.state, row.reason) == ("unknown", "no sign of life for 4m")
 
 
-def test_a_pause_as_long_as_before_is_no_silence(run: Run) -> None:
+def test_a_run_that_begins_again_is_starting_whatever_it_recorded_before(run: Run) -> None:
     run.create()
-    now = time.time()
-    for step, age in ((1, 700.0), (2, 699.0), (3, 200.0)):  # an evaluation between the last two
-        append_lines(run.folder.events, [{"event": "step", "time": now - age, "step": step, "spent": step}])
-    assert run.status(age=700).state == "running"
-    assert run.status(age=1200).state == "unknown"
-
-
-def test_the_first_step_may_be_long_in_coming(run: Run) -> None:
-    run.start()
-    row = run.status(age=STARTING - 60)
-    assert (row.state, row.words, row.step, row.seconds_left) == ("running", "starting", 0, None)
-    assert run.status(age=STARTING + 5).state == "unknown"
-
-
-def test_a_run_that_is_about_to_tell_its_first_event(run: Run) -> None:
-    run.create()
-    assert (run.status().state, run.status().words) == ("unknown", "it has told nothing yet")
-    os.utime(run.folder.environment)
-    assert (run.status().state, run.status().words) == ("running", "starting")
-    assert run.status(age=STARTING + 5).state == "unknown"
+    assert (run.status().state, run.status().reason) == ("unknown", "no event yet")
+    run.holds_lock()
+    assert (run.status().state, run.status().reason) == ("running", "starting")
     run.start().steps(1, 5)
-    run.folder.append_event("left", step=5, reason="SIGTERM")
-    assert run.status().state == "stopped"
-    later = time.time() + 5
-    os.utime(run.folder.environment, (later, later))
-    assert run.status(age=10).state == "running"
+    for event, values in (("left", {"reason": "SIGTERM"}), ("failed", {"words": "a shape is wrong"})):
+        run.folder.append_event(event, step=5, **values)
+        assert run.status().state == {"left": "stopped", "failed": "failed"}[event]
+    run.holds_lock(since=time.time() + 1)
+    assert (run.status().state, run.status().reason) == ("running", "starting")
 
 
 def test_a_run_that_ended(run: Run) -> None:
     run.start().steps(1, TOTAL)
     run.folder.append_event("end", top1=0.875, steps=TOTAL)
     row = run.status(age=10**6)
-    assert (row.state, row.words, row.step, row.seconds_left) == ("finished", "", TOTAL, None)
+    assert (row.state, row.reason, row.step, row.seconds_left) == ("finished", "", TOTAL, None)
 
 
 def test_a_run_that_was_asked_to_leave(run: Run) -> None:
     run.start().steps(1, 20)
     run.folder.append_event("left", step=20, reason="the file STOP")
     row = run.status(age=10**6)
-    assert (row.state, row.words) == ("stopped", "by the file STOP")
-    run.start(20)
+    assert (row.state, row.reason) == ("stopped", "by the file STOP")
+    run.start(20).holds_lock()
     assert run.status().state == "running"
 
 
-def test_a_run_whose_rank_left_word_of_its_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_rank_wrote_a_crash_report(run: Run) -> None:
     from trainer.distributed.environment import find_environment
 
-    run.start().steps(1, 5)
+    run.start().steps(1, 5).holds_lock()
     time.sleep(0.01)
     write_crash_report(run.path, find_environment("cpu", {}), ValueError("a shape is wrong"))
     row = run.status()
     assert row.state == "failed"
-    assert "failed first: ValueError: a shape is wrong" in row.words and "\n" not in row.words
+    assert "failed first: ValueError: a shape is wrong" in row.reason and "\n" not in row.reason
     time.sleep(0.01)
     run.start(5)
-    assert run.status().state == "running"  # that was the start before
+    assert run.status().state == "running"  # the crash report is of the start before
 
 
 def test_a_run_that_hung(run: Run) -> None:
@@ -181,49 +179,49 @@ def test_a_run_that_hung(run: Run) -> None:
     later = time.time() + 1
     os.utime(run.path / "hangs" / "summary.txt", (later, later))
     row = run.status()
-    assert (row.state, row.words) == ("failed", "no progress for 1200 s: rank 1 waits")
+    assert (row.state, row.reason) == ("failed", "no progress for 1200 s: rank 1 waits")
 
 
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("Resources", "all nodes that suit it are in use (Resources)"),
+        ("Resources", "all suitable nodes are in use (Resources)"),
         ("Priority", "other jobs come first (Priority)"),
         ("QOSMaxJobsPerUserLimit", "a limit of its QOS (QOSMaxJobsPerUserLimit)"),
         ("BeginTime", "its begin time has not come"),
         ("Dependency", "another job has to end first (Dependency)"),
-        ("ReqNodeNotAvail, UnavailableNodes:n2", "a node it needs is away or reserved"),
-        ("PartitionNodeLimit", "more nodes than its partition may give"),
+        ("ReqNodeNotAvail, UnavailableNodes:n2", "a node it needs is down or reserved"),
+        ("PartitionNodeLimit", "more nodes than its partition allows"),
         ("JobHeldUser", "scontrol release"),
         ("SomethingNew", "SomethingNew"),
     ],
 )
-def test_a_job_that_waits_says_why_in_plain_words(run: Run, reason: str, words: str) -> None:
+def test_the_reason_of_a_waiting_job_is_printed_in_plain_words(run: Run, reason: str, words: str) -> None:
     run.submitted()
     row = run.status(queued("PENDING", reason))
-    assert row.state == "waiting" and words in row.words
+    assert row.state == "waiting" and words in row.reason
     assert (row.job, row.nodes, row.step, row.silent) == ("12", "", None, None)
 
 
 def test_a_job_that_waits_where_slurm_was_not_asked(run: Run) -> None:
     row = run.submitted().status(asked=False, age=185)
-    assert (row.state, row.words) == ("waiting", "submitted 3m ago; only SLURM knows more")
+    assert (row.state, row.reason) == ("waiting", "submitted; SLURM was not asked")
 
 
 def test_a_job_that_left_the_queue_before_it_began(run: Run) -> None:
     row = run.submitted().status()
-    assert row.state == "unknown" and "left the queue before it began" in row.words
+    assert row.state == "unknown" and "left the queue before it began" in row.reason
 
 
 def test_a_job_that_runs(run: Run) -> None:
     run.submitted().begun()
-    assert "starting for" in run.status(RUNNING).words
+    assert run.status(RUNNING).reason == "starting"
     time.sleep(0.01)
     run.start().steps(1, 9)
     row = run.status(RUNNING)
-    assert (row.state, row.words, row.job, row.nodes) == ("running", "", "12", "n[1-2]")
-    row = run.status(RUNNING, age=725)
-    assert (row.state, row.words) == ("running", "silent for 12m")  # SLURM knows that it runs, and no more
+    assert (row.state, row.reason, row.job, row.nodes) == ("running", "", "12", "n[1-2]")
+    assert run.status(RUNNING, age=10**6).state == "running"
+    run.holds_lock()
     assert run.status(asked=False).state == "running"
     assert run.status(asked=False, age=725).state == "unknown"
     assert run.status(asked=False).nodes == "n[1-2]"
@@ -234,21 +232,23 @@ def test_a_job_that_is_queued_again(run: Run) -> None:
     run.folder.append_event("left", step=9, reason="SIGUSR1")
     run.ended(REQUEUE)
     row = run.status(queued("PENDING", "BeginTime"), age=600)
-    assert row.state == "requeued" and row.words.startswith("asked to leave, step 9 is saved; its begin time")
+    assert row.state == "requeued" and row.reason.startswith(
+        "asked to leave, step 9 is saved; its begin time"
+    )
     assert run.status(asked=False, age=600).state == "requeued"
     row = run.status(age=600)
-    assert row.state == "unknown" and "is not in the queue again" in row.words
+    assert row.state == "unknown" and "the queue has no such job" in row.reason
 
 
 def test_a_job_whose_node_was_lost(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9)
     row = run.status(queued("PENDING", "BeginTime"), age=100)
-    assert row.state == "requeued" and "its last turn ended without a word" in row.words
+    assert row.state == "requeued" and "its last attempt ended without a result" in row.reason
     row = run.status(age=100)
-    assert (row.state, row.job) == ("failed", "12") and "is gone from the queue" in row.words
+    assert (row.state, row.job) == ("failed", "12") and "job 12 left the queue" in row.reason
 
 
-def test_what_a_turn_came_to_stays(run: Run) -> None:
+def test_the_result_of_an_attempt_stays(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9)
     run.ended(INTERRUPTED)
     assert run.status(age=600).state == "stopped"
@@ -259,7 +259,7 @@ def test_what_a_turn_came_to_stays(run: Run) -> None:
     assert (row.state, row.job) == ("waiting", "13")
     run.begun(job="13").ended(2, job="13")
     row = run.status(age=600)
-    assert row.state == "given up" and row.words.startswith("something must be mended first")
+    assert row.state == "given up" and row.reason.startswith("correct this first")
     assert (row.job, row.restarts) == ("13", 1)
 
 
@@ -267,7 +267,7 @@ def test_a_chain_of_jobs(run: Run) -> None:
     for job in ("12", "13"):
         run.submitted(job)
     time.sleep(0.01)
-    run.begun().start().steps(1, 9)
+    run.begun().start().steps(1, 9).holds_lock()
     next_one = queued("PENDING", "Dependency", job="13")
     row = run.status(RUNNING, next_one)
     assert (row.state, row.job) == ("running", "12")
@@ -276,7 +276,7 @@ def test_a_chain_of_jobs(run: Run) -> None:
     row = run.status(next_one)
     assert (row.state, row.job) == ("waiting", "13")
     row = run.status()
-    assert row.state == "stopped" and "the queue holds no next job" in row.words
+    assert row.state == "stopped" and "the queue has no next job" in row.reason
 
 
 def test_a_run_that_a_job_finished(run: Run) -> None:
@@ -285,14 +285,14 @@ def test_a_run_that_a_job_finished(run: Run) -> None:
     assert run.status(RUNNING).state == "finished"
     run.ended(0)
     row = run.status(age=600)
-    assert (row.state, row.words, row.job, row.nodes) == ("finished", "", "12", "n[1-2]")
+    assert (row.state, row.reason, row.job, row.nodes) == ("finished", "", "12", "n[1-2]")
 
 
 def test_a_run_that_goes_on_by_hand_after_its_job(run: Run) -> None:
     run.submitted().begun().start().steps(1, 9)
     run.ended(INTERRUPTED)
     time.sleep(0.01)
-    run.start(9).steps(10, 12)
+    run.start(9).steps(10, 12).holds_lock()
     row = run.status()
     assert (row.state, row.job, row.nodes, row.step) == ("running", None, "login3", 12)
 
@@ -301,8 +301,8 @@ def test_restarts_are_counted_whoever_made_them(run: Run) -> None:
     run.start().steps(1, 5)
     run.start(5).steps(6, 9, starts=2)
     assert run.status().restarts == 1
-    run.steps(10, 3000, starts=4)  # the starts are longer ago than the events that are looked at
-    assert RunHistory(run.path).last("start") is None
+    run.steps(10, 3000, starts=4)  # more events than are read
+    assert not RunHistory(run.path).last("start")
     row = run.status()
     assert (row.restarts, row.step, row.total_steps) == (3, 3000, TOTAL)
     run.start(2990)
@@ -314,14 +314,9 @@ def test_restarts_are_counted_whoever_made_them(run: Run) -> None:
 
 def test_the_step_and_the_pace_are_of_the_latest_start(run: Run) -> None:
     run.start().steps(1, 50, pace=1.0)
+    assert run.status().seconds_left == pytest.approx(10.0)
     run.start(40)
-    assert run.status().step == 40
-    assert run.status().seconds_left == pytest.approx(20.0)
-
-
-def test_what_a_restart_cost_is_no_pace(run: Run) -> None:
-    run.start().steps(1, 40, pace=1.0)
-    run.start(40)
+    assert (run.status().step, run.status().seconds_left) == (40, None)
     for step, spent in ((41, 900.0), (42, 901.0)):
         run.folder.append_event("step", step=step, spent=spent)
     assert run.status().seconds_left == pytest.approx(18.0)
@@ -400,13 +395,13 @@ def odd_small_files(run: Run) -> None:
 )
 def test_a_damaged_file_harms_only_its_own_line(tmp_path: Path, damage: Callable[[Run], None]) -> None:
     for name in ("a", "b", "c"):
-        Run(tmp_path / name).start().steps(1, 5)
+        Run(tmp_path / name).start().steps(1, 5).holds_lock()
     damage(Run(tmp_path / "b"))
     rows = collect_statuses([tmp_path]).statuses
     assert [row.name for row in rows] == ["a", "b", "c"]
     assert [row.state for row in rows[::2]] == ["running", "running"]
     if damage in (damage_events, events_are_a_folder):
-        assert rows[1].state == "unknown" and "events.jsonl" in rows[1].words
+        assert "events.jsonl" in rows[1].reason
     assert "3 runs: " in shown(tmp_path)
     json.loads(format_json(collect_statuses([tmp_path])))
 
@@ -427,22 +422,24 @@ def with_odd_values(file: Path, chance: random.Random) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-def test_an_error_in_words_shows_at_once_and_until_the_next_start(tmp_path: Path) -> None:
-    run = Run(tmp_path / "x").start().steps(1, 12)
+def test_an_error_shows_at_once_and_until_the_next_start(tmp_path: Path) -> None:
+    run = Run(tmp_path / "x").start().steps(1, 12).holds_lock()
     run.folder.append_event("failed", step=12, words="step 12 changed nothing\nmore")
     found = run.status()
-    assert (found.state, found.words, found.step) == ("failed", "step 12 changed nothing", 12)
+    assert (found.state, found.reason, found.step) == ("failed", "step 12 changed nothing", 12)
     assert run.start(10).status().state == "running"
 
 
-def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
-    """What a run reads of its own folder at its next start, too."""
+def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what the run reads of its own directory at its next start."""
+    monkeypatch.setenv("PATH", "")  # without SLURM
     Run(tmp_path / "good").start().steps(1, 2)
-    whole = Run(tmp_path / "odd").start().steps(1, 4).submitted().begun().ended(REQUEUE)
+    whole = Run(tmp_path / "odd").start().steps(1, 4).holds_lock().submitted().begun().ended(REQUEUE)
     whole.folder.append_event("evaluation", step=4, videos=1, bad=0, top1=0.5, top5=0.5)
     whole.folder.append_event("checkpoint", step=4, path="x", seconds=1.0)
     whole.folder.append_event("left", step=4, reason="SIGTERM")
-    files = [whole.folder.events, whole.path / "slurm" / "turns.jsonl", whole.path / "slurm" / "jobs.jsonl"]
+    slurm = whole.path / "slurm"
+    files = [whole.folder.events, slurm / "turns.jsonl", slurm / "jobs.jsonl", *whole.path.glob("lock/*")]
     texts = {file: file.read_text() for file in files}
     chance = random.Random(7)
     for _ in range(150):
@@ -454,7 +451,7 @@ def test_odd_values_of_one_run_hinder_no_other(tmp_path: Path) -> None:
         json.loads(format_json(collect_statuses([tmp_path])), parse_constant=pytest.fail)
         assert "2 runs: " in shown(tmp_path)
         assert whole.folder.read_last_spent()[0] >= 0 and whole.folder.find_longest_save() >= 0
-        whole.turns.is_finished()
+        whole.attempts.is_finished()
 
 
 def shown(*places: Path) -> str:
@@ -469,12 +466,12 @@ def test_runs_are_found_one_folder_deeper_too(tmp_path: Path) -> None:
     Run(tmp_path / "waits").submitted()
     (tmp_path / "bench").mkdir()
     (tmp_path / "notes.txt").touch()
-    assert [name for name, _ in find_run_dirs([tmp_path])] == ["b", "sweep/lr-2", "sweep/lr-10", "waits"]
+    assert [name for name, _ in find_runs([tmp_path])] == ["b", "sweep/lr-2", "sweep/lr-10", "waits"]
     one = tmp_path / "b"
-    assert list(find_run_dirs([one])) == [(str(one), one)]
-    assert len(list(find_run_dirs([one, tmp_path]))) == 4  # none twice
+    assert find_runs([one]) == [(str(one), one)]
+    assert len(find_runs([one, tmp_path])) == 4  # none twice
     with pytest.raises(RunError, match="there is no such folder"):
-        list(find_run_dirs([tmp_path / "missing"]))
+        find_runs([tmp_path / "missing"])
 
 
 @pytest.fixture
@@ -493,10 +490,8 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 
 
 def test_slurm_is_asked_once_and_only_for_jobs(tmp_path: Path, squeue: Callable[[str], Path]) -> None:
-    calls = squeue(
-        "printf '12_1\\tRUNNING\\tNone\\tn1\\t1:00\\tx\\n12_2\\tPENDING\\tResources\\t\\t1:00\\tx\\n'"
-    )
-    Run(tmp_path / "runs" / "by-hand").start().steps(1, 5)
+    calls = squeue("printf '12_1\\tn1\\tNone\\tRUNNING\\n12_2\\t\\tResources\\tPENDING\\n'")
+    Run(tmp_path / "runs" / "by-hand").start().steps(1, 5).holds_lock()
     collect_statuses([tmp_path / "runs"])
     assert not calls.exists()
     for task in ("1", "2", "3"):
@@ -506,32 +501,32 @@ def test_slurm_is_asked_once_and_only_for_jobs(tmp_path: Path, squeue: Callable[
     assert calls.read_text() == "call\n"
 
 
-def test_a_word_that_came_while_slurm_was_asked_is_heard(
+def test_a_result_that_is_written_while_slurm_is_asked_is_read(
     tmp_path: Path, squeue: Callable[[str], Path]
 ) -> None:
     run = Run(tmp_path / "runs" / "x").begun()
     line = {"turn": "ended", "job": "12", "time": time.time() + 1, "verdict": "stopped", "words": "scancel"}
     squeue(f"echo '{json.dumps(line)}' >> {run.path}/slurm/turns.jsonl")
-    assert is_gone(RunHistory(run.path), {})
     (row,) = collect_statuses([tmp_path / "runs"]).statuses
-    assert (row.state, row.words) == ("stopped", "scancel")
+    assert (row.state, row.reason) == ("stopped", "scancel")
 
 
 def test_without_an_answer_of_slurm_the_folders_are_shown(
     tmp_path: Path, squeue: Callable[[str], Path]
 ) -> None:
     squeue("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    Run(tmp_path / "runs" / "x").submitted().begun().start().steps(1, 5)
+    Run(tmp_path / "runs" / "x").submitted().begun().start().steps(1, 5).holds_lock()
     lines = shown(tmp_path / "runs").splitlines()
     assert lines[1].split()[:3] == ["x", "running", "5/60"]
     assert "squeue refuses" in lines[-1] and "Unable to contact slurm controller" in lines[-1]
 
 
 def many(root: Path, count: int, steps: int = 40) -> None:
-    """Runs of one sweep, as many in each state as there is room for."""
+    """Runs of one sweep, a third of them running."""
     for number in range(count):
         run = Run(root / "k710-sweep" / f"l14-learning_rate-{number + 1}e-5-head_dropout-0.{number % 5}")
         run.start().steps(1, steps)
+        run.holds_lock()
         if number % 3:
             run.folder.append_event("left", step=steps, reason=f"reason {number}")
 
@@ -541,10 +536,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("width", [80, 64])
-def test_forty_runs_fit_into_a_narrow_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
+def test_forty_runs_fit_into_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     many(tmp_path, 40)
@@ -553,11 +545,11 @@ def test_forty_runs_fit_into_a_narrow_terminal(
         (run / "slurm").mkdir()
         append_lines(run / "slurm" / "turns.jsonl", [turns])
     file = Terminal()
-    print_overview(collect_statuses([tmp_path]), Console(file=file, width=width))
+    print_overview(collect_statuses([tmp_path]), Console(file=file, width=80))
     lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in file.getvalue().splitlines()]
-    assert max(map(len, lines)) <= width
+    assert max(map(len, lines)) <= 80
     table = lines[1:41]
-    assert len({line.split()[0] for line in table}) == 40  # what is left of their names tells them apart
+    assert len({line.split()[0] for line in table}) == 40  # the names are still distinct
     assert all(" 8812345_1" in line for line in table)
     assert all(f" 40/{TOTAL} " in line for line in table)
 
@@ -570,22 +562,22 @@ def test_a_file_gets_whole_names_and_plain_lines(tmp_path: Path) -> None:
     assert lines[1].split()[0] == "k710-sweep/l14-learning_rate-1e-5-head_dropout-0.0"
     assert lines[-1] == "40 runs: 14 running, 26 stopped"
     notes = text.split("\n\n")[1].splitlines()
-    assert len(notes) == NOTES + 1 and notes[-1].startswith(f"and {26 - NOTES} more")
+    assert len(notes) == MAX_REASONS + 1 and notes[-1].startswith(f"and {26 - MAX_REASONS} more")
 
 
-def test_the_same_words_are_said_once(tmp_path: Path) -> None:
+def test_equal_reasons_share_a_line(tmp_path: Path) -> None:
     for name in "abcde":
         run = Run(tmp_path / name).start()
         run.folder.append_event("left", step=0, reason="SIGTERM")
     Run(tmp_path / "f").create()
     assert shown(tmp_path).split("\n\n")[1].splitlines() == [
-        "unknown  f: it has told nothing yet",
+        "unknown  f: no event yet",
         "stopped  a, b, c and 2 more: by SIGTERM",
     ]
 
 
 def test_five_hundred_runs_are_a_matter_of_seconds(tmp_path: Path) -> None:
-    many(tmp_path, 5, steps=400)  # more than is looked at of each
+    many(tmp_path, 5, steps=400)  # more events than are read
     for number in range(495):
         source = (
             tmp_path / "k710-sweep" / f"l14-learning_rate-{number % 5 + 1}e-5-head_dropout-0.{number % 5}"
@@ -605,7 +597,7 @@ def status(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    run = Run(tmp_path / "runs" / "x").start().steps(1, 5)
+    run = Run(tmp_path / "runs" / "x").start().steps(1, 5).holds_lock()
     result = status(tmp_path / "runs")
     assert result.returncode == 0 and result.stdout.splitlines()[1].split()[:3] == ["x", "running", "5/60"]
     (row,) = json.loads(status(run.path, "--json").stdout)
@@ -625,6 +617,5 @@ def test_it_needs_no_torch() -> None:
 
 
 def test_durations() -> None:
-    texts = [duration(seconds) for seconds in (-3, 59.9, 60, 3599, 3600, 86399, 90000, 10**7)]
+    texts = [format_duration(seconds) for seconds in (-3, 59.9, 60, 3599, 3600, 86399, 90000, 10**7)]
     assert texts == ["0s", "59s", "1m", "59m", "1h00m", "23h59m", "1d01h", "115d17h"]
-    assert duration(7260, figures=1) == "2h" and duration(90000, figures=1) == "1d"

@@ -1,11 +1,6 @@
-"""What a node looks at in itself before a run, and how what it finds is judged.
-
-A check is a function that returns results; `run_check` runs it with a time limit and turns what it raises
-into a result. The verdicts are functions of numbers, apart from where the numbers come from.
-"""
+"""The checks of one node: GPUs, NVDEC, memory, disks, manifests and versions."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +10,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -35,294 +29,182 @@ from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config
 from trainer.system.timeouts import run_with_timeout
 
-T = TypeVar("T")
-
-LIMIT = 60.0  # seconds for a check; each takes a second or so where all is well
-DECODING_LIMIT = 120.0  # seconds: another process has to import DALI
-QUERY_LIMIT = 30.0  # seconds that nvidia-smi has; it takes one, and hangs where a driver does
+TIMEOUT = 60.0  # seconds for a check, which takes a second or so on a healthy node
+NVDEC_TIMEOUT = 120.0  # seconds: another process imports DALI
+SMI_TIMEOUT = 30.0  # seconds for nvidia-smi, which hangs where a driver does
 STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and AdamW's two moments, in fp32
-AVERAGE_BYTES = 4  # more where a moving average is kept
-LEAST_MEMORY = GIB  # bytes a rank: importing the libraries and holding a batch takes about that
-LEAST_SHARED = 2**27  # bytes a rank: a container's default of 64 MiB stops DALI's workers at the first batch
-TEMPORARY = GIB  # bytes: what compilers and MLflow put there, with a wide margin
+AVERAGE_BYTES = 4  # more with a moving average
+LEAST_MEMORY = GIB  # bytes per rank for the libraries and a batch
+LEAST_SHARED = 2**27  # bytes per rank: with a container's 64 MiB, DALI's workers stop at the first batch
+TEMPORARY = GIB  # bytes that compilers and MLflow write, with a wide margin
 OWN_CONTEXT = 3 * GIB // 2  # bytes of a GPU that our own processes hold before they compute, at most
-FRAMES = 16  # of the clip that NVDEC has to decode
-
-_SLOWED = {0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
-"""Bits of the driver's reasons for a lower clock that a healthy GPU does not show."""
+FRAMES = 16  # of the clip for NVDEC
 
 
 class Status(IntEnum):
     """Ordered: the worst of several is their maximum."""
 
-    NOT_APPLICABLE = 0
+    SKIPPED = 0
     OK = 1
     WARNING = 2
     FAILED = 3
 
-    @property
-    def words(self) -> str:
-        return self.name.lower().replace("_", " ")
-
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check came to, on one node.
-
-    check: its name. figure: in a few words, what was found. advice: what to do, where it is not ok. value:
-    orders findings of one verdict, the least being the worst; None where there is no such order.
-    """
+    """The result of a check on one node. advice: what to do about a warning or a failure."""
 
     check: str
-    verdict: Status
+    status: Status
     text: str
     advice: str = ""
-    value: float | None = None
 
 
 Facts = dict[str, dict[str, str]]
-"""By check and name, what must be the same on all nodes."""
+"""By check and name, values that must be equal on all nodes."""
 
 
 def run_check(
-    check: str, work: Callable[[], Iterable[CheckResult]], seconds: float = LIMIT
+    check: str, work: Callable[[], Iterable[CheckResult]], seconds: float = TIMEOUT
 ) -> list[CheckResult]:
-    """The check's findings; one that breaks, or hangs, has failed with its reason."""
+    """The results of a check; an error or a timeout is a failed result."""
     try:
-        return list(run_with_timeout(seconds, lambda: list(work()), check))
-    except (UserError, DataError, ModelError) as error:
-        return [CheckResult(check, Status.FAILED, str(error))]
+        return run_with_timeout(seconds, lambda: list(work()), check)
     except TimeoutError as error:
         return [CheckResult(check, Status.FAILED, str(error), "see the node's kernel log (dmesg)")]
-    except Exception as error:  # whatever it is, it is to be a row of the table
-        return [CheckResult(check, Status.FAILED, f"the check broke: {type(error).__name__}: {error}")]
+    except Exception as error:  # whatever it is, it becomes a row of the table
+        name = "" if isinstance(error, UserError | DataError | ModelError) else f"{type(error).__name__}: "
+        return [CheckResult(check, Status.FAILED, f"{name}{error}")]
 
 
 def check_node(
     place: Environment, device: torch.device, folder: Path, recipe: Recipe | None
 ) -> tuple[list[CheckResult], Facts]:
-    """All that this rank looks at by itself: its GPU and, as the first of its node, the node.
-
-    device: what this rank computes on. Alone, without a launcher, a rank looks at all GPUs that it sees.
-    """
+    """The checks of this rank's GPU (without a launcher, of all GPUs) and, on local rank 0, of the node."""
     facts: Facts = {}
-    gpus = _gpus(place, device)
-    findings: list[CheckResult] = []
-    for index in gpus:
-        facts["driver"] = {"CUDA": torch.version.cuda or "none"}
-        findings += run_check("GPU health", partial(_gpu_health, index, facts["driver"]))
-        findings += run_check("GPU memory", partial(_gpu_memory, index))
-        findings += run_check("NVDEC", partial(_nvdec, index), DECODING_LIMIT + LIMIT)
-    if place.local_rank > 0:
-        return findings, {}
-    if gpus:
-        words = ", ".join(f"{name} {value}" for name, value in facts["driver"].items())
-        findings.append(CheckResult("driver", Status.OK, words))
-    else:
-        for check in ("GPU health", "GPU memory", "NVDEC", "driver"):
-            findings.append(CheckResult(check, Status.NOT_APPLICABLE, "no GPU is used here"))
-    findings += run_check("memory", lambda: [judge_memory(free_bytes(_CPU, 1), place.local_world_size)])
-    findings += run_check("disk", lambda: _run_disk(folder, recipe))
-    findings += run_check("temporary disk", _temporary_disk)
-    findings += run_check("/dev/shm", lambda: _shared_memory(place.local_world_size))
-    findings += run_check("versions", lambda: _versions(facts))
-    findings += run_check("manifests", lambda: _manifests(recipe, facts))
-    return findings, facts
-
-
-_CPU = torch.device("cpu")
-
-
-def _gpus(place: Environment, device: torch.device) -> list[int]:
-    if device.type != "cuda":
-        return []
-    return list(range(torch.cuda.device_count())) if place.launcher == "alone" else [device.index or 0]
-
-
-def gpus_seen() -> list[str]:
-    """What tells the GPUs apart that this rank's torch sees, whichever of them it uses."""
-    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
-
-
-def gpus_told() -> int:
-    """How many GPUs nvidia-smi lists, where nobody has hidden them from torch."""
-    if shutil.which("nvidia-smi") is None or "CUDA_VISIBLE_DEVICES" in os.environ:
-        return 0
-    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=QUERY_LIMIT)
-    return sum(line.startswith("GPU ") for line in said.stdout.splitlines())
+    results: list[CheckResult] = []
+    is_alone = place.launcher == "alone"
+    gpus = range(torch.cuda.device_count()) if is_alone else [device.index or 0]
+    for index in gpus if device.type == "cuda" else ():
+        results += run_check("GPU health", partial(_gpu_health, index))
+        results += run_check("NVDEC", partial(_nvdec, index), NVDEC_TIMEOUT + TIMEOUT)
+    if place.local_rank == 0:
+        ranks = place.local_world_size
+        results += run_check("memory", lambda: [judge_memory(free_bytes(torch.device("cpu"), 1), ranks)])
+        results += run_check("disk", lambda: _disk(folder, recipe))
+        results += run_check("/dev/shm", lambda: _shared_memory(ranks))
+        results += run_check("versions", lambda: _versions(facts))
+        if recipe is not None:
+            results += run_check("manifests", lambda: _manifests(recipe, facts))
+    return results, facts
 
 
 def judge_gpu_count(seen: int, needed: int, ranks: int) -> CheckResult:
-    """seen: by torch on this node. needed: that the run counts on. ranks: on this node."""
-    check = "GPU count"
+    """seen: GPUs that torch sees on the node. needed: by the run. ranks: on the node."""
     if seen < needed:
         advice = "nvidia-smi -L, dmesg for Xid errors; in the job, --gpus-per-node"
-        return CheckResult(check, Status.FAILED, f"torch sees {seen} of {needed} GPUs", advice, seen)
-    if seen == 0:
-        return CheckResult(check, Status.NOT_APPLICABLE, "no GPU here, and none asked for")
+        return CheckResult("GPU count", Status.FAILED, f"torch sees {seen} of {needed} GPUs", advice)
     if needed and seen > ranks:
-        text = f"{seen} GPUs for {ranks} rank{'s' * (ranks > 1)}"
-        return CheckResult(check, Status.WARNING, text, "start one rank per GPU: the others idle", seen)
-    return CheckResult(check, Status.OK, f"{seen} GPU{'s' * (seen > 1)}", value=seen)
+        advice = "start one rank per GPU: the others idle"
+        return CheckResult("GPU count", Status.WARNING, f"{seen} GPUs, ranks: {ranks}", advice)
+    return CheckResult("GPU count", Status.OK if seen else Status.SKIPPED, f"GPUs: {seen or 'none'}")
 
 
-def _gpu_health(index: int, driver: dict[str, str]) -> Iterator[CheckResult]:
-    """Also notes the driver's version."""
+def _gpu_health(index: int) -> Iterator[CheckResult]:
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-    told = smi(
-        "gpu", ("driver_version", "ecc.errors.uncorrected.volatile.total", "retired_pages.pending"), uuid
-    )
-    told |= smi("remapped-rows", ("remapped_rows.pending", "remapped_rows.failure"), uuid)
-    # Renamed with driver 535.
-    told |= smi("gpu", ("clocks_event_reasons.active",), uuid) or smi(
-        "gpu", ("clocks_throttle_reasons.active",), uuid
-    )
-    if "driver_version" in told:
-        driver["driver"] = told["driver_version"]
-    yield judge_gpu(index, told, right=product_is_right(torch.device("cuda", index)))
+    values = query_smi("gpu", ("ecc.errors.uncorrected.volatile.total", "retired_pages.pending"), uuid)
+    values |= query_smi("remapped-rows", ("remapped_rows.pending", "remapped_rows.failure"), uuid)
+    free, total = torch.cuda.mem_get_info(index)
+    yield judge_gpu(index, values, exact=multiplies_exactly(torch.device("cuda", index)), taken=total - free)
 
 
-def smi(query: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
-    """What nvidia-smi says of one GPU, by field; empty where it is missing, or does not know a field."""
+def query_smi(query: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
+    """Values of one GPU from nvidia-smi by field; empty where it is missing or does not know a field."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    command = [
-        "nvidia-smi",
-        f"--query-{query}={','.join(('gpu_uuid', *fields))}",
-        "--format=csv,noheader,nounits",
-    ]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_LIMIT)
-    return read_smi(said.stdout, fields, uuid) if said.returncode == 0 else {}
-
-
-def read_smi(text: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
-    """The line of one GPU, by field."""
-    for line in text.splitlines():
+    names = ",".join(("gpu_uuid", *fields))
+    command = ["nvidia-smi", f"--query-{query}={names}", "--format=csv,noheader,nounits"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT)
+    for line in result.stdout.splitlines() if result.returncode == 0 else ():
         first, *values = (value.strip() for value in line.split(","))
         if first == uuid:
             return dict(zip(fields, values, strict=True))
     return {}
 
 
-def judge_gpu(index: int, told: Mapping[str, str], *, right: bool) -> CheckResult:
-    """told: what nvidia-smi says, whatever of it there is. right: whether it multiplies as the CPU does."""
-    check = "GPU health"
-    errors = told.get("ecc.errors.uncorrected.volatile.total", "")
-    bad = [] if right else ["its products differ from the CPU's"]
+def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool, taken: int) -> CheckResult:
+    """values: from nvidia-smi. exact: whether products equal the CPU's. taken: bytes before the run."""
+    errors = values.get("ecc.errors.uncorrected.volatile.total", "")
+    bad = [] if exact else ["its products differ from the CPU's"]
     if errors.isdigit() and int(errors) > 0:
-        bad.append(f"{errors} uncorrected memory error{'s' * (errors != '1')}")
-    if any(told.get(name) in ("Yes", "1") for name in ("retired_pages.pending", "remapped_rows.pending")):
+        bad.append(f"uncorrected memory errors: {errors}")
+    if any(values.get(name) in ("Yes", "1") for name in ("retired_pages.pending", "remapped_rows.pending")):
         bad.append("a memory repair waits for a reset")
-    if told.get("remapped_rows.failure") in ("Yes", "1"):
+    if values.get("remapped_rows.failure") in ("Yes", "1"):
         bad.append("no spare memory is left for repairs")
     if bad:
-        advice = "leave the node out; its administrators reset or replace the GPU"
-        return CheckResult(check, Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
-    active = next((value for name, value in told.items() if name.endswith("reasons.active")), "")
-    bits = int(active, 16) if active.startswith("0x") else 0
-    slowed = dict.fromkeys(reason for bit, reason in _SLOWED.items() if bits & bit)
-    if slowed:
-        text = f"GPU {index}: clock lowered ({', '.join(slowed)})"
-        return CheckResult(
-            check, Status.WARNING, text, "all ranks wait for the slowest; see cooling and power"
-        )
-    return CheckResult(
-        check, Status.OK, "products right" + (", no errors told" if told else "; no nvidia-smi")
-    )
-
-
-def product_is_right(device: torch.device) -> bool:
-    """Multiply matrices of -1, 0 and 1, in fp32 and bf16: in both, sums of 256 such are exact."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.randint(-1, 2, shape, generator=generator).float() for shape in ((1024, 256), (256, 1024))
-    )
-    expected = left @ right
-    for dtype in (torch.float32, torch.bfloat16):
-        on_device = left.to(device, dtype), right.to(device, dtype)
-        if not torch.equal((on_device[0] @ on_device[1]).float().cpu(), expected):
-            return False
-    return True
-
-
-def _gpu_memory(index: int) -> Iterator[CheckResult]:
-    yield judge_gpu_memory(index, *torch.cuda.mem_get_info(index))
-
-
-def judge_gpu_memory(index: int, free: int, total: int) -> CheckResult:
-    """Bytes. What is taken before the run began is somebody else's, up to our own processes' contexts."""
-    taken = total - free
+        advice = "exclude the node; its administrators reset or replace the GPU"
+        return CheckResult("GPU health", Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
     if taken > OWN_CONTEXT:
-        text = f"GPU {index}: {gib(taken)} of {gib(total)} taken before the run"
-        return CheckResult(
-            "GPU memory", Status.WARNING, text, "nvidia-smi names the processes that hold it", free
-        )
-    return CheckResult("GPU memory", Status.OK, f"{gib(free)} of {gib(total)} free", value=free)
+        text, advice = f"GPU {index}: {gib(taken)} are taken", "nvidia-smi lists the processes that hold them"
+        return CheckResult("GPU health", Status.WARNING, text, advice)
+    return CheckResult("GPU health", Status.OK, "no errors" if values else "products exact; no nvidia-smi")
+
+
+def multiplies_exactly(device: torch.device) -> bool:
+    """Multiply matrices of -1, 0 and 1 in fp32 and bf16, in which sums of 256 such products are exact."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1024, 256), (256, 1024)
+    left, right = (torch.randint(-1, 2, shape, generator=generator).float() for shape in shapes)
+    products = [left.to(device, dtype) @ right.to(device, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    return all(torch.equal(product.float().cpu(), left @ right) for product in products)
 
 
 def _nvdec(index: int) -> Iterator[CheckResult]:
-    """In a process of its own: what crashes the decoder, or hangs it, must not end the doctor."""
+    """In a process of its own: a crash or a hang of the decoder must not end the preflight."""
     if not has_nvdec():
         advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
         yield CheckResult("NVDEC", Status.FAILED, f"{LIBRARY} cannot be loaded", advice)
         return
     command = [sys.executable, "-m", SELFTEST_MODULE, f"cuda:{index}", "--frames", str(FRAMES)]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=DECODING_LIMIT)
-    except subprocess.TimeoutExpired:
-        yield judge_decoding(index, None, f"no end within {DECODING_LIMIT:g} s")
-        return
-    yield read_decoding(index, said.returncode, said.stdout, said.stderr)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=NVDEC_TIMEOUT)
+    yield judge_decoding(index, result.returncode, result.stdout, result.stderr)
 
 
-def read_decoding(index: int, code: int, output: str, errors: str) -> CheckResult:
-    """What the process came to that decodes on a GPU."""
+def judge_decoding(index: int, code: int, output: str, errors: str) -> CheckResult:
+    """From exit code and output of the decoder's self-test."""
     if code == 0:
-        return judge_decoding(index, int(json.loads(output)["frames"]), "")
-    lines = errors.strip().splitlines() or [""]
-    return judge_decoding(index, None, lines[-1] if code > 0 else f"it died of signal {-code}")
-
-
-def judge_decoding(index: int, frames: int | None, problem: str) -> CheckResult:
-    """frames: that came of `FRAMES`, None where it did not get that far because of the problem."""
-    if frames == FRAMES:
-        return CheckResult("NVDEC", Status.OK, f"H.264: {frames} of {FRAMES} frames")
-    text = problem if frames is None else f"{frames} of {FRAMES} frames came"
+        text = f"{json.loads(output)['frames']} of {FRAMES} frames"
+        if text.startswith(f"{FRAMES} "):
+            return CheckResult("NVDEC", Status.OK, f"H.264: {text}")
+    else:
+        text = (errors.strip().splitlines() or [""])[-1] if code > 0 else f"signal {-code}"
     return CheckResult("NVDEC", Status.FAILED, f"GPU {index}: {text}", "or train with data.decoder: pyav")
 
 
 def judge_memory(free: int, ranks: int) -> CheckResult:
-    """free: bytes of this node that may still be taken, control groups considered."""
-    wanted, text = ranks * RESERVE["cpu"], f"{gib(free)} free for {ranks} rank{'s' * (ranks > 1)}"
-    if free >= wanted:
-        return CheckResult("memory", Status.OK, text, value=free)
-    advice = f"reading and decoding take about {gib(wanted // ranks)} a rank; in the job, --mem"
-    verdict = Status.FAILED if free < ranks * LEAST_MEMORY else Status.WARNING
-    return CheckResult("memory", verdict, text, advice, free)
+    """free: bytes of this node that may still be taken, control groups included."""
+    advice = f"reading and decoding take about {gib(RESERVE['cpu'])} per rank; in the job, --mem"
+    return judge_space("memory", free, ranks * LEAST_MEMORY, ranks * RESERVE["cpu"], advice)
 
 
-def judge_space(check: str, free: int, *, least: int, wanted: int, advice: str) -> CheckResult:
+def judge_space(check: str, free: int, least: int, wanted: int, advice: str) -> CheckResult:
     """Bytes: less than `least` fails, less than `wanted` warns."""
-    text = f"{gib(free)} free"
     if free >= max(least, wanted):
-        return CheckResult(check, Status.OK, text, value=free)
-    verdict = Status.FAILED if free < least else Status.WARNING
-    return CheckResult(check, verdict, f"{text} of {gib(max(least, wanted))} needed", advice, free)
+        return CheckResult(check, Status.OK, f"{gib(free)} free")
+    status = Status.FAILED if free < least else Status.WARNING
+    return CheckResult(check, status, f"{gib(free)} free of {gib(max(least, wanted))} needed", advice)
 
 
-def _run_disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
-    free = shutil.disk_usage(_existing(folder)).free
-    if recipe is None:
-        yield judge_space(
-            "disk", free, least=MARGIN, wanted=GIB, advice="free space; --recipe tells what checkpoints need"
-        )
-        return
-    one, number = checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)
-    advice = (
-        f"{number} checkpoint{'s' * (number > 1)} of {gib(one)} are to come: free space, or choose "
-        "another folder"
-    )
-    yield judge_space("disk", free, least=one + MARGIN, wanted=number * one + MARGIN, advice=advice)
+def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
+    temporary = tempfile.gettempdir()
+    advice = f"clear {temporary}, or set TMPDIR to another folder: compilers and MLflow write there"
+    yield judge_space("disk", shutil.disk_usage(temporary).free, MARGIN, TEMPORARY, advice)
+    parents = (folder.absolute(), *folder.absolute().parents)
+    free = shutil.disk_usage(next(path for path in parents if path.exists())).free
+    size, number = (checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)) if recipe else (0, 0)
+    advice = f"{folder} needs {number} more checkpoints of {gib(size)}: free space, or choose another folder"
+    yield judge_space("disk", free, size + MARGIN, number * size + MARGIN, advice)
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
@@ -334,81 +216,41 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
-    """How many more than there are: those kept, the best, and one that is written before another goes."""
-    retention = Retention(
-        RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best
-    )
-    return max(1, recipe.run.keep_last + 2 - len(retention.visible()))
-
-
-def _temporary_disk() -> Iterator[CheckResult]:
-    folder = tempfile.gettempdir()
-    advice = f"clear {folder}, or point TMPDIR at another folder: compilers and MLflow write there"
-    free = shutil.disk_usage(folder).free
-    yield judge_space("temporary disk", free, least=MARGIN, wanted=TEMPORARY, advice=advice)
+    """More than there are: those kept, the best, and one that is written before another is deleted."""
+    kept = Retention(RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=False).visible()
+    return max(1, recipe.run.keep_last + 2 - len(kept))
 
 
 def _shared_memory(ranks: int) -> Iterator[CheckResult]:
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        yield CheckResult("/dev/shm", Status.NOT_APPLICABLE, "this system has none")
-        return
-    # Batches on their way from DALI's workers lie there, as many as are made ahead.
-    advice = (
-        f"clips made ahead lie there, up to {gib(AHEAD)} a rank: in a container, --ipc=host or --shm-size; "
-        "or a smaller data.prefetch"
-    )
-    free = shutil.disk_usage(folder).free
-    yield judge_space("/dev/shm", free, least=ranks * LEAST_SHARED, wanted=ranks * AHEAD, advice=advice)
+    if Path("/dev/shm").is_dir():
+        # DALI's workers hand over batches there, as many as are prefetched.
+        advice = f"DALI takes up to {gib(AHEAD)} per rank: in a container, --ipc=host; or lower data.prefetch"
+        free = shutil.disk_usage("/dev/shm").free
+        yield judge_space("/dev/shm", free, ranks * LEAST_SHARED, ranks * AHEAD, advice)
 
 
 def _versions(facts: Facts) -> Iterator[CheckResult]:
     described = describe_environment()
-    packages = described["packages"]
-    facts["versions"] = {
-        "Python": described["python"],
-        "torch": torch.__version__,
-        "deepspeed": packages.get("deepspeed", "missing"),
-        "DALI": packages.get("nvidia-dali-cuda120", "missing"),
-    }
+    facts["versions"] = {"Python": described["python"], "torch": torch.__version__}
+    for name, package in (("deepspeed", "deepspeed"), ("DALI", "nvidia-dali-cuda120")):
+        facts["versions"][name] = described["packages"].get(package, "missing")
     text = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-    if "missing" in facts["versions"].values():
-        yield CheckResult("versions", Status.FAILED, text, "install as the other nodes are: make install")
-    else:
-        yield CheckResult("versions", Status.OK, text)
+    is_complete = "missing" not in facts["versions"].values()
+    yield CheckResult("versions", Status.OK if is_complete else Status.FAILED, text, "make install")
 
 
-def _manifests(recipe: Recipe | None, facts: Facts) -> Iterator[CheckResult]:
-    check = "manifests"
-    if recipe is None:
-        yield CheckResult(check, Status.NOT_APPLICABLE, "no --recipe, which names them")
-        return
-    named = [
-        *(("data.train", part.manifest) for part in recipe.data.train_manifests),
-        ("data.val", recipe.data.val),
-    ]
-    found = facts.setdefault(check, {})
-    for name, path in named:
-        there = path.exists()
-        # Shortened: it is to be compared, and read.
-        found[f"{name} {path}"] = Manifest.open(path).fingerprint[:12] if there else "missing"
-        if not there and recipe.data.embedded is None:
+def _manifests(recipe: Recipe, facts: Facts) -> Iterator[CheckResult]:
+    train = [("data.train", part.manifest) for part in recipe.data.train_manifests]
+    found = facts["manifests"] = {}
+    for name, path in (*train, ("data.val", recipe.data.val)):
+        found[f"{name} {path}"] = Manifest.open(path).fingerprint[:12] if path.exists() else "missing"
+        if not path.exists() and recipe.data.embedded is None:
             advice = "mount the file system there, or make it with uniformerv2 prepare"
-            yield CheckResult(check, Status.FAILED, f"{name}: {path} is not there", advice)
-    missing = "missing" in found.values()
-    if not missing or recipe.data.embedded is not None:
-        yield CheckResult(
-            check, Status.OK, "to be rendered at the start" if missing else f"{len(found)} there"
-        )
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+            yield CheckResult("manifests", Status.FAILED, f"{name}: {path} does not exist", advice)
+    present = sum(value != "missing" for value in found.values())
+    yield CheckResult("manifests", Status.OK, f"{present} of {len(found)} exist")
 
 
 def gib(amount: int) -> str:
+    """Bytes in GiB or MiB."""
     return f"{amount / GIB:.1f} GiB" if amount >= GIB // 10 else f"{amount / 2**20:.0f} MiB"

@@ -9,7 +9,7 @@ from trainer.errors import RunError
 from trainer.system.files import write_bytes, write_text
 from trainer.tracking.comparison.blocks import Block
 from trainer.tracking.comparison.compare import Comparison
-from trainer.tracking.comparison.folder_source import find_run_folders, read_folder
+from trainer.tracking.comparison.folder_source import find_compared_runs, read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource, is_run_id
 from trainer.tracking.comparison.render import as_html, as_markdown, picture_of
 from trainer.tracking.comparison.report import as_json
@@ -64,7 +64,7 @@ class RunReader:
         places = [Path(text) for text in dict.fromkeys(named) if text not in ids]
         folders: dict[Path, Path] = {}  # by what they really are: one may be named twice
         for place in places:
-            for folder in find_run_folders(place):
+            for folder in find_compared_runs(place):
                 folders.setdefault(folder.resolve(), folder)
         found = {}
         for number, (real, folder) in enumerate(folders.items(), start=1):
@@ -85,7 +85,7 @@ class RunReader:
             return None
         if text in found:
             return found[text].source
-        folders = find_run_folders(Path(text))
+        folders = find_compared_runs(Path(text))
         if len(folders) > 1:
             raise RunError(f"--baseline {text} holds {len(folders)} runs; name one of them")
         return found[str(folders[0].resolve())].source

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from trainer.config.schema import leaves
 from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, parse_yaml
 from trainer.errors import RecipeError, RunError
+from trainer.monitoring.run_dir import find_run_dirs
 from trainer.system.files import find_number
 from trainer.system.secrets import redacted
 from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
@@ -19,14 +19,9 @@ from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve
 
 SCORES = "scores.parquet"
 _MOST_BYTES = 2**24  # of a JSON file that is read whole
-_MARKS = ("recipe.yaml", "events.jsonl", "summary.json")
 _STATES = "step-*/state.json"  # of a run's checkpoints
 _FINGERPRINT = "data.train (fingerprint)"  # its name in a checkpoint's state.json
 _RESULTS = ("clips_per_second", "data_wait_share", "mfu", "gpu_hours", "quarantined")
-
-
-def is_run(path: Path) -> bool:
-    return any((path / mark).exists() for mark in _MARKS)
 
 
 def read_folder(path: Path) -> ComparedRun:
@@ -34,8 +29,8 @@ def read_folder(path: Path) -> ComparedRun:
     history = RunHistory(path)
     state = derive_status(path.name, history, None, time.time())
     run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
-    if state.words:
-        run.notes.append(f"{state.state}: {state.words}")
+    if state.reason:
+        run.notes.append(f"{state.state}: {state.reason}")
     run.recipe = _recipe(path / "recipe.yaml", run.notes)
     events = _events(path / "events.jsonl", run.notes)
     summary = _json(path / "summary.json", run.notes) if run.status == "finished" else {}
@@ -157,16 +152,11 @@ def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
     return found
 
 
-def find_run_folders(place: Path) -> Sequence[Path]:
-    """The run folders that are meant: the folder itself, or those in it and one level deeper.
-
-    Raises RunError where there is no such folder, or no run in it.
-    """
+def find_compared_runs(place: Path) -> list[Path]:
+    """The run directories at `place`, see `find_run_dirs`. Raises RunError where there are none."""
     if not place.is_dir():
         raise RunError(f"{place}: there is no such folder, and it is no id of an MLflow run (32 digits)")
-    if is_run(place):
-        return [place]
-    found = sorted(path for pattern in ("*", "*/*") for path in place.glob(pattern) if is_run(path))
+    found = find_run_dirs(place)
     if not found:
         raise RunError(f"{place}: no run's folder, and none is in it; a run's folder has a recipe.yaml")
     return found

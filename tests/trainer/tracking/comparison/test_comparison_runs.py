@@ -12,7 +12,7 @@ from tests.trainer.tracking.comparison.run_folders import make_run
 from trainer.errors import RunError
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.differences import differences, seed_groups
-from trainer.tracking.comparison.folder_source import find_run_folders, read_folder
+from trainer.tracking.comparison.folder_source import find_compared_runs, read_folder
 from trainer.tracking.comparison.results import deviation, group_table, results_table
 from trainer.tracking.comparison.same_data import SAME, data_comparer
 
@@ -44,7 +44,7 @@ def test_one_that_failed_has_those_of_its_last_step(tmp_path: Path) -> None:
     )  # fmt: skip
     assert read_folder(make_run(tmp_path / "left", losses=(4.0,), end="left")).status == "stopped"
     silent = read_folder(make_run(tmp_path / "silent", losses=(4.0,), end=""))
-    assert silent.status == "unknown" and "silent" in silent.notes[0]
+    assert silent.status == "unknown" and "sign of life" in silent.notes[0]
 
 
 def test_one_that_is_training_is_running(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_numbers_of_a_hostile_summary_are_left_out(tmp_path: Path) -> None:
 
 def test_folders_are_found_one_level_deeper_too(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "runs" / name) for name in ("a", "sweep/1", "sweep/2")]
-    assert list(find_run_folders(tmp_path / "runs")) == paths
-    assert list(find_run_folders(paths[0])) == paths[:1]
+    assert list(find_compared_runs(tmp_path / "runs")) == paths
+    assert list(find_compared_runs(paths[0])) == paths[:1]
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(RunError, match=place.name):
-            find_run_folders(place)
+            find_compared_runs(place)
 
 
 def test_only_differing_fields_are_shown_by_section(tmp_path: Path) -> None:
