@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.autotune import LoaderOptions
 from pipelines.spot_check import format_defects
 from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
 from trainer.engine.process_group import disconnect, join
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.evaluation_dir import EvaluationDir
-from trainer.evaluation.loading import open_view_loader
 from trainer.evaluation.metrics import outcomes_of
 from trainer.evaluation.multi_view import OutcomeCounts, view_scores
 from trainer.evaluation.report import NAMED, print_result, write_report
@@ -31,6 +31,7 @@ from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.setup.bad_video_limit import too_many
+from trainer.setup.loaders import open_view_loader
 from trainer.system.device import compute_logits, set_device, set_numerics
 
 T = TypeVar("T")
@@ -119,8 +120,24 @@ class Evaluator:
         target, environment = self._target, self._environment
         at_once = target.batch * environment.world_size
         first_batch = first // at_once
+        options = LoaderOptions(
+            device=environment.device,
+            decoder=target.decoder,
+            workers=target.workers,
+            cores=cores_per_rank(environment),
+        )
         loader, notes = open_view_loader(
-            target, RunDir(self._folder.path), environment, first=first_batch, stack=stack
+            target.dataset,
+            target.view,
+            options,
+            environment,
+            RunDir(self._folder.path),
+            batch=target.batch,
+            mean=target.mean,
+            std=target.std,
+            first=first_batch,
+            run=RunDir(target.source),
+            stack=stack,
         )
         for note in notes:
             self._say(f"warning: {note}")

@@ -1,11 +1,14 @@
-"""A run's two loaders, for training and for evaluation, on all ranks."""
+"""The loaders of a run and of a separate evaluation, on all ranks."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
+from pipelines.augment.params import ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
+from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.sampling.sampler import ViewSampler
 from trainer.config.schema import Recipe
@@ -27,70 +30,46 @@ def open_loaders(
     first_step: int,
     stack: ExitStack,
 ) -> tuple[ClipLoader, ClipLoader, tuple[str, ...]]:
-    """The loader of training clips from this step on, that of evaluation, and notes on them. Collective.
+    """The loader of training clips from a step on, that of evaluation, and notes on them. Collective.
 
-    Who decodes a video shows in its colours. So where decoding is split, DALI's share is measured once in a
-    run, by rank 0, and kept in its folder: all ranks go by it, and so does the run when it goes on.
-
-    stack: closes them.
-
-    Raises AgreedError where what a loader needs cannot be had on some rank, as too small a /dev/shm.
+    stack: closes them. Raises AgreedError where a rank lacks what a loader needs, such as room in /dev/shm.
     """
-    options = _options(recipe, environment)
     colours = recipe.augmentation
-    view_plan = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
-    readings = [
+    sampler = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
+    inputs = [
         LoaderInput("train", prepared.train, prepared.sampler, prepared.train_clip),
-        LoaderInput("val", prepared.val, view_plan, prepared.view_clip),
+        LoaderInput("val", prepared.val, sampler, prepared.view_clip),
     ]
-    share = read_kept_share(folder, environment) if options.splits else None
-    options = replace(options, graph_share=share)
-    crashed, notes = find_crashed_videos(readings, folder, environment, options)
-
-    def training() -> ClipLoader:
-        loader = train_loader(
-            prepared.train,
-            prepared.sampler,
-            prepared.train_clip,
-            mean=colours.mean,
-            std=colours.std,
-            micro_batch=prepared.layout.micro_batch,
-            rank=environment.rank,
-            world_size=environment.world_size,
-            first_step=first_step,
-            options=options,
-            crashed=crashed.get("train"),
-            in_flight=in_flight_file(folder, "train", environment.rank),
-        )
-        stack.callback(loader.close)
-        return loader
-
-    def evaluation() -> ClipLoader:
-        loader = view_loader(
-            prepared.val,
-            view_plan,
-            prepared.view_clip,
-            mean=colours.mean,
-            std=colours.std,
-            rank=environment.rank,
-            options=options,
-            crashed=crashed.get("val"),
-            in_flight=in_flight_file(folder, "val", environment.rank),
-        )
-        stack.callback(loader.close)
-        return loader
-
-    first: ClipLoader | None = None
-    if options.splits and share is None:
-        first = run_on_all_ranks(lambda: measure_graph_share(training, folder, environment))
-        options = replace(
-            options, graph_share=broadcast_from_main(None if first is None else first.graph_share)
-        )
-    train, val = (
-        run_on_all_ranks(lambda: training() if first is None else first),
-        run_on_all_ranks(evaluation),
+    options = _with_recorded_share(_options(recipe, environment), folder, environment)
+    crashed, notes = find_crashed_videos(inputs, folder, environment, options)
+    open_train = partial(
+        train_loader,
+        prepared.train,
+        prepared.sampler,
+        prepared.train_clip,
+        mean=colours.mean,
+        std=colours.std,
+        micro_batch=prepared.layout.micro_batch,
+        rank=environment.rank,
+        world_size=environment.world_size,
+        first_step=first_step,
+        crashed=crashed.get("train"),
+        in_flight=in_flight_file(folder, "train", environment.rank),
     )
-    # Nothing lies there yet: the first batches are made when they are asked for.
+    open_val = partial(
+        view_loader,
+        prepared.val,
+        sampler,
+        prepared.view_clip,
+        mean=colours.mean,
+        std=colours.std,
+        rank=environment.rank,
+        crashed=crashed.get("val"),
+        in_flight=in_flight_file(folder, "val", environment.rank),
+    )
+    train, options = _open(open_train, options, folder, environment, stack)
+    val, _ = _open(open_val, options, folder, environment, stack)
+    # /dev/shm is still empty: the loaders make their first batches when they are asked for them.
     train_need, val_need = run_on_all_ranks(train.shared_memory), SharedMemoryNeed(0, 0)
     if Schedule.of(recipe, prepared.sampler.steps_per_epoch).evaluates:
         val_need = run_on_all_ranks(val.shared_memory)
@@ -98,20 +77,98 @@ def open_loaders(
     return train, val, notes if note is None else (*notes, note)
 
 
-def read_kept_share(folder: RunDir, environment: Environment) -> float | None:
-    """DALI's share of the decoding as rank 0 finds it in the folder. Collective."""
-    return broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
+def open_view_loader(
+    dataset: Dataset,
+    clip: ViewSpec,
+    options: LoaderOptions,
+    environment: Environment,
+    folder: RunDir,
+    *,
+    batch: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    first: int,
+    run: RunDir,
+    stack: ExitStack,
+) -> tuple[ClipLoader, tuple[str, ...]]:
+    """The loader of an evaluation's single pass, and notes on it. Collective.
+
+    Args:
+        folder: the evaluation's; it keeps the same files for the next start as a run's.
+        batch: videos per rank.
+        first: the batch to begin with.
+        run: the evaluated run, whose decoder share the evaluation takes.
+        stack: closes the loader.
+
+    Raises:
+        AgreedError: a rank lacks what the loader needs, such as room in /dev/shm.
+    """
+    sampler = ViewSampler(len(dataset), batch, environment.world_size)
+    if options.splits:
+        run_on_all_ranks(partial(_copy_share, run, folder, environment))
+    options = _with_recorded_share(options, folder, environment)
+    inputs = LoaderInput("val", dataset, sampler, clip)
+    crashed, notes = find_crashed_videos([inputs], folder, environment, options)
+    open_val = partial(
+        view_loader,
+        dataset,
+        sampler,
+        clip,
+        mean=mean,
+        std=std,
+        rank=environment.rank,
+        crashed=crashed.get("val"),
+        in_flight=in_flight_file(folder, "val", environment.rank),
+        first=first,
+    )
+    loader, _ = _open(open_val, options, folder, environment, stack)
+    note = check_shared_memory(environment, SharedMemoryNeed(0, 0), run_on_all_ranks(loader.shared_memory))
+    return loader, notes if note is None else (*notes, note)
 
 
-def measure_graph_share(
-    make: Callable[[], ClipLoader], folder: RunDir, environment: Environment
-) -> ClipLoader | None:
-    """The loader with which rank 0 has measured DALI's share of the decoding, which is kept in the folder."""
-    if not environment.is_main:
-        return None
-    loader = make()
-    folder.write_graph_share(loader.graph_share)
-    return loader
+def _open(
+    open_loader: Callable[..., ClipLoader],
+    options: LoaderOptions,
+    folder: RunDir,
+    environment: Environment,
+    stack: ExitStack,
+) -> tuple[ClipLoader, LoaderOptions]:
+    """A loader on each rank, and the options that it was opened with. Collective.
+
+    Decoders round colours differently. So where decoding is split, rank 0 measures DALI's share once, with
+    the first loader, and records it in the folder. All ranks use it, and so do later starts.
+    """
+    first: ClipLoader | None = None
+
+    def opened() -> ClipLoader:
+        loader = open_loader(options=options)
+        stack.callback(loader.close)
+        return loader
+
+    def measured() -> ClipLoader:
+        loader = opened()
+        folder.write_graph_share(loader.graph_share)
+        return loader
+
+    if options.measures_share:
+        first = run_on_all_ranks(lambda: measured() if environment.is_main else None)
+        share = broadcast_from_main(None if first is None else first.graph_share)
+        options = replace(options, graph_share=share)
+    return run_on_all_ranks(lambda: opened() if first is None else first), options
+
+
+def _with_recorded_share(options: LoaderOptions, folder: RunDir, environment: Environment) -> LoaderOptions:
+    """The options with DALI's share of the decoding as an earlier start recorded it. Collective."""
+    if not options.splits:
+        return options
+    share = broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
+    return replace(options, graph_share=share)
+
+
+def _copy_share(run: RunDir, folder: RunDir, environment: Environment) -> None:
+    share = run.read_graph_share() if environment.is_main else None
+    if share is not None and folder.read_graph_share() is None:
+        folder.write_graph_share(share)
 
 
 def _options(recipe: Recipe, environment: Environment) -> LoaderOptions:
