@@ -1,1 +1,1 @@
-"""What a run is told: the schema, the files it is written in, and the words about both."""
+"""Recipes: the schema, the YAML files, and the reference page."""

@@ -1,4 +1,4 @@
-"""The section `data` of a recipe: where the clips come from."""
+"""The section `data` of a recipe: where the clips come from and how they are read."""
 
 import difflib
 import json
@@ -12,7 +12,7 @@ from trainer.config.value_types import MAX_RATIO, MIN_RATIO, FilePath, Length, S
 
 
 class EmbeddedSection(Section):
-    """The data set that needs no download: rendered clips of moving shapes."""
+    """The embedded data set, which needs no download: rendered clips of moving shapes."""
 
     train_clips: Length
     """Clips to render for training."""
@@ -34,7 +34,7 @@ class TrainManifest(Section):
     """Manifest of training videos."""
 
     ratio: Annotated[float, Field(ge=MIN_RATIO, le=MAX_RATIO)] | None = None
-    """Its share in every batch, compared with the other manifests' ratios; null, for all of them, shows every
+    """Its share in every batch, relative to the other manifests' ratios; null, for all of them, shows every
     video once an epoch."""
 
 
@@ -50,28 +50,30 @@ class DataSection(Section):
 
     node_copy: FilePath | None = None
     """Folder on each node's own disk into which the first rank there copies the manifests, for all ranks of
-    the node to read; null reads them where they are. Videos are always read where the manifest says."""
+    the node to read; null reads them where they are. Videos are always read from the paths in the
+    manifest."""
 
     embedded: EmbeddedSection | None = None
     """Render the embedded motion data set where the two manifests are missing; null never does."""
 
     bad_share: Share = 0.01
-    """Stop when more than this share of the clips seen could not be read, and more than three videos (of a
+    """Stop when more than this share of the clips so far could not be read, and more than three videos (of a
     very small data set, more than half); 0 stops at the first."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Processes per rank that read, and decode where PyAV does; `auto` follows from the rank's share of the
-    node's cores and from what the first videos cost."""
+    """Worker processes per rank, which read samples, and decode those that PyAV decodes; `auto` chooses by
+    the rank's share of the node's cores and the measured cost of the first videos."""
 
     prefetch: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Batches prepared ahead of the step that uses them; `auto` makes as many as keep all workers busy."""
+    """Batches prefetched before the step that uses them; `auto` prefetches enough to keep all workers
+    busy."""
 
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """DALI threads per rank; `auto` divides the node's cores among its ranks."""
 
     decoder: Literal["auto", "dali", "pyav", "hybrid"] = "auto"
-    """Who decodes: DALI (NVDEC on a GPU), PyAV (any codec, on CPU cores), `hybrid` both at once, split by
-    their speed as measured when the run first started; `auto` is PyAV on a CPU and `hybrid` on a GPU."""
+    """Decoder: `dali` (NVDEC on a GPU), `pyav` (any codec, on CPU cores), or `hybrid`, both at once, split by
+    their speed as measured at the first start of the run; `auto` is `pyav` on a CPU and `hybrid` on a GPU."""
 
     @field_validator("train", mode="before")
     @classmethod
@@ -80,7 +82,7 @@ class DataSection(Section):
             return value
         if not value:
             raise ValueError("the list is empty; name at least one manifest")
-        parts = [_train_part(number, entry) for number, entry in enumerate(value, start=1)]
+        parts = [_parse_train_manifest(number, entry) for number, entry in enumerate(value, start=1)]
         without = [number for number, part in enumerate(parts, start=1) if part.ratio is None]
         if 0 < len(without) < len(parts):
             raise ValueError(
@@ -90,7 +92,7 @@ class DataSection(Section):
         return tuple(parts)
 
     @model_validator(mode="after")
-    def _rendered_alone(self) -> Self:
+    def _renders_one_manifest(self) -> Self:
         if self.embedded is not None and not isinstance(self.train, Path):
             raise ValueError("`embedded` renders a single `train` manifest: name that one, or leave it out")
         return self
@@ -101,8 +103,9 @@ class DataSection(Section):
         return (TrainManifest(manifest=self.train),) if isinstance(self.train, Path) else self.train
 
 
-def _train_part(number: int, entry: Any) -> TrainManifest:
-    """An entry of the list of training manifests; raises ValueError, with its number, for what is none."""
+def _parse_train_manifest(number: int, entry: Any) -> TrainManifest:
+    """Parse an entry of the list of training manifests. Raises ValueError, with its number, for a wrong
+    one."""
     found = json.dumps(entry, ensure_ascii=False)
     if isinstance(entry, str):
         _check_entry_path(number, entry)

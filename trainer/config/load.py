@@ -1,4 +1,4 @@
-"""From recipe files to a `Recipe`: inheritance, overrides, and messages that say where a mistake stands."""
+"""Loads a `Recipe` from YAML files: inheritance, overrides, error messages with file and line."""
 
 import difflib
 import json
@@ -39,19 +39,18 @@ _MAX_NEIGHBOURS = 1000  # files of a folder that are compared with the name of a
 
 @dataclass
 class _Layered:
-    """Values merged from several layers, and for each field who set it last (`file:line` or an override).
-
-    written: the text of those values that YAML reads as something else.
-    """
+    """Values merged from several layers."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[FieldPath, str] = field(default_factory=dict)
+    """By field, what set it last: `file:line`, or an override."""
     written: dict[FieldPath, str] = field(default_factory=dict)
+    """The text of those values that YAML reads as something else."""
 
     def add(
         self, layer: dict[str, Any], origins: dict[FieldPath, str], written: dict[FieldPath, str]
     ) -> None:
-        if layer.get("engine") == "auto":  # else the next layer's mapping would replace it
+        if layer.get("engine") == "auto":  # a text would be replaced by the next layer's mapping
             layer = {**layer, "engine": dict(ENGINE_AUTO)}
         for section, one, other in ALTERNATIVES:
             for given, displaced in ((one, other), (other, one)):
@@ -66,7 +65,7 @@ class _Layered:
         self.written.update(written)
 
     def origin(self, path: FieldPath) -> str | None:
-        """Who set the field, or else the closest section around it that somebody wrote down."""
+        """What set the field, or the closest section around it that a file or an override sets."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -82,8 +81,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.field=value`, the value read as YAML; applied in order, after all files.
 
     Raises:
-        RecipeError: a file is missing, no ordinary file or no YAML, bases form a cycle, or fields are wrong;
-            one line per mistake with file and line, dotted field, what was found, what is allowed.
+        RecipeError: a file is missing or is not an ordinary file of YAML, bases form a circle, or fields are
+            wrong; one line per mistake with file and line, dotted field, found value, allowed values.
     """
     path = find_recipe(Path(path))
     chain = _chain(path)
@@ -134,7 +133,7 @@ def _chain(path: Path) -> list[tuple[Path, YamlDocument]]:
 
 
 def _family(chain: Sequence[tuple[Path, YamlDocument]]) -> str:
-    """The name that a recipe and its variants share: of the oldest recipe that is one by itself."""
+    """The name that a recipe and its variants share: of the oldest one that is not a part (`_name.yaml`)."""
     whole = [(file, document) for file, document in chain if not file.name.startswith("_")] or chain
     file, document = whole[-1]
     name = document.value.get("name")
@@ -146,8 +145,8 @@ def _family(chain: Sequence[tuple[Path, YamlDocument]]) -> str:
 def _read(path: Path, named_by: str, base: str, seen: Sequence[Path]) -> YamlDocument:
     """A recipe's own fields.
 
-    named_by: the file and line that name it as their base, for messages. base: what stands there, empty for
-    the recipe itself. seen: the files that were read before, the last of which names it.
+    named_by: the file and line that name it as their base, for messages. base: the value there, empty for the
+    recipe itself. seen: the files read before; the last one names it.
     """
     name = format_text(str(path))
     try:
@@ -171,13 +170,16 @@ def _neighbour(path: Path) -> str:
 
 
 def _base_hint(base: str, seen: Sequence[Path]) -> str:
-    """A hint at what to write for a base that is not there: the path of a recipe that is, or nothing.
+    """A hint at the path of an existing recipe for a base that does not exist, or nothing.
 
-    seen: the files that were read before; a base that is one of them would be a circle.
+    seen: the files read before; a base that is one of them would be a circle.
     """
     folder = seen[-1].parent
     relative = "; a base is relative to the file that names it"
-    for path in (Path(base), folder / Path(base).name):  # meant relative to the current directory; without it
+    for path in (
+        Path(base),
+        folder / Path(base).name,
+    ):  # written relative to the current directory, or with a wrong folder
         if os.path.isfile(path) and not any(os.path.samefile(path, other) for other in seen):
             return f"{relative}: did you mean {format_text(os.path.relpath(path, folder))}?"
     wanted = folder / base
@@ -193,7 +195,7 @@ def _base_hint(base: str, seen: Sequence[Path]) -> str:
 
 
 def _recipes_in(folder: Path) -> list[str]:
-    """The names of the YAML files in a folder, of not too many; none where it cannot be read."""
+    """The names of the YAML files among the first entries of a folder; none where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             first = islice(entries, _MAX_NEIGHBOURS)
@@ -230,7 +232,7 @@ def _has(layer: dict[str, Any], section: str, name: str) -> bool:
 
 
 def _merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
-    """Mappings merge key by key; anything else, lists included, replaces what was there."""
+    """Mappings merge key by key; any other value, a list too, replaces the earlier one."""
     for key, value in layer.items():
         below = into.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
@@ -240,8 +242,8 @@ def _merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
 
 
 def _messages(error: ValidationError, layered: _Layered, recipe: Path) -> list[str]:
-    """One line for each field that is wrong, and how many more there are where there are many."""
-    # A choice of types (number or `auto`) reports once per type: one line per field is enough.
+    """One line for each wrong field; of many, the first ones and the number of the others."""
+    # A union of types (number or `auto`) reports once per type: one line per field is enough.
     lines: dict[str, None] = {}
     details = error.errors()
     for done, detail in enumerate(details):
@@ -253,7 +255,7 @@ def _messages(error: ValidationError, layered: _Layered, recipe: Path) -> list[s
 
 
 def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
-    """One line for one mistake: where it stands, the field, what was found, what is allowed."""
+    """One line for one mistake: file and line, field, found value, allowed values."""
     written = tuple(map(str, detail["loc"]))
     path, section, info = _resolve(written)
     cause = detail.get("ctx", {}).get("error")
@@ -275,7 +277,7 @@ def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
 
 
 def _reading(path: FieldPath, layered: _Layered) -> str:
-    """What YAML made of a value, where that is not what stands there."""
+    """How YAML reads a value, where that differs from its text."""
     text = layered.written.get(path)
     if text is None:
         return ""
@@ -286,10 +288,10 @@ def _reading(path: FieldPath, layered: _Layered) -> str:
 
 
 def _resolve(written: FieldPath) -> tuple[FieldPath, type[BaseModel], Any]:
-    """A pydantic location without its insides: the field, its section, its description.
+    """The field of a pydantic location, its section, its description.
 
-    Within a field, pydantic appends which member of a union or which item of a list it means; the
-    field as a whole is what the user wrote and what `allowed` describes.
+    Within a field, pydantic appends the member of a union or the item of a list. The field as a whole is what
+    the user wrote and what `allowed` describes.
     """
     section: type[BaseModel] = Recipe
     info = None

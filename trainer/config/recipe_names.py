@@ -15,10 +15,10 @@ _NAME = re.compile(r"[\w-]{1,80}")
 
 
 def find_recipe(given: Path, beside: Path = Path("recipes")) -> Path:
-    """The file of a recipe that is given as a path or by its name, without folder and ending.
+    """The file of a recipe that is given as a path, or by its name without folder and ending.
 
-    A path stays as it is, whether or not a file is there. A name is looked for in `beside`, and then among
-    the project's own. Raises RecipeError for a name that neither has, with the nearest that is there.
+    A path is returned as it is, whether or not the file exists. A name is searched in `beside`, then among
+    the project's own recipes. Raises RecipeError, with the nearest name, where neither has it.
     """
     if not _NAME.fullmatch(str(given)) or os.path.lexists(given):
         return given
@@ -35,7 +35,8 @@ def find_recipe(given: Path, beside: Path = Path("recipes")) -> Path:
 
 
 def find_base(base: str, folder: Path) -> Path:
-    """The file that a recipe in `folder` names as its base: a path relative to it, or a name as above."""
+    """The file that a recipe in `folder` names as its base: a path relative to it, or a name
+    (`find_recipe`)."""
     if not _NAME.fullmatch(base) or os.path.lexists(folder / base):
         return folder / base
     return find_recipe(Path(base), folder)

@@ -1,7 +1,6 @@
-"""The recipe's schema in words: what a field allows, and the reference page for users.
+"""Describes the schema of a recipe, for error messages and for the reference page `docs/recipes.md`.
 
-Messages about wrong values and `docs/recipes.md` take their words from here, so they cannot disagree
-with the schema. `python -m trainer.config.reference_docs` writes the page anew.
+`python -m trainer.config.reference_docs` writes the page.
 """
 
 import inspect
@@ -22,8 +21,8 @@ REFERENCE_PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 _PREAMBLE = """\
 # Recipes
 
-A recipe is a YAML file that holds everything a run is told. This page is generated from the schema:
-`python -m trainer.config.reference_docs` writes it anew.
+A recipe is a YAML file with the whole configuration of a run. This page is generated from the schema:
+`python -m trainer.config.reference_docs` writes it.
 
 - `base: other.yaml` inherits from another recipe, named relative to the file that names it. Sections are
   merged field by field; the inheriting file wins. Where two fields are two units of one quantity
@@ -34,7 +33,7 @@ A recipe is a YAML file that holds everything a run is told. This page is genera
 - Paths are relative to the current directory, as with every command-line tool; only `base` is relative to
   its file.
 - Unknown fields, duplicate keys and values of the wrong type are refused before anything starts.
-- The run's folder keeps the resolved recipe, which is complete and can be started again as it is.
+- The run directory holds the resolved recipe, which is complete and can be started as it is.
 """
 
 _NAMES: dict[Any, str] = {
@@ -50,7 +49,7 @@ _PATTERNS = {
     REGISTERED_MODEL: "`NAME` or `NAME@ALIAS`, of letters A-Z and a-z, digits, dots, underscores and hyphens",
     RUN_NAME: "of letters A-Z and a-z, digits, dots, underscores and hyphens, the first a letter or a digit",
 }
-"""What matches a regular expression, in words."""
+"""Descriptions of the regular expressions in the schema."""
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -82,7 +81,7 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
         ]
         return _describe(arguments[0], [*constraints, *metadata])
     if origin in (Union, types.UnionType):
-        # Constraints of the field hold for its values, not for null: they follow the first member.
+        # Constraints of the field apply to its values, not to null: they follow the first member.
         first, *others = arguments
         return ", or ".join([_describe(first, metadata), *(_describe(other, []) for other in others)])
     if origin is Literal:
@@ -99,28 +98,28 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _constraints(metadata: list[Any]) -> list[str]:
-    words = []
+    found = []
     for item in metadata:
         match item:
             case annotated_types.Ge(ge=bound):
-                words.append(f"at least {_number(bound)}")
+                found.append(f"at least {_number(bound)}")
             case annotated_types.Gt(gt=bound):
-                words.append(f"above {_number(bound)}")
+                found.append(f"above {_number(bound)}")
             case annotated_types.Le(le=bound):
-                words.append(f"at most {_number(bound)}")
+                found.append(f"at most {_number(bound)}")
             case annotated_types.Lt(lt=bound):
-                words.append(f"below {_number(bound)}")
+                found.append(f"below {_number(bound)}")
             case annotated_types.MinLen():
-                words.append("not empty")
+                found.append("not empty")
             case annotated_types.MaxLen(max_length=most):
-                words.append(f"at most {most} characters")
+                found.append(f"at most {most} characters")
             case annotated_types.MultipleOf(multiple_of=step):
-                words.append(f"a multiple of {step}")
+                found.append(f"a multiple of {step}")
             case AfterValidator(func=check) if check is check_not_tiny:
-                words.append(f"not between 0 and {_number(MIN_RATE)}")
+                found.append(f"not between 0 and {_number(MIN_RATE)}")
             case _ if getattr(item, "pattern", None):
-                words.append(_PATTERNS[item.pattern])
-    return words
+                found.append(_PATTERNS[item.pattern])
+    return found
 
 
 def _number(bound: Any) -> str:
@@ -139,7 +138,7 @@ def reference() -> str:
 
 
 def _docstring(section: type[BaseModel]) -> str:
-    """Without the indentation that Python keeps up to version 3.12."""
+    """Without the indentation that Python keeps before version 3.13."""
     return inspect.cleandoc(section.__doc__ or "")
 
 
@@ -164,7 +163,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _table_cell(text: str) -> str:
-    """One line, its vertical bars escaped: both would end the table's row or cell."""
+    """On one line, with vertical bars escaped: line breaks and bars would end the row or cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -1,8 +1,7 @@
-"""The schema of a recipe: every field a run can be told, with its type, range, default and meaning.
+"""The schema of a recipe: every field with its type, range, default and meaning.
 
-A `Recipe` is frozen and complete: it holds every value the run will use, defaults included, and
-nothing else. `trainer.config.load.load_recipe` makes one from YAML files and overrides. The sentence
-after each field is its description in the schema: `docs/recipes.md` is generated from it.
+A `Recipe` is frozen and holds every value that the run uses, defaults included. `load.load_recipe` makes one
+from YAML files and overrides. `docs/recipes.md` is generated from the docstrings of sections and fields.
 """
 
 import json
@@ -51,16 +50,16 @@ ALTERNATIVES = (
     ("optimisation", "warmup_epochs", "warmup_steps"),
     ("evaluation", "every_epochs", "every_steps"),
 )
-"""(section, field, field): two units of one quantity, of which at most one may have a value."""
+"""(section, field, field): one quantity in two units; at most one may have a value."""
 
 _MAX_MAGNITUDE = 100  # of RandAugment; common are 0 to 10
 
 ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks": "auto"}
-"""What `engine: auto` is short for."""
+"""The meaning of `engine: auto`."""
 
 
 class ModelSection(Section):
-    """What turns a clip into logits."""
+    """The model."""
 
     preset: Literal["tiny", "b16", "l14", "l14_336"]
     """Backbone: a small one for tests, ViT-B/16, ViT-L/14, or ViT-L/14 at 336 pixels."""
@@ -70,10 +69,10 @@ class ModelSection(Section):
     temporal downsampling (Something-Something)."""
 
     frames: Annotated[int, Field(ge=1, le=4096)]
-    """Frames in a clip, sampled sparsely over the whole video."""
+    """Frames per clip, sampled sparsely over the whole video."""
 
     num_classes: Annotated[int, Field(ge=1, le=10**6)] | None = None
-    """Classes of the head; null takes the number that the training manifest names."""
+    """Classes of the head; null takes their number from the training manifest."""
 
     weights: FilePath | None = None
     """File of weights to start from: an image ViT's (CLIP, timm), an export of this program
@@ -85,7 +84,7 @@ class ModelSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_an_empty_old_field(cls, value: Any) -> Any:
-        """Recipes that earlier versions saved in run folders hold `image_weights: null`."""
+        """Recipes in run directories of earlier versions hold `image_weights: null`."""
         if isinstance(value, dict) and value.get("image_weights", "") is None:
             return {name: found for name, found in value.items() if name != "image_weights"}
         return value
@@ -94,7 +93,7 @@ class ModelSection(Section):
     @classmethod
     def _fields_of_a_model(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if value:
-            from models.config import ModelError, check_field  # loads PyTorch: only where there is need
+            from models.config import ModelError, check_field  # imports PyTorch, so only where needed
 
             for name, found in value.items():
                 try:
@@ -109,27 +108,27 @@ class ModelSection(Section):
         if self.overrides:
             from models.config import ModelError, build_config, is_field
 
-            set_elsewhere = {"frames", "num_classes"}  # refused by name when the model is prepared
+            set_elsewhere = {"frames", "num_classes"}  # refused when the model is prepared
             if all(is_field(name) and name not in set_elsewhere for name in self.overrides):
-                classes = self.num_classes or 1  # at least: the manifest says how many
+                classes = self.num_classes or 1  # or more: the manifest has the number
                 try:
                     build_config(
                         self.preset, form=self.form, frames=self.frames, num_classes=classes, **self.overrides
                     )
                 except ModelError as error:
-                    raise FieldError(self._blamed(str(error)), str(error)) from None
+                    raise FieldError(self._wrong_field(str(error)), str(error)) from None
         return self
 
-    def _blamed(self, words: str) -> tuple[str, ...]:
+    def _wrong_field(self, message: str) -> tuple[str, ...]:
         """The field that an error of the model configuration names, or all overrides."""
-        name, verb, _ = words.partition(" is ")
+        name, verb, _ = message.partition(" is ")
         if verb and name in self.overrides:
             return "overrides", name
         return ("frames",) if verb and name == "frames" else ("overrides",)
 
 
 class SamplingSection(Section):
-    """Which clips make up a batch."""
+    """Which clips are in a batch."""
 
     repeats: Annotated[int, Field(ge=1, le=1024)] = 1
     """Repeated sampling: how many augmentations of each decoded clip enter the same global batch."""
@@ -139,7 +138,7 @@ class SamplingSection(Section):
 
 
 class AugmentationSection(Section):
-    """What is done to a training clip; one draw holds for all frames of a clip."""
+    """The augmentation of a training clip; all frames of a clip have the same parameters."""
 
     crop_scale: tuple[Annotated[float, Field(ge=1e-4)], Annotated[float, Field(ge=1e-4)]] = (0.08, 1.0)
     """Smallest and largest area of the random crop, as a share of the frame's area."""
@@ -148,11 +147,11 @@ class AugmentationSection(Section):
     """Smallest and largest aspect ratio (width / height) of the random crop."""
 
     flip: Share = 0.5
-    """Probability of a horizontal flip; 0 where left and right are labels."""
+    """Probability of a horizontal flip; 0 where labels distinguish left and right."""
 
     flip_left_right: bool = False
-    """Flip although the names of the classes tell left from right, such as `move_left` and `move_right`; by
-    default such data are not flipped, and the run says so."""
+    """Flip although the names of the classes distinguish left and right, such as `move_left` and
+    `move_right`; by default such data are not flipped, and the run logs that."""
 
     color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 is none."""
@@ -160,10 +159,10 @@ class AugmentationSection(Section):
     rand_augment: Text | None = None
     """RandAugment in timm's form, such as `rand-m7-n4-mstd0.5-inc1`: m magnitude, n operations per clip, mstd
     spread of the magnitude (above 100: uniform from 0 to m), mmax largest magnitude (10), p chance of each
-    operation (0.5), and inc1 (operations that grow with the magnitude), which must be there; null is none."""
+    operation (0.5), and inc1 (operations that grow with the magnitude), which is required; null is none."""
 
     mean: tuple[Mean, Mean, Mean] = (0.45, 0.45, 0.45)
-    """Subtracted from the red, green and blue of a pixel scaled to 0..1."""
+    """Subtracted from red, green and blue of a pixel scaled to 0..1."""
 
     std: tuple[Deviation, Deviation, Deviation] = (0.225, 0.225, 0.225)
     """Divides red, green and blue after the mean was subtracted."""
@@ -196,7 +195,7 @@ class AugmentationSection(Section):
 
 
 class OptimisationSection(Section):
-    """How the weights are changed: AdamW, linear warm-up, then a cosine, per step."""
+    """AdamW, with linear warm-up and then a cosine, per step."""
 
     global_batch: Clips
     """Clips per optimiser step over all ranks, repeats included; the micro-batch follows from it."""
@@ -220,7 +219,7 @@ class OptimisationSection(Section):
     """Learning rate of the first step of the warm-up."""
 
     end_learning_rate: Rate = 1e-6
-    """Learning rate that the cosine ends in."""
+    """Learning rate at the end of the cosine."""
 
     weight_decay: Rate = 0.05
     """AdamW's weight decay, on tensors of two or more dimensions only."""
@@ -229,22 +228,22 @@ class OptimisationSection(Section):
     """AdamW's decay rates of the first and the second moment."""
 
     eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8
-    """AdamW's term that keeps the division finite."""
+    """AdamW's epsilon, which keeps the division finite."""
 
     clip_norm: Annotated[float, Field(ge=1e-6, le=10**6)] | None = 20.0
     """Global gradient norm above which gradients are scaled down; null never clips."""
 
     layer_decay: Annotated[float, Field(ge=0.01, le=1)] | None = None
     """Layer-wise decay: each backbone block's learning rate is this many times that of the block after it;
-    null gives all the same."""
+    null is the same rate for all."""
 
     ema_decay: Annotated[float, Field(ge=0.01, lt=1)] | None = None
     """Keep an exponential moving average of the weights with this decay per step, and evaluate and export it;
     null keeps none."""
 
     skipped_steps: Annotated[int, Field(ge=0, le=10**6)] = 10
-    """Steps left out because their loss or gradient is not finite, in all starts of a run, before it stops; 0
-    stops at the first."""
+    """Steps that may be skipped because their loss or gradient is not finite, in all attempts of a run; one
+    more stops it."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -268,38 +267,38 @@ class OptimisationSection(Section):
 
 
 class EngineSection(Section):
-    """How the work is laid out on the devices: it changes speed and memory, and results by rounding only.
-    `engine: auto` is short for `auto` in all fields that take it."""
+    """How the work is divided over devices and memory: changes speed and memory, and results by rounding
+    only. `engine: auto` means `auto` for `zero_stage`, `micro_batch` and `recomputed_blocks`."""
 
     zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     """What DeepSpeed partitions over the ranks: 0 nothing, 1 optimiser states, 2 gradients too, 3 weights
-    too; `auto` partitions no more than the memory asks for."""
+    too; `auto` partitions no more than the memory requires."""
 
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
     """`bf16` keeps fp32 master weights in the optimiser, `autocast` keeps fp32 weights and multiplies
     matrices in bf16, `auto` is bf16 on a GPU and fp32 on a CPU."""
 
     micro_batch: Clips | Literal["auto"] | None = None
-    """Most clips per rank in one forward pass, gradients being accumulated up to the global batch; null takes
-    the rank's whole share at once; `auto` what fits into the memory."""
+    """Most clips per rank in one forward pass; gradients are accumulated up to the global batch. null takes
+    the rank's whole share at once, `auto` what fits into the memory."""
 
     recomputed_blocks: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = 0
     """Backbone blocks whose activations are recomputed in the backward pass to save memory; `auto` no more
     than needed."""
 
     fused: bool | Literal["auto"] = "auto"
-    """Update all weights in one kernel; `auto` does so on a GPU, where otherwise each step waits until the
-    gradient is known to be finite. Results differ by rounding."""
+    """Update all weights in one kernel; `auto` does so on a GPU, where otherwise the host waits in each step
+    to read whether the gradient is finite. Results differ by rounding."""
 
     compile: bool = False
     """Compile the model with `torch.compile`, as one graph; not with ZeRO stage 3."""
 
     deterministic: bool = False
-    """Let a GPU compute the same bits each time, so that a run that goes on equals one that was never stopped
-    bit for bit; slower. On a CPU it does so anyway."""
+    """Compute the same bits each time on a GPU, so that a resumed run equals an uninterrupted one bit for
+    bit; slower. A CPU always does."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; `auto` takes a GPU where there is one."""
+    """Device; `auto` is a GPU where there is one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -320,7 +319,7 @@ class EvaluationSection(Section):
     """How accuracy is measured on the validation videos."""
 
     every_epochs: Epochs | None = None
-    """Evaluate every so many epochs; or give `every_steps`; neither means not in between."""
+    """Evaluate every so many epochs; or give `every_steps`; neither means only at the end."""
 
     every_steps: Steps | None = None
     """Evaluate every so many optimiser steps; or give `every_epochs`."""
@@ -351,69 +350,69 @@ class EvaluationSection(Section):
 
 
 class TrackingSection(Section):
-    """What is told to MLflow."""
+    """What MLflow records."""
 
     enabled: bool = True
     """Record the run in MLflow."""
 
     uri: Annotated[Text, AfterValidator(Address)] | None = None
     """MLflow's address; null takes the environment's MLFLOW_TRACKING_URI, and without that
-    `sqlite:///mlflow.db` in the current directory. A user name and a password in it are used and
-    written nowhere."""
+    `sqlite:///mlflow.db` in the current directory. A user name and a password in it are used, and not
+    recorded."""
 
     experiment: Text = "uniformerv2"
-    """MLflow experiment that the run belongs to. Where no recipe file names one, it is the name of the oldest
-    recipe in the chain of bases, those left out whose file begins with `_`: variants share an experiment."""
+    """MLflow experiment of the run. Where no recipe file names one, it is the name of the oldest recipe in
+    the chain of bases, without files whose name begins with `_`: variants share an experiment."""
 
     every_steps: Steps = 10
-    """Optimiser steps between two records of the training metrics."""
+    """Optimiser steps between two recorded values of the training metrics."""
 
     parent_run: Text | None = None
-    """MLflow's id of the run that this one stands under, as the runs of a sweep do; null stands alone."""
+    """MLflow's id of the parent run, as in a sweep; null has no parent."""
 
     register_as: RegisteredModel | None = None
     """Upload the final weights to MLflow as a new version of this registered model: `NAME`, or `NAME@ALIAS`
-    to have the alias lead to it. null uploads no weights."""
+    to set the alias to it. null uploads no weights."""
 
 
 class RunSection(Section):
-    """What is left on disk and shown in the terminal."""
+    """The run directory, checkpoints, time limits and terminal output."""
 
     dir: FilePath = Path("runs")
-    """Folder that holds the run's own folder, which is named after the recipe."""
+    """Folder of the run directory, which has the recipe's name."""
 
     checkpoint_every_steps: Steps | None = None
     """Save a checkpoint every so many optimiser steps; null does not count steps."""
 
     checkpoint_every_minutes: SaveMinutes | None = 15.0
-    """Save a checkpoint every so many minutes; null does not look at the clock."""
+    """Save a checkpoint every so many minutes; null does not count minutes."""
 
     keep_last: Annotated[int, Field(ge=1, le=10**6)] = 3
     """Checkpoints kept; older ones are deleted."""
 
     keep_best: bool = True
-    """Save a checkpoint after an evaluation that is the best so far, and keep it beside the latest ones."""
+    """Save a checkpoint after an evaluation that is the best so far, and keep it besides the latest ones."""
 
     rendezvous_minutes: Minutes = 10.0
-    """Minutes within which all ranks must have come; then the run ends, and names those that did not."""
+    """Minutes within which all ranks must join; otherwise the run ends, and names those that did not."""
 
     time_limit_minutes: Minutes | None = None
-    """Save and leave, to be started again, in time to be gone so many minutes after the start; null has no
-    limit but that of the SLURM job, where SLURM_JOB_END_TIME tells it."""
+    """Save and end, to be started again, before so many minutes after the start; null has no limit but that
+    of the SLURM job, from SLURM_JOB_END_TIME."""
 
     hang_minutes: Minutes | None = 20.0
-    """End the run, to be started again, when a rank makes no progress for so many minutes, and say where each
-    one is; null waits for ever."""
+    """End the run, to be started again, when a rank makes no progress for so many minutes, and log where each
+    rank is; null waits forever."""
 
     log_every_steps: Steps = 10
-    """Optimiser steps between two lines of output where the output is no terminal."""
+    """Optimiser steps between two lines of output where the output is not a terminal."""
 
 
 class Recipe(Section):
-    """All that a training run is told."""
+    """The whole configuration of a training run."""
 
     name: RunName
-    """Name of the run and of its folder."""
+    """Name of the run and of its directory."""
 
     seed: Seed = 0
     """Seed of every random number: order, frames, augmentation, initial weights, dropout."""
@@ -443,7 +442,7 @@ class Recipe(Section):
         return dict(leaves(self.model_dump(mode="json"), ""))
 
     def to_yaml(self) -> str:
-        """The recipe with nothing left to a default or a base; loading it gives an equal recipe."""
+        """The complete recipe, without bases; loading it gives an equal recipe."""
         return dump_yaml(self.model_dump(mode="json"))
 
 

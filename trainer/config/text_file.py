@@ -1,4 +1,4 @@
-"""Reading a small text file of which nothing is known: no pipe is waited for, no device read to its end."""
+"""Reads a small text file that may be anything: does not block on a pipe or read a device."""
 
 import codecs
 import os
@@ -18,8 +18,8 @@ _OTHER_ENCODINGS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_L
 def read_text(path: Path, most: int) -> str:
     """The text of an ordinary file of at most `most` bytes in UTF-8, with or without a byte order mark.
 
-    Raises OSError where it cannot be read, and ValueError, whose words follow the file's name, for what is no
-    such file or changes while it is read.
+    Raises OSError where it cannot be read, and ValueError, with a message to follow the file's name, for any
+    other kind of file and for one that changes while it is read.
     """
     content = _read(path, most)
     if content.startswith(_OTHER_ENCODINGS):
@@ -36,8 +36,8 @@ def read_text(path: Path, most: int) -> str:
 def _read(path: Path, most: int) -> bytes:
     if "\0" in str(path):
         raise ValueError("no path may hold the character NUL")
-    _check_kind(os.stat(path))  # before it is opened: opening some devices has effects
-    # Without O_NONBLOCK opening a pipe would wait for whoever writes into it.
+    _check_kind(os.stat(path))  # before opening it: opening some devices has effects
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         before = os.fstat(handle)

@@ -1,4 +1,4 @@
-"""What the fields of a recipe may hold: the kinds of values that several fields share, and their ranges."""
+"""Value types that several fields of a recipe share, with their ranges."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 MAX_RATIO = 1e12
-"""Of one training manifest to the others; a number of videos will do."""
+"""Of one training manifest to the others; a number of videos is below it."""
 MIN_RATIO = 1e-12
 MIN_RATE = 1e-12
 """The smallest rate that is not 0."""
@@ -24,14 +24,14 @@ RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=200)]
 
 
 def check_not_tiny(value: float) -> float:
-    """A rate that is 0, or large enough to change a weight."""
+    """Accepts 0 and rates that are large enough to change a weight."""
     if 0 < value < MIN_RATE:
         raise ValueError(f"found {value:g}; allowed: 0, or a number, at least {MIN_RATE:g}")
     return value
 
 
-# Bounds are far from what anybody trains with: they refuse a slip of the hand, or what would only break
-# later, when it is too large or too small for the clock, the memory or a float.
+# Bounds are far from any training in use. They refuse typing errors, and values that would fail later, too
+# large or too small for the clock, the memory or a float.
 Clips = Annotated[int, Field(ge=1, le=2**20)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[float, Field(ge=1e-6, le=10**6)]
@@ -45,7 +45,7 @@ AspectRatio = Annotated[float, Field(ge=0.01, le=100)]
 
 
 def check_alias(value: str) -> str:
-    """A registered model's name, whose alias is none of those that MLflow keeps for itself."""
+    """Refuses a registered model's name with an alias that MLflow reserves."""
     alias = value.partition("@")[2]
     if re.fullmatch(r"latest|v\d+", alias, re.I):
         raise ValueError(f"the alias {alias} is MLflow's own; name another, such as best")
@@ -60,15 +60,15 @@ RegisteredModel = Annotated[
 
 
 class FieldError(ValueError):
-    """What is wrong below a field: in one of the names of a mapping. below: these names."""
+    """An error inside a field that is a mapping. below: the names that lead to the wrong value."""
 
-    def __init__(self, below: tuple[str, ...], words: str) -> None:
-        super().__init__(words)
+    def __init__(self, below: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
         self.below = below
 
 
 def check_path(value: Any) -> Any:
-    """A path that the system could hold; whether it is there is another question."""
+    """Refuses a path that no file system accepts; whether the file exists is not checked."""
     if isinstance(value, str):
         parts = [len(part.encode()) for part in value.split("/")]
         if not value:
@@ -82,6 +82,7 @@ FilePath = Annotated[Path, BeforeValidator(check_path)]
 
 
 def check_finite(value: JsonValue, where: tuple[str, ...]) -> None:
+    """Raises FieldError for NaN and infinity in a value, at any depth. where: the names that lead to it."""
     if isinstance(value, float) and not math.isfinite(value):
         raise FieldError(where, f"found {json.dumps(value)}; allowed: finite numbers")
     if isinstance(value, dict):

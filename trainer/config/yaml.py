@@ -1,12 +1,12 @@
-"""YAML as recipes use it: read with the line of every value, refused where ambiguous, written back.
+"""YAML of recipes: parsed with the line of every value, refused where ambiguous, and written.
 
-Differences from PyYAML's safe loader, each because of a mistake it would let through: a duplicate key
-is an error, `1e-3` is a number (YAML 1.1 wants `1.0e-3` and reads a string otherwise), a date is
-a string, and `010` and `1:30`, which YAML 1.1 reads as 8 and 90, are errors. Tags that make anything but
-text, numbers, true, false, null, lists and mappings are refused, as are merge keys.
+Differences from PyYAML's safe loader, each for a mistake that it would accept: a duplicate key is an error,
+`1e-3` is a number (YAML 1.1 requires `1.0e-3`, and reads `1e-3` as text), a date is text, and `010` and
+`1:30`, which YAML 1.1 reads as 8 and 90, are errors. Tags for other things than text, numbers, true, false,
+null, lists and mappings are refused, as are merge keys.
 
-Whatever the text is, reading it takes bounded time and memory: depth, number of values, and length are
-limited after aliases are expanded.
+Parsing takes bounded time and memory for any text: depth, number of values, and length are limited after
+aliases are expanded.
 """
 
 import math
@@ -21,7 +21,7 @@ from trainer.errors import RecipeError
 from trainer.system.secrets import redacted
 
 FieldPath = tuple[str, ...]
-"""A field's place in a recipe, such as ("optimisation", "learning_rate")."""
+"""A field's names from the top of a recipe, such as ("optimisation", "learning_rate")."""
 
 MAX_TEXT = 2**18
 """Characters of one document, and of all its values after aliases are expanded."""
@@ -30,7 +30,7 @@ MAX_VALUES = 10_000
 MAX_DEPTH = 32
 """Mappings and lists inside each other."""
 _MAX_INTEGER = 25  # characters: enough for 64 bits in any base but 2
-_MAX_SHOWN = 200  # characters of a value in a message
+_MAX_FORMATTED = 200  # characters of a value in a message
 
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?"
@@ -46,7 +46,7 @@ _NOT_AS_WRITTEN = re.compile(r"^[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-9_]+)+)$")  # oct
 
 
 def _resolvers(without: frozenset[str]) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """PyYAML's guesses from a plain scalar's text to its type, with our floats and without dates."""
+    """PyYAML's patterns from a plain scalar's text to its type, with `_FLOAT` and without dates."""
     replaced = {_CORE + kind for kind in ("float", "timestamp", *without)}
     table = {
         first: [(tag, pattern) for tag, pattern in entries if tag not in replaced]
@@ -88,7 +88,7 @@ _Dumper.add_representer(
 
 
 class _Refused(Exception):
-    """What recipes do not take, though it may be YAML. where: the field, where it is known."""
+    """YAML that recipes do not accept. where: the field, if known."""
 
     def __init__(self, line: int, reason: str, where: FieldPath = ()) -> None:
         super().__init__(reason)
@@ -98,14 +98,14 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """A YAML document as plain data, and the line (counted from 1) on which each field's key stands.
-
-    written: the text of those plain values that YAML reads as something else, such as `yes` or `1e999`.
-    """
+    """A parsed YAML document."""
 
     value: Any
+    """As plain data."""
     lines: dict[FieldPath, int]
+    """The line of each field's key, counted from 1."""
     written: dict[FieldPath, str] = field(default_factory=dict)
+    """The text of those plain values that YAML reads as something else, such as `yes` or `1e999`."""
 
 
 def parse_yaml(text: str, source: str) -> YamlDocument:
@@ -113,11 +113,11 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
 
     Args:
         text: the document.
-        source: what to call it in messages: a file name, or an override as it was typed.
+        source: its name in messages: a file name, or an override as it was typed.
 
     Raises:
-        RecipeError: not valid YAML, a key that occurs twice, or more or deeper than a recipe can be; with
-            source and line.
+        RecipeError: not valid YAML, a duplicate key, or larger or deeper than a recipe may be; with source
+            and line.
     """
     loader = None
     try:
@@ -143,7 +143,7 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
         hint = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
         raise RecipeError(f"{place}: not valid YAML: {format_text(str(error.problem))}{hint}") from error
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
-        # What PyYAML lets through: numbers of escapes and directives that Python cannot convert.
+        # PyYAML does not catch numbers of escapes and directives that Python cannot convert.
         place = source if loader is None else _place(source, loader.line + 1)
         raise RecipeError(f"{place}: not valid YAML: {format_text(str(error))}") from error
     finally:
@@ -153,12 +153,12 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
 
 
 def _place(source: str, line: int) -> str:
-    """A file's line; an option of the command line has none."""
+    """`file:line`; an option of the command line has no line."""
     return source if source.startswith("--") else f"{source}:{line}"
 
 
 class _Builder:
-    """Plain data from YAML's nodes."""
+    """Builds plain data from YAML's nodes."""
 
     def __init__(self, loader: _Loader) -> None:
         self.lines: dict[FieldPath, int] = {}
@@ -166,7 +166,7 @@ class _Builder:
         self._loader = loader
         self._values = 0
         self._characters = 0
-        self._around: set[int] = set()  # ids of the nodes that are being built
+        self._around: set[int] = set()  # ids of the nodes around the one being built
 
     def build(self, node: yaml.Node, path: FieldPath) -> Any:
         line = node.start_mark.line + 1
@@ -249,7 +249,7 @@ class _Builder:
 
 
 def _is_read_otherwise(text: str, value: Any) -> bool:
-    """Whether a plain value means what its writer may not expect."""
+    """Whether YAML reads a plain value as something that its author may not expect."""
     if isinstance(value, bool):
         return text.lower() not in ("true", "false")
     if isinstance(value, int):
@@ -270,9 +270,9 @@ def _wrong_tag(tag: str) -> str:
     )
 
 
-def format_text(text: str, most: int = _MAX_SHOWN) -> str:
-    """Text for a message: on one line, printable, not too long, without an address's password."""
-    start = redacted(text[: most + 1100])  # a password may begin in what is shown, and end beyond
+def format_text(text: str, most: int = _MAX_FORMATTED) -> str:
+    """Text for a message: on one line, printable, shortened, without an address's password."""
+    start = redacted(text[: most + 1100])  # a password may begin before the cut and end after it
     cut = start if len(text) <= most else f"{start[:most]}... ({len(text):,} characters)"
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
@@ -286,5 +286,5 @@ def format_path(path: FieldPath) -> str:
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
-    """Write plain data so that `parse_yaml` gives it back: keys in their order, lists on one line."""
+    """Plain data as YAML that `parse_yaml` reads back: keys in their order, lists on one line."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -314,13 +314,9 @@ def test_a_missing_base_suggests_what_to_write_there(
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../up", "a/b", "-a", "é"])
-def test_what_a_name_may_hold_is_said_in_words(minimal: Path, name: str) -> None:
+def test_the_characters_of_a_name_are_listed_and_no_pattern(minimal: Path, name: str) -> None:
     (line,) = refusal(minimal, f'name="{name}"')
     assert "letters A-Z and a-z, digits, dots, underscores and hyphens" in line and "^" not in line
-
-
-def test_no_field_is_described_by_a_regular_expression() -> None:
-    assert "[A-Za-z" not in reference() and "^" not in reference()
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "3\n"])
@@ -347,7 +343,6 @@ def test_flattened_has_every_leaf_as_a_scalar(minimal: Path) -> None:
     assert flat["optimisation.betas"] == "[0.9, 0.999]"
     assert flat["data.train"] == "train.arrow"
     assert flat["model.num_classes"] is None
-    assert all(value is None or isinstance(value, str | int | float) for value in flat.values())
 
 
 def test_a_recipe_cannot_be_changed(minimal: Path) -> None:
