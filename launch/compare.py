@@ -1,12 +1,12 @@
 """Compare runs: recipes, results, data, significance, curves.
 
-    python launch/compare.py runs/b16 runs/l14      # runs' folders, or folders that hold such
+    python launch/compare.py runs/b16 runs/l14      # run directories, or folders of them
     python launch/compare.py --experiment quickstart --filter "metrics.`val/top1` > 0.5" --out report.html
-    python launch/compare.py RUN_ID runs/b16 --baseline runs/b16    # MLflow's ids of runs, too
+    python launch/compare.py RUN_ID runs/b16 --baseline runs/b16    # or MLflow's ids of runs
     python launch/compare.py --experiment sweep --log-to parent     # saved into the sweep's MLflow run
 
-Significance needs `scores.parquet` in the runs' folders. Exit codes: 0 done, 2 a mistake in what was asked
-(the message says which), 85 MLflow does not answer: to be tried again, 130 Ctrl-C.
+Significance needs `scores.parquet` in the run directories. Exit codes: 0 done, 2 a mistake in the command
+(the message names it), 85 MLflow does not answer: try again, 130 Ctrl-C.
 """
 
 import argparse
@@ -36,18 +36,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="a run's folder, one of several, or an MLflow id"
+        "runs", nargs="*", metavar="RUN", help="a run directory, a folder of them, or an MLflow id"
     )
     parser.add_argument("--experiment", metavar="NAME", help="all runs of this MLflow experiment")
-    parser.add_argument("--filter", metavar="TEXT", help="the runs in MLflow that this filter lets through")
+    parser.add_argument("--filter", metavar="TEXT", help="the runs in MLflow that match this filter")
     parser.add_argument(
         "--uri", metavar="ADDRESS", help="MLflow's (MLFLOW_TRACKING_URI, sqlite:///mlflow.db)"
     )
     parser.add_argument("--baseline", metavar="RUN", help="what the others are compared with (the best)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report: .html or .md")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
-        "--log-to", metavar="RUN_ID", help="save it in this MLflow run; `parent`: the runs' own"
+        "--log-to", metavar="RUN_ID", help="save it in this MLflow run; `parent`: the runs' parent"
     )
     return parser.parse_args(arguments)
 
@@ -57,14 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise RunError("name runs: folders, MLflow's ids of runs, --experiment NAME or --filter TEXT")
     if arguments.out is not None:
         check_output(arguments.out)
-    gathering = RunReader(
+    reader = RunReader(
         ComparisonRequest(
             arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline
         )
     )
     try:
         with show_progress("reading runs", sys.stderr) as progress:
-            found, baseline = gathering.runs(progress)
+            found, baseline = reader.runs(progress)
         with show_progress("comparing", sys.stderr) as progress:
             comparison = compare(found, baseline, progress)
         blocks = report(comparison, curves=arguments.out is not None or arguments.log_to is not None)
@@ -76,10 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
             written = write_report(blocks, arguments.out)
             print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
         if arguments.log_to is not None:
-            run_id = save_to_mlflow(comparison, blocks, arguments.log_to, gathering.connect)
+            run_id = save_to_mlflow(comparison, blocks, arguments.log_to, reader.connect)
             print(f"saved in MLflow run {run_id}: comparison/", file=sys.stderr)
     finally:
-        gathering.close()
+        reader.close()
 
 
 def main() -> int:

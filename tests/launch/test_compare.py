@@ -15,7 +15,7 @@ from launch import compare
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, settings, train
 from tests.trainer.tracking.comparison.run_folders import make_run, write_scores
-from trainer.tracking.comparison.same_data import SAME
+from trainer.tracking.comparison.differences import SAME
 from trainer.tracking.mlflow_tracker import find_mlflow_run_id
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,1 +1,1 @@
-"""Runs side by side: what differs in their recipes, results, data, and whether it is more than chance."""
+"""Compares runs: their recipes, results and data, with tests of significance."""

@@ -1,4 +1,4 @@
-"""What `launch/compare.py` does: gather runs, compare them, show, write and save the report."""
+"""The parts of `launch/compare.py`: reads the runs, writes the report, saves it in MLflow."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -7,11 +7,10 @@ from pathlib import Path
 
 from trainer.errors import RunError
 from trainer.system.files import write_bytes, write_text
-from trainer.tracking.comparison.blocks import Block
 from trainer.tracking.comparison.compare import Comparison
 from trainer.tracking.comparison.folder_source import find_compared_runs, read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource, is_run_id
-from trainer.tracking.comparison.render import as_html, as_markdown, picture_of
+from trainer.tracking.comparison.render import Block, as_html, as_markdown, picture_of
 from trainer.tracking.comparison.report import as_json
 from trainer.tracking.comparison.runs import ComparedRun
 
@@ -25,26 +24,29 @@ Connect = Callable[[], MlflowSource]
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """runs: folders and MLflow's ids of runs. experiment, filter_string: of MLflow. baseline: one more of
-    `runs`, or one that is among those found.
-    """
+    """The options of the command."""
 
     runs: Sequence[str]
+    """Folders and MLflow's ids of runs."""
     experiment: str | None
+    """MLflow's name of an experiment."""
     filter_string: str | None
+    """A filter of runs in MLflow's language."""
     uri: str | None
+    """MLflow's address."""
     baseline: str | None
+    """Like one of `runs`; it may be among them."""
 
 
 class RunReader:
-    """Reads the runs that are asked for, each once."""
+    """Reads the runs of a request, each once."""
 
     def __init__(self, request: ComparisonRequest) -> None:
         self._request = request
         self._mlflow: MlflowSource | None = None
 
     def connect(self) -> MlflowSource:
-        """MLflow, connected to when it is first needed. Raises as `MlflowSource`."""
+        """The connection to MLflow, opened at the first call. Raises as `MlflowSource`."""
         if self._mlflow is None:
             self._mlflow = MlflowSource(self._request.uri)
         return self._mlflow
@@ -54,17 +56,17 @@ class RunReader:
             self._mlflow.close()
 
     def runs(self, progress: Progress) -> tuple[list[ComparedRun], str | None]:
-        """All runs that are asked for, and the source of the baseline, None where none is named.
+        """All runs of the request, and the source of the baseline, None where none is named.
 
-        Raises RunError where something that is named is not there, StartAgain where MLflow is not.
+        Raises RunError where a named run does not exist, StartAgain where MLflow does not answer.
         """
         request = self._request
         named = [*request.runs, *([] if request.baseline is None else [request.baseline])]
         ids = list(dict.fromkeys(text for text in named if is_run_id(text) and not Path(text).exists()))
-        places = [Path(text) for text in dict.fromkeys(named) if text not in ids]
-        folders: dict[Path, Path] = {}  # by what they really are: one may be named twice
-        for place in places:
-            for folder in find_compared_runs(place):
+        paths = [Path(text) for text in dict.fromkeys(named) if text not in ids]
+        folders: dict[Path, Path] = {}  # by resolved path: one may be named twice
+        for path in paths:
+            for folder in find_compared_runs(path):
                 folders.setdefault(folder.resolve(), folder)
         found = {}
         for number, (real, folder) in enumerate(folders.items(), start=1):
@@ -92,17 +94,17 @@ class RunReader:
 
 
 def check_output(path: Path) -> None:
-    """Raises RunError for a report that cannot be written, before anything is read."""
+    """Raises RunError for a path at which no report can be written."""
     if path.suffix not in FORMATS:
-        raise RunError(f"--out {path}: the name ends in none of {', '.join(FORMATS)}, which says the format")
+        raise RunError(f"--out {path}: the format is that of the ending, one of {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise RunError(f"--out {path}: there is no folder {path.absolute().parent}")
 
 
 def write_report(blocks: Sequence[Block], path: Path) -> list[Path]:
-    """Write the report as its suffix says; returns what was written: of Markdown, the picture too.
+    """Write the report in the format of the suffix, Markdown with its picture beside it.
 
-    Raises RunError where it cannot be written.
+    Returns the files that were written. Raises RunError where one cannot be written.
     """
     picture = picture_of(blocks)
     beside = path.with_suffix(".curves.png")
@@ -123,13 +125,13 @@ def write_report(blocks: Sequence[Block], path: Path) -> list[Path]:
 def save_to_mlflow(comparison: Comparison, blocks: Sequence[Block], run: str, connect: Connect) -> str:
     """Save the report, its picture and the JSON as artifacts of an MLflow run; returns the run's id.
 
-    run: its id, or `parent`: the one that all compared runs stand under. Raises as `MlflowSource.save`, and
-    RunError where they stand under none, or several.
+    run: its id, or `parent` for the parent of all compared runs. Raises as `MlflowSource.save`, and RunError
+    where the compared runs have no parent, or several.
     """
     if run == PARENT:
         parents = {each.parent for each in comparison.runs}
         if len(parents) != 1 or None in parents:
-            raise RunError("--log-to parent: the runs do not all stand under one MLflow run; give its id")
+            raise RunError("--log-to parent: the runs do not all have the same parent run; give its id")
         run = str(parents.pop())
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         files = [

@@ -1,4 +1,4 @@
-"""Training loss and accuracy of many runs in one picture, over four measures of effort."""
+"""One picture of the training loss and accuracy of many runs, over steps, clips, hours and GPU-hours."""
 
 import io
 import warnings
@@ -16,10 +16,11 @@ from trainer.tracking.comparison.runs import ComparedRun, Curve
 MOST_LINES = 20
 _LONGEST_LABEL = 28  # characters
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Told apart with any common colour blindness (Okabe and Ito); its yellow is too light for a line."""
+"""Distinct with any common colour blindness (Okabe and Ito), without yellow, which is too light for a
+line."""
 _STYLES = ("-", "--", ":")
 _SMOOTHING = 1 / 20  # of a curve's points, averaged into each
-_MARKED = 40  # evaluations of a run that are marked one by one
+_MARKED = 40  # evaluations of a run up to which each has a marker
 _GRID = 200  # points of a group's mean
 
 _AXES = ("steps", "clips seen", "hours", "GPU-hours")
@@ -32,24 +33,24 @@ class _Line:
 
 
 def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[bytes, str] | None:
-    """A PNG, and what it shows in words; None where no run has a curve.
+    """A PNG and its caption; None where no run has a curve.
 
-    runs: by their best top-1. More than `MOST_LINES` are drawn as the means of their groups of seeds, where
-    all belong to so few, else the best so many.
+    runs: by their best top-1. Of more than `MOST_LINES` runs, the means of their groups of seeds are drawn
+    where these are at most so many, else the best runs.
     """
-    lines, words = _chosen(runs, groups)
+    lines, caption = _choose_lines(runs, groups)
     curves = {id(run): run.read_curve() for line in lines for run in line.members}
     if not any(curve is not None for curve in curves.values()):
         return None
-    import matplotlib  # late: a table needs none
+    import matplotlib  # seconds, and only a picture needs it
 
-    # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
+    # A name with $ signs is not a formula; a character that the font lacks needs no warning.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        return _draw(lines, curves), words
+        return _draw(lines, curves), caption
 
 
-def _chosen(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[list[_Line], str]:
+def _choose_lines(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[list[_Line], str]:
     what = "Training loss (mean of neighbouring points) and top-1 of the validation videos"
     if len(runs) <= MOST_LINES:
         lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs, start=1)]
@@ -76,17 +77,17 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
     figure = Figure(figsize=(16, 7.5), layout="constrained")
     axes = figure.subplots(2, len(_AXES), sharex="col", sharey="row")
     losses: list[np.ndarray] = []
-    for number, line in reversed(list(enumerate(lines))):  # the best lies on top
+    for number, line in reversed(list(enumerate(lines))):  # the best is drawn last, on top
         colour = _COLOURS[number % len(_COLOURS)]
-        look = {"color": colour, "linestyle": _STYLES[number // len(_COLOURS) % len(_STYLES)]}
+        style = {"color": colour, "linestyle": _STYLES[number // len(_COLOURS) % len(_STYLES)]}
         label = printable(line.label)
-        look["label"] = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+        style["label"] = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
         for column in range(len(_AXES)):
             pairs = [(run, curves[id(run)]) for run in line.members]
             loss = [_loss(run, curve, column) for run, curve in pairs if curve is not None]
             accuracy = [_accuracy(run, curve, column) for run, curve in pairs]
-            _plot(axes[0, column], [xy for xy in loss if xy is not None], look)
-            _plot(axes[1, column], [xy for xy in accuracy if xy is not None], look, marks=True)
+            _plot(axes[0, column], [xy for xy in loss if xy is not None], style)
+            _plot(axes[1, column], [xy for xy in accuracy if xy is not None], style, marks=True)
             losses += [xy[1] for xy in loss if xy is not None and column == 0]
     for column, name in enumerate(_AXES):
         axes[1, column].set_xlabel(name)
@@ -100,7 +101,7 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
     axes[0, 0].set_ylabel("training loss")
     axes[1, 0].set_ylabel("top-1, %")
     if losses:
-        # A diverging run would press all others onto the axis.
+        # Without a limit, a diverging run would flatten all others.
         together = np.concatenate(losses)
         low, high = np.nanpercentile(together, [0, 99.5])
         if 0 < 3 * low < high:  # differences at the end are small beside those of the beginning
@@ -113,7 +114,7 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
         else:
             margin = 0.05 * (high - low) or 0.1
             axes[0, 0].set_ylim(low - margin, high + margin)
-    # A line may have a loss and no evaluation, or the other way round.
+    # A run may have losses without an evaluation, or evaluations without losses.
     found: dict[str, Any] = {}
     for row in (0, 1):
         handles, labels = axes[row, 0].get_legend_handles_labels()
@@ -126,7 +127,7 @@ def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
 
 
 def _plot(
-    axes: Any, found: list[tuple[np.ndarray, np.ndarray]], look: dict[str, str], marks: bool = False
+    axes: Any, found: list[tuple[np.ndarray, np.ndarray]], style: dict[str, str], marks: bool = False
 ) -> None:
     found = [(x, y) for x, y in found if np.isfinite(x).any() and np.isfinite(y).any()]
     if not found:
@@ -134,7 +135,7 @@ def _plot(
     if len(found) == 1:
         (x, y) = found[0]
         axes.plot(
-            x, y, linewidth=1.4, marker="o" if marks and len(x) <= _MARKED else None, markersize=2.5, **look
+            x, y, linewidth=1.4, marker="o" if marks and len(x) <= _MARKED else None, markersize=2.5, **style
         )
         return
     start, end = max(x[0] for x, _ in found), min(x[-1] for x, _ in found)
@@ -142,9 +143,9 @@ def _plot(
         return
     grid = np.linspace(start, end, _GRID)
     every = np.array([np.interp(grid, x, y) for x, y in found])
-    axes.plot(grid, every.mean(axis=0), linewidth=1.4, **look)
+    axes.plot(grid, every.mean(axis=0), linewidth=1.4, **style)
     axes.fill_between(
-        grid, every.min(axis=0), every.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
+        grid, every.min(axis=0), every.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
     )
 
 
@@ -157,11 +158,11 @@ def _loss(run: ComparedRun, curve: Curve, column: int) -> tuple[np.ndarray, np.n
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over a window around each point, which is cut off at the ends."""
+    """(N,): the mean over a window around each point, shorter at the ends."""
     half = int(len(values) * _SMOOTHING / 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    indices = np.arange(len(values))
+    first, last = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
 
 
@@ -178,7 +179,7 @@ def _accuracy(run: ComparedRun, curve: Curve | None, column: int) -> tuple[np.nd
     kept = np.isfinite(x)
     if not kept.any():
         return None
-    # Effort from the origin on, and beyond the last recorded step in proportion.
+    # Interpolated from the origin on; after the last recorded step, in proportion to the steps.
     known, effort = np.append(0.0, curve.steps[kept]), np.append(0.0, x[kept])
     at_steps = np.interp(steps, known, effort)
     beyond = steps > known[-1]

@@ -1,6 +1,6 @@
-"""A run's `events.jsonl` read as a stream: millions of lines take seconds and little memory.
+"""Reads a run's `events.jsonl` as a stream: millions of lines take seconds and little memory.
 
-Nothing in the file is trusted: a line may be cut off, damaged, or of any length.
+A line may be cut off, damaged, or of any length.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
 _BLOCK = 2**20  # bytes that are read at once
 _LONGEST = 2**16  # bytes of a line; a step's has about 400
 _STEP = b'{"event": "step"'
-"""How a step's line begins: nearly all lines are such, and most need not be parsed."""
+"""The start of a step's line. Nearly all lines are steps, and most need not be parsed."""
 _HASHED = re.compile(_STEP + rb'[^{}]*?"step": (\d{1,15}), [^{}]*?"batch_hash": "([0-9a-f]{16})"[^{}]*\}\Z')
 """Such a line as `Record` writes it, with its step and hash."""
 MOST_EVALUATIONS = 100_000
@@ -33,22 +33,24 @@ POINTS = 1000  # of a curve, at most
 
 @dataclass
 class RunEvents:
-    """evaluations: by step. last_step, started: the last event of that kind. train_loss: mean of the last
-    `LOSS_STEPS` steps, those left out whose loss is not finite. too_many: whether evaluations beyond
-    `MOST_EVALUATIONS` were passed over.
-    """
+    """What a table needs of a run's events."""
 
     evaluations: list[RecordedEvaluation]
+    """By step."""
     last_step: dict[str, Any] | None
+    """The event of the last step."""
     train_loss: float | None
+    """Mean of the last `LOSS_STEPS` steps, without those whose loss is not finite."""
     started: dict[str, Any] | None
+    """The last event of a start."""
     too_many: bool
+    """Whether evaluations beyond `MOST_EVALUATIONS` were ignored."""
 
 
 def read_events(path: Path) -> RunEvents:
-    """All that a table needs. Of a step that was done again after a restart, the later evaluation counts.
+    """Read what a table needs. Of a step that was repeated after a restart, the later evaluation counts.
 
-    Raises OSError where the file cannot be read, ValueError where it is no ordinary file.
+    Raises OSError where the file cannot be read, ValueError where it is not an ordinary file.
     """
     found: dict[int, RecordedEvaluation] = {}
     started, too_many = None, False
@@ -63,7 +65,7 @@ def read_events(path: Path) -> RunEvents:
         if event.get("event") == "start":
             started = event
             first = find_number(event, "step")
-            if first is not None:  # what came after is done again
+            if first is not None:  # later steps are repeated
                 found = {step: evaluation for step, evaluation in found.items() if step <= first}
             if first == 0:
                 last.clear()
@@ -85,8 +87,9 @@ def read_events(path: Path) -> RunEvents:
 
 
 def _steps(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The steps of these lines, the last one first; of a step that was done again the later. A line that is
-    cut off, as the last one of a run that writes it just now, is passed over.
+    """The steps of these lines, the last one first; of a repeated step, the later line.
+
+    A damaged line, such as one that a running process has not completed, is ignored.
     """
     found: list[dict[str, Any]] = []
     earliest = math.inf
@@ -100,7 +103,7 @@ def _steps(lines: Sequence[bytes]) -> list[dict[str, Any]]:
 
 
 def read_curve(path: Path, points: int = POINTS) -> Curve | None:
-    """The steps' losses, thinned evenly to `points` at most while they are read; None without a step.
+    """The losses of at most `points` steps, evenly spaced, thinned while reading; None without a step.
 
     Raises as `read_events`.
     """
@@ -116,7 +119,7 @@ def read_curve(path: Path, points: int = POINTS) -> Curve | None:
         step = None if event is None else find_number(event, "step")
         if event is None or step is None:
             continue
-        while rows and rows[-1][0] >= step:  # done again after a restart
+        while rows and rows[-1][0] >= step:  # repeated after a restart
             rows.pop()
         values = (find_number(event, name) for name in ("loss", "spent", "device_seconds"))
         rows.append((step, *(float("nan") if value is None else value for value in values)))
@@ -129,9 +132,9 @@ def read_curve(path: Path, points: int = POINTS) -> Curve | None:
 
 
 def batch_hashes(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """(N,) steps, rising, and (N,) 64-bit digests of their `batch_hash`; None where no step has one.
+    """(N,) steps, ascending, and (N,) 64-bit digests of their `batch_hash`; None where no step has one.
 
-    16 bytes a step. Of a step that was done again, the last counts. Raises as `read_events`.
+    16 bytes per step. Of a repeated step, the last line counts. Raises as `read_events`.
     """
     steps, digests = array("q"), array("Q")
     for line in event_lines(path):
@@ -151,13 +154,13 @@ def batch_hashes(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not steps:
         return None
     of_step, of_digest = np.array(steps)[::-1], np.array(digests)[::-1]
-    unique, places = np.unique(of_step, return_index=True)
-    return unique, of_digest[places]
+    unique, indices = np.unique(of_step, return_index=True)
+    return unique, of_digest[indices]
 
 
 def event_lines(path: Path) -> Iterator[bytes]:
-    """The lines of an ordinary file; those longer than any of ours are passed over."""
-    # Without O_NONBLOCK opening a pipe would wait for whoever writes into it.
+    """The lines of an ordinary file, without those longer than any event."""
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(handle, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):

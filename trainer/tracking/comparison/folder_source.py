@@ -1,4 +1,4 @@
-"""Runs read from their folders."""
+"""Reads runs from their directories."""
 
 import json
 import math
@@ -25,7 +25,7 @@ _RESULTS = ("clips_per_second", "data_wait_share", "mfu", "gpu_hours", "quaranti
 
 
 def read_folder(path: Path) -> ComparedRun:
-    """A run as its folder describes it. Whatever is missing or damaged in it is said in the run's notes."""
+    """Read a run from its directory. The run's notes name what is missing or damaged."""
     history = RunHistory(path)
     state = derive_status(path.name, history, None, time.time())
     run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
@@ -45,10 +45,10 @@ def read_folder(path: Path) -> ComparedRun:
 
 
 def results_of(summary: dict[str, Any], events: RunEvents) -> dict[str, float]:
-    """What a run came to: of the whole training where it ended, else as of its last step.
+    """A run's results: of the whole training where it ended, else as of its last step.
 
     Args:
-        summary: of `summary.json`; empty for a run that did not end.
+        summary: the contents of `summary.json`; empty for a run that did not end.
         events: of the run.
     """
     last_step = events.last_step or {}
@@ -68,10 +68,9 @@ def results_of(summary: dict[str, Any], events: RunEvents) -> dict[str, float]:
 
 
 def recipe_of(text: str, source: str) -> dict[str, str]:
-    """A resolved recipe's fields under their dotted names, as MLflow has them: as text.
+    """A resolved recipe's fields by their dotted names, as text, as in MLflow; without the recipe's name.
 
-    Without the name, which is the run's. Not checked against the schema: a recipe of an earlier version is
-    compared, too. Raises RecipeError.
+    Not validated against the schema, so that recipes of earlier versions can be compared. Raises RecipeError.
     """
     tree = parse_yaml(text, source).value
     if not isinstance(tree, dict):
@@ -121,7 +120,7 @@ def _curve(run: ComparedRun, path: Path) -> Curve | None:
     try:
         return read_curve(path)
     except (OSError, ValueError):
-        return None  # said when the table was made
+        return None  # `_events` noted it
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
-    """Of the latest start; of a run of an earlier version, the training data's by its newest checkpoint."""
+    """Of the latest start; of a run of an earlier version, the training data's from its newest checkpoint."""
     started = events.started or {}
     found = {name: started[name] for name in FINGERPRINTS if isinstance(started.get(name), str)}
     if "train_fingerprint" in found:
@@ -152,11 +151,11 @@ def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
     return found
 
 
-def find_compared_runs(place: Path) -> list[Path]:
-    """The run directories at `place`, see `find_run_dirs`. Raises RunError where there are none."""
-    if not place.is_dir():
-        raise RunError(f"{place}: there is no such folder, and it is no id of an MLflow run (32 digits)")
-    found = find_run_dirs(place)
+def find_compared_runs(folder: Path) -> list[Path]:
+    """The run directories at `folder`, see `find_run_dirs`. Raises RunError where there are none."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: there is no such folder, and it is not an id of an MLflow run (32 digits)")
+    found = find_run_dirs(folder)
     if not found:
-        raise RunError(f"{place}: no run's folder, and none is in it; a run's folder has a recipe.yaml")
+        raise RunError(f"{folder}: no run directory, and none is in it; a run directory has a recipe.yaml")
     return found

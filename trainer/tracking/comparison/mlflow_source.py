@@ -1,8 +1,8 @@
-"""Runs read from MLflow: one search for all that a table needs, then the evaluations, many runs at once.
+"""Reads runs from MLflow: one search for what a table needs, then the evaluations of many runs in parallel.
 
-A search gives each run's parameters, tags and latest metrics. Only three things are asked for run by run: the
+A search returns each run's parameters, tags and latest metrics. Three things take a request per run: the
 evaluations, since the best one is not the latest; recipe.yaml of runs that were started again, whose
-parameters are those of the first start; and, of runs that are drawn or tested, curves and scores.
+parameters are those of the first start; and curves and scores of runs that are drawn or tested.
 """
 
 import logging
@@ -51,16 +51,16 @@ _RESULTS = {
     "quarantined": f"{VIDEOS}quarantined",
     "step": f"{WALL_CLOCK}step",
 }
-"""What a run came to, by the metric that has it as of the last step; `whole_run/...` has it of the whole."""
+"""By a result's name, the metric that has it as of the last step; `whole_run/...` has it of the whole run."""
 
 
 class MlflowSource:
-    """Runs on one MLflow server or in one database; only reads, but for `save`."""
+    """Runs on one MLflow server or in one database. Only `save` writes."""
 
     def __init__(self, uri: str | None) -> None:
         """uri: None takes MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current directory.
 
-        Raises RunError for an address that MLflow cannot use, and for a database that is not there.
+        Raises RunError for an address that MLflow cannot use, and for a database that does not exist.
         """
         prepare_environment()
         address, source = choose_address(uri, None)
@@ -72,7 +72,7 @@ class MlflowSource:
         if path is not None and is_partial(path):
             raise RunError(f"{source}: {path} holds no MLflow database; name another with --uri")
 
-        import mlflow.exceptions  # seconds: only where MLflow is asked
+        import mlflow.exceptions  # seconds, so late
         from mlflow.tracking import MlflowClient
 
         for noisy in ("mlflow", "alembic"):
@@ -85,12 +85,12 @@ class MlflowSource:
     def search(
         self, experiment: str | None, filter_string: str, progress: Progress = lambda done, total: None
     ) -> list[ComparedRun]:
-        """The training runs of an experiment (None: of all) that a filter in MLflow's language lets through.
+        """The training runs of an experiment (None: of all) that match a filter in MLflow's language.
 
-        Raises RunError for an experiment that is not there and for a filter that MLflow refuses, StartAgain
-        where MLflow cannot be reached.
+        Raises RunError for an experiment that does not exist and for a filter that MLflow refuses, StartAgain
+        where MLflow does not answer.
         """
-        with self._in_words(filter_string):
+        with self._translated_errors(filter_string):
             experiments = self._experiments(experiment)
             page = self._client.search_runs(experiments, filter_string, max_results=_PAGE)
             found = list(page)
@@ -99,21 +99,21 @@ class MlflowSource:
                     experiments, filter_string, max_results=_PAGE, page_token=page.token
                 )
                 found += page
-            # The run that a sweep's runs stand under trained nothing.
+            # The parent run of a sweep trained nothing.
             return self._compared([run for run in found if "sweep" not in run.data.params], progress)
 
     def runs(self, ids: Sequence[str]) -> list[ComparedRun]:
-        """Raises as `search`; RunError for an id that is not there."""
+        """The runs with these ids. Raises as `search`; RunError for an id that does not exist."""
         found = []
         for run_id in ids:
-            with self._in_words(f"run {run_id}"):
+            with self._translated_errors(f"run {run_id}"):
                 found.append(self._client.get_run(run_id))
-        with self._in_words(""):
+        with self._translated_errors(""):
             return self._compared(found, lambda done, total: None)
 
     def save(self, run_id: str, files: Sequence[Path], folder: str) -> None:
         """Upload files as artifacts of a run. Raises as `runs`."""
-        with self._in_words(f"run {run_id}"):
+        with self._translated_errors(f"run {run_id}"):
             self._client.get_run(run_id)
             for file in files:
                 self._client.log_artifact(run_id, str(file), folder)
@@ -123,13 +123,13 @@ class MlflowSource:
         self._downloads.cleanup()
 
     @contextmanager
-    def _in_words(self, asked: str) -> Iterator[None]:
-        """MLflow's errors as ours: what was asked is wrong, or MLflow cannot be reached."""
+    def _translated_errors(self, request: str) -> Iterator[None]:
+        """Raises RunError for a request that MLflow refuses, and StartAgain where it does not answer."""
         try:
             yield
         except self._exception as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or is_refusal(error):
-                raise RunError(f"{self._address}: {asked}: {first_line(error)}") from None
+                raise RunError(f"{self._address}: {request}: {first_line(error)}") from None
             raise StartAgain(f"MLflow at {self._address} does not answer: {first_line(error)}") from None
 
     def _experiments(self, name: str | None) -> list[str]:
@@ -152,7 +152,7 @@ class MlflowSource:
                 for run in pool.map(self._run, found):
                     runs.append(run)
                     progress(len(runs), len(found))
-            except BaseException:  # Ctrl-C does not wait for the runs that have not been asked for
+            except BaseException:  # Ctrl-C does not wait for queued requests
                 pool.shutdown(cancel_futures=True)
                 raise
         return runs
@@ -185,19 +185,17 @@ class MlflowSource:
             run.notes.append(f"recipe.yaml in MLflow cannot be used: {error}")
 
     def _download(self, run_id: str, name: str) -> Path | None:
-        """An artifact as a local file; None where the run has none of this name."""
+        """An artifact as a local file; None where the run has no artifact of this name."""
         folder = Path(self._downloads.name) / run_id
         folder.mkdir(exist_ok=True)
         try:
             return Path(self._client.download_artifacts(run_id, name, str(folder)))
-        except (
-            OSError,
-            self._exception,
-        ):  # each kind of artifact store has its own error for what is missing
+        except (OSError, self._exception):  # artifact stores differ in the error for a missing one
             return None
 
     def _history(self, run_id: str, name: str, metrics: dict[str, float]) -> list[tuple[int, float]]:
-        """(step, value), by step, the first recorded of each step; nothing where the metric is not there."""
+        """(step, value) by step, the first value recorded of each; empty for a metric that the run does not
+        have."""
         if name not in metrics:
             return []
         values: dict[int, tuple[int, float]] = {}
@@ -213,7 +211,7 @@ class MlflowSource:
             for step, top1 in self._history(run_id, f"{VAL}top1", metrics)
             if math.isfinite(top1)
         ]
-        loss = metrics.get(f"{VAL}loss", math.nan)  # the latest: only the last evaluation's is shown
+        loss = metrics.get(f"{VAL}loss", math.nan)  # the latest: tables have only the last evaluation's
         if found and math.isfinite(loss):
             found[-1] = replace(found[-1], loss=loss)
         return found
@@ -238,7 +236,7 @@ def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
     found = {name: metrics.get(metric) for name, metric in _RESULTS.items()}
     found |= {"train_loss": metrics.get(LOSS_MEAN), "hours": metrics.get(f"{WALL_CLOCK}hours")}
     if status == "finished":
-        whole = {name: metrics.get(f"{WHOLE_RUN}{name}") for name in _RESULTS}  # its step is called `steps`
+        whole = {name: metrics.get(f"{WHOLE_RUN}{name}") for name in _RESULTS}  # its step is named `steps`
         seconds = metrics.get(f"{WHOLE_RUN}seconds")
         whole |= {
             "step": metrics.get(f"{WHOLE_RUN}steps"),
@@ -249,5 +247,5 @@ def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
 
 
 def is_run_id(text: str) -> bool:
-    """Whether a text has the form of MLflow's ids of runs."""
+    """Whether a text has the form of MLflow's run ids."""
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None

@@ -1,7 +1,8 @@
-"""Two models' scores on the same videos: read, paired, counted."""
+"""Scores per video: read, paired by video, and tested against those of a baseline."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,46 +10,53 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import RunError
-from trainer.evaluation.significance import PairedCounts, count_pairs
+from trainer.evaluation.significance import PairedCounts, bootstrap_interval, count_pairs, holm, mcnemar
+from trainer.tracking.comparison.runs import ComparedRun
 
 _COLUMNS = ("row", "path", "label", "prediction")
 _METADATA = b"uniformerv2"
 _MOST_VIDEOS = 2**28
+MOST_TESTED = 20
+"""Runs that are tested against the baseline, the best ones: with more tests, each has less power."""
 
 
 @dataclass(frozen=True)
 class VideoScores:
-    """Of N videos: manifest row, 64-bit digest of the path, label, predicted class (-1: not read)."""
+    """A model's predictions for N videos."""
 
     rows: np.ndarray
+    """(N,) manifest rows."""
     paths: np.ndarray
+    """(N,) 64-bit digests of the paths."""
     labels: np.ndarray
+    """(N,), -1 for no label."""
     predictions: np.ndarray
+    """(N,) predicted classes, -1 for a video that could not be read."""
     about: dict[str, Any]
-    """What was evaluated: `fingerprint`, `clips`, `crops`, `step` and more; empty where it is not said."""
+    """What was evaluated: `fingerprint`, `clips`, `crops`, `step` and more; empty where not recorded."""
 
 
 @dataclass(frozen=True)
 class PairedScores:
-    """counts: of the videos that both models were shown and could read, under the same label.
-
-    only_first, only_second: videos in one file alone. unread: in both, and without a label, or not read by
-    one of the models. other_label: in both, under different labels. ambiguous: videos of either file that
-    cannot be told apart, as several with one path.
-    """
+    """Counts of the videos of two files of scores."""
 
     counts: PairedCounts
+    """Of the videos that both models could read, under the same label."""
     only_first: int
+    """Videos in the first file alone."""
     only_second: int
     unread: int
+    """Videos in both files, without a label or not read by one of the models."""
     other_label: int
+    """Videos in both files, under different labels."""
     ambiguous: int
+    """Videos of either file that share their path with another."""
 
 
 def read_scores(path: Path) -> VideoScores:
-    """Read the columns that are needed, a row group at a time; 28 bytes a video.
+    """Read the needed columns, one row group at a time; 28 bytes per video.
 
-    Raises RunError for a file that is none of ours or is damaged.
+    Raises RunError for a damaged file and for one without scores.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,7 +65,7 @@ def read_scores(path: Path) -> VideoScores:
         with pq.ParquetFile(path) as file:
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
             if missing:
-                raise RunError(f"{path} has no column {', '.join(missing)}: it is no file of scores")
+                raise RunError(f"{path} has no column {', '.join(missing)}: it is not a file of scores")
             if file.metadata.num_rows > _MOST_VIDEOS:
                 raise RunError(
                     f"{path} has {file.metadata.num_rows:,} rows; at most {_MOST_VIDEOS:,} are read"
@@ -92,13 +100,13 @@ def _about(metadata: dict[bytes, bytes]) -> dict[str, Any]:
 
 
 def pair(first: VideoScores, second: VideoScores) -> PairedScores:
-    """By row where both are of one manifest, by its fingerprint; else by path."""
+    """Pair videos by row where both files have the same manifest fingerprint; else by path."""
     fingerprint = first.about.get("fingerprint")
     by_row = fingerprint is not None and fingerprint == second.about.get("fingerprint")
     keys = (first.rows, second.rows) if by_row else (first.paths, second.paths)
-    (mine, my_places), (theirs, their_places) = (_unique(key) for key in keys)
+    (mine, my_positions), (theirs, their_positions) = (_unique(key) for key in keys)
     common, one, other = np.intersect1d(mine, theirs, assume_unique=True, return_indices=True)
-    one, other = my_places[one], their_places[other]
+    one, other = my_positions[one], their_positions[other]
     same_label = first.labels[one] == second.labels[other]
     read = (first.labels[one] >= 0) & (first.predictions[one] >= 0) & (second.predictions[other] >= 0)
     kept = same_label & read
@@ -115,6 +123,71 @@ def pair(first: VideoScores, second: VideoScores) -> PairedScores:
 
 
 def _unique(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The keys that occur once, and where."""
-    values, places, counts = np.unique(keys, return_index=True, return_counts=True)
-    return values[counts == 1], places[counts == 1]
+    """The keys that occur once, and their positions."""
+    values, positions, counts = np.unique(keys, return_index=True, return_counts=True)
+    return values[counts == 1], positions[counts == 1]
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One run against the baseline."""
+
+    run: int
+    """Its index in the list of runs."""
+    pairs: PairedScores
+    """The baseline first."""
+    low: float
+    """Of the 95 % interval of the difference in top-1, run less baseline, 0..1."""
+    high: float
+    p: float
+    """By McNemar's exact test."""
+    adjusted: float
+    """p, adjusted by Holm's method."""
+    views: str | None
+    """The views of both evaluations, where they differ."""
+
+
+def read_all_scores(
+    runs: Sequence[ComparedRun], indices: Iterable[int], notes: list[str]
+) -> dict[int, VideoScores]:
+    """The scores of those of the runs that have them, by index. Errors are appended to `notes`."""
+    found = {}
+    for index in indices:
+        path = runs[index].find_scores()
+        if path is None:
+            continue
+        try:
+            found[index] = read_scores(path)
+        except RunError as error:
+            notes.append(str(error))
+            continue
+        last, step = runs[index].last, found[index].about.get("step")
+        if last is not None and isinstance(step, int) and step != last.step:
+            notes.append(
+                f"Run {index + 1}: its scores per video are of step {step}, its last evaluation is of step "
+                f"{last.step}"
+            )
+    return found
+
+
+def paired_tests(scores: dict[int, VideoScores], base: int, notes: list[str]) -> list[PairedTest]:
+    """A test for each run with scores of the baseline's videos; none where the baseline has no scores."""
+    if base not in scores:
+        return []
+    compared = {index: pair(scores[base], own) for index, own in scores.items() if index != base}
+    for index in [index for index, pairs in compared.items() if not pairs.counts.videos]:
+        del compared[index]
+        notes.append(f"Run {index + 1}: not tested, it has no scores of the baseline's videos")
+    p_values = [mcnemar(pairs.counts) for pairs in compared.values()]
+    tests = []
+    for (index, pairs), p, adjusted in zip(compared.items(), p_values, holm(p_values), strict=True):
+        low, high = bootstrap_interval(pairs.counts)
+        views = [
+            f"{one.about.get('clips')} x {one.about.get('crops')}" for one in (scores[base], scores[index])
+        ]
+        tests.append(
+            PairedTest(
+                index, pairs, low, high, p, adjusted, " and ".join(views) if views[0] != views[1] else None
+            )
+        )
+    return tests

@@ -1,14 +1,13 @@
-"""Blocks of a report for the terminal, as Markdown, and as one HTML file.
+"""Blocks of a report, printed to a terminal, as Markdown, and as one HTML file.
 
-Names and values come from files that anybody may have written: nothing of them is taken for markup, and no
-control character reaches a terminal.
+Names and values come from untrusted files: they are escaped, and no control character reaches a terminal.
 """
 
 import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from rich.console import Console
@@ -17,14 +16,65 @@ from rich.text import Text
 
 from pipelines.formatting import printable
 from trainer.system.terminal import PipeConsole
-from trainer.tracking.comparison.blocks import Block, Cell, Heading, Paragraph, Picture, Table
 
-_LEAST_NAME = 12  # characters that remain of a run's name
-_LEAST_WRAPPED = 24  # characters of a column that takes several lines
+_LEAST_NAME = 12  # characters of a run's name that are never cut
+_LEAST_WRAPPED = 24  # characters of a column that wraps
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table."""
+
+    text: str
+    best: bool = False
+    """Whether it is the best of its column, or a heading."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    head: str
+    numeric: bool = True
+    """Aligned to the right."""
+    expendable: int = 0
+    """A terminal that is too narrow omits columns, the highest number first; never those with 0."""
+    name: bool = False
+    """A run's name, whose beginning may be cut."""
+    wraps: bool = False
+    """Whether a cell may take several lines."""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its caption."""
+
+    png: bytes
+    text: str
+
+
+Block = Heading | Paragraph | Table | Picture
 
 
 def print_report(blocks: Sequence[Block], console: Console) -> None:
-    """A file or a pipe gets lines of any length; a terminal a table that fits, with what was left out."""
+    """Print blocks: to a file or a pipe in lines of any length, to a terminal in tables that fit its
+    width."""
     width = console.width if console.is_terminal else 10_000
     wide = PipeConsole(file=console.file, width=width, force_terminal=console.is_terminal, highlight=False)
     with wide.capture() as capture:
@@ -48,7 +98,8 @@ def _printable(table: Table) -> Table:
 
 
 def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
-    """The table with shorter names, then without its expendable columns, until it fits; those left out."""
+    """The table with shorter names, then without its expendable columns, until it fits; the omitted
+    columns."""
     needed = _width(table)
     for number, column in enumerate(table.columns):
         if column.name and needed > width:
@@ -74,7 +125,7 @@ def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
 
 
 def _width(table: Table) -> int:
-    """The least that the table takes, with a blank between columns and heads on two lines."""
+    """The least width of the table, with a blank between columns and heads on two lines."""
     return sum(_least_widths(table)) + len(table.columns) - 1
 
 
@@ -88,7 +139,7 @@ def _least_widths(table: Table) -> list[int]:
 
 
 def _unique_width(names: Sequence[str]) -> int:
-    """The least to which names may be cut and still differ, where they do."""
+    """The least width to which distinct names may be cut and stay distinct."""
     longest = max(map(len, names), default=0)
     distinct = len(set(names))
     widths = range(_LEAST_NAME, longest)
@@ -96,12 +147,12 @@ def _unique_width(names: Sequence[str]) -> int:
 
 
 def _end_of(name: str, width: int) -> str:
-    """Runs of a sweep differ at the end of their names."""
+    """The end of a name, where runs of a sweep differ."""
     return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
 
 
 def _rich(table: Table, width: int) -> RichTable:
-    """With heads on one line and two blanks between columns where there is room."""
+    """A table for rich, with heads on one line and two blanks between columns where the width allows."""
     widths = _least_widths(table)
     for number, column in enumerate(table.columns):
         more = len(column.head) - widths[number]
@@ -129,7 +180,7 @@ def _rich(table: Table, width: int) -> RichTable:
 
 
 def as_markdown(blocks: Sequence[Block], picture: str) -> str:
-    """GitHub's Markdown. picture: the file beside it that holds the report's picture."""
+    """GitHub's Markdown. picture: name of the file beside it with the report's picture."""
     parts = ["# Comparison of runs"]
     for block in blocks:
         if isinstance(block, Heading):
@@ -159,7 +210,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", printable(text))
 
 
@@ -175,7 +226,7 @@ img { max-width: 100% } p { max-width: 60em; color: #444 }
 
 
 def as_html(blocks: Sequence[Block]) -> str:
-    """One file that needs no other and no network: the picture is in it, and no script."""
+    """One HTML file with its picture inside, without scripts and links."""
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
@@ -222,5 +273,5 @@ def _html(text: str) -> str:
 
 
 def picture_of(blocks: Sequence[Block]) -> Picture | None:
-    """The report's picture, where it has one."""
+    """The report's picture; None without one."""
     return next((block for block in blocks if isinstance(block, Picture)), None)

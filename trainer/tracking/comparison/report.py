@@ -1,4 +1,4 @@
-"""A comparison as blocks of a report, and as JSON."""
+"""Builds the blocks of a report from a comparison, and its JSON."""
 
 import json
 import math
@@ -8,10 +8,11 @@ from typing import Any
 
 from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
 from trainer.monitoring.metric_names import LOSS_STEPS
-from trainer.tracking.comparison.blocks import Block, Cell, Column, Heading, Paragraph, Picture, Table
-from trainer.tracking.comparison.compare import MOST_TESTED, Comparison, PairedTest
+from trainer.tracking.comparison.compare import Comparison
 from trainer.tracking.comparison.curves import draw_curves
 from trainer.tracking.comparison.differences import Difference
+from trainer.tracking.comparison.paired_scores import MOST_TESTED, PairedTest
+from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Picture, Table
 from trainer.tracking.comparison.results import (
     MISSING,
     RESULT_COLUMNS,
@@ -24,11 +25,11 @@ from trainer.tracking.comparison.results import (
 _SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
 _MOST_VALUES = 8  # of a field, that are listed
 _LONGEST_VALUE = 60  # characters
-_MOST_LINES = 30  # of what is said of single runs
+_MOST_LINES = 30  # of notes on single runs
 
 
 def report(comparison: Comparison, *, curves: bool) -> list[Block]:
-    """All sections, in the order in which they are read. curves: whether the picture is drawn."""
+    """All sections in order. curves: whether to draw the picture."""
     blocks: list[Block] = [*_results(comparison), *_differences(comparison)]
     blocks += _groups(comparison) + _data(comparison) + _significance(comparison)
     if curves and (drawn := draw_curves(comparison.runs, comparison.groups)) is not None:
@@ -40,12 +41,12 @@ def _results(comparison: Comparison) -> list[Block]:
     runs = comparison.runs
     counts = Counter(run.status for run in runs)
     states = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    words = (
+    text = (
         f"{len(runs)} run{'s' * (len(runs) > 1)} ({states}), by best top-1. Accuracies in %; without 'best', "
         f"of the last evaluation, as is 'val loss'; 'train loss': mean of the last {LOSS_STEPS} steps. "
         "GPU-hours: hours x ranks. A run that has not finished: as of its last step."
     )
-    return [Heading("Results"), Paragraph(words), results_table(runs)]
+    return [Heading("Results"), Paragraph(text), results_table(runs)]
 
 
 def _differences(comparison: Comparison) -> list[Block]:
@@ -58,7 +59,7 @@ def _differences(comparison: Comparison) -> list[Block]:
     if len(runs) <= _SIDE_BY_SIDE:
         columns = [Column("field", numeric=False)]
         columns += [Column(f"{number} {run.name}", False, wraps=True) for number, run in enumerate(runs, 1)]
-        rows = [[_shown(value) for value in difference.values] for difference in found]
+        rows = [[_shortened(value) for value in difference.values] for difference in found]
     else:
         columns = [Column("field", numeric=False), Column("value: runs", numeric=False, wraps=True)]
         rows = [[_listed(difference)] for difference in found]
@@ -78,24 +79,24 @@ def _by_section(found: Sequence[Difference], rows: Sequence[Sequence[str]], widt
     return table
 
 
-def _shown(value: str | None) -> str:
+def _shortened(value: str | None) -> str:
     if value is None:
         return MISSING
     return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…"
 
 
 def _listed(difference: Difference) -> str:
-    """Each value with the numbers of its runs; of many values the range, or how many there are."""
+    """Each value with the numbers of its runs; of many values the range, or their number."""
     places: dict[str | None, list[int]] = {}
     for place, value in enumerate(difference.values):
         places.setdefault(value, []).append(place)
     if len(places) <= _MOST_VALUES:
-        return " · ".join(f"{_shown(value)}: {run_numbers(found)}" for value, found in places.items())
+        return " · ".join(f"{_shortened(value)}: {run_numbers(found)}" for value, found in places.items())
     numbers = [number for value in places if (number := _number(value)) is not None]
     if len(numbers) == len(places):
         return f"{len(places)} values, {min(numbers):g} to {max(numbers):g}"
     common = sorted(places.items(), key=lambda item: -len(item[1]))[: _MOST_VALUES - 1]
-    listed = " · ".join(f"{_shown(value)}: {run_numbers(found)}" for value, found in common)
+    listed = " · ".join(f"{_shortened(value)}: {run_numbers(found)}" for value, found in common)
     return f"{listed} · {len(places) - len(common)} more values"
 
 
@@ -109,8 +110,8 @@ def _number(text: str | None) -> float | None:
 def _groups(comparison: Comparison) -> list[Block]:
     if not comparison.groups:
         return []
-    words = "Runs that differ in their seed alone: mean ± sample deviation over the n that finished."
-    return [Heading("Seeds"), Paragraph(words), group_table(comparison.runs, comparison.groups)]
+    text = "Runs that differ in their seed alone: mean ± sample deviation over the n that finished."
+    return [Heading("Seeds"), Paragraph(text), group_table(comparison.runs, comparison.groups)]
 
 
 def _data(comparison: Comparison) -> list[Block]:
@@ -120,14 +121,14 @@ def _data(comparison: Comparison) -> list[Block]:
     for place, words in comparison.data:
         said.setdefault(words, []).append(place)
     base = comparison.runs[comparison.baseline]
-    words = f"Compared with run {comparison.baseline + 1} ({base.name}); of two values, its own comes first."
+    text = f"Compared with run {comparison.baseline + 1} ({base.name}); of two values, its own comes first."
     shown = list(said.items())[:_MOST_LINES]
     rows = [[Cell(run_numbers(places)), Cell(text)] for text, places in shown]
     columns = [Column("run", numeric=False, wraps=True), Column("data", numeric=False, wraps=True)]
-    blocks: list[Block] = [Heading("Same data, same order?"), Paragraph(words), Table(columns, rows)]
+    blocks: list[Block] = [Heading("Same data, same order?"), Paragraph(text), Table(columns, rows)]
     if len(said) > len(shown):
         left = sum(len(places) for places in list(said.values())[len(shown) :])
-        blocks.append(Paragraph(f"And {left} runs with other words, which --json shows."))
+        blocks.append(Paragraph(f"And {left} more runs, which --json lists."))
     return blocks
 
 
@@ -149,20 +150,20 @@ def _significance(comparison: Comparison) -> list[Block]:
     if len(runs) < 2:
         return []
     if not tests:
-        words = (
+        text = (
             "Not tested: it takes scores per video (scores.parquet in the runs' folders) of two runs on the "
             "same videos."
         )
-        return [Heading("Significance"), Paragraph(words)]
+        return [Heading("Significance"), Paragraph(text)]
     base = runs[comparison.baseline]
     adjusted = f", adjusted for {len(tests)} tests by Holm" if len(tests) > 1 else ""
-    words = (
+    text = (
         f"Top-1 of the last evaluation against run {comparison.baseline + 1} ({base.name}) on the same "
         f"videos, in points: interval by {RESAMPLES:,} paired bootstrap resamples, p by McNemar's exact test,"
         f" two-sided{adjusted}. This is about these weights on these videos, not about another seed."
     )
     if len(runs) > MOST_TESTED:
-        words += f" Of {len(runs)} runs, those of the best {MOST_TESTED} that have scores are tested."
+        text += f" Of {len(runs)} runs, those of the best {MOST_TESTED} that have scores are tested."
     rows = []
     for test in tests:
         counts = test.pairs.counts
@@ -176,7 +177,7 @@ def _significance(comparison: Comparison) -> list[Block]:
             ]
         )  # fmt: skip
     notes = [Paragraph(note) for test in tests if (note := _unpaired(test, runs[test.run].name))]
-    return [Heading("Significance"), Paragraph(words), Table(_TEST_COLUMNS, rows), *notes[:_MOST_LINES]]
+    return [Heading("Significance"), Paragraph(text), Table(_TEST_COLUMNS, rows), *notes[:_MOST_LINES]]
 
 
 def _p(value: float) -> str:
@@ -184,7 +185,7 @@ def _p(value: float) -> str:
 
 
 def _unpaired(test: PairedTest, name: str) -> str | None:
-    """Which videos a test leaves out, and why."""
+    """The videos that a test leaves out, by reason."""
     pairs = test.pairs
     left_out = {
         "only in the baseline's scores": pairs.only_first,
@@ -208,7 +209,7 @@ def _notes(comparison: Comparison) -> list[Block]:
     lines += comparison.notes
     if not lines:
         return []
-    more = [f"And {len(lines) - _MOST_LINES} more, which --json shows."] * (len(lines) > _MOST_LINES)
+    more = [f"And {len(lines) - _MOST_LINES} more, which --json lists."] * (len(lines) > _MOST_LINES)
     return [Heading("Notes"), *map(Paragraph, [*lines[:_MOST_LINES], *more])]
 
 
@@ -272,7 +273,7 @@ def _group_as_json(comparison: Comparison, members: Sequence[int]) -> dict[str, 
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+    """NaN and infinity as null: JSON has neither."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

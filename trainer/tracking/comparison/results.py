@@ -1,4 +1,4 @@
-"""The table of results, and means over seeds."""
+"""Tables of results, of runs and as means over seeds."""
 
 import math
 import statistics
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.system.formatting import format_ranges
-from trainer.tracking.comparison.blocks import Cell, Column, Table
 from trainer.tracking.comparison.differences import NAMES, SeedGroup, fields_of
+from trainer.tracking.comparison.render import Cell, Column, Table
 from trainer.tracking.comparison.runs import ComparedRun
 
 MISSING = "-"
 _MOST_RANGES = 8  # of runs' numbers, such as 3-5, that are listed
-_MOST_FIELDS = 6  # by which a group is told from the others
+_MOST_FIELDS = 6  # in a group's label
 
 
 def percent(value: float) -> str:
@@ -40,14 +40,17 @@ def _result(name: str) -> Callable[[ComparedRun], float | None]:
 
 @dataclass(frozen=True)
 class ResultColumn:
-    """A column of numbers. better: 1 the higher, -1 the lower, 0 neither."""
+    """A column of numbers."""
 
     head: str
     key: str
+    """Its name in JSON."""
     value: Callable[[ComparedRun], float | None]
     text: Callable[[float], str]
     better: int = 0
+    """1 if higher is better, -1 if lower is, 0 if neither."""
     expendable: int = 0
+    """See `Column`."""
 
 
 RESULT_COLUMNS = (
@@ -64,18 +67,18 @@ RESULT_COLUMNS = (
     ResultColumn("wait %", "data_wait_share", _result("data_wait_share"), _rounded_percent, -1, 1),
     ResultColumn("bad", "quarantined", _result("quarantined"), lambda value: f"{value:.0f}", 0, 2),
 )
-"""In the order of the columns. Accuracies and `val loss` are of the validation videos, `train loss` is the
-mean of the last `LOSS_STEPS` steps."""
+"""In order. Accuracies and `val loss` are of the validation videos, `train loss` is the mean of the last
+`LOSS_STEPS` steps."""
 
 _OF_GROUPS = {
     "best_top1": 0, "top1": 1, "top5": 3, "val_loss": 4, "train_loss": 5, "clips_per_second": 2,
     "gpu_hours": 0,
 }  # fmt: skip
-"""Measures of groups, and how expendable each is."""
+"""Columns in the table of groups, and their `expendable` there."""
 
 
 def results_table(runs: Sequence[ComparedRun]) -> Table:
-    """A row for each run. Columns that no run fills are left out, as is a status that all runs share."""
+    """A row for each run. Columns without a value are omitted, and the status where all runs finished."""
     measures = [measure for measure in RESULT_COLUMNS if any(measure.value(run) is not None for run in runs)]
     best = {measure.key: _best(measure, runs) for measure in measures}
     columns = [Column("#"), Column("run", numeric=False, name=True)]
@@ -99,7 +102,7 @@ def _text(measure: ResultColumn, value: float | None) -> str:
 
 
 def _best(measure: ResultColumn, runs: Sequence[ComparedRun]) -> str | None:
-    """The best value as it is shown, so that runs which look alike are marked alike; None of a single run."""
+    """The best value as text, so that equal texts are marked alike; None of a single run."""
     values = [value for run in runs if (value := measure.value(run)) is not None]
     if measure.better == 0 or len(values) < 2:
         return None
@@ -120,7 +123,7 @@ def deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def group_table(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> Table:
-    """Mean ± sample deviation over the finished runs of each group, and how many those are."""
+    """Mean ± sample deviation over the finished runs of each group, and their number."""
     measures = [measure for measure in RESULT_COLUMNS if measure.key in _OF_GROUPS]
     labels = group_labels(runs, groups)
     found = []
@@ -151,7 +154,7 @@ def _spread(measure: ResultColumn, values: Sequence[float]) -> str:
 
 
 def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> list[str]:
-    """Each group's numbers of runs, and by what it differs from the other groups."""
+    """For each group, its numbers of runs and the fields in which it differs from the other groups."""
     firsts = [fields_of(runs[group.members[0]]) for group in groups]
     names = [
         name
@@ -171,7 +174,7 @@ def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> li
 
 
 def run_numbers(places: Sequence[int]) -> str:
-    """Places in the list as the numbers that runs are shown under: `1-3, 7`; of many, the first."""
+    """Indices in the list as the numbers of runs in a report, such as `1-3, 7`; of many, the first."""
     parts = format_ranges([place + 1 for place in places]).split(", ")
     if len(parts) <= _MOST_RANGES:
         return ", ".join(parts)

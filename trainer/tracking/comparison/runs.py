@@ -1,4 +1,4 @@
-"""A run as it is compared, wherever it was read from."""
+"""A run for comparison, read from its directory or from MLflow."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ FINGERPRINTS = ("train_fingerprint", "val_fingerprint")
 
 @dataclass(frozen=True)
 class RecordedEvaluation:
-    """Accuracy after `step` steps, as shares (0..1), and the validation loss where it was recorded."""
+    """Accuracies after `step` steps, 0..1, and the validation loss where it was recorded."""
 
     step: int
     top1: float
@@ -22,7 +22,7 @@ class RecordedEvaluation:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's training loss, thinned; (N,) arrays, NaN where something was not recorded."""
+    """A run's training loss, thinned: (N,) arrays, NaN where a value was not recorded."""
 
     steps: np.ndarray
     loss: np.ndarray
@@ -32,17 +32,17 @@ class Curve:
 
 @dataclass
 class ComparedRun:
-    """One run. What it lacks is empty or None, and `notes` say why where it should have been there."""
+    """One run. Missing values are empty or None; `notes` has the reasons for unexpected ones."""
 
     source: str
-    """What was given: a folder, or MLflow's id of a run."""
+    """A folder, or MLflow's id of a run."""
     name: str
     status: str
     """`finished`, `running`, `stopped`, `failed` and the other states of `launch/status.py`."""
     recipe: dict[str, str] = field(default_factory=dict)
-    """Every field under its dotted name, as text."""
+    """Every field by its dotted name, as text."""
     data: dict[str, str] = field(default_factory=dict)
-    """Fingerprints of the manifests, by the names in `FINGERPRINTS`."""
+    """Fingerprints of the manifests, by name (`FINGERPRINTS`)."""
     evaluations: list[RecordedEvaluation] = field(default_factory=list)
     """By step."""
     results: dict[str, float] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ComparedRun:
     `gpu_hours`, `quarantined`."""
     notes: list[str] = field(default_factory=list)
     parent: str | None = None
-    """MLflow's id of the run that this one stands under."""
+    """MLflow's id of the parent run."""
     read_curve: Callable[[], Curve | None] = lambda: None
     find_scores: Callable[[], Path | None] = lambda: None
     """The file of scores per video; None where there is none."""
@@ -75,5 +75,5 @@ class ComparedRun:
 
 
 def in_order(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """By the best top-1, the highest first; runs without an evaluation come last, in the order given."""
+    """By the best top-1, the highest first; runs without an evaluation last, in their order."""
     return sorted(runs, key=lambda run: -math.inf if run.best is None else run.best.top1, reverse=True)

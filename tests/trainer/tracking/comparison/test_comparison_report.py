@@ -14,11 +14,10 @@ from rich.console import Console
 
 from tests.trainer.tracking.comparison.run_folders import make_run
 from trainer.tracking.comparison import curves
-from trainer.tracking.comparison.blocks import Cell, Column, Table
 from trainer.tracking.comparison.compare import Comparison, compare
 from trainer.tracking.comparison.curves import draw_curves, smoothed
 from trainer.tracking.comparison.folder_source import read_folder
-from trainer.tracking.comparison.render import as_html, as_markdown, print_report
+from trainer.tracking.comparison.render import Cell, Column, Table, as_html, as_markdown, print_report
 from trainer.tracking.comparison.report import as_json, report
 from trainer.tracking.comparison.runs import ComparedRun, Curve, RecordedEvaluation
 

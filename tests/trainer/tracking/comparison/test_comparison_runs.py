@@ -11,10 +11,9 @@ import pytest
 from tests.trainer.tracking.comparison.run_folders import make_run
 from trainer.errors import RunError
 from trainer.tracking.comparison.compare import compare
-from trainer.tracking.comparison.differences import differences, seed_groups
+from trainer.tracking.comparison.differences import SAME, data_comparer, differences, seed_groups
 from trainer.tracking.comparison.folder_source import find_compared_runs, read_folder
 from trainer.tracking.comparison.results import deviation, group_table, results_table
-from trainer.tracking.comparison.same_data import SAME, data_comparer
 
 
 def test_a_finished_run_has_the_numbers_of_its_summary(tmp_path: Path) -> None:
