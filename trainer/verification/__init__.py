@@ -1,4 +1,4 @@
-"""What must be seen on a GPU before a run can be trusted to it, and how fast it is there.
+"""Verifies a GPU machine and measures its speed: decoding, training, resuming, memory.
 
-`steps` lists the steps, `runner` runs each in a process of its own, `report` holds what a step found.
+`steps` lists the steps, `runner` runs each in its own process, `report` writes the results.
 """

@@ -1,4 +1,4 @@
-"""NVDEC through DALI beside PyAV: the same frames, the same colours, and how fast each of them is."""
+"""Compares NVDEC through DALI with PyAV: frames, colours and speed."""
 
 import threading
 import time
@@ -44,10 +44,10 @@ COMPARED = (
     VideoEncoding(340, 256, 12, 120, full_range=True),
 )
 MOST_APART = 4.0
-"""Levels of 255, mean over a frame: chroma is upsampled otherwise, the rest is the same."""
+"""Levels of 255, mean over a frame: the two upsample chroma differently, and agree otherwise."""
 MOST_TINTED = 3.0
-"""Levels of 255, of a colour's mean over a frame. FFmpeg's conversion lies 1.5 below the exact one in green,
-1 in red and blue; a wrong matrix would be 7 off, a wrong range 8 and more."""
+"""Levels of 255, of a colour's mean over a frame. FFmpeg's conversion is 1.5 below the exact one in green, 1
+in red and blue; a wrong matrix would be 7 off, a wrong range 8 and more."""
 
 RATE_SECONDS = 5.0
 BATCH = 32
@@ -56,7 +56,7 @@ POLICY = "rand-m7-n4-mstd0.5-inc1"
 
 
 def compare_frames(task: VerificationTask) -> None:
-    """Frame numbers and colours of NVDEC beside PyAV's, for each of `COMPARED`."""
+    """Compares NVDEC's frame numbers and colours with PyAV's, for each of `COMPARED`."""
     videos = [task.shared / "videos" / f"compared-{number}" / "000.mp4" for number in range(len(COMPARED))]
     make_videos(list(zip(videos, COMPARED, strict=True)))
     for video, coding in zip(videos, COMPARED, strict=True):
@@ -83,7 +83,7 @@ def compare_frames(task: VerificationTask) -> None:
 
 
 def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """The frames at `wanted` of each video, by the graph's decoder, T H W 3 uint8."""
+    """The frames at `wanted` of each video, decoded by DALI: T H W 3 uint8."""
     decoder = GraphDecoder.for_device(gpu=device.type == "cuda")
     payloads = [payload(video, wanted, decoder) for video in videos]
     pipeline = decode_only(
@@ -98,12 +98,12 @@ def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.de
 
 
 def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> Arrays:
-    """What a graph is given of a video to decode the frames at `wanted`."""
+    """The arrays that DALI needs to decode the frames at `wanted` of a video."""
     return vars(check_encoded(video.read_bytes(), probe_row(video), wanted, decoder))
 
 
 def probe_row(video: Path) -> ManifestRow:
-    """A manifest's row of a video."""
+    """The manifest row of a video."""
     info = probe_video(video)
     return ManifestRow(
         path=str(video), offset=0, length=0, label=0, frames=info.frames, fps=info.fps,
@@ -112,7 +112,7 @@ def probe_row(video: Path) -> ManifestRow:
 
 
 def measure_rates(task: VerificationTask) -> None:
-    """Clips per second of 8 frames: NVDEC alone, then whole loaders."""
+    """Measures clips of 8 frames per second: NVDEC alone, then whole loaders."""
     small = VideoEncoding(340, 256, 250, 300 if task.gpu else 60)
     fitting = VideoEncoding(352, 256, 250, 300 if task.gpu else 60)
     keyframes = VideoEncoding(340, 256, 12, 300 if task.gpu else 60)
@@ -137,7 +137,7 @@ def measure_rates(task: VerificationTask) -> None:
 
 
 def measure_graph(task: VerificationTask, coding: VideoEncoding, videos: list[Path], threads: int) -> None:
-    """NVDEC's rate on clips of 8 frames spread over 64, and what it takes of the GPU's memory."""
+    """Measures NVDEC's rate on clips of 8 frames spread over 64, and the GPU memory that it takes."""
     rng = np.random.default_rng(0)
     spread = min(64, coding.frames - 8)
     wanted = [
@@ -172,7 +172,7 @@ def measure_graph(task: VerificationTask, coding: VideoEncoding, videos: list[Pa
 def measure_loader(
     task: VerificationTask, coding: VideoEncoding, manifest: Path, decoder: str, policy: str | None
 ) -> None:
-    """The rate of a training loader, with what it takes of the GPU's memory."""
+    """Measures the rate of a training loader and the GPU memory that it takes."""
     size = 224 if task.gpu else 64
     batch = BATCH if task.gpu else 4
     dataset = Dataset.open([manifest])
@@ -216,18 +216,18 @@ def measure_loader(
 
 
 class _LeastFree(threading.Thread):
-    """Looks at the GPU's free memory every 50 ms."""
+    """Records the least free memory of the GPU, read every 50 ms."""
 
     def __init__(self, task: VerificationTask) -> None:
         super().__init__(daemon=True)
-        self._device, self._over = task.device, threading.Event()
+        self._device, self._stopped = task.device, threading.Event()
         self.least = torch.cuda.mem_get_info(task.device)[0]
         self.start()
 
     def run(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._stopped.wait(0.05):
             self.least = min(self.least, torch.cuda.mem_get_info(self._device)[0])
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self.join()

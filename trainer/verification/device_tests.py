@@ -1,4 +1,4 @@
-"""The project's own tests that run on a device, as findings."""
+"""Runs the project's own tests that run on a device."""
 
 import re
 import subprocess
@@ -15,9 +15,9 @@ OUTCOME = re.compile(
 
 
 def run_tests(task: VerificationTask) -> None:
-    """Run pytest over the tests marked `on_device`; each that fails is a finding, as soon as it is done.
+    """Run the tests marked `on_device` with pytest, and report each failure at once.
 
-    The names of all tests that were done are in `tests.txt`. A wheel has no tests: there the step says so.
+    `tests.txt` lists the outcome of each test. A wheel has no tests; the step reports that.
     """
     if not (ROOT / "tests").is_dir():
         task.report.measure(
@@ -25,7 +25,7 @@ def run_tests(task: VerificationTask) -> None:
         )
         return
     command = [sys.executable, "-m", "pytest", "-m", "on_device and not soak", "--device", task.device.type]
-    # Each test by name, as soon as it is done: the settings have -q.
+    # Prints each test by name when it ends: the settings have -q.
     command += ["-vv", "--tb=short"]
     if (workers := min(8, usable_cores() // 2)) > 1:
         command += ["--numprocesses", str(workers), "--dist", "loadfile"]
@@ -55,7 +55,7 @@ def run_tests(task: VerificationTask) -> None:
 
 
 def read_outcome(line: str) -> tuple[str, str] | None:
-    """The test and its outcome that a line of pytest's verbose output names, of one process or of several."""
+    """The test and its outcome in a line of pytest's verbose output, with or without pytest-xdist."""
     found = OUTCOME.search(line)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What the GPU is, what it could do at most, and whether the libraries that it needs can be loaded."""
+"""Inspects the GPU and its libraries, and measures its peak rates."""
 
 import ctypes
 import json
@@ -21,7 +21,7 @@ from trainer.verification.steps import VerificationTask
 
 
 def inspect_gpu(task: VerificationTask) -> None:
-    """Facts, ceilings, and a trial of the decoder."""
+    """Reports the machine, measures memory bandwidth and product rates, and runs the decoder's self-test."""
     report, device = task.report, task.device
     about = describe_environment()
     report.measure("packages", ", ".join(f"{name} {version}" for name, version in about["packages"].items()))
@@ -51,23 +51,23 @@ def inspect_gpu(task: VerificationTask) -> None:
         )
     command = [sys.executable, "-m", SELFTEST_MODULE, str(device)]
     trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = (trial.stdout.strip() or trial.stderr.strip())[-200:]
+    output = (trial.stdout.strip() or trial.stderr.strip())[-200:]
     right = trial.returncode == 0 and json.loads(trial.stdout) == {"frames": 16}
-    report.check("trial decode by DALI", right, said, '{"frames": 16}')
+    report.check("trial decode by DALI", right, output, '{"frames": 16}')
 
 
 def driver() -> str:
     """The driver's version, from nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"driver unknown ({error})"
-    return f"driver {said.split()[0]}"
+    return f"driver {output.split()[0]}"
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, read and written ones counted."""
+    """Bytes read plus bytes written per second, of a large copy on the device."""
     size = 2**30 if device.type == "cuda" else 2**26
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -81,7 +81,7 @@ def product_rate(device: torch.device, side: int, kind: torch.dtype) -> float:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, runs: int = 10) -> float:
-    """Median seconds of `work`, after three runs that do not count; on a GPU by events."""
+    """Median seconds of `work` after three warm-up runs; on a GPU between events."""
     for _ in range(3):
         work()
     taken = []
@@ -128,18 +128,18 @@ _CHROMA = {"4:2:0": 1, "4:2:2": 2, "4:4:4": 3}
 
 
 def nvdec_limits() -> dict[str, str]:
-    """What `cuvidGetDecoderCaps` says of each codec, for the current CUDA context, in words."""
+    """The result of `cuvidGetDecoderCaps` for each codec in the current CUDA context, as text."""
     torch.zeros(1, device="cuda")  # makes the context
     library = ctypes.CDLL(LIBRARY)
-    said = {}
+    found = {}
     for name, codec in _CODECS.items():
         for chroma, number in _CHROMA.items():
             for bits in (8, 10):
                 caps = _DecodeCaps(codec=codec, chroma=number, bit_depth_minus_8=bits - 8)
                 code = library.cuvidGetDecoderCaps(ctypes.byref(caps))
                 if code != 0:
-                    said[name] = f"cuvidGetDecoderCaps gave {code}"
+                    found[name] = f"cuvidGetDecoderCaps gave {code}"
                 elif caps.supported:
                     sides = f"{caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
-                    said[f"{name} {chroma} {bits} bits"] = f"{sides}, {caps.decoders} decoders"
-    return said
+                    found[f"{name} {chroma} {bits} bits"] = f"{sides}, {caps.decoders} decoders"
+    return found

@@ -1,4 +1,4 @@
-"""Operations of the model in the forms that could be chosen, timed forward and backward."""
+"""Times alternative forms of the model's operations, forward and backward."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from trainer.verification.steps import VerificationTask
 
 
 def measure(task: VerificationTask) -> None:
-    """Depthwise convolutions, widths of the local MHRA, attention and batch norm at the sizes of L/14."""
+    """Measures depthwise convolutions, widths of the local MHRA, attention and norms at the sizes of L/14."""
     device = task.device
     kind = torch.bfloat16 if task.gpu else torch.float32
     batch, frames, side, width = (4, 16, 24, 1024) if task.gpu else (1, 4, 4, 64)
@@ -31,7 +31,7 @@ def measure(task: VerificationTask) -> None:
         task.report.measure(name, f"{1e6 * seconds_of(both, device):.0f} µs forward and backward")
 
     def volume(module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """From tokens B T H W C, which is how they lie in memory."""
+        """The module on tokens B T H W C, the order in memory."""
         return lambda tokens: module(tokens.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
     tokens = (batch, frames, side, side, width)

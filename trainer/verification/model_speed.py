@@ -1,4 +1,4 @@
-"""Training steps of the presets as a run makes them: time, MFU, and memory beside the estimate."""
+"""Measures training steps of the presets: time, MFU, and memory compared with the estimate."""
 
 import gc
 import time
@@ -25,7 +25,7 @@ RECIPE = Path(__file__).parents[2] / "recipes/quickstart.yaml"
 CLASSES = 400
 WARM, TIMED = 3, 6
 ESTIMATE = (0.95, 1.3)
-"""The estimate of what the allocator holds, as a multiple of what it held."""
+"""Bounds of the estimate of allocated bytes, as multiples of the measured bytes."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +72,34 @@ PROFILED = Case("l14_336", 16, 4)
 
 
 def measure(task: VerificationTask) -> None:
-    """Step time, MFU and memory of each case."""
+    """Measures step time, MFU and memory of each case."""
     for case in ON_GPU if task.gpu else ON_CPU:
         attempt(task, case)
 
 
 def measure_compiled(task: VerificationTask) -> None:
-    """The same, eager and compiled, with and without recomputation."""
+    """Measures the same, eager and compiled, with and without recomputation."""
     for case in COMPILED_ON_GPU if task.gpu else ON_CPU[:1]:
         attempt(task, case)
 
 
 def attempt(task: VerificationTask, case: Case) -> None:
-    """Measure one case; what goes wrong is a finding, and the next case is begun."""
+    """Measure one case; an exception is reported as a failed check."""
     try:
         measure_case(task, case)
     except Exception as error:
         traceback.print_exc()
-        words = " ".join(str(error).split())[:300]
-        task.report.check(case.name, False, f"{type(error).__name__}: {words}", "trains")
+        text = " ".join(str(error).split())[:300]
+        task.report.check(case.name, False, f"{type(error).__name__}: {text}", "trains")
     gc.collect()
     if task.gpu:
         torch.cuda.empty_cache()
 
 
 def measure_case(task: VerificationTask, case: Case) -> None:
-    """Time and memory of one case's steps."""
-    before = torch.cuda.memory_allocated(task.device) if task.gpu else 0  # of what cases before have left
-    trained = Trained(task, case)
+    """Measures time and memory of one case's steps."""
+    before = torch.cuda.memory_allocated(task.device) if task.gpu else 0  # left by earlier cases
+    trained = TrainingCase(task, case)
     began = time.perf_counter()
     for _ in range(WARM):
         trained.step()
@@ -113,14 +113,14 @@ def measure_case(task: VerificationTask, case: Case) -> None:
     losses += trained.losses()  # waits for the last step
     seconds = (time.perf_counter() - began) / TIMED
     flops = train_step_flops(trained.config, recomputed_blocks=0) * case.batch / seconds
-    words = f"{1000 * seconds:.0f} ms a step, {case.batch / seconds:.2f} clips/s, {flops / 1e12:.1f} TFLOP/s"
+    text = f"{1000 * seconds:.0f} ms a step, {case.batch / seconds:.2f} clips/s, {flops / 1e12:.1f} TFLOP/s"
     peak = peak_flops(torch.cuda.get_device_name(task.device)) if task.gpu else None
     if peak:
-        words += f", MFU {100 * flops / peak:.1f} %"
+        text += f", MFU {100 * flops / peak:.1f} %"
     if case.compile:
-        words += f", compiled in {warming:.0f} s"
+        text += f", compiled in {warming:.0f} s"
     finite = all(loss == loss and abs(loss) < 100 for loss in losses)
-    task.report.check(case.name, finite, words, "trains; losses are finite")
+    task.report.check(case.name, finite, text, "trains; losses are finite")
     if task.gpu:
         held = torch.cuda.max_memory_allocated(task.device) - before
         reserved = torch.cuda.max_memory_reserved(task.device)
@@ -135,8 +135,8 @@ def measure_case(task: VerificationTask, case: Case) -> None:
         )
 
 
-class Trained:
-    """An engine as a run has it, and one batch of random clips to train on."""
+class TrainingCase:
+    """An engine as in a run, and one batch of random clips to train on."""
 
     def __init__(self, task: VerificationTask, case: Case) -> None:
         kind = task.device.type
@@ -157,7 +157,7 @@ class Trained:
         environment = find_environment(kind)  # type: ignore[arg-type]
         connect(environment)
         torch.manual_seed(0)
-        # Weights are drawn where they are to be: on a CPU, those of L/14 take seconds.
+        # Weights are drawn on the device: on a CPU, those of L/14 take seconds.
         with task.device:
             network = UniFormerV2(self.config)
         stage = case.zero_stage if task.gpu else 0
@@ -170,8 +170,8 @@ class Trained:
         self._labels = torch.arange(case.batch, device=task.device) % CLASSES
         self._keys = torch.arange(case.batch, device=task.device)
         self._losses: list[torch.Tensor] = []
-        needs = MemoryModel.of(self.recipe, self.config, ranks=1, precision=precision, kind=kind)  # type: ignore[arg-type]
-        self._demand = needs.estimate(
+        memory = MemoryModel.of(self.recipe, self.config, ranks=1, precision=precision, kind=kind)  # type: ignore[arg-type]
+        self._demand = memory.estimate(
             zero_stage=stage, micro_batch=case.batch, recomputed_blocks=case.recomputed
         )
 
@@ -183,20 +183,20 @@ class Trained:
         self._losses.append(loss.detach())
 
     def losses(self) -> list[float]:
-        """Of the steps since the last call; waits for them."""
+        """The losses of the steps since the last call; waits for them."""
         values = torch.stack(self._losses).tolist()
         self._losses.clear()
         return values
 
     def expected_bytes(self) -> int:
-        """What the estimate says of the allocator: without DALI's batches and the reserve, with one batch."""
+        """The estimate of allocated bytes: without DALI's batches and the reserve, with one batch."""
         clips = self._clips.numel() * self._clips.element_size()
         return self._demand.states + self._demand.working + clips
 
 
 def profile(task: VerificationTask) -> None:
-    """The operations that take most of the GPU's time in one step."""
-    trained = Trained(task, PROFILED if task.gpu else ON_CPU[0])
+    """Reports the operations that take most of the GPU's time in one step."""
+    trained = TrainingCase(task, PROFILED if task.gpu else ON_CPU[0])
     for _ in range(WARM):
         trained.step()
     trained.losses()
@@ -207,7 +207,7 @@ def profile(task: VerificationTask) -> None:
         trained.step()
         trained.losses()
     profiler.export_chrome_trace(str(task.folder / "trace.json"))
-    # Kernels have no time of their own on the host; operations are left out, as they contain their kernels.
+    # Kernels alone: operations contain their kernels, and kernels have no host time.
     kernels = [event for event in profiler.key_averages() if (not task.gpu or _is_kernel(event))]
     own = "self_device_time_total" if task.gpu else "self_cpu_time_total"
     kernels.sort(key=lambda event: getattr(event, own), reverse=True)

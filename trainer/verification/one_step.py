@@ -1,4 +1,4 @@
-"""One step of a verification, as a process: `python -m trainer.verification.one_step NAME DEVICE FOLDER`."""
+"""The process of one step: `python -m trainer.verification.one_step NAME DEVICE FOLDER`."""
 
 import faulthandler
 import sys

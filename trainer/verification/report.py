@@ -1,4 +1,4 @@
-"""What a step found: checks that passed or failed, and measurements. Written as JSON after each of them."""
+"""The results of steps, checks and measurements, as JSON and as a table."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -12,26 +12,26 @@ Status = Literal["passed", "failed", "needs a GPU", "not run"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of a step's result."""
+    """A check or a measurement."""
 
     name: str
     value: str
-    """What was seen, with its unit."""
+    """The measured value, with its unit."""
     mark: str = ""
-    """What had to be seen, written down before it was looked at; empty for a measurement alone."""
+    """The required value; empty for a measurement without a check."""
     passed: bool | None = None
-    """Whether the mark was reached; None for a measurement alone."""
+    """None for a measurement without a check."""
 
 
 @dataclass
 class StepReport:
-    """The findings of one step, rewritten to `path` after each, so that a step that is killed keeps them."""
+    """The results of one step. Each is written to `path` at once, so that a killed step keeps them."""
 
     path: Path
     findings: list[Measurement] = field(default_factory=list)
 
     def measure(self, name: str, value: str) -> None:
-        """Add a measurement that nothing depends on."""
+        """Add a measurement without a check."""
         self._add(Measurement(name, value))
 
     def check(self, name: str, passed: bool, value: str, mark: str) -> None:
@@ -46,20 +46,20 @@ class StepReport:
 
 @dataclass
 class StepResult:
-    """What became of a step."""
+    """The result of a step."""
 
     name: str
     status: Status
     seconds: float = 0.0
     findings: list[Measurement] = field(default_factory=list)
     reason: str = ""
-    """Why it has not passed, in words."""
+    """Why it has not passed."""
     output: str = ""
-    """The end of what the step printed, where it did not come to its end."""
+    """The end of its output, where it ended early."""
 
 
 def read_findings(path: Path) -> list[Measurement]:
-    """The findings that a step has written; none where it has written nothing."""
+    """The results that a step has written; empty where it has written none."""
     if not path.exists():
         return []
     return [Measurement(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
@@ -71,8 +71,8 @@ def write_json(path: Path, content: object) -> None:
 
 
 def markdown_table(results: list[StepResult]) -> str:
-    """A table with a row for each finding, and one for each step that has none."""
-    lines = ["| step | what | seen | had to be | |", "|---|---|---|---|---|"]
+    """A table with a row for each check and measurement, and one for each step that has not passed."""
+    lines = ["| step | what | measured | required | |", "|---|---|---|---|---|"]
     for result in results:
         for finding in result.findings:
             outcome = {None: "", True: "passed", False: "**failed**"}[finding.passed]
@@ -88,4 +88,4 @@ def markdown_table(results: list[StepResult]) -> str:
 def _outcome(finding: Measurement) -> str:
     if finding.passed is None:
         return ""
-    return f" - {'passed' if finding.passed else 'FAILED'} (had to be: {finding.mark})"
+    return f" - {'passed' if finding.passed else 'FAILED'} (required: {finding.mark})"

@@ -1,4 +1,4 @@
-"""Runs the steps one after another, each as a process with a limit, and writes what they found."""
+"""Runs the steps one after another, each in a process with a time limit, and writes their results."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from trainer.verification.steps import VerificationStep
 
 ROOT = Path(__file__).parents[2]
 LEAST = 10.0
-"""Seconds: a step is not begun with less than this left of the time for all."""
+"""Seconds: no step starts with less than this left for all."""
 SHOWN = 2000
 """Characters of a failed step's output that are kept."""
 
@@ -34,7 +34,7 @@ def run_steps(
     Args:
         device: `cpu`, or `cuda:0` and so on.
         seconds: for all steps together.
-        announce: is given one line before and after each step.
+        announce: called with one line before and after each step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [StepResult(step.name, "not run") for step in steps]
@@ -57,13 +57,13 @@ def run_steps(
         _write(folder, device, about, results)
         result = results[number]
         outcome = f"{step.name}: {result.status}, {result.seconds:.0f} s"
-        said = ": ".join(part for part in (outcome, result.reason) if part)
-        announce("\n".join(part for part in (said, result.output) if part))
+        line = ": ".join(part for part in (outcome, result.reason) if part)
+        announce("\n".join(part for part in (line, result.output) if part))
     return results
 
 
 def run_step(step: VerificationStep, *, device: str, folder: Path, limit: float) -> StepResult:
-    """Run one step as a process, and end it with all that it started when `limit` seconds are over."""
+    """Run one step in a process; after `limit` seconds kill it and the processes that it started."""
     own = folder / step.name
     if own.exists():
         shutil.rmtree(own)  # of an earlier verification
@@ -87,14 +87,14 @@ def run_step(step: VerificationStep, *, device: str, folder: Path, limit: float)
         output = (own / "output.log").read_text(encoding="utf-8", errors="replace")[-SHOWN:]
         reason = reason or f"exit code {code}"
     elif failed:
-        reason = f"{len(failed)} of {len(findings)} findings are not as they had to be"
+        reason = f"{len(failed)} of {len(findings)} checks and measurements failed"
     status = "failed" if code != 0 or failed else "passed"
     seconds = time.monotonic() - begun
     return StepResult(step.name, status, seconds, findings, reason, output)  # type: ignore[arg-type]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group of a step: also what outlived it."""
+    """Kill the process group of a step, with processes that outlived it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

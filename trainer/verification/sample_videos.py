@@ -1,4 +1,4 @@
-"""Videos to decode: a detailed picture that moves, with grain, in the sizes and codings that are compared."""
+"""Renders videos to decode: a moving detailed picture with grain, in several sizes and encodings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipelines.worker_pool import ordered_map, usable_cores
 
 FPS = 25
 NUMBER_BITS = 12
-"""Of the frame's number, which is drawn into the frame as so many black and white squares."""
+"""The frame's number is drawn into the frame as so many black and white squares."""
 BT601, BT709 = 5, 1
 """FFmpeg's numbers of the colour matrices (AVColorSpace)."""
 
@@ -25,7 +25,7 @@ class VideoEncoding:
     width: int
     height: int
     gop: int
-    """Frames from one keyframe to the next."""
+    """Frames between keyframes."""
     frames: int = 300
     encoder: str = "libx264"
     parameters: str = ""
@@ -42,9 +42,9 @@ class VideoEncoding:
 
 
 def make_videos(wanted: Sequence[tuple[Path, VideoEncoding]]) -> None:
-    """Encode the videos that are not there yet, in as many processes as there are cores.
+    """Encode the videos that do not exist yet, in as many processes as there are cores.
 
-    What a video shows depends on the number that its file is named by.
+    The number in a file's name is the seed of its video.
     """
     missing = [job for job in wanted if not job[0].exists()]
     for path in ordered_map(_make, missing, total=len(missing), workers=usable_cores(), chunk=1):
@@ -65,7 +65,7 @@ def make_manifest(folder: Path, paths: Sequence[Path]) -> Path:
 
 
 def read_number(frame: np.ndarray) -> int:
-    """The number that is drawn into a frame of H W 3."""
+    """The number drawn into a frame H W 3."""
     height, width, _ = frame.shape
     side = _square(width)
     row = frame[height - side : height, : NUMBER_BITS * side].astype(float).mean(axis=2)
@@ -106,7 +106,7 @@ def _make(job: tuple[Path, VideoEncoding]) -> Path:
 
 
 def _detailed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Random detail of every size on a brown ground, H W 3 float32: strong where it is coarse."""
+    """Random detail of every size on brown, stronger where it is coarser: H W 3 float32."""
     picture = np.full((height, width, 3), (190, 110, 60), np.float32)
     for scale in (4, 8, 16, 32, 64):
         coarse = rng.uniform(-1, 1, (-(-height // scale), -(-width // scale), 3)).astype(np.float32)
@@ -116,7 +116,7 @@ def _detailed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _square(width: int) -> int:
-    """Side of a square of the number, in pixels: large enough to outlive 4:2:0 and coding."""
+    """Side of one of the number's squares in pixels: large enough to survive 4:2:0 and encoding."""
     return width // NUMBER_BITS // 2
 
 

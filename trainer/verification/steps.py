@@ -1,4 +1,4 @@
-"""The steps of a verification, most valuable first."""
+"""The steps of a verification, the most important first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerificationStep:
-    """One step, run in a process of its own."""
+    """One step, which runs in its own process."""
 
     name: str
     about: str
-    """What it looks at."""
+    """What it verifies or measures."""
     seconds: int
-    """After which it is ended."""
+    """Time limit."""
     function: str
-    """`module:function` beneath this package; called with a `VerificationTask`."""
+    """`module:function` in this package; called with a `VerificationTask`."""
     needs_gpu: bool = False
-    """Whether it has nothing to say on a CPU."""
+    """Whether it is skipped on a CPU."""
 
     def run(self, task: "VerificationTask") -> None:
         module, _, function = self.function.partition(":")
@@ -34,14 +34,13 @@ class VerificationStep:
 
 @dataclass(frozen=True)
 class VerificationTask:
-    """What a step works with.
-
-    folder: of its own, for files it makes; shared: of all steps, for videos that several use.
-    """
+    """The inputs of a step."""
 
     device: "torch.device"
     folder: Path
+    """For files of this step."""
     shared: Path
+    """For videos that several steps use."""
     report: StepReport
 
     @property
@@ -54,15 +53,19 @@ STEPS = (
         "machine", "GPU, driver, libraries, memory bandwidth and bf16 rate", 60, "gpu:inspect_gpu"
     ),
     VerificationStep(
-        "decoder", "NVDEC's frames and colours beside PyAV's", 60, "decoding:compare_frames", needs_gpu=True
+        "decoder",
+        "NVDEC's frames and colours compared with PyAV's",
+        60,
+        "decoding:compare_frames",
+        needs_gpu=True,
     ),
     VerificationStep("tests", "the project's tests that run on a device", 240, "device_tests:run_tests"),
     VerificationStep("run", "the quickstart as a user starts it, in bf16", 120, "training_runs:quickstart"),
     VerificationStep(
-        "resume", "stop and go on bit for bit; the same bits twice", 240, "training_runs:resume"
+        "resume", "stopped and resumed bit for bit; the same bits twice", 240, "training_runs:resume"
     ),
     VerificationStep(
-        "model", "step time, MFU and memory of the presets beside the estimate", 200, "model_speed:measure"
+        "model", "step time, MFU, and memory compared with the estimate", 200, "model_speed:measure"
     ),
     VerificationStep(
         "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 150, "decoding:measure_rates"
@@ -78,15 +81,15 @@ STEPS = (
     ),
     VerificationStep(
         "memory",
-        "a batch that does not fit ends with a message",
+        "a batch that is too large ends with a message",
         60,
         "training_runs:out_of_memory",
         needs_gpu=True,
     ),
-    VerificationStep("profile", "where the GPU's time goes in one step", 60, "model_speed:profile"),
+    VerificationStep("profile", "which kernels take the GPU's time in a step", 60, "model_speed:profile"),
 )
 
 
 def step_named(name: str) -> VerificationStep:
-    """The step of that name. Raises KeyError for none."""
+    """The step with this name. Raises KeyError."""
     return {step.name: step for step in STEPS}[name]

@@ -1,4 +1,4 @@
-"""Whole runs, started as a user starts them."""
+"""Runs launch/train.py as a user does: the quickstart, a resumed run, and one out of memory."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from trainer.verification.steps import VerificationTask
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 TOP_1 = 0.85
-"""Of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
+"""Least top-1 of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
 
 
 def quickstart(task: VerificationTask) -> None:
-    """The quickstart to its end; on a CPU a few steps of it."""
+    """Run the whole quickstart; on a CPU a few steps of it."""
     settings = ["data.decoder=auto", "engine.precision=bf16"]
     if not task.gpu:
         settings = ["optimisation.epochs=1", *_small()]
@@ -26,22 +26,22 @@ def quickstart(task: VerificationTask) -> None:
     code, output = train(task, run_dir, settings)
     seconds = time.monotonic() - began
     results = run_dir / "summary.json"
-    said = json.loads(results.read_text()) if results.exists() else {}
+    summary = json.loads(results.read_text()) if results.exists() else {}
     task.report.check(
         "quickstart", code == 0, f"exit code {code}, {seconds:.0f} s {_end(code, output)}", "exit code 0"
     )
-    task.report.measure("its results", json.dumps(said)[:600])
-    top_1 = float(said.get("top1") or 0)
+    task.report.measure("its results", json.dumps(summary)[:600])
+    top_1 = float(summary.get("top1") or 0)
     if task.gpu:
         task.report.check("its accuracy", top_1 >= TOP_1, f"top-1 {top_1:.3f}", f"at least {TOP_1}")
     for word in ("decoding by", "MFU"):
-        said_last = [line.strip() for line in output.splitlines() if word in line][-1:]
-        for line in said_last:
-            task.report.measure("it says", line[:300])
+        for line in [line.strip() for line in output.splitlines() if word in line][-1:]:
+            task.report.measure("its output", line[:300])
 
 
 def resume(task: VerificationTask) -> None:
-    """So many steps, deterministic: twice, and once stopped in between. The losses must be the same."""
+    """Train `STEPS` steps deterministically: twice, and once stopped and resumed. The losses must be the
+    same."""
     settings = ["optimisation.epochs=null", f"optimisation.steps={STEPS}", "evaluation.at_end=false"]
     settings += [
         "evaluation.every_epochs=null",
@@ -70,29 +70,30 @@ def resume(task: VerificationTask) -> None:
     code, output = train(task, task.folder / "stopped", settings)
     after = read_losses(task.folder / "stopped")
     task.report.check(
-        "gone on with", code == 0, f"after {before} steps: exit code {code} {_end(code, output)}", "0"
+        "resumed", code == 0, f"after {before} steps: exit code {code} {_end(code, output)}", "0"
     )
     same = whole and after == losses["first"]
     task.report.check("bit for bit", same, _compared(losses["first"], after), "losses as without a stop")
 
 
 def out_of_memory(task: VerificationTask) -> None:
-    """L/14 at 336 pixels and 64 frames with 64 clips in a forward pass, which no GPU has the memory for."""
+    """Train L/14 at 336 pixels and 64 frames with a micro-batch of 64, which exceeds the memory of any
+    GPU."""
     settings = ["model.preset=l14_336", "model.frames=64", "model.overrides={}", "model.form=scene"]
     settings += ["optimisation.global_batch=64", "engine.micro_batch=64", "engine.precision=bf16"]
     settings += ["data.prefetch=1", "data.workers=2", "data.decoder=pyav", "evaluation.batch=1"]
     code, output = train(task, task.folder / "memory", settings)
-    words = " ".join(output.split())[-500:]
-    told = "memory" in words and "Traceback" not in output
+    end = " ".join(output.split())[-500:]
+    explained = "memory" in end and "Traceback" not in output
     task.report.check(
-        "a batch that does not fit", code == 2 and told, f"exit code {code}: {words}", "2, in words"
+        "a batch that does not fit", code == 2 and explained, f"exit code {code}: {end}", "2, with a message"
     )
 
 
 def train(
     task: VerificationTask, run_dir: Path, settings: list[str], stop_after: int | None = None
 ) -> tuple[int, str]:
-    """Run launch/train.py; returns exit code and output. stop_after: steps, after which it gets SIGTERM."""
+    """Run launch/train.py; returns exit code and output. stop_after: steps until SIGTERM."""
     command = [
         sys.executable,
         "launch/train.py",
@@ -118,7 +119,7 @@ def train(
 
 
 def read_losses(run_dir: Path) -> list[float]:
-    """The loss of each step that a run has written down, in the order of the steps."""
+    """The recorded loss of each step of a run, by step."""
     events = run_dir / "events.jsonl"
     if not events.exists():
         return []
@@ -134,7 +135,7 @@ def read_losses(run_dir: Path) -> list[float]:
 
 
 def _small() -> list[str]:
-    """Settings for a CPU: few and small clips, a small model."""
+    """Settings for a CPU: few small clips, a small model."""
     return [
         "data.embedded={train_clips: 64, val_clips: 16}",
         "model.frames=4",
