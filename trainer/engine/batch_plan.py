@@ -8,7 +8,7 @@ from math import ceil
 from models import UniFormerV2Config
 from trainer.config.schema import Recipe
 from trainer.engine.batch_split import split_batch
-from trainer.engine.memory_advice import Alternatives, advice
+from trainer.engine.memory_advice import Choices, advice
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
 from trainer.errors import RunError
 from trainer.system.device import Precision
@@ -65,33 +65,42 @@ def choose_batch_plan(
     """
     engine, batch, repeats = recipe.engine, recipe.optimisation.global_batch, recipe.sampling.repeats
     stages, notes = _stages(recipe, world_size, precision)
-    blocks = range(config.depth + 1) if engine.recomputed_blocks == "auto" else [engine.recomputed_blocks]
     limit = None if engine.micro_batch == "auto" else engine.micro_batch
     given, _ = split_batch(batch, world_size, limit, repeats)
     share = batch // world_size
-    every_size = [size * repeats for size in _divisors(share // repeats)]
-    sizes = every_size if engine.micro_batch == "auto" else [given]
-    memory = MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind)
-    alternatives = Alternatives(
-        recipe, memory, available, _possible_stages(recipe, world_size, precision), every_size,
-        range(config.depth + 1),
-    )  # fmt: skip
-    choice = _Candidates(memory, available, stages, sizes, blocks, alternatives)
+    possible = Choices(
+        recipe=recipe,
+        memory=MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind),
+        available=available,
+        stages=_possible_stages(recipe, world_size, precision),
+        sizes=[size * repeats for size in _divisors(share // repeats)],
+        blocks=range(config.depth + 1),
+    )
+    choices = replace(
+        possible,
+        stages=stages,
+        sizes=possible.sizes if engine.micro_batch == "auto" else [given],
+        blocks=possible.blocks if engine.recomputed_blocks == "auto" else [engine.recomputed_blocks],
+    )
     if "auto" not in (engine.zero_stage, engine.micro_batch, engine.recomputed_blocks):
-        plan = BatchPlan(stages[0], given, share // given, blocks[0], tuple(notes))
-        return replace(plan, advice=choice.advice(stages[0], given, blocks[0]))
-    stage, size, recomputed = choice.best(recipe)
+        plan = stages[0], given, choices.blocks[0]
+        changes = () if choices.fits(*plan) else advice(possible, *plan)
+        return BatchPlan(stages[0], given, share // given, choices.blocks[0], tuple(notes), changes)
+    found = _best(choices)
+    if found is None:
+        raise RunError(_nothing_fits(choices, possible))
+    stage, size, recomputed = found
     if engine.micro_batch == "auto":
-        notes.append(choice.why_micro_batch(stage, size, recomputed))
+        notes.append(_why_micro_batch(choices, *found))
         if config.local_mhra:
             notes.append(
                 f"batch norms average over {size * world_size} clips, engine.micro_batch x {world_size}, and "
                 f"results depend on that: set engine.micro_batch to {size} for the same with other memory"
             )
     if engine.recomputed_blocks == "auto":
-        notes.append(choice.why_recomputed(stage, size, recomputed))
+        notes.append(_why_recomputed(choices, *found))
     if engine.zero_stage == "auto":
-        notes.append(choice.why_stage(stage, size, recomputed))
+        notes.append(_why_stage(choices, *found))
     return BatchPlan(stage, size, share // size, recomputed, tuple(notes))
 
 
@@ -119,113 +128,85 @@ def _possible_stages(recipe: Recipe, world_size: int, precision: Precision) -> S
     return range(lowest, highest + 1) if world_size > 1 else [lowest]
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """The values to choose from, each ascending."""
+def _best(choices: Choices) -> tuple[int, int, int] | None:
+    """Stage, micro-batch, recomputed blocks; None where nothing fits."""
+    config = choices.memory.config
+    enough = ceil(ENOUGH_TOKENS / (config.inner_frames * (1 + config.grid**2)))
+    large = [size for size in choices.sizes if size >= enough] or choices.sizes[-1:]
+    small = [size for size in choices.sizes if size not in large]
+    plans = [
+        *(
+            (stage, size, blocks)
+            for blocks, stage, size in product(choices.blocks, choices.stages, reversed(large))
+        ),
+        *(
+            (stage, size, blocks)
+            for size, blocks, stage in product(reversed(small), choices.blocks, choices.stages)
+        ),
+    ]
+    return next((plan for plan in plans if choices.fits(*plan)), None)
 
-    memory: MemoryModel
-    available: AvailableMemory
-    stages: Sequence[int]
-    sizes: Sequence[int]
-    """Micro-batches."""
-    blocks: Sequence[int]
-    """Numbers of recomputed blocks."""
-    alternatives: Alternatives
-    """All values that are possible, those included that the recipe rules out by its numbers."""
 
-    def best(self, recipe: Recipe) -> tuple[int, int, int]:
-        """Stage, micro-batch, recomputed blocks. Raises RunError where nothing fits."""
-        config = self.memory.config
-        enough = ceil(ENOUGH_TOKENS / (config.inner_frames * (1 + config.grid**2)))
-        large = [size for size in self.sizes if size >= enough] or self.sizes[-1:]
-        for blocks, stage in product(self.blocks, self.stages):
-            for size in reversed(large):
-                if self._fits(stage, size, blocks):
-                    return stage, size, blocks
-        small = [size for size in self.sizes if size not in large]
-        for size in reversed(small):
-            for blocks, stage in product(self.blocks, self.stages):
-                if self._fits(stage, size, blocks):
-                    return stage, size, blocks
-        raise RunError(self._nothing_fits(recipe))
+def _why_micro_batch(choices: Choices, stage: int, size: int, recomputed: int) -> str:
+    """Why the micro-batch is not larger."""
+    need = _out_of(choices, choices.estimate(stage, size, recomputed))
+    text = f"engine.micro_batch auto: {_clips(size)}, {need}"
+    if size == choices.sizes[-1]:
+        return f"{text}; that is a rank's whole share of the global batch"
+    larger = choices.sizes[choices.sizes.index(size) + 1]
+    least = choices.least(larger)
+    if least.total > choices.available.bytes:
+        return f"{text}; {larger} would need {_gib(least.total)}{_even_with(choices)}"
+    same = choices.estimate(stage, larger, recomputed)
+    return f"{text}; {larger} would need {_gib(same.total)}, or more recomputed or partitioned"
 
-    def why_micro_batch(self, stage: int, size: int, recomputed: int) -> str:
-        """Why the micro-batch is not larger."""
-        need = self._out_of(self._estimate(stage, size, recomputed))
-        text = f"engine.micro_batch auto: {_clips(size)}, {need}"
-        if size == self.sizes[-1]:
-            return f"{text}; that is a rank's whole share of the global batch"
-        larger = self.sizes[self.sizes.index(size) + 1]
-        least = self._least(larger)
-        if least.total > self.available.bytes:
-            return f"{text}; {larger} would need {_gib(least.total)}{self._even_with()}"
-        same = self._estimate(stage, larger, recomputed)
-        return f"{text}; {larger} would need {_gib(same.total)}, or more recomputed or partitioned"
 
-    def why_recomputed(self, stage: int, size: int, recomputed: int) -> str:
-        """Why not fewer blocks are recomputed."""
-        text = f"engine.recomputed_blocks auto: {recomputed} of {self.memory.config.depth}"
-        if recomputed == 0:
-            return f"{text}, {_clips(size)} fit without"
-        fewer = self._estimate(stage, size, recomputed - 1)
-        return f"{text}; with {recomputed - 1}, {_clips(size)} would need {self._out_of(fewer)}"
+def _why_recomputed(choices: Choices, stage: int, size: int, recomputed: int) -> str:
+    """Why not fewer blocks are recomputed."""
+    text = f"engine.recomputed_blocks auto: {recomputed} of {choices.memory.config.depth}"
+    if recomputed == 0:
+        return f"{text}, {_clips(size)} fit without"
+    fewer = choices.estimate(stage, size, recomputed - 1)
+    return f"{text}; with {recomputed - 1}, {_clips(size)} would need {_out_of(choices, fewer)}"
 
-    def why_stage(self, stage: int, size: int, recomputed: int) -> str:
-        """Why the stage is not lower."""
-        text = f"engine.zero_stage auto: {stage}"
-        if len(self.stages) == 1:
-            return f"{text}, there is one rank only"
-        if stage == self.stages[0]:
-            return f"{text}, nothing more needs to be partitioned"
-        lower = self._estimate(stage - 1, size, recomputed)
-        return f"{text}; with {stage - 1}, {_clips(size)} would need {self._out_of(lower)}"
 
-    def advice(self, stage: int, size: int, blocks: int) -> tuple[str, ...]:
-        """What would make a plan fit; nothing for one that fits."""
-        return () if self._fits(stage, size, blocks) else advice(self.alternatives, stage, size, blocks)
+def _why_stage(choices: Choices, stage: int, size: int, recomputed: int) -> str:
+    """Why the stage is not lower."""
+    text = f"engine.zero_stage auto: {stage}"
+    if len(choices.stages) == 1:
+        return f"{text}, there is one rank only"
+    if stage == choices.stages[0]:
+        return f"{text}, nothing more needs to be partitioned"
+    lower = choices.estimate(stage - 1, size, recomputed)
+    return f"{text}; with {stage - 1}, {_clips(size)} would need {_out_of(choices, lower)}"
 
-    def _fits(self, stage: int, size: int, blocks: int) -> bool:
-        return self._estimate(stage, size, blocks).total <= self.available.bytes
 
-    def _estimate(self, stage: int, size: int, blocks: int) -> MemoryEstimate:
-        return self.memory.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks)
+def _nothing_fits(choices: Choices, possible: Choices) -> str:
+    size, engine = choices.sizes[0], choices.recipe.engine
+    least = choices.least(size)
+    helps = advice(possible, choices.stages[-1], size, choices.blocks[-1])
+    given = [
+        f"engine.{name} {value}"
+        for name in ("zero_stage", "micro_batch", "recomputed_blocks")
+        if (value := getattr(engine, name)) != "auto"
+    ]
+    asked = f" with {' and '.join(given)}" if given else ""
+    return (
+        f"the training does not fit{asked}: {_clips(size)} a rank and forward pass would need "
+        f"{_out_of(choices, least)}{_even_with(choices)} ({_gib(least.states)} of weights, gradients and "
+        f"optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} of clips made "
+        f"ahead, {_gib(least.reserve)} in reserve). What helps: {'; or '.join(helps)}"
+    )
 
-    def _least(self, size: int) -> MemoryEstimate:
-        """Of the plan that needs least memory for so many clips."""
-        estimates = [
-            self._estimate(stage, size, blocks) for stage, blocks in product(self.stages, self.blocks)
-        ]
-        return min(estimates, key=lambda estimate: estimate.total)
 
-    def _even_with(self) -> str:
-        depth = self.memory.config.depth
-        means = [f"all {depth} blocks recomputed"] if len(self.blocks) > 1 else []
-        means += ["any ZeRO stage"] if len(self.stages) > 1 else []
-        return f" even with {' and '.join(means)}" if means else ""
+def _even_with(choices: Choices) -> str:
+    measures = [f"all {choices.memory.config.depth} blocks recomputed"] if len(choices.blocks) > 1 else []
+    measures += ["any ZeRO stage"] if len(choices.stages) > 1 else []
+    return f" even with {' and '.join(measures)}" if measures else ""
 
-    def _nothing_fits(self, recipe: Recipe) -> str:
-        least = self._least(self.sizes[0])
-        helps = advice(self.alternatives, self.stages[-1], self.sizes[0], self.blocks[-1])
-        engine = recipe.engine
-        given = [
-            f"engine.{name} {value}"
-            for name, value in (
-                ("zero_stage", engine.zero_stage),
-                ("micro_batch", engine.micro_batch),
-                ("recomputed_blocks", engine.recomputed_blocks),
-            )
-            if value != "auto"
-        ]
-        asked = f" with {' and '.join(given)}" if given else ""
-        return (
-            f"the training does not fit{asked}: {_clips(self.sizes[0])} a rank and forward pass would need "
-            f"{self._out_of(least)}{self._even_with()} ({_gib(least.states)} of weights, gradients and "
-            f"optimiser, {_gib(least.working)} of activations and buffers, {_gib(least.clips)} of clips made "
-            f"ahead, {_gib(least.reserve)} in reserve). What helps: {'; or '.join(helps)}"
-        )
 
-    def _out_of(self, estimate: MemoryEstimate) -> str:
-        return f"{_gib(estimate.total)} of {_gib(self.available.bytes)} GiB"
+def _out_of(choices: Choices, estimate: MemoryEstimate) -> str:
+    return f"{_gib(estimate.total)} of {_gib(choices.available.bytes)} GiB"
 
 
 def _divisors(number: int) -> list[int]:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from trainer.config.schema import Recipe
-from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel
+from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
 
 
 @dataclass(frozen=True)
-class Alternatives:
-    """The values that are possible, each ascending."""
+class Choices:
+    """Batch plans to choose from: all combinations of these values, each ascending."""
 
     recipe: Recipe
     memory: MemoryModel
@@ -22,28 +21,45 @@ class Alternatives:
     blocks: Sequence[int]
     """Numbers of recomputed blocks."""
 
+    def estimate(self, stage: int, size: int, blocks: int) -> MemoryEstimate:
+        return self.memory.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks)
 
-def advice(options: Alternatives, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
+    def fits(self, stage: int, size: int, blocks: int) -> bool:
+        return self.estimate(stage, size, blocks).total <= self.available.bytes
+
+    def least(self, size: int) -> MemoryEstimate:
+        """Of the plan that needs least memory for this micro-batch."""
+        # More recomputed blocks never need more.
+        estimates = [self.estimate(stage, size, self.blocks[-1]) for stage in self.stages]
+        return min(estimates, key=lambda estimate: estimate.total)
+
+    def with_evaluation_batch(self, batch: int) -> "Choices":
+        evaluation = self.recipe.evaluation
+        return replace(self, memory=replace(self.memory, views=batch * evaluation.clips * evaluation.crops))
+
+
+def advice(possible: Choices, stage: int, size: int, recomputed: int) -> tuple[str, ...]:
     """Changes of the recipe, each enough to make a plan fit, with the memory that the plan then needs.
 
-    Where no single change is enough: what all of them together need.
+    Where no single change is enough: what all of them together need. possible: all plans that an `engine`
+    section may ask for.
     """
-    single = tuple(_single(options, stage, size, recomputed))
+    single = tuple(_single_changes(possible, stage, size, recomputed))
     if single:
         return single
-    batch = options.recipe.evaluation.batch // 2
-    while batch > 1 and _least(options, _with_batch(options, batch)) > options.available.bytes:
-        batch //= 2
-    least = _least(options, _with_batch(options, max(batch, 1)))
-    if least <= options.available.bytes:
-        return (
-            f"engine: auto and evaluation.batch: {max(batch, 1)} together ({_gib(least)} at the least); no "
-            "single change is enough",
-        )
+    memory, available, smallest = possible.memory, possible.available, possible.sizes[0]
+    for batch in _halves(possible.recipe.evaluation.batch):
+        least = possible.with_evaluation_batch(batch).least(smallest).total
+        if least <= available.bytes:
+            return (
+                f"engine: auto and evaluation.batch: {batch} together ({_gib(least)} at the least); no "
+                "single change is enough",
+            )
+    least = possible.with_evaluation_batch(1).least(smallest).total
     others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
-    if options.memory.ranks > 1 or options.available.kind == "cuda":
+    if memory.ranks > 1 or available.kind == "cuda":
         others.insert(0, "more ranks, over which ZeRO partitions")
-    if options.memory.precision == "fp32" and options.available.kind == "cuda":
+    if memory.precision == "fp32" and available.kind == "cuda":
         others.insert(0, "engine.precision: bf16")
     return (
         f"nothing in engine and evaluation is enough: engine: auto with evaluation.batch: 1 would still need "
@@ -51,49 +67,37 @@ def advice(options: Alternatives, stage: int, size: int, recomputed: int) -> tup
     )
 
 
-def _single(options: Alternatives, stage: int, size: int, recomputed: int) -> Iterator[str]:
-    memory, available = options.memory, options.available.bytes
-    plan = {"zero_stage": stage, "micro_batch": size, "recomputed_blocks": recomputed}
-
-    def estimate(name: str, value: int, of: MemoryModel = memory) -> int:
-        return of.estimate(**{**plan, name: value}).total
-
-    choices = {
-        "micro_batch": [other for other in reversed(options.sizes) if other < size],
-        "recomputed_blocks": [other for other in options.blocks if other > recomputed],
-        "zero_stage": [other for other in options.stages if other > stage],
+def _single_changes(possible: Choices, stage: int, size: int, recomputed: int) -> Iterator[str]:
+    plans = {
+        "micro_batch": [(stage, other, recomputed) for other in reversed(possible.sizes) if other < size],
+        "recomputed_blocks": [(stage, size, other) for other in possible.blocks if other > recomputed],
+        "zero_stage": [(other, size, recomputed) for other in possible.stages if other > stage],
     }
-    for name, values in choices.items():
-        found = next((value for value in values if estimate(name, value) <= available), None)
-        if found is not None:
-            yield f"engine.{name}: {found} ({_gib(estimate(name, found))})"
-    batch = options.recipe.evaluation.batch // 2
-    while batch and estimate("zero_stage", stage, _with_batch(options, batch)) > available:
-        batch //= 2
-    if batch:
-        fewer = estimate("zero_stage", stage, _with_batch(options, batch))
-        yield f"evaluation.batch: {batch} ({_gib(fewer)})"
-    if memory.precision == "fp32" and options.available.kind == "cuda":
-        half = estimate("zero_stage", max(stage, 1), replace(memory, precision="bf16"))
-        if half <= available:
-            yield f"engine.precision: bf16 ({_gib(half)})"
-    least = _least(options, memory)
-    if least <= available:
+    for (name, changed), position in zip(plans.items(), (1, 2, 0), strict=True):
+        plan = next((plan for plan in changed if possible.fits(*plan)), None)
+        if plan is not None:
+            yield f"engine.{name}: {plan[position]} ({_gib(possible.estimate(*plan).total)})"
+    for batch in _halves(possible.recipe.evaluation.batch):
+        smaller = possible.with_evaluation_batch(batch)
+        if smaller.fits(stage, size, recomputed):
+            yield f"evaluation.batch: {batch} ({_gib(smaller.estimate(stage, size, recomputed).total)})"
+            break
+    if possible.memory.precision == "fp32" and possible.available.kind == "cuda":
+        half, plan = (
+            replace(possible, memory=replace(possible.memory, precision="bf16")),
+            (max(stage, 1), size, recomputed),
+        )
+        if half.fits(*plan):
+            yield f"engine.precision: bf16 ({_gib(half.estimate(*plan).total)})"
+    least = possible.least(possible.sizes[0]).total
+    if least <= possible.available.bytes:
         yield f"engine: auto, which chooses all three ({_gib(least)} at the least)"
 
 
-def _with_batch(options: Alternatives, batch: int) -> MemoryModel:
-    evaluation = options.recipe.evaluation
-    return replace(options.memory, views=batch * evaluation.clips * evaluation.crops)
-
-
-def _least(options: Alternatives, memory: MemoryModel) -> int:
-    """Bytes of the plan that needs least: more recomputed blocks never need more, nor do fewer clips."""
-    plans = product(options.stages, options.sizes[:1], options.blocks[-1:])
-    return min(
-        memory.estimate(zero_stage=stage, micro_batch=size, recomputed_blocks=blocks).total
-        for stage, size, blocks in plans
-    )
+def _halves(batch: int) -> Iterator[int]:
+    """Half of a batch, a quarter, ... down to 1."""
+    while batch := batch // 2:
+        yield batch
 
 
 def _gib(amount: int) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -163,28 +164,17 @@ class MemoryModel:
         return buffers
 
     def _activations(self, micro_batch: int, recomputed_blocks: int) -> int:
-        kept = activation_bytes(
-            self.config,
-            batch=micro_batch,
-            bytes_per_element=self._element,
-            autocast=self.precision == "autocast",
-            recomputed_blocks=recomputed_blocks,
-        )
-        passing = backward_bytes(
-            self.config,
-            batch=micro_batch,
-            bytes_per_element=self._element,
-            autocast=self.precision == "autocast",
-        )
-        return max(kept + passing, self._inference(micro_batch))
+        options: Any = {
+            "batch": micro_batch,
+            "bytes_per_element": self._element,
+            "autocast": self.precision == "autocast",
+        }
+        kept = activation_bytes(self.config, recomputed_blocks=recomputed_blocks, **options)
+        return max(kept + backward_bytes(self.config, **options), self._inference(micro_batch))
 
     def _inference(self, clips: int) -> int:
-        return inference_bytes(
-            self.config,
-            batch=clips,
-            bytes_per_element=self._element,
-            autocast=self.precision == "autocast",
-        )
+        autocast = self.precision == "autocast"
+        return inference_bytes(self.config, batch=clips, bytes_per_element=self._element, autocast=autocast)
 
     @property
     def _element(self) -> int:
