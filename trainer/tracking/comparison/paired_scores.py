@@ -177,7 +177,7 @@ def paired_tests(scores: dict[int, VideoScores], base: int, notes: list[str]) ->
     compared = {index: pair(scores[base], own) for index, own in scores.items() if index != base}
     for index in [index for index, pairs in compared.items() if not pairs.counts.videos]:
         del compared[index]
-        notes.append(f"Run {index + 1}: not tested, it has no scores of the baseline's videos")
+        notes.append(f"Run {index + 1}: not tested, it has scores of none of the baseline's videos")
     p_values = [mcnemar(pairs.counts) for pairs in compared.values()]
     tests = []
     for (index, pairs), p, adjusted in zip(compared.items(), p_values, holm(p_values), strict=True):
