@@ -1,0 +1,240 @@
+"""Re-encodes the videos of a manifest for fast decoding: H.264 of a small size with frequent keyframes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from array import array
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare.findings import Findings
+from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.probe import CRASHES, probe_video
+from pipelines.decode.frame_stream import FrameStream
+from pipelines.errors import DataError, VideoError
+from pipelines.formatting import printable
+from pipelines.worker_pool import ordered_map
+
+SETTINGS = "transcode.json"
+"""What the videos of a folder were made with."""
+
+_MULTIPLE = 16  # pixels: DALI makes a new NVDEC decoder for each size that is no multiple of it
+_MAX_RATE = 60  # frames per second
+_PER_FOLDER = 1000  # files
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+
+UNUSABLE = "videos that could not be transcoded, left out"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscodeOptions:
+    """How videos are encoded. Raises DataError for a value that is not allowed."""
+
+    short_side: int = 320
+    """Pixels; a multiple of 16. Smaller videos are not enlarged."""
+    keyframe_interval: int = 12
+    """Frames from one keyframe to the next."""
+    crf: int = 18
+    """x264's constant rate factor: 18 is visually lossless, larger is smaller and worse."""
+
+    def __post_init__(self) -> None:
+        if self.short_side % _MULTIPLE or not _MULTIPLE <= self.short_side <= 2160:
+            raise DataError(
+                f"--short-side {self.short_side}: expected a multiple of {_MULTIPLE}, at most 2160"
+            )
+        if not 1 <= self.keyframe_interval <= 250:
+            raise DataError(f"--keyframe-interval {self.keyframe_interval}: expected 1 to 250 frames")
+        if not 0 <= self.crf <= 51:
+            raise DataError(f"--crf {self.crf}: expected 0 to 51")
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to encode a picture of this size in: multiples of 16, the nearest ratio."""
+        scale = min(1.0, self.short_side / min(height, width))
+        rows, columns = (max(1, round(side * scale / _MULTIPLE)) * _MULTIPLE for side in (height, width))
+        return rows, columns
+
+
+def transcode_video(source: Path, out: Path, options: TranscodeOptions) -> None:
+    """Write the video at a constant frame rate, upright, in 4:2:0 with 8 bits, BT.601, without sound.
+
+    Output frame k shows what the source shows at k / rate seconds. The encoder has one thread, so the same
+    source gives the same bytes. The file is decoded once more before it appears under its name.
+
+    Raises:
+        VideoError: the source cannot be used, or the result does not have the expected frames.
+        OSError: the file cannot be written.
+    """
+    stream = FrameStream(source)
+    rate = min(stream.rate, Fraction(_MAX_RATE)).limit_denominator(1001)
+    shown = _shown_frames(stream.seconds, stream.duration, rate)
+    partial_file = out.with_name(f".{out.name}.part")
+    try:
+        _encode(stream, shown, rate, partial_file, options)
+        found = probe_video(partial_file, deep=True)
+        if found.frames != len(shown):
+            raise VideoError(f"was encoded as {found.frames} frames instead of {len(shown)}")
+        partial_file.replace(out)
+    finally:
+        with suppress(OSError):
+            partial_file.unlink(missing_ok=True)
+
+
+def _shown_frames(seconds: NDArray[np.float64], duration: float, rate: Fraction) -> NDArray[np.int64]:
+    """The number of the source frame that each output frame shows: the last that has begun at its time."""
+    count = max(1, round(duration * float(rate)))
+    times = np.arange(count) / float(rate)
+    return np.maximum(np.searchsorted(seconds, times + 1e-6, side="right") - 1, 0)
+
+
+def _encode(
+    stream: FrameStream, shown: NDArray[np.int64], rate: Fraction, out: Path, options: TranscodeOptions
+) -> None:
+    repeats = np.bincount(shown, minlength=stream.frames)
+    done = 0
+    reformatter = VideoReformatter()
+    settings = {
+        "preset": "medium",
+        "crf": str(options.crf),
+        # cpu-independent: the same bytes on every CPU; closed groups, since NVDEC through DALI needs them.
+        "x264-params": "cpu-independent=1:colormatrix=smpte170m:range=tv:open-gop=0:scenecut=0",
+    }
+    with av.open(
+        str(out), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}
+    ) as file:
+        video = file.add_stream("libx264", rate=rate, options=settings)
+        video.pix_fmt = "yuv420p"
+        video.codec_context.thread_count = 1
+        video.codec_context.gop_size = options.keyframe_interval
+        for number, picture in stream.pictures(repeats > 0):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if number == int(shown[0]):
+                video.height, video.width = options.size(*picture.shape[:2])
+            small = reformatter.reformat(
+                frame,
+                video.width,
+                video.height,
+                "yuv420p",
+                dst_colorspace=Colorspace.ITU601,
+                interpolation=Interpolation.AREA,
+            )
+            small.time_base = 1 / rate
+            for _ in range(int(repeats[number])):
+                small.pts = done
+                file.mux(video.encode(small))
+                done += 1
+        file.mux(video.encode(None))
+
+
+def transcode_manifest(
+    manifest: Manifest,
+    folder: Path,
+    options: TranscodeOptions,
+    *,
+    workers: int,
+    part: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> Listing:
+    """Transcode the videos of a manifest into `folder`, and list the results with their labels.
+
+    Videos that are there from an earlier call are kept, so an interrupted call is continued by the same one.
+    Several machines share the work by parts; a call without parts then finds all videos and returns the whole
+    listing.
+
+    Args:
+        workers: processes; each encodes one video at a time.
+        part: (i, n): only rows of index i modulo n.
+        progress: called with the number of videos done and of all.
+
+    Raises:
+        DataError: the folder holds videos of another manifest or other options, or cannot be written.
+    """
+    _check_settings(manifest, folder, options)
+    rows = range(part[0], len(manifest), part[1])
+    findings = Findings()
+    listed, labels = Videos(), array("l")
+    jobs = (
+        (manifest.path_at(index), manifest.row(index).length, result_path(manifest, folder, index))
+        for index in rows
+    )
+    with closing(
+        ordered_map(
+            partial(_transcode_row, options=options),
+            jobs,
+            total=len(rows),
+            workers=workers,
+            progress=progress,
+            on_crash=lambda _: CRASHES,
+            chunk=1,
+        )
+    ) as problems:
+        for index, problem in zip(rows, problems, strict=True):
+            if problem:
+                findings.add(UNUSABLE, manifest.path_at(index), problem)
+                continue
+            listed.paths.append(str(result_path(manifest, folder, index)))
+            labels.append(manifest.row(index).label)
+    listed.labels = labels
+    return Listing(listed, manifest.class_names, findings=findings)
+
+
+def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
+    """The file of a row: `videos/000001/000001234_NAME.mp4`, with a thousand files in a folder."""
+    stem = _NOT_IN_NAMES.sub("_", printable(Path(manifest.path_at(index).stem)))[:80]
+    return folder / "videos" / f"{index // _PER_FOLDER:06d}" / f"{index:09d}_{stem}.mp4"
+
+
+def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> str:
+    """Transcode one row's video if its result is not there. Returns what is wrong with it, or nothing."""
+    source, length, out = job
+    if out.is_file():
+        return ""
+    if length:
+        return "lies in a shard; transcode the videos before they are packed"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        transcode_video(source, out, options)
+    except VideoError as error:
+        return str(error)
+    except (av.FFmpegError, OSError) as error:
+        return f"cannot be written: {error.strerror or error}"
+    return ""
+
+
+def _check_settings(manifest: Manifest, folder: Path, options: TranscodeOptions) -> None:
+    """Record what the folder is made from, or compare with what it was made from before."""
+    settings = {"manifest": manifest.fingerprint, **asdict(options)}
+    path = folder / SETTINGS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+            return
+    except OSError as error:
+        raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{printable(path)}: no JSON: {error}; give another folder") from error
+    if before != settings:
+        raise DataError(f"{printable(folder)} {_difference(before, settings)}; give another folder")
+
+
+def _difference(before: object, settings: dict[str, object]) -> str:
+    if not isinstance(before, dict) or before.get("manifest") != settings["manifest"]:
+        return "holds the videos of another manifest"
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    return "holds videos made with " + ", ".join(f"{name} {before.get(name)}" for name in changed)
