@@ -30,7 +30,6 @@ from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.lr_schedule import Schedule
-from trainer.monitoring.console import format_gmacs
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.embedded_data import check_embedded
 from trainer.setup.preparation import (
@@ -54,6 +53,7 @@ from trainer.setup.start_checks import (
 )
 from trainer.setup.starting_weights import plan_starting_weights
 from trainer.system.device import choose_precision
+from trainer.system.formatting import format_gmacs
 
 T = TypeVar("T")
 

@@ -19,12 +19,13 @@ from trainer.evaluation.confusion_matrix import CLASS_TABLE, class_table, draw_c
 from trainer.evaluation.example_sheet import EXAMPLES, write_examples
 from trainer.evaluation.finished_run import Reevaluation
 from trainer.evaluation.multi_view import EvaluationResult
-from trainer.monitoring.console import Display, format_duration
+from trainer.monitoring.console import Display
 from trainer.monitoring.data_bottleneck import DataReport
 from trainer.monitoring.loss_spikes import LossSpikeDetector
 from trainer.monitoring.run_dir import RunDir
 from trainer.monitoring.throughput import ThroughputMeter
 from trainer.system.files import write_json
+from trainer.system.formatting import format_duration, format_percent
 from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 from trainer.tracking.training_tracker import TrainingTracker
 
@@ -166,7 +167,7 @@ class RunLogger:
         if again is not None:
             self._tracker.record_reevaluation(step, values, again.metrics)
             return
-        title = f"step {step}, top-1 {100 * result.top1:.1f} %"
+        title = f"step {step}, top-1 {format_percent(result.top1, 1)}"
         with self._folder.best_effort(self._folder.confusion):
             draw_confusion(self._folder.confusion, result.confusion, self._class_names, title)
         table = self._folder.path / CLASS_TABLE
@@ -181,10 +182,10 @@ class RunLogger:
         if result.videos and (before is None or result.top1 > before):
             self._best = result.top1
             if before is not None:
-                best = f"; the best so far, {100 * before:.2f} % before"
+                best = f"; the best so far, {format_percent(before)} before"
         elif before is not None:
-            best = f"; the best so far is {100 * before:.2f} %"
-        accuracy = f"top-1 {100 * result.top1:.2f} %, top-5 {100 * result.top5:.2f} %"
+            best = f"; the best so far is {format_percent(before)}"
+        accuracy = f"top-1 {format_percent(result.top1)}, top-5 {format_percent(result.top5)}"
         bad = f", {result.bad} could not be read" if result.bad else ""
         measured = f"{accuracy}, loss {result.loss:.4f} of {result.videos} videos{bad}"
         return f"evaluation after step {step}: {measured}{trained}{best}"

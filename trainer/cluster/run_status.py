@@ -17,7 +17,7 @@ from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.run_lock import STALE, read_holder_times
 from trainer.system.files import find_number, parse_records
-from trainer.system.formatting import format_duration
+from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob
 
 State = Literal["running", "waiting", "requeued", "stopped", "given up", "failed", "unknown", "finished"]
@@ -241,7 +241,7 @@ def _state_of_files(history: RunHistory, now: float) -> tuple[State, str]:
     alive = max(alive, history.last_recorded or 0.0)
     if now - alive <= STALE:
         return "running", "starting" if event["event"] == "start" else ""
-    silence = f"no sign of life for {format_duration(now - alive)}" if alive else "no event yet"
+    silence = f"no sign of life for {format_age(now - alive)}" if alive else "no event yet"
     return "unknown", "" if history.problem else silence
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, read_jobs
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import find_run_dirs
-from trainer.system.formatting import format_duration
+from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob, is_available, queue
 
 _COLOURS: dict[State, str] = {
@@ -143,11 +143,11 @@ def _cells(row: RunStatus) -> dict[str, str]:
         "run": row.name,
         "state": row.state,
         "step": "" if row.step is None else f"{row.step}/{row.total_steps or '?'}",
-        "left": "" if row.seconds_left is None else format_duration(row.seconds_left),
+        "left": "" if row.seconds_left is None else format_age(row.seconds_left),
         "again": str(row.restarts) if row.restarts else "",
         "loss": loss,
         "top-1": "" if row.top1 is None else f"{100 * row.top1:.1f}%",
-        "seen": "" if row.silent is None else format_duration(row.silent),
+        "seen": "" if row.silent is None else format_age(row.silent),
         "where": " ".join(part for part in (row.job, row.nodes) if part),
     }  # fmt: skip
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.config.schema import Recipe
-from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryEstimate, MemoryModel
+from trainer.engine.memory_estimate import AvailableMemory, MemoryEstimate, MemoryModel
+from trainer.system.formatting import format_bytes
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def advice(possible: Choices, stage: int, size: int, recomputed: int) -> tuple[s
         least = possible.with_evaluation_batch(batch).least(smallest).total
         if least <= available.bytes:
             return (
-                f"engine: auto and evaluation.batch: {batch} together ({_gib(least)} at the least); no "
-                "single change is enough",
+                f"engine: auto and evaluation.batch: {batch} together ({format_bytes(least)} at least); "
+                "no single change is enough",
             )
     least = possible.with_evaluation_batch(1).least(smallest).total
     others = ["fewer model.frames", "a smaller model.preset or resolution", "more memory"]
@@ -63,7 +64,7 @@ def advice(possible: Choices, stage: int, size: int, recomputed: int) -> tuple[s
         others.insert(0, "engine.precision: bf16")
     return (
         f"nothing in engine and evaluation is enough: engine: auto with evaluation.batch: 1 would still need "
-        f"{_gib(least)}. What is left: {', '.join(others)}",
+        f"{format_bytes(least)}. What is left: {', '.join(others)}",
     )
 
 
@@ -76,11 +77,12 @@ def _single_changes(possible: Choices, stage: int, size: int, recomputed: int) -
     for (name, changed), position in zip(plans.items(), (1, 2, 0), strict=True):
         plan = next((plan for plan in changed if possible.fits(*plan)), None)
         if plan is not None:
-            yield f"engine.{name}: {plan[position]} ({_gib(possible.estimate(*plan).total)})"
+            yield f"engine.{name}: {plan[position]} ({format_bytes(possible.estimate(*plan).total)})"
     for batch in _halves(possible.recipe.evaluation.batch):
         smaller = possible.with_evaluation_batch(batch)
         if smaller.fits(stage, size, recomputed):
-            yield f"evaluation.batch: {batch} ({_gib(smaller.estimate(stage, size, recomputed).total)})"
+            need = smaller.estimate(stage, size, recomputed).total
+            yield f"evaluation.batch: {batch} ({format_bytes(need)})"
             break
     if possible.memory.precision == "fp32" and possible.available.kind == "cuda":
         half, plan = (
@@ -88,17 +90,13 @@ def _single_changes(possible: Choices, stage: int, size: int, recomputed: int) -
             (max(stage, 1), size, recomputed),
         )
         if half.fits(*plan):
-            yield f"engine.precision: bf16 ({_gib(half.estimate(*plan).total)})"
+            yield f"engine.precision: bf16 ({format_bytes(half.estimate(*plan).total)})"
     least = possible.least(possible.sizes[0]).total
     if least <= possible.available.bytes:
-        yield f"engine: auto, which chooses all three ({_gib(least)} at the least)"
+        yield f"engine: auto, which chooses all three ({format_bytes(least)} at the least)"
 
 
 def _halves(batch: int) -> Iterator[int]:
     """Half of a batch, a quarter, ... down to 1."""
     while batch := batch // 2:
         yield batch
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / GIB:,.1f} GiB"

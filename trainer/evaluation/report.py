@@ -21,8 +21,9 @@ from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import EvaluationResult
 from trainer.evaluation.target import EvaluationTarget
-from trainer.monitoring.console import format_duration, print_unwrapped
+from trainer.monitoring.console import print_unwrapped
 from trainer.system.files import write_json, write_text
+from trainer.system.formatting import format_duration, format_percent
 
 NAMED = 10
 """Bad videos that are named where all are not."""
@@ -123,7 +124,7 @@ def _table(values: dict[str, Any], path: Path) -> Table:
     for video in values["bad_videos"]:
         table.add_row("", f"{video['path']} {video['reason']}")
     for pair in values["most_confused"][:3]:
-        videos = f"{pair['videos']} video{'s' * (pair['videos'] > 1)}, {100 * pair['share']:.0f} %"
+        videos = f"{pair['videos']} video{'s' * (pair['videos'] > 1)}, {format_percent(pair['share'], 0)}"
         table.add_row("confused", f"{pair['true']} taken for {pair['predicted']}: {videos}")
     start = values["last_start"]
     if start["clips_per_second"] is not None:
@@ -136,7 +137,7 @@ def _table(values: dict[str, Any], path: Path) -> Table:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+    return "-" if value is None else format_percent(value)
 
 
 def _number(value: float) -> float | None:

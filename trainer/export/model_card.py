@@ -14,6 +14,7 @@ from trainer.checkpoint.accuracies import Accuracies
 from trainer.export.export_source import ExportSource
 from trainer.export.public_metadata import public_recipe
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.formatting import format_percent
 
 _FINGERPRINT = "data.train (fingerprint)"
 _SHOWN_CLASSES = 20
@@ -108,12 +109,13 @@ def _results(source: ExportSource, accuracies: dict[int, float], own: float | No
     }
     lines = ["| | after step | top-1 |", "|---|---|---|"]
     for what, (step, top1) in rows.items():
-        lines.append(f"| {what} | {step} | {_UNKNOWN if top1 is None else f'{100 * top1:.2f} %'} |")
+        lines.append(f"| {what} | {step} | {_UNKNOWN if top1 is None else format_percent(top1)} |")
     summary = _read(RunDir(source.run).summary) if source.run is not None else {}
     if summary.get("top5") is not None and summary.get("videos"):
         lines += [
             "",
-            f"At the end of the run top-5 was {100 * summary['top5']:.2f} % of {summary['videos']:,} videos.",
+            f"At the end of the run top-5 was {format_percent(summary['top5'])} of "
+            f"{summary['videos']:,} videos.",
         ]
     return lines
 

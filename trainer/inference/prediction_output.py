@@ -16,6 +16,7 @@ from models.weights.safetensors_header import shorten
 from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.formatting import printable
 from trainer.inference.prediction import Prediction, Timeline, Top
+from trainer.system.formatting import format_video_time
 from trainer.system.terminal import PipeConsole
 
 _BAR = 24  # columns
@@ -105,7 +106,7 @@ class TableWriter:
         table = self._table(2)
         for each in found.segments:
             share = each.probability
-            span = clock(each.start), clock(each.end)
+            span = format_video_time(each.start), format_video_time(each.end)
             table.add_row(*span, Text(shorten(each.name)), f"{100 * share:.1f} %", _bar(share))
         self._console.print(table)
 
@@ -132,13 +133,6 @@ def choose_writer(kind: str, file: TextIO | None = None) -> PredictionWriter:
         "csv": CsvWriter,
     }
     return kinds[kind](file or sys.stdout)
-
-
-def clock(seconds: float) -> str:
-    """`1:02:03.4`."""
-    tenths = round(10 * seconds)
-    minutes, tenths = divmod(tenths, 600)
-    return f"{minutes // 60}:{minutes % 60:02d}:{tenths // 10:02d}.{tenths % 10}"
 
 
 def _bar(share: float) -> Bar:

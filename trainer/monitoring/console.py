@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from trainer.monitoring.progress import ProgressLines
 from trainer.monitoring.throughput import Rates
+from trainer.system.formatting import format_duration, format_gmacs, format_percent
 
 _LOGGERS = ("trainer", "pipelines", "models")
 """Whose warnings are shown; what the libraries below them say is theirs."""
@@ -191,10 +191,10 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         mlflow_command: see `MlflowTracker.how_to_see`; None where nothing was tracked.
     """
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "top-1": ("top1", lambda value: f"{100 * value:.2f} %"),
-        "top-5": ("top5", lambda value: f"{100 * value:.2f} %"),
+        "top-1": ("top1", format_percent),
+        "top-5": ("top5", format_percent),
         "clips/s": ("clips_per_second", lambda value: f"{value:.1f}"),
-        "data wait": ("data_wait_share", lambda value: f"{100 * value:.1f} %"),
+        "data wait": ("data_wait_share", lambda value: format_percent(value, 1)),
         "time": ("spent", str),
         "steps": ("steps", lambda value: f"{value:,}"),
         "parameters": ("parameters", lambda value: f"{value:,}"),
@@ -218,17 +218,7 @@ def _best(summary: Mapping[str, Any]) -> str:
     """The best evaluation, and where its weights are."""
     file = summary.get("best_weights")
     kept = f"in {file}" if file is not None else "whose weights were not kept"
-    return f"{100 * summary['best_top1']:.2f} % after step {summary['best_step']}, {kept}"
-
-
-def format_gmacs(amount: float) -> str:
-    """Multiply-accumulates, given in units of 10^9, with one decimal, or three digits where they are few."""
-    return f"{amount:,.1f} GMACs" if amount >= 1 else f"{amount:.3g} GMACs"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as `1:02:03`, days in front where there are any."""
-    return str(timedelta(seconds=round(seconds)))
+    return f"{format_percent(summary['best_top1'])} after step {summary['best_step']}, {kept}"
 
 
 def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
@@ -236,11 +226,11 @@ def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
         f"loss {loss:.4f}",
         f"lr {learning_rate:.2e}",
         f"{rates.clips_per_second:.1f} clips/s",
-        f"wait {100 * rates.data_wait_share:.0f} %",
+        f"wait {format_percent(rates.data_wait_share, 0)}",
         f"{rates.memory_peak / 2**30:.1f} GiB",
     ]
     if rates.mfu is not None:
-        figures.append(f"MFU {100 * rates.mfu:.0f} %")
+        figures.append(f"MFU {format_percent(rates.mfu, 0)}")
     return figures
 
 

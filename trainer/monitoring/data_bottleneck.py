@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipelines.bottleneck import Bottleneck, StageCosts, find_bottleneck
 from pipelines.loader import ClipLoader
 from trainer.monitoring.throughput import RunTotals
+from trainer.system.formatting import format_percent
 
 # Seconds of training and waiting between two looks: long enough that single slow videos do not show.
 INTERVAL = 30.0
@@ -26,7 +27,7 @@ class DataReport:
     @property
     def message(self) -> str:
         """For people: how much of the time the data takes, which stage of it most, what to do."""
-        share = f"{100 * self.wait_share:.0f} % of the time"
+        share = f"{format_percent(self.wait_share, 0)} of the time"
         if self.limit.stage == "model":
             return f"the data keeps up: {share} is spent waiting for it"
         costs = ", ".join(f"{name} {value:.1f}" for name, value in self.milliseconds.items())

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import timedelta
 from typing import Literal
 
 import torch
+
+from trainer.system.formatting import format_duration, format_percent
 
 Activity = Literal["waiting", "saving", "evaluating"]
 
@@ -109,9 +110,9 @@ class RunTotals:
         if restarts:
             shares[f"lost to {restarts} restart{'s' if restarts > 1 else ''}"] = self.lost
         parts = ", ".join(
-            f"{name} {100 * _ratio(spent, self.seconds):.0f} %" for name, spent in shares.items()
+            f"{name} {format_percent(_ratio(spent, self.seconds), 0)}" for name, spent in shares.items()
         )
-        return f"{timedelta(seconds=round(self.seconds))}: {parts}"
+        return f"{format_duration(self.seconds)}: {parts}"
 
 
 @dataclass(frozen=True)

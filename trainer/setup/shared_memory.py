@@ -9,6 +9,7 @@ import torch.distributed as dist
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError
+from trainer.system.formatting import format_bytes
 from trainer.system.host import SharedMemory
 
 _ADVICE = (
@@ -82,9 +83,11 @@ def _words(ranks: Sequence[RankShare], *, least: bool) -> str:
     assert there is not None
     whose = f"{len(ranks)} ranks" if len(ranks) > 1 else "one rank"
     return (
-        f"node {ranks[0].node} is too small: {_mib(there.total)}, of which {_mib(_free(ranks))} are free. "
+        f"node {ranks[0].node} is too small: {format_bytes(there.total, 2)}, of which "
+        f"{format_bytes(_free(ranks), 2)} are free. "
         f"The batches that {whose} make{'' if len(ranks) > 1 else 's'} ahead take{'' if least else ' up to'} "
-        f"{_mib(train + val)} there, {_mib(train)} for training and {_mib(val)} for evaluation"
+        f"{format_bytes(train + val, 2)} there, {format_bytes(train, 2)} for training and "
+        f"{format_bytes(val, 2)} for evaluation"
     )
 
 
@@ -94,7 +97,3 @@ def _advice(ranks: Sequence[RankShare]) -> str:
     settings = ["data.prefetch", "data.workers"]
     settings.insert(0 if val > train else 2, "evaluation.batch or evaluation.clips")
     return _ADVICE.format(size=ceil((train + val + used) * 1.1 / 2**30), settings=", ".join(settings))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB" if size < 10 * 2**30 else f"{size / 2**30:,.1f} GiB"

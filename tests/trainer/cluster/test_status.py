@@ -27,7 +27,7 @@ from trainer.resilience.lock_record import LockRecord
 from trainer.resilience.run_lock import STALE
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 from trainer.system.files import append_lines
-from trainer.system.formatting import format_duration
+from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob
 
 TOTAL = 60
@@ -617,5 +617,5 @@ def test_it_needs_no_torch() -> None:
 
 
 def test_durations() -> None:
-    texts = [format_duration(seconds) for seconds in (-3, 59.9, 60, 3599, 3600, 86399, 90000, 10**7)]
+    texts = [format_age(seconds) for seconds in (-3, 59.9, 60, 3599, 3600, 86399, 90000, 10**7)]
     assert texts == ["0s", "59s", "1m", "59m", "1h00m", "23h59m", "1d01h", "115d17h"]

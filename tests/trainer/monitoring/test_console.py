@@ -13,15 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer.monitoring.console import (
-    Display,
-    LiveDisplay,
-    PlainDisplay,
-    format_duration,
-    open_display,
-    summary_table,
-)
+from trainer.monitoring.console import Display, LiveDisplay, PlainDisplay, open_display, summary_table
 from trainer.monitoring.throughput import Rates
+from trainer.system.formatting import format_duration
 
 RATES = Rates(
     clips_per_second=12.34, data_wait_share=0.056, seconds_per_step=2.0, memory_peak=3 * 2**30, mfu=None

@@ -27,6 +27,7 @@ from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config
+from trainer.system.formatting import format_bytes
 from trainer.system.timeouts import run_with_timeout
 
 TIMEOUT = 60.0  # seconds for a check, which takes a second or so on a healthy node
@@ -146,7 +147,10 @@ def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool, taken: int)
         advice = "exclude the node; its administrators reset or replace the GPU"
         return CheckResult("GPU health", Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
     if taken > OWN_CONTEXT:
-        text, advice = f"GPU {index}: {gib(taken)} are taken", "nvidia-smi lists the processes that hold them"
+        text, advice = (
+            f"GPU {index}: {format_bytes(taken)} are taken",
+            "nvidia-smi lists the processes that hold them",
+        )
         return CheckResult("GPU health", Status.WARNING, text, advice)
     return CheckResult("GPU health", Status.OK, "no errors" if values else "products exact; no nvidia-smi")
 
@@ -184,16 +188,18 @@ def judge_decoding(index: int, code: int, output: str, errors: str) -> CheckResu
 
 def judge_memory(free: int, ranks: int) -> CheckResult:
     """free: bytes of this node that may still be taken, control groups included."""
-    advice = f"reading and decoding take about {gib(RESERVE['cpu'])} per rank; in the job, --mem"
+    advice = f"reading and decoding take about {format_bytes(RESERVE['cpu'])} per rank; in the job, --mem"
     return judge_space("memory", free, ranks * LEAST_MEMORY, ranks * RESERVE["cpu"], advice)
 
 
 def judge_space(check: str, free: int, least: int, wanted: int, advice: str) -> CheckResult:
     """Bytes: less than `least` fails, less than `wanted` warns."""
     if free >= max(least, wanted):
-        return CheckResult(check, Status.OK, f"{gib(free)} free")
+        return CheckResult(check, Status.OK, f"{format_bytes(free)} free")
     status = Status.FAILED if free < least else Status.WARNING
-    return CheckResult(check, status, f"{gib(free)} free of {gib(max(least, wanted))} needed", advice)
+    return CheckResult(
+        check, status, f"{format_bytes(free)} free of {format_bytes(max(least, wanted))} needed", advice
+    )
 
 
 def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
@@ -203,7 +209,7 @@ def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
     parents = (folder.absolute(), *folder.absolute().parents)
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
     size, number = (checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)) if recipe else (0, 0)
-    advice = f"{folder} needs {number} more checkpoints of {gib(size)}: free space, or choose another folder"
+    advice = f"{folder} needs {number} more checkpoints of {format_bytes(size)}: free space or change it"
     yield judge_space("disk", free, size + MARGIN, number * size + MARGIN, advice)
 
 
@@ -224,7 +230,7 @@ def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
 def _shared_memory(ranks: int) -> Iterator[CheckResult]:
     if Path("/dev/shm").is_dir():
         # DALI's workers hand over batches there, as many as are prefetched.
-        advice = f"DALI takes up to {gib(AHEAD)} per rank: in a container, --ipc=host; or lower data.prefetch"
+        advice = f"DALI takes up to {format_bytes(AHEAD)} per rank: set --ipc=host or lower data.prefetch"
         free = shutil.disk_usage("/dev/shm").free
         yield judge_space("/dev/shm", free, ranks * LEAST_SHARED, ranks * AHEAD, advice)
 
@@ -249,8 +255,3 @@ def _manifests(recipe: Recipe, facts: Facts) -> Iterator[CheckResult]:
             yield CheckResult("manifests", Status.FAILED, f"{name}: {path} does not exist", advice)
     present = sum(value != "missing" for value in found.values())
     yield CheckResult("manifests", Status.OK, f"{present} of {len(found)} exist")
-
-
-def gib(amount: int) -> str:
-    """Bytes in GiB or MiB."""
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB // 10 else f"{amount / 2**20:.0f} MiB"
