@@ -6,24 +6,19 @@
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
 
-Exit codes: 0 done, 1 `check` found bad videos, 2 nothing could be done (in words), 130 and 143 interrupted.
+Exit codes: 0 success, 1 `check` found bad videos, 2 error (with a message), 130 and 143 interrupted.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
-from operator import attrgetter
 from pathlib import Path
 
-from pipelines.dataset.prepare.build import (
-    build_manifest,
-    check_manifest,
-    compare_with_other_manifests,
-    new_manifest,
-)
+from pipelines.dataset.prepare.build import build_manifest, check_manifest, new_manifest
 from pipelines.dataset.prepare.class_balance import balance
-from pipelines.dataset.prepare.readers import list_folder, list_table
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.table import read_table
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
@@ -35,34 +30,30 @@ from trainer.system.process_exit import exit_on_sigterm
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
-
-    shared = argparse.ArgumentParser(add_help=False)
+    shared, deep, making = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
-    deep = argparse.ArgumentParser(add_help=False)
     deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
-    making = argparse.ArgumentParser(add_help=False)
     making.add_argument("--out", type=new_manifest, required=True, help="manifest to write (train.arrow)")
-    making.add_argument("--classes", type=Path, help="text file, a class name a line, in the labels' order")
+    making.add_argument("--classes", type=read_class_names, help="text file: a class name per line, by label")
 
     folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
     folder.add_argument("videos", type=Path, help="the folder of the class folders")
-    folder.set_defaults(read=lambda args: list_folder(args.videos, args.classes, args.extension))
-    folder.add_argument("--extension", action="append", help="of files that are videos, too; repeatable")
-    table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video a line")
+    folder.add_argument("--extension", action="append", default=[], help="also of videos; repeatable")
+    table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video per line")
     table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
     table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
     for column in ("path", "label", "weight"):
         table.add_argument(f"--{column}-column", help=f"the {column}'s name in the header, or number from 1")
-    columns = attrgetter("path_column", "label_column", "weight_column")
-    table.set_defaults(read=lambda args: list_table(args.table, args.root, args.classes, *columns(args)))
     motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
     balancing.add_argument("manifest", type=Path)
-    balancing.add_argument("--out", type=new_manifest, required=True, help="the new one; may be the same")
-    balancing.add_argument("--power", type=float, default=1.0, help="0 as is, 1 all classes equally often")
+    balancing.add_argument(
+        "--out", type=new_manifest, required=True, help="manifest to write; may be the same"
+    )
+    balancing.add_argument("--power", type=float, default=1.0, help="0 as they occur, 1 all equally often")
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)
     return parser.parse_args()
@@ -83,7 +74,11 @@ def run(args: argparse.Namespace) -> int:
         print(report.summary())
         return 1 if report.bad else 0
     else:
-        listing = args.read(args)
+        if args.job == "folder":
+            listing = read_folder(args.videos, args.classes, more_extensions=args.extension)
+        else:
+            columns = (args.path_column, args.label_column, args.weight_column)
+            listing = read_table(args.table, args.root, args.classes, columns=columns)
         with show_progress("probing") as shown:
             report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
         compare_with_other_manifests(report, workers=args.workers, progress_of=show_progress)
@@ -92,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm("the same command starts anew")
+    exit_on_sigterm("run the same command again")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(parse()))
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # shows a byte that is not UTF-8 as an escape
+        print(f"error: {error}", file=sys.stderr)  # escapes bytes that are not UTF-8
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command starts anew", file=sys.stderr)
+        print("interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)

@@ -79,8 +79,8 @@ def make_videos(
     # All videos before the manifest: later calls take its existence as proof that they are complete.
     made = list(ordered_map(write, wanted, total=clips, workers=usable_cores(), progress=progress, chunk=1))
     names = tuple(Path(source).stem for source in SOURCES)
-    videos = [(path, number % len(SOURCES)) for number, path in enumerate(made)]
-    build_manifest(manifest, Listing(videos, names), workers=1)
+    labels = [number % len(SOURCES) for number in range(clips)]
+    build_manifest(manifest, Listing([*map(str, made)], labels, names), workers=1)
     return manifest
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoError
@@ -163,7 +163,8 @@ def transcode_manifest(
     _check_settings(manifest, folder, options)
     rows = range(part[0], len(manifest), part[1])
     findings = Findings()
-    listed, labels = Videos(), array("l")
+    paths: list[str] = []
+    labels = array("l")
     jobs = (
         (manifest.path_at(index), manifest.row(index).length, result_path(manifest, folder, index))
         for index in rows
@@ -183,10 +184,9 @@ def transcode_manifest(
             if problem:
                 findings.add(UNUSABLE, manifest.path_at(index), problem)
                 continue
-            listed.paths.append(str(result_path(manifest, folder, index)))
+            paths.append(str(result_path(manifest, folder, index)))
             labels.append(manifest.row(index).label)
-    listed.labels = labels
-    return Listing(listed, manifest.class_names, findings=findings)
+    return Listing(paths, labels, manifest.class_names, findings=findings)
 
 
 def result_path(manifest: Manifest, folder: Path, index: int) -> Path:

@@ -31,7 +31,7 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     assert progress.startswith("probing: 33 of 33, ")
     assert summary == f"{out}: 32 videos of 8 classes"
     assert ", ".join(f"{name} 4" for name in CLASS_NAMES) in " ".join(line.strip() for line in said)
-    start = said.index("1 bad video is left out, see")
+    start = said.index("1 bad video is left out, listed in")
     assert said[start + 1 :] == [
         f"  {out}.bad.txt:",
         "  is empty (0 bytes): 1",
@@ -88,7 +88,7 @@ def test_rendering_can_be_interrupted(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends for Ctrl-C: to all processes
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "interrupted; the same command starts anew\n"
+    assert errors.startswith("interrupted; ") and errors.count("\n") == 1
     assert not list(root.glob("*.arrow*"))
     done = prepare("motion", root, "--train-clips", 8, "--val-clips", 8, "--seed", 5)
     assert (done.returncode, done.stderr) == (0, "")

@@ -59,7 +59,7 @@ def numbered(folder: Path, count: int) -> list[Path]:
 def make_manifest(folder: Path, paths: Sequence[Path]) -> Path:
     """A manifest of these videos, of two classes."""
     manifest = folder / "videos.arrow"
-    listing = Listing([(path, number % 2) for number, path in enumerate(paths)], ("even", "odd"))
+    listing = Listing([*map(str, paths)], [number % 2 for number in range(len(paths))], ("even", "odd"))
     build_manifest(manifest, listing, workers=1)
     return manifest
 

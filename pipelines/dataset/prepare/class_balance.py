@@ -1,4 +1,4 @@
-"""Weights from how many videos each class has, so that rare classes are drawn more often than they occur."""
+"""Weights from the number of videos of each class, so that rare classes are drawn more often."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pipelines.formatting import printable
 
 
 def balance(source: Path, out: Path, power: float) -> Manifest:
-    """Write the manifest `source` again to `out`, each row with the weight count(its class) ** -power.
+    """Write the manifest `source` to `out`, each row with the weight count(its class) ** -power.
 
-    A class of n videos is then drawn in proportion to n ** (1 - power): with 0 as often as it occurs, with 1
-    all classes equally often, with 0.5 by the square root. Weights that `source` has are not looked at.
-    Memory is that of one record batch; `out` may be `source`.
+    A class of n videos is drawn in proportion to n ** (1 - power): with power 0 as often as it occurs, with 1
+    all classes equally often, with 0.5 by the square root. Weights of `source` are ignored. Memory is bounded
+    by one record batch; `out` may be `source`.
 
     Raises:
-        DataError: there is no such manifest, it is empty or damaged, or the power is negative or no number.
+        DataError: `source` does not exist, is empty or damaged, or the power is negative or not a number.
     """
     if not (math.isfinite(power) and power >= 0):
         raise DataError(
-            f"power {power:g}: give a number from 0, classes as often as they occur, to 1, all equally often"
+            f"power {power:g}: give a number from 0 (classes as often as they occur) to 1 (all equally often)"
         )
     manifest = Manifest.open(source)
     if len(manifest) == 0:
-        raise DataError(f"{printable(manifest.path)} lists no video")
+        raise DataError(f"{printable(manifest.path)} has no video, so there is nothing to balance")
     manifest.verify()
     counts = np.zeros(len(manifest.class_names), np.int64)
     for batch in manifest.record_batches():
         counts += np.bincount(np.asarray(batch["label"], np.int32), minlength=len(counts))
-    weights = np.maximum(counts, 1) ** -float(power)  # a class without a video has no row to be asked for
+    weights = np.maximum(counts, 1) ** -float(power)  # an empty class has no row
     return write_columns(out, _weighted(manifest, out.absolute().parent, weights), manifest.class_names)
 
 
@@ -51,7 +51,7 @@ def _weighted(manifest: Manifest, folder: Path, weights: np.ndarray) -> Iterator
 
 
 def _moved(paths: pa.Array, here: Path, folder: Path) -> pa.Array:
-    """Paths of a manifest in `here` for one in `folder`: relative where below it, otherwise absolute."""
+    """Paths of a manifest in `here` for one in `folder`: relative if below `folder`, otherwise absolute."""
     begins = [encode_path(place).rstrip("/") + "/" for place in (here, folder)]
     joined = pc.binary_join_element_wise(begins[0], paths, "")
     absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)

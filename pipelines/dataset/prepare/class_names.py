@@ -1,4 +1,4 @@
-"""The file with the names of the classes, in the order of their labels."""
+"""Class names: how they are normalised and compared, and the file that lists them."""
 
 from __future__ import annotations
 
@@ -21,57 +21,56 @@ _HEADER = re.compile(r"[\w -]+[,;\t][\w -]+")
 
 
 class ClassNames(tuple[str, ...]):
-    """The classes in the order of their labels, as a file numbers them."""
+    """Class names by label, as a file lists them."""
 
     first = 0
-    """The number that the file gives the first class. Labels that are numbers mean those of the file."""
-
-    def counted_from(self, first: int) -> ClassNames:
-        self.first = first
-        return self
+    """The number of the first class in the file. Numeric labels of a table are counted from it."""
+    note = ""
+    """How the file was interpreted, if its lines are not just names."""
 
 
 def class_name(text: str) -> str:
-    r"""How a manifest names a class: composed (NFC), without blanks at the ends, valid UTF-8.
+    r"""A class name as a manifest stores it: composed (NFC), valid UTF-8, without blanks at the ends.
 
-    `é` may be one character or two, and file systems and editors differ in it. A byte that is not UTF-8 is
-    shown as `\xe9`.
+    `é` is one character or two, depending on file system and editor. A byte that is not UTF-8 becomes `\xe9`.
     """
     name = os.fsencode(text).decode("utf-8", "backslashreplace")
     return unicodedata.normalize("NFC", name.strip() or name)
 
 
 def printable_class(name: str) -> str:
-    r"""A class name for messages. A backslash stays one: `\xe9` stands in the name itself."""
+    r"""A class name for messages. A backslash is not doubled: `class_name` has escaped bytes as `\xe9`."""
     return printable(name).replace("\\\\", "\\")
 
 
 def unknown_class(name: str, class_names: Sequence[str]) -> str:
-    """Half a sentence about a name that is none of the classes, with the nearest that is."""
+    """Part of a message about an unknown class name, with the most similar class name."""
     near = difflib.get_close_matches(name, class_names, n=1)
     hint = f"did you mean '{printable_class(near[0])}'?" if near else f"there are {len(class_names)} others"
     return f"class '{printable_class(name)}' is not among the class names; {hint}"
 
 
 def check_class_names(class_names: Sequence[str], findings: Findings) -> ClassNames:
-    """The given class names as manifests name them; a name that is then given twice is refused.
+    """Normalise class names that the user gives, and add what is unusual about them to the findings.
 
     Raises:
-        DataError: a class name is given twice.
+        DataError: a class name occurs twice.
     """
-    names = ClassNames(class_name(name) for name in class_names)
-    names.counted_from(getattr(class_names, "first", 0))
+    names = ClassNames(map(class_name, class_names))
+    if isinstance(class_names, ClassNames):
+        names.first = class_names.first
+        findings.note(class_names.note)
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise DataError(f"class '{printable_class(name)}' is given twice")
+            raise DataError(f"class '{printable_class(name)}' occurs twice in the class names; remove one")
         seen.add(name)
     add_similar_names(names, findings)
     return names
 
 
 def add_similar_names(names: Sequence[str], findings: Findings) -> None:
-    """Note classes whose names differ only in upper and lower case, or in blanks."""
+    """Add classes whose names differ only in case or blanks to the findings."""
     by_form: dict[str, str] = {}
     for name in names:
         form = "".join(name.casefold().split())
@@ -81,37 +80,36 @@ def add_similar_names(names: Sequence[str], findings: Findings) -> None:
         by_form.setdefault(form, name)
 
 
-def read_class_names(path: Path, findings: Findings | None = None) -> ClassNames:
-    """The class names of a text file with one name a line, in the order of their labels.
+def read_class_names(path: str | Path) -> ClassNames:
+    """The class names of a text file with one name per line, in the order of their labels.
 
-    A second column may hold the indices, from 0 or from 1, before or after the names: they then give the
-    order. Blank lines at the end are left out.
-
-    Args:
-        findings: is told how the file was read, where that is not as one name a line.
+    A column before or after the names may hold their indices, from 0 or from 1, which then give the order.
+    Blank lines at the end are ignored.
 
     Raises:
-        DataError: there is no such file, or it holds no name, one twice, or one that is not UTF-8.
+        DataError: the file cannot be read; it has no name, a name twice, or a name that is not UTF-8.
     """
-    findings = Findings() if findings is None else findings
+    path = Path(path)
     lines = _lines(path)
     if not lines:
-        raise DataError(f"{printable(path)}: holds no class name")
-    first, read = _with_indices(path, lines, findings) or (0, lines)
+        raise DataError(f"{printable(path)}: has no class name; write one per line")
+    first, lines, note = _order_by_index(path, lines)
     seen: dict[str, int] = {}
-    for number, line in read:
+    for number, line in lines:
         name = class_name(_unquoted(line))
         if name in seen:
             raise DataError(
-                f"{printable(path)}, line {number}: class '{printable_class(name)}' already stands in "
-                f"line {seen[name]}"
+                f"{printable(path)}, line {number}: class '{printable_class(name)}' is already in line "
+                f"{seen[name]}"
             )
         seen[name] = number
-    return ClassNames(seen).counted_from(first)
+    names = ClassNames(seen)
+    names.first, names.note = first, note
+    return names
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Number and content of each line, without blanks at the ends and blank lines at the end of the file."""
+    """Number and stripped text of each line, without blank lines at the end of the file."""
     try:
         with open_lines(path) as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
@@ -121,9 +119,9 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         lines.pop()
     for number, line in lines:
         if not line:
-            raise DataError(f"{printable(path)}, line {number}: no class name")
+            raise DataError(f"{printable(path)}, line {number}: no class name, but more lines follow")
         if "\0" in line:
-            raise DataError(f"{printable(path)}, line {number}: holds a NUL character; is it a text file?")
+            raise DataError(f"{printable(path)}, line {number}: has a NUL character; is it a text file?")
         if not is_utf8(line):
             raise DataError(
                 f"{printable(path)}, line {number}: '{printable(line)}' is not UTF-8; save the file as UTF-8"
@@ -131,11 +129,9 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-def _with_indices(
-    path: Path, lines: list[tuple[int, str]], findings: Findings
-) -> tuple[int, list[tuple[int, str]]] | None:
-    """The first index, and the lines in the order of their indices, without these; None where not all have
-    one."""
+def _order_by_index(path: Path, lines: list[tuple[int, str]]) -> tuple[int, list[tuple[int, str]], str]:
+    """If each line has an index: the first index, the names ordered by index, and a note; otherwise
+    `lines`."""
     patterns: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[int, str]]], ...] = (
         (_INDEX_FIRST, lambda found: (int(found[1][:9]), found[2])),
         (_INDEX_LAST, lambda found: (int(found[2][:9]), found[1])),
@@ -146,21 +142,21 @@ def _with_indices(
             found = [pattern.fullmatch(line) for _, line in lines[header:]]
             if not all(found):
                 continue
-            pairs = [
+            rows = sorted(
                 (*parts(match), number)
                 for match, (number, _) in zip(found, lines[header:], strict=True)
                 if match
-            ]
-            first = min(index for index, _, _ in pairs)
-            if first > 1 or sorted(index for index, _, _ in pairs) != list(range(first, first + len(pairs))):
-                continue
-            findings.note(
-                f"{printable(path)}: the numbers from {first} are read as the labels' order"
-                + (f", line 1 ('{printable(lines[0][1])}') as a header." if header else ".")
-                + (" Labels that are numbers mean these: 1 is the first class." if first else "")
             )
-            return first, [(number, name) for _, name, number in sorted(pairs)]
-    return None
+            first = rows[0][0]
+            if first > 1 or [index for index, _, _ in rows] != list(range(first, first + len(rows))):
+                continue
+            note = (
+                f"{printable(path)}: the numbers from {first} give the order of the classes"
+                + (f"; line 1 ('{printable(lines[0][1])}') is a header." if header else ".")
+                + (" Numeric labels are counted from 1: 1 is the first class." if first else "")
+            )
+            return first, [(number, name) for _, name, number in rows], note
+    return 0, lines, ""
 
 
 def _unquoted(name: str) -> str:

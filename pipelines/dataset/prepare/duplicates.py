@@ -1,11 +1,11 @@
-"""Which videos are the same: within a manifest, and in the manifests beside it."""
+"""Videos that occur more than once: within a manifest, and in other manifests of its folder."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from itertools import islice
 from pathlib import Path
 
@@ -18,40 +18,48 @@ from pipelines.dataset.paths import decode_path
 from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.summary import ManifestReport
 from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
 from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoError
-from pipelines.formatting import printable
+from pipelines.formatting import format_list, printable
 from pipelines.worker_pool import ordered_map
 
+Progress = Callable[[int, int], None]
+
 BLOCK = 16 * 1024
-"""Bytes that are compared at the beginning, in the middle and at the end of a file."""
+"""Bytes that are compared at the beginning, in the middle and at the end of a video."""
 
 _FEW = 2000
-"""Videos whose keys are read sooner than processes start."""
+"""Below this number of videos, one process computes all keys before worker processes would have started."""
 
 MOST_READ = 100_000
-"""Files of another manifest that are read to compare them by content."""
+"""Most videos of another manifest that are read to compare their content."""
 
 MOST_HELD = 2_000_000
-"""Places of files that are held to compare them."""
+"""Most keys of file positions that are kept in memory."""
 
 _GROUP = 32
-"""Record batches that are compared at a time."""
+"""Record batches that are compared in one call."""
 
 _SHOWN_COPIES = 4
-"""Copies of one video that a line of the list names."""
+"""Copies of one video that a line of the report names."""
 
-TWO_LABELS = "videos that occur under two labels or more"
-UNREADABLE = "other manifests with videos that could not be read, nor compared by content"
-TWICE = "videos that occur twice or more, with one label"
+_NAMED_SIBLINGS = 5
+"""Manifests of the folder for which shared videos are counted separately."""
+
+_NOT_COMPARED = "other manifests of the folder that could not be compared"
+
+TWO_LABELS = "videos that occur with two or more labels"
+UNREADABLE = "other manifests with videos that could not be read and compared by content"
+TWICE = "videos that occur more than once, with one label"
 
 
 def content_key(path: Path, offset: int = 0, length: int = 0) -> int:
-    """A number that equal videos share: of size, first, middle and last bytes. 0: it cannot be read.
+    """A 64-bit hash of a video's size and of its first, middle and last bytes; 0 if it cannot be read.
 
-    Reads at most three blocks. Videos that differ have different numbers but for a chance of 2^-64, unless
-    they differ only between the blocks, which compressed videos of one size hardly do.
+    Reads at most three blocks. Different videos have different keys, except with a probability of 2^-64 or if
+    they have the same size and differ only between the blocks.
     """
     try:
         with VideoFile(path) as file:
@@ -69,21 +77,21 @@ def add_duplicates(listing: Listing, keys: array[int], findings: Findings) -> No
     """Add the videos that occur more than once to the findings.
 
     Args:
-        keys: the content key of each video of the listing, 0 where it is not in the manifest.
+        keys: the content key of each video of the listing; 0 if it is not in the manifest.
     """
     for group in _groups(np.frombuffer(keys, np.uint64)):
-        labels = [listing.videos[index][1] for index in group]
+        labels = [listing.labels[index] for index in group]
         other = next((place for place, label in enumerate(labels) if label != labels[0]), 1)
         kind = TWICE if labels[other] == labels[0] else TWO_LABELS
-        places = [_place(listing, index) for index in group[: _SHOWN_COPIES + 1]]
-        more = f" and {len(group) - 1 - _SHOWN_COPIES} more" if len(group) > _SHOWN_COPIES + 1 else ""
+        names = [_name(listing, index) for index in group[: _SHOWN_COPIES + 1]]
+        more = f" and {len(group) - len(names)} more" if len(group) > len(names) else ""
         rest = f" and {len(group) - 2} more" if len(group) > 2 else ""
-        findings.count(kind, f"{places[0]}\n  = {_place(listing, group[other])}{rest}")
-        findings.line(listing.videos[group[0]][0], f"{kind}: {' = '.join(places)}{more}")
+        findings.count(kind, f"{names[0]}\n  = {_name(listing, group[other])}{rest}")
+        findings.line(Path(listing.paths[group[0]]), f"{kind}: {' = '.join(names)}{more}")
 
 
 def _groups(keys: np.ndarray) -> Iterator[list[int]]:
-    """The indices of equal keys that are not 0, in the order of the first of each group."""
+    """The indices of each key that occurs more than once and is not 0, ordered by the first index."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1)))
@@ -94,14 +102,62 @@ def _groups(keys: np.ndarray) -> Iterator[list[int]]:
         yield [int(index) for index in order[begin : begin + size]]
 
 
-def _place(listing: Listing, index: int) -> str:
-    path, label = listing.videos[index]
-    name = printable_class(listing.class_names[label])
+def _name(listing: Listing, index: int) -> str:
+    """Path, class and line of a video."""
+    name = printable_class(listing.class_names[listing.labels[index]])
     line = f", line {listing.lines[index]}" if listing.lines is not None else ""
-    return f"{printable(path)} ({name}{line})"
+    return f"{printable(Path(listing.paths[index]))} ({name}{line})"
 
 
-def other_manifests(out: Path) -> list[Path]:
+def compare_with_other_manifests(
+    report: ManifestReport,
+    *,
+    workers: int,
+    progress_of: Callable[[str], AbstractContextManager[Progress]],
+) -> None:
+    """Add the videos that are also in other manifests of the folder to the report's findings.
+
+    Args:
+        workers: as for `build_manifest`.
+        progress_of: returns, for the text of a progress line, a context with the function that updates it.
+    """
+    manifest, findings = report.manifest, report.findings
+    others: list[Manifest] = []
+    for path in _other_manifests(manifest.path):
+        kind = printable(path.name) if len(others) < _NAMED_SIBLINGS else "further manifests of the folder"
+        try:
+            other = Manifest.open(path)
+            if len(other) == 0:
+                continue
+            with progress_of(f"comparing with {printable(path.name)}") as progress:
+                _compare(
+                    manifest,
+                    report.keys,
+                    other,
+                    findings,
+                    f"videos that are also in {kind}",
+                    workers=workers,
+                    progress=progress,
+                )
+        except DataError as error:
+            findings.count(_NOT_COMPARED, printable(str(error)))  # the message names the file
+            findings.line(path, printable(f"not compared: {error}"))
+        else:
+            others.append(other)
+    different = [
+        printable(other.path.name)
+        for other in others
+        if other.class_names != manifest.class_names and set(other.class_names) & set(manifest.class_names)
+    ]
+    if different:
+        findings.note(
+            f"{format_list(different, _NAMED_SIBLINGS)}: the classes or their order differ. A run needs "
+            "manifests with the same classes; give --classes FILE for each of them."
+        )
+    report.write_lists()
+
+
+def _other_manifests(out: Path) -> list[Path]:
     """The other manifests in the folder of the manifest `out`."""
     return sorted(
         path
@@ -112,122 +168,122 @@ def other_manifests(out: Path) -> list[Path]:
     )
 
 
-def compare_manifests(
+def _compare(
     manifest: Manifest,
     keys: np.ndarray,
-    there: Manifest,
+    other: Manifest,
     findings: Findings,
     kind: str,
     *,
     workers: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Add the videos of a manifest that are also in another one to the findings.
+    """Add the videos of a manifest that are also in another manifest to the findings.
 
-    Where files are is compared first, which the manifests alone tell, then the content of files of the other
-    one, at most `MOST_READ` of them, evenly over it.
+    First compares the paths and offsets in the two manifests, then the content of at most `MOST_READ` evenly
+    spaced videos of the other manifest.
 
     Args:
-        keys: the content keys of the manifest's rows, in their order.
-        kind: what they are counted by.
-        progress: called with what was done, in rows and files of the other manifest, and all that is to do.
+        keys: the content key of each row of the manifest.
+        kind: the kind under which the findings count them.
+        progress: called with the compared rows and videos of the other manifest, and the number of all.
 
     Raises:
-        DataError: the other manifest is damaged or a row is not valid; of a larger one, a row that is looked
-            at.
+        DataError: the other manifest is damaged or a row is invalid; if it has more than `MOST_READ` rows,
+            only rows that are read are checked.
     """
-    if len(there) <= MOST_READ:
-        there.verify()
+    if len(other) <= MOST_READ:
+        other.verify()
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     shared = np.zeros(len(keys), bool)
 
     def first_like(key: int) -> int | None:
-        """The first row with this content."""
+        """The first row of the manifest with this content key."""
         place = int(np.searchsorted(ordered, np.uint64(key)))
         return int(order[place]) if place < len(ordered) and ordered[place] == key else None
 
     def add(ours: int, theirs: int, *, same: bool) -> None:
-        here, row = manifest.row(ours), _row(there, theirs)
-        path, other = manifest.absolute_path(here), there.absolute_path(row)
-        labels = _class_of(manifest, here.label), _class_of(there, row.label)
-        said = "the same file" if same or path == other else printable(other)
-        said += f" (here {labels[0]}, there {labels[1]})" if labels[0] != labels[1] else ""
-        findings.count(kind, f"{printable(path)}\n  = {said}")
-        findings.line(path, f"also in {printable(there.path.name)}: {said}")
+        row, other_row = manifest.row(ours), _row(other, theirs)
+        path, copy = manifest.absolute_path(row), other.absolute_path(other_row)
+        here, there = _class_of(manifest, row.label), _class_of(other, other_row.label)
+        text = "the same file" if same or path == copy else printable(copy)
+        text += f" (here {here}, there {there})" if here != there else ""
+        findings.count(kind, f"{printable(path)}\n  = {text}")
+        findings.line(path, f"also in {printable(other.path.name)}: {text}")
 
-    looked_at = range(0, len(there), -(-len(there) // MOST_READ) or 1)
-    total = len(there) + len(looked_at)
+    compared = range(0, len(other), -(-len(other) // MOST_READ) or 1)
 
-    def told(done: int) -> None:
+    def report(done: int) -> None:
         if progress is not None:
-            progress(done, total)
+            progress(done, len(other) + len(compared))
 
-    for ours, theirs in _same_files(manifest, there, findings, told):
+    for ours, theirs in _same_files(manifest, other, findings, report):
         first = first_like(int(keys[ours]))
         first = ours if first is None or not keys[ours] else first
         if not shared[first]:
             shared[first] = True
             add(ours, theirs, same=True)
-    rows = (_row(there, number) for number in looked_at)
-    jobs = ((str(there.folder), row.path, row.offset, row.length) for row in rows)
+    rows = (_row(other, number) for number in compared)
+    jobs = ((str(other.folder), row.path, row.offset, row.length) for row in rows)
     unreadable = 0
     with closing(
         ordered_map(
             _key_of_row,
             jobs,
-            total=len(looked_at),
-            workers=workers if len(looked_at) >= _FEW else 1,
-            progress=lambda done, _: told(len(there) + done),
+            total=len(compared),
+            workers=workers if len(compared) >= _FEW else 1,
+            progress=lambda done, _: report(len(other) + done),
         )
     ) as found:
-        for number, key in zip(looked_at, found, strict=True):
+        for number, key in zip(compared, found, strict=True):
             unreadable += not key
-            place = first_like(key) if key else None
-            if place is not None and not shared[place]:
-                shared[place] = True
-                add(place, number, same=False)
+            copy = first_like(key) if key else None
+            if copy is not None and not shared[copy]:
+                shared[copy] = True
+                add(copy, number, same=False)
     if unreadable:
-        findings.count(UNREADABLE, f"{printable(there.path)}: {unreadable} videos")
-        findings.line(there.path, f"{unreadable} of its videos could not be read, nor compared by content")
-    if len(looked_at) < len(there):
+        findings.count(UNREADABLE, f"{printable(other.path)}: {unreadable} videos")
+        findings.line(other.path, f"{unreadable} of its videos could not be read and compared by content")
+    if len(compared) < len(other):
         findings.note(
-            f"{len(looked_at):,} of {len(there):,} videos of {printable(there.path)} were compared by "
-            "content, evenly over it; copies of the others under another path are not seen."
+            f"The content of {len(compared):,} of {len(other):,} videos of {printable(other.path)} was "
+            "compared; copies of the others under another path are not found."
         )
 
 
 def _same_files(
-    manifest: Manifest, there: Manifest, findings: Findings, told: Callable[[int], None]
+    manifest: Manifest, other: Manifest, findings: Findings, report: Callable[[int], None]
 ) -> Iterator[tuple[int, int]]:
-    """A row of the manifest, and one of another that is in the same file at the same offset.
+    """Pairs of a row of the manifest and a row of the other one that are at the same offset of the same file.
 
-    The keys of the smaller one are held, at most `MOST_HELD` of them, and the other one is gone through.
+    At most `MOST_HELD` keys of the smaller manifest are kept in memory; the larger one is read batch by
+    batch.
     """
-    files = FileKeys(follow=max(len(manifest), len(there)) <= MOST_LINKS)
-    swapped = len(manifest) > len(there)
-    held, passed = (there, manifest) if swapped else (manifest, there)
+    files = FileKeys(follow=max(len(manifest), len(other)) <= MOST_LINKS)
+    swapped = len(manifest) > len(other)
+    held, streamed = (other, manifest) if swapped else (manifest, other)
     batches_held = max(1, MOST_HELD // held.rows_per_batch)
     every = max(1, -(-held.num_batches // batches_held))
     parts = [files.keys(batch, held.folder) for batch in held.batch_slices(every=every)]
     value_set = pa.chunked_array(parts, pa.binary())
     if every > 1:
         findings.note(
-            f"Where files are was compared for {len(value_set):,} of {len(held):,} videos of "
-            f"{printable(held.path)}."
+            f"The paths of {len(value_set):,} of {len(held):,} videos of {printable(held.path)} were "
+            "compared."
         )
     begin = 0
-    batches = passed.batch_slices()
+    batches = streamed.batch_slices()
     # Several batches in one call: each call builds a hash table of the keys held.
     while group := list(islice(batches, _GROUP)):
-        keys = pa.chunked_array([files.keys(batch, passed.folder) for batch in group], pa.binary())
+        keys = pa.chunked_array([files.keys(batch, streamed.folder) for batch in group], pa.binary())
         found = pc.fill_null(pc.index_in(keys, value_set=value_set), -1).to_numpy()
         for inside in np.flatnonzero(found >= 0).tolist():
             number, rest = divmod(int(found[inside]), held.rows_per_batch)
             pair = (number * every * held.rows_per_batch + rest, begin + inside)
             yield (pair[1], pair[0]) if swapped else pair
         begin += len(keys)
-        told(begin * len(there) // len(passed))
+        report(begin * len(other) // len(streamed))
 
 
 def _row(manifest: Manifest, number: int) -> ManifestRow:

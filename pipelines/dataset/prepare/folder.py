@@ -1,4 +1,4 @@
-"""One folder per class: `ROOT/CLASS/**/VIDEO`."""
+"""Reads the videos of a folder with one folder per class: `ROOT/CLASS/**/VIDEO`."""
 
 from __future__ import annotations
 
@@ -17,49 +17,44 @@ from pipelines.dataset.prepare.class_names import (
     unknown_class,
 )
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.video_extensions import EXTENSIONS, STILL_IMAGES, extension, is_system_folder
 from pipelines.errors import DataError
-from pipelines.formatting import printable
+from pipelines.formatting import format_count, printable
 
 _SPLITS = frozenset(
     {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"}
 )
 
-_NAMED_EXTENSIONS = 12
-"""Unknown extensions that a summary names; it counts the rest as one."""
+_NAMED_EXTENSIONS = 12  # unknown extensions with their own kind of finding; all others share one
+_MAX_COUNTED = 1000  # unknown extensions with their own count, so that memory is bounded
+_MANY = 10  # classes from which a note is given if each has only one video
 
-_MOST_COUNTED = 1000
-"""Unknown extensions that are counted apart, so that memory is bounded."""
-
-_MANY = 10
-"""Classes from which on it is worth a word that each has just one video."""
-
-# Kinds of findings: a count follows.
-_HIDDEN = "hidden files, not taken"
-_SYSTEM = "hidden folders and folders of the system, not looked into"
-_DANGLING = "links that lead nowhere"
-_REVISITED = "links to folders above them, or to folders taken already; not followed"
+# Kinds of findings; the summary appends the count.
+_HIDDEN = "hidden files, skipped"
+_SYSTEM = "hidden folders and system folders, skipped"
+_DANGLING = "broken links, skipped"
+_REVISITED = "links to a parent folder or to a folder that is already included, not followed"
 _UNREADABLE = "folders and files that could not be read"
-_SPECIAL = "neither files nor folders, not taken"
-_AT_ROOT = "videos directly in the folder of the class folders, not taken: they have no class"
-_ONE_CLASS = "folders of one class (names are equal after NFC and without blanks at the ends)"
-_NOT_UTF8 = "class names that are not UTF-8; a byte is shown as \\xNN"
+_SPECIAL = "special files such as pipes, skipped"
+_AT_ROOT = "videos outside the class folders, skipped: they have no class"
+_ONE_CLASS = "folders with the same class name (in Unicode NFC, without blanks at the ends)"
+_NOT_UTF8 = "class names that are not UTF-8; such a byte is written as \\xNN"
 _EMPTY = "class folders without a video, which keep their class number"
-_STRANGERS = "folders without a video that are not among the class names; they get no class number"
+_UNKNOWN = "folders without a video that are not in the class names; they get no class number"
 
 
 @dataclass(slots=True)
 class _Class:
-    """A class folder, and what was found in it."""
+    """A class folder and its videos."""
 
     folder: str
     name: str
     videos: list[str] = field(default_factory=list)
     parts: set[str] = field(default_factory=set)
-    """Names of the folders directly in it that hold videos."""
+    """Names of its direct subfolders that have videos."""
     direct: bool = False
-    """Whether videos lie directly in it."""
+    """Whether it has videos outside subfolders."""
 
 
 def read_folder(
@@ -67,48 +62,46 @@ def read_folder(
     class_names: Sequence[str] | None = None,
     *,
     more_extensions: Collection[str] = (),
-    findings: Findings | None = None,
 ) -> Listing:
     """The videos under `root`, sorted by class and path.
 
-    Files count as videos by their extension (`EXTENSIONS`), in any case. Links are followed; a folder that is
-    reached twice within a class is taken once. The listing's findings name what was left out.
+    A file is a video if its extension is in `EXTENSIONS`, in upper or lower case. Links are followed; a
+    folder that is reached twice within a class is read once. The listing's findings have what was skipped.
 
     Args:
-        class_names: the classes in the order of their labels, for a split that shares them with another; by
-            default the names of the folders, sorted.
-        more_extensions: further ones, such as `.dat`.
+        class_names: the class names by label, such as those of another split; by default the sorted names of
+            the folders.
+        more_extensions: further extensions of videos, such as `.dat`.
 
     Raises:
-        DataError: `root` is no folder, has no folder with a video, or one that is not among `class_names`;
-            or all its folders are called `train`, `val` and the like.
+        DataError: `root` is not a folder, no folder in it has a video, a folder with videos is not in
+            `class_names`, or all folders are named `train`, `val` and the like.
     """
-    findings = Findings() if findings is None else findings
+    findings = Findings()
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder")
     walk = _Walk(root, EXTENSIONS | {extension(f"x.{e.lstrip('.')}") for e in more_extensions}, findings)
     classes = [_Class(folder, class_name(os.path.basename(folder))) for folder in walk.class_folders()]
     for found in classes:
-        walk.fill(found)
-    walk.say_extensions()
+        walk.add_videos(found)
+    walk.add_extensions()
     if not any(found.videos for found in classes):
         raise DataError(_no_video(root, walk))
     _check_level(root, classes, given=class_names is not None)
-    names = _names(root, classes, class_names, findings)
-    _say_structure(root, classes, findings)
+    names = _class_names(classes, class_names, findings)
+    _note_structure(root, classes, findings)
     labels = {name: label for label, name in enumerate(names)}
-    videos = Videos()
+    paths: list[str] = []
     numbers = array("l")
-    # Paths are compared by their parts, so that `a b` stands after `a`, with all that is in it.
+    # Sorted by parts, so that the folder `a b` comes after `a` and everything in `a`.
     for found in sorted(classes, key=lambda found: found.folder.split("/")):
-        videos.paths += sorted(found.videos, key=lambda path: path.split("/"))
+        paths += sorted(found.videos, key=lambda path: path.split("/"))
         numbers.extend([labels[found.name]] * len(found.videos) if found.videos else [])
-    videos.labels = numbers
-    return Listing(videos, names, findings=findings)
+    return Listing(paths, numbers, names, findings=findings)
 
 
 class _Walk:
-    """Goes through the folders, and counts what it leaves out."""
+    """Walks the folders, and adds what it skips to the findings."""
 
     def __init__(self, root: Path, extensions: Collection[str], findings: Findings) -> None:
         self.root = str(root)
@@ -116,11 +109,12 @@ class _Walk:
         self._extensions = extensions
         self._findings = findings
         self._unknown: dict[str, tuple[int, str]] = {}
-        """Of an extension that is not taken, how many files have it and the first."""
-        # A link to the root or above it would give one class the videos of all.
+        """By extension that is not a video's: the number of files, and the first of them."""
+        # A link to the root or a parent of it would add the videos of all classes to one.
         self._above = {_identity(path) for path in (root.resolve(), *root.resolve().parents)}
 
     def class_folders(self) -> list[str]:
+        """The folders directly in the root."""
         folders = []
         others: dict[str, list[str]] = {}
         for entry in self._entries(self.root):
@@ -133,27 +127,28 @@ class _Walk:
         self._count_others(self.root, others)
         return folders
 
-    def fill(self, found: _Class) -> None:
-        """Collect the videos of a class: first those that lie there, then those that links lead to."""
+    def add_videos(self, found: _Class) -> None:
+        """Collect the videos of a class: first those in real subfolders, then those behind links."""
         visited = self._above | {_identity(Path(found.folder))}
         folders: list[tuple[str, str]] = []
         links: deque[tuple[str, str]] = deque()
         here: tuple[str, str] | None = (found.folder, "")
         while here is not None:
             folder, part = here
-            inside = self._look_into(found, folder, part)
+            inside = self._read_folder(found, folder, part)
             links.extend((path, name) for path, name, is_link in inside if is_link)
             folders.extend((path, name) for path, name, is_link in reversed(inside) if not is_link)
             here = None
-            # Of two ways to one folder, the one without a link is taken.
+            # A folder that can be reached with and without a link is read without.
             while here is None and (folders or links):
                 path, name = folders.pop() if folders else links.popleft()
                 if self._may_enter(path, os.path.basename(path), visited):
                     visited.add(_identity(Path(path)))
                     here = (path, name)
 
-    def _look_into(self, found: _Class, folder: str, part: str) -> list[tuple[str, str, bool]]:
-        """Take the videos of one folder. Returns its folders: path, part of the class, whether a link."""
+    def _read_folder(self, found: _Class, folder: str, part: str) -> list[tuple[str, str, bool]]:
+        """Collect the videos of one folder. Returns its subfolders: path, part of the class, whether a
+        link."""
         inside = []
         others: dict[str, list[str]] = {}
         for entry in self._entries(folder):
@@ -171,27 +166,28 @@ class _Walk:
         for ending, names in others.items():
             one = f"{folder}/{names[0]}"
             if len(names) == 1:
-                self._findings.line(Path(one), "not taken: not the extension of a video")
+                self._findings.line(Path(one), "skipped: not the extension of a video")
             else:
-                self._findings.line(Path(folder), f"not taken: {len(names)} files {printable(ending)}")
-            if ending not in self._unknown and len(self._unknown) >= _MOST_COUNTED:
+                self._findings.line(Path(folder), f"skipped: {len(names)} files {printable(ending)}")
+            if ending not in self._unknown and len(self._unknown) >= _MAX_COUNTED:
                 ending = "of further extensions"
             count, first = self._unknown.get(ending, (0, one))
             self._unknown[ending] = (count + len(names), first)
 
-    def say_extensions(self) -> None:
-        """Add the files that are no videos to the findings: by extension, the most frequent apart."""
+    def add_extensions(self) -> None:
+        """Add the files that are not videos to the findings, by extension."""
         ranked = sorted(self._unknown.items(), key=lambda item: (-item[1][0], item[0]))
         for place, (ending, (count, first)) in enumerate(ranked):
             if ending in STILL_IMAGES:
-                kind = "still images, not taken"
+                kind = "still images, skipped"
             elif place < _NAMED_EXTENSIONS:
-                kind = f"files {printable(ending)}, not taken"
+                kind = f"files {printable(ending)}, skipped"
             else:
-                kind = "files of other extensions, not taken"
+                kind = "files of other extensions, skipped"
             self._findings.count(kind, Path(first), count)
 
-    def endings(self) -> list[str]:
+    def other_extensions(self) -> list[str]:
+        """Extensions of files that are not videos, the most frequent first."""
         return sorted(self._unknown, key=lambda ending: -self._unknown[ending][0])
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -223,7 +219,7 @@ class _Walk:
         return True
 
     def _is_video(self, entry: os.DirEntry[str], others: dict[str, list[str]]) -> bool:
-        """Whether the entry, which is no folder, is a video. Other files go to `others`, by extension."""
+        """Whether an entry that is not a folder is a video. Adds other files to `others`, by extension."""
         if entry.name.startswith("."):
             self._findings.add(_HIDDEN, Path(entry.path))
             return False
@@ -246,10 +242,10 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _names(
-    root: Path, classes: list[_Class], class_names: Sequence[str] | None, findings: Findings
+def _class_names(
+    classes: list[_Class], class_names: Sequence[str] | None, findings: Findings
 ) -> tuple[str, ...]:
-    """The classes in the order of their labels; what is odd about the folders goes to the findings."""
+    """The class names by label. Adds what is unusual about the folders to the findings."""
     by_name: dict[str, _Class] = {}
     for found in classes:
         if found.name in by_name:
@@ -265,11 +261,11 @@ def _names(
     else:
         names = check_class_names(class_names, findings)
         known = set(names)
-        strangers = [found for found in classes if found.name not in known]
-        for found in strangers:
+        unknown = [found for found in classes if found.name not in known]
+        for found in unknown:
             if not found.videos:
-                findings.add(_STRANGERS, Path(found.folder))
-        wrong = [found for found in strangers if found.videos]
+                findings.add(_UNKNOWN, Path(found.folder))
+        wrong = [found for found in unknown if found.videos]
         if wrong:
             more = f", and {len(wrong) - 1} more such folders" if len(wrong) > 1 else ""
             raise DataError(f"{printable(wrong[0].folder)}: {unknown_class(wrong[0].name, names)}{more}")
@@ -281,7 +277,7 @@ def _names(
 
 
 def _check_level(root: Path, classes: list[_Class], *, given: bool) -> None:
-    """Refuse a root whose folders are splits, unless the user named these as classes."""
+    """Raise DataError if the folders in the root are splits, unless the user gave them as class names."""
     filled = [found for found in classes if found.videos]
     if given or not all(found.name.lower() in _SPLITS and not found.direct for found in filled):
         return
@@ -290,51 +286,51 @@ def _check_level(root: Path, classes: list[_Class], *, given: bool) -> None:
         for found in filled
     )
     raise DataError(
-        f"{printable(root)}: its folders are called {', '.join(found.name for found in filled)} and hold the "
-        f"class folders: this is one level too high. Make a manifest of each:{commands}\n"
-        "If these are classes, name them in a file and give it with --classes."
+        f"{printable(root)}: its folders {', '.join(found.name for found in filled)} seem to be splits that "
+        f"contain the class folders: this is one level too high. Make a manifest of each:{commands}\n"
+        "If they are classes, write their names to a file and give it with --classes."
     )
 
 
-def _say_structure(root: Path, classes: list[_Class], findings: Findings) -> None:
-    """Note where the root may be a level too high or too deep."""
+def _note_structure(root: Path, classes: list[_Class], findings: Findings) -> None:
+    """Note if the root may be a level too high or too deep."""
     filled = [found for found in classes if found.videos]
     deeper = [found for found in filled if not found.direct]
     split = [found for found in deeper if {part.lower() for part in found.parts} <= _SPLITS]
     if split:
         parts = sorted({part for found in split for part in found.parts})
         findings.note(
-            f"{len(split)} class folders hold only folders called {', '.join(map(printable, parts))}. "
-            "The manifest has the videos of all of them; for one manifest each, list them in a table."
+            f"{len(split)} class folders have only the folders {', '.join(map(printable, parts))}. "
+            "The manifest has the videos of all of them. For one manifest per split, write a table of each."
         )
     elif len(deeper) == len(filled) and any(len(found.parts) > 1 for found in deeper):
         first = min((found for found in deeper if len(found.parts) > 1), key=lambda found: found.folder)
         findings.note(
-            f"All videos lie a level deeper, as in {printable(first.folder)}/{printable(min(first.parts))}: "
-            f"the class is the first folder. If it is to be the second, give {printable(first.folder)}."
+            f"All videos are a level deeper, as in {printable(first.folder)}/{printable(min(first.parts))}; "
+            f"their class is the first folder. If it should be the second, give {printable(first.folder)}."
         )
     if len(filled) == 1:
         findings.note(
-            f"There is one class with videos only: is {printable(root)} the folder of the class folders?"
+            f"Only one class has videos: is {printable(root)} the folder that contains the class folders?"
         )
     elif len(filled) >= _MANY and all(len(found.videos) == 1 for found in filled):
         findings.note(
-            f"Every class has one video only: is {printable(root)} a level too deep, or are these no classes?"
+            f"Each class has only one video: is {printable(root)} a level too deep, or are these not classes?"
         )
 
 
 def _no_video(root: Path, walk: _Walk) -> str:
-    shown = printable(root)
-    text = f"{shown}: holds no video; expected {shown}/CLASS/VIDEO, such as {shown}/jump/001.mp4."
+    """The message for a folder without a video in a class folder."""
+    name = printable(root)
+    text = f"{name}: has no video; expected {name}/CLASS/VIDEO, such as {name}/jump/001.mp4."
     if walk.at_root:
-        above = printable(root.resolve().parent)
         text += (
-            f" {walk.at_root} video(s) lie directly in it: if it is the folder of one class, give the folder "
-            f"above, {above}."
+            f" {format_count(walk.at_root, 'video')} outside a class folder: if this is the folder of one "
+            f"class, give its parent, {printable(root.resolve().parent)}."
         )
-    if endings := walk.endings():
+    if extensions := walk.other_extensions():
         text += (
-            f" Files there are {', '.join(map(printable, endings[:8]))}: if those are videos, say so with "
-            f"--extension."
+            f" It has files {', '.join(map(printable, extensions[:8]))}: if they are videos, give their "
+            "extension with --extension."
         )
     return text

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipelines.dataset import kinetics710
 from pipelines.dataset.prepare.class_names import class_name, read_class_names
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.listing import Listing, Videos
+from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import open_lines
 from pipelines.dataset.prepare.video_index import VideoIndex
 from pipelines.errors import DataError
@@ -221,17 +221,21 @@ def as_listing(videos: Sequence[tuple[Path, str]], names: Sequence[str], finding
     """Files with class names as a listing, sorted by label and path."""
     labels = {name: label for label, name in enumerate(names)}
     ordered = sorted((labels[name], str(path)) for path, name in videos)
-    listed = Videos()
-    listed.paths = [path for _, path in ordered]
-    listed.labels = array("l", [label for label, _ in ordered])
-    return Listing(listed, tuple(names), findings=findings)
+    return Listing(
+        [path for _, path in ordered],
+        array("l", [label for label, _ in ordered]),
+        tuple(names),
+        findings=findings,
+    )
 
 
 def _class_names(
     annotations: Path, labels: set[str], version: str | None, classes: Path | None, findings: Findings
 ) -> tuple[str, ...]:
     if classes is not None:
-        names: tuple[str, ...] = read_class_names(classes, findings)
+        listed = read_class_names(classes)
+        findings.note(listed.note)
+        names: tuple[str, ...] = listed
         source = printable(classes)
     else:
         version = version or find_version(labels)

@@ -28,7 +28,8 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
         DataError: a file or a row is wrong, a class is not among the categories, or no video is there.
     """
     findings = Findings()
-    names = read_class_names(categories, findings)
+    names = read_class_names(categories)
+    findings.note(names.note)
     known = set(names)
     if not annotations.is_file():
         raise DataError(f"{printable(annotations)}: no such file")

@@ -1,4 +1,4 @@
-"""What a built or checked manifest holds, and what was found on the way, as text of 80 columns."""
+"""The report on a manifest that was built or checked, and its summary in 80 columns."""
 
 from __future__ import annotations
 
@@ -11,114 +11,100 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.formatting import printable, wrap
+from pipelines.formatting import format_count, format_list, printable, wrap
 
-_COUNTED = 12
-"""Classes whose numbers of videos are given one by one; of more, the smallest and the greatest."""
-
-_NAMED = 8
-"""Classes that are named where many are meant."""
+_COUNTED = 12  # classes up to which each has its count in the summary; of more, the least and the most
+_NAMED = 8  # classes without a video that the summary names
 
 
 @dataclass(slots=True)
 class ManifestReport:
-    """A manifest, the videos that cannot be used, and what else there is to say."""
+    """A manifest, the videos that cannot be used, and what else the user should know."""
 
     manifest: Manifest
     bad_videos: Findings
-    """Those that cannot be used, by reason."""
+    """The videos that cannot be used, by defect."""
     fate: str
-    """What became of the bad videos, in words that follow `are`."""
+    """What was done with the bad videos; follows `are` in a sentence."""
     kind: str
-    """`bad` of a manifest that was built, `check` of one that was checked: names the list of bad videos."""
+    """`bad` for a manifest that was built, `check` for one that was checked; part of the list's file name."""
     counts: np.ndarray | None = None
-    """Videos of each class; None where they are not counted."""
+    """Number of videos of each class; None if they are not counted."""
     findings: Findings = field(default_factory=Findings)
-    remarks: Findings = field(default_factory=Findings)
-    """What the probe said of videos that can be used."""
+    properties: Findings = field(default_factory=Findings)
+    """Unusual properties of usable videos."""
     cost: CostSummary = field(default_factory=CostSummary)
     keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """The content key of each row."""
 
     @property
     def bad(self) -> int:
-        """How many videos cannot be used."""
-        return self.bad_videos.listed
+        """Number of videos that cannot be used."""
+        return self.bad_videos.total
 
     @property
     def bad_list(self) -> Path:
-        """`<manifest>.bad.txt`, or `.check.txt` of a check: on each line a file and, after a tab, its defect.
-        No bad video, no list."""
+        """`<manifest>.bad.txt`, or `.check.txt` for a check; only if there are bad videos."""
         return list_of(self.manifest.path, self.kind)
 
     @property
     def report(self) -> Path:
-        """`<manifest>.report.txt`: what else was found, a line each. Nothing found, no file."""
+        """`<manifest>.report.txt`, with the items of `findings`; only if there are any."""
         return list_of(self.manifest.path, "report")
 
     def write_lists(self) -> None:
-        """Write the list of the bad videos, and for a manifest that was built the report."""
+        """Write the list of bad videos and, for a manifest that was built, the list of findings."""
         self.bad_videos.write_list(self.bad_list)
         if self.kind == "bad":
             self.findings.write_list(self.report)
 
     def summary(self) -> str:
-        """All of it as lines; the first says how many videos of how many classes there are."""
+        """The report as lines of text."""
         names = self.manifest.class_names
-        bad = self.bad
-        verb = "is" if bad == 1 else "are"
-        holds = f"{_count(len(self.manifest), 'video')} of {_classes(len(names))}"
-        lines = [f"{printable(self.manifest.path)}: {holds}"]
+        counts = f"{format_count(len(self.manifest), 'video')} of {format_count(len(names), 'class')}"
+        lines = [f"{printable(self.manifest.path)}: {counts}"]
         if self.counts is not None:
-            lines += _of_classes(self.counts, names)
-        if bad:
-            lines += [f"{_count(bad, 'bad video')} {verb} {self.fate}, see", f"  {printable(self.bad_list)}:"]
-            lines += self.bad_videos.table()
+            lines += _format_classes(self.counts, names)
+        if self.bad:
+            verb = "is" if self.bad == 1 else "are"
+            lines.append(f"{format_count(self.bad, 'bad video')} {verb} {self.fate}, listed in")
+            lines += [f"  {printable(self.bad_list)}:", *self.bad_videos.table()]
         for note in self.findings.notes:
             lines += wrap(f"Note: {note}")
         found = self.findings.table()
         if found:
-            lines += ["Also found, see", f"  {printable(self.report)}:", *found]
-        remarks = self.remarks.table()
-        if remarks:
-            lines += ["Of the videos that were taken:", *remarks]
+            lines += ["Other findings, listed in", f"  {printable(self.report)}:", *found]
+        properties = self.properties.table()
+        if properties:
+            lines += ["Unusual videos in the manifest:", *properties]
         return "\n".join(lines + self.cost.lines())
 
 
 def list_of(manifest: Path, kind: str) -> Path:
-    """Where a list beside a manifest lies."""
+    """The path of a list beside a manifest."""
     return manifest.with_name(f"{manifest.name}.{kind}.txt")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _classes(number: int) -> str:
-    return f"{number} class" + ("" if number == 1 else "es")
-
-
-def _of_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """How many videos each class has; of many classes, the least and the most; and which have none."""
-    shown = [printable_class(name) for name in names]
+def _format_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
+    """The number of videos of each class, or the least and the most of many classes; the empty classes."""
+    printed = [printable_class(name) for name in names]
     if len(names) <= _COUNTED:
-        lines = wrap(", ".join(f"{name} {count}" for name, count in zip(shown, counts, strict=True)), "  ")
+        lines = wrap(", ".join(f"{name} {count}" for name, count in zip(printed, counts, strict=True)), "  ")
     else:
         least, most = int(np.argmin(counts)), int(np.argmax(counts))
         lines = wrap(
-            f"videos of a class: {counts[least]} ({shown[least]}) to {counts[most]} ({shown[most]}), median "
-            f"{np.median(counts):g}",
+            f"videos per class: {counts[least]} ({printed[least]}) to {counts[most]} ({printed[most]}), "
+            f"median {np.median(counts):g}",
             "  ",
         )
     empty = np.flatnonzero(counts == 0)
     if len(empty):
-        named = ", ".join(f"{shown[index]} ({index})" for index in empty[:_NAMED])
-        more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+        named = format_list([f"{printed[index]} ({index})" for index in empty[:_NAMED]], _NAMED, len(empty))
         keep = "keeps its class number" if len(empty) == 1 else "keep their class numbers"
-        lines += wrap(f"{_classes(len(empty))} without a video {keep}: {named}{more}", "  ")
+        lines += wrap(f"{format_count(len(empty), 'class')} without a video {keep}: {named}", "  ")
         lines += wrap(
-            "A model gets an output for each. To leave a class out, take away its folder, or its name in the "
-            "file of --classes.",
+            "The model has an output for each. To remove a class, remove its folder, or its name from the "
+            "file given with --classes.",
             "  ",
         )
     return lines

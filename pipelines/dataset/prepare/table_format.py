@@ -1,4 +1,4 @@
-"""How a table is written: what separates its fields, whether a header names them, which is path and label."""
+"""Detects the format of a table: separator, header, and the columns with path, label and weight."""
 
 from __future__ import annotations
 
@@ -20,23 +20,12 @@ PATH_NAMES = (
     "video_file_name", "video_name", "videoname", "clip_name", "clip_file", "file", "files", "video",
     "videos", "clip", "clips", "fname", "filenames", "media", "location", "source", "src", "vid",
 )  # fmt: skip
-"""Headers of the column with the files, the most telling first."""
+"""Headers of the column with the files, the most likely first."""
 
 _WEAK_PATH_NAMES = (
-    "name",
-    "names",
-    "id",
-    "uid",
-    "key",
-    "video_id",
-    "videoid",
-    "vid_id",
-    "clip_id",
-    "uri",
-    "url",
-    "link",
-)
-"""Headers that may name a file or something else: taken where the first of them is a file."""
+    "name", "names", "id", "uid", "key", "video_id", "videoid", "vid_id", "clip_id", "uri", "url", "link",
+)  # fmt: skip
+"""Headers of a column with files or something else: used if its first value is a file."""
 
 LABEL_NAMES = (
     "label", "labels", "class", "class_name", "classname", "class_label", "label_name", "labelname",
@@ -47,7 +36,7 @@ LABEL_NAMES = (
     "label_num", "label_number", "category_id", "action_id", "activity_id", "target_id", "template",
     "verb", "verb_class", "gesture", "emotion", "sign", "gloss", "sport", "genre", "event",
 )  # fmt: skip
-"""Headers of the column with the classes, the most telling first."""
+"""Headers of the column with the classes, the most likely first."""
 
 WEIGHT_NAMES = ("weight", "weights", "sample_weight", "sampling_weight", "sample_weights")
 
@@ -57,46 +46,38 @@ _INDEX_NAMES = re.compile(r"|unnamed_?:?_?\d+|index|idx|row|no|nr|#|level_0")
 
 _SEPARATORS = "\t,;|"
 
-_OPENS = re.compile(r'(^|[,;|\t])\s*"')
-"""Where a quoted field begins."""
-
-_MOST_JOINED = 5
-"""Lines that a quoted field may go over for the table's form to be found."""
+_OPENS = re.compile(r'(^|[,;|\t])\s*"')  # the beginning of a quoted field
+_MAX_JOINED = 5  # lines of a quoted field that are joined to detect the format
 
 FRAMES = re.compile(r"(\S.*?)\s+(\d+)\s+(\S+)")
-"""A line of path, number of frames and label, as lists of raw frames have them."""
+"""A line of path, number of frames and label, as in lists of extracted frames."""
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnOptions:
-    """What the user says of the table's columns: names of the header, or numbers from 1."""
-
-    path: str | None = None
-    label: str | None = None
-    weight: str | None = None
+Columns = tuple[str | None, str | None, str | None]
+"""The columns with path, label and weight as the user gives them: header names, or numbers from 1."""
 
 
 @dataclass(slots=True)
 class TableFormat:
-    """How to take a table's lines apart."""
+    """How to split the lines of a table, and which field is which."""
 
     table: Path
     separator: str | None
-    """None: blanks, with the file's own blanks left together."""
+    """None: blanks. Blanks inside the path stay in the path."""
     fields: int = 2
     path: int = 0
     label: int = 1
     weight: int | None = None
     split: int | None = None
     header: list[str] = field(default_factory=list)
-    """The first line's fields, where that is a header."""
+    """The fields of the header; empty if there is none."""
     header_line: int = 0
-    """The number of the line that is a header; 0 where there is none."""
+    """The line number of the header; 0 if there is none."""
     unread: list[str] = field(default_factory=list)
-    """Headers of the columns that are not read."""
+    """Headers of the columns that are ignored."""
 
     def split_line(self, line: str) -> list[str]:
-        """The fields of one line that holds no line end inside quotes."""
+        """The fields of a line without a line break inside quotes."""
         if self.separator is not None:
             return split_with(self.separator, line)
         if '"' in line and len(quoted := split_with(" ", line)) == self.fields:
@@ -112,7 +93,7 @@ class TableFormat:
 
 
 def split_with(separator: str, line: str) -> list[str]:
-    """The fields of a line; one that csv refuses counts as a single field."""
+    """The fields of a line; the whole line if csv cannot parse it."""
     try:
         return [
             part.strip() for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
@@ -133,30 +114,29 @@ def is_file(root: Path, name: str) -> bool:
 
 
 def looks_like_file(name: str) -> bool:
-    """Whether the name ends as a video's or an image's does."""
+    """Whether the name has the extension of a video or an image."""
     ending = extension(re.split(r"[/\\]", unquote(name.strip("'")))[-1])
     return ending in EXTENSIONS or ending in STILL_IMAGES
 
 
 def detect_format(
-    table: Path, sample: Sequence[tuple[int, str]], root: Path, options: ColumnOptions, findings: Findings
+    table: Path, sample: Sequence[tuple[int, str]], root: Path, columns: Columns, findings: Findings
 ) -> TableFormat:
-    """Look at the first lines, given with their numbers, and decide how the table is written.
+    """Detect the format of a table from its first lines, given with their numbers.
 
     Raises:
-        DataError: the columns with path and label cannot be told.
+        DataError: it is not clear which columns have path and label.
     """
-    found = _Finder(table, sample, root, options, findings)
-    return found.format
+    return _FormatDetector(table, sample, root, columns, findings).format
 
 
-class _Finder:
+class _FormatDetector:
     def __init__(
         self,
         table: Path,
         sample: Sequence[tuple[int, str]],
         root: Path,
-        options: ColumnOptions,
+        columns: Columns,
         findings: Findings,
     ) -> None:
         self._root = root
@@ -172,19 +152,18 @@ class _Finder:
         self._first, self._rows = rows[0], rows[1:]
         self._lines = lines
         names = [_plain(cell) for cell in self._first]
-        given = (options.path, options.label, options.weight)
-        if any(given) or self._is_header(names):
-            self._from_header(names, options, sample[0][0])
+        if any(columns) or self._is_header(names):
+            self._from_header(names, columns, sample[0][0])
         elif separator is None:
             self._from_blanks()
         else:
             self._from_fields()
         if self.format.unread:
-            shown = ", ".join(printable(name) for name in self.format.unread)
+            ignored = ", ".join(printable(name) for name in self.format.unread)
             read = [self._first[self.format.path], self._first[self.format.label]]
             findings.note(
-                f"Columns that are read: {printable(read[0])} (path) and {printable(read[1])} (label). "
-                f"Not read: {shown}."
+                f"Columns in use: {printable(read[0])} (path) and {printable(read[1])} (label). "
+                f"Ignored: {ignored}."
             )
 
     # with a header
@@ -197,25 +176,24 @@ class _Finder:
         weak = any(map(_is_weak, names))
         if (path or weak) and label:
             return True
-        # Headers of other names: no file in the first line, and one in most of those that follow.
+        # Unusual headers: the first line has no file, and most of the others have one.
         if self.format.separator is None and not (path or label):
             return False
         rows = [row for row in self._rows if len(row) == len(names)]
         with_file = [row for row in rows if any(looks_like_file(cell) for cell in row)]
         if not with_file or len(with_file) * 2 < len(rows):
             return False
-        # A cell that comes again below is a value, not a header.
+        # A cell that occurs again below is a value, not a header.
         return not any(cell and cell in row for cell in self._first for row in rows)
 
-    def _from_header(self, names: list[str], options: ColumnOptions, number: int) -> None:
+    def _from_header(self, names: list[str], columns: Columns, number: int) -> None:
         form = self.format
         form.fields = len(names)
-        given = (options.path, options.label, options.weight)
         has_header = self._is_header(names) or any(
-            option is not None and not option.isdigit() and _plain(option) in names for option in given
+            option is not None and not option.isdigit() and _plain(option) in names for option in columns
         )
         form.header_line, form.header = (number, self._first) if has_header else (0, [])
-        path, label, form.weight = (self._named(option, names, has_header) for option in given)
+        path, label, form.weight = (self._named(option, names, has_header) for option in columns)
         if has_header:
             form.weight = _first_of(WEIGHT_NAMES, names) if form.weight is None else form.weight
             form.split = _first_of(SPLIT_NAMES, names)
@@ -224,20 +202,16 @@ class _Finder:
         taken = {path, label, form.weight, form.split}
         free = [i for i, name in enumerate(names) if i not in taken and not _INDEX_NAMES.fullmatch(name)]
         if path is None and any(map(_is_weak, names)):
-            pass  # an identifier that is no file: not the path because nothing else is left
+            pass  # an identifier that is not a file: the remaining column need not be the path
         elif (path is None) != (label is None) and len(free) == 1:
-            other = free[0]
-            path, label = (other, label) if path is None else (path, other)
+            path = free[0] if path is None else path
+            label = free[0] if label is None else label
             if has_header:
-                self._findings.note(
-                    f"Line {number} is taken for a header: '{printable(self._first[path])}' is the path, "
-                    f"'{printable(self._first[label])}' the label."  # type: ignore[index]
-                )
+                self._note_header(number, path, label)
         elif path is None and label is None and len(free) == 2:
             path, label = self._two_columns(free, number)
         if path is None or label is None:
-            self._refuse(path is None, label is None)
-        assert path is not None and label is not None
+            raise self._unclear(path is None, label is None)
         form.path, form.label = path, label
         if has_header:
             read = {path, label, form.weight}
@@ -248,51 +222,51 @@ class _Finder:
             ]
 
     def _path_column(self, names: list[str]) -> int | None:
-        """The column whose header names files; where several do, one whose first field is a file."""
+        """The column whose header names files; if several do, one whose first value is a file."""
         first = self._rows[0] if self._rows else []
         candidates = [names.index(name) for name in PATH_NAMES if name in names]
-        for i in candidates:
-            if i < len(first) and (is_file(self._root, first[i]) or looks_like_file(first[i])):
-                return i
-        for i in (i for i, name in enumerate(names) if _is_weak(name)):
+        for i in [*candidates, *(i for i, name in enumerate(names) if _is_weak(name))]:
             if i < len(first) and (is_file(self._root, first[i]) or looks_like_file(first[i])):
                 return i
         return candidates[0] if candidates else None
 
     def _two_columns(self, free: list[int], number: int) -> tuple[int, int]:
+        """Path and label of two columns with unusual headers: the path looks more like a file."""
         rows = [row for row in self._rows if len(row) == len(self._first)]
         path, label = free
         if _share(rows, label, looks_like_file) > _share(rows, path, looks_like_file):
             path, label = label, path
-        self._findings.note(
-            f"Line {number} is taken for a header: '{printable(self._first[path])}' is the path, "
-            f"'{printable(self._first[label])}' the label."
-        )
+        self._note_header(number, path, label)
         return path, label
 
+    def _note_header(self, number: int, path: int, label: int) -> None:
+        names = printable(self._first[path]), printable(self._first[label])
+        self._findings.note(
+            f"Line {number} is read as a header: '{names[0]}' is the path, '{names[1]}' the label."
+        )
+
     def _named(self, option: str | None, names: list[str], has_header: bool) -> int | None:
+        """The index of a column that the user gives by name or by number from 1."""
         if option is None:
             return None
         if has_header and _plain(option) in names:
             return names.index(_plain(option))
         if option.isascii() and option.isdigit() and 1 <= int(option) <= len(names):
             return int(option) - 1
-        shown = ", ".join(f"'{printable(cell)}'" for cell in self._first)
         raise DataError(
-            f"{self._place}: no column '{printable(option)}'; there are {len(names)}: {shown}. Give a name "
-            "of the header, or a number from 1"
+            f"{self._place}: no column '{printable(option)}'; there are {len(names)}: {self._columns()}. "
+            "Give a name of the header, or a number from 1"
         )
 
-    def _refuse(self, path: bool, label: bool) -> None:
-        which = "the file nor which the label" if path and label else "the file" if path else "the label"
-        options = " and ".join(
-            option for missing, option in ((path, "--path-column"), (label, "--label-column")) if missing
+    def _unclear(self, path: bool, label: bool) -> DataError:
+        missing = ["path"] * path + ["label"] * label
+        return DataError(
+            f"{self._place}: it is not clear which of the columns {self._columns()} has the "
+            f"{' and which the '.join(missing)}; give {' and '.join(f'--{name}-column' for name in missing)}"
         )
-        shown = ", ".join(f"'{printable(cell)}'" for cell in self._first)
-        raise DataError(
-            f"{self._place}: of the columns {shown} none says by its name which is {which}; "
-            f"name it with {options}"
-        )
+
+    def _columns(self) -> str:
+        return ", ".join(f"'{printable(cell)}'" for cell in self._first)
 
     # without a header
 
@@ -300,14 +274,14 @@ class _Finder:
         form = self.format
         form.fields = len(self._first)
         while form.fields > 2 and not self._first[form.fields - 1]:
-            form.fields -= 1  # commas at the ends of lines, as spreadsheets write them
+            form.fields -= 1  # spreadsheets write commas at the end of lines
         if form.fields == 2:
             self._find_swapped()
         elif form.fields == 3 and self._counts_up() and looks_like_file(self._first[1]):
             form.path, form.label = 1, 2
-            self._findings.note("The first column counts the lines: it is not read.")
+            self._findings.note("The first column counts the lines and is ignored.")
         else:
-            form.fields = 2  # each line says what is wrong with it
+            form.fields = 2  # reading the first line raises the error
 
     def _from_blanks(self) -> None:
         frames = [FRAMES.fullmatch(line.strip()) for line in self._lines]
@@ -316,21 +290,21 @@ class _Finder:
             path = self._root / matches[0][1]
             if path.is_dir() and not is_file(self._root, f"{matches[0][1]} {matches[0][2]}"):
                 raise DataError(
-                    f"{self._place}: {printable(path)} is a folder: this is a list of folders of images "
-                    "(path, frames, label), which cannot be read; give a list of video files"
+                    f"{self._place}: {printable(path)} is a folder: folders of images (path, frames, label) "
+                    "are not supported; give a list of video files"
                 )
             if all(
                 looks_like_file(match[1]) or is_file(self._root, match[1]) for match in matches
             ) and not any(is_file(self._root, f"{match[1]} {match[2]}") for match in matches):
                 self.format.fields, self.format.label = 3, 2
                 self._findings.note(
-                    "The lines are read as path, number of frames, label; the numbers of frames are not used."
+                    "The lines are read as path, number of frames, label; the number of frames is ignored."
                 )
                 return
         self._find_swapped()
 
     def _find_swapped(self) -> None:
-        """Where the second field is the file and the first is not, the first is the label."""
+        """If the second field is the file and the first is not, the first is the label."""
         form = self.format
         form.path, form.label = 1, 0
         swapped = [form.split_line(line) for line in self._lines]
@@ -348,7 +322,7 @@ class _Finder:
 
 
 def _separator(lines: list[str], root: Path) -> str | None:
-    """What separates fields: the character that takes the lines apart most evenly; None for blanks."""
+    """The character that splits the lines into the same number of fields; None for blanks."""
     best: tuple[float, int] | None = None
     chosen = None
     for order, separator in enumerate(_SEPARATORS):
@@ -357,7 +331,7 @@ def _separator(lines: list[str], root: Path) -> str | None:
         rows = [split_with(separator, line) for line in lines]
         even = sum(len(row) == len(rows[0]) and len(row) > 1 for row in rows) / len(rows)
         if separator in ";|" and even < 0.9:
-            continue  # in a file's name
+            continue  # part of file names
         header = {_plain(cell) for cell in rows[0]}
         known = bool(header & set(PATH_NAMES)) + bool(header & set(LABEL_NAMES))
         files = max(
@@ -392,7 +366,7 @@ def _first_of(wanted: Sequence[str], names: list[str], taken: int | None = None)
 
 
 def join_quoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Lines with those joined to one that a quoted field goes over, where it ends soon."""
+    """The lines, with the lines of a quoted field joined if it ends within `_MAX_JOINED` lines."""
     joined: list[tuple[int, str]] = []
     place = 0
     while place < len(lines):
@@ -400,7 +374,7 @@ def join_quoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
         end = place + 1
         if _OPENS.search(line) and line.count('"') % 2:
             text = line
-            for later in range(end, min(end + _MOST_JOINED, len(lines))):
+            for later in range(end, min(end + _MAX_JOINED, len(lines))):
                 text += lines[later][1]
                 if text.count('"') % 2 == 0:
                     line, end = text, later + 1
@@ -411,10 +385,10 @@ def join_quoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def csv_rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table with the number of the line that each begins in.
+    """The rows of a table, each with the number of its first line.
 
     Raises:
-        csv.Error: a quote is not closed, or text follows one; the message names the line.
+        csv.Error: a quote is not closed, or text follows a closing quote; the message has the line.
     """
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     begin = 1
@@ -431,6 +405,6 @@ def csv_rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[s
 
 
 def names_columns(line: str) -> bool:
-    """Whether a line, which may begin with `#`, has usual headers of path and label."""
+    """Whether a line, which may begin with `#`, has usual headers for path and label."""
     names = {_plain(cell) for cell in re.split(r"[\t,;|\s]+", line.lstrip("# \t"))}
     return bool(names & set(PATH_NAMES)) and bool(names & set(LABEL_NAMES))

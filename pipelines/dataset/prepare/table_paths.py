@@ -1,4 +1,4 @@
-"""Paths of a table as people's programs write them: Windows' separators, `~`, quotes, addresses."""
+"""Paths of a table as programs write them: with `\\` of Windows, `~`, quotes, `file://`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,85 +15,78 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 
 _UNUSUAL = re.compile(r"^['~]|[\\$]|://|[^\x00-\x7f]")
-"""What may have to be read in another way; most tables have none of it."""
+"""Characters that may need interpretation; most tables have none."""
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
-
-@dataclass(slots=True)
-class _Change:
-    """A way to read a path other than it is written, where the first such path is no file as written."""
-
-    applies: Callable[[str], bool]
-    change: Callable[[str], str]
-    note: str
-    used: bool | None = None
-    """Whether it is used in this table; None while no path needed it."""
+# Interpretations: to which paths each applies, what it changes, and its note.
+_CHANGES: tuple[tuple[Callable[[str], bool], Callable[[str], str], str], ...] = (
+    (
+        lambda path: len(path) > 2 and path[0] == path[-1] == "'",
+        lambda path: path[1:-1],
+        "Single quotes around paths are removed.",
+    ),
+    (
+        lambda path: path.lower().startswith("file://"),
+        lambda path: unquote(path[7:].removeprefix("localhost"), errors="surrogateescape"),
+        "Addresses that begin with file:// are read as paths.",
+    ),
+    (
+        lambda path: "\\" in path,
+        lambda path: path.replace("\\", "/"),
+        "Backslashes in paths are read as /, as on Windows.",
+    ),
+    (
+        lambda path: path.startswith("~") or "$" in path,
+        lambda path: os.path.expandvars(os.path.expanduser(path)),
+        "A ~ and variables such as $HOME in paths are expanded.",
+    ),
+)
 
 
 class PathReader:
-    """Turns the path of a table's line into the name of a file."""
+    """Converts the paths of a table to file names, and adds a note for each interpretation."""
 
     def __init__(self, root: Path, findings: Findings) -> None:
         self._root = root
         self._findings = findings
         self._composed = False
-        self._changes = [
-            _Change(
-                lambda path: len(path) > 2 and path[0] == path[-1] == "'",
-                lambda path: path[1:-1],
-                "Single quotes around paths are left out.",
-            ),
-            _Change(
-                lambda path: path.lower().startswith("file://"),
-                lambda path: unquote(path[7:].removeprefix("localhost"), errors="surrogateescape"),
-                "Addresses that begin with file:// are read as paths.",
-            ),
-            _Change(
-                lambda path: "\\" in path,
-                lambda path: path.replace("\\", "/"),
-                "Backslashes in paths are read as /, as Windows means them.",
-            ),
-            _Change(
-                lambda path: path.startswith("~") or "$" in path,
-                lambda path: os.path.expandvars(os.path.expanduser(path)),
-                "A ~ and variables such as $HOME in paths are replaced by what they stand for.",
-            ),
-        ]
+        self._used: dict[str, bool] = {}
+        """By note: whether the interpretation is used, which its first path decides by not being a file."""
 
     def read(self, path: str, place: str) -> str:
-        """The file that a path of the table means.
+        """The file name for a path of the table; `place` is its file and line for messages.
 
         Raises:
-            DataError: it is the address of another machine; `place` is where it stands.
+            DataError: the path is a URL.
         """
         if not _UNUSUAL.search(path):
             return path
         written = path
-        for change in self._changes:
-            if not change.applies(path):
+        for applies, change, note in _CHANGES:
+            if not applies(path):
                 continue
-            if change.used is None:
-                change.used = not is_file(self._root, path)
-                if change.used:
-                    self._findings.note(f"{change.note} The first: '{printable(written)}'.")
-            if change.used:
-                path = change.change(path)
+            if note not in self._used:
+                self._used[note] = not is_file(self._root, path)
+                if self._used[note]:
+                    self._findings.note(f"{note} The first: '{printable(written)}'.")
+            if self._used[note]:
+                path = change(path)
         if not path.isascii() and not is_file(self._root, path):
             path = self._other_form(path)
-        if _ADDRESS.match(path) and not is_file(self._root, path):
-            raise DataError(f"{place}: '{printable(path)}' is an address; videos are read from files")
+        if _URL.match(path) and not is_file(self._root, path):
+            raise DataError(f"{place}: '{printable(path)}' is a URL; download the video and give its file")
         return path
 
     def _other_form(self, path: str) -> str:
-        """The path with accents composed or decomposed, where that names a file."""
+        """The path in Unicode NFC or NFD, if that is the name of a file."""
         for form in ("NFC", "NFD"):
             other = unicodedata.normalize(form, path)
             if other != path and is_file(self._root, other):
                 if not self._composed:
                     self._findings.note(
-                        "Accents in paths are composed (NFC) or decomposed (NFD) otherwise than in the "
-                        f"names of the files; they are taken for the same. The first: '{printable(path)}'."
+                        "Accents in paths are composed (NFC), in file names decomposed (NFD), or vice versa; "
+                        f"such paths are accepted. The first: '{printable(path)}'."
                     )
                 self._composed = True
                 return other

@@ -1,4 +1,4 @@
-"""Lines of a text file as people's programs write it: UTF-8 or UTF-16, with or without a mark at its head."""
+"""Lines of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, because it begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -23,17 +23,16 @@ _LONGEST_LINE = 2**20
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[Iterator[str]]:
-    """Yield the lines of a text file with their ends. A byte that is not UTF-8 becomes a lone surrogate.
-
-    Memory is bounded by the longest line, which may have 2^20 characters.
+    """Yield the lines of a text file with their line ends. A byte that is not UTF-8 becomes a lone surrogate.
 
     Raises:
         OSError: there is no such file.
         UnicodeDecodeError: a file in UTF-16 or UTF-32 is damaged.
-        DataError: the path names no regular file, or a line is longer.
+        DataError: the path is not a regular file, or a line has more than 2^20 characters, which bounds
+            memory.
     """
     if path.exists() and not path.is_file():
-        raise DataError(f"{printable(path)}: cannot be read: it is no file")
+        raise DataError(f"{printable(path)}: cannot be read: it is not a file")
     with path.open("rb") as binary:
         encoding = _encoding(binary.read(4096))
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
@@ -54,7 +53,7 @@ def open_lines(path: Path) -> Iterator[Iterator[str]]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether no byte of the text was something else."""
+    """Whether every byte of the text was valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -66,7 +65,7 @@ def _encoding(head: bytes) -> str:
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding
-    # UTF-16 without a mark: of letters of the Latin alphabet one byte in two is NUL.
+    # UTF-16 without a mark: every second byte of Latin letters is NUL.
     even, odd = head[0::2].count(0), head[1::2].count(0)
     if 10 * odd > 3 * len(head) and not even:
         return "utf-16-le"

@@ -1,4 +1,4 @@
-"""Which files of a folder are videos, by their names; which folders belong to a system, not to its user."""
+"""File extensions of videos and images, and names of system folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXTENSIONS = frozenset(
         ".hevc", ".m1v", ".m2v", ".mjpeg", ".mjpg", ".mp2v", ".mpv", ".mpv2", ".obu", ".vc1", ".vvc",
     }
 )  # fmt: skip
-"""Extensions of files that FFmpeg, as PyAV brings it along, can decode as videos."""
+"""Extensions of files that the FFmpeg of PyAV can decode as videos."""
 
 STILL_IMAGES = frozenset(
     {
@@ -26,7 +26,7 @@ STILL_IMAGES = frozenset(
         ".jxl", ".pgm", ".png", ".ppm", ".svg", ".tga", ".tif", ".tiff", ".webp",
     }
 )  # fmt: skip
-"""Extensions of images. PyAV does not decode the moving ones among `.webp`."""
+"""Extensions of images. PyAV does not decode animated `.webp` files."""
 
 _SYSTEM_FOLDERS = frozenset(
     {
@@ -43,5 +43,6 @@ def extension(name: str) -> str:
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder is hidden, or made by a system for its own use: no class and no videos."""
+    """Whether a folder is hidden or made by an operating system or NAS: it is not a class and has no
+    videos."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS

@@ -37,12 +37,12 @@ def test_a_folder_per_class(tmp_path):
     (root / "c").mkdir()
     listing = read_folder(root)
     assert listing.class_names == ("a", "b", "c")
-    assert list(listing.videos) == [(root / "a/deep/3.webm", 0), (root / "b/1.MKV", 1), (root / "b/2.mp4", 1)]
+    assert list(listing) == [(root / "a/deep/3.webm", 0), (root / "b/1.MKV", 1), (root / "b/2.mp4", 1)]
 
 
 def test_a_split_can_share_the_labels_of_another(tmp_path):
     root = files(tmp_path, "b/1.mp4")
-    assert list(read_folder(root, ["a", "b"]).videos) == [(root / "b/1.mp4", 1)]
+    assert list(read_folder(root, ["a", "b"])) == [(root / "b/1.mp4", 1)]
     with pytest.raises(DataError, match=r"class 'b' is not among the class names; did you mean 'bb'"):
         read_folder(root, ["aa", "bb"])
 
@@ -50,7 +50,7 @@ def test_a_split_can_share_the_labels_of_another(tmp_path):
 def test_a_folder_without_videos_is_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         read_folder(tmp_path / "none")
-    with pytest.raises(DataError, match=r"holds no video; expected .*/CLASS/VIDEO"):
+    with pytest.raises(DataError, match=r"no video; expected .*/CLASS/VIDEO"):
         read_folder(files(tmp_path, "1.mp4", "a/notes.txt"))
 
 
@@ -74,7 +74,7 @@ def table(tmp_path: Path, text: str) -> Path:
 def test_tables(tmp_path, text, names, videos):
     listing = read_table(table(tmp_path, text))
     assert listing.class_names == names
-    assert list(listing.videos) == [(tmp_path / path, label) for path, label in videos]
+    assert list(listing) == [(tmp_path / path, label) for path, label in videos]
 
 
 @pytest.mark.parametrize(
@@ -88,31 +88,31 @@ def test_tables(tmp_path, text, names, videos):
 def test_a_header_announces_weights(tmp_path, text):
     listing = read_table(table(tmp_path, text))
     assert listing.class_names == ("jump", "run")
-    assert list(listing.videos) == [(tmp_path / "a.mp4", 1), (tmp_path / "b.mp4", 0)]
+    assert list(listing) == [(tmp_path / "a.mp4", 1), (tmp_path / "b.mp4", 0)]
     assert list(listing.weights) == [0.5, 3]
     assert read_table(table(tmp_path, "path,label\na.mp4,run\n")).weights is None
 
 
 def test_a_table_s_paths_start_at_the_root_it_is_given(tmp_path):
     listing = read_table(table(tmp_path, "a.mp4,0\n/b.mp4,0\n"), root=Path("/videos"))
-    assert [path for path, _ in listing.videos] == [Path("/videos/a.mp4"), Path("/b.mp4")]
+    assert [path for path, _ in listing] == [Path("/videos/a.mp4"), Path("/b.mp4")]
 
 
 def test_given_class_names_take_names_and_indices(tmp_path):
     listing = read_table(table(tmp_path, "a,run\nb,1\nc,7\n"), class_names=["7", "jump", "run"])
-    assert [label for _, label in listing.videos] == [2, 1, 0]
+    assert [label for _, label in listing] == [2, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
-        ("", None, "list.csv: holds no video"),
-        ("path,label\n", None, "list.csv: holds no video"),
+        ("", None, "list.csv: .*no video"),
+        ("path,label\n", None, "list.csv: .*no video"),
         ("a.mp4,0\nb.mp4\n", None, r"list.csv, line 2: expected a path and a label, found 1 field"),
-        ("a.mp4,0\nb, c.mp4,1\n", None, r"line 2: .*found 3 field\(s\)\. A path with a comma"),
+        ("a.mp4,0\nb, c.mp4,1\n", None, r"line 2: .*found 3 fields\. .* comma"),
         ("a.mp4 0\nb.mp4\n", None, "line 2: expected a path and a label"),
         ("a.mp4,0\nb.mp4,\n", None, "line 2: expected a path and a label"),
-        ("a.mp4,0\n\nb.mp4,run\n", None, "line 3: label 'run' is a name, the first is an index"),
+        ("a.mp4,0\n\nb.mp4,run\n", None, "line 3: label 'run' is a name, .* an index"),
         ("a.mp4,0\nb.mp4,20230101120000\n", None, "line 2: label 20230101120000 is more than"),
         ("a.mp4,0\nb.mp4,2\n", ["run", "jump"], "line 2: label 2, but labels end at 1"),
         ("a.mp4,run\nb.mp4,jumb\n", ["run", "jump"], "line 2: class 'jumb' .* did you mean 'jump'"),
@@ -145,8 +145,8 @@ def test_class_names_from_a_file(tmp_path):
     assert read_class_names(path) == ("long jump", "run")
     for text, message in (
         ("run\n\njump\n", "line 2: no class name"),
-        ("run\njump\nrun\n", "line 3: class 'run' already stands in line 1"),
-        ("", "holds no class name"),
+        ("run\njump\nrun\n", "line 3: class 'run' .* line 1"),
+        ("", "no class name"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -197,8 +197,8 @@ def test_only_files_under_the_manifest_s_folder_are_written_relative(videos, tmp
 
 
 def test_without_a_good_video_there_is_no_manifest(tmp_path):
-    listing = Listing([(tmp_path / "a.mp4", 0), (tmp_path / "b.mp4", 0)], ("run",))
-    with pytest.raises(DataError, match=r"none of 2 videos can be used; .*m\.arrow\.bad\.txt says why"):
+    listing = Listing([str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")], [0, 0], ("run",))
+    with pytest.raises(DataError, match=r"none of 2 videos can be used; .*m\.arrow\.bad\.txt"):
         build_manifest(tmp_path / "m.arrow", listing, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["m.arrow.bad.txt"]
 
@@ -212,7 +212,7 @@ def test_check_compares_a_manifest_with_its_videos(videos):
     report = check_manifest(manifest.path, workers=1)
     assert report.bad == 2
     first, second = report.bad_list.read_text().splitlines()
-    assert first.startswith(f"{changed}\thas ") and "the manifest says" in first
+    assert first.startswith(f"{changed}\thas ") and "in the manifest" in first
     assert second == f"{gone}\tcannot be read: No such file or directory"
     change_rows(manifest.path, {0: {"label": -1}, 1: {"path": "a\0"}, 3: {"height": 0}})
     report = check_manifest(manifest.path, workers=1)
@@ -249,7 +249,7 @@ def test_the_weights_of_a_table_reach_the_manifest_without_those_of_bad_videos(v
     manifest = build_manifest(tmp_path / "m.arrow", listing, workers=1).manifest
     assert [manifest.row(index).weight for index in range(3)] == [0.5, 0, 3]
     assert manifest.total_weight == 3.5
-    listing = Listing([(videos / "none.mp4", 0), (good[0], 0)], ("0",), weights=[1, 0])
+    listing = Listing([str(videos / "none.mp4"), str(good[0])], [0, 0], ("0",), weights=[1, 0])
     with pytest.raises(DataError, match="the weights of all 1 videos are 0"):
         build_manifest(tmp_path / "m.arrow", listing, workers=1)
 
@@ -304,7 +304,7 @@ def test_balancing_refuses_what_it_cannot_use(tmp_path):
     for power in (-1.0, float("nan")):
         with pytest.raises(DataError, match=r"power .*give a number from 0"):
             balance(source.path, tmp_path / "out.arrow", power)
-    with pytest.raises(DataError, match=r"empty\.arrow lists no video"):
+    with pytest.raises(DataError, match=r"empty\.arrow has no video"):
         balance(write_manifest(tmp_path / "empty.arrow", [], ["a"]).path, tmp_path / "out.arrow", 1)
 
 

@@ -20,7 +20,7 @@ def files(root: Path, *names: str | bytes) -> Path:
 
 def taken(listing: Listing, root: Path) -> list[tuple[str, str]]:
     """Path and name of the class of each video."""
-    return [(str(path.relative_to(root)), listing.class_names[label]) for path, label in listing.videos]
+    return [(str(path.relative_to(root)), listing.class_names[label]) for path, label in listing]
 
 
 def said(listing: Listing) -> dict[str, int]:
@@ -44,8 +44,8 @@ def test_folders_of_systems_are_no_classes_and_hold_no_videos(tmp_path):
     assert taken(listing, root) == [("a/1.mp4", "a"), ("b/1.mp4", "b")]
     assert listing.class_names == ("a", "b")
     assert said(listing) == {
-        "hidden folders and folders of the system, not looked into": 14,
-        "hidden files, not taken": 1,
+        "hidden folders and system folders, skipped": 14,
+        "hidden files, skipped": 1,
     }
 
 
@@ -76,8 +76,8 @@ def test_links_are_followed_and_loops_end(tmp_path):
         ("c/3.mp4", "c"),
     ]
     assert said(listing) == {
-        "links that lead nowhere": 2,
-        "links to folders above them, or to folders taken already; not followed": 5,
+        "broken links, skipped": 2,
+        "links to a parent folder or to a folder that is already included, not followed": 5,
     }
 
 
@@ -87,7 +87,7 @@ def test_many_links_among_folders_end_soon(tmp_path):
     for number in range(12):
         for other in range(12):
             (tmp_path / f"root/a/{number:02d}/to{other}").symlink_to(f"../{other:02d}")
-    assert len(read_folder(tmp_path / "root").videos) == 12
+    assert len(read_folder(tmp_path / "root")) == 12
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path):
@@ -97,16 +97,16 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     listing = read_folder(root)
     assert taken(listing, root) == [("a/1.mp4", "a"), ("b/2.GIF", "b")]
     assert said(listing) == {
-        "videos directly in the folder of the class folders, not taken: they have no class": 1,
-        "neither files nor folders, not taken": 1,
-        "still images, not taken": 51,
-        "files .part, not taken": 1,
-        "files .txt, not taken": 1,
-        "files without an extension, not taken": 1,
+        "videos outside the class folders, skipped: they have no class": 1,
+        "special files such as pipes, skipped": 1,
+        "still images, skipped": 51,
+        "files .part, skipped": 1,
+        "files .txt, skipped": 1,
+        "files without an extension, skipped": 1,
         "class folders without a video, which keep their class number": 1,
     }
     lines = listing.findings.write_list(tmp_path / "list.txt").read_text().splitlines()
-    assert f"{root}/a/frames\tnot taken: 50 files .jpg" in lines
+    assert f"{root}/a/frames\tskipped: 50 files .jpg" in lines
     assert len(lines) == 8
     assert taken(read_folder(root, more_extensions=["part"]), root)[-1] == ("b/3.mp4.part", "b")
 
@@ -118,19 +118,17 @@ def test_names_that_are_not_utf_8(tmp_path):
         (os.fsdecode(b"a/caf\xe9.mp4"), "a"),
         (os.fsdecode(b"caf\xe9/1.mp4"), r"caf\xe9"),
     ]
-    assert said(listing) == {r"class names that are not UTF-8; a byte is shown as \xNN": 1}
-    assert read_folder(root, ["x", "a", r"caf\xe9"]).videos[1][1] == 2
+    assert said(listing) == {r"class names that are not UTF-8; such a byte is written as \xNN": 1}
+    assert read_folder(root, ["x", "a", r"caf\xe9"]).labels[1] == 2
 
 
 def test_composed_and_decomposed_names_are_one_class(tmp_path):
     root = files(tmp_path, "Caf\u00e9/1.mp4", "Cafe\u0301/2.mp4", "b /3.mp4")
     listing = read_folder(root)
     assert listing.class_names == ("Caf\u00e9", "b")
-    assert sorted(label for _, label in listing.videos) == [0, 0, 1]
-    assert (
-        said(listing)["folders of one class (names are equal after NFC and without blanks at the ends)"] == 1
-    )
-    assert [label for _, label in read_folder(root, ["b", "Cafe\u0301"]).videos] == [1, 1, 0]
+    assert sorted(label for _, label in listing) == [0, 0, 1]
+    assert said(listing)["folders with the same class name (in Unicode NFC, without blanks at the ends)"] == 1
+    assert [label for _, label in read_folder(root, ["b", "Cafe\u0301"])] == [1, 1, 0]
     assert "classes whose names differ only in case or blanks" in said(read_folder(files(root, "B/4.mp4")))
 
 
@@ -138,8 +136,8 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
     ("names", "message"),
     [
         (("train/a/1.mp4", "val/a/2.mp4"), r"one level too high.*\n.*folder .*/train --out train\.arrow"),
-        (("1.mp4", "2.mp4"), r"2 video\(s\) lie directly in it.* the folder above"),
-        (("a/1.xyz",), r"Files there are \.xyz.* --extension"),
+        (("1.mp4", "2.mp4"), r"2 videos outside a class folder.* give its parent"),
+        (("a/1.xyz",), r"files \.xyz.* --extension"),
     ],
 )
 def test_the_wrong_folder_is_recognised(tmp_path, names, message):
@@ -152,29 +150,29 @@ def test_the_wrong_folder_is_recognised(tmp_path, names, message):
     [
         (
             ("a/train/1.mp4", "a/val/2.mp4", "b/train/3.mp4"),
-            "2 class folders hold only folders called train, val",
+            "2 class folders have only the folders train, val",
         ),
-        (("x/a/1.mp4", "x/b/2.mp4"), "All videos lie a level deeper"),
-        (("a/1.mp4",), "one class with videos only"),
-        (tuple(f"v{number}/1.mp4" for number in range(12)), "Every class has one video only"),
+        (("x/a/1.mp4", "x/b/2.mp4"), "All videos are a level deeper"),
+        (("a/1.mp4",), "Only one class has videos"),
+        (tuple(f"v{number}/1.mp4" for number in range(12)), "Each class has only one video"),
     ],
 )
 def test_a_doubtful_level_is_said(tmp_path, names, note):
     listing = read_folder(files(tmp_path, *names))
-    assert len(listing.videos) == len(names)
+    assert len(listing) == len(names)
     assert any(note in sentence for sentence in listing.findings.notes)
 
 
 def test_splits_may_be_classes_where_they_are_named(tmp_path):
     root = files(tmp_path, "train/1.mp4", "test/2.mp4")
-    assert len(read_folder(root).videos) == 2
+    assert len(read_folder(root)) == 2
     root = files(tmp_path / "deep", "train/a/1.mp4", "test/a/2.mp4")
-    assert len(read_folder(root, ["train", "test"]).videos) == 2
+    assert len(read_folder(root, ["train", "test"])) == 2
 
 
 def test_folders_that_are_no_given_class(tmp_path):
     root = files(tmp_path, "a/1.mp4", "thumbs/1.jpg")
-    kind = "folders without a video that are not among the class names; they get no class number"
+    kind = "folders without a video that are not in the class names; they get no class number"
     assert said(read_folder(root, ["a"]))[kind] == 1
     files(root, "jumb/2.mp4", "zoo/2.mp4")
     with pytest.raises(DataError, match=r"class 'jumb' is not among .* 'jump'\?, and 1 more such folders"):

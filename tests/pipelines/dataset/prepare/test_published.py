@@ -35,7 +35,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def videos_of(listing: Listing, folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): listing.class_names[label] for path, label in listing.videos}
+    return {str(path.relative_to(folder)): listing.class_names[label] for path, label in listing}
 
 
 def counted(listing: Listing) -> dict[str, int]:

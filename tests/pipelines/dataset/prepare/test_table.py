@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.prepare.class_names import read_class_names
-from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.table import read_table
-from pipelines.dataset.prepare.table_format import ColumnOptions
 from pipelines.errors import DataError
 
 TWO = [("v1.mp4", "a"), ("v2.mp4", "b")]
@@ -27,12 +25,12 @@ def read(
 ) -> Listing:
     path = folder / "list.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_table(path, class_names=classes, options=ColumnOptions(*columns))
+    return read_table(path, class_names=classes, columns=(*columns, None, None, None)[:3])
 
 
 def rows(listing: Listing, folder: Path) -> list[tuple[str, str]]:
     """Path and name of the class of each video."""
-    return [(os.path.relpath(path, folder), listing.class_names[label]) for path, label in listing.videos]
+    return [(os.path.relpath(path, folder), listing.class_names[label]) for path, label in listing]
 
 
 def said(listing: Listing) -> str:
@@ -78,9 +76,9 @@ def test_the_same_two_videos(folder, content):
         ("'v1.mp4',a\n'v2.mp4',b\n", "Single quotes"),
         (".\\v1.mp4,a\n.\\v2.mp4,b\n", "Backslashes"),
         ("path,label,split\nv1.mp4,a,train\nv2.mp4,b,val\n", "train 1, val 1"),
-        ("path,label,frames\nv1.mp4,a,3\nv2.mp4,b,4\n", "Not read: frames"),
-        ("media_name,kind\nv1.mp4,a\nv2.mp4,b\n", "Line 1 is taken for a header"),
-        ("path,kind\nv1.mp4,a\nv2.mp4,b\n", "Line 1 is taken for a header"),
+        ("path,label,frames\nv1.mp4,a,3\nv2.mp4,b,4\n", "Ignored: frames"),
+        ("media_name,kind\nv1.mp4,a\nv2.mp4,b\n", "Line 1 is read as a header"),
+        ("path,kind\nv1.mp4,a\nv2.mp4,b\n", "Line 1 is read as a header"),
         ("path,label\nv1.mp4,a\npath,label\nv2.mp4,b\n", "repeat the header"),
         ("v1.mp4 40 a\nv2.mp4 50 b\n", "number of frames"),
     ],
@@ -138,10 +136,10 @@ def test_numeric_labels_are_ordered_as_numbers(folder):
     )
     listing = read(folder, text)
     assert listing.class_names == tuple(map(str, range(11)))
-    assert [label for _, label in listing.videos] == [0, 2, 10]
+    assert [label for _, label in listing] == [0, 2, 10]
     assert "2.0" in said(listing)
     listing = read(folder, "v1.mp4,1\nv2.mp4,2\n")
-    assert [label for _, label in listing.videos] == [1, 2]
+    assert [label for _, label in listing] == [1, 2]
     assert "begin at 1, and no video has label 0" in said(listing)
 
 
@@ -150,9 +148,9 @@ def test_equal_accents_are_one_class_and_one_file(folder):
     (folder / f"{composed}.mp4").touch()
     listing = read(folder, f"v1.mp4,{composed}\nv2.mp4,{decomposed}\n{decomposed}.mp4,b\n")
     assert listing.class_names == (composed, "b")
-    assert listing.videos[2][0] == folder / f"{composed}.mp4"
-    assert read(folder, f"v1.mp4,{decomposed}\n", classes=(composed, "x")).videos[0][1] == 0
-    assert read(folder, f"v1.mp4,{composed}\n", classes=("x", decomposed)).videos[0][1] == 1
+    assert Path(listing.paths[2]) == folder / f"{composed}.mp4"
+    assert read(folder, f"v1.mp4,{decomposed}\n", classes=(composed, "x")).labels[0] == 0
+    assert read(folder, f"v1.mp4,{composed}\n", classes=("x", decomposed)).labels[0] == 1
 
 
 def test_a_path_may_hold_any_bytes_but_a_label_may_not(folder):
@@ -169,14 +167,14 @@ def test_a_path_may_hold_any_bytes_but_a_label_may_not(folder):
         ("v1.mp4,0\nv2.mp4,-1\n", "line 2: label -1 is negative"),
         ("v1.mp4,0\nv2.mp4,0.5\n", "line 2: label 0.5 is not a whole number"),
         ("v1.mp4,0\nv2.mp4," + "9" * 4000 + "\n", "line 2: label 9+ is more than"),
-        ("v1.mp4,a\nv2\0.mp4,b\n", "line 2 holds a NUL"),
+        ("v1.mp4,a\nv2\0.mp4,b\n", "line 2 .* NUL"),
         ("v1.mp4,a,b\nv2.mp4,b\n", "line 1: .* several labels"),
         ("path,label\nv1.mp4,a\nv2.mp4,b,c\n", "line 3: .* several labels"),
         ("path,label\nv1.mp4,\"[1, 2]\"\n", "line 2: .*looks like several"),
-        ("label,youtube_id,time_start\na,abc,1\n", "which is the file; name it with --path-column"),
-        ("youtube_id,label\nabc,a\n", "which is the file; name it with --path-column"),
-        ("path,kind,sort\nv1.mp4,a,b\n", "which is the label; name it with --label-column"),
-        ("http://host/v1.mp4,a\n", "line 1: 'http://host/v1.mp4' is an address"),
+        ("label,youtube_id,time_start\na,abc,1\n", "--path-column"),
+        ("youtube_id,label\nabc,a\n", "--path-column"),
+        ("path,kind,sort\nv1.mp4,a,b\n", "--label-column"),
+        ("http://host/v1.mp4,a\n", "line 1: 'http://host/v1.mp4' is a URL"),
         ("path,label\nv1.mp4,a\n\nv2.mp4\n", "line 4: expected a path and a label, found 1 field"),
         ("path,label,weight\nv1.mp4,,1\n", "line 2: expected .* without a label"),
         ("path,label\nv1.mp4,3 5\nv2.mp4,1\n", "line 2: label '3 5' looks like several"),
@@ -184,7 +182,7 @@ def test_a_path_may_hold_any_bytes_but_a_label_may_not(folder):
         ('[{"path": "v1.mp4", "label": 0}]\n', "looks like JSON"),
         ("[\n  {\n", "looks like JSON"),
         ("x" * 2**20 + "\n", "line 1 is longer"),
-        ("#only\n", "found 1 field|holds no video"),
+        ("#only\n", "found 1 field|no video"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_its_line(folder, content, message):
@@ -210,7 +208,7 @@ def test_labels_that_look_odd_are_said(folder):
     assert "'A' and 'a'" in said(read(folder, "v1.mp4,a\nv2.mp4,A\n"))
     assert "look like several" in said(read(folder, "v1.mp4,a\nv2.mp4,b\nv3.mp4,a|b\n"))
     unique = "".join(f"v{i}.mp4,name{i}\n" for i in range(12))
-    assert "a class of its own" in said(read(folder, unique))
+    assert "a different class" in said(read(folder, unique))
 
 
 @pytest.mark.parametrize(
@@ -239,8 +237,8 @@ def test_lists_of_class_names(tmp_path, content, names):
     ("content", "message"),
     [
         (b"a\ncaf\xe9\n", r"line 2: 'caf\\xe9' is not UTF-8"),
-        (b"a\n\0\n", "line 2: holds a NUL"),
-        ("Caf\u00e9\nCafe\u0301\n".encode(), "line 2: class 'Caf\u00e9' already stands in line 1"),
+        (b"a\n\0\n", "line 2: .* NUL"),
+        ("Caf\u00e9\nCafe\u0301\n".encode(), "line 2: class 'Caf\u00e9' .* line 1"),
     ],
 )
 def test_lists_of_class_names_that_are_refused(tmp_path, content, message):
@@ -251,9 +249,8 @@ def test_lists_of_class_names_that_are_refused(tmp_path, content, message):
 
 def test_numbers_mean_those_of_a_list_that_counts_from_1(folder):
     (folder / "classes.txt").write_text("1 a\n2 b\n")
-    findings = Findings()
-    names = read_class_names(folder / "classes.txt", findings)
-    assert "1 is the first class" in findings.notes[0]
+    names = read_class_names(folder / "classes.txt")
+    assert "1 is the first class" in names.note
     assert rows(read(folder, "v1.mp4 1\nv2.mp4 2\n", classes=names), folder) == TWO
     with pytest.raises(DataError, match="line 2: label 0, but labels begin at 1"):
         read(folder, "v1.mp4 1\nv2.mp4 0\n", classes=names)
