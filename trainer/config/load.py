@@ -89,10 +89,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     layered = _Layered()
     layered.add({"tracking": {"experiment": _family(chain)}}, {}, {})
     for file, document in reversed(chain):
-        place = format_text(str(file))
+        location = format_text(str(file))
         layered.add(
             document.value,
-            {name: f"{place}:{line}" for name, line in document.lines.items()},
+            {name: f"{location}:{line}" for name, line in document.lines.items()},
             document.written,
         )
     for override in overrides:
@@ -261,19 +261,19 @@ def _message(detail: ErrorDetails, layered: _Layered, recipe: Path) -> str:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
         path = (*path, *cause.below)
-    place = layered.origin(path) or format_text(str(recipe))
+    location = layered.origin(path) or format_text(str(recipe))
     name = format_path(path) or "recipe"
     if detail["type"] == "extra_forbidden":
-        return f"{place}: {name}: no such field; {_suggest(path, section)}"
+        return f"{location}: {name}: no such field; {_suggest(path, section)}"
     rule = allowed(info) if info else "a mapping of fields"
     if detail["type"] == "missing" and path == written:
-        return f"{place}: {name}: missing; allowed: {rule}"
+        return f"{location}: {name}: missing; allowed: {rule}"
     if detail["type"] == "value_error":
-        return f"{place}: {name}: {format_text(str(cause), 1000)}{_reading(path, layered)}"
+        return f"{location}: {name}: {format_text(str(cause), 1000)}{_reading(path, layered)}"
     found: Any = layered.values
     for key in path:
         found = found[key]
-    return f"{place}: {name}: found {_found(found)}; allowed: {rule}{_reading(path, layered)}"
+    return f"{location}: {name}: found {_found(found)}; allowed: {rule}{_reading(path, layered)}"
 
 
 def _reading(path: FieldPath, layered: _Layered) -> str:

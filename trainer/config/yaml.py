@@ -129,30 +129,30 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
         value = None if node is None else builder.build(node, ())
     except _Refused as error:
         name = f" {format_path(error.where)}:" if error.where else ""
-        raise RecipeError(f"{_place(source, error.line)}:{name} {error}") from None
+        raise RecipeError(f"{_location(source, error.line)}:{name} {error}") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = f"U+{error.character:04X}" if isinstance(error.character, int) else str(error.character)
         raise RecipeError(
-            f"{_place(source, line)}: not valid YAML: the character {code} may not stand in it; leave it "
+            f"{_location(source, line)}: not valid YAML: the character {code} may not stand in it; leave it "
             'out, or write it as an escape in double quotes, such as "\\x07"'
         ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = _place(source, mark.line + 1) if mark else source
+        location = _location(source, mark.line + 1) if mark else source
         hint = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{place}: not valid YAML: {format_text(str(error.problem))}{hint}") from error
+        raise RecipeError(f"{location}: not valid YAML: {format_text(str(error.problem))}{hint}") from error
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         # PyYAML does not catch numbers of escapes and directives that Python cannot convert.
-        place = source if loader is None else _place(source, loader.line + 1)
-        raise RecipeError(f"{place}: not valid YAML: {format_text(str(error))}") from error
+        location = source if loader is None else _location(source, loader.line + 1)
+        raise RecipeError(f"{location}: not valid YAML: {format_text(str(error))}") from error
     finally:
         if loader is not None:
             loader.dispose()
     return YamlDocument(value, builder.lines, builder.written)
 
 
-def _place(source: str, line: int) -> str:
+def _location(source: str, line: int) -> str:
     """`file:line`; an option of the command line has no line."""
     return source if source.startswith("--") else f"{source}:{line}"
 

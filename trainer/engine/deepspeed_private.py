@@ -166,8 +166,8 @@ def _partitioned_part(optimizer: Any, parameter: nn.Parameter) -> MasterPart:
     start = _member(optimizer, "_get_param_partition_rank")(parameter) * size
     tensor, offset = _member(parameter, "ds_tensor"), 0
     if parameter.requires_grad:
-        place = _member(optimizer, "grad_position")[_member(optimizer, "get_param_id")(parameter)]
-        group, offset, size = place
+        position = _member(optimizer, "get_param_id")(parameter)
+        group, offset, size = _member(optimizer, "grad_position")[position]
         tensor = _member(optimizer, "fp32_partitioned_groups_flat")[group]
     return MasterPart(
         start=start,

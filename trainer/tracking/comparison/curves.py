@@ -57,13 +57,13 @@ def _choose_lines(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> t
         return lines, f"{what}."
     alone = len(runs) - sum(len(group.members) for group in groups)
     if groups and len(groups) + alone <= MOST_LINES:
-        grouped = {place for group in groups for place in group.members}
+        grouped = {index for group in groups for index in group.members}
         lines = [
-            _Line(label, tuple(runs[place] for place in group.members))
+            _Line(label, tuple(runs[index] for index in group.members))
             for label, group in zip(group_labels(runs, groups), groups, strict=True)
         ]
         lines += [
-            _Line(f"{place + 1} {run.name}", (run,)) for place, run in enumerate(runs) if place not in grouped
+            _Line(f"{index + 1} {run.name}", (run,)) for index, run in enumerate(runs) if index not in grouped
         ]
         return lines, f"{what}; of each group of seeds the mean, and its range as a band."
     lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs[:MOST_LINES], start=1)]

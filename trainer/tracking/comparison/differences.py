@@ -71,7 +71,7 @@ def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
 def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
     """Groups of two runs or more, in the order of their first run."""
     by_training: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         if run.recipe:
             fields = fields_of(run)
             training = {
@@ -79,7 +79,7 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
                 for name, value in fields.items()
                 if name not in _NOT_OF_THE_TRAINING and not name.startswith(_BOOKKEEPING)
             }
-            by_training.setdefault(tuple(sorted(training.items())), []).append(place)
+            by_training.setdefault(tuple(sorted(training.items())), []).append(index)
     return [SeedGroup(tuple(members)) for members in by_training.values() if len(members) > 1]
 
 

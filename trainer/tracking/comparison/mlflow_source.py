@@ -177,7 +177,7 @@ class MlflowSource:
     def _read_recipe(self, run: ComparedRun) -> None:
         path = self._download(run.source, "recipe.yaml")
         if path is None:
-            run.notes.append("MLflow has no recipe.yaml of it; the fields shown are those of its first start")
+            run.notes.append("MLflow has no recipe.yaml of it; its fields are those of its first start")
             return
         try:
             run.recipe = recipe_of(read_text(path, MAX_TEXT), "recipe.yaml")

@@ -105,8 +105,8 @@ def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
         if column.name and needed > width:
             most = max(_LEAST_NAME, _unique_width([row[number].text for row in table.rows]))
             rows = [
-                [replace(cell, text=_end_of(cell.text, most)) if place == number else cell
-                 for place, cell in enumerate(row)]
+                [replace(cell, text=_end_of(cell.text, most)) if index == number else cell
+                 for index, cell in enumerate(row)]
                 for row in table.rows
             ]  # fmt: skip
             table = Table(table.columns, rows)
@@ -117,9 +117,9 @@ def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
         if not column.expendable:
             break
         left_out.append(column.head)
-        keep = [place for place in range(len(table.columns)) if place != number]
+        keep = [index for index in range(len(table.columns)) if index != number]
         table = Table(
-            [table.columns[place] for place in keep], [[row[place] for place in keep] for row in table.rows]
+            [table.columns[index] for index in keep], [[row[index] for index in keep] for row in table.rows]
         )
     return table, left_out
 
@@ -159,14 +159,14 @@ def _rich(table: Table, width: int) -> RichTable:
         if 0 < more <= width - sum(widths) - 2 * (len(widths) - 1):
             widths[number] += more
     while sum(widths) + len(widths) - 1 > width:
-        number = max(range(len(widths)), key=lambda place: widths[place] * table.columns[place].wraps)
+        number = max(range(len(widths)), key=lambda index: widths[index] * table.columns[index].wraps)
         if not table.columns[number].wraps or widths[number] <= _LEAST_NAME:
             break
         widths[number] -= 1
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
-    shown = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    rich_table = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column, own in zip(table.columns, widths, strict=True):
-        shown.add_column(
+        rich_table.add_column(
             Text(column.head),
             justify="right" if column.numeric else "left",
             overflow="fold",
@@ -175,8 +175,8 @@ def _rich(table: Table, width: int) -> RichTable:
             min_width=own if column.wraps else None,
         )
     for row in table.rows:
-        shown.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
-    return shown
+        rich_table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+    return rich_table
 
 
 def as_markdown(blocks: Sequence[Block], picture: str) -> str:

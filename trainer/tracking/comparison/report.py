@@ -3,8 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
 from trainer.monitoring.metric_names import LOSS_STEPS
@@ -21,6 +21,8 @@ from trainer.tracking.comparison.results import (
     results_table,
     run_numbers,
 )
+
+T = TypeVar("T")
 
 _SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
 _MOST_VALUES = 8  # of a field, that are listed
@@ -87,17 +89,23 @@ def _shortened(value: str | None) -> str:
 
 def _listed(difference: Difference) -> str:
     """Each value with the numbers of its runs; of many values the range, or their number."""
-    places: dict[str | None, list[int]] = {}
-    for place, value in enumerate(difference.values):
-        places.setdefault(value, []).append(place)
-    if len(places) <= _MOST_VALUES:
-        return " · ".join(f"{_shortened(value)}: {run_numbers(found)}" for value, found in places.items())
-    numbers = [number for value in places if (number := _number(value)) is not None]
-    if len(numbers) == len(places):
-        return f"{len(places)} values, {min(numbers):g} to {max(numbers):g}"
-    common = sorted(places.items(), key=lambda item: -len(item[1]))[: _MOST_VALUES - 1]
+    indices = _indices_by(enumerate(difference.values))
+    if len(indices) <= _MOST_VALUES:
+        return " · ".join(f"{_shortened(value)}: {run_numbers(found)}" for value, found in indices.items())
+    numbers = [number for value in indices if (number := _number(value)) is not None]
+    if len(numbers) == len(indices):
+        return f"{len(indices)} values, {min(numbers):g} to {max(numbers):g}"
+    common = sorted(indices.items(), key=lambda item: -len(item[1]))[: _MOST_VALUES - 1]
     listed = " · ".join(f"{_shortened(value)}: {run_numbers(found)}" for value, found in common)
-    return f"{listed} · {len(places) - len(common)} more values"
+    return f"{listed} · {len(indices) - len(common)} more values"
+
+
+def _indices_by(values: Iterable[tuple[int, T]]) -> dict[T, list[int]]:
+    """The indices of each value, in the order of its first."""
+    found: dict[T, list[int]] = {}
+    for index, value in values:
+        found.setdefault(value, []).append(index)
+    return found
 
 
 def _number(text: str | None) -> float | None:
@@ -117,17 +125,15 @@ def _groups(comparison: Comparison) -> list[Block]:
 def _data(comparison: Comparison) -> list[Block]:
     if not comparison.data:
         return []
-    said: dict[str, list[int]] = {}
-    for place, words in comparison.data:
-        said.setdefault(words, []).append(place)
+    by_text = _indices_by(comparison.data)
     base = comparison.runs[comparison.baseline]
     text = f"Compared with run {comparison.baseline + 1} ({base.name}); of two values, its own comes first."
-    shown = list(said.items())[:_MOST_LINES]
-    rows = [[Cell(run_numbers(places)), Cell(text)] for text, places in shown]
+    listed = list(by_text.items())[:_MOST_LINES]
+    rows = [[Cell(run_numbers(indices)), Cell(text)] for text, indices in listed]
     columns = [Column("run", numeric=False, wraps=True), Column("data", numeric=False, wraps=True)]
     blocks: list[Block] = [Heading("Same data, same order?"), Paragraph(text), Table(columns, rows)]
-    if len(said) > len(shown):
-        left = sum(len(places) for places in list(said.values())[len(shown) :])
+    if len(by_text) > len(listed):
+        left = sum(len(indices) for indices in list(by_text.values())[len(listed) :])
         blocks.append(Paragraph(f"And {left} more runs, which --json lists."))
     return blocks
 
@@ -194,18 +200,15 @@ def _unpaired(test: PairedTest, name: str) -> str | None:
         "under different labels": pairs.other_label,
         "with a path that occurs more than once": pairs.ambiguous,
     }
-    said = [f"{count:,} {words}" for words, count in left_out.items() if count]
+    counts = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
     views = f"evaluated with other views ({test.views})" if test.views else ""
-    parts = [f"videos left out: {', '.join(said)}"] * bool(said) + [views] * bool(views)
+    parts = [f"videos left out: {', '.join(counts)}"] * bool(counts) + [views] * bool(views)
     return f"Run {test.run + 1} ({name}): {'; '.join(parts)}." if parts else None
 
 
 def _notes(comparison: Comparison) -> list[Block]:
-    said: dict[str, list[int]] = {}
-    for place, run in enumerate(comparison.runs):
-        for note in run.notes:
-            said.setdefault(note, []).append(place)
-    lines = [f"Run {run_numbers(places)}: {note}" for note, places in said.items()]
+    by_note = _indices_by((index, note) for index, run in enumerate(comparison.runs) for note in run.notes)
+    lines = [f"Run {run_numbers(indices)}: {note}" for note, indices in by_note.items()]
     lines += comparison.notes
     if not lines:
         return []
@@ -219,7 +222,7 @@ def as_json(comparison: Comparison) -> str:
     same = dict(comparison.data)
     runs = [
         {
-            "number": place + 1,
+            "number": index + 1,
             "name": run.name,
             "source": run.source,
             "status": run.status,
@@ -229,12 +232,12 @@ def as_json(comparison: Comparison) -> str:
                 "best_step": run.best.step if run.best else None,
             },
             "data": run.data,
-            "data_against_baseline": same.get(place),
-            "test_against_baseline": _test_as_json(tests[place]) if place in tests else None,
+            "data_against_baseline": same.get(index),
+            "test_against_baseline": _test_as_json(tests[index]) if index in tests else None,
             "recipe": run.recipe,
             "notes": run.notes,
         }
-        for place, run in enumerate(comparison.runs)
+        for index, run in enumerate(comparison.runs)
     ]
     found = {
         "baseline": comparison.baseline + 1,
@@ -262,8 +265,8 @@ def _test_as_json(test: PairedTest) -> dict[str, Any]:
 
 
 def _group_as_json(comparison: Comparison, members: Sequence[int]) -> dict[str, Any]:
-    finished = [run for place in members if (run := comparison.runs[place]).status == "finished"]
-    found: dict[str, Any] = {"runs": [place + 1 for place in members], "finished": len(finished)}
+    finished = [run for index in members if (run := comparison.runs[index]).status == "finished"]
+    found: dict[str, Any] = {"runs": [index + 1 for index in members], "finished": len(finished)}
     for measure in RESULT_COLUMNS:
         values = [value for run in finished if (value := measure.value(run)) is not None]
         if values:

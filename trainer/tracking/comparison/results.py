@@ -128,7 +128,7 @@ def group_table(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> Tab
     labels = group_labels(runs, groups)
     found = []
     for group, label in zip(groups, labels, strict=True):
-        members = [runs[place] for place in group.members]
+        members = [runs[index] for index in group.members]
         finished = [run for run in members if run.status == "finished"]
         cells = [Cell(label), Cell(_number(len(finished), len(members)))]
         means = []
@@ -165,17 +165,17 @@ def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> li
     ]
     labels = []
     for group, fields in zip(groups, firsts, strict=True):
-        said = ", ".join(
+        differing = ", ".join(
             f"{name.rpartition('.')[2]} {fields.get(name, MISSING)}" for name in names[:_MOST_FIELDS]
         )
         more = f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else ""
-        labels.append(f"{run_numbers(group.members)}{f': {said}{more}' if said else ''}")
+        labels.append(f"{run_numbers(group.members)}{f': {differing}{more}' if differing else ''}")
     return labels
 
 
-def run_numbers(places: Sequence[int]) -> str:
+def run_numbers(indices: Sequence[int]) -> str:
     """Indices in the list as the numbers of runs in a report, such as `1-3, 7`; of many, the first."""
-    parts = format_ranges([place + 1 for place in places]).split(", ")
+    parts = format_ranges([index + 1 for index in indices]).split(", ")
     if len(parts) <= _MOST_RANGES:
         return ", ".join(parts)
-    return f"{', '.join(parts[: _MOST_RANGES - 2])}, ... ({len(places)} runs)"
+    return f"{', '.join(parts[: _MOST_RANGES - 2])}, ... ({len(indices)} runs)"
