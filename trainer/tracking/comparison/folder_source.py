@@ -3,8 +3,9 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.cluster.run_status import RunHistory, derive_status
 from trainer.config.schema import leaves
@@ -15,7 +16,9 @@ from trainer.monitoring.run_dir import find_run_dirs
 from trainer.system.files import find_number
 from trainer.system.secrets import redacted
 from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
-from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve
+from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun
+
+T = TypeVar("T")
 
 SCORES = "scores.parquet"
 _MOST_BYTES = 2**24  # of a JSON file that is read whole
@@ -31,13 +34,19 @@ def read_folder(path: Path) -> ComparedRun:
     run = ComparedRun(str(path), path.absolute().name, state.state, folder=path)
     if state.reason:
         run.notes.append(f"{state.state}: {state.reason}")
-    run.recipe = _recipe(path / "recipe.yaml", run.notes)
-    events = _events(path / "events.jsonl", run.notes)
-    summary = _json(path / "summary.json", run.notes) if run.status == "finished" else {}
+    run.recipe = _read_or_note(path / "recipe.yaml", _read_recipe, dict[str, str](), run.notes)
+    events_path = path / "events.jsonl"
+    events = _read_or_note(events_path, read_events, RunEvents([], None, None, None, False), run.notes)
+    if events.too_many:
+        run.notes.append(f"{events_path.name}: only the first {MOST_EVALUATIONS:,} evaluations were read")
+    finished = run.status == "finished"
+    summary = (
+        _read_or_note(path / "summary.json", _read_json, dict[str, Any](), run.notes) if finished else {}
+    )
     run.evaluations = events.evaluations
     run.results = results_of(summary, events)
     run.data = _fingerprints(path, events)
-    run.read_curve = lambda: _curve(run, path / "events.jsonl")
+    run.read_curve = lambda: _read_or_note(events_path, read_curve, None, [])  # noted above
     run.find_scores = lambda: path / SCORES if (path / SCORES).is_file() else None
     parent = run.recipe.get("tracking.parent_run")
     run.parent = None if parent in (None, "None") else parent
@@ -88,53 +97,25 @@ def _hours(record: dict[str, Any], name: str) -> float | None:
     return None if seconds is None else seconds / 3600
 
 
-def _recipe(path: Path, notes: list[str]) -> dict[str, str]:
+def _read_or_note(path: Path, read: Callable[[Path], T], empty: T, notes: list[str]) -> T:
+    """`read(path)`; `empty`, and a note, where the file is missing or damaged."""
     try:
-        return recipe_of(read_text(path, MAX_TEXT), str(path))
-    except FileNotFoundError:
-        notes.append("it has no recipe.yaml")
-    except OSError as error:
-        notes.append(f"recipe.yaml cannot be read: {error.strerror or error}")
-    except (ValueError, RecipeError) as error:
-        notes.append(f"recipe.yaml: {error}")
-    return {}
-
-
-def _events(path: Path, notes: list[str]) -> RunEvents:
-    try:
-        found = read_events(path)
-    except FileNotFoundError:
-        notes.append("it has no events.jsonl")
-    except OSError as error:
-        notes.append(f"events.jsonl cannot be read: {error.strerror or error}")
-    except ValueError as error:
-        notes.append(f"events.jsonl: {error}")
-    else:
-        if found.too_many:
-            notes.append(f"events.jsonl: only the first {MOST_EVALUATIONS:,} evaluations were read")
-        return found
-    return RunEvents([], None, None, None, False)
-
-
-def _curve(run: ComparedRun, path: Path) -> Curve | None:
-    try:
-        return read_curve(path)
-    except (OSError, ValueError):
-        return None  # `_events` noted it
-
-
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(path, _MOST_BYTES))
+        return read(path)
     except FileNotFoundError:
         notes.append(f"it has no {path.name}")
-        return {}
     except OSError as error:
         notes.append(f"{path.name} cannot be read: {error.strerror or error}")
-        return {}
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, RecipeError) as error:
         notes.append(f"{path.name}: {error}")
-        return {}
+    return empty
+
+
+def _read_recipe(path: Path) -> dict[str, str]:
+    return recipe_of(read_text(path, MAX_TEXT), str(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found = json.loads(read_text(path, _MOST_BYTES))
     return found if isinstance(found, dict) else {}
 
 
@@ -145,7 +126,7 @@ def _fingerprints(path: Path, events: RunEvents) -> dict[str, str]:
     if "train_fingerprint" in found:
         return found
     for state in sorted((path / "checkpoints").glob(_STATES), reverse=True):
-        settled = _json(state, []).get("settled")
+        settled = _read_or_note(state, _read_json, dict[str, Any](), []).get("settled")
         if isinstance(settled, dict) and isinstance(settled.get(_FINGERPRINT), str):
             return {**found, "train_fingerprint": settled[_FINGERPRINT]}
     return found
