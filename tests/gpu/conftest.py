@@ -1,4 +1,4 @@
-"""What tests that need a GPU share."""
+"""Fixtures of tests that need a GPU."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a rank is estimated to need, beside what PyTorch allocates on a GPU."""
+"""The memory estimate compared with PyTorch's allocations on a GPU."""
 
 import gc
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 PATIENCE = 60  # seconds
 
 
-def test_too_little_memory_is_said_in_words(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_too_little_memory_has_a_message(motion_set: MotionSet, tmp_path: Path) -> None:
     large = {"resolution": 448, "width": 256, "depth": 6}
     overrides = {f"model__overrides.{name}": value for name, value in large.items()}
     outcome = train(

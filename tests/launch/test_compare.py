@@ -1,4 +1,4 @@
-"""The command, on a real run beside its MLflow run, on copies of it, and on folders made by hand."""
+"""launch/compare.py on a real run and its MLflow run, on copies of it, and on made run directories."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Recipes that nobody means well with, or that a slip made: one message, in bounded time and memory."""
+"""Hostile and mistyped recipes: one message, in bounded time and memory."""
 
 import os
 import subprocess
@@ -133,7 +133,7 @@ def test_many_mistakes_are_counted_and_not_all_listed(tmp_path: Path) -> None:
     assert lines[-1] == "... and up to 1,980 mistakes more"
 
 
-def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")

@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, what is refused and in which words."""
+"""Recipes: accepted and refused values, inheritance, messages, the reference page."""
 
 import shutil
 from pathlib import Path
@@ -199,7 +199,7 @@ def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_rand_augment_takes_what_the_pipeline_reads(minimal: Path) -> None:
+def test_rand_augment_accepts_policies_of_the_pipeline(minimal: Path) -> None:
     for policy in ("rand-m7-n4-mstd0.5-inc1", "rand-m9-n2-inc1-p0.3"):
         recipe = load_recipe(minimal, [f"augmentation.rand_augment={policy}"])
         assert recipe.augmentation.rand_augment == policy
@@ -258,7 +258,7 @@ def test_a_wrong_list_of_manifests_is_refused_by_entry(tmp_path: Path, text: str
     assert line.startswith(f"{path}:3: data.train: {expected}")
 
 
-def test_what_is_rendered_is_not_mixed(tmp_path: Path, minimal: Path) -> None:
+def test_the_embedded_data_set_is_not_mixed_with_others(tmp_path: Path, minimal: Path) -> None:
     text = "[a.arrow], embedded: {train_clips: 8, val_clips: 8}"
     (line,) = refusal(write(tmp_path / "mixed.yaml", with_train(text)))
     assert "data: `embedded` renders a single `train` manifest" in line

@@ -1,4 +1,4 @@
-"""Recipes that are given by name."""
+"""Recipes by name."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_a_name_is_the_projects_recipe_from_any_folder(
     assert load_recipe("own_videos").name == "own_videos"
 
 
-def test_what_lies_here_comes_first_and_a_path_stays_a_path(
+def test_a_recipe_in_this_folder_comes_first_and_a_path_stays_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Whatever a recipe holds, it loads or is refused in one message."""
+"""Any text or bytes load as a recipe or are refused in one message."""
 
 from pathlib import Path
 

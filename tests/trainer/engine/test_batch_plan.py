@@ -1,4 +1,4 @@
-"""Which layout is chosen for a memory, and in which words."""
+"""Which batch plan is chosen for a memory, with which reasons and advice."""
 
 import dataclasses
 import re
@@ -39,29 +39,29 @@ def chosen(
     precision: Precision = "fp32",
     **batch: int,
 ) -> BatchPlan:
-    room = AvailableMemory("cuda", int(gib * GIB))
-    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, available=room)
+    available = AvailableMemory("cuda", int(gib * GIB))
+    return choose_batch_plan(recipe(engine, **batch), config, ranks, precision=precision, available=available)
 
 
-def need(layout: BatchPlan, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> MemoryEstimate:
-    """What a layout that was chosen needs, with some of it otherwise."""
+def need(plan: BatchPlan, ranks: int = 8, precision: Precision = "fp32", **changes: int) -> MemoryEstimate:
+    """The estimate of a plan, with some of its values changed."""
     of_all = MemoryModel.of(recipe("auto"), L14, ranks=ranks, precision=precision, kind="cuda")
-    fields = {name: getattr(layout, name) for name in ("zero_stage", "micro_batch", "recomputed_blocks")}
+    fields = {name: getattr(plan, name) for name in ("zero_stage", "micro_batch", "recomputed_blocks")}
     return of_all.estimate(**{**fields, **changes})
 
 
-def plain(layout: BatchPlan) -> tuple[int, int, int, int]:
-    return layout.zero_stage, layout.micro_batch, layout.accumulation, layout.recomputed_blocks
+def plain(plan: BatchPlan) -> tuple[int, int, int, int]:
+    return plan.zero_stage, plan.micro_batch, plan.accumulation, plan.recomputed_blocks
 
 
-def test_what_is_given_in_numbers_is_taken_as_it_is() -> None:
+def test_numbers_of_the_recipe_are_kept() -> None:
     asked = {"zero_stage": 2, "micro_batch": 24, "recomputed_blocks": 3}
     assert chosen(400, asked) == BatchPlan(2, 16, 4, 3)
     assert chosen(400, {"zero_stage": 0}) == BatchPlan(0, 64, 1, 0)
     assert plain(chosen(1, asked)) == (2, 16, 4, 3)
 
 
-def test_what_does_not_fit_comes_with_changes_each_of_which_is_enough() -> None:
+def test_a_plan_that_does_not_fit_has_advice_each_of_which_is_enough() -> None:
     asked = {"zero_stage": 1, "micro_batch": 32, "recomputed_blocks": 0}
     tight = chosen(30, asked)
     assert plain(tight) == (1, 32, 2, 0)
@@ -77,34 +77,34 @@ def test_what_does_not_fit_comes_with_changes_each_of_which_is_enough() -> None:
     assert "nothing in engine and evaluation is enough" in nothing and "model.frames" in nothing
 
 
-def test_an_evaluation_of_too_many_views_is_what_is_advised_to_change() -> None:
+def test_an_evaluation_of_too_many_views_is_advised_to_change() -> None:
     large = recipe({"zero_stage": 1, "micro_batch": 1, "recomputed_blocks": 24})
     evaluation = large.evaluation.model_copy(update={"batch": 64, "clips": 4, "crops": 3})
     large = large.model_copy(update={"evaluation": evaluation})
-    room = AvailableMemory("cuda", 30 * GIB)
-    (line,) = choose_batch_plan(large, L14, 8, precision="fp32", available=room).advice
+    available = AvailableMemory("cuda", 30 * GIB)
+    (line,) = choose_batch_plan(large, L14, 8, precision="fp32", available=available).advice
     batch = int(re.findall(r"evaluation\.batch: (\d+)", line)[0])
     fitting = large.model_copy(update={"evaluation": evaluation.model_copy(update={"batch": batch})})
-    assert choose_batch_plan(fitting, L14, 8, precision="fp32", available=room).advice == ()
+    assert choose_batch_plan(fitting, L14, 8, precision="fp32", available=available).advice == ()
 
 
-def test_with_room_for_all_nothing_is_saved() -> None:
-    layout = chosen(400)
-    assert plain(layout) == (0, 64, 1, 0)
-    assert "that is a rank's whole share of the global batch" in layout.why[0]
-    assert layout.why[1] == "engine.recomputed_blocks auto: 0 of 24, 64 clips fit without"
-    assert layout.why[2] == "engine.zero_stage auto: 0, nothing more needs to be partitioned"
+def test_with_enough_memory_nothing_is_recomputed_or_partitioned() -> None:
+    plan = chosen(400)
+    assert plain(plan) == (0, 64, 1, 0)
+    assert "that is a rank's whole share of the global batch" in plan.why[0]
+    assert plan.why[1] == "engine.recomputed_blocks auto: 0 of 24, 64 clips fit without"
+    assert plan.why[2] == "engine.zero_stage auto: 0, nothing more needs to be partitioned"
 
 
 @pytest.mark.parametrize("gib", [10.5, 11, 12, 13, 14, 16, 20, 30, 60, 79.6, 120])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_that_is_preferred_would_have_fitted(gib: float, precision: Precision) -> None:
-    layout = chosen(gib, precision=precision)
-    stage, size, accumulation, recomputed = plain(layout)
+def test_no_preferred_plan_would_fit(gib: float, precision: Precision) -> None:
+    plan = chosen(gib, precision=precision)
+    stage, size, accumulation, recomputed = plain(plan)
     room = gib * GIB
 
     def fits(**changes: int) -> bool:
-        return need(layout, precision=precision, **changes).total <= room
+        return need(plan, precision=precision, **changes).total <= room
 
     lowest = 1 if precision == "bf16" else 0
     assert fits()
@@ -141,8 +141,8 @@ def chosen_or_none(gib: float) -> BatchPlan | None:
 
 
 def test_more_memory_never_makes_it_worse() -> None:
-    layouts = [layout for gib in range(5, 60) if (layout := chosen_or_none(gib))]
-    costs = [(layout.micro_batch < ENOUGH, layout.recomputed_blocks) for layout in layouts]
+    plans = [plan for gib in range(5, 60) if (plan := chosen_or_none(gib))]
+    costs = [(plan.micro_batch < ENOUGH, plan.recomputed_blocks) for plan in plans]
     assert costs == sorted(costs, reverse=True)
 
 
@@ -158,22 +158,22 @@ def test_each_field_may_be_left_to_auto_alone() -> None:
     assert stage.zero_stage > 0
 
 
-def test_the_words_give_the_numbers_that_decided() -> None:
-    layout = chosen(14.5)
-    stage, size, _, recomputed = plain(layout)
+def test_the_reasons_have_the_numbers_that_decided() -> None:
+    plan = chosen(14.5)
+    stage, size, _, recomputed = plain(plan)
     assert stage > 0 and recomputed > 0
 
     def gib(estimate: MemoryEstimate) -> str:
         return f"{estimate.total / GIB:.1f}"
 
-    micro_batch, blocks, zero = layout.why
-    assert micro_batch.startswith(f"engine.micro_batch auto: {size} clips, {gib(need(layout))} of 14.5 GiB; ")
-    fewer = need(layout, recomputed_blocks=recomputed - 1)
+    micro_batch, blocks, zero = plan.why
+    assert micro_batch.startswith(f"engine.micro_batch auto: {size} clips, {gib(need(plan))} of 14.5 GiB; ")
+    fewer = need(plan, recomputed_blocks=recomputed - 1)
     assert blocks == (
         f"engine.recomputed_blocks auto: {recomputed} of 24; with {recomputed - 1}, {size} clips would need "
         f"{gib(fewer)} of 14.5 GiB"
     )
-    lower = need(layout, zero_stage=stage - 1)
+    lower = need(plan, zero_stage=stage - 1)
     assert zero == (
         f"engine.zero_stage auto: {stage}; with {stage - 1}, {size} clips would need {gib(lower)} of 14.5 GiB"
     )
@@ -182,10 +182,10 @@ def test_the_words_give_the_numbers_that_decided() -> None:
     assert found is not None and float(found[2]) > 10.5
 
 
-def test_one_rank_has_nobody_to_share_with() -> None:
-    layout = chosen(79.6, ranks=1)
-    assert layout.zero_stage == 0
-    assert any(line.startswith("engine.zero_stage auto: 0, ") for line in layout.why)
+def test_one_rank_partitions_nothing() -> None:
+    plan = chosen(79.6, ranks=1)
+    assert plan.zero_stage == 0
+    assert any(line.startswith("engine.zero_stage auto: 0, ") for line in plan.why)
 
 
 def test_bf16_begins_with_the_stage_that_adds_up_in_fp32() -> None:
@@ -198,10 +198,10 @@ def test_bf16_begins_with_the_stage_that_adds_up_in_fp32() -> None:
 
 def test_with_batch_norm_the_number_of_clips_that_it_averages_over_is_named() -> None:
     temporal = build_config("l14", form="temporal", frames=16, num_classes=174)
-    layout = chosen(79.6, config=temporal)
-    (line,) = [line for line in layout.why if "batch norms" in line]
-    assert f"over {8 * layout.micro_batch} clips, engine.micro_batch x 8" in line
-    assert f"set engine.micro_batch to {layout.micro_batch} " in line
+    plan = chosen(79.6, config=temporal)
+    (line,) = [line for line in plan.why if "batch norms" in line]
+    assert f"over {8 * plan.micro_batch} clips, engine.micro_batch x 8" in line
+    assert f"set engine.micro_batch to {plan.micro_batch} " in line
     given = chosen(79.6, {"zero_stage": "auto", "micro_batch": 4}, config=temporal)
     assert not any("batch norms" in line for line in given.why)
 
@@ -214,12 +214,12 @@ def test_a_compiled_model_is_never_partitioned_by_stage_3(compiled: bool, highes
 
 
 def test_repeats_stay_together() -> None:
-    layout = chosen(30, ranks=2, global_batch=96, repeats=3)
-    assert layout.micro_batch % 3 == 0
-    assert layout.micro_batch * layout.accumulation * 2 == 96
+    plan = chosen(30, ranks=2, global_batch=96, repeats=3)
+    assert plan.micro_batch % 3 == 0
+    assert plan.micro_batch * plan.accumulation * 2 == 96
 
 
-def test_what_fits_nowhere_is_refused_with_numbers_and_what_helps() -> None:
+def test_a_training_that_cannot_fit_is_refused_with_numbers_and_advice() -> None:
     with pytest.raises(RunError) as caught:
         chosen(4, ranks=1)
     text = str(caught.value)
@@ -232,6 +232,6 @@ def test_what_fits_nowhere_is_refused_with_numbers_and_what_helps() -> None:
         chosen(80, ranks=7)
 
 
-def test_recomputed_blocks_of_the_config_are_not_looked_at() -> None:
+def test_recomputed_blocks_of_the_config_are_ignored() -> None:
     other = dataclasses.replace(L14, recomputed_blocks=5)
     assert chosen(14.5, config=other) == chosen(14.5)

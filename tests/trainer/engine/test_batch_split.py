@@ -26,7 +26,7 @@ def test_the_largest_micro_batch_within_the_limit(
     assert split_batch(global_batch, world_size, limit, repeats) == expected
 
 
-def test_nothing_is_ever_lost_and_the_limit_holds() -> None:
+def test_the_parts_make_up_the_batch_and_keep_the_limit() -> None:
     for global_batch in range(1, 61):
         for world_size in range(1, 7):
             for limit in (1, 2, 5, 9, None):

@@ -44,7 +44,7 @@ def alone(device: torch.device) -> Iterator[Environment]:
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_package_is_out_of_reach_only_inside_and_only_if_it_is_new(
+def test_a_package_is_unavailable_only_inside_and_only_if_it_is_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("new_package", "known_package"):
@@ -106,7 +106,7 @@ def steps(made: Engine, count: int) -> list[float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "autocast"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_what_happens_without_trace_leaves_none(alone: Environment, stage: int, precision: str) -> None:
+def test_steps_inside_preserved_state_change_nothing(alone: Environment, stage: int, precision: str) -> None:
     def run(rehearsed: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
         made = engine(alone, stage=stage, precision=precision, accumulation=2)
         if rehearsed:
@@ -138,8 +138,8 @@ def test_stages_agree_and_keep_the_gradient_norm(alone: Environment) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_begins_with_the_weights_as_they_are(alone: Environment, stage: int) -> None:
-    """Not with their rounded values, of which DeepSpeed makes its master copy."""
+def test_bf16_starts_with_the_exact_weights(alone: Environment, stage: int) -> None:
+    """Not with the rounded ones, from which DeepSpeed makes its master copy."""
     torch.manual_seed(0)
     model = create_model("tiny", form="scene", frames=4, num_classes=4, **SMALL)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -169,7 +169,7 @@ def test_bf16_begins_with_the_weights_as_they_are(alone: Environment, stage: int
         assert torch.equal(found, expected), "what it computes with follows"
 
 
-def patience_of_deepspeed() -> float:
+def timeout_of_deepspeed() -> float:
     made = engine(find_environment("cpu"), stage=1)
     group = made.deepspeed.data_parallel_group
     assert group is not None
@@ -177,13 +177,13 @@ def patience_of_deepspeed() -> float:
     return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
-def test_deepspeeds_collectives_have_the_patience_that_was_asked_for() -> None:
+def test_deepspeeds_collectives_have_the_timeout_of_the_group() -> None:
     """Its own group would have torch's, which for NCCL is shorter than the watchdog's."""
     with Ranks(2) as ranks:
-        assert ranks.run(patience_of_deepspeed) == [60 * MEETING_MINUTES] * 2
+        assert ranks.run(timeout_of_deepspeed) == [60 * MEETING_MINUTES] * 2
 
 
-def connect_with_nobody_to_hear() -> str:
+def connect_without_an_answer() -> str:
     with (
         mock.patch.object(process_group, "_join", lambda *_: time.sleep(60)),
         pytest.raises(StartAgain) as refusal,
@@ -196,7 +196,7 @@ def connect_with_nobody_to_hear() -> str:
 
 def test_ranks_that_do_not_get_connected_end_in_time() -> None:
     with Ranks(1) as ranks:
-        said = ranks.run(connect_with_nobody_to_hear)[0]
+        said = ranks.run(connect_without_an_answer)[0]
     assert "all 1 ranks met, but gloo did not connect them within 0.01 minutes" in said
 
 
@@ -219,16 +219,16 @@ def test_a_node_that_dies_while_all_connect_has_the_run_started_again() -> None:
     assert "Last error: connection reset" in said
 
 
-def number_of_its_gpu() -> str:
+def number_of_the_gpu() -> str:
     os.environ["LOCAL_RANK"] = "3"
     deepspeed_private.import_deepspeed(torch.device("cuda", 0))
     return os.environ["LOCAL_RANK"]
 
 
-def test_deepspeed_is_told_the_gpu_and_not_the_rank() -> None:
+def test_deepspeed_gets_the_number_of_the_gpu_and_not_the_rank() -> None:
     """A task that sees its own GPU only has number 0 of it, whatever its rank."""
     with Ranks(1) as ranks:
-        assert ranks.run(number_of_its_gpu) == ["0"]
+        assert ranks.run(number_of_the_gpu) == ["0"]
 
 
 def test_precision_follows_the_device() -> None:

@@ -1,4 +1,4 @@
-"""The average of the weights: what its formula says, on any ranks and stage; evaluated without a trace."""
+"""The EMA of the weights: its formula on any ranks and stage; evaluating it changes nothing."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ def piece(key: str, values: Tensor) -> StateShard:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.3, 0.999])
-def test_it_is_what_the_formula_says(decay: float) -> None:
+def test_it_follows_the_formula(decay: float) -> None:
     generator = np.random.default_rng(0)
     weight, count = torch.zeros(5), torch.zeros(1, dtype=torch.int64)
     first = generator.standard_normal(5)
@@ -58,7 +58,7 @@ def test_bf16_weights_are_averaged_in_fp32() -> None:
     assert weight.item() == 2.0
 
 
-def test_what_fails_inside_leaves_the_weights_too() -> None:
+def test_an_error_inside_restores_the_weights() -> None:
     weight = torch.ones(2)
     average = Ema([piece("weight/w", weight)], 0.9)
     weight.fill_(2.0)
@@ -106,7 +106,7 @@ def test_any_ranks_and_stage_have_the_same_average(ranks: dict[int, Ranks], stag
 
 
 def evaluate_with_it(stage: int, precision: str) -> None:
-    """An engine that evaluates its average meanwhile beside one that does not."""
+    """An engine that evaluates its EMA during training, compared with one that does not."""
     plain, evaluating = (make_engine(stage, precision=precision) for _ in range(2))
     for engine in (plain, evaluating):
         train(engine, 0, 2)
@@ -136,5 +136,7 @@ def evaluate_with_it(stage: int, precision: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "fp32"), (1, "autocast"), (2, "fp32"), (3, "fp32"), (3, "autocast")]
 )
-def test_evaluating_it_leaves_no_trace(ranks: dict[int, Ranks], stage: int, precision: str) -> None:
+def test_evaluating_it_changes_nothing_in_the_training(
+    ranks: dict[int, Ranks], stage: int, precision: str
+) -> None:
     ranks[2].run(evaluate_with_it, stage, precision)

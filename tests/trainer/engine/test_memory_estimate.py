@@ -1,4 +1,4 @@
-"""What a rank needs, beside what DeepSpeed and PyTorch really allocate on the CPU, and what it has."""
+"""The memory estimate compared with allocations of DeepSpeed and PyTorch on the CPU; available memory."""
 
 import gc
 import itertools
@@ -37,12 +37,12 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 CLIPS = 4
 REPRESENTATIVE = (("fp32", 0),)
 BUCKET_BYTES = {"fp32": (0, 4, 4, 4), "autocast": (0, 8, 8, 6)}
-"""Bytes of an element in DeepSpeed's buckets, all of them together, by stage."""
+"""Bytes per element of all of DeepSpeed's buckets together, by stage."""
 
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Ranks]:
-    """A process of its own: DeepSpeed remembers much of the engines before, and what they hold counts."""
+    """Its own process: DeepSpeed keeps much of earlier engines, which would count."""
     with Ranks(1) as ranks:
         yield ranks
 
@@ -76,7 +76,7 @@ def needs(recipe: Recipe, *, ranks: int = 1, precision: str = "fp32", kind: str 
 
 
 def held() -> int:
-    """Bytes of all tensors that Python knows."""
+    """Bytes of all tensors in Python."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
@@ -85,7 +85,7 @@ def held() -> int:
 
 
 def highest(work: Callable[[], None]) -> int:
-    """The most bytes that PyTorch allocated at a time during `work`, which gives back all that it takes.
+    """The most bytes that PyTorch held at a time during `work`, which frees all that it allocates.
 
     What another thread releases, as gloo's does when it is the last to let go of a tensor, the profiler does
     not see, and the tensor would count until the end: such a measurement is made again.
@@ -150,7 +150,7 @@ def _estimate_by_measured(stage: int, precision: str) -> float:
     ],
 )
 def test_the_estimate_is_near_what_is_allocated(stage: int, precision: str) -> None:
-    """In a program of its own: what DeepSpeed and PyTorch did before in a process counts in it."""
+    """In its own process, where no earlier work of DeepSpeed and PyTorch counts."""
     module = "tests.trainer.engine.test_memory_estimate"
     call = f"from {module} import measure_alone; measure_alone({stage}, {precision!r})"
     variables = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
@@ -204,13 +204,13 @@ def test_evaluation_and_clips_made_ahead_count() -> None:
 
 
 def room_here() -> tuple[AvailableMemory, int, int]:
-    """What a run has, and what is free for one rank and for four of a node, all asked within milliseconds:
-    what is free changes with what others start.
+    """The memory of a run, of one rank and of four of a node, all read within milliseconds: other processes
+    change it.
     """
     return find_available_memory(find_environment("cpu")), free_bytes(CPU, 1), free_bytes(CPU, 4)
 
 
-def test_a_run_on_one_rank_has_what_the_machine_has(alone: Ranks) -> None:
+def test_a_run_on_one_rank_has_the_memory_of_the_machine(alone: Ranks) -> None:
     ((room, free, of_four),) = alone.run(room_here)
     assert room.kind == "cpu"
     assert room.bytes == pytest.approx(free, rel=0.1)
@@ -264,13 +264,13 @@ def limited(limit: int | str, used: int, cached: int) -> dict[str, str]:
     ],
     ids=["none", "own", "above", "container", "wide", "version 1"],
 )
-def test_what_a_control_group_leaves_is_all_there_is(
+def test_a_control_group_limits_the_memory(
     tmp_path: Path, membership: str, groups: dict[str, dict[str, str]], free: int
 ) -> None:
     assert free_bytes(CPU, 1, machine(tmp_path, membership, groups)) == free
     assert free_bytes(CPU, 4, tmp_path) == free // 4
 
 
-def test_a_machine_that_does_not_say_is_told_what_to_do(tmp_path: Path) -> None:
+def test_an_unreadable_meminfo_names_the_fields_to_set(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"/proc/meminfo.*set engine\.micro_batch"):
         free_bytes(CPU, 1, tmp_path)

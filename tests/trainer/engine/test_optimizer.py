@@ -1,4 +1,4 @@
-"""A gradient that is not finite in one of two ranks: the step is left out on both, without a trace."""
+"""A gradient that is not finite on one of two ranks: both skip the step, and nothing changes."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -18,7 +18,7 @@ def two() -> Iterator[Ranks]:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_optimiser_asks_before_each_step(fused: bool) -> None:
+def test_the_optimiser_skips_nonfinite_steps(fused: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     finite = torch.tensor(False)
     optimiser = SkippableAdamW([weight], lambda: finite, lr=0.1, fused=fused)
@@ -37,7 +37,8 @@ def test_the_optimiser_asks_before_each_step(fused: bool) -> None:
 def bad_step(
     stage: int, precision: str, clip_norm: float | None, poison: str, rank: int, fused: bool = False
 ) -> list[str]:
-    """What differs after good, bad, good from after good, good, or, right after the bad one, from before."""
+    """Differences between good, nonfinite, good and good, good; and between before and after a nonfinite
+    step."""
     undisturbed = make_engine(stage, precision=precision, clip_norm=clip_norm, fused=fused)
     disturbed = make_engine(stage, precision=precision, clip_norm=clip_norm, fused=fused)
     found = []
@@ -74,28 +75,30 @@ REPRESENTATIVE = [
     ("stage", "precision", "clip_norm", "poison", "rank"),
     [pytest.param(*case, marks=[] if case in REPRESENTATIVE else pytest.mark.soak) for case in ALL],
 )
-def test_a_bad_step_leaves_no_trace_on_any_rank(
+def test_a_nonfinite_step_changes_nothing_on_any_rank(
     two: Ranks, stage: int, precision: str, clip_norm: float | None, poison: str, rank: int
 ) -> None:
     assert two.run(bad_step, stage, precision, clip_norm, poison, rank) == [[], []]
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "autocast"), (2, "fp32"), (3, "autocast")])
-def test_a_bad_step_that_the_device_skips_leaves_no_trace(two: Ranks, stage: int, precision: str) -> None:
+def test_a_nonfinite_step_that_the_device_skips_changes_nothing(
+    two: Ranks, stage: int, precision: str
+) -> None:
     assert two.run(bad_step, stage, precision, 1.0, "loss", 1, True) == [[], []]
 
 
-def what_is_said() -> list[bool | None]:
+def outcomes() -> list[bool | None]:
     engine = make_engine(2, fused=True)
-    said = []
+    found = []
     for bad in (False, True, False):
         for _ in range(engine.accumulation):
-            said.append(engine.finish_step())
+            found.append(engine.finish_step())
             logits = engine.forward(torch.randn(2, 3, 4, 16, 16), torch.arange(2))
             engine.backward(logits.square().mean() * (float("inf") if bad else 1.0))
             engine.step(1e-3)
-    return [*said, engine.finish_step(), engine.finish_step()]
+    return [*found, engine.finish_step(), engine.finish_step()]
 
 
-def test_the_outcome_of_a_step_is_said_once(two: Ranks) -> None:
-    assert two.run(what_is_said) == [[None, None, True, None, False, None, True, None]] * 2
+def test_the_outcome_of_a_step_is_returned_once(two: Ranks) -> None:
+    assert two.run(outcomes) == [[None, None, True, None, False, None, True, None]] * 2

@@ -65,7 +65,7 @@ def test_the_backbone_learns_less_the_nearer_it_is_to_the_input() -> None:
     assert {round(math.log2(1 / scale)) for scale in found.values()} == {0, 1, 2, 3, 4}
 
 
-def test_groups_are_merged_and_stand_in_a_fixed_order() -> None:
+def test_groups_are_merged_and_in_a_fixed_order() -> None:
     model = create_model("tiny", form="temporal", frames=4, num_classes=4)
     found = [(group["lr_scale"], group["weight_decay"]) for group in parameter_groups(model, 0.05, 0.5)]
     assert found == [(0.5**power, decay) for power in (4, 3, 2, 1, 0) for decay in (0.05, 0.0)]
@@ -79,7 +79,7 @@ def test_groups_are_merged_and_stand_in_a_fixed_order() -> None:
     assert [group["lr_scale"] for group in undecayed] == [0.5**power for power in (4, 3, 2, 1, 0)]
 
 
-def test_a_frozen_backbone_leaves_what_is_beside_it() -> None:
+def test_of_a_frozen_backbone_only_modules_outside_it_are_trained() -> None:
     model = {"local_mhra": 0, "frozen_backbone": True}
     assert set(scales(0.5, **model).values()) == {1.0}
 

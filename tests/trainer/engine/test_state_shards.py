@@ -1,4 +1,4 @@
-"""The training state in pieces: everything once, under the model's names, and in use where it lies."""
+"""State shards: all of the state once, under the model's names; a write changes the state in use."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,34 +24,34 @@ def held(key: str, values: torch.Tensor, *, replicated: bool) -> StateShard:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
-def test_what_all_hold_is_shared_out_evenly_and_once(world_size: int) -> None:
+def test_replicated_shards_are_divided_evenly_and_once(world_size: int) -> None:
     sizes = {"weight/a": 10, "weight/b": 1, "weight/c": 23}
     own = held("weight/own", torch.zeros(4), replicated=False)
-    pieces = [own, *(held(key, torch.arange(float(n)), replicated=True) for key, n in sizes.items())]
+    shards = [own, *(held(key, torch.arange(float(n)), replicated=True) for key, n in sizes.items())]
     seen: Counter[tuple[str, int]] = Counter()
     for rank in range(world_size):
-        mine = owned_shards(pieces, rank, world_size)
+        mine = owned_shards(shards, rank, world_size)
         assert mine[0] is own
         shared = mine[1:]
-        assert sum(piece.count for piece in shared) in (34 // world_size, -(-34 // world_size))
-        for piece in shared:
-            assert piece.count > 0
-            assert piece.values.tolist() == list(range(piece.start, piece.start + piece.count))
-            seen.update((piece.key, element) for element in range(piece.start, piece.start + piece.count))
+        assert sum(shard.count for shard in shared) in (34 // world_size, -(-34 // world_size))
+        for shard in shared:
+            assert shard.count > 0
+            assert shard.values.tolist() == list(range(shard.start, shard.start + shard.count))
+            seen.update((shard.key, element) for element in range(shard.start, shard.start + shard.count))
     assert seen == Counter({(key, element): 1 for key, n in sizes.items() for element in range(n)})
 
 
 def cover(stage: int, trained: bool) -> list[tuple[str, int, int, tuple[int, ...]]]:
-    """What this rank answers for."""
+    """The shards that this rank saves."""
     engine = make_engine(stage)
     if trained:
         train(engine, 0, 1)
     own = owned_shards(engine.state_shards(), dist.get_rank(), dist.get_world_size())
-    return [(piece.key, piece.start, piece.count, piece.shape) for piece in own]
+    return [(shard.key, shard.start, shard.count, shard.shape) for shard in own]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_ranks_together_answer_for_everything_once(ranks: dict[int, Ranks], stage: int) -> None:
+def test_the_ranks_together_save_everything_once(ranks: dict[int, Ranks], stage: int) -> None:
     """Before the first step too, when AdamW has no moments yet."""
     model = make_model()
     expected = {}
@@ -64,31 +64,31 @@ def test_ranks_together_answer_for_everything_once(ranks: dict[int, Ranks], stag
         if buffer.is_floating_point():
             expected[f"average/buffer/{name}"] = tuple(buffer.shape)
     for world_size, trained in ((1, True), (2, False), (2, True)):
-        answers = ranks[world_size].run(cover, stage, trained)
+        saved = ranks[world_size].run(cover, stage, trained)
         seen: Counter[tuple[str, int]] = Counter()
-        for rank in answers:
+        for rank in saved:
             for key, start, count, shape in rank:
                 assert shape == expected[key]
                 seen.update((key, element) for element in range(start, start + count))
         assert set(seen.values()) == {1}
         numbers = Counter(key for key, _ in seen)
         assert numbers == {key: torch.Size(shape).numel() for key, shape in expected.items()}
-        sizes = [sum(count for _, _, count, _ in rank) for rank in answers]
+        sizes = [sum(count for _, _, count, _ in rank) for rank in saved]
         assert max(sizes) < 1.25 * min(sizes), "each rank writes about as much"
 
 
 def write_and_resume(stage: int) -> None:
-    """Numbers that are known of each element, written into the pieces."""
+    """Known numbers written into each element of the shards."""
     engine = make_engine(stage)
     train(engine, 0, 1)
     expected = {}
     for number, (name, parameter) in enumerate(make_model().named_parameters()):
         elements = torch.arange(parameter.numel(), dtype=torch.float32)
         expected[name] = (number + elements / parameter.numel()).view(parameter.shape)
-    for piece in engine.state_shards():
-        kind, _, name = piece.key.partition("/")
+    for shard in engine.state_shards():
+        kind, _, name = shard.key.partition("/")
         if kind == "weight":
-            piece.values.copy_(expected[name].view(-1)[piece.start : piece.start + piece.count])
+            shard.values.copy_(expected[name].view(-1)[shard.start : shard.start + shard.count])
     engine.resume(17)
     assert engine.updates == 17
     for name, weight in model_weights(engine).items():
@@ -109,7 +109,5 @@ def write_and_resume(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_what_is_written_into_pieces_is_what_the_model_computes_with(
-    ranks: dict[int, Ranks], stage: int
-) -> None:
+def test_the_model_computes_with_weights_written_into_shards(ranks: dict[int, Ranks], stage: int) -> None:
     ranks[2].run(write_and_resume, stage)

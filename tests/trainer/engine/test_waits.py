@@ -1,4 +1,4 @@
-"""How often a step reads a number from the device; a GPU's host waits there for all work so far."""
+"""How often a step reads a number from the device: there the host waits for all GPU work so far."""
 
 import math
 import traceback
@@ -35,14 +35,14 @@ def alone() -> Iterator[Ranks]:
 
 
 def _place() -> str:
-    """Who reads: the innermost line outside torch and this file."""
+    """The reading line: the innermost one outside torch and this file."""
     frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(TORCH)]
     frame = next(frame for frame in reversed(frames) if frame.filename != __file__)
     return f"{Path(frame.filename).name}: {frame.line}"
 
 
 class _Reads(TorchDispatchMode):
-    """Counts `.item()`, `float()`, `bool()` and `int()` of tensors: all come to one operation."""
+    """Counts `.item()`, `float()`, `bool()` and `int()` of tensors: all are one operation."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def batch(seed: int, *, poisoned: bool = False) -> ClipBatch:
 
 
 def trainer_of(engine: Any) -> Trainer:
-    """As much of a trainer as a step needs."""
+    """The parts of a trainer that a step needs."""
     made = object.__new__(Trainer)
     made.engine = engine
     made.step = 0
@@ -96,7 +96,7 @@ def trainer_of(engine: Any) -> Trainer:
 
 
 def reads_of_a_step(stage: int, precision: str, form: Form) -> tuple[Counter[str], Counter[str]]:
-    """Of a step of two micro-batches, and of what the ranks tell each other after it."""
+    """Reads in a step of two micro-batches, and in the step sync after it."""
     with mock.patch.object(engine_module, "choose_precision", lambda *_: precision):
         engine = make_engine(stage, form=form, fused=True)
     trainer = trainer_of(engine)
@@ -171,10 +171,11 @@ def drops(trainer: Trainer) -> list[Any]:
 @pytest.mark.parametrize(
     ("stage", "poisoned", "fused"), [(0, 1, True), (1, 0, False), (1, 1, True), (2, 1, True), (3, 1, True)]
 )
-def test_a_bad_step_is_looked_into_before_the_next_changes_the_weights(
+def test_a_nonfinite_step_is_inspected_before_the_next_changes_the_weights(
     alone: Ranks, tmp_path: Path, stage: int, poisoned: int, fused: bool
 ) -> None:
-    """And that leaves the gradient of the next step as it is: the state is as if the first had not been."""
+    """And the inspection leaves the gradient of the next step alone: the state is as without the first
+    step."""
     ((at_once, (step, words, *dropped), updates, same, differing),) = alone.run(
         what_is_found, tmp_path, stage, poisoned, fused
     )

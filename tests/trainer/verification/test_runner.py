@@ -1,4 +1,4 @@
-"""Steps of a verification: what is kept of one that is ended, that has nothing to do, that found a fault."""
+"""Steps of a verification: results of steps that are ended, skipped, or failed."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def step(name: str, seconds: int = 60, needs_gpu: bool = False) -> VerificationS
     return VerificationStep(name, "about", seconds, step_named("machine").function, needs_gpu)
 
 
-def test_a_step_that_takes_too_long_is_ended_and_the_results_say_so(tmp_path: Path) -> None:
+def test_a_step_that_takes_too_long_is_ended_and_reported(tmp_path: Path) -> None:
     told: list[str] = []
     steps = [step("gpu", needs_gpu=True), step("slow", seconds=0)]
     results = run_steps(steps, device="cpu", folder=tmp_path, seconds=100, announce=told.append)
@@ -29,7 +29,7 @@ def test_a_step_that_takes_too_long_is_ended_and_the_results_say_so(tmp_path: Pa
     assert any("slow: failed" in line for line in told)
 
 
-def test_what_finds_no_time_is_not_run(tmp_path: Path) -> None:
+def test_a_step_without_time_left_is_not_run(tmp_path: Path) -> None:
     (result,) = run_steps([step("late")], device="cpu", folder=tmp_path, seconds=1, announce=print)
     assert result.status == "not run" and "the 1 s for all steps were over" in result.reason
 
@@ -40,7 +40,7 @@ def test_a_step_that_breaks_is_failed_with_the_end_of_its_output(tmp_path: Path)
     assert result.reason == "exit code 1" and "KeyError: 'no such step'" in result.output
 
 
-def test_findings_are_written_one_by_one(tmp_path: Path) -> None:
+def test_each_result_is_written_at_once(tmp_path: Path) -> None:
     report = StepReport(tmp_path / "findings.json")
     report.measure("rate", "7 clips/s")
     assert read_findings(tmp_path / "findings.json") == [Measurement("rate", "7 clips/s")]
@@ -100,7 +100,7 @@ def test_each_step_has_a_function_and_a_name_of_its_own() -> None:
     ],
     ids=["step", "device", "seconds"],
 )
-def test_a_mistake_in_the_command_is_said_in_words(arguments: list[str], words: str) -> None:
+def test_a_mistake_in_the_command_has_a_message(arguments: list[str], words: str) -> None:
     command = [sys.executable, "launch/verify_gpu.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Run folders made by hand, with numbers that can be checked."""
+"""Makes run directories with known numbers."""
 
 import json
 from collections.abc import Sequence

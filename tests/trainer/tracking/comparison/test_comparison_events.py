@@ -1,4 +1,4 @@
-"""Events as a stream: thinned, of bounded memory, whatever the file holds."""
+"""Events as a stream: thinned, in bounded memory, for any contents of the file."""
 
 import json
 import os
@@ -26,13 +26,13 @@ def test_lines_of_any_length_and_place(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(event_lines(path)) == []
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="ordinary"):
         read_events(tmp_path / "pipe")
 
 
-def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     evaluation = '{"event": "evaluation", "step": 2, "top1": 0.5, "top5": 7}\n'
     damaged = [
@@ -49,7 +49,7 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
     assert np.isnan(curve.gpu_hours).all() and curve.hours.tolist() == [2 / 3600, 4 / 3600]
 
 
-def test_what_is_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
+def test_steps_repeated_after_a_restart_count_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
 
     def evaluation(at: int, top1: float) -> str:
@@ -103,7 +103,7 @@ def test_hashes_of_batches_by_step(tmp_path: Path) -> None:
     assert batch_hashes(path) is None
 
 
-def test_more_evaluations_than_a_run_has_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_evaluations_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_EVALUATIONS", 3)
     path = tmp_path / "events.jsonl"
     path.write_text("".join(f'{{"event": "evaluation", "step": {n}, "top1": 0.1}}\n' for n in range(5)))

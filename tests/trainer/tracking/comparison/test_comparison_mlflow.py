@@ -1,4 +1,4 @@
-"""Runs in a real MLflow database, recorded as a run records them, beside the same runs' folders."""
+"""Runs in a real MLflow database, compared with the same runs' directories."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ PATIENCE = 120.0
 
 
 def track(path: Path, uri: str, *, starts: int = 1, parent: str | None = None, **changes: Any) -> str:
-    """Tell MLflow of a folder made by hand what `Record` tells of a run; returns the run's id."""
+    """Record a run directory in MLflow as `RunLogger` does; returns the run's id."""
     tracker = MlflowTracker(path, uri=uri, experiment="comparison", run_name=path.name, parent=parent)
     tracker.record_params(recipe(path, **changes).flattened())
     tracker.upload_artifact(path / "recipe.yaml")
@@ -63,7 +63,7 @@ def track(path: Path, uri: str, *, starts: int = 1, parent: str | None = None, *
 
 
 class Tracked:
-    """uri: of a database with three runs of an experiment, and the run that they stand under."""
+    """uri: of a database with three runs of an experiment, and their parent run."""
 
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
@@ -133,7 +133,7 @@ def test_runs_are_found_by_filter_by_id_and_with_folders(tracked: Tracked, sourc
     assert baseline == tracked.ids[0]
 
 
-def test_mistakes_are_told_in_words(tracked: Tracked, source: MlflowSource, tmp_path: Path) -> None:
+def test_mistakes_have_messages(tracked: Tracked, source: MlflowSource, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="did you mean 'comparison'"):
         source.search("comparisson", "")
     with pytest.raises(RunError, match="metrics"):
@@ -175,7 +175,7 @@ def test_the_report_is_saved_in_the_parent_run(
         save_to_mlflow(comparison, [], "parent", lambda: source)
 
 
-def test_what_mlflow_lacks_is_no_error(tracked: Tracked, source: MlflowSource) -> None:
+def test_missing_values_in_mlflow_are_no_error(tracked: Tracked, source: MlflowSource) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracked.uri)

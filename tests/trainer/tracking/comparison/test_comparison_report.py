@@ -1,4 +1,4 @@
-"""What a report looks like: in terminals of two widths, as Markdown, HTML and JSON; its picture."""
+"""Reports in terminals of several widths, as Markdown, HTML and JSON; the picture."""
 
 import base64
 import io

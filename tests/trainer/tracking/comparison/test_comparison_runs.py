@@ -1,4 +1,4 @@
-"""Runs from folders: their numbers, what differs, groups of seeds, their data."""
+"""Runs from directories: their numbers, differences, groups of seeds, data."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def pipe_for_events(path: Path) -> None:
         (lambda path: (path / "events.jsonl").unlink(), "events.jsonl"),
     ],
 )
-def test_damaged_folders_end_in_words(tmp_path: Path, damage, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_files_are_noted(tmp_path: Path, damage, said: str) -> None:  # type: ignore[no-untyped-def]
     path = make_run(tmp_path / "run", top1={4: 0.5})
     damage(path)
     run = read_folder(path)
@@ -190,7 +190,7 @@ def test_the_best_of_each_column_is_marked_as_it_is_shown(tmp_path: Path) -> Non
         ({"evaluation__clips": 4}, "evaluated with other views: evaluation.clips (2 / 4)"),
     ],
 )
-def test_what_two_runs_have_in_common_of_their_data(tmp_path: Path, change: dict, said: str) -> None:
+def test_two_runs_are_compared_by_their_data(tmp_path: Path, change: dict, said: str) -> None:
     one = read_folder(make_run(tmp_path / "one"))
     words = data_comparer(one)(read_folder(make_run(tmp_path / "other", **change)))
     assert said in words

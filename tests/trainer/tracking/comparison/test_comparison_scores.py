@@ -44,7 +44,7 @@ def test_other_labels_and_missing_ones_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all" * 100])
-def test_what_is_no_file_of_scores_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_than_scores_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "scores.parquet").write_bytes(content)
     with pytest.raises(RunError, match=r"scores\.parquet"):
         read_scores(tmp_path / "scores.parquet")
