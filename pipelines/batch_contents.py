@@ -1,4 +1,4 @@
-"""Who stands in a training batch and what is done to each clip, without reading a video."""
+"""The samples of a training batch and their augmentation, without reading a video."""
 
 import math
 from collections.abc import Iterator
@@ -18,25 +18,25 @@ from pipelines.sampling.temporal import train_indices
 
 @dataclass(frozen=True)
 class ClipDescription:
-    """One place of a global batch.
-
-    slot: epoch, draw, sample and repeat. path: as messages name it. label: -1 where the manifest's row is
-    bad. frames: numbers of its frames in the video. changes: of full frames.
-    """
+    """A slot of a global batch."""
 
     slot: Slot
     path: str
+    """As in messages."""
     label: int
+    """-1 where the manifest's row is bad."""
     frames: tuple[int, ...]
+    """Numbers of its frames in the video."""
     changes: ClipTransforms
+    """In coordinates of full frames."""
 
 
 def describe_batch(
     dataset: Dataset, sampler: TrainSampler, clip: TrainClipSpec, step: int
 ) -> Iterator[ClipDescription]:
     """All clips of the global batch of `step`, counted from 0, in the batch's order."""
-    for place in range(sampler.global_batch):
-        slot = sampler.slot(step, place)
+    for index in range(sampler.global_batch):
+        slot = sampler.slot(step, index)
         row = _row(dataset, slot.sample)
         key = [sampler.seed, slot.epoch, slot.draw]
         height, width = (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE) if row is None else (row.height, row.width)
@@ -58,7 +58,7 @@ def _row(dataset: Dataset, sample: int) -> ManifestRow | None:
 
 
 def format_changes(changes: ClipTransforms) -> list[str]:
-    """What is done to a clip, in the order in which it is done: `rotate 12.0 degrees`, `crop ...`."""
+    """The augmentation of a clip, in order: `rotate 12.0 degrees`, `crop ...`."""
     crop = changes.crop
     height, width = crop.size
     return [
@@ -75,7 +75,7 @@ def format_operation(drawn: DrawnOperation) -> str:
     values = drawn.arguments
     match drawn.operation:
         case Operation.WARP:
-            return _warp_in_words(values)
+            return _format_warp(values)
         case Operation.TRANSLATE_X | Operation.TRANSLATE_Y:
             return f"{name} by {-values[0]:+.1f} px"  # the argument is source minus target
         case Operation.POSTERIZE:
@@ -90,8 +90,8 @@ def format_operation(drawn: DrawnOperation) -> str:
             return name
 
 
-def _warp_in_words(matrix: tuple[float, ...]) -> str:
-    """Of a rotation or a shear along one axis: of nothing else `rand_augment` makes a warp."""
+def _format_warp(matrix: tuple[float, ...]) -> str:
+    """A rotation or a shear along one axis: the only warps of `rand_augment`."""
     across, down = matrix[1], matrix[3]
     if across and not down:
         return f"shear x by {across:+.2f}"

@@ -1,4 +1,4 @@
-"""What making clips costs, stage by stage, and which stage keeps a run waiting."""
+"""What clips cost in each stage of the input pipeline, and which stage limits a run."""
 
 import os
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipelines.dali.pipeline import LoaderResources
 
-BUSY = 0.75  # share of its time from which on a stage counts as the one that limits
-WAITING = 0.05  # share of the time that a run may wait for data before anyone need care
+BUSY = 0.75  # utilisation from which a stage counts as the bottleneck
+WAITING = 0.05  # share of the time waiting for data below which the model is the bottleneck
 
 ADVICE = {
     "read": "Reading limits: more data.workers, or a faster or nearer disk",
@@ -26,20 +26,20 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Spent since a loader began, or between two moments.
-
-    clips: made. decodings: that took, fewer where samples are repeated. read: seconds waiting for files.
-    decode: CPU seconds in the workers. augment: CPU seconds of DALI's threads, decoding in the graph
-    included; what a GPU does for the graph is not seen. transfer: seconds of copying to the device, from the
-    bytes and how long a byte takes.
-    """
+    """What clips have cost since a loader was opened, or between two moments."""
 
     clips: int = 0
+    """Clips made."""
     decodings: int = 0
+    """Decodings that they took: fewer where samples have repeats."""
     read: float = 0.0
+    """Seconds of reading files."""
     decode: float = 0.0
+    """CPU seconds in the workers."""
     augment: float = 0.0
+    """CPU seconds of DALI's threads, decoding in the graph included. GPU work does not count."""
     transfer: float = 0.0
+    """Seconds of copying to the device, estimated from the bytes."""
 
     def __add__(self, other: "StageCosts") -> "StageCosts":
         return StageCosts(
@@ -64,11 +64,12 @@ class StageCosts:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What limits: `model`, or a stage; how busy each stage was, 0..1; what to change, in words."""
+    """The stage that limits a run's speed."""
 
     stage: str
-    busy: dict[str, float]
+    """`model`, or a key of `ADVICE`."""
     advice: str = ""
+    """What to change."""
 
 
 def find_bottleneck(
@@ -78,32 +79,29 @@ def find_bottleneck(
 
     cores: those that this rank may use.
     """
+    if wait_share < WAITING:
+        return Bottleneck("model")
     workers = max(1e-9, seconds * resources.workers)
     busy = {
-        "read": costs.read / workers,
-        "decode": costs.decode / workers,
+        "read" if costs.read > costs.decode else "decode": (costs.read + costs.decode) / workers,
         "augment": costs.augment / max(1e-9, seconds * resources.threads),
         "transfer": costs.transfer / max(1e-9, seconds),
     }
-    busy["cores"] = (costs.decode + costs.augment) / max(1e-9, seconds * cores)
-    if wait_share < WAITING:
-        return Bottleneck("model", busy)
-    reading = "read" if busy["read"] > busy["decode"] else "decode"
-    candidates = {reading: busy["read"] + busy["decode"], **{n: busy[n] for n in ("augment", "transfer")}}
-    stage = max(candidates, key=lambda name: candidates[name])
-    if candidates[stage] < BUSY:
-        stage = "cores" if busy["cores"] > BUSY else "device" if resources.gpu else "latency"
-    return Bottleneck(stage, busy, ADVICE[stage])
+    stage = max(busy, key=lambda name: busy[name])
+    if busy[stage] < BUSY:
+        all_cores = (costs.decode + costs.augment) / max(1e-9, seconds * cores) > BUSY
+        stage = "cores" if all_cores else "device" if resources.gpu else "latency"
+    return Bottleneck(stage, ADVICE[stage])
 
 
 def own_threads() -> frozenset[int]:
-    """This process's threads by number; none are known where Linux is not."""
+    """IDs of this process's threads; empty on systems without /proc."""
     tasks = Path("/proc/self/task")
     return frozenset(int(thread.name) for thread in tasks.iterdir()) if tasks.is_dir() else frozenset()
 
 
 def cpu_seconds(threads: Iterable[int]) -> float:
-    """CPU time that these threads of this process have used; ended ones count nothing."""
+    """CPU seconds of these threads of this process; threads that have ended count as 0."""
     ticks = 0
     for thread in threads:
         text = _text(Path(f"/proc/self/task/{thread}/stat"))
@@ -113,7 +111,7 @@ def cpu_seconds(threads: Iterable[int]) -> float:
 
 
 def _text(path: Path) -> str:
-    """The content of a thread's file; nothing once the thread has ended."""
+    """The content of a thread's file; empty once the thread has ended."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

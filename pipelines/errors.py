@@ -1,14 +1,14 @@
-"""Errors of the data, and of one video."""
+"""Errors of a dataset and of one video."""
 
 
 class DataError(Exception):
-    """Something about the data that its owner can mend; the message says what, where and how."""
+    """The user can correct something in the data; the message names what, where and how."""
 
 
 class VideoError(DataError):
-    """One video cannot be used; the message says why, in words that follow the file's name."""
+    """One video cannot be used; the message is the reason and continues a sentence: `FILE is empty`."""
 
 
 def format_unexpected(error: Exception) -> str:
-    """A reason for a video over which a library raised what nobody thought of."""
+    """The reason for a video over which a library raised an unexpected error."""
     return f"cannot be read: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""One function over many items in several processes, results in the order of the items."""
+"""Worker processes: a function over many items in order, and calls that may crash."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Handing over one item costs about what probing one small video costs; by the chunk it does not show.
-_CHUNK = 16
-# What asks a run to leave. Only its main process acts on them.
+_CHUNK = 16  # items: sending a single one costs about as much as probing a small video
+_AHEAD = 4  # chunks in flight per worker: no worker waits, and a million items need little memory
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# Chunks under way for each worker: enough that none waits, few enough that a million items need no memory.
-_AHEAD = 4
+"""Signals that stop a run. Only its main process handles them."""
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which a container or a batch system can make fewer than there are."""
+    """Cores that this process may run on: a container or SLURM may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0))
 
 
@@ -43,16 +41,16 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item, in order.
 
-    With one worker, or few items, the work is done here. Otherwise processes are spawned: `function` must be
-    importable by name, and the program's main module must keep its work behind
-    `if __name__ == "__main__":`. What `function` raises is raised here. Closing the generator, or Ctrl-C,
-    drops what has not begun.
+    With one worker, or few items, this process does the work. Otherwise it spawns processes: `function` must
+    be importable by name, and the program's main module must have an `if __name__ == "__main__":` guard. An
+    exception of `function` is raised here. Closing the generator, or Ctrl-C, cancels what has not started.
 
     Args:
         total: the number of items.
         progress: called after each item with the number of items done, and `total`.
-        on_crash: what stands for an item over which a process died. Given, the work is never done here.
-        chunk: items that a process is handed at a time; 1 for slow ones, so that progress shows.
+        on_crash: gives the result for an item that crashes its process. With it, all work is done in
+            processes.
+        chunk: items per message to a process; 1 for slow items, so that progress is smooth.
 
     Raises:
         BrokenProcessPool: a process died, and there is no `on_crash`.
@@ -75,25 +73,25 @@ def _in_processes(
     on_crash: Callable[[Item], Result] | None,
     chunk_size: int,
 ) -> Iterator[Result]:
-    pool = _Pool(workers, signal.SIGINT)  # SIGTERM stays: the executor ends a broken pool with it
+    pool = _Pool(workers, signal.SIGINT)  # not SIGTERM, with which the executor ends a broken pool
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
-    under_way: deque[tuple[list[Item], Future[list[Result]]]] = deque()
+    in_flight: deque[tuple[list[Item], Future[list[Result]]]] = deque()
     try:
         while True:
-            while len(under_way) <= _AHEAD * workers and (chunk := next(chunks, [])):
-                under_way.append((chunk, pool.submit(_apply, function, chunk)))
-            if not under_way:
+            while len(in_flight) <= _AHEAD * workers and (chunk := next(chunks, [])):
+                in_flight.append((chunk, pool.submit(_apply, function, chunk)))
+            if not in_flight:
                 return
-            chunk, future = under_way.popleft()
+            chunk, future = in_flight.popleft()
             try:
                 results = future.result()
             except BrokenProcessPool:
                 if on_crash is None:
                     raise
-                # All that was under way died with the pool; whose fault it was shows chunk by chunk.
-                pool.renew()
+                # All chunks in flight died with the pool. Which item crashes is found chunk by chunk.
+                pool.restart()
                 results = _one_by_one(function, chunk, on_crash)
-                under_way = deque((later, pool.submit(_apply, function, later)) for later, _ in under_way)
+                in_flight = deque((later, pool.submit(_apply, function, later)) for later, _ in in_flight)
             yield from results
     finally:
         pool.close()
@@ -103,21 +101,21 @@ def _one_by_one(
     function: Callable[[Item], Result], chunk: list[Item], on_crash: Callable[[Item], Result]
 ) -> list[Result]:
     results = []
-    with IsolatedProcess() as isolation:
+    with IsolatedProcess() as process:
         for item in chunk:
             try:
-                results.append(isolation.call(function, item))
+                results.append(process.call(function, item))
             except BrokenProcessPool:
                 results.append(on_crash(item))
     return results
 
 
 class _Pool:
-    """Worker processes, to be renewed when they broke. deaf_to: signals that they never hear."""
+    """Worker processes that can be restarted after a crash. blocked: signals that they do not receive."""
 
-    def __init__(self, workers: int, *deaf_to: signal.Signals) -> None:
+    def __init__(self, workers: int, *blocked: signal.Signals) -> None:
         self._workers = workers
-        self._deaf_to = deaf_to
+        self._blocked = blocked
         self._open()
 
     def _open(self) -> None:
@@ -125,29 +123,29 @@ class _Pool:
         self._executor = ProcessPoolExecutor(self._workers, mp_context=context)
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """A future, which raises BrokenProcessPool where a process died, before or after."""
+        """A future; its result raises BrokenProcessPool where a process died, before or after."""
         try:
-            with signals_blocked(*self._deaf_to):  # the first few calls start the processes
+            with signals_blocked(*self._blocked):  # the first few calls start the processes
                 return self._executor.submit(function, *arguments)
         except BrokenProcessPool as error:
             failed: Future[Result] = Future()
             failed.set_exception(error)
             return failed
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         self.close()
         self._open()
 
     def close(self) -> None:
-        """End the processes when they have done what they are at; the rest is dropped."""
+        """End the processes after their current call; the rest is cancelled."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 class IsolatedProcess:
-    """A process for calls that may crash it, renewed when one does; deaf to what asks a run to leave.
+    """A process for calls that may crash it, restarted when one does. It blocks `STOP_SIGNALS`.
 
-    with IsolatedProcess() as isolation:
-        result = isolation.call(function, argument)
+    with IsolatedProcess() as process:
+        result = process.call(function, argument)
     """
 
     def __enter__(self) -> IsolatedProcess:
@@ -158,19 +156,21 @@ class IsolatedProcess:
         self._pool.close()
 
     def call(self, function: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
-        """Raises what `function` raises, BrokenProcessPool where the call ends the process, and TimeoutError
-        where it takes more than so many seconds, after which the process is killed.
+        """The result of the call.
+
+        Raises what `function` raises, BrokenProcessPool where the call crashes the process, and TimeoutError
+        where it takes more than `seconds`; the process is then killed.
         """
         process = None if seconds is None else self._pool.submit(os.getpid).result()
         future = self._pool.submit(function, *arguments)
         if process is not None and not wait([future], seconds).done:
             os.kill(process, signal.SIGKILL)
-            self._pool.renew()
+            self._pool.restart()
             raise TimeoutError(f"the call took more than {seconds:g} s")
         try:
             return future.result()
         except BrokenProcessPool:
-            self._pool.renew()
+            self._pool.restart()
             raise
 
 
@@ -180,14 +180,14 @@ def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result
 
 @contextmanager
 def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Processes and threads that start inside never hear `signals`, which ask a program to leave.
+    """Processes and threads that start in this context never receive `signals`.
 
-    Ctrl-C and a scheduler's signals go to all processes at once. It is for the main one to act on them: it
-    may still want what the others are at. Its own handlers, of all STOP_SIGNALS, are called at the end: one
-    that raises between a process's start and the hand-over of what that process needs would leave it with
-    a traceback.
+    Ctrl-C and a scheduler's signals go to all processes at once. The main process handles them: it may still
+    need what the others are working on. Its own handlers of `STOP_SIGNALS` are called at the end of the
+    context: one that raises between the start of a process and the message with its arguments would leave
+    that process with a traceback.
     """
-    # Python starts its resource tracker with the first process and unblocks signals after it: start it first.
+    # Python starts its resource tracker with the first process and then unblocks signals: start it first.
     resource_tracker.ensure_running()
     with _handlers_called_later():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -199,21 +199,22 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _handlers_called_later() -> Iterator[None]:
-    """Keep Python's handlers of STOP_SIGNALS until the end. Only the main thread has any.
+    """Call Python's handlers of `STOP_SIGNALS` at the end of the context. Only the main thread has any.
 
-    A mask does not do that: the kernel gives a signal to another thread, and Python calls its handler here.
+    A signal mask is not enough: the kernel gives the signal to another thread, and Python calls its handler
+    in the main thread.
     """
-    arrived: list[int] = []
+    received: list[int] = []
     handlers: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 if callable(handler := signal.getsignal(number)):
                     handlers[number] = handler
-                    signal.signal(number, lambda number, _: arrived.append(number))
+                    signal.signal(number, lambda number, _: received.append(number))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for late in arrived:
+        for late in received:
             signal.raise_signal(late)

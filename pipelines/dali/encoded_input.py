@@ -1,4 +1,4 @@
-"""What must be known of an encoded video before a DALI graph gets it, where one bad sample fails a batch."""
+"""Checks an encoded video before a DALI graph decodes it: one bad sample would fail the whole batch."""
 
 import io
 import sys
@@ -20,9 +20,9 @@ from pipelines.errors import VideoError
 
 
 class GraphDecoder(Enum):
-    """DALI's decoder in a graph, by the device that it is on.
+    """DALI's decoder in a graph, by its device.
 
-    What is said to be taken is what it numbers as PyAV does, not all that it decodes.
+    It supports, in the sense of this module, videos whose frames it numbers as PyAV does, not all it decodes.
     """
 
     CPU = "cpu"
@@ -34,7 +34,7 @@ class GraphDecoder(Enum):
 
     @property
     def codecs(self) -> frozenset[str]:
-        """That it takes, by FFmpeg's names."""
+        """That it supports, by FFmpeg's names."""
         return frozenset(SIDES if self is GraphDecoder.NVDEC else ("vp8", "vp9", "mjpeg"))
 
 
@@ -42,7 +42,7 @@ PLACEHOLDER_SIZE = 64  # pixels a side; hardware decoders take nothing smaller t
 
 
 class UnsupportedByGraph(VideoError):
-    """A sound video that the graph's decoder does not take, or would number otherwise; PyAV decodes it."""
+    """A good video that the graph's decoder does not support, or whose frames it would number differently."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class GraphDecodeInput:
 def check_encoded(
     data: bytes, row: ManifestRow, indices: NDArray[np.integer], decoder: GraphDecoder
 ) -> GraphDecodeInput:
-    """What the graph needs to decode the frames at `indices` with this decoder.
+    """The graph's input to decode the frames at `indices` with this decoder.
 
-    Demuxes, and decodes the first frame: a file cut short is seen, damage inside the stream is not.
+    Demuxes, and decodes the first frame: this finds a truncated file, but no damage inside the stream.
 
     Raises:
-        VideoError: the file cannot be opened, or has frames of another size or fewer than asked for.
-        UnsupportedByGraph: the decoder cannot be expected to give these frames, PyAV can.
+        VideoError: the file cannot be opened, or has frames of another size or fewer than requested.
+        UnsupportedByGraph: only PyAV gives exactly these frames.
     """
     with open_video(data) as (container, stream):
         index = read_index(container, stream, keep_bytes=sys.maxsize)  # all of `data` is in memory anyway
@@ -83,8 +83,8 @@ def check_encoded(
             raise _not_for_graph(reason, "it would give other frames than were asked for")
         _, shape = decode_first_frame(data, stream, index)
         if decoder is GraphDecoder.CPU:
-            # It makes room for, and converts, frames of the size that the header says. Given others, it reads
-            # and writes memory that is not there, which ends the process.
+            # It allocates and converts frames of the header's size. Other sizes make it read and write out of
+            # bounds, which crashes the process.
             if header_size(data, stream.index) != (shape.height, shape.width):
                 raise _not_for_graph(
                     "has frames of another size than its header says", "it goes by the header"
@@ -109,9 +109,9 @@ def _not_for_graph(what: str, why: str) -> UnsupportedByGraph:
 
 
 def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
-    """Why the graph's decoder would count frames in another way; empty if it would not.
+    """Why the graph's decoder would number frames differently; empty if it would not.
 
-    DALI numbers packets by their times. What is not a frame here, it may count or stumble over.
+    DALI numbers packets by their times. It may count, or fail over, a packet that is not a frame.
     """
     if not index.ordered:
         return "does not say when its frames are shown"
@@ -126,7 +126,7 @@ def _numbered_otherwise(index: VideoIndex, decoder: GraphDecoder) -> str:
 
 @lru_cache(maxsize=2)
 def placeholder_video(decoder: GraphDecoder) -> bytes:
-    """A grey clip of one frame, for a video that cannot be used, in a codec that the decoder surely takes."""
+    """A grey video of one frame, for a bad sample, in a codec that every such decoder supports."""
     name, options = ("libx264", {"crf": "30"}) if decoder is GraphDecoder.NVDEC else ("mjpeg", {})
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:

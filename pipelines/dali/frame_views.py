@@ -1,4 +1,4 @@
-"""The views of decoded frames, made in this process by the graph that makes those of an evaluation."""
+"""Views of decoded frames, made in this process by the same graph nodes as those of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,17 +24,15 @@ _LAYOUT = SampleLayout((FRAMES, *VIEWS))
 
 
 class FrameViews:
-    """Makes views of frames that are given, with one pipeline that is built once.
-
-    clip: how a video is seen. device: where the views end up. batch: the most videos at once.
-    """
+    """Makes views of given frames, with a pipeline that is built once."""
 
     def __init__(
         self, clip: ViewSpec, mean: Colours, std: Colours, device: torch.device, batch: int, threads: int
     ) -> None:
+        """device: of the views. batch: videos at once, at most."""
         self.clip = clip
         self.batch = batch
-        self._lent = InUseBuffers()
+        self._buffers = InUseBuffers()
         self._samples: list[tuple[NDArray[Any], ...]] = []
         gpu = device.type == "cuda"
 
@@ -42,7 +40,7 @@ class FrameViews:
             batch_size=batch,
             num_threads=threads,
             device_id=(device.index or 0) if gpu else None,
-            prefetch_queue_depth=1,  # a source is asked for the batch that is wanted, and none ahead
+            prefetch_queue_depth=1,  # one batch at a time: a call runs the pipeline once
             enable_conditionals=True,
         )
         def build() -> Any:
@@ -56,7 +54,7 @@ class FrameViews:
     def __call__(self, videos: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """Views of up to `batch` videos, float32, (B, V, 3, T, H, W).
 
-        videos: of each the frames of all its clips, one clip after another, (clips x T, h, w, 3) RGB.
+        videos: for each the frames of all its clips, one clip after another, (clips x T, h, w, 3) RGB.
         """
         self._samples = [
             _LAYOUT.pack(
@@ -66,9 +64,9 @@ class FrameViews:
         ]
         (views,) = self._pipeline.run()
         clips = torch.from_dlpack(views.as_tensor())
-        self._lent.hold(clips)
-        copied = clips.clone()  # DALI uses its buffer again
-        self._lent.release_finished()
+        self._buffers.hold(clips)
+        copied = clips.clone()  # DALI reuses its buffer
+        self._buffers.release_finished()
         return copied
 
     def _batch_of_arrays(self) -> tuple[list[NDArray[Any]], ...]:

@@ -1,8 +1,8 @@
-"""Whether DALI decodes on this machine: a clip made here, decoded as in a run, its frames counted.
+"""Tests whether DALI decodes on this machine: it decodes a generated video as in a run.
 
     python -m pipelines.dali.selftest cuda:0
 
-On a GPU the clip is H.264 and goes through NVDEC; on a CPU it is VP9, which is what DALI takes there.
+On a GPU the video is H.264 and NVDEC decodes it. On a CPU it is VP9, which DALI supports there.
 """
 
 import argparse
@@ -23,22 +23,20 @@ from pipelines.synthetic.video_writer import H264, VP9, encode_video
 
 SIDE = 128  # pixels; hardware decoders take nothing smaller than 48
 FPS = 25
-TOLERANCE = 6.0  # levels of 255 that a grey may be off by, of coding and conversion
+TOLERANCE = 6.0  # levels of 255: the error of a grey frame after coding and conversion
 
 
 def decode_test_video(device: torch.device, frames: int) -> list[int]:
-    """Make and decode a clip of so many frames, each of a grey of its own; returns the shape of what came: T,
-    H, W, 3.
+    """Make and decode a video, each frame of another grey; returns the shape of the result: T, H, W, 3.
 
-    Raises RuntimeError, ValueError or IndexError, DALI's own, where it cannot decode; RuntimeError where it
-    gives other frames.
+    Raises one of `DALI_ERRORS` where DALI cannot decode it, and RuntimeError where it gives other frames.
     """
     gpu = device.type == "cuda"
     video_format, decoder = (H264 if gpu else VP9), GraphDecoder.for_device(gpu=gpu)
     greys = np.linspace(0, 255, frames, dtype=np.uint8)
     clip = np.repeat(greys, SIDE * SIDE * 3)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"trial{video_format.extension}"
+        path = Path(folder) / f"selftest{video_format.extension}"
         encode_video(path, clip.reshape(frames, SIDE, SIDE, 3), video_format, FPS, frames)
         data = path.read_bytes()
     row = ManifestRow(

@@ -1,8 +1,7 @@
-"""How much shared memory a pipeline takes: what its workers hand over lies in /dev/shm.
+"""How much shared memory a pipeline takes: its workers write their samples to /dev/shm.
 
-DALI has `2 x prefetch` batches there (those made ahead, and as many that the pipeline may still read), each
-in one chunk for each worker. A chunk takes the memory that was ever written to it: that of its largest part
-of a batch.
+DALI keeps `2 x prefetch` batches there (those made ahead, and as many that the pipeline may still read), each
+as one chunk per worker. A chunk takes as much memory as the largest part of a batch that was ever in it.
 """
 
 import time
@@ -16,23 +15,23 @@ from pipelines.dali.pipeline import Graph, LoaderResources
 from pipelines.dali.sample_reader import SampleRequest
 from pipelines.dataset.manifest import ManifestRow
 
-_SAMPLES = 256  # that are looked at
-_SECONDS = 2.0  # that may take
-_CHUNK = 16_384  # bytes of a chunk beside the samples: its own description, and pages that are begun
+_SAMPLES = 256  # whose sizes are estimated, at most
+_SECONDS = 2.0  # spent on them, at most
+_CHUNK = 16_384  # bytes of a chunk beside its samples: its metadata and partly used pages
 
 
 @dataclass(frozen=True)
 class SharedMemoryNeed:
-    """Bytes in /dev/shm. least: with samples of mean size. most: where each chunk once had an unusually large
-    part of a batch.
-    """
+    """Bytes in /dev/shm."""
 
     least: int
+    """With samples of mean size."""
     most: int
+    """Once each chunk has had an unusually large part of a batch."""
 
 
 def shared_memory_need(graph: Graph, resources: LoaderResources) -> SharedMemoryNeed:
-    """What a pipeline takes there, by the sizes of samples evenly over the dataset."""
+    """What a pipeline takes in /dev/shm, from the sizes of samples evenly spaced over the dataset."""
     source = graph.source
     sizes = _sizes(source)
     whole, longer = divmod(source.samples, resources.workers)
@@ -53,7 +52,7 @@ def shared_memory_need(graph: Graph, resources: LoaderResources) -> SharedMemory
 
 def _sizes(source: Source) -> list[int]:
     if isinstance(source, TrainSource):
-        # A video comes again and again, each time cut otherwise.
+        # Every epoch crops a video differently.
         positions = max(_SAMPLES, len(source.reader.dataset) // source.world_size)
     else:
         positions = source.sampler.batches * source.sampler.batch
@@ -70,11 +69,11 @@ def _sizes(source: Source) -> list[int]:
 
 
 def _bytes(source: Source, request: SampleRequest, row: ManifestRow) -> int:
-    """Of what a worker hands over for a request."""
+    """Bytes of a sample's frames, or of its file where the graph decodes it."""
     if request.in_graph:
         try:
             return row.length or source.reader.dataset.path(request.sample).stat().st_size
         except OSError:
-            return 0  # a bad video, to be replaced by a small one
+            return 0  # a bad sample, whose placeholder is small
     top, left, bottom, right = request.window or (0, 0, row.height, row.width)
     return len(request.indices) * max(0, bottom - top) * max(0, right - left) * 3

@@ -1,8 +1,8 @@
-"""The locks of DALI's queues of tasks and of results, which a worker that dies with one never releases.
+"""Releases the locks of DALI's task and result queues after the death of a worker that held one.
 
-DALI 2.4 notices the death, and then waits for that lock itself, for ever, as the main thread and the other
-workers do. Seen at the results, with a worker that a decoder ended while its second thread handed over the
-sample before.
+DALI 2.4 notices the death and then waits for that lock forever, as do the main thread and the other workers.
+Observed at the result queue: a decoder crashed the worker while its second thread returned the previous
+sample.
 """
 
 import ctypes
@@ -18,10 +18,11 @@ HOLDING_TAKES = 1.0  # seconds; a living process holds the lock for microseconds
 
 
 def release_after_deaths(pipeline: Any, workers: Iterable[BaseProcess]) -> Callable[[], None]:
-    """From the death of a worker on, release a lock when a dead process holds it.
+    """Start a thread that releases a lock that a dead process holds, from the death of a worker on.
 
-    pipeline: built. workers: its processes. Returns a function that ends this, to be called once the pipeline
-    is closed. Reads private members of DALI and Python: see `tests/pipelines/dali/test_worker_lock.py`.
+    pipeline: built. workers: its processes. Returns a function that ends the thread, to be called once the
+    pipeline is closed. Uses private members of DALI and Python, which
+    `tests/pipelines/dali/test_worker_lock.py` checks.
     """
     pool = pipeline._py_pool.pool
     locks: list[Lock] = [
@@ -45,5 +46,5 @@ def release_after_deaths(pipeline: Any, workers: Iterable[BaseProcess]) -> Calla
 def _release_if_dead(lock: Lock) -> None:
     if lock.acquire(timeout=HOLDING_TAKES):
         lock.release()
-    else:  # Python's release() would count this process as a holder less than none
+    else:  # Python's release() would make this process's count of acquisitions negative
         ctypes.CDLL(None).sem_post(ctypes.c_void_p(lock._semlock.handle))  # type: ignore[attr-defined]

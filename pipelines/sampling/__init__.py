@@ -1,1 +1,1 @@
-"""Which sample stands where in a batch, and which frames of a video make a clip."""
+"""Which sample is in which slot of a batch, and which frames of a video make a clip."""

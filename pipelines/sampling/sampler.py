@@ -1,13 +1,13 @@
-"""The heart of the pipeline: which sample stands where in which global batch.
+"""The samplers: which sample is in which slot of which global batch.
 
-Pure, no I/O. A batch is a function of (parts of the dataset, seed, step). World size, rank, worker, prefetch
-and crash change nothing in it, so the state of a run's data is one integer: the next step. What is done to a
-sample once it stands somewhere is drawn in `augment/params.py`.
+Pure functions without I/O. A batch is a function of (parts of the dataset, seed, step). World size, rank,
+workers, prefetch and crashes do not change it, so the state of a run's data is one integer: the next step.
+`augment/params.py` draws the augmentation parameters of a slot.
 
-Training order is one endless stream, cut into global batches. Without mixing it is epoch after epoch, each a
-fresh permutation of all samples; a batch may straddle two epochs, no epoch has a tail, each shows every
-sample exactly once. A mixture has such a stream for each of its parts, and deals every global batch its share
-of their next draws.
+Training samples are one endless stream, cut into global batches. Without a mixture it is epoch after epoch,
+each a new permutation of all samples. A batch may straddle two epochs: no epoch has a remainder, and each
+shows every sample exactly once. A mixture has such a stream for each of its parts; every global batch takes
+each part's share from that part's stream.
 """
 
 from collections.abc import Iterator
@@ -19,36 +19,34 @@ from math import isfinite, nextafter
 from typing import Protocol
 
 FEISTEL_ROUNDS = 8
-# These keep the keys of different draws apart: the epochs of a dataset or its first part (later parts count
-# up from there), the places in a global batch, the offsets of weighted epochs, the masks of clips.
+# Constants that make the keys of different draws differ: the permutations of the first part's epochs (later
+# parts count up from there), the slots of a global batch, the offsets of weighted epochs, the dropout masks.
 PERMUTATION_STREAM = 0x7065726D
-PLACE_STREAM = 0x706C6163650000
+SLOT_STREAM = 0x706C6163650000
 OFFSET_STREAM = 0x6F66667365740000
 MASK_STREAM = 0x6D61736B0000
 
-GOLDEN_TURN = 0x9E3779B97F4A7C15  # the golden ratio's fraction of a full turn of 2**64
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fractional part times 2**64
 
 
 class SampleWeights(Protocol):
-    """Samples laid side by side, each as wide as its weight; a `Manifest` is such."""
+    """The weights of samples as intervals, one after another; implemented by `Manifest`."""
 
     total_weight: float
 
     def row_at_weight(self, weight: float) -> int:
-        """The sample that lies at `weight`, 0 <= weight < total_weight."""
+        """The sample whose interval contains `weight`, 0 <= weight < total_weight."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a dataset, and how often it is drawn from.
-
-    samples: how many it has. ratio: its share, compared with the other parts' ratios. weights: how often each
-    of its samples comes; None is all equally often.
-    """
+    """A part of a mixture."""
 
     samples: int
     ratio: float = 1.0
+    """Its share of the draws, relative to the other parts' ratios."""
     weights: SampleWeights | None = None
+    """How often each sample is drawn; None is all equally often."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -59,24 +57,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place in a global batch.
-
-    epoch: of the part that the sample belongs to. draw: what the clip's random numbers are keyed with, beside
-    seed, epoch and repeat. It is the sample itself where an epoch shows each once; where weights make a
-    sample come several times in an epoch, each time has a number of its own.
-    """
+    """The content of a slot of a global batch."""
 
     epoch: int
+    """Of the part that the sample belongs to."""
     draw: int
+    """Key of the clip's random numbers, with seed, epoch and repeat. It is the sample itself where an epoch
+    shows each once; where weights repeat a sample in an epoch, each draw has a number of its own."""
     sample: int
     repeat: int
 
 
 def permute(index: int, samples: int, seed: int, epoch: int, stream: int = PERMUTATION_STREAM) -> int:
-    """Where `index` goes in the epoch's permutation of `range(samples)`; each stream has its own.
+    """The value at `index` of the epoch's permutation of `range(samples)`; each stream has its own.
 
-    A keyed bijection (a Feistel network over the next even number of bits, walked until it lands inside the
-    range: under four rounds of walking on average), so it needs no array: O(1) memory for any `samples`.
+    A keyed bijection: a Feistel network over the next even number of bits, applied until the value is inside
+    the range, which takes fewer than four applications on average. O(1) memory for any `samples`.
     """
     half_bits = max(1, ((samples - 1).bit_length() + 1) // 2)
     mask = (1 << half_bits) - 1
@@ -97,7 +93,7 @@ def _round_keys(key: int, epoch: int) -> list[int]:
 
 
 def _mix(value: int) -> int:
-    """A 64-bit finaliser: every input bit changes every output bit with a chance near one half."""
+    """A 64-bit finaliser (SplitMix64): every input bit flips every output bit with probability near 1/2."""
     value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -108,32 +104,31 @@ def _mix(value: int) -> int:
 class TrainSampler:
     """The endless training stream, cut into global batches.
 
-    samples: rows of the dataset. global_batch: clips per optimiser step over all ranks, repeats included.
-    repeats: clips made from each sample, side by side in the same global batch (Hoffer et al.).
-    shuffle: False keeps the dataset's order in every epoch.
-    parts: what the dataset consists of, in its order; none given is one, all samples equally often. Every
-    global batch holds each part's share of it up to rounding, and later batches make up for the rounding.
-
-    An epoch, as `epoch_of` counts, is as many draws as the dataset has samples. Of a single part it shows
-    every sample once, or with weights each as often as its weight says, rounded up or down. In a mixture
-    every part goes through epochs of its own: one with few samples and a great ratio through several in the
-    time of one.
+    An epoch, as `epoch_of` counts, is as many draws as the dataset has samples. With a single part it shows
+    every sample once, or with weights as often as its weight asks for, rounded up or down. In a mixture every
+    part has epochs of its own: a part with few samples and a large ratio has several in the time of one.
     """
 
     samples: int
+    """Rows of the dataset."""
     global_batch: int
+    """Clips per optimiser step over all ranks, repeats included."""
     seed: int
     repeats: int = 1
+    """Clips made from each sample, in consecutive slots of the same global batch (Hoffer et al.)."""
     shuffle: bool = True
+    """False keeps the dataset's order in every epoch."""
     parts: tuple[Part, ...] = ()
+    """Of the dataset, in its order; empty is a single part with equal weights. Every global batch holds each
+    part's share up to rounding; the rounding errors do not add up."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError("a plan needs at least one sample")
+            raise ValueError("a sampler needs at least one sample")
         if self.global_batch % self.repeats:
-            raise ValueError(f"global batch {self.global_batch} is no multiple of {self.repeats} repeats")
+            raise ValueError(f"global batch {self.global_batch} is not a multiple of {self.repeats} repeats")
         if self.parts and sum(part.samples for part in self.parts) != self.samples:
-            raise ValueError(f"the parts have other than {self.samples} samples in all")
+            raise ValueError(f"the parts have not {self.samples} samples in total")
 
     @property
     def samples_per_step(self) -> int:
@@ -141,24 +136,23 @@ class TrainSampler:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps that draw as often as there are samples; not a whole number in general."""
+        """Optimiser steps with as many draws as there are samples; not an integer in general."""
         return self.samples / self.samples_per_step
 
     def epoch_of(self, step: int) -> float:
-        """How many epochs are done before `step`."""
+        """Epochs before `step`."""
         return step * self.samples_per_step / self.samples
 
-    def slot(self, step: int, place: int) -> Slot:
-        """Who stands at `place` (0 <= place < global_batch) of the global batch of `step`."""
-        part, earlier = self._turn(step, place // self.repeats)
+    def slot(self, step: int, index: int) -> Slot:
+        """Slot `index` (0 <= index < global_batch) of the global batch of `step`."""
+        part, earlier = self._part_of(step, index // self.repeats)
         epoch, draw, sample = self._draw(part, earlier)
-        return Slot(epoch, draw, sample, place % self.repeats)
+        return Slot(epoch, draw, sample, index % self.repeats)
 
     def mask_key(self, slot: Slot) -> int:
-        """What the model's dropout and drop-path masks of a clip are keyed with, an int64.
+        """The key of a clip's dropout and drop-path masks in the model, an int64.
 
-        A hash of (seed, epoch, draw, repeat), apart from whatever else is drawn from them here and in
-        `augment/params.py`.
+        A hash of (seed, epoch, draw, repeat), independent of what else is drawn from them.
         """
         key = self.seed ^ MASK_STREAM
         for number in (slot.epoch, slot.draw, slot.repeat):
@@ -176,31 +170,31 @@ class TrainSampler:
 
     @cached_property
     def _shares(self) -> list[Fraction]:
-        """For each part, its share of what the parts before it leave."""
+        """For each part, its share of what the parts before it leave over."""
         ratios = [Fraction(part.ratio) for part in self._parts]
         return [ratio / sum(ratios[number:]) for number, ratio in enumerate(ratios)]
 
-    def _turn(self, step: int, place: int) -> tuple[int, int]:
-        """Whose turn it is at `place` (0 <= place < samples_per_step), and how often it was before."""
+    def _part_of(self, step: int, index: int) -> tuple[int, int]:
+        """The part of sample `index` (0 <= index < samples_per_step) of a step, and how many draws it had."""
         size = self.samples_per_step
         if len(self._parts) == 1:
-            return 0, step * size + place
+            return 0, step * size + index
         if self.shuffle:
-            # Dealt in order, the same part would meet the same rank, and the same micro-batch, in every step.
-            place = permute(place, size, self.seed, step, PLACE_STREAM)
+            # In order, the same part would be in the same rank's micro-batch in every step.
+            index = permute(index, size, self.seed, step, SLOT_STREAM)
         for part, (begin, end) in enumerate(
-            zip(self._dealt(step * size), self._dealt((step + 1) * size), strict=True)
+            zip(self._draws_before(step * size), self._draws_before((step + 1) * size), strict=True)
         ):
-            if place < end - begin:
-                return part, begin + place
-            place -= end - begin
+            if index < end - begin:
+                return part, begin + index
+            index -= end - begin
         raise AssertionError("the parts' shares of a batch do not add up to it")
 
-    def _dealt(self, draws: int) -> Iterator[int]:
-        """How many of the first `draws` draws are each part's.
+    def _draws_before(self, draws: int) -> Iterator[int]:
+        """For each part, how many of the first `draws` draws it has.
 
-        A part takes its share of what those before it leave, rounded. So its count strays from what the
-        ratios say by less than the number of parts, however long the stream is, and never goes down.
+        A part takes its share, rounded, of what the parts before it leave over. So its count differs from its
+        exact share by less than the number of parts, however long the stream is, and never decreases.
         """
         for share in self._shares:
             count = (2 * draws * share.numerator + share.denominator) // (2 * share.denominator)
@@ -208,7 +202,7 @@ class TrainSampler:
             draws -= count
 
     def _draw(self, number: int, earlier: int) -> tuple[int, int, int]:
-        """Epoch, draw and sample of a part's draw after `earlier` ones."""
+        """Epoch, draw and sample of a part's draw number `earlier`, counted from 0."""
         part, first = self._parts[number], self._first_samples[number]
         epoch, index = divmod(earlier, part.samples)
         if self.shuffle:
@@ -222,22 +216,22 @@ class TrainSampler:
 
 
 def _offset(key: int, epoch: int) -> float:
-    """Where the evenly spaced points of a weighted epoch begin, 0 < offset < 1, in steps from point to point.
+    """The first of the evenly spaced points of a weighted epoch, 0 < offset < 1, in units of their distance.
 
-    A sample is drawn where a point falls on it: as often as its width holds steps, rounded up or down, and
-    one of less than a step in some epochs only. Turning by the golden ratio from epoch to epoch spreads these
-    epochs evenly. The offset keeps half a millionth away from 0 and 1, more than what sums of many weights
-    lose to rounding, so that equal weights do draw every sample once.
+    A sample is drawn once for each point in its interval: its weight over the distance, rounded up or down; a
+    sample lighter than the distance is drawn in some epochs only. Adding the golden ratio from epoch to epoch
+    spreads these epochs evenly. The offset stays half a millionth away from 0 and 1, more than the rounding
+    error of a sum of many weights, so that equal weights draw every sample once.
     """
-    turn = _mix(key) + epoch * GOLDEN_TURN
-    return ((turn >> 44 & 0xFFFFF) + 0.5) / 2**20
+    phase = _mix(key) + epoch * GOLDEN_RATIO
+    return ((phase >> 44 & 0xFFFFF) + 0.5) / 2**20
 
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """Every sample once, dealt to the ranks in turn; the places left over hold -1.
+    """Every sample once, distributed over the ranks round-robin; the slots left over hold -1.
 
-    All ranks make the same number of batches, because a partitioned model needs all of them in every forward.
+    All ranks have the same number of batches, because a partitioned model needs all of them in every forward.
     """
 
     samples: int
@@ -249,7 +243,7 @@ class ViewSampler:
         """Batches per rank."""
         return -(-self.samples // (self.batch * self.world_size))
 
-    def sample(self, rank: int, batch: int, place: int) -> int:
-        """The sample at `place` of the rank's batch, or -1."""
-        position = (batch * self.batch + place) * self.world_size + rank
+    def sample(self, rank: int, batch: int, index: int) -> int:
+        """The sample in slot `index` of the rank's batch, or -1."""
+        position = (batch * self.batch + index) * self.world_size + rank
         return position if position < self.samples else -1

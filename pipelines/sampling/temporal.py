@@ -1,7 +1,7 @@
 """Which frames of a video make a clip: sparse sampling over its whole length.
 
-With `n` frames and a clip of `T`, the video is cut into `T` segments of `(n - 1) / T` frames; one frame is
-taken from each. Rounding is half-to-even throughout, as in the released implementation.
+A video of `n` frames is divided into `T` segments of `(n - 1) / T` frames; a clip has one frame of each.
+Rounding is half-to-even throughout, as in the released implementation.
 """
 
 import numpy as np
@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 
 def train_indices(frames: int, clip_frames: int, rng: np.random.Generator) -> NDArray[np.int32]:
-    """One frame drawn from each segment, both ends of a segment included.
+    """One random frame of each segment, both ends of a segment included: (T,), ascending.
 
-    frames: length of the video. clip_frames: T. Returns T ascending frame indices. A video shorter than
-    the clip repeats frames, so every length of at least one works.
+    frames: length of the video, at least 1. clip_frames: T; more than the video has repeats frames.
     """
     edges = np.round((frames - 1) / clip_frames * np.arange(clip_frames + 1)).astype(np.int64)
     drawn = rng.integers(edges[:-1], edges[1:], endpoint=True)
@@ -20,9 +19,9 @@ def train_indices(frames: int, clip_frames: int, rng: np.random.Generator) -> ND
 
 
 def view_indices(frames: int, clip_frames: int, clips: int) -> NDArray[np.int32]:
-    """The frames of `clips` evenly shifted clips: clip c takes `round(s*i) + int(s/(K+1)*(c+1))`.
+    """The frames of `clips` evenly shifted clips: (clips, T), each row ascending.
 
-    Returns an array of shape (clips, clip_frames), each row ascending.
+    With K clips and segments of s frames, frame i of clip c is `round(s*i) + int(s/(K+1)*(c+1))`.
     """
     segment = (frames - 1) / clip_frames
     starts = np.round(segment * np.arange(clip_frames)).astype(np.int64)

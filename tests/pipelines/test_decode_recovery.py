@@ -122,7 +122,7 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     dataset, wait = Dataset.open([motion_set.train]), tmp_path / "wait"
     wait.touch()
     sampler = TrainSampler(len(dataset), 8, seed=3)
-    reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, place=5).sample, wait=wait)
+    reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, index=5).sample, wait=wait)
     waiting = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
     endless = ClipLoader(TrainGraph(waiting, HALF, HALF), resources(workers=2), batches=0)
 

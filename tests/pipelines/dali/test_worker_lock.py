@@ -20,7 +20,7 @@ def test_a_worker_that_dies_with_the_lock_changes_no_batch(motion_set: MotionSet
     undisturbed = digests(take(loader(motion_set.train, ALL), 4))
     dataset = Dataset.open([motion_set.train])
     sampler = TrainSampler(len(dataset), 8, seed=3)
-    late = sampler.slot(step=2, place=3).sample
+    late = sampler.slot(step=2, index=3).sample
     reader = LockingReader(dataset, Decoding("pyav"), late=late, once=tmp_path / "died")
     source = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
     endless = ClipLoader(TrainGraph(source, HALF, HALF), resources(workers=2), batches=0)

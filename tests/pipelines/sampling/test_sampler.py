@@ -25,7 +25,7 @@ class Widths:
 
 
 def stream(sampler: TrainSampler, steps: int) -> list[Slot]:
-    return [sampler.slot(step, place) for step in range(steps) for place in range(sampler.global_batch)]
+    return [sampler.slot(step, index) for step in range(steps) for index in range(sampler.global_batch)]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 7, 64, 1000, 4097])
@@ -51,7 +51,7 @@ def test_permutations_look_random() -> None:
 
 def test_any_place_of_a_hundred_million_clips_is_found_at_once() -> None:
     sampler = TrainSampler(100_000_000, 512, seed=1)
-    slots = [sampler.slot(step=10**7, place=place) for place in range(512)]
+    slots = [sampler.slot(step=10**7, index=index) for index in range(512)]
     assert len({slot.sample for slot in slots}) == 512
     assert all(0 <= slot.sample < 100_000_000 for slot in slots)
 
@@ -59,7 +59,7 @@ def test_any_place_of_a_hundred_million_clips_is_found_at_once() -> None:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_epoch_shows_every_sample_once_though_batches_straddle_it(shuffle: bool) -> None:
     sampler = TrainSampler(samples=10, global_batch=4, seed=0, shuffle=shuffle)
-    stream = [sampler.slot(step, place) for step in range(10) for place in range(4)]
+    stream = [sampler.slot(step, index) for step in range(10) for index in range(4)]
     for epoch in range(4):
         shown = [slot.sample for slot in stream if slot.epoch == epoch]
         assert sorted(shown) == list(range(10))
@@ -68,7 +68,7 @@ def test_every_epoch_shows_every_sample_once_though_batches_straddle_it(shuffle:
 
 def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
     sampler = TrainSampler(samples=6, global_batch=4, seed=0, repeats=2)
-    slots = [sampler.slot(0, place) for place in range(4)]
+    slots = [sampler.slot(0, index) for index in range(4)]
     assert [slot.repeat for slot in slots] == [0, 1, 0, 1]
     assert slots[0].sample == slots[1].sample != slots[2].sample
     clip = TrainClipSpec(8, 64)
@@ -82,7 +82,7 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
 
 def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
     sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
-    slots = [sampler.slot(step, place) for step in (0, 499, 500) for place in (0, 2)]
+    slots = [sampler.slot(step, index) for step in (0, 499, 500) for index in (0, 2)]
     assert [slot.sample for slot in slots] == [788, 446, 580, 690, 575, 918]
     assert all(slot.draw == slot.sample for slot in slots)
     assert [slot.epoch for slot in slots] == [0, 0, 0, 0, 1, 1]
@@ -90,7 +90,7 @@ def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> Non
 
 def test_mask_keys_are_those_that_runs_have_begun_with() -> None:
     sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
-    keys = [sampler.mask_key(sampler.slot(step, place)) for step in (0, 500) for place in (0, 1)]
+    keys = [sampler.mask_key(sampler.slot(step, index)) for step in (0, 500) for index in (0, 1)]
     assert keys == [-8427985370965756799, -1936100254172305614, 3137187371888546726, -654898691175435119]
 
 
@@ -137,14 +137,14 @@ def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...
     counts = np.zeros(len(ratios))
     for step in range(300):
         batch = np.bincount(
-            [sampler.slot(step, place).sample // 50 for place in range(8)], minlength=len(ratios)
+            [sampler.slot(step, index).sample // 50 for index in range(8)], minlength=len(ratios)
         )
         counts += batch
         assert np.abs(batch - 8 * shares).max() < len(ratios)
         assert np.abs(counts - 8 * (step + 1) * shares).max() < len(ratios)
     far = 10**15
     later = np.bincount(
-        [sampler.slot(far + step, place).sample // 50 for step in range(250) for place in range(8)],
+        [sampler.slot(far + step, index).sample // 50 for step in range(250) for index in range(8)],
         minlength=len(ratios),
     )
     assert np.abs(later - 2000 * shares).max() < 2 * len(ratios)
@@ -167,8 +167,8 @@ def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> Non
     slots = stream(sampler, 500)
     one, two = ([slot.sample % 1000 for slot in slots if slot.sample // 1000 == part] for part in (0, 1))
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.15  # 4.7 standard deviations
-    for place in range(4):
-        share = np.mean([slot.sample < 1000 for slot in slots[place::4]])
+    for index in range(4):
+        share = np.mean([slot.sample < 1000 for slot in slots[index::4]])
         assert 0.4 < share < 0.6  # 4.5 standard deviations
 
 
@@ -243,10 +243,10 @@ def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
 def test_evaluation_sees_every_video_once(samples: int, batch: int, ranks: int) -> None:
     sampler = ViewSampler(samples, batch, ranks)
     dealt = [
-        sampler.sample(rank, number, place)
+        sampler.sample(rank, number, index)
         for rank in range(ranks)
         for number in range(sampler.batches)
-        for place in range(batch)
+        for index in range(batch)
     ]
     assert sorted(sample for sample in dealt if sample >= 0) == list(range(samples))
     assert len(dealt) - samples < batch * ranks
