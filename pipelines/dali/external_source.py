@@ -107,7 +107,7 @@ class TrainSource:
             loaded.origin * 2, np.int32
         )
         for name in params[0].arrays:
-            arrays[name] = np.stack([each.arrays[name] for each in params])
+            arrays[name] = np.array([each.arrays[name] for each in params])
         keys = [self.sampler.mask_key(slot) for slot in slots]
         return self.layout.pack(arrays | _about(request, loaded, keys, self.record))
 

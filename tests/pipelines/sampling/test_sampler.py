@@ -77,7 +77,7 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
         for repeat in (0, 1)
     ]
     np.testing.assert_array_equal(draws[0].indices, draws[1].indices)
-    assert not np.array_equal(draws[0].arrays[0], draws[1].arrays[0])
+    assert not np.array_equal(draws[0].arrays["crop_matrix"], draws[1].arrays["crop_matrix"])
 
 
 def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
@@ -230,7 +230,7 @@ def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
     sampler = TrainSampler(10, 4, seed=1, parts=(Part(4, 2.0), Part(6, weights=Widths([1, 2, 3, 4, 5, 6]))))
     slots = stream(sampler, 5)
     assert stream(pickle.loads(pickle.dumps(sampler)), 5) == slots
-    with pytest.raises(ValueError, match="other than 11 samples"):
+    with pytest.raises(ValueError, match="11 samples"):
         TrainSampler(11, 4, seed=1, parts=sampler.parts)
     with pytest.raises(ValueError, match="at least one sample"):
         Part(0)
