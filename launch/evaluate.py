@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parse()
     from models import ModelError
     from pipelines.errors import DataError
-    from trainer.distributed.error_output import print_error
+    from trainer.distributed.launchers import print_error
     from trainer.errors import StartAgain, UserError
     from trainer.evaluation.evaluator import evaluate
     from trainer.evaluation.target import EvaluationRequest

@@ -64,7 +64,7 @@ def main() -> int:
     from models import ModelError
     from pipelines.errors import DataError
     from trainer.config.load import load_recipe
-    from trainer.distributed.error_output import print_error
+    from trainer.distributed.launchers import print_error
     from trainer.errors import StartAgain, UserError
     from trainer.resilience.signals import REQUEUE
 

@@ -29,9 +29,9 @@ from trainer.distributed.environment import (
     cores_per_rank,
     describe_environment,
     find_environment,
-    job_end,
 )
 from trainer.distributed.manifest_cache import prefetch_manifests
+from trainer.distributed.slurm_step import find_job_end
 from trainer.distributed.step_sync import StepSync
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import find_available_memory
@@ -187,7 +187,7 @@ class Run:
             announce=self.is_main,
             stop_file=self.folder.stop if self.is_main else None,
             time_limit=self.recipe.run.time_limit_minutes,
-            job_end=job_end(),
+            job_end=find_job_end(),
             margin=self._time_to_leave,
             launcher_is_gone=self._launcher.is_gone,
         )

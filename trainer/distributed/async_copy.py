@@ -1,25 +1,25 @@
-"""Numbers on their way from the device to the host."""
+"""Device-to-host copies that are started early and read later."""
 
 import torch
 from torch import Tensor
 
 
 class AsyncCopy:
-    """A copy of a small tensor on the host, queued now: queued when it is read, it would stand behind all
-    that the device has been given to do meanwhile.
+    """A device-to-host copy of a small tensor, started now, so that reading it later does not wait behind
+    newer GPU work.
     """
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
-        self._arrived: torch.cuda.Event | None = None
+        self._done: torch.cuda.Event | None = None
         if values.is_cuda:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._done = torch.cuda.Event()
+            self._done.record()
 
     def values(self) -> Tensor:
-        """The copy, waited for; on a CPU the tensor itself."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Wait for the copy and return it; on a CPU the tensor itself."""
+        if self._done is not None:
+            self._done.synchronize()
         return self._values

@@ -1,4 +1,4 @@
-"""Doing something on all ranks, and failing on all of them where one fails."""
+"""Collectives on Python objects: errors raised on all ranks, broadcast, comparison between ranks."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,10 +16,11 @@ T = TypeVar("T")
 
 
 def run_on_all_ranks(work: Callable[[], T]) -> T:
-    """Do `work` on this rank. Raises AgreedError on every rank when it failed on any, with all that was
-    said. `work` holds no collective: a rank that fails would leave the others waiting in it.
+    """Do `work` on every rank. Collective.
 
-    Only errors that a user can mend are gathered; a defect of the program ends its rank at once. Collective.
+    `work` contains no collective: a rank that fails would leave the others waiting in it. Raises AgreedError
+    on every rank where `work` failed on any, with each rank's message. Only UserError, DataError and
+    ModelError are gathered; other exceptions end their rank at once.
     """
     result, problem = None, None
     try:
@@ -40,15 +41,17 @@ def run_on_all_ranks(work: Callable[[], T]) -> T:
 
 
 def broadcast_from_main(value: T) -> T:
-    """What rank 0 gives, on all ranks. Collective."""
+    """Rank 0's value on all ranks. Collective."""
     given = [value]
     dist.broadcast_object_list(given)
     return given[0]
 
 
 def check_same_on_all_ranks(name: str, text: str) -> None:
-    """Raises AgreedError on every rank where a text that each read for itself is not the same on all, with
-    the ranks that differ from rank 0 and their first other line. Collective.
+    """Compare a text that each rank has read itself. Collective.
+
+    Raises AgreedError on every rank where ranks differ from rank 0, with these ranks and the first line in
+    which they differ.
     """
     texts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(texts, hashlib.sha256(text.encode()).hexdigest())
@@ -60,13 +63,13 @@ def check_same_on_all_ranks(name: str, text: str) -> None:
     of_each: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(of_each, _first_difference(compared[0], text))
     raise AgreedError(
-        f"{name} is another on {format_ranks(others)} than on rank 0: {of_each[others[0]]}; it changed "
+        f"{name} differs on {format_ranks(others)} from rank 0: {of_each[others[0]]}; it changed "
         "while the ranks read it, or they read different files; start again"
     )
 
 
 def _first_difference(one: str, other: str) -> str | None:
-    """The first line in which two texts differ, as both have it; None where they are equal."""
+    """The first line in which two texts differ, from both of them; None where they are equal."""
     for before, after in zip_longest(one.splitlines(), other.splitlines(), fillvalue="nothing"):
         if before != after:
             return f"`{after.strip()[:200]}` and not `{before.strip()[:200]}`"

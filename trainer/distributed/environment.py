@@ -1,8 +1,8 @@
-"""Who am I: rank, world size and device, found from whatever started this process.
+"""A process's rank, world size and device, from the launcher that started it.
 
-Five ways in: the `deepspeed` launcher and `torchrun` (both set RANK, WORLD_SIZE, LOCAL_RANK), an MPI launcher
-(`distributed/mpi.py`), `srun` (`distributed/slurm_step.py`), or nobody (one process alone). Whichever it was,
-afterwards the variables that torch.distributed's `env://` reads are set.
+The launcher is `deepspeed` or `torchrun` (both set RANK, WORLD_SIZE, LOCAL_RANK), an MPI launcher
+(`distributed/mpi.py`), `srun` (`distributed/slurm_step.py`), or none: one process alone. `find_environment`
+sets the variables that torch.distributed's `env://` reads.
 """
 
 import os
@@ -18,29 +18,17 @@ from typing import Any, Literal, cast
 import torch
 
 from pipelines.worker_pool import usable_cores
-from trainer.distributed.environment_numbers import read_number
 from trainer.distributed.launchers import find_placement
 from trainer.distributed.mpi import port_seed
-from trainer.distributed.rank_placement import RankPlacement
+from trainer.distributed.rank_placement import RankPlacement, read_number
 from trainer.distributed.slurm_step import (
     cpus_per_task,
-    expand_hosts,
-    job_end_of,
     not_by_srun,
     slurm_address,
     slurm_port,
 )
 from trainer.errors import RunError
 from trainer.system.git import git_state
-
-__all__ = [
-    "Environment",
-    "cores_per_rank",
-    "describe_environment",
-    "expand_hosts",
-    "find_environment",
-    "job_end",
-]
 
 Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun", "mpi"]
 
@@ -73,30 +61,30 @@ class Environment:
     local_world_size: int
     """Processes on this node."""
     device: torch.device
-    """What this process computes on: its own GPU, or the CPU."""
+    """This process's own GPU, or the CPU."""
     node: str
-    """Name of this node: SLURM's, where it started the process, else the host's."""
+    """Name of this node: SLURM's where SLURM started the process, else the host name."""
     launcher: Launcher
-    """What started the process; `variables` is somebody unknown who set RANK and the others."""
+    """What started the process; `variables`: an unknown launcher that set RANK and the others."""
     node_rank: int = 0
     """Number of this node among those of the run, from 0."""
     nodes: tuple[str, ...] = ()
-    """Each rank's node, where ranks lie on SLURM's nodes in order; empty where the launcher does not tell."""
+    """Each rank's node, in SLURM's order; empty where the launcher does not give it."""
     one_node: bool = False
     """Whether all ranks are known to be on this node."""
     notes: tuple[str, ...] = ()
-    """Variables that were left out or assumed, in words for the run's first lines."""
+    """Variables that were ignored or assumed, as lines for the start of the run."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the only one that prints and writes."""
+        """Whether this is rank 0, which prints and writes the run's files."""
         return self.rank == 0
 
 
 def find_environment(
     device: Literal["auto", "cpu", "cuda"] = "auto", variables: MutableMapping[str, str] = os.environ
 ) -> Environment:
-    """Find this process's place and export what torch.distributed's `env://` needs.
+    """Find this process's placement and set the variables of torch.distributed's `env://`.
 
     Args:
         device: the recipe's `engine.device`.
@@ -104,8 +92,8 @@ def find_environment(
             and MASTER_PORT are set in it.
 
     Raises:
-        RunError: variables are missing, contradict each other or are no numbers (named in the message),
-            or a GPU was asked for and is not there.
+        RunError: variables are missing, contradict each other or are no numbers, or the recipe requires a GPU
+            and there is none.
     """
     place = find_placement(variables)
     if place is None:
@@ -128,7 +116,7 @@ def find_environment(
         local_world_size=place.local_world_size,
         device=_device(device, place, variables),
         launcher=cast(Launcher, place.launcher),
-        # As SLURM calls it, under whatever launcher: its tools know the node by that name.
+        # SLURM's name under any launcher: `scontrol` and `sbatch` use it.
         node=variables.get("SLURMD_NODENAME") or socket.gethostname(),
         node_rank=place.rank // place.local_world_size if place.node_rank is None else place.node_rank,
         nodes=place.nodes,
@@ -141,13 +129,11 @@ def _with_address(place: RankPlacement, variables: MutableMapping[str, str]) -> 
     """Set MASTER_ADDR and MASTER_PORT where the launcher did not. Raises RunError where nothing does."""
     given = variables.get("MASTER_ADDR")
     if given and place.launcher in ("srun", "mpi") and place.one_node and not _is_here(given):
-        note = (
-            f"MASTER_ADDR={given} of the environment is not used: all processes are here, and it is elsewhere"
-        )
+        note = f"MASTER_ADDR={given} of the environment is ignored: all processes are on this node"
         place = replace(place, notes=(*place.notes, note))
         given = None
     if not given and place.launcher == "srun":
-        # The job's script says where; without it, node names must resolve.
+        # The job's script sets the address; without it, node names must resolve.
         given = "127.0.0.1" if place.one_node else slurm_address(variables["SLURM_STEP_NODELIST"])
     elif not given and place.one_node:
         given = "127.0.0.1"
@@ -184,14 +170,6 @@ def _is_here(address: str) -> bool:
     return False
 
 
-def job_end(variables: Mapping[str, str] = os.environ) -> float | None:
-    """When SLURM will end this job, in seconds since 1970; None outside of one, or where it did not say.
-
-    Raises RunError for a variable SLURM_JOB_END_TIME that is no number.
-    """
-    return job_end_of(variables)
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -205,32 +183,32 @@ def _device(
     if wanted == "cpu" or (wanted == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
-        raise RunError("engine.device is cuda, but torch sees no GPU here; allowed: auto or cpu")
+        raise RunError("engine.device is cuda, but torch finds no GPU on this node; allowed: auto or cpu")
     bound = [gpu for gpu in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if gpus == 1 and (place.launcher == "srun" or (place.launcher == "mpi" and len(bound) == 1)):
-        # With --gpus-per-task, or a script that binds, each task sees its own GPU only, as number 0.
+        # With --gpus-per-task, or a script that binds GPUs, each task sees its own GPU only, as number 0.
         return torch.device("cuda", 0)
     if place.local_rank >= gpus or (place.local_size_known and place.local_world_size > gpus):
         name, value = ("LOCAL_RANK", place.local_rank)
-        if place.local_rank < gpus:  # all ranks of the node say so, not only those without a GPU
+        if place.local_rank < gpus:  # all ranks of the node raise this, not only those without a GPU
             name, value = ("LOCAL_WORLD_SIZE", place.local_world_size)
         raise RunError(
-            f"{name} is {value}, but torch sees {gpus} GPU(s) here: start at most {gpus} "
+            f"{name} is {value}, but torch finds {gpus} GPU(s) on this node: start at most {gpus} "
             f"process(es) per node, or set engine.device to cpu"
         )
     return torch.device("cuda", place.local_rank)
 
 
 def cores_per_rank(environment: Environment) -> int:
-    """What SLURM gave the rank's task, else this node's cores, divided among its ranks."""
+    """The cores of the rank's SLURM task, else this node's cores divided by its ranks."""
     given = cpus_per_task(os.environ) if environment.launcher == "srun" else None
-    if given:  # where a task is bound to its cores, those are all that it sees
+    if given:  # a task that is bound to its cores sees only these
         return min(given, usable_cores())
     return max(1, usable_cores() // environment.local_world_size)
 
 
 def describe_environment() -> dict[str, Any]:
-    """What a result depends on beside the recipe: versions, hardware, commit; ready to be written as JSON."""
+    """Versions, hardware and commit, on which a result depends beside the recipe, as JSON values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -261,7 +239,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the program, `+changes` where files differ; None where it is not known."""
+    """The commit of the program, `+changes` where files differ from it; None where unknown."""
     git = git_state()
     if git is None:
         return None

@@ -1,17 +1,16 @@
-"""A process's place by the variables that MPI launchers and PMI servers set."""
+"""A process's placement from the variables that MPI launchers and PMI servers set."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.distributed.environment_numbers import read_number
-from trainer.distributed.rank_placement import RankPlacement
+from trainer.distributed.rank_placement import RankPlacement, read_number
 from trainer.errors import RunError
 
 
 @dataclass(frozen=True)
 class _Family:
-    """The variables of one family of launchers. local_rank, local_size: whichever of them is set."""
+    """The variables of a launcher; of `local_rank` and `local_size` the first that is set counts."""
 
     starter: str
     rank: str
@@ -19,7 +18,7 @@ class _Family:
     local_rank: tuple[str, ...]
     local_size: tuple[str, ...]
     serves_srun: bool = False
-    """Whether srun sets these variables, too, for its own tasks."""
+    """Whether srun also sets these variables for its own tasks."""
 
 
 _FAMILIES = (
@@ -74,10 +73,10 @@ JOB_NAMES = (
 
 
 def find_mpi_placement(variables: Mapping[str, str], srun_tasks: int | None) -> RankPlacement | None:
-    """The place that an MPI launcher gave this process; None where none did.
+    """The placement that an MPI launcher gave this process; None where none did.
 
-    srun_tasks: how many tasks the srun step has that this process is in, if it is in one. srun may serve PMI
-    itself; then it started the process.
+    srun_tasks: number of tasks of the srun step that this process belongs to, or None. If the numbers agree,
+    srun serves PMI itself, and started the process.
 
     Raises RunError where variables are missing, are no numbers, or contradict each other.
     """
@@ -99,7 +98,7 @@ def find_mpi_placement(variables: Mapping[str, str], srun_tasks: int | None) -> 
         return _place(variables, family, size)
     if variables.get("PMIX_RANK") and srun_tasks is None:
         raise RunError(
-            f"PMIX_RANK is {variables['PMIX_RANK']}, but no variable says how many processes there are: "
+            f"PMIX_RANK is {variables['PMIX_RANK']}, but no variable gives the number of processes: "
             "start with `mpirun` of Open MPI, `srun`, `torchrun` or `deepspeed`, or set RANK, WORLD_SIZE, "
             "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each process"
         )
@@ -112,8 +111,8 @@ def _place(variables: Mapping[str, str], family: _Family, size: int) -> RankPlac
     local_size = next((n for n in (*family.local_size, "LOCAL_WORLD_SIZE") if variables.get(n)), None)
     if local_rank is None and size > 1:
         raise RunError(
-            f"{family.rank} and {family.size} are set, but none of {', '.join(family.local_rank)} is, which "
-            "would say which of its node's processes this is: set LOCAL_RANK and LOCAL_WORLD_SIZE for each "
+            f"{family.rank} and {family.size} are set, but none of {', '.join(family.local_rank)}, so the "
+            "local rank is unknown: set LOCAL_RANK and LOCAL_WORLD_SIZE for each "
             "process, or start with `torchrun`, `deepspeed` or `srun`"
         )
     return RankPlacement(
@@ -128,7 +127,7 @@ def _place(variables: Mapping[str, str], family: _Family, size: int) -> RankPlac
 
 
 def port_seed(variables: Mapping[str, str]) -> int | None:
-    """A number that all processes of a job share, unlike other jobs; None where nothing names the job."""
+    """A number from the job's identifiers, the same on all its processes; None without identifiers."""
     names = [f"{name}={variables[name]}" for name in JOB_NAMES if variables.get(name)]
     if not names:
         return None

@@ -1,15 +1,14 @@
-"""A process's place among the ranks, as what started it says."""
+"""A process's placement among the ranks, as its launcher gives it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from trainer.distributed.environment_numbers import read_number
 from trainer.errors import RunError
 
 
 @dataclass(frozen=True)
 class RankPlacement:
-    """What a launcher says of a process."""
+    """Rank, node and world size of a process."""
 
     rank: int
     """Number of this process among all, from 0."""
@@ -24,13 +23,13 @@ class RankPlacement:
     starter: str
     """The launcher's name in messages."""
     local_size_known: bool = True
-    """Whether the launcher said how many processes are on this node; otherwise all are taken to be."""
+    """Whether the launcher gave the number of processes on this node; otherwise all are assumed to be."""
     node_rank: int | None = None
-    """Number of this node; None where the launcher does not say."""
+    """Number of this node; None where unknown."""
     nodes: tuple[str, ...] = ()
-    """Each rank's node; empty where that is not known."""
+    """Each rank's node; empty where unknown."""
     notes: tuple[str, ...] = field(default=())
-    """What was left out or assumed, in words."""
+    """Variables that were ignored or assumed, as lines for the user."""
 
     def __post_init__(self) -> None:
         """Raises RunError where the numbers contradict each other."""
@@ -40,7 +39,7 @@ class RankPlacement:
         ):
             if low[1] >= high[1]:
                 raise RunError(
-                    f"{low[0]} is {low[1]} but {high[0]} is {high[1]} ({self.starter}): it must be below it"
+                    f"{low[0]} is {low[1]} but {high[0]} is {high[1]} ({self.starter}): it must be smaller"
                 )
         if self.local_world_size > self.world_size:
             raise RunError(
@@ -50,15 +49,15 @@ class RankPlacement:
 
     @property
     def one_node(self) -> bool:
-        """Whether all processes are on this node, as far as the launcher says."""
+        """Whether all processes are on this node, as far as known."""
         return self.local_world_size == self.world_size
 
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def from_variables(variables: Mapping[str, str]) -> RankPlacement:
-    """The place that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT give.
+def read_placement(variables: Mapping[str, str]) -> RankPlacement:
+    """The placement that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT give.
 
     Raises RunError where some of them are missing, are no numbers, or contradict each other.
     """
@@ -91,24 +90,24 @@ def _launcher(variables: Mapping[str, str]) -> str:
 
 
 def is_launched(variables: Mapping[str, str]) -> bool:
-    """Whether torchrun or the deepspeed launcher started this process, under whatever started those."""
+    """Whether torchrun or the deepspeed launcher started this process."""
     return _launcher(variables) != "variables" and all(variables.get(name) for name in LAUNCHED)
 
 
-def beside_starter(place: RankPlacement, variables: Mapping[str, str]) -> RankPlacement:
-    """Settle what RANK and the others, set by a shell or a script, are worth beside a starter's own numbers.
+def resolve_placement(place: RankPlacement, variables: Mapping[str, str]) -> RankPlacement:
+    """Choose between a launcher's own numbers and RANK and the others, which a shell or script may have set.
 
-    A starter such as srun numbers its processes itself. What the shell exports is the same for all of them,
-    so it cannot be their rank. A complete set of a larger world belongs to a program below the starter that
-    starts several processes for each of its own.
+    A launcher such as srun numbers its processes itself; what the shell exports is the same for all of them
+    and cannot be their rank. A complete set with a larger WORLD_SIZE comes from a program that the launcher
+    started and that starts several processes itself.
 
-    Raises RunError where WORLD_SIZE contradicts the starter, on all ranks alike.
+    Raises RunError, on all ranks, where WORLD_SIZE contradicts the launcher.
     """
     complete = all(variables.get(name) for name in LAUNCHED)
     if variables.get("WORLD_SIZE"):
         said = read_number(variables, "WORLD_SIZE", least=1)
         if complete and (said > place.world_size or place.world_size == 1):
-            return from_variables(variables)
+            return read_placement(variables)
         if said != place.world_size:
             raise RunError(
                 f"WORLD_SIZE is {said}, but {place.starter} started {place.world_size} process"
@@ -122,5 +121,14 @@ def beside_starter(place: RankPlacement, variables: Mapping[str, str]) -> RankPl
     ]
     if not stale:
         return place
-    note = f"{', '.join(stale)} of the environment is not used: {place.starter} numbers its processes itself"
+    note = f"{', '.join(stale)} of the environment is ignored: {place.starter} numbers its processes itself"
     return replace(place, notes=(*place.notes, note))
+
+
+def read_number(variables: Mapping[str, str], name: str, least: int = 0) -> int:
+    """The value of a variable that is set. Raises RunError unless it is an integer of at least `least`."""
+    text = variables[name].strip()
+    # int() alone accepts `1_0` and digits of other scripts.
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < least:
+        raise RunError(f"{name} is {variables[name]!r}; allowed: a whole number, at least {least}")
+    return int(text)

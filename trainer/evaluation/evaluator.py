@@ -17,7 +17,8 @@ from torch import Tensor
 from pipelines.autotune import LoaderOptions
 from pipelines.spot_check import format_defects
 from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
-from trainer.distributed.environment import Environment, cores_per_rank, find_environment, job_end
+from trainer.distributed.environment import Environment, cores_per_rank, find_environment
+from trainer.distributed.slurm_step import find_job_end
 from trainer.engine.process_group import disconnect, join
 from trainer.errors import AgreedError, RunError
 from trainer.evaluation.evaluation_dir import EvaluationDir
@@ -143,7 +144,7 @@ class Evaluator:
             self._say(f"warning: {note}")
         self._say(loader.resources.summary)
         stop = stack.enter_context(
-            StopRequest(announce=self._is_main, job_end=job_end(), margin=lambda: TIME_TO_LEAVE)
+            StopRequest(announce=self._is_main, job_end=find_job_end(), margin=lambda: TIME_TO_LEAVE)
         )
         forward = self._forward()
         gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)

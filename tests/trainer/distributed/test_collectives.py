@@ -21,4 +21,4 @@ def test_recipes_that_differ_between_ranks_are_refused_on_all() -> None:
         assert two.run(compare, ["a: 1\nb: 2\n"] * 2) == ["the same"] * 2
         first, second = two.run(compare, ["a: 1\nb: 2\n", "a: 1\nb: 3\n"])
     assert first == second
-    assert first.startswith("the recipe is another on rank 1 than on rank 0: `b: 3` and not `b: 2`; ")
+    assert "the recipe" in first and "rank 1" in first and "`b: 3` and not `b: 2`" in first

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from trainer.distributed.environment import describe_environment, expand_hosts, find_environment, job_end
+from trainer.distributed.environment import describe_environment, find_environment
+from trainer.distributed.slurm_step import expand_hosts, find_job_end
 from trainer.errors import RunError
 
 LAUNCHED = {
@@ -173,10 +174,10 @@ def test_other_launchers_tell_the_node_s_number_only() -> None:
 
 
 def test_the_end_of_the_job() -> None:
-    assert job_end({}) is None
-    assert job_end({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
+    assert find_job_end({}) is None
+    assert find_job_end({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9
     with pytest.raises(RunError, match="SLURM_JOB_END_TIME is 'soon'"):
-        job_end({"SLURM_JOB_END_TIME": "soon"})
+        find_job_end({"SLURM_JOB_END_TIME": "soon"})
 
 
 def test_one_node_needs_no_name_that_resolves() -> None:
@@ -223,7 +224,7 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_environment("auto", dict(LAUNCHED)).device == torch.device("cuda", 1)
     assert find_environment("cpu", dict(LAUNCHED)).device == torch.device("cpu")
-    with pytest.raises(RunError, match="LOCAL_RANK is 2, but torch sees 2"):
+    with pytest.raises(RunError, match="LOCAL_RANK is 2, .* 2 GPU"):
         find_environment("auto", LAUNCHED | {"LOCAL_RANK": "2"})
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.distributed.environment import cores_per_rank, expand_hosts, find_environment, job_end
+from trainer.distributed.environment import cores_per_rank, find_environment
 from trainer.distributed.launchers import find_rank
+from trainer.distributed.slurm_step import expand_hosts, find_job_end
 from trainer.errors import RunError
 
 OMPI = {
@@ -185,19 +186,19 @@ def test_more_processes_than_gpus_are_refused_on_all_of_them(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     one_node = {"SLURM_STEP_NODELIST": "n1", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "4"}
     for task in range(4):
-        with pytest.raises(RunError, match="torch sees 2 GPU"):
+        with pytest.raises(RunError, match="2 GPU"):
             find_environment(
                 "auto", STEP | one_node | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
             )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RunError, match="torch sees 1 GPU"):
+    with pytest.raises(RunError, match="1 GPU"):
         find_environment("auto", dict(OMPI))
     assert find_environment("auto", OMPI | {"CUDA_VISIBLE_DEVICES": "3"}).device == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("text", ["", "NONE", "Unknown", "UNLIMITED", "0"])
 def test_a_job_without_an_end(text: str) -> None:
-    assert job_end({"SLURM_JOB_END_TIME": text}) is None
+    assert find_job_end({"SLURM_JOB_END_TIME": text}) is None
 
 
 @pytest.mark.parametrize("text", ["4,2", "8(x2)", "", "0", "two"])

@@ -209,7 +209,7 @@ def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
     parents = (folder.absolute(), *folder.absolute().parents)
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
     size, number = (checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)) if recipe else (0, 0)
-    advice = f"{folder} needs {number} more checkpoints of {format_bytes(size)}: free space or change it"
+    advice = f"{folder} needs {number} more checkpoints of {format_bytes(size)}: free space, or change it"
     yield judge_space("disk", free, size + MARGIN, number * size + MARGIN, advice)
 
 
