@@ -1,8 +1,8 @@
-"""A checksum of the clips that a step trained on, computed on their device without waiting for it.
+"""A hash of the clips of a step, computed on their device without a host wait.
 
-It depends on every bit of every clip, and on its key, label and validity, but not on the order of the clips:
-so neither on ranks nor on micro-batches. Equal batches have equal hashes. Two that differ share one with
-a chance of about 2**-32; whoever wants to make another batch of the same hash can.
+It depends on every bit of every clip and on its key, label and validity, but not on the order of clips, ranks
+or micro-batches. Two different batches have the same hash with a probability of about 2**-32. The hash is not
+cryptographic.
 """
 
 import torch
@@ -17,7 +17,7 @@ _GOLDEN = -0x61C8864680B583EB
 
 
 def hash_clips(batch: ClipBatch) -> Tensor:
-    """The sum of all clips' hashes modulo 2**64, int64, on the clips' device; queues work and does not wait.
+    """The sum of all clips' hashes modulo 2**64: int64 scalar on the clips' device, without a host wait.
 
     With the float32 bits x of a clip as int32, odd 64-bit weights w by pixel and v by plane (channel and
     frame), and SplitMix64's finaliser m, all modulo 2**64 (multilinear hashing, Lemire and Kaser 2014, in two
@@ -52,12 +52,12 @@ def _odd_weights(count: int, device: torch.device) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every input bit changes every output bit with a chance near one half."""
+    """SplitMix64's finaliser: every input bit flips every output bit with probability near one half."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
         x = (x ^ _shifted(x, shift)) * multiplier
     return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """A shift to the right that brings zeros in, which torch does not have for int64."""
+    """A logical right shift, which torch does not have for int64."""
     return (x >> bits) & (2 ** (64 - bits) - 1)

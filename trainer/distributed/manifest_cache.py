@@ -1,7 +1,7 @@
-"""Manifests on a node: one rank reads them before the others, and may copy them to the node's own disk.
+"""Node-local copies of manifests: one rank per node reads them first and may copy them to the node's disk.
 
-Others may be able to write to that disk, too. So copies lie in a folder that only this user may enter,
-nothing there is reached through a link, and a copy is read to its end before it is used.
+Other users may be able to write to that disk. So the copies are in a folder with access for this user only,
+symbolic links there are refused, and a copy is compared with its original before it is used.
 """
 
 import fcntl
@@ -19,24 +19,24 @@ from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
 from trainer.errors import RunError
+from trainer.system.formatting import format_bytes
 
 _SECONDS_PER_NODE = 0.02
-_SECONDS_AT_MOST = 10.0
+_MAX_SECONDS = 10.0
 
 
 def prefetch_manifests(paths: Sequence[Path], environment: Environment, node_copy: Path | None) -> None:
-    """Open, and copy where that is asked for, the manifests before the other ranks of the node do.
+    """Open the manifests on the first rank of each node, and copy them to `node_copy` if that is given.
 
-    Does something on each node's first rank only: the others find in the node's memory what it looked up and
-    read. To be done on all ranks `run_on_all_ranks`.
+    The node's other ranks read them afterwards, from the node's page cache. Call inside `run_on_all_ranks`.
 
-    Raises DataError for what is no manifest, or is found damaged, RunError where it cannot be copied.
+    Raises DataError for a file that is no manifest or is damaged, RunError where it cannot be copied.
     """
     if environment.local_rank > 0:
         return
-    # A thousand nodes that open the same file at one instant stand in line at the one server of a shared
-    # file system that knows its names, and everybody else's jobs with them: they come one after another.
-    time.sleep(min(_SECONDS_AT_MOST, _SECONDS_PER_NODE * environment.node_rank))
+    # A thousand nodes that open one file at once overload the metadata server of a shared file system, for
+    # other jobs too: each node starts a little later than the one before.
+    time.sleep(min(_MAX_SECONDS, _SECONDS_PER_NODE * environment.node_rank))
     for path in paths:
         manifest = open_manifest(path)
         if node_copy is not None:
@@ -44,17 +44,17 @@ def prefetch_manifests(paths: Sequence[Path], environment: Environment, node_cop
 
 
 def open_manifest(path: Path, node_copy: Path | None = None) -> Manifest:
-    """Open a manifest, or the copy that `prefetch_manifests` made of it; its videos stay where they are.
+    """Open a manifest, or the copy that `prefetch_manifests` made of it.
 
-    Raises DataError for a file that is none, is damaged at an end, or lists no video; RunError for a copy
-    that is not there any more, or is not this user's.
+    Raises DataError for a file that is no manifest, is damaged at an end, or lists no video; RunError for a
+    copy that is missing or belongs to another user.
     """
     manifest = Manifest.open(path) if node_copy is None else _open_copy(_copy_of(path, node_copy), path)
     if len(manifest) == 0:
         raise DataError(f"{printable(path)} lists no video")
     for end in (0, len(manifest) - 1):
-        with suppress(VideoError):  # a bad row is a bad video, which a run can do without
-            manifest.row(end)  # a damaged file shows here, and not first in a worker process
+        with suppress(VideoError):  # a bad row is a bad sample, which a run skips
+            manifest.row(end)  # raises for a damaged file here, not first in a worker
     return manifest
 
 
@@ -63,8 +63,7 @@ def _open_copy(copy: Path, original: Path) -> Manifest:
         with _own_folder(copy.parent) as folder:
             if not _is_own_file(copy.name, folder):
                 raise RunError(
-                    f"data.node_copy: {printable(copy)} is not the file that this run put there: delete it, "
-                    "and start again"
+                    f"data.node_copy: {printable(copy)} is not this run's copy: delete it, and start again"
                 )
             return Manifest.open(copy, original.absolute().parent)
     except OSError as error:
@@ -74,26 +73,26 @@ def _open_copy(copy: Path, original: Path) -> Manifest:
 
 
 def _copy_of(path: Path, node_copy: Path) -> Path:
-    """Where a manifest's copy is; the same name in two folders has two."""
+    """The path of a manifest's copy; it depends on the manifest's folder as well."""
     place = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:12]
     return node_copy.absolute() / f"manifests-{os.geteuid()}" / f"{path.stem}-{place}{path.suffix}"
 
 
 @contextmanager
 def _own_folder(path: Path) -> Iterator[int]:
-    """The descriptor of a folder that belongs to this user, and that no other may enter from now on.
+    """Yield the descriptor of a folder of this user, after removing other users' access.
 
-    Raises RunError for one that is another user's or is reached by a link, OSError where there is none.
+    Raises RunError for a folder of another user or a symbolic link, OSError where there is no folder.
     """
     if path.is_symlink():
-        raise RunError(f"data.node_copy: {printable(path)} is a link, and may lead anywhere: delete it")
+        raise RunError(f"data.node_copy: {printable(path)} is a symbolic link: delete it")
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         owner = os.fstat(folder).st_uid
         if owner != os.geteuid():
             raise RunError(
-                f"data.node_copy: {printable(path)} belongs to user {owner}, not to user {os.geteuid()}, who "
-                "runs this: name another folder, or set it to null"
+                f"data.node_copy: {printable(path)} belongs to user {owner}, and this is user "
+                f"{os.geteuid()}: name another folder, or set it to null"
             )
         os.fchmod(folder, stat.S_IRWXU)
         yield folder
@@ -102,7 +101,7 @@ def _own_folder(path: Path) -> Iterator[int]:
 
 
 def _is_own_file(name: str, folder: int) -> bool:
-    """Whether a regular file of this user is there, and no link."""
+    """Whether `name` is a regular file of this user."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -111,18 +110,18 @@ def _is_own_file(name: str, folder: int) -> bool:
 
 
 def _copy(manifest: Manifest, node_copy: Path, node: str) -> None:
-    """Raises DataError for an original that is damaged, RunError where it cannot be copied."""
+    """Copy a manifest. Raises DataError if the original is damaged, RunError if it cannot be copied."""
     copy = _copy_of(manifest.path, node_copy)
     try:
         node_copy.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             copy.parent.mkdir(stat.S_IRWXU)
         with _own_folder(copy.parent) as folder, _lock(f".{copy.name}.lock", folder):
-            # Two runs on one node copy once.
+            # Two runs on one node make one copy.
             if not _is_copy(copy, manifest, folder):
                 _write(manifest.path, copy, folder, node)
                 if not _is_copy(copy, manifest, folder):
-                    Manifest.open(manifest.path).verify_fingerprint()  # damaged, it has no whole copy
+                    Manifest.open(manifest.path).verify_fingerprint()  # raises DataError if it is damaged
                     raise RunError(
                         f"data.node_copy: {printable(manifest.path)} was changed while {node} copied it: "
                         "start again"
@@ -146,15 +145,15 @@ def _lock(name: str, folder: int) -> Iterator[None]:
 
 
 def _write(original: Path, copy: Path, folder: int, node: str) -> None:
-    """Have the copy appear as a whole."""
+    """Write the copy atomically, without following links. Raises OSError, RunError for lack of space."""
     partial = f".{copy.name}.partial"
     with suppress(FileNotFoundError):
-        os.unlink(partial, dir_fd=folder)  # of a run that was killed meanwhile
+        os.unlink(partial, dir_fd=folder)  # of a run that was killed
     free, size = shutil.disk_usage(copy.parent).free, original.stat().st_size
     if free < size:
         raise RunError(
-            f"data.node_copy: {copy.parent} on {node} has {free / 2**20:.0f} MiB free, and the copy of "
-            f"{original} takes {size / 2**20:.0f}: make room, name another folder, or set it to null"
+            f"data.node_copy: {copy.parent} on {node} has {format_bytes(free)} free, and the copy of "
+            f"{original} takes {format_bytes(size)}: free space, name another folder, or set it to null"
         )
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(partial, flags, stat.S_IRUSR | stat.S_IWUSR, dir_fd=folder)
@@ -170,7 +169,7 @@ def _write(original: Path, copy: Path, folder: int, node: str) -> None:
 
 
 def _is_copy(copy: Path, manifest: Manifest, folder: int) -> bool:
-    """Whether this manifest, in its present state, is there, whole and unchanged; reads all of the copy."""
+    """Whether the copy equals the manifest; reads all of the copy."""
     if not _is_own_file(copy.name, folder):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The confusion of an evaluation: as a picture for people, and by class as a table."""
+"""The confusion matrix of an evaluation as a picture, and the accuracy of each class as a table."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from torch import Tensor
 from pipelines.formatting import printable
 from trainer.evaluation.metrics import most_confused
 
-LABELLED = 40  # classes of a matrix that can be read, with their names beside the axes
-NUMBERED = 20  # classes whose shares still fit into the cells
-PAIRS = 30  # pairs of classes that are shown where there are more classes
+LABELLED = 40  # most classes that are drawn as a matrix
+NUMBERED = 20  # most classes with numbers in the cells
+PAIRS = 30  # most confused pairs that are drawn for more classes
 _LONGEST = 40  # characters of a class's name beside the pairs
 
 CLASS_TABLE = "per_class.json"
-"""Name of the table's file in a run's folder, and among its artifacts."""
+"""The table's file name in the run directory and among the MLflow artifacts."""
 
 
 def draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], title: str) -> None:
-    """Write a PNG. Up to 40 classes: row the true class, column the predicted one, colour the share of the
-    row. For more: the errors that are made most often.
+    """Write a PNG: for up to 40 classes the matrix of shares, with true classes as rows and predicted classes
+    as columns; for more the most frequent errors. Raises OSError.
 
-    confusion: (K, K) counts. A class without a video has an empty row.
+    confusion: (K, K) counts. A class without videos has an empty row.
     """
     import matplotlib  # late: only rank 0 draws
 
-    # A name is no formula, whatever signs it holds, and one without glyphs in the font is no news.
+    # Class names are no formulas, and may lack glyphs in the font.
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         names = _names_of_all(class_names, len(confusion))
@@ -40,9 +40,9 @@ def draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str], ti
 def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """The accuracy of each class as a table in MLflow's form, the least accurate class first.
 
-    recall: share of the class's videos that are recognised. precision: share of the videos taken for the
-    class that are of it. Both are null where there is no such video. taken_for: what its other videos are
-    taken for most often, and how many times.
+    recall: share of the class's videos that are predicted as the class. precision: share of the videos
+    predicted as the class that are of it. Both are null without such videos. taken_for: the most frequent
+    wrong class, and `times` its count.
     """
     names = _names_of_all(class_names, len(confusion))
     right: list[int] = confusion.diagonal().tolist()
@@ -64,7 +64,7 @@ def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]
 
 
 def _names_of_all(class_names: Sequence[str], classes: int) -> list[str]:
-    """Of a head with more classes than the data has names, the others by their number."""
+    """Names of all classes; those without a name by their number."""
     others = (f"class {k}" for k in range(len(class_names), classes))
     return [*map(printable, class_names), *others]
 

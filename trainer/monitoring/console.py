@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar in a terminal, plain lines in a file, nothing from other ranks."""
+"""The console of a run: a live bar in a terminal, plain lines in a file, nothing on ranks other than 0."""
 
 import logging
 import sys
@@ -20,11 +20,11 @@ from trainer.monitoring.throughput import Rates
 from trainer.system.formatting import format_duration, format_gmacs, format_percent
 
 _LOGGERS = ("trainer", "pipelines", "models")
-"""Whose warnings are shown; what the libraries below them say is theirs."""
+"""Loggers whose warnings the display prints."""
 
 
 class Display:
-    """Shows nothing: what every rank but the first has. Also what the others share."""
+    """Prints nothing, for all ranks but the first; base class of the other displays."""
 
     def __enter__(self) -> Self:
         self._handler = _ToDisplay(self)
@@ -43,7 +43,7 @@ class Display:
     def step(
         self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
     ) -> None:
-        """Show how the training stands.
+        """Show the progress of training.
 
         Args:
             step: optimiser steps done.
@@ -55,20 +55,20 @@ class Display:
         """
 
     def evaluating(self, done: int, total: int) -> None:
-        """Show how far an evaluation is: batches done of all, on this rank."""
+        """Show the progress of an evaluation, in batches of this rank."""
 
     def note(self, text: str) -> None:
-        """Show a line that stays: an evaluation, a checkpoint."""
+        """Print a line, such as an evaluation's result."""
 
     def warn(self, text: str) -> None:
-        """Show a line that stays and stands out."""
+        """Print a warning."""
 
     def summary(self, summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> None:
-        """Show the table that ends a run."""
+        """Print the table at the end of a run."""
 
 
 class PlainDisplay(Display):
-    """One line every so many steps, for log files."""
+    """Prints a line every `every` steps, for log files."""
 
     def __init__(self, total_steps: int, every: int, file: TextIO) -> None:
         self._total = total_steps
@@ -87,11 +87,11 @@ class PlainDisplay(Display):
     def evaluating(self, done: int, total: int) -> None:
         if done == 1:
             self._evaluation = ProgressLines("evaluating: batches", self.note)
-        if done < total:  # the result says that it ended
+        if done < total:  # the result is printed at the end
             self._evaluation(done, total)
 
     def note(self, text: str) -> None:
-        with suppress(OSError):  # a log on a full disk: nobody is left to be told
+        with suppress(OSError):  # a log file on a full disk
             print(text, file=self._file, flush=True)
 
     def warn(self, text: str) -> None:
@@ -103,7 +103,7 @@ class PlainDisplay(Display):
 
 
 class _BarWithFigures(Progress):
-    """A bar, and the figures on a line of their own: together they do not fit into 80 columns."""
+    """A bar with the figures on a second line: together they do not fit into 80 columns."""
 
     figures = "starting"
 
@@ -113,7 +113,7 @@ class _BarWithFigures(Progress):
 
 
 class LiveDisplay(Display):
-    """A bar over all steps with the latest figures; lines that stay scroll above it."""
+    """A bar over all steps with the latest figures; printed lines scroll above it."""
 
     def __init__(self, total_steps: int, first_step: int, console: Console) -> None:
         self._console = console
@@ -159,20 +159,20 @@ class LiveDisplay(Display):
 def open_display(
     *, is_main: bool, total_steps: int, first_step: int, every: int, file: TextIO | None = None
 ) -> Display:
-    """The display that suits this rank and this output.
+    """Choose the display for this rank and output.
 
     Args:
-        is_main: whether this is rank 0; any other rank shows nothing.
+        is_main: whether this is rank 0; other ranks print nothing.
         total_steps: optimiser steps of the whole training.
-        first_step: steps done already, by an earlier start.
-        every: steps between two lines where the output is no terminal.
-        file: where to write; None is standard output.
+        first_step: steps done by earlier starts.
+        every: steps between two lines if the output is no terminal.
+        file: output; None is standard output.
     """
     if not is_main:
         return Display()
     file = file or sys.stdout
     if isinstance(file, TextIOWrapper):
-        file.reconfigure(errors="backslashreplace")  # a character that the terminal lacks ends no run
+        file.reconfigure(errors="backslashreplace")  # for characters that the terminal lacks
     console = Console(file=file)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(total_steps, first_step, console)
@@ -180,15 +180,14 @@ def open_display(
 
 
 def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str | None) -> Table:
-    """What a run came to.
+    """The results of a run as a table; values that are missing or None are left out.
 
     Args:
-        summary: with `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `spent`
-        (words),
-            `steps`, `parameters` and `gmacs`, and of the best evaluation `best_top1`, `best_step` and
-            `best_weights` (a file's name); what is missing or None is left out.
-        run_dir: the run's folder.
-        mlflow_command: see `MlflowTracker.how_to_see`; None where nothing was tracked.
+        summary: `top1`, `top5` and `data_wait_share` as shares (0..1), `clips_per_second`, `spent` (text),
+            `steps`, `parameters`, `gmacs`, and of the best evaluation `best_top1`, `best_step` and
+            `best_weights` (a file name).
+        run_dir: the run's directory.
+        mlflow_command: the command that opens MLflow; None without tracking.
     """
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "top-1": ("top1", format_percent),
@@ -215,7 +214,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
 
 
 def _best(summary: Mapping[str, Any]) -> str:
-    """The best evaluation, and where its weights are."""
+    """The best evaluation and the file of its weights."""
     file = summary.get("best_weights")
     kept = f"in {file}" if file is not None else "whose weights were not kept"
     return f"{format_percent(summary['best_top1'])} after step {summary['best_step']}, {kept}"
@@ -235,8 +234,8 @@ def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
 
 
 def print_unwrapped(console: Console, table: Table) -> None:
-    """Print a table without breaking a path or a command over lines: a narrow terminal wraps it, and it can
-    be copied. Nothing in it is taken for markup: a path may hold `[/b]`.
+    """Print a table without breaking lines, so that paths and commands can be copied, and without markup: a
+    path may contain `[/b]`.
     """
     plain = partial(Console, markup=False, emoji=False, highlight=False)
     unbound = plain(width=10_000).measure(table).maximum
@@ -248,7 +247,7 @@ def print_unwrapped(console: Console, table: Table) -> None:
 
 
 class _ToDisplay(logging.Handler):
-    """Warnings of our packages go where the display shows them, above its bar."""
+    """Prints warnings of our packages with the display, above its bar."""
 
     def __init__(self, display: Display) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Watches what the data costs while a run goes on, and says which stage keeps it waiting."""
+"""Measures the input pipeline during a run, and reports the stage that limits it."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,26 @@ from pipelines.loader import ClipLoader
 from trainer.monitoring.throughput import RunTotals
 from trainer.system.formatting import format_percent
 
-# Seconds of training and waiting between two looks: long enough that single slow videos do not show.
+# Seconds of training and waiting per report: long enough to average over single slow videos.
 INTERVAL = 30.0
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was found in the time since the last look.
-
-    limit: the stage that limits. milliseconds: what a clip costs in each stage. wait_share: of the time,
-    0..1. changed: whether another stage limited before.
-    """
+    """The cost of data since the last report."""
 
     limit: Bottleneck
+    """The stage that limits throughput."""
     milliseconds: dict[str, float]
+    """Cost of a clip in each stage."""
     wait_share: float
+    """Share of the time spent waiting for data, 0..1."""
     changed: bool
+    """Whether another stage limited before."""
 
     @property
     def message(self) -> str:
-        """For people: how much of the time the data takes, which stage of it most, what to do."""
+        """Share of time spent waiting, cost of each stage, and what to do."""
         share = f"{format_percent(self.wait_share, 0)} of the time"
         if self.limit.stage == "model":
             return f"the data keeps up: {share} is spent waiting for it"
@@ -35,7 +35,7 @@ class DataReport:
 
 
 class DataBottleneckMonitor:
-    """Looks at one rank's training loader every so often. cores: those that the rank may use."""
+    """Reports on one rank's training loader every `INTERVAL` seconds. cores: number that the rank may use."""
 
     def __init__(self, loader: ClipLoader, cores: int) -> None:
         self._loader = loader
@@ -44,7 +44,10 @@ class DataBottleneckMonitor:
         self._stage = ""
 
     def report_if_due(self, spent: RunTotals) -> DataReport | None:
-        """A report when it is time for one. spent: of the run so far; evaluations and saves do not count."""
+        """A report if `INTERVAL` seconds of training and waiting have passed since the last, else None.
+
+        spent: totals of the run so far.
+        """
         if self._before is None:
             self._before = (spent.training, spent.waiting, self._loader.costs)
         training, waiting, costs_before = self._before

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line now and then where nobody watches."""
+"""Progress of long work: a bar in a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def show_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes (done, total) and shows them with rate and time left.
+    """Yield a function of (done, total) that shows them with rate and remaining time.
 
-    file: where; None is standard output.
+    file: output; None is standard output.
     """
     file = file or sys.stdout
     if not file.isatty():
@@ -33,7 +33,7 @@ def show_progress(work: str, file: TextIO | None = None) -> Iterator[Callable[[i
         _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    # Standard output is taken over, to print above the bar, only where the bar is there.
+    # Standard output is redirected, to print above the bar, only if the bar is there.
     with Progress(*columns, console=Console(file=file), redirect_stdout=file is sys.stdout) as progress:
         task = progress.add_task(work, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -50,11 +50,11 @@ def _print_line(text: str) -> None:
 
 
 class ProgressLines:
-    """A function of (done, total) that says them, with rate and time left, now and then and at the end."""
+    """A function of (done, total) that prints a line every ten seconds and at the end."""
 
-    def __init__(self, work: str, say: Callable[[str], None] = _print_line) -> None:
+    def __init__(self, work: str, print_line: Callable[[str], None] = _print_line) -> None:
         self._work = work
-        self._say = say
+        self._print = print_line
         self._begin = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
@@ -65,4 +65,4 @@ class ProgressLines:
         rate = done / max(now - self._begin, 1e-9)
         left = "" if done == total else f", {(total - done) / rate:.0f} s left"
         shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        self._say(f"{self._work}: {done} of {total}, {shown}/s{left}")
+        self._print(f"{self._work}: {done} of {total}, {shown}/s{left}")

@@ -1,4 +1,4 @@
-"""How fast, how much of it waiting, how much memory, how long still: measured, never guessed."""
+"""Throughput, data-wait share, memory, MFU and remaining time of a run."""
 
 import re
 import resource
@@ -34,11 +34,11 @@ _PEAKS = {
     r"GeForce RTX 4090": 165,
     r"GeForce RTX 3090": 71,
 }
-"""Dense bf16 peak in TFLOP/s by the name torch gives, vendor left out; from the makers' data sheets."""
+"""Dense bf16 peak in TFLOP/s by torch's name of the GPU without the vendor; from data sheets."""
 
 
 def peak_flops(gpu_name: str | None) -> float | None:
-    """Dense bf16 peak of a GPU in FLOP/s; None for one not in the table, a slice of one, or a CPU."""
+    """Dense bf16 peak of a GPU in FLOP/s; None for an unknown GPU, a MIG slice or a CPU."""
     if gpu_name is None or "MIG" in gpu_name:
         return None
     name = re.sub(r"^(NVIDIA|Tesla) ", "", gpu_name)
@@ -47,7 +47,7 @@ def peak_flops(gpu_name: str | None) -> float | None:
 
 @dataclass
 class RunTotals:
-    """What a run has spent since its first start, over all restarts; seconds are wall-clock."""
+    """Work and wall-clock time of a run since its first start, over all restarts."""
 
     steps: int = 0
     """Optimiser steps."""
@@ -58,47 +58,46 @@ class RunTotals:
     waiting: float = 0.0
     """Seconds without a batch."""
     saving: float = 0.0
-    """Seconds that training paused for checkpoints; most of the writing goes on beside it."""
+    """Seconds that training paused for checkpoints; most of the writing runs in parallel."""
     evaluating: float = 0.0
-    """Seconds measuring accuracy."""
+    """Seconds in evaluations."""
     lost: float = 0.0
-    """Seconds that restarts cost: work done again, and starting up anew."""
+    """Seconds lost to restarts: repeated work and start-up."""
     starts: int = 1
-    """How often the run was started; what never came to a checkpoint is not counted."""
+    """Number of starts; those that saved no checkpoint are not counted."""
 
     @classmethod
     def of(cls, totals: Mapping[str, float]) -> "RunTotals":
-        """From the plain numbers of any version of this program; what they lack is as at the first start."""
+        """From the numbers in a checkpoint of any version; those that are missing have their defaults."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in totals.items() if name in known})  # type: ignore[arg-type]
 
     @property
     def clips_per_second(self) -> float:
-        """Clips per second of training and waiting, saving and evaluating left out."""
+        """Clips per second of training and waiting."""
         return _ratio(self.clips, self.training + self.waiting)
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the steps' time that was spent without a batch, 0..1."""
+        """Share of the steps' time spent waiting for a batch, 0..1."""
         return _ratio(self.waiting, self.training + self.waiting)
 
     @property
     def seconds(self) -> float:
-        """All of it, but for the first start-up."""
+        """All seconds except the first start-up."""
         return self.training + self.waiting + self.saving + self.evaluating + self.lost
 
     @property
     def ettr(self) -> float:
-        """Effective training time ratio, 0..1: share of all seconds that led to progress, in steps and
-        evaluations. Checkpoint pauses, restarts and work done again did not; a job's wait in a queue is not
-        counted at all.
+        """Effective training time ratio, 0..1: the share of steps and evaluations in all seconds. The rest is
+        checkpoint pauses, restarts and repeated work. Time in a job queue is not counted.
         """
         return _ratio(self.training + self.waiting + self.evaluating, self.seconds)
 
     @property
     def time_breakdown(self) -> str:
-        """Where the time went: `3:20:00: training 91 %, waiting 4 %, saving 1 %, evaluating 4 %`, and what
-        restarts cost, where there were any.
+        """`3:20:00: training 91 %, waiting 4 %, saving 1 %, evaluating 4 %`, and the share lost to restarts,
+        if there were any.
         """
         restarts = self.starts - 1
         shares = {
@@ -117,24 +116,24 @@ class RunTotals:
 
 @dataclass(frozen=True)
 class Rates:
-    """How it goes at the moment: means over the latest steps."""
+    """Means over the latest steps."""
 
     clips_per_second: float
     """Over all ranks."""
     data_wait_share: float
-    """Share of the time spent without a batch, 0..1."""
+    """Share of the time spent waiting for a batch, 0..1."""
     seconds_per_step: float
     """Waiting included."""
     memory_peak: int
-    """Bytes: the most that the GPU's allocator has held, or the process's largest resident set."""
+    """Bytes: the peak of the GPU's allocator, or of the process's resident set."""
     mfu: float | None
-    """Model FLOPs per second as a share of the GPUs' dense bf16 peak; None where the peak is not known."""
+    """Model FLOPs per second as a share of the GPUs' dense bf16 peak; None where it is unknown."""
     tflops_per_device: float | None = None
-    """Model TFLOP/s of one device; None where the FLOPs of a clip are not known."""
+    """Model TFLOP/s of one device; None where the FLOPs of a clip are unknown."""
 
 
 class ThroughputMeter:
-    """Clocks of one rank.
+    """Measures the time of one rank.
 
     with meter.step(clips):
         with meter.waiting():
@@ -153,11 +152,11 @@ class ThroughputMeter:
     ) -> None:
         """
         Args:
-            device: whose memory to look at, and whose peak the utilisation refers to.
-            world_size: devices that share the work.
-            flops_per_clip: floating-point operations of one training step per clip; None leaves out MFU.
-            window: optimiser steps that rates are averaged over.
-            clock: seconds from any beginning; monotonic, so that setting the machine's time changes nothing.
+            device: whose memory and peak FLOP/s are used.
+            world_size: number of devices.
+            flops_per_clip: FLOPs of one training step per clip; None: no MFU.
+            window: optimiser steps over which rates are averaged.
+            clock: monotonic, in seconds.
         """
         self.spent = RunTotals()
         self._device = device
@@ -174,7 +173,7 @@ class ThroughputMeter:
 
     @contextmanager
     def step(self, clips: int) -> Iterator[None]:
-        """Time an optimiser step of `clips` over all ranks; what is no waiting inside is training."""
+        """Time an optimiser step of `clips` over all ranks; all but waiting counts as training."""
         start, waited_before = self._clock(), self.spent.waiting
         yield
         waited = self.spent.waiting - waited_before
@@ -193,7 +192,7 @@ class ThroughputMeter:
         return self._spend("saving")
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Time a measurement of accuracy."""
+        """Time an evaluation."""
         return self._spend("evaluating")
 
     @contextmanager
@@ -220,22 +219,22 @@ class ThroughputMeter:
         )
 
     def mfu(self, clips_per_second: float) -> float | None:
-        """Model FLOP utilisation at this speed over all ranks, 0..1; None where no GPU's peak is known."""
+        """Model FLOP utilisation at this speed over all ranks, 0..1; None where the peak is unknown."""
         at_peak = self._clips_per_second_at_peak
         return None if at_peak is None else clips_per_second / at_peak
 
     @property
     def device_seconds(self) -> float:
-        """Seconds spent times the ranks that spent them, over all starts."""
+        """Device-seconds: seconds times ranks, over all starts."""
         own = self.spent.seconds - self._seconds_before
         return self._device_seconds_before + own * self._world_size
 
     def time_left(self, steps_left: int) -> float:
-        """Seconds for so many steps at the present pace, evaluations and checkpoints not counted."""
+        """Seconds for `steps_left` steps at the present rate, without evaluations and checkpoints."""
         return steps_left * self.rates().seconds_per_step
 
     def totals(self) -> dict[str, float]:
-        """What was spent since the run's first start, as plain numbers for a checkpoint."""
+        """The totals since the first start, as numbers for a checkpoint."""
         return {**asdict(self.spent), "device_seconds": self.device_seconds}
 
     def restore(
@@ -246,14 +245,17 @@ class ThroughputMeter:
         device_done_again: float | None = None,
         restarts: bool = True,
     ) -> None:
-        """Go on counting where a checkpoint stopped, as one start more where the training `restarts`.
+        """Continue from the totals of a checkpoint.
 
-        totals: see `Totals.of`. done_again: seconds of work after that checkpoint, which an earlier start did
-        in vain. Taken from a wall clock that was set back, they may be negative, and then do not count.
-        device_done_again: the same times the ranks of that start; None takes the ranks of now.
+        Args:
+            totals: see `RunTotals.of`.
+            done_again: seconds of work after that checkpoint, which is repeated. Negative values, from a wall
+                clock that was set back, count as 0.
+            device_done_again: the same in device-seconds; None: `done_again` times the present ranks.
+            restarts: whether this is one more start of the training.
         """
         self.spent = RunTotals.of(totals)
-        # A checkpoint of an earlier version does not say on how many ranks.
+        # Checkpoints of earlier versions have no device-seconds.
         self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
         if restarts:
             done_again = max(0.0, done_again)
@@ -264,13 +266,13 @@ class ThroughputMeter:
         self._seconds_before = self.spent.seconds
 
     def record_startup(self, starting: float) -> None:
-        """The first step is about to begin, so many seconds after its process; lost where it is a restart."""
+        """Count the seconds from the process's start to the first step as lost if this is a restart."""
         if self.spent.starts > 1:
             self.spent.lost += starting
 
 
 def memory_peak(device: torch.device) -> int:
-    """Bytes: the most the GPU's allocator has held so far, or this process's largest resident set."""
+    """Bytes: the peak of the GPU's allocator, or of this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -224,7 +224,7 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert find_environment("auto", dict(LAUNCHED)).device == torch.device("cuda", 1)
     assert find_environment("cpu", dict(LAUNCHED)).device == torch.device("cpu")
-    with pytest.raises(RunError, match="LOCAL_RANK is 2, .* 2 GPU"):
+    with pytest.raises(RunError, match=r"LOCAL_RANK is 2, .* 2 GPU"):
         find_environment("auto", LAUNCHED | {"LOCAL_RANK": "2"})
 
 

@@ -158,9 +158,7 @@ def test_a_copy_that_cannot_be_made_is_refused_with_the_node_s_name(
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
-        with pytest.raises(
-            RunError, match=r"node/manifests-\d+ on n0 has 0 MiB free, .* make room, name another folder"
-        ):
+        with pytest.raises(RunError, match=r"node/manifests-\d+ on n0 has 0 MiB free"):
             prefetch_manifests([path], place(), node)
 
     def fail(*_: object) -> None:
@@ -203,7 +201,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     for link in (partial, copy):
         link.unlink(missing_ok=True)
         link.symlink_to(victim)
-    with pytest.raises(RunError, match="is not the file that this run put there"):
+    with pytest.raises(RunError, match="delete it"):
         open_manifest(path, node)
     prefetch_manifests([path], place(), node)
     assert not copy.is_symlink() and not partial.is_symlink()
@@ -218,7 +216,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
         open_manifest(path, node)
     own(node).symlink_to(tmp_path / "elsewhere")
     for use in (lambda: prefetch_manifests([path], place(), node), lambda: open_manifest(path, node)):
-        with pytest.raises(RunError, match="is a link"):
+        with pytest.raises(RunError, match="symbolic link"):
             use()
     assert victim.read_text() == "precious"
 
@@ -235,5 +233,5 @@ def test_the_folder_of_copies_is_this_user_s_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     own(node).mkdir()  # by whom this test runs
     for use in (lambda: prefetch_manifests([path], place(), node), lambda: open_manifest(path, node)):
-        with pytest.raises(RunError, match=r"belongs to user .*, not to user 54321"):
+        with pytest.raises(RunError, match=r"user .*54321"):
             use()
