@@ -8,7 +8,8 @@ import pytest
 
 from models.config import UniFormerV2Config, build_config
 from trainer.config.load import load_recipe
-from trainer.config.schema import Recipe
+from trainer.config.schema import Recipe, leaves
+from trainer.config.yaml import parse_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 with (Path(__file__).parent / "released_experiments.tsv").open(encoding="utf-8") as file:
@@ -204,3 +205,25 @@ def test_a_recipe_starts_from_what_the_released_experiment_did(name: str) -> Non
     assert model_of(source).frozen_backbone == file.startswith("frozen")
     frames = f"{source.model.frames}x"
     assert frames in file
+
+
+def fields(path: Path) -> dict[str, Any]:
+    """What a file sets itself, by dotted field."""
+    document = parse_yaml(path.read_text(encoding="utf-8"), path.name).value
+    document.pop("base", None)
+    return dict(leaves(document, ""))
+
+
+def inherited(path: Path) -> dict[str, Any]:
+    """What the bases of a file set, the later ones over the earlier ones."""
+    found: dict[str, Any] = {}
+    bases = parse_yaml(path.read_text(encoding="utf-8"), path.name).value.get("base", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        found |= inherited(path.parent / base) | fields(path.parent / base)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_recipe_repeats_a_value_that_it_inherits(path: Path) -> None:
+    above = inherited(path)
+    assert not {name for name, value in fields(path).items() if above.get(name, object()) == value}

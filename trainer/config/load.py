@@ -77,7 +77,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with all it inherits, apply overrides, check every value.
 
     Args:
-        path: the recipe, or its name (see `find_recipe`); its `base:` chain is relative to each naming file.
+        path: the recipe, or its name (see `find_recipe`). `base:` is relative to the file that names it; of
+            several
+            bases the later one wins, and a file that they share is applied once, first.
         overrides: `section.field=value`, the value read as YAML; applied in order, after all files.
 
     Raises:
@@ -85,10 +87,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             wrong; one line per mistake with file and line, dotted field, found value, allowed values.
     """
     path = find_recipe(Path(path))
-    chain = _chain(path)
+    files = _read_with_bases(path)
     layered = _Layered()
-    layered.add({"tracking": {"experiment": _family(chain)}}, {}, {})
-    for file, document in reversed(chain):
+    layered.add({"tracking": {"experiment": _family(files)}}, {}, {})
+    for file, document in files:
         location = format_text(str(file))
         layered.add(
             document.value,
@@ -103,39 +105,47 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError("\n".join(_messages(error, layered, path))) from None
 
 
-def _chain(path: Path) -> list[tuple[Path, YamlDocument]]:
-    """The recipe and its bases, the recipe first."""
-    chain: list[tuple[Path, YamlDocument]] = []
-    seen: list[Path] = []
-    real: set[str] = set()
-    named_by, base = "", ""
-    while True:
-        document = _read(path, named_by, base, seen)
-        found = os.path.realpath(path)
-        if found in real:
-            circle = " -> ".join(format_text(str(file)) for file in [*seen, path])
-            raise RecipeError(f"{named_by}base: recipes inherit in a circle: {circle}")
-        seen.append(path)
-        real.add(found)
-        chain.append((path, document))
-        if "base" not in document.value:
-            return chain
-        if len(chain) == MAX_CHAIN:
-            raise RecipeError(f"{named_by}base: more than {MAX_CHAIN} recipes inherit from each other")
-        base = document.value.pop("base")
-        named_by = f"{format_text(str(path))}:{document.lines[('base',)]}: "
-        if not isinstance(base, str) or not base:
-            raise RecipeError(f"{named_by}base: found {_found(base)}; allowed: the path of one recipe")
+def _read_with_bases(path: Path) -> list[tuple[Path, YamlDocument]]:
+    """The recipe and its bases, each file once, in the order in which they are applied: the recipe last."""
+    order: dict[str, tuple[Path, YamlDocument]] = {}
+    _add_with_bases(path, "", "", [], order)
+    return list(order.values())
+
+
+def _add_with_bases(
+    path: Path, named_by: str, base: str, above: Sequence[Path], order: dict[str, tuple[Path, YamlDocument]]
+) -> None:
+    """Append a recipe to `order`, by its real path, after those of its bases that are not there yet.
+
+    named_by, base: as for `_read`. above: the recipes that lead here, the user's first.
+    """
+    document = _read(path, named_by, base, above)
+    real = os.path.realpath(path)
+    if real in map(os.path.realpath, above):
+        circle = " -> ".join(format_text(str(file)) for file in [*above, path])
+        raise RecipeError(f"{named_by}base: recipes inherit in a circle: {circle}")
+    if real in order:
+        return
+    if len(above) + len(order) >= MAX_CHAIN:
+        raise RecipeError(f"{named_by}base: more than {MAX_CHAIN} recipes inherit from each other")
+    bases = document.value.pop("base", [])
+    location = f"{format_text(str(path))}:{document.lines.get(('base',), 1)}: "
+    for name in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(name, str) or not name:
+            allowed = "the path of a recipe, or a list of paths"
+            raise RecipeError(f"{location}base: found {_found(name)}; allowed: {allowed}")
         try:
-            path = find_base(base, path.parent)
+            found = find_base(name, path.parent)
         except RecipeError as error:
-            raise RecipeError(f"{named_by}base: {error}") from error
+            raise RecipeError(f"{location}base: {error}") from error
+        _add_with_bases(found, location, name, [*above, path], order)
+    order[real] = path, document
 
 
-def _family(chain: Sequence[tuple[Path, YamlDocument]]) -> str:
-    """The name that a recipe and its variants share: of the oldest one that is not a part (`_name.yaml`)."""
-    whole = [(file, document) for file, document in chain if not file.name.startswith("_")] or chain
-    file, document = whole[-1]
+def _family(files: Sequence[tuple[Path, YamlDocument]]) -> str:
+    """The name that a recipe and its variants share: of the first one that is not a part (`_name.yaml`)."""
+    whole = [(file, document) for file, document in files if not file.name.startswith("_")] or files
+    file, document = whole[0]
     name = document.value.get("name")
     if isinstance(name, str) and len(name) <= _LONGEST_NAME and re.match(RUN_NAME, name):
         return name

@@ -158,7 +158,7 @@ def test_other_kinds_of_files_are_refused_without_blocking(tmp_path: Path) -> No
         top = write(tmp_path / "top.yaml", f"seed: 1\nbase: {name}\n")
         (line,) = refusal(top)
         assert line.startswith(f"{top}:2: cannot read the recipe ") and words in line
-    for base in ("''", "3", "[a]", "null"):
+    for base in ("''", "3", "[3]", "[[a]]", "null"):
         (line,) = refusal(write(tmp_path / "top.yaml", f"base: {base}\n"))
         assert ":1: base: found " in line
     with pytest.raises(RecipeError, match="NUL"):

@@ -189,6 +189,25 @@ def test_a_mistake_is_named_with_file_line_and_what_is_allowed(
     assert line.startswith(f"{path}:{expected}")
 
 
+def test_of_several_bases_the_later_wins_and_a_shared_one_comes_first(tmp_path: Path) -> None:
+    shared = write(tmp_path / "_shared.yaml", MINIMAL + "  eps: 1e-7\nseed: 1\n")
+    write(tmp_path / "model.yaml", "base: _shared.yaml\nseed: 2\nname: model\n")
+    write(tmp_path / "data.yaml", "base: _shared.yaml\ndata: {val: other.arrow}\n")
+    write(tmp_path / "last.yaml", "data: {val: last.arrow}\n")
+    both = load_recipe(write(tmp_path / "both.yaml", "base: [model.yaml, data.yaml]\nname: both\n"))
+    # _shared.yaml is not applied again after model.yaml, or the seed would be 1.
+    assert (both.seed, both.optimisation.eps, str(both.data.val)) == (2, 1e-7, "other.arrow")
+    assert both.tracking.experiment == "model"
+    three = load_recipe(write(tmp_path / "three.yaml", "base: [both.yaml, last.yaml]\nname: three\n"))
+    assert str(three.data.val) == "last.arrow"
+    for wrong, found in (("[model.yaml, 3]", "found 3"), ("{}", "found {}"), ("['']", 'found ""')):
+        (line,) = refusal(write(tmp_path / "wrong.yaml", f"name: wrong\nbase: {wrong}\n"))
+        assert f"wrong.yaml:2: base: {found}" in line
+    write(shared, MINIMAL + "base: [both.yaml]\n")
+    (line,) = refusal(tmp_path / "both.yaml")
+    assert "in a circle" in line
+
+
 def test_the_file_of_the_chain_that_is_wrong_is_named(tmp_path: Path) -> None:
     base = write(tmp_path / "base.yaml", MINIMAL + "  eps: 0\n")
     top = write(tmp_path / "top.yaml", "base: base.yaml\nseed: -1\n")
