@@ -1,4 +1,4 @@
-"""Loaders over the motion set, and what their batches come to."""
+"""Loaders over the motion set, and digests of their batches."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def options(
     decoder: str = "pyav", workers: int = 1, prefetch: int = 2, device: torch.device = CPU
 ) -> LoaderOptions:
-    """Half of the samples go to the graph where decoding is split: a measured share differs each time."""
+    """A split gives half of the samples to the graph: a measured share differs each time."""
     return LoaderOptions(device, decoder, workers, threads=1, prefetch=prefetch, graph_share=0.5)
 
 
@@ -61,7 +61,7 @@ def take(loader: ClipLoader, count: int) -> list[ClipBatch]:
 
 
 def digests(batches: Sequence[ClipBatch | Sequence[ClipBatch]]) -> list[str]:
-    """A SHA-256 of each batch's pixels, labels, ids and keys; one for several that belong together."""
+    """SHA-256 of each batch's pixels, labels, ids, valid and keys; one for all batches of an inner list."""
     found = []
     for entry in batches:
         parts = [entry] if isinstance(entry, ClipBatch) else entry

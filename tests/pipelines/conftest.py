@@ -36,7 +36,7 @@ def damage(path: Path, packet: int) -> None:
 
 @pytest.fixture(scope="session")
 def vp9_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve VP9 clips, of which number 5 is damaged behind its first frame; read only."""
+    """Twelve VP9 clips; number 5 is damaged after its first frame. Read only."""
     folder, rows = tmp_path_factory.mktemp("vp9"), []
     for index in range(12):
         path = folder / f"{index}.webm"

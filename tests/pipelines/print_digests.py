@@ -1,9 +1,9 @@
-"""Prints the digest of batch after batch.
+"""Prints the digest of each batch.
 
 python -m tests.pipelines.print_digests MANIFEST FIRST_STEP DEVICE
 """
 
-# DALI's worker processes import this file again: what is heavy is imported inside `main`.
+# DALI's worker processes import this file again, so slow imports are inside `main`.
 import sys
 from pathlib import Path
 

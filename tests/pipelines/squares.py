@@ -1,4 +1,4 @@
-"""Work for processes that tests start, apart from what a test's file imports."""
+"""Functions for processes that tests start, apart from the imports of a test's file."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What processes that a test starts run: apart, because they would import all that the test's file does."""
+"""Code for processes that tests start, apart from the imports of a test's file."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ from pipelines.dali.sample_reader import LoadedSample, SampleReader, SampleReque
 
 @dataclass
 class CrashingReader(SampleReader):
-    """Dies over one video, as a decoder with a fault does."""
+    """Crashes over one video, as a faulty decoder does."""
 
     def load(self, request: SampleRequest) -> LoadedSample:
         if request.sample == 2 and request.key not in self.refused:
@@ -23,7 +23,7 @@ class CrashingReader(SampleReader):
 
 @dataclass
 class LockingReader(SampleReader):
-    """Dies over one video the first time, holding the lock of the queue of results."""
+    """Is killed over one video the first time, while it holds the lock of the result queue."""
 
     late: int = -1
     once: Path = Path()
@@ -40,7 +40,7 @@ class LockingReader(SampleReader):
 
 
 def spin(seconds: float, spun: Connection) -> None:
-    """Use that much CPU time, say how much it was, and do nothing until `spun` is closed."""
+    """Use that much CPU time, send how much it was, and wait until `spun` is closed."""
     while time.process_time() < seconds:
         pass
     spun.send(time.process_time())

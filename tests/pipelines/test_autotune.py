@@ -1,4 +1,4 @@
-"""What is decided where the options leave it open."""
+"""What `autotune` chooses where the options leave it open."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_a_cpu_gets_pyav_and_all_its_cores(motion_set: MotionSet) -> None:
     assert "ms of CPU time" in resources.summary
 
 
-def test_small_batches_are_made_further_ahead_so_that_no_worker_waits(motion_set: MotionSet) -> None:
+def test_small_batches_have_more_prefetch_so_that_no_worker_waits(motion_set: MotionSet) -> None:
     def prefetch(micro_batch: int, workers: int) -> int:
         return tune(motion_set.train, LoaderOptions(CPU, workers=workers), micro_batch)[1].prefetch
 
@@ -68,7 +68,7 @@ def test_options_that_are_given_are_kept(motion_set: MotionSet) -> None:
     ("device", "decoder", "splits"),
     [("cuda", "auto", True), ("cpu", "auto", False), ("cpu", "hybrid", True), ("cuda", "dali", False)],
 )
-def test_where_decoding_is_split(device: str, decoder: str, splits: bool) -> None:
+def test_decoding_is_split_with_hybrid(device: str, decoder: str, splits: bool) -> None:
     assert LoaderOptions(torch.device(device), decoder).splits is splits
 
 
@@ -80,7 +80,7 @@ def test_hybrid_measures_its_share(motion_set: MotionSet) -> None:
     assert f"{decoding.graph_share:.0%} by dali" in resources.summary
 
 
-def test_without_a_good_video_among_the_first_all_cores_are_taken(
+def test_without_a_good_video_among_the_first_all_cores_are_used(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     row = Manifest.open(motion_set.train).row(0)
@@ -88,7 +88,7 @@ def test_without_a_good_video_among_the_first_all_cores_are_taken(
     assert tune(path, LoaderOptions(CPU, cores=6))[1].workers == 6
 
 
-def test_hybrid_leaves_all_to_pyav_where_dali_fails_over_the_first_videos(vp9_set: Path) -> None:
+def test_hybrid_uses_pyav_alone_where_dali_fails_over_the_first_videos(vp9_set: Path) -> None:
     decoding, _ = tune(vp9_set, LoaderOptions(CPU, "hybrid", cores=2), micro_batch=12)
     assert decoding.graph_share == 0.0
 

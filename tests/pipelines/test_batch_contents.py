@@ -1,4 +1,4 @@
-"""What is said of a batch's clips is what the source does to them."""
+"""The description of a batch's clips agrees with the source."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 
 
-def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
+def test_described_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.train])
     sampler = TrainSampler(len(dataset), 16, seed=3, repeats=2)
     clip = TrainClipSpec(4, 32, flip=0.5, color_jitter=0.2, rand_augment="rand-m7-n4-mstd0.5-inc1")
@@ -53,5 +53,5 @@ def test_planned_clips_are_those_of_the_source(motion_set: MotionSet) -> None:
         ("TranslateYRel", "translate y by +22.5 px"),
     ],
 )
-def test_operations_in_words(name: str, words: str) -> None:
+def test_operations_as_text(name: str, words: str) -> None:
     assert format_operation(OPERATION_FACTORIES[name](0.5, -1.0, 100, 200)) == words

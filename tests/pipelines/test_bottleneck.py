@@ -1,3 +1,5 @@
+"""What clips cost in each stage, and which stage is the bottleneck."""
+
 import time
 from dataclasses import replace
 
@@ -9,8 +11,8 @@ from pipelines.dali.pipeline import LoaderResources
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader
 
-PROCESSES = LoaderResources(torch.device("cpu"), workers=4, threads=2, prefetch=2)
-SECONDS = 100.0  # in which four workers have 400 seconds and two threads 200
+RESOURCES = LoaderResources(torch.device("cpu"), workers=4, threads=2, prefetch=2)
+SECONDS = 100.0  # four workers have 400 CPU seconds and two threads 200
 
 
 @pytest.mark.parametrize(
@@ -25,14 +27,16 @@ SECONDS = 100.0  # in which four workers have 400 seconds and two threads 200
         (StageCosts(decode=100, augment=70), 0.4, 8, "latency"),
     ],
 )
-def test_the_busiest_stage_limits(costs: StageCosts, wait_share: float, cores: int, stage: str) -> None:
-    limit = find_bottleneck(costs, SECONDS, wait_share, PROCESSES, cores)
-    assert limit.stage == stage
-    assert (limit.advice == "") == (stage == "model")
+def test_the_busiest_stage_is_the_bottleneck(
+    costs: StageCosts, wait_share: float, cores: int, stage: str
+) -> None:
+    found = find_bottleneck(costs, SECONDS, wait_share, RESOURCES, cores)
+    assert found.stage == stage
+    assert (found.advice == "") == (stage == "model")
 
 
-def test_idle_stages_on_a_gpu_leave_the_gpu_itself() -> None:
-    on_gpu = replace(PROCESSES, device=torch.device("cuda", 0))
+def test_with_idle_stages_the_gpu_is_the_bottleneck() -> None:
+    on_gpu = replace(RESOURCES, device=torch.device("cuda", 0))
     assert find_bottleneck(StageCosts(decode=100, augment=50), SECONDS, 0.4, on_gpu, 8).stage == "device"
 
 
@@ -45,7 +49,7 @@ def test_costs_per_clip_are_in_milliseconds() -> None:
 
 
 def test_a_loader_counts_what_its_clips_cost(motion_set: MotionSet) -> None:
-    """CPU time of its workers and of DALI's threads; an ended loader keeps what it counted."""
+    """CPU time of its workers and of DALI's threads; a closed loader keeps its counts."""
     clips = loader(motion_set.train, ALL, batch=16)
     for _ in zip(range(8), clips, strict=False):
         pass
@@ -54,7 +58,7 @@ def test_a_loader_counts_what_its_clips_cost(motion_set: MotionSet) -> None:
     assert costs.read > 0
     assert costs.decode > 0
     assert costs.augment > 0
-    assert costs.transfer == 0  # on a CPU nothing is copied
+    assert costs.transfer == 0  # a CPU copies nothing
     clips.close()
     assert clips.costs.augment >= costs.augment
 

@@ -1,4 +1,4 @@
-"""Pipelines that break: by damage that DALI's decoder refuses, a worker that dies, a decoder that crashes."""
+"""Pipelines that break: DALI's decoder refuses damage, a worker dies, a decoder crashes."""
 
 import os
 import shutil
@@ -28,51 +28,49 @@ from tests.pipelines.started import CrashingReader
 
 
 @pytest.mark.soak
-def test_damage_that_dalis_decoder_refuses_costs_one_video_not_the_run(vp9_set: Path) -> None:
+def test_damage_that_dalis_decoder_refuses_makes_one_bad_sample(vp9_set: Path) -> None:
     clip = TrainClipSpec(4, 32)
     endless = loader(vp9_set, clip, batch=4, how=options("dali"))
     batches = [batch for _, batch in zip(range(6), endless, strict=False)]
     ids, valid = torch.cat([b.ids for b in batches]), torch.cat([b.valid for b in batches])
     assert sorted(ids.tolist()) == sorted([*range(12)] * 2)
     assert set(ids[~valid].tolist()) == {5}
-    (defect,) = endless.bad_samples.pop_new()
-    assert defect.path.endswith("5.webm")
-    assert "cannot be decoded" in defect.reason
+    (bad,) = endless.bad_samples.pop_new()
+    assert bad.path.endswith("5.webm")
+    assert "cannot be decoded" in bad.reason
     assert endless.bad_samples.pop_counts() == (24, 2)
     endless.close()
 
 
 @pytest.mark.soak
-def test_whether_a_clip_is_bad_does_not_depend_on_what_was_tried_before(
-    vp9_set: Path, tmp_path: Path
-) -> None:
-    """Number 5 is whole, number 7 damaged in its second half: only draws that reach the damage are bad, and
-    they are so for a loader that begins there, too.
+def test_whether_a_clip_is_bad_does_not_depend_on_earlier_clips(vp9_set: Path, tmp_path: Path) -> None:
+    """Number 5 is good, number 7 damaged in its second half: only draws that reach the damage are bad, for a
+    loader that begins there as well.
     """
     manifest = shutil.copytree(vp9_set.parent, tmp_path / "set") / vp9_set.name
     encode_vp9(manifest.parent / "5.webm", seed=5)
     damage(manifest.parent / "7.webm", packet=FRAMES // 2)
-    clip = TrainClipSpec(1, 32)  # one frame of all: a draw of the first ones does not see the end
+    clip = TrainClipSpec(1, 32)  # one frame: a draw of an early one does not reach the end
     epochs, steps = 8, 3
     endless = loader(manifest, clip, batch=4, how=options("dali", workers=2))
     through = [batch for _, batch in zip(range(epochs * steps), endless, strict=False)]
     endless.close()
-    verdicts = [bool(v) for b in through for i, v in zip(b.ids, b.valid, strict=True) if i == 7]
-    assert len(verdicts) == epochs
-    assert {True, False} == set(verdicts)
+    valid = [bool(v) for b in through for i, v in zip(b.ids, b.valid, strict=True) if i == 7]
+    assert len(valid) == epochs
+    assert {True, False} == set(valid)
     for step in (5, 11, 20):
         begun_there = take(loader(manifest, clip, batch=4, first_step=step, how=options("dali")), 3)
         assert digests(begun_there) == digests(through[step : step + 3])
 
 
 @pytest.mark.soak
-def test_what_dali_refuses_hybrid_leaves_to_pyav(vp9_set: Path) -> None:
-    """Here PyAV refuses it, too, and gives its own reason."""
+def test_hybrid_leaves_to_pyav_what_dali_refuses(vp9_set: Path) -> None:
+    """PyAV refuses it as well, and gives its own reason."""
     clips = loader(vp9_set, TrainClipSpec(4, 32), batch=4, how=replace(options("hybrid"), graph_share=1.0))
     seen = [batch for _, batch in zip(range(6), clips, strict=False)]
     assert {int(i) for b in seen for i, v in zip(b.ids, b.valid, strict=True) if not v} == {5}
-    (defect,) = clips.bad_samples.pop_new()
-    assert "is damaged at or before frame" in defect.reason  # PyAV's words
+    (bad,) = clips.bad_samples.pop_new()
+    assert "is damaged at or before frame" in bad.reason  # PyAV's words
     clips.close()
 
 
@@ -88,7 +86,7 @@ def test_damage_is_masked_in_evaluation_as_well(vp9_set: Path) -> None:
 
 
 def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.device) -> None:
-    """As when the kernel ends one for want of memory: no video is to blame, and none is given up."""
+    """As when the kernel kills one for lack of memory: no video is the culprit, and none is refused."""
     undisturbed = digests(take(loader(motion_set.train, ALL, how=options(device=device)), 6))
     endless = loader(motion_set.train, ALL, how=options(workers=2, device=device))
     batches = iter(endless)
@@ -104,7 +102,7 @@ def test_a_killed_worker_changes_no_batch(motion_set: MotionSet, device: torch.d
 
 @dataclass
 class WaitingReader(SampleReader):
-    """Waits over one video as long as a file is there, and says in another that it does."""
+    """Waits over one video as long as a file exists, and creates another meanwhile."""
 
     late: int = -1
     wait: Path = Path()
@@ -149,7 +147,9 @@ def source(reader: SampleReader) -> TrainSource:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("prefetch", [1, 4])
-def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSet, prefetch: int) -> None:
+def test_a_loader_continues_after_a_video_that_crashes_its_decoder(
+    motion_set: MotionSet, prefetch: int
+) -> None:
     reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
     graph = TrainGraph(source(reader), HALF, HALF)
     clips = ClipLoader(graph, resources(workers=2, prefetch=prefetch), batches=0)
@@ -157,7 +157,7 @@ def test_a_loader_outlives_a_video_that_crashes_its_decoder(motion_set: MotionSe
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])
     assert sorted(ids.tolist()) == list(range(32))
     assert ids[~valid].tolist() == [2]
-    assert [defect.reason for defect in clips.bad_samples.pop_new()] == [CRASHES]
+    assert [bad.reason for bad in clips.bad_samples.pop_new()] == [CRASHES]
     clips.close()
 
 
@@ -171,17 +171,17 @@ def test_a_closed_loader_stays_closed(motion_set: MotionSet) -> None:
 
 def test_a_video_that_crashes_its_decoder_is_named(motion_set: MotionSet) -> None:
     dataset = Dataset.open([motion_set.train])
-    upcoming_requests = [
+    requests = [
         SampleRequest(sample, dataset.row(sample), np.arange(2, dtype=np.int32), None, False)
         for sample in range(5)
     ]
     reader = CrashingReader(dataset, Decoding("pyav"))
-    culprits = find_culprits(reader, [upcoming_requests[:2], upcoming_requests[2:]], torch.device("cpu"))
-    assert culprits == {upcoming_requests[2].key: CRASHES}
+    culprits = find_culprits(reader, [requests[:2], requests[2:]], torch.device("cpu"))
+    assert culprits == {requests[2].key: CRASHES}
 
 
 def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, tmp_path: Path) -> None:
-    """The graph decodes what it can and as much as it should; who decodes shows in the colours only."""
+    """The graph decodes its share of what it supports; the decoder changes only the colours."""
     clip = TrainClipSpec(4, 32, flip=0)
     by_pyav = take(loader(motion_set.train, clip, batch=16), 2)
     hybrid = loader(motion_set.train, clip, batch=16, how=options("hybrid"))
@@ -196,7 +196,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 8), (0.7, 22), (1.0, 32)])
-def test_the_graphs_share_is_spread_evenly(share: float, expected: int) -> None:
+def test_the_graph_share_is_spread_evenly(share: float, expected: int) -> None:
     decoding = Decoding("hybrid", graph_share=share)
     chosen = [decoding.in_graph(turn) for turn in range(32)]
     assert sum(chosen) == expected
@@ -204,9 +204,7 @@ def test_the_graphs_share_is_spread_evenly(share: float, expected: int) -> None:
         assert abs(sum(chosen[start : start + 8]) - 8 * share) < 1
 
 
-def test_a_copy_without_the_file_is_a_defect_of_that_sample_only(
-    motion_set: MotionSet, tmp_path: Path
-) -> None:
+def test_a_copy_without_the_file_is_a_bad_sample(motion_set: MotionSet, tmp_path: Path) -> None:
     shutil.copytree(motion_set.root, tmp_path / "set")
     manifest = Manifest.open(tmp_path / "set" / "train.arrow")
     manifest.absolute_path(manifest.row(3)).unlink()

@@ -1,4 +1,4 @@
-"""Batches are the same, bit for bit, however many ranks and workers make them, from wherever they start."""
+"""Batches are bit-identical for any number of ranks and workers, and from any step on."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ def reference(motion_set: MotionSet, device: torch.device) -> list[str]:
     return digests(take(loader(motion_set.train, ALL, batch=BATCH, first_step=STEPS[0], how=how), len(STEPS)))
 
 
-def test_starting_at_step_11_gives_what_a_run_from_the_beginning_gets_there(
+def test_a_start_at_step_11_gives_the_batches_of_a_run_from_the_beginning(
     motion_set: MotionSet, reference: list[str], device: torch.device
 ) -> None:
     from_zero = take(loader(motion_set.train, ALL, batch=BATCH, how=options(workers=2, device=device)), 12)
@@ -66,16 +66,16 @@ def test_ranks_workers_and_accumulation_change_nothing(
     ]  # fmt: skip
     # a global batch is laid out accumulation-major, then rank
     merged = [
-        [parts[rank][step * accumulation + turn] for turn in range(accumulation) for rank in range(ranks)]
+        [parts[rank][step * accumulation + index] for index in range(accumulation) for rank in range(ranks)]
         for step in range(len(STEPS))
     ]
     assert [digests([group])[0] for group in merged] == reference
 
 
-def test_after_sigkill_the_next_process_goes_on_with_the_same_batches(
+def test_after_sigkill_the_next_process_continues_with_the_same_batches(
     motion_set: MotionSet, reference: list[str], device: torch.device
 ) -> None:
-    """The process and its workers die in the middle of a batch; another begins at the step it had reached."""
+    """The process and its workers die in the middle of a batch; another begins at the next step."""
     killed = _start(motion_set.train, STEPS[0], device)
     assert killed.stdout is not None
     before = [killed.stdout.readline().strip() for _ in range(2)]
@@ -90,14 +90,14 @@ def test_after_sigkill_the_next_process_goes_on_with_the_same_batches(
 
 
 def _start(manifest: Path, first_step: int, device: torch.device) -> "subprocess.Popen[str]":
-    """A process that prints the digest of batch after batch."""
+    """A process that prints the digest of each batch."""
     arguments = str(manifest), str(first_step), str(device)
     command = [sys.executable, "-m", "tests.pipelines.print_digests", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
 
-def test_repeats_stand_side_by_side_and_are_decoded_once(motion_set: MotionSet, device: torch.device) -> None:
-    """Each repeat is what a loader without repeats gives it; the number of samples read is halved."""
+def test_repeats_are_adjacent_and_decoded_once(motion_set: MotionSet, device: torch.device) -> None:
+    """The first repeat is the clip of a loader without repeats; half as many samples are read."""
     repeated = loader(motion_set.train, ALL, batch=8, repeats=2, how=options(device=device))
     batches = [batch for _, batch in zip(range(4), repeated, strict=False)]
     assert (repeated.costs.clips, repeated.costs.decodings) == (32, 16)
@@ -142,6 +142,6 @@ def test_repeats_do_not_depend_on_ranks(motion_set: MotionSet) -> None:
     assert digests([parts]) == digests(whole)
 
 
-def test_a_micro_batch_may_not_part_repeats(motion_set: MotionSet) -> None:
+def test_a_micro_batch_must_not_divide_repeats(motion_set: MotionSet) -> None:
     with pytest.raises(ValueError, match="2 repeats"):
         loader(motion_set.train, ALL, batch=8, micro=1, repeats=2)

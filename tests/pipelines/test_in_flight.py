@@ -1,4 +1,4 @@
-"""The file that says which batches a rank was at when it died."""
+"""The file of the batches that a rank worked on when it died."""
 
 from pathlib import Path
 
@@ -52,18 +52,18 @@ def test_another_number_of_ranks_asks_for_the_same_samples(motion_set: MotionSet
         b'{"batch": 1, "ahead": 99999, "samples": 4, "rank": 0, "world_size": 2}',
     ],
 )
-def test_a_damaged_file_says_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "train-00000.json"
     path.write_bytes(content)
     assert read_in_flight(path) is None
 
 
-def test_a_plan_of_other_batches_has_none_of_them(motion_set: MotionSet) -> None:
+def test_a_sampler_of_other_batches_has_no_such_source(motion_set: MotionSet) -> None:
     now = source(motion_set, micro_batch=16, rank=0, world_size=1, first=0)
     assert InFlight(batch=9, ahead=4, samples=3, rank=1, world_size=2).source(now) is None
 
 
-def test_a_folder_that_cannot_be_written_costs_the_file_only(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_loses_only_the_file(motion_set: MotionSet, tmp_path: Path) -> None:
     (tmp_path / "in-flight").write_text("a file")
     died = source(motion_set, micro_batch=4, rank=1, world_size=2, first=6)
     file = InFlightFile(tmp_path / "in-flight/train-00001.json", died, ahead=4)
@@ -76,7 +76,7 @@ def test_the_file_stays_open_between_batches(motion_set: MotionSet, tmp_path: Pa
     now = source(motion_set, micro_batch=4, rank=1, world_size=2, first=10**6)
     file = InFlightFile(tmp_path / "in-flight/train-00001.json", now, ahead=4)
     file.write(0)
-    (tmp_path / "in-flight").rename(tmp_path / "moved")  # another open would make the folder anew
+    (tmp_path / "in-flight").rename(tmp_path / "moved")  # another open would create the folder again
     file.write(1)
     found = read_in_flight(tmp_path / "moved/train-00001.json")
     assert found is not None and found.batch == 10**6 + 1

@@ -50,7 +50,7 @@ def test_a_clip_without_augmentation_is_its_resized_frames(
 
 
 def test_a_batch_keeps_its_pixels_while_others_are_made(motion_set: MotionSet, device: torch.device) -> None:
-    """No copy is made of DALI's buffers: they must not be used again while somebody holds a batch."""
+    """DALI's buffers are not copied, so DALI must not reuse one while a batch is referenced."""
     held, copies = [], []
     endless = loader(motion_set.train, TrainClipSpec(4, 32), how=options(device=device))
     for _, batch in zip(range(12), endless, strict=False):
@@ -70,9 +70,9 @@ def test_labels_are_the_manifests(motion_set: MotionSet) -> None:
 def test_decoding_in_the_graph_agrees_with_pyav(
     motion_set: MotionSet, tmp_path: Path, device: torch.device
 ) -> None:
-    """On a codec that both decode; they differ in how chroma is brought to full size, by a few levels.
+    """They upsample chroma differently, which changes pixels by a few levels.
 
-    By 6.7 on an H100: NVDEC's pictures are about 2 levels brighter than FFmpeg's, which rounds down.
+    By 6.7 on an H100: NVDEC's frames are about 2 levels brighter than FFmpeg's, which rounds down.
     """
     codec = "h264" if device.type == "cuda" else "mjpeg"
     manifest = Manifest.open(motion_set.train)
@@ -92,8 +92,8 @@ def test_decoding_in_the_graph_agrees_with_pyav(
 
 
 def broken_set(motion_set: MotionSet, folder: Path) -> Path:
-    """A copy of the training set whose rows 0..4 are broken, each in another way, and 6..9 stand wrongly
-    in the manifest; the names of 2 and 5 are not UTF-8.
+    """A copy of the training set with broken videos in rows 0..4, each in another way, and invalid rows 6..9;
+    the names of 2 and 5 are not UTF-8.
     """
     shutil.copytree(motion_set.root, folder)
     path = folder / "train.arrow"
@@ -115,7 +115,7 @@ def broken_set(motion_set: MotionSet, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali"])
-def test_bad_files_keep_the_batch_whole_and_are_named(
+def test_bad_samples_leave_the_batch_complete_and_are_reported(
     motion_set: MotionSet, tmp_path: Path, decoder: str, device: torch.device
 ) -> None:
     path = broken_set(motion_set, tmp_path / "set")
@@ -130,20 +130,20 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
     wrong = {i for i, _ in manifest.wrong_rows()}
     assert wrong == {6, 7, 8, 9}
     good_rows = set(range(32)) - wrong
-    taken = GraphDecoder.for_device(gpu=device.type == "cuda").codecs
-    not_taken = {i for i in good_rows if decoder == "dali" and manifest.row(i).codec not in taken}
-    assert bad == {0, 1, 2, 3, 4} | wrong | not_taken
+    supported = GraphDecoder.for_device(gpu=device.type == "cuda").codecs
+    unsupported = {i for i in good_rows if decoder == "dali" and manifest.row(i).codec not in supported}
+    assert bad == {0, 1, 2, 3, 4} | wrong | unsupported
     labels = torch.cat([batch.labels for batch in batches]).tolist()
     assert {label for i, label in zip(ids.tolist(), labels, strict=True) if i in wrong} == {-1}
     assert clips.bad_samples.pop_counts() == (32, len(bad))
     bad_samples = clips.bad_samples.pop_new()
-    assert [Path(defect.path).name for defect in bad_samples if defect.sample == 2] == [r"\xe9\n2"]
-    reasons = {defect.sample: defect.reason for defect in bad_samples}
+    assert [Path(each.path).name for each in bad_samples if each.sample == 2] == [r"\xe9\n2"]
+    reasons = {each.sample: each.reason for each in bad_samples}
     assert set(reasons) == bad
     assert "No such file" in reasons[0]
     assert "empty" in reasons[1]
     assert "is not a video" in reasons[2]
-    assert "the manifest has" in reasons[4] or (4 in not_taken and device.type == "cuda")
+    assert "the manifest has" in reasons[4] or (4 in unsupported and device.type == "cuda")
     assert "has label -1 in the manifest" in reasons[6]
     assert "0 pixels" in reasons[9]
     assert clips.bad_samples.pop_new() == []
@@ -152,7 +152,7 @@ def test_bad_files_keep_the_batch_whole_and_are_named(
 def test_a_batch_has_the_mask_keys_of_its_slots(motion_set: MotionSet) -> None:
     (batch,) = take(loader(motion_set.train, TrainClipSpec(4, 32), batch=8, repeats=2), 1)
     sampler = TrainSampler(32, 8, seed=3, repeats=2)
-    slots = [sampler.slot(0, place) for place in range(8)]
+    slots = [sampler.slot(0, index) for index in range(8)]
     assert batch.keys.tolist() == [sampler.mask_key(slot) for slot in slots]
     assert batch.keys.dtype == torch.int64
     assert batch.ids.tolist() == [slot.sample for slot in slots]
@@ -206,7 +206,7 @@ def test_views_are_ordered_by_clip_then_crop(motion_set: MotionSet, device: torc
         assert not torch.equal(many[sample, 3], many[sample, 5])
 
 
-def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: MotionSet) -> None:
+def test_another_pass_after_an_unfinished_one_is_an_error(motion_set: MotionSet) -> None:
     manifest = Manifest.open(motion_set.val)
     views = view_loader(
         Dataset([manifest]),
@@ -224,7 +224,7 @@ def test_a_pass_left_in_the_middle_is_not_taken_for_a_whole_one(motion_set: Moti
 
 
 def test_view_pixels_are_the_resized_centre(motion_set: MotionSet, device: torch.device) -> None:
-    """At the video's own size nothing is interpolated."""
+    """At the video's own size there is no interpolation."""
     manifest = Manifest.open(motion_set.val)
     side = 72
     clip = ViewSpec(4, side)

@@ -1,4 +1,4 @@
-"""Memory over long runs: it must not grow with the clips that have been made."""
+"""Memory over long runs: it must not grow with the number of clips."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ from tests.pipelines.batches import ALL, loader, options
 
 CLIPS = 20_000
 BATCH = 20
-WARM_UP = 2_000  # clips until every buffer has met its largest sample
-EVERY = 200  # clips between two looks
+WARM_UP = 2_000  # clips until every buffer has held its largest sample
+EVERY = 200  # clips between two measurements
 
 
 def resident_bytes(*processes: int) -> int:
@@ -23,7 +23,7 @@ def resident_bytes(*processes: int) -> int:
 
 @pytest.mark.soak
 def test_memory_grows_by_less_than_one_percent_over_20_000_clips(motion_set: MotionSet) -> None:
-    """All stages at work: three codecs decoded by PyAV, RandAugment, jitter, repeats."""
+    """With all stages: three codecs decoded by PyAV, RandAugment, jitter, repeats."""
     clips = loader(motion_set.train, ALL, batch=BATCH, repeats=2, how=options(workers=2))
     processes = [os.getpid(), *(process.pid or 0 for process in clips._workers)]
     seen, made = [], 0
@@ -35,7 +35,7 @@ def test_memory_grows_by_less_than_one_percent_over_20_000_clips(motion_set: Mot
             break
     clips.close()
     counts, resident = np.array([entry for entry in seen if entry[0] >= WARM_UP], float).T
-    slope = np.polyfit(counts, resident, 1)[0] * CLIPS / resident[0]  # of the whole stretch, as a share
+    slope = np.polyfit(counts, resident, 1)[0] * CLIPS / resident[0]  # growth over CLIPS, as a share
     ends = resident[-10:].mean() / resident[:10].mean() - 1
     print(
         f"\nresident memory of {len(processes)} processes: {resident[0] / 2**20:.1f} MiB after {WARM_UP} "

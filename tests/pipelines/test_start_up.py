@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 @pytest.mark.soak
 def test_the_first_batch_of_ten_million_rows(motion_set: MotionSet, tmp_path: Path) -> None:
-    """In the middle of the stream, with imports and workers; how long it takes is printed, not judged."""
+    """In the middle of the stream, with imports and workers. The times are printed, not tested."""
     manifest = make_big_manifest(tmp_path / "big.arrow", Manifest.open(motion_set.train), ROWS)
     program = tmp_path / "first_batch.py"
     program.write_text(PROGRAM)
@@ -45,5 +45,5 @@ def test_the_first_batch_of_ten_million_rows(motion_set: MotionSet, tmp_path: Pa
     )
     times, batch = result.stdout.splitlines()
     sampler = TrainSampler(ROWS, 32, seed=3)
-    assert batch.split() == [*(str(sampler.slot(STEP, place).sample) for place in range(32)), "True"]
+    assert batch.split() == [*(str(sampler.slot(STEP, index).sample) for index in range(32)), "True"]
     print("\nimports {} s, loader {} s, first batch {} s".format(*(f"{float(t):.1f}" for t in times.split())))

@@ -1,4 +1,4 @@
-"""Results in order, whoever works, and whatever dies over it."""
+"""Results come in order, with any number of workers, and after crashes."""
 
 import subprocess
 import sys
@@ -22,13 +22,13 @@ def test_results_come_in_order_with_progress(total: int, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_item_that_kills_its_process_costs_itself_only(workers: int) -> None:
+def test_a_crash_loses_only_the_item_that_caused_it(workers: int) -> None:
     results = ordered_map(square_or_die, range(120), total=120, workers=workers, on_crash=lambda item: -item)
     assert list(results) == [-n if n in DEADLY else n * n for n in range(120)]
 
 
-def test_a_late_death_while_results_are_taken_slowly_loses_nothing() -> None:
-    """The pool is broken already when more is handed to it."""
+def test_a_late_crash_while_results_are_read_slowly_loses_nothing() -> None:
+    """The pool is already broken when the next chunk is submitted."""
     total = 700
     results = ordered_map(
         square_or_die_late, range(total), total=total, workers=2, on_crash=lambda item: -item
@@ -41,29 +41,29 @@ def test_a_late_death_while_results_are_taken_slowly_loses_nothing() -> None:
     assert seen == [-n if n in LATE else n * n for n in range(total)]
 
 
-def test_without_a_stand_in_a_death_is_an_error() -> None:
+def test_without_on_crash_a_crash_is_an_error() -> None:
     with pytest.raises(BrokenProcessPool):
         list(ordered_map(square_or_die, range(120), total=120, workers=2))
 
 
-def test_an_isolated_call_goes_on_after_a_crash() -> None:
-    with IsolatedProcess() as isolation:
-        assert isolation.call(square_or_die, 3) == 9
+def test_an_isolated_process_restarts_after_a_crash() -> None:
+    with IsolatedProcess() as process:
+        assert process.call(square_or_die, 3) == 9
         with pytest.raises(BrokenProcessPool):
-            isolation.call(square_or_die, 7)
-        assert isolation.call(square_or_die, 4) == 16
+            process.call(square_or_die, 7)
+        assert process.call(square_or_die, 4) == 16
 
 
 def test_an_isolated_call_that_takes_too_long_is_killed() -> None:
-    with IsolatedProcess() as isolation:
+    with IsolatedProcess() as process:
         with pytest.raises(TimeoutError, match=r"0\.2 s"):
-            isolation.call(time.sleep, 600, seconds=0.2)
-        assert isolation.call(square_or_die, 4, seconds=60) == 16
+            process.call(time.sleep, 600, seconds=0.2)
+        assert process.call(square_or_die, 4, seconds=60) == 16
 
 
-def test_a_signal_while_a_process_starts_waits_until_the_process_has_what_it_needs() -> None:
-    """SIGTERM comes when the first process runs and has been handed nothing yet."""
-    words = """
+def test_a_signal_during_the_start_of_a_process_is_handled_after_it() -> None:
+    """SIGTERM arrives when the first process runs and has not received its arguments."""
+    program = """
 import os, signal, sys, threading
 from multiprocessing import util
 from pipelines.worker_pool import ordered_map
@@ -75,12 +75,12 @@ def start_then_signal(path, arguments, passfds, start=util.spawnv_passfds):
     return number
 
 if __name__ == "__main__":
-    threading.Thread(target=threading.Event().wait, daemon=True).start()  # hears what the main one does not
+    threading.Thread(target=threading.Event().wait, daemon=True).start()  # receives what the main one blocks
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     util.spawnv_passfds = start_then_signal
     list(ordered_map(abs, range(64), total=64, workers=2))
 """
     ended = subprocess.run(
-        [sys.executable, "-c", words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stderr) == (143, "")

@@ -1,4 +1,4 @@
-"""When DALI gets its buffers back. There are no CUDA events here: these stand in for them."""
+"""When DALI's buffers are released, with fake CUDA events."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,45 +43,45 @@ def events() -> Iterator[list[Event]]:
         yield Event.made
 
 
-def lend(lent: InUseBuffers) -> "ref[Clips]":
-    lent.release_finished()
+def use(buffers: InUseBuffers) -> "ref[Clips]":
+    buffers.release_finished()
     clips = Clips()
-    lent.hold(clips)  # type: ignore[arg-type]
+    buffers.hold(clips)  # type: ignore[arg-type]
     return ref(clips)
 
 
-def test_a_buffer_is_kept_until_the_work_with_it_is_done(events: list[Event]) -> None:
-    lent = InUseBuffers()
-    first = lend(lent)
-    second = lend(lent)
-    assert first() is not None, "its work was queued, and is not done"
+def test_a_buffer_is_held_until_the_work_with_it_is_done(events: list[Event]) -> None:
+    buffers = InUseBuffers()
+    first = use(buffers)
+    second = use(buffers)
+    assert first() is not None, "its work is queued and not done"
     events[0].done = True
-    third = lend(lent)
+    third = use(buffers)
     assert first() is None
     assert second() is not None
     assert third() is not None
 
 
-def test_no_more_than_a_few_are_kept(events: list[Event]) -> None:
-    lent = InUseBuffers()
-    batches = [lend(lent) for _ in range(MOST + 3)]
-    assert sum(batch() is not None for batch in batches) == MOST + 1, "and the one that is handed over"
+def test_no_more_than_a_few_are_held(events: list[Event]) -> None:
+    buffers = InUseBuffers()
+    batches = [use(buffers) for _ in range(MOST + 3)]
+    assert sum(batch() is not None for batch in batches) == MOST + 1, "and the latest one"
     assert [event.done for event in events] == [True, True, False, False]
 
 
-def test_all_go_back_on_demand() -> None:
-    lent = InUseBuffers()
-    batches = [lend(lent) for _ in range(2)]
+def test_all_are_released_on_demand() -> None:
+    buffers = InUseBuffers()
+    batches = [use(buffers) for _ in range(2)]
     with mock.patch.object(torch.cuda, "synchronize") as waited:
-        lent.release_all()
+        buffers.release_all()
     assert waited.call_count == 1
     assert [batch() for batch in batches] == [None, None]
 
 
-def test_on_a_cpu_nothing_is_kept() -> None:
-    lent = InUseBuffers()
+def test_on_a_cpu_nothing_is_held() -> None:
+    buffers = InUseBuffers()
     clips = Clips(is_cuda=False)
-    lent.hold(clips)  # type: ignore[arg-type]
+    buffers.hold(clips)  # type: ignore[arg-type]
     gone = ref(clips)
     del clips
     assert gone() is None

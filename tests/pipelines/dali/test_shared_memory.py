@@ -1,4 +1,4 @@
-"""How much of /dev/shm a pipeline takes: what is computed beside what is there."""
+"""How much of /dev/shm a pipeline takes: the estimate against the kernel's count."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.conftest import MotionSet
 from tests.pipelines.batches import HALF
 
 CPU = torch.device("cpu")
-BESIDE = 16_384  # bytes of each chunk beside the samples
+OVERHEAD = 16_384  # bytes of each chunk beside the samples
 
 
 def test_views_take_whole_frames(motion_set: MotionSet) -> None:
@@ -30,11 +30,11 @@ def test_views_take_whole_frames(motion_set: MotionSet) -> None:
     need = shared_memory_need(ViewGraph(source, HALF, HALF), LoaderResources(CPU, 3, 1, 2))
     rows = [dataset.row(number) for number in range(len(dataset))]
     sizes = [2 * 4 * row.height * row.width * 3 for row in rows]  # two clips of four frames
-    assert abs(need.least - 2 * 2 * (4 * sum(sizes) / len(sizes) + 3 * BESIDE)) <= 1
-    assert need.least <= need.most <= 2 * 2 * (4 * max(sizes) + 3 * BESIDE)
+    assert abs(need.least - 2 * 2 * (4 * sum(sizes) / len(sizes) + 3 * OVERHEAD)) <= 1
+    assert need.least <= need.most <= 2 * 2 * (4 * max(sizes) + 3 * OVERHEAD)
 
 
-def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes(
+def test_training_takes_cropped_frames_or_the_bytes_that_the_graph_decodes(
     motion_set: MotionSet,
 ) -> None:
     dataset = Dataset.open([motion_set.train])
@@ -48,10 +48,10 @@ def test_training_takes_the_cut_frames_and_encoded_bytes_where_the_graph_decodes
 
     need = need_of("pyav")
     whole = 2 * 8 * 4 * row.height * row.width * 3
-    assert 0.3 * whole < need.least < need.most < whole + 4 * BESIDE
+    assert 0.3 * whole < need.least < need.most < whole + 4 * OVERHEAD
     encoded = need_of("dali")
     sizes = [(dataset.row(n).length or dataset.path(n).stat().st_size) for n in range(len(dataset))]
-    assert 2 * 8 * min(sizes) < encoded.least - 4 * BESIDE < 2 * 8 * max(sizes)
+    assert 2 * 8 * min(sizes) < encoded.least - 4 * OVERHEAD < 2 * 8 * max(sizes)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
@@ -75,7 +75,7 @@ def test_what_a_loader_takes_is_what_was_computed(motion_set: MotionSet) -> None
 
 
 def _shared_bytes() -> int:
-    """Of files in /dev/shm that are unlinked already and open here: their allocated blocks."""
+    """Allocated blocks of the files in /dev/shm that are open here and already unlinked."""
     seen: dict[int, int] = {}
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "/dev/shm/" in line and "(deleted)" in line:

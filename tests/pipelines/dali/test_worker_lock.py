@@ -1,4 +1,4 @@
-"""A worker that dies with the lock of DALI's queue: the batches come all the same."""
+"""A worker dies while it holds the lock of DALI's queue: the batches are unaffected."""
 
 from pathlib import Path
 

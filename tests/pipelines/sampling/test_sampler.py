@@ -49,7 +49,7 @@ def test_permutations_look_random() -> None:
         assert abs(np.corrcoef(order, np.arange(samples))[0, 1]) < 0.08
 
 
-def test_any_place_of_a_hundred_million_clips_is_found_at_once() -> None:
+def test_any_slot_of_a_hundred_million_clips_is_computed_directly() -> None:
     sampler = TrainSampler(100_000_000, 512, seed=1)
     slots = [sampler.slot(step=10**7, index=index) for index in range(512)]
     assert len({slot.sample for slot in slots}) == 512
@@ -66,7 +66,7 @@ def test_every_epoch_shows_every_sample_once_though_batches_straddle_it(shuffle:
     assert sampler.epoch_of(5) == 2.0
 
 
-def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
+def test_repeats_are_adjacent_and_share_their_frames_only() -> None:
     sampler = TrainSampler(samples=6, global_batch=4, seed=0, repeats=2)
     slots = [sampler.slot(0, index) for index in range(4)]
     assert [slot.repeat for slot in slots] == [0, 1, 0, 1]
@@ -80,7 +80,7 @@ def test_repeats_stand_side_by_side_and_share_their_frames_only() -> None:
     assert not np.array_equal(draws[0].arrays["crop_matrix"], draws[1].arrays["crop_matrix"])
 
 
-def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> None:
+def test_the_stream_of_one_dataset_is_that_of_earlier_versions() -> None:
     sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
     slots = [sampler.slot(step, index) for step in (0, 499, 500) for index in (0, 2)]
     assert [slot.sample for slot in slots] == [788, 446, 580, 690, 575, 918]
@@ -88,7 +88,7 @@ def test_the_stream_of_one_dataset_is_the_one_that_runs_have_begun_with() -> Non
     assert [slot.epoch for slot in slots] == [0, 0, 0, 0, 1, 1]
 
 
-def test_mask_keys_are_those_that_runs_have_begun_with() -> None:
+def test_mask_keys_are_those_of_earlier_versions() -> None:
     sampler = TrainSampler(samples=1000, global_batch=4, seed=3, repeats=2)
     keys = [sampler.mask_key(sampler.slot(step, index)) for step in (0, 500) for index in (0, 1)]
     assert keys == [-8427985370965756799, -1936100254172305614, 3137187371888546726, -654898691175435119]
@@ -112,14 +112,14 @@ def test_every_seed_epoch_draw_and_repeat_has_a_mask_key_of_its_own() -> None:
         assert np.abs(differing - 0.5).max() < 0.027
 
 
-def test_a_mask_key_is_the_draws_and_not_the_samples() -> None:
+def test_a_mask_key_depends_on_the_draw_and_not_on_the_sample() -> None:
     sampler = TrainSampler(8, 1, seed=0)
     assert sampler.mask_key(Slot(0, 3, sample=3, repeat=0)) == sampler.mask_key(
         Slot(0, 3, sample=5, repeat=0)
     )
 
 
-def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
+def test_mask_keys_are_independent_of_the_draws_of_clips() -> None:
     """Compared with the first 64 bits of the generators in `params.py`, clip by clip."""
     sampler = TrainSampler(2000, 1, seed=0)
     keys = np.array([sampler.mask_key(Slot(0, draw, draw, repeat=0)) for draw in range(2000)]) / 2**64
@@ -131,7 +131,7 @@ def test_mask_keys_are_apart_from_the_draws_of_clips() -> None:
 @pytest.mark.parametrize(
     "ratios", [(3.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.2, 0.1), (1.0, 1000.0), (1e-3, 5.0, 2.0)]
 )
-def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...]) -> None:
+def test_every_prefix_of_a_mixture_has_the_requested_shares(ratios: tuple[float, ...]) -> None:
     sampler = TrainSampler(50 * len(ratios), 8, seed=2, parts=tuple(Part(50, ratio) for ratio in ratios))
     shares = np.array(ratios) / sum(ratios)
     counts = np.zeros(len(ratios))
@@ -150,7 +150,7 @@ def test_every_prefix_of_a_mixture_has_the_asked_shares(ratios: tuple[float, ...
     assert np.abs(later - 2000 * shares).max() < 2 * len(ratios)
 
 
-def test_each_part_of_a_mixture_goes_through_epochs_of_its_own() -> None:
+def test_each_part_of_a_mixture_has_epochs_of_its_own() -> None:
     parts = (Part(5, 2.0), Part(30, 1.0))
     slots = stream(TrainSampler(35, 6, seed=0, parts=parts), 40)
     for first, part in ((0, parts[0]), (5, parts[1])):
@@ -162,7 +162,7 @@ def test_each_part_of_a_mixture_goes_through_epochs_of_its_own() -> None:
     assert all(slot.draw == slot.sample for slot in slots)
 
 
-def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> None:
+def test_parts_of_equal_length_have_other_permutations_and_reach_all_slots() -> None:
     sampler = TrainSampler(2000, 4, seed=0, parts=(Part(1000), Part(1000)))
     slots = stream(sampler, 500)
     one, two = ([slot.sample % 1000 for slot in slots if slot.sample // 1000 == part] for part in (0, 1))
@@ -172,7 +172,7 @@ def test_parts_of_one_length_are_shuffled_apart_and_dealt_to_all_places() -> Non
         assert 0.4 < share < 0.6  # 4.5 standard deviations
 
 
-def test_repeats_of_a_mixture_stand_side_by_side() -> None:
+def test_repeats_of_a_mixture_are_adjacent() -> None:
     slots = stream(TrainSampler(20, 8, seed=1, repeats=2, parts=(Part(10, 3.0), Part(10))), 20)
     for one, other in zip(slots[::2], slots[1::2], strict=True):
         assert (one.repeat, other.repeat) == (0, 1)
@@ -192,7 +192,7 @@ def test_equal_weights_show_every_sample_once_an_epoch(shuffle: bool) -> None:
         assert sorted(slot.sample for slot in slots if slot.epoch == epoch) == list(range(1000))
 
 
-def test_a_weighted_epoch_shows_each_sample_as_often_as_its_weight_says() -> None:
+def test_a_weighted_epoch_draws_each_sample_by_its_weight() -> None:
     weights = np.random.default_rng(0).exponential(size=200) ** 2
     weights[50:60] = 0
     expected = weights / weights.sum() * 200
@@ -202,7 +202,7 @@ def test_a_weighted_epoch_shows_each_sample_as_often_as_its_weight_says() -> Non
         counts = np.bincount([s.sample for s in slots if s.epoch == epoch], minlength=200)
         assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
     total = np.bincount([slot.sample for slot in slots], minlength=200)
-    # Independent epochs would stray by up to 4.5 standard deviations, 7 draws; these spread what is rounded.
+    # Independent epochs would differ by up to 4.5 standard deviations, 7 draws; these spread the rounding.
     assert np.abs(total - 10 * expected).max() < 3
 
 
@@ -218,7 +218,7 @@ def test_two_draws_of_one_sample_in_one_epoch_are_two_clips() -> None:
     [(), (Part(1, weights=Widths([0.3])),), (Part(1, 5.0), Part(1), Part(1, weights=Widths([2])))],
     ids=["plain", "weighted", "mixed"],
 )
-def test_data_of_single_samples_fill_batches_of_many_epochs(parts: tuple[Part, ...]) -> None:
+def test_datasets_of_single_samples_fill_batches_over_many_epochs(parts: tuple[Part, ...]) -> None:
     sampler = TrainSampler(max(1, len(parts)), 16, seed=0, parts=parts)
     slots = stream(sampler, 3)
     assert {slot.sample for slot in slots} == set(range(sampler.samples))
@@ -226,7 +226,7 @@ def test_data_of_single_samples_fill_batches_of_many_epochs(parts: tuple[Part, .
     assert sampler.epoch_of(3) == 48 / sampler.samples
 
 
-def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
+def test_a_sampler_can_be_pickled_and_rejects_invalid_arguments() -> None:
     sampler = TrainSampler(10, 4, seed=1, parts=(Part(4, 2.0), Part(6, weights=Widths([1, 2, 3, 4, 5, 6]))))
     slots = stream(sampler, 5)
     assert stream(pickle.loads(pickle.dumps(sampler)), 5) == slots
@@ -240,7 +240,7 @@ def test_a_plan_travels_and_refuses_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize(("samples", "batch", "ranks"), [(1, 4, 3), (12, 4, 3), (13, 4, 3), (50, 7, 2)])
-def test_evaluation_sees_every_video_once(samples: int, batch: int, ranks: int) -> None:
+def test_evaluation_has_every_video_once(samples: int, batch: int, ranks: int) -> None:
     sampler = ViewSampler(samples, batch, ranks)
     dealt = [
         sampler.sample(rank, number, index)

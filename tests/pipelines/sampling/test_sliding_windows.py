@@ -6,7 +6,7 @@ import pytest
 from pipelines.sampling.sliding_windows import sliding_windows
 
 
-def test_windows_follow_one_another_and_reach_the_end() -> None:
+def test_windows_are_consecutive_and_reach_the_end() -> None:
     windows = sliding_windows(np.arange(100) / 25, 4.0, 1.5, 1.5)
     assert [(each.start, each.end) for each in windows] == [(0, 1.5), (1.5, 3), (2.5, 4)]
     # A frame belongs to the window in which it begins: 1.5 s lies between frame 37 and 38.
@@ -26,7 +26,7 @@ def test_a_short_video_is_one_window(frames: int) -> None:
     assert (window.first, window.frames, window.end) == (0, frames, frames / 25)
 
 
-def test_a_window_without_a_frame_has_the_one_that_is_shown() -> None:
+def test_a_window_without_a_frame_has_the_one_still_shown() -> None:
     windows = sliding_windows(np.array([0.0, 0.1, 3.0]), 3.1, 1.0, 1.0)
     assert [(each.first, each.frames) for each in windows] == [(0, 2), (1, 1), (1, 1), (2, 1)]
     assert windows[1].indices(4, 1).tolist() == [1, 1, 1, 1]
