@@ -116,7 +116,7 @@ def test_a_manifest_is_transcoded_in_parts_and_found_as_a_whole(tmp_path: Path) 
     made = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")}
     whole = transcode_manifest(manifest, folder, SMALL, workers=1)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.mp4")} == made  # none was made again
-    assert [(path.name, label) for path, label in whole.videos] == [
+    assert [(path.name, label) for path, label in whole] == [
         ("000000000_0.mp4", 0), ("000000002_4.mp4", 0), ("000000003_1.mp4", 1), ("000000004_3.mp4", 1),
     ]  # fmt: skip
     assert whole.findings.counted("videos that could not be transcoded, left out") == 1
