@@ -1,7 +1,5 @@
 """Text for messages: printable names, counts, lists and lines of limited width."""
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

@@ -1,13 +1,11 @@
 """The samples of a run: one manifest, or several concatenated."""
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.errors import DataError
@@ -47,7 +45,7 @@ class Dataset:
         *self.starts, self._samples = accumulate(map(len, self.manifests), initial=0)
 
     @classmethod
-    def open(cls, paths: Sequence[str | Path]) -> Dataset:
+    def open(cls, paths: Sequence[str | Path]) -> Self:
         """Map the manifests at `paths`.
 
         Raises:

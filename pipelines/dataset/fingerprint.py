@@ -1,7 +1,5 @@
 """The fingerprint of a manifest's content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

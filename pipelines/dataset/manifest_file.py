@@ -6,8 +6,6 @@ nor make it read outside a buffer. If a file is truncated in place while it is m
 process (SIGBUS), as with every mapped file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

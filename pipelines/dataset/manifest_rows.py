@@ -1,7 +1,5 @@
 """A row of a manifest, and the check of its values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 

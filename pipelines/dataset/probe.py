@@ -1,14 +1,10 @@
 """Probing of videos: the properties that a manifest stores, and whether the video can be used."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import av
@@ -18,7 +14,6 @@ from pipelines.decode.color import check_colorspace
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.pyav import KEPT_BYTES, decode_all, decode_first_frame
 from pipelines.errors import VideoError, format_unexpected
-from pipelines.worker_pool import ordered_map
 
 CRASHES = "crashes the process that decodes it"
 HANGS = "keeps the process that decodes it for minutes"
@@ -120,34 +115,3 @@ def _check_whole(
     incomplete = len(index.times) < stream.frames or bool(index.packets and index.packets[-1].is_corrupt)
     if incomplete and (reason := describe_truncation(source)):
         raise VideoError(reason)
-
-
-def probe_many(
-    paths: Sequence[Path],
-    *,
-    workers: int,
-    deep: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Generator[VideoInfo | VideoError, None, None]:
-    """Probe each file and yield its properties or its defect, in the order of `paths`.
-
-    Args:
-        workers: number of processes; with more than one, the caller's main module must be importable.
-        deep: decode every frame.
-        progress: called after each file with the number of probed files and of all files.
-    """
-    return ordered_map(
-        partial(_probe_or_defect, deep=deep),
-        paths,
-        total=len(paths),
-        workers=workers,
-        progress=progress,
-        on_crash=lambda _: VideoError(CRASHES),
-    )
-
-
-def _probe_or_defect(path: Path, *, deep: bool) -> VideoInfo | VideoError:
-    try:
-        return probe_video(path, deep=deep)
-    except VideoError as defect:
-        return defect

@@ -1,7 +1,5 @@
 """Video files without a manifest, probed when they are read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,8 +27,8 @@ class VideoFiles:
         self._paths = paths
         self._isolation: IsolatedProcess | None = None
 
-    def __reduce__(self) -> tuple[type[VideoFiles], tuple[Sequence[Path]]]:
-        return VideoFiles, (self._paths,)
+    def __reduce__(self) -> tuple[type[Self], tuple[Sequence[Path]]]:
+        return type(self), (self._paths,)
 
     def __enter__(self) -> Self:
         self._isolation = IsolatedProcess().__enter__()

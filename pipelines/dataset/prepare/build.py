@@ -1,7 +1,5 @@
 """Building a manifest from labelled videos, and checking a manifest against its videos."""
 
-from __future__ import annotations
-
 import re
 import stat
 from array import array
@@ -198,7 +196,7 @@ def _none_usable(out: Path, listing: Listing, bad: Findings) -> str:
     _note_missing(bad, listing)
     path = bad.write_list(list_of(out.absolute(), "bad"))
     count = format_count(bad.total, "video")
-    lines = [f"none of {count} can be used; {printable(path)} lists the reasons:", *bad.table()]
+    lines = [f"no video can be used; {printable(path)} lists the defects of {count}:", *bad.table()]
     return "\n".join([*lines, *(f"Note: {note}" for note in listing.findings.notes)])
 
 

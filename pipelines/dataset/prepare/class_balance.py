@@ -1,7 +1,5 @@
 """Weights from the number of videos of each class, so that rare classes are drawn more often."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Class names: how they are normalised and compared, and the file that lists them."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import os
@@ -119,7 +117,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         lines.pop()
     for number, line in lines:
         if not line:
-            raise DataError(f"{printable(path)}, line {number}: no class name, but more lines follow")
+            raise DataError(f"{printable(path)}, line {number}: no class name; remove the blank line")
         if "\0" in line:
             raise DataError(f"{printable(path)}, line {number}: has a NUL character; is it a text file?")
         if not is_utf8(line):

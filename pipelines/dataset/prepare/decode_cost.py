@@ -1,7 +1,5 @@
 """Estimated CPU time to read a clip from a video, from its frame size and keyframe distance."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.manifest import Manifest, ManifestRow
-from pipelines.dataset.paths import decode_path
 from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
@@ -110,10 +109,7 @@ def _name(listing: Listing, index: int) -> str:
 
 
 def compare_with_other_manifests(
-    report: ManifestReport,
-    *,
-    workers: int,
-    progress_of: Callable[[str], AbstractContextManager[Progress]],
+    report: ManifestReport, *, workers: int, progress_of: Callable[[str], AbstractContextManager[Progress]]
 ) -> None:
     """Add the videos that are also in other manifests of the folder to the report's findings.
 
@@ -130,15 +126,7 @@ def compare_with_other_manifests(
             if len(other) == 0:
                 continue
             with progress_of(f"comparing with {printable(path.name)}") as progress:
-                _compare(
-                    manifest,
-                    report.keys,
-                    other,
-                    findings,
-                    f"videos that are also in {kind}",
-                    workers=workers,
-                    progress=progress,
-                )
+                _compare(report, other, f"videos that are also in {kind}", workers, progress)
         except DataError as error:
             findings.count(_NOT_COMPARED, printable(str(error)))  # the message names the file
             findings.line(path, printable(f"not compared: {error}"))
@@ -168,45 +156,40 @@ def _other_manifests(out: Path) -> list[Path]:
     )
 
 
-def _compare(
-    manifest: Manifest,
-    keys: np.ndarray,
-    other: Manifest,
-    findings: Findings,
-    kind: str,
-    *,
-    workers: int,
-    progress: Progress | None = None,
-) -> None:
-    """Add the videos of a manifest that are also in another manifest to the findings.
+def _compare(report: ManifestReport, other: Manifest, kind: str, workers: int, progress: Progress) -> None:
+    """Add the videos of a manifest that are also in another manifest to the findings of its report.
 
     First compares the paths and offsets in the two manifests, then the content of at most `MOST_READ` evenly
     spaced videos of the other manifest.
 
     Args:
-        keys: the content key of each row of the manifest.
-        kind: the kind under which the findings count them.
+        kind: the kind of finding.
         progress: called with the compared rows and videos of the other manifest, and the number of all.
 
     Raises:
         DataError: the other manifest is damaged or a row is invalid; if it has more than `MOST_READ` rows,
             only rows that are read are checked.
     """
+    manifest, keys, findings = report.manifest, report.keys, report.findings
     if len(other) <= MOST_READ:
         other.verify()
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     shared = np.zeros(len(keys), bool)
 
-    def first_like(key: int) -> int | None:
-        """The first row of the manifest with this content key."""
+    def first_like(key: int, default: int | None = None) -> int | None:
+        """The first row of the manifest with this content key, which is not 0; `default` if there is none."""
         place = int(np.searchsorted(ordered, np.uint64(key)))
-        return int(order[place]) if place < len(ordered) and ordered[place] == key else None
+        return int(order[place]) if key and place < len(ordered) and ordered[place] == key else default
 
-    def add(ours: int, theirs: int, *, same: bool) -> None:
+    def add(ours: int | None, theirs: int, *, same: bool) -> None:
+        if ours is None or shared[ours]:
+            return
+        shared[ours] = True
         row, other_row = manifest.row(ours), _row(other, theirs)
         path, copy = manifest.absolute_path(row), other.absolute_path(other_row)
-        here, there = _class_of(manifest, row.label), _class_of(other, other_row.label)
+        here = printable_class(manifest.class_names[row.label])
+        there = printable_class(other.class_names[other_row.label])
         text = "the same file" if same or path == copy else printable(copy)
         text += f" (here {here}, there {there})" if here != there else ""
         findings.count(kind, f"{printable(path)}\n  = {text}")
@@ -214,18 +197,11 @@ def _compare(
 
     compared = range(0, len(other), -(-len(other) // MOST_READ) or 1)
 
-    def report(done: int) -> None:
-        if progress is not None:
-            progress(done, len(other) + len(compared))
-
-    for ours, theirs in _same_files(manifest, other, findings, report):
-        first = first_like(int(keys[ours]))
-        first = ours if first is None or not keys[ours] else first
-        if not shared[first]:
-            shared[first] = True
-            add(ours, theirs, same=True)
+    total = len(other) + len(compared)
+    for ours, theirs in _same_files(manifest, other, findings, lambda done: progress(done, total)):
+        add(first_like(int(keys[ours]), ours), theirs, same=True)
     rows = (_row(other, number) for number in compared)
-    jobs = ((str(other.folder), row.path, row.offset, row.length) for row in rows)
+    jobs = ((other.absolute_path(row), row.offset, row.length) for row in rows)
     unreadable = 0
     with closing(
         ordered_map(
@@ -233,15 +209,12 @@ def _compare(
             jobs,
             total=len(compared),
             workers=workers if len(compared) >= _FEW else 1,
-            progress=lambda done, _: report(len(other) + done),
+            progress=lambda done, _: progress(len(other) + done, total),
         )
     ) as found:
         for number, key in zip(compared, found, strict=True):
             unreadable += not key
-            copy = first_like(key) if key else None
-            if copy is not None and not shared[copy]:
-                shared[copy] = True
-                add(copy, number, same=False)
+            add(first_like(key), number, same=False)
     if unreadable:
         findings.count(UNREADABLE, f"{printable(other.path)}: {unreadable} videos")
         findings.line(other.path, f"{unreadable} of its videos could not be read and compared by content")
@@ -295,14 +268,5 @@ def _row(manifest: Manifest, number: int) -> ManifestRow:
         ) from defect
 
 
-def _class_of(manifest: Manifest, label: int) -> str:
-    names = manifest.class_names
-    return printable_class(names[label]) if 0 <= label < len(names) else f"label {label}"
-
-
-def _key_of_row(job: tuple[str, str, int, int]) -> int:
-    folder, path, offset, length = job
-    try:
-        return content_key(Path(folder) / decode_path(path), offset, length)
-    except VideoError:
-        return 0
+def _key_of_row(job: tuple[Path, int, int]) -> int:
+    return content_key(*job)

@@ -1,8 +1,6 @@
 """What the user should know about a data set: counts by kind with examples, notes, and a full list in a
 file."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +36,6 @@ class Findings:
         self._lines: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115
             max_size=_IN_MEMORY, mode="w+", encoding="utf-8", newline="\n"
         )
-
-    def __bool__(self) -> bool:
-        return bool(self._kinds or self.notes)
 
     @property
     def total(self) -> int:

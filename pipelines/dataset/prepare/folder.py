@@ -1,11 +1,9 @@
 """Reads the videos of a folder with one folder per class: `ROOT/CLASS/**/VIDEO`."""
 
-from __future__ import annotations
-
 import os
 from array import array
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,10 +56,7 @@ class _Class:
 
 
 def read_folder(
-    root: Path,
-    class_names: Sequence[str] | None = None,
-    *,
-    more_extensions: Collection[str] = (),
+    root: Path, class_names: Sequence[str] | None = None, *, more_extensions: Collection[str] = ()
 ) -> Listing:
     """The videos under `root`, sorted by class and path.
 
@@ -115,64 +110,67 @@ class _Walk:
 
     def class_folders(self) -> list[str]:
         """The folders directly in the root."""
-        folders = []
-        others: dict[str, list[str]] = {}
-        for entry in self._entries(self.root):
-            if self._is_folder(entry):
-                if self._may_enter(entry.path, entry.name, set()):
-                    folders.append(entry.path)
-            elif self._is_video(entry, others):
-                self._findings.add(_AT_ROOT, Path(entry.path))
-                self.at_root += 1
-        self._count_others(self.root, others)
-        return folders
+        folders, videos = self._scan(self.root)
+        classes = [entry.path for entry in folders if self._may_enter(entry.path, set())]
+        for path in videos:
+            self._findings.add(_AT_ROOT, Path(path))
+        self.at_root = len(videos)
+        return classes
 
     def add_videos(self, found: _Class) -> None:
         """Collect the videos of a class: first those in real subfolders, then those behind links."""
-        visited = self._above | {_identity(Path(found.folder))}
-        folders: list[tuple[str, str]] = []
+        visited = self._above | {_identity(found.folder)}
+        folders = [(found.folder, "")]  # with the name of the direct subfolder of the class
         links: deque[tuple[str, str]] = deque()
-        here: tuple[str, str] | None = (found.folder, "")
-        while here is not None:
-            folder, part = here
-            inside = self._read_folder(found, folder, part)
-            links.extend((path, name) for path, name, is_link in inside if is_link)
-            folders.extend((path, name) for path, name, is_link in reversed(inside) if not is_link)
-            here = None
+        while folders or links:
             # A folder that can be reached with and without a link is read without.
-            while here is None and (folders or links):
-                path, name = folders.pop() if folders else links.popleft()
-                if self._may_enter(path, os.path.basename(path), visited):
-                    visited.add(_identity(Path(path)))
-                    here = (path, name)
+            folder, part = folders.pop() if folders else links.popleft()
+            if folder != found.folder:
+                if not self._may_enter(folder, visited):
+                    continue
+                visited.add(_identity(folder))
+            inside, videos = self._scan(folder)
+            links.extend((entry.path, part or entry.name) for entry in inside if entry.is_symlink())
+            real = [(entry.path, part or entry.name) for entry in inside if not entry.is_symlink()]
+            folders.extend(reversed(real))
+            found.videos += videos
+            found.direct |= bool(videos) and not part
+            if videos and part:
+                found.parts.add(part)
 
-    def _read_folder(self, found: _Class, folder: str, part: str) -> list[tuple[str, str, bool]]:
-        """Collect the videos of one folder. Returns its subfolders: path, part of the class, whether a
-        link."""
-        inside = []
+    def _scan(self, folder: str) -> tuple[list[os.DirEntry[str]], list[str]]:
+        """The subfolders and the videos of a folder, by name. Adds its other files to the findings."""
+        try:
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self._findings.add(_UNREADABLE, Path(folder), detail=f"could not be read: {error.strerror}")
+            return [], []
+        folders: list[os.DirEntry[str]] = []
+        videos: list[str] = []
         others: dict[str, list[str]] = {}
-        for entry in self._entries(folder):
-            if self._is_folder(entry):
-                inside.append((entry.path, part or entry.name, entry.is_symlink()))
-            elif self._is_video(entry, others):
-                found.videos.append(entry.path)
-                found.direct |= not part
-                if part:
-                    found.parts.add(part)
-        self._count_others(folder, others)
-        return inside
-
-    def _count_others(self, folder: str, others: dict[str, list[str]]) -> None:
-        for ending, names in others.items():
-            one = f"{folder}/{names[0]}"
-            if len(names) == 1:
-                self._findings.line(Path(one), "skipped: not the extension of a video")
+        for entry in inside:
+            ending = extension(entry.name)
+            if _holds(entry.is_dir):
+                folders.append(entry)
+            elif entry.name.startswith("."):
+                self._findings.add(_HIDDEN, Path(entry.path))
+            elif not _holds(entry.is_file):
+                self._findings.add(_DANGLING if entry.is_symlink() else _SPECIAL, Path(entry.path))
+            elif ending in self._extensions:
+                videos.append(entry.path)
             else:
-                self._findings.line(Path(folder), f"skipped: {len(names)} files {printable(ending)}")
+                others.setdefault(ending, []).append(entry.path)
+        for ending, paths in others.items():
+            if len(paths) == 1:
+                self._findings.line(Path(paths[0]), "skipped: not the extension of a video")
+            else:
+                self._findings.line(Path(folder), f"skipped: {len(paths)} files {printable(ending)}")
             if ending not in self._unknown and len(self._unknown) >= _MAX_COUNTED:
                 ending = "of further extensions"
-            count, first = self._unknown.get(ending, (0, one))
-            self._unknown[ending] = (count + len(names), first)
+            count, first = self._unknown.get(ending, (0, paths[0]))
+            self._unknown[ending] = (count + len(paths), first)
+        return folders, videos
 
     def add_extensions(self) -> None:
         """Add the files that are not videos to the findings, by extension."""
@@ -190,26 +188,12 @@ class _Walk:
         """Extensions of files that are not videos, the most frequent first."""
         return sorted(self._unknown, key=lambda ending: -self._unknown[ending][0])
 
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            self._findings.add(_UNREADABLE, Path(folder), detail=f"could not be read: {error.strerror}")
-            return []
-
-    def _is_folder(self, entry: os.DirEntry[str]) -> bool:
-        try:
-            return entry.is_dir()
-        except OSError:  # a link to itself
-            return False
-
-    def _may_enter(self, path: str, name: str, visited: set[tuple[int, int]]) -> bool:
-        if is_system_folder(name):
+    def _may_enter(self, path: str, visited: set[tuple[int, int]]) -> bool:
+        if is_system_folder(os.path.basename(path)):
             self._findings.add(_SYSTEM, Path(path))
             return False
         try:
-            identity = _identity(Path(path))
+            identity = _identity(path)
         except OSError as error:
             self._findings.add(_UNREADABLE, Path(path), detail=f"could not be read: {error.strerror}")
             return False
@@ -218,27 +202,17 @@ class _Walk:
             return False
         return True
 
-    def _is_video(self, entry: os.DirEntry[str], others: dict[str, list[str]]) -> bool:
-        """Whether an entry that is not a folder is a video. Adds other files to `others`, by extension."""
-        if entry.name.startswith("."):
-            self._findings.add(_HIDDEN, Path(entry.path))
-            return False
-        try:
-            is_file = entry.is_file()
-        except OSError:
-            is_file = False
-        if not is_file:
-            self._findings.add(_DANGLING if entry.is_symlink() else _SPECIAL, Path(entry.path))
-            return False
-        ending = extension(entry.name)
-        if ending in self._extensions:
-            return True
-        others.setdefault(ending, []).append(entry.name)
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """The result of a test of a directory entry; False for a link to itself."""
+    try:
+        return test()
+    except OSError:
         return False
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 

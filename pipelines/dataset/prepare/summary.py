@@ -1,7 +1,5 @@
 """The report on a manifest that was built or checked, and its summary in 80 columns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

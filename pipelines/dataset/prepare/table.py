@@ -220,8 +220,8 @@ class _Reader:
                 if column is not None and not row[column]
             ]
             return f"{text[:-1]}, without {' and '.join(empty)}."
-        text += " Put a path that contains a comma in double quotes."
         if len(row) > form.fields:
+            text += " Put a path that contains a comma in double quotes."
             text += " A video has one label; several labels are not supported."
             text += " A column of weights needs the header path,label,weight." if form.weight is None else ""
         return text

@@ -1,7 +1,5 @@
 """Detects the format of a table: separator, header, and the columns with path, label and weight."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -398,7 +396,9 @@ def csv_rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[s
         except StopIteration:
             return
         except csv.Error as error:
-            what = "a double quote is not closed" if "end of data" in str(error) else error
+            what = (
+                "a double quote is not closed; close or remove it" if "end of data" in str(error) else error
+            )
             raise csv.Error(f"line {begin}: {what}") from error
         yield begin, row
         begin = reader.line_num + 1

@@ -1,7 +1,5 @@
 """The labels of a table, which are class names or indices, and the class of each."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Paths of a table as programs write them: with `\\` of Windows, `~`, quotes, `file://`."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

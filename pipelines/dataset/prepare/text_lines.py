@@ -1,7 +1,5 @@
 """Lines of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager

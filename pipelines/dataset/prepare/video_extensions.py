@@ -1,7 +1,5 @@
 """File extensions of videos and images, and names of system folders."""
 
-from __future__ import annotations
-
 import os
 
 # Containers, then streams without one.

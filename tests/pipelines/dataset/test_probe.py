@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.dataset.probe import VideoInfo, probe_many, probe_video
+from pipelines.dataset.probe import VideoInfo, probe_video
 from pipelines.errors import VideoError
 from pipelines.synthetic.video_writer import H264, MJPEG, VP9, VideoFormat, encode_video
 
@@ -95,19 +95,3 @@ def test_damage_inside_is_found_by_decoding_only(tmp_path, video_format):
     path = damaged(video(tmp_path / "v", video_format))
     assert probe_video(path).frames == 30
     assert "damaged" in defect(path, deep=True)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_many_are_probed_in_order_whatever_is_wrong_with_some(motion_set, tmp_path, workers):
-    good = sorted(motion_set.train.parent.glob("train/*/*.*"))
-    empty = tmp_path / "empty.mp4"
-    empty.touch()
-    paths = [*good[:20], empty, *good[20:], tmp_path / "missing.mp4"]
-    calls = []
-    results = list(probe_many(paths, workers=workers, progress=lambda *call: calls.append(call)))
-    assert [isinstance(result, VideoError) for result in results] == [False] * 20 + [True] + [False] * 12 + [
-        True
-    ]
-    assert results[:20] == [probe_video(path) for path in good[:20]]
-    assert str(results[20]) == "is empty (0 bytes)"
-    assert calls == [(done, 34) for done in range(1, 35)]
