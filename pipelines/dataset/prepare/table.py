@@ -181,10 +181,9 @@ class _Reader:
         raw, row = row, [cell.strip() for cell in row]
         while len(row) > form.fields and not row[-1]:
             row.pop()
-        needed = [form.path, form.label, *([] if form.weight is None else [form.weight])]
-        if len(row) != form.fields or not all(row[column] for column in needed):
+        if len(row) != form.fields or not all(row[column] for column in form.used.values()):
             raise DataError(self._wrong_fields(place, row, form))
-        if form.header_line and row[form.path] == form.header[form.path] and row == form.header:
+        if row == form.header:
             self._findings.add(_HEADER_AGAIN, place)
             return
         path, label = row[form.path], row[form.label]
@@ -208,17 +207,13 @@ class _Reader:
 
     def _wrong_fields(self, place: str, row: list[str], form: TableFormat) -> str:
         """The message for a line with the wrong number of fields, or with an empty one."""
-        parts = ["a path", "a label", *([] if form.weight is None else ["a weight"])]
+        parts = list(form.used)
         expected = ", ".join(parts[:-1]) + f" and {parts[-1]}"
         if form.fields > len(parts):
             expected = f"{form.fields} fields as in the first line, with {expected}"
         text = f"{place}: expected {expected}, found {format_count(len(row), 'field')}."
         if len(row) == form.fields:
-            empty = [
-                name
-                for name, column in zip(parts, (form.path, form.label, form.weight), strict=False)
-                if column is not None and not row[column]
-            ]
+            empty = [name for name, column in form.used.items() if not row[column]]
             return f"{text[:-1]}, without {' and '.join(empty)}."
         if len(row) > form.fields:
             text += " Put a path that contains a comma in double quotes."

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipelines.dataset.prepare.findings import Findings
@@ -59,7 +60,6 @@ Columns = tuple[str | None, str | None, str | None]
 class TableFormat:
     """How to split the lines of a table, and which field is which."""
 
-    table: Path
     separator: str | None
     """None: blanks. Blanks inside the path stay in the path."""
     fields: int = 2
@@ -71,8 +71,12 @@ class TableFormat:
     """The fields of the header; empty if there is none."""
     header_line: int = 0
     """The line number of the header; 0 if there is none."""
-    unread: list[str] = field(default_factory=list)
-    """Headers of the columns that are ignored."""
+
+    @property
+    def used(self) -> dict[str, int]:
+        """The columns that every line must fill, with their names for messages."""
+        weight = {} if self.weight is None else {"a weight": self.weight}
+        return {"a path": self.path, "a label": self.label, **weight}
 
     def split_line(self, line: str) -> list[str]:
         """The fields of a line without a line break inside quotes."""
@@ -93,9 +97,8 @@ class TableFormat:
 def split_with(separator: str, line: str) -> list[str]:
     """The fields of a line; the whole line if csv cannot parse it."""
     try:
-        return [
-            part.strip() for part in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
-        ]
+        fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        return [field.strip() for field in fields]
     except csv.Error:
         return [line]
 
@@ -117,6 +120,10 @@ def looks_like_file(name: str) -> bool:
     return ending in EXTENSIONS or ending in STILL_IMAGES
 
 
+def _may_be_file(root: Path, name: str) -> bool:
+    return looks_like_file(name) or is_file(root, name)
+
+
 def detect_format(
     table: Path, sample: Sequence[tuple[int, str]], root: Path, columns: Columns, findings: Findings
 ) -> TableFormat:
@@ -129,26 +136,22 @@ def detect_format(
 
 
 class _FormatDetector:
+    """The lines that the format is detected from, and what is known of it so far."""
+
     def __init__(
-        self,
-        table: Path,
-        sample: Sequence[tuple[int, str]],
-        root: Path,
-        columns: Columns,
-        findings: Findings,
+        self, table: Path, sample: Sequence[tuple[int, str]], root: Path, columns: Columns, findings: Findings
     ) -> None:
         self._root = root
         self._findings = findings
         self._place = f"{printable(table)}, line {sample[0][0]}"
-        lines = [line.rstrip("\r\n") for _, line in sample]
-        separator = _separator(lines, root)
-        self.format = TableFormat(table, separator)
+        self._lines = [line.rstrip("\r\n") for _, line in sample]
+        separator = _separator(self._lines, root)
+        self.format = TableFormat(separator)
         if separator is None:
-            rows = [[unquote(part) for part in line.split()] for line in lines]
+            rows = [[unquote(part) for part in line.split()] for line in self._lines]
         else:
-            rows = [split_with(separator, line) for line in lines]
+            rows = [split_with(separator, line) for line in self._lines]
         self._first, self._rows = rows[0], rows[1:]
-        self._lines = lines
         names = [_plain(cell) for cell in self._first]
         if any(columns) or self._is_header(names):
             self._from_header(names, columns, sample[0][0])
@@ -156,23 +159,16 @@ class _FormatDetector:
             self._from_blanks()
         else:
             self._from_fields()
-        if self.format.unread:
-            ignored = ", ".join(printable(name) for name in self.format.unread)
-            read = [self._first[self.format.path], self._first[self.format.label]]
-            findings.note(
-                f"Columns in use: {printable(read[0])} (path) and {printable(read[1])} (label). "
-                f"Ignored: {ignored}."
-            )
 
     # with a header
 
     def _is_header(self, names: list[str]) -> bool:
-        if len(names) < 2 or any(looks_like_file(cell) or is_file(self._root, cell) for cell in self._first):
+        """Whether the first line is a header; `names` are its normalised fields."""
+        if len(names) < 2 or any(_may_be_file(self._root, cell) for cell in self._first):
             return False
         path = any(name in PATH_NAMES for name in names)
         label = any(name in LABEL_NAMES for name in names)
-        weak = any(map(_is_weak, names))
-        if (path or weak) and label:
+        if (path or any(map(_is_weak, names))) and label:
             return True
         # Unusual headers: the first line has no file, and most of the others have one.
         if self.format.separator is None and not (path or label):
@@ -211,20 +207,23 @@ class _FormatDetector:
         if path is None or label is None:
             raise self._unclear(path is None, label is None)
         form.path, form.label = path, label
-        if has_header:
-            read = {path, label, form.weight}
-            form.unread = [
-                self._first[i]
-                for i, name in enumerate(names)
-                if i not in read and not _INDEX_NAMES.fullmatch(name)
-            ]
+        ignored = [
+            printable(self._first[i])
+            for i, name in enumerate(names)
+            if i not in form.used.values() and not _INDEX_NAMES.fullmatch(name)
+        ]
+        if has_header and ignored:
+            used = printable(self._first[path]), printable(self._first[label])
+            self._findings.note(
+                f"Columns in use: {used[0]} (path) and {used[1]} (label). Ignored: {', '.join(ignored)}."
+            )
 
     def _path_column(self, names: list[str]) -> int | None:
         """The column whose header names files; if several do, one whose first value is a file."""
         first = self._rows[0] if self._rows else []
         candidates = [names.index(name) for name in PATH_NAMES if name in names]
         for i in [*candidates, *(i for i, name in enumerate(names) if _is_weak(name))]:
-            if i < len(first) and (is_file(self._root, first[i]) or looks_like_file(first[i])):
+            if i < len(first) and _may_be_file(self._root, first[i]):
                 return i
         return candidates[0] if candidates else None
 
@@ -291,9 +290,9 @@ class _FormatDetector:
                     f"{self._place}: {printable(path)} is a folder: folders of images (path, frames, label) "
                     "are not supported; give a list of video files"
                 )
-            if all(
-                looks_like_file(match[1]) or is_file(self._root, match[1]) for match in matches
-            ) and not any(is_file(self._root, f"{match[1]} {match[2]}") for match in matches):
+            if all(_may_be_file(self._root, match[1]) for match in matches) and not any(
+                is_file(self._root, f"{match[1]} {match[2]}") for match in matches
+            ):
                 self.format.fields, self.format.label = 3, 2
                 self._findings.note(
                     "The lines are read as path, number of frames, label; the number of frames is ignored."
@@ -332,10 +331,7 @@ def _separator(lines: list[str], root: Path) -> str | None:
             continue  # part of file names
         header = {_plain(cell) for cell in rows[0]}
         known = bool(header & set(PATH_NAMES)) + bool(header & set(LABEL_NAMES))
-        files = max(
-            _share(rows, i, lambda cell: looks_like_file(cell) or is_file(root, cell))
-            for i in range(len(rows[0]))
-        )
+        files = max(_share(rows, i, partial(_may_be_file, root)) for i in range(len(rows[0])))
         score = (known + even + files, -order)
         if best is None or score > best:
             best, chosen = score, separator
@@ -356,11 +352,8 @@ def _plain(header: str) -> str:
 
 
 def _first_of(wanted: Sequence[str], names: list[str], taken: int | None = None) -> int | None:
-    for name in wanted:
-        for i, found in enumerate(names):
-            if found == name and i != taken:
-                return i
-    return None
+    """The column with the first of the wanted names that occurs, other than the column `taken`."""
+    return next((i for want in wanted for i, name in enumerate(names) if name == want and i != taken), None)
 
 
 def join_quoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -390,18 +383,13 @@ def csv_rows(lines: Iterator[str], separator: str) -> Iterator[tuple[int, list[s
     """
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     begin = 1
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            what = (
-                "a double quote is not closed; close or remove it" if "end of data" in str(error) else error
-            )
-            raise csv.Error(f"line {begin}: {what}") from error
-        yield begin, row
-        begin = reader.line_num + 1
+    try:
+        for row in reader:
+            yield begin, row
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        what = "a double quote is not closed; close or remove it" if "end of data" in str(error) else error
+        raise csv.Error(f"line {begin}: {what}") from error
 
 
 def names_columns(line: str) -> bool:
