@@ -1,1 +1,1 @@
-"""Reading weights of unknown origin: what a file holds, whose names it uses, and how they fit a model."""
+"""Weights from files: safe reading, published naming schemes, and loading into a model."""

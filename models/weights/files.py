@@ -1,14 +1,15 @@
-"""Weights in a file or in memory: what they are called and shaped first, then those that are wanted.
+"""Reads weights from files and mappings: names and shapes first, then the requested tensors.
 
-Nothing that a file may hold is run. What its tensors are is known before any of them is read, so a file
-cannot ask for more memory than the model has.
+No code in a file is executed. Names, shapes and dtypes are known before a tensor is read, so a file cannot
+make the program allocate more memory than the model needs.
 """
 
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,27 @@ from models.weights.safetensors_header import (
 WeightSource = str | Path | Mapping[str, Any]
 
 _NESTED_UNDER = ("model_state", "state_dict", "module", "model")
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 _NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Tensors that can be read.
-
-    origin: what to call them in messages. shapes: every tensor on the meta device: its name, shape and dtype
-    without its values. metadata: the texts in a safetensors file's header.
-    """
+    """The tensors of a file or mapping, which are read on request."""
 
     origin: str
+    """Their name in messages."""
     shapes: dict[str, Tensor]
+    """Every tensor by name, on the meta device: shape and dtype without values."""
     _read: Callable[[list[str]], dict[str, Tensor]]
     metadata: dict[str, str] = field(default_factory=dict)
+    """The metadata in a safetensors file's header."""
 
     def read(self, names: Iterable[str], *, finite: bool = True) -> dict[str, Tensor]:
-        """The named tensors in float32, on the CPU; integers and truth values as they are.
+        """The named tensors on the CPU, floating-point ones in float32.
 
-        Raises ModelError for a tensor that cannot be read, and, unless `finite` is false, with its name and
-        the number of such values, for one that holds NaN, infinity, or more than float32 can hold.
+        Raises ModelError for a tensor that cannot be read and, if `finite`, for values that are not finite
+        in float32, with the tensor's name and their number.
         """
         wanted = list(names)
         try:
@@ -67,8 +67,7 @@ class StoredWeights:
         if problems:
             raise ModelError(
                 f"{self.origin} holds numbers that are not finite (NaN or infinity) in "
-                + listed(problems)
-                + "; the file is damaged, or the training that wrote it went wrong"
+                f"{format_list(problems)}; the file is damaged, or the training that wrote it failed"
             )
         return tensors
 
@@ -76,9 +75,9 @@ class StoredWeights:
 def open_weights(source: WeightSource) -> StoredWeights:
     """The weights in a `.safetensors` file, a `torch.save` file or a mapping.
 
-    A dict nested under `model_state` or the like is unpacked. `torch.load` runs with `weights_only=True`: a
-    checkpoint cannot execute code. Raises `ModelError` for a file that is missing, no ordinary file, damaged
-    or holds no tensors.
+    Dicts nested under keys such as `model_state` are unwrapped. `torch.load` runs with `weights_only=True`,
+    so a file cannot execute code. Raises `ModelError` for a file that is missing, not regular, damaged or
+    without tensors.
     """
     if isinstance(source, Mapping):
         return _of_tensors(source, "the given state dict")
@@ -103,20 +102,29 @@ def count_not_finite(values: Tensor) -> int:
     """How many of the values are NaN or infinite."""
     if not values.is_floating_point():
         return 0
-    # A sum is many times faster than a look at each, and is finite only where all are.
+    # A sum is many times faster than a check of each value, and is finite only if all are.
     if values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).isfinite():
         return 0
     return values.numel() - int(values.isfinite().sum())
 
 
-def listed(items: list[str]) -> str:
-    """At most ten of them, and how many more there are."""
-    more = len(items) - _MOST_NAMED
-    return ", ".join(items[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+def format_list(items: Sequence[str]) -> str:
+    """At most ten items, and the number of further ones."""
+    more = len(items) - _MAX_NAMED
+    return ", ".join(items[:_MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def format_problems(*columns: Sequence[str]) -> str:
+    """At most ten problems, one per line, alternately from each column, and the number of further ones."""
+    problems = [item for row in zip_longest(*columns) for item in row if item is not None]
+    more = len(problems) - _MAX_NAMED
+    return "".join(
+        f"\n  {line}" for line in (*problems[:_MAX_NAMED], *([f"... and {more:,} more"] if more > 0 else []))
+    )
 
 
 def open_safetensors(path: Path) -> StoredWeights:
-    """The tensors of a safetensors file. Raises FileError, whose words follow the file's name."""
+    """The tensors of a safetensors file; raises WeightFileError."""
     from safetensors import SafetensorError, safe_open
 
     header = read_header(path)
@@ -138,33 +146,34 @@ def open_safetensors(path: Path) -> StoredWeights:
 
 
 def _unpickled(path: Path, size: int) -> object:
-    is_zip = first_bytes(path, 4)[0] == b"PK\3\4"  # as torch.load tells its two formats apart
+    is_zip = first_bytes(path, 4)[0] == b"PK\3\4"  # torch.load distinguishes its two formats in the same way
     if is_zip:
         _check_archive(path, size)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
-    except Exception as error:  # a damaged pickle can make the unpickler raise whatever it likes
+    except Exception as error:  # a damaged pickle can make the unpickler raise any exception
         raise WeightFileError(
             f"cannot be read as a file of weights: {_reason(error)}{guess_content(path)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Why the unpickler refused, without torch's advice to let it run what the file holds."""
+    """Why the unpickler refused, without torch's advice to allow the file's code."""
     text = str(error)
     refused = _NOT_ALLOWED.search(text)
     if refused:
         return (
-            f"it holds {shorten(refused[1])}, which is no tensor and could run code; write its tensors "
+            f"it holds {shorten(refused[1])}, which is no tensor and could run code; save its tensors "
             "alone, with safetensors"
         )
     if isinstance(error, pickle.UnpicklingError) or not any(letter.isalpha() for letter in text):
-        return "it is no file of torch.save, or is damaged"
+        return "it was not written by torch.save, or is damaged"
     return shorten(text.split("\n")[0], 300)
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """torch.save stores without compression: what unpacks to more than the file has is no file of it."""
+    """Refuses archives whose members are larger than the file, as torch.save does not compress, and
+    programs."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -174,8 +183,8 @@ def _check_archive(path: Path, size: int) -> None:
         raise WeightFileError("cannot be read as a file of weights: its parts are larger than the file")
     if any("/code/" in member.filename for member in members):
         raise WeightFileError(
-            "is a program (TorchScript), as OpenAI publishes CLIP, and is not run: load it where it is "
-            "trusted, `torch.jit.load(PATH).state_dict()`, and write that with safetensors"
+            "is a program (TorchScript), as OpenAI publishes CLIP, and is not executed: if you trust it, "
+            "save `torch.jit.load(PATH).state_dict()` with safetensors"
         )
 
 
@@ -187,7 +196,7 @@ def _of_tensors(loaded: object, origin: str) -> StoredWeights:
         raise ModelError(f"{origin} holds a {type(loaded).__name__}, not a dict of tensors")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
-        names = listed([shorten(str(name)) for name in loaded])
+        names = format_list([shorten(str(name)) for name in loaded])
         raise ModelError(f"{origin} holds no tensors" + (f"; its entries are {names}" if names else ""))
     shapes = {}
     for name, tensor in tensors.items():
@@ -199,7 +208,7 @@ def _of_tensors(loaded: object, origin: str) -> StoredWeights:
 def _check_stored(name: str, tensor: Tensor, origin: str) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise ModelError(
-            f"{origin}: {shorten(name)} is sparse, quantised or without values; save it as plain"
+            f"{origin}: {shorten(name)} is sparse, quantised or without values; save it as a dense tensor"
         )
     needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if needed > stored:

@@ -1,9 +1,8 @@
-"""Weights of an image ViT into the backbone of a video model."""
+"""Loads the weights of an image ViT into the backbone of a video model."""
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -11,103 +10,100 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import grid_of, resize_position_embedding
 from models.uniformerv2 import UniFormerV2
-from models.weights.files import StoredWeights, WeightSource, listed, open_weights
+from models.weights.files import StoredWeights, WeightSource, format_list, format_problems, open_weights
 from models.weights.names import ImageTower, find_tower, guess_origin
 from models.weights.safetensors_header import shorten
 
 logger = logging.getLogger(__name__)
 
-_MOST_PROBLEMS = 10
 _QKV_PARTS = 3
 
 
 @dataclass(frozen=True)
 class ImageWeightsReport:
-    """What became of the image weights."""
+    """How image weights were loaded."""
 
     loaded: tuple[str, ...]
-    """Names of the model's tensors that now hold image weights."""
+    """The model's tensors with image weights."""
     adapted: tuple[str, ...]
-    """Those of `loaded` that changed shape on the way: inflated or interpolated."""
+    """Those of `loaded` that were inflated or interpolated."""
     left_out: tuple[str, ...]
-    """Names in the source that the model has no place for: last norm and projection or head."""
+    """Names in the source without a tensor in the model: last norm and projection or head."""
     kept: tuple[str, ...]
-    """Names of the model's tensors that keep their initialisation: what video adds."""
+    """The model's tensors that keep their initialisation: those of the video parts."""
 
 
 def load_image_weights(model: UniFormerV2, source: WeightSource | StoredWeights) -> ImageWeightsReport:
-    """Fills the backbone of `model` with an image ViT's weights, and says what it did.
+    """Load an image ViT's weights into the backbone of `model`.
 
-    `source` is a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip and OpenAI
-    name it (`visual.conv1.weight`) or as Hugging Face does (`vision_model.embeddings.class_embedding`; its
-    query, key and value are joined), its visual tower alone, or a plain ViT as timm names it (not DeiT III or
-    BEiT, whose layer scale has no place here). A text tower and `logit_scale` are passed over. A 2-D patch
-    weight is inflated at the centre tap, the other taps zero, so that one image repeated gives the image
-    model's tokens. The position embedding is interpolated to the model's grid, which the log says.
+    source: a `.safetensors` or `torch.save` file or a state dict: a CLIP model as open_clip and OpenAI name
+    it (`visual.conv1.weight`) or as Hugging Face does (`vision_model.embeddings.class_embedding`; query,
+    key and value are concatenated), its visual tower alone, or a plain ViT as timm names it (not DeiT III
+    or BEiT, which have layer scale). A text tower and `logit_scale` are ignored.
 
-    The model is changed only if everything fits; otherwise `ModelError` says whose weights they seem to be,
-    and lists missing, unexpected and mis-shaped tensors, at most ten. Names and shapes are compared before a
-    tensor is read. Weights that are not finite are refused.
+    A 2-D patch weight is inflated at the centre tap with zeros in the other taps, so that a repeated image
+    gives the image model's tokens. The position embedding is interpolated to the model's grid, with a log
+    message.
+
+    The model changes only if everything fits. Otherwise raises `ModelError` with the probable origin of the
+    weights and at most ten missing, unexpected and mis-shaped tensors, before a tensor is read, or for
+    weights that are not finite.
     """
-    weights = source if isinstance(source, StoredWeights) else open_weights(source)
     targets = model.state_dict()
-    grid = model.config.grid
-    tower = _tower_that_fits(weights, targets, grid)
+    weights, tower, report = _match(targets, model.config.grid, source)
     tensors = weights.read(name for names in tower.parts.values() for name in names)
     weights.read(tower.prefix + name for name in tower.left_out if tower.prefix + name in weights.shapes)
     loaded: dict[str, Tensor] = {}
-    adapted = []
     for own, names in tower.parts.items():
         tensor = torch.cat([tensors.pop(name) for name in names]) if len(names) > 1 else tensors.pop(names[0])
-        loaded[own] = _fit(own, tensor, targets[own], grid)
-        if loaded[own].numel() != tensor.numel():
-            adapted.append(own)
+        loaded[own] = _fit(own, tensor, targets[own], model.config.grid)
     model.load_state_dict(loaded, strict=False)
     logger.info("image weights: %d tensors loaded, %d left out", len(loaded), len(tower.left_out))
-    kept = tuple(name for name in targets if name not in loaded)
-    return ImageWeightsReport(tuple(loaded), tuple(adapted), tower.left_out, kept)
+    return report
 
 
 def check_image_weights(
     config: UniFormerV2Config, source: WeightSource | StoredWeights
 ) -> ImageWeightsReport:
-    """What `load_image_weights` would do with these weights; no tensor of a safetensors file is read.
+    """The report of `load_image_weights` for these weights, without reading a tensor of a safetensors file.
 
-    Raises ModelError for weights that it would refuse by their names, shapes and types.
+    Raises ModelError for weights that it would refuse for their names, shapes or dtypes.
     """
     with torch.device("meta"):
         targets = UniFormerV2(config).state_dict()
+    return _match(targets, config.grid, source)[2]
+
+
+def _match(
+    targets: Mapping[str, Tensor], grid: int, source: WeightSource | StoredWeights
+) -> tuple[StoredWeights, ImageTower, ImageWeightsReport]:
+    """The opened weights, their image tower and the report of loading them. targets: the model's tensors."""
     weights = source if isinstance(source, StoredWeights) else open_weights(source)
-    tower = _tower_that_fits(weights, targets, config.grid)
+    tower = find_tower(weights.shapes)
+    if tower is None:
+        raise ModelError(_not_known(weights))
+    _check_fit(weights, tower, targets, grid)
     adapted = tuple(
         own
         for own, names in tower.parts.items()
         if sum(weights.shapes[name].numel() for name in names) != targets[own].numel()
     )
     kept = tuple(name for name in targets if name not in tower.parts)
-    return ImageWeightsReport(tuple(tower.parts), adapted, tower.left_out, kept)
-
-
-def _tower_that_fits(weights: StoredWeights, targets: Mapping[str, Tensor], grid: int) -> ImageTower:
-    tower = find_tower(weights.shapes)
-    if tower is None:
-        raise ModelError(_not_known(weights))
-    _check_fit(weights, tower, targets, grid)
-    return tower
+    return weights, tower, ImageWeightsReport(tuple(tower.parts), adapted, tower.left_out, kept)
 
 
 def _not_known(weights: StoredWeights) -> str:
     guess = guess_origin(weights.shapes)
-    looks = f"it looks like {guess}" if guess else "whose its names are is not known"
+    origin = f"it looks like {guess}" if guess else "its names are unknown"
     return (
-        f"{weights.origin} holds no image weights that can be loaded; {looks}. What can: the visual tower of "
-        "CLIP as open_clip, OpenAI or Hugging Face names it, a whole CLIP, or a plain ViT as timm names it. "
-        f"The file has {listed([shorten(name) for name in weights.shapes])}"
+        f"{weights.origin} holds no image weights that can be loaded; {origin}. Supported: CLIP or its "
+        "visual tower as open_clip, OpenAI or Hugging Face names it, and a plain ViT as timm names it. "
+        f"The file has {format_list([shorten(name) for name in weights.shapes])}"
     )
 
 
 def _check_fit(weights: StoredWeights, tower: ImageTower, targets: Mapping[str, Tensor], grid: int) -> None:
-    """Raises ModelError for anything that is missing, unexpected, or of a shape or type that does not fit."""
+    """Raises ModelError for missing and unexpected tensors and for wrong shapes and dtypes."""
     unexpected = [f"unexpected {shorten(name)}" for name in tower.unexpected]
     wrong, missing = [], []
     for own, names in tower.parts.items():
@@ -122,14 +118,11 @@ def _check_fit(weights: StoredWeights, tower: ImageTower, targets: Mapping[str, 
             missing.append(f"missing {own}")
     if not (unexpected or wrong or missing):
         return
-    every = [item for row in zip_longest(wrong, missing, unexpected) for item in row if item is not None]
-    more = len(every) - _MOST_PROBLEMS
-    lines = every[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
     guess = guess_origin(weights.shapes)
     seems = f"; it looks like {guess}" if guess and unexpected else ""
     raise ModelError(
         f"the image weights do not fit the model: {weights.origin}, read as {tower.family}{seems}\n"
-        f"  {_dimensions(weights, tower, targets)}\n  " + "\n  ".join(lines)
+        f"  {_dimensions(weights, tower, targets)}{format_problems(wrong, missing, unexpected)}"
     )
 
 
@@ -142,7 +135,7 @@ def _wrong_types(sources: Mapping[str, Tensor]) -> list[str]:
 
 
 def _wrong_shapes(own: str, sources: Mapping[str, Tensor], target: Tensor, grid: int) -> list[str]:
-    """sources: the tensors that make one of ours, on the meta device."""
+    """Messages for wrong shapes. sources: the tensors for the model's tensor `own`, on the meta device."""
     expected = tuple(target.shape)
     if any(".self_attn." in name for name in sources) and ".qkv." in own:
         expected = (expected[0] // _QKV_PARTS, *expected[1:])
@@ -160,7 +153,7 @@ def _wrong_shapes(own: str, sources: Mapping[str, Tensor], target: Tensor, grid:
 
 
 def _fits(own: str, tensor: Tensor, expected: tuple[int, ...], grid: int) -> bool:
-    """Whether `_fit` can give it the expected shape."""
+    """Whether `_fit` can convert the tensor to the expected shape."""
     shape = tuple(tensor.shape)
     if own == "class_token":
         return tensor.numel() == expected[0] and len(shape) >= 1
@@ -173,13 +166,12 @@ def _fits(own: str, tensor: Tensor, expected: tuple[int, ...], grid: int) -> boo
 
 
 def _dimensions(weights: StoredWeights, tower: ImageTower, targets: Mapping[str, Tensor]) -> str:
-    """The size of both, where it differs, says more than a list of tensors."""
+    """The dimensions of the file and of the model, as text."""
     patch = weights.shapes[tower.parts["patch_embedding.weight"][0]]
-    theirs = f"width {patch.shape[0]}, " if patch.dim() else ""
-    theirs += f"patches of {patch.shape[-1]}, " if patch.dim() else ""
+    in_file = f"width {patch.shape[0]}, patches of {patch.shape[-1]}, " if patch.dim() else ""
     target = targets["patch_embedding.weight"]
-    ours = f"width {target.shape[0]}, patches of {target.shape[-1]}, {_depth(targets)} blocks"
-    return f"in the file: {theirs}{_depth(tower.parts)} blocks; in the model: {ours}"
+    in_model = f"width {target.shape[0]}, patches of {target.shape[-1]}, {_depth(targets)} blocks"
+    return f"in the file: {in_file}{_depth(tower.parts)} blocks; in the model: {in_model}"
 
 
 def _depth(names: Iterable[str]) -> int:
@@ -194,7 +186,7 @@ def _comes_from_image(own: str) -> bool:
 
 
 def _fit(own: str, tensor: Tensor, target: Tensor, grid: int) -> Tensor:
-    """The tensor in the shape of its target where there is a way to get there, else as it is."""
+    """The tensor inflated, flattened or interpolated to the shape of its target."""
     if own == "patch_embedding.weight" and tensor.dim() == 4:
         return _inflate(tensor, target.shape[2])
     if own == "class_token":

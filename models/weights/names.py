@@ -1,4 +1,4 @@
-"""The names that published image ViTs use for their tensors, and how they become ours."""
+"""Tensor names of published image ViTs, and their names in this program's model."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Names = tuple[tuple[str, str], ...]
+"""Pattern of a whole name in the file → name in the model."""
 
-CLIP: Names = (  # pattern for a whole name in CLIP's visual tower, by OpenAI and open_clip → name here
+CLIP: Names = (  # CLIP's visual tower as OpenAI and open_clip name it
     (r"conv1\.(\w+)", r"patch_embedding.\1"),
     (r"class_embedding", r"class_token"),
     (r"positional_embedding", r"position_embedding"),
@@ -19,11 +20,11 @@ CLIP: Names = (  # pattern for a whole name in CLIP's visual tower, by OpenAI an
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)", r"blocks.\1.mlp.expand.\2"),
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)", r"blocks.\1.mlp.contract.\2"),
 )
-HUGGING_FACE: Names = (  # the same tower as transformers' CLIPModel and CLIPVisionModel write it
+HUGGING_FACE: Names = (  # the same tower in transformers' CLIPModel and CLIPVisionModel
     (r"embeddings\.patch_embedding\.(\w+)", r"patch_embedding.\1"),
     (r"embeddings\.class_embedding", r"class_token"),
     (r"embeddings\.position_embedding\.weight", r"position_embedding"),
-    (r"pre_laye?rnorm\.(\w+)", r"ln_pre.\1"),  # pre_layrnorm, as it was once misspelt, in all files
+    (r"pre_laye?rnorm\.(\w+)", r"ln_pre.\1"),  # all files have the misspelling pre_layrnorm
     (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(\w+)", r"blocks.\1.norm_\2.\3"),
     (r"encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(\w+)", r"blocks.\1.attention.qkv.\2"),
     (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)", r"blocks.\1.attention.out.\2"),
@@ -41,7 +42,7 @@ TIMM: Names = (  # timm's plain ViTs: supervised, DINO, MAE
     (r"blocks\.(\d+)\.mlp\.fc1\.(\w+)", r"blocks.\1.mlp.expand.\2"),
     (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"blocks.\1.mlp.contract.\2"),
 )
-_FAMILIES = (  # whose; the patch embedding's name, by which the tower is found; a name beside it; all names
+_FAMILIES = (  # family; name of the patch embedding, by which a tower is found; prefix of its blocks; names
     ("CLIP as Hugging Face names it", "embeddings.patch_embedding.weight", "encoder.layers.", HUGGING_FACE),
     ("a ViT as timm names it", "patch_embed.proj.weight", "blocks.", TIMM),
     ("CLIP as OpenAI and open_clip name it", "conv1.weight", "transformer.resblocks.", CLIP),
@@ -51,20 +52,20 @@ _NOT_USED = re.compile(
     r"|visual_projection\.weight|text_model\..*|text_projection(\.weight)?|logit_scale"
     r"|norm\..*|fc_norm\..*|head\..*|decoder_.*|mask_token"
 )
-_MOST_TOWERS = 50  # looked into, the shortest names first, in a file with many
+_MAX_TOWERS = 50  # candidates that are checked, shortest names first
 _QKV = re.compile(r".*\.self_attn\.([qkv])_proj\.\w+")
 
-_OTHERS = (  # a part of a name → whose it is, from the most telling on
+_OTHERS = (  # pattern in a name → its origin, the most specific first
     (r"lora_|\.base_layer\.", "LoRA: merge it into the weights that it changes, then give those"),
     (
         r"attn_pool|vision_model\.head\.probe|logit_bias",
-        "SigLIP: it has no class token, with which this model begins",
+        "SigLIP: it lacks the class token that this model needs",
     ),
     (r"lmhra|transformer\.dec\.\d", "a released UniFormerV2: `models.weights.released` reads those"),
-    (r"^fusion\.|^head_norm\.", "a model of this program, of video and not of images"),
+    (r"^fusion\.|^head_norm\.", "a video model of this program, not an image model"),
     (
         r"\.ls[12]\.gamma|register_tokens|layer_scale|\.gamma_[12]|relative_position",
-        "DINOv2, BEiT or DeiT III: there is no place for its layer scale or relative positions",
+        "DINOv2, BEiT or DeiT III: this model has no layer scale or relative positions",
     ),
     (r"decoder_(embed|blocks|pred)", "MAE"),
     (r"embeddings\.patch_embeddings\.projection", "a ViT (supervised, DINO or MAE) as Hugging Face names it"),
@@ -77,30 +78,31 @@ _OTHERS = (  # a part of a name → whose it is, from the most telling on
 
 @dataclass(frozen=True)
 class ImageTower:
-    """An image tower that was found among tensors, without regard to shapes.
-
-    whose: in words. prefix: what its names begin with in the file. parts: for each of our names the names in
-    the file, three where query, key and value are apart. left_out: what the model has no place for.
-    unexpected: what nobody knows.
-    """
+    """An image tower in a file, identified by names alone."""
 
     family: str
+    """The naming scheme, as text."""
     prefix: str
+    """The prefix of its names in the file."""
     parts: dict[str, tuple[str, ...]]
+    """Name in the model → names in the file, three for separate query, key and value."""
     left_out: tuple[str, ...]
+    """Known names for which the model has no tensor."""
     unexpected: tuple[str, ...]
+    """Unknown names."""
 
 
 def find_tower(shapes: Mapping[str, Tensor]) -> ImageTower | None:
-    """The image tower, with whatever its names begin with: nothing, `visual.`, `vision_model.`, `module.`
+    """The image tower under any prefix, such as none, `visual.`, `vision_model.` or `module.`; None if
+    there is none.
 
-    What stands under another beginning, as a text tower does, is passed over.
+    Names with another prefix, such as those of a text tower, are ignored.
     """
-    for family, patch, beside, names in _FAMILIES:
+    for family, patch, blocks, names in _FAMILIES:
         found = sorted((name for name in shapes if name == patch or name.endswith("." + patch)), key=len)
-        for name in found[:_MOST_TOWERS]:
+        for name in found[:_MAX_TOWERS]:
             prefix = name.removesuffix(patch)
-            if any(other.startswith(prefix + beside) for other in shapes):
+            if any(other.startswith(prefix + blocks) for other in shapes):
                 return _tower(family, prefix, names, shapes)
     return None
 
@@ -137,9 +139,9 @@ def _own_name(name: str, names: Names) -> str | None:
 
 
 def guess_origin(names: Iterable[str]) -> str | None:
-    """Whose the weights seem to be, of those that cannot be loaded, in words; None for unknown ones."""
+    """The probable origin of weights that cannot be loaded, as text; None if unknown."""
     found = list(names)
-    for pattern, words in _OTHERS:
+    for pattern, origin in _OTHERS:
         if any(re.search(pattern, name) for name in found):
-            return words
+            return origin
     return None

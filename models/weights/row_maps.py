@@ -1,4 +1,4 @@
-"""Which row of a classifier's head is which class: by name, and by order where the names are not known."""
+"""Maps classes to rows of a classifier's head, by name or by order."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,20 @@ NO_SYNONYMS: Mapping[str, str] = {}
 
 
 def normalise_name(name: str) -> str:
-    """A class name without what spellings differ in: case, underscores, and how many blanks."""
+    """A class name without case, underscores and repeated blanks."""
     return " ".join(name.casefold().replace("_", " ").split())
 
 
 def match_rows(
     head: Sequence[str | None], wanted: Sequence[str], synonyms: Mapping[str, str] = NO_SYNONYMS
 ) -> tuple[int | None, ...]:
-    """For each wanted class its row in a head; None where the head has none. No row is given twice.
+    """The row in a head of each wanted class, or None; no row is used twice.
 
-    head: the name of each row's class, None for one that is not known. synonyms: other name → name, for
-    both sides.
+    head: the class name of each row, None if unknown. synonyms: other name → name, for both sides.
 
-    A class is found by the same name, else by the same normalised name, else by `synonyms`. A
-    name that stands for two classes of a side at one of these levels finds nothing there. Names that are
-    mere numbers tell nothing of the classes: they are found only where both lists are equal.
+    Classes match by the same name, else by the same normalised name, else by synonyms. At each of these
+    levels, a name with two classes on a side matches nothing. Numeric names carry no meaning: they match
+    only if both lists are equal.
     """
     if list(head) == list(wanted):
         return tuple(range(len(head)))
@@ -41,7 +40,7 @@ def match_rows(
 
 
 def _unique(keys: Mapping[int, str]) -> dict[str, int]:
-    """Index by key, of the keys that only one index has."""
+    """Key → index, for keys with only one index."""
     counts = Counter(keys.values())
     return {key: index for index, key in keys.items() if counts[key] == 1}
 
@@ -52,10 +51,11 @@ def agrees_with_order(
     wanted: Sequence[str],
     synonyms: Mapping[str, str] = NO_SYNONYMS,
 ) -> bool:
-    """Whether the wanted classes stand in an order that is known by rows of a head only.
+    """Whether the wanted classes have the order of `rows`.
 
-    rows: for each class in that order its row in the head. head: the rows' names, many of which are not
-    known. The order is that one if each wanted class whose row has a name has that name, and most have.
+    rows: the row in the head of each class in that order. head: the rows' names, None if unknown. The
+    orders agree if more than half of the rows have names, and these are the names of the wanted classes at
+    the same positions.
     """
     if len(rows) != len(wanted):
         return False

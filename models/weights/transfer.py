@@ -1,12 +1,11 @@
-"""From one video model's weights to another model that differs a little: the start of a fine-tuning.
+"""Transfers the weights of a video model to a model with a slightly different config, for fine-tuning.
 
-Names, shapes and configurations decide what goes where, before a tensor is read.
+The transfer is planned from names, shapes and configs before a tensor is read.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -14,56 +13,56 @@ from torch import Tensor
 from models.config import ModelError, UniFormerV2Config
 from models.position import interpolate_position_embedding
 from models.uniformerv2 import UniFormerV2
+from models.weights.files import format_problems
 
-_MOST_PROBLEMS = 10
 _POSITION = "position_embedding"
 _PATCHES = "patch_embedding.weight"
 _OPTIONAL = re.compile(r"blocks\.\d+\.local_.*|fusion\..*|balance|head\..*")
-"""What a video model may have or lack beside the image ViT that both share."""
-_RESHAPED_FUSION = ("fusion.query", "fusion.project.weight")  # of as many rows as the fusion has queries
-_WITHOUT_TRACE = ("heads", "activation", "norm_eps")
-"""Fields that change what the same tensors mean, without a trace in their shapes."""
+"""Tensors that may be missing on either side: all except the image ViT."""
+_RESHAPED_FUSION = ("fusion.query", "fusion.project.weight")  # shapes depend on the number of global blocks
+_SHAPELESS = ("heads", "activation", "norm_eps")
+"""Fields that change the computation but no shape."""
 
 
 @dataclass(frozen=True)
 class VideoWeights:
-    """The weights of a video model, under the names and in the shapes of this program.
-
-    origin: what to call them in messages. shapes: of its tensors, on the meta device. read: the named tensors
-    in float32; raises ModelError.
-    """
+    """The weights of a video model, with this program's names and shapes."""
 
     origin: str
+    """Their name in messages."""
     config: UniFormerV2Config
+    """The config of their model."""
     shapes: Mapping[str, Tensor]
+    """Their tensors on the meta device."""
     read: Callable[[Iterable[str]], Mapping[str, Tensor]]
+    """Returns the named tensors in float32; raises ModelError."""
 
 
 @dataclass(frozen=True)
 class TransferPlan:
-    """What goes where.
-
-    sources: for each tensor of the model that is loaded its name in the file. adapted: of them, those whose
-    shape changes, the head's left out. new: the model's tensors that keep their initialisation. left_out: the
-    file's that have no place. rows: for each row of the model's head the file's, None for a new one.
-    """
+    """Which tensors of a file are loaded into which tensors of a model."""
 
     sources: Mapping[str, str]
+    """Tensor of the model → its name in the file."""
     adapted: tuple[str, ...]
+    """Those of `sources` that change shape, except the head's."""
     new: tuple[str, ...]
+    """The model's tensors that keep their initialisation."""
     left_out: tuple[str, ...]
+    """The file's tensors that are not loaded."""
     rows: tuple[int | None, ...]
+    """Row of the model's head → row of the file's, None for a new row."""
 
 
 def plan_transfer(
     source: VideoWeights, config: UniFormerV2Config, rows: Sequence[int | None]
 ) -> TransferPlan:
-    """What of the weights goes where in a model of this configuration; no tensor is read.
+    """Plan the transfer to a model of this config without reading a tensor.
 
-    rows: for each row of the model's head the file's, None for one that keeps its initialisation.
+    rows: row of the model's head → row of the file's, None for one that keeps its initialisation.
 
-    Raises ModelError, with both sides' dimensions and at most ten tensors, where the image ViTs differ by
-    more than resolution and the frames that a patch spans.
+    Raises ModelError, with the dimensions of both sides and at most ten tensors, if the image ViTs differ
+    in more than the resolution and the frames of a patch.
     """
     with torch.device("meta"):
         targets = UniFormerV2(config).state_dict()
@@ -103,7 +102,7 @@ def plan_transfer(
 
 
 def load_transfer(model: UniFormerV2, source: VideoWeights, plan: TransferPlan) -> None:
-    """Copy the weights into the model as planned. Raises ModelError for ones that are not finite."""
+    """Copy the weights into the model as planned. Raises ModelError if they are not finite."""
     read = source.read(plan.sources.values())
     own = model.state_dict()
     loaded = {}
@@ -120,9 +119,8 @@ def load_transfer(model: UniFormerV2, source: VideoWeights, plan: TransferPlan) 
 
 
 def _name_there(name: str, there: UniFormerV2Config, here: UniFormerV2Config) -> str | None:
-    """The file's name of a tensor; None where the file can have none. Global blocks are those of the same
-    layer, whatever their number.
-    """
+    """The file's name of a model's tensor, or None. Global blocks correspond by the layer that they
+    follow."""
     block = re.fullmatch(r"fusion\.blocks\.(\d+)\.(.*)", name)
     if block is None:
         return name
@@ -142,7 +140,7 @@ def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
 
 
 def _with_taps(weight: Tensor, taps: int) -> Tensor:  # C 3 t p p -> C 3 taps p p
-    """A patch embedding over another number of frames, with the same tokens for a clip that stands still."""
+    """A patch embedding over `taps` frames, with the same tokens for a clip of equal frames."""
     if weight.shape[2] == taps:
         return weight
     adapted = torch.zeros(*weight.shape[:2], taps, *weight.shape[3:], dtype=weight.dtype)
@@ -166,7 +164,7 @@ def _check(
     unexpected: Sequence[str],
 ) -> None:
     there = source.config
-    fields = [name for name in _WITHOUT_TRACE if getattr(there, name) != getattr(config, name)]
+    fields = [name for name in _SHAPELESS if getattr(there, name) != getattr(config, name)]
     if there.global_layers and config.global_layers and there.global_heads != config.global_heads:
         fields.append("global_heads")
     meaning = [
@@ -177,16 +175,13 @@ def _check(
         meaning,
         wrong,
         [f"missing in the file: {name}" for name in missing],
-        [f"without a place in the model: {name}" for name in unexpected],
+        [f"not in the model: {name}" for name in unexpected],
     )
-    every = [item for row in zip_longest(*columns) for item in row if item is not None]
-    if not every:
+    if not any(columns):
         return
-    more = len(every) - _MOST_PROBLEMS
-    lines = every[:_MOST_PROBLEMS] + ([f"... and {more:,} more"] if more > 0 else [])
     raise ModelError(
         f"{source.origin} does not fit the model\n"
-        f"  in the file: {_dimensions(there)}; in the model: {_dimensions(config)}\n  " + "\n  ".join(lines)
+        f"  in the file: {_dimensions(there)}; in the model: {_dimensions(config)}{format_problems(*columns)}"
     )
 
 

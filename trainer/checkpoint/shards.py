@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.weights.files import count_not_finite, listed
+from models.weights.files import count_not_finite, format_list
 from models.weights.safetensors_header import read_header, shorten
 from pipelines.atomic_file import flush
 from trainer.checkpoint.tensor_file import write_tensors
@@ -131,7 +131,7 @@ def find_nonfinite(path: Path) -> str | None:
         if count := sum(map(count_not_finite, every)):
             of = sum(stored.count for stored in parts)
             bad.append(f"{key.removeprefix('weight/')}: {count:,} of {of:,} values")
-    return f"it holds numbers that are not finite in {listed(bad)}" if bad else None
+    return f"it holds numbers that are not finite in {format_list(bad)}" if bad else None
 
 
 def read_index(paths: Iterable[Path]) -> Index:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
-from models.weights.files import StoredWeights, count_not_finite, listed, open_safetensors
+from models.weights.files import StoredWeights, count_not_finite, format_list, open_safetensors
 from models.weights.safetensors_header import WeightFileError, shorten
 from pipelines.atomic_file import atomic_file
 from trainer.checkpoint.tensor_file import write_tensors
@@ -64,7 +64,7 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
         if (count := count_not_finite(tensor))
     ]
     if bad:
-        raise RunError(f"{owner} holds numbers that are not finite in {listed(bad)}")
+        raise RunError(f"{owner} holds numbers that are not finite in {format_list(bad)}")
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -
             problems.append(f"{name} holds {str(found.dtype).removeprefix('torch.')}")
     problems += [f"unexpected {shorten(name)}" for name in shapes.keys() - model.state_dict()]
     if problems:
-        raise ModelError(f"the tensors do not fit the model they describe: {listed(problems)}")
+        raise ModelError(f"the tensors do not fit the model they describe: {format_list(problems)}")
     return model

@@ -85,7 +85,7 @@ def test_one_frame_gives_the_class_token_of_clip(tower):
     assert report.adapted == ()
 
 
-def test_a_whole_clip_of_open_clip_is_understood():
+def test_a_whole_clip_model_of_open_clip_loads():
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 2, "layers": 1}
     clip = open_clip.CLIP(16, vision, text, quick_gelu=True).eval()
@@ -121,7 +121,7 @@ def test_a_missing_part_of_query_key_and_value_is_named(tower):
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "model.visual.", "module.visual."])
-def test_whatever_the_names_of_the_tower_begin_with(tower, prefix):
+def test_a_tower_is_found_under_any_prefix(tower, prefix):
     model = video_model()
     text = {"transformer.resblocks.0.ln_1.weight": torch.ones(8)} if prefix else {}
     load_image_weights(model, {f"{prefix}{n}": t for n, t in tower.state_dict().items()} | text)
@@ -150,11 +150,11 @@ def block_names(pattern, count=30):
         (block_names("teacher.backbone.blocks.{}.norm1.weight"), "DINO with its teacher"),
         (block_names("decoder_blocks.{}.norm1.weight"), "MAE"),
         (block_names("transformer.resblocks.{}.lmhra1.norm.weight"), "a released UniFormerV2"),
-        (block_names("something.{}.else"), "whose its names are is not known"),
+        (block_names("something.{}.else"), "names are unknown"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_weights_of_something_else_are_named_and_ten_of_their_tensors(state, words):
+def test_the_origin_of_other_weights_is_named_with_ten_tensors(state, words):
     with pytest.raises(ModelError, match=words) as refusal:
         load_image_weights(video_model(), state)
     message = str(refusal.value)
@@ -162,7 +162,7 @@ def test_weights_of_something_else_are_named_and_ten_of_their_tensors(state, wor
     assert sum(name in message.replace(",", " ").split() for name in state) <= 10
 
 
-def test_of_many_problems_ten_are_shown(tower):
+def test_at_most_ten_problems_are_listed(tower):
     state = {name.replace("resblocks.", "resblocks.1"): t for name, t in clip_state(tower).items()}
     with pytest.raises(ModelError, match=r"and \d+ more") as refusal:
         load_image_weights(video_model(depth=2, global_layers=()), state)
@@ -175,7 +175,7 @@ def test_of_many_problems_ten_are_shown(tower):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_number_formats_are_read_as_float32(tower, tmp_path, dtype):
+def test_other_dtypes_are_read_as_float32(tower, tmp_path, dtype):
     save_file({n: t.to(dtype) for n, t in clip_state(tower).items()}, tmp_path / "w.safetensors")
     model = video_model()
     load_image_weights(model, tmp_path / "w.safetensors")
@@ -192,7 +192,7 @@ def test_other_number_formats_are_read_as_float32(tower, tmp_path, dtype):
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_weights_that_are_not_finite_are_refused_with_name_and_count(tower, tmp_path, name, value, suffix):
+def test_nonfinite_weights_are_refused_with_name_and_count(tower, tmp_path, name, value, suffix):
     state = {key: tensor.clone() for key, tensor in clip_state(tower).items()}
     state[f"visual.{name}"].view(-1)[:3] = value
     (save_file if suffix == "safetensors" else torch.save)(state, tmp_path / f"w.{suffix}")
@@ -210,7 +210,7 @@ def test_a_number_beyond_float32_is_refused(tower):
         load_image_weights(video_model(), state)
 
 
-def test_integers_are_no_weights(tower):
+def test_integer_weights_are_refused(tower):
     state = clip_state(tower)
     state["visual.conv1.weight"] = state["visual.conv1.weight"].to(torch.int8)
     with pytest.raises(ModelError, match=r"visual\.conv1\.weight holds int8, not floating-point numbers"):
@@ -243,7 +243,7 @@ def test_inflation_puts_the_image_at_the_centre_tap(tower):
     torch.testing.assert_close(tower.ln_post(tokens) @ tower.proj, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_another_resolution_interpolates_and_says_so(tower, caplog):
+def test_another_resolution_is_interpolated_and_logged(tower, caplog):
     model = video_model(resolution=48)
     with caplog.at_level(logging.WARNING):
         report = load_image_weights(model, tower.state_dict())
@@ -278,7 +278,7 @@ def test_a_plain_vit_of_timm_gives_its_class_token():
     assert torch.equal(model.head.weight, head)
 
 
-def test_what_does_not_fit_is_listed_and_changes_nothing(tower):
+def test_a_refused_file_lists_its_problems_and_changes_nothing(tower):
     state = tower.state_dict()
     del state["transformer.resblocks.1.ln_1.bias"]
     state["transformer.resblocks.3.ln_1.bias"] = torch.zeros(32)

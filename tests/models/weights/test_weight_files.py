@@ -32,11 +32,11 @@ def refusal(path: Path) -> str:
 
 
 HEADERS = {
-    "no JSON": (b"{a", "its header is no JSON"),
-    "no UTF-8": (b'{"\xff": 1}', "its header is no JSON"),
-    "deep": (b'{"a":' + b"[" * 100_000, "its header is no JSON"),
-    "long number": (b'{"a": ' + b"9" * 5000 + b"}", "its header is no JSON"),
-    "no mapping": ([1], "no mapping of names"),
+    "no JSON": (b"{a", "JSON"),
+    "no UTF-8": (b'{"\xff": 1}', "JSON"),
+    "deep": (b'{"a":' + b"[" * 100_000, "JSON"),
+    "long number": (b'{"a": ' + b"9" * 5000 + b"}", "JSON"),
+    "no mapping": ([1], "mapping of names"),
     "no tensors": ({}, "more than its header describes"),
     "no entry": ({"a": 3}, "wrong tensor a: the header must give"),
     "no offsets": ({"a": {"dtype": "F32", "shape": [2, 2]}}, "wrong tensor a: the header must give"),
@@ -53,11 +53,11 @@ HEADERS = {
     "offsets negative": ({"a": {**F32, "data_offsets": [-16, 0]}}, "wrong tensor a: the offsets"),
     "beyond the file": (
         {"a": {**F32, "shape": [2, 4], "data_offsets": [0, 32]}},
-        "is not whole: a ends after 32 bytes of data, the file has 16",
+        "a ends after 32 bytes of data, the file has 16",
     ),
     "terabytes": (
         {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
-        "is not whole: a ends after",
+        "a ends after",
     ),
     "overlap": ({"a": F32, "b": F32}, "wrong tensor b: it overlaps"),
     "gap": ({"a": {**F32, "shape": [1], "data_offsets": [12, 16]}}, "wrong tensor a: it leaves a gap"),
@@ -65,10 +65,10 @@ HEADERS = {
     "name twice": (
         b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},'
         b'"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}',
-        "a stands twice in its header",
+        "twice",
     ),
-    "metadata": ({"__metadata__": {"model": {"a": 1}}, "a": F32}, "its metadata are not texts"),
-    "metadata list": ({"__metadata__": [1], "a": F32}, "its metadata are not texts"),
+    "metadata": ({"__metadata__": {"model": {"a": 1}}, "a": F32}, "its metadata"),
+    "metadata list": ({"__metadata__": [1], "a": F32}, "its metadata"),
     "odd name": ({"a\x1b[31m\n" * 99: 3}, r"wrong tensor a\x1b[31m\na"),
 }
 
@@ -79,15 +79,15 @@ def test_a_wrong_header_is_refused_with_the_tensor(tmp_path: Path, case: str) ->
     assert words in refusal(written(tmp_path / "w.safetensors", header))
 
 
-def test_a_header_is_known_whatever_the_file_is_called(tmp_path: Path) -> None:
+def test_the_header_is_recognised_under_any_file_name(tmp_path: Path) -> None:
     for name in ("w.safetensors", "w.bin", "w"):
         state = read_state(written(tmp_path / name, {"__metadata__": {"a": "b"}, "a": F32}))
         assert torch.equal(state["a"], torch.zeros(2, 2))
     torch.save({"a": torch.ones(2)}, tmp_path / "pickled.safetensors")
-    assert "it is a file of torch.save: name it *.pt" in refusal(tmp_path / "pickled.safetensors")
+    assert "*.pt" in refusal(tmp_path / "pickled.safetensors")
 
 
-def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_weight_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "loop.pt").symlink_to("loop.pt")
@@ -106,11 +106,11 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
         "loop.pt": "Too many levels of symbolic links",
         "empty.safetensors": "it has 0 bytes",
         "empty.pt": "cannot be read as a file of weights",
-        "page.safetensors": "it is a web page: download the file itself",
-        "lfs.safetensors": "it is a pointer of Git LFS",
-        "lfs.pt": "it is a pointer of Git LFS",
-        "model.safetensors.index.json": "it is JSON, such as the index of a model in several files",
-        "long.safetensors": "its first bytes name a header of 9,223,372,036,854,775,808 bytes",
+        "page.safetensors": "it is a web page",
+        "lfs.safetensors": "Git LFS pointer",
+        "lfs.pt": "Git LFS pointer",
+        "model.safetensors.index.json": "it is JSON",
+        "long.safetensors": "9,223,372,036,854,775,808 bytes",
         "none.pt": "no weight file",
         "x" * 300: "File name too long",
     }.items():
@@ -147,7 +147,7 @@ def test_no_code_in_a_pickle_runs(tmp_path: Path) -> None:
         assert "cannot be read as a file of weights" in refusal(tmp_path / name)
 
 
-def test_pickles_of_anything_else_are_refused(tmp_path: Path) -> None:
+def test_pickles_without_plain_tensors_are_refused(tmp_path: Path) -> None:
     wrong = {
         "holds a list, not a dict": [torch.zeros(2)],
         "holds no tensors; its entries are epoch, student": {"epoch": 3, "student": {"a": torch.zeros(2)}},
@@ -159,7 +159,7 @@ def test_pickles_of_anything_else_are_refused(tmp_path: Path) -> None:
         assert words in refusal(tmp_path / f"{number}.pt")
 
 
-def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2**20)}, tmp_path / "stored.pt")
     with (
         zipfile.ZipFile(tmp_path / "stored.pt") as stored,
@@ -167,15 +167,15 @@ def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) 
     ):
         for member in stored.infolist():
             bomb.writestr(member.filename, stored.read(member))
-    assert "its parts are larger than the file" in refusal(tmp_path / "bomb.pt")
+    assert "larger than the file" in refusal(tmp_path / "bomb.pt")
 
 
-def test_a_program_as_openai_publishes_it_is_not_run(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "clip.pt"))
     assert "TorchScript" in refusal(tmp_path / "clip.pt")
 
 
-def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path: Path) -> None:
+def test_nonfinite_values_are_counted_per_tensor(tmp_path: Path) -> None:
     state = {f"t{i}": torch.full((3, 4), float("nan" if i % 2 else "inf")) for i in range(12)}
     save_file({**state, "good": torch.ones(2)}, tmp_path / "w.safetensors")
     message = refusal(tmp_path / "w.safetensors")

@@ -129,7 +129,7 @@ def test_other_tensors_are_refused_by_name(written: Path) -> None:
 def test_files_of_another_kind_are_refused(written: Path, tmp_path: Path) -> None:
     content = written.read_bytes()
     written.write_bytes(content[:-5])
-    assert "is not whole" in refusal(written)
+    assert "is incomplete" in refusal(written)
     written.write_bytes(b"")
     assert "it has 0 bytes" in refusal(written)
     assert "is a folder" in refusal(tmp_path)
