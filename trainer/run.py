@@ -69,7 +69,7 @@ from trainer.setup.starting_weights import StartingWeights, plan_starting_weight
 from trainer.setup.tracking_start import monitor_node, record_datasets, run_description
 from trainer.system.device import set_device, set_numerics
 from trainer.tracking.mlflow_tracker import MlflowTracker, Status
-from trainer.tracking.superseded_start import archive_tracking
+from trainer.tracking.run_reference import archive_tracking
 from trainer.trainer import Trainer
 
 MLFLOW_SECONDS = 60.0  # seconds that the end of a run waits for MLflow

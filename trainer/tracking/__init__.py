@@ -1,1 +1,1 @@
-"""MLflow, behind a spool on disk: a run neither waits for it nor stops without it."""
+"""MLflow: records are written to an outbox on disk and uploaded in the background."""

@@ -1,16 +1,21 @@
-"""MLflow's address: which one a run takes, whether MLflow can use it, and how to see what lies there."""
+"""The address of an MLflow server or database: choosing it, checking it, and the commands that use it."""
 
 import difflib
+import http.client
 import importlib.util
 import os
 import re
 import shlex
 import shutil
+import socket
+import ssl
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from trainer.errors import RunError
 from trainer.system.secrets import Address
@@ -18,13 +23,15 @@ from trainer.system.secrets import Address
 DEFAULT = "sqlite:///mlflow.db"
 VARIABLE = "MLFLOW_TRACKING_URI"
 
-LONGEST_EXPERIMENT = 500  # characters of an experiment's name that MLflow takes
+REPLY_TIMEOUT = 3.0  # seconds; a server that does not answer in time is not an error
+LONGEST_EXPERIMENT = 500  # characters: MLflow's limit for an experiment's name
 
 _SERVERS = ("http", "https")
 _SERVER_SCHEMES = ("http://", "https://")
+_HEALTH_PAGES = ("/health", "/version")  # every MLflow server has them
 _UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _DATABASES = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc", "sqlite": "sqlite3"}
-"""MLflow's databases, and the package that SQLAlchemy takes for each where the address names none."""
+"""MLflow's databases, and the package that SQLAlchemy imports for each if the address names no driver."""
 
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
 _FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
@@ -34,11 +41,11 @@ _SQLITE_HEADER = b"SQLite format 3\x00"
 def choose_address(
     given: str | None, known: str | None, variables: Mapping[str, str] = os.environ
 ) -> tuple[Address, str]:
-    """The address that a run takes, and where it comes from, for messages.
+    """The address of a run and the name of its source, for messages.
 
     Args:
         given: `tracking.uri`.
-        known: where the run was tracked before, without credentials.
+        known: the address that the run used before, without credentials.
     """
     chosen, source = next(
         (text, source)
@@ -56,29 +63,29 @@ def choose_address(
 
 
 def check_address(address: Address, source: str) -> None:
-    """Raises RunError for an address that MLflow cannot use, whatever the state of a server or database."""
-    say = f"{source}: {str(address)!r}"
+    """Raises RunError for an address that MLflow cannot parse or has no driver for. Contacts no server."""
+    prefix = f"{source}: {str(address)!r}"
     if "\n" in address or "\x00" in address or address != address.strip():
-        raise RunError(f"{say} begins or ends with a blank, or holds a line break: an address has neither")
+        raise RunError(f"{prefix} begins or ends with a blank or contains a line break: remove it")
     if address in _DATABRICKS:
         return
     scheme, separator, rest = address.partition("://")
     kind, _, driver = scheme.partition("+")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or kind.lower() == "file":
-        _refuse_path(address, say)
+        _refuse_path(address, prefix)
         return
     if scheme in _SERVERS:
-        _check_server(address, rest, say)
+        _check_server_address(address, rest, prefix)
     elif kind == "sqlite":
-        _check_sqlite(address, say)
+        _check_sqlite(address, prefix)
     elif kind in _DATABASES:
         module = driver or _DATABASES[kind]
         if importlib.util.find_spec(module) is None:
-            raise RunError(f"{say} needs the Python package {module}, which is not installed here")
+            raise RunError(f"{prefix} needs the Python package {module}, which is not installed")
     elif scheme not in (*_DATABRICKS, *(point.name for point in entry_points(group="mlflow.tracking_store"))):
         near = difflib.get_close_matches(scheme.lower(), [*_SERVERS, *_DATABASES], n=1)
         hint = f"did you mean {near[0]}://{rest}? " if near else ""
-        raise RunError(f"{say}: MLflow knows no scheme {scheme!r}; {hint}{_ALLOWED}")
+        raise RunError(f"{prefix}: MLflow has no scheme {scheme!r}; {hint}{_ALLOWED}")
 
 
 _ALLOWED = (
@@ -87,8 +94,8 @@ _ALLOWED = (
 )
 
 
-def _refuse_path(address: Address, say: str) -> None:
-    """Raises RunError for an address without a scheme, and for a folder, which MLflow 3 refuses."""
+def _refuse_path(address: Address, prefix: str) -> None:
+    """Raises RunError for an address without a scheme and for a folder, which MLflow 3 refuses."""
     if os.environ.get(_FILE_STORE, "").lower() in ("true", "1"):
         return
     typo = re.match(r"(https?|sqlite|postgresql|mysql|mssql)\b[:/]", address, re.I)
@@ -101,57 +108,100 @@ def _refuse_path(address: Address, say: str) -> None:
         folder = address.removeprefix("file:").rstrip("/") or "."
         folder = "/" + folder.lstrip("/") if folder.startswith("/") else folder
         hint = (
-            "MLflow 3 no longer tracks into a folder of files. Name a database, such as "
-            f"sqlite:///{folder}/mlflow.db, or a server; `mlflow migrate-filestore` takes over what lies in "
-            f"the folder. {_ALLOWED}"
+            "MLflow 3 does not support folders of files. Name a database, such as "
+            f"sqlite:///{folder}/mlflow.db, or a server; `mlflow migrate-filestore` imports the folder. "
+            f"{_ALLOWED}"
         )
-    raise RunError(f"{say}: {hint}")
+    raise RunError(f"{prefix}: {hint}")
 
 
-def _check_server(address: Address, rest: str, say: str) -> None:
+def _check_server_address(address: Address, rest: str, prefix: str) -> None:
     if re.match(r"https?://[^/?#@:]+:\d{1,5}/[^@]*@", address.full):
-        raise RunError(f"{say} was given with an @ after a /: write %40 for @, and in a password %2F for /")
+        raise RunError(f"{prefix} has an @ after a /: write %40 for @, and in a password %2F for /")
     parts = re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]*)(?::(.*))?", re.split(r"[/?#]", rest, maxsplit=1)[0])
     host, port = ("", "") if parts is None else (parts[1], parts[2])
     if not host or re.search(r"[\s@\\]", host):
-        raise RunError(f"{say} names no host; {_ALLOWED}")
+        raise RunError(f"{prefix} names no host; {_ALLOWED}")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise RunError(
-            f"{say}: {port!r} is no port, a number from 1 to 65535. In a password, write %2F for /, %3F "
-            "for ?, %23 for # and %40 for @, or give it in MLFLOW_TRACKING_PASSWORD"
+            f"{prefix}: {port!r} is no port; a port is 1 to 65535. In a password, write %2F for /, %3F "
+            "for ?, %23 for # and %40 for @, or set MLFLOW_TRACKING_PASSWORD"
         )
     if "?" in rest or "#" in rest:
-        raise RunError(f"{say}: a server's address has no ? and no #; {_ALLOWED}")
+        raise RunError(f"{prefix}: a server's address has no ? and no #; {_ALLOWED}")
     if address.user_info is not None and "" in address.user_info:
         raise RunError(
-            f"{say} has a user name without a password, or the other way round: write "
+            f"{prefix} has a user name without a password or a password without a user name: write "
             "http://USER:PASSWORD@HOST, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
             "MLFLOW_TRACKING_TOKEN"
         )
 
 
-def _check_sqlite(address: Address, say: str) -> None:
+def _check_sqlite(address: Address, prefix: str) -> None:
     path = sqlite_path(address)
     if path is None:
         raise RunError(
-            f"{say} names no file: write sqlite:///FILE for one in the current directory, "
-            "sqlite:////FOLDER/FILE for one elsewhere"
+            f"{prefix} names no file: write sqlite:///FILE, relative to the current directory, or "
+            "sqlite:////FOLDER/FILE"
         )
     if path.is_dir():
-        raise RunError(f"{say}: {path} is a folder; name a file in it, such as sqlite:///{path}/mlflow.db")
+        raise RunError(f"{prefix}: {path} is a folder; name a file in it, such as sqlite:///{path}/mlflow.db")
     try:
         with path.open("rb") as file:
             header = file.read(len(_SQLITE_HEADER))
     except FileNotFoundError:
         return
     except OSError as error:
-        raise RunError(f"{say}: {path} cannot be read: {error.strerror}") from error
+        raise RunError(f"{prefix}: {path} cannot be read: {error.strerror}") from error
     if header and header != _SQLITE_HEADER:
-        raise RunError(f"{say}: {path} is no SQLite database; name another file")
+        raise RunError(f"{prefix}: {path} is no SQLite database; name another file")
+
+
+def check_reachable(address: Address, source: str) -> None:
+    """Contacts the server or inspects the database before training.
+
+    Raises RunError for an unknown host name, a server that is not MLflow's and a database that cannot be
+    written. A server that does not answer raises nothing: it may be down for a while.
+    """
+    prefix = f"{source}: {str(address)!r}"
+    path = sqlite_path(address)
+    if path is not None:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not os.access(existing, os.W_OK):
+            raise RunError(f"{prefix}: {existing} cannot be written; name another database in tracking.uri")
+    elif address.startswith(_SERVER_SCHEMES):
+        _check_mlflow_server(address, prefix)
+
+
+def _check_mlflow_server(address: Address, prefix: str) -> None:
+    parts = urlsplit(str(address))
+    if not urllib.request.getproxies().get(parts.scheme):  # a proxy resolves host names itself
+        try:
+            socket.getaddrinfo(parts.hostname, parts.port)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_NONAME:
+                raise RunError(f"{prefix}: the host name {parts.hostname!r} is unknown") from None
+            return
+    if all(_is_missing(f"{str(address).rstrip('/')}{page}") for page in _HEALTH_PAGES):
+        raise RunError(
+            f"{prefix}: the server is not MLflow's: it has neither {' nor '.join(_HEALTH_PAGES)}. Check the "
+            "port, and whether the address needs a path at its end"
+        )
+
+
+def _is_missing(page: str) -> bool:
+    """Whether the server answers 404 for the page."""
+    try:
+        with urllib.request.urlopen(page, timeout=REPLY_TIMEOUT):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == http.client.NOT_FOUND
+    except (OSError, ssl.SSLError, http.client.HTTPException):
+        return False
 
 
 def sqlite_path(address: str) -> Path | None:
-    """The absolute path of an SQLite database; None for any other address, and for one in memory."""
+    """The absolute path of an SQLite database; None for any other address and for a database in memory."""
     parts = _sqlite_parts(address)
     return None if parts is None else parts[0]
 
@@ -159,9 +209,9 @@ def sqlite_path(address: str) -> Path | None:
 def _sqlite_parts(address: str) -> tuple[Path, str] | None:
     """Path and options (`?timeout=30`) of an SQLite database's address.
 
-    The path is percent-decoded, as SQLAlchemy does, unless the file, or else the folder, exists under the
-    name as it is written: folders are named `100%25`, too, or hold a `?`, which elsewhere begins the options.
-    With the driver's name it is always decoded.
+    SQLAlchemy percent-decodes the path, and `?` begins the options. A folder's name may contain `%25` or `?`
+    itself: if the file or its folder exists under the undecoded name, that name is used. An address with the
+    driver's name (`sqlite+pysqlite`) is always decoded.
     """
     match = re.fullmatch(r"sqlite(\+\w+)?:///(.+)", address, re.S)
     if match is None or match[2].startswith((":memory:", "?")):
@@ -177,16 +227,16 @@ def _sqlite_parts(address: str) -> tuple[Path, str] | None:
         try:
             if exists():
                 return (written, "") if path is written and not match[1] else (decoded, mark + options)
-        except (OSError, ValueError):  # a name that is too long, or holds NUL
+        except (OSError, ValueError):  # a name that is too long or contains NUL
             continue
     return decoded, mark + options
 
 
 def sqlite_address(path: Path | str) -> str:
-    """The address under which SQLAlchemy and MLflow find a file, whatever its folder's name.
+    """The address of an SQLite file for SQLAlchemy and MLflow; works for any folder name.
 
-    MLflow creates the folder of an address `sqlite:///...` without decoding it; with the driver's name it
-    leaves that alone.
+    For `sqlite:///...` MLflow creates the folder of the undecoded path. For `sqlite+pysqlite:///...` it
+    creates none.
     """
     text = str(path)
     if "%" not in text and "?" not in text:
@@ -195,19 +245,20 @@ def sqlite_address(path: Path | str) -> str:
 
 
 def check_experiment(name: str) -> None:
-    """Raises RunError for a name that MLflow takes for no experiment."""
+    """Raises RunError for an experiment name that MLflow refuses."""
     if len(name) > LONGEST_EXPERIMENT:
         raise RunError(
-            f"tracking.experiment: {name[:40]!r}... has {len(name)} characters; MLflow takes at most "
+            f"tracking.experiment: {name[:40]!r}... has {len(name)} characters; MLflow allows at most "
             f"{LONGEST_EXPERIMENT}"
         )
     if "\x00" in name or name != name.encode(errors="replace").decode():
-        raise RunError(f"tracking.experiment: {name!r} holds NUL, or bytes that are no UTF-8: leave them out")
+        raise RunError(f"tracking.experiment: {name!r} contains NUL or bytes that are not UTF-8: remove them")
 
 
 def how_to_see(address: str, experiment_id: str | None, run_id: str | None) -> str:
-    """How to see a run: a server's page; for a database a command for a shell, and below it the page that is
-    then there. Without a run's id, which comes with the first delivery, no page of a run.
+    """How to view a run: the URL on a server; for a database a shell command, and the URL on a second line.
+
+    Before the first upload the run has no id, and the text has no URL of the run.
     """
     page = "" if run_id is None else run_page(experiment_id, run_id)
     if address.startswith(_SERVER_SCHEMES):
@@ -217,7 +268,7 @@ def how_to_see(address: str, experiment_id: str | None, run_id: str | None) -> s
 
 
 def run_page(experiment_id: str | None, run_id: str) -> str:
-    """A run's page, below a server's address. MLflow 3 shows training runs where the page says so."""
+    """The path of a run's page on a server. MLflow 3 shows training runs only for this workflowType."""
     return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
@@ -231,13 +282,13 @@ def restore_command(address: str, *, kind: str, id: str) -> str:
 
 
 def absolute_address(address: str) -> str:
-    """An address for a command that works from any folder."""
+    """The address with an absolute path, for a command that works from any folder."""
     path = sqlite_path(address)
     return address if path is None else sqlite_address(path)
 
 
 def mlflow_program() -> str:
-    """`mlflow` where the shell finds ours, else its path beside the running interpreter."""
+    """`mlflow` if the shell finds the one of this environment, else its path."""
     ours = Path(sys.executable).parent / "mlflow"
     found = shutil.which("mlflow")
     if found and Path(found) == ours:

@@ -1,7 +1,7 @@
 """Checkpoints as MLflow's logged models, and the final weights as a version of a registered model.
 
-A logged model names its checkpoint's folder and bears its metrics; nothing is uploaded. Only weights that are
-registered go to MLflow, as `weights.safetensors`: no pickle, no code.
+A logged model has the path of its checkpoint and its metrics, but no files. Only registered weights are
+uploaded to MLflow, as `weights.safetensors`: no pickle, no code.
 """
 
 from typing import Any
@@ -10,11 +10,9 @@ from trainer.tracking.outbox import Record
 
 MODEL_TYPE = "UniFormerV2"
 
-_PAGE = 1  # of models with one name in one run there is one
-
 
 class LoggedModels:
-    """The logged models of one MLflow run. Delivering a record twice has the effect of delivering it once."""
+    """The logged models of one MLflow run. Every method is idempotent: a record may be uploaded twice."""
 
     def __init__(self, client: Any, experiment_id: str, run_id: str) -> None:
         """client: an `MlflowClient`."""
@@ -27,7 +25,7 @@ class LoggedModels:
         self._ids: dict[str, str] = {}
 
     def log(self, record: Record) -> None:
-        """Create the model of a checkpoint, or add metrics to it.
+        """Create the model of a checkpoint or add metrics to it.
 
         record: `name`, `step`, `path` of the checkpoint, `values`: metrics, `time`.
         """
@@ -40,17 +38,17 @@ class LoggedModels:
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def delete_others(self, record: Record) -> None:
-        """Delete the models of checkpoints that are no longer kept. record: `names` of those that are."""
+        """Delete the models of deleted checkpoints. record: `names` of the checkpoints that remain."""
         for model in self._of_run():
             if model.name not in record["names"]:
                 self._client.delete_logged_model(model.model_id)
                 self._ids.pop(model.name, None)
 
     def register(self, record: Record) -> None:
-        """Upload the weights to the model of their checkpoint, and make that a version of a registered model.
+        """Upload the weights to the model of their checkpoint and make it a version of a registered model.
 
-        record: as of `log`, with `weights`: path of the file, `registered`: the registered model's name,
-        `alias`: which then leads to this version, or None.
+        record: as for `log`, and `weights`: path of the file, `registered`: name of the registered model,
+        `alias`: set to this version, or None.
         """
         self.log(record)
         model_id = self._ids[record["name"]]
@@ -69,7 +67,7 @@ class LoggedModels:
             self._client.set_registered_model_alias(name, record["alias"], version.version)
 
     def _of_run(self) -> list[Any]:
-        """All models of the run: MLflow gives 100 at once."""
+        """All models of the run; MLflow returns pages of 100."""
         mine = f"source_run_id = '{self._run_id}'"
         page = self._client.search_logged_models([self._experiment_id], filter_string=mine)
         found = list(page)
@@ -81,8 +79,9 @@ class LoggedModels:
         return found
 
     def _source(self, model_id: str) -> str:
-        """Where a registered version's files are: a server gets the model's id. MLflow's code for a database
-        would look for that in its default database, so it gets the folder.
+        """The source of a registered version: the model's id on a server, the artifact folder of a database.
+
+        For an id MLflow's database code would search its default database.
         """
         if self._client.tracking_uri.startswith(("http://", "https://")):
             return f"models:/{model_id}"
@@ -93,7 +92,7 @@ class LoggedModels:
             found = self._client.search_logged_models(
                 [self._experiment_id],
                 filter_string=f"name = '{name}' AND source_run_id = '{self._run_id}'",
-                max_results=_PAGE,
+                max_results=1,
             )
             if not found:
                 return None

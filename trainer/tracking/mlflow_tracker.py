@@ -1,11 +1,11 @@
-"""MLflow, from rank 0, in the background: a run neither waits for the server nor stops without it.
+"""Records of a run for MLflow: rank 0 writes them to the outbox, and a daemon thread uploads them.
 
-Every record goes to the run's spool on disk and the call returns. A daemon thread delivers. With the
-server gone it tries again at growing intervals, says so once, and whatever is left when the run ends is
-delivered by the next start on the same run directory or by `launch/deliver.py`.
+A call returns as soon as the record is on disk. While the server is down, the thread retries at growing
+intervals and logs one warning. Records that are left when the run ends are uploaded by the next start in the
+same run directory or by `launch/deliver.py`.
 
-What MLflow does with values that are not finite (measured, 3.17, sqlite): NaN is kept as NaN, infinity
-would become the largest double. A metric that is delivered twice is stored once.
+Measured with MLflow 3.17 and SQLite: NaN is stored as NaN, infinity as the largest double. A metric value
+that is sent twice is stored once.
 """
 
 import errno
@@ -22,8 +22,13 @@ from typing import Any, Literal
 
 from trainer.errors import RunError, StartAgain
 from trainer.system.secrets import redacted, set_mlflow_credentials, with_credentials
-from trainer.tracking.address import check_address, check_experiment, choose_address, how_to_see
-from trainer.tracking.connectivity import check_reachable
+from trainer.tracking.address import (
+    check_address,
+    check_experiment,
+    check_reachable,
+    choose_address,
+    how_to_see,
+)
 from trainer.tracking.mlflow_upload import MlflowUpload
 from trainer.tracking.outbox import Outbox, Record
 from trainer.tracking.run_reference import NAME, RunReference
@@ -31,18 +36,18 @@ from trainer.tracking.upload_errors import UploadBlocked, first_line
 from trainer.tracking.uploader import Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-"""How a run ended, in MLflow's words; KILLED is a run that was asked to stop."""
+"""MLflow's run statuses; KILLED is a run that was requested to stop."""
 
 DatasetUse = Literal["training", "validation"]
-"""What a data set is used for, in MLflow's words."""
+"""MLflow's contexts of a data set."""
 
 _ENVIRONMENT = {
-    # With MLflow's defaults, one call blocks for four minutes when the server is gone.
+    # With MLflow's defaults, one call blocks for four minutes when the server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    # Training machines call nobody but the tracking server.
+    # Training machines contact the tracking server only.
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Standard output is the progress display's.
+    # Standard output belongs to the progress display.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -51,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """What a run tells MLflow. No method waits for the server, and none raises because of it."""
+    """The MLflow run of a run directory. Only `close` waits for the server, and no server error is raised."""
 
     def __init__(
         self,
@@ -65,25 +70,25 @@ class MlflowTracker:
         trains: bool = True,
         enabled: bool = True,
     ) -> None:
-        """Start or continue the MLflow run of a run directory, and deliver what an earlier start left.
+        """Start or continue the MLflow run, and upload what an earlier start left in the outbox.
 
         Args:
-            run_dir: the run's folder; it exists.
-            uri: MLflow's address; None is MLFLOW_TRACKING_URI, else where this run was tracked before,
-                else `sqlite:///mlflow.db` in the current directory. With an address other than last
-                time's, the whole history goes there, to a new MLflow run.
-            experiment: created where it does not exist.
-            run_name: shown by MLflow.
-            parent: id of the MLflow run that a new one stands under, as the runs of a sweep do.
-            step: the run goes on after this one; a later step that was recorded before is done again.
-            trains: False where a finished run is evaluated again: its status stays what it is.
-            enabled: False makes every method do nothing.
+            run_dir: the run's folder; it must exist.
+            uri: MLflow's address; None takes MLFLOW_TRACKING_URI, else the run's earlier address, else
+                `sqlite:///mlflow.db` in the current directory. For a new address the whole history is
+                uploaded to a new MLflow run.
+            experiment: created if it does not exist.
+            run_name: name of the run in MLflow.
+            parent: id of the parent MLflow run, as for the runs of a sweep.
+            step: the run continues after this step; steps recorded beyond it are repeated.
+            trains: False if a finished run is evaluated again; its status does not change.
+            enabled: False makes every method a no-op.
         """
         self._outbox = Outbox(run_dir)
         self._enabled = enabled
         self._trains = trains
         self._disk_failed = False
-        self._ended = False  # readings of the machine come from a thread, which ends later
+        self._closed = False  # the node monitor's thread may record after `close`
         self._uploader: Uploader | None = None
         if not enabled:
             return
@@ -91,7 +96,7 @@ class MlflowTracker:
         try:
             _choose_reference(run_dir, uri, experiment, run_name, parent, self._outbox).write(run_dir)
         except OSError as error:
-            _log.warning("cannot read and write %s (%s): the run goes on untracked", run_dir, error)
+            _log.warning("cannot read or write %s (%s): the run is not tracked", run_dir, error)
             self._enabled = False
             return
         if trains:
@@ -99,18 +104,18 @@ class MlflowTracker:
         self._uploader = Uploader(self._outbox, "MLflow", lambda: MlflowUpload(self._outbox).run)
 
     def record_params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters, a flat mapping. MLflow never changes one: a second value is put aside."""
+        """Record parameters, a flat mapping. MLflow refuses a second value of a parameter."""
         self._append({"kind": "params", "values": _texts(values)})
 
     def record_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record metrics of an optimiser step, at the time of this call.
+        """Record metrics of an optimiser step with the current time.
 
-        An infinite value, which MLflow shows as 1.8e308, is left out; `NAME_infinite` is 1 or -1 instead.
+        An infinite value, which MLflow shows as 1.8e308, is replaced by `NAME_infinite` = 1 or -1.
         """
         self._append({"kind": "metrics", "step": step, "values": _without_infinity(values)})
 
     def record_system_metrics(self, values: Mapping[str, float]) -> None:
-        """Record readings of the machines, at the time of this call. Names begin with `system/`."""
+        """Record hardware metrics of the nodes with the current time. Names begin with `system/`."""
         self._append({"kind": "system", "values": _without_infinity(values)})
 
     def record_dataset(
@@ -121,7 +126,7 @@ class MlflowTracker:
         digest: str,
         profile: Mapping[str, Any],
     ) -> None:
-        """Record a manifest that the run reads. profile: what is to be known of it, as rows and classes."""
+        """Record a manifest that the run reads. profile: numbers about it, such as rows and classes."""
         self._append(
             {
                 "kind": "dataset",
@@ -134,11 +139,11 @@ class MlflowTracker:
         )
 
     def record_checkpoint(self, path: Path, step: int, values: Mapping[str, float]) -> None:
-        """Record a checkpoint as a logged model, or more metrics of one. path: its folder."""
+        """Record a checkpoint as a logged model, or add metrics to it. path: its folder."""
         self._append({"kind": "model", **_model(path, step, values)})
 
     def record_kept_checkpoints(self, names: Sequence[str]) -> None:
-        """Delete the logged models of all checkpoints but these. names: of their folders."""
+        """Delete the logged models of all other checkpoints. names: folders of the checkpoints that exist."""
         self._append({"kind": "models_kept", "names": list(names)})
 
     def register_weights(
@@ -154,34 +159,34 @@ class MlflowTracker:
         """Make a checkpoint's weights a version of a registered model.
 
         Args:
-            path, step, values: of the checkpoint, as for `model`.
+            path, step, values: of the checkpoint, as for `record_checkpoint`.
             weights: the file that is uploaded.
-            name: of the registered model, created where there is none.
-            alias: leads to this version afterwards; None leaves aliases alone.
+            name: the registered model, created if it does not exist.
+            alias: set to the new version; None changes no alias.
         """
         record = {"weights": str(weights.absolute()), "registered": name, "alias": alias}
         self._append({"kind": "model_registered", **_model(path, step, values), **record})
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
-        """Set tags; setting one again changes it."""
+        """Set tags; a tag may be changed."""
         self._append({"kind": "tags", "values": _texts(values)})
 
     def upload_artifact(self, path: Path, folder: str = "") -> None:
-        """Upload a file, as it is when delivered, into a folder of the run's artifacts."""
+        """Upload a file, with its content at the time of the upload, to a folder of the run's artifacts."""
         self._append({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
 
     def close(self, status: Status, timeout: float, seconds: float | None = None) -> int:
-        """Say how the run ended and wait for the delivery.
+        """Record the run's status and wait for the upload.
 
         Args:
             status: how the run ended.
             timeout: seconds to wait at most.
-            seconds: that the run has worked in all its starts, which MLflow shows as its duration; None is
-                from its first start to now.
+            seconds: working time of all starts, which MLflow shows as the duration; None is the time since
+                the first start.
 
         Returns:
-            Lines that were not delivered in time. They stay in the spool, and a warning says how to
-            deliver them.
+            Number of lines that were not uploaded in time. They stay in the outbox; a warning has the command
+            that uploads them.
         """
         if self._uploader is None:
             return 0
@@ -189,17 +194,15 @@ class MlflowTracker:
             self._append(
                 {"kind": "status", "status": status, **({} if seconds is None else {"seconds": seconds})}
             )
-        self._ended = True
+        self._closed = True
         left = self._uploader.close(timeout)
         if left:
             command = f"uniformerv2 deliver {self._outbox.run_dir}"
-            _log.warning(
-                "MLflow has not taken %d lines yet; they are kept, deliver them with: %s", left, command
-            )
+            _log.warning("%d lines are not uploaded to MLflow; upload them with: %s", left, command)
         return left
 
     def how_to_see(self) -> str | None:
-        """How to see the run, see `address.how_to_see`; None if untracked."""
+        """How to view the run, see `address.how_to_see`; None if it is not tracked."""
         reference = None
         with suppress(OSError):
             reference = RunReference.read(self._outbox.run_dir) if self._enabled else None
@@ -210,15 +213,13 @@ class MlflowTracker:
         )
 
     def _append(self, record: Record) -> None:
-        if not self._enabled or self._ended:
+        if not self._enabled or self._closed:
             return
         try:
             self._outbox.append({**record, "time": time.time_ns() // 1_000_000})
         except OSError as error:
             if not self._disk_failed:
-                _log.warning(
-                    "cannot write %s (%s): the run goes on untracked", self._outbox.lines_path, error
-                )
+                _log.warning("cannot write %s (%s): MLflow records are lost", self._outbox.lines_path, error)
             self._disk_failed = True
             return
         self._disk_failed = False
@@ -227,18 +228,18 @@ class MlflowTracker:
 
 
 def find_mlflow_run_id(run_dir: Path) -> str | None:
-    """MLflow's id of a run's folder; None where MLflow has not taken it yet.
+    """The MLflow run id of a run directory; None before the first upload.
 
-    Raises RunError where the folder's file cannot be read.
+    Raises RunError if `mlflow_run.json` cannot be read.
     """
     reference = _read_reference(run_dir)
     return None if reference is None else reference.run_id
 
 
 def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool = False) -> None:
-    """Raises RunError for an address or a name that MLflow can never use.
+    """Raises RunError for an address or an experiment name that MLflow cannot use.
 
-    ask: also connect to a server where this run has not been yet, see `check_reachable`.
+    ask: also contact the server if the run is new to it, see `check_reachable`.
     """
     known = _read_reference(run_dir)
     address, source = choose_address(uri, known.uri if known else None)
@@ -249,20 +250,20 @@ def check_tracking(run_dir: Path, *, uri: str | None, experiment: str, ask: bool
 
 
 def deliver_outbox(run_dir: Path, new_run: bool = False, uri: str | None = None) -> int:
-    """Deliver by hand what a finished run left in its spool.
+    """Upload the records that a run left in its outbox.
 
     Args:
         run_dir: the run's folder.
-        new_run: deliver the run's whole history to a new MLflow run, which it then goes on with.
-        uri: MLflow's address; None is where the run is tracked. Another one than that gets the whole history,
-            in a new MLflow run, which the run then goes on with.
+        new_run: upload the whole history to a new MLflow run, which the run then continues.
+        uri: MLflow's address; None is the run's own. For another address the whole history is uploaded to a
+            new MLflow run, which the run then continues.
 
     Returns:
-        Lines handled, those included that MLflow refused and that lie in `mlflow.rejected.jsonl`.
+        Number of lines, including those that MLflow refused (`mlflow.rejected.jsonl`).
 
     Raises:
-        StartAgain: MLflow cannot be reached, or another process is delivering.
-        RunError: nothing was tracked here, the folder cannot be written, or the MLflow run was deleted.
+        StartAgain: MLflow cannot be reached, or another process is uploading.
+        RunError: the run was not tracked, its folder cannot be written, or the MLflow run was deleted.
     """
     prepare_environment()
     outbox = Outbox(run_dir)
@@ -279,14 +280,14 @@ def deliver_outbox(run_dir: Path, new_run: bool = False, uri: str | None = None)
     except RunError:
         raise
     except UploadBlocked as error:
-        raise RunError(f"{outbox.count_undelivered()} lines are left, and kept. {error}") from None
+        raise RunError(f"{outbox.count_undelivered()} lines are not uploaded. {error}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise RunError(
-                f"{outbox.count_undelivered()} lines are left, and kept. {first_line(error)}"
+                f"{outbox.count_undelivered()} lines are not uploaded. {first_line(error)}"
             ) from None
         raise StartAgain(
-            f"{outbox.count_undelivered()} lines are left, MLflow does not take them: {first_line(error)}"
+            f"{outbox.count_undelivered()} lines are not uploaded to MLflow: {first_line(error)}"
         ) from error
     return waiting
 
@@ -296,12 +297,12 @@ def _read_reference(run_dir: Path) -> RunReference | None:
         return RunReference.read(run_dir)
     except OSError as error:
         raise RunError(
-            f"{run_dir / NAME} cannot be read: {error.strerror}. It says which MLflow run this is"
+            f"{run_dir / NAME} cannot be read: {error.strerror}. It holds the id of the MLflow run"
         ) from None
 
 
 def prepare_environment() -> None:
-    """Set MLflow's variables for this process where they are not set: short waits, no telemetry."""
+    """Set MLflow's environment variables unless they are set: short timeouts, no telemetry."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -318,8 +319,8 @@ def _choose_reference(
     if known is not None and not is_copy:
         same, _ = choose_address(known.uri, None)
         if (str(same), known.experiment) == (str(address), experiment):
-            asks = known.credentials or address.has_credentials
-            return replace(known, uri=str(address), folder=folder, credentials=asks)
+            credentials = known.credentials or address.has_credentials
+            return replace(known, uri=str(address), folder=folder, credentials=credentials)
     outbox.mark_delivered(0)
     return RunReference(
         str(address),

@@ -1,8 +1,7 @@
-"""A run's outbox for the tracking server: lines on disk, and how far they have been delivered.
+"""A run's outbox: records on disk that wait for MLflow.
 
-`mlflow.jsonl` grows by one JSON line per record and is never rewritten; `mlflow.offset` holds the number
-of its bytes that are delivered. A process that dies leaves both behind, and whoever comes next goes on
-from there.
+Each record is one JSON line appended to `mlflow.jsonl`, which is never rewritten. `mlflow.offset` holds the
+number of bytes that are delivered. After a crash, the next process continues from that offset.
 """
 
 import fcntl
@@ -21,7 +20,7 @@ Record = dict[str, Any]
 
 
 class Outbox:
-    """The outbox of one run directory. Appending is safe from any thread of one process."""
+    """The outbox of one run directory. `append` is thread-safe within one process."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -31,12 +30,13 @@ class Outbox:
         self._writing = threading.Lock()
         self._file: BinaryIO | None = None
 
-    def append(self, record: Record) -> None:
-        """Add one record and hand it to the operating system; some 0.05 ms.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files of the outbox."""
+        return self.lines_path, self._offset_path, self.rejected_path
 
-        Raises:
-            OSError: the disk is full or gone.
-        """
+    def append(self, record: Record) -> None:
+        """Write one record to the file, in about 0.05 ms. Raises OSError if the disk is full or missing."""
         line = _line(record)
         with self._writing:
             if self._file is None:
@@ -44,7 +44,7 @@ class Outbox:
             append(self._file, line)
 
     def undelivered(self) -> Iterator[tuple[int, bytes]]:
-        """Complete lines that are not delivered, each with the offset at which it ends."""
+        """Yield the complete lines that are not delivered, each with its end offset."""
         if not self.lines_path.exists():
             return
         with self.lines_path.open("rb") as file:
@@ -57,68 +57,66 @@ class Outbox:
                 yield end, line
 
     def count_undelivered(self) -> int:
-        """Lines that are not delivered."""
+        """Number of complete lines that are not delivered."""
         return sum(1 for _ in self.undelivered())
 
     def count_lines(self) -> int:
-        """Complete lines, delivered or not."""
+        """Number of complete lines, delivered or not."""
         if not self.lines_path.exists():
             return 0
         with self.lines_path.open("rb") as file:
             return sum(line.endswith(b"\n") for line in file)
 
     def delivered_bytes(self) -> int:
-        """Bytes of the spool that are delivered."""
+        """Number of bytes that are delivered; 0 if the offset does not fit the file, as after a deletion."""
         try:
             offset = int(self._offset_path.read_bytes()[:32])
             with self.lines_path.open("rb") as file:
-                # Somebody who deletes the spool means to begin anew.
                 if not 0 < offset <= file.seek(0, os.SEEK_END):
                     return 0
                 file.seek(offset - 1)
                 return offset if file.read(1) == b"\n" else 0
-        except (FileNotFoundError, ValueError):  # a damaged offset: MLflow stores a value once
+        except (FileNotFoundError, ValueError):  # a damaged offset: delivering a value again stores it once
             return 0
 
     def size(self) -> int:
-        """Bytes of the spool, delivered or not."""
+        """Size of `mlflow.jsonl` in bytes."""
         return self.lines_path.stat().st_size if self.lines_path.exists() else 0
 
     def mark_delivered(self, offset: int) -> None:
-        """Record, atomically, that everything before `offset` is delivered."""
+        """Store atomically that all bytes before `offset` are delivered."""
         write_text(self._offset_path, f"{offset}\n", sync=False, shared=True)
 
     def reject(self, record: Record, reason: str) -> None:
-        """Put aside what the server will never take, with its reason."""
+        """Append a record that MLflow refuses to `mlflow.rejected.jsonl`, with the reason."""
         with self.rejected_path.open("ab") as file:
             file.write(_line({**record, "reason": reason}))
 
     @contextmanager
     def delivery_lock(self) -> Iterator[bool]:
-        """Hold the right to deliver; yields False where another process has it.
+        """Lock the outbox for delivery; yields False if another process holds the lock.
 
-        A file system without locks lets everybody deliver: MLflow stores one metric value once, however
-        often it comes.
+        On a file system without locks it yields True: MLflow stores a value once even if it is sent twice.
         """
         with self.lines_path.open("ab") as file:
-            mine = True
+            is_locked = True
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                mine = not isinstance(error, BlockingIOError)
-            yield mine
+                is_locked = not isinstance(error, BlockingIOError)
+            yield is_locked
 
 
 def _line(record: Record) -> bytes:
     text = json.dumps(_strict(record), allow_nan=False, ensure_ascii=False) + "\n"
     try:
         return text.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON has escapes for its bytes
+    except UnicodeEncodeError:  # a file name that is not UTF-8: its bytes are escaped
         return (json.dumps(_strict(record), allow_nan=False) + "\n").encode()
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they travel as text that `float` reads."""
+    """Replace NaN and infinity, which JSON lacks, by text that `float` parses."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):

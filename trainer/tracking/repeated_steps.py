@@ -1,4 +1,4 @@
-"""Steps that a run does again after it went back to a checkpoint: which of their values MLflow gets."""
+"""Steps that a run repeats after it resumed from a checkpoint: which value of each is sent to MLflow."""
 
 import json
 import re
@@ -13,20 +13,25 @@ _START = re.compile(rb'"kind": "status", "status": "RUNNING", "step": (\d+)')
 
 @dataclass(frozen=True)
 class SentValue:
-    """The one value of a metric at a step that is sent: where its line ends in the spool, and the value."""
+    """The value of a metric at a step that is sent.
+
+    end: offset in the outbox at which its line ends.
+    """
 
     end: int
     value: float
 
 
 class RepeatedSteps:
-    """Chooses one line for each metric and step that stand in a spool more than once.
+    """Chooses one line for each metric and step that the outbox holds more than once.
 
-    MLflow stores a step twice where time or value differ, and deletes nothing. So the first line is sent,
-    which may be there already. Of lines that were recorded before the MLflow run began (`base`, bytes of the
-    spool) the last is sent: the run has none of them, and the last one belongs to the weights that go on.
+    MLflow stores two values of a step if time or value differ, and deletes none. So the first line is sent,
+    which MLflow may have already. Of the lines before `base`, the outbox offset at which the MLflow run
+    began, the last is sent: MLflow has none of them, and the last belongs to the weights that training
+    continued with.
 
-    The choice depends on the spool and `base` alone, so a delivery that is interrupted goes on with the same.
+    The choice depends on the outbox and `base` alone, so an interrupted upload continues with the same
+    values.
     """
 
     def __init__(self, lines_path: Path, base: int) -> None:
@@ -37,7 +42,7 @@ class RepeatedSteps:
             self._read(lines_path)
 
     def choose(self, record: Record, end: int) -> dict[str, SentValue]:
-        """Of a record of metrics whose line ends at `end`: what is sent in place of the values it repeats."""
+        """For a metrics record whose line ends at `end`: the values that other lines send for it."""
         step = record["step"]
         if not any(first <= step <= last for first, last in self._windows):
             return {}
@@ -62,7 +67,7 @@ class RepeatedSteps:
                 try:
                     values = {key: float(value) for key, value in json.loads(line)["values"].items()}
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                    continue  # a torn line, or a damaged one
+                    continue  # an incomplete or damaged line
                 for key, value in values.items():
                     if end <= self._base:
                         self._chosen[key, step] = SentValue(end, value)
@@ -71,9 +76,9 @@ class RepeatedSteps:
 
 
 def _windows(lines_path: Path) -> list[tuple[int, int]]:
-    """Ranges of steps, disjoint and rising, that were done more than once: first and last of each.
+    """Ranges (first, last) of repeated steps, disjoint and ascending.
 
-    A start that goes on after step s may repeat s itself, an evaluation, up to the last step before it.
+    A start that continues after step s repeats the steps after s, and s itself if it evaluates again.
     """
     reached = -1
     windows: list[tuple[int, int]] = []

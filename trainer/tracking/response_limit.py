@@ -1,8 +1,8 @@
-"""A limit on the size of a server's replies: MLflow's HTTP client itself reads whatever comes.
+"""A size limit for a server's responses, which MLflow's HTTP client lacks.
 
-MLflow makes its sessions with an adapter of its own, by the name that is replaced here. The new adapter's
-connections count the bytes of each reply, headers, retries and redirects included, and a reply's body is
-counted once more where it is decompressed.
+MLflow creates its sessions with the adapter class that is replaced here. The connections of the new adapter
+count the bytes of each response, including headers, retries and redirects. The decompressed body is counted
+separately.
 """
 
 import http.client
@@ -15,21 +15,21 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 LONGEST_REPLY = 64 * 2**20
-"""Bytes. MLflow's longest reply to what a run asks is one run with its metrics: well below 1 MiB."""
+"""Bytes. MLflow's longest response to a run's requests is one run with its metrics: below 1 MiB."""
 
 
 class ReplyTooLong(OSError):
-    """A reply has more than `LONGEST_REPLY` bytes; the rest is not read."""
+    """A response has more than `LONGEST_REPLY` bytes; the rest is not read."""
 
     def __init__(self) -> None:
         super().__init__(
-            f"the reply is longer than {LONGEST_REPLY / 2**20:.3g} MiB and was not read further: is there an "
-            "MLflow server at this address?"
+            f"the response is longer than {LONGEST_REPLY / 2**20:.3g} MiB and was not read: check that the "
+            "address is that of an MLflow server"
         )
 
 
 def limit_replies() -> None:
-    """Have every HTTP session that MLflow makes from now on refuse replies that are too long."""
+    """Limit the responses of all HTTP sessions that MLflow creates after this call."""
     from mlflow.utils import request_utils
 
     if not getattr(request_utils.TCPKeepAliveHTTPAdapter, "limits_replies", False):
@@ -58,7 +58,7 @@ def _limited(adapter: Any) -> Any:
 
 
 class _LimitedReader(io.RawIOBase):
-    """A socket's file for one reply, up to `LONGEST_REPLY` bytes as they are sent."""
+    """A socket's file for one response; raises ReplyTooLong after `LONGEST_REPLY` bytes."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
@@ -108,7 +108,7 @@ _POOLS = {"http": _Pool, "https": _SecurePool}
 
 
 class _LimitedBody:
-    """A reply's body as `requests` reads it, up to `LONGEST_REPLY` bytes after decompression."""
+    """A response's body; raises ReplyTooLong after `LONGEST_REPLY` decompressed bytes."""
 
     def __init__(self, body: urllib3.BaseHTTPResponse) -> None:
         self._body = body

@@ -1,4 +1,4 @@
-"""What MLflow shows of a run beside its numbers: who started what, on which code and machines, and a note."""
+"""Tags and note of a run in MLflow: user, command, code version, machines, data."""
 
 import getpass
 import os
@@ -15,26 +15,26 @@ from trainer.system.secrets import redacted
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What is said of a run at its start."""
+    """Facts about a run at its start."""
 
     recipe: str
-    """Its name."""
+    """Name of the recipe."""
     model: str
-    """In words: `b16 scene, 8 frames of 224 x 224, 115 M parameters`."""
+    """For example `b16 scene, 8 frames of 224 x 224, 115 M parameters`."""
     data: Sequence[tuple[str, str, int, int]]
-    """Of each manifest: what it is for, its path, its videos and classes."""
+    """Use, path, number of videos and number of classes of each manifest."""
     run_dir: Path
     launcher: str
-    """What started the ranks, see `Environment.launcher`."""
+    """The launcher of the ranks, see `Environment.launcher`."""
     ranks: int
     nodes: int
     device: str
     """Name of a rank's GPU, or `cpu`."""
     starts: int
-    """How often the run was started, this time included."""
+    """Number of starts of the run, including this one."""
 
     def tags(self, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """Tags; those that begin with `mlflow.` are shown by MLflow in places of their own."""
+        """Tags of the MLflow run. MLflow shows those that begin with `mlflow.` outside its list of tags."""
         job = variables.get("SLURM_JOB_ID")
         git = git_state()
         tags = {
@@ -58,7 +58,7 @@ class RunDescription:
         return tags
 
     def note(self) -> str:
-        """What is trained on what, the command, and how to go on, in Markdown."""
+        """Model, data and command in Markdown."""
         rows = "\n".join(
             f"| {use} | `{_cell(path)}` | {videos:,} | {classes:,} |"
             for use, path, videos, classes in self.data
@@ -68,12 +68,13 @@ class RunDescription:
             f"**{self.recipe}**: {self.model}; {ranks}\n\n"
             f"```\n{self.command()}\n```\n\n"
             f"| data | manifest | videos | classes |\n|---|---|---:|---:|\n{rows}\n\n"
-            f"The command above goes on after a stop. What the run leaves is in `{self.run_dir.absolute()}`; "
-            "`recipe.yaml` there and among the artifacts has every value that was used.\n"
+            "The command above also continues a stopped run. The run directory is "
+            f"`{self.run_dir.absolute()}`; its `recipe.yaml`, also among the artifacts, has every value "
+            "used.\n"
         )
 
     def command(self) -> str:
-        """The command that started the run, as far as a rank can know it; for a SLURM job its script."""
+        """The command that started the run, reconstructed from a rank; for a SLURM job `sbatch SCRIPT`."""
         scripts = sorted((self.run_dir / "slurm").glob("*.sbatch"))
         if self.launcher == "srun" and scripts:
             return f"sbatch {shlex.quote(str(scripts[-1]))}"
@@ -89,7 +90,7 @@ class RunDescription:
 
 
 def user_name() -> str:
-    """Of who started the process; its number where the system has no name for it, as in a container."""
+    """The user who started the process; the number if the system has no name for it, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -97,5 +98,5 @@ def user_name() -> str:
 
 
 def _cell(text: str) -> str:
-    """A text inside a Markdown table's code."""
+    """Text for code in a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")

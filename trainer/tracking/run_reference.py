@@ -1,8 +1,9 @@
-"""Where a run is tracked: `mlflow_run.json` in its folder."""
+"""The MLflow run of a run directory: `mlflow_run.json`."""
 
 import json
 import logging
 import os
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from trainer.system.files import write_text
 from trainer.system.secrets import Address
+from trainer.tracking.outbox import Outbox
 
 NAME = "mlflow_run.json"
 
@@ -20,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunReference:
-    """Where a run is tracked, and as which of MLflow's runs."""
+    """The MLflow run that a run directory belongs to."""
 
     uri: str
     """MLflow's address, without user name and password."""
@@ -29,24 +31,23 @@ class RunReference:
     started: int
     """First start of the run, milliseconds since 1970."""
     key: str
-    """Our own name for the run, a tag on it: finds a run whose creation was cut off before the id came."""
+    """A tag of the MLflow run. It finds the run if the process died before it received the run's id."""
     experiment_id: str | None = None
     run_id: str | None = None
     parent: str | None = None
-    """MLflow's id of the run that this one stands under."""
+    """Id of the parent MLflow run."""
     folder: str = ""
-    """The run's, when it was last tracked: a copy of it is another run; one that was moved is not."""
+    """The run directory at the last start: a copy of it is another run, a moved one is the same run."""
     credentials: bool = False
-    """Whether the address had a user name and a password: they are not kept, and have to be given again."""
-
+    """Whether the address had a user name and a password, which are not stored: each start needs them."""
     base: int = 0
-    """Bytes of the spool that were recorded before MLflow's run began; see `RepeatedSteps`."""
+    """Size of the outbox in bytes when the MLflow run began; see `RepeatedSteps`."""
 
     @classmethod
     def read(cls, run_dir: Path) -> "RunReference | None":
-        """None where the run was never tracked. In place of a damaged file, the newest checkpoint's copy.
+        """None if the run was never tracked. For a damaged file, the copy in the newest checkpoint.
 
-        Only reads. Raises OSError where the file cannot be read.
+        Changes nothing. Raises OSError if the file cannot be read.
         """
         try:
             return _read(run_dir / NAME)
@@ -55,26 +56,26 @@ class RunReference:
 
     @classmethod
     def recover(cls, run_dir: Path) -> "RunReference | None":
-        """As `load`, and sets a damaged file aside, with the checkpoint's copy written in its place.
+        """Like `read`, but renames a damaged file and writes the checkpoint's copy under its name.
 
-        For a process that tracks or delivers the run. Raises OSError where that cannot be done.
+        For a process that tracks or uploads the run. Raises OSError.
         """
         path = run_dir / NAME
         try:
             return _read(path)
         except _Damaged:
             found = _newest_copy(run_dir)
-            aside = path.with_name(f"{NAME}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
-            os.replace(path, aside)
+            damaged = path.with_name(f"{NAME}.damaged-{datetime.now():%Y%m%d-%H%M%S-%f}")
+            os.replace(path, damaged)
             if found is not None:
                 found.write(run_dir)
             _log.warning(
-                "%s is damaged, and now %s; %s",
+                "%s is damaged and was renamed to %s; %s",
                 path,
-                aside.name,
-                "the run's history goes to a new MLflow run"
+                damaged.name,
+                "the run's history is uploaded to a new MLflow run"
                 if found is None
-                else "a checkpoint's copy is taken",
+                else "the copy in a checkpoint is used",
             )
             return found
 
@@ -82,12 +83,12 @@ class RunReference:
         write_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n", sync=False, shared=True)
 
     def for_new_run(self, base: int) -> "RunReference":
-        """The same place for a new MLflow run."""
+        """A reference to a new MLflow run at the same address."""
         return replace(self, key=uuid.uuid4().hex, run_id=None, experiment_id=None, base=base)
 
 
 class _Damaged(Exception):
-    """The file does not say where a run is tracked."""
+    """The content of the file is invalid."""
 
 
 def _newest_copy(run_dir: Path) -> RunReference | None:
@@ -99,7 +100,7 @@ def _newest_copy(run_dir: Path) -> RunReference | None:
 
 
 def _read(path: Path) -> RunReference | None:
-    """None where there is no file. Raises _Damaged, or OSError where it cannot be read."""
+    """None if there is no file. Raises _Damaged, or OSError if it cannot be read."""
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name: values[field.name] for field in fields(RunReference) if field.name in values}
@@ -110,17 +111,35 @@ def _read(path: Path) -> RunReference | None:
         raise _Damaged from error
     texts = (reference.uri, reference.experiment, reference.run_name, reference.key, reference.folder)
     optional = (reference.experiment_id, reference.run_id, reference.parent)
-    is_sound = (
+    is_valid = (
         all(isinstance(text, str) for text in texts)
         and all(text is None or isinstance(text, str) for text in optional)
         and isinstance(reference.started, int)
         and isinstance(reference.base, int)
         and reference.uri != ""
     )
-    if not is_sound:
+    if not is_valid:
         raise _Damaged
-    # Written before addresses were kept without their passwords.
+    # Files of earlier versions hold addresses with passwords.
     address = Address(reference.uri)
     return replace(
         reference, uri=str(address), credentials=reference.credentials is True or address.has_credentials
     )
+
+
+def archive_tracking(run_dir: Path) -> Path | None:
+    """Move the outbox and the run reference to a subfolder, so that the next start creates an MLflow run.
+
+    Parameters of an MLflow run never change: a training with other parameters needs a run of its own. Records
+    that are not uploaded can be uploaded with launch/deliver.py and the subfolder. Returns the subfolder;
+    None if the run was not tracked. Raises OSError.
+    """
+    outbox = Outbox(run_dir)
+    if not (run_dir / NAME).exists():
+        return None
+    folder = run_dir / f"mlflow-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir()
+    for path in (*outbox.paths, run_dir / NAME):  # the reference last: until then the run continues with it
+        if path.exists():
+            os.replace(path, folder / path.name)
+    return folder

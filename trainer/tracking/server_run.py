@@ -1,4 +1,4 @@
-"""The MLflow run that a run folder belongs to: found again, created, checked for deletion."""
+"""The MLflow run of a run directory on the server: found, created, checked for deletion."""
 
 import logging
 from dataclasses import replace
@@ -9,13 +9,12 @@ from trainer.tracking.address import restore_command, sqlite_path
 from trainer.tracking.run_reference import RunReference
 from trainer.tracking.upload_errors import ServerUnavailable, UploadBlocked, first_line, is_refusal
 
-LONGEST_RUN_NAME = 250  # characters; other databases than SQLite refuse more
+LONGEST_RUN_NAME = 250  # characters: the limit of databases other than SQLite
 
 _KEY_TAG = "trainer.key"
-_PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages fold the runs below into the one above
+_PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest child runs under their parent
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""The kind of an experiment. MLflow 3.17 opens its page on "GenAI" all the same, unless the page's address
-says otherwise: see `address.run_page`."""
+"""The kind of an experiment. MLflow 3.17 also needs a workflowType in the URL, see `address.run_page`."""
 
 _STAGES = ("active", "deleted")
 
@@ -23,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class ServerRun:
-    """One run on MLflow's server. Raises Stopped where only a person can help, and whatever MLflow raises."""
+    """One run on MLflow's server. Raises UploadBlocked if a retry is useless, and MLflow's own exceptions."""
 
     def __init__(self, client: Any, reference: RunReference, run_dir: Path) -> None:
-        """client: an `MlflowClient` for the place's address."""
+        """client: an `MlflowClient` for the reference's address."""
         import mlflow.entities
         import mlflow.exceptions
 
@@ -38,9 +37,9 @@ class ServerRun:
         self.run_id = reference.run_id or ""
 
     def find(self) -> RunReference:
-        """The run's id: remembered, found by our key, or of a new run. Raises Stopped for a deleted one.
+        """Find the run by its id or key, or create it. Raises UploadBlocked if it was deleted.
 
-        Returns the place with the run's id, which is saved in the folder, too.
+        Writes the id to `mlflow_run.json` and returns the reference with it.
         """
         reference = self._reference
         if reference.run_id is not None:
@@ -68,9 +67,9 @@ class ServerRun:
         return self._reference
 
     def delete_duplicates(self) -> None:
-        """Delete empty runs beside ours that bear our key, which would show as RUNNING for ever.
+        """Delete other, empty runs with this run's key, which would stay RUNNING forever.
 
-        A request to create a run whose reply is lost or late is made again: the server may take both.
+        A request to create a run is repeated if its response is lost or late; the server may execute both.
         """
         alike = self._client.search_runs(
             [self._reference.experiment_id], f"tags.`{_KEY_TAG}` = '{self._reference.key}'"
@@ -79,32 +78,32 @@ class ServerRun:
             if run.info.run_id != self.run_id and not run.data.metrics and not run.data.params:
                 self._client.delete_run(run.info.run_id)
                 _log.warning(
-                    "MLflow had created the run twice: the empty one, %s, is deleted", run.info.run_id
+                    "MLflow created the run twice; the empty duplicate %s was deleted", run.info.run_id
                 )
 
     def require_active(self) -> None:
-        """Raises Stopped where the run, or its experiment, was deleted, with the command that restores it."""
+        """Raises UploadBlocked, with the command to restore it, if the run or its experiment was deleted."""
         where = f"of {self._run_dir}"
         try:
             run = self._client.get_run(self.run_id)
             if run.info.lifecycle_stage == "active":
                 return
-            self._required(run.info.lifecycle_stage, "whether a run is active", _STAGES)
+            self._required(run.info.lifecycle_stage, "the state of a run", _STAGES)
             experiment = self._client.get_experiment(run.info.experiment_id)
         except self._exception as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UploadBlocked(
-                f"MLflow no longer has the run {self.run_id} {where}: it was deleted for good, or "
-                f"{self._reference.uri} is another database than before. To deliver the whole history to a "
-                f"new run: {new_run_command(self._run_dir)}."
+                f"{self._reference.uri} has no run {self.run_id} {where}: it was deleted permanently, or the "
+                "database is another one. To upload the whole history to a new run: "
+                f"{new_run_command(self._run_dir)}."
             ) from None
         if experiment.lifecycle_stage != "active":
             self._stop_for_experiment(experiment, f"the run {self.run_id} {where}")
         restore = restore_command(self._reference.uri, kind="runs", id=self.run_id)
         raise UploadBlocked(
-            f"The MLflow run {self.run_id} {where} was deleted. To restore it, and have all records "
-            f"delivered: {restore} - or, to deliver the whole history to a new run: "
+            f"The MLflow run {self.run_id} {where} was deleted. To restore it, so that all records are "
+            f"uploaded: {restore} - or, to upload the whole history to a new run: "
             f"{new_run_command(self._run_dir)}."
         )
 
@@ -117,16 +116,16 @@ class ServerRun:
         )
 
     def _stop_for_experiment(self, experiment: Any, run: str) -> None:
-        self._required(experiment.lifecycle_stage, "whether an experiment is active", _STAGES)
+        self._required(experiment.lifecycle_stage, "the state of an experiment", _STAGES)
         restore = restore_command(self._reference.uri, kind="experiments", id=str(experiment.experiment_id))
         raise UploadBlocked(
-            f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, and "
-            f"have all records delivered: {restore} - or name another with tracking.experiment: the whole "
-            "history then goes there."
+            f"The MLflow experiment {experiment.name!r} was deleted, and with it {run}. To restore it, so "
+            f"that all records are uploaded: {restore} - or set tracking.experiment to another name: the "
+            "whole history is then uploaded to that experiment."
         )
 
     def _find_experiment(self, reference: RunReference) -> str:
-        """The experiment's id; beside a database of our own, its artifacts go to `mlartifacts`."""
+        """The experiment's id. For an SQLite file its artifacts are in `mlartifacts` beside the file."""
         known = self._client.get_experiment_by_name(reference.experiment)
         if known is None:
             path = sqlite_path(reference.uri)
@@ -140,21 +139,21 @@ class ServerRun:
                 known = self._client.get_experiment_by_name(reference.experiment)
                 if known is None:
                     raise error
-                # Another run has created it meanwhile.
+                # Another run created it in the meantime.
         if known.lifecycle_stage != "active":
-            self._stop_for_experiment(known, f"the runs in it; {self._run_dir} belongs there")
+            self._stop_for_experiment(known, f"its runs; {self._run_dir} belongs to it")
         return self._required(str(known.experiment_id), "an experiment's id")
 
     def _required(self, value: str, what: str, allowed: tuple[str, ...] = ()) -> str:
-        """A value of a reply. Raises Outage where the reply lacks it, as `{}` does."""
+        """A value of a response. Raises ServerUnavailable if the response lacks it."""
         if not value or (allowed and value not in allowed):
             raise ServerUnavailable(
-                f"the reply from {self._reference.uri} does not say {what}: is there an MLflow server at "
-                "this address, of version 3 or newer?"
+                f"the response of {self._reference.uri} lacks {what}: check that it is the address of an "
+                "MLflow server of version 3 or newer"
             )
         return value
 
 
 def new_run_command(run_dir: Path) -> str:
-    """The command that delivers a run's whole history to a new MLflow run."""
+    """The command that uploads a run's whole history to a new MLflow run."""
     return f"uniformerv2 deliver {run_dir} --new-run"

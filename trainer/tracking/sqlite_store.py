@@ -1,8 +1,8 @@
-"""An SQLite database for MLflow: made whole or not at all, whoever makes it and however that is interrupted.
+"""Creates an SQLite database for MLflow atomically.
 
-MLflow makes its tables in some seconds, step by step. A process that dies meanwhile, or a second one that
-does the same, leaves tables that MLflow can neither use nor complete. So they are made in a file beside,
-which then gets its name.
+MLflow creates its tables one by one, which takes seconds. A process that dies in between, or a second process
+that does the same, leaves tables that MLflow can neither use nor complete. So the tables are created in a
+temporary file, which is then renamed.
 """
 
 import errno
@@ -18,59 +18,62 @@ from pathlib import Path
 
 from trainer.tracking.address import sqlite_address
 
-LOCK_PATIENCE = 120.0  # seconds that another process may take to make the database
-SETTLED = 10.0  # seconds without a change after which nobody is still making a database's tables
+LOCK_TIMEOUT = 120.0  # seconds that another process may take to create the database
+IDLE_SECONDS = 10.0  # without a change for so long, no process is creating tables in the database
 
 _DATA = ("experiments", "runs", "registered_models", "trace_info", "datasets")
-"""Tables that have rows in a database that was used."""
+"""Tables that have rows once a database was used."""
 
 _log = logging.getLogger(__name__)
 
 
 class DatabaseBusy(Exception):
-    """Another process is at work on the database; to be tried again."""
+    """Another process is creating the database; the upload tries again later."""
 
 
 def ensure_database(path: Path) -> bool:
-    """Make the database where there is none, or only a part of one; returns whether it is new.
+    """Create the database if it is missing or incomplete; returns whether it is new.
 
-    A part is what an interrupted first creation left, without any data in it: it is set aside under another
-    name. Raises DatabaseBusy while another process makes the database, OSError or sqlite3.Error where the
-    file or its folder cannot be used.
+    An incomplete database, left by an interrupted creation and without data, is renamed. Raises DatabaseBusy
+    while another process creates the database, OSError or sqlite3.Error if the file or its folder cannot be
+    used.
     """
     if not is_partial(path):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        if not is_partial(path):  # another process made it meanwhile
+        if not is_partial(path):  # another process created it
             return False
         if path.exists():
-            _set_aside(path)
-        _make(path)
+            _rename_incomplete(path)
+        _create(path)
         return True
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a database is missing, is empty, or has tables of MLflow but not all, and no data.
+    """Whether a database is missing, is empty, or has some of MLflow's tables and no data.
 
-    The last that MLflow does for a new database is to add the experiment "Default": a database with an
-    experiment is whole, also where another version of MLflow made it.
+    MLflow adds the experiment "Default" last: a database with an experiment is complete, whatever the version
+    of MLflow that created it.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    try:
+        if path.stat().st_size == 0:
+            return True
+    except FileNotFoundError:
         return True
     try:
-        # Not read-only: a journal that a killed process left is rolled back first. But never creating a file.
+        # "rw", not "ro": the journal of a killed process is rolled back first. It never creates a file.
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)
     except sqlite3.OperationalError:
         if path.exists():
             raise
-        return True  # another process has set it aside meanwhile
+        return True  # another process has renamed it
     with closing(connection) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return True
         if "experiments" not in tables and "alembic_version" not in tables:
-            return False  # somebody else's database: MLflow adds its tables
+            return False  # the database of another program: MLflow adds its tables
         if any(_has_rows(database, table) for table in _DATA if table in tables):
             return False
         version = None
@@ -84,7 +87,7 @@ def _has_rows(database: sqlite3.Connection, table: str) -> bool:
 
 
 def _newest_version() -> str | None:
-    """The version of the tables that the installed MLflow makes."""
+    """The version of the tables that the installed MLflow creates."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -92,27 +95,28 @@ def _newest_version() -> str | None:
     return ScriptDirectory(str(migrations)).get_current_head()
 
 
-def _set_aside(path: Path) -> None:
+def _rename_incomplete(path: Path) -> None:
     age = time.time() - path.stat().st_mtime
-    if path.stat().st_size and 0 <= age < SETTLED:
-        raise DatabaseBusy(f"{path} is being made by another process, or its making was just interrupted")
-    aside = path.with_name(f"{path.name}.incomplete-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    if path.stat().st_size and 0 <= age < IDLE_SECONDS:
+        raise DatabaseBusy(f"another process is creating {path}, or was interrupted just now")
+    renamed = path.with_name(f"{path.name}.incomplete-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     for suffix in ("-journal", "-wal", "-shm"):
         with suppress(FileNotFoundError):
-            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
-    os.replace(path, aside)
+            os.replace(f"{path}{suffix}", f"{renamed}{suffix}")
+    os.replace(path, renamed)
     _log.warning(
-        "%s was left incomplete by an interrupted start and holds no run: it is now %s, and is made anew",
+        "%s is incomplete after an interrupted start and holds no run: it was renamed to %s; a new database "
+        "is created",
         path,
-        aside.name,
+        renamed.name,
     )
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for left in path.parent.glob(f".{escape(path.name)}.*.partial*"):
-        with suppress(OSError):  # of a process that was killed: this one holds the lock
+        with suppress(OSError):  # of a killed process: this process holds the lock
             left.unlink()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -120,9 +124,9 @@ def _make(path: Path) -> None:
         store.engine.dispose()
         _flush(partial)
         try:
-            os.link(partial, path)  # fails where there is one by now; a rename would replace it
+            os.link(partial, path)  # unlike a rename, it fails if the file exists
         except FileExistsError:
-            raise DatabaseBusy(f"{path} was made by another process meanwhile") from None
+            raise DatabaseBusy(f"another process has created {path}") from None
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
@@ -140,27 +144,25 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a database that is to be made: a file beside it, removed afterwards.
+    """Hold the lock for the creation of a database: a file beside it, removed afterwards.
 
-    A file system without locks lets everybody make one: the first to be named stays.
+    On a file system without locks every process creates a database; the first one to be renamed stays.
     """
     lock = path.with_name(f".{path.name}.lock")
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         with lock.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise DatabaseBusy(
-                        f"{path} is being made by another process, which holds {lock}"
-                    ) from None
+                    raise DatabaseBusy(f"another process is creating {path} and holds {lock}") from None
                 time.sleep(0.1)
                 continue
             except OSError:
                 pass
             if not _is_same(file.fileno(), lock):
-                continue  # its former holder removed it: another process may hold the lock of a newer one
+                continue  # its former holder removed it; another process may have locked a new file
             try:
                 yield
             finally:

@@ -1,7 +1,7 @@
-"""Readings of every node: CPU, memory, network and GPUs, by one thread on each.
+"""Hardware metrics of every node: CPU, memory, network and GPUs, sampled by one thread per node.
 
-The first rank of a node samples. Rank 0 hands its readings to the tracker, and with them the latest of the
-other nodes, which lie in the run's folder: no collective, and no call to MLflow's server.
+The first rank of a node samples. The other nodes write their latest sample to the run directory; rank 0
+records it together with its own. This needs no collective and no call to MLflow's server.
 """
 
 import json
@@ -20,7 +20,7 @@ from trainer.system.files import write_text
 
 SECONDS = 15.0  # between two samples of a node
 VALUES_PER_SECOND = 2.0
-"""That MLflow gets at most, of all nodes: from 4 nodes on, samples are further apart."""
+"""Upper limit for MLflow over all nodes: from 4 nodes on, samples are further apart."""
 
 FOLDER = "nodes"
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class NodeMonitor:
-    """Samples this node while it is open. Where that fails, it says so once and tries on; the run goes on."""
+    """Samples this node while it is open. A failure is logged once; sampling and training continue."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class NodeMonitor:
     ) -> None:
         """
         Args:
-            run_dir: the run's folder, which all nodes see.
-            node: number of this node among those of the run, from 0.
-            nodes: their number.
+            run_dir: the run's folder, shared by all nodes.
+            node: index of this node in the run, from 0.
+            nodes: number of nodes.
             gpus: UUIDs of this node's GPUs that the run uses, as NVML writes them.
-            report: where all readings go, on node 0; None on the others.
+            report: on node 0, records the samples of all nodes; None on the others.
         """
         self._folder = run_dir / FOLDER
         self._node = node
@@ -69,25 +69,25 @@ class NodeMonitor:
 
     def _work(self) -> None:
         sampler: Sampler | None = None
-        pause, said = SECONDS, False
+        pause, logged = SECONDS, False
         while not self._closing.wait(pause):
             try:
                 if sampler is None:
                     sampler = Sampler(self._gpus)
-                    continue  # shares and rates are since the first reading
+                    continue  # utilisation and rates refer to the time since the first sample
                 values = sampler.sample()
                 pause = max(SECONDS, self._nodes * len(values) / VALUES_PER_SECOND)
                 if self._report is None:
-                    self._leave(values)
+                    self._write_sample(values)
                 else:
                     self._report(self._of_all(values))
-            except Exception as error:  # whatever goes wrong here, the run goes on
-                if not said:
-                    _log.warning("node %d cannot be read for MLflow, the run goes on: %s", self._node, error)
-                said = True
+            except Exception as error:  # no error of the monitor may stop the training
+                if not logged:
+                    _log.warning("hardware metrics of node %d cannot be read: %s", self._node, error)
+                logged = True
 
-    def _leave(self, values: Mapping[str, float]) -> None:
-        """Write this node's readings where rank 0 finds them."""
+    def _write_sample(self, values: Mapping[str, float]) -> None:
+        """Write this node's sample to the run directory, for rank 0."""
         self._folder.mkdir(exist_ok=True)
         text = json.dumps({"time": time.time(), "values": values})
         write_text(self._folder / f"node-{self._node:05d}.json", text, sync=False, shared=True)
@@ -97,7 +97,9 @@ class NodeMonitor:
             return dict(own)
         found = {0: own}
         for node in range(1, self._nodes):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # not written yet, or by nobody of us
+            with suppress(
+                OSError, ValueError, KeyError, TypeError
+            ):  # not written yet, or not by this program
                 record = json.loads((self._folder / f"node-{node:05d}.json").read_text(encoding="utf-8"))
                 if record["time"] > self._reported.get(node, self._began):
                     self._reported[node] = record["time"]
@@ -106,7 +108,7 @@ class NodeMonitor:
 
 
 class Sampler:
-    """Reads one node's counters; a sample takes some milliseconds."""
+    """Reads one node's counters; a sample takes a few milliseconds."""
 
     def __init__(self, gpus: Sequence[str]) -> None:
         self._handles = _open_gpus(gpus)
@@ -114,10 +116,10 @@ class Sampler:
         self._network = _network()
 
     def sample(self) -> dict[str, float]:
-        """Readings now, or since the last call, under the names that MLflow's own monitor has.
+        """Values of this moment, or since the last call, with the names of MLflow's own monitor.
 
-        GPUs: mean and lowest utilisation, highest share of memory, power of all together. Network: without
-        the loopback; RDMA does not show there.
+        GPUs: mean and lowest utilisation, highest memory usage, total power. Network: without the loopback
+        and without RDMA, which these counters lack.
         """
         before, self._network = self._network, _network()
         seconds = max(self._network[0] - before[0], 1e-3)
@@ -132,14 +134,14 @@ class Sampler:
 
 
 def _network() -> tuple[float, int, int]:
-    """Time in seconds, bytes received and sent so far."""
+    """Time in seconds, bytes received, bytes sent."""
     counters = [counter for name, counter in psutil.net_io_counters(pernic=True).items() if name != "lo"]
     received = sum(counter.bytes_recv for counter in counters)
     return time.monotonic(), received, sum(counter.bytes_sent for counter in counters)
 
 
 def _open_gpus(uuids: Sequence[str]) -> list[object]:
-    """NVML's handles; none where a GPU is not NVIDIA's, or only a part of one."""
+    """NVML's handles; none if NVML does not know a GPU, such as a MIG partition."""
     if not uuids:
         return []
     import pynvml
@@ -148,7 +150,7 @@ def _open_gpus(uuids: Sequence[str]) -> list[object]:
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
     except pynvml.NVMLError as error:
-        _log.warning("NVML does not give readings of the GPUs: %s", error)
+        _log.warning("NVML cannot read the GPUs: %s", error)
         return []
 
 

@@ -1,4 +1,4 @@
-"""What of a training goes to MLflow, and when: metrics by step, evaluations, checkpoints as logged models."""
+"""The MLflow records of a training: metrics by step, evaluations, checkpoints as logged models."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 
 
 class TrainingTracker:
-    """Rank 0's. A step has one line in the spool at most, and most steps have none."""
+    """Used on rank 0. A step adds at most one line to the outbox; most steps add none."""
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class TrainingTracker:
     ) -> None:
         """
         Args:
-            tracker: of the run.
+            tracker: the run's tracker.
             checkpoints: the folder of the run's checkpoints.
-            total_steps: of the whole training.
-            every_steps: optimiser steps between two records of the training's metrics.
-            best: the highest top-1 of earlier starts; None where nothing was evaluated yet.
+            total_steps: number of steps of the whole training.
+            every_steps: steps between two records of the training metrics.
+            best: the highest top-1 of earlier starts; None before the first evaluation.
         """
         self._tracker = tracker
         self._checkpoints = checkpoints
@@ -49,7 +49,9 @@ class TrainingTracker:
         self._every_steps = every_steps
         self._best = best
         self._losses: deque[float] = deque(maxlen=LOSS_STEPS)
-        self._untracked: tuple[int, dict[str, float]] | None = None  # of the last step, where it was not due
+        self._untracked: tuple[int, dict[str, float]] | None = (
+            None  # metrics of the last step if they were not recorded
+        )
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._saved = -1  # step of the newest checkpoint
         self._kept: list[str] = []
@@ -67,7 +69,7 @@ class TrainingTracker:
         gradient_norm: float | None,
         quarantined: int,
     ) -> None:
-        """Record a finished step if it is due: the first, the last, and every so many."""
+        """Record the metrics of the first, the last and every `every_steps`-th step."""
         done, rates, spent = totals.step + 1, meter.rates(), meter.spent
         self._seconds = spent.seconds
         self._losses.append(totals.loss)
@@ -102,15 +104,15 @@ class TrainingTracker:
             self._untracked = None
 
     def record_spike(self, step: int, deviations: float) -> None:
-        """Record a jump of the loss, in standard deviations of what was usual."""
+        """Record a loss spike, in standard deviations of the recent loss."""
         self._tracker.record_metrics(step, {f"{TRAIN}spike": deviations})
 
     def record_skipped_step(self, step: int) -> None:
-        """Record a step that changed nothing."""
+        """Record a skipped step."""
         self._tracker.record_metrics(step, {f"{TRAIN}skipped": 1.0})
 
     def record_data_times(self, step: int, milliseconds: Mapping[str, float], limit: str) -> None:
-        """Record what a clip costs in each stage, and which stage limits: a tag, since it is no number."""
+        """Record the time per clip of each data stage, and the bottleneck as a tag."""
         self._tracker.record_metrics(
             step, {f"{WALL_CLOCK}data_{name}_ms": value for name, value in milliseconds.items()}
         )
@@ -119,12 +121,12 @@ class TrainingTracker:
             self._limit = limit
 
     def record_evaluation(self, step: int, values: Mapping[str, float], table: Path, picture: Path) -> None:
-        """Record an evaluation after `step` steps, which may be the best so far.
+        """Record an evaluation after `step` steps, also under `best/` if it is the best so far.
 
         Args:
-            values: `top1` among them.
-            table: the accuracy of each class, see `confusion.class_table`.
-            picture: of the confusion matrix.
+            values: metrics, including `top1`.
+            table: file with the accuracy of each class.
+            picture: file with the confusion matrix.
         """
         found = {f"{VAL}{name}": value for name, value in values.items()}
         if values["top1"] > (-1.0 if self._best is None else self._best):  # NaN is not
@@ -144,11 +146,11 @@ class TrainingTracker:
             self._has_table = True
 
     def record_reevaluation(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        """Record an evaluation of a finished run. prefix: of its metrics (`evaluation/finished_run.py`)."""
+        """Record an evaluation of a finished run. prefix: of its metrics' names, see `Reevaluation`."""
         self._tracker.record_metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
 
     def record_checkpoint(self, step: int, path: Path) -> None:
-        """Record a checkpoint, and which of the earlier ones are still there."""
+        """Record a checkpoint, and delete the logged models of deleted checkpoints."""
         self._saved = step
         evaluated, values = self._evaluated
         self._tracker.record_checkpoint(path, step, values if evaluated == step else {})
@@ -161,7 +163,7 @@ class TrainingTracker:
             self._kept = kept
 
     def upload_examples(self, sheet: Path) -> None:
-        """Record a picture of some validation videos with their classes."""
+        """Upload the picture of some validation videos with their classes."""
         self._tracker.upload_artifact(sheet)
 
     def register_weights(self, weights: Path, registered: str) -> None:
@@ -170,7 +172,7 @@ class TrainingTracker:
         self._tracker.register_weights(
             self._folder_of(self._total_steps),
             self._total_steps,
-            {},  # the evaluation has given the model its metrics
+            {},  # the model has its metrics from the evaluation
             weights=weights,
             name=name,
             alias=alias or None,
@@ -180,17 +182,17 @@ class TrainingTracker:
         return self._checkpoints / f"step-{step:07d}"
 
     def record_summary(self, summary: Mapping[str, Any], file: Path) -> None:
-        """Record what the run came to. file: with the same."""
+        """Record the numbers of the run's summary and upload `summary.json`, its file."""
         numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        # MLflow draws a metric that has step 0 alone as bars, one for each run.
+        # MLflow draws a metric whose only step is 0 as one bar per run.
         self._tracker.record_metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
         self._seconds = summary["seconds"]
         self._tracker.upload_artifact(file)
 
     def close(self, status: Status, timeout: float) -> None:
-        """End the MLflow run, waiting so many seconds at most for what is still on its way.
+        """Record the last step and the status, and wait up to `timeout` seconds for the upload.
 
-        The last step is recorded there, too: a run that stops or fails ends between two records.
+        A run that is stopped or fails usually ends between two recorded steps.
         """
         self._track_step()
         if self._saved >= 0:

@@ -1,4 +1,4 @@
-"""Why MLflow does not take a record: an outage, a refusal, or a run that was deleted."""
+"""Classes of upload errors: an outage, a refused record, a deleted run."""
 
 import re
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from trainer.system.secrets import redacted
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-"""MLflow's error codes for what trying again cannot mend; any other may be an outage, a proxy, a password."""
+"""MLflow's error codes for records that a retry cannot fix; any other code may be an outage or a login."""
 
 _REFUSED_STATUS = {"400", "413", "414", "422", "431"}
-"""Answers of a server, or a proxy before it, to a request that is wrong or too large."""
+"""HTTP statuses of a server or proxy for a request that is wrong or too large."""
 
 _DATABASE_REFUSALS = {"DataError", "IntegrityError"}
-"""SQLAlchemy's errors for a value that does not fit; its others are about the database or the connection."""
+"""SQLAlchemy's errors for an invalid value; its other errors concern the database or the connection."""
 
 _LOGIN = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}
 _LOGIN_HINT = (
@@ -20,23 +20,22 @@ _LOGIN_HINT = (
     "a token from MLFLOW_TRACKING_TOKEN)"
 )
 
-_LONGEST_REASON = 500  # characters of an error that are shown: servers answer with pages
+_LONGEST_REASON = 500  # characters of an error that are logged: servers may respond with a whole page
 
 
 class UploadBlocked(Exception):
-    """MLflow takes nothing of this run until somebody does something; all records are kept.
+    """MLflow accepts no record of this run until a person acts; all records stay in the outbox.
 
-    The message says what happened and what to do. Trying again costs little, and waiting at the run's end
-    brings nothing.
+    The message has the cause and the action. The uploader keeps trying, but does not wait at the run's end.
     """
 
 
 class ServerUnavailable(Exception):
-    """MLflow cannot be reached, or not used, for now."""
+    """The address does not respond like an MLflow server."""
 
 
 def is_refusal(error: Any) -> bool:
-    """Whether an MlflowException is about what was sent, and not about the server or the way to it."""
+    """Whether an MlflowException concerns the record, not the server or the connection."""
     status = re.search(r"failed with error code (\d{3})", str(error))
     if status is not None:
         return status[1] in _REFUSED_STATUS
@@ -49,12 +48,12 @@ def is_refusal(error: Any) -> bool:
 
 
 def is_unknown_call(error: Any) -> bool:
-    """Whether an MlflowException says that the server does not know the call: it is older than the call."""
+    """Whether an MlflowException means that the server is too old for the call."""
     return error.error_code == "ENDPOINT_NOT_FOUND" or "failed with error code 404" in str(error)
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line, without passwords."""
+    """The first line of an error, without passwords."""
     text = redacted(str(error)).strip().partition("\n")[0] or redacted(repr(error))
     text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
     return text + _LOGIN_HINT if getattr(error, "error_code", None) in _LOGIN else text

@@ -1,10 +1,8 @@
 """No user name and no password of an address reaches a file, a message or a job's script."""
 
 import json
-import os
 import pickle
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,9 @@ import pytest
 from trainer.cluster.sbatch import JobRequest, format_script
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe_environment, find_environment
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RecipeError
 from trainer.resilience.crash_report import write_crash_report
 from trainer.system.secrets import Address, redacted, set_job_credentials, with_credentials
-from trainer.tracking.mlflow_tracker import MlflowTracker
-from trainer.tracking.outbox import Outbox
 
 ROOT = Path(__file__).parents[3]
 SECRET = "s3cretpw"
@@ -126,60 +122,6 @@ def test_a_recipe_holds_the_password_in_memory_only(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(ROOT / "recipes/quickstart.yaml", wrong)
     assert SECRET not in str(caught.value) and "tracking.url" in str(caught.value)
-
-
-def test_no_file_and_no_message_of_a_run_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "before")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
-    tracker = MlflowTracker(tmp_path, uri=None, experiment="e", run_name="r")
-    tracker.record_params({"command": f"--set tracking.uri=http://user:{SECRET}@127.0.0.1:9"})
-    assert tracker.close("KILLED", 0.0) == 3
-    tracker._uploader._thread.join(60)  # type: ignore[union-attr]
-    assert tracker.how_to_see() == "http://127.0.0.1:9"
-    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
-        "user",
-        SECRET,
-    )
-    for file in tmp_path.iterdir():
-        assert SECRET not in file.read_text(), file
-    assert SECRET not in caplog.text
-
-
-def test_a_run_tracked_before_loses_the_password_it_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., MlflowTracker]
-) -> None:
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    old = {"uri": f"postgresql://user:{SECRET}@h/db", "experiment": "e", "run_name": "r", "started": 1}
-    (tmp_path / "mlflow_run.json").write_text(json.dumps(old | {"key": "k", "run_id": "abc"}))
-    MlflowTracker(tmp_path, uri=None, experiment="e", run_name="r")
-    kept = json.loads((tmp_path / "mlflow_run.json").read_text())
-    assert (kept["uri"], kept["run_id"], kept["credentials"]) == ("postgresql://h/db", "abc", True)
-
-
-def test_a_database_s_password_comes_from_the_variable_and_is_missed_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = Address(f"postgresql://user:{SECRET}@h/db")
-    assert (
-        with_credentials(Address("postgresql://h/db"), {"MLFLOW_TRACKING_URI": address.full}).full
-        == address.full
-    )
-    assert not with_credentials(
-        Address("postgresql://other/db"), {"MLFLOW_TRACKING_URI": address.full}
-    ).has_credentials
-    from trainer.tracking.mlflow_tracker import deliver_outbox
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
-    MlflowTracker(tmp_path, uri=address, experiment="e", run_name="r")
-    with pytest.raises(RunError, match="MLFLOW_TRACKING_URI"):
-        deliver_outbox(tmp_path)
-    assert Outbox(tmp_path).count_undelivered() == 1
 
 
 def test_a_job_s_script_lacks_it_and_the_job_s_environment_has_it() -> None:

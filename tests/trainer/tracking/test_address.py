@@ -1,4 +1,4 @@
-"""Which address a run takes, and what is refused before it starts."""
+"""The address that a run chooses, and addresses that are refused before it starts."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.tracking.upload_errors import is_refusal
     ("uri", "token"),
     [
         ("file:./mlruns", "sqlite:///./mlruns/mlflow.db"),
-        ("./mlruns", "no longer tracks into a folder"),
+        ("./mlruns", "MLflow 3"),
         ("/data/mlruns", "sqlite:////data/mlruns/mlflow.db"),
         ("file:///data/mlruns", "sqlite:////data/mlruns/mlflow.db"),
         ("htp://host:5000", "did you mean http://host:5000?"),
@@ -38,7 +38,7 @@ from trainer.tracking.upload_errors import is_refusal
         ("postgresql+nosuchdriver://host/db", "nosuchdriver"),
     ],
 )
-def test_what_mlflow_can_never_use_is_refused_in_words(tmp_path: Path, uri: str, token: str) -> None:
+def test_an_address_that_mlflow_cannot_use_is_refused(tmp_path: Path, uri: str, token: str) -> None:
     with pytest.raises(RunError) as caught:
         check_tracking(tmp_path, uri=uri, experiment="e")
     assert token in str(caught.value) and "tracking.uri" in str(caught.value)
@@ -49,11 +49,13 @@ def test_what_mlflow_can_never_use_is_refused_in_words(tmp_path: Path, uri: str,
     ["http://host", "https://host:5000/mlflow/", "http://[::1]:5000", "http://u:p@host", "sqlite:///x.db",
      "sqlite:////tmp/x.db", "databricks", "databricks://profile"],
 )  # fmt: skip
-def test_what_mlflow_can_use_is_not(tmp_path: Path, uri: str) -> None:
+def test_an_address_that_mlflow_can_use_is_accepted(tmp_path: Path, uri: str) -> None:
     check_tracking(tmp_path, uri=uri, experiment="実験/テスト with\nnewline")
 
 
-def test_a_name_or_a_file_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_or_file_that_mlflow_cannot_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}")
     with pytest.raises(RunError, match=r"MLFLOW_TRACKING_URI.*is a folder"):
         check_tracking(tmp_path, uri=None, experiment="e")
@@ -68,7 +70,7 @@ def test_a_name_or_a_file_that_cannot_be_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     "name", ["plain", "with blank", "h#sh", "100%25", "100%", "q?x=1", "ünïcode", "a;b", "it's"]
 )
-def test_a_database_lies_in_the_current_directory_whatever_its_name(
+def test_a_database_in_the_current_directory_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     from sqlalchemy.engine import make_url
@@ -94,7 +96,7 @@ def test_the_options_of_a_database_stay(tmp_path: Path, monkeypatch: pytest.Monk
     assert choose_address("sqlite:///a.db?timeout=30", None, {})[0] == f"sqlite:///{tmp_path}/a.db?timeout=30"
 
 
-def test_only_what_is_about_the_record_is_a_refusal() -> None:
+def test_only_an_error_about_the_record_is_a_refusal() -> None:
     from mlflow.exceptions import MlflowException, RestException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
     from sqlalchemy import exc

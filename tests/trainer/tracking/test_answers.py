@@ -1,4 +1,4 @@
-"""What a server, or a proxy before it, answers instead of taking a record: an outage, until it takes it."""
+"""Wrong responses of a server or of a proxy: each is an outage, and no record is lost."""
 
 import base64
 import json
@@ -54,11 +54,11 @@ def proxy() -> Iterator[Proxy]:
     ("status", "body", "token"),
     [
         (200, b"<html>Please log in</html>", "not in a valid JSON format"),
-        (200, b"{}", "does not say whether"),
+        (200, b"{}", "lacks the state"),
         (
             200,
             b'{"run": {}, "experiment": {"experiment_id": "1", "lifecycle_stage": "?"}}',
-            "does not say whether",
+            "lacks the state",
         ),
         (401, b"<html>no</html>", "MLFLOW_TRACKING_PASSWORD"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "MLFLOW_TRACKING_PASSWORD"),
@@ -87,7 +87,7 @@ def test_an_outage_keeps_every_record(
     place = json.loads((tmp_path / "mlflow_run.json").read_text()) | {"run_id": "a" * 32}
     for run_id in (None, "a" * 32):
         (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"run_id": run_id}))
-        with pytest.raises(RunError, match="2 lines are left, MLflow does not take them") as caught:
+        with pytest.raises(RunError, match="2 lines are not uploaded") as caught:
             deliver_outbox(tmp_path)
         assert token in str(caught.value) and SECRET not in str(caught.value)
     assert Outbox(tmp_path).count_undelivered() == 2

@@ -1,4 +1,4 @@
-"""Addresses that are refused before training, and those that are not: a server may be away for a while."""
+"""Contacting the server before training: wrong servers are refused, servers that are down are not."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.system.secrets import Address
-from trainer.tracking.connectivity import check_reachable
+from trainer.tracking.address import check_reachable
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -35,11 +35,11 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", ["/mlflow", "/private/"])
-def test_mlflow_and_a_login_before_it_are_taken(server: str, path: str) -> None:
+def test_mlflow_and_a_login_page_are_accepted(server: str, path: str) -> None:
     check_reachable(Address(server + path), "tracking.uri")
 
 
-def test_nobody_there_is_an_outage(tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_accepted(tmp_path: Path) -> None:
     check_reachable(Address("http://127.0.0.1:9"), "tracking.uri")
     check_reachable(Address(f"sqlite:///{tmp_path}/new/mlflow.db"), "tracking.uri")
 
@@ -49,7 +49,7 @@ def test_another_server_is_refused(server: str) -> None:
         check_reachable(Address(server), "tracking.uri")
 
 
-def test_a_host_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RunError, match=r"nowhere\.invalid"):

@@ -1,4 +1,4 @@
-"""A request to create a run whose reply is lost, doubled or late leaves one run in MLflow."""
+"""A lost, duplicate or late request to create a run leaves one run in MLflow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Create = Callable[..., Any]
 
 
 def lost_reply(create: Create, late: list[Callable[[], Any]]) -> Create:
-    """The first request is taken, and its reply is lost."""
+    """The first request is executed, and its response is lost."""
     calls: list[int] = []
 
     def request(client: MlflowClient, *arguments: Any, **named: Any) -> Any:
@@ -28,7 +28,7 @@ def lost_reply(create: Create, late: list[Callable[[], Any]]) -> Create:
 
 
 def doubled(create: Create, late: list[Callable[[], Any]]) -> Create:
-    """Each is taken twice, as where a layer below tries again."""
+    """Each request is executed twice, as if a lower layer retried."""
 
     def request(client: MlflowClient, *arguments: Any, **named: Any) -> Any:
         create(client, *arguments, **named)
@@ -38,7 +38,7 @@ def doubled(create: Create, late: list[Callable[[], Any]]) -> Create:
 
 
 def delayed(create: Create, late: list[Callable[[], Any]]) -> Create:
-    """The first is taken when the run is nearly over."""
+    """The first request is executed when the run is nearly over."""
 
     def request(client: MlflowClient, *arguments: Any, **named: Any) -> Any:
         if not late:
@@ -50,7 +50,7 @@ def delayed(create: Create, late: list[Callable[[], Any]]) -> Create:
 
 
 @pytest.mark.parametrize("fault", [lost_reply, doubled, delayed])
-def test_one_run_whatever_becomes_of_the_request(
+def test_a_faulty_request_leaves_one_run(
     start: Callable[..., MlflowTracker],
     store: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A database that is made once whoever dies, and runs that are killed at any moment."""
+"""Creation of the database in spite of crashes, and runs that are killed at any moment."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.trainer.tracking.mlflow_client import TIMEOUT, client
 from trainer.errors import RunError
 from trainer.tracking import sqlite_store
 from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, deliver_outbox, find_mlflow_run_id
@@ -25,16 +25,9 @@ from trainer.tracking.outbox import Outbox
 from trainer.tracking.sqlite_store import DatabaseBusy, ensure_database, is_partial
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
 
 
-def client(uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def test_a_database_is_made_once_whole_and_where_the_user_is(
+def test_a_database_is_created_once_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = tmp_path / "100%25 a?b#ü"
@@ -46,18 +39,18 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
         half.execute("CREATE TABLE runs (run_uuid TEXT)")
     half.close()
     (here / ".mlflow.db.1.partial").write_text("of a process that was killed")
-    with pytest.raises(DatabaseBusy):  # it may be at work still
+    with pytest.raises(DatabaseBusy):  # its creator may still be working
         ensure_database(path)
-    monkeypatch.setattr(sqlite_store, "SETTLED", 0.0)
+    monkeypatch.setattr(sqlite_store, "IDLE_SECONDS", 0.0)
     results: list[bool] = []
     makers = [threading.Thread(target=lambda: results.append(ensure_database(path))) for _ in range(4)]
     for maker in makers:
         maker.start()
     for maker in makers:
-        maker.join(PATIENCE)
+        maker.join(TIMEOUT)
     assert sorted(results) == [False, False, False, True]
     assert not is_partial(path)
-    assert caplog.text.count("incomplete") == 2  # said once: what it was, and its name now
+    assert caplog.text.count("incomplete") == 2  # logged once, with both names
     (aside,) = here.glob("mlflow.db.incomplete-*")
     assert sorted(file.name for file in here.iterdir()) == ["mlflow.db", aside.name]
     assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
@@ -68,7 +61,7 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     tracker = MlflowTracker(here / "run", uri=None, experiment="e", run_name="r")
     (here / "run" / "file.txt").write_text("hello")
     tracker.upload_artifact(here / "run" / "file.txt")
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     command = tracker.how_to_see()
     assert command is not None
     pasted = shlex.split(command.splitlines()[0])[-1]
@@ -77,10 +70,10 @@ def test_a_database_is_made_once_whole_and_where_the_user_is(
     assert sorted(file.name for file in tmp_path.iterdir()) == [here.name]
 
 
-def test_a_database_with_data_is_never_set_aside(
+def test_a_database_with_data_is_never_renamed(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "SETTLED", 0.0)
+    monkeypatch.setattr(sqlite_store, "IDLE_SECONDS", 0.0)
     for number, table in enumerate(("runs", "registered_models")):
         path = tmp_path / f"{number}.db"
         with sqlite3.connect(path) as used:
@@ -112,7 +105,7 @@ def test_a_database_with_data_is_never_set_aside(
 def test_a_locked_database_is_waited_for(
     tmp_path: Path, store: str, start: Callable[..., MlflowTracker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert start().close("KILLED", PATIENCE) == 0
+    assert start().close("KILLED", TIMEOUT) == 0
     copy = tmp_path / "copy.db"
     shutil.copy(store.removeprefix("sqlite:///"), copy)
     other = tmp_path / "other"
@@ -121,13 +114,13 @@ def test_a_locked_database_is_waited_for(
         holder.execute("BEGIN EXCLUSIVE")
         tracker = MlflowTracker(other, uri=f"sqlite:///{copy}", experiment="e", run_name="r")
         tracker.record_metrics(1, {"loss": 1.0})
-        deadline = time.monotonic() + PATIENCE
-        while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
+        deadline = time.monotonic() + TIMEOUT
+        while "upload to MLflow fails" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.05)
         holder.execute("ROLLBACK")
     holder.close()
-    assert tracker.close("FINISHED", PATIENCE) == 0
-    assert "locked" in caplog.text and "is back" in caplog.text
+    assert tracker.close("FINISHED", TIMEOUT) == 0
+    assert "locked" in caplog.text and "works again" in caplog.text
     assert not (other / "mlflow.rejected.jsonl").exists()
 
 
@@ -141,7 +134,7 @@ def test_damaged_files_cost_no_record_and_no_traceback(
 ) -> None:
     first = start()
     first.record_metrics(1, {"loss": 1.0})
-    assert first.close("KILLED", PATIENCE) == 0
+    assert first.close("KILLED", TIMEOUT) == 0
     run_id = find_mlflow_run_id(tmp_path)
     copy = tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
     copy.parent.mkdir(parents=True)
@@ -149,21 +142,21 @@ def test_damaged_files_cost_no_record_and_no_traceback(
     (tmp_path / "mlflow.offset").write_bytes(content)
     place = tmp_path / "mlflow_run.json"
     place.write_bytes(content)
-    # What a run, and its check, ask before the run has its folder changes nothing there.
+    # Reading changes nothing.
     before = sorted(tmp_path.iterdir())
     check_tracking(tmp_path, uri=store, experiment=request.node.name)
     assert find_mlflow_run_id(tmp_path) == run_id
     assert sorted(tmp_path.iterdir()) == before and place.read_bytes() == content
     second = start(step=1)
     second.record_metrics(2, {"loss": 2.0})
-    assert second.close("FINISHED", PATIENCE) == 0
+    assert second.close("FINISHED", TIMEOUT) == 0
     assert find_mlflow_run_id(tmp_path) == run_id == json.loads(place.read_text())["run_id"]
     (aside,) = tmp_path.glob("mlflow_run.json.damaged-*")
     assert aside.read_bytes() == content
     assert [value.step for value in client(store).get_metric_history(run_id, "loss")] == [1, 2]
 
 
-def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered(
+def test_a_damaged_reference_needs_a_copy_in_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., MlflowTracker]
 ) -> None:
     place, copy = tmp_path / "mlflow_run.json", tmp_path / "checkpoints" / "step-0000001" / "mlflow_run.json"
@@ -172,7 +165,7 @@ def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered
         deliver_outbox(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [place.name]
 
-    assert start().close("KILLED", PATIENCE) == 0
+    assert start().close("KILLED", TIMEOUT) == 0
     run_id = find_mlflow_run_id(tmp_path)
     copy.parent.mkdir(parents=True)
     place.rename(copy)
@@ -184,7 +177,7 @@ def test_a_damaged_place_without_a_copy_is_said_and_one_with_a_copy_is_delivered
     def unreadable(*_: object, **__: object) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    # A file system that fails for a moment is no damaged file: nothing is set aside.
+    # An unreadable file is not a damaged file: nothing is renamed.
     monkeypatch.setattr(Path, "read_text", unreadable)
     with pytest.raises(RunError, match="cannot be read: Input/output error"):
         check_tracking(tmp_path, uri=None, experiment="e")
@@ -209,7 +202,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
-    """Kill a run at random moments, from its first start on, and let it finish: nothing may be missing."""
+    """Kill a run at random moments, then let it finish: no record may be missing or stored twice."""
     draw = random.Random(seed)
     run_dir, uri, saved = folder / "run", f"sqlite:///{folder}/mlflow.db", 0
     program = [sys.executable, str(Path(__file__).with_name("track_and_die.py")), str(run_dir), uri]
@@ -222,7 +215,7 @@ def killed_at_random(folder: Path, *, kills: int, seed: int) -> None:
             assert process.stdout is not None
             if kill < kills:
                 assert process.stdout.readline().startswith("step")
-                # From the imports over the making of the database to the middle of a delivery.
+                # From the imports over the creation of the database to the middle of an upload.
                 time.sleep(draw.uniform(0.0, 5.0))
                 process.kill()
             said = process.stdout.read().split("\n")

@@ -1,4 +1,4 @@
-"""MLflow for real: a sqlite store, and a server process that is killed and comes back."""
+"""The tracker with a real SQLite store, and with a server process that is killed and restarted."""
 
 import json
 import os
@@ -18,20 +18,13 @@ from typing import Any
 import pytest
 
 from launch import deliver
+from tests.trainer.tracking.mlflow_client import TIMEOUT, client
 from trainer.errors import RunError
 from trainer.tracking import uploader
 from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox
 from trainer.tracking.outbox import Outbox
 
-PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
-
 ROOT = Path(__file__).parents[3]
-
-
-def client(uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(uri)
 
 
 def runs(uri: str, experiment: str) -> list[Any]:
@@ -56,7 +49,7 @@ def test_everything_arrives_with_the_times_of_the_calls(
     picture = tmp_path / "picture.txt"
     picture.write_text("pixels")
     tracker.upload_artifact(picture, "evaluation")
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
 
     (run,) = runs(store, request.node.name)
     mlflow = client(store)
@@ -84,18 +77,18 @@ def test_a_restart_continues_the_same_run(
 ) -> None:
     first = start()
     first.record_metrics(1, {"loss": 3.0})
-    assert first.close("KILLED", PATIENCE) == 0
+    assert first.close("KILLED", TIMEOUT) == 0
     (run,) = runs(store, request.node.name)
     assert run.info.status == "KILLED"
     second = start()
     second.record_metrics(2, {"loss": 2.0})
-    assert second.close("FINISHED", PATIENCE) == 0
+    assert second.close("FINISHED", TIMEOUT) == 0
     (same,) = runs(store, request.node.name)
     assert (same.info.run_id, same.info.status) == (run.info.run_id, "FINISHED")
     assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
 
 
-def test_a_refused_value_holds_up_nothing(
+def test_a_refused_value_delays_nothing(
     tmp_path: Path,
     store: str,
     start: Callable[..., MlflowTracker],
@@ -105,29 +98,29 @@ def test_a_refused_value_holds_up_nothing(
     tracker = start()
     tracker.record_params({"kept": 1})
     tracker.set_tags({"between": "so that the two sets of parameters go in two calls"})
-    assert tracker.close("KILLED", PATIENCE) == 0
+    assert tracker.close("KILLED", TIMEOUT) == 0
     tracker = start()
     tracker.record_params({"kept": 2, "new": 3, "later": 4})
     tracker.record_metrics(1, {"good": 1.0, "bad!": 2.0, "fine": 3.0})
     tracker.upload_artifact(tmp_path / "nowhere.txt")
     tracker.record_metrics(2, {"good": 5.0})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     (run,) = runs(store, request.node.name)
     assert run.data.params == {"kept": "1", "new": "3", "later": "4"}
     assert run.data.metrics == {"good": 5.0, "fine": 3.0}
     reasons = {record.get("key", record.get("path")): record["reason"] for record in rejected(tmp_path)}
     assert reasons.keys() == {"kept", "bad!", str(tmp_path / "nowhere.txt")}
     assert "Changing param values is not allowed" in reasons["kept"]
-    assert sum("refuses a line" in record.getMessage() for record in caplog.records) == 3
+    assert sum("refuses a record" in record.getMessage() for record in caplog.records) == 3
 
 
-def test_delivering_twice_stores_once(
+def test_uploading_twice_stores_once(
     tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     tracker = start()
     tracker.record_metrics(1, {"loss": 3.0})
     tracker.record_metrics(2, {"loss": float("nan")})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     # A process that dies after the call and before the offset is written.
     Outbox(tmp_path).mark_delivered(0)
     assert deliver_outbox(tmp_path) == 4
@@ -135,57 +128,57 @@ def test_delivering_twice_stores_once(
     assert len(client(store).get_metric_history(run.info.run_id, "loss")) == 2
 
 
-def test_a_run_whose_creation_was_cut_off_is_found_again(
+def test_a_run_whose_creation_was_interrupted_is_found_again(
     tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
-    assert start().close("KILLED", PATIENCE) == 0
+    assert start().close("KILLED", TIMEOUT) == 0
     place = tmp_path / "mlflow_run.json"
     known = json.loads(place.read_text())
     place.write_text(json.dumps(known | {"run_id": None}))
-    assert start().close("FINISHED", PATIENCE) == 0
+    assert start().close("FINISHED", TIMEOUT) == 0
     (run,) = runs(store, request.node.name)
     assert run.info.run_id == known["run_id"] == json.loads(place.read_text())["run_id"]
 
 
-def test_a_line_torn_by_a_crash_is_put_aside(
+def test_a_line_left_incomplete_by_a_crash_is_rejected(
     tmp_path: Path, store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
-    assert start().close("KILLED", PATIENCE) == 0
+    assert start().close("KILLED", TIMEOUT) == 0
     with (tmp_path / "mlflow.jsonl").open("a") as file:
         file.write('{"kind": "metrics", "step": 1, "val')
     tracker = start()
     tracker.record_metrics(2, {"loss": 2.0})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     (run,) = runs(store, request.node.name)
     assert run.data.metrics == {"loss": 2.0}
     (torn,) = rejected(tmp_path)
     assert torn["line"] == '{"kind": "metrics", "step": 1, "val\n'
 
 
-def test_another_experiment_or_address_gets_the_whole_history(
+def test_another_experiment_gets_the_whole_history(
     store: str, start: Callable[..., MlflowTracker], request: pytest.FixtureRequest
 ) -> None:
     tracker = start()
     tracker.record_metrics(1, {"loss": 3.0})
-    assert tracker.close("KILLED", PATIENCE) == 0
+    assert tracker.close("KILLED", TIMEOUT) == 0
     moved = start(experiment="elsewhere")
     moved.record_metrics(2, {"loss": 2.0})
-    assert moved.close("FINISHED", PATIENCE) == 0
+    assert moved.close("FINISHED", TIMEOUT) == 0
     (run,) = runs(store, "elsewhere")
     assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
 
 
-def test_without_an_address_the_run_stays_where_it_was(
+def test_without_an_address_the_run_keeps_its_own(
     tmp_path: Path, store: str, start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert start().close("KILLED", PATIENCE) == 0
+    assert start().close("KILLED", TIMEOUT) == 0
     before = (tmp_path / "mlflow_run.json").read_text()
-    assert start(uri=None).close("FINISHED", PATIENCE) == 0
+    assert start(uri=None).close("FINISHED", TIMEOUT) == 0
     assert (tmp_path / "mlflow_run.json").read_text() == before
 
 
-def test_the_environment_s_address_and_the_command_that_shows_the_run(
+def test_the_address_of_the_environment_and_the_command_to_view_the_run(
     tmp_path: Path, start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploader, "FIRST_PAUSE", 0.01)
@@ -196,7 +189,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
     assert remote.how_to_see() == "http://127.0.0.1:9"
     remote.close("KILLED", timeout=0)
     assert remote._uploader is not None
-    remote._uploader._thread.join(PATIENCE)  # or it would deliver what the next one records
+    remote._uploader._thread.join(TIMEOUT)  # or it would upload the records of the next tracker
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
@@ -209,7 +202,7 @@ def test_the_environment_s_address_and_the_command_that_shows_the_run(
     assert shutil.which(program)
 
 
-def test_a_disk_that_is_full_stops_nothing(
+def test_a_full_disk_stops_nothing(
     start: Callable[..., MlflowTracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("trainer.tracking.mlflow_tracker.Uploader", lambda *_: None)
@@ -221,26 +214,27 @@ def test_a_disk_that_is_full_stops_nothing(
     monkeypatch.setattr(Outbox, "append", full)
     tracker.record_metrics(1, {"loss": 1.0})
     tracker.record_metrics(2, {"loss": 1.0})
-    # An earlier test's delivery may still have something to say in a thread of its own.
+    # The uploader thread of an earlier test may still log.
     own = [text for record in caplog.records if "No space left" in (text := record.getMessage())]
-    assert [text.endswith("the run goes on untracked") for text in own] == [True]
+    assert [text.endswith("records are lost") for text in own] == [True]
 
 
 def test_disabled_does_nothing(tmp_path: Path, start: Callable[..., MlflowTracker]) -> None:
     tracker = start(enabled=False)
     tracker.record_params({"a": 1})
     tracker.record_metrics(1, {"loss": 1.0})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     assert tracker.how_to_see() is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_imports_mlflow_before_there_is_something_to_deliver() -> None:
-    code = "import sys, trainer.tracking; sys.exit('mlflow' in sys.modules)"
+def test_the_tracker_does_not_import_mlflow() -> None:
+    modules = "trainer.tracking.mlflow_tracker, trainer.tracking.training_tracker"
+    code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
+def test_the_deliver_command_needs_a_tracked_run_and_the_lock(
     tmp_path: Path,
     start: Callable[..., MlflowTracker],
     monkeypatch: pytest.MonkeyPatch,
@@ -251,17 +245,17 @@ def test_delivering_by_hand_needs_a_tracked_run_and_no_rival(
         assert deliver.main() == code
         assert token in "".join(capsys.readouterr())
 
-    expect(tmp_path, 2, "nothing was tracked there")
-    expect(tmp_path / "nowhere", 2, "nothing was tracked there")
-    assert start().close("FINISHED", PATIENCE) == 0
+    expect(tmp_path, 2, "mlflow_run.json")
+    expect(tmp_path / "nowhere", 2, "mlflow_run.json")
+    assert start().close("FINISHED", TIMEOUT) == 0
     with Outbox(tmp_path).delivery_lock():
-        expect(tmp_path, 85, "another process is delivering")
+        expect(tmp_path, 85, "another process")
     expect(tmp_path, 0, "0 lines delivered")
     place = json.loads((tmp_path / "mlflow_run.json").read_text())
     (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "http://127.0.0.1:9"}))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Outbox(tmp_path).mark_delivered(0)
-    expect(tmp_path, 85, "2 lines are left, MLflow does not take them")
+    expect(tmp_path, 85, "2 lines are not uploaded")
     (tmp_path / "mlflow_run.json").write_text(json.dumps(place | {"uri": "htp://host"}))
     expect(tmp_path, 2, "did you mean http://host")
 
@@ -305,7 +299,7 @@ def server(folder: Path, port: int) -> Iterator[None]:
 
 
 def wait_for(address: str, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(address, timeout=5):
@@ -322,7 +316,19 @@ def free_port() -> int:
         return port
 
 
-def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
+def close_during_an_outage(
+    tracker: MlflowTracker, run_dir: Path, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tracker warns, keeps its lines, and the deliver command fails."""
+    assert tracker.close("KILLED", timeout=1.0) == left
+    assert tracker._uploader is not None
+    tracker._uploader._thread.join(TIMEOUT)
+    assert "waiting up to 1 s" in caplog.text and "uniformerv2 deliver" in caplog.text
+    with pytest.raises(RunError, match=f"{left} lines are not uploaded"):
+        deliver_outbox(run_dir)
+
+
+def test_a_missing_server_costs_a_warning_only(
     tmp_path: Path,
     store: str,
     start: Callable[..., MlflowTracker],
@@ -330,33 +336,27 @@ def test_a_server_that_is_not_there_costs_a_warning_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is left goes to another store here; to the server itself, once it is there, in a slow check."""
+    """The lines go to another store here; a soak test starts the server itself later."""
     monkeypatch.setattr(uploader, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(uploader, "SILENT", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = start(uri=f"http://127.0.0.1:{free_port()}")
     tracker.record_metrics(1, {"loss": 3.0})
-    deadline = time.monotonic() + PATIENCE  # MLflow is imported first
-    while "takes nothing for now" not in caplog.text and time.monotonic() < deadline:
+    deadline = time.monotonic() + TIMEOUT  # MLflow is imported first
+    while "upload to MLflow fails" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert tracker.close("KILLED", timeout=1.0) == 3
-    assert tracker._uploader is not None
-    tracker._uploader._thread.join(PATIENCE)
-    assert "waiting up to 1 s for " in caplog.text
-    assert "uniformerv2 deliver" in caplog.text
-    with pytest.raises(RunError, match="3 lines are left"):
-        deliver_outbox(tmp_path)
+    close_during_an_outage(tracker, tmp_path, 3, caplog)
     tracker = start()
     tracker.record_metrics(2, {"loss": 1.0})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     (run,) = runs(store, request.node.name)
     assert run.info.status == "FINISHED"
     assert [v.step for v in client(store).get_metric_history(run.info.run_id, "loss")] == [1, 2]
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("killed", [pytest.param(False, id="not there yet"), pytest.param(True, id="killed")])
-def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
+@pytest.mark.parametrize("killed", [pytest.param(False, id="not started"), pytest.param(True, id="killed")])
+def test_a_server_that_returns_gets_every_record(
     killed: bool,
     tmp_path: Path,
     start: Callable[..., MlflowTracker],
@@ -373,7 +373,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     with server(tmp_path, port) if killed else nullcontext():
         tracker = start(uri=uri)
         tracker.record_metrics(1, {"loss": 3.0})
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while killed and Outbox(tmp_path).count_undelivered() and time.monotonic() < deadline:
             time.sleep(0.05)
         delivered = 2 if killed else 0
@@ -382,11 +382,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
     tracker.upload_artifact(picture)
     left = 5 - delivered
     monkeypatch.setattr(uploader, "SILENT", 0.1)
-    assert tracker.close("KILLED", timeout=1.0) == left
-    assert "waiting up to 1 s for " in caplog.text
-    assert "uniformerv2 deliver" in caplog.text
-    with pytest.raises(RunError, match=f"{left} lines are left"):
-        deliver_outbox(tmp_path)
+    close_during_an_outage(tracker, tmp_path, left, caplog)
 
     with server(tmp_path, port):
         by_hand = [sys.executable, str(ROOT / "launch" / "deliver.py"), str(tmp_path)]
@@ -394,7 +390,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_nothing_else(
         assert result.stdout == f"{left} lines delivered from {tmp_path}\n"
         tracker = start(uri=uri)
         tracker.record_metrics(3, {"loss": 1.0})
-        assert tracker.close("FINISHED", PATIENCE) == 0
+        assert tracker.close("FINISHED", TIMEOUT) == 0
         (run,) = runs(uri, request.node.name)
         assert run.info.status == "FINISHED"
         mlflow = client(uri)
@@ -409,7 +405,7 @@ def test_a_copy_of_a_run_is_another_run_and_one_that_was_moved_is_not(
 ) -> None:
     def key(run_dir: Path) -> str:
         tracker = MlflowTracker(run_dir, uri=store, experiment=request.node.name, run_name="a")
-        assert tracker.close("FINISHED", PATIENCE) == 0
+        assert tracker.close("FINISHED", TIMEOUT) == 0
         found: str = json.loads((run_dir / "mlflow_run.json").read_text())["key"]
         return found
 

@@ -11,17 +11,10 @@ import pytest
 from mlflow.store.entities.paged_list import PagedList
 
 from launch import deliver
+from tests.trainer.tracking.mlflow_client import TIMEOUT, client
 from trainer.tracking.logged_models import LoggedModels
 from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox, find_mlflow_run_id
 from trainer.tracking.outbox import Outbox
-
-PATIENCE = 120.0  # seconds: a limit for machines under load, not an expectation
-
-
-def client(uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(uri)
 
 
 @pytest.fixture
@@ -44,7 +37,7 @@ def delivered(
     tracker.register_weights(
         tmp_path / "step-0000020", 20, {}, weights=weights, name=request.node.name, alias="best"
     )
-    assert tracker.close("FINISHED", PATIENCE, seconds=3600.0) == 0
+    assert tracker.close("FINISHED", TIMEOUT, seconds=3600.0) == 0
     # A process that dies after the calls and before the offset is written.
     Outbox(tmp_path).mark_delivered(0)
     assert deliver_outbox(tmp_path) == 10
@@ -116,7 +109,7 @@ def test_another_address_gets_the_whole_history(
 ) -> None:
     tracker = start()
     tracker.record_metrics(1, {"loss": 3.0})
-    assert tracker.close("FINISHED", PATIENCE) == 0
+    assert tracker.close("FINISHED", TIMEOUT) == 0
     first = find_mlflow_run_id(tmp_path)
     there = f"{store}?timeout=30"  # another address, and no second database to be made
 

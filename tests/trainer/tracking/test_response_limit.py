@@ -1,4 +1,4 @@
-"""A server that answers without end: the reading stops, whatever the form of the reply."""
+"""Endless responses of a server: reading stops at the limit."""
 
 import socket
 import threading
@@ -83,7 +83,7 @@ BOMB = compressed(16 * LIMIT)
         ),
     ],
 )
-def test_the_reading_of_an_endless_reply_stops(
+def test_reading_an_endless_response_stops(
     server: EndlessServer, monkeypatch: pytest.MonkeyPatch, head: bytes, block: bytes
 ) -> None:
     from mlflow.exceptions import MlflowException

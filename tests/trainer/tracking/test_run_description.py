@@ -17,7 +17,7 @@ from trainer.tracking.run_description import RunDescription
         ("srun", "sbatch "),
     ],
 )
-def test_the_note_says_what_by_which_command(
+def test_the_note_has_the_command_and_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, begins: str
 ) -> None:
     uri = "tracking.uri=http://user:s3cretpw@host"

@@ -1,4 +1,4 @@
-"""Readings of the nodes of a run."""
+"""Hardware metrics of the nodes of a run."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from trainer.tracking import system_metrics
 from trainer.tracking.system_metrics import NodeMonitor
 
 
-def test_rank_0_reports_the_readings_of_all_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_reports_the_samples_of_all_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_metrics, "SECONDS", 0.02)
     monkeypatch.setattr(system_metrics, "VALUES_PER_SECOND", 1000.0)
     (tmp_path / "nodes").mkdir()
@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_monitor_that_fails_says_so_once_and_tries_on(
+def test_a_failing_monitor_logs_once_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(system_metrics, "SECONDS", 0.02)
@@ -55,6 +55,6 @@ def test_a_monitor_that_fails_says_so_once_and_tries_on(
     with NodeMonitor(tmp_path, node=1, nodes=2, gpus=[], report=None):
         wait_for(lambda: bool(caplog.records))
         time.sleep(0.1)
-        assert [record.getMessage()[:6] for record in caplog.records] == ["node 1"]
+        assert ["node 1" in record.getMessage() for record in caplog.records] == [True]
         (tmp_path / "nodes").unlink()
         wait_for(node.exists)

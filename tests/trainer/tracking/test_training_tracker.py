@@ -1,4 +1,4 @@
-"""What of a step's numbers goes to MLflow."""
+"""The metrics of a step in MLflow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.tracking.training_tracker import TrainingTracker
 
 
 class Recorded:
-    """Stands for a `MlflowTracker`: its metrics by step."""
+    """Replaces `MlflowTracker` and keeps the metrics by step."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}

@@ -1,6 +1,6 @@
 """A process that tracks steps of a run until it is killed: `track_and_die.py RUN_DIR URI FIRST LAST`.
 
-It goes on after FIRST, says `step N` when a step is recorded, and ends the run after LAST.
+It continues after step FIRST, prints `step N` when a step is recorded, and ends the run after step LAST.
 """
 
 import sys
