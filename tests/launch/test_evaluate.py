@@ -130,7 +130,7 @@ def test_after_a_kill_it_goes_on_with_another_number_of_ranks(
     assert list((tmp_path / "parts").glob("*.parquet")) and not (tmp_path / "evaluation.json").exists()
     code, output, errors = evaluate(run, "--last", "--out", tmp_path, ranks=after)
     assert code == 0, errors
-    assert "going on after" in output
+    assert "continuing after" in output
     assert result(tmp_path)["last_start"]["videos"] < 16
     assert_equals_run(tmp_path, run)
 

@@ -1,1 +1,1 @@
-"""How good a model is: inside a run, and afterwards on any manifest."""
+"""Evaluation of a model: inside a run, and afterwards on any manifest."""

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what is done so far, so that it goes on where it was interrupted."""
+"""The folder of an evaluation: its identity, the scores so far, and the result."""
 
 import json
 import shutil
@@ -15,14 +15,16 @@ from trainer.evaluation.scores import ScoreFile, row_groups, schema
 from trainer.monitoring.run_dir import RunDir
 from trainer.system.files import write_json
 
-_DIGITS = 12  # of a row in a part's name, so that names stand in order
+_DIGITS = 12  # of a row number in a part's name, so that names sort by row
 
 
 class EvaluationDir:
-    """Scores are kept as parts, each of some rows that follow those of the one before, and each whole.
+    """Used on rank 0. The scores are written in parts of consecutive rows, each file atomically.
 
-    So what is done is all rows before `done`, whatever the number of ranks was. bad: videos among them that
-    could not be read. Only rank 0 begins one, and reads or writes there.
+    An interrupted evaluation continues after its last part, with any number of ranks.
+
+    done: number of rows that are evaluated, all before this row.
+    bad: number of unreadable videos among them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,60 +37,63 @@ class EvaluationDir:
         self.bad = 0
 
     def prepare(self, identity: dict[str, Any], *, again: bool) -> None:
-        """Make the folder for this evaluation, or go on with it.
+        """Create the folder, or continue the evaluation in it.
 
-        identity: what it is of, as JSON has it. again: throw away what is there.
+        Args:
+            identity: what the scores depend on, as JSON values.
+            again: delete an earlier evaluation in the folder.
 
-        Raises RunError where another evaluation, or a run, is there, OSError where the folder cannot be
-        written.
+        Raises:
+            RunError: the folder holds another evaluation or a run.
+            OSError: the folder cannot be written.
         """
         if RunDir(self.path).events.exists():
             raise RunError(
-                f"{self.path} is a run's folder, whose own scores would be replaced: name another with --out"
+                f"{self.path} is a run directory, whose scores would be overwritten: name another folder "
+                "with --out"
             )
         if again or not (self._identity.exists() or self.result.exists()):
-            self._remove()  # parts of nobody knows what, too: a removal that was interrupted leaves such
+            self._remove()  # also parts without identity, as an interrupted removal leaves them
         self._parts.mkdir(parents=True, exist_ok=True)
-        self._compare(identity)
+        differences = self._differences(identity)
+        if differences:
+            raise RunError(
+                f"{self.path} holds another evaluation ({'; '.join(differences)}): name another folder with "
+                "--out, or give --again to delete that evaluation"
+            )
         write_json(self._identity, identity)
         for leftover in (*self.path.glob(".*.partial"), *self._parts.glob(".*.partial")):
             leftover.unlink()
         self._count()
 
     def _remove(self) -> None:
-        self.result.unlink(missing_ok=True)  # first: without its parts it would be taken for done
+        self.result.unlink(missing_ok=True)  # first: it marks the evaluation as finished
         self._identity.unlink(missing_ok=True)
         if self._parts.exists():
             shutil.rmtree(self._parts)
 
-    def _compare(self, identity: dict[str, Any]) -> None:
+    def is_finished(self, identity: dict[str, Any]) -> bool:
+        """Whether the folder holds the result of this evaluation. Writes nothing. Raises OSError."""
+        return self.result.exists() and not self._differences(identity)
+
+    def _differences(self, identity: dict[str, Any]) -> list[str]:
         try:
-            before = json.loads(self._identity.read_text(encoding="utf-8"))
+            stored = json.loads(self._identity.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if not self.result.exists():
-                return
-            before = {}
+                return []
+            stored = {}
         except (ValueError, RecursionError):
-            before = {}
-        differing = [
-            f"{name}: {_short(before.get(name) if isinstance(before, dict) else None)} there, "
-            f"{_short(value)} now"
+            stored = {}
+        stored = stored if isinstance(stored, dict) else {}
+        return [
+            f"{name}: {_short(stored.get(name))} there, {_short(value)} now"
             for name, value in identity.items()
-            if not isinstance(before, dict) or before.get(name) != value
+            if stored.get(name) != value
         ]
-        if differing:
-            raise RunError(
-                f"{self.path} holds an evaluation of something else ({'; '.join(differing)}): name another "
-                "folder with --out, or give --again to throw that one away"
-            )
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the evaluation came to its end."""
-        return self.result.exists()
 
     def _count(self) -> None:
-        """Find what is done. Removes parts that follow a gap, which only a person can have made."""
+        """Count the rows. Deletes parts after a gap, which arises only if a person deletes a part."""
         self.done = self.bad = 0
         for path in self.parts():
             first, end = _rows_of(path)
@@ -98,11 +103,11 @@ class EvaluationDir:
                 self.done, self.bad = end, self.bad + _nulls(path)
 
     def parts(self) -> list[Path]:
-        """In the order of their rows."""
+        """The files of the parts, in row order."""
         return sorted(self._parts.glob("*.parquet"))
 
     def bad_videos(self) -> Iterator[tuple[int, str, str]]:
-        """Row, path and reason of each that could not be read."""
+        """Yields row, path and reason of each unreadable video."""
         for path in self.parts():
             if _nulls(path):
                 columns = pq.read_table(path, columns=["row", "path", "prediction", "reason"])
@@ -110,7 +115,7 @@ class EvaluationDir:
                     yield entry["row"], entry["path"], entry["reason"] or "cannot be read"
 
     def write(self, rows: pa.Table) -> None:
-        """Keep some rows, which follow those that are there. Raises OSError where they find no room."""
+        """Write the next rows as a part. Raises OSError."""
         first, end = rows["row"][0].as_py(), rows["row"][-1].as_py() + 1
         path = self._parts / f"{first:0{_DIGITS}d}-{end:0{_DIGITS}d}.parquet"
         classes = rows.schema.field("scores").type.list_size
@@ -119,16 +124,16 @@ class EvaluationDir:
         self.done, self.bad = end, self.bad + rows["prediction"].null_count
 
     def read(self, part: Path) -> Iterator[pa.Table]:
-        """The rows of a part. Raises RunError for one that is damaged."""
+        """The rows of a part. Raises RunError if it is damaged."""
         try:
             yield from row_groups(part)
         except (OSError, pa.ArrowException) as error:
             raise RunError(
-                f"{part} is damaged ({error}): remove it, and start again to have its videos evaluated"
+                f"{part} is damaged ({error}): delete it and start again to evaluate its videos"
             ) from error
 
     def remove_parts(self) -> None:
-        """Remove the parts, once all that came of them is written."""
+        """Delete the parts; their rows are in `scores.parquet`."""
         shutil.rmtree(self._parts, ignore_errors=True)
 
 
@@ -141,7 +146,7 @@ def _nulls(part: Path) -> int:
     try:
         found = pq.read_metadata(part)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{part} is damaged ({error}): remove it, and start again") from error
+        raise RunError(f"{part} is damaged ({error}): delete it and start again") from error
     column = found.schema.names.index("prediction")
     groups = range(found.num_row_groups)
     return sum(found.row_group(group).column(column).statistics.null_count for group in groups)

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on a manifest, on all ranks, from where it was interrupted."""
+"""Evaluates a trained model on a manifest with all ranks; continues an interrupted evaluation."""
 
 import sys
 import time
@@ -38,26 +38,32 @@ from trainer.system.device import compute_logits, set_device, set_numerics
 T = TypeVar("T")
 
 _WORK = "evaluating: videos"
-SECONDS_PER_PART = 30.0  # of work that a killed evaluation loses at most
-TIME_TO_LEAVE = 30.0  # seconds before a job's end at which the last part is written
+SECONDS_PER_PART = 30.0  # between two parts: a killed evaluation loses no more work
+TIME_TO_LEAVE = 30.0  # seconds before the end of a job at which the last part is written
 
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """What this start has seen. reasons: why it left before the end; none where it did not."""
+    """The work of this start.
+
+    videos: number of videos that it evaluated.
+    seconds: time that it took.
+    stop_reasons: why it stopped before the end; empty if it did not.
+    """
 
     videos: int = 0
     seconds: float = 0.0
-    reasons: tuple[str, ...] = ()
+    stop_reasons: tuple[str, ...] = ()
 
 
 def evaluate(request: EvaluationRequest, device: Literal["auto", "cpu", "cuda"], *, as_json: bool) -> int:
-    """Evaluate, or go on with an evaluation, and show the result. Returns the process's exit code.
+    """Start or continue an evaluation and print the result. Returns the exit code of the process.
 
     as_json: print the result as JSON, and nothing else, on standard output.
 
-    Raises UserError, DataError or ModelError for what its maker can mend. After any but an AgreedError the
-    rank stays in the process group, and its process has to end by `trainer.system.process_exit`.
+    Raises UserError, DataError or ModelError for errors that the user can fix. After any error except
+    AgreedError the rank stays in the process group, and its process must end with
+    `trainer.system.process_exit`.
     """
     environment = find_environment(device)
     set_device(environment.device)
@@ -70,13 +76,13 @@ def evaluate(request: EvaluationRequest, device: Literal["auto", "cpu", "cuda"],
     except AgreedError:
         disconnect()
         raise
-    dist.barrier()  # a launcher that sees one rank gone soon ends the others
+    dist.barrier()  # a launcher kills the other ranks soon after one has ended
     disconnect()
     return code
 
 
 class Evaluator:
-    """One rank's part in an evaluation."""
+    """The evaluation on one rank. Its methods are collective."""
 
     def __init__(self, target: EvaluationTarget, environment: Environment, *, as_json: bool) -> None:
         self._target = target
@@ -86,38 +92,44 @@ class Evaluator:
         self._folder = EvaluationDir(target.out)
 
     def evaluate(self, *, again: bool) -> int:
-        """Collective. again: throw away what is there. Returns the exit code."""
+        """Returns the exit code. again: delete an earlier evaluation."""
         identity = run_on_all_ranks(self._target.identity)
         check_same_on_all_ranks(
             "what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items())
         )
-        with ExitStack() as stack:
-            lock = self._on_main(lambda: acquire(self._target.out, option="--out"))
-            if lock is not None:
-                stack.callback(lock.release)
-            self._on_main(lambda: self._folder.prepare(identity, again=again))
-            first, is_finished = broadcast_from_main((self._folder.done, self._folder.is_finished))
-            if is_finished:
-                self._say(f"{self._target.out} holds this evaluation already; --again repeats it")
-            else:
-                seen = self._see_from(first, stack)
-                if seen.reasons:
-                    self._say(
-                        f"stopped by {' and '.join(seen.reasons)} after {first + seen.videos:,} of "
-                        f"{len(self._target.dataset):,} videos: the same command goes on from there"
-                    )
-                    return exit_code(seen.reasons)
-                self._finish(identity, seen)
-            self._on_main(lambda: print_result(self._folder, as_json=self._as_json))
+
+        def is_finished() -> bool:
+            return bool(broadcast_from_main(self._on_main(lambda: self._folder.is_finished(identity))))
+
+        # A finished evaluation is printed without a write: its folder may be read-only.
+        if again or not is_finished():
+            with ExitStack() as stack:
+                lock = self._on_main(lambda: acquire(self._target.out, option="--out"))
+                if lock is not None:
+                    stack.callback(lock.release)
+                self._on_main(lambda: self._folder.prepare(identity, again=again))
+                if not is_finished():
+                    first = broadcast_from_main(self._folder.done)
+                    done = self._evaluate_from(first, stack)
+                    if done.stop_reasons:
+                        self._print(
+                            f"stopped by {' and '.join(done.stop_reasons)} after {first + done.videos:,} of "
+                            f"{len(self._target.dataset):,} videos: the same command continues from there"
+                        )
+                        return exit_code(done.stop_reasons)
+                    self._finish(identity, done)
+        else:
+            self._print(f"{self._target.out} holds this evaluation already; --again repeats it")
+        self._on_main(lambda: print_result(self._folder, as_json=self._as_json))
         return 0
 
-    def _see_from(self, first: int, stack: ExitStack) -> AttemptResult:
-        """See the videos from this one on. Collective; all get the same."""
+    def _evaluate_from(self, first: int, stack: ExitStack) -> AttemptResult:
+        """Evaluate the videos from this one on; all ranks get the same result."""
         videos = len(self._target.dataset)
         if first == videos:
             return AttemptResult()
         if first:
-            self._say(f"going on after {first:,} of {videos:,} videos")
+            self._print(f"continuing after {first:,} of {videos:,} videos")
         target, environment = self._target, self._environment
         at_once = target.batch * environment.world_size
         first_batch = first // at_once
@@ -141,28 +153,28 @@ class Evaluator:
             stack=stack,
         )
         for note in notes:
-            self._say(f"warning: {note}")
-        self._say(loader.resources.summary)
+            self._print(f"warning: {note}")
+        self._print(loader.resources.summary)
         stop = stack.enter_context(
             StopRequest(announce=self._is_main, job_end=find_job_end(), margin=lambda: TIME_TO_LEAVE)
         )
         forward = self._forward()
         gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)
-        begun = kept = time.monotonic()
+        started = last_write = time.monotonic()
         done, rest = 0, videos - first
         with self._progress() as progress, torch.no_grad():
             for number, batch in enumerate(loader, start=first_batch + 1):
                 gatherer.add(batch, view_scores(forward, batch))
                 done = min(number * at_once, videos) - first
                 progress(done, rest)
-                is_due = self._is_main and time.monotonic() - kept > SECONDS_PER_PART
-                asked, due = self._summed(stop.requested is not None, is_due)
-                if asked or due or gatherer.is_due or done == rest:
-                    self._keep(gatherer.gather(loader.bad_samples))
-                    kept = time.monotonic()
-                if asked and done < rest:
-                    return AttemptResult(done, time.monotonic() - begun, _reasons(stop))
-        return AttemptResult(done, time.monotonic() - begun)
+                is_due = self._is_main and time.monotonic() - last_write > SECONDS_PER_PART
+                stopping, due = self._any_rank(stop.requested is not None, is_due)
+                if stopping or due or gatherer.is_due or done == rest:
+                    self._write(gatherer.gather(loader.bad_samples))
+                    last_write = time.monotonic()
+                if stopping and done < rest:
+                    return AttemptResult(done, time.monotonic() - started, _stop_reasons(stop))
+        return AttemptResult(done, time.monotonic() - started)
 
     def _forward(self) -> Callable[[Tensor], Tensor]:
         """Normalised clips, (B, 3, T, H, W), to logits of the manifest's classes, (B, K)."""
@@ -178,26 +190,26 @@ class Evaluator:
 
         return forward
 
-    def _keep(self, rows: pa.Table | None) -> None:
-        """Write what was gathered on rank 0. Collective.
+    def _write(self, rows: pa.Table | None) -> None:
+        """Rank 0 writes the gathered rows as a part.
 
-        Raises AgreedError for scores that are not finite, too many bad videos, or a disk without room.
+        Raises AgreedError for nonfinite scores, too many bad videos, or a full disk.
         """
 
-        def work() -> None:
+        def write() -> None:
             assert rows is not None  # on rank 0
             scores, _, valid = tensors_of(rows)
             wrong = (valid & ~scores.isfinite().all(dim=1)).nonzero().flatten().tolist()
             if wrong:
                 raise RunError(
                     f"the model's outputs are not finite for {len(wrong)} of {len(rows)} videos, as for "
-                    f"{rows['path'][wrong[0]].as_py()}: its weights are useless"
+                    f"{rows['path'][wrong[0]].as_py()}: its weights are damaged"
                     + ("" if self._target.precision == "fp32" else ", or need --precision fp32")
                 )
             self._folder.write(rows)
             self._check_bad()
 
-        self._on_main(work)
+        self._on_main(write)
 
     def _check_bad(self) -> None:
         bad, share, videos = self._folder.bad, self._target.bad_share, len(self._target.dataset)
@@ -205,11 +217,11 @@ class Evaluator:
             named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
             raise RunError(
                 f"{bad} of {videos} videos could not be read, more than --bad-share ({share:g}) allows; "
-                f"{format_defects(named)}. Mend them and evaluate with --again, or raise --bad-share to go on"
+                f"{format_defects(named)}. Repair them and evaluate with --again, or raise --bad-share"
             )
 
-    def _finish(self, identity: dict[str, Any], seen: AttemptResult) -> None:
-        """Rank 0 puts the parts together and writes the reports. Collective."""
+    def _finish(self, identity: dict[str, Any], attempt: AttemptResult) -> None:
+        """Rank 0 merges the parts and writes the reports."""
         target = self._target
         about = ScoreMetadata(
             manifest=target.manifest.name,
@@ -230,7 +242,7 @@ class Evaluator:
                 counts.add(outcomes_of(scores, labels), labels, valid, torch.ones_like(valid))
                 file.write(rows)
 
-        # Part by part, lest the other ranks wait longer for rank 0 than they have patience for.
+        # One collective per part, so that the other ranks do not time out while they wait for rank 0.
         for number in range(broadcast_from_main(len(parts))):
             self._on_main(partial(merge, number))
 
@@ -242,15 +254,15 @@ class Evaluator:
                 identity,
                 counts.result(),
                 self._environment,
-                videos_seen=seen.videos,
-                seconds=seen.seconds,
+                videos=attempt.videos,
+                seconds=attempt.seconds,
             )
             self._folder.remove_parts()
 
         self._on_main(conclude)
 
     def _on_main(self, work: Callable[[], T]) -> Any:
-        """What `work` returns on rank 0, None on the others. Collective; its errors are raised on all."""
+        """Call `work` on rank 0 and return its result, None on the others. All ranks raise its errors."""
 
         def guarded() -> T | None:
             if not self._is_main:
@@ -260,33 +272,33 @@ class Evaluator:
             except OSError as error:
                 raise RunError(
                     f"{error.filename or self._folder.path} cannot be written: {error.strerror or error}; "
-                    "mend that and give the same command again, or name another folder with --out"
+                    "fix this and repeat the command, or name another folder with --out"
                 ) from error
 
         return run_on_all_ranks(guarded)
 
-    def _summed(self, *values: bool) -> list[bool]:
-        """For each value whether it is true on any rank. Collective."""
+    def _any_rank(self, *values: bool) -> list[bool]:
+        """For each value whether it is true on any rank."""
         counts = torch.tensor(values, dtype=torch.float32, device=self._environment.device)
         dist.all_reduce(counts)
         return [count > 0 for count in counts.tolist()]
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[int, int], None]]:
-        """Yields what is told of videos done and in all."""
+        """Yields a function that receives the number of evaluated videos and their total."""
         if not self._is_main:
             yield lambda done, total: None
             return
         with show_progress(_WORK, sys.stderr if self._as_json else sys.stdout) as progress:
             yield progress
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._is_main:
             print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)
 
 
-def _reasons(stop: StopRequest) -> tuple[str, ...]:
-    """Why any rank was asked to leave. Collective."""
-    heard: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(heard, stop.requested)
-    return tuple(sorted({reason for reason in heard if reason is not None}))
+def _stop_reasons(stop: StopRequest) -> tuple[str, ...]:
+    """The stop requests of all ranks. Collective."""
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, stop.requested)
+    return tuple(sorted({reason for reason in reasons if reason is not None}))

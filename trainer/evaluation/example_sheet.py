@@ -1,4 +1,4 @@
-"""A few validation videos with their true and predicted classes, as one picture."""
+"""A picture of a few validation videos with their true and predicted classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from pipelines.dataset.concat import Dataset
 from pipelines.errors import VideoError
 from trainer.errors import RunError
 from trainer.evaluation.scores import row_groups, tensors_of
-from trainer.inspection.contact_sheet import SheetRow, write_sheet
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, save_sheet
 
 EXAMPLES = "examples.png"
-"""Name of the picture in a run's folder, and among its artifacts."""
+"""File name of the picture in the run directory and among its MLflow artifacts."""
 
 _ERRORS = 6  # the most confident ones
 _RIGHT = 3  # the least confident ones
@@ -24,20 +24,24 @@ _FRAMES = 4  # of each video
 
 @dataclass(frozen=True)
 class Example:
-    """One video of an evaluation."""
+    """One video of an evaluation.
+
+    confidence: highest score, 0..1.
+    row: index in the manifest.
+    label: true class.
+    prediction: predicted class.
+    """
 
     confidence: float
-    """Highest score, 0..1."""
     row: int
-    """Of the manifest."""
     label: int
     prediction: int
 
 
 def choose_examples(scores: Path) -> list[Example]:
-    """The errors with the highest score, most confident first, then what is right with the lowest one.
+    """The errors with the highest scores, then the correct predictions with the lowest.
 
-    scores: see `scores.ScoreFile`; one row group is in memory at a time.
+    scores: file of `scores.ScoreFile`; one row group is in memory at a time.
     """
     errors: list[Example] = []
     right: list[Example] = []
@@ -63,9 +67,9 @@ def choose_examples(scores: Path) -> list[Example]:
 
 
 def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
-    """Write the sheet as a PNG, whole or not at all; a video that can no longer be read has no pictures.
+    """Write the sheet as a PNG, atomically. An unreadable video has its reason in place of frames.
 
-    Raises RunError where it cannot be written, or the scores cannot be read.
+    Raises RunError if the sheet cannot be written or the scores cannot be read.
     """
     names = videos.class_names
     rows = []
@@ -74,7 +78,7 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{scores} cannot be read: {error}") from error
     for example in chosen:
-        known = example.prediction < len(names)  # a head may have more classes than the data
+        known = example.prediction < len(names)  # a head may have more outputs than the data has classes
         predicted = names[example.prediction] if known else f"class {example.prediction}"
         words = [
             f"{'right' if example.prediction == example.label else 'wrong'}: {predicted}",
@@ -88,5 +92,6 @@ def write_examples(path: Path, scores: Path, videos: Dataset) -> None:
             words.append(str(defect))
             frames = []
         rows.append(SheetRow([*words, videos.printable_path(example.row)], frames))
-    title = "validation videos: the errors with the highest scores, then what is right with the lowest"
-    write_sheet(path, title, rows, [f"{k + 1} of {_FRAMES}" for k in range(_FRAMES)])
+    title = "validation videos: errors with the highest scores, correct ones with the lowest"
+    columns = [f"{k + 1} of {_FRAMES}" for k in range(_FRAMES)]
+    save_sheet(path, draw_sheet(title, rows, columns), option=None)

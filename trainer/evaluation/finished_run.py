@@ -1,4 +1,4 @@
-"""A finished run that is started again: it is evaluated, and nothing of what was trained is rewritten."""
+"""A finished run that is started again: it is only evaluated; its events and results stay."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from trainer.monitoring.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """An evaluation of a run that has ended.
+    """An evaluation of a finished run.
 
-    metrics: what the names of its metrics begin with in MLflow: `val/` where it measures what the
-    training's own evaluation measured. settings: what it measures with, for its event.
+    metrics: prefix of its MLflow metrics: `val/` if manifest and views are those of the training's
+    evaluation. settings: fields of its event.
     """
 
     metrics: str
@@ -25,7 +25,7 @@ class Reevaluation:
 
 
 def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int) -> bool:
-    """Whether a run has ended, with its results written, at the checkpoint that it would go on from."""
+    """Whether the run was finished, with its results written, at the checkpoint that it would resume from."""
     own = found.absolute().parent == folder.checkpoints.absolute()
     if not own or state.step < total_steps or not folder.weights.is_file():
         return False
@@ -37,12 +37,12 @@ def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int
 
 
 def choose_reevaluation(recipe: Recipe, state: TrainState) -> Reevaluation:
-    """How this start evaluates, and how to tell it from the training's own evaluation."""
+    """Settings and metric prefix of this start's evaluation."""
     evaluation, val = recipe.evaluation, str(recipe.data.val)
     changed = changed_settings(recipe, state)
     views = f"{evaluation.clips}x{evaluation.crops}"
     if "data.val" in changed:
-        # With the folder: data/a/val.arrow and data/b/val.arrow are not to share a metric with `val_4x3/`.
+        # With the folder's name, so that data/a/val.arrow and data/b/val.arrow have different metrics.
         name = "_".join(filter(None, (recipe.data.val.parent.name, recipe.data.val.stem)))
         metrics = f"manifest_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}_{views}/"
     else:
@@ -54,14 +54,14 @@ def choose_reevaluation(recipe: Recipe, state: TrainState) -> Reevaluation:
 
 
 def changed_settings(recipe: Recipe, state: TrainState) -> dict[str, list[Any]]:
-    """Settings that are others than when the checkpoint was saved: then, and now; by name."""
+    """Recipe fields that changed since the checkpoint was saved: [old, new] by name."""
     then = state.description.get("recipe")
     now = json.loads(recipe.model_dump_json())
     return dict(_changed(then, now, "")) if isinstance(then, dict) else {}
 
 
 def _changed(then: dict[str, Any], now: dict[str, Any], prefix: str) -> list[tuple[str, list[Any]]]:
-    """Of the names that both have: another version of this program may have others."""
+    """Compares the fields of both recipes only: another version of the program may have other fields."""
     found = []
     for name in sorted(then.keys() & now):
         before, after = then[name], now[name]

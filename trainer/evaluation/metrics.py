@@ -1,4 +1,4 @@
-"""What is said of a model, computed from counts: pure functions, each with its formula."""
+"""Metrics of a model as pure functions of counts, each with its formula."""
 
 import math
 from collections.abc import Sequence
@@ -8,33 +8,35 @@ import torch
 from torch import Tensor
 
 TOP = 5
-"""A video counts for top-5 where fewer than so many classes are ahead of its own."""
+"""A video is correct in the top 5 if fewer classes than this rank above its own."""
 
 BINS = 15
-"""Of confidence, as wide as one another, as in Guo et al. 2017 (arXiv:1706.04599)."""
+"""Confidence bins of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
 
 LOSS_UNIT = 2.0**-24
-"""Losses are added up in whole multiples of it. So their sum is the same in any order, and for any number of
-ranks; the largest, 87.4, fits 6 * 10^9 times into an int64."""
+"""Losses are summed as integer multiples of this unit, so that the sum does not depend on the order or the
+number of ranks. An int64 holds 6 * 10^9 times the largest loss, 87.4."""
 
 CONFIDENCE_UNIT = 2.0**-32
-"""The same for confidences: 2 * 10^9 of them fit."""
+"""The same for confidences; an int64 holds 2 * 10^9 of them."""
 
 SMALLEST_SCORE = torch.finfo(torch.float32).tiny
-"""Taken in place of a smaller score in the loss, whose logarithm would be infinite."""
+"""Lower bound of a score in the loss, so that its logarithm is finite."""
 
 MOST_CONFUSED = 20
-"""Pairs of classes that a report names."""
+"""Number of class pairs in a report."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came out for each of B videos.
+    """Per-video outcomes of B videos.
 
-    predictions: (B,) int64, the class with the highest score; of equal ones the lowest index. in_top5: (B,)
-    bool, whether fewer than five classes are ahead of the true one: those with a higher score, and those with
-    an equal one and a lower index. losses, confidences: (B,) int64 in `LOSS_UNIT` and `CONFIDENCE_UNIT`.
-    finite: (B,) bool, whether all scores are; the others' outcome means nothing.
+    predictions: (B,) int64, the class with the highest score; the lowest index among equal scores.
+    in_top5: (B,) bool, whether fewer than five classes rank above the true one. A class with an equal score
+        and a lower index ranks above.
+    losses: (B,) int64 in units of `LOSS_UNIT`.
+    confidences: (B,) int64 in units of `CONFIDENCE_UNIT`.
+    finite: (B,) bool, whether all scores of the video are finite; if not, its other outcomes are meaningless.
     """
 
     predictions: Tensor
@@ -47,24 +49,27 @@ class Outcomes:
 def outcomes_of(scores: Tensor, labels: Tensor) -> Outcomes:
     """Compare scores with labels.
 
-    The loss is the cross-entropy of the averaged scores, -ln(s_y) for label y; not the mean of the views'
-    losses, which is higher.
+    The loss is the cross-entropy of the averaged scores, -ln(s_y) for label y. The mean of the views' losses
+    would be higher.
 
     Args:
         scores: (B, K) float32, each row a distribution over the classes: the mean softmax of a video's views.
-        labels: (B,) int64, 0..K-1; of a video without a label -1, whose outcome means nothing.
+        labels: (B,) int64, 0..K-1; -1 for a video without a label, whose outcome is meaningless.
     """
     finite = scores.isfinite().all(dim=1)
     scores = torch.where(finite[:, None], scores, 1.0)
     labels = labels.clamp(min=0)[:, None]
     own = scores.gather(1, labels)  # B 1
     classes = torch.arange(scores.shape[1], device=scores.device)
-    ahead = (scores > own) | ((scores == own) & (classes < labels))
-    best, predictions = scores.max(dim=1).values, scores.argmax(dim=1)  # argmax gives the first of equal ones
+    ranks_above = (scores > own) | ((scores == own) & (classes < labels))
+    best, predictions = (
+        scores.max(dim=1).values,
+        scores.argmax(dim=1),
+    )  # argmax takes the first of equal scores
     losses = -own[:, 0].double().clamp(min=SMALLEST_SCORE).log()
     return Outcomes(
         predictions,
-        ahead.sum(dim=1) < TOP,
+        ranks_above.sum(dim=1) < TOP,
         (losses / LOSS_UNIT).round().long(),
         (best.double() / CONFIDENCE_UNIT).round().long(),
         finite,
@@ -73,10 +78,12 @@ def outcomes_of(scores: Tensor, labels: Tensor) -> Outcomes:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Videos whose confidence, the score of the predicted class, lies between lower and upper.
+    """Videos whose confidence, the score of the predicted class, is between lower and upper.
 
-    confidence: their mean confidence. accuracy: share of them whose prediction is right. Both NaN where there
-    are none.
+    lower, upper: limits of the bin.
+    videos: number of videos.
+    confidence: their mean confidence; NaN without videos.
+    accuracy: share of correct predictions; NaN without videos.
     """
 
     lower: float
@@ -89,7 +96,7 @@ class CalibrationBin:
 def reliability(bins: Tensor) -> list[CalibrationBin]:
     """The reliability table.
 
-    bins: (3, BINS) int64: videos, their confidences in `CONFIDENCE_UNIT`, those of them that are right.
+    bins: (3, BINS) int64: number of videos, sum of confidences in `CONFIDENCE_UNIT`, correct predictions.
     """
     count = bins.shape[1]
     return [
@@ -105,8 +112,9 @@ def reliability(bins: Tensor) -> list[CalibrationBin]:
 
 
 def calibration_error(bins: Tensor) -> float:
-    """The expected calibration error, sum over bins b of n_b / n * |accuracy_b - confidence_b|; NaN without
-    videos. bins: as `reliability` takes them.
+    """Expected calibration error: sum over bins b of n_b / n * |accuracy_b - confidence_b|.
+
+    NaN without videos. bins: as for `reliability`.
     """
     table = [part for part in reliability(bins) if part.videos]
     videos = sum(part.videos for part in table)
@@ -116,14 +124,20 @@ def calibration_error(bins: Tensor) -> float:
 
 
 def bin_of(confidences: Tensor) -> Tensor:
-    """The bin, 0..BINS-1, of each confidence in `CONFIDENCE_UNIT`, int64."""
-    # Whole numbers. No multiple of 1/15 but 0 and 1 is one of the unit's: none lies on an edge between bins.
+    """The bin index, 0..BINS-1, of each confidence, int64 in `CONFIDENCE_UNIT`."""
+    # Integer arithmetic. No inner bin edge k / 15 is a multiple of the unit, so no confidence is on an edge.
     return (confidences * BINS // round(1 / CONFIDENCE_UNIT)).clamp(0, BINS - 1)
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Of one class: its videos, those of them predicted as it, and all videos predicted as it."""
+    """Counts of one class.
+
+    label: index of the class.
+    videos: videos of the class.
+    correct: videos of the class with the right prediction.
+    predicted: videos of any class predicted as this one.
+    """
 
     label: int
     videos: int
@@ -137,7 +151,7 @@ class ClassAccuracy:
 
 
 def per_class(confusion: Tensor) -> list[ClassAccuracy]:
-    """Each class of a (K, K) matrix of counts, row the true class, column the predicted one."""
+    """Counts of each class. confusion: (K, K), row the true class, column the predicted one."""
     columns = zip(
         confusion.sum(dim=1).tolist(),
         confusion.diagonal().tolist(),
@@ -148,14 +162,19 @@ def per_class(confusion: Tensor) -> list[ClassAccuracy]:
 
 
 def mean_class_accuracy(classes: Sequence[ClassAccuracy]) -> float:
-    """The mean of the accuracies of the classes that have a video; NaN where none has."""
+    """Mean accuracy of the classes with videos; NaN if there are none."""
     known = [one.accuracy for one in classes if one.videos]
     return math.fsum(known) / len(known) if known else math.nan
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Videos of one class that were taken for another. share: of the true class's videos."""
+    """Videos of one class that were predicted as another.
+
+    true, predicted: the two classes.
+    videos: number of videos.
+    share: fraction of the true class's videos.
+    """
 
     true: int
     predicted: int
@@ -164,7 +183,7 @@ class ConfusedPair:
 
 
 def most_confused(confusion: Tensor, most: int = MOST_CONFUSED) -> list[ConfusedPair]:
-    """The pairs of different classes with the most videos, at most so many; ties in the order of labels.
+    """The `most` pairs of different classes with the most videos; ties in the order of labels.
 
     confusion: (K, K) counts, row the true class, column the predicted one.
     """

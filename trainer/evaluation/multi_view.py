@@ -15,16 +15,18 @@ from trainer.evaluation.metrics import BINS, LOSS_UNIT, Outcomes, bin_of, calibr
 
 
 class NotFiniteError(AgreedError):
-    """The weights have become useless."""
+    """The model's outputs are NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What came out, over all ranks.
+    """Counts of an evaluation over all ranks.
 
-    confusion: (K, K) counts, row the true class, column the predicted one. top5_videos: those whose class is
-    among the five most likely (all classes, where there are fewer). bad: videos that could not be read; they
-    count nowhere else. loss_units: sum of the losses in `LOSS_UNIT`. bins: (3, BINS), see `reliability`.
+    confusion: (K, K) counts, row the true class, column the predicted one.
+    top5_videos: number of videos that are correct in the top 5.
+    bad: number of unreadable videos; no other count includes them.
+    loss_units: sum of the losses in `LOSS_UNIT`.
+    bins: (3, BINS), see `reliability`.
     """
 
     confusion: Tensor
@@ -39,7 +41,7 @@ class EvaluationResult:
 
     @property
     def top1(self) -> float:
-        """Share of videos whose most likely class is right; NaN where there was no video."""
+        """Share of videos with the right prediction; NaN without videos."""
         return int(self.confusion.trace()) / self.videos if self.videos else math.nan
 
     @property
@@ -48,33 +50,34 @@ class EvaluationResult:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy of the videos' scores, see `outcomes_of`; NaN where there was no video."""
+        """Mean cross-entropy of the videos' scores, see `outcomes_of`; NaN without videos."""
         return self.loss_units * LOSS_UNIT / self.videos if self.videos else math.nan
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, see `calibration_error`; NaN where there was no video."""
+        """Expected calibration error, see `calibration_error`; NaN without videos."""
         return calibration_error(self.bins)
 
 
 class OutcomeCounts:
-    """Adds up outcomes on the device. All are whole numbers, so the sums do not depend on any order.
+    """Sums outcomes on the device. All are integers, so the sums do not depend on the order.
 
-    Nothing here waits for the device but `evaluation`.
+    Only `result` waits for the device.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
         self._confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
         self._bins = torch.zeros(3, BINS, dtype=torch.int64, device=device)
-        # In the top five; bad; with scores that are not finite, whose order would mean nothing; the losses.
+        # Correct in the top 5, bad, nonfinite scores, losses.
         self._sums = torch.zeros(4, dtype=torch.int64, device=device)
 
-    def add(self, outcomes: Outcomes, labels: Tensor, valid: Tensor, there: Tensor) -> None:
+    def add(self, outcomes: Outcomes, labels: Tensor, valid: Tensor, is_video: Tensor) -> None:
         """Add B videos.
 
-        labels: (B,) int64. valid: (B,) bool, those that could be read. there: (B,) bool, those that are
-        videos at all, and not in a place that was left over.
+        labels: (B,) int64.
+        valid: (B,) bool, False for unreadable videos and padding.
+        is_video: (B,) bool, False for padding of the last batch.
         """
         counted = valid & outcomes.finite
         ones = counted.long()
@@ -87,32 +90,32 @@ class OutcomeCounts:
         self._sums += torch.stack(
             [
                 (outcomes.in_top5 & counted).sum(),
-                (there & ~valid).sum(),
+                (is_video & ~valid).sum(),
                 (valid & ~outcomes.finite).sum(),
                 (outcomes.losses * ones).sum(),
             ]
         )
 
     def all_reduce(self) -> None:
-        """Add up what all ranks have. Collective."""
+        """Sum the counts of all ranks. Collective."""
         for counts in (self._confusion, self._bins, self._sums):
             dist.all_reduce(counts)
 
     def result(self) -> EvaluationResult:
-        """What was counted. Waits for the device. Raises NotFiniteError where a video's scores are not."""
+        """The counts. Waits for the device. Raises NotFiniteError if a video's scores are not finite."""
         top5, bad, not_finite, loss = self._sums.tolist()
         confusion = self._confusion.view(self._classes, self._classes).cpu()
         if not_finite:
             raise NotFiniteError(
                 f"the model's outputs are not finite for {not_finite} of {int(confusion.sum()) + not_finite} "
-                "validation videos: its weights have become useless. Lower optimisation.learning_rate or set "
-                "optimisation.clip_norm, and go on from an earlier checkpoint with --resume"
+                "validation videos: its weights are damaged. Lower optimisation.learning_rate or set "
+                "optimisation.clip_norm, and resume from an earlier checkpoint with --resume"
             )
         return EvaluationResult(confusion, top5, bad, loss, self._bins.cpu())
 
 
 def view_scores(forward: Callable[[Tensor], Tensor], batch: ClipBatch) -> Tensor:
-    """(B, K): for each video the mean of its views' softmax. forward: (B V, 3, T, H, W) → logits (B V, K)."""
+    """Mean softmax of each video's views, (B, K). forward: (B V, 3, T, H, W) → logits (B V, K)."""
     videos, views = batch.clips.shape[:2]
     logits = forward(batch.clips.flatten(0, 1))
     return logits.softmax(dim=-1).unflatten(0, (videos, views)).mean(dim=1)
@@ -127,13 +130,19 @@ def evaluate(
     stop_requested: Callable[[], bool],
     on_batch: Callable[[ClipBatch, Tensor], None] | None = None,
 ) -> EvaluationResult | None:
-    """See every video of the loader once: softmax of each view, their mean, classes by likelihood.
+    """Evaluate every video of the loader once; the scores of a video are the mean softmax of its views.
 
-    progress: told the number of batches that are done. leaving: whether this rank was asked to leave; when
-    any was, all give up and get None, and the loader is of no more use. keep: is given each batch and its
-    scores, (B, K). Collective; all get the same.
+    Collective; all ranks get the same result. None if any rank was requested to stop: the loader must then be
+    closed.
 
-    Raises NotFiniteError where the model's outputs are not finite for some video.
+    Args:
+        num_classes: K, outputs of the model.
+        progress: called with the number of evaluated batches.
+        stop_requested: whether this rank was requested to stop.
+        on_batch: called with each batch and its scores, (B, K).
+
+    Raises:
+        NotFiniteError: the model's outputs are not finite for some video.
     """
     engine.eval()
     counts = OutcomeCounts(num_classes, engine.device)
@@ -144,9 +153,9 @@ def evaluate(
             if on_batch is not None:
                 on_batch(batch, scores)
             progress(done)
-            asked = torch.tensor(float(stop_requested()), device=engine.device)
-            dist.all_reduce(asked)
-            if asked:
+            stopping = torch.tensor(float(stop_requested()), device=engine.device)
+            dist.all_reduce(stopping)
+            if stopping:
                 return None
     counts.all_reduce()
     engine.train()

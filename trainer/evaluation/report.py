@@ -1,4 +1,4 @@
-"""What an evaluation came to: files for programs, a table for people."""
+"""The result of an evaluation as files and as a table."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from trainer.system.files import write_json, write_text
 from trainer.system.formatting import format_duration, format_percent
 
 NAMED = 10
-"""Bad videos that are named where all are not."""
+"""Number of bad videos that a message names."""
 
 
 def write_report(
@@ -36,12 +36,12 @@ def write_report(
     result: EvaluationResult,
     environment: Environment,
     *,
-    videos_seen: int,
+    videos: int,
     seconds: float,
 ) -> None:
-    """Write all files but the scores; `evaluation.json` last, which says that the rest is there.
+    """Write all files except the scores. `evaluation.json` is last: it marks the evaluation as finished.
 
-    videos_seen, seconds: of this start. Raises OSError where they cannot be written.
+    videos, seconds: work of this start. Raises OSError.
     """
     names = [printable(name) for name in target.names]
     classes = per_class(result.confusion)
@@ -74,9 +74,9 @@ def write_report(
         "videos": result.videos,
         "bad": result.bad,
         "last_start": {
-            "videos": videos_seen,
+            "videos": videos,
             "seconds": round(seconds, 3),
-            "clips_per_second": round(videos_seen * views / seconds, 3) if seconds else None,
+            "clips_per_second": round(videos * views / seconds, 3) if seconds else None,
         },
         "bad_videos": [
             {"row": row, "path": path, "reason": reason}
@@ -103,7 +103,7 @@ def write_report(
 
 
 def print_result(folder: EvaluationDir, *, as_json: bool) -> None:
-    """Print what `evaluation.json` holds: as it is, or the main numbers as a table."""
+    """Print `evaluation.json`, or its main numbers as a table."""
     text = folder.result.read_text(encoding="utf-8")
     if as_json:
         print(text, end="")
@@ -125,7 +125,7 @@ def _table(values: dict[str, Any], path: Path) -> Table:
         table.add_row("", f"{video['path']} {video['reason']}")
     for pair in values["most_confused"][:3]:
         videos = f"{pair['videos']} video{'s' * (pair['videos'] > 1)}, {format_percent(pair['share'], 0)}"
-        table.add_row("confused", f"{pair['true']} taken for {pair['predicted']}: {videos}")
+        table.add_row("confused", f"{pair['true']} predicted as {pair['predicted']}: {videos}")
     start = values["last_start"]
     if start["clips_per_second"] is not None:
         table.add_row("time", f"{format_duration(start['seconds'])}, {start['clips_per_second']:.1f} clips/s")
@@ -141,12 +141,12 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float) -> float | None:
-    """JSON and CSV have no NaN."""
+    """None for NaN, which JSON and CSV lack."""
     return value if math.isfinite(value) else None
 
 
 def _cells(confusion: Tensor) -> Iterable[tuple[int, int, int]]:
-    """The cells that are not empty, as (true, predicted, videos)."""
+    """The cells above 0, as (true, predicted, videos)."""
     for true, predicted in confusion.nonzero().tolist():
         yield true, predicted, int(confusion[true, predicted])
 

@@ -1,10 +1,9 @@
-"""`scores.parquet`: what a model says of each video of a manifest, one row per video in the manifest's order.
+"""`scores.parquet`: the scores of each video of a manifest, one row per video in the manifest's order.
 
 Columns: `row` int64, `path`, `label` int32, `prediction` int32, `correct_top5` bool, `scores` fixed_size_list
-of float32, the mean softmax of the video's views. For a video that could not be read, `prediction`,
-`correct_top5` and each of the `scores` are null: PyArrow cannot read back a list of fixed size that is null
-itself. `label` is null where the manifest's row is no video's. Metadata of the schema under `uniformerv2`:
-JSON, see `ScoreMetadata`.
+of float32, the mean softmax of the video's views. For an unreadable video `prediction`, `correct_top5` and
+each of the `scores` are null; the list itself is not, because PyArrow cannot read a null list of fixed size.
+`label` is null if the row has none. The schema's metadata under `uniformerv2` is JSON, see `ScoreMetadata`.
 """
 
 import json
@@ -30,18 +29,22 @@ from trainer.evaluation.metrics import outcomes_of
 METADATA = b"uniformerv2"
 
 ROUND_BYTES = 2**25
-"""Scores that the ranks gather on rank 0 at once, at most, unless a batch of each has more."""
+"""Largest size of the scores that rank 0 gathers at once; at least one batch of each rank."""
 
 ROUND_ROWS = 2**16
-"""The same in videos."""
+"""The same limit in videos."""
 
 
 @dataclass(frozen=True)
 class ScoreMetadata:
-    """What scores are of.
+    """Metadata of a score file.
 
-    manifest: its file's name. fingerprint: of its content. class_names: of the manifest, by label. clips,
-    crops: views of each video. step: of the weights; None where it is not known. source: of the weights.
+    manifest: file name of the manifest.
+    fingerprint: of the manifest's content.
+    class_names: of the manifest, by label.
+    clips, crops: views per video.
+    step: training step of the weights; None if unknown.
+    source: file or folder of the weights.
     """
 
     manifest: str
@@ -54,8 +57,9 @@ class ScoreMetadata:
 
 
 def schema(classes: int, about: ScoreMetadata | None = None) -> pa.Schema:
-    """Of the file for so many scores per video; of a part of it without `about`, which has a `reason` too:
-    why a video could not be read.
+    """The schema of the file; without `about` that of a part.
+
+    A part has a column `reason`: why a video is unreadable. classes: scores per video.
     """
     fields = [
         ("row", pa.int64()),
@@ -71,23 +75,20 @@ def schema(classes: int, about: ScoreMetadata | None = None) -> pa.Schema:
 
 
 def most_rows(classes: int) -> int:
-    """How many rows are gathered, and written, at once."""
+    """Number of rows that are gathered and written at once."""
     return max(1, min(ROUND_ROWS, ROUND_BYTES // (4 * classes)))
 
 
 class ScoreFile:
-    """A file of scores that is being written; a context that leaves the whole file, or none.
-
-    Memory does not grow with the rows: no more of them wait than make a row group.
-    """
+    """Writes a score file atomically; a context manager. Memory holds at most one row group."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        """Raises OSError where it cannot be written."""
+        """Raises OSError if the file cannot be written."""
         self._path = path
         self._partial = partial_path(path)
         self._schema = schema
         self._waiting: list[pa.Table] = []
-        # Scores hardly repeat: split into their bytes, 15 % less, and faster than whole.
+        # Scores hardly repeat. Splitting them by byte saves 15 % of the size and time.
         self._writer = pq.ParquetWriter(
             self._partial,
             schema,
@@ -97,7 +98,7 @@ class ScoreFile:
         )
 
     def write(self, table: pa.Table) -> None:
-        """Append rows; further columns are left out. Raises OSError where they find no room."""
+        """Append rows without columns that the schema lacks. Raises OSError."""
         self._waiting.append(table.select(self._schema.names).cast(self._schema))
         rows = sum(map(len, self._waiting))
         if rows >= most_rows(self._schema.field("scores").type.list_size):
@@ -118,7 +119,7 @@ class ScoreFile:
         self.close(whole=error is None)
 
     def close(self, *, whole: bool) -> None:
-        """Put the file in its place where it is whole, else remove it. Raises OSError."""
+        """Publish the file if it is complete (`whole`), else delete it. Raises OSError."""
         try:
             if whole:
                 self._write_waiting()
@@ -130,9 +131,9 @@ class ScoreFile:
 
 
 class ScoreGatherer:
-    """Gathers the ranks' scores on rank 0, some batches at a time, in the order of the dataset's rows.
+    """Gathers the ranks' scores on rank 0, several batches at a time, in the order of the dataset's rows.
 
-    first: rows before it are left out. Every rank adds its batches, as `ViewSampler` deals them.
+    Every rank adds the batches that `ViewSampler` assigns to it. first: rows before it are omitted.
     """
 
     def __init__(self, dataset: Dataset, batch: int, classes: int, first: int = 0) -> None:
@@ -144,15 +145,15 @@ class ScoreGatherer:
 
     @property
     def is_due(self) -> bool:
-        """Whether so much is kept that it is to be gathered; the same on all ranks."""
+        """Whether the batches must be gathered; the same on all ranks."""
         return len(self._kept) >= self._round_batches
 
     def add(self, batch: ClipBatch, scores: Tensor) -> None:
-        """Keep a batch's scores, (B, K), on the device."""
+        """Add a batch and its scores, (B, K), which stay on the device."""
         self._kept.append((torch.stack([batch.ids, batch.labels, batch.valid.long()], dim=1), scores))
 
     def gather(self, bad_samples: BadSamples) -> pa.Table | None:
-        """What was kept since the last time: on rank 0 the rows of all ranks, None on the others. Collective.
+        """The rows of all ranks since the last call, on rank 0; None on the others. Collective.
 
         defects: of the loader; rank 0 learns from them why videos are bad, and they stay as they are.
         """
@@ -172,7 +173,7 @@ class ScoreGatherer:
         dist.gather_object(reasons, all_reasons)
         if all_numbers is None or all_scores is None or all_reasons is None:
             return None
-        # Position p of the plan is rank p % W's: side by side, the ranks' rows stand in order.
+        # Rank r has the positions r, r + W, ...: interleaving the ranks' rows restores the order.
         ordered_numbers = torch.stack(all_numbers, dim=1).flatten(0, 1).cpu()
         ordered_scores = torch.stack(all_scores, dim=1).flatten(0, 1).cpu()
         there = ordered_numbers[:, 0] >= self._first
@@ -200,8 +201,9 @@ class ScoreGatherer:
 
 
 def tensors_of(table: pa.Table | pa.RecordBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (N, K) float32, labels (N,) int64 and whether they are valid (N,) bool, of rows as they are
-    stored; a bad video's scores are 0, a missing label -1.
+    """Scores (N, K) float32, labels (N,) int64 and validity (N,) bool of stored rows.
+
+    A bad video's scores are 0; a missing label is -1.
     """
     batch = table.combine_chunks().to_batches() if isinstance(table, pa.Table) else [table]
     rows = batch[0]
@@ -218,7 +220,7 @@ def tensors_of(table: pa.Table | pa.RecordBatch) -> tuple[Tensor, Tensor, Tensor
 
 
 def row_groups(path: Path) -> Iterator[pa.Table]:
-    """The row groups of a file of scores, one in memory at a time."""
+    """Yields the row groups of a score file, one in memory at a time."""
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             yield file.read_row_group(number)

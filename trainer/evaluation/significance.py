@@ -1,7 +1,7 @@
-"""Whether two models differ on the same videos: exact McNemar test, paired bootstrap, Holm's correction.
+"""Significance of a difference between two models on the same videos: McNemar, paired bootstrap, Holm.
 
-All of it is about these weights on these videos. That a training with another seed would differ in the same
-way does not follow; for that, compare groups of seeds.
+The tests concern these weights on these videos. They do not show that trainings with other seeds would differ
+in the same way; for that, compare groups of seeds.
 """
 
 import math
@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Videos that two models were both shown, by which of the two was right."""
+    """Number of videos by which of two models is right."""
 
     both: int
     only_first: int
@@ -29,7 +29,7 @@ class PairedCounts:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the second less that of the first, -1..1; 0 without videos."""
+        """Accuracy of the second model minus that of the first, -1..1; 0 without videos."""
         return (self.only_second - self.only_first) / self.videos if self.videos else 0.0
 
 
@@ -40,7 +40,7 @@ def count_pairs(first: np.ndarray, second: np.ndarray) -> PairedCounts:
         first, second: (N,) bool, whether each model was right on each of the same N videos.
 
     Raises:
-        ValueError: the two are not of the same length.
+        ValueError: the lengths differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"{first.size} outcomes of the first model, {second.size} of the second")
@@ -52,15 +52,15 @@ def count_pairs(first: np.ndarray, second: np.ndarray) -> PairedCounts:
 def mcnemar(counts: PairedCounts) -> float:
     """Two-sided exact p-value of McNemar's test.
 
-    Of the n = b + c videos on which exactly one model is right, each is the first's with probability 1/2
-    under the null hypothesis: p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(n, 1/2). 1 without such videos.
+    On n = b + c videos exactly one model is right; under the null hypothesis each model with probability 1/2:
+    p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(n, 1/2). 1 if n = 0.
     """
     low, high = sorted((counts.only_first, counts.only_second))
     if low == high:
         return 1.0
     n = low + high
     log_last = math.lgamma(n + 1) - math.lgamma(low + 1) - math.lgamma(high + 1) - n * math.log(2)
-    # P(X = k - 1) / P(X = k) = k / (n - k + 1) falls with k, so the sum ends where its terms no longer count.
+    # P(X = k - 1) / P(X = k) = k / (n - k + 1) decreases with k: stop when the terms are negligible.
     relative = total = 1.0
     for k in range(low, 0, -1):
         relative *= k / (n - k + 1)
@@ -73,10 +73,10 @@ def mcnemar(counts: PairedCounts) -> float:
 def bootstrap_interval(
     counts: PairedCounts, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Percentile interval of the difference in accuracy (second less first) under resampling of the videos.
+    """Percentile interval of the difference in accuracy (second minus first) under resampling of the videos.
 
-    N videos drawn with replacement give, of each kind of pair, a multinomial number: drawing these numbers is
-    the same as drawing the videos, and takes memory for the resamples only, whatever N is.
+    The counts of N videos drawn with replacement are multinomial. Drawing these counts needs memory for the
+    resamples only, not for N videos.
     """
     if not counts.videos:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What is to be evaluated on what: a model and a manifest, found and made to fit together."""
+"""Resolves an evaluation request: model, manifest, classes, views and output folder."""
 
 import hashlib
 import json
@@ -28,12 +28,20 @@ from trainer.system.device import Precision, choose_precision
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a user asks for; None is decided from the source's recipe.
+    """The options of the command; None takes the value of the source's recipe.
 
-    source: a run's folder, a checkpoint's, a file of weights. last: of a run, its last weights, not its best.
-    manifest: of the videos. clips, crops: views of each video. batch: videos per rank and forward pass.
-    frames, class_names: of a released checkpoint, which does not say; class_names is a text file. out: folder
-    for the results. again: throw away what is there.
+    source: a run directory, a checkpoint, or a file of weights.
+    last: of a run, use the last weights, not the best.
+    manifest: the videos.
+    clips, crops: views per video.
+    batch: videos per rank and forward pass.
+    workers: processes per rank that read and decode.
+    decoder, precision: as in the recipe.
+    bad_share: largest share of unreadable videos.
+    frames: frames per clip, for a released checkpoint.
+    class_names: text file with the classes of a released checkpoint.
+    out: folder for the results.
+    again: delete an earlier evaluation in that folder.
     """
 
     source: Path
@@ -54,10 +62,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """What is evaluated.
+    """A resolved evaluation request; fields that are not listed are as in the request.
 
-    rows: of the model's head, for each class its row; None for all of them in their order. names: of the
-    scores. mean, std: for normalisation. bad_share: of the videos that may be unreadable.
+    weights: the model and its metadata.
+    dataset: the opened manifest.
+    view: frames, size and number of views.
+    rows: the row of the model's head for each class; None for all rows in their order.
+    names: one name per score.
+    mean, std: for normalisation.
     """
 
     source: Path
@@ -77,7 +89,7 @@ class EvaluationTarget:
     out: Path
 
     def identity(self) -> dict[str, Any]:
-        """What scores depend on by more than rounding, as JSON has it. Reads all weights."""
+        """The values that scores depend on beyond rounding, as JSON values. Hashes all weights."""
         return {
             "weights_sha256": weights_digest(self.weights),
             "fingerprint": self.dataset.fingerprint,
@@ -89,10 +101,9 @@ class EvaluationTarget:
 
 
 def resolve_target(request: EvaluationRequest, environment: Environment) -> EvaluationTarget:
-    """Read the model, open the manifest, compare their classes.
+    """Read the model, open the manifest, match their classes.
 
-    To be done on all ranks `together`. Raises RunError, DataError or ModelError for what cannot be read or
-    does not fit.
+    Call it on all ranks with `run_on_all_ranks`. Raises RunError, DataError or ModelError.
     """
     names = None if request.class_names is None else tuple(read_class_names(request.class_names))
     weights = open_model(request.source, last=request.last, frames=request.frames, class_names=names)
@@ -106,10 +117,11 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
     rows = _rows(weights, dataset.class_names, ordered=released and names is None)
     config = weights.model.config
     pixels = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
-    clips, crops = (pixels.clips, pixels.crops)
-    if recipe is not None:
-        clips, crops = recipe.evaluation.clips, recipe.evaluation.crops
-    view = ViewSpec(config.frames, config.resolution, request.clips or clips, request.crops or crops)
+    views = pixels if recipe is None else recipe.evaluation
+    recipe_bad_share = 0.01 if recipe is None else recipe.data.bad_share
+    view = ViewSpec(
+        config.frames, config.resolution, request.clips or views.clips, request.crops or views.crops
+    )
     return EvaluationTarget(
         source=request.source,
         weights=weights,
@@ -122,15 +134,16 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
         std=pixels.std,
         precision=_precision(request, recipe, environment.device),
         batch=request.batch or (8 if recipe is None else recipe.evaluation.batch),
-        workers=request.workers or _workers(recipe),
+        workers=request.workers
+        or (recipe.data.workers if recipe and recipe.data.workers != "auto" else None),
         decoder=request.decoder or ("auto" if recipe is None else recipe.data.decoder),
-        bad_share=_bad_share(request, recipe),
+        bad_share=request.bad_share if request.bad_share is not None else recipe_bad_share,
         out=request.out or _folder(request.source, weights, manifest, view),
     )
 
 
 def weights_digest(weights: SavedWeights) -> str:
-    """SHA-256 of the model's configuration, its preprocessing and its tensors, as hexadecimal digits."""
+    """SHA-256 of the model's configuration, preprocessing and tensors, in hexadecimal."""
     described = [asdict(weights.model.config), weights.preprocessing, weights.class_names]
     described[0].pop("recomputed_blocks")  # type: ignore[attr-defined]
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -141,7 +154,7 @@ def weights_digest(weights: SavedWeights) -> str:
 
 
 def _recipe_of(weights: SavedWeights) -> Recipe | None:
-    """The recipe that travels with the weights; None where there is none, or of another version."""
+    """The recipe stored with the weights; None if there is none or its version does not fit."""
     try:
         return Recipe.model_validate_json(json.dumps(weights.recipe)) if weights.recipe else None
     except ValidationError:
@@ -149,7 +162,7 @@ def _recipe_of(weights: SavedWeights) -> Recipe | None:
 
 
 def _with_known_names(weights: SavedWeights) -> SavedWeights:
-    """The released models' Kinetics classes, where the number of outputs says which they are."""
+    """Add the Kinetics class names of a released model, identified by its number of outputs."""
     names: Sequence[str | None]
     outputs = weights.model.config.num_classes
     if outputs == len(kinetics710.class_names("k400_released")):
@@ -165,21 +178,20 @@ def _manifest(request: EvaluationRequest, recipe: Recipe | None) -> Path:
     if request.manifest is not None:
         return request.manifest
     if recipe is None:
-        raise RunError(
-            f"{request.source} does not say on which videos to evaluate it: name them with --manifest FILE"
-        )
+        raise RunError(f"{request.source} has no recipe that names a manifest: name one with --manifest FILE")
     if not recipe.data.val.exists():
         raise RunError(
-            f"{recipe.data.val}, the validation manifest of the recipe in {request.source}, is not there: "
+            f"{recipe.data.val}, the validation manifest of the recipe in {request.source}, does not exist: "
             "name one with --manifest FILE"
         )
     return recipe.data.val
 
 
 def _rows(weights: SavedWeights, wanted: tuple[str, ...], *, ordered: bool) -> tuple[int, ...] | None:
-    """Rows of the head, None for all. Raises RunError for classes that the model does not know.
+    """Rows of the head for the wanted classes, None for all. Raises RunError for unknown classes.
 
-    ordered: whether the model may be the authors' Kinetics-710, many of whose rows are known by order only.
+    ordered: whether the model may be the authors' Kinetics-710, many of whose rows are identified by order
+    only.
     """
     known = weights.class_names
     if known == wanted:
@@ -193,12 +205,12 @@ def _rows(weights: SavedWeights, wanted: tuple[str, ...], *, ordered: bool) -> t
 
 
 def _names_of_scores(class_names: tuple[str, ...], scores: int) -> tuple[str, ...]:
-    """A head may have more outputs than the data has classes (model.num_classes)."""
+    """A name for each score: a head may have more outputs than the data has classes."""
     return class_names + tuple(f"output {number}" for number in range(len(class_names), scores))
 
 
 def _precision(request: EvaluationRequest, recipe: Recipe | None, device: torch.device) -> Precision:
-    """What is asked for, else what the recipe trains in, where this device takes that."""
+    """The requested precision, else the recipe's if the device supports it."""
     if request.precision is not None:
         return choose_precision(request.precision, device)
     wanted = "auto" if recipe is None else recipe.engine.precision
@@ -207,18 +219,8 @@ def _precision(request: EvaluationRequest, recipe: Recipe | None, device: torch.
     return choose_precision(wanted, device)
 
 
-def _workers(recipe: Recipe | None) -> int | None:
-    return None if recipe is None or recipe.data.workers == "auto" else recipe.data.workers
-
-
-def _bad_share(request: EvaluationRequest, recipe: Recipe | None) -> float:
-    if request.bad_share is not None:
-        return request.bad_share
-    return 0.01 if recipe is None else recipe.data.bad_share
-
-
 def _folder(source: Path, weights: SavedWeights, manifest: Path, view: ViewSpec) -> Path:
-    """Where the results go: `evaluations/` of the run, or beside the file."""
+    """The default output folder: in `evaluations/` of the run or beside the file."""
     what = f"{manifest.stem}-{view.clips}x{view.crops}"
     if source.is_file():
         return source.parent / "evaluations" / f"{source.stem}-{what}"

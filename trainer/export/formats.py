@@ -1,7 +1,7 @@
-"""The formats by name, each written whole or not at all."""
+"""The export formats by name. Each export is written atomically."""
 
 import os
-import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,11 @@ from trainer.export.torch_program import write_program
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """write: makes a file or folder and returns the largest difference of a logit. default: its name."""
+    """An export format.
+
+    write: writes a file or folder and returns the largest difference of a logit.
+    default: default name of the file or folder.
+    """
 
     write: Callable[[ExportSource, Path], float]
     default: str
@@ -30,41 +34,37 @@ FORMATS = {
 
 
 def check_export(name: str, out: Path) -> None:
-    """Raises RunError for what cannot be written, before anything is read."""
+    """Raises RunError for an output that cannot be written, before the model is read."""
     if name == "onnx":
         check_packages()
     if not out.absolute().parent.is_dir():
-        raise RunError(f"{out} cannot be written: there is no folder {out.absolute().parent}")
+        raise RunError(f"{out} cannot be written: the folder {out.absolute().parent} does not exist")
     try:
         os.fsencode(out.absolute()).decode()
-    except UnicodeDecodeError as error:  # PyTorch ends the process over it, ONNX Runtime raises TypeError
+    except UnicodeDecodeError as error:  # PyTorch aborts the process, ONNX Runtime raises TypeError
         raise RunError(
-            f"{printable(out.absolute())} cannot be written: the libraries that write it need a path that is "
-            "UTF-8; name another with --out"
+            f"{printable(out.absolute())} cannot be written: the export libraries need a UTF-8 path; name "
+            "another with --out"
         ) from error
     if out.is_dir():
-        raise RunError(f"{out} is a folder that is there already; name another with --out, or remove it")
+        raise RunError(f"{out} is an existing folder; name another with --out, or delete it")
     if name == "huggingface" and os.path.lexists(out):
-        raise RunError(f"{out} is a file, and a folder is to be written; name another with --out")
+        raise RunError(f"{out} is a file, and the format is a folder; name another with --out")
 
 
 def export_as(name: str, source: ExportSource, out: Path) -> float:
-    """Write the model in the format of this name; returns how far its logits are from the model's.
+    """Write the model in the named format; returns the largest difference of a logit.
 
-    A file of that name is replaced once the new one has been loaded and compared. Raises RunError where the
-    logits are too far, or where it cannot be written; then nothing is left.
+    The new file is loaded and compared with the model before it replaces an existing file. Raises RunError,
+    and leaves no files, if the logits differ too much or the output cannot be written.
     """
     check_export(name, out)
-    room = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(room, ignore_errors=True)  # of an export that was killed
-        room.mkdir()
-        difference = FORMATS[name].write(source, room / out.name)
-        # Weights beside an ONNX file come first: its name says that all is there.
-        for path in sorted(room.iterdir(), key=lambda path: path.name == out.name):
-            path.replace(out.with_name(path.name))
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
+            difference = FORMATS[name].write(source, Path(folder) / out.name)
+            # Weights beside an ONNX file are renamed first: the ONNX file marks the export as complete.
+            for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == out.name):
+                path.replace(out.with_name(path.name))
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
     return difference

@@ -1,6 +1,6 @@
-"""A folder in the layout of the Hugging Face Hub: configuration, weights, preprocessing and a model card.
+"""A folder for the Hugging Face Hub: configuration, weights, preprocessing and a model card.
 
-The architecture is not one of the library `transformers`: `uniformerv2.load(FOLDER)` loads the folder.
+The library `transformers` lacks the architecture; `uniformerv2.load(FOLDER)` loads the folder.
 """
 
 import dataclasses
@@ -17,10 +17,9 @@ from trainer.system.files import write_json, write_text
 
 
 def write_hub_folder(source: ExportSource, path: Path) -> float:
-    """Make the folder; returns how far the logits of what is read from it are from the model's.
+    """Write the folder, load it again and return the largest difference of a logit.
 
-    Raises RunError where they are too far, or where a file cannot be written. The caller removes what was
-    written then.
+    Raises RunError if the logits differ too much or a file cannot be written; the caller deletes the files.
     """
     path.mkdir()
     weights = source.weights
@@ -38,7 +37,7 @@ def write_hub_folder(source: ExportSource, path: Path) -> float:
 
 
 def hub_config(source: ExportSource) -> dict[str, Any]:
-    """`config.json`: the model's fields, and the classes under the names that the Hub shows."""
+    """`config.json`: the fields of the model, and the classes under the Hub's field names."""
     names = source.weights.class_names
     return {
         "architectures": ["UniFormerV2"],
@@ -51,11 +50,11 @@ def hub_config(source: ExportSource) -> dict[str, Any]:
 
 
 def hub_preprocessing(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """`preprocessor_config.json`, in the words of the Hub's video processors.
+    """`preprocessor_config.json`, with the field names of the Hub's video processors.
 
-    The short side is resized to the model's resolution, bilinear without antialiasing; a square is cut from
-    the middle; values of 0 to 255 become 0 to 1, less the mean, through the deviation, for each of R, G, B.
-    `uniformerv2` has all of it as this program says it, which frames are taken among it.
+    The short side is resized to the model's resolution, bilinear without antialiasing. The centre square is
+    cropped. Values 0..255 are divided by 255 and normalised with mean and standard deviation of R, G and B.
+    The field `uniformerv2` has the full description, including the choice of frames.
     """
     side = preprocessing["resolution"]
     return {

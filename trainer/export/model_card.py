@@ -1,4 +1,4 @@
-"""The model card of an export: what the run's files say, and what only its owner can add."""
+"""The model card of an export, from the files of the run."""
 
 import json
 import re
@@ -19,15 +19,15 @@ from trainer.system.formatting import format_percent
 _FINGERPRINT = "data.train (fingerprint)"
 _SHOWN_CLASSES = 20
 _UNKNOWN = "not known"
-_LICENCE_FIELD = "license:  # to be filled in by whoever publishes this model"
-_LICENCE = "Not chosen yet: whoever publishes this model fills in `license` at the top of this file."
+_LICENCE_FIELD = "license:  # to be filled in by the publisher of this model"
+_LICENCE = "Not chosen yet: the publisher of this model fills in `license` at the top of this file."
 
 
 def model_card(source: ExportSource) -> str:
     """README.md with YAML front matter.
 
-    What no file of the run says is written as not known; of machines only the hardware is named, and of paths
-    only the last part. The licence is left to whoever publishes the model, and the card says so.
+    Facts that no file of the run has are written as not known. Machines are described by their hardware,
+    paths by their last part. The publisher of the model chooses the licence, and the card says so.
     """
     recipe = public_recipe(source.weights.recipe)
     accuracies = {} if source.run is None else Accuracies(source.run / "checkpoints").known()
@@ -75,8 +75,8 @@ def _description(source: ExportSource) -> list[str]:
     more = f", and {len(names) - _SHOWN_CLASSES} more (`config.json`)" if len(names) > _SHOWN_CLASSES else ""
     return [
         f"A [UniFormerV2](https://arxiv.org/abs/2211.09552) of {parameter_count(config):,} parameters that "
-        f"sorts clips of {config.frames} frames of {config.resolution} x {config.resolution} pixels into "
-        f"{len(names)} classes, at {multiply_accumulates(config) / 1e9:.4g} GMACs a clip.",
+        f"classifies clips of {config.frames} frames of {config.resolution} x {config.resolution} pixels "
+        f"into {len(names)} classes, with {multiply_accumulates(config) / 1e9:.4g} GMACs a clip.",
         "",
         f"Classes: {', '.join(map(_inline, names[:_SHOWN_CLASSES]))}{more}.",
     ]
@@ -90,17 +90,17 @@ def _use(source: ExportSource) -> list[str]:
         'model = uniformerv2.load("FOLDER").model  # FOLDER holds this file; clips B 3 T H W -> logits',
         "```",
         "",
-        f"A clip is {preprocessing.get('frames', _UNKNOWN)} frames (sampling: "
+        f"A clip has {preprocessing.get('frames', _UNKNOWN)} frames (sampling: "
         f"{preprocessing.get('sampling', _UNKNOWN)}). The short side is resized to the model's resolution, a "
-        "square is cut from the middle, and values from 0 to 1 are normalised with mean "
-        f"{preprocessing.get('mean', _UNKNOWN)} and deviation {preprocessing.get('std', _UNKNOWN)} "
+        "centre square is cropped, and values from 0 to 1 are normalised with mean "
+        f"{preprocessing.get('mean', _UNKNOWN)} and standard deviation {preprocessing.get('std', _UNKNOWN)} "
         "(`preprocessor_config.json`).",
     ]
 
 
 def _results(source: ExportSource, accuracies: dict[int, float], own: float | None) -> list[str]:
     if not accuracies:
-        return [f"Accuracy: {_UNKNOWN}; no evaluation of these weights is in the files they came from."]
+        return [f"Accuracy: {_UNKNOWN}; the source has no evaluation of these weights."]
     rows = {"these weights": (source.step, own)}
     best, last = max(accuracies, key=accuracies.__getitem__), max(accuracies)
     rows |= {
@@ -129,16 +129,16 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
     packages = machine.get("packages") or {}
     facts = {
         "training data": ", ".join(_manifests(recipe, "train")),
-        "fingerprint of it": source.settings.get(_FINGERPRINT),
+        "fingerprint of the training data": source.settings.get(_FINGERPRINT),
         "validation data": ", ".join(_manifests(recipe, "val")),
         "recipe": recipe.get("name"),
         "steps": source.step,
         "global batch": optimisation.get("global_batch"),
         "learning rate": optimisation.get("learning_rate"),
-        "began from": _beginning(recipe),
+        "initial weights": _initial_weights(recipe),
         "processes": source.ranks,
         "hardware of the first node": hardware,
-        "time of the whole run": summary.get("spent"),
+        "duration of the run": summary.get("spent"),
         "versions": ", ".join(f"{name} {number}" for name, number in packages.items()),
         "commit of the trainer": machine.get("commit"),
     }
@@ -146,7 +146,7 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
     return lines + [f"| {name} | {_inline(str(value or _UNKNOWN))} |" for name, value in facts.items()]
 
 
-def _beginning(recipe: dict[str, Any]) -> str | None:
+def _initial_weights(recipe: dict[str, Any]) -> str | None:
     model = recipe.get("model")
     if model is None:
         return None
@@ -155,14 +155,14 @@ def _beginning(recipe: dict[str, Any]) -> str | None:
 
 
 def _manifests(recipe: dict[str, Any], role: str) -> list[str]:
-    """The names of the training (`train`) or validation (`val`) manifests, however the recipe writes them."""
+    """The training (`train`) or validation (`val`) manifests, in any form that a recipe allows."""
     found = recipe.get("data", {}).get(role) or []
     entries = found if isinstance(found, list) else [found]
     return [str(entry.get("manifest") if isinstance(entry, dict) else entry) for entry in entries]
 
 
 def _inline(text: str) -> str:
-    """Text of a recipe or a class name as one line of Markdown, in which it marks up nothing."""
+    """Text as one line of Markdown, with its markup escaped."""
     return re.sub(r"[`*_<>|\[\]#&]", lambda sign: f"\\{sign[0]}", printable(text))
 
 
@@ -171,7 +171,7 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of the run; nothing where it is missing, as of a run that has not ended, or damaged."""
+    """A JSON file of the run; empty if it is missing, as before the run's end, or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

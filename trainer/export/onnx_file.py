@@ -1,4 +1,4 @@
-"""ONNX: the model as a graph for other runtimes."""
+"""Export to ONNX."""
 
 import json
 import logging
@@ -20,31 +20,28 @@ _NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages() -> None:
-    """Raises RunError where a package that the export needs is not installed."""
+    """Raises RunError if a package for the export is not installed."""
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
-        raise RunError(
-            f"--format onnx needs {', '.join(missing)}, not installed here: "
-            'pip install "uniformerv2-trainer[export]"'
-        )
+        raise RunError(f'--format onnx needs {", ".join(missing)}: pip install "uniformerv2-trainer[export]"')
 
 
 def write_onnx(source: ExportSource, path: Path) -> float:
-    """Write an ONNX file with a free batch size; returns how far its logits are from the model's.
+    """Write an ONNX file with a dynamic batch size; returns the largest difference of a logit.
 
-    Weights above 2 GB, protobuf's limit, go to a file beside it. `metadata_props` hold the description, a
-    value each, as JSON. Raises RunError where a package is missing, or where the logits are too far. The
-    caller removes what was written then.
+    Weights above 2 GB, protobuf's limit, go to a second file. `metadata_props` has the description, each
+    value as JSON. Raises RunError if a package is missing or the logits differ too much; the caller deletes
+    the files.
     """
     check_packages()
-    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # they name every node that they do not simplify
+    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # they log every node that they do not simplify
         logging.getLogger(name).setLevel(logging.ERROR)
     model = source.weights.model
     clips = random_clips(model.config, TRACED_BATCH)
     program = torch.onnx.export(
         trace(model), (clips,), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
     )
-    assert program is not None  # with dynamo it returns one
+    assert program is not None  # as always with dynamo
     for name, value in describe_model(source).items():
         program.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
     program.save(path)

@@ -1,15 +1,15 @@
-"""What an exported model says of itself, without what is nobody else's business."""
+"""The metadata of an exported model, without private addresses and paths."""
 
 from typing import Any
 
 from trainer.export.export_source import ExportSource
 from trainer.system.secrets import redacted
 
-_PRIVATE = ("tracking", "run")  # addresses and folders of whoever trained it
+_PRIVATE = ("tracking", "run")  # addresses and folders of the training machines
 
 
 def describe_model(source: ExportSource) -> dict[str, Any]:
-    """What is needed to use the logits, `class_names` and `preprocessing`, and where they come from."""
+    """The class names and the preprocessing, which a user of the logits needs, and the model's origin."""
     weights = source.weights
     return {
         "name": source.name,
@@ -20,7 +20,7 @@ def describe_model(source: ExportSource) -> dict[str, Any]:
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without addresses and folders: of a path its last part stays."""
+    """The recipe without addresses and with only the last part of each path."""
     return {name: _public(value) for name, value in recipe.items() if name not in _PRIVATE}
 
 

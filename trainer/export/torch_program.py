@@ -1,4 +1,4 @@
-"""`torch.export`: the model as a graph that PyTorch loads without this project's code."""
+"""Export with `torch.export`: a graph that PyTorch loads without this project's code."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.export.numeric_check import TRACED_BATCH, check_agreement, random_c
 from trainer.export.public_metadata import describe_model
 
 DESCRIPTION = "uniformerv2.json"
-"""The extra file inside, for `torch.export.load(FILE, extra_files={DESCRIPTION: ""})`."""
+"""Name of the description in the file, for `torch.export.load(FILE, extra_files={DESCRIPTION: ""})`."""
 
 
 def trace(model: UniFormerV2) -> ExportedProgram:
@@ -22,9 +22,9 @@ def trace(model: UniFormerV2) -> ExportedProgram:
 
 
 def write_program(source: ExportSource, path: Path) -> float:
-    """Write a `.pt2` file for the CPU; returns how far its logits are from the model's.
+    """Write a `.pt2` file for the CPU; returns the largest difference of a logit.
 
-    Raises RunError where they are too far. The caller removes what was written then.
+    Raises RunError if the logits differ too much; the caller deletes the file.
     """
     description = json.dumps(describe_model(source), ensure_ascii=False)
     torch.export.save(trace(source.weights.model), path, extra_files={DESCRIPTION: description})

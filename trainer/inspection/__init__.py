@@ -1,1 +1,1 @@
-"""Looking at what a run trained on, and at what a model attends to."""
+"""Inspection of training batches and explanations of predictions."""

@@ -1,9 +1,9 @@
-"""Any training step's clips, made once more from the run's recipe, manifests and seed."""
+"""Recreates the clips of a training step from the run's recipe, manifests and seed."""
 
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,24 @@ from trainer.config.schema import Recipe
 from trainer.distributed.batch_hash import format_hash, hash_clips, split_halves
 from trainer.distributed.environment import describe_environment
 from trainer.errors import RunError
+from trainer.inspection.contact_sheet import denormalise
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config, resolve_flip, train_clip, train_sampler
 
-_MICRO_BATCH = 8  # clips made at once; what is in them does not depend on it
+_MICRO_BATCH = 8  # clips per batch of the loader; their content does not depend on it
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class ReplayedClip:
-    """planned: who it is and what is done to it. frames: some of its frames as uint8 RGB, (F, H, W, 3), and
-    columns: which of the clip's frames they are; none of a clip that is not to be shown. valid: whether its
-    video could be read.
+    """One clip of a replayed step.
+
+    planned: sample, frames and augmentation of the clip.
+    valid: whether its video could be read.
+    frames: some of its frames, uint8 RGB (F, H, W, 3); empty if the clip is not shown.
+    columns: the indices of these frames in the clip.
     """
 
     planned: ClipDescription
@@ -48,10 +52,14 @@ class ReplayedClip:
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A step's clips in the order of the global batch, and the hash of all of them.
+    """The clips of a step.
 
-    recorded: what the run recorded of the step, None where that is gone. notes: what may make the clips
-    others than the run's.
+    step: number of the step, from 1.
+    clips: in the order of the global batch.
+    class_names: classes of the manifests.
+    batch_hash: hash of all clips.
+    recorded: the step in the run's events; None if it is missing.
+    notes: possible reasons for differences from the run's clips.
     """
 
     step: int
@@ -63,7 +71,7 @@ class ReplayedStep:
 
     @property
     def equal(self) -> bool | None:
-        """Whether the hash is the recorded one; None where none was recorded."""
+        """Whether the hash equals the recorded one; None if none was recorded."""
         if self.recorded is None or self.recorded.batch_hash is None:
             return None
         return self.recorded.batch_hash == self.batch_hash
@@ -80,14 +88,18 @@ def replay_step(
     searching: Progress | None = None,
     making: Progress | None = None,
 ) -> ReplayedStep:
-    """Make the clips of `step`, counted from 1 as in the run's messages, with the training loader.
+    """Make the clips of `step` with the training loader.
 
-    shown: how many clips keep up to `columns` frames to be shown; all are made and hashed. manifests: where
-    the training manifests are now, in the recipe's order; those that the recipe names by default. searching,
-    making: told of bytes of events read, and of clips made, out of all.
+    Args:
+        folder: the run directory. step: number of the step, from 1 as in the run's messages. device: for
+        decoding and augmentation. shown: number of clips that keep up to `columns` frames; all clips are made
+        and hashed. manifests: present paths of the training manifests, in the recipe's order; by default
+        those of the recipe. searching: called with the bytes of events that were read and their total.
+        making: called with the number of clips that were made and their total.
 
-    Raises RunError for a folder that holds no run, a step that the run does not have, and a manifest that is
-    not the one which the run had; RecipeError and DataError for a recipe or manifest that cannot be read.
+    Raises:
+        RunError: the folder is no run directory, the run has no such step, or a manifest differs from the
+        run's. RecipeError, DataError: a recipe or manifest cannot be read.
     """
     recipe = _recipe(folder, manifests)
     _check_step(folder, recipe, step)
@@ -100,24 +112,17 @@ def replay_step(
     share = folder.read_graph_share()
     options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
     if options.splits and share is None:
-        notes += (f"{folder.decoding} does not say how decoding was split; it is measured anew here",)
+        notes += (f"{folder.decoding} has no decoder split; it was measured again",)
     clips, batch_hash = _make(train, sampler, clip, recipe, step, options, shown, columns, making)
     done = ReplayedStep(step, clips, train.class_names, batch_hash, recorded, notes)
     if done.equal is False:
-        return ReplayedStep(
-            step,
-            clips,
-            train.class_names,
-            batch_hash,
-            recorded,
-            (*notes, *_differences(folder, done, device)),
-        )
+        return replace(done, notes=(*notes, *_differences(folder, done, device)))
     return done
 
 
 def _recipe(folder: RunDir, manifests: Sequence[Path]) -> Recipe:
     if not folder.recipe.is_file():
-        raise RunError(f"{folder.path} holds no run: {folder.recipe.name} is not there; name a run's folder")
+        raise RunError(f"{folder.path} has no {folder.recipe.name}: name a run directory")
     recipe = load_recipe(folder.recipe)
     if not manifests:
         return recipe
@@ -141,10 +146,10 @@ def _check_step(folder: RunDir, recipe: Recipe, step: int) -> None:
 def _check_manifests(
     folder: RunDir, recipe: Recipe, train: Dataset, recorded: StepRecord | None
 ) -> tuple[str, ...]:
-    """Raises RunError, naming the manifest, where one is not the one that the run had."""
+    """Raises RunError for a manifest that differs from the run's."""
     now = [manifest.fingerprint for manifest in train.manifests]
     paths = [part.manifest for part in recipe.data.train_manifests]
-    mend = "its clips would be others. Name the run's own manifest with --train"
+    fix = "its clips would differ. Name the run's own manifest with --train"
     if recorded is not None and recorded.manifests is not None:
         if len(recorded.manifests) != len(now):
             raise RunError(
@@ -153,26 +158,26 @@ def _check_manifests(
         for path, fingerprint, (_, then) in zip(paths, now, recorded.manifests, strict=True):
             if fingerprint != then:
                 raise RunError(
-                    f"{path} has the fingerprint {fingerprint[:16]}, and had {then[:16]} in the run: {mend}"
+                    f"{path} has the fingerprint {fingerprint[:16]}, and had {then[:16]} in the run: {fix}"
                 )
         return ()
     before = _fingerprint_of_checkpoints(folder)
     if before is None:
-        return (f"{folder.path} does not say which manifests it trained on: they are taken to be the same",)
+        return (f"{folder.path} has no fingerprints of its manifests: they are assumed to be the same",)
     if train.fingerprint != before:
         raise RunError(
-            f"{train} has the fingerprint {train.fingerprint[:16]}, and had {before[:16]} in the run: {mend}"
+            f"{train} has the fingerprint {train.fingerprint[:16]}, and had {before[:16]} in the run: {fix}"
         )
     return ()
 
 
 def _fingerprint_of_checkpoints(folder: RunDir) -> str | None:
-    """Of the whole training set, as the newest readable checkpoint has it."""
+    """The fingerprint of the training set in the newest readable checkpoint."""
     for path in reversed(Retention(folder.checkpoints, keep_last=1, keep_best=False).visible()):
         try:
             found = read_state(path).settings.get("data.train (fingerprint)")
         except CheckpointError:
-            continue  # the one before says the same
+            continue  # the checkpoint before it has the same fingerprint
         return found if isinstance(found, str) else None
     return None
 
@@ -203,7 +208,7 @@ def _make(
             total += hash_clips(batch)
             for pixels, valid in zip(batch.clips, batch.valid.tolist(), strict=True):
                 is_shown = len(clips) < shown
-                frames = _visible(pixels[:, chosen], mean, std) if is_shown else torch.empty(0)
+                frames = denormalise(pixels[:, chosen], mean, std) if is_shown else torch.empty(0)
                 clips.append(ReplayedClip(next(planned), valid, frames, tuple(chosen.tolist())))
             if making is not None:
                 making(len(clips), sampler.global_batch)
@@ -213,7 +218,7 @@ def _make(
 
 
 def _micro_batch(sampler: TrainSampler) -> int:
-    """The most clips up to `_MICRO_BATCH` that divide the batch without parting a sample's repeats."""
+    """The largest divisor of the batch up to `_MICRO_BATCH` that keeps a sample's repeats together."""
     fitting = (
         count
         for count in range(max(_MICRO_BATCH, sampler.repeats), 0, -1)
@@ -222,21 +227,15 @@ def _micro_batch(sampler: TrainSampler) -> int:
     return next(fitting)
 
 
-def _visible(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:  # 3 F H W -> F H W 3
-    mean_of, std_of = (torch.tensor(values, device=frames.device) for values in (mean, std))
-    levels = frames.permute(1, 2, 3, 0) * std_of + mean_of
-    return (levels * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
 def _differences(folder: RunDir, done: ReplayedStep, device: torch.device) -> tuple[str, ...]:
-    """What is known to be otherwise than in the run, in words."""
+    """Known differences from the run, as text."""
     recorded = done.recorded
     assert recorded is not None  # there is a hash to compare with
     found = []
     if recorded.device is not None and recorded.device != device.type:
         found.append(
             f"the run made its clips on {recorded.device}, this is {device.type}: decoders and augmentation "
-            "round otherwise there"
+            "round differently"
         )
     try:
         then = json.loads(folder.environment.read_text(encoding="utf-8"))
@@ -247,14 +246,14 @@ def _differences(folder: RunDir, done: ReplayedStep, device: torch.device) -> tu
     found += [f"{path} cannot be read here" for path in unreadable]
     found += _newer_videos(done, recorded)
     if not found:
-        found.append("nothing is known that would explain it: recipe.yaml may have changed after this step")
+        found.append("no difference was found: recipe.yaml may have changed after this step")
     return tuple(found)
 
 
 def _changed_environment(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     packages = then.get("packages")
     found = []
-    for name in ("nvidia-dali-cuda120", "av", "numpy"):  # what makes a clip
+    for name in ("nvidia-dali-cuda120", "av", "numpy"):  # the packages that make a clip
         before = packages.get(name) if isinstance(packages, dict) else None
         if before is not None and before != now["packages"].get(name):
             found.append(f"{name} {before} at the run's latest start, {now['packages'].get(name)} here")
@@ -265,13 +264,13 @@ def _changed_environment(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _newer_videos(done: ReplayedStep, recorded: StepRecord) -> list[str]:
-    """Videos that were written after the step was done."""
+    """Videos that were written after the step."""
     found = []
     for path in dict.fromkeys(clip.planned.path for clip in done.clips if clip.valid):
         try:
             changed = Path(path).stat().st_mtime
         except OSError:
-            continue  # a path that is shown with escapes, not as it is
+            continue  # a path that is printed with escapes
         if recorded.time is not None and changed > recorded.time:
             found.append(f"{path} was written after the step")
     return found

@@ -1,4 +1,4 @@
-"""What a model looks at in a video: class activation and the attention of its global blocks."""
+"""Explanations of a prediction: class activation and the attention of the global blocks."""
 
 import difflib
 from dataclasses import dataclass
@@ -22,14 +22,19 @@ from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.prediction import check_scores
 from trainer.inference.preprocessing import read_preprocessing
+from trainer.inspection.contact_sheet import denormalise
 from trainer.inspection.heat_map import upsample
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Over a clip. about: what it shows. values: (T, H, W), scaled to a maximum of 1. peak: the maximum as a
-    multiple of the mean: near 1, the map says nothing. on_shown: the share of a block's attention that lies
-    on patches; the rest lies on the frames' class tokens. None for class activation.
+    """A map over the frames of a clip.
+
+    about: name of the map.
+    values: (T, H, W), scaled to a maximum of 1.
+    peak: the maximum divided by the mean; a map with a peak near 1 carries no information.
+    on_shown: share of a block's attention that is on patches, the rest being on the frames' class tokens;
+        None for class activation.
     """
 
     about: str
@@ -40,10 +45,13 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one clip of a video and one class.
+    """The explanation of one class for one clip of a video.
 
-    name, probability: of the class. frames: as the model sees them, uint8 RGB (T, H, W, 3). seconds: where
-    in the video each of them is. maps: class activation first, then each global block's attention.
+    path: the video.
+    name, probability: of the class.
+    frames: the model's input, uint8 RGB (T, H, W, 3).
+    seconds: time of each frame in the video.
+    maps: class activation, then the attention of each global block.
     """
 
     path: Path
@@ -55,10 +63,10 @@ class Explanation:
 
 
 class Explainer:
-    """Makes explanations with one model; the clip is the one that `predict` takes with one view."""
+    """Explains the predictions of one model; the clip is the one of `predict` with one view."""
 
     def __init__(self, weights: SavedWeights, device: torch.device) -> None:
-        """Raises RunError where the weights' description is not one that can be followed here."""
+        """Raises RunError if the weights need a preprocessing that this version lacks."""
         config = weights.model.config
         self._model = weights.model.to(device).eval()
         self._names = weights.class_names
@@ -69,10 +77,9 @@ class Explainer:
         self._views = FrameViews(self._clip, *colours, device, batch=1, threads=usable_cores())
 
     def explain(self, path: Path, name: str | None = None) -> Explanation:
-        """What speaks for a class in a video; for the most likely one by default.
+        """Explain a class in a video, by default the most likely one.
 
-        Raises RunError for a class that the model does not have and for scores that are no numbers, DataError
-        for a video that cannot be used.
+        Raises RunError for an unknown class and for nonfinite scores, DataError for an unusable video.
         """
         label = None if name is None else self._label(name)
         try:
@@ -90,7 +97,7 @@ class Explainer:
             path,
             self._names[label] if label < len(self._names) else f"output {label}",
             float(scores[label]),
-            self._visible(views[0]),
+            denormalise(views[0], self._preprocessing.mean, self._preprocessing.std).numpy(),
             _seconds(row, self._clip.frames),
             self._maps(views, label),
         )
@@ -100,8 +107,10 @@ class Explainer:
             return self._names.index(name)
         near = [known for known in self._names if name.lower() in known.lower()][:5]
         near = near or difflib.get_close_matches(name, self._names, n=5)
-        hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
-        raise RunError(f"--class {name!r}: the model has no such class among its {len(self._names)}{hint}")
+        hint = f"; similar names: {', '.join(map(repr, near))}" if near else ""
+        raise RunError(
+            f"--class {name!r}: the model has {len(self._names)} classes and none of this name{hint}"
+        )
 
     def _maps(self, views: Tensor, label: int) -> tuple[HeatMap, ...]:
         config = self._model.config
@@ -116,18 +125,9 @@ class Explainer:
                 maps.append(HeatMap(about, upsample(patches, *size), _peak(patches), float(patches.sum())))
         return tuple(maps)
 
-    def _visible(self, views: Tensor) -> NDArray[np.uint8]:  # 3 T H W -> T H W 3
-        mean, std = (
-            torch.tensor(values, device=views.device)
-            for values in (self._preprocessing.mean, self._preprocessing.std)
-        )
-        levels = (views.permute(1, 2, 3, 0) * std + mean) * 255
-        pictures: NDArray[np.uint8] = levels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-        return pictures
-
 
 def _seconds(row: ManifestRow, frames: int) -> tuple[float, ...]:
-    """Where in the video the frames of its one view are; of a video without a rate, their numbers."""
+    """Times of the frames of the one view; their indices if the video has no frame rate."""
     numbers = view_indices(row.frames, frames, 1).reshape(-1).tolist()
     return tuple(number / row.fps if row.fps else float(number) for number in numbers)
 

@@ -1,4 +1,4 @@
-"""An explanation as a contact sheet and as an overlaid video."""
+"""An explanation as a contact sheet and as a video with overlaid maps."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -20,40 +20,40 @@ _LEAST_RATE, _MOST_RATE = 1, 30  # frames per second of a video
 
 
 def check_output_paths(video: Path, sheet: Path, overlay: Path | None) -> None:
-    """Raises RunError where a file to be written would replace the video, or has a name of another format."""
+    """Raises RunError if an output has the wrong suffix or would overwrite the video."""
     for option, path, suffix in (("--out", sheet, ".png"), ("--video", overlay, ".mp4")):
         if path is not None and path.suffix.lower() != suffix:
-            raise RunError(f"{option} {printable(path)}: what is written is a {suffix} file; name it so")
+            raise RunError(f"{option} {printable(path)}: the name must end with {suffix}")
         if path is not None and path.exists() and video.exists() and path.samefile(video):
-            raise RunError(f"{option} {printable(path)} is the video itself, which would be replaced")
+            raise RunError(f"{option} {printable(path)} is the input video: name another file")
 
 
 def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.Image:
-    """Rows: frames, class activation, the attention of each global block, what the colours mean.
+    """A sheet with rows for the frames, class activation, the attention of each global block, and a legend.
 
-    names_video: whether to write its path beside its frames.
+    names_video: print the video's path beside its frames.
     """
     count = len(found.frames)
     chosen = np.linspace(0, count - 1, min(_COLUMNS, count)).round().astype(int)
-    words = ["frames", printable(found.path)] if names_video else ["frames"]
-    rows = [SheetRow(words, [found.frames[number] for number in chosen])]
+    text = ["frames", printable(found.path)] if names_video else ["frames"]
+    rows = [SheetRow(text, [found.frames[number] for number in chosen])]
     for each in found.maps:
         pictures = [draw_overlay(found.frames[number], each.values[number]) for number in chosen]
-        rows.append(SheetRow(_words(each, found.name), pictures))
+        rows.append(SheetRow(_text(each, found.name), pictures))
     rows.append(SheetRow(["colours: from 0 to the highest value of the row"], [legend(*_LEGEND)]))
     title = f"{found.name}, probability {found.probability:.3f}"
     return draw_sheet(title, rows, [f"{found.seconds[number]:.2f} s" for number in chosen])
 
 
 def write_explanation(sheet: Path, found: Explanation) -> None:
-    """The contact sheet as a PNG. Raises RunError where it cannot be written."""
+    """Write the contact sheet as a PNG. Raises RunError if it cannot be written."""
     save_sheet(sheet, explanation_sheet(found))
 
 
 def write_overlay(path: Path, found: Explanation) -> None:
     """Frames, class activation and the last global block's attention side by side, as H.264 in MP4.
 
-    The clip's frames last as long as in the video. Raises RunError where it cannot be written.
+    The clip has the duration that its frames span in the video. Raises RunError if it cannot be written.
     """
     shown = [found.maps[0], *found.maps[1:][-1:]]
     frames = np.stack(
@@ -68,7 +68,7 @@ def write_overlay(path: Path, found: Explanation) -> None:
 
 
 def as_json(found: Explanation, sheet: Path, video: Path | None) -> dict[str, Any]:
-    """What was found, without the maps themselves."""
+    """The explanation as JSON values, without the maps."""
     return {
         "video": str(found.path),
         "class": found.name,
@@ -83,14 +83,17 @@ def as_json(found: Explanation, sheet: Path, video: Path | None) -> dict[str, An
 
 
 def _rate(found: Explanation) -> Fraction:
-    """Frames per second with which the clip lasts as long as what it was taken from."""
+    """Frame rate at which the clip lasts as long as the part of the video that it spans."""
     span = found.seconds[-1] - found.seconds[0]
     rate = (len(found.seconds) - 1) / span if span > 0 else _MOST_RATE
     return Fraction(min(max(rate, _LEAST_RATE), _MOST_RATE)).limit_denominator(1000)
 
 
-def _words(each: HeatMap, name: str) -> list[str]:
+def _text(each: HeatMap, name: str) -> list[str]:
     peak = f"highest value {each.peak:.1f} times the mean"
     if each.on_shown is None:
         return [f"{each.about}: {name}", peak]
-    return [each.about, f"{peak}; {100 * each.on_shown:.0f} % of the attention is on patches and shown"]
+    return [
+        each.about,
+        f"{peak}; {100 * each.on_shown:.0f} % of the attention is on patches, which are shown",
+    ]

@@ -5,21 +5,21 @@ from typing import Any
 
 from pipelines.batch_contents import format_changes
 from trainer.inspection.batch_replay import ReplayedClip, ReplayedStep
-from trainer.inspection.contact_sheet import SheetRow, write_sheet
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, save_sheet
 
 
 def write_replay(path: Path, done: ReplayedStep) -> None:
-    """A row for each shown clip: class, video, draw and changes beside its frames."""
+    """Write a sheet with a row for each shown clip: class, video, draw and augmentation beside its frames."""
     shown = [clip for clip in done.clips if len(clip.frames)]
-    rows = [SheetRow(_words(clip, done), list(clip.frames.numpy())) for clip in shown]
-    left = f", the first {len(shown)} shown" if len(shown) < len(done.clips) else ""
-    title = f"step {done.step}: {len(done.clips)} clips{left}, hash {done.batch_hash}"
+    rows = [SheetRow(_text(clip, done), list(clip.frames.numpy())) for clip in shown]
+    omitted = f", the first {len(shown)} shown" if len(shown) < len(done.clips) else ""
+    title = f"step {done.step}: {len(done.clips)} clips{omitted}, hash {done.batch_hash}"
     columns = [f"frame {number + 1}" for number in shown[0].columns] if shown else []
-    write_sheet(path, title, rows, columns)
+    save_sheet(path, draw_sheet(title, rows, columns))
 
 
 def report_lines(done: ReplayedStep) -> list[str]:
-    """What came of the comparison."""
+    """The result of the hash comparison, as lines of text."""
     recorded = None if done.recorded is None else done.recorded.batch_hash
     if done.equal:
         return [
@@ -27,11 +27,11 @@ def report_lines(done: ReplayedStep) -> list[str]:
             *done.notes,
         ]
     if done.equal is None:
-        why = "its events do not have the step" if done.recorded is None else "it recorded no hash"
-        return [f"hash {done.batch_hash}: not compared, for {why}", *done.notes]
+        why = "the events lack the step" if done.recorded is None else "the run recorded no hash"
+        return [f"hash {done.batch_hash}: not compared, because {why}", *done.notes]
     return [
-        f"hash {done.batch_hash}: the run recorded {recorded}; these are not the same pixels, though by the "
-        "plan the same clips. What may be why:",
+        f"hash {done.batch_hash}: the run recorded {recorded}: the sampler chose the same clips, but the "
+        "pixels differ. Possible reasons:",
         *(f"- {note}" for note in done.notes),
     ]
 
@@ -65,11 +65,11 @@ def _class(clip: ReplayedClip, done: ReplayedStep) -> str | None:
     return done.class_names[clip.planned.label] if clip.planned.label >= 0 else None
 
 
-def _words(clip: ReplayedClip, done: ReplayedStep) -> list[str]:
+def _text(clip: ReplayedClip, done: ReplayedStep) -> list[str]:
     slot, frames = clip.planned.slot, ", ".join(map(str, clip.planned.frames))
     draw = f"epoch {slot.epoch}, draw {slot.draw}, repeat {slot.repeat}"
     return [
-        (_class(clip, done) or "no class") + ("" if clip.valid else " (cannot be read: a stand-in)"),
+        (_class(clip, done) or "no class") + ("" if clip.valid else " (unreadable: a placeholder)"),
         clip.planned.path,
         f"{draw}, frames {frames}",
         ", ".join(format_changes(clip.planned.changes)),

@@ -1,4 +1,4 @@
-"""What a run's events say of one step, found in a file of millions of lines with bounded memory."""
+"""Finds one step in a run's events, a file of millions of lines, with bounded memory."""
 
 import re
 from collections.abc import Callable
@@ -9,16 +9,17 @@ from typing import Any
 from trainer.system.files import find_number, parse_records
 
 _BLOCK = 2**22  # bytes read at once
-_LONGEST_LINE = 2**24  # bytes; a file whose lines are longer was not written by a run
+_LONGEST_LINE = 2**24  # bytes; no run writes a longer line
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step as it was recorded last; steps done again after a crash were recorded before, too.
+    """The last record of a step; a step that was repeated after a crash has several. None for missing values.
 
-    batch_hash: None where the run recorded none. time: in seconds since 1970. device, world_size, manifests
-    (path and fingerprint of each training manifest): of the start that did the step, None where it did not
-    record them.
+    batch_hash: of the step's clips.
+    time: seconds since 1970.
+    device, world_size: of the start that did the step.
+    manifests: path and fingerprint of each training manifest of that start.
     """
 
     batch_hash: str | None
@@ -31,10 +32,10 @@ class StepRecord:
 def find_step(
     events: Path, step: int, progress: Callable[[int, int], None] | None = None
 ) -> StepRecord | None:
-    """The last record of `step`, counted from 1 as the events do; None where there is none.
+    """The last record of `step`, from 1 as in the events; None if there is none.
 
-    Reads the file from its end, so the latest steps are found at once. progress: told (bytes read, all bytes)
-    every few MiB. Raises OSError where the file cannot be read.
+    Reads the file backwards, so that late steps are found quickly. progress: called with (bytes read, all
+    bytes) every few MiB. Raises OSError.
     """
     found = _last_line(events, _event("step", rb'"step": %d, ' % step), progress=progress)
     if found is None:
@@ -66,10 +67,10 @@ def _last_line(
     before: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, dict[str, Any]] | None:
-    """The last whole line that matches and begins before byte `before`: where it begins, and its record."""
+    """Offset and record of the last complete line that matches and begins before byte `before`."""
     with open(path, "rb") as file:
         size = end = file.seek(0, 2) if before is None else before
-        head = b""  # of the block that was read last: a line whose beginning lies before it
+        head = b""  # the incomplete line at the beginning of the previous block
         while end > 0:
             begin = max(0, end - _BLOCK)
             file.seek(begin)
@@ -88,7 +89,7 @@ def _last_line(
 
 
 def _pairs(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Path and fingerprint of each manifest; None for anything else."""
+    """Path and fingerprint of each manifest; None if the value is invalid."""
     if not isinstance(value, list):
         return None
     pairs = [tuple(pair) for pair in value if isinstance(pair, list) and len(pair) == 2]

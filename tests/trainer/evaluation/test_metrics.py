@@ -1,4 +1,4 @@
-"""Metrics against numbers counted by hand."""
+"""Metrics, compared with numbers computed by hand."""
 
 import math
 
@@ -58,13 +58,30 @@ def test_counts_of_four_videos() -> None:
     assert most_confused(result.confusion, 1) == pairs[:1]
 
 
+def test_counts_of_seven_classes_in_two_batches() -> None:
+    # Ranks of the classes, best first: 6 5 4 3 2 1 0 for the first two videos, 0 1 2 3 4 5 6 for the others.
+    rising = torch.tensor([[0.04, 0.06, 0.1, 0.15, 0.18, 0.22, 0.25]])
+    scores = torch.cat([rising, rising, rising.flip(1), rising.flip(1)])
+    labels = torch.tensor([6, 1, 4, 5])
+    counts = OutcomeCounts(7, torch.device("cpu"))
+    for part in (slice(0, 3), slice(3, 4)):
+        there = torch.ones(len(labels[part]), dtype=torch.bool)
+        counts.add(outcomes_of(scores[part], labels[part]), labels[part], there, there)
+    result = counts.result()
+    # Top 1: video 0. Top 5: videos 0 (rank 1) and 2 (rank 5); videos 1 and 3 have rank 6.
+    assert (result.videos, result.top1, result.top5) == (4, 1 / 4, 2 / 4)
+    confusion = torch.zeros(7, 7, dtype=torch.int64)
+    confusion[6, 6] = confusion[1, 6] = confusion[4, 0] = confusion[5, 0] = 1
+    assert result.confusion.equal(confusion)
+
+
 def test_a_bad_video_counts_nowhere_else() -> None:
     result = counted(SCORES, LABELS, [True, True, True, False])
     assert (result.videos, result.bad) == (3, 1)
     assert result.top1 == pytest.approx(2 / 3)
 
 
-def test_equal_scores_go_by_the_order_of_the_classes() -> None:
+def test_of_equal_scores_the_lower_class_index_ranks_first() -> None:
     labels = torch.arange(8)
     outcomes = outcomes_of(torch.full((8, 8), 0.125), labels)
     assert outcomes.predictions.tolist() == [0] * 8
@@ -81,7 +98,7 @@ def test_a_score_of_zero_has_a_loss_that_is_finite() -> None:
     assert outcomes.losses.item() * LOSS_UNIT == pytest.approx(126 * math.log(2), abs=1e-6)
 
 
-def test_bins_are_as_wide_as_one_another() -> None:
+def test_bins_have_equal_width() -> None:
     unit = round(1 / CONFIDENCE_UNIT)
     confidences = torch.tensor(
         [0, 1, unit // 15, unit // 15 + 1, unit // 3, unit // 3 + 1, unit - 1, unit, unit + 9]

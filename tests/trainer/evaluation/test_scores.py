@@ -42,7 +42,7 @@ def some(first: int, end: int, bad: tuple[int, ...] = ()) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema(3))
 
 
-def test_what_is_written_is_read_with_its_description(tmp_path: Path) -> None:
+def test_a_written_file_is_read_with_its_metadata(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
     with ScoreFile(path, schema(3, METADATA)) as file:
         file.write(some(0, 5, bad=(1,)))
@@ -60,7 +60,7 @@ def test_what_is_written_is_read_with_its_description(tmp_path: Path) -> None:
     assert scores[1].tolist() == [0.0] * 3 and scores.dtype == torch.float32
 
 
-def test_a_file_that_was_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
+def test_an_interrupted_file_leaves_the_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
     with ScoreFile(path, schema(3, METADATA)) as file:
         file.write(some(0, 3))
@@ -102,7 +102,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert sum(groups) == 76_000 and max(groups) <= module.most_rows(710) + count
 
 
-def test_parts_are_gone_on_with(tmp_path: Path) -> None:
+def test_an_evaluation_continues_after_its_parts(tmp_path: Path) -> None:
     folder = EvaluationDir(tmp_path)
     folder.prepare(IDENTITY, again=False)
     folder.write(some(0, 4, bad=(1, 2)))
@@ -112,7 +112,7 @@ def test_parts_are_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "parts" / ".000.parquet.partial").write_bytes(b"half")
     again = EvaluationDir(tmp_path)
     again.prepare(IDENTITY, again=False)
-    assert (again.done, again.bad) == (6, 2) and not again.is_finished
+    assert (again.done, again.bad) == (6, 2) and not again.is_finished(IDENTITY)
     assert list(again.bad_videos()) == [(1, "v1.mp4", "is cut off"), (2, "v2.mp4", "is cut off")]
     assert len(list((tmp_path / "parts").iterdir())) == 2
     with pytest.raises(RunError, match="clips: 2 there, 4 now"):
@@ -125,6 +125,7 @@ def test_parts_are_gone_on_with(tmp_path: Path) -> None:
     other.prepare({**IDENTITY, "clips": 2}, again=True)
     assert other.done == 0
     other.result.write_text("{}")
+    assert other.is_finished({**IDENTITY, "clips": 2}) and not other.is_finished(IDENTITY)
     (tmp_path / "identity.json").unlink()
     with pytest.raises(RunError, match="--again"):
         EvaluationDir(tmp_path).prepare(IDENTITY, again=False)

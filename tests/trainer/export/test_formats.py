@@ -1,4 +1,4 @@
-"""Exported models, each loaded in a process of its own that has none of the project's code in it."""
+"""Exported models, each loaded in a separate process without the project's code."""
 
 import dataclasses
 import json
@@ -162,9 +162,7 @@ def test_torch_hub_loads_from_another_folder(file: Path, tmp_path: Path) -> None
     assert said.splitlines() == ["tiny 64 8 3", "b16 224 16 3", "l14 224 14 3", "l14_336 336 14 3"]
 
 
-def test_a_folder_for_the_hub_says_what_the_run_came_to_and_nothing_private(
-    file: Path, tmp_path: Path
-) -> None:
+def test_a_folder_for_the_hub_has_the_results_and_nothing_private(file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     folder = RunDir(run)
@@ -184,19 +182,19 @@ def test_a_folder_for_the_hub_says_what_the_run_came_to_and_nothing_private(
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "video-classification" and front["license"] is None
     assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7
-    for words in (
+    for text in (
         "these weights | 30 | 70.00 %", "best evaluation of the run | 20 | 75.00 %",
         "last one | 30 | 70.00 %", "8 x NVIDIA H100", "mix.arrow", "abc123", "clip.safetensors",
         "1,234 videos", "uniformerv2.load(", "Licence",
     ):  # fmt: skip
-        assert words in card, words
+        assert text in card, text
     config = json.loads((tmp_path / "hub/config.json").read_text())
     assert config["id2label"]["1"] == NAMES[1] and config["width"] == 32
     assert json.loads((tmp_path / "hub/preprocessor_config.json").read_text())["num_frames"] == 4
     for path in (tmp_path / "hub").iterdir():
         for word in (b"jane", b"secret", b"tracking"):
             assert word not in path.read_bytes(), (path, word)
-    with pytest.raises(RunError, match="hub is a folder that is there already"):
+    with pytest.raises(RunError, match="hub is an existing folder"):
         export_as("huggingface", source, tmp_path / "hub")
 
     program = (
@@ -231,17 +229,35 @@ def test_logits_that_differ_are_refused_and_nothing_is_left(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
-def test_names_in_the_card_mark_up_nothing(file: Path) -> None:
+def test_two_exports_to_one_file_do_not_share_a_temporary_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, contents = tmp_path / "m.pt2", ["second", "first"]
+
+    def write(source: ExportSource, path: Path) -> float:
+        content = contents.pop()
+        path.write_text(content)
+        if contents:  # the second export starts and ends while the first is writing
+            export_as("torch", source, out)
+            assert path.read_text() == content
+        return 0.0
+
+    monkeypatch.setitem(formats.FORMATS, "torch", formats.ExportFormat(write, "x"))
+    export_as("torch", read_source(file), out)
+    assert list(tmp_path.iterdir()) == [out] and out.read_text() == "first"
+
+
+def test_markup_in_class_names_is_escaped_in_the_card(file: Path) -> None:
     names = ("<b>|jump|", "two\nlines", "[a](b)")
     card = model_card(ExportSource(dataclasses.replace(load_weights(file), class_names=names)))
     (line,) = [line for line in card.splitlines() if line.startswith("Classes: ")]
     assert line == r"Classes: \<b\>\|jump\|, two\nlines, \[a\](b)."
 
 
-def test_mistakes_are_named_before_anything_is_read(
+def test_mistakes_are_reported_before_the_model_is_read(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RunError, match=r"no folder .*nowhere"):
+    with pytest.raises(RunError, match="nowhere"):
         export_as("torch", read_source(file), tmp_path / "nowhere" / "m.pt2")
     with pytest.raises(RunError, match=r"m\\xe9.*UTF-8"):
         export_as("torch", read_source(file), tmp_path / "m\udce9")

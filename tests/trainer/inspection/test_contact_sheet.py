@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.errors import RunError
-from trainer.inspection.contact_sheet import SheetRow, draw_sheet, write_sheet, written_atomically
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, save_sheet, written_atomically
 
 
 def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -20,7 +20,7 @@ def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
         SheetRow(["$x^2$ \u202e name\n", long, long], [picture(0), picture(90, 300, 50)]),
         SheetRow(["short"], [picture(200)]),
     ]
-    write_sheet(tmp_path / "sheet.png", "a title", rows, ["frame 1", "frame 2"])
+    save_sheet(tmp_path / "sheet.png", draw_sheet("a title", rows, ["frame 1", "frame 2"]))
     with Image.open(tmp_path / "sheet.png") as sheet:
         sheet.load()
         assert sheet.width > 2 * 128 and sheet.height > 2 * 128
@@ -43,4 +43,4 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere"):
-        write_sheet(tmp_path / "nowhere" / "sheet.png", "t", [], [])
+        save_sheet(tmp_path / "nowhere" / "sheet.png", draw_sheet("t", [], []))
