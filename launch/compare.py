@@ -33,7 +33,7 @@ from trainer.tracking.comparison.report import as_json, report
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="a run directory, a folder of them, or an MLflow id"

@@ -1,10 +1,10 @@
-"""Deliver to MLflow what a run recorded while the server was gone.
+"""Upload to MLflow what a run recorded while the server was down.
 
     python launch/deliver.py runs/NAME
     python launch/deliver.py runs/NAME --uri http://HOST:5000    # the whole history, to another server
 
-Exit codes: 0 all is delivered, 2 something must be mended (the message says what), 85 MLflow cannot be
-reached, or another process is delivering: to be tried again. What is not delivered is kept.
+Exit codes: 0 all is uploaded, 2 an error that the message explains, 85 MLflow cannot be reached or another
+process is uploading: try again. Records that are not uploaded are kept.
 """
 
 import argparse
@@ -21,15 +21,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", type=Path, help="the run's folder, which holds mlflow.jsonl")
+    parser.add_argument("run_dir", type=Path, help="the run directory, which contains mlflow.jsonl")
     parser.add_argument(
         "--new-run",
         action="store_true",
-        help="deliver the whole history to a new MLflow run, in place of one that was deleted",
+        help="upload the whole history to a new MLflow run, in place of a deleted one",
     )
     parser.add_argument(
         "--uri",
-        help="MLflow's address, where it is another than the run's: the whole history goes there",
+        help="another MLflow address than the run's: the whole history is uploaded there",
     )
     arguments = parser.parse_args()
     try:
@@ -42,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "stopped: what is not delivered is kept")
+    exit_with(main, "stopped: records that are not uploaded are kept")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="doctor.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--folder", "--run-dir", type=Path, help="of the run, seen by all nodes (the recipe's; or else: runs)"

@@ -1,16 +1,16 @@
-"""Evaluate a trained model on a manifest: accuracy, calibration, scores of each video.
+"""Evaluate a trained model on a manifest: accuracy, calibration, scores per video.
 
     python launch/evaluate.py runs/quickstart
     deepspeed launch/evaluate.py runs/quickstart --manifest data/test.arrow --clips 4 --crops 3
     python launch/evaluate.py weights.safetensors --out results/weights --json
 
-The same command goes on where it was interrupted, with any number of ranks.
+The same command continues an interrupted evaluation, with any number of ranks.
 
-Exit codes: 0 done, 2 something must be mended (the message says what), 85 to be started again (SIGTERM,
-SIGUSR1, the end of the job, a rank that did not come), 130 interrupted (Ctrl-C), 1 a defect.
+Exit codes: 0 done, 2 an error that the message explains, 85 to be started again (SIGTERM, SIGUSR1, the end of
+the job, a missing rank), 130 interrupted (Ctrl-C), 1 an internal error.
 """
 
-# DALI's worker processes import this file again: what is heavy is imported inside `main`.
+# DALI's worker processes import this file again: heavy imports are inside `main`.
 import argparse
 import os
 from pathlib import Path
@@ -18,44 +18,49 @@ from pathlib import Path
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", type=Path, help="a run's folder, a checkpoint's, or a file of weights")
-    add("--last", action="store_true", help="of a run, its last weights, not those of its best evaluation")
-    add("--manifest", type=Path, metavar="FILE", help="of the videos (the recipe's data.val)")
-    add(
-        "--clips", type=_count, metavar="N", help="per video, at different times (as in the run's evaluation)"
-    )
-    add("--crops", type=int, choices=(1, 3), help="per clip (as in the run's evaluation)")
+    add("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
+    add("--last", action="store_true", help="of a run, the last weights, not those of the best evaluation")
+    add("--manifest", type=Path, metavar="FILE", help="the videos (the recipe's data.val)")
+    add("--clips", type=_count, metavar="N", help="clips per video (as in the run's evaluation)")
+    add("--crops", type=int, choices=(1, 3), help="crops per clip (as in the run's evaluation)")
     add("--batch", type=_count, metavar="N", help="videos per rank and forward pass (as in the run)")
     add("--workers", type=_count, metavar="N", help="processes per rank that read and decode (automatic)")
-    add("--decoder", choices=("auto", "dali", "pyav", "hybrid"), help="who decodes (as in the run)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what to compute on (auto)")
+    add("--decoder", choices=("auto", "dali", "pyav", "hybrid"), help="decoder (as in the run)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device for the model (auto)")
     add(
-        "--precision", choices=("auto", "bf16", "autocast", "fp32"), help="what to compute in (as in the run)"
+        "--precision",
+        choices=("auto", "bf16", "autocast", "fp32"),
+        help="precision of the model (as in the run)",
     )
-    add("--bad-share", type=_share, metavar="S", help="stop if more videos than this share cannot be read")
-    add("--frames", type=_count, metavar="N", help="of a clip, for a released checkpoint")
-    add("--classes", type=Path, metavar="FILE", help="names of the model's classes, one a line")
+    add(
+        "--bad-share",
+        type=_share,
+        metavar="S",
+        help="stop if more than this share of the videos is unreadable",
+    )
+    add("--frames", type=_count, metavar="N", help="frames per clip, for a released checkpoint")
+    add("--classes", type=Path, metavar="FILE", help="class names of the model, one per line")
     add("--out", type=Path, metavar="DIR", help="folder for the results (evaluations/... in the run)")
-    add("--again", action="store_true", help="throw away what an earlier evaluation left there")
+    add("--again", action="store_true", help="delete an earlier evaluation in the output folder")
     add("--json", action="store_true", help="print the result as JSON on standard output")
-    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher hands it over
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser.parse_args(arguments)
 
 
 def _count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 4096:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 4096")
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 4096")
     return value
 
 
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 

@@ -1,13 +1,12 @@
-"""Show what a model looks at in a video: class activation, and the attention of its global blocks.
+"""Explain a prediction: class activation, and the attention of the global blocks.
 
     python launch/explain.py runs/quickstart data/motion/val/grow/000006.mp4
     python launch/explain.py weights.safetensors dance.mp4 --class "salsa dancing" --out s.png --video s.mp4
     python launch/explain.py k400_b16_8f.pth dance.mp4 --frames 8 --classes k400.txt --json
 
-The sheet has a row of frames, one of class activation, and one for each global block; the video shows the
-frames, the class activation and the last block's attention side by side.
-Exit codes: 0 done, 2 a mistake in what was asked or a video that cannot be used (the message says which),
-130 interrupted.
+The sheet has rows for the frames, the class activation and each global block. The video has the frames, the
+class activation and the last block's attention side by side. Exit codes: 0 done, 2 an error that the message
+explains, 130 interrupted.
 """
 
 import argparse
@@ -23,22 +22,22 @@ from trainer.system.process_exit import exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="explain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
     parser.add_argument("video", type=Path)
-    parser.add_argument("--class", dest="name", metavar="NAME", help="to explain (the most likely one)")
+    parser.add_argument("--class", dest="name", metavar="NAME", help="class to explain (the most likely one)")
     parser.add_argument(
         "--out", type=Path, help="the contact sheet, a PNG (VIDEO's name with -explained.png)"
     )
     parser.add_argument(
-        "--video", type=Path, dest="overlay", metavar="FILE", help="write an overlaid MP4, too"
+        "--video", type=Path, dest="overlay", metavar="FILE", help="also write an MP4 with overlaid maps"
     )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of its last step")
-    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
+    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
+    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
+    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser.parse_args(arguments)
 
 

@@ -1,13 +1,12 @@
-"""Write a trained model as one file, or as a folder, that other programs read.
+"""Export a trained model to a file or folder for other programs.
 
     python launch/export.py runs/quickstart --best --out best.safetensors
     python launch/export.py runs/quickstart --format onnx --out model.onnx
     python launch/export.py runs/quickstart --best --format huggingface --out my-model
 
 Formats: safetensors (weights, class names, preprocessing), onnx, torch (torch.export), huggingface (a folder
-with a model card). Of the last three, what was written is loaded again and its logits compared with the
-model's. Exit codes: 0 done, 2 a mistake in what was asked (the message says which), 130 interrupted: nothing
-is written.
+with a model card). The last three are loaded again and their logits compared with the model's. Exit codes: 0
+done, 2 an error that the message explains, 130 interrupted: nothing is written.
 """
 
 import argparse
@@ -23,11 +22,9 @@ OTHERS = ("onnx", "torch", "huggingface")
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = (
-        "a run's folder, or one of its checkpoints; for other formats than safetensors a file of weights, too"
-    )
+    source = "a run directory or a checkpoint; except for safetensors also a file of weights"
     parser.add_argument("source", type=Path, help=source)
     parser.add_argument(
         "--format", choices=("safetensors", *OTHERS), default="safetensors", help="(%(default)s)"
@@ -40,12 +37,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--last",
         action="store_true",
-        help="the weights of the last step, not their moving average (ema_decay)",
+        help="the weights of the last step, not their EMA (ema_decay)",
     )
-    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint, which does not say")
+    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
     parsed = parser.parse_args(arguments)
     if parsed.frames is not None and parsed.format == "safetensors":
-        parser.error("--frames is for a released checkpoint in another format than safetensors")
+        parser.error("--frames needs a released checkpoint and another format than safetensors")
     return parsed
 
 
@@ -78,7 +75,10 @@ def write_other(arguments: argparse.Namespace) -> int:
     source = read_source(
         arguments.source, best=arguments.best, average=not arguments.last, frames=arguments.frames
     )
-    print(f"writing {printable(out)}, then comparing it with the model: up to some minutes", file=sys.stderr)
+    print(
+        f"writing {printable(out)} and comparing it with the model; this takes up to a few minutes",
+        file=sys.stderr,
+    )
     difference = export_as(arguments.format, source, out)
     step = "" if source.step is None else f" after step {source.step}"
     classes = len(source.weights.class_names)

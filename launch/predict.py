@@ -1,12 +1,12 @@
-"""What a trained model says of videos: files, folders, or long videos window by window.
+"""Predict the classes of videos: files, folders, or long videos window by window.
 
     python launch/predict.py --weights runs/mine holiday.mp4
     python launch/predict.py --weights runs/mine videos/ --json > predictions.jsonl
     python launch/predict.py --weights weights.safetensors match.mp4 --window 2 --stride 1 --annotate out/
     python launch/predict.py --weights k400_b16_8f.pth --frames 8 --classes k400.txt holiday.mp4
 
-Exit codes: 0 done, 2 some videos could not be used (each is named, the others are there) or nothing could be
-done (in words), 130 interrupted.
+Exit codes: 0 done, 2 some videos are unusable (each is named, the others are predicted) or another error that
+the message explains, 130 interrupted.
 """
 
 import argparse
@@ -22,36 +22,40 @@ from trainer.system.process_exit import exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a file, or a folder of videos")
     parser.add_argument(
         "--weights",
         type=Path,
         required=True,
-        help="a run's folder (those of its best evaluation), a checkpoint, or a file, released ones included",
+        help="a run directory (its best evaluation), a checkpoint, or a file of weights, also a released one",
     )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of its last step")
-    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name (%(default)s)")
-    parser.add_argument("--clips", type=int, default=1, help="clips of a video (%(default)s)")
-    parser.add_argument("--crops", type=int, default=1, help="crops of a clip, 1 or 3 (%(default)s)")
-    parser.add_argument("--window", type=float, metavar="SECONDS", help="slide windows over each video")
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="between windows (their length)")
+    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
+    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
+    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes (%(default)s)")
+    parser.add_argument("--clips", type=int, default=1, help="clips per video (%(default)s)")
+    parser.add_argument("--crops", type=int, default=1, help="crops per clip, 1 or 3 (%(default)s)")
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of sliding windows")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="between two windows (the length)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const="json", help="a JSON line a video")
-    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a line a class")
-    parser.add_argument("--annotate", type=Path, metavar="DIR", help="write videos with the classes shown")
+    form.add_argument(
+        "--json", dest="form", action="store_const", const="json", help="one JSON line per video"
+    )
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="one line per class")
+    parser.add_argument(
+        "--annotate", type=Path, metavar="DIR", help="write videos with the classes drawn into them"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; 0 is none")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; 0 for none")
     return parser.parse_args(arguments)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from trainer.inference.video_list import list_videos
 
-    paths = list_videos(arguments.videos)  # before seconds of imports
+    paths = list_videos(arguments.videos)  # before the slow imports
 
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.predict_videos import PredictOptions, predict_videos
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     bad = predict_videos(predictor, paths, options, choose_writer(arguments.form or "table"))
     if bad:
-        print(f"{bad} of {len(paths)} videos could not be used, or not to their end", file=sys.stderr)
+        print(f"{bad} of {len(paths)} videos could not be used completely", file=sys.stderr)
     return 2 if bad else 0
 
 
@@ -79,7 +83,7 @@ def main() -> int:
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # as of `| head`
+    except BrokenPipeError:  # as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -1,16 +1,15 @@
-"""Show the clips that a run trained on in any of its steps, and compare their hash with the recorded one.
+"""Recreate the clips of a training step and compare their hash with the recorded one.
 
     python launch/replay_batch.py runs/quickstart --step 120
     python launch/replay_batch.py runs/l14 --step 40000 --clips 32 --device cuda --json
     python launch/replay_batch.py copied/run --step 7 --train here/train.arrow
 
-The clips come from the run's recipe, manifests and seed through the training loader, on one process whatever
-the run's world size was, with their augmentation. The contact sheet has a row for each clip.
-Exit codes: 0 the hash is the recorded one, or none was recorded; 2 it is another, or a mistake in what was
-asked (the message says which); 130 interrupted.
+The training loader makes the clips with their augmentation from the run's recipe, manifests and seed, in one
+process for any world size of the run. The contact sheet has a row for each clip. Exit codes: 0 the hashes are
+equal, or none was recorded; 2 they differ, or another error that the message explains; 130 interrupted.
 """
 
-# DALI's worker processes import this file again: what is heavy is imported inside `main`.
+# DALI's worker processes import this file again: heavy imports are inside `main`.
 import argparse
 import json
 import sys
@@ -22,20 +21,22 @@ from pipelines.formatting import printable
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="replay_batch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="a run's folder")
-    parser.add_argument("--step", type=int, required=True, help="from 1, as the run's messages count")
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--step", type=int, required=True, help="from 1, as in the run's messages")
     parser.add_argument("--out", type=Path, help="the contact sheet, a PNG (step-N.png)")
     parser.add_argument(
-        "--clips", type=int, default=16, help="how many to show; all are hashed (%(default)s)"
+        "--clips", type=int, default=16, help="number of clips to draw; all are hashed (%(default)s)"
     )
-    parser.add_argument("--frames", type=int, default=8, help="of each clip, at most (%(default)s)")
     parser.add_argument(
-        "--train", type=Path, nargs="+", default=[], metavar="MANIFEST", help="where they are now"
+        "--frames", type=int, default=8, help="frames to draw per clip, at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--train", type=Path, nargs="+", default=[], metavar="MANIFEST", help="present paths of the manifests"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parsed = parser.parse_args(arguments)
     for name in ("clips", "frames"):
         if getattr(parsed, name) < 1:

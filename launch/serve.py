@@ -1,15 +1,15 @@
-"""Serve a model: a page to drop a video on, and JSON.
+"""Serve a model over HTTP: a page that accepts a dropped video, and a JSON interface.
 
     python launch/serve.py runs/quickstart
     python launch/serve.py weights.safetensors --port 9000 --upload-limit 500 --timeout 300
     curl --data-binary @dance.mp4 'http://127.0.0.1:8000/predict?top=3'
 
-It listens on this machine only; --host 0.0.0.0 lets others send videos, without a password. One video is at
-the model at a time, in a process that is killed when a request takes longer than --timeout.
-Exit codes: 0 never, 2 a mistake in what was asked (the message says which), 130 Ctrl-C, 143 SIGTERM.
+It listens on this machine only; --host 0.0.0.0 lets others send videos, without a password. One video is
+processed at a time, in a process that is killed if a request takes longer than --timeout. Exit codes: 2 an
+error that the message explains, 130 Ctrl-C, 143 SIGTERM; never 0.
 """
 
-# The model's process imports this file again: what is heavy is imported inside `run`.
+# The model's process imports this file again: heavy imports are inside `run`.
 import argparse
 import sys
 from pathlib import Path
@@ -21,26 +21,28 @@ from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="serve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a run's folder, a checkpoint, or a file of weights")
+    parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 chooses a free one (%(default)s)")
     parser.add_argument("--upload-limit", type=float, default=200, metavar="MB", help="(%(default)s)")
     parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="(%(default)s)")
     parser.add_argument(
         "--waiting", type=int, default=4, metavar="N", help="requests that may wait (%(default)s)"
     )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of its last step")
-    parser.add_argument("--frames", type=int, help="of a clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="text file, a class name a line, in the outputs' order")
+    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
+    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
+    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
     parsed = parser.parse_args(arguments)
     for name, least, most in (("upload_limit", 0.001, 1e6), ("timeout", 0.1, 86_400), ("waiting", 0, 1000)):
         if not least <= getattr(parsed, name) <= most:
-            parser.error(f"--{name.replace('_', '-')} {getattr(parsed, name):g}: {least:g} to {most:,.0f}")
+            parser.error(
+                f"--{name.replace('_', '-')} {getattr(parsed, name):g}: must be {least:g} to {most:,.0f}"
+            )
     if not 0 <= parsed.port < 65536:
-        parser.error(f"--port {parsed.port}: from 0 to 65535")
+        parser.error(f"--port {parsed.port}: must be 0 to 65535")
     return parsed
 
 

@@ -21,7 +21,7 @@ from trainer.system.terminal import PipeConsole
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("places", nargs="*", type=Path, metavar="FOLDER", help="of runs, or of a run (runs)")
     shown = parser.add_mutually_exclusive_group()

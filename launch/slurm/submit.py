@@ -27,7 +27,7 @@ from trainer.errors import RunError, UserError
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--recipe", type=Path, action="append", required=True, help="YAML file; several are a sweep")

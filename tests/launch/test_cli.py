@@ -1,4 +1,4 @@
-"""The one command for all scripts."""
+"""The command `uniformerv2`."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def test_every_script_is_a_command_with_a_description() -> None:
         assert about(script), name
 
 
-def test_help_lists_all_and_an_unknown_command_is_answered_with_the_nearest(
+def test_help_lists_all_commands_and_an_unknown_one_gets_a_suggestion(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -66,9 +66,9 @@ def test_training_on_several_gpus_starts_the_launcher_once(
     assert "--quiet" not in command_line("status", [])
 
 
-def test_the_exit_code_and_the_words_are_the_scripts_own(tmp_path: Path) -> None:
+def test_the_exit_code_and_the_output_are_the_script_s(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "uniformerv2", "train", "--recipe", "nowhere.yaml"]
-    path = f"{ROOT}:{LAUNCH}"  # where the library lies before it is installed
+    path = f"{ROOT}:{LAUNCH}"  # as before an installation
     result = subprocess.run(
         command,
         cwd=tmp_path,
@@ -77,3 +77,11 @@ def test_the_exit_code_and_the_words_are_the_scripts_own(tmp_path: Path) -> None
         text=True,
     )
     assert result.returncode == 2 and "nowhere.yaml" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["predict", "replay-batch", "submit"])
+def test_the_usage_names_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: uniformerv2 {name} [-h]")

@@ -56,14 +56,14 @@ def test_a_folder_as_json_by_workers_names_bad_videos(
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_a_reader_that_ends_raises_what_print_raises() -> None:
+def test_a_closed_pipe_raises_broken_pipe_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as file:
         choose_writer("table", file).write_prediction(Prediction(Path("x.mp4"), (("jump", 0.5),)))
 
 
-def test_annotated_videos_have_names_of_their_own() -> None:
+def test_names_of_annotated_videos_are_unique() -> None:
     videos = [
         Path(path) for path in ("a.mp4", "a-2.mp4", "b/a.mp4", "c/a.mp4", "out/b-predicted.mp4", "b.mp4")
     ]
@@ -80,7 +80,7 @@ def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["start"] for row in rows] == [start for start in ("0.0", "0.4", "0.8") for _ in range(4)]
     assert [row["rank"] for row in rows[:4]] == ["1", "2", "3", "4"]
-    assert "1 class names have characters that the font of annotated videos lacks" in done.stderr
+    assert "lacks characters of 1 class names" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     (written,) = out.iterdir()
     stream = FrameStream(written)
@@ -88,7 +88,7 @@ def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:
     assert next(stream.pictures())[1].shape == (242, 162, 3)
 
 
-def test_a_table_and_what_is_wrong(
+def test_a_table_and_wrong_arguments(
     weights: Path,
     motion_set: MotionSet,
     tmp_path: Path,
@@ -108,8 +108,8 @@ def test_a_table_and_what_is_wrong(
     short = tmp_path / "names.txt"
     short.write_text("one\ntwo\n")
     for arguments, token in (
-        ((weights, tmp_path / "gone.mp4"), "gone.mp4: there is no such file"),
-        ((weights, tmp_path / "empty"), "empty holds no video"),
+        ((weights, tmp_path / "gone.mp4"), "gone.mp4"),
+        ((weights, tmp_path / "empty"), "empty contains no video"),
         ((tmp_path, video), str(tmp_path)),
         ((weights, video, "--stride", 1), "--window"),
         ((weights, video, "--frames", 8), "4 frames"),

@@ -1,1 +1,1 @@
-"""A trained model at work: read from a run or a file, applied to videos."""
+"""Inference: a trained model from a run or a file, applied to videos."""

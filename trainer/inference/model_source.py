@@ -1,4 +1,4 @@
-"""A trained model from whatever holds one: a run's folder, a checkpoint, a file of weights."""
+"""Reads a trained model from a run directory, a checkpoint or a file of weights."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
-"""What the released models' clips are normalised with, by channel."""
+"""Normalisation of the released models' clips, by channel."""
 HUB_WEIGHTS = "model.safetensors"
-"""The weights in a folder that `export --format huggingface` wrote."""
+"""The weights file in a folder of `export --format huggingface`."""
 
 
 def open_model(
@@ -31,15 +31,17 @@ def open_model(
 ) -> SavedWeights:
     """The model in evaluation mode, on the CPU in float32, with class names and preprocessing.
 
-    source: a run's folder, one of its checkpoints, a `.safetensors` file that this program wrote, a folder in
-    Hugging Face's layout that it wrote, or a released UniFormerV2 checkpoint. last: of a run's folder, the
-    weights of its last step; otherwise those of its best evaluation, where they were kept, from a file or a
-    checkpoint. frames: of a clip, which a released checkpoint does not say, and only that may be given it.
-    class_names: a name for each output, to stand in place of the file's.
+    Args:
+        source: a run directory, a checkpoint, a `.safetensors` file or a Hugging Face folder of this program,
+            or a released UniFormerV2 checkpoint.
+        last: of a run directory, the weights of the last step; otherwise those of the best evaluation, if a
+            file or a checkpoint has them.
+        frames: frames per clip of a released checkpoint, which does not store them.
+        class_names: one name per output, to replace those of the file.
 
-    Raises RunError for a source that cannot be read, one that needs `frames` and does not get it or gets it
-    without need, for another number of names than the model has outputs, and for its own names in another
-    order.
+    Raises:
+        RunError: the source cannot be read, `frames` is missing or contradicts the model, the number of names
+            differs from that of the outputs, or the names are those of the model in another order.
     """
     if source.is_dir():
         found = _from_folder(source, last)
@@ -68,7 +70,7 @@ def _from_folder(source: Path, last: bool) -> SavedWeights:
 
 
 def _step_of(file: Path, folder: RunDir) -> int | None:
-    """After which step a file of a run that has ended was written; None where its summary does not say."""
+    """The step of a weights file of a finished run; None if the summary lacks it."""
     try:
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         step = summary["steps" if file == folder.weights else "best_step"]
@@ -78,9 +80,9 @@ def _step_of(file: Path, folder: RunDir) -> int | None:
 
 
 def _best_weights(folder: RunDir) -> Path | None:
-    """The file or the checkpoint that has the weights of a run's best evaluation; None where none has.
+    """The file or checkpoint with the weights of a run's best evaluation; None if there is none.
 
-    The file that the run's end names, unless a checkpoint is more accurate: then the run went on since.
+    It is the file that the summary names, unless a checkpoint of a continued run is more accurate.
     """
     file, top1 = _best_at_end(folder)
     retention = Retention(folder.checkpoints, keep_last=1, keep_best=True)
@@ -91,7 +93,7 @@ def _best_weights(folder: RunDir) -> Path | None:
 
 
 def _best_at_end(folder: RunDir) -> tuple[Path | None, float]:
-    """The file of the best weights that the run's summary names, where it is there, and their top-1."""
+    """The existing file of the best weights that the summary names, and its top-1."""
     files = {file.name: file for file in (folder.weights, folder.best_weights)}
     try:
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
@@ -107,9 +109,9 @@ def _from_checkpoint(source: Path) -> SavedWeights:
 
 
 def build_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> SavedWeights:
-    """The model that a checkpoint's description and weights make, in evaluation mode on the CPU.
+    """The model of a checkpoint's metadata and weights, in evaluation mode on the CPU.
 
-    source: the checkpoint, for the message. Raises RunError where the two do not fit.
+    source: the checkpoint, for the message. Raises RunError if metadata and weights do not match.
     """
     description = state.description
     try:
@@ -127,7 +129,7 @@ def build_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> 
 
 
 def _is_own(source: Path) -> bool:
-    """Whether a file describes a model in this program's format; load_weights says what is wrong with it."""
+    """Whether a file has this program's format."""
     try:
         return open_weights(source).metadata.get("format_version") == FORMAT
     except ModelError as error:
@@ -139,14 +141,14 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
 
     if frames is None:
         raise RunError(
-            f"{source} holds weights without a description, as the released checkpoints do; say how many "
-            "frames its clips have (--frames 8)"
+            f"{source} has weights without metadata, like the released checkpoints; give the number of "
+            "frames per clip (--frames 8)"
         )
     try:
         model = load_released(source, frames=frames)
     except ModelError as error:
         raise RunError(
-            f"{source} is no model of this program and no released UniFormerV2: {error}"
+            f"{source} is neither a model of this program nor a released UniFormerV2: {error}"
         ) from error
     config = model.config
     preprocessing = {
@@ -165,15 +167,15 @@ def _renamed(found: SavedWeights, class_names: tuple[str, ...], source: Path) ->
     if len(class_names) != outputs:
         last = shorten(class_names[-1]) if class_names else "none"
         raise RunError(
-            f"{source} has {outputs} outputs, and {len(class_names)} class names were given, the last of "
-            f"which is {last}"
+            f"{source} has {outputs} outputs, but {len(class_names)} class names were given; the last is "
+            f"{last}"
         )
-    places = {name: place for place, name in enumerate(found.class_names)}
-    for place, name in enumerate(class_names):
-        if places.get(name, place) != place:
+    indices = {name: index for index, name in enumerate(found.class_names)}
+    for index, name in enumerate(class_names):
+        if indices.get(name, index) != index:
             raise RunError(
-                f"the class names given are in another order than those in {source}: {shorten(name)} is "
-                f"number {place + 1} of those given, and {places[name] + 1} of the model's. The model has "
-                "names of its own: leave out --classes, or give new names in the order of its outputs"
+                f"the order of the given class names differs from that in {source}: {shorten(name)} is "
+                f"number {index + 1} of the given names and {indices[name] + 1} of the model's. Omit "
+                "--classes, or give new names in the order of the outputs"
             )
     return dataclasses.replace(found, class_names=class_names)

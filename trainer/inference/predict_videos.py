@@ -1,8 +1,7 @@
-"""Predictions of many videos, printed as they come, with progress: the work of `launch/predict.py`."""
+"""Predicts many videos and prints each prediction at once, with progress; for `launch/predict.py`."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +18,21 @@ from trainer.inference.predictor import Predictor
 from trainer.monitoring.progress import show_progress
 
 FEW = 16
-"""Videos up to which starting worker processes takes longer than it saves."""
+"""Number of videos up to which worker processes cost more time than they save."""
 
-_LONGEST_NAME = 200  # bytes of a video's name that its annotated video takes over
+_LONGEST_NAME = 200  # bytes of a video's name in the name of its annotated video
 _ADDED = "-predicted.mp4"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is wanted of each video.
+    """Options for each video.
 
-    top: classes to name. clips, crops: views. window, stride: seconds, for a timeline; None for one
-    prediction of the whole. workers: processes that decode; None chooses. annotate: folder for annotated
-    videos.
+    top: number of classes to print.
+    clips, crops: views per video.
+    window, stride: seconds, for a timeline; None for one prediction of the whole video.
+    workers: processes that decode; None chooses.
+    annotate: folder for annotated videos.
     """
 
     top: int = 5
@@ -48,15 +47,15 @@ class PredictOptions:
 def predict_videos(
     predictor: Predictor, paths: Sequence[Path], options: PredictOptions, output: PredictionWriter
 ) -> int:
-    """Print what the model says of each video, in their order. Returns how many could not be used.
+    """Print the prediction of each video, in order. Returns the number of unusable videos.
 
-    Raises RunError and DataError for what would fail for every video.
+    Raises RunError and DataError for errors that concern all videos.
     """
     if options.stride is not None and options.window is None:
-        raise RunError("--stride is the time from one window to the next; give their length with --window")
+        raise RunError("--stride is the time between two windows; give the length of a window with --window")
     if options.annotate is not None:
         _prepare_folder(options.annotate)
-        _say_boxes(predictor.class_names)
+        _warn_of_missing_glyphs(predictor.class_names)
     predictions = _whole if options.window is None else _timelines
     names = _Names(options.annotate or Path(), paths)
     bad = 0
@@ -77,7 +76,7 @@ def _whole(predictor: Predictor, paths: Sequence[Path], options: PredictOptions)
         paths, top=options.top, clips=options.clips, crops=options.crops, workers=workers
     )
     if len(paths) == 1 or (sys.stdout.isatty() and sys.stderr.isatty()):
-        yield from found  # what is printed shows how far it is
+        yield from found  # the printed predictions show the progress
         return
     with show_progress("predicting", sys.stderr) as progress:
         for done, each in enumerate(found, start=1):
@@ -88,7 +87,7 @@ def _whole(predictor: Predictor, paths: Sequence[Path], options: PredictOptions)
 def _timelines(predictor: Predictor, paths: Iterable[Path], options: PredictOptions) -> Iterator[Timeline]:
     assert options.window is not None
     for path in paths:
-        with _progress(f"windows of {printable(path.name)}") as progress:
+        with show_progress(f"windows of {printable(path.name)}", sys.stderr) as progress:
             found = predictor.timeline(
                 path,
                 window=options.window,
@@ -102,24 +101,20 @@ def _timelines(predictor: Predictor, paths: Iterable[Path], options: PredictOpti
 
 
 def _annotate(found: Prediction | Timeline, out: Path) -> bool:
-    """Write the annotated video; False where the video turns out to be damaged, which is said."""
+    """Write the annotated video; prints an error and returns False if the video is damaged."""
 
     def lines_at(seconds: float) -> Lines:
         top = found.top if isinstance(found, Prediction) else getattr(found.at(seconds), "top", ())
         return tuple((shorten(name), share) for name, share in top)
 
     try:
-        with _progress(f"frames of {printable(out.name)}") as progress:
+        with show_progress(f"frames of {printable(out.name)}", sys.stderr) as progress:
             annotate_video(FrameStream(found.path), out, lines_at, progress)
     except VideoError as defect:
-        print(f"{printable(found.path)} {defect}: no annotated video of it", file=sys.stderr)
+        print(f"{printable(found.path)} {defect}: its annotated video was not written", file=sys.stderr)
         return False
     print(f"wrote {printable(out)}", file=sys.stderr)
     return True
-
-
-def _progress(work: str) -> AbstractContextManager[Progress]:
-    return show_progress(work, sys.stderr)
 
 
 def _prepare_folder(folder: Path) -> None:
@@ -130,18 +125,18 @@ def _prepare_folder(folder: Path) -> None:
         raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error
 
 
-def _say_boxes(class_names: Sequence[str]) -> None:
+def _warn_of_missing_glyphs(class_names: Sequence[str]) -> None:
     boxed = [name for name in class_names if printable_text(shorten(name)) != shorten(name)]
     if boxed:
         print(
-            f"note: {len(boxed)} class names have characters that the font of annotated videos lacks, such "
-            f"as '{shorten(boxed[0])}'; they are shown as boxes there",
+            f"note: the font of annotated videos lacks characters of {len(boxed)} class names, such as "
+            f"'{shorten(boxed[0])}'; they are drawn as boxes",
             file=sys.stderr,
         )
 
 
 class _Names:
-    """Gives each video the name of its annotated one: no two the same, and none that of a video."""
+    """Names of annotated videos: unique, and different from all input videos."""
 
     def __init__(self, folder: Path, videos: Sequence[Path]) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Predictions as they are printed: a table, JSON or CSV, each written as soon as it is there."""
+"""Prints predictions as tables, JSON lines or CSV, each at once."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ FIELDS = ("path", "start", "end", "rank", "class", "probability", "error")
 
 
 class PredictionWriter(Protocol):
-    """Writes predictions one by one."""
+    """Prints predictions one by one."""
 
     def write_prediction(self, found: Prediction) -> None: ...
 
@@ -35,7 +35,7 @@ class PredictionWriter(Protocol):
 
 
 class JsonWriter:
-    """A line for each video. `error` is there where it, or its rest, could not be used."""
+    """One JSON line per video. It has `error` if the video, or the rest of it, is unusable."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -62,12 +62,12 @@ class JsonWriter:
     def _write(self, path: Path, values: dict[str, Any], error: str) -> None:
         line = {"path": printable(path), **values, **({"error": printable(error)} if error else {})}
         text = json.dumps(line, ensure_ascii=False)
-        # A class name may hold what commands a terminal: as JSON escapes it, it is the same name.
+        # A class name may contain control characters for a terminal: JSON escapes keep the name the same.
         print(_NOT_PLAIN.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=self._file, flush=True)
 
 
 class CsvWriter:
-    """A line for each class that is named of a video, or of each of its windows; the columns are `FIELDS`."""
+    """One CSV line per printed class of a video or of a window; the columns are `FIELDS`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -89,7 +89,7 @@ class CsvWriter:
 
 
 class TableWriter:
-    """For people: a table for each video, or its segments."""
+    """One table per video: its classes, or the segments of its timeline."""
 
     def __init__(self, file: TextIO) -> None:
         self._console = PipeConsole(file=file, highlight=False, markup=False, emoji=False)
@@ -126,7 +126,7 @@ class TableWriter:
 
 
 def choose_writer(kind: str, file: TextIO | None = None) -> PredictionWriter:
-    """kind: `table`, `json` or `csv`. file: where to; None is standard output."""
+    """kind: `table`, `json` or `csv`. file: output; None is standard output."""
     kinds: dict[str, type[JsonWriter] | type[CsvWriter] | type[TableWriter]] = {
         "table": TableWriter,
         "json": JsonWriter,

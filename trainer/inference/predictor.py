@@ -1,7 +1,7 @@
-"""`trainer.load(FILE).predict(PATH)`: what a trained model makes of videos.
+"""Predictions from Python: `trainer.load(FILE).predict(PATH)`.
 
-A video's scores are those of the run's own evaluation with the same views, up to the rounding of float32: the
-same code chooses and decodes the frames, and the same DALI graph makes views of them.
+A video's scores equal those of the run's evaluation with the same views up to float32 rounding: the same code
+chooses and decodes the frames, and the same DALI graph makes the views.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,21 +33,22 @@ from trainer.inference.sliding_windows import WindowOptions, scored_windows
 from trainer.system.host import SharedMemory
 
 AUTO = "auto"
-ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice what a loader makes ahead at most, where videos are of usual size
-_FORWARD_BYTES = 2**30  # that the hidden layer of an MLP may take in one forward pass
-_MOST_VIEWS = 64  # of one forward pass: more is no faster
-_MOST_VIDEOS = 8  # of one batch
+ENOUGH_SHARED_MEMORY = 2**33  # bytes: twice the largest prefetch of a loader for videos of usual size
+_FORWARD_BYTES = 2**30  # limit for the hidden layer of an MLP in one forward pass
+_MOST_VIEWS = 64  # per forward pass: more are no faster
+_MOST_VIDEOS = 8  # per batch
 _MOST_WORKERS = 1024
 
 
 class Predictor:
-    """A trained model on a device, ready for videos.
+    """A trained model on a device.
 
-    class_names: a name for each output. preprocessing: how clips are made, as the weights say it.
+    class_names: one name per output.
+    preprocessing: of the clips, from the weights' metadata.
     """
 
     def __init__(self, weights: SavedWeights, device: torch.device) -> None:
-        """Raises RunError where the weights' description is not one that can be followed here."""
+        """Raises RunError if the weights need a preprocessing that this version lacks."""
         config = weights.model.config
         self.preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
         self.class_names = _names(weights.class_names, config.num_classes)
@@ -70,11 +71,11 @@ class Predictor:
         clips: int = 1,
         crops: int = 1,
     ) -> Prediction | list[Prediction]:
-        """What the model says of a video, or of each of several.
+        """Predict one video, or each of several.
 
-        top: classes to name. clips, crops: views of a video, whose probabilities are averaged.
+        top: number of classes to return. clips, crops: views per video, whose probabilities are averaged.
 
-        Raises DataError where a single video cannot be used; of several, its prediction says so in `error`.
+        Raises DataError if a single video is unusable; in a list its prediction has `error`.
         """
         if not isinstance(videos, str | Path):
             return list(self.stream([Path(path) for path in videos], top=top, clips=clips, crops=crops))
@@ -86,19 +87,19 @@ class Predictor:
     def stream(
         self, paths: Sequence[Path], *, top: int = 5, clips: int = 1, crops: int = 1, workers: int | None = 0
     ) -> Iterator[Prediction]:
-        """Predictions in the order of the files, each as soon as it is there; memory does not grow with them.
+        """Yield predictions in the order of the files; memory does not grow with their number.
 
-        workers: processes that read and decode; 0 is this process, None as many as it takes. With any, the
-        caller's main module must be importable (`if __name__ == "__main__":`).
+        workers: processes that read and decode; 0 uses this process, None chooses the number. With workers
+        the caller's main module must be importable (`if __name__ == "__main__":`).
 
-        Raises RunError for a number of views or workers that cannot be, or where /dev/shm is too small for
-        the workers.
+        Raises RunError for an invalid number of views or workers, or if /dev/shm is too small for the
+        workers.
         """
         clip = self._clip(clips, crops)
         _check_top(top)
         if workers is not None and not 0 <= workers <= _MOST_WORKERS:
-            raise RunError(f"{workers} workers; 0 to {_MOST_WORKERS} can be had")
-        scored = self._here(paths, clip) if workers == 0 else self._by_workers(paths, clip, workers)
+            raise RunError(f"{workers} workers; allowed are 0 to {_MOST_WORKERS}")
+        scored = self._in_process(paths, clip) if workers == 0 else self._with_workers(paths, clip, workers)
         for path, scores in scored:
             if isinstance(scores, str):
                 yield Prediction(path, error=scores)
@@ -116,21 +117,21 @@ class Predictor:
         crops: int = 1,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Timeline:
-        """What the model says of windows that slide over a long video; it is decoded once, from begin to end.
+        """Predict sliding windows of a long video, which is decoded once from beginning to end.
 
-        window: seconds of each. stride: seconds from one to the next; by default they follow one another.
-        progress: told the windows that are done, and of how many.
+        window: length in seconds. stride: seconds between the starts of two windows; by default the length.
+        progress: called with the number of finished windows and their total.
 
-        Raises RunError for windows that cannot be. A video that cannot be used is told in `error`.
+        Raises RunError for invalid windows. For an unusable video, `error` has the reason.
         """
         clip = self._clip(clips, crops)
         _check_top(top)
-        slid = WindowOptions(window, window if stride is None else stride, self._batch(clip))
+        options = WindowOptions(window, window if stride is None else stride, self._batch(clip))
         found: list[WindowPrediction] = []
         error = ""
         try:
             for each, scores, total in scored_windows(
-                path, slid, clip, self.preprocessing, self._scores, self.device
+                path, options, clip, self.preprocessing, self._scores, self.device
             ):
                 named = top_of(scores, self.class_names, top)
                 found.append(WindowPrediction(each.start, each.end, named))
@@ -141,15 +142,15 @@ class Predictor:
 
     def _clip(self, clips: int, crops: int) -> ViewSpec:
         if not 1 <= clips <= 1000:
-            raise RunError(f"{clips} clips a video; 1 to 1,000 can be had")
+            raise RunError(f"{clips} clips per video; allowed are 1 to 1,000")
         if crops not in (1, 3):
-            raise RunError(f"{crops} crops a clip; there are 1, the centre, or 3, along the longer side")
+            raise RunError(f"{crops} crops per clip; allowed are 1, the centre, or 3, along the longer side")
         return ViewSpec(self.preprocessing.frames, self.preprocessing.resolution, clips, crops)
 
     def _batch(self, clip: ViewSpec) -> int:
         return max(1, min(_MOST_VIDEOS, self._views_at_once // clip.views))
 
-    def _here(
+    def _in_process(
         self, paths: Sequence[Path], clip: ViewSpec
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
         if self._frame_views is None or self._frame_views.clip != clip:
@@ -163,7 +164,7 @@ class Predictor:
                 continue
             yield path, self._scores(self._frame_views([frames]))[0]
 
-    def _by_workers(
+    def _with_workers(
         self, paths: Sequence[Path], clip: ViewSpec, workers: int | None
     ) -> Iterator[tuple[Path, NDArray[np.float32] | str]]:
         sampler = ViewSampler(len(paths), self._batch(clip), world_size=1)
@@ -188,7 +189,7 @@ class Predictor:
                 loader.bad_samples.pop_new()
 
     def _scores(self, views: Tensor) -> NDArray[np.float32]:  # B V 3 T H W -> B K
-        """Softmax of each view, and their mean. Raises RunError as `check_scores` does."""
+        """Mean softmax of each video's views. Raises RunError like `check_scores`."""
         videos, count = views.shape[:2]
         exact: AbstractContextManager[None] = nullcontext()
         if self.device.type == "cuda":  # TF32 would round a convolution's inputs to 10 bits
@@ -209,12 +210,12 @@ def load(
     frames: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Predictor:
-    """A trained model, ready for videos.
+    """Load a trained model.
 
-    source, last, frames, class_names: as `open_model` takes them. device: `auto` (a GPU where there is one),
-    `cpu`, `cuda` or `cuda:1`.
+    source, last, frames, class_names: as for `open_model`. device: `auto` (a GPU if there is one), `cpu`,
+    `cuda` or `cuda:1`.
 
-    Raises RunError where the model cannot be read, or there is no such device.
+    Raises RunError if the model cannot be read or the device does not exist.
     """
     chosen = choose_device(device)
     names = None if class_names is None else tuple(class_names)
@@ -223,11 +224,11 @@ def load(
 
 def _check_top(count: int) -> None:
     if count < 1:
-        raise RunError(f"the top {count} classes; at least 1 is to be named")
+        raise RunError(f"top {count} classes: the number must be at least 1")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name: `auto` is a GPU where there is one. Raises RunError for one that is not here."""
+    """The named device; `auto` is a GPU if there is one. Raises RunError if it does not exist."""
     if name == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -235,33 +236,33 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise RunError(f"device {name!r} is not known; there are auto, cpu, cuda and cuda:N")
+        raise RunError(f"unknown device {name!r}; allowed are auto, cpu, cuda and cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RunError(f"there is no {name} here: torch sees {torch.cuda.device_count()} GPUs; take cpu")
+        raise RunError(f"device {name} does not exist: torch sees {torch.cuda.device_count()} GPUs; use cpu")
     return device
 
 
 def _names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
-    """A name for each output: a model may have more of them than its data have classes."""
+    """One name per output; a model may have more outputs than its data has classes."""
     if len(names) > outputs:
-        raise RunError(f"the weights name {len(names)} classes, and their model has {outputs} outputs")
+        raise RunError(f"the weights have {len(names)} class names, but the model has {outputs} outputs")
     return (*names, *(f"output {number}" for number in range(len(names), outputs)))
 
 
 def _views_at_once(config: UniFormerV2Config) -> int:
-    """Views of a forward pass: as many as keep the largest activation, an MLP's hidden layer, in bounds."""
+    """Views per forward pass, limited by the largest activation, the hidden layer of an MLP."""
     tokens = config.frames * (config.grid**2 + 1)
     hidden = tokens * config.width * config.mlp_ratio * 4
     return max(1, min(_MOST_VIEWS, int(_FORWARD_BYTES / hidden)))
 
 
 def _check_shared_memory(loader: ClipLoader) -> None:
-    there = SharedMemory.read()
-    if there is None or there.free >= ENOUGH_SHARED_MEMORY:
+    memory = SharedMemory.read()
+    if memory is None or memory.free >= ENOUGH_SHARED_MEMORY:
         return
     need = loader.shared_memory().most
-    if need > there.free:
+    if need > memory.free:
         raise RunError(
-            f"/dev/shm has {there.free / 2**20:,.0f} MiB free, and the workers need {need / 2**20:,.0f} MiB "
-            "there; start the container with a larger one (--shm-size=8g), or work without them (--workers 0)"
+            f"/dev/shm has {memory.free / 2**20:,.0f} MiB free, and the workers need {need / 2**20:,.0f} "
+            "MiB; start the container with a larger one (--shm-size=8g), or use no workers (--workers 0)"
         )

@@ -1,7 +1,7 @@
-"""What is done to a video before the model sees it, as a file of weights says it.
+"""The preprocessing of a video, as stored with the weights.
 
-The file says all of it in words that other programs can follow, as much of it as is the same for every model
-of this program included. What it says is compared with what is done here before a video is decoded.
+The metadata describe all of it, so that other programs can reproduce it, including what is the same for every
+model of this program. When weights are read, the metadata are compared with what this version does.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ FIXED: dict[str, Any] = {
     "dtype": "float32",
     "scores": "softmax of each view, then their mean",
 }
-"""What holds for every model of this program."""
+"""Metadata that are the same for every model of this program."""
 
 _NUMBERS = ("frames", "resolution")
 _COLOURS = ("mean", "std")
@@ -45,10 +45,12 @@ _VIEWS = "evaluation_views"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a clip is made of a video.
+    """How clips are made from a video.
 
-    frames: T. resolution: side of the square crops in pixels, to which the short side is resized. mean, std:
-    of red, green and blue in 0..1. clips, crops: the views of a video with which the run was evaluated.
+    frames: T, frames per clip.
+    resolution: side of the square crops in pixels; the short side of a frame is resized to it.
+    mean, std: of red, green and blue in 0..1.
+    clips, crops: views per video in the run's evaluation.
     """
 
     frames: int
@@ -59,7 +61,7 @@ class Preprocessing:
     crops: int = 1
 
     def as_metadata(self) -> dict[str, Any]:
-        """What a file of weights says."""
+        """The metadata for a file of weights."""
         return {
             "frames": self.frames,
             "resolution": self.resolution,
@@ -71,17 +73,16 @@ class Preprocessing:
 
 
 def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> Preprocessing:
-    """What a file's metadata say of preprocessing. What older files leave out is as it is today.
+    """Parse a file's metadata. Fields that older files lack have the present values.
 
-    frames, resolution: the model's own.
+    frames, resolution: of the model.
 
-    Raises RunError where a value cannot be, is not the model's, or asks for what is not done here.
+    Raises RunError for a value that is invalid, contradicts the model, or is not supported.
     """
     known = {*_NUMBERS, *_COLOURS, *FIXED, _VIEWS}
     for name in values.keys() - known:
         raise RunError(
-            f"the weights' preprocessing has the field {shorten(name)}, which this version does not know; "
-            "what it asks for would be left out"
+            f"the weights' preprocessing has the field {shorten(name)}, which this version does not support"
         )
     for name, own in zip(_NUMBERS, (frames, resolution), strict=True):
         if type(values.get(name)) is not int or values[name] != own:
@@ -92,11 +93,11 @@ def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> 
         if name in values and values[name] != done:
             raise RunError(
                 f"the weights' preprocessing has {name} {shorten(values[name])}; "
-                f"what is done here is {done!r}"
+                f"this version supports {done!r} only"
             )
     mean, std = (_colours(name, values.get(name)) for name in _COLOURS)
     if min(std) <= 0:
-        raise RunError(f"the weights' preprocessing has std {shorten(list(std))}; each is above 0")
+        raise RunError(f"the weights' preprocessing has std {shorten(list(std))}; each must be above 0")
     clips, crops = _views(values.get(_VIEWS, {"clips": 1, "crops": 1}))
     return Preprocessing(frames, resolution, mean, std, clips, crops)
 
@@ -105,8 +106,8 @@ def _colours(name: str, value: object) -> tuple[float, ...]:
     if isinstance(value, list) and len(value) == 3 and all(map(_is_colour, value)):
         return tuple(float(each) for each in value)
     raise RunError(
-        f"the weights' preprocessing has {name} {shorten(value)}; expected are three numbers, for red, green "
-        "and blue in 0..1"
+        f"the weights' preprocessing has {name} {shorten(value)}; it must be three numbers, for red, "
+        "green and blue in 0..1"
     )
 
 
@@ -120,5 +121,5 @@ def _views(value: object) -> Sequence[int]:
         if all(type(count) is int and 1 <= count <= 1000 for count in counts):
             return counts
     raise RunError(
-        f"the weights' preprocessing has {_VIEWS} {shorten(value)}; expected are clips and crops, from 1 on"
+        f"the weights' preprocessing has {_VIEWS} {shorten(value)}; it must be clips and crops of at least 1"
     )

@@ -1,4 +1,4 @@
-"""A long video, window by window, in one pass over its frames and in bounded memory."""
+"""Scores sliding windows of a long video in one pass over its frames, with bounded memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,18 +21,22 @@ from trainer.inference.preprocessing import Preprocessing
 
 MOST_WINDOWS = 1_000_000
 MOST_BYTES = 2**33
-"""Of the frames in one window and in those that overlap it."""
+"""Limit for the frames of a window and of the windows that overlap it."""
 _FRAMES_AT_ONCE = 8
 
 Item = TypeVar("Item")
 
 ScoredWindow = tuple[TimeWindow, NDArray[np.float32], int]
-"""A window, its scores (K,), and how many windows there are."""
+"""A window, its scores (K,), and the number of windows."""
 
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """length, stride: of the windows, in seconds. batch: windows that are scored at once."""
+    """Options of the windows.
+
+    length, stride: in seconds.
+    batch: windows per forward pass.
+    """
 
     length: float
     stride: float
@@ -41,53 +45,52 @@ class WindowOptions:
 
 def scored_windows(
     path: Path,
-    slid: WindowOptions,
+    options: WindowOptions,
     clip: ViewSpec,
     preprocessing: Preprocessing,
     score: Callable[[Tensor], NDArray[np.float32]],
     device: torch.device,
 ) -> Iterator[ScoredWindow]:
-    """Each window of a video with its scores, in the order of time.
+    """Yield each window of a video with its scores, in order of time.
 
     score: (B, V, 3, T, H, W) → (B, K).
 
-    Each frame is resized once, however many windows it is in; what is kept is as many frames of the model's
-    resolution as the windows over one moment have. Raises VideoError where the video cannot be used, or not
-    from some frame on, and RunError for windows that cannot be.
+    Each frame is resized once. Memory holds the resized frames of the windows that overlap. Raises VideoError
+    if the video, or the rest of it, is unusable, and RunError for invalid windows.
     """
-    length, stride = slid.length, slid.stride
+    length, stride = options.length, options.stride
     if not (0 < length < float("inf") and 0 < stride < float("inf")):
-        raise RunError(f"windows of {length:g} s every {stride:g} s; both are above 0")
+        raise RunError(f"windows of {length:g} s every {stride:g} s: both must be above 0")
     stream = FrameStream(path)
     if stream.duration / stride > MOST_WINDOWS:
         raise RunError(
-            f"windows every {stride:g} s of {stream.duration:.0f} s are more than {MOST_WINDOWS:,}; take a "
+            f"windows every {stride:g} s of {stream.duration:.0f} s are more than {MOST_WINDOWS:,}; use a "
             "larger stride"
         )
     windows = sliding_windows(stream.seconds, stream.duration, length, stride)
     wanted = np.zeros(stream.frames, np.bool_)
     for window in windows:
         wanted[window.indices(clip.frames, clip.clips)] = True
-    _check_memory(windows, wanted, clip, slid)
+    _check_memory(windows, wanted, clip, options)
     made = _windows_of_views(stream, windows, wanted, clip, preprocessing, device)
-    for ready in grouped(made, slid.batch):
+    for ready in grouped(made, options.batch):
         scores = score(torch.stack([views for _, views in ready]))
         for (window, _), row in zip(ready, scores, strict=True):
             yield window, row, len(windows)
 
 
 def _check_memory(
-    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, slid: WindowOptions
+    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, options: WindowOptions
 ) -> None:
-    """Raises RunError for windows that overlap so much that the frames in one do not fit into memory."""
-    before = np.concatenate([[0], np.cumsum(wanted)])  # how many are wanted before each frame
+    """Raises RunError if the frames of overlapping windows do not fit into memory."""
+    before = np.concatenate([[0], np.cumsum(wanted)])  # number of wanted frames before each frame
     first = np.array([window.first for window in windows])
     after = first + [window.frames for window in windows]
     need = int((before[after] - before[first]).max()) * clip.crops * 3 * clip.size**2 * 4
     if need > MOST_BYTES:
         raise RunError(
-            f"windows of {slid.length:g} s every {slid.stride:g} s need {need / 2**30:.0f} GiB of memory, "
-            f"more than {MOST_BYTES / 2**30:.0f}; take a larger stride"
+            f"windows of {options.length:g} s every {options.stride:g} s need {need / 2**30:.0f} GiB of "
+            f"memory, more than {MOST_BYTES / 2**30:.0f}; use a larger stride"
         )
 
 
@@ -103,7 +106,7 @@ def _windows_of_views(
     colours = preprocessing.mean, preprocessing.std
     make = FrameViews(one, *colours, device, batch=_FRAMES_AT_ONCE, threads=usable_cores())
     kept: dict[int, Tensor] = {}
-    number = 0  # of the window that is next
+    number = 0  # index of the next window
     for group in grouped(stream.pictures(wanted), _FRAMES_AT_ONCE):
         views = make([picture[None] for _, picture in group])
         kept.update((frame, view) for (frame, _), view in zip(group, views, strict=True))
@@ -120,7 +123,7 @@ def _windows_of_views(
 
 
 def grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items; the last may be shorter, as may one after which `items` raises VideoError."""
+    """Yield lists of `size` items. The last one, and one before a VideoError of `items`, may be shorter."""
     group: list[Item] = []
     try:
         for item in items:
@@ -137,6 +140,6 @@ def grouped(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _assembled(kept: dict[int, Tensor], indices: list[int], clip: ViewSpec) -> Tensor:
-    """The views of a window, by clip, then by crop, as the graph orders them: (V, 3, T, H, W)."""
+    """The views of a window, (V, 3, T, H, W), ordered by clip, then by crop, like those of the graph."""
     clips = [indices[start : start + clip.frames] for start in range(0, len(indices), clip.frames)]
     return torch.cat([torch.cat([kept[number] for number in each], dim=2) for each in clips])

@@ -1,5 +1,6 @@
-"""Which videos are meant: files as they are named, and all videos under a folder."""
+"""Lists the videos to predict: named files, and all videos under named folders."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,25 +9,31 @@ from pipelines.dataset.prepare.video_extensions import EXTENSIONS, extension, is
 from pipelines.formatting import printable
 from trainer.errors import RunError
 
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+_log = logging.getLogger(__name__)
+
 
 def list_videos(named: Iterable[Path]) -> list[Path]:
-    """Files as named, whatever their extension; of a folder all videos in it and below, sorted by path.
+    """Named files with any extension, and all videos in and below named folders, sorted by path.
 
-    In folders, what counts as a video, and which folders are passed over, is as `prepare.py folder` has it;
-    links to folders are not followed. Raises RunError for a name that leads nowhere, and for a folder that
-    holds no video or cannot be read.
+    Folders are searched like those of `prepare.py folder`; links to folders are not followed. A named still
+    image is a video of one frame; a warning is logged. Raises RunError for a missing path, and for a folder
+    that contains no video or cannot be read.
     """
     found: list[Path] = []
     for path in named:
         if path.is_dir():
             inside = _videos_in(path)
             if not inside:
-                raise RunError(f"{printable(path)} holds no video, nor does a folder in it")
+                raise RunError(f"{printable(path)} contains no video, and neither do its subfolders")
             found += inside
         elif os.path.lexists(path):
+            if path.suffix.lower() in _IMAGES:
+                _log.warning("%s is a still image: it is used as a video of one frame", printable(path))
             found.append(path)
         else:
-            raise RunError(f"{printable(path)}: there is no such file or folder")
+            raise RunError(f"{printable(path)} does not exist")
     return found
 
 

@@ -1,1 +1,1 @@
-"""HTTP around one trained model."""
+"""An HTTP server for one trained model."""

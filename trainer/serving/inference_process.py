@@ -1,4 +1,4 @@
-"""A process for work that may hang or crash, as what is done to a stranger's video may."""
+"""A process for work that may hang or crash, such as decoding an untrusted video."""
 
 import multiprocessing
 import threading
@@ -14,93 +14,95 @@ from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
 from trainer.errors import RunError, UserError
 
 Work = Callable[[Any], Any]
-"""What is done with each thing that is asked; all of it is pickled, between these two processes alone."""
+"""Function from a request to a response; both are pickled between the two processes."""
 
-_START = 300.0  # seconds in which a model has to be loaded
+_START_TIMEOUT = 300.0  # seconds for loading a model
 
 
 class TimedOutError(RunError):
-    """What was asked took longer than it may; the process was killed and another is started, but for one that
-    was still loading.
-    """
+    """The call took too long. The process was killed and restarted, unless it was still loading."""
 
 
 class CrashedError(RunError):
-    """The process died over what it was asked; another is started."""
+    """The process died during the call and was restarted."""
 
 
 class InferenceProcess:
-    """One process that prepares once, then does one thing after another.
+    """A child process that prepares once and then serves one call after another.
 
-    prepare: makes the work; importable by name, as the main module must be. After a call that hangs or
-    crashes, a new process prepares anew, and the next call waits for it.
+    After a call that hangs or crashes, a new process is started and prepares again; the next call waits for
+    it.
+
+    prepare: returns a description and the work function; it and the main module must be importable.
     """
 
     def __init__(self, prepare: Callable[[], tuple[Any, Work]]) -> None:
         self._prepare = prepare
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         self._closed = False
         self._spawn()
 
     def start(self) -> Any:
-        """Wait until the process is ready; returns what `prepare` says of itself, first of the pair.
+        """Wait until the process is ready; returns the description from `prepare`.
 
-        Raises RunError with the reason where it cannot be prepared.
+        Raises RunError with the reason if the preparation failed.
         """
         try:
-            if not self._pipe.poll(_START):
+            if not self._pipe.poll(_START_TIMEOUT):
                 self._kill()
-                raise RunError(f"the model was not loaded within {_START:.0f} s")
+                raise RunError(f"the model was not loaded within {_START_TIMEOUT:.0f} s")
             is_ready, value = self._pipe.recv()
         except (EOFError, OSError):
-            raise RunError("the process that loads the model died; out of memory, perhaps") from None
+            raise RunError("the process that loads the model died; it may be out of memory") from None
         if not is_ready:
             raise RunError(value)
         self._is_ready = True
         return value
 
-    def call(self, what: Any, seconds: float) -> Any:
-        """The work's answer, within so many seconds, loading anew after a crash among them.
+    def call(self, request: Any, seconds: float) -> Any:
+        """The response of the work function to a request.
 
-        Raises TimedOutError or CrashedError; RunError with the traceback where the work raises.
+        seconds: timeout, which includes loading the model again after a crash.
+
+        Raises TimedOutError or CrashedError; RunError with the traceback if the work function raises.
         """
         end = time.monotonic() + seconds
-        with self._one_at_a_time:
+        with self._lock:
             if not self._is_ready:
-                self._start_again(seconds)
+                self._wait_for_restart(seconds)
             try:
-                self._pipe.send(what)
+                self._pipe.send(request)
                 if not self._pipe.poll(max(0.0, end - time.monotonic())):
                     raise TimedOutError(f"it took longer than {seconds:.0f} s")
-                went_well, answer = self._pipe.recv()
+                is_done, response = self._pipe.recv()
             except TimedOutError:
-                self._renew()
+                self._restart()
                 raise
             except (EOFError, OSError):
-                self._renew()
-                raise CrashedError("the decoder or the model crashed over it") from None
-        if not went_well:
-            raise RunError(answer)
-        return answer
+                self._restart()
+                raise CrashedError("the decoder or the model crashed") from None
+        if not is_done:
+            raise RunError(response)
+        return response
 
-    def _start_again(self, seconds: float) -> None:
-        """Wait for a process that loads anew; one that takes longer goes on, for the next one that asks."""
+    def _wait_for_restart(self, seconds: float) -> None:
+        """Wait for the new process to load; after a timeout it continues to load for the next call."""
         try:
-            is_there = self._pipe.poll(seconds)
+            is_loaded = self._pipe.poll(seconds)
         except OSError:
             raise RunError("this process was closed") from None
-        if not is_there:
-            if time.monotonic() - self._spawned > _START:
-                self._renew()
+        if not is_loaded:
+            if time.monotonic() - self._spawned > _START_TIMEOUT:
+                self._restart()
             raise TimedOutError(f"the model was not loaded within {seconds:.0f} s")
         try:
             self.start()
         except RunError:
-            self._renew()  # memory may have been short only now
+            self._restart()  # memory may have been short for a moment
             raise
 
     def close(self) -> None:
-        """Kill the process, whatever it is at; what is asked meanwhile raises."""
+        """Kill the process; a running call raises."""
         self._closed = True
         self._kill()
 
@@ -114,7 +116,7 @@ class InferenceProcess:
             self._process.start()
         theirs.close()
 
-    def _renew(self) -> None:
+    def _restart(self) -> None:
         self._kill()
         if not self._closed:
             self._spawn()
@@ -126,20 +128,20 @@ class InferenceProcess:
 
 
 def _work(pipe: Connection, prepare: Callable[[], tuple[Any, Work]]) -> None:
-    die_with_parent()  # also where it hangs and the server is killed
+    die_with_parent()  # also if it hangs and the server is killed
     try:
-        about, work = prepare()
+        description, work = prepare()
     except UserError as error:
         pipe.send((False, str(error)))
         return
-    pipe.send((True, about))
+    pipe.send((True, description))
     while True:
         with suppress(EOFError):
-            what = pipe.recv()
+            request = pipe.recv()
             try:
-                answer = True, work(what)
+                response = True, work(request)
             except Exception:
-                answer = False, traceback.format_exc()
-            pipe.send(answer)
+                response = False, traceback.format_exc()
+            pipe.send(response)
             continue
-        return  # the server is gone
+        return  # the server has ended

@@ -1,7 +1,7 @@
-"""HTTP around one model: a page to drop a video on, and the same as JSON.
+"""An HTTP server for one model: a page that accepts a dropped video, and a JSON interface.
 
-The files come from strangers, so each is decoded in a process of its own, which is killed when it takes too
-long; nothing that a client sends is used as a file's name; what comes from other web pages is refused.
+Uploads are untrusted. They are decoded in a separate process, which is killed after a timeout. File names are
+chosen by the server. Requests from other web pages are refused.
 """
 
 import asyncio
@@ -41,8 +41,11 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Of one request: bytes of an upload, and seconds for upload, waiting and inference together. waiting:
-    requests that may be under way beside the one whose video is at the model.
+    """Limits of one request.
+
+    upload: bytes of an upload.
+    seconds: for upload, waiting and inference together.
+    waiting: number of requests that may wait for the model.
     """
 
     upload: int
@@ -51,16 +54,22 @@ class RequestLimits:
 
 
 class RefusedError(Exception):
-    """A request that gets no answer but an error."""
+    """A request that is answered with an HTTP error status."""
 
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
 class VideoServer:
-    """The application's state. host: that the server listens on. folder: its own, for uploads; log: a line
-    for each video.
+    """The web application.
+
+    inference: the process with the model.
+    limits: of one request.
+    host: address that the server listens on.
+    folder: for uploads, used by this server only.
+    description: JSON values for `/about`.
+    log: receives one line per video.
     """
 
     def __init__(
@@ -70,7 +79,7 @@ class VideoServer:
         *,
         host: str,
         folder: Path,
-        about: dict[str, Any],
+        description: dict[str, Any],
         log: Callable[[str], None],
     ) -> None:
         self._inference = inference
@@ -78,10 +87,10 @@ class VideoServer:
         self._names = _own_names(host)
         self._any_address = host in ("0.0.0.0", "::")
         self._folder = folder
-        self._about = {**about, "upload_limit": limits.upload, "seconds": limits.seconds}
+        self._description = {**description, "upload_limit": limits.upload, "seconds": limits.seconds}
         self._log = log
-        self._under_way = 0
-        self._at_the_model = asyncio.Lock()
+        self._open_requests = 0
+        self._model_lock = asyncio.Lock()
         page = PAGE.read_text(encoding="utf-8")
         self._page, policy = page, _content_policy(page)
         self._page_headers = {**_HEADERS, "Content-Security-Policy": policy}
@@ -89,7 +98,7 @@ class VideoServer:
     def application(self) -> Starlette:
         routes = [
             Route("/", self._checked(self._show_page)),
-            Route("/about", self._checked(self._tell_about)),
+            Route("/about", self._checked(self._send_description)),
             Route("/predict", self._checked(self._predict), methods=["POST"]),
         ]
         return Starlette(routes=routes, lifespan=self._while_serving)
@@ -97,7 +106,7 @@ class VideoServer:
     @asynccontextmanager
     async def _while_serving(self, _: Starlette) -> AsyncIterator[None]:
         yield
-        self._inference.close()  # a thread that waits for its answer would keep this process
+        self._inference.close()  # otherwise a thread that waits for the process would keep the server alive
 
     def _checked(
         self, handle: Callable[[Request], Awaitable[Response]]
@@ -113,24 +122,26 @@ class VideoServer:
         return checked
 
     def _check_sender(self, request: Request) -> None:
-        """Refuse what a web page of somebody else makes a browser send: one whose own name leads here (DNS
-        rebinding), or one that sends to this address from its own.
+        """Refuse requests that another web page makes a browser send.
+
+        Such a page may have a host name that resolves to this server (DNS rebinding), or send requests across
+        sites.
         """
         host = request.headers.get("host", "")
         name = _name_of(host)
         if name not in self._names and not (self._any_address and _is_address(name)):
-            raise RefusedError(403, f"this server is not {printable(host[:100]) or 'nobody'}")
+            raise RefusedError(403, f"the Host header {printable(host[:100])!r} does not name this server")
         origin = request.headers.get("origin")
         site = request.headers.get("sec-fetch-site", "none")
         foreign = origin is not None and origin.partition("://")[2] != host
         if request.method == "POST" and (foreign or site not in ("none", "same-origin")):
-            raise RefusedError(403, "another web page may not send videos here")
+            raise RefusedError(403, "requests from other web pages are refused")
 
     async def _show_page(self, _: Request) -> Response:
         return HTMLResponse(self._page, headers=self._page_headers)
 
-    async def _tell_about(self, _: Request) -> Response:
-        return JSONResponse(self._about, headers=_HEADERS)
+    async def _send_description(self, _: Request) -> Response:
+        return JSONResponse(self._description, headers=_HEADERS)
 
     async def _predict(self, request: Request) -> Response:
         top, attention = _options(request)
@@ -138,21 +149,21 @@ class VideoServer:
             raise RefusedError(415, "send the video itself as the body: curl --data-binary @VIDEO")
         if _declared_length(request) > self._limits.upload:
             raise RefusedError(413, self._too_large())
-        if self._under_way > self._limits.waiting:
-            raise RefusedError(503, "busy with other videos; try again in some seconds")
+        if self._open_requests > self._limits.waiting:
+            raise RefusedError(503, "busy with other videos; try again in a few seconds")
         began = time.monotonic()
         path = self._folder / secrets.token_hex(16)
-        self._under_way += 1
+        self._open_requests += 1
         try:
             size = await self._receive(request, path)
-            question = VideoRequest(path, top, attention)
-            found = await self._answer(question, began)
+            video_request = VideoRequest(path, top, attention)
+            found = await self._call_model(video_request, began)
         finally:
-            self._under_way -= 1
+            self._open_requests -= 1
             path.unlink(missing_ok=True)
         seconds = time.monotonic() - began
-        words = found["error"] if "error" in found else found["top"][0]["class"]
-        self._log(f"{size / 1e6:.1f} MB in {seconds:.1f} s: {printable(words)}")
+        outcome = found["error"] if "error" in found else found["top"][0]["class"]
+        self._log(f"{size / 1e6:.1f} MB in {seconds:.1f} s: {printable(outcome)}")
         if "error" in found:
             raise RefusedError(422, f"the upload {found['error']}")
         return Response(json.dumps(found), media_type="application/json", headers=_HEADERS)
@@ -170,33 +181,35 @@ class VideoServer:
         except TimeoutError:
             raise RefusedError(408, f"the upload took longer than {self._limits.seconds:.0f} s") from None
         except ClientDisconnect:
-            raise RefusedError(400, "the upload was broken off") from None
+            raise RefusedError(400, "the upload was interrupted") from None
         except OSError as error:
-            raise RefusedError(507, f"the upload cannot be kept: {error.strerror}") from None
+            raise RefusedError(507, f"the upload cannot be stored: {error.strerror}") from None
         if size == 0:
             raise RefusedError(422, "the upload is empty")
         return size
 
-    async def _answer(self, question: VideoRequest, began: float) -> dict[str, Any]:
-        """One video at a time. What is waited for is part of a request's time."""
-        late = RefusedError(504, f"it took longer than {self._limits.seconds:.0f} s")
+    async def _call_model(self, video_request: VideoRequest, began: float) -> dict[str, Any]:
+        """Process one video at a time. The time limit of a request includes waiting for the model."""
+        timed_out = RefusedError(504, f"it took longer than {self._limits.seconds:.0f} s")
         try:
             async with asyncio.timeout(self._left(began)):
-                await self._at_the_model.acquire()
+                await self._model_lock.acquire()
         except TimeoutError:
-            raise late from None
+            raise timed_out from None
         try:
-            # Not inside the time-out above: the thread would go on, and the next video would come beside it.
-            found: dict[str, Any] = await asyncio.to_thread(self._inference.call, question, self._left(began))
+            # Not inside the timeout above: the thread would continue, and two videos would run at once.
+            found: dict[str, Any] = await asyncio.to_thread(
+                self._inference.call, video_request, self._left(began)
+            )
         except TimedOutError:
-            raise late from None
+            raise timed_out from None
         except CrashedError as error:
             raise RefusedError(422, f"the upload cannot be used: {error}") from None
         except RunError as error:
             self._log(str(error))
-            raise RefusedError(500, "a defect in this program; its output says more") from None
+            raise RefusedError(500, "internal error, see the output of the server") from None
         finally:
-            self._at_the_model.release()
+            self._model_lock.release()
         return found
 
     def _left(self, began: float) -> float:
@@ -209,17 +222,17 @@ class VideoServer:
 def _options(request: Request) -> tuple[int, bool]:
     top = request.query_params.get("top", "5")
     if not re.fullmatch("[0-9]{1,3}", top) or not 1 <= int(top) <= _MOST_TOP:
-        raise RefusedError(400, f"top is a number from 1 to {_MOST_TOP}")
+        raise RefusedError(400, f"top must be a number from 1 to {_MOST_TOP}")
     return int(top), request.query_params.get("attention") == "1"
 
 
 def _declared_length(request: Request) -> int:
-    """What the client says it sends; uvicorn has refused what is no number."""
+    """The Content-Length header; uvicorn refuses invalid ones."""
     return int(request.headers.get("content-length", "0"))
 
 
 def _own_names(host: str) -> set[str]:
-    """What a browser may call this server, without a port."""
+    """Host names of this server, without a port."""
     machine = socket.gethostname().lower(), socket.getfqdn().lower()
     return {"localhost", "127.0.0.1", "[::1]", _name_of(host), *machine}
 
@@ -240,7 +253,7 @@ def _is_address(name: str) -> bool:
 
 
 def _content_policy(page: str) -> str:
-    """Only the page's own script and style run, and it speaks to nobody but this server."""
+    """A policy that allows only the page's own script and style, and requests to this server."""
     hashes = {}
     for tag in ("script", "style"):
         (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

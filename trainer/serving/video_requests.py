@@ -1,4 +1,4 @@
-"""What a server answers of one video: likely classes, a timeline, and what the model looks at."""
+"""The server's response for one video: likely classes, a timeline, and a picture of the attention."""
 
 import base64
 from collections.abc import Callable
@@ -20,7 +20,12 @@ _MOST_WINDOWS = 20
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """About a video. top: classes to name. attention: whether a picture of it is wanted."""
+    """A request for one video.
+
+    path: the video.
+    top: number of classes.
+    attention: whether to draw the attention.
+    """
 
     path: Path
     top: int
@@ -29,7 +34,7 @@ class VideoRequest:
 
 @dataclass(frozen=True)
 class VideoModel:
-    """Where the model comes from, as `open_model` takes it, and its device; makes the work of a process."""
+    """Loads the model in the inference process; arguments as for `open_model`, and the device."""
 
     source: Path
     device: str
@@ -41,24 +46,24 @@ class VideoModel:
         device = choose_device(self.device)
         weights = open_model(self.source, last=self.last, frames=self.frames, class_names=self.class_names)
         predictor, explainer = Predictor(weights, device), Explainer(weights, device)
-        about = {"classes": len(predictor.class_names), "device": str(device)}
-        return about, lambda question: answer_request(predictor, explainer, question)
+        description = {"classes": len(predictor.class_names), "device": str(device)}
+        return description, lambda request: answer_request(predictor, explainer, request)
 
 
-def answer_request(predictor: Predictor, explainer: Explainer, question: VideoRequest) -> dict[str, Any]:
-    """As JSON; `error` alone, in words that follow the video's name, where the video cannot be used."""
-    path = question.path
+def answer_request(predictor: Predictor, explainer: Explainer, request: VideoRequest) -> dict[str, Any]:
+    """The response as JSON values; only `error`, as text that follows the video's name, if it is unusable."""
+    path = request.path
     try:
         row = probe_row(path)
     except VideoError as defect:
         return {"error": str(defect)}
-    (found,) = predictor.stream([path], top=question.top)
+    (found,) = predictor.stream([path], top=request.top)
     if found.error:
         return {"error": found.error}
     duration = row.frames / row.fps if row.fps else 0.0
     window = max(_SHORTEST_WINDOW, duration / _MOST_WINDOWS)
     timeline = predictor.timeline(path, window=window, top=1)
-    said: dict[str, Any] = {
+    response: dict[str, Any] = {
         "video": {"width": row.width, "height": row.height, "frames": row.frames, "seconds": duration},
         "top": [{"class": name, "probability": probability} for name, probability in found.top],
         "timeline": [
@@ -67,8 +72,8 @@ def answer_request(predictor: Predictor, explainer: Explainer, question: VideoRe
         ],
     }
     if timeline.error:
-        said["timeline_error"] = timeline.error
-    if question.attention:
+        response["timeline_error"] = timeline.error
+    if request.attention:
         sheet = explanation_sheet(explainer.explain(path), names_video=False)
-        said["attention_png"] = base64.b64encode(png_bytes(sheet)).decode()
-    return said
+        response["attention_png"] = base64.b64encode(png_bytes(sheet)).decode()
+    return response

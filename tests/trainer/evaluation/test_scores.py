@@ -125,7 +125,7 @@ def test_an_evaluation_continues_after_its_parts(tmp_path: Path) -> None:
     other.prepare({**IDENTITY, "clips": 2}, again=True)
     assert other.done == 0
     other.result.write_text("{}")
-    assert other.is_finished({**IDENTITY, "clips": 2}) and not other.is_finished(IDENTITY)
+    assert other.is_finished(IDENTITY) and not other.is_finished({**IDENTITY, "clips": 4})
     (tmp_path / "identity.json").unlink()
     with pytest.raises(RunError, match="--again"):
         EvaluationDir(tmp_path).prepare(IDENTITY, again=False)

@@ -133,7 +133,7 @@ def test_segments_join_windows_of_one_class() -> None:
     assert Timeline(Path("x"), ()).segments == [] and Timeline(Path("x"), ()).at(1) is None
 
 
-def test_of_equal_classes_the_first_comes_first() -> None:
+def test_of_equal_classes_the_first_is_first() -> None:
     assert top_of(np.array([0.2, 0.4, 0.4], np.float32), "abc", 9)[0][0] == "b"
 
 
@@ -141,7 +141,7 @@ def test_of_equal_classes_the_first_comes_first() -> None:
     ("wrong", "token"),
     [({"clips": 0}, "0 clips"), ({"crops": 2}, "2 crops"), ({"top": 0}, "top 0")],
 )
-def test_what_cannot_be_is_refused(predictor: Predictor, wrong: dict[str, int], token: str) -> None:
+def test_invalid_views_are_refused(predictor: Predictor, wrong: dict[str, int], token: str) -> None:
     with pytest.raises(RunError, match=token):
         predictor.predict("x.mp4", **wrong)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="above 0"):
@@ -159,7 +159,7 @@ def test_windows_that_overlap_too_much_are_refused(
         predictor.timeline(path, window=0.4, stride=0.04)
 
 
-def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_nonfinite_scores_are_refused(tmp_path: Path) -> None:
     preprocessing = Preprocessing(4, 16, (0.45,) * 3, (1e-39,) * 3).as_metadata()
     overflowing = write_weights(tmp_path / "w.safetensors", preprocessing)
     path = video(tmp_path / "v")
@@ -176,10 +176,10 @@ def test_devices(weights: Path) -> None:
         trainer.load(weights, "cuda:7")
 
 
-def test_names_of_a_file_are_not_put_in_another_order(weights: Path) -> None:
-    """Each prediction would bear the label of another class, without a word."""
+def test_class_names_of_a_file_keep_their_order(weights: Path) -> None:
+    """Otherwise each prediction would have the label of another class."""
     names = open_model(weights).class_names
-    with pytest.raises(RunError, match="another order"):
+    with pytest.raises(RunError, match="order"):
         open_model(weights, class_names=names[::-1])
     assert open_model(weights, class_names=names).class_names == names
     translated = tuple(f"klasse {name}" for name in names)
