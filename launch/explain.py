@@ -45,11 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.model_source import open_model
     from trainer.inference.predictor import choose_device
+    from trainer.inspection.contact_sheet import save_sheet
     from trainer.inspection.explanation import Explainer
     from trainer.inspection.explanation_pictures import (
         as_json,
         check_output_paths,
-        write_explanation,
+        explanation_sheet,
         write_overlay,
     )
 
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     weights = open_model(arguments.source, last=arguments.last, frames=arguments.frames, class_names=names)
     found = Explainer(weights, device).explain(arguments.video, arguments.name)
-    write_explanation(sheet, found)
+    save_sheet(sheet, explanation_sheet(found))
     if arguments.overlay is not None:
         write_overlay(arguments.overlay, found)
     if arguments.json:

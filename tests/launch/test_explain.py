@@ -1,8 +1,6 @@
-"""`launch/explain.py` as it is typed, on a model that has learned nothing."""
+"""The command `launch/explain.py`, on an untrained model."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,12 +12,11 @@ from PIL import Image
 from launch import explain as command
 from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
+from tests.launch.scripts import run_script
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.model_source import open_model
 from trainer.inference.predictor import Predictor
 from trainer.inspection.explanation import Explainer
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +26,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sheet_and_a_video(weights: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     video = next((motion_set.root / "val").rglob("*.mp4"))
-    typed = [
-        sys.executable, str(ROOT / "launch" / "explain.py"), str(weights), str(video), "--json",
-        "--class", CLASSES[1], "--out", str(tmp_path / "s.png"), "--video", str(tmp_path / "s.mp4"),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_script(
+        "explain.py", weights, video, "--json", "--class", CLASSES[1],
+        "--out", tmp_path / "s.png", "--video", tmp_path / "s.mp4",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["class"] == CLASSES[1] and len(found["maps"]) == 3 and len(found["seconds"]) == 4
@@ -45,7 +40,7 @@ def test_a_sheet_and_a_video(weights: Path, motion_set: MotionSet, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.mp4", "s.png"]
 
 
-def test_names_of_classes_and_files_do_not_command_the_terminal(
+def test_control_characters_in_names_are_escaped(
     weights: Path,
     motion_set: MotionSet,
     tmp_path: Path,
@@ -63,7 +58,7 @@ def test_names_of_classes_and_files_do_not_command_the_terminal(
     assert "a\\x1b[31mred: probability" in printed and "s\\x1b[31m\\xff.png" in printed
 
 
-def test_the_clip_is_that_of_a_prediction(weights: Path, motion_set: MotionSet) -> None:
+def test_the_clip_is_the_one_of_a_prediction(weights: Path, motion_set: MotionSet) -> None:
     video = next((motion_set.root / "val").rglob("*.webm"))
     opened = open_model(weights)
     found = Explainer(opened, torch.device("cpu")).explain(video)
@@ -75,7 +70,7 @@ def test_the_clip_is_that_of_a_prediction(weights: Path, motion_set: MotionSet) 
     assert np.ptp(found.frames) > 50
 
 
-def test_what_is_wrong(
+def test_wrong_arguments(
     weights: Path,
     motion_set: MotionSet,
     tmp_path: Path,
@@ -89,8 +84,8 @@ def test_what_is_wrong(
         ((weights, video, "--class", "juggling"), "juggling"),
         ((weights, page, "--out", tmp_path / "s.png"), "page.mp4"),
         ((tmp_path, video), str(tmp_path)),
-        ((weights, video, "--video", video), "would be replaced"),
-        ((weights, video, "--out", tmp_path / "s.jpg"), "s.jpg: what is written is a .png file"),
+        ((weights, video, "--video", video), "input video"),
+        ((weights, video, "--out", tmp_path / "s.jpg"), "s.jpg: the name must end with .png"),
         ((weights, video, "--out", tmp_path / "nowhere" / "s.png"), "nowhere"),
         ((weights, video, "--out", tmp_path / "s.png", "--video", tmp_path / "no" / "s.mp4"), "no/s.mp4"),
     ):

@@ -1,31 +1,24 @@
-"""`launch/predict.py` as it is typed."""
+"""The command `launch/predict.py`."""
 
 import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launch import predict as command
 from pipelines.decode.frame_stream import FrameStream
 from tests.conftest import MotionSet
+from tests.launch.scripts import run_script
 from tests.pipelines.videos import Kind, make_video
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.inference.predict_videos import _Names
 from trainer.inference.prediction import Prediction
 from trainer.inference.prediction_output import choose_writer
-
-ROOT = Path(__file__).parents[2]
-
-
-def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
-    typed = [sys.executable, str(ROOT / "launch" / "predict.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +27,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.soak
-def test_a_folder_as_json_by_workers_names_bad_videos(
+def test_a_folder_as_json_with_workers_names_bad_videos(
     weights: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(motion_set.root / "val", tmp_path / "videos"))
     bad = folder / "grow" / "bad\x1b[31m\udcff.mp4"
     bad.write_bytes(b"<html>not found</html>")
     (folder / ".hidden.mp4").touch()
-    done = predict("--weights", weights, folder, "--json", "--top", 2)
+    done = run_script("predict.py", "--weights", weights, folder, "--json", "--top", 2)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 2 and len(lines) == 17
     (wrong,) = [line for line in lines if "error" in line]
@@ -75,7 +68,19 @@ def test_names_of_annotated_videos_are_unique() -> None:
 def test_windows_and_annotated_videos(weights: Path, tmp_path: Path) -> None:
     video = make_video(tmp_path, Kind("libx264", "mp4", size=(161, 241), pixels="yuv444p", degrees=90))
     out = tmp_path / "out"
-    done = predict("--weights", weights, video, "--window", 0.8, "--stride", 0.4, "--annotate", out, "--csv")
+    done = run_script(
+        "predict.py",
+        "--weights",
+        weights,
+        video,
+        "--window",
+        0.8,
+        "--stride",
+        0.4,
+        "--annotate",
+        out,
+        "--csv",
+    )
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["start"] for row in rows] == [start for start in ("0.0", "0.4", "0.8") for _ in range(4)]
@@ -94,6 +99,7 @@ def test_a_table_and_wrong_arguments(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["predict.py", "--weights", *map(str, arguments)])
@@ -104,6 +110,9 @@ def test_a_table_and_wrong_arguments(
     assert (code, errors) == (0, "")
     assert output.splitlines()[0] == str(video) and "a\\x1b[31mred" in output
     assert output.count(" %") == 4
+    Image.new("RGB", (16, 16)).save(tmp_path / "still.png")
+    code, output, errors = call(weights, tmp_path / "still.png")
+    assert code in (0, 2) and "still image" in caplog.text
     (tmp_path / "empty").mkdir()
     short = tmp_path / "names.txt"
     short.write_text("one\ntwo\n")

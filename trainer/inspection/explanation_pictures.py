@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines.formatting import printable
 from pipelines.synthetic.video_writer import H264, encode_video
 from trainer.errors import RunError
-from trainer.inspection.contact_sheet import SheetRow, draw_sheet, save_sheet, written_atomically
+from trainer.inspection.contact_sheet import SheetRow, draw_sheet, written_atomically
 from trainer.inspection.explanation import Explanation, HeatMap
 from trainer.inspection.heat_map import draw_overlay, legend
 
@@ -43,11 +43,6 @@ def explanation_sheet(found: Explanation, *, names_video: bool = True) -> Image.
     rows.append(SheetRow(["colours: from 0 to the highest value of the row"], [legend(*_LEGEND)]))
     title = f"{found.name}, probability {found.probability:.3f}"
     return draw_sheet(title, rows, [f"{found.seconds[number]:.2f} s" for number in chosen])
-
-
-def write_explanation(sheet: Path, found: Explanation) -> None:
-    """Write the contact sheet as a PNG. Raises RunError if it cannot be written."""
-    save_sheet(sheet, explanation_sheet(found))
 
 
 def write_overlay(path: Path, found: Explanation) -> None:

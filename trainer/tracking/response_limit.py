@@ -88,23 +88,15 @@ class _Reply(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_LimitedReader(self.fp.detach()))
 
 
-class _Connection(HTTPConnection):
-    response_class = _Reply
+def _limited_pool(pool: type[HTTPConnectionPool], connection: type) -> type[HTTPConnectionPool]:
+    limited = type("LimitedConnection", (connection,), {"response_class": _Reply})
+    return type("LimitedPool", (pool,), {"ConnectionCls": limited})
 
 
-class _SecureConnection(HTTPSConnection):
-    response_class = _Reply
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
-
-
-_POOLS = {"http": _Pool, "https": _SecurePool}
+_POOLS = {
+    "http": _limited_pool(HTTPConnectionPool, HTTPConnection),
+    "https": _limited_pool(HTTPSConnectionPool, HTTPSConnection),
+}
 
 
 class _LimitedBody:

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from pipelines.atomic_file import flush
 from trainer.tracking.address import sqlite_address
 
 LOCK_TIMEOUT = 120.0  # seconds that another process may take to create the database
@@ -74,16 +75,16 @@ def is_partial(path: Path) -> bool:
             return True
         if "experiments" not in tables and "alembic_version" not in tables:
             return False  # the database of another program: MLflow adds its tables
-        if any(_has_rows(database, table) for table in _DATA if table in tables):
+        if any(
+            database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
+            for table in _DATA
+            if table in tables
+        ):
             return False
         version = None
         if "alembic_version" in tables:
             version = database.execute("SELECT version_num FROM alembic_version").fetchone()
     return version is None or version[0] != _newest_version()
-
-
-def _has_rows(database: sqlite3.Connection, table: str) -> bool:
-    return database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
 
 
 def _newest_version() -> str | None:
@@ -122,7 +123,7 @@ def _create(path: Path) -> None:
     try:
         store = SqlAlchemyStore(sqlite_address(partial), (path.parent / "mlartifacts").as_uri())
         store.engine.dispose()
-        _flush(partial)
+        flush(partial)
         try:
             os.link(partial, path)  # unlike a rename, it fails if the file exists
         except FileExistsError:
@@ -135,11 +136,6 @@ def _create(path: Path) -> None:
         for suffix in ("", "-journal", "-wal", "-shm"):
             with suppress(OSError):
                 os.unlink(f"{partial}{suffix}")
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Videos and windows of them, scored by a tiny model."""
+"""Predictions of videos and windows by a tiny model."""
 
 import subprocess
 import sys
@@ -38,12 +38,12 @@ def video(folder: Path, name: str = "", **kind: object) -> Path:
     return path.rename(folder / name) if name else path
 
 
-def test_importing_trainer_stays_cheap() -> None:
+def test_importing_trainer_is_cheap() -> None:
     check = "import sys, trainer; sys.exit('torch' in sys.modules or 'av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_two_lines(weights: Path, motion_set: MotionSet) -> None:
+def test_a_prediction_in_two_lines(weights: Path, motion_set: MotionSet) -> None:
     path = next((motion_set.root / "val").rglob("*.mp4"))
     found = trainer.load(weights).predict(str(path), top=2)
     assert len(found.top) == 2 and found.path == path
@@ -51,7 +51,7 @@ def test_two_lines(weights: Path, motion_set: MotionSet) -> None:
     assert found.top[0] == (CLASSES[int(found.scores.argmax())], pytest.approx(float(found.scores.max())))
 
 
-def test_odd_videos_are_seen_and_bad_ones_are_named(predictor: Predictor, tmp_path: Path) -> None:
+def test_odd_videos_are_predicted_and_bad_ones_are_named(predictor: Predictor, tmp_path: Path) -> None:
     corrupt = tmp_path / "corrupt.mp4"
     corrupt.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(1000))
     paths = [
@@ -68,19 +68,19 @@ def test_odd_videos_are_seen_and_bad_ones_are_named(predictor: Predictor, tmp_pa
     by_workers = list(predictor.stream(paths, workers=1))
     assert [each.error for each in by_workers] == [each.error for each in found]
     for one, other in zip(by_workers, found, strict=True):
-        assert one.scores == pytest.approx(other.scores, abs=1e-6)  # rounded otherwise in a larger batch
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)  # a larger batch rounds differently
     with pytest.raises(DataError, match=r"corrupt\.mp4 has zeros"):
         predictor.predict(corrupt)
 
 
-def test_a_rotated_video_is_seen_as_it_is_shown(predictor: Predictor, tmp_path: Path) -> None:
+def test_the_rotation_of_a_video_is_applied(predictor: Predictor, tmp_path: Path) -> None:
     lossless = {"options": {"qp": "0"}, "pixels": "yuv444p", "size": (80, 112)}
     upright, turned = video(tmp_path / "a", **lossless), video(tmp_path / "b", degrees=90, **lossless)
     first, other = predictor.predict([upright, turned])
     assert np.abs(first.scores - other.scores).max() > 1e-4
 
 
-def test_a_window_over_all_is_the_whole_video(predictor: Predictor, tmp_path: Path) -> None:
+def test_one_window_over_all_equals_the_whole_video(predictor: Predictor, tmp_path: Path) -> None:
     path = video(tmp_path / "v", frames=40)
     whole = predictor.predict(path, top=4, clips=2, crops=3)
     (window,) = predictor.timeline(path, window=100, top=4, clips=2, crops=3).windows
@@ -89,7 +89,7 @@ def test_a_window_over_all_is_the_whole_video(predictor: Predictor, tmp_path: Pa
     assert [share for _, share in window.top] == pytest.approx([share for _, share in whole.top], abs=1e-6)
 
 
-def test_windows_are_those_of_the_part_cut_out(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_window_equals_a_video_of_its_frames(predictor: Predictor, tmp_path: Path) -> None:
     """Lossless, so that a video of the window's frames alone has the same pixels."""
     from tests.pipelines.videos import moving_picture
 
@@ -99,10 +99,10 @@ def test_windows_are_those_of_the_part_cut_out(predictor: Predictor, tmp_path: P
         (tmp_path / name).mkdir()
     whole = make_video(tmp_path / "whole", lossless, pictures)
     part = make_video(tmp_path / "part", lossless, pictures[10:20])
-    told: list[tuple[int, int]] = []
-    found = predictor.timeline(whole, window=0.4, stride=0.2, top=4, progress=lambda *now: told.append(now))
+    seen: list[tuple[int, int]] = []
+    found = predictor.timeline(whole, window=0.4, stride=0.2, top=4, progress=lambda *now: seen.append(now))
     assert [each.start for each in found.windows] == pytest.approx([0.2 * k for k in range(7)])
-    assert told[-1] == (7, 7)
+    assert seen[-1] == (7, 7)
     alone = predictor.predict(part, top=4)
     assert dict(found.windows[2].top) == pytest.approx(dict(alone.top), abs=1e-6)
 

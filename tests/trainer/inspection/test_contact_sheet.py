@@ -1,4 +1,4 @@
-"""Sheets of pictures and words."""
+"""Contact sheets."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def picture(value: int, height: int = 32, width: int = 32) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
-def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
+def test_a_sheet_of_pictures_and_texts_of_any_size(tmp_path: Path) -> None:
     long = "a_path_without_a_space/" * 20
     rows = [
         SheetRow(["$x^2$ \u202e name\n", long, long], [picture(0), picture(90, 300, 50)]),
@@ -29,7 +29,7 @@ def test_pictures_and_words_of_any_size_find_room(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_a_row_is_as_high_as_its_words_need() -> None:
+def test_a_row_is_as_high_as_its_text() -> None:
     few, many = (draw_sheet("t", [SheetRow(["a"] * lines, [picture(0)])], ["1"]) for lines in (1, 30))
     assert many.height > few.height + 200
 
@@ -41,6 +41,10 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nowhere"):
-        save_sheet(tmp_path / "nowhere" / "sheet.png", draw_sheet("t", [], []))
+def test_a_path_that_cannot_be_written_is_named_with_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "sheet.png"
+    with pytest.raises(RunError, match=r"nowhere.*--out"):
+        save_sheet(path, draw_sheet("t", [], []))
+    with pytest.raises(RunError, match="nowhere") as caught:
+        save_sheet(path, draw_sheet("t", [], []), option=None)
+    assert "--out" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A step's record in events of any length, and what a crash leaves of them."""
+"""Finding a step in events of any length, also after a crash."""
 
 from pathlib import Path
 from unittest import mock
@@ -12,7 +12,7 @@ from trainer.monitoring.run_dir import RunDir
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunDir:
-    """Of a run that did steps 1 to 30, crashed, and did 21 to 60 again on another device."""
+    """A run that crashed after steps 1 to 30 and then did 21 to 60 on another device."""
     folder = RunDir(tmp_path)
     for device, steps in (("cuda", range(1, 31)), ("cpu", range(21, 61))):
         folder.append_event(
@@ -36,7 +36,7 @@ def test_the_last_record_of_a_step_counts(folder: RunDir, block: int) -> None:
         assert find_step(folder.events, 6) != find_step(folder.events, 60)
 
 
-def test_a_line_that_was_cut_off_does_not_count(folder: RunDir) -> None:
+def test_an_incomplete_line_is_ignored(folder: RunDir) -> None:
     whole = folder.events.read_bytes()
     line = next(line for line in whole.splitlines() if b'"step": 33,' in line)
     folder.events.write_bytes(whole + line.replace(b"cpu-33", b"cut-33")[:-3])
@@ -44,7 +44,7 @@ def test_a_line_that_was_cut_off_does_not_count(folder: RunDir) -> None:
     assert found is not None and found.batch_hash == "cpu-33"
 
 
-def test_old_and_damaged_records_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+def test_old_and_damaged_records_lack_values(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     folder.append_event("start", step=0, train_manifests=[["one"], 3], device=4)
     folder.append_event("step", step=1, loss=1.0)
@@ -56,7 +56,7 @@ def test_old_and_damaged_records_are_read_as_far_as_they_go(tmp_path: Path) -> N
 
 
 @pytest.mark.soak
-def test_millions_of_lines_take_seconds_and_no_memory(tmp_path: Path) -> None:
+def test_millions_of_lines_need_seconds_and_little_memory(tmp_path: Path) -> None:
     import time
     import tracemalloc
 
@@ -67,13 +67,13 @@ def test_millions_of_lines_take_seconds_and_no_memory(tmp_path: Path) -> None:
     with open(folder.events, "a") as file:
         for begin in range(2, 5_000_000, 100_000):
             file.write("".join(line % (step, "y" * 120) for step in range(begin, begin + 100_000)))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     tracemalloc.start()
     began = time.monotonic()
-    found = find_step(folder.events, 1, lambda done, total: told.append((done, total)))
+    found = find_step(folder.events, 1, lambda done, total: reported.append((done, total)))
     seconds = time.monotonic() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found is not None and found.batch_hash == "first"
     assert peak < 64 * 2**20 and seconds < 60
-    assert told[-1][0] <= told[-1][1] == folder.events.stat().st_size
+    assert reported[-1][0] <= reported[-1][1] == folder.events.stat().st_size

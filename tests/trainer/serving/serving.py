@@ -21,7 +21,12 @@ PATIENCE = 120.0  # seconds
 
 @dataclass
 class Serving:
-    """process: of `launch/serve.py`. uploads: the folder in which it keeps them."""
+    """A running `launch/serve.py`.
+
+    process: the server.
+    port: it listens on.
+    temporary: its folder for temporary files.
+    """
 
     process: subprocess.Popen[str]
     port: int
@@ -31,10 +36,10 @@ class Serving:
     def uploads(self) -> list[Path]:
         return [path for folder in self.temporary.glob("uploads-*") for path in folder.iterdir()]
 
-    def ask(
+    def send(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of an answer."""
+        """Status and JSON of a response."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, headers or {})
@@ -43,7 +48,7 @@ class Serving:
         finally:
             connection.close()
 
-    def wait_until_no_upload_is_left(self) -> None:
+    def wait_for_deleted_uploads(self) -> None:
         deadline = time.monotonic() + 20
         while self.uploads:
             assert time.monotonic() < deadline, self.uploads
@@ -52,11 +57,11 @@ class Serving:
 
 @contextmanager
 def serving(*arguments: object, temporary: Path) -> Iterator[Serving]:
-    """Start a server on a free port, and kill it at the end where it still runs."""
-    typed = [sys.executable, str(ROOT / "launch" / "serve.py"), *map(str, arguments), "--port", "0"]
+    """Start a server on a free port; kill it at the end if it still runs."""
+    command = [sys.executable, str(ROOT / "launch" / "serve.py"), *map(str, arguments), "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(typed, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None
         try:
             for line in process.stdout:

@@ -1,4 +1,4 @@
-"""A process that hangs, crashes or cannot begin."""
+"""A process that hangs, crashes or cannot start."""
 
 import os
 import threading
@@ -17,8 +17,8 @@ def prepared() -> tuple[str, Callable[[str], Any]]:
     return "ready", work
 
 
-def work(what: str) -> Any:
-    match what:
+def work(request: str) -> Any:
+    match request:
         case "hang":
             time.sleep(600)
         case "crash":
@@ -55,9 +55,7 @@ def test_a_process_that_hangs_or_crashes_is_replaced() -> None:
 
 
 class CrashesTheSecondTime:
-    """A model whose second loading ends its process, as one does for which memory is short, and whose third
-    takes its time.
-    """
+    """A model whose second loading kills its process, as if memory were short, and whose third is slow."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -71,7 +69,7 @@ class CrashesTheSecondTime:
         return "ready", work
 
 
-def test_a_model_that_could_not_be_loaded_again_is_tried_once_more(tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_loaded_again_is_loaded_once_more(tmp_path: Path) -> None:
     process = InferenceProcess(CrashesTheSecondTime(tmp_path))
     process.start()
     with pytest.raises(CrashedError):
@@ -80,14 +78,14 @@ def test_a_model_that_could_not_be_loaded_again_is_tried_once_more(tmp_path: Pat
         process.call("", 60)
     with pytest.raises(TimedOutError, match="not loaded"):
         process.call("", 0.1)
-    assert process.call("", 60) > 0  # what was loading went on
+    assert process.call("", 60) > 0  # loading continued after the timeout
     assert len(list(tmp_path.iterdir())) == 3
     process.close()
     with pytest.raises(RunError):
         process.call("", 60)
 
 
-def test_a_model_that_cannot_be_loaded_is_told() -> None:
+def test_a_model_that_cannot_be_loaded_is_an_error() -> None:
     process = InferenceProcess(refused)
     with pytest.raises(RunError, match="no such model"):
         process.start()

@@ -1,4 +1,4 @@
-"""`launch/serve.py` as JSON: good, huge, broken and hostile uploads, and what a server must refuse."""
+"""The JSON interface of `launch/serve.py`: good, huge, broken and hostile uploads."""
 
 import base64
 import io
@@ -33,15 +33,15 @@ def video(motion_set: MotionSet) -> bytes:
 
 
 def test_a_video_is_answered(server: Serving, video: bytes) -> None:
-    status, about = server.ask("GET", "/about")
-    assert status == 200 and about["classes"] == 4 and about["upload_limit"] == LIMIT
-    status, found = server.ask("POST", "/predict?top=3&attention=1", video)
+    status, description = server.send("GET", "/about")
+    assert status == 200 and description["classes"] == 4 and description["upload_limit"] == LIMIT
+    status, found = server.send("POST", "/predict?top=3&attention=1", video)
     assert status == 200, found
     assert len(found["top"]) == 3 and {each["class"] for each in found["top"]} <= set(CLASSES)
     assert found["video"]["frames"] >= 16 and found["timeline"][0]["start"] == 0
     with Image.open(io.BytesIO(base64.b64decode(found["attention_png"]))) as sheet:
         assert sheet.height > 4 * 128
-    status, found = server.ask("POST", "/predict", video)
+    status, found = server.send("POST", "/predict", video)
     assert status == 200 and len(found["top"]) == 4 and "attention_png" not in found
     assert server.uploads == []
 
@@ -58,27 +58,27 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", [*HOSTILE, "a cut video"])
-def test_what_is_no_video_is_refused(server: Serving, video: bytes, kind: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as asked:
+def test_an_upload_that_is_no_video_is_refused(server: Serving, video: bytes, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as contacted:
         body = HOSTILE.get(kind, video[: len(video) // 3])
         if b"%d" in body:
-            body %= asked.getsockname()[1]
-        status, found = server.ask("POST", "/predict", body)
+            body %= contacted.getsockname()[1]
+        status, found = server.send("POST", "/predict", body)
         assert status == 422 and "upload" in found["error"], found
         assert str(server.temporary) not in found["error"]
-        asked.settimeout(0.2)
+        contacted.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            asked.accept()  # nobody was asked for what the upload names
+            contacted.accept()  # the server did not follow the URL in the upload
     assert server.uploads == []
 
 
-def test_what_is_too_large_is_cut_off(server: Serving) -> None:
-    status, found = server.ask("POST", "/predict", bytes(LIMIT + 1))
+def test_an_upload_that_is_too_large_is_refused(server: Serving) -> None:
+    status, found = server.send("POST", "/predict", bytes(LIMIT + 1))
     assert status == 413 and "0 MB" in found["error"]
-    parts = iter([bytes(2**16)] * 5)  # of a length that is not said before
-    status, _ = server.ask("POST", "/predict", parts)
+    parts = iter([bytes(2**16)] * 5)  # without a Content-Length
+    status, _ = server.send("POST", "/predict", parts)
     assert status == 413
-    server.wait_until_no_upload_is_left()
+    server.wait_for_deleted_uploads()
 
 
 @pytest.mark.parametrize(
@@ -94,28 +94,28 @@ def test_what_is_too_large_is_cut_off(server: Serving) -> None:
         ({"Host": "localhost"}, 200),
     ],
 )
-def test_other_web_pages_send_nothing_here(
+def test_requests_from_other_web_pages_are_refused(
     server: Serving, video: bytes, headers: dict[str, str], status: int
 ) -> None:
-    assert server.ask("POST", "/predict", video, headers)[0] == status
+    assert server.send("POST", "/predict", video, headers)[0] == status
 
 
 @pytest.mark.parametrize("top", ["0", "101", "-1", "x", "9" * 5000, "0001" + "9" * 5000, "%D9%A3"])
-def test_what_cannot_be_asked(server: Serving, video: bytes, top: str) -> None:
-    assert server.ask("POST", f"/predict?top={top}", video)[0] == 400
+def test_an_invalid_number_of_classes_is_refused(server: Serving, video: bytes, top: str) -> None:
+    assert server.send("POST", f"/predict?top={top}", video)[0] == 400
 
 
-def test_the_page_runs_its_own_script_alone(server: Serving) -> None:
+def test_the_page_runs_only_its_own_script(server: Serving) -> None:
     connection = HTTPConnection("127.0.0.1", server.port)
     connection.request("GET", "/")
     answer = connection.getresponse()
     policy = answer.headers["Content-Security-Policy"]
     assert answer.status == 200 and "default-src 'none'" in policy and "unsafe" not in policy
-    assert "http" not in answer.read().decode()  # nothing from elsewhere
+    assert "http" not in answer.read().decode()  # no external resources
     connection.close()
 
 
-def test_uploads_that_wait_and_break_off_take_a_place_each(server: Serving, video: bytes) -> None:
+def test_waiting_and_interrupted_uploads_count_as_open_requests(server: Serving, video: bytes) -> None:
     halves = []
     for _ in range(2):
         half = socket.create_connection(("127.0.0.1", server.port))
@@ -127,16 +127,16 @@ def test_uploads_that_wait_and_break_off_take_a_place_each(server: Serving, vide
     deadline = time.monotonic() + 20
     while len(server.uploads) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    status, found = server.ask("POST", "/predict", video)
+    status, found = server.send("POST", "/predict", video)
     assert status == 503 and "busy" in found["error"]
     for half in halves:
         half.close()
-    server.wait_until_no_upload_is_left()
-    assert server.ask("POST", "/predict", video)[0] == 200
+    server.wait_for_deleted_uploads()
+    assert server.send("POST", "/predict", video)[0] == 200
 
 
 def test_sigterm_removes_everything(server: Serving, video: bytes) -> None:
-    """The last of this file: the server is gone afterwards."""
+    """The last test of this file: it ends the server."""
     half = socket.create_connection(("127.0.0.1", server.port))
     half.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n" + video[:100])
     while not server.uploads:

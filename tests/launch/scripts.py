@@ -1,0 +1,19 @@
+"""Runs a script of `launch/` as a user types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The finished process of `python launch/NAME`."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
