@@ -1,4 +1,4 @@
-"""launch/evaluate.py that keeps each batch as a part of its own, and takes its time over each."""
+"""launch/evaluate.py that writes each batch as a part of its own, slowly."""
 
 import time
 from typing import Any
@@ -10,13 +10,13 @@ from trainer.system.process_exit import exit_with
 
 def main() -> int:
     evaluator.SECONDS_PER_PART = 0.0
-    keep = evaluator.Evaluator._keep
+    write = evaluator.Evaluator._write
 
     def slowly(self: evaluator.Evaluator, *arguments: Any) -> None:
-        keep(self, *arguments)
+        write(self, *arguments)
         time.sleep(0.5)
 
-    evaluator.Evaluator._keep = slowly  # type: ignore[method-assign]
+    evaluator.Evaluator._write = slowly  # type: ignore[method-assign]
     return launch.evaluate.main()
 
 

@@ -1,4 +1,4 @@
-"""launch/evaluate.py beside the run's own evaluation, interrupted, and on what does not fit."""
+"""launch/evaluate.py compared with the run's own evaluation, interrupted, and with wrong inputs."""
 
 import json
 import os
@@ -69,9 +69,9 @@ def start(*arguments: str | Path, ranks: int = 1, script: Path = SCRIPT) -> list
 
 
 def wait(processes: Sequence[subprocess.Popen[str]]) -> tuple[int, str, str]:
-    """Exit code, output and errors of rank 0, when all have ended."""
-    said = [process.communicate(timeout=PATIENCE) for process in processes]
-    return processes[0].returncode, *said[0]
+    """Exit code, output and errors of rank 0, after all ranks have ended."""
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
+    return processes[0].returncode, *outputs[0]
 
 
 def evaluate(*arguments: str | Path, ranks: int = 1) -> tuple[int, str, str]:
@@ -117,7 +117,7 @@ def test_it_equals_the_runs_own_evaluation(run: Path, tmp_path: Path, ranks: int
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_after_a_kill_it_goes_on_with_another_number_of_ranks(
+def test_after_a_kill_it_continues_with_another_number_of_ranks(
     run: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     processes = start(run, "--last", "--out", tmp_path, ranks=before, script=SLOW)
@@ -135,7 +135,7 @@ def test_after_a_kill_it_goes_on_with_another_number_of_ranks(
     assert_equals_run(tmp_path, run)
 
 
-def test_ctrl_c_keeps_what_was_seen(run: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_scores_so_far(run: Path, tmp_path: Path) -> None:
     processes = start(run, "--last", "--out", tmp_path, script=SLOW)
     deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / "parts").glob("*.parquet")) and time.monotonic() < deadline:
@@ -222,7 +222,7 @@ def test_classes_are_found_by_name(run: Path, motion_set: MotionSet, tmp_path: P
     assert code == 2 and "juggling" in errors and not (tmp_path / "o").exists()
 
 
-def test_a_file_of_weights_and_what_is_none(run: Path, tmp_path: Path) -> None:
+def test_a_file_of_weights_and_missing_files(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "weights.safetensors", tmp_path / "w.safetensors")
     code, output, errors = evaluate(tmp_path / "w.safetensors", "--json")
     assert code == 0, errors

@@ -108,7 +108,7 @@ def test_a_run_from_an_empty_folder_with_the_wheel_alone(installed: Path, tmp_pa
     assert all(f"  {name} " in listed.stdout for name in commands())
     for name in commands():
         helped = run(installed, "uniformerv2", name, "--help", folder=tmp_path)
-        assert helped.returncode == 0 and "usage: " in helped.stdout, helped.stderr
+        assert helped.returncode == 0 and f"usage: uniformerv2 {name}" in helped.stdout, helped.stderr
     checked = run(installed, "uniformerv2", "train", "--recipe", "quickstart", "--check", folder=tmp_path)
     assert checked.returncode == 0 and "893,064" in checked.stdout, checked.stderr
     assert not list(tmp_path.iterdir())
