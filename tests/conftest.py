@@ -1,4 +1,4 @@
-"""What tests of several packages share."""
+"""Options, markers and fixtures of all tests."""
 
 import faulthandler
 import fcntl
@@ -16,28 +16,33 @@ from tests.shards import assign_shards, parse_shard
 
 ON_DEVICE = re.compile(r"\bdevice: torch\.device\b|\bdevice\):|\bmark\.gpu\b")  # in a test's file
 
-# Seconds of a test on a GPU, fixtures included. A call that hangs there cannot be interrupted: the test's
-# process ends, and xdist starts another for the tests that are left.
+# Seconds per test on a GPU, fixtures included. A hanging GPU call cannot be interrupted: the test's process
+# ends, and xdist starts another for the remaining tests.
 LIMIT = 90
 STDERR = pytest.StashKey[TextIO]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--shard", metavar="NUMBER/TOTAL", help="run one part of the chosen tests, such as 1/3")
+    parser.addoption(
+        "--shard", metavar="NUMBER/TOTAL", help="run one part of the selected tests, such as 1/3"
+    )
     parser.addoption(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="what tests marked on_device compute on (%(default)s)",
+        help="the device of tests marked on_device (%(default)s)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Without paths and -m, the same tests as `make test`.
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        config.option.markexpr = "not soak"
     if config.getoption("--device") == "cpu":
         return
     if not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: torch sees no GPU here")
-    # Read once, before a process's first product; needed where a test wants the same bits twice.
+        raise pytest.UsageError("--device cuda: torch finds no GPU")
+    # cuBLAS reads it once, before the first product; deterministic tests need it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
@@ -45,24 +50,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With --device cuda, import no file without such a test: some need packages that these do not."""
+    """With --device cuda, import only files with tests on the device: others need more packages."""
     if config.getoption("--device") == "cpu" or not collection_path.match("test_*.py"):
         return None
     return True if ON_DEVICE.search(collection_path.read_text(encoding="utf-8")) is None else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what computes on the device that --device names, so that -m on_device selects it."""
+    """Mark tests that compute on --device, so that -m on_device selects them."""
     if "device" in getattr(item, "fixturenames", ()) or item.get_closest_marker("gpu"):
         item.add_marker("on_device")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the fixtures, which a GPU may be needed for
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which may need a GPU
 def pytest_runtest_setup(item: pytest.Item) -> None:
     on_gpu = item.config.getoption("--device") == "cuda"
     if item.get_closest_marker("gpu") and not on_gpu:
-        pytest.skip("needs a GPU: pytest --device cuda")  # all from this line, so one line in the summary
-    if on_gpu:  # in place of the longer limit of all tests
+        pytest.skip("needs a GPU: pytest --device cuda")  # from one line, so that the summary has one line
+    if on_gpu:  # instead of the longer limit of all tests
         faulthandler.dump_traceback_later(LIMIT, exit=True, file=item.config.stash[STDERR])
 
 
@@ -72,7 +77,7 @@ def pytest_runtest_logfinish() -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """What --device names: the CPU, or the first GPU, which then computes fp32 without TF32, as in a run."""
+    """The device of --device: the CPU, or the first GPU, without TF32 as in a run."""
     if request.config.getoption("--device") == "cpu":
         return torch.device("cpu")
     from trainer.system.device import set_device, set_numerics
@@ -99,17 +104,17 @@ LONGEST = (
     "pipelines/test_autotune.py",
     "pipelines/test_loader.py",
 )
-"""Files that take longest. They come first: one that came last would leave the other process without work."""
+"""The slowest files, which run first: at the end, one would leave the other processes idle."""
 
 
-def place_of(item: pytest.Item) -> int:
+def run_order(item: pytest.Item) -> int:
     file = item.nodeid.partition("::")[0].removeprefix("tests/")
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k: the parts are those of the tests that are chosen
+@pytest.hookimpl(trylast=True)  # after -m and -k: the selected tests are cut into parts
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=place_of)
+    items.sort(key=run_order)
     if (shard := config.getoption("--shard")) is None:
         return
     try:
@@ -136,9 +141,9 @@ class MotionSet:
 
 @pytest.fixture(scope="session")
 def motion_set(tmp_path_factory: pytest.TempPathFactory) -> MotionSet:
-    """Read only: every test of the session sees the same files, in each of its processes."""
+    """Read-only files, shared by all tests and processes of the session."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # The processes' own folders lie in one of the whole run: who comes first renders, the others wait.
+        # The processes' folders have a common parent: the first process renders, the others wait.
         root = tmp_path_factory.getbasetemp().parent / "motion"
         root.mkdir(exist_ok=True)
     else:

@@ -1,4 +1,4 @@
-"""Which part of the slow checks a test belongs to: `pytest -m soak --shard 2/3` runs the second of three."""
+"""Parts of the slow tests: `pytest -m soak --shard 2/3` runs the second of three."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from zlib import crc32
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`2/3` → (2, 3). Raises ValueError for what is no part of a whole."""
+    """`2/3` → (2, 3). Raises ValueError for anything else."""
     number, _, total = text.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise ValueError(f"--shard {text}: expected a number and a total, such as 1/3")
@@ -16,11 +16,11 @@ def parse_shard(text: str) -> tuple[int, int]:
 def assign_shards(test_ids: Sequence[str], total: int) -> list[int]:
     """The shard, from 1 to `total`, of each test.
 
-    Each file is cut into `total` runs of consecutive tests, so that the parts take about the same time and
-    tests that share a module's fixtures mostly stay together. Which shard a file begins with depends on its
-    name, so that files of a single test are spread too.
+    Each file is cut into `total` runs of consecutive tests, so that the shards take about the same time and
+    tests with common fixtures mostly stay together. The first shard of a file depends on its name, so that
+    files with one test are distributed too.
 
-    test_ids: as pytest names them, those of a file in the order in which they run.
+    test_ids: pytest's names, those of a file in the order in which they run.
     """
     files = [test_id.partition("::")[0] for test_id in test_ids]
     sizes, seen = Counter(files), Counter[str]()
