@@ -229,7 +229,7 @@ class SampleReader:
 def die_with_parent() -> None:
     """Have the kernel kill this worker when the process that started it dies, however it dies.
 
-    Otherwise the workers of a run that was killed with SIGKILL would wait for ever.
+    Otherwise the workers of a run that was killed with SIGKILL would wait forever.
     """
     if multiprocessing.parent_process() is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

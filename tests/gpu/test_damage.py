@@ -1,4 +1,4 @@
-"""Damaged videos in a graph that decodes with NVDEC: a bad one costs itself, and nothing else."""
+"""Damaged videos in a graph that decodes with NVDEC: a bad sample does not affect the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,21 +96,21 @@ def damaged_copy(whole: Path, folder: Path, change: Callable[[bytes], bytes]) ->
 def test_damage_inside_a_stream_reaches_no_other_clip(
     whole: Path, sound: list[ClipBatch], tmp_path: Path, damage: str, device: torch.device
 ) -> None:
-    """Whether NVDEC notices it is its own affair: the clip is then a bad one, or has wrong pixels."""
+    """NVDEC may or may not notice the damage: the sample is bad, or has wrong pixels."""
     path = damaged_copy(whole, tmp_path / "set", DAMAGES[damage])
     clips = loader(path, CLIP, batch=BATCH, how=options("dali", workers=2, device=device))
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
-    reasons = {defect.sample: defect.reason for defect in clips.bad_samples.pop_new()}
+    reasons = {bad.sample: bad.reason for bad in clips.bad_samples.pop_new()}
     clips.close()
     assert reasons.keys() <= {BAD}
     if damage == "cut short":
-        assert "frames" in reasons[BAD], "it is seen before the decoder gets it"
+        assert "frames" in reasons[BAD], "the check before the decoder finds it"
     assert only_the_bad_one_differs(found, sound)
 
 
 @dataclass
 class UncheckedReader(SampleReader):
-    """Hands one video to the graph's decoder without a look at it."""
+    """Gives one video to the graph's decoder without a check."""
 
     def _encoded(
         self, request: SampleRequest, row: ManifestRow, source: Path | bytes
@@ -132,10 +132,10 @@ def not_for_the_decoder(folder: Path, name: str) -> bytes:
     ("name", "prefetch"),
     [("no video", 1), ("yuv444p", 1), ("yuv444p", 3), ("yuv422p", 2), ("yuv420p10le", 2)],
 )
-def test_a_video_that_breaks_the_decoder_costs_itself(
+def test_a_video_that_breaks_the_decoder_is_a_bad_sample(
     whole: Path, sound: list[ClipBatch], tmp_path: Path, name: str, prefetch: int, device: torch.device
 ) -> None:
-    """Pixels that NVDEC does not take among them: `auto` leaves such videos to PyAV."""
+    """Among them pixel formats that NVDEC does not support: `auto` leaves such videos to PyAV."""
     content = not_for_the_decoder(tmp_path, name)
     path = damaged_copy(whole, tmp_path / "set", lambda _: content)
     decoding = Decoding("dali", GraphDecoder.for_device(gpu=device.type == "cuda"))
@@ -144,7 +144,7 @@ def test_a_video_that_breaks_the_decoder_costs_itself(
     source = TrainSource(reader, sampler, CLIP, BATCH, rank=0, world_size=1, first=0)
     clips = ClipLoader(TrainGraph(source, HALF, HALF), resources(2, prefetch, device), batches=0)
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
-    reasons = {defect.sample: defect.reason for defect in clips.bad_samples.pop_new()}
+    reasons = {bad.sample: bad.reason for bad in clips.bad_samples.pop_new()}
     clips.close()
     ids, valid = (torch.cat([getattr(batch, part) for batch in found]).cpu() for part in ("ids", "valid"))
     assert sorted(ids.tolist()) == sorted([*range(VIDEOS)] * 2)

@@ -1,4 +1,4 @@
-"""Batches made on a GPU: whoever decodes, however far ahead, and while the GPU works on those before."""
+"""Batches on a GPU: with each decoder and prefetch, while the GPU works on earlier batches."""
 
 import time
 from collections.abc import Callable
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.gpu
 
 PLAIN = TrainClipSpec(4, 64, flip=0)
 LEVEL = 127.5  # of 255 to one, for clips normalised with HALF
-# Mean differences of a clip in levels. Decoders bring chroma to full size differently: 6.7 on average in
-# clips like these, seen on an H100; wrong frames are 20 and more apart. A level at the threshold of an
-# operation (solarize, posterize) may become many.
+# Mean differences of a clip in levels. Decoders upsample chroma differently: by 6.7 on average in clips like
+# these on an H100; wrong frames differ by 20 and more. An operation with a threshold (solarize, posterize)
+# may turn one level into many.
 DECODERS, AUGMENTED = 12.0, 18.0
 SAME_DECODER = 1.0  # the kernels of the crop and the resize differ by rounding
-BUSY, LONG = 0.05, 0.4  # seconds of the GPU's work before each batch is used
+BUSY, LONG = 0.05, 0.4  # seconds of GPU work before each batch is used
 
 
 def alike(one: ClipBatch, other: ClipBatch) -> bool:
@@ -33,7 +33,7 @@ def alike(one: ClipBatch, other: ClipBatch) -> bool:
 
 
 def distances(one: ClipBatch, other: ClipBatch) -> torch.Tensor:
-    """Of each clip, or of each video's views."""
+    """Of each clip, or of each video's views, in levels."""
     return (one.clips.cpu() - other.clips.cpu()).abs().flatten(1).mean(1) * LEVEL
 
 
@@ -71,7 +71,7 @@ def test_views_are_those_of_the_cpu(motion_set: MotionSet, device: torch.device)
 
 
 def spin(device: torch.device, seconds: float) -> Callable[[], None]:
-    """A call that gives torch's stream work for about so many seconds, and the rest of the GPU none."""
+    """A call that occupies torch's stream for about so many seconds, and nothing else of the GPU."""
     if device.type == "cpu":
         return lambda: None
     cycles = 10_000_000
@@ -85,10 +85,10 @@ def spin(device: torch.device, seconds: float) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "auto"])
-def test_buffers_are_not_used_again_before_the_gpu_has_read_them(
+def test_buffers_are_not_reused_before_the_gpu_has_read_them(
     motion_set: MotionSet, decoder: str, device: torch.device
 ) -> None:
-    """Each batch is read behind other work on torch's stream, and dropped at once."""
+    """Each batch is read after other work on torch's stream, and dropped immediately."""
     count, spun = 16, spin(device, BUSY)
     expected = digests(take(loader(motion_set.train, ALL, how=options(decoder, device=device)), count))
     for prefetch in (1, 4):
@@ -106,11 +106,11 @@ def test_buffers_are_not_used_again_before_the_gpu_has_read_them(
 
 
 def test_the_next_batch_does_not_wait_for_the_gpu(motion_set: MotionSet, device: torch.device) -> None:
-    """What was made ahead is handed over while the batch before is still being worked on."""
+    """The loader returns prefetched batches while the GPU still works on earlier ones."""
     clips = loader(motion_set.train, TrainClipSpec(4, 32), how=options("pyav", 2, 8, device))
     batches, spun = iter(clips), spin(device, LONG)
     next(batches)
-    time.sleep(2)  # eight are made ahead by then
+    time.sleep(2)  # eight are prefetched by then
     waited = []
     for _ in range(2):  # with a third, the loader waits for the first by design
         spun()
@@ -121,10 +121,8 @@ def test_the_next_batch_does_not_wait_for_the_gpu(motion_set: MotionSet, device:
     assert max(waited) < LONG / 2, waited
 
 
-def test_a_whole_pass_is_repeated_bit_for_bit(
-    motion_set: MotionSet, tmp_path: Path, device: torch.device
-) -> None:
-    """Two loaders of NVDEC's frames, each with other threads and workers."""
+def test_two_passes_are_bit_identical(motion_set: MotionSet, tmp_path: Path, device: torch.device) -> None:
+    """Two loaders with NVDEC and different numbers of workers."""
     first, second = (
         digests(take(loader(motion_set.train, ALL, batch=16, how=options("auto", workers, 3, device)), 4))
         for workers in (1, 4)

@@ -1,4 +1,4 @@
-"""Manifests of millions of rows, made in seconds: few real videos, named over and over."""
+"""Manifests of millions of rows, made in seconds from a few real videos."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipelines.dataset.prepare.build import stored_path
 
 
 def make_big_manifest(path: Path, videos: Manifest, rows: int, *, weighted: bool = False) -> Manifest:
-    """Write a manifest of `rows` rows that name the videos of `videos` in turn.
+    """Write a manifest of `rows` rows that repeat the videos of `videos`.
 
     weighted: give the rows weights between 0.5 and 1.5. Memory is bounded by one record batch.
     """

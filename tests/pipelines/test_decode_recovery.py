@@ -198,7 +198,7 @@ def test_hybrid_takes_every_codec_and_splits_each_batch(motion_set: MotionSet, t
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 8), (0.7, 22), (1.0, 32)])
 def test_the_graph_share_is_spread_evenly(share: float, expected: int) -> None:
     decoding = Decoding("hybrid", graph_share=share)
-    chosen = [decoding.in_graph(turn) for turn in range(32)]
+    chosen = [decoding.in_graph(number) for number in range(32)]
     assert sum(chosen) == expected
     for start in range(0, 32, 8):
         assert abs(sum(chosen[start : start + 8]) - 8 * share) < 1

@@ -1,4 +1,4 @@
-"""Videos of every kind that tests decode: encoded, remuxed and cut with PyAV alone."""
+"""Test videos of every kind, encoded, remuxed and truncated with PyAV."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-TICK = Fraction(1, 1000)  # time base in which the encoder is told when frames are shown
+TICK = Fraction(1, 1000)  # time base of the frames' presentation times
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def make_video(folder: Path, kind: Kind, pictures: np.ndarray | None = None) -> 
 
 @contextmanager
 def ordinary_priority() -> Iterator[None]:
-    """Leave the thread's scheduling as it was.
+    """Restore the thread's scheduling policy at the end.
 
-    SVT-AV1, run by root, gives the thread that encodes real-time priority for good, and so all processes that
-    it starts: two of them that spin then keep a machine of two cores from everybody, for ever.
+    SVT-AV1, run by root, gives the encoding thread permanent real-time priority, which the processes that it
+    starts inherit: two of them that spin block a machine of two cores forever.
     """
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
