@@ -1,4 +1,4 @@
-"""A video with lines of text and bars over its frames, written as H.264 in MP4 while it is decoded."""
+"""Writes a video with text and bars over its frames, as H.264 in MP4."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,12 +16,12 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 
 MAX_SHORT_SIDE = 1080  # pixels; a larger video is scaled down to it
-TICK = Fraction(1, 90_000)  # seconds: MPEG's clock, of which usual frame rates are whole multiples
-MIN_SIDE = 16  # pixels, below which x264 encodes nothing
-UNKNOWN = "\u25a1"  # a box, in place of what the font lacks
+TICK = Fraction(1, 90_000)  # seconds: MPEG's clock; frames of usual rates last whole multiples of it
+MIN_SIDE = 16  # pixels; x264 encodes nothing smaller
+UNKNOWN = "\u25a1"  # a box, for characters that the font lacks
 
 Lines = tuple[tuple[str, float], ...]
-"""Text with a share (0..1), which is shown as a bar and in per cent."""
+"""Texts with a share (0 to 1), drawn as a bar and in per cent."""
 
 
 def annotate_video(
@@ -30,14 +30,21 @@ def annotate_video(
     lines_at: Callable[[float], Lines],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the video with lines over it. Memory does not grow with its length; sound is left out.
+    """Write the video with lines over its frames, without sound. Memory use does not depend on its length.
 
-    lines_at: what is shown at so many seconds. progress: told the frames that are done, and of how many.
+    Frames keep their times. They keep their size, except that sides become even, as 4:2:0 colour requires,
+    and that a short side above `MAX_SHORT_SIDE` is scaled down to it. The file appears under its name when
+    it is complete.
 
-    Frames keep their times and their size, but that sides are made even, as 4:2:0 colour needs, and a short
-    side above 1080 pixels is scaled down to that. The file appears under its name when it is complete.
+    Args:
+        stream: the video.
+        out: the file to write.
+        lines_at: the lines at a time in seconds.
+        progress: called with the numbers of finished frames and of all frames.
 
-    Raises VideoError where the video is found damaged, and DataError where the file cannot be written.
+    Raises:
+        VideoError: the video is damaged.
+        DataError: the file cannot be written.
     """
     try:
         with (
@@ -47,17 +54,15 @@ def annotate_video(
             video = container.add_stream("libx264", options={"preset": "veryfast", "crf": "20"})
             video.pix_fmt = "yuv420p"
             video.time_base = video.codec_context.time_base = TICK
-            begun = False
             time = -1
             for number, picture in stream.pictures():
-                picture = _fitted(picture)
-                if not begun:
+                picture = _resized(picture)
+                if time < 0:
                     video.height, video.width = picture.shape[:2]
                     video.codec_context.framerate = stream.rate
-                    begun = True
-                draw(picture, lines_at(float(stream.seconds[number])))
+                draw_lines(picture, lines_at(float(stream.seconds[number])))
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                # Frames closer than a tick: MP4 takes no two of the same time.
+                # MP4 allows no equal times, so frames closer than a tick move to the next one.
                 time = max(round(float(stream.seconds[number]) / float(TICK)), time + 1)
                 frame.time_base, frame.pts = TICK, time
                 container.mux(video.encode(frame))
@@ -67,24 +72,24 @@ def annotate_video(
         raise DataError(f"{printable(out)} cannot be written: {error.strerror or error}") from error
 
 
-def draw(picture: NDArray[np.uint8], lines: Lines) -> None:
-    """Put the lines over the picture, (H, W, 3) RGB, at its lower left, in place."""
+def draw_lines(picture: NDArray[np.uint8], lines: Lines) -> None:
+    """Draw the lines over the lower left of the picture, (H, W, 3) RGB, in place."""
     height, width = picture.shape[:2]
     panel = _panel(lines, height, width)
     rows, columns = panel.shape[:2]
-    place = picture[height - rows :, :columns]
+    corner = picture[height - rows :, :columns]
     opacity = panel[..., 3:].astype(np.uint16)
-    mixed = panel[..., :3] * opacity + place * (255 - opacity)
-    place[:] = (mixed // 255).astype(np.uint8)
+    mixed = panel[..., :3] * opacity + corner * (255 - opacity)
+    corner[:] = (mixed // 255).astype(np.uint8)
 
 
 def printable_text(text: str) -> str:
-    """The text on one line, with a box in place of each character that the font lacks."""
+    """The text with a box for each character that is not printable or that the font lacks."""
     return "".join(c if ord(c) in _glyphs() and c.isprintable() else UNKNOWN for c in text)
 
 
-def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of its own, of even sides, the short one not above `MAX_SHORT_SIDE`."""
+def _resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy with even sides, the short one at most `MAX_SHORT_SIDE`."""
     height, width = picture.shape[:2]
     scale = MAX_SHORT_SIDE / min(height, width)
     if scale < 1:
@@ -98,7 +103,7 @@ def _fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _panel(lines: Lines, height: int, width: int) -> NDArray[np.uint8]:
-    """The lines on a dark ground, (h, w, 4) RGBA, no larger than the picture."""
+    """The lines on a dark background, (h, w, 4) RGBA, at most as large as the picture."""
     size = max(8, min(height // 28, width // 24))
     font = ImageFont.truetype(font_file(), size)
     row, margin = round(size * 1.5), size // 2
@@ -108,33 +113,39 @@ def _panel(lines: Lines, height: int, width: int) -> NDArray[np.uint8]:
     image = Image.new("RGBA", (panel_width, panel_height), (0, 0, 0, 150))
     brush = ImageDraw.Draw(image)
     share_width = round(font.getlength("100 %"))
-    room = panel_width - 3 * margin - share_width
-    for place, (text, share) in enumerate(lines[:fitting]):
-        top = margin + place * row
+    text_width = panel_width - 3 * margin - share_width
+    for number, (text, share) in enumerate(lines[:fitting]):
+        top = margin + number * row
         filled = margin + round((panel_width - 2 * margin) * min(max(share, 0.0), 1.0))
         brush.rectangle((margin, top, panel_width - margin, top + row - 3), fill=(60, 60, 60, 190))
         if filled > margin:
             brush.rectangle((margin, top, filled, top + row - 3), fill=(42, 120, 190, 255))
         middle = top + (row - 3) / 2
-        brush.text((1.6 * margin, middle), _cut(printable_text(text), font, room), "white", font, anchor="lm")
+        brush.text(
+            (1.6 * margin, middle),
+            _truncated(printable_text(text), font, text_width),
+            "white",
+            font,
+            anchor="lm",
+        )
         percent = f"{100 * share:.0f} %"
         brush.text((panel_width - 1.4 * margin, middle), percent, "white", font, anchor="rm")
     return np.array(image)
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """As much of the text as fits, with an ellipsis where that is not all."""
+def _truncated(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or as much of it as fits with an ellipsis."""
     text = text[:200]
-    if font.getlength(text) <= room:
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}\u2026") > room:
+    while text and font.getlength(f"{text}\u2026") > width:
         text = text[:-1]
     return f"{text}\u2026"
 
 
 @lru_cache(maxsize=1)
 def font_file() -> str:
-    """DejaVu Sans, which matplotlib brings along: Latin, Greek, Cyrillic, Arabic and more, but no CJK."""
+    """DejaVu Sans, which matplotlib includes: Latin, Greek, Cyrillic, Arabic and more, but no CJK."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

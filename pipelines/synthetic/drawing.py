@@ -1,7 +1,7 @@
-"""Pixels of the embedded data set: textured shapes over drifting patterns, anti-aliased below a pixel.
+"""Draws the clips of the embedded data set: textured shapes over drifting patterns, anti-aliased.
 
 Lengths are fractions of the frame's shorter side; the origin is the frame's centre, x points right, y down.
-Colours are RGB in [0, 1]. Pictures are drawn channel by channel, 3 T H W: NumPy is slow over short last axes.
+Colours are RGB in [0, 1]. Arrays are 3 T H W, as NumPy is slow over short last axes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class ShapePath:
-    """Where a shape is in each of T frames; every field is a float array of T."""
+    """The path of a shape over T frames; every field is a float array (T,)."""
 
     x: np.ndarray
+    """Centre, to the right."""
     y: np.ndarray
+    """Centre, downwards."""
     radius: np.ndarray
+    """Radius of the disc around the shape."""
     angle: np.ndarray
-    """Radians; growing angles turn clockwise on the screen."""
+    """Radians; increasing angles rotate clockwise on the screen."""
 
 
 def draw_clip(rng: np.random.Generator, path: ShapePath, height: int, width: int) -> np.ndarray:
-    """A shape that follows `path` over a background that drifts on its own.
+    """Draw a shape along `path` over an independently drifting background.
 
     Returns:
         T H W 3, uint8.
     """
-    # Shape and background differ in brightness by at least 0.3, whichever is the brighter one.
+    # Shape and background differ in brightness by at least 0.3; either may be the brighter one.
     dark, bright = rng.uniform(0.12, 0.32), rng.uniform(0.68, 0.88)
     behind, ahead = (dark, bright) if rng.random() < 0.5 else (bright, dark)
     x, y = _pixel_centres(height, width)
@@ -55,7 +58,7 @@ def _pixel_centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """A random colour of about the given brightness, as vivid as fits."""
+    """A random colour of about the given luma, clipped to [0, 1]."""
     chroma = rng.normal(size=3)
     chroma -= chroma @ _LUMA
     chroma *= rng.uniform(0.1, 0.35) / np.abs(chroma).max()
@@ -72,7 +75,7 @@ def _background(
     drift = rng.uniform(0, 0.35) * np.array([np.cos(direction), np.sin(direction)])
 
     def wave(angle: float, cycles: float, own_phase: float = 0.0) -> np.ndarray:
-        """T H W; `own_phase` radians over the clip come on top of the common drift."""
+        """T H W; `own_phase` radians over the clip are added to the common drift."""
         kx, ky = 2 * np.pi * cycles * np.array([np.cos(angle), np.sin(angle)])
         phase = rng.uniform(0, 2 * np.pi)
         moving = (own_phase - kx * drift[0] - ky * drift[1]) * time + phase
@@ -184,7 +187,7 @@ def _half_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(_disc(u, v, 0, 0, 1), -0.1 - u)
 
 
-# None has a rotational symmetry, and none looks alike after half a turn: every angle is a different picture.
+# None has a rotational symmetry, so every angle gives a different picture.
 SHAPES: dict[str, Distance] = {
     "arrow": _arrow,
     "corner": _corner,

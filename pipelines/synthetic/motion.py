@@ -1,12 +1,12 @@
-"""The embedded data set: rendered videos of moving shapes, in classes that differ in time only.
+"""The embedded data set: rendered videos of moving shapes in classes that differ only in time.
 
-The eight classes are four pairs, each the other played backwards. Clips come in twins: one set of random
-numbers is drawn as frames of the pair's first class, and the same frames in reverse order are the clip of the
-second. So a model that ignores order sees both classes of a pair as one and can be right half the time at
-most, whatever it looks at: position, speed, easing, background.
+The eight classes are four pairs, each the other played backwards. Clips come in twins: the frames of the
+pair's first class, and the same frames in reverse order as the clip of the second. A model that ignores
+order cannot distinguish the classes of a pair, so its accuracy is at most 50 %, whichever features it uses:
+position, speed, easing, background.
 
-All motion stays inside the central square of the frame, so a central crop loses none of it. Mirroring a clip
-changes its class: train on it without flips.
+All motion is inside the central square of the frame, so a central crop contains all of it. Mirroring a clip
+changes its class, so train without flips.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ CLASS_NAMES = (
     "shrink",
 )
 
-# Apart streams of random numbers: no clip of one split can be a clip of the other.
+# Different random streams: no clip of one split is a clip of the other.
 _SPLITS = {"train": 0, "val": 1}
 
 _FORMATS = (VP9, H264, MJPEG)
 _RATES = (Fraction(8), Fraction(12), Fraction(25, 2), Fraction(24000, 1001), Fraction(30))
-# Short enough that a clip has a keyframe to seek to, long enough that most frames depend on others.
+# Short enough that a clip has several keyframes, long enough that most frames depend on others.
 _KEYFRAME_INTERVAL = 12
-# A shape keeps within this distance of the frame's centre, in units of the shorter side: 0.5 is the edge.
+# Maximum distance of a shape from the frame's centre, in units of the shorter side; 0.5 is the edge.
 _REACH = 0.47
 
 
 @dataclass(frozen=True, slots=True)
 class MotionSettings:
-    """What all clips of a data set have in common."""
+    """Settings of all clips of a data set; raises DataError for values out of range."""
 
     seed: int
-    """Not negative."""
+    """Random seed, not negative."""
     size: int = 72
     """Pixels on the shorter side, even."""
     frames: tuple[int, int] = (16, 24)
-    """A clip has at least and at most so many frames."""
+    """Range of the number of frames of a clip."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -72,18 +72,20 @@ class MotionSettings:
 
 @dataclass(frozen=True, slots=True)
 class MotionClip:
-    """A clip before it is encoded."""
+    """A clip before encoding."""
 
     label: int
+    """Index in `CLASS_NAMES`."""
     frames: np.ndarray
     """T H W 3, uint8."""
     fps: Fraction
+    """Frames per second."""
 
 
 def draw_motion_clip(settings: MotionSettings, split: str, index: int) -> MotionClip:
     """Clip `index` of a split ("train" or "val"), a function of its arguments alone.
 
-    Clips 2k and 2k + 1 are twins: the same frames, in the second one in reverse order.
+    Clips 2k and 2k + 1 are twins: the second has the frames of the first in reverse order.
     """
     twin, reverse = divmod(index, 2)
     motion = twin % len(_MOTIONS)
@@ -110,20 +112,20 @@ def render(
     """Write videos under `root/{train,val}/CLASS/` and the manifests `root/train.arrow` and `root/val.arrow`.
 
     The bytes of a file depend on seed, size, frames and its index, not on the number of workers. A file
-    appears under its name when it is complete, and a manifest after its last video: after an interruption,
-    make the same call again.
+    appears under its name when it is complete, and a manifest after its last video. After an interruption,
+    repeat the call.
 
     Args:
         size: pixels on the shorter side of a clip, even.
-        frames: a clip has at least and at most so many frames.
+        frames: range of the number of frames of a clip.
         workers: processes; with more than one, the caller's main module must be importable.
-        progress: called after each clip with the number of clips written and of those to write.
+        progress: called after each clip with the numbers of written clips and of all clips.
 
     Returns:
         The paths of the training and the validation manifest.
 
     Raises:
-        DataError: a number is out of its range.
+        DataError: a value is out of range.
     """
     if train_clips < 1 or val_clips < 1:
         raise DataError(f"{train_clips} training and {val_clips} validation clips: each needs at least one")
@@ -146,7 +148,7 @@ def render(
 def _write_clip(root: Path, settings: MotionSettings, job: tuple[str, int]) -> ManifestRow:
     split, index = job
     clip = draw_motion_clip(settings, split, index)
-    # Formats change after every round of all eight classes, so none of them tells a class.
+    # The format changes after every eight classes, so it does not depend on the class.
     video_format = _FORMATS[index // len(CLASS_NAMES) % len(_FORMATS)]
     name = f"{split}/{CLASS_NAMES[clip.label]}/{index:06d}{video_format.extension}"
     with atomic_file(root / name) as partial:
@@ -172,19 +174,19 @@ def _frame_size(rng: np.random.Generator, size: int) -> tuple[int, int]:
 
 
 def _progress(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """How much of the motion is done in each frame, from 0 to 1: evenly, gently, or faster at one end."""
+    """Progress of the motion in each frame, 0 to 1: linear, smooth at both ends, or faster at one end."""
     time = np.linspace(0, 1, frames)
     easings = (time, time * time * (3 - 2 * time), time**1.4, 1 - (1 - time) ** 1.4)
     return easings[rng.integers(len(easings))]
 
 
 def _sway(rng: np.random.Generator, amount: float, progress: np.ndarray) -> np.ndarray:
-    """A small steady change by at most `amount` either way, which says nothing about the class."""
+    """A small linear change by at most `amount` in either direction, independent of the class."""
     return rng.uniform(-amount, amount) * (progress - 0.5)
 
 
 def _move(rng: np.random.Generator, progress: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Along, across, radius and angle of a shape that goes from the positive to the negative side."""
+    """Along, across, radius and angle of a shape that moves from the positive to the negative side."""
     radius = rng.uniform(0.14, 0.2)
     distance = rng.uniform(0.42, 2 * (_REACH - radius))
     middle = rng.uniform(-1, 1) * (_REACH - radius - distance / 2)
@@ -206,8 +208,8 @@ def _move_up(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
 
 def _turn_clockwise(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
     radius = rng.uniform(0.24, 0.34)
-    # Between two of eight frames that sample the clip it turns by 50 degrees at most, where easing is
-    # steepest: far from the half turn at which the two directions look alike.
+    # Between two of eight sampled frames it rotates by at most 50 degrees, where the easing is steepest:
+    # far below the 180 degrees at which both directions look the same.
     angle = rng.uniform(0, 2 * np.pi) + np.deg2rad(rng.uniform(110, 220)) * progress
     x, y = (rng.uniform(-1, 1) * (_REACH - radius - 0.03) + _sway(rng, 0.06, progress) for _ in range(2))
     return ShapePath(x, y, np.full_like(x, radius), angle)
@@ -222,5 +224,5 @@ def _grow(rng: np.random.Generator, progress: np.ndarray) -> ShapePath:
     return ShapePath(x, y, radius, angle)
 
 
-# One for each pair of classes: the motion of its first.
+# The motion of the first class of each pair.
 _MOTIONS = (_move_left, _move_up, _turn_clockwise, _grow)

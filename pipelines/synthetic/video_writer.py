@@ -1,4 +1,4 @@
-"""Frames to a video file: the same frames give the same bytes, in each of the codecs a decoder must know."""
+"""Encodes frames to a video file; the same frames give the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class VideoFormat:
-    """A container and the encoder whose stream goes into it."""
+    """A container with an encoder."""
 
     extension: str
     """File name extension, with its dot."""
@@ -22,11 +22,11 @@ class VideoFormat:
     encoder: str
     """FFmpeg's name of the encoder."""
     codec: str
-    """FFmpeg's name of the codec: what a probe of the file reports."""
+    """FFmpeg's name of the codec, as a probe of the file reports it."""
     pixel_format: str
-    """How the encoder stores colour."""
+    """FFmpeg's name of the pixel format."""
     options: MappingProxyType[str, str]
-    """Encoder options: near-transparent quality, so that no frame stands out by its artifacts."""
+    """Encoder options, of nearly transparent quality."""
 
 
 VP9 = VideoFormat(
@@ -35,7 +35,7 @@ VP9 = VideoFormat(
     encoder="libvpx-vp9",
     codec="vp9",
     pixel_format="yuv420p",
-    # The real-time mode takes half the time of the good one, for files a third larger.
+    # The real-time mode takes half the time of "good", for files a third larger.
     options=MappingProxyType(
         {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0", "lag-in-frames": "0", "row-mt": "0"}
     ),
@@ -46,7 +46,7 @@ H264 = VideoFormat(
     encoder="libx264",
     codec="h264",
     pixel_format="yuv420p",
-    # With AVX-512, x264 gives other bytes each time; cpu-independent also makes them the same on every CPU.
+    # With AVX-512, x264 is not deterministic; cpu-independent also gives the same bytes on every CPU.
     options=MappingProxyType({"preset": "veryfast", "crf": "18", "x264-params": "cpu-independent=1"}),
 )
 MJPEG = VideoFormat(
@@ -65,7 +65,7 @@ def encode_video(
     """Write `frames` to `path`, on one thread.
 
     Args:
-        frames: T H W 3, uint8 RGB; H and W even, as 4:2:0 colour needs.
+        frames: T H W 3, uint8 RGB; H and W even, as 4:2:0 colour requires.
         fps: frames per second.
         keyframe_interval: at most this many frames from one keyframe to the next.
 
@@ -74,7 +74,7 @@ def encode_video(
     """
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
-        raise ValueError(f"frames of {width}x{height}: 4:2:0 colour needs an even width and height")
+        raise ValueError(f"frames of {width}x{height}: 4:2:0 colour requires an even width and height")
     # bitexact: no random segment id and no program version in the header.
     with av.open(str(path), "w", format=video_format.container, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.annotated_video import UNKNOWN, annotate_video, draw, printable_text
+from pipelines.annotated_video import UNKNOWN, annotate_video, draw_lines, printable_text
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError
 from tests.pipelines.videos import Kind, make_video, uneven
@@ -55,19 +55,19 @@ def test_the_picture_above_the_text_is_the_videos(tmp_path: Path) -> None:
 
 def test_bars_are_as_long_as_the_shares() -> None:
     picture = np.full((220, 480, 3), 255, np.uint8)
-    draw(picture, (("a", 1.0), ("b", 0.5), ("c", 0.0)))
+    draw_lines(picture, (("a", 1.0), ("b", 0.5), ("c", 0.0)))
     blue = (np.abs(picture.astype(int) - (42, 120, 190)) < 3).all(axis=2)
     rows = [row.sum() for row in blue if row.any()]
     assert max(rows) > 1.7 * min(rows) > 0
-    draw(np.full((16, 16, 3), 255, np.uint8), LINES)  # room for next to nothing
+    draw_lines(np.full((16, 16, 3), 255, np.uint8), LINES)  # too small for most of the panel
 
 
-def test_what_the_font_lacks_is_a_box() -> None:
+def test_characters_that_the_font_lacks_become_boxes() -> None:
     assert printable_text("jump бег") == "jump бег"
     assert printable_text("跳ぶ\x1b[31m\n") == f"{UNKNOWN * 3}[31m{UNKNOWN}"
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     stream = FrameStream(make_video(tmp_path, Kind("libx264", "mp4", frames=2)))
     with pytest.raises(DataError, match=r"nowhere/out\.mp4 cannot be written"):
         annotate_video(stream, tmp_path / "nowhere" / "out.mp4", lambda _: LINES)
