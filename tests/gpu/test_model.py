@@ -1,4 +1,4 @@
-"""The model and its masks on a GPU, held against the CPU."""
+"""The model and its masks on a GPU against the CPU."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ RELATIVE = 1e-4
 def gradients_and_logits(form: str, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = create_model("tiny", form=form, frames=4, num_classes=10, resolution=32, **RATES)
-    with torch.no_grad():  # what begins with zeros would hide what comes after it
+    with torch.no_grad():  # zero-initialised tensors would hide later ones
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     clips, keys = torch.randn(4, 3, 4, 32, 32), torch.arange(4)
@@ -37,7 +37,7 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_fp32_is_that_of_the_cpu(form: str, device: torch.device) -> None:
+def test_fp32_equals_the_cpu(form: str, device: torch.device) -> None:
     logits, gradients = gradients_and_logits(form, device)
     expected, expected_gradients = gradients_and_logits(form, torch.device("cpu"))
     assert relative(logits, expected) < RELATIVE
@@ -50,13 +50,13 @@ def test_fp32_is_that_of_the_cpu(form: str, device: torch.device) -> None:
     worst = {
         name: relative(gradients[name], wanted)
         for name, wanted in expected_gradients.items()
-        if float(wanted.norm()) > 1e-4 * scale  # of smaller ones rounding is a large part
+        if float(wanted.norm()) > 1e-4 * scale  # in smaller ones rounding dominates
     }
     assert max(worst.values()) < 10 * RELATIVE, max(worst, key=lambda name: worst[name])
 
 
 def masks(device: torch.device, *, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which clips a drop-path keeps, and which elements a dropout does."""
+    """The clips that a drop-path keeps, and the elements that a dropout keeps."""
     path, elements = DropPath(0.3), Dropout(0.3)
     path.layer, elements.layer = 1, 2
 
@@ -72,7 +72,7 @@ def masks(device: torch.device, *, compiled: bool) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_masks_are_those_of_the_cpu_bit_for_bit(compiled: bool, device: torch.device) -> None:
+def test_masks_equal_the_cpu_bit_for_bit(compiled: bool, device: torch.device) -> None:
     for found, expected in zip(
         masks(device, compiled=compiled), masks(torch.device("cpu"), compiled=False), strict=True
     ):

@@ -1,4 +1,4 @@
-"""Small models that every test here can afford."""
+"""Small models for the tests of this folder."""
 
 import pytest
 import torch

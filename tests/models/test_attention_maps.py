@@ -1,4 +1,4 @@
-"""Maps of attention and of class activation, against what defines them."""
+"""Attention and class activation maps against their definitions."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from models.config import FUSIONS
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_each_block_shares_out_its_attention(small, clips, fusion):
+def test_the_attention_of_each_block_sums_to_one(small, clips, fusion):
     model = small(form="temporal", fusion=fusion, global_layers=(0, 1)).eval()
     found = global_attention(model, clips)
     assert found.patches.shape == (2, 2, 2, 2, 2) and found.class_tokens.shape == (2, 2, 2)
@@ -39,7 +39,7 @@ def test_the_maps_are_the_weights_of_multihead_attention(small, clips):
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_activation_is_what_scaling_a_patch_does_to_the_logit(small, clips, form):
+def test_activation_is_the_effect_of_scaling_a_patch_on_the_logit(small, clips, form):
     model = small(form=form, depth=3, global_layers=(1, 2)).double().eval()
     clips, labels = clips.double(), torch.tensor([3, 0])
     found = class_activation(model, clips, labels)
@@ -65,7 +65,7 @@ def test_activation_is_what_scaling_a_patch_does_to_the_logit(small, clips, form
     torch.testing.assert_close(found, scaled.clamp(min=0), atol=1e-3, rtol=1e-2)
 
 
-def test_a_model_is_left_as_it_was(small, clips):
+def test_the_model_does_not_change(small, clips):
     model = small(frozen_backbone=True, global_layers=(1,)).eval()
     states = [
         (parameter.requires_grad, parameter.grad, parameter.detach().clone())

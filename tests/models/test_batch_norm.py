@@ -32,7 +32,7 @@ def join(rank, world, meeting):
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.soak), 4], ids="{} ranks".format)
 def in_ranks(request, tmp_path_factory):
-    """Runs a check in each rank, and raises what any of them raises."""
+    """Runs a check in each rank, and raises the error of any of them."""
     meeting = tmp_path_factory.mktemp("ranks") / "meeting"
     prepared = prepared_context()
     with ExitStack() as stack:
@@ -51,7 +51,7 @@ def in_ranks(request, tmp_path_factory):
 
 
 def randomised(module):
-    """With no tensor left at zero or one."""
+    """The model with random values in all tensors."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -116,7 +116,7 @@ def check_against_the_whole_batch(sizes, inner, offset, options):
     ],
     ids=["even", "uneven", "a rank without clips, far from zero", "not affine", "untracked"],
 )
-def test_ranks_normalise_as_one_process_does(in_ranks, sizes, inner, offset, options):
+def test_ranks_normalise_as_one_process(in_ranks, sizes, inner, offset, options):
     in_ranks(check_against_the_whole_batch, sizes, inner, offset, options)
 
 
@@ -203,7 +203,7 @@ def test_conversion_keeps_every_tensor_and_name(in_ranks):
     in_ranks(check_the_conversion)
 
 
-def test_one_rank_has_torchs_own_batch_norm():
+def test_one_rank_uses_torch_batch_norm():
     model = temporal_model(0)
     norm = model.blocks[0].local_1.norm
     assert convert_batch_norm(model, torch.device("cpu")) is model

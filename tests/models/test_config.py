@@ -1,4 +1,4 @@
-"""Presets, overrides, and messages that name the field and what is allowed."""
+"""Presets, overrides, and messages that name the field and the allowed values."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_released_regularisation_belongs_to_the_form():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tiny_is_tiny_and_has_no_dropout(form):
+def test_tiny_is_small_and_has_no_dropout(form):
     config = build(form=form)
     assert 300_000 < parameter_count(config) < 800_000
     assert (
@@ -46,13 +46,13 @@ def test_tiny_is_tiny_and_has_no_dropout(form):
     )
 
 
-def test_an_override_of_depth_and_heads_moves_what_depends_on_them():
+def test_overrides_of_depth_and_heads_change_their_dependent_defaults():
     config = build("b16", depth=6, heads=8)
     assert config.global_layers == (2, 3, 4, 5)
     assert config.global_heads == 8
 
 
-def test_lists_as_recipes_hold_them_become_tuples():
+def test_lists_of_recipes_become_tuples():
     assert build(global_layers=[1, 3]).global_layers == (1, 3)
 
 
@@ -90,6 +90,6 @@ def test_the_config_survives_a_round_trip_through_a_dict():
         ({"frozen_backbone": True, "local_mhra": 1}, "local_mhra is 1, allowed is: 0 with frozen_backbone"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_field_and_what_is_allowed(fields, message):
+def test_a_wrong_value_is_refused_with_its_field_and_the_allowed_values(fields, message):
     with pytest.raises(ModelError, match=message):
         build(**fields)

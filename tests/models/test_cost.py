@@ -62,7 +62,7 @@ def test_a_training_step_of_the_largest_model():
 @pytest.mark.parametrize("form", ["scene", "temporal"])
 @pytest.mark.parametrize("fusion", ["sequential", "parallel"])
 def test_multiply_accumulates_agree_with_the_flop_counter(form, fusion):
-    """Every product that PyTorch runs is counted; only the cross attention runs fewer than are counted."""
+    """Every product that PyTorch computes is counted; the cross attention computes fewer than are counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
     config = config_of("tiny", form, 8, 10, fusion=fusion)
@@ -90,7 +90,7 @@ def test_multiply_accumulates_agree_with_the_flop_counter(form, fusion):
     ],
     ids=str,
 )
-def test_activation_bytes_are_near_what_autograd_keeps(overrides):
+def test_activation_bytes_are_close_to_what_autograd_keeps(overrides):
     config = config_of("tiny", overrides.pop("form"), 8, 10, **overrides)
     model = UniFormerV2(config).train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -145,7 +145,7 @@ AVX512 = IS_INTEL and torch.backends.cpu.get_cpu_capability() == "AVX512"
     ],
     ids=str,
 )
-def test_the_estimated_peaks_are_near_what_is_allocated(form, autocast, overrides, excess, excess_avx2):
+def test_estimated_peaks_are_close_to_the_allocated_bytes(form, autocast, overrides, excess, excess_avx2):
     config = config_of("tiny", form, 8, 10, **overrides)
     model = UniFormerV2(config).train()
     clips = torch.randn(2, 3, 8, 64, 64)
@@ -169,6 +169,6 @@ def test_recomputation_trades_bytes_for_operations():
     config = config_of("b16", "scene", 8, 400)
     none, one, every = (activation_bytes(config, batch=8, recomputed_blocks=n) for n in (0, 1, 12))
     assert every < none / 5
-    # What a recomputed block needs again is there after the others have gone.
+    # A recomputed block allocates its tensors after the others are freed.
     assert none / 15 < none - one < none / 12
     assert train_step_flops(config, recomputed_blocks=12) > train_step_flops(config)

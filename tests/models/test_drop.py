@@ -1,4 +1,4 @@
-"""Masks are a function of the clip's key, the layer and the place, and look like random ones."""
+"""Masks are a function of the clip's key, the layer and the index, and are statistically random."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def numbered(module, layer):
     return module
 
 
-def test_the_streams_are_those_of_unsigned_arithmetic(device):
+def test_streams_equal_unsigned_arithmetic(device):
     keys = any_keys(1000)
     assert np.array_equal(
         mask_streams(keys.to(device), 40).cpu().numpy().view(np.uint64), reference_streams(keys.numpy(), 40)
@@ -46,7 +46,7 @@ def test_the_streams_are_those_of_unsigned_arithmetic(device):
 
 
 @pytest.mark.parametrize("rate", [0.03, 0.5, 0.9])
-def test_the_masks_are_those_of_unsigned_arithmetic(rate, device):
+def test_masks_equal_unsigned_arithmetic(rate, device):
     keys = any_keys(50)
     expected = reference_streams(keys.numpy(), 3)[:, 2]
     streams = mask_streams(keys.to(device), 3)
@@ -118,7 +118,7 @@ def test_the_mean_is_kept(kind, dtype):
 
 
 def test_in_bf16_what_is_kept_is_rounded_once():
-    """Not scaled by a number that is rounded itself, which would bias every clip the same way."""
+    """Scaling by a rounded number would bias all clips alike."""
     x = torch.randn(100, 8, dtype=torch.bfloat16)
     dropped = DropPath(0.1)(x, mask_streams(any_keys(100), 1))
     kept = dropped[:, 0] != 0
@@ -143,7 +143,7 @@ def test_evaluation_and_rate_zero_change_nothing(kind, rate, training):
 
 
 @pytest.mark.parametrize("kind", [DropPath, Dropout])
-def test_nothing_to_draw_from_is_refused(kind):
+def test_training_without_streams_is_refused(kind):
     with pytest.raises(ModelError, match=r"rate=0.5, layer=0.*streams"):
         kind(0.5)(torch.randn(4, 3), None)
 
@@ -165,7 +165,7 @@ def test_the_model_uses_the_rates_of_its_config(small):
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_no_two_draws_of_a_model_share_a_layer(small, clips, form):
+def test_every_mask_of_a_model_has_its_own_layer(small, clips, form):
     model = small(form, global_layers=(0, 1), **REGULARISED).train()
     drawn = []
     for module in model.modules():
@@ -183,7 +183,7 @@ def test_a_dropped_clip_skips_the_branches_of_a_block(small):
     assert torch.equal(block(tokens, mask_streams(any_keys(2), 50)), tokens)
 
 
-def test_a_clip_does_not_feel_its_place_or_its_company(small):
+def test_masks_do_not_depend_on_the_position_or_the_other_clips(small):
     model = small(global_layers=(0, 1), **REGULARISED).train()
     clips, keys = torch.randn(4, 3, 4, 16, 16), any_keys(4)
     together = model(clips, keys)
@@ -195,7 +195,7 @@ def test_a_clip_does_not_feel_its_place_or_its_company(small):
 
 
 @pytest.mark.parametrize("recomputed", [0, 2])
-def test_training_with_keys_leaves_the_generator_alone(small, clips, recomputed):
+def test_training_with_keys_does_not_use_the_generator(small, clips, recomputed):
     model = small("temporal", recomputed_blocks=recomputed, **REGULARISED).train()
     keys, labels = any_keys(2), torch.arange(2)
     before = torch.get_rng_state()
@@ -212,7 +212,7 @@ def test_without_keys_masks_come_from_the_generator(small, clips):
     assert torch.equal(model(clips), first)
 
 
-def test_where_nothing_is_dropped_keys_are_not_looked_at(small, clips):
+def test_keys_are_ignored_if_nothing_is_dropped(small, clips):
     senseless = torch.zeros(7)
     for model in (small(randomised=False, **REGULARISED).eval(), small(randomised=False).train()):
         before = torch.get_rng_state()

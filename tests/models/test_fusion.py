@@ -23,7 +23,7 @@ def test_every_fusion_trains_through_the_model(small, clips, fusion):
     assert unused == []
 
 
-def test_sequential_passes_the_token_on(small):
+def test_sequential_uses_the_token_as_the_next_query(small):
     fusion = build(small, "sequential")
     first, second = features()
     token = fusion.blocks[0](fusion.query.expand(2, -1, -1), first)

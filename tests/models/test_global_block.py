@@ -64,7 +64,7 @@ def test_a_new_block_returns_its_query(small):
     assert torch.equal(block(query, torch.randn(2, 4, 5, 16)), query)
 
 
-def test_nothing_flows_back_into_the_backbone(small, clips):
+def test_a_new_block_gives_the_backbone_no_gradient(small, clips):
     model = small(global_layers=(0, 1)).eval()
     tokens, features = model._backbone(clips)
     before = [tokens.clone(), *[feature.clone() for feature in features]]

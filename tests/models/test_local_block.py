@@ -1,4 +1,4 @@
-"""The local temporal MHRA against the 3-D modules it stands for."""
+"""The local temporal MHRA against the 3-D modules of the released implementation."""
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ def apply_reference(reference, patches):  # B T N C
     return reference(patches.permute(0, 3, 1, 2).unsqueeze(-1)).squeeze(-1).permute(0, 2, 3, 1)
 
 
-def test_it_is_the_chain_of_3d_modules_in_training_and_evaluation():
+def test_it_equals_the_3d_modules_in_training_and_evaluation():
     local, reference = pair()
     for step in range(3):
         patches = 2 + 3 * torch.randn(2, 4, 9, 12)
@@ -42,7 +42,7 @@ def test_it_is_the_chain_of_3d_modules_in_training_and_evaluation():
     torch.testing.assert_close(local(patches), apply_reference(reference, patches), atol=1e-4, rtol=1e-4)
 
 
-def test_it_starts_at_zero():
+def test_it_is_initialised_to_zero_output():
     assert not LocalTemporalMHRA(12, 8)(torch.randn(2, 4, 9, 12)).any()
 
 
@@ -52,7 +52,7 @@ def test_its_norm_can_be_synchronised():
     assert converted.eval()(torch.randn(2, 4, 9, 12)).shape == (2, 4, 9, 12)
 
 
-def test_the_class_token_passes_by(small, clips):
+def test_the_class_token_is_unchanged(small, clips):
     block = small("temporal").blocks[0].eval()
     tokens = torch.randn(2, 4, 5, 16)
     moved = _add_to_patches(tokens, block.local_1, block.drop_local_1, None)

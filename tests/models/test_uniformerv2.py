@@ -1,4 +1,4 @@
-"""The whole model: what it accepts, what order means to it, freezing, recomputation, its first logits."""
+"""The whole model: input shapes, frame order, freezing, recomputation, initial logits."""
 
 import pytest
 import torch
@@ -34,12 +34,12 @@ def test_a_clip_of_another_shape_is_refused(small, shape, message):
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_clips_do_not_see_each_other(small, clips, form):
+def test_clips_are_independent(small, clips, form):
     model = small(form).eval()
     torch.testing.assert_close(model(clips)[1:], model(clips[1:]), atol=1e-6, rtol=1e-5)
 
 
-def test_without_global_blocks_the_scene_form_is_blind_to_order(small, clips):
+def test_the_scene_form_without_global_blocks_ignores_frame_order(small, clips):
     model = small("scene", global_layers=()).eval()
     assert model.fusion is None
     assert model.balance is None
@@ -48,19 +48,19 @@ def test_without_global_blocks_the_scene_form_is_blind_to_order(small, clips):
 
 
 @pytest.mark.parametrize("overrides", [{}, {"global_layers": ()}, {"temporal_downsample": False}], ids=str)
-def test_the_temporal_form_sees_order(small, clips, overrides):
+def test_the_temporal_form_depends_on_frame_order(small, clips, overrides):
     model = small("temporal", **overrides).eval()
     assert (model(clips[:, :, [2, 0, 3, 1]]) - model(clips)).abs().max() > 1e-3
 
 
-def test_global_blocks_see_order_through_their_position_encoding(small, clips):
+def test_global_blocks_depend_on_frame_order_through_the_dpe(small, clips):
     model = small("scene").eval()
     assert (model(clips[:, :, [2, 0, 3, 1]]) - model(clips)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
 def test_a_new_model_is_its_image_model(form):
-    """What video adds starts at zero, and the head's norm undoes the halving by the balance."""
+    """The video parts output zero at first, and the head's norm cancels the factor 0.5 of the balance."""
     fields = {"frames": 8, "num_classes": 7, "norm_eps": 1e-12}
     model = create_model("tiny", form=form, **fields).eval()
     image = create_model("tiny", form=form, global_layers=(), local_mhra=0, **fields).eval()
@@ -71,14 +71,14 @@ def test_a_new_model_is_its_image_model(form):
     torch.testing.assert_close(model(clips), image(clips), atol=1e-5, rtol=0)
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_the_initial_loss_is_that_of_uniform_logits():
     model = create_model("tiny", form="temporal", frames=8, num_classes=10)
     loss = F.cross_entropy(model(torch.randn(8, 3, 8, 64, 64)), torch.arange(8))
     assert loss.item() == pytest.approx(torch.tensor(10.0).log().item(), abs=0.5)
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_every_parameter_takes_part(small, clips, form):
+def test_every_parameter_has_a_gradient(small, clips, form):
     model = small(form).train()
     _, grads = gradients(model, clips)
     assert grads.keys() == dict(model.named_parameters()).keys()
@@ -100,7 +100,7 @@ def test_initialisation_at_zero_and_with_batch_norm_untouched():
     assert not block.dpe.bias.any()
 
 
-def test_the_backbone_starts_as_clip_does():
+def test_the_backbone_has_the_initialisation_of_clip():
     model = create_model("tiny", form="scene", frames=8, num_classes=10, width=256, depth=2)
     block = model.blocks[0]
     for tensor, std in [
@@ -128,7 +128,7 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_no_graph(small, clips):
     assert frozen == {"patch_embedding", "class_token", "position_embedding", "ln_pre", "blocks"}
 
 
-def test_a_frozen_model_answers_from_the_video_token_only(small, clips):
+def test_a_frozen_model_uses_the_video_token_only(small, clips):
     model = small(frozen_backbone=True, global_layers=(0,)).eval()
     before = model(clips)
     nn.init.zeros_(model.blocks[1].mlp.contract.weight)
@@ -149,11 +149,12 @@ def test_recomputation_changes_no_gradient_and_no_statistic(small, clips, form, 
         torch.testing.assert_close(given, expected, atol=0, rtol=0)
 
 
-def test_recomputation_runs_the_asked_blocks_twice(small, clips):
+def test_recomputation_runs_the_configured_blocks_twice(small, clips):
     model = small(recomputed_blocks=1).train()
     runs = [0, 0]
     for index, block in enumerate(model.blocks):
-        # Recomputation stops once it has what the backward needs, so the end of a block may not run again.
+        # Recomputation stops when it has all tensors for the backward, so the end of a block may not run
+        # again.
         block.norm_1.register_forward_hook(lambda *_, index=index: runs.__setitem__(index, runs[index] + 1))
     gradients(model, clips)
     assert runs == [2, 1]
@@ -212,7 +213,8 @@ def test_recomputation_keeps_less_for_the_backward_also_when_compiled(small, bac
 
 
 def test_blocks_that_differ_by_a_number_are_compiled_at_once(small, clips):
-    """One by one, the compiler would give up after 8: the masks of each block have other layer numbers."""
+    """Compiled separately, they would exceed the compiler's limit of 8, as their masks have different layer
+    numbers."""
     model = small(depth=10, width=8, drop_path=0.3, recomputed_blocks=5, global_layers=(9,)).train()
     torch._dynamo.reset()
     counters.clear()
@@ -223,7 +225,7 @@ def test_blocks_that_differ_by_a_number_are_compiled_at_once(small, clips):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_bfloat16_weights_stay_near_float32(small, clips):
+def test_bfloat16_weights_are_close_to_float32(small, clips):
     model = small("temporal").eval()
     expected = model(clips)
     given = model.bfloat16()(clips.bfloat16())
@@ -241,7 +243,7 @@ def test_autocast_runs_forward_and_backward(small, clips, fusion):
 
 
 @pytest.mark.parametrize("rate", ["global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path"])
-def test_every_regulariser_acts_in_training_and_only_there(small, clips, rate):
+def test_every_regulariser_acts_in_training_only(small, clips, rate):
     model = small(**{rate: 0.5}, global_layers=(0, 1))
     plain = UniFormerV2(small(global_layers=(0, 1)).config)
     plain.load_state_dict(model.state_dict())

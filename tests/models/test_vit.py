@@ -1,4 +1,4 @@
-"""Parts of the image ViT against PyTorch's own, slower or wordier, ways of saying the same."""
+"""Parts of the image ViT against PyTorch's equivalents."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_folding_the_slope_into_bfloat16_weights_costs_no_accuracy():
 
 
 def test_layer_norm_of_bfloat16_is_computed_in_float32():
-    """PyTorch's kernel does it inside, so no float32 copy of the tokens is needed."""
+    """PyTorch's kernel converts internally, so no float32 copy of the tokens is needed."""
     norm = nn.LayerNorm(768)
     nn.init.normal_(norm.weight)
     norm.bfloat16()

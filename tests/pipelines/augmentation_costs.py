@@ -1,4 +1,4 @@
-"""What each operation costs on one CPU thread: on full frames, on the window of a crop, and by timm.
+"""The cost of each operation on one CPU thread: on full frames, on the ROI of a crop, and in timm.
 
 `python -m tests.pipelines.augmentation_costs` prints the tables of docs/augmentation.md.
 """
@@ -25,9 +25,7 @@ RUNS = 7
 WHOLE_CLIPS = {
     "crop": TrainClipSpec(FRAMES, 224),
     "crop and jitter": TrainClipSpec(FRAMES, 224, color_jitter=0.4),
-    "RandAugment that never fires, crop": TrainClipSpec(
-        FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1-p0"
-    ),
+    "RandAugment with p0, crop": TrainClipSpec(FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1-p0"),
     "RandAugment, crop": TrainClipSpec(FRAMES, 224, rand_augment="rand-m7-n4-mstd0.5-inc1"),
 }
 
@@ -82,7 +80,7 @@ def cost_of(laid_out: Sequence[RoiOperations], frames: np.ndarray) -> float:
 def operations() -> None:
     rng = np.random.default_rng(0)
     crops = [inception_crop(rng, HEIGHT, WIDTH, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(BATCH)]
-    print("| operation | timm on PIL images | full frames | window of a random crop |\n|---|---|---|---|")
+    print("| operation | timm on PIL images | full frames | ROI of a random crop |\n|---|---|---|---|")
     for name, make in OPERATION_FACTORIES.items():
         frames, drawn = clip(name), [make(MAGNITUDE / 10, 1, HEIGHT, WIDTH)]
         timm = fastest(

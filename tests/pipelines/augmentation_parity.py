@@ -1,4 +1,4 @@
-"""Each operation at several magnitudes against timm's on the same frame: numbers, table and pictures.
+"""Each operation at several magnitudes against timm's on the same frame: figures, table and pictures.
 
 `python -m tests.pipelines.augmentation_parity` writes the table into docs/augmentation.md, between its marks,
 and the pictures to docs/pictures/.
@@ -21,25 +21,25 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/augmentation.md"
 MARKS = ("<!-- parity: begin -->", "<!-- parity: end -->")
 MAGNITUDES = (0, 2, 5, 7, 9, 10)
-SHOWN = 9  # the magnitude of the pictures
+PICTURED = 9  # the magnitude of the pictures
 GREY = (128, 128, 128)
 SEEDS = {1: 1, -1: 0}  # Python's generator, seeded so, lets timm keep or negate its next argument
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at one magnitude: timm's result and ours on the same frame, uint8, H W 3."""
+    """An operation at one magnitude: the results of timm and of the graph on the same frame, uint8, H W 3."""
 
     name: str
     magnitude: float
     before: np.ndarray
     timm: np.ndarray
-    ours: np.ndarray
+    graph: np.ndarray
 
     @property
     def difference(self) -> np.ndarray:
         """In levels, per value."""
-        return np.abs(self.timm.astype(int) - self.ours.astype(int))
+        return np.abs(self.timm.astype(int) - self.graph.astype(int))
 
 
 def frame(name: str) -> np.ndarray:
@@ -88,8 +88,8 @@ def compare(device: torch.device = CPU) -> list[Case]:
         for (name, magnitude, sign), pixels in zip(tried, frames, strict=True)
     ]
     return [
-        Case(name, magnitude, pixels, by_timm(name, magnitude, sign, pixels), ours)
-        for (name, magnitude, sign), pixels, ours in zip(
+        Case(name, magnitude, pixels, by_timm(name, magnitude, sign, pixels), graph)
+        for (name, magnitude, sign), pixels, graph in zip(
             tried, frames, by_graph(drawn, frames, device), strict=True
         )
     ]
@@ -108,18 +108,18 @@ def table(cases: list[Case]) -> str:
 
 
 def pictures(cases: list[Case], names: list[str], path: Path) -> None:
-    """A row for each operation: the frame, timm's result, ours, and eight times their difference."""
+    """A row for each operation: the frame, timm's result, the graph's, and eight times their difference."""
     height, width = frame(names[0]).shape[:2]
     height, width = height * 5 // 8, width * 5 // 8
     label = 14
     sheet = Image.new("RGB", (4 * width, len(names) * (height + label)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        case = next(case for case in cases if (case.name, case.magnitude) == (name, SHOWN))
+        case = next(case for case in cases if (case.name, case.magnitude) == (name, PICTURED))
         amplified = np.minimum(8 * case.difference, 255).astype(np.uint8)
-        titles = (f"{name}, magnitude {SHOWN}: before", "timm", "ours", "difference x 8")
+        titles = (f"{name}, magnitude {PICTURED}: before", "timm", "graph", "difference x 8")
         for column, (pixels, title) in enumerate(
-            zip((case.before, case.timm, case.ours, amplified), titles, strict=True)
+            zip((case.before, case.timm, case.graph, amplified), titles, strict=True)
         ):
             corner = (column * width, row * (height + label))
             pen.text((corner[0] + 2, corner[1] + 1), title, fill="black")

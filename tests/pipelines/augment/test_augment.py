@@ -26,10 +26,10 @@ HEIGHT, WIDTH = FRAME.shape[:2]
 INTERPOLATED = {"Rotate", "ShearX", "ShearY"}
 # Mean and greatest difference in levels, and why there is one; all others must be equal.
 TOLERANCES = {
-    "Equalize": (0.6, 1),  # PIL cuts the step between two levels down to whole pixels
+    "Equalize": (0.6, 1),  # PIL truncates the step between two levels to whole pixels
     "ColorIncreasing": (0.4, 2),  # two roundings instead of one
     "SharpnessIncreasing": (0.5, 1),  # PIL rounds the smoothed frame before it blends
-    "TranslateXRel": (0.6, 1),  # PIL cuts fractions off
+    "TranslateXRel": (0.6, 1),  # PIL truncates
     "TranslateYRel": (0.6, 1),
 }
 # On a GPU contrast is arithmetic in float32, where a product and a sum are rounded once, not twice.
@@ -45,18 +45,20 @@ def cases(device: torch.device) -> list[Case]:
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATION_FACTORIES if name not in INTERPOLATED])
-def test_operation_equals_that_of_timm(name: str, cases: list[Case], device: torch.device) -> None:
+def test_operation_equals_timm(name: str, cases: list[Case], device: torch.device) -> None:
     tolerances = GPU_TOLERANCES if device.type == "cuda" else TOLERANCES
     mean, greatest = tolerances.get(name, (0, 0))
     own = [case for case in cases if case.name == name]
-    assert any((case.timm != case.before).mean() > 0.5 for case in own), "nothing changes, so nothing shows"
+    assert any((case.timm != case.before).mean() > 0.5 for case in own), (
+        "nothing changes, so nothing is tested"
+    )
     for case in own:
         assert case.difference.mean() <= mean, case.magnitude
         assert case.difference.max() <= greatest, case.magnitude
 
 
 @pytest.mark.parametrize("name", sorted(INTERPOLATED))
-def test_warp_is_near_that_of_timm(name: str, cases: list[Case], device: torch.device) -> None:
+def test_warp_is_close_to_timm(name: str, cases: list[Case], device: torch.device) -> None:
     """OpenCV's bicubic kernel is softer (-0.75) than PIL's (-1), and its frame ends a pixel softer."""
     mean, share = WARPED[device.type]
     for case in (case for case in cases if case.name == name):
@@ -64,7 +66,7 @@ def test_warp_is_near_that_of_timm(name: str, cases: list[Case], device: torch.d
         assert (case.difference > 12).mean() < share, case.magnitude
 
 
-def test_frames_are_measured_each_for_itself(device: torch.device) -> None:
+def test_statistics_are_per_frame(device: torch.device) -> None:
     frames = np.stack([FRAME // 2 + 40, FRAME // 3 + 10])
     for operation in (
         DrawnOperation(Operation.AUTO_CONTRAST),
@@ -85,7 +87,7 @@ def test_a_flat_channel_keeps_its_level(device: torch.device) -> None:
         assert (result[..., 0].min(), result[..., 0].max()) == (0, 255)
 
 
-def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order(device: torch.device) -> None:
+def test_each_clip_of_a_batch_has_its_own_operations_in_order(device: torch.device) -> None:
     invert, darken = DrawnOperation(Operation.INVERT), DrawnOperation(Operation.BRIGHTNESS, (0.5,))
     chains = [[], [invert], [invert, darken], [darken, invert]]
     laid_out = [on_full_frames(chain, HEIGHT, WIDTH, 2) for chain in chains]
@@ -97,7 +99,7 @@ def test_clips_of_a_batch_go_through_their_own_operations_in_their_own_order(dev
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("crop", [Box(0, 0, 50, 70), Box(20, 30, 180, 300), Box(100, 200, 117, 213)])
-def test_crop_is_resized_as_by_torchvision(crop: Box, mirrored: bool, device: torch.device) -> None:
+def test_crop_is_resized_as_in_torchvision(crop: Box, mirrored: bool, device: torch.device) -> None:
     cut = np.ascontiguousarray(FRAME[crop.top : crop.bottom, crop.left : crop.right])
     (ours,) = run(
         lambda frames, matrix: resize_crop(frames, matrix, 96),
@@ -123,7 +125,7 @@ ENHANCERS = {
 
 
 @pytest.mark.parametrize("order", [(9, 8, 7), (7, 9, 8), (8, 7, 9)])
-def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...], device: torch.device) -> None:
+def test_jitter_equals_pil_in_the_drawn_order(order: tuple[int, ...], device: torch.device) -> None:
     factors = (1.4, 0.7, 1.3)
     numbers = [np.array(order, np.int32)], [np.array(factors, np.float32)]
     (ours,) = run(jitter, [FRAME[None]], *numbers, device=device)
@@ -131,11 +133,11 @@ def test_jitter_equals_pil_in_the_order_drawn(order: tuple[int, ...], device: to
     for code, factor in zip(order, factors, strict=True):
         picture = ENHANCERS[Operation(code)](picture).enhance(factor)
     difference = np.abs(ours[0].astype(int) - np.asarray(picture))
-    assert difference.mean() < 1  # colour is within a level or two; what comes after may stretch that
+    assert difference.mean() < 1  # colour is within two levels; later operations may stretch the difference
     assert difference.max() <= 4
 
 
-def test_a_whole_clip_equals_the_same_steps_one_by_one(device: torch.device) -> None:
+def test_a_clip_equals_the_same_steps_applied_separately(device: torch.device) -> None:
     clip = TrainClipSpec(2, 64, color_jitter=0.4, rand_augment="rand-m7-n4-mstd0.5-inc1")
     mean, std = (0.45, 0.4, 0.5), (0.225, 0.2, 0.25)
     frames = np.stack([FRAME, FRAME[::-1]])

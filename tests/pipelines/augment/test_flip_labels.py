@@ -1,4 +1,4 @@
-"""Which class names tell left from right."""
+"""Class names with mirrored directions."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from pipelines.synthetic.motion import CLASS_NAMES
         ("punch (left-hand)", "punch (right hand)"),
     ],
 )
-def test_classes_that_a_flip_turns_into_each_other(names: tuple[str, ...]) -> None:
+def test_classes_that_a_flip_exchanges(names: tuple[str, ...]) -> None:
     assert mirrored_classes(("jump", *names, "run")) == names
 
 
@@ -33,9 +33,9 @@ def test_classes_that_a_flip_turns_into_each_other(names: tuple[str, ...]) -> No
         ("turning clockwise", "turning left"),
     ],
 )
-def test_classes_that_a_flip_leaves_alone(names: tuple[str, ...]) -> None:
+def test_classes_that_a_flip_does_not_affect(names: tuple[str, ...]) -> None:
     assert mirrored_classes(names) == ()
 
 
-def test_the_embedded_data_set_tells_left_from_right() -> None:
+def test_the_embedded_data_set_has_mirrored_classes() -> None:
     assert mirrored_classes(CLASS_NAMES) == CLASS_NAMES[:2] + CLASS_NAMES[4:6]

@@ -36,7 +36,7 @@ def test_a_draw_is_a_function_of_its_key() -> None:
         (0.4, "rand-m7-n2-inc1", [(9,), (2,), (2, 9), (2, 4), (3,), (3,)]),
     ],
 )
-def test_numbers_are_as_many_as_announced(jitter: float, policy: str | None, shapes: list[tuple]) -> None:
+def test_array_count_is_the_number_of_arrays(jitter: float, policy: str | None, shapes: list[tuple]) -> None:
     clip = TrainClipSpec(4, 32, color_jitter=jitter, rand_augment=policy)
     for sample in range(20):
         drawn = draw_clip_params(

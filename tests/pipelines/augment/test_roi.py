@@ -67,7 +67,7 @@ def differences(
 
 
 @pytest.mark.parametrize("name", OPERATION_FACTORIES)
-def test_each_operation_on_its_window(name: str, device: torch.device) -> None:
+def test_each_operation_on_its_roi(name: str, device: torch.device) -> None:
     rng = np.random.default_rng(list(name.encode()))
     operations = [
         [OPERATION_FACTORIES[name](rng.uniform(0.1, 1), sign, HEIGHT, WIDTH)]
@@ -94,7 +94,7 @@ def test_chains_of_operations_on_their_windows(device: torch.device) -> None:
             assert (difference > WARP_TOLERANCE).mean() < 0.01, drawn
 
 
-def test_a_window_is_no_larger_than_it_has_to_be() -> None:
+def test_the_roi_is_minimal() -> None:
     crop = Box(30, 40, 60, 80)
     sizes = {
         name: input_box(OPERATION_FACTORIES[name](0.5, 1, HEIGHT, WIDTH), crop, HEIGHT, WIDTH).size
@@ -109,7 +109,7 @@ def test_a_window_is_no_larger_than_it_has_to_be() -> None:
     }
 
 
-def test_a_crop_that_sees_nothing_of_the_frame_is_grey(device: torch.device) -> None:
+def test_a_crop_outside_the_frame_is_grey(device: torch.device) -> None:
     away = [DrawnOperation(Operation.TRANSLATE_X, (-500.0,))]
     for drawn in (
         away,

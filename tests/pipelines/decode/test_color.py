@@ -131,7 +131,7 @@ def test_a_batch_may_mix_matrices(tmp_path: Path, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("colorspace", [0, 2, 3, 5, 6, 8, 10, 14])
-def test_what_is_bt601_or_unknown_stays_as_it_is(colorspace: int) -> None:
+def test_bt601_and_unknown_matrices_are_unchanged(colorspace: int) -> None:
     np.testing.assert_array_equal(color_correction(colorspace), np.eye(3, 4))
 
 
@@ -143,6 +143,6 @@ def test_greys_stay_grey_under_every_matrix(colorspace: int) -> None:
 
 
 @pytest.mark.parametrize(("colorspace", "name"), UNSUPPORTED_MATRICES.items())
-def test_what_ffmpeg_does_not_convert_is_refused_by_name(colorspace: int, name: str) -> None:
+def test_matrices_unsupported_by_ffmpeg_are_refused_by_name(colorspace: int, name: str) -> None:
     with pytest.raises(VideoError, match=name):
         check_colorspace(colorspace)

@@ -1,4 +1,4 @@
-"""The graph's decoder, held against PyAV frame by frame, and what is kept from it."""
+"""The graph's decoder against PyAV frame by frame, and the videos that it refuses."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ def check(video: Path, indices: Sequence[int], decoder: GraphDecoder = GraphDeco
 
 
 def decode_by_dali(videos: Sequence[Path], indices: Sequence[int], device: torch.device) -> list[np.ndarray]:
-    """The frames at `indices` of each video, by the graph that loaders use."""
+    """The frames at `indices` of each video, by the graph of the loaders."""
     gpu = device.type == "cuda"
     checked = [check(video, indices, GraphDecoder.for_device(gpu=gpu)) for video in videos]
 
@@ -78,7 +78,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("numbered", kinds.values(), ids=[name.replace(" ", "-") for name in kinds])
 
 
-def test_the_graph_numbers_frames_as_pyav_does(tmp_path: Path, numbered: Kind, device: torch.device) -> None:
+def test_the_graph_numbers_frames_as_pyav(tmp_path: Path, numbered: Kind, device: torch.device) -> None:
     video = make_video(tmp_path, numbered)
     expected = decode_all(video).astype(int)
     last = len(expected) - 1
@@ -89,13 +89,13 @@ def test_the_graph_numbers_frames_as_pyav_does(tmp_path: Path, numbered: Kind, d
         assert distance.mean(axis=(2, 3, 4)).min(axis=1).max() < NEAR
 
 
-def test_videos_go_to_the_graph_with_their_numbers(tmp_path: Path) -> None:
+def test_check_encoded_returns_the_frame_numbers(tmp_path: Path) -> None:
     checked = check(make_video(tmp_path, VP9), [3, 1, 3])
     assert checked.indices.dtype == np.int32 and checked.indices.tolist() == [3, 1, 3]
     assert checked.color.dtype == np.float32 and checked.color.tolist() == np.eye(3, 4).tolist()
 
 
-def test_defects_are_found_before_the_graph_sees_them(tmp_path: Path) -> None:
+def test_unusable_videos_are_refused_before_the_graph(tmp_path: Path) -> None:
     video = make_video(tmp_path, VP9)
     with pytest.raises(VideoError, match=r"40 frames.*frame 40") as caught:
         check(video, [0, 40])
@@ -139,7 +139,7 @@ NOT_FOR_NVDEC = {
 
 
 @pytest.mark.parametrize("name", NOT_FOR_NVDEC)
-def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Path, name: str) -> None:
+def test_valid_videos_unsupported_by_the_graph_are_left_to_pyav(tmp_path: Path, name: str) -> None:
     kind, reason = NOT_FOR_NVDEC[name]
     video = make_video(tmp_path, kind)
     with pytest.raises(
@@ -150,8 +150,8 @@ def test_sound_videos_that_the_graph_does_not_take_are_left_to_pyav(tmp_path: Pa
 
 
 @pytest.mark.parametrize("container", ["mp4", "ts"])
-def test_a_video_that_begins_with_a_recovery_point_is_kept_from_nvdec(tmp_path: Path, container: str) -> None:
-    """It would leave out the first pictures, and DALI number the others as if it had not."""
+def test_nvdec_refuses_a_video_that_begins_with_a_recovery_point(tmp_path: Path, container: str) -> None:
+    """NVDEC would drop the first pictures, and DALI would number the others wrongly."""
     whole = make_video(tmp_path, Kind("libx264", container, REFRESHED))
     assert check(whole, [0], GraphDecoder.NVDEC).indices.tolist() == [0]
     cut = make_video(tmp_path, Kind("libx264", container, REFRESHED, remake=start_at_the_second_keyframe))
@@ -179,7 +179,7 @@ USUAL = {
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name: str) -> None:
+def test_common_videos_are_for_nvdec_and_not_for_the_cpu_graph(tmp_path: Path, name: str) -> None:
     video = make_video(tmp_path, USUAL[name])
     last = row_of(video).frames - 1
     assert check(video, [0, last], GraphDecoder.NVDEC).indices.tolist() == [0, last]
@@ -188,13 +188,13 @@ def test_usual_videos_go_to_nvdec_and_not_to_the_cpu_graph(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("decoder", GraphDecoder)
-def test_a_stand_in_is_taken(tmp_path: Path, decoder: GraphDecoder) -> None:
+def test_the_graph_decodes_the_placeholder_video(tmp_path: Path, decoder: GraphDecoder) -> None:
     video = tmp_path / "stand-in.mkv"
     video.write_bytes(placeholder_video(decoder))
     assert check(video, [0], decoder).indices.tolist() == [0]
 
 
-def test_who_decodes() -> None:
+def test_auto_chooses_the_decoder_by_device() -> None:
     assert choose_decoder("auto", gpu=False) == "pyav"
     assert choose_decoder("auto", gpu=True) == "hybrid"
     assert choose_decoder("dali", gpu=False) == "dali"

@@ -1,4 +1,4 @@
-"""Frames are numbered as the decoder gives them out, whatever times the container holds."""
+"""Frames are numbered in the decoder's output order, whatever the container's times are."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ OPEN = Kind("libx264", "mkv", {"g": "10", "x264-params": "open-gop=1:bframes=3:b
 
 
 def decoding_times(packets: Sequence[av.Packet]) -> Sequence[av.Packet]:
-    """What many programs write: when a packet is decoded, in place of when it is shown."""
+    """Decoding times in place of display times, as many programs write them."""
     for packet, time in zip(packets, sorted(packet.pts for packet in packets), strict=True):
         packet.pts = packet.dts = time
     return packets
@@ -70,16 +70,14 @@ STORED = [
 @pytest.mark.parametrize(
     ("kind", "extension"), STORED, ids=[f"{kind.codec}-{extension}" for kind, extension in STORED]
 )
-def test_decoding_times_are_not_taken_for_times_of_showing(
-    tmp_path: Path, kind: Kind, extension: str
-) -> None:
+def test_decoding_times_are_not_used_as_display_times(tmp_path: Path, kind: Kind, extension: str) -> None:
     path, expected = remade(tmp_path, replace(kind, extension=extension), extension, decoding_times)
     check(path, expected)
-    if extension == "mkv":  # FFmpeg works times of showing out for some codecs in AVI
+    if extension == "mkv":  # FFmpeg derives display times for some codecs in AVI
         assert any("no usable times" in note for note in probe_video(path).notes)
 
 
-def test_what_the_ffmpeg_program_writes_into_avi_is_numbered_as_it_decodes_it() -> None:
+def test_frames_of_avi_files_are_numbered_as_in_ffmpeg() -> None:
     """Made by `ffmpeg -f lavfi -i testsrc2=s=64x48:r=25:d=1.6 -c:v libx264 -crf 40 -g 12 x.avi`; the sums are
     of the frames that `ffmpeg -i x.avi -pix_fmt rgb24 -f framemd5 -` gives out.
     """
@@ -93,9 +91,7 @@ def test_what_the_ffmpeg_program_writes_into_avi_is_numbered_as_it_decodes_it() 
 
 @pytest.mark.parametrize("options", [BF, {"bf": "0", "g": "12"}], ids=["B", "P"])
 @pytest.mark.parametrize("begin", [100_000, 400], ids=["apart", "overlapping"])
-def test_a_clock_that_was_set_back_loses_no_frame(
-    tmp_path: Path, options: dict[str, str], begin: int
-) -> None:
+def test_a_clock_set_back_loses_no_frame(tmp_path: Path, options: dict[str, str], begin: int) -> None:
     """Two recordings in one transport stream, the first of them by a clock that is ahead."""
     recordings = []
     for name, ahead in (("first", begin), ("second", 0)):
@@ -107,8 +103,8 @@ def test_a_clock_that_was_set_back_loses_no_frame(
     check(path, np.concatenate([decode_all(recording) for recording in recordings]))
 
 
-def test_leading_b_pictures_without_their_reference_are_no_frames(tmp_path: Path) -> None:
-    """As `ffmpeg -ss` cuts MPEG-2: the times rise although the B-pictures lack what they build on."""
+def test_leading_b_pictures_without_a_reference_are_not_frames(tmp_path: Path) -> None:
+    """As `ffmpeg -ss` cuts MPEG-2: the times rise although the B-pictures lack their references."""
 
     def cut(packets: Sequence[av.Packet]) -> Sequence[av.Packet]:
         first = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
@@ -153,7 +149,7 @@ def test_pairs_of_field_pictures_are_counted_as_frames(tmp_path: Path) -> None:
     ],
     ids=["h264", "mpeg2", "mpeg4", "h264-B", "h264-open", "hevc-B"],
 )
-def test_times_that_can_be_trusted_are(tmp_path: Path, kind: Kind) -> None:
+def test_valid_times_define_the_display_order(tmp_path: Path, kind: Kind) -> None:
     """Otherwise every clip would cost a decoding from the start."""
     with open_video(make_video(tmp_path, kind)) as (container, stream):
         index = read_index(container, stream)

@@ -1,4 +1,4 @@
-"""Videos that say to change size: DALI's CPU decoder, given one, reads memory that is not there."""
+"""Videos whose headers change the frame size, with which DALI's CPU decoder reads invalid memory."""
 
 import io
 from pathlib import Path
@@ -31,7 +31,7 @@ def row(path: Path, codec: str) -> ManifestRow:
 
 
 def change_header(path: Path, frame: int, *, width: int) -> None:
-    """Have a JPEG frame say another width."""
+    """Change the width in the header of a JPEG frame."""
     content = bytearray(path.read_bytes())
     at = -1
     for _ in range(frame + 1):
@@ -41,13 +41,13 @@ def change_header(path: Path, frame: int, *, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if name.split()[0] in CODECS])
-def test_sound_videos_are_of_one_size(tmp_path: Path, name: str) -> None:
+def test_valid_videos_have_one_size(tmp_path: Path, name: str) -> None:
     assert has_one_size(name.split()[0], packets(make_video(tmp_path, KINDS[name])))
 
 
 @pytest.mark.parametrize("name", ["mjpeg", "vp8", "vp9"])
-def test_another_size_is_seen_in_the_headers(tmp_path: Path, name: str) -> None:
-    """Two videos, one behind the other; VP9 does so by itself where an encoder is asked to resize."""
+def test_another_size_is_found_in_the_headers(tmp_path: Path, name: str) -> None:
+    """Two concatenated videos; VP9 also changes its size within a stream when an encoder resizes."""
     codec, pixels = KINDS[name].codec, KINDS[name].pixels
     kinds = [Kind(codec, "mkv", pixels=pixels, frames=6, size=size) for size in ((80, 112), (80, 96))]
     parts = []
@@ -96,14 +96,14 @@ def jpeg(
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("quality", [7, 9, 15, 16, 17, 20, 21, 75, 95])
-def test_tables_of_a_jpeg_that_look_like_a_header_are_none(quality: int, progressive: bool) -> None:
+def test_tables_of_a_jpeg_with_header_bytes_are_not_headers(quality: int, progressive: bool) -> None:
     picture, narrow = (jpeg(quality, width, progressive=progressive) for width in (WIDTH, WIDTH - 16))
     assert has_one_size("mjpeg", [picture, picture])
     assert not has_one_size("mjpeg", [picture, narrow])
     assert not has_one_size("mjpeg", [picture, picture + narrow])  # as fields are stored
 
 
-def test_metadata_of_a_jpeg_are_passed_over() -> None:
+def test_metadata_of_a_jpeg_are_skipped() -> None:
     random = np.random.default_rng(0).bytes(60_000)
     comment = b"\xff\xfe" + (2 + len(random)).to_bytes(2, "big") + random
     assert b"\xff\xc0" in comment[4:]
@@ -123,25 +123,25 @@ def test_metadata_of_a_jpeg_are_passed_over() -> None:
         (b"\xff\xe0\0\x10JFIF\0", b"\xff\xe1\x02\x2eExif\0"),  # seems to hold it; its directory does not
     ],
 )
-def test_behind_a_damaged_segment_of_a_jpeg_each_header_counts(sound: bytes, damaged: bytes) -> None:
+def test_every_header_counts_after_a_damaged_segment_of_a_jpeg(sound: bytes, damaged: bytes) -> None:
     whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
     assert narrow.count(sound) >= 1 and whole.find(b"\xff\xc0") < 0x22E
     assert not has_one_size("mjpeg", [whole, narrow.replace(sound, damaged, 1)])
 
 
-def test_a_header_amid_the_data_of_a_scan_counts() -> None:
+def test_a_header_within_scan_data_counts() -> None:
     whole, narrow = jpeg(), jpeg(width=WIDTH - 16)
     at, header = narrow.index(b"\xff\xc0"), whole.index(b"\xff\xda") + 40
     assert not has_one_size("mjpeg", [whole[:header] + narrow[at : at + 19] + whole[header:]])
 
 
-def test_what_cannot_be_read_says_nothing() -> None:
+def test_unreadable_headers_are_skipped() -> None:
     for codec in CODECS:
         assert has_one_size(codec, [b"\xff", b"\0", b"\xff\xc0", bytes(40), b"\xff" * 40])
 
 
-def test_a_file_whose_header_says_another_size_is_left_to_pyav(tmp_path: Path) -> None:
-    """DALI makes room for frames of the size that the file's header says."""
+def test_a_file_with_another_size_in_its_header_is_left_to_pyav(tmp_path: Path) -> None:
+    """DALI allocates frames of the size in the file's header."""
     path = make_video(tmp_path, Kind("libvpx-vp9", "webm", frames=FRAMES))
     indices = np.arange(FRAMES)
     check_encoded(path.read_bytes(), row(path, "vp9"), indices, GraphDecoder.CPU)
@@ -163,7 +163,7 @@ def batches(manifest: Path, decoder: str) -> tuple[list[int], list[int], list[st
 
 
 def test_damaged_mjpeg_does_not_end_the_rank(tmp_path: Path) -> None:
-    """It ended the process with SIGSEGV, so the loader is in one of its own here."""
+    """It ended the process with SIGSEGV, so the loader runs in its own process here."""
     rows = []
     for number in range(8):
         folder = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""Damage inside a stream: what the decoders can tell is heard, and by a run as by `prepare.py --deep`."""
+"""Damage inside a stream is detected, by a run as well as by `prepare.py --deep`."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,15 +24,15 @@ SEEDS = range(12)
 @pytest.mark.parametrize(
     ("name", "least"), [("VP9", 11), ("HEVC with checksums", 11), ("AV1", 8), ("H.264", 4)]
 )
-def test_damage_is_noticed(name: str, least: int) -> None:
-    """Before, of 100 each: VP9 1, HEVC with checksums 18."""
+def test_damage_is_detected(name: str, least: int) -> None:
+    """Without the options, of 100 each: VP9 1, HEVC with checksums 18."""
     found = notice(CODECS[name], SEEDS)
     assert found.changed >= 10
     assert found.deep == found.whole >= least
 
 
 @pytest.mark.parametrize("name", ["HEVC", "VP8", "MPEG-4 part 2", "Motion JPEG"])
-def test_what_deep_calls_sound_a_run_reads(name: str) -> None:
+def test_a_run_reads_what_a_deep_check_accepts(name: str) -> None:
     found = notice(CODECS[name], SEEDS)
     assert found.deep == found.whole
 
@@ -60,17 +60,17 @@ def late_stream(folder: Path) -> bytes:
             silence.rate, silence.pts = 44100, 1152 * number
             container.mux(sound.encode(silence))
         container.mux(video.encode(None))
-    return silent * 300 + (folder / "with_sound.ts").read_bytes()  # farther in than FFmpeg looks ahead
+    return silent * 300 + (folder / "with_sound.ts").read_bytes()  # beyond the packets that FFmpeg probes
 
 
-def test_a_stream_that_begins_late_does_no_harm(tmp_path: Path) -> None:
+def test_a_stream_that_begins_late_is_ignored(tmp_path: Path) -> None:
     content = late_stream(tmp_path / "late")
     info = probe_video(content)
     assert (info.frames, "a transport stream with gaps, or several in one" in info.notes) == (3010, True)
     assert decode_frames(content, np.array([0, 3009])).shape == (2, 80, 112, 3)
 
     def demux(_: object):
-        """As PyAV does where its memory says so: it raises behind the last packet."""
+        """Raises after the last packet, as PyAV may."""
         with open_video(content[:18800]) as (container, stream):
             yield from container.demux(stream)
         raise IndexError("tuple index out of range")
@@ -79,7 +79,7 @@ def test_a_stream_that_begins_late_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_no_error_of_a_library_ends_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It becomes the video's defect, in the same words as in a run; `prepare.py` knows these only."""
+    """It becomes a VideoError with the same message as in a run, the only type that `prepare.py` handles."""
     path = make_video(tmp_path, Kind("mpeg4", "mp4", frames=3))
 
     def broken(*_: object, **__: object) -> None:

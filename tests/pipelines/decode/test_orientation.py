@@ -1,4 +1,4 @@
-"""Frames are shown as the file's display matrix says, whoever decodes them."""
+"""All decoders apply the file's display matrix."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def matrix_edited(video: Path, a: int, b: int, c: int, d: int) -> Path:
     }.values(),
     ids=["90", "180", "270", "mirrored", "upside-down", "transposed"],
 )
-def test_frames_are_turned_as_the_matrix_says(tmp_path: Path, matrix: tuple, turn: object) -> None:
+def test_frames_are_rotated_by_the_display_matrix(tmp_path: Path, matrix: tuple, turn: object) -> None:
     plain = make_video(tmp_path, H264)
     coded = decode_all(plain)
     video = matrix_edited(plain, *matrix)
@@ -65,7 +65,7 @@ def test_a_manifest_of_coded_sizes_is_refused(tmp_path: Path) -> None:
         decode_frames(video, np.array([0]), size=(80, 80))
 
 
-def test_the_graph_turns_frames_as_pyav_does(tmp_path: Path, device: torch.device) -> None:
+def test_the_graph_rotates_frames_as_pyav(tmp_path: Path, device: torch.device) -> None:
     kind = H264 if device.type == "cuda" else Kind("libvpx-vp9", "mkv", VP9)
     videos = []
     for degrees in (0, 90, 180, 270):
@@ -78,7 +78,7 @@ def test_the_graph_turns_frames_as_pyav_does(tmp_path: Path, device: torch.devic
         assert np.abs(decoded.astype(int) - expected).mean() < 6  # of chroma; other frames differ by 40
 
 
-def test_a_turn_by_another_angle_is_said_and_not_applied(tmp_path: Path) -> None:
+def test_a_rotation_by_another_angle_is_reported_and_not_applied(tmp_path: Path) -> None:
     plain = make_video(tmp_path, H264)
     slanted = int(UNIT * 0.5), int(UNIT * 0.866), -int(UNIT * 0.866), int(UNIT * 0.5)
     video = matrix_edited(plain, *slanted)

@@ -1,4 +1,4 @@
-"""What the headers of coded pictures say."""
+"""Headers of coded pictures."""
 
 import av
 import pytest
@@ -32,13 +32,13 @@ def scan_of(path: object, codec: str) -> PictureScan:
         (Kind("mpeg4", "mp4", {"bf": "0"}), "mpeg4", False),
     ],
 )
-def test_b_pictures_are_seen(tmp_path, kind, codec, b_pictures) -> None:
+def test_b_pictures_are_detected(tmp_path, kind, codec, b_pictures) -> None:
     scan = scan_of(make_video(tmp_path, kind), codec)
     assert scan.b_pictures is b_pictures
     assert not scan.field_pictures
 
 
-def test_fields_are_seen_and_interlaced_frames_are_none(tmp_path) -> None:
+def test_field_pictures_are_detected_and_interlaced_frames_are_not(tmp_path) -> None:
     path = tmp_path / "fields.h264"
     path.write_bytes(field_pictures(3))
     assert scan_of(path, "h264").field_pictures
@@ -48,7 +48,7 @@ def test_fields_are_seen_and_interlaced_frames_are_none(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("extradata", [b"", b"\x01\x4d\x00\x1e\xff\xe1\xff\xff\x67", b"\x00\x00\x01\x67"])
-def test_headers_that_are_cut_short_or_never_end_are_unknown(extradata) -> None:
+def test_truncated_and_endless_headers_are_unknown(extradata) -> None:
     scan = PictureScan("h264", extradata + bytes(200_000))
     scan.add(b"\x00\x00\x01\x65")
     scan.add(b"\x00\x00\x00")

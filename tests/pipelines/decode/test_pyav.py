@@ -1,4 +1,4 @@
-"""Frame-exact decoding, held against decoding everything."""
+"""Frame-exact decoding against a full decode."""
 
 import os
 from itertools import pairwise
@@ -15,7 +15,7 @@ from pipelines.decode.pyav import decode_frames
 from pipelines.errors import VideoError
 from tests.pipelines.videos import KINDS, Kind, decode_all, make_video, moving_picture
 
-TRIMMED = 7  # frames that the edit list of a fixture leaves out
+TRIMMED = 7  # frames that the edit list of a fixture removes
 B_FRAMES = KINDS["h264 with B-frames"]
 
 
@@ -41,7 +41,7 @@ def test_frames_equal_a_full_decode(video: Path) -> None:
             np.testing.assert_array_equal(decoded, expected[indices], err_msg=str(indices))
 
 
-def test_a_probe_counts_the_frames_that_are_shown(video: Path) -> None:
+def test_a_probe_counts_the_displayed_frames(video: Path) -> None:
     expected = decode_all(video)
     info = probe_video(video, deep=True)
     assert (info.frames, info.height, info.width) == expected.shape[:3]
@@ -59,7 +59,7 @@ def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
     assert any(times[later] < times[key] for key in keyframes for later in range(key, len(times)))
     times, _, shown, _ = index_of("h264 trimmed by an edit list")
     assert (len(times), len(shown)) == (40, 40 - TRIMMED)
-    assert not index_of("h264 in avi")[3]  # its packets tell no times
+    assert not index_of("h264 in avi")[3]  # its packets have no times
     assert not index_of("mpeg4 with packed B-frames")[3]
     assert index_of("h264 from inside a group")[1][0] > 0
 
@@ -67,7 +67,7 @@ def test_the_kinds_are_what_their_names_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["h264 with open groups", "h264 with open groups in a transport stream", "hevc"]
 )
-def test_decoding_starts_at_the_last_keyframe_that_a_frame_builds_on(tmp_path: Path, name: str) -> None:
+def test_decoding_starts_at_the_last_keyframe_that_a_frame_depends_on(tmp_path: Path, name: str) -> None:
     with open_video(make_video(tmp_path, KINDS[name])) as (container, stream):
         index = read_index(container, stream)
     for packet in index.display_order:
@@ -88,7 +88,7 @@ def test_an_edit_list_moves_the_first_frame(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode_frames(trimmed, np.array([0, 9])), whole[[TRIMMED, TRIMMED + 9]])
 
 
-def test_a_window_is_cut_from_the_frames(video: Path) -> None:
+def test_an_roi_of_the_frames_is_returned(video: Path) -> None:
     expected = decode_all(video)[[3, 20, 3], 7:70, 11:79]
     decoded = decode_frames(video, np.array([3, 20, 3]), (7, 11, 70, 79))
     np.testing.assert_array_equal(decoded, expected)
@@ -107,8 +107,8 @@ def test_large_videos_are_demuxed_again_instead_of_kept(
     np.testing.assert_array_equal(decode_frames(video.read_bytes(), indices), expected)
 
 
-def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
-    # Damage in one group of pictures is not seen by who wants another: it was not decoded.
+def test_only_needed_packets_are_decoded(tmp_path: Path) -> None:
+    # Damage in a group of pictures that is not needed is not detected, as it is not decoded.
     video = make_video(tmp_path, B_FRAMES)
     expected = decode_all(video)
     damage(video, packet=12)
@@ -128,7 +128,7 @@ def damage(video: Path, *, packet: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["h264", "av1", "mpeg4", "mpeg2 program stream", "mjpeg"])
-def test_damage_is_never_shown_where_the_codec_notices(tmp_path: Path, name: str) -> None:
+def test_damage_that_the_codec_detects_is_refused(tmp_path: Path, name: str) -> None:
     video = make_video(tmp_path, KINDS[name])
     damage(video, packet=0)
     with pytest.raises(VideoError, match=r"damaged"):
@@ -143,14 +143,14 @@ def test_damage_is_never_shown_where_the_codec_notices(tmp_path: Path, name: str
         ("mpeg2 program stream", r"1\d frames.*frame 39"),
     ],
 )
-def test_files_cut_short_say_so(tmp_path: Path, name: str, reason: str) -> None:
+def test_truncated_files_are_reported_as_such(tmp_path: Path, name: str, reason: str) -> None:
     video = make_video(tmp_path, KINDS[name])
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     with pytest.raises(VideoError, match=reason):
         decode_frames(video, np.array([1, 39]))
 
 
-def test_frames_of_another_size_are_noticed_before_a_window_is_cut(tmp_path: Path) -> None:
+def test_another_frame_size_is_refused_before_an_roi_is_cropped(tmp_path: Path) -> None:
     video = make_video(tmp_path, B_FRAMES)
     decode_frames(video, np.array([1]), size=(80, 112))
     reason = r"112x80.*640x480.*changed.*manifest"
@@ -158,7 +158,7 @@ def test_frames_of_another_size_are_noticed_before_a_window_is_cut(tmp_path: Pat
         decode_frames(video, np.array([1]), (0, 0, 400, 400), size=(480, 640))
 
 
-def test_frames_that_change_their_size_are_noticed(tmp_path: Path) -> None:
+def test_a_change_of_the_frame_size_is_refused(tmp_path: Path) -> None:
     small = make_video(tmp_path, Kind("libx264", "ts", {"bf": "0", "g": "5"}, size=(80, 112), frames=10))
     content = small.read_bytes()
     large = make_video(tmp_path, Kind("libx264", "ts", {"bf": "0", "g": "5"}, size=(96, 128), frames=10))
@@ -168,7 +168,7 @@ def test_frames_that_change_their_size_are_noticed(tmp_path: Path) -> None:
         decode_frames(joined, np.array([2, 15]))
 
 
-def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
+def test_messages_name_the_problem(tmp_path: Path) -> None:
     path = make_video(tmp_path, B_FRAMES)
     with pytest.raises(VideoError, match=r"40 frames.*frame 40"):
         decode_frames(path, np.array([40]))
@@ -183,7 +183,7 @@ def test_defects_say_what_is_wrong(tmp_path: Path) -> None:
         decode_frames(tmp_path / "gone.mp4", np.array([0]))
 
 
-def test_the_moving_picture_tells_its_frames_apart() -> None:
+def test_the_frames_of_the_moving_picture_differ() -> None:
     pictures = moving_picture(40, 80, 112).astype(int)
     assert np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2, 3)).min() > 5
 

@@ -1,4 +1,4 @@
-"""What may be opened for a video: ordinary files, their own bytes, and nothing that they name."""
+"""Only regular files are opened, their own bytes are read, and no file that they name."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from pipelines.decode.video_file import VideoFile
 from pipelines.errors import VideoError
 from tests.conftest import MotionSet
 
-AT_ONCE = 5.0  # seconds; FFmpeg waited 21 for a session that nobody sends
+AT_ONCE = 5.0  # seconds; FFmpeg waited 21 for a session that never came
 
 SDP = (
     "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
@@ -37,12 +37,12 @@ DASH = (
 
 
 class TooLate(BaseException):
-    """Not an error that anything here could take for one of the file."""
+    """An error that no code here treats as one of the file."""
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Raise TooLate inside where it takes longer."""
+    """Raise TooLate if the body takes longer."""
 
     def late(*_: object) -> None:
         raise TooLate
@@ -57,7 +57,7 @@ def at_once() -> Iterator[None]:
 
 
 def refusals(path: Path) -> list[str]:
-    """What each way of reading a video says against the one at `path`."""
+    """The message of each way to read the video at `path`."""
     said = []
     for read in (probe_video, lambda path: decode_frames(path, np.zeros(1, np.int32)), VideoFile):
         with pytest.raises(VideoError) as caught:
@@ -75,7 +75,7 @@ def refusals(path: Path) -> list[str]:
     [(kind, linked) for kind in ("pipe", "folder", "socket") for linked in (False, True)]
     + [("/dev/zero", True), ("/dev/tty", True)],
 )
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str, linked: bool) -> None:
+def test_anything_but_a_regular_file_is_refused_at_once(tmp_path: Path, kind: str, linked: bool) -> None:
     path = tmp_path / "clip.mp4"
     if kind == "pipe":
         os.mkfifo(path)
@@ -97,7 +97,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str, l
         assert content_key(path) == 0
 
 
-def test_no_more_is_read_than_the_file_held(tmp_path: Path) -> None:
+def test_nothing_is_read_beyond_the_size_at_opening(tmp_path: Path) -> None:
     path = tmp_path / "growing.mp4"
     path.write_bytes(b"0123456789")
     with VideoFile(path) as file:
@@ -109,7 +109,7 @@ def test_no_more_is_read_than_the_file_held(tmp_path: Path) -> None:
         assert (file.seek(-1, os.SEEK_CUR), file.read(9)) == (9, b"9")
         with pytest.raises(OSError, match="Invalid"):
             file.seek(-1)
-        path.write_bytes(b"01")  # and where it was cut short, what is left
+        path.write_bytes(b"01")  # and after a truncation, the remaining bytes
         file.seek(0)
         assert file.read() == b"01"
     with pytest.raises(OSError, match="Bad file"):
@@ -117,7 +117,7 @@ def test_no_more_is_read_than_the_file_held(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Something that another file names, and whether anybody came for it. For pipes and for hosts."""
+    """A pipe and a host that another file names, and whether they were opened."""
 
     def __init__(self, folder: Path) -> None:
         self.pipe = folder / "other.mp4"
@@ -133,7 +133,7 @@ class Trap:
         self.visits.append("file")
 
     def close(self) -> list[str]:
-        """Who came."""
+        """Which of them were opened."""
         visits = list(self.visits)
         self.server.setblocking(False)
         with suppress(BlockingIOError):
@@ -161,7 +161,7 @@ class Trap:
         (DASH, "{pipe}"),
     ],
 )
-def test_what_names_other_files_or_hosts_opens_none(
+def test_files_that_name_other_files_or_hosts_open_none(
     tmp_path: Path, text: str, other: str, as_bytes: bool
 ) -> None:
     trap = Trap(tmp_path)
@@ -174,8 +174,8 @@ def test_what_names_other_files_or_hosts_opens_none(
         assert trap.close() == []
 
 
-def test_a_name_means_nothing(motion_set: MotionSet, tmp_path: Path) -> None:
-    """FFmpeg would take a colon for a protocol, and `%d` for the numbers of a row of pictures."""
+def test_file_names_have_no_special_meaning(motion_set: MotionSet, tmp_path: Path) -> None:
+    """FFmpeg would read a colon as a protocol, and `%d` as the numbers of an image sequence."""
     clip = next(path for path in sorted(motion_set.root.rglob("*.mp4")))
     known = probe_video(clip)
     for name in ("http:clip.mp4", "concat:a|b.mp4", "clip%d.png", "clip.sdp", "clip", "clip.dv"):

@@ -50,7 +50,7 @@ def drawn_paths(monkeypatch):
     return paths
 
 
-def test_shapes_move_as_their_class_says(drawn_paths):
+def test_shapes_move_according_to_their_class(drawn_paths):
     moved = {
         name: [(p.x[-1] - p.x[0], p.y[-1] - p.y[0]) for p in paths] for name, paths in drawn_paths.items()
     }
@@ -79,7 +79,8 @@ def test_no_clip_is_ambiguous(drawn_paths):
 
 
 def mask(seed: int, **place: float) -> np.ndarray:
-    """Where the shape is: H W. The same random numbers with the shape out of sight give the background."""
+    """Where the shape is: H W. The same random numbers with the shape outside the frame give the
+    background."""
 
     def picture(**place: float) -> np.ndarray:
         path = ShapePath(**{name: np.full(2, value) for name, value in place.items()})
@@ -94,7 +95,7 @@ def centre(shape: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_screen_s_directions_are_those_of_the_class_names(seed):
+def test_directions_on_the_screen_match_the_class_names(seed):
     here = mask(seed, x=0.0, y=0.0, radius=0.25, angle=0.0)
     right = mask(seed, x=0.125, y=0.0, radius=0.25, angle=0.0)
     down = mask(seed, x=0.0, y=0.125, radius=0.25, angle=0.0)
@@ -108,7 +109,7 @@ def test_the_screen_s_directions_are_those_of_the_class_names(seed):
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
-def test_every_angle_of_a_shape_is_another_picture(name):
+def test_every_angle_of_a_shape_gives_a_different_picture(name):
     u, v = np.meshgrid(np.linspace(-1.2, 1.2, 97), np.linspace(-1.2, 1.2, 97))
     upright = SHAPES[name](u, v) < 0
     assert not (upright & (u * u + v * v > 1)).any(), "it does not fit its disc"
@@ -118,7 +119,7 @@ def test_every_angle_of_a_shape_is_another_picture(name):
         assert (upright ^ turned).sum() > 0.2 * upright.sum()
 
 
-def test_motion_below_a_pixel_shows_and_is_smooth():
+def test_motion_below_a_pixel_is_visible_and_smooth():
     clip = [
         draw_clip(np.random.default_rng(0), ShapePath(*(np.full(1, v) for v in (x, 0.0, 0.2, 0.3))), 64, 64)
         for x in np.arange(0, 1, 0.1) / 64
@@ -147,13 +148,13 @@ def test_seeds_splits_and_twins_are_different_clips():
     assert len({clip.tobytes() for clip in clips}) == len(clips)
 
 
-def test_lengths_and_sizes_are_mixed():
+def test_lengths_and_sizes_vary():
     clips = [draw_motion_clip(SETTINGS, "train", index) for index in range(0, 96, 2)]
     assert {len(clip.frames) for clip in clips} == set(range(16, 25))
     assert {clip.frames.shape[1:3] for clip in clips} == {(72, 72), (72, 96), (96, 72), (72, 108)}
 
 
-def test_the_manifests_say_what_the_videos_are(motion_set):
+def test_the_manifests_describe_the_videos(motion_set):
     train, val = Manifest.open(motion_set.train), Manifest.open(motion_set.val)
     assert (len(train), len(val)) == (32, 16)
     assert train.class_names == val.class_names == CLASS_NAMES
@@ -174,7 +175,7 @@ def test_the_manifests_say_what_the_videos_are(motion_set):
         assert manifest.absolute_path(row).parent.name == CLASS_NAMES[row.label]
 
 
-def test_videos_show_what_was_drawn_and_no_frame_stands_out(motion_set):
+def test_videos_show_the_drawn_frames_with_even_quality(motion_set):
     errors = []
     manifest = Manifest.open(motion_set.train)
     for index in range(0, 32, 2):
@@ -187,7 +188,7 @@ def test_videos_show_what_was_drawn_and_no_frame_stands_out(motion_set):
     assert max(first, middle, last) - min(first, middle, last) < 0.5
 
 
-def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_made_again(motion_set, tmp_path):
+def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_repeated(motion_set, tmp_path):
     def stop(done, total):
         if done == 10:
             raise KeyboardInterrupt
@@ -214,7 +215,7 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_made_again(motio
         ({"frames": (20, 16)}, "20 to 16 frames"),
     ],
 )
-def test_numbers_out_of_range_are_refused(tmp_path, wrong, message):
+def test_values_out_of_range_are_refused(tmp_path, wrong, message):
     with pytest.raises(DataError, match=message):
         render(tmp_path, **{"train_clips": 8, "val_clips": 8, "seed": 0, **wrong})
     assert not list(tmp_path.iterdir())
