@@ -17,11 +17,13 @@ class Fusion(nn.Module):
     `mask_streams`, B layers, which only training needs. It returns the video token, B C.
     """
 
-    def __init__(self, config: UniFormerV2Config, query_count: int) -> None:
+    def __init__(self, config: UniFormerV2Config, query_count: int | None = None) -> None:
+        """query_count: learnable queries; None for one per global block."""
         super().__init__()
         rates = linear_rates(config.global_drop_path, len(config.global_layers))
         self.blocks = nn.ModuleList([GlobalUniBlock(config, rate) for rate in rates])
-        self.query = nn.Parameter(torch.zeros(1, query_count, config.width))
+        count = len(config.global_layers) if query_count is None else query_count
+        self.query = nn.Parameter(torch.zeros(1, count, config.width))
 
     def _queries(self, batch: int) -> list[Tensor]:  # each B 1 C
         return list(self.query.expand(batch, -1, -1).split(1, dim=1))
@@ -44,9 +46,8 @@ class Parallel(Fusion):
     """(b) Each block has its own query; the video tokens are concatenated and projected."""
 
     def __init__(self, config: UniFormerV2Config) -> None:
-        count = len(config.global_layers)
-        super().__init__(config, query_count=count)
-        self.project = nn.Linear(count * config.width, config.width, bias=False)
+        super().__init__(config)
+        self.project = nn.Linear(len(config.global_layers) * config.width, config.width, bias=False)
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         queries = self._queries(features[0].shape[0])
@@ -57,9 +58,6 @@ class Parallel(Fusion):
 
 class HierarchicalKV(Fusion):
     """(c) Each block has its own query; the previous video token is an additional context token."""
-
-    def __init__(self, config: UniFormerV2Config) -> None:
-        super().__init__(config, query_count=len(config.global_layers))
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         token: Tensor | None = None
@@ -75,9 +73,6 @@ class HierarchicalQ(Fusion):
 
     The paper does not define how the final tokens become one; here it is their mean.
     """
-
-    def __init__(self, config: UniFormerV2Config) -> None:
-        super().__init__(config, query_count=len(config.global_layers))
 
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         queries = self._queries(features[0].shape[0])

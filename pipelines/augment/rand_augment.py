@@ -187,11 +187,9 @@ def _posterize(level: float, sign: float, height: int, width: int) -> DrawnOpera
 def _solarize(level: float, sign: float, height: int, width: int) -> DrawnOperation:
     """Invert from a threshold on that falls from 256, which no pixel reaches, to 0."""
     threshold = 256 - min(256, int(level * 256))
-    return (
-        DrawnOperation(Operation.SOLARIZE, (threshold,))
-        if threshold < 256
-        else DrawnOperation(Operation.NOTHING)
-    )
+    if threshold == 256:
+        return DrawnOperation(Operation.NOTHING)
+    return DrawnOperation(Operation.SOLARIZE, (threshold,))
 
 
 def _solarize_add(level: float, sign: float, height: int, width: int) -> DrawnOperation:
