@@ -1,4 +1,4 @@
-"""launch/replay_batch.py on a real run: the clips of any step again, and what makes them others."""
+"""launch/replay_batch.py on a real run: equal clips, and reasons for different ones."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def replayed(run_dir: Path, step: int, **more: object) -> ReplayedStep:
 
 
 @pytest.mark.soak
-def test_a_step_of_two_ranks_is_seen_again(run_dir: Path, tmp_path: Path) -> None:
+def test_a_step_of_two_ranks_is_replayed(run_dir: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     done = typed(*COMMAND, str(run_dir), "--step", "5", "--json", "--out", str(sheet), folder=ROOT)
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_a_step_of_two_ranks_is_seen_again(run_dir: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.soak
-def test_other_pixels_are_told_and_other_manifests_refused(
+def test_different_pixels_are_reported_and_other_manifests_refused(
     run_dir: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     data, copy = tmp_path / "data", tmp_path / "run"
@@ -80,7 +80,7 @@ def test_other_pixels_are_told_and_other_manifests_refused(
     write_manifest(other, rows, manifest.class_names)
     with pytest.raises(RunError, match=r"other\.arrow"):
         replayed(copy, 2, manifests=[other])
-    copy.joinpath("events.jsonl").unlink()  # an old run: the checkpoint still knows the manifests
+    copy.joinpath("events.jsonl").unlink()  # as in an old run: only the checkpoint has the fingerprint
     with pytest.raises(RunError, match=r"other\.arrow"):
         replayed(copy, 2, manifests=[other])
 

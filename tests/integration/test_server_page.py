@@ -39,7 +39,7 @@ def browser(server: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def dropped(browser: Browser, file: Path) -> str:
-    """Drop a file, and wait for what the page says of it in the end."""
+    """Drop a file, and wait for the final status text of the page."""
     browser.evaluate("say('')")
     x, y = browser.evaluate(
         "(({x, y, width, height}) => [x + width / 2, y + height / 2])(drop.getBoundingClientRect())"
@@ -48,8 +48,8 @@ def dropped(browser: Browser, file: Path) -> str:
     browser.wait_for(
         "part('state').className === 'bad' || !part('found').hidden && part('state').textContent"
     )
-    said: str = browser.evaluate("part('state').textContent")
-    return said
+    status: str = browser.evaluate("part('state').textContent")
+    return status
 
 
 def test_a_good_video_is_shown_and_names_are_text(
@@ -70,13 +70,13 @@ def test_a_good_video_is_shown_and_names_are_text(
     assert browser.errors == []
 
 
-def test_bad_uploads_are_told_and_a_good_one_still_works(
+def test_bad_uploads_are_reported_and_a_good_one_still_works(
     browser: Browser, server: Serving, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     good = next((motion_set.root / "val").rglob("*.mp4"))
     content = good.read_bytes()
     for name, data, token in (
-        ("huge.mp4", bytes(400_000), "takes 0 MB"),
+        ("huge.mp4", bytes(400_000), "0 MB"),
         ("cut.mp4", content[: len(content) // 3], "upload"),
         ("text.mp4", b"no video", "upload"),
         ("list.mp4", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "upload"),
@@ -85,16 +85,16 @@ def test_bad_uploads_are_told_and_a_good_one_still_works(
     ):
         file = tmp_path / name
         file.write_bytes(data)
-        said = dropped(browser, file)
-        assert token in said, (name, said)
+        status = dropped(browser, file)
+        assert token in status, (name, status)
         assert browser.evaluate("part('state').className") == "bad"
         assert browser.evaluate("part('found').hidden && part('progress').hidden")
     assert dropped(browser, good) == good.name
     assert server.uploads == []
 
 
-def test_another_page_cannot_send_or_show_it(server: Serving, browser: Browser, tmp_path: Path) -> None:
-    """From a page of another origin: its request is refused, and the page in its frame stays empty."""
+def test_another_page_cannot_send_or_embed(server: Serving, browser: Browser, tmp_path: Path) -> None:
+    """A page of another origin: its request is refused, and its frame stays empty."""
     other = tmp_path / "other.html"
     address = f"http://127.0.0.1:{server.port}"
     other.write_text(f"<iframe src='{address}/'></iframe>")

@@ -1,8 +1,7 @@
-"""One file of weights out of a run's checkpoints, of a run that keeps a moving average too."""
+"""Exports of a run with an EMA to a file of weights."""
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import MotionSet
-from tests.integration.processes import ROOT, settings, train
+from tests.integration.processes import settings, train
+from tests.launch.scripts import run_script
 from trainer.checkpoint import export as exporting
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
@@ -33,11 +33,10 @@ def averaged(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def export(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "launch/export.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return run_script("export.py", *arguments)
 
 
-def test_the_newest_checkpoint_gives_what_the_run_itself_wrote(averaged: Path, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_gives_the_weights_of_the_run(averaged: Path, tmp_path: Path) -> None:
     result = export(averaged, "--out", tmp_path / "w.safetensors")
     assert result.returncode == 0, result.stderr
     assert "the weights after step 8, 8 classes" in result.stdout
@@ -51,7 +50,7 @@ def test_the_newest_checkpoint_gives_what_the_run_itself_wrote(averaged: Path, t
     assert weights.recipe["optimisation"]["ema_decay"] == 0.9
 
 
-def test_the_last_weights_are_another_thing_than_their_average(averaged: Path, tmp_path: Path) -> None:
+def test_the_last_weights_differ_from_their_average(averaged: Path, tmp_path: Path) -> None:
     assert export(averaged, "--last", "--out", tmp_path / "last.safetensors").returncode == 0
     last, average = load_file(tmp_path / "last.safetensors"), load_file(averaged / "weights.safetensors")
     assert last.keys() == average.keys()
@@ -66,7 +65,7 @@ def test_a_single_checkpoint_and_the_best_one(averaged: Path, tmp_path: Path) ->
     assert result.returncode == 0, result.stderr
 
 
-def test_what_is_no_run_or_is_damaged_is_refused_in_words(averaged: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_source_is_refused(averaged: Path, tmp_path: Path) -> None:
     missing = export(tmp_path / "nowhere", "--out", tmp_path / "w.safetensors")
     assert missing.returncode == 2 and "nowhere: there is no such folder" in missing.stderr
     result = export(tmp_path, "--out", tmp_path / "w.safetensors")
@@ -83,7 +82,7 @@ def test_what_is_no_run_or_is_damaged_is_refused_in_words(averaged: Path, tmp_pa
 
 
 @pytest.mark.parametrize("before", ["read_state", "read_index"])
-def test_a_checkpoint_that_its_run_deletes_meanwhile_is_told_in_words(
+def test_a_checkpoint_deleted_during_the_export_is_an_error(
     averaged: Path, tmp_path: Path, before: str
 ) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-0000008"

@@ -1,4 +1,4 @@
-"""The wheel: everything under one name, and every command works from it, in an environment of its own."""
+"""The wheel: one package, and every command works in an environment of its own."""
 
 import ast
 import os

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -37,7 +37,6 @@ from trainer.system.device import compute_logits, set_device, set_numerics
 
 T = TypeVar("T")
 
-_WORK = "evaluating: videos"
 SECONDS_PER_PART = 30.0  # between two parts: a killed evaluation loses no more work
 TIME_TO_LEAVE = 30.0  # seconds before the end of a job at which the last part is written
 
@@ -88,6 +87,7 @@ class Evaluator:
         self._target = target
         self._environment = environment
         self._as_json = as_json
+        self._output = sys.stderr if as_json else sys.stdout
         self._is_main = environment.is_main
         self._folder = EvaluationDir(target.out)
 
@@ -162,11 +162,15 @@ class Evaluator:
         gatherer = ScoreGatherer(target.dataset, target.batch, len(target.names), first)
         started = last_write = time.monotonic()
         done, rest = 0, videos - first
-        with self._progress() as progress, torch.no_grad():
+        with (
+            show_progress("evaluating: videos", self._output) if self._is_main else nullcontext() as progress,
+            torch.no_grad(),
+        ):
             for number, batch in enumerate(loader, start=first_batch + 1):
                 gatherer.add(batch, view_scores(forward, batch))
                 done = min(number * at_once, videos) - first
-                progress(done, rest)
+                if progress is not None:
+                    progress(done, rest)
                 is_due = self._is_main and time.monotonic() - last_write > SECONDS_PER_PART
                 stopping, due = self._any_rank(stop.requested is not None, is_due)
                 if stopping or due or gatherer.is_due or done == rest:
@@ -283,18 +287,9 @@ class Evaluator:
         dist.all_reduce(counts)
         return [count > 0 for count in counts.tolist()]
 
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[int, int], None]]:
-        """Yields a function that receives the number of evaluated videos and their total."""
-        if not self._is_main:
-            yield lambda done, total: None
-            return
-        with show_progress(_WORK, sys.stderr if self._as_json else sys.stdout) as progress:
-            yield progress
-
     def _print(self, text: str) -> None:
         if self._is_main:
-            print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)
+            print(text, file=self._output, flush=True)
 
 
 def _stop_reasons(stop: StopRequest) -> tuple[str, ...]:

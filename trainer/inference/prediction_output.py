@@ -75,14 +75,15 @@ class CsvWriter:
         self._csv.writerow(FIELDS)
 
     def write_prediction(self, found: Prediction) -> None:
-        if found.error:
-            self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
         self._csv.writerows(_rows(found.path, found.top, "", ""))
-        self._file.flush()
+        self._finish(found)
 
     def write_timeline(self, found: Timeline) -> None:
         for each in found.windows:
             self._csv.writerows(_rows(found.path, each.top, _time(each.start), _time(each.end)))
+        self._finish(found)
+
+    def _finish(self, found: Prediction | Timeline) -> None:
         if found.error:
             self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
         self._file.flush()
