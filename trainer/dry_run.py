@@ -167,7 +167,7 @@ def _class_names(recipe: Recipe) -> tuple[str, ...]:
 def _goes_on(folder: RunDir, resume: str) -> bool:
     """Whether the start would go on from a checkpoint."""
     if resume == "auto":
-        return bool(Retention(folder.checkpoints, keep_last=1, keep_best=False).visible())
+        return bool(Retention(folder.checkpoints).visible())
     return resume != "never"
 
 

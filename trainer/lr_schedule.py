@@ -67,10 +67,15 @@ class Schedule:
         )
 
     @property
+    def evaluates_at_end(self) -> bool:
+        """Whether the run evaluates after its last step."""
+        return self.recipe.evaluation.at_end
+
+    @property
     def evaluates(self) -> bool:
         """Whether the run evaluates at all, before its end or then."""
         interval = self.evaluation_interval
-        return self.recipe.evaluation.at_end or (interval is not None and interval < self.total_steps)
+        return self.evaluates_at_end or (interval is not None and interval < self.total_steps)
 
     def evaluates_after(self, done: int) -> bool:
         """Whether an evaluation is due after `done` steps; never after the last, which `at_end` is about."""

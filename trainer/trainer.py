@@ -1,28 +1,20 @@
-"""`Trainer.fit`: the training loop, and nothing of how its parts work."""
+"""The training loop."""
 
-import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 
 from pipelines.loader import ClipBatch, ClipLoader
 from pipelines.sampling.sampler import TrainSampler
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.metadata import TrainState
-from trainer.checkpoint.retention import step_of
+from trainer.checkpoint.checkpointer import Checkpointer, Saved
+from trainer.checkpoint.metadata import Progress
 from trainer.distributed.batch_hash import hash_clips
 from trainer.distributed.step_sync import StepSums, StepSync, StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
-from trainer.evaluation.final_scores import FinalScoreWriter
-from trainer.evaluation.multi_view import EvaluationResult, NotFiniteError, evaluate
+from trainer.evaluation.multi_view import NotFiniteError
+from trainer.loss import masked_cross_entropy, propagate_nonfinite
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
 from trainer.monitoring.throughput import ThroughputMeter
@@ -31,67 +23,40 @@ from trainer.resilience.signals import StopRequest, process_age
 from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
 from trainer.run_logger import RunLogger
-from trainer.setup.bad_video_limit import BadVideos, too_many
+from trainer.setup.bad_video_limit import BadClipLimit
+from trainer.validation import Validator
 
 
 @dataclass
 class Trainer:
-    """One run: what `fit` works with.
-
-    settings: what may not change when a checkpoint is gone on from. description: what is needed to use the
-    weights, see `TrainState`. bad_share: share of the clips seen, or of the training set while less than
-    that was seen, above which the run stops, where it is more than a few videos. keeps_best: whether to
-    save after the best evaluation so far. final_scores: what writes those of the evaluation after the last
-    step. step: optimiser steps done. clips, bad: seen so far, over all
-    ranks; of them, clips_before and bad_before in earlier starts: what has been mended since must not stop
-    the run again. saved_step: of the newest checkpoint that is visible. best: the highest accuracy so far.
-    evaluates_only: the training has ended before, and nothing of it changes.
-    final: the last evaluation, once there was one. is_finite: whether the last step was; where it was not,
-    nothing is saved until one is. bad_videos, bad_val_videos: found since this start.
-    """
+    """The parts of a training, and the loop over its steps. All ranks call every method at the same step."""
 
     engine: Engine
     sampler: TrainSampler
     schedule: Schedule
     train_loader: ClipLoader
-    val_loader: ClipLoader
-    classes: int
-    checkpoints: Checkpointer
-    run_logger: RunLogger
-    meter: ThroughputMeter
-    stop: StopRequest
-    watchdog: Watchdog
+    step_sync: StepSync
+    bad_clips: BadClipLimit
     diagnosis: NonfiniteDiagnosis
     skipped: SkippedSteps
-    settings: dict[str, Any]
-    description: dict[str, Any]
-    tally: StepSync
+    checkpointer: Checkpointer
+    validator: Validator
+    run_logger: RunLogger
+    meter: ThroughputMeter
     data_monitor: DataBottleneckMonitor
-    bad_share: float
-    evaluates_at_end: bool
-    keeps_best: bool
-    final_scores: FinalScoreWriter
-    evaluates_only: bool = False
+    stop: StopRequest
+    watchdog: Watchdog
     step: int = 0
-    clips: int = 0
-    bad: int = 0
-    clips_before: int = 0
-    bad_before: int = 0
-    saved_step: int = -1
-    best: float | None = None
-    final: EvaluationResult | None = None
+    """Optimiser steps done."""
     is_finite: bool = True
-    bad_videos: BadVideos = field(default_factory=BadVideos)
-    bad_val_videos: BadVideos = field(default_factory=BadVideos)
+    """Whether the gradient of the latest step was finite; nothing is saved while it was not."""
 
     def fit(self) -> bool:
-        """Train to the last step. Returns False when the run was asked to leave before.
+        """Train to the last step. Returns False where a rank was asked to stop before.
 
-        Raises RunError where the weights have become useless: too many steps were not finite, or the last
-        one, or what the model makes of the validation videos.
+        Raises AgreedError where the weights have become useless: too many steps were not finite, the last one
+        was not, or the model's outputs for the validation videos are not.
         """
-        if self.evaluates_only:
-            return not self.evaluates_at_end or self.evaluate()
         batches = iter(self.train_loader)
         self.engine.train()
         self.meter.record_startup(process_age())
@@ -101,10 +66,10 @@ class Trainer:
             self.step += 1
             self.watchdog.beat(f"step {self.step}")
             if totals is not None:
-                self.take_note(totals)
-            if totals is not None and totals.leaving:
+                self.record(totals)
+            if totals is not None and totals.stop_requests:
                 break
-            if self.schedule.saves_after(self.step) or (totals is not None and totals.wants_save):
+            if self.schedule.saves_after(self.step) or (totals is not None and totals.save_due):
                 self.save()
             if self.schedule.evaluates_after(self.step) and not self.evaluate():
                 break
@@ -114,14 +79,14 @@ class Trainer:
         if not self.is_finite:
             raise AgreedError(
                 f"the last step, {self.step}, changed nothing, because its numbers were not finite: whether "
-                f"the weights are good is not known, and they are not saved; {self.last_saved()}. "
-                "uniformerv2 export writes a checkpoint's weights; lower optimisation.learning_rate to train "
-                "on"
+                "the weights are good is not known, and they are not saved; "
+                f"{self.checkpointer.describe_newest()}. uniformerv2 export writes a checkpoint's weights; "
+                "lower optimisation.learning_rate to train on"
             )
-        return not self.evaluates_at_end or self.evaluate()
+        return not self.schedule.evaluates_at_end or self.evaluate()
 
     def train_step(self, batches: Iterator[ClipBatch]) -> StepSums:
-        """One optimiser step over all micro-batches; returns this rank's sums."""
+        """One optimiser step over all micro-batches. Returns this rank's sums."""
         loss_sum = torch.zeros((), device=self.engine.device)
         batch_hash = torch.zeros((), dtype=torch.int64, device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
@@ -129,237 +94,145 @@ class Trainer:
             with self.meter.waiting():
                 batch = next(batches)
             batch_hash += hash_clips(batch)
-            losses = clip_losses(self.engine.forward(batch.clips, batch.keys), batch)
-            # A bad clip adds nothing and the denominator stays the whole batch, so that no rank needs to know
-            # how many clips of the others are bad.
+            logits = self.engine.forward(batch.clips, batch.keys)
+            losses = masked_cross_entropy(logits, batch.labels, batch.valid)
+            # The denominator counts bad clips too: no rank needs the number of bad clips of the others.
             loss = propagate_nonfinite(losses.sum())
             self.diagnosis.hold(self.step, number, batch, loss)
             self.engine.backward(loss / self.engine.micro_batch)
             if number == self.engine.accumulation - 1:
-                self.conclude()  # the weights are still those that the step before met
+                self.finish_previous_step()  # the weights are still those of its diagnosis
             self.engine.step(rate)
             loss_sum += losses.detach().sum()
         self.run_logger.log_launch(self.step, rate, self.engine.gradient_norm())
         return StepSums(loss_sum, batch_hash)
 
-    def conclude(self) -> None:
-        """Look into the step before, if it changed nothing. Waits for that step only, not for later work."""
-        outcome = self.engine.finish_step()
-        if outcome is None:
+    def finish_previous_step(self) -> None:
+        """Confirm or withdraw the weights of the step before, by its gradient. Waits for that step only."""
+        is_finite = self.engine.finish_step()
+        if is_finite is None:
             return
-        self.is_finite = outcome
-        if outcome:
-            self.checkpoints.confirm(self.step - 1)  # the weights that it met
+        self.is_finite = is_finite
+        if is_finite:
+            self.checkpointer.confirm(self.step - 1)  # the weights from which its gradient was computed
         else:
-            self.leave_out(self.step - 1)
+            self.report_skipped(self.step - 1)
 
-    def leave_out(self, step: int) -> None:
-        """Say why this step changed nothing, and keep what shows it.
-
-        Raises RunError when it is one too many.
-        """
-        # Weights that were saved but never gave a finite gradient may be the cause.
-        self.checkpoints.doubt(f"the gradient of step {step + 1}, which met its weights, is not finite")
-        finding = self.diagnosis.diagnose(step)
+    def report_skipped(self, step: int) -> None:
+        """Find out why this step was not finite, and keep its clips. Raises AgreedError for one too many."""
+        # The cause may be weights that were saved and never gave a finite gradient.
+        self.checkpointer.withdraw(f"the gradient of step {step + 1}, which met its weights, is not finite")
+        report = self.diagnosis.diagnose(step)
         try:
-            words = self.skipped.add(step + 1, finding.reason)
+            message = self.skipped.add(step + 1, report.reason)
         except RunError as error:
-            self.run_logger.log_skipped_step(step, str(error), finding.file)
-            raise AgreedError(f"{error}. {self.last_saved().capitalize()}") from error
-        self.run_logger.log_skipped_step(step, words, finding.file)
+            self.run_logger.log_skipped_step(step, str(error), report.file)
+            raise AgreedError(f"{error}. {self.checkpointer.describe_newest().capitalize()}") from error
+        self.run_logger.log_skipped_step(step, message, report.file)
 
     def exchange(self, sums: StepSums) -> StepTotals | None:
-        """Tell the other ranks of this step, and hear what all say of the one before."""
+        """Start the all-reduce of this step. Returns the totals of the step before."""
         clips, bad = self.train_loader.bad_samples.pop_counts()
-        return self.tally.exchange(
+        return self.step_sync.exchange(
             self.step,
             sums,
             clips=clips,
             bad=bad,
             bad_samples=len(self.train_loader.bad_samples.new),
-            leaving=self.stop.requested is not None,
-            wants_save=self.checkpoints.is_due(),
-            saves=self.checkpoints.counts(),
+            stop_requested=self.stop.poll() is not None,
+            save_due=self.checkpointer.is_due,
+            writing=self.checkpointer.is_writing,
         )
 
-    def take_note(self, totals: StepTotals) -> None:
-        """Record a finished step. Raises RunError for too many bad clips."""
-        self.saved(self.checkpoints.hear(totals.saves_finished, totals.saves_failed))
-        self.clips += totals.clips
-        self.bad += totals.bad
+    def record(self, totals: StepTotals) -> None:
+        """Log a step by its totals. Raises AgreedError for too many bad clips."""
+        self.log_saved(self.checkpointer.poll(totals))
+        self.bad_clips.add(totals.clips, totals.bad)
         if totals.bad_samples:
-            self.bad_videos.add(self.run_logger.quarantine_bad_samples(self.train_loader.bad_samples))
+            self.bad_clips.videos.add(self.run_logger.quarantine_bad_samples(self.train_loader.bad_samples))
         self.run_logger.log_step(totals, self.meter, self.sampler.epoch_of(totals.step + 1))
         self.run_logger.log_data_cost(totals.step, self.data_monitor.report_if_due(self.meter.spent))
-        clips, bad = self.clips - self.clips_before, self.bad - self.bad_before
-        if self.bad_videos.too_many(bad, clips, self.bad_share, self.sampler.samples):
+        if self.bad_clips.is_exceeded:
             self.finish_saving()
             raise AgreedError(
-                f"{bad} of {clips} clips could not be read, more than data.bad_share ({self.bad_share:g}) "
-                f"allows; {self.bad_videos.first_reasons}. All are in {self.run_logger.quarantine_file}. "
-                "Mend them or raise data.bad_share, and start again to continue; or make the manifest anew "
-                "with --deep, which leaves bad videos out, and train with another --run-dir"
+                f"{self.bad_clips.describe()}. All are in {self.run_logger.quarantine_file}. Mend them or "
+                "raise data.bad_share, and start again to continue; or make the manifest anew with --deep, "
+                "which leaves bad videos out, and train with another --run-dir"
             )
 
-    def settle(self) -> None:
-        """Take note of the step handed in last, whose outcome and totals have not been read yet."""
-        self.conclude()
-        last = self.tally.last()
-        if last is not None:
-            self.take_note(last)
+    def finish_pending(self) -> None:
+        """Read the outcome and the totals of the latest step, if that was not done yet."""
+        self.finish_previous_step()
+        totals = self.step_sync.read_pending()
+        if totals is not None:
+            self.record(totals)
 
     def evaluate(self) -> bool:
-        """See all validation videos. Returns False when a rank was asked to leave meanwhile.
+        """Evaluate on all validation videos, and save the weights if they are the best so far.
 
-        Raises RunError when too many of them are bad for the result to mean anything.
+        Returns False where a rank was asked to stop meanwhile. Raises AgreedError for outputs that are not
+        finite or too many bad videos.
         """
-        self.settle()
-        with self.meter.evaluating(), self.engine.ema_weights():
-            told = self.run_logger.log_evaluation_progress(self.val_loader.batches)
-
-            def progress(done: int) -> None:
-                told(done)
-                self.watchdog.beat(f"evaluation batch {done}")
-
-            ends = self.step == self.schedule.total_steps and not self.evaluates_only
-            if ends:
-                self.final_scores.begin(self.step)
-            result = None
-            try:
-                result = evaluate(
-                    self.engine,
-                    self.val_loader,
-                    self.classes,
-                    progress=progress,
-                    stop_requested=lambda: self.stop.requested is not None,
-                    on_batch=self.final_scores.add if ends else None,
-                )
-            except NotFiniteError:
-                self.checkpoints.doubt(f"the outputs of the evaluation after step {self.step} are not finite")
-                raise
-            finally:
-                if ends:
-                    self.final_scores.close(whole=result is not None)
-        self.bad_val_videos.add(self.run_logger.quarantine_bad_samples(self.val_loader.bad_samples))
+        self.finish_pending()
+        is_last = self.step == self.schedule.total_steps
+        try:
+            result = self.validator.evaluate(self.step, writes_scores=is_last)
+        except NotFiniteError:
+            self.checkpointer.withdraw(f"the outputs of the evaluation after step {self.step} are not finite")
+            raise
         if result is None:
             return False
-        self.final = result
-        self.run_logger.log_evaluation(self.step, result)
-        if not self.evaluates_only:
-            if self.is_finite and self.step == self.schedule.total_steps and result.videos:
-                self.checkpoints.confirm(self.step)  # no step will do so
-            self.keep_best(result.top1)
-        videos = result.videos + result.bad
-        if too_many(result.bad, self.bad_share, videos):
-            raise AgreedError(
-                f"{result.bad} of {videos} validation videos could not be read, more than data.bad_share "
-                f"({self.bad_share:g}) allows; {self.bad_val_videos.first_reasons}. All are in "
-                f"{self.run_logger.quarantine_file}"
-            )
+        if is_last and self.is_finite and result.videos:
+            self.checkpointer.confirm(self.step)  # no later step will
+        if self.checkpointer.record_accuracy(self.step, result.top1):
+            self.save()
+        self.validator.check_bad_videos(result)
         return True
 
-    def keep_best(self, top1: float) -> None:
-        """Save weights that are more accurate than any before, unless they are saved already."""
-        if math.isnan(top1):  # no validation video could be read
-            return
-        self.checkpoints.record_accuracy(self.step, top1)
-        if self.best is None or top1 > self.best:
-            self.best = top1
-            if self.keeps_best and self.step not in (self.saved_step, self.checkpoints.in_flight):
-                self.save()
+    def reevaluate(self) -> bool:
+        """Evaluate a finished run, of which nothing is saved. Returns and raises as `evaluate`."""
+        result = self.validator.evaluate(self.step, writes_scores=False)
+        if result is None:
+            return False
+        self.validator.check_bad_videos(result)
+        return True
 
     def save(self) -> None:
-        """Begin to save a checkpoint; training goes on meanwhile. After a step that was not finite, it is the
-        next finite one's.
-        """
-        self.settle()
+        """Start to save a checkpoint, or postpone it while the latest step is not finite."""
+        self.finish_pending()
         if not self.is_finite:
-            self.checkpoints.postpone()
+            self.checkpointer.postpone()
             return
         with self.meter.saving():
-            self.saved(self.checkpoints.settle())
-            self.checkpoints.begin(
+            self.log_saved(self.checkpointer.wait())
+            self.checkpointer.begin(
                 self.engine,
-                TrainState(
-                    step=self.step,
-                    updates=self.engine.updates,
-                    world_size=dist.get_world_size(),
-                    zero_stage=self.engine.zero_stage,
-                    settings=self.settings,
-                    clips=self.clips,
-                    bad=self.bad,
-                    spent=self.meter.totals(),
-                    saved_at=time.time(),
-                    description=self.description,
-                ),
+                Progress(self.step, self.bad_clips.clips, self.bad_clips.bad, self.meter.totals()),
             )
-
-    def saved(self, path: Path | None) -> None:
-        """Take note of a checkpoint that has become visible."""
-        if path is not None:
-            self.saved_step = step_of(path)
-            self.run_logger.log_checkpoint(self.saved_step, path, self.checkpoints.took)
 
     def finish_saving(self) -> None:
-        """Have this very step saved before going on, unless it was not finite.
+        """Save the latest step and wait until it is saved, unless it was not finite.
 
-        Raises RunError where that cannot be.
+        Raises AgreedError where it cannot be written.
         """
-        self.settle()
-        trying = True
-        while trying:
-            if self.step not in (self.saved_step, self.checkpoints.in_flight):
+        self.finish_pending()
+        while True:
+            if not self.checkpointer.has(self.step):
                 self.save()
-            self.settle()
             self.watchdog.beat(f"saving step {self.step}")
             with self.meter.saving():
-                self.saved(self.checkpoints.settle())
+                self.log_saved(self.checkpointer.wait())
             if not self.is_finite:
                 return
-            trying = self.saved_step != self.step and self.checkpoints.freed_space
+            if self.checkpointer.saved_step == self.step or not self.checkpointer.can_retry:
+                break
         self.watchdog.beat(f"step {self.step} saved")
-        if self.saved_step != self.step:
+        if self.checkpointer.saved_step != self.step:
             raise AgreedError(
-                f"the checkpoint of step {self.step} could not be written (see above); {self.last_saved()}. "
-                "Mend that and start again to continue from there"
+                f"the checkpoint of step {self.step} could not be written (see above); "
+                f"{self.checkpointer.describe_newest()}. Mend that and start again to continue from there"
             )
 
-    def last_saved(self) -> str:
-        """What a start would go on from, in words."""
-        step = self.checkpoints.newest_step()
-        return "there is no checkpoint" if step is None else f"the last checkpoint is of step {step}"
-
-    def dry_run_batch(self, clips: Tensor) -> None:
-        """A dry-run batch through forward, backward and optimiser, which leaves no trace.
-
-        clips: (B, 3, T, H, W) of one micro-batch. A wrong size or too little memory shows now, not after the
-        data has been read. Raises RunError when the model's loss is not finite, or memory runs out.
-        """
-        self.engine.train()
-        # Keys as a step has them: without, a compiled model would be compiled once more at the first step.
-        keys = torch.arange(len(clips), device=clips.device)
-        labels = keys % self.classes
-        try:
-            with self.engine.preserved_state():
-                for _ in range(self.engine.accumulation):
-                    loss = F.cross_entropy(self.engine.forward(clips, keys), labels)
-                    if not torch.isfinite(loss):
-                        raise RunError(f"the loss of random clips is {float(loss)} before the first step")
-                    self.engine.backward(loss * 0.0)
-                    self.engine.step(0.0)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"out of memory with {len(clips)} clips per rank: {str(error).splitlines()[0]} Lower "
-                "engine.micro_batch, or raise engine.recomputed_blocks or engine.zero_stage"
-            ) from error
-
-
-def propagate_nonfinite(loss: Tensor) -> Tensor:
-    """The same, but that a loss which is not finite makes the whole gradient so: all ranks see it there."""
-    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
-
-
-def clip_losses(logits: Tensor, batch: ClipBatch) -> Tensor:  # B K -> B
-    """Cross-entropy of each clip, zero for clips that could not be read."""
-    losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
-    return losses * batch.valid
+    def log_saved(self, saved: Saved | None) -> None:
+        if saved is not None:
+            self.run_logger.log_checkpoint(saved.step, saved.path, saved.seconds)

@@ -11,31 +11,39 @@ import pytest
 import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
+from trainer.builder import MLFLOW_SECONDS, Builder
 from trainer.config.load import load_recipe
 from trainer.distributed.collectives import run_on_all_ranks
 from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
 from trainer.monitoring.run_dir import RunDir
+from trainer.monitoring.throughput import ThroughputMeter
 from trainer.resilience.run_lock import find_holder
-from trainer.run import EXIT_SECONDS, Run
+from trainer.resilience.signals import TIME_LIMIT
+from trainer.resume import Start
+from trainer.run import Run
 
 SMALL = Path(__file__).parents[1] / "integration" / "small.yaml"
+AGE = 1e6  # seconds since the process started, of which the margin is less than half
 
 
-def longest_and_margin(run_dir: Path) -> tuple[float, float]:
-    """Of a run that goes on: seconds that a save may take, and those at which it asks to leave."""
-    recipe = load_recipe(SMALL)
-    run = Run(recipe, RunDir(run_dir), find_environment("cpu"))
-    run._create_folder(None, 0)
-    return run.checkpoints.longest, run._stop_request()._margin()
+def request_with_margin(longest_save: float, seconds_left: float) -> str | None:
+    """Of a run whose slowest save took so long, so many seconds before its time limit."""
+    recipe = load_recipe(SMALL, [f"run.time_limit_minutes={(AGE + seconds_left) / 60}"])
+    environment = find_environment("cpu")
+    build = Builder(recipe, RunDir(Path("unused")), environment, mock.Mock(), mock.Mock())
+    meter = ThroughputMeter(device=environment.device)
+    checkpointer = mock.Mock(longest_save=longest_save)
+    return build.stop_request(meter, checkpointer, lambda: False).poll()
 
 
-def test_a_new_start_leaves_time_for_what_saves_took_before(tmp_path: Path) -> None:
-    RunDir(tmp_path).append_event("checkpoint", step=3, path="x", seconds=100.0)
-    with Ranks(1) as ranks:
-        ((longest, margin),) = ranks.run(longest_and_margin, tmp_path)
-    assert longest == 100
-    assert margin == EXIT_SECONDS + 300
+def test_a_run_stops_early_enough_for_its_slowest_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the last save, one in progress may have to end."""
+    monkeypatch.setattr("trainer.resilience.signals.process_age", lambda: AGE)
+    for longest_save in (0.0, 100.0, 1000.0):
+        needed = 2 * longest_save + MLFLOW_SECONDS
+        assert request_with_margin(longest_save, needed) == TIME_LIMIT
+        assert request_with_margin(longest_save, 2 * needed + 60) is None
 
 
 def refused_folder(run_dir: Path) -> str:
@@ -45,7 +53,7 @@ def refused_folder(run_dir: Path) -> str:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
     with mock.patch("trainer.checkpoint.retention._remove", busy), pytest.raises(RunError) as refusal:
-        run._create_folder(None, 0)
+        run._create_folder(Start(run.recipe, {}))
     return str(refusal.value)
 
 
@@ -67,7 +75,7 @@ def leave_with(error: Exception, run_dir: Path) -> tuple[bool, bool]:
     with suppress(type(error)), ExitStack() as stack:
         stack.push(run._release_folder)
         run_on_all_ranks(run._acquire_folder)
-        run._trains = True
+        run._is_training = True
         if not run.is_main:
             time.sleep(0.5)
             (run_dir / "shard").touch()

@@ -39,7 +39,7 @@ def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeig
         file.unlink(missing_ok=True)  # of an earlier end of this run
         return BestWeights(last_step, top1, folder.weights.name)
     step = min(step for step, each in known.items() if each == top1)
-    checkpoint = retention.final(step)
+    checkpoint = retention.path_of(step)
     if checkpoint in retention.visible():
         try:
             export(checkpoint, file)

@@ -71,7 +71,7 @@ def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> N
 
 
 def _choose(run: Path, best: bool) -> Path:
-    retention = Retention(run / "checkpoints", keep_last=1, keep_best=True)
+    retention = Retention(run / "checkpoints")
     if best:
         found = retention.best()
         if found is None:

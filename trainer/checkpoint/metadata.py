@@ -29,6 +29,20 @@ class CheckpointError(RunError):
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
+
+    step: int
+    """Optimiser steps done."""
+    clips: int
+    """Clips seen so far, over all ranks."""
+    bad: int
+    """Of these clips, those that could not be read."""
+    spent: dict[str, float]
+    """Time spent so far, by kind of activity."""
+
+
+@dataclass(frozen=True)
 class TrainState:
     """What a checkpoint records about itself, apart from the tensors."""
 

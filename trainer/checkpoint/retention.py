@@ -1,6 +1,4 @@
-"""The folder that holds a run's checkpoints: which there are, which stay, and room for the next. Rank 0's
-work.
-"""
+"""Which checkpoints of a run are kept, withdrawn and deleted. Only rank 0 changes the folder."""
 
 import errno
 import json
@@ -12,63 +10,88 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checkpoint.accuracies import Accuracies
-from trainer.system.files import BestEffort, write_json
+from trainer.system.files import BestEffort, write_json, write_text
 
 _WITHDRAWN = "not-finite-"
 _CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")
-MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and what others write
+_ACCURACIES = "accuracy.json"
+MARGIN = 2**26  # bytes left free on the disk beside a checkpoint, for logs and other programs
 
 _log = logging.getLogger(__name__)
 
 
+def read_accuracies(folder: Path) -> dict[int, float]:
+    """Top-1 (0..1) of a run's evaluations by the steps done; empty where the file is missing or damaged.
+
+    folder: of the run's checkpoints.
+    """
+    try:
+        found = json.loads((folder / _ACCURACIES).read_text(encoding="utf-8"))
+        return {int(step): float(top1) for step, top1 in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}
+
+
 class Retention:
-    """folder: holds `step-0000123/`, .... keep_last: how many stay. keep_best: whether the most accurate one
-    stays beside them.
+    """The folder of a run's checkpoints.
+
+    `step-0000123/` is a complete checkpoint, `.step-0000123.partial/` one that is being written, and
+    `not-finite-step-0000123/` a withdrawn one.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, keep_best: bool) -> None:
+    def __init__(self, folder: Path, *, keep_last: int = 1, keep_best: bool = True) -> None:
+        """
+        Args:
+            folder: of the checkpoints.
+            keep_last: how many of the newest are kept.
+            keep_best: whether the most accurate one is kept as well.
+        """
         self.folder = folder
+        self.keep_best = keep_best
         self._keep_last = keep_last
-        self._keep_best = keep_best
-        self._accuracies = Accuracies(folder)
+        self._unwritten: dict[int, float] = {}  # accuracies that are not in the file
         self._deleting: threading.Thread | None = None
-        self._good: Path | None = None  # the newest known to be good, which stays whatever happens
+        self._good: Path | None = None  # the newest that is known to be good: never deleted
         self._confirmations = folder / "confirmed.json"
-        self._telling = BestEffort()
-        self._unconfirmed: list[Path] = []  # at whose weights nothing was finite yet
+        self._best_effort = BestEffort()
+        self._unconfirmed: list[Path] = []  # saved by this attempt, or resumed from
 
     def visible(self) -> list[Path]:
-        """Checkpoints that were made visible, oldest first; a copy under a name of its own is none."""
+        """The complete checkpoints, oldest first; folders with other names are ignored."""
         folders = (path for path in self.folder.glob("step-*") if path.is_dir())
         return sorted((path for path in folders if step_of(path) >= 0), key=step_of)
 
-    def final(self, step: int) -> Path:
+    def withdrawn(self) -> list[Path]:
+        """The withdrawn checkpoints, oldest first."""
+        folders = (path for path in self.folder.glob(f"{_WITHDRAWN}step-*") if _step_of_withdrawn(path) >= 0)
+        return sorted(folders, key=_step_of_withdrawn)
+
+    def path_of(self, step: int) -> Path:
+        """The folder of a complete checkpoint."""
         return self.folder / f"step-{step:07d}"
 
-    def partial(self, step: int) -> Path:
-        """Where a checkpoint is written before it is made visible."""
+    def partial_path(self, step: int) -> Path:
+        """The folder of a checkpoint that is being written."""
         return self.folder / f".step-{step:07d}.partial"
 
     def record_accuracy(self, step: int, top1: float) -> None:
-        """Write down what the weights after so many steps came to, whether or not there is a checkpoint of
-        them.
-        """
-        self._accuracies.note(step, top1)
+        """Record an evaluation, whether or not its step has a checkpoint. A full disk delays the file."""
+        self._unwritten[step] = top1
+        with self._best_effort(self.folder / _ACCURACIES):
+            self._write_accuracies(self.accuracies())
+            self._unwritten.clear()
 
     def accuracies(self) -> dict[int, float]:
-        """Top-1 (0..1) of all evaluations, by the steps done before; whether or not there is a checkpoint."""
-        return self._accuracies.known()
+        """Top-1 (0..1) of all evaluations by the steps done, whether or not there is a checkpoint."""
+        return {**read_accuracies(self.folder), **self._unwritten}
 
     def highest(self) -> float | None:
-        """Top-1 of the most accurate evaluation, whether or not there is a checkpoint of it; None where
-        nothing was evaluated.
-        """
+        """Top-1 of the most accurate evaluation; None where there was none."""
         return max(filter(math.isfinite, self.accuracies().values()), default=None)
 
     def best(self) -> tuple[Path, float] | None:
-        """The most accurate checkpoint, of several the first, and its top-1; None where none has one."""
-        known = self._accuracies.known()
+        """The most accurate checkpoint, of several the first, and its top-1; None without evaluations."""
+        known = self.accuracies()
         accuracies = {path: known[step] for path in self.visible() if (step := step_of(path)) in known}
         if not accuracies:
             return None
@@ -76,20 +99,21 @@ class Retention:
         return best, accuracies[best]
 
     def free_space(self, step: int, size: int) -> str | None:
-        """Make the hidden folder, and room for `size` bytes, by deleting older checkpoints if it must be.
+        """Make the partial folder of a step; delete old checkpoints until `size` bytes are free beside the
+        margin.
 
-        Returns why that cannot be. The newest good checkpoint stays whatever happens.
+        Returns why that is not possible, or None. The newest good checkpoint is never deleted.
         """
         self.finish_deleting()
-        partial, need = self.partial(step), size + MARGIN
+        partial, need = self.partial_path(step), size + MARGIN
         try:
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
-            for old in self._dispensable():
+            for old in self._deletable():
                 if shutil.disk_usage(self.folder).free >= need:
                     break
-                _log.warning("%s is deleted: the disk has no room for the next checkpoint beside it", old)
+                _log.warning("%s is deleted: the disk has no space for the next checkpoint beside it", old)
                 _delete([old])
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
@@ -99,32 +123,32 @@ class Retention:
         return None
 
     def delete_one(self) -> bool:
-        """Delete the checkpoint that is missed least, where a quota lets no more be written than the disk has
-        room for. Returns whether there was one.
+        """Delete the lowest-priority checkpoint when a quota is hit before the disk is full. Returns whether
+        one was deleted.
         """
         self.finish_deleting()
-        old = next(iter(self._dispensable()), None)
+        old = next(iter(self._deletable()), None)
         if old is None:
             return False
-        _log.warning("%s is deleted: there is no room to write the next checkpoint beside it", old)
+        _log.warning("%s is deleted: there is no space for the next checkpoint beside it", old)
         return _delete([old])
 
-    def replace(self, final: Path) -> None:
-        """Clear the place of a checkpoint of the same step that was passed over."""
-        if final.exists():
-            _delete([final])
+    def replace(self, path: Path) -> None:
+        """Delete a damaged checkpoint of a step that is saved again."""
+        if path.exists():
+            _delete([path])
 
     def discard(self, step: int) -> None:
-        """Remove what was written of a checkpoint that is given up."""
-        shutil.rmtree(self.partial(step), ignore_errors=True)
+        """Delete the partial folder of a step."""
+        shutil.rmtree(self.partial_path(step), ignore_errors=True)
 
-    def published(self, path: Path) -> None:
-        """Take note of a new checkpoint, which may still turn out to be of weights that nobody can use."""
+    def add_unconfirmed(self, path: Path) -> None:
+        """Record a new checkpoint, whose weights are not known to be good."""
         self._unconfirmed.append(path)
 
-    def confirmed(self, step: int) -> None:
-        """Take note that weights were good after `step` steps, and delete in the background what is not to be
-        kept beside their checkpoints.
+    def confirm(self, step: int) -> None:
+        """Record that the weights after `step` steps are good, and delete in the background what their
+        checkpoint replaces. A withdrawn checkpoint that turns out to be good gets its name back.
         """
         good = [path for path in self._unconfirmed if step_of(path) <= step]
         if not good:
@@ -132,69 +156,73 @@ class Retention:
         self.finish_deleting()
         self._unconfirmed = [path for path in self._unconfirmed if path not in good]
         for path in good:
-            if (aside := _withdrawn(path)).exists() and not path.exists():
+            if (aside := _withdrawn_path(path)).exists() and not path.exists():
                 _rename(aside, path)
         self._good = good[-1]
-        self._write_confirmed(step_of(self._good))
-        kept = self._kept_as_best()
-        so_far = [path for path in self.visible() if step_of(path) <= step_of(self._good)]
-        superfluous = [path for path in so_far[: -self._keep_last] if path != kept]
-        superfluous += [path for path in self.withdrawn() if _step_withdrawn(path) <= step_of(self._good)]
+        newest = step_of(self._good)
+        self._write_confirmed(newest)
+        best = self._best_to_keep()
+        so_far = [path for path in self.visible() if step_of(path) <= newest]
+        superfluous = [path for path in so_far[: -self._keep_last] if path != best]
+        superfluous += [path for path in self.withdrawn() if _step_of_withdrawn(path) <= newest]
         self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
         self._deleting.start()
 
     def withdraw(self, step: int, reason: str) -> bool:
-        """Rename the checkpoints of later steps than `step` that were not confirmed, so that no start goes on
-        from them. Confirmed later, they get their names back. Returns whether there was one.
+        """Rename the unconfirmed checkpoints of later steps than `step`, so that no attempt resumes from
+        them.
+
+        Returns whether there was one.
         """
         withdrawn = False
         for path in self._unconfirmed:
-            if step_of(path) > step and path.exists() and (aside := _rename(path, _withdrawn(path))):
+            if step_of(path) > step and path.exists() and (aside := _rename(path, _withdrawn_path(path))):
                 _log.warning("checkpoint %s is renamed to %s: %s", path, aside.name, reason)
                 withdrawn = True
         return withdrawn
 
     def finish_deleting(self) -> None:
-        """Wait for what is being deleted."""
+        """Wait for the deletion in the background."""
         if self._deleting is not None:
             self._deleting.join()
             self._deleting = None
 
-    def clean_up(self, step: int, good: Path | None = None) -> None:
-        """Before a run goes on after `step`: remove what was cut off, set aside what is later.
+    def clean_up(self, step: int, resumed: Path | None = None) -> None:
+        """Before a run starts after `step` steps: delete partial checkpoints and rename later ones.
 
-        good: the checkpoint that it goes on from, which may lie elsewhere. A later one belongs to a branch
-        that is given up, or is damaged; left in place, it would count as the newest. Raises OSError.
+        A later checkpoint belongs to an abandoned branch or is damaged; it must not count as the newest.
+
+        resumed: the checkpoint that the run resumes from, which may be in another folder. Raises OSError.
         """
         for cut_off in (path for kind in _CUT_OFF for path in self.folder.glob(kind)):
             if cut_off.suffix == ".partial":
-                _log.warning("%s was cut off while it was written: removed", cut_off.name)
+                _log.warning("%s was not written completely: removed", cut_off.name)
             _remove(cut_off)
         for path in self.visible():
             if step_of(path) > step:
                 aside = path.with_name(f"set-aside-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-                _log.warning("%s lies after the step the run goes on from: renamed to %s", path, aside.name)
+                _log.warning(
+                    "%s is later than the step the run starts after: renamed to %s", path, aside.name
+                )
                 path.rename(aside)
-        self._accuracies.forget_after(step)
-        own = [path for path in self.visible() if good is not None and path.resolve() == good.resolve()]
+        if (self.folder / _ACCURACIES).exists():
+            self._write_accuracies({done: top1 for done, top1 in self.accuracies().items() if done <= step})
+        own = [path for path in self.visible() if resumed is not None and path.resolve() == resumed.resolve()]
         self._good = own[0] if own else None
-        # Of the checkpoints of one branch only the newest can lack it: none is saved before a finite step.
+        # Only the newest of a branch can be unconfirmed: a save needs a finite step before it.
         before = [step_of(path) for path in self.visible() if step_of(path) < step]
         confirmed = max(min(self._read_confirmed(), step), *before, -1)
         self._write_confirmed(confirmed)
         self._unconfirmed = [path for path in own if step_of(path) > confirmed]
         for path in self.withdrawn():
-            _log.warning(
-                "%s is of weights at which nothing was finite; --resume goes on from it all the same", path
-            )
+            _log.warning("%s is withdrawn: its weights gave no finite numbers; --resume can name it", path)
 
-    def withdrawn(self) -> list[Path]:
-        """Checkpoints that were renamed, because nothing was finite at their weights, oldest first."""
-        folders = (path for path in self.folder.glob(f"{_WITHDRAWN}step-*") if _step_withdrawn(path) >= 0)
-        return sorted(folders, key=_step_withdrawn)
+    def _write_accuracies(self, accuracies: dict[int, float]) -> None:
+        text = json.dumps({str(step): top1 for step, top1 in accuracies.items()})
+        write_text(self.folder / _ACCURACIES, text + "\n")
 
     def _read_confirmed(self) -> int:
-        """The newest step whose checkpoint was confirmed, in whatever start; -1 where that is not known."""
+        """The newest confirmed step of all attempts; -1 where it is not known."""
         try:
             step = json.loads(self._confirmations.read_text(encoding="utf-8"))["step"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -204,49 +232,53 @@ class Retention:
     def _write_confirmed(self, step: int) -> None:
         if step == self._read_confirmed():
             return
-        with self._telling(self._confirmations):
+        with self._best_effort(self._confirmations):
             write_json(self._confirmations, {"step": step})
 
-    def _dispensable(self) -> list[Path]:
-        """What may be deleted for want of room, in this order: what was withdrawn, the others, the most
-        accurate last, the newest good one never.
+    def _deletable(self) -> list[Path]:
+        """What may be deleted to free space, lowest priority first: withdrawn ones, older ones, the best. The
+        newest good one is not among them.
         """
-        kept = self._kept_as_best()
-        visible = self.visible()
-        stays = self._good or (visible[-1] if visible else None)
+        best, visible = self._best_to_keep(), self.visible()
+        newest_good = self._good or (visible[-1] if visible else None)
         return self.withdrawn() + sorted(
-            (path for path in visible if path != stays), key=lambda path: (path == kept, step_of(path))
+            (path for path in visible if path != newest_good), key=lambda path: (path == best, step_of(path))
         )
 
-    def _kept_as_best(self) -> Path | None:
-        best = self.best() if self._keep_best else None
+    def _best_to_keep(self) -> Path | None:
+        best = self.best() if self.keep_best else None
         return None if best is None else best[0]
 
 
 def step_of(path: Path) -> int:
-    """The step whose checkpoint lies there; -1 for a folder that is named otherwise."""
+    """The step of a checkpoint's folder; -1 for other names."""
     number = path.name.removeprefix("step-")
     return int(number) if number.isascii() and number.isdigit() else -1
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether writing failed because the disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _step_of_withdrawn(path: Path) -> int:
+    return step_of(path.with_name(path.name.removeprefix(_WITHDRAWN)))
+
+
+def _withdrawn_path(path: Path) -> Path:
+    return path.with_name(_WITHDRAWN + path.name)
+
+
 def _remove(path: Path) -> None:
-    """Remove a folder, or a link: what lies behind it is not this run's to delete. Raises OSError."""
+    """Remove a folder, or a link but not its target. Raises OSError."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path)
 
 
-def _step_withdrawn(path: Path) -> int:
-    return step_of(path.with_name(path.name.removeprefix(_WITHDRAWN)))
-
-
-def _withdrawn(path: Path) -> Path:
-    return path.with_name(_WITHDRAWN + path.name)
-
-
 def _rename(path: Path, new: Path) -> Path | None:
-    """The new path; None where it cannot be, which is said."""
+    """The new path; None, with a warning, where renaming fails."""
     try:
         if new.exists():
             _remove(new)
@@ -256,13 +288,10 @@ def _rename(path: Path, new: Path) -> Path | None:
         return None
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether writing failed because the disk or a quota is used up."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 def _delete(paths: Sequence[Path]) -> bool:
-    """Hidden first: what is visible is whole, even while it is deleted. Returns whether all are gone."""
+    """Hide, then remove: a visible checkpoint is complete even while it is deleted. Returns whether all are
+    gone.
+    """
     gone = True
     for path in paths:
         hidden = path.with_name(f".{path.name}.deleted")

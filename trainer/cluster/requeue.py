@@ -198,7 +198,7 @@ class Attempts:
 
     def _step(self) -> int:
         """The step of the newest checkpoint; -1 where there is none."""
-        visible = Retention(self._folder.checkpoints, keep_last=1, keep_best=False).visible()
+        visible = Retention(self._folder.checkpoints).visible()
         return step_of(visible[-1]) if visible else -1
 
     def _append(self, kind: str, attempt: Attempt, **values: Any) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.checkpoint.accuracies import Accuracies
+from trainer.checkpoint.retention import read_accuracies
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.run_lock import STALE, read_holder_times
@@ -257,7 +257,7 @@ def _top1(history: RunHistory) -> float | None:
     """Of the last evaluation, which may be older than the latest events."""
     if evaluation := history.last("evaluation"):
         return find_number(evaluation, "top1")
-    known = Accuracies(history.folder.checkpoints).known()
+    known = read_accuracies(history.folder.checkpoints)
     return known[max(known)] if known else None
 
 

@@ -1,7 +1,7 @@
-"""What all ranks say of a step, added up: one small all-reduce, read one step later.
+"""One small all-reduce after each step, whose totals are read one step later.
 
-Reading late keeps a GPU from waiting: the numbers of step k are fetched when step k + 1 is on its way. All
-ranks read the same sums at the same step, so they agree on what follows from them.
+The host reads the totals of step k while the device computes step k + 1, so the device does not wait. All
+ranks read the same totals at the same step and so make the same decisions.
 """
 
 from dataclasses import dataclass
@@ -16,39 +16,40 @@ from trainer.distributed.batch_hash import format_hash, split_halves
 
 
 class StepSums(NamedTuple):
-    """Of one rank's micro-batches in a step, on the device.
-
-    loss: sum of the losses of the clips that counted. batch_hash: sum of `hash_clips`, int64.
-    """
+    """Sums over one rank's micro-batches of a step, on the device."""
 
     loss: Tensor
+    """Sum of the losses of the clips that could be read."""
     batch_hash: Tensor
+    """Sum of `hash_clips`, int64."""
 
 
 @dataclass(frozen=True)
 class StepTotals:
-    """Sums over all ranks. step: counted from 0. loss: mean over the clips that counted, NaN without any.
-    batch_hash: of all clips, 16 hexadecimal digits (see `hash_clips`).
-
-    clips: that were to be seen; bad: of those, the ones that could not be read; defects: videos found bad for
-    the first time. leaving: ranks that were asked to leave. wants_save: whether rank 0 finds a save due.
-    saves_finished, saves_failed: checkpoints that each rank has written, or failed to, since the start.
-    """
+    """Sums over all ranks."""
 
     step: int
+    """Counted from 0."""
     loss: float
+    """Mean over the clips that could be read; NaN without any."""
     batch_hash: str
+    """Of all clips, 16 hexadecimal digits, see `hash_clips`."""
     clips: int
+    """Clips of the step."""
     bad: int
+    """Of these clips, those that could not be read."""
     bad_samples: int
-    leaving: int
-    wants_save: bool
-    saves_finished: int
-    saves_failed: int
+    """Bad samples found for the first time."""
+    stop_requests: int
+    """Ranks that were asked to stop."""
+    save_due: bool
+    """Whether rank 0 finds a save due."""
+    writing: int
+    """Ranks that are still writing their shard of a checkpoint."""
 
 
 class StepSync:
-    """Adds up one step after another; every method is collective."""
+    """Adds up the numbers of one step after another. Every method is collective."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -62,43 +63,39 @@ class StepSync:
         clips: int,
         bad: int,
         bad_samples: int,
-        leaving: bool,
-        wants_save: bool,
-        saves: tuple[int, int],
+        stop_requested: bool,
+        save_due: bool,
+        writing: bool,
     ) -> StepTotals | None:
-        """Hand in this rank's part of `step`; get the totals of the step handed in before, None at first.
-
-        saves: finished, failed.
-        """
-        numbers = [clips - bad, clips, bad, bad_samples, leaving, wants_save, *saves]
+        """Start the all-reduce of `step`. Returns the totals of the step before; None after the first."""
+        numbers = [clips - bad, clips, bad, bad_samples, stop_requested, save_due, writing]
         part = torch.tensor([0.0, 0.0, 0.0, *numbers], dtype=torch.float64)
-        if self._device.type == "cuda":  # from memory that is not pinned, the copy would wait
+        if self._device.type == "cuda":  # a copy from pageable memory would block the host
             part = part.pin_memory()
         part = part.to(self._device, non_blocking=True)
         part[0] = sums.loss.double()
         part[1:3] = split_halves(sums.batch_hash)
-        before = self.last()
+        before = self.read_pending()
         dist.all_reduce(part)
         self._pending = (step, AsyncCopy(part))
         return before
 
-    def last(self) -> StepTotals | None:
-        """The totals of the step handed in last, once."""
+    def read_pending(self) -> StepTotals | None:
+        """The totals of the latest step; None where they were read already."""
         if self._pending is None:
             return None
         step, sums = self._pending
         self._pending = None
         loss, upper, lower, counted, *counts = sums.values().tolist()
-        clips, bad, bad_samples, leaving, wants_save, finished, failed = counts
+        clips, bad, bad_samples, stop_requests, save_due, writing = map(int, counts)
         return StepTotals(
-            step,
-            loss / counted if counted else float("nan"),
-            format_hash(upper, lower),
-            int(clips),
-            int(bad),
-            int(bad_samples),
-            int(leaving),
-            wants_save > 0,
-            int(finished),
-            int(failed),
+            step=step,
+            loss=loss / counted if counted else float("nan"),
+            batch_hash=format_hash(upper, lower),
+            clips=clips,
+            bad=bad,
+            bad_samples=bad_samples,
+            stop_requests=stop_requests,
+            save_due=save_due > 0,
+            writing=writing,
         )

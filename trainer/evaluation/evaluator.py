@@ -172,7 +172,7 @@ class Evaluator:
                 if progress is not None:
                     progress(done, rest)
                 is_due = self._is_main and time.monotonic() - last_write > SECONDS_PER_PART
-                stopping, due = self._any_rank(stop.requested is not None, is_due)
+                stopping, due = self._any_rank(stop.poll() is not None, is_due)
                 if stopping or due or gatherer.is_due or done == rest:
                     self._write(gatherer.gather(loader.bad_samples))
                     last_write = time.monotonic()
@@ -295,5 +295,5 @@ class Evaluator:
 def _stop_reasons(stop: StopRequest) -> tuple[str, ...]:
     """The stop requests of all ranks. Collective."""
     reasons: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, stop.requested)
+    dist.all_gather_object(reasons, stop.poll())
     return tuple(sorted({reason for reason in reasons if reason is not None}))

@@ -10,7 +10,7 @@ import yaml
 
 from models.cost import multiply_accumulates, parameter_count
 from pipelines.formatting import printable
-from trainer.checkpoint.accuracies import Accuracies
+from trainer.checkpoint.retention import read_accuracies
 from trainer.export.export_source import ExportSource
 from trainer.export.public_metadata import public_recipe
 from trainer.monitoring.run_dir import RunDir
@@ -30,7 +30,7 @@ def model_card(source: ExportSource) -> str:
     paths by their last part. The publisher of the model chooses the licence, and the card says so.
     """
     recipe = public_recipe(source.weights.recipe)
-    accuracies = {} if source.run is None else Accuracies(source.run / "checkpoints").known()
+    accuracies = {} if source.run is None else read_accuracies(source.run / "checkpoints")
     own = accuracies.get(source.step or -1) if source.as_evaluated else None
     sections = {
         "Use": _use(source),

@@ -85,7 +85,7 @@ def _best_weights(folder: RunDir) -> Path | None:
     It is the file that the summary names, unless a checkpoint of a continued run is more accurate.
     """
     file, top1 = _best_at_end(folder)
-    retention = Retention(folder.checkpoints, keep_last=1, keep_best=True)
+    retention = Retention(folder.checkpoints)
     best = retention.best() if folder.checkpoints.is_dir() else None
     if best is not None and (file is None or best[1] > top1):
         return best[0]

@@ -173,7 +173,7 @@ def _check_manifests(
 
 def _fingerprint_of_checkpoints(folder: RunDir) -> str | None:
     """The fingerprint of the training set in the newest readable checkpoint."""
-    for path in reversed(Retention(folder.checkpoints, keep_last=1, keep_best=False).visible()):
+    for path in reversed(Retention(folder.checkpoints).visible()):
         try:
             found = read_state(path).settings.get("data.train (fingerprint)")
         except CheckpointError:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -21,6 +20,7 @@ from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
+from trainer.loss import masked_cross_entropy
 from trainer.resilience.nan_tracer import NonfiniteTrace, trace_nonfinite
 
 FORMAT = "not-finite 1"
@@ -157,8 +157,7 @@ def _seen_again(
         clips = tensors["clips"].bfloat16() if lowered else tensors["clips"]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             logits = model(clips, tensors["keys"])
-        each = F.cross_entropy(logits.float(), tensors["labels"].clamp(min=0), reduction="none")
-        each = each * tensors["valid"]
+        each = masked_cross_entropy(logits.float(), tensors["labels"], tensors["valid"])
         losses.extend(each.tolist())
         return each.mean()
 

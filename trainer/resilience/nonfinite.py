@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.loader import ClipBatch
@@ -22,6 +21,7 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import SUSPECT_BATCHES
 from trainer.engine.state_shards import owned_shards
 from trainer.errors import RunError
+from trainer.loss import masked_cross_entropy
 from trainer.resilience.nan_replay import WEIGHTS, write_replay_file
 from trainer.resilience.nan_tracer import trace_nonfinite
 
@@ -127,7 +127,7 @@ class NonfiniteDiagnosis:
 
     def _loss(self, batch: ClipBatch) -> Tensor:
         logits = self._engine.forward_outside_step(batch.clips, batch.keys)
-        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none") * batch.valid
+        losses = masked_cross_entropy(logits, batch.labels, batch.valid)
         # Stage 3 has the weights only while their module runs: its backward is not looked into.
         return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
 

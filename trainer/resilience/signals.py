@@ -39,7 +39,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 def exit_code(reasons: Iterable[str]) -> int:
-    """What every rank leaves with, given all that `StopRequest.requested` said on any: 0 without a reason.
+    """What every rank leaves with, given all that `StopRequest.poll` returned on any: 0 without a reason.
 
     Where a person asked too, the run is not to be started again unasked.
     """
@@ -54,7 +54,7 @@ class StopRequest:
 
     From then on, writing to a terminal or pipe that is gone does no harm.
 
-    The loop asks `requested` between steps. Ranks may differ in what they have heard: agreeing on a stop
+    The loop calls `poll` between steps. Ranks may differ in what they have heard: agreeing on a stop
     is the loop's task.
     """
 
@@ -110,9 +110,11 @@ class StopRequest:
             # None is a handler that was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    @property
-    def requested(self) -> str | None:
-        """Why to leave, in words that follow "stopped by": a signal's name such as "SIGTERM", "the time
+    def poll(self) -> str | None:
+        """Inspect the stop file, the time limit and the launcher; once a reason is found, the file is removed
+        and the reason printed.
+
+        Returns why to leave, in words that follow "stopped by": a signal's name such as "SIGTERM", "the time
         limit", "the file STOP" or "the end of its launcher", whichever came first; None while nobody asked.
         """
         if self._reason is not None:

@@ -73,3 +73,40 @@ class BadVideos:
     @property
     def first_reasons(self) -> str:
         return format_defects([(defect.path, defect.reason) for defect in self._found.values()])
+
+
+class BadClipLimit:
+    """Counts the training clips of a run, and finds when too many of them are bad."""
+
+    def __init__(self, share: float, videos: int, *, clips: int = 0, bad: int = 0) -> None:
+        """
+        Args:
+            share: `data.bad_share`.
+            videos: of the training set.
+            clips, bad: seen in earlier attempts; what has been repaired since must not stop the run again.
+        """
+        self.clips = clips
+        """Clips seen so far, over all ranks and attempts."""
+        self.bad = bad
+        """Of these clips, those that could not be read."""
+        self.videos = BadVideos()
+        self._share, self._training_set = share, videos
+        self._clips_before, self._bad_before = clips, bad
+
+    def add(self, clips: int, bad: int) -> None:
+        """Count the clips of a step."""
+        self.clips += clips
+        self.bad += bad
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the run has to stop."""
+        bad, clips = self.bad - self._bad_before, self.clips - self._clips_before
+        return self.videos.too_many(bad, clips, self._share, self._training_set)
+
+    def describe(self) -> str:
+        """The numbers of this attempt and the first reasons, for a message."""
+        return (
+            f"{self.bad - self._bad_before} of {self.clips - self._clips_before} clips could not be read, "
+            f"more than data.bad_share ({self._share:g}) allows; {self.videos.first_reasons}"
+        )

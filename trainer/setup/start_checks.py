@@ -89,7 +89,7 @@ def check_checkpoint(
     """
     state = None
     if resume == "auto":
-        kept = Retention(folder.checkpoints, keep_last=1, keep_best=False).visible()
+        kept = Retention(folder.checkpoints).visible()
         found, state = _newest(kept)
     elif resume != "never":
         found, state = Path(resume), read_state(Path(resume))

@@ -1,5 +1,6 @@
 """Checkpoints of two real ranks: written beside training, visible when whole, whatever goes wrong."""
 
+import dataclasses
 import errno
 import logging
 import os
@@ -18,19 +19,22 @@ import torch
 import torch.distributed as dist
 
 from tests.trainer.checkpoint.training import (
+    GLOBAL_BATCH,
     checkpoints,
     copied,
     differences,
     make_engine,
+    progress_at,
     save,
-    state_of,
     train,
 )
 from tests.trainer.ranks import RankError, Ranks
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.metadata import read_state, shard_name, shards
+from trainer.checkpoint.restore import find_newest, read_for_resume, restore
 from trainer.checkpoint.retention import MARGIN
 from trainer.checkpoint.shards import ShardReader, Snapshot, find_damage, read_index
+from trainer.distributed.step_sync import StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import RunError
 
@@ -56,11 +60,17 @@ def hidden(folder: Path) -> list[str]:
     return names
 
 
-def counts_of_all(checkpointer: Checkpointer) -> tuple[int, int]:
-    total = torch.tensor(checkpointer.counts())
-    dist.all_reduce(total)
-    finished, failed = total.tolist()
-    return finished, failed
+def totals_after(checkpointer: Checkpointer, step: int) -> StepTotals:
+    """As the ranks exchange them after the step with this number, counted from 0."""
+    writing = torch.tensor(int(checkpointer.is_writing))
+    dist.all_reduce(writing)
+    return StepTotals(step, 0.0, "0" * 16, GLOBAL_BATCH, 0, 0, 0, False, int(writing))
+
+
+def end_writing(checkpointer: Checkpointer) -> None:
+    """Wait for this rank's thread."""
+    assert checkpointer._save is not None
+    checkpointer._save.thread.join()
 
 
 def assert_holds(path: Path, held: dict[str, torch.Tensor], engine: Engine) -> None:
@@ -98,25 +108,28 @@ def write_while_training(folder: Path, stage: int, late: int) -> None:
     train(engine, 0, 1)
     with Held(rank=late) as let_go:
         then = copied(engine)
-        assert checkpointer.begin(engine, state_of(engine, 1))
-        assert checkpointer.in_flight == 1
+        assert checkpointer.begin(engine, progress_at(1))
+        assert checkpointer.has(1) and checkpointer.saved_step == -1
+        before = totals_after(checkpointer, 0)  # of the step before, which say nothing of this save
         train(engine, 1, 2)
         assert differences(then, copied(engine))
         dist.barrier()
         if dist.get_rank() != late:
-            checkpointer._writer.wait()
-        assert counts_of_all(checkpointer) == (1, 0)
-        assert checkpointer.hear(*counts_of_all(checkpointer)) is None
+            end_writing(checkpointer)
+        totals = totals_after(checkpointer, 1)
+        assert totals.writing == 1 and checkpointer.poll(totals) is None
+        assert checkpointer.poll(dataclasses.replace(before, writing=0)) is None
         assert visible(folder) == [] and hidden(folder) == [".step-0000001.partial"]
         let_go()
-    checkpointer._writer.wait()
-    path = checkpointer.hear(*counts_of_all(checkpointer))
-    assert path == folder / "step-0000001" and checkpointer.in_flight is None
+    end_writing(checkpointer)
+    saved = checkpointer.poll(totals_after(checkpointer, 2))
+    assert saved is not None and (saved.step, saved.path) == (1, folder / "step-0000001")
+    assert checkpointer.saved_step == 1 and checkpointer.poll(totals_after(checkpointer, 3)) is None
     assert visible(folder) == ["step-0000001"] and hidden(folder) == []
-    assert_holds(path, then, engine)
+    assert_holds(saved.path, then, engine)
     assert_holds(save(engine, checkpointer, 3), copied(engine), engine)
-    assert checkpointer.newest() == folder / "step-0000003"
-    checkpointer.finish()
+    assert find_newest(checkpointer.retention) == folder / "step-0000003"
+    checkpointer.close()
 
 
 @pytest.mark.parametrize(("stage", "late"), [(0, 0), (1, 1), (2, 0), (3, 1)])
@@ -140,15 +153,15 @@ def fail_to_write(folder: Path, failing: int) -> list[str]:
     with listening(said):
         for step in (1, 2):
             with mock.patch.object(Snapshot, "write", into_a_folder):
-                assert checkpointer.begin(engine, state_of(engine, step))
-                assert checkpointer.settle() is None
+                assert checkpointer.begin(engine, progress_at(step))
+                assert checkpointer.wait() is None
             assert visible(folder) == [] and hidden(folder) == []
-            assert checkpointer.newest() is None
+            assert find_newest(checkpointer.retention) is None
             train(engine, step, 1)
     path = save(engine, checkpointer, 3)
-    assert checkpointer.newest() == path
+    assert find_newest(checkpointer.retention) == path
     assert_holds(path, copied(engine), engine)
-    checkpointer.finish()
+    checkpointer.close()
     return said
 
 
@@ -157,14 +170,14 @@ def time_saves(folder: Path) -> None:
     train(engine, 0, 1)
     for step, seconds in ((1, 0.5), (2, 0.0)):
         with Held(rank=1) as let_go:
-            checkpointer.begin(engine, state_of(engine, step))
+            checkpointer.begin(engine, progress_at(step))
             time.sleep(seconds)
-            checkpointer.is_due()  # meanwhile: that begins no save
             let_go()
-            checkpointer.settle()
-        assert (0.5 <= checkpointer.took < 30) if seconds else (0 < checkpointer.took < checkpointer.longest)
-    assert checkpointer.longest >= 0.5
-    checkpointer.finish()
+            saved = checkpointer.wait()
+        assert saved is not None
+        assert (0.5 <= saved.seconds < 30) if seconds else (0 < saved.seconds < checkpointer.longest_save)
+    assert checkpointer.longest_save >= 0.5
+    checkpointer.close()
 
 
 def test_what_saves_take_is_kept_from_their_copy_to_their_showing(two: Ranks, tmp_path: Path) -> None:
@@ -199,19 +212,19 @@ def test_one_rank_that_cannot_write_costs_this_checkpoint_only(
 def drop_and_go_on(folder: Path) -> None:
     engine, checkpointer = make_engine(1), checkpoints(folder, every_minutes=60)
     train(engine, 0, 1)
-    checkpointer.doubt("nothing is being written")
-    assert not checkpointer.is_due()
+    checkpointer.withdraw("nothing is being written")
+    assert not checkpointer.is_due
     with Held(rank=1) as let_go:
-        checkpointer.begin(engine, state_of(engine, 1))
+        checkpointer.begin(engine, progress_at(1))
         threading.Timer(0.05, let_go).start()
-        checkpointer.doubt("a step of it was bad")
+        checkpointer.withdraw("a step of it was bad")
     assert visible(folder) == [] and hidden(folder) == []
-    assert checkpointer.in_flight is None and checkpointer.settle() is None
-    assert checkpointer.is_due() == (dist.get_rank() == 0)
+    assert not checkpointer.has(1) and checkpointer.wait() is None
+    assert checkpointer.is_due == (dist.get_rank() == 0)
     path = save(engine, checkpointer, 2)
-    assert not checkpointer.is_due()
-    assert checkpointer.newest() == path
-    checkpointer.finish()
+    assert not checkpointer.is_due
+    assert find_newest(checkpointer.retention) == path
+    checkpointer.close()
 
 
 def test_a_checkpoint_that_is_given_up_never_shows_and_the_next_is_due(two: Ranks, tmp_path: Path) -> None:
@@ -232,12 +245,12 @@ def pass_over(folder: Path) -> list[str]:
         (paths[1] / "state.json").write_text("{}")
     dist.barrier()
     with listening(said):
-        assert checkpointer.newest() == paths[0]
+        assert find_newest(checkpointer.retention) == paths[0]
     with pytest.raises(RunError, match=f"{paths[3]} cannot be used: {shard_name(1)} is damaged"):
-        checkpointer.read(paths[3], settings={}, allowed=(), verify=True)
+        read_for_resume(paths[3], settings={}, allowed=(), verify=True)
     # One of the same step takes the damaged one's place.
-    assert save(engine, checkpointer, 4) == paths[3] == checkpointer.newest()
-    checkpointer.finish()
+    assert save(engine, checkpointer, 4) == paths[3] == find_newest(checkpointer.retention)
+    checkpointer.close()
     return said
 
 
@@ -255,34 +268,35 @@ def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path)
 
 def none_good(folder: Path) -> str:
     engine, checkpointer = make_engine(2), checkpoints(folder)
-    assert checkpointer.newest() is None
+    assert find_newest(checkpointer.retention) is None
     train(engine, 0, 1)
     paths = [save(engine, checkpointer, step) for step in (1, 2)]
-    checkpointer.finish()
+    checkpointer.close()
     if dist.get_rank() == 0:
         (paths[0] / "state.json").unlink()
         (paths[1] / shard_name(1)).unlink()
     dist.barrier()
     with pytest.raises(RunError) as refusal:
-        checkpointer.newest()
+        find_newest(checkpointer.retention)
     return str(refusal.value)
 
 
 def none_but_withdrawn(folder: Path) -> str:
     engine, checkpointer = make_engine(2), checkpoints(folder)
     train(engine, 0, 1)
-    assert checkpointer.begin(engine, state_of(engine, 1))
-    path = checkpointer.settle()
-    checkpointer.doubt("the gradient of step 2 is not finite")
+    assert checkpointer.begin(engine, progress_at(1))
+    saved = checkpointer.wait()
+    checkpointer.withdraw("the gradient of step 2 is not finite")
     dist.barrier()
-    assert path is not None and not path.exists()
+    assert saved is not None and not saved.path.exists()
+    path = saved.path
     with pytest.raises(RunError) as refusal:
-        checkpointer.newest()
+        find_newest(checkpointer.retention)
     checkpointer.confirm(1)
-    assert checkpointer.newest() == path
-    checkpointer.doubt("a clip of step 3 holds a NaN")
-    assert checkpointer.newest() == path
-    checkpointer.finish()
+    assert find_newest(checkpointer.retention) == path
+    checkpointer.withdraw("a clip of step 3 holds a NaN")
+    assert find_newest(checkpointer.retention) == path
+    checkpointer.close()
     return str(refusal.value)
 
 
@@ -317,14 +331,14 @@ def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]
     seen = []
     for _ in range(3):
         with mock.patch.object(Snapshot, "write", over_quota):
-            assert checkpointer.begin(engine, state_of(engine, 4))
-            assert checkpointer.settle() is None
+            assert checkpointer.begin(engine, progress_at(4))
+            assert checkpointer.wait() is None
         seen.append(visible(folder))
         can_help = number in (errno.ENOSPC, errno.EDQUOT) and len(seen) < 3
-        assert checkpointer.freed_space == can_help
-        assert checkpointer.is_due() == (can_help and dist.get_rank() == 0), "at once"
-    assert save(engine, checkpointer, 4) and not checkpointer.freed_space
-    checkpointer.finish()
+        assert checkpointer.can_retry == can_help
+        assert checkpointer.is_due == (can_help and dist.get_rank() == 0), "at once"
+    assert save(engine, checkpointer, 4) and not checkpointer.can_retry
+    checkpointer.close()
     return seen
 
 
@@ -343,11 +357,11 @@ def drop_what_failed(folder: Path) -> list[str]:
     engine, checkpointer = make_engine(1), checkpoints(folder)
     train(engine, 0, 1)
     with mock.patch.object(Snapshot, "write", mock.Mock(side_effect=OSError("as the one before"))):
-        checkpointer.begin(engine, state_of(engine, 1))
-        checkpointer.doubt("a step of it was bad")
+        checkpointer.begin(engine, progress_at(1))
+        checkpointer.withdraw("a step of it was bad")
     with listening(said):
         save(engine, checkpointer, 2)
-    checkpointer.finish()
+    checkpointer.close()
     return said
 
 
@@ -357,13 +371,13 @@ def test_what_went_wrong_with_a_dropped_one_is_not_said_of_the_next(two: Ranks, 
 
 def load_without(path: Path) -> str:
     """A checkpoint one of whose shards goes away between the look for damage and the loading."""
-    engine, checkpointer = make_engine(0), checkpoints(path.parent)
-    state = checkpointer.read(path, settings={}, allowed=())
+    engine = make_engine(0)
+    state = read_for_resume(path, settings={}, allowed=())
     if dist.get_rank() == 0:
         (path / shard_name(1)).write_bytes(b"no longer what it was")
     dist.barrier()
     with pytest.raises(RunError) as refusal:
-        checkpointer.load(engine, path, state)
+        restore(engine, path, state)
     return str(refusal.value)
 
 
@@ -374,15 +388,15 @@ def test_a_shard_that_cannot_be_read_is_named(two: Ranks, tmp_path: Path) -> Non
 
 
 def files_opened_for_headers(path: Path) -> list[str]:
-    engine, checkpointer = make_engine(2, seed=1), checkpoints(path.parent)
+    engine = make_engine(2, seed=1)
     opened: list[str] = []
 
     def watched(files: list[Path]) -> Any:
         opened.extend(file.name for file in files)
         return read_index(files)
 
-    with mock.patch("trainer.checkpoint.checkpointer.read_index", watched):
-        checkpointer.load(engine, path, read_state(path))
+    with mock.patch("trainer.checkpoint.restore.read_index", watched):
+        restore(engine, path, read_state(path))
     return opened
 
 
@@ -399,9 +413,10 @@ def keep_some(folder: Path) -> list[list[str]]:
         if top1 is not None:
             checkpointer.record_accuracy(step, top1)
         save(engine, checkpointer, step)
-        checkpointer.finish()
+        checkpointer.close()
         seen.append([name[-1] for name in visible(folder)])
-    assert checkpointer.best_accuracy() == 0.9
+    best = checkpointer.retention.best()
+    assert best is not None and best[1] == 0.9
     return seen
 
 
@@ -434,13 +449,13 @@ def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
         save(engine, checkpointer, 4)
         seen.append(visible(folder))
         room = per_checkpoint + size - 1  # one byte short, even beside the newest alone
-        assert not checkpointer.begin(engine, state_of(engine, 5))
-        assert checkpointer.in_flight is None
+        assert not checkpointer.begin(engine, progress_at(5))
+        assert not checkpointer.has(5)
         seen.append(visible(folder))
         assert hidden(folder) == [], "nothing lies about of what had no room"
     save(engine, checkpointer, 6)
     seen.append(visible(folder))
-    checkpointer.finish()
+    checkpointer.close()
     return seen, said
 
 
@@ -448,7 +463,7 @@ def test_older_ones_make_room_but_never_the_newest(two: Ranks, tmp_path: Path) -
     (seen, said), _ = two.run(run_short_of_room, tmp_path)
     names = [[name[-1] for name in names] for names in seen]
     assert names == [["1", "3", "4"], ["4"], ["4", "6"]], "the best is the last to go"
-    deleted = [text for text in said if "is deleted: the disk has no room" in text]
+    deleted = [text for text in said if "is deleted: the disk" in text]
     assert [Path(text.split()[0]).name[-1] for text in deleted] == ["2", "3", "1"]
     assert re.search(
         r"no checkpoint after step 5: it needs 0\.\d\d GiB in \S+, where 0\.\d\d GiB are free", said[-1]
@@ -456,17 +471,16 @@ def test_older_ones_make_room_but_never_the_newest(two: Ranks, tmp_path: Path) -
 
 
 def read_with(path: Path, settings: dict[str, Any], allowed: list[str]) -> str | None:
-    checkpointer = checkpoints(path.parent)
     try:
-        checkpointer.read(path, settings=settings, allowed=allowed)
+        read_for_resume(path, settings=settings, allowed=allowed)
     except RunError as error:
         return str(error)
     return None
 
 
 def save_one(folder: Path, settings: dict[str, Any]) -> Path:
-    engine, checkpointer = make_engine(2), checkpoints(folder)
-    return save(engine, checkpointer, 1, settings=settings)
+    engine, checkpointer = make_engine(2), checkpoints(folder, settings=settings)
+    return save(engine, checkpointer, 1)
 
 
 def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_path: Path) -> None:
@@ -486,9 +500,9 @@ def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_pat
 
 
 def load_into_another(path: Path, stage: int) -> str:
-    engine, checkpointer = make_engine(stage, num_classes=5), checkpoints(path.parent)
+    engine = make_engine(stage, num_classes=5)
     with pytest.raises(RunError) as refusal:
-        checkpointer.load(engine, path, checkpointer.read(path, settings={}, allowed=()))
+        restore(engine, path, read_for_resume(path, settings={}, allowed=()))
     return str(refusal.value)
 
 
@@ -530,18 +544,18 @@ def die_at(folder: Path, call: int | None) -> int:
     for step in range(1, 6):
         train(engine, step, 1)
         save(engine, checkpointer, step)
-        checkpointer.finish()
+        checkpointer.close()
     return made
 
 
 def go_on(folder: Path) -> None:
     """What was left behind hinders nothing."""
     engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=2)
-    newest = checkpointer.newest()
+    newest = find_newest(checkpointer.retention)
     step = 0
     if newest is not None:
-        state = checkpointer.read(newest, settings={}, allowed=())
-        checkpointer.load(engine, newest, state)
+        state = read_for_resume(newest, settings={}, allowed=())
+        restore(engine, newest, state)
         step = state.step
     if dist.get_rank() == 0:
         folder.mkdir(exist_ok=True)
@@ -550,7 +564,7 @@ def go_on(folder: Path) -> None:
     assert hidden(folder) == []
     for later in range(step + 1, step + 4):
         save(engine, checkpointer, later)
-    checkpointer.finish()
+    checkpointer.close()
     assert len(visible(folder)) == 2
 
 

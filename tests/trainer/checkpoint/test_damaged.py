@@ -15,7 +15,6 @@ from torch import Tensor
 
 import launch.export
 from models import create_model
-from trainer.checkpoint.accuracies import Accuracies
 from trainer.checkpoint.export import export
 from trainer.checkpoint.metadata import (
     STATE,
@@ -26,7 +25,7 @@ from trainer.checkpoint.metadata import (
     shard_name,
     write_state,
 )
-from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.retention import Retention, read_accuracies
 from trainer.checkpoint.shards import Snapshot, find_damage, read_index, write_checksum
 from trainer.checkpoint.weights import load_weights
 from trainer.engine.state_shards import StateShard
@@ -256,7 +255,7 @@ def test_odd_names_and_accuracies_beside_checkpoints_do_no_harm(checkpoint: Path
     assert Retention(folder, keep_last=1, keep_best=True).visible() == [checkpoint]
     for text in ("[" * 100_000, '{"1": 1' + "0" * 400 + "}", '{"x": 1}', '{"1": {}}', "3", "\0"):
         (folder / "accuracy.json").write_text(text)
-        assert Accuracies(folder).known() == {}
+        assert read_accuracies(folder) == {}
 
 
 def test_the_program_ends_with_code_2_and_one_message(

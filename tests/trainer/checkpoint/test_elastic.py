@@ -28,6 +28,7 @@ from tests.trainer.checkpoint.training import (
 )
 from tests.trainer.ranks import Ranks
 from trainer.checkpoint.metadata import shards
+from trainer.checkpoint.restore import read_for_resume, restore
 from trainer.checkpoint.shards import ShardReader, read_index
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.optimizer import parameter_groups
@@ -58,9 +59,8 @@ def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
     """Losses of the steps after a checkpoint; `stage` is the new one."""
     engine = make_engine(stage, seed=1, **how)
     fresh = copied(engine)
-    checkpointer = checkpoints(path.parent)
-    state = checkpointer.read(path, settings={}, allowed=(), verify=True)
-    checkpointer.load(engine, path, state)
+    state = read_for_resume(path, settings={}, allowed=(), verify=True)
+    restore(engine, path, state)
     stored = ShardReader(read_index(shards(path, state)))
     changed = set(differences(fresh, copied(engine)))
     for piece in engine.state_shards():

@@ -17,6 +17,7 @@ from tests.trainer.checkpoint.training import (
     train,
 )
 from tests.trainer.ranks import Ranks
+from trainer.checkpoint.restore import read_for_resume, restore
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> 
     # autocast is on, and later does not.
     train(fresh, 0, 1)
     assert differences(copied(engine), copied(fresh))
-    checkpointer.load(fresh, path, checkpointer.read(path, settings={}, allowed=()))
+    restore(fresh, path, read_for_resume(path, settings={}, allowed=()))
     assert fresh.updates == 3
     assert train(fresh, 3, 3) == losses
     assert fresh.updates == 6
@@ -68,7 +69,7 @@ def begin_average_late(folder: Path, stage: int) -> None:
     checkpointer = checkpoints(folder)
     path = save(engine, checkpointer, 2)
     fresh = make_engine(stage, seed=1, ema_decay=0.9)
-    checkpointer.load(fresh, path, checkpointer.read(path, settings={}, allowed=()))
+    restore(fresh, path, read_for_resume(path, settings={}, allowed=()))
     held = copied(fresh)
     averaged = {
         key.removeprefix("average/"): held.pop(key) for key in list(held) if key.startswith("average/")

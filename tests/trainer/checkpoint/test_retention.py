@@ -40,8 +40,8 @@ def disk_for(folder: Path, checkpoints: int) -> Any:
 
 
 def publish(retention: Retention, path: Path) -> None:
-    retention.published(path)
-    retention.confirmed(step_of(path))
+    retention.add_unconfirmed(path)
+    retention.confirm(step_of(path))
     retention.finish_deleting()
 
 
@@ -128,11 +128,11 @@ def test_older_ones_stay_until_a_finite_step_has_followed(tmp_path: Path) -> Non
     retention = shelf_of(tmp_path)
     old, new = make(tmp_path, 10, 20)
     retention.clean_up(20, old)
-    retention.published(new)
-    retention.confirmed(19)
+    retention.add_unconfirmed(new)
+    retention.confirm(19)
     retention.finish_deleting()
     assert left(tmp_path) == ["10", "20"], "what was finite before it says nothing of it"
-    retention.confirmed(20)
+    retention.confirm(20)
     retention.finish_deleting()
     assert left(tmp_path) == ["20"]
 
@@ -147,7 +147,7 @@ def test_one_of_useless_weights_is_withdrawn_and_comes_back_if_they_are_good_aft
     assert retention.withdraw(10, "the gradient of step 21 is not finite")
     assert left(tmp_path) == ["10"] and not retention.withdraw(10, "again")
     assert "step-0000020 is renamed to not-finite-step-0000020: the gradient of step 21" in caplog.text
-    retention.confirmed(21)
+    retention.confirm(21)
     retention.finish_deleting()
     assert left(tmp_path) == ["20"]
     # A process that ended meanwhile leaves it where the next start names it.

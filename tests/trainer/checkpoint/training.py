@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models import create_model
 from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.metadata import TrainState
+from trainer.checkpoint.metadata import Progress
 from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
@@ -140,33 +140,21 @@ def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | 
 
 
 def checkpoints(folder: Path, *, keep_last: int = 3, keep_best: bool = True, **options: Any) -> Checkpointer:
-    checkpointer = Retention(folder, keep_last=keep_last, keep_best=keep_best)
-    return Checkpointer(checkpointer, **{"every_minutes": None, **options})
+    retention = Retention(folder, keep_last=keep_last, keep_best=keep_best)
+    return Checkpointer(retention, **{"every_minutes": None, **options})
 
 
-def state_of(engine: Engine, step: int, **fields: Any) -> TrainState:
-    described: dict[str, Any] = {
-        "step": step,
-        "updates": engine.updates,
-        "world_size": dist.get_world_size(),
-        "zero_stage": engine.zero_stage,
-        "settings": {},
-        "clips": step * GLOBAL_BATCH,
-        "bad": 0,
-        "spent": {},
-        "saved_at": 0.0,
-        "description": {},
-    }
-    return TrainState(**{**described, **fields})
+def progress_at(step: int) -> Progress:
+    return Progress(step, step * GLOBAL_BATCH, 0, {})
 
 
-def save(engine: Engine, checkpointer: Checkpointer, step: int, **fields: Any) -> Path:
+def save(engine: Engine, checkpointer: Checkpointer, step: int) -> Path:
     """Save, wait for it, and find its weights good."""
-    assert checkpointer.begin(engine, state_of(engine, step, **fields))
-    path = checkpointer.settle()
-    assert path is not None
+    assert checkpointer.begin(engine, progress_at(step))
+    saved = checkpointer.wait()
+    assert saved is not None and saved.step == step
     checkpointer.confirm(step)
-    return path
+    return saved.path
 
 
 def copied(engine: Engine) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from tests.trainer.checkpoint.training import make_engine, train
 from tests.trainer.ranks import Ranks
-from trainer.trainer import Trainer
+from trainer.builder import dry_run_batch
 
 
 @contextmanager
@@ -30,8 +28,7 @@ def compiled_and_plain(backend: str, recomputed_blocks: int) -> tuple[int, float
         compiled = make_engine(1, compile=True, recomputed_blocks=recomputed_blocks)
     torch._dynamo.reset()
     counters.clear()
-    trainer: Any = SimpleNamespace(engine=compiled, classes=4)
-    Trainer.rehearse(trainer, torch.randn(compiled.micro_batch, 3, 4, 16, 16))
+    dry_run_batch(compiled, torch.randn(compiled.micro_batch, 3, 4, 16, 16), 4)
     losses = zip(train(plain, 0, 2), train(compiled, 0, 2), strict=True)
     statistics = zip(plain.model.buffers(), compiled.model.buffers(), strict=True)
     return (

@@ -87,10 +87,10 @@ def trainer_of(engine: Any) -> Trainer:
     made.step = 0
     made.schedule = mock.Mock(learning_rate=lambda step: 1e-3)
     made.meter = ThroughputMeter(device=engine.device)
-    made.tally = StepSync(engine.device)
+    made.step_sync = StepSync(engine.device)
     for name in ("run_logger", "stop", "skipped"):
         setattr(made, name, mock.Mock())
-    made.checkpoints = mock.Mock(counts=lambda: (0, 0), is_due=lambda: False)
+    made.checkpointer = mock.Mock(is_due=False, is_writing=False)
     made.train_loader = mock.Mock(bad_samples=mock.Mock(pop_counts=lambda: (8, 0), new=[]))
     return made
 
@@ -147,7 +147,7 @@ def what_is_found(
     trainer.step += 1
     ((step, words, file),) = [call.args for call in told.call_args_list]
     kept = load_file(file.parent / "weights.safetensors")
-    trainer.settle()  # the second step was taken: nothing more is told
+    trainer.finish_pending()  # the second step was taken: nothing more is told
     assert told.call_count == 1
     same = all(torch.equal(kept[name], weight) for name, weight in before.items())
     state = {piece.key: piece.values.clone() for piece in engine.state_shards()}
@@ -164,7 +164,7 @@ def what_is_found(
 
 
 def drops(trainer: Trainer) -> list[Any]:
-    dropped: Any = trainer.checkpoints.doubt
+    dropped: Any = trainer.checkpointer.withdraw
     return [call.args[0] for call in dropped.call_args_list]
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from models import UniFormerV2, create_model
 from tests.integration.processes import ROOT
-from trainer.checkpoint.accuracies import Accuracies
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import load_weights, save_weights
 from trainer.errors import RunError
 from trainer.export import formats, onnx_file
@@ -169,9 +169,9 @@ def test_a_folder_for_the_hub_has_the_results_and_nothing_private(file: Path, tm
     gpus = ["NVIDIA H100"] * 8
     write_json(folder.environment, {"gpus": gpus, "hostname": "jane-laptop", "packages": {"torch": "2.14"}})
     write_json(folder.summary, {"top5": 0.9, "videos": 1234, "spent": "3:00:00"})
-    accuracies = Accuracies(run / "checkpoints")
+    retention = Retention(run / "checkpoints")
     for step, top1 in ((10, 0.5), (20, 0.75), (30, 0.7)):
-        accuracies.note(step, top1)
+        retention.record_accuracy(step, top1)
     settings = {"data.train (fingerprint)": "abc123"}
     source = ExportSource(
         dataclasses.replace(load_weights(file), step=30), run=run, ranks=8, settings=settings

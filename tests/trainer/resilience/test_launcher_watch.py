@@ -22,10 +22,10 @@ module._LOOK_EVERY = 0.2
 with StopRequest(launcher_is_gone=LauncherWatch(sys.argv[1]).is_gone) as stop:
     Path(sys.argv[2]).write_text("began")
     for _ in range(20):
-        if stop.requested:
+        if stop.poll():
             break
         time.sleep(0.1)
-Path(sys.argv[2]).write_text(str(stop.requested))
+Path(sys.argv[2]).write_text(str(stop.poll()))
 """
 # Each starts what stands after it, and waits.
 STARTS = "import subprocess, sys; subprocess.run(sys.argv[1:])"

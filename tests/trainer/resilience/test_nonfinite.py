@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.loader import ClipBatch
-from tests.trainer.checkpoint.training import Form, checkpoints, make_engine, state_of
+from tests.trainer.checkpoint.training import Form, checkpoints, make_engine, progress_at
 from tests.trainer.ranks import Ranks
 from trainer.checkpoint.retention import MARGIN
 from trainer.errors import RunError
@@ -36,8 +36,8 @@ def diagnose(folder: Path, form: Form = "temporal") -> tuple[NonfiniteReport, in
     batch = ClipBatch(clips, labels, ids, torch.ones(2, dtype=torch.bool), keys)
     looked.hold(4, 0, batch, torch.tensor(float("nan")))
     checkpointer = checkpoints(folder / "checkpoints")
-    checkpointer.begin(engine, state_of(engine, 1))
-    checkpointer.doubt("only its size was asked for")
+    checkpointer.begin(engine, progress_at(1))
+    checkpointer.withdraw("only its size was asked for")
     return looked.diagnose(4), checkpointer._total_bytes
 
 

@@ -27,8 +27,8 @@ from trainer.resilience.signals import StopRequest, exit_code
 with StopRequest({arguments}) as stop:
     print("ready", flush=True)
     for line in sys.stdin:
-        print("stop" if stop.requested else "step", stop.requested, flush=True)
-sys.exit(exit_code({{stop.requested}} - {{None}}))
+        print("stop" if stop.poll() else "step", stop.poll(), flush=True)
+sys.exit(exit_code({{stop.poll()}} - {{None}}))
 """
 
 
@@ -134,7 +134,7 @@ def test_handlers_are_put_back() -> None:
     before = {number: signal.getsignal(number) for number in LISTENED_TO}
     with pytest.raises(KeyError), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.requested == "SIGUSR1"
+        assert stop.poll() == "SIGUSR1"
         raise KeyError
     assert {number: signal.getsignal(number) for number in before} == before
 
@@ -149,12 +149,12 @@ if {terminal}:
 from trainer.resilience.signals import StopRequest, exit_code
 with StopRequest() as stop, open({notes!r}, "w") as notes:
     print("ready", flush=True)
-    while stop.requested is None:
+    while stop.poll() is None:
         time.sleep(0.01)
     print("a step more", flush=True)
     print("a step more", file=sys.stderr, flush=True)
     notes.write("saved")
-sys.exit(exit_code([stop.requested]))
+sys.exit(exit_code([stop.poll()]))
 """
 
 
@@ -239,35 +239,35 @@ def test_a_file_asks_once(tmp_path: Path) -> None:
     file = tmp_path / "STOP"
     file.touch()
     stop = StopRequest(stop_file=file)
-    assert stop.requested == STOP_FILE == "the file STOP"
+    assert stop.poll() == STOP_FILE == "the file STOP"
     assert not file.exists()
-    assert stop.requested == STOP_FILE
-    assert StopRequest(stop_file=file).requested is None
+    assert stop.poll() == STOP_FILE
+    assert StopRequest(stop_file=file).poll() is None
 
 
 def test_a_file_that_comes_later_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopRequest(stop_file=tmp_path / "STOP")
-    assert stop.requested is None
+    assert stop.poll() is None
     (tmp_path / "STOP").touch()
-    assert stop.requested is None, "the filesystem was asked again at once"
+    assert stop.poll() is None, "the filesystem was asked again at once"
     monkeypatch.setattr(stop_module, "_LOOK_EVERY", 0.0)
-    assert stop.requested == STOP_FILE
+    assert stop.poll() == STOP_FILE
 
 
 def test_a_file_that_cannot_be_removed_is_heard_and_named(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "STOP").mkdir()  # not to be unlinked, whoever runs this
-    assert StopRequest(stop_file=tmp_path / "STOP").requested == STOP_FILE
+    assert StopRequest(stop_file=tmp_path / "STOP").poll() == STOP_FILE
     assert f"{tmp_path / 'STOP'} cannot be removed" in capfd.readouterr().err
 
 
 def test_the_time_limit_leaves_the_margin() -> None:
     lived, margin = stop_module.process_age(), [0.0]
     stop = StopRequest(time_limit=1.5 * lived / 60, margin=lambda: margin[0])
-    assert stop.requested is None
+    assert stop.poll() is None
     margin[0] = lived
-    assert stop.requested == TIME_LIMIT == "the time limit"
+    assert stop.poll() == TIME_LIMIT == "the time limit"
 
 
 def test_the_time_limit_counts_from_the_start_of_the_process() -> None:
@@ -275,8 +275,8 @@ def test_the_time_limit_counts_from_the_start_of_the_process() -> None:
     lived = time.time() - psutil.Process().create_time()
     assert lived > 2, "what is asserted next would hold anyway"
     # By the wall clock, which is set now and then, and a boot time in whole seconds.
-    assert StopRequest(time_limit=(lived - 2) / 60).requested == TIME_LIMIT
-    assert StopRequest(time_limit=(lived + 60) / 60).requested is None
+    assert StopRequest(time_limit=(lived - 2) / 60).poll() == TIME_LIMIT
+    assert StopRequest(time_limit=(lived + 60) / 60).poll() is None
 
 
 @pytest.mark.parametrize(

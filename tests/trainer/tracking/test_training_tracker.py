@@ -29,7 +29,7 @@ def test_the_mean_loss_is_over_the_last_100_finite_steps() -> None:
     meter = ThroughputMeter(device=torch.device("cpu"))
     for step in range(150):
         loss = float("nan") if step in (0, 70) else float(step)
-        totals = StepTotals(step, loss, "0" * 16, 8, 0, 0, 0, False, 0, 0)
+        totals = StepTotals(step, loss, "0" * 16, 8, 0, 0, 0, False, 0)
         tracker.record_step(totals, meter, epoch=0.0, learning_rate=1e-3, gradient_norm=1.0, quarantined=0)
     assert LOSS_MEAN not in recorded.steps[1]  # no step had a loss
     assert recorded.steps[20][LOSS_MEAN] == pytest.approx(sum(range(1, 20)) / 19)
