@@ -20,12 +20,12 @@ PLANTED, LEFT_OUT = numbers("PLANTED"), numbers("LEFT_OUT")
 
 
 def main() -> int:
-    handed_over = loader.ClipLoader._handed_over
+    make_batch = loader.ClipLoader._batch
     seen = 0
 
     def planted(self: loader.ClipLoader, *arguments: Any) -> loader.ClipBatch:
         nonlocal seen
-        batch = handed_over(self, *arguments)
+        batch = make_batch(self, *arguments)
         if self.batches == 0:  # training
             if seen in PLANTED:
                 batch.clips[0, 0, 0, 0, 0] = float("nan")
@@ -45,7 +45,7 @@ def main() -> int:
         Engine.step = counted  # type: ignore[method-assign]
         Engine._gradient_is_finite = lambda self: is_finite(self) & (not left_out)  # type: ignore[method-assign]
     if os.environ["RANK"] == "1":
-        loader.ClipLoader._handed_over = planted  # type: ignore[method-assign]
+        loader.ClipLoader._batch = planted  # type: ignore[method-assign]
     return launch.train.main()
 
 

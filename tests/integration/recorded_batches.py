@@ -11,18 +11,18 @@ from trainer.system.process_exit import exit_with
 
 
 def main() -> int:
-    handed_over = loader.ClipLoader._handed_over
+    make_batch = loader.ClipLoader._batch
     file = Path(os.environ["BATCHES"]) / f"rank-{os.environ['RANK']}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
 
     def recorded(self: loader.ClipLoader, *arguments: Any) -> loader.ClipBatch:
-        batch = handed_over(self, *arguments)
+        batch = make_batch(self, *arguments)
         if self.batches == 0:  # training
             with file.open("a") as lines:
                 lines.write(json.dumps([batch.ids.tolist(), batch.keys.tolist()]) + "\n")
         return batch
 
-    loader.ClipLoader._handed_over = recorded  # type: ignore[method-assign]
+    loader.ClipLoader._batch = recorded  # type: ignore[method-assign]
     return launch.train.main()
 
 

@@ -2,4 +2,4 @@
 
 import pipelines.dali.encoded_input
 
-pipelines.decode.dali_input.has_one_size = lambda codec, packets: True
+pipelines.dali.encoded_input.has_one_size = lambda codec, packets: True
