@@ -1,6 +1,6 @@
 """A real SLURM of two nodes on this machine, without systemd: munged, slurmctld and two slurmd of its own.
 
-Everything lies in one folder and listens on loopback only. Needs Debian's `slurm-wlm` and `munge`, and root.
+Everything is in one folder and listens on loopback only. Needs Debian's `slurm-wlm` and `munge`, and root.
 """
 
 import os
@@ -54,16 +54,16 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 
 
 def missing() -> list[str]:
-    """What a SLURM of our own needs and this machine lacks; empty where it can be started."""
+    """The programs, or rights, that this machine lacks to start a SLURM; empty where nothing is missing."""
     found = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     return found if found or os.geteuid() == 0 else ["root"]
 
 
 class Cluster:
-    """A context manager: inside, the cluster is up, and `variables` make SLURM's commands speak to it."""
+    """A context manager: inside, the cluster runs, and `variables` direct SLURM's commands to it."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: must not exist yet; its path is to be short, for munge's socket."""
+        """folder: must not exist yet; with a short path, for munge's socket."""
         self.folder = folder
         self.variables = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -114,14 +114,14 @@ class Cluster:
             self._daemons.clear()
 
     def end_jobs(self) -> None:
-        """Cancel what is there and wait until it is gone."""
+        """Cancel all jobs and wait until they are gone."""
         jobs = self.typed("squeue", "--noheader", "--format=%A").stdout.split()
         if jobs:
             self.typed("scancel", *jobs)  # one may be gone by now
             self.wait_until(lambda: not self.typed("squeue", "--noheader").stdout, "jobs do not end")
 
     def run(self, *command: str, variables: dict[str, str] | None = None) -> str:
-        """What a command says, blanks around it removed. Raises AssertionError when it fails."""
+        """The output of a command, stripped. Raises AssertionError when it fails."""
         result = self.typed(*command, variables=variables)
         assert result.returncode == 0, (command, result.stdout, result.stderr)
         return result.stdout.strip()
@@ -129,7 +129,7 @@ class Cluster:
     def typed(
         self, *command: str, variables: dict[str, str] | None = None, folder: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as a person on the cluster would."""
+        """Run a command in the environment of the cluster."""
         return subprocess.run(
             command, env={**os.environ, **self.variables, **(variables or {})}, cwd=folder,
             capture_output=True, text=True, timeout=300,
@@ -151,7 +151,7 @@ class Cluster:
         return [node for node in NODES if node not in self._daemons]
 
     def kill_node(self, node: str) -> None:
-        """End a node's daemon as a power cut does; what it had started loses its parent."""
+        """Kill a node's daemon, as a power cut does; its processes stay."""
         daemon = self._daemons.pop(node)
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()

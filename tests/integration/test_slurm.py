@@ -1,6 +1,6 @@
-"""Trainings on a real SLURM of two nodes: many nodes, time limits, nodes that die, jobs that are cancelled.
+"""Trainings on a real SLURM of two nodes: time limits, nodes that die, cancelled jobs, chains and sweeps.
 
-`.ci/run` installs SLURM and sets REQUIRE_SLURM; elsewhere these tests are left out where it is not installed.
+`.ci/run` installs SLURM and sets REQUIRE_SLURM; elsewhere these tests are skipped where it is not installed.
 """
 
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 STEPS = 60
-PATIENCE = 180.0  # seconds for a turn of a job, which takes about 20 on an idle machine
+PATIENCE = 180.0  # seconds for an attempt of a job, which takes about 20 on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def no_job_stays(cluster: Cluster) -> Iterator[None]:
-    """One test's job must not keep the nodes from the next."""
+    """End the jobs of a test, so that the next one finds both nodes free."""
     yield
     cluster.end_jobs()
 
 
 @pytest.fixture
 def both_nodes(cluster: Cluster) -> Iterator[Cluster]:
-    """For tests that end a node: afterwards it is back."""
+    """For tests that end a node: it is started again afterwards."""
     yield cluster
     for node in cluster.dead_nodes():
         cluster.start_node(node)
@@ -62,7 +62,7 @@ def both_nodes(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def changes(motion_set: MotionSet, **more: Any) -> list[str]:
-    """The quickstart, but small."""
+    """Settings that make the quickstart small."""
     return [
         *settings(
             data__train=motion_set.train, data__val=motion_set.val, data__workers=1, data__threads=1,
@@ -76,7 +76,7 @@ def changes(motion_set: MotionSet, **more: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of two ranks on this machine, without SLURM."""
+    """The run directory of two ranks on this machine, without SLURM."""
     run_dir = tmp_path_factory.mktemp("slurm") / "undisturbed"
     arguments = changes(motion_set)
     outcome = train(run_dir, *arguments, data=motion_set.root, ranks=2, recipe=QUICKSTART)
@@ -95,7 +95,7 @@ def submitted(
 
 
 def begin(cluster: Cluster, run_dir: Path, *arguments: str, preflight: bool = False, **more: Any) -> str:
-    """Submit a run of the quickstart; returns the job's number."""
+    """Submit a run of the quickstart; returns the number of the job."""
     arguments = arguments if preflight else ("--no-preflight", *arguments)
     result = submitted(cluster, "--recipe", str(QUICKSTART), "--run-dir", str(run_dir), *arguments, **more)
     assert result.returncode == 0, result.stderr
@@ -105,22 +105,22 @@ def begin(cluster: Cluster, run_dir: Path, *arguments: str, preflight: bool = Fa
 def wait_for(happened: Callable[[], bool], run_dir: Path, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < deadline, told(run_dir)
+        assert time.monotonic() < deadline, all_logs(run_dir)
         time.sleep(0.1)
 
 
-def told(run_dir: Path) -> str:
-    """All that a run's logs say, for whoever reads why a test failed."""
+def all_logs(run_dir: Path) -> str:
+    """The ends of all logs of a run, for the message of a failed test."""
     logs = sorted(
         [*run_dir.glob("slurm/*.log"), *run_dir.glob("slurm/*.jsonl"), *run_dir.glob("logs/*/*.log")]
     )
     return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2500:]}" for path in logs)
 
 
-def turns(run_dir: Path, kind: str = "ended") -> list[dict[str, Any]]:
+def attempts(run_dir: Path, kind: str = "ended") -> list[dict[str, Any]]:
     path = run_dir / "slurm" / "turns.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [turn for turn in map(json.loads, lines) if turn["turn"] == kind]
+    return [attempt for attempt in map(json.loads, lines) if attempt["turn"] == kind]
 
 
 def wait_for_step(run_dir: Path, step: int) -> None:
@@ -128,12 +128,12 @@ def wait_for_step(run_dir: Path, step: int) -> None:
 
 
 def go_on(cluster: Cluster, job: str, run_dir: Path) -> None:
-    """A job that is queued again waits for two minutes: not here."""
+    """Start a requeued job at once; SLURM would wait for two minutes."""
     wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
-    time.sleep(4)  # within the second of its end, a node takes a new start for the old one, and kills it
+    time.sleep(4)  # within the second of its end, a node confuses a new start with the old one, and kills it
 
     def begins() -> bool:
-        # More than once: what is left of the turn before sets the time anew when it is cleared away.
+        # More than once: SLURM sets the time again when it cleans up the attempt before.
         cluster.typed("scontrol", "update", f"JobId={job}", "StartTime=now")
         return cluster.state(job) == "RUNNING"
 
@@ -141,17 +141,17 @@ def go_on(cluster: Cluster, job: str, run_dir: Path) -> None:
 
 
 def wait_for_verdict(run_dir: Path, verdict: str) -> dict[str, Any]:
-    wait_for(lambda: any(turn["verdict"] == verdict for turn in turns(run_dir)), run_dir)
-    return next(turn for turn in turns(run_dir) if turn["verdict"] == verdict)
+    wait_for(lambda: any(attempt["verdict"] == verdict for attempt in attempts(run_dir)), run_dir)
+    return next(attempt for attempt in attempts(run_dir) if attempt["verdict"] == verdict)
 
 
 def steps_of(run_dir: Path) -> dict[int, float]:
-    """The loss of each step, as it was when the step was done last."""
+    """The loss of each step, of its last execution."""
     return {event["step"]: event["loss"] for event in events(run_dir, "step")}
 
 
 def assert_same(run_dir: Path, undisturbed: Path) -> None:
-    """Losses say that the same clips came, weights that nothing else was different."""
+    """Equal losses mean equal clips, equal weights that nothing else differs."""
     assert steps_of(run_dir) == steps_of(undisturbed)
     assert len(steps_of(run_dir)) == STEPS
     weights, expected = (load_file(folder / "weights.safetensors") for folder in (run_dir, undisturbed))
@@ -167,16 +167,16 @@ def test_two_nodes_train_as_two_ranks_of_one_machine(
     job = begin(cluster, run_dir, *changes(motion_set), preflight=True)
     wait_for_verdict(run_dir, "done")
     assert_same(run_dir, undisturbed)
-    told_first = (run_dir / "slurm" / f"job-{job}.log").read_text()
-    assert "preflight of 2 nodes, 2 ranks" in told_first and "nothing failed" in told_first
-    begun = turns(run_dir, "begun")
-    assert [turn["nodes"] for turn in begun] == ["n[1-2]"]
+    job_log = (run_dir / "slurm" / f"job-{job}.log").read_text()
+    assert "preflight of 2 nodes, 2 ranks" in job_log and "0 failures" in job_log
+    begun = attempts(run_dir, "begun")
+    assert [attempt["nodes"] for attempt in begun] == ["n[1-2]"]
     assert {path.name for path in Path(begun[0]["logs"]).glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
     assert "top-1" in (Path(begun[0]["logs"]) / "rank-0.log").read_text()
 
 
 @pytest.mark.soak
-def test_asked_to_leave_it_saves_is_queued_again_and_ends_as_if_nothing_had_been(
+def test_asked_to_leave_it_saves_is_requeued_and_ends_with_the_same_weights(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -187,7 +187,7 @@ def test_asked_to_leave_it_saves_is_queued_again_and_ends_as_if_nothing_had_been
     assert 5 <= left["step"] < STEPS and f"step {left['step']} is saved" in left["words"]
     go_on(cluster, job, run_dir)
     wait_for_verdict(run_dir, "done")
-    assert [turn["restart"] for turn in turns(run_dir, "begun")] == [0, 1]
+    assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
     done_once = [event["step"] for event in events(run_dir, "step")]
     assert done_once == list(range(1, STEPS + 1)), "no step is lost or done twice"
     assert_same(run_dir, undisturbed)
@@ -195,11 +195,11 @@ def test_asked_to_leave_it_saves_is_queued_again_and_ends_as_if_nothing_had_been
 
 @pytest.mark.soak
 def test_the_time_limit_itself(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
-    """SLURM's own signal, which may come up to a minute early; the job ends, and the next turn goes on."""
+    """SLURM's own signal may come up to a minute early; the job ends, and the next attempt continues."""
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set, optimisation__steps=100000), time="3", lead=60)
     wait_for_verdict(run_dir, "requeued")
-    saved = turns(run_dir)[0]["step"]
+    saved = attempts(run_dir)[0]["step"]
     assert saved > 0
     go_on(cluster, job, run_dir)
     wait_for_step(run_dir, saved + 1)
@@ -214,15 +214,15 @@ def test_a_node_dies(both_nodes: Cluster, motion_set: MotionSet, undisturbed: Pa
     job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_steps=5))
     wait_for_step(run_dir, 12)
     cluster.kill_node("n2")
-    for process in ranks_of(run_dir, rank=1):  # a node's end is that of all its processes
+    for process in ranks_of(run_dir, rank=1):  # with a node all its processes end
         os.kill(process, signal.SIGKILL)
     wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
     cluster.start_node("n2")
     cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
     go_on(cluster, job, run_dir)
     wait_for_verdict(run_dir, "done")
-    assert [turn["restart"] for turn in turns(run_dir, "begun")] == [0, 1]
-    assert 10 <= turns(run_dir, "begun")[1]["step"] < STEPS
+    assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
+    assert 10 <= attempts(run_dir, "begun")[1]["step"] < STEPS
     assert_same(run_dir, undisturbed)
 
 
@@ -245,30 +245,30 @@ def ranks_of(run_dir: Path, rank: int) -> list[int]:
 
 
 @pytest.mark.soak
-def test_a_run_that_fails_three_times_without_a_step_is_given_up(
+def test_a_run_that_fails_three_times_without_progress_is_given_up(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_minutes="null"))
-    for turn in range(3):
-        if turn:
+    for number in range(1, 4):
+        if number > 1:
             go_on(cluster, job, run_dir)
-        wait_for(lambda: len(events(run_dir, "start")) == turn + 1 and len(ranks_of(run_dir, 1)) > 0, run_dir)  # noqa: B023
+        wait_for(lambda: len(events(run_dir, "start")) == number and len(ranks_of(run_dir, 1)) > 0, run_dir)  # noqa: B023
         for process in ranks_of(run_dir, rank=1):
             os.kill(process, signal.SIGKILL)
-        wait_for(lambda: len(turns(run_dir)) == turn + 1, run_dir)  # noqa: B023
-    first, second, last = turns(run_dir)
+        wait_for(lambda: len(attempts(run_dir)) == number, run_dir)  # noqa: B023
+    first, second, last = attempts(run_dir)
     assert [first["verdict"], second["verdict"], last["verdict"]] == ["requeued", "requeued", "given up"]
     assert "rank 1 on n2 ended first: Killed" in last["words"]
-    assert "3 turns in a row without a step of progress" in last["words"]
+    assert "no progress in 3 attempts in a row" in last["words"]
     wait_for(lambda: cluster.state(job) == "FAILED", run_dir)
 
 
 @pytest.mark.soak
-def test_a_cancelled_job_saves_and_is_not_queued_again(
+def test_a_cancelled_job_saves_and_is_not_requeued(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """And the run goes on when it is submitted again, on another number of nodes."""
+    """Submitted again, the run continues on another number of nodes."""
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set))
     wait_for_step(run_dir, 4)
@@ -284,7 +284,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(
     torch.testing.assert_close(list(losses.values()), list(expected.values()), atol=1e-5, rtol=0)
 
 
-def test_what_cannot_work_is_refused_where_it_is_submitted(
+def test_a_submission_that_cannot_work_is_refused(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -309,9 +309,9 @@ def test_what_cannot_work_is_refused_where_it_is_submitted(
     assert cluster.run("squeue", "--noheader") == ""
 
 
-@pytest.mark.soak  # tests/trainer/distributed/test_rendezvous.py has ranks that do not come, without a SLURM
+@pytest.mark.soak  # test_rendezvous.py has ranks that do not connect, without SLURM
 def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
-    """Its process hangs before it meets the others."""
+    """Its process hangs before it connects."""
     training = [
         sys.executable,
         "launch/train.py",
@@ -332,12 +332,12 @@ def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: Motion
 
 
 @pytest.mark.soak
-def test_a_job_that_must_wait_for_a_node_is_told_so(
+def test_a_submission_that_must_wait_for_a_node_says_so(
     both_nodes: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     cluster = both_nodes
     cluster.kill_node("n2")
-    cluster.wait_until(lambda: "down*" in cluster.states(), "the node's end was not noticed")
+    cluster.wait_until(lambda: "down*" in cluster.states(), "SLURM did not notice the end of the node")
     result = submitted(
         cluster, "--recipe", str(QUICKSTART), "--run-dir", str(tmp_path / "run"), *changes(motion_set)
     )
@@ -349,7 +349,7 @@ def test_a_job_that_must_wait_for_a_node_is_told_so(
 
 
 @pytest.mark.soak
-def test_a_chain_goes_on_where_its_last_job_stopped_and_ends_with_the_run(
+def test_a_chain_continues_where_its_last_job_stopped_and_ends_with_the_run(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -362,11 +362,11 @@ def test_a_chain_goes_on_where_its_last_job_stopped_and_ends_with_the_run(
     wait_for_verdict(run_dir, "done")
     assert_same(run_dir, undisturbed)
     wait_for(lambda: not cluster.run("squeue", "--noheader"), run_dir)
-    assert len(turns(run_dir, "begun")) == 2, "the third job had nothing left to do"
+    assert len(attempts(run_dir, "begun")) == 2, "the third job had nothing to do"
 
 
 @pytest.mark.soak
-def test_each_run_of_a_sweep_is_queued_again_by_itself(
+def test_each_run_of_a_sweep_is_requeued_by_itself(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     home = tmp_path / "sweep"
@@ -381,10 +381,10 @@ def test_each_run_of_a_sweep_is_queued_again_by_itself(
     for number, run_dir in enumerate(runs):
         cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_{number}")
         wait_for_verdict(run_dir, "requeued")
-        assert len(turns(runs[1], "begun")) == 1, "the other one goes on, or has been asked itself"
+        assert len(attempts(runs[1], "begun")) == 1, "the other one continues, or was asked itself"
     for number, run_dir in enumerate(runs):
         go_on(cluster, f"{array}_{number}", run_dir)
-        wait_for(lambda: len(turns(run_dir, "begun")) == 2, run_dir)  # noqa: B023
+        wait_for(lambda: len(attempts(run_dir, "begun")) == 2, run_dir)  # noqa: B023
     cluster.run("scancel", array)
 
 
