@@ -15,14 +15,15 @@ from pathlib import Path
 from pipelines.errors import DataError
 from trainer.cluster.sbatch import JobRequest
 from trainer.cluster.submit import (
-    create_parent_run,
     find_missing_nodes,
     format_submission,
     plan_submission,
     submit,
+    sweep_params,
     variants,
 )
 from trainer.errors import RunError, UserError
+from trainer.tracking.sweep_run import create_sweep_run
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,7 +75,7 @@ def main() -> int:
         print(planned.text, end="")
         return 0
     if len(chosen) > 1:
-        parent = create_parent_run(home, chosen)
+        parent = create_sweep_run(home, first.tracking, sweep_params(chosen))
         planned = plan_submission(
             request, chosen, home=home, extra=args.training, made_by=made_by, parent=parent
         )

@@ -19,17 +19,11 @@ from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
 from trainer.system.files import append_lines, parse_records
 
-MAX_FRUITLESS = 3
-"""Attempts of a job in a row without progress after which it is not requeued."""
+MAX_FRUITLESS = 3  # attempts of a job in a row without progress after which it is not requeued
 
-PREFLIGHT_FAILED = 3
-"""Exit code that a job's script passes where the preflight failed and nothing was trained."""
-
-USER_ERROR = 2
-"""Exit code of a training that fails again unless its user corrects something."""
-
-NOT_REQUEUED = 1
-"""Exit code of a job that is not requeued although its training asked for it."""
+NOT_REQUEUED = 1  # exit code of a job that is not requeued although its training asked for it
+USER_ERROR = 2  # exit code of a training that fails again unless its user corrects something
+PREFLIGHT_FAILED = 3  # exit code that a job's script passes where the preflight failed
 
 _TAIL = 4096  # bytes at the end of a rank's log that are read
 _LINES = 6  # of these, printed
@@ -49,7 +43,6 @@ class Attempt:
     restart: int
     """how often the job was requeued before"""
     nodes: str
-    """a node list such as `n[1-2]`"""
     chained: bool = False
     """whether another job goes on where this one ends; this one is then not requeued"""
     submitted: float = 0.0
@@ -62,7 +55,6 @@ class AttemptEnd:
 
     outcome: Outcome
     reason: str
-    """for the job's log"""
     code: int
     """the job's exit code; REQUEUE asks the script to requeue the job"""
 

@@ -7,6 +7,7 @@ A file may be damaged, half written or of another version: nothing here raises a
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +36,14 @@ class RunStatus:
     folder: str
     state: State
     reason: str
-    """why the run is in this state; empty where there is nothing to add"""
+    """empty where the state says all"""
     step: int | None
     total_steps: int | None
     seconds_left: float | None
     """of the remaining steps at the latest pace, with evaluations and saves, without time in a queue"""
     restarts: int
     loss: float | None
-    """of the last step; None, and `diverged`, where it is not finite"""
+    """of the last step; None where it is not finite"""
     diverged: bool
     top1: float | None
     """of the last evaluation, 0..1"""
@@ -55,7 +56,7 @@ class RunStatus:
 
 
 class RunHistory:
-    """What a run directory records: the latest events, the jobs submitted for it, and their attempts."""
+    """What a run directory records: the latest events, and the submissions and attempts of jobs."""
 
     def __init__(self, path: Path) -> None:
         self.folder = RunDir(path)
@@ -69,14 +70,8 @@ class RunHistory:
             self.problem = f"events.jsonl cannot be read: {error.strerror or error}"
         self.event: Record = self.events[-1] if self.events else {"event": "", "time": -math.inf}
         """the last one"""
-        self.submissions = _read_lines(path / "slurm" / "jobs.jsonl", "job")
-        self.attempts = _read_lines(path / "slurm" / "turns.jsonl", "turn")
-
-    @property
-    def jobs(self) -> list[str]:
-        """SLURM's numbers, oldest first."""
-        lines = sorted([*self.submissions, *self.attempts], key=lambda line: line["time"])
-        return list(dict.fromkeys(line["job"] for line in lines))
+        self.lines = read_job_lines(path)
+        self.attempts = [line for line in self.lines if "turn" in line]
 
     @cached_property
     def attempt(self) -> Record | None:
@@ -88,10 +83,9 @@ class RunHistory:
     @property
     def latest_job(self) -> str | None:
         """The job of the latest submission or attempt; None where the run was started by hand since."""
-        lines = [*self.submissions, *self.attempts]
-        if self.attempts and self.attempt is None:
-            lines = [line for line in self.submissions if line["time"] > self.event["time"]]
-        return max(lines, key=lambda line: line["time"])["job"] if lines else None
+        is_by_hand = self.attempts and self.attempt is None
+        jobs = [line["job"] for line in self.lines if not is_by_hand or line["time"] > self.event["time"]]
+        return jobs[-1] if jobs else None
 
     @property
     def last_recorded(self) -> float | None:
@@ -131,10 +125,14 @@ class RunHistory:
         return None if report is None else _first_line(report)
 
 
-def read_jobs(path: Path) -> set[str]:
-    """SLURM's numbers of all jobs of a run directory."""
-    files = ("jobs.jsonl", "job"), ("turns.jsonl", "turn")
-    return {line["job"] for name, kind in files for line in _read_lines(path / "slurm" / name, kind)}
+def read_job_lines(path: Path) -> list[Record]:
+    """The valid lines about jobs in a run directory: submissions and attempts, oldest first."""
+    found: list[Record] = []
+    for name, kind in (("jobs.jsonl", "job"), ("turns.jsonl", "turn")):
+        with suppress(OSError):
+            lines = parse_records((path / "slurm" / name).read_text(encoding="utf-8", errors="replace"))
+            found += [line for line in lines if _is_valid(line, kind) and isinstance(line.get("job"), str)]
+    return sorted(found, key=lambda line: line["time"])
 
 
 def derive_status(
@@ -148,7 +146,8 @@ def derive_status(
         queue: SLURM's jobs by number; None where SLURM was not asked or did not answer.
         now: seconds since 1970.
     """
-    found = [queue[job] for job in history.jobs if job in queue] if queue else []
+    jobs = dict.fromkeys(line["job"] for line in history.lines)
+    found = [queue[job] for job in jobs if job in queue] if queue else []
     # Of the jobs of a chain, the one that runs.
     queued = next((job for job in found if job.state in _ALIVE), found[0] if found else None)
     state, reason = _state(history, queue, queued, now)
@@ -268,15 +267,6 @@ def _nodes(history: RunHistory, job: str | None) -> str:
         return str(json.loads(history.folder.environment.read_text(encoding="utf-8"))["hostname"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
-
-
-def _read_lines(path: Path, kind: str) -> list[Record]:
-    """The valid lines about jobs; none where the file cannot be read."""
-    try:
-        lines = list(parse_records(path.read_text(encoding="utf-8", errors="replace")))
-    except OSError:
-        return []
-    return [line for line in lines if _is_valid(line, kind) and isinstance(line.get("job"), str)]
 
 
 def _is_valid(line: Record, kind: str) -> bool:

@@ -48,15 +48,11 @@ class JobRequest:
     """GB/s that the preflight requires of the all-reduce"""
 
     def __post_init__(self) -> None:
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_rank", 1)):
-            if getattr(self, name) < least:
-                option = name.replace("_", "-")
-                raise RunError(f"--{option} {getattr(self, name)}: at least {least}")
+        for option, least in (("nodes", 1), ("gpus-per-node", 0), ("cpus-per-rank", 1)):
+            if (value := getattr(self, option.replace("-", "_"))) < least:
+                raise RunError(f"--{option} {value}: at least {least}")
         if parse_time_limit(self.time) <= self.lead:
-            raise RunError(
-                f"--time {self.time} is not longer than --lead ({self.lead} s), the time to save; raise "
-                "--time or lower --lead"
-            )
+            raise RunError(f"--time {self.time} is not longer than --lead {self.lead}, the seconds to save")
         if self.at_once is not None and self.at_once < 1:
             raise RunError(f"--array {self.at_once}: at least 1")
         for option in self.options:

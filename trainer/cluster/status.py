@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, read_jobs
+from trainer.cluster.run_status import RunHistory, RunStatus, State, derive_status, read_job_lines
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import find_run_dirs
 from trainer.system.formatting import format_age
@@ -49,7 +49,7 @@ def collect_statuses(places: Sequence[Path]) -> Overview:
     """The status of all runs in these folders. Raises RunError for a folder that does not exist."""
     runs = find_runs(places)
     # SLURM is asked first: a job that ends in between has then written its result before it is read.
-    queued, error = _ask_slurm({job for _, path in runs for job in read_jobs(path)})
+    queued, error = _ask_slurm({line["job"] for _, path in runs for line in read_job_lines(path)})
     now = time.time()
     return Overview([derive_status(name, RunHistory(path), queued, now) for name, path in runs], error)
 

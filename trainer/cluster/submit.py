@@ -18,11 +18,10 @@ from trainer.errors import RecipeError, RunError
 from trainer.system.files import append_lines, parse_records, write_text
 from trainer.system.secrets import set_job_credentials
 from trainer.system.slurm import PENDING_REASONS, queue, run_command
-from trainer.tracking.mlflow_tracker import MlflowTracker, check_tracking, find_mlflow_run_id
+from trainer.tracking.mlflow_tracker import check_tracking
 
 _POLLS = 4  # of a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked up in the queue; a chain may be long
-_MLFLOW_TIMEOUT = 60.0  # seconds until MLflow must have stored the parent run of a sweep
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,11 @@ class Variant:
     """One run of a sweep, or the only run."""
 
     path: Path
-    """the recipe's file"""
     overrides: tuple[str, ...]
     """values of `--set` for launch/train.py"""
     values: tuple[tuple[str, str], ...]
     """the varied fields and their values, as written"""
     recipe: Recipe
-    """the recipe with the overrides"""
 
     @property
     def label(self) -> str:
@@ -91,7 +88,6 @@ class Submission:
     log: Path
     """of the script's output, with SLURM's `%j`, or `%A_%a`, in its name"""
     text: str
-    """of the script"""
 
 
 def plan_submission(
@@ -106,15 +102,13 @@ def plan_submission(
     """Check a submission and format its script; nothing is written.
 
     Args:
-        request: for SLURM.
+        request, made_by: as for `format_script`.
         chosen: the variants.
         home: run directory of the only variant, or the folder of a sweep, in which each variant has its own.
         extra: more arguments of launch/train.py.
-        made_by: the command, for a comment in the script.
-        parent: MLflow's id of the parent run of a sweep.
+        parent: id of the MLflow run that is the parent of a sweep's.
 
-    Raises RunError or RecipeError where a batch cannot be divided over the ranks or a manifest is missing,
-    and as `format_script` does.
+    Raises RunError or RecipeError where a batch cannot be divided over the ranks or a manifest is missing.
     """
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
@@ -122,12 +116,8 @@ def plan_submission(
         if tracking.enabled:
             check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
             set_job_credentials(tracking.uri)
-        split_batch(
-            recipe.optimisation.global_batch,
-            request.ranks,
-            limit if isinstance(limit, int) else None,
-            recipe.sampling.repeats,
-        )
+        most = limit if isinstance(limit, int) else None
+        split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.sampling.repeats)
         manifests = [*(part.manifest for part in recipe.data.train_manifests), recipe.data.val]
         absent = [str(path) for path in manifests if not path.exists()]
         if absent and recipe.data.embedded is None:
@@ -145,31 +135,12 @@ def plan_submission(
     return Submission(request, home, runs, path, log, format_script(request, tasks, log, made_by))
 
 
-def create_parent_run(home: Path, chosen: Sequence[Variant]) -> str | None:
-    """Create the parent run of a sweep in MLflow, or find it where the sweep is submitted again.
-
-    Returns its id, None where the runs are not tracked. Raises RunError when MLflow cannot be reached.
-    """
-    tracking = chosen[0].recipe.tracking
-    if not tracking.enabled:
-        return None
-    home.mkdir(parents=True, exist_ok=True)
-    tracker = MlflowTracker(home, uri=tracking.uri, experiment=tracking.experiment, run_name=home.name)
-    varied: dict[str, dict[str, None]] = {}  # the values of each field, in their order
-    for variant in chosen:
-        for field, value in variant.values:
-            varied.setdefault(field, {})[value] = None
-    tracker.record_params(
-        {"sweep": len(chosen), **{field: ", ".join(values) for field, values in varied.items()}}
-    )
-    tracker.close("FINISHED", _MLFLOW_TIMEOUT)
-    found = find_mlflow_run_id(home)
-    if found is None:
-        raise RunError(
-            "MLflow cannot be reached, and the runs of a sweep need a parent run there: correct "
-            "tracking.uri or MLFLOW_TRACKING_URI, or give --set tracking.enabled=false"
-        )
-    return found
+def sweep_params(chosen: Sequence[Variant]) -> dict[str, object]:
+    """The parameters of a sweep's MLflow run: the number of variants, and the values of each varied field."""
+    values: dict[str, dict[str, None]] = {}
+    for field, value in (pair for variant in chosen for pair in variant.values):
+        values.setdefault(field, {})[value] = None
+    return {"sweep": len(chosen), **{field: ", ".join(each) for field, each in values.items()}}
 
 
 def submit(submission: Submission, *, after: str | None, count: int = 1) -> list[str]:

@@ -27,7 +27,6 @@ from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config
-from trainer.system.formatting import format_bytes
 from trainer.system.timeouts import run_with_timeout
 
 TIMEOUT = 60.0  # seconds for a check, which takes a second or so on a healthy node
@@ -38,7 +37,6 @@ AVERAGE_BYTES = 4  # more with a moving average
 LEAST_MEMORY = GIB  # bytes per rank for the libraries and a batch
 LEAST_SHARED = 2**27  # bytes per rank: with a container's 64 MiB, DALI's workers stop at the first batch
 TEMPORARY = GIB  # bytes that compilers and MLflow write, with a wide margin
-OWN_CONTEXT = 3 * GIB // 2  # bytes of a GPU that our own processes hold before they compute, at most
 FRAMES = 16  # of the clip for NVDEC
 
 
@@ -91,7 +89,7 @@ def check_node(
         results += run_check("NVDEC", partial(_nvdec, index), NVDEC_TIMEOUT + TIMEOUT)
     if place.local_rank == 0:
         ranks = place.local_world_size
-        results += run_check("memory", lambda: [judge_memory(free_bytes(torch.device("cpu"), 1), ranks)])
+        results += run_check("memory", lambda: _memory(ranks))
         results += run_check("disk", lambda: _disk(folder, recipe))
         results += run_check("/dev/shm", lambda: _shared_memory(ranks))
         results += run_check("versions", lambda: _versions(facts))
@@ -115,8 +113,7 @@ def _gpu_health(index: int) -> Iterator[CheckResult]:
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     values = query_smi("gpu", ("ecc.errors.uncorrected.volatile.total", "retired_pages.pending"), uuid)
     values |= query_smi("remapped-rows", ("remapped_rows.pending", "remapped_rows.failure"), uuid)
-    free, total = torch.cuda.mem_get_info(index)
-    yield judge_gpu(index, values, exact=multiplies_exactly(torch.device("cuda", index)), taken=total - free)
+    yield judge_gpu(index, values, exact=multiplies_exactly(torch.device("cuda", index)))
 
 
 def query_smi(query: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
@@ -133,8 +130,8 @@ def query_smi(query: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
     return {}
 
 
-def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool, taken: int) -> CheckResult:
-    """values: from nvidia-smi. exact: whether products equal the CPU's. taken: bytes before the run."""
+def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool) -> CheckResult:
+    """values: from nvidia-smi. exact: whether products equal the CPU's."""
     errors = values.get("ecc.errors.uncorrected.volatile.total", "")
     bad = [] if exact else ["its products differ from the CPU's"]
     if errors.isdigit() and int(errors) > 0:
@@ -146,12 +143,6 @@ def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool, taken: int)
     if bad:
         advice = "exclude the node; its administrators reset or replace the GPU"
         return CheckResult("GPU health", Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
-    if taken > OWN_CONTEXT:
-        text, advice = (
-            f"GPU {index}: {format_bytes(taken)} are taken",
-            "nvidia-smi lists the processes that hold them",
-        )
-        return CheckResult("GPU health", Status.WARNING, text, advice)
     return CheckResult("GPU health", Status.OK, "no errors" if values else "products exact; no nvidia-smi")
 
 
@@ -186,20 +177,18 @@ def judge_decoding(index: int, code: int, output: str, errors: str) -> CheckResu
     return CheckResult("NVDEC", Status.FAILED, f"GPU {index}: {text}", "or train with data.decoder: pyav")
 
 
-def judge_memory(free: int, ranks: int) -> CheckResult:
-    """free: bytes of this node that may still be taken, control groups included."""
-    advice = f"reading and decoding take about {format_bytes(RESERVE['cpu'])} per rank; in the job, --mem"
-    return judge_space("memory", free, ranks * LEAST_MEMORY, ranks * RESERVE["cpu"], advice)
-
-
 def judge_space(check: str, free: int, least: int, wanted: int, advice: str) -> CheckResult:
     """Bytes: less than `least` fails, less than `wanted` warns."""
     if free >= max(least, wanted):
-        return CheckResult(check, Status.OK, f"{format_bytes(free)} free")
+        return CheckResult(check, Status.OK, f"{gib(free)} free")
     status = Status.FAILED if free < least else Status.WARNING
-    return CheckResult(
-        check, status, f"{format_bytes(free)} free of {format_bytes(max(least, wanted))} needed", advice
-    )
+    return CheckResult(check, status, f"{gib(free)} free of {gib(max(least, wanted))} needed", advice)
+
+
+def _memory(ranks: int) -> Iterator[CheckResult]:
+    advice = f"reading and decoding take about {gib(RESERVE['cpu'])} per rank; in the job, --mem"
+    free = free_bytes(torch.device("cpu"), 1)
+    yield judge_space("memory", free, ranks * LEAST_MEMORY, ranks * RESERVE["cpu"], advice)
 
 
 def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
@@ -209,7 +198,7 @@ def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
     parents = (folder.absolute(), *folder.absolute().parents)
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
     size, number = (checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)) if recipe else (0, 0)
-    advice = f"{folder} needs {number} more checkpoints of {format_bytes(size)}: free space, or change it"
+    advice = f"{folder} needs {number} more checkpoints of {gib(size)}: free space, or choose another folder"
     yield judge_space("disk", free, size + MARGIN, number * size + MARGIN, advice)
 
 
@@ -230,7 +219,7 @@ def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
 def _shared_memory(ranks: int) -> Iterator[CheckResult]:
     if Path("/dev/shm").is_dir():
         # DALI's workers hand over batches there, as many as are prefetched.
-        advice = f"DALI takes up to {format_bytes(AHEAD)} per rank: set --ipc=host or lower data.prefetch"
+        advice = f"DALI takes up to {gib(AHEAD)} per rank: in a container, --ipc=host; or lower data.prefetch"
         free = shutil.disk_usage("/dev/shm").free
         yield judge_space("/dev/shm", free, ranks * LEAST_SHARED, ranks * AHEAD, advice)
 
@@ -255,3 +244,8 @@ def _manifests(recipe: Recipe, facts: Facts) -> Iterator[CheckResult]:
             yield CheckResult("manifests", Status.FAILED, f"{name}: {path} does not exist", advice)
     present = sum(value != "missing" for value in found.values())
     yield CheckResult("manifests", Status.OK, f"{present} of {len(found)} exist")
+
+
+def gib(amount: int) -> str:
+    """Bytes in GiB or MiB."""
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB // 10 else f"{amount / 2**20:.0f} MiB"

@@ -158,23 +158,31 @@ def _now(device: torch.device) -> float:
 
 
 def judge_all_reduce(
-    measured: Mapping[int, tuple[float, int]], device: str, least: float | None
+    answers: Mapping[int, Sequence[Any] | str], device: str, world_size: int, least: float | None
 ) -> dict[int, CheckResult]:
     """Results by rank; the slowest rank's time counts for all.
 
-    measured: of all ranks, by `measure_all_reduce`. least: bus bandwidth that is required, in GB/s.
+    Args:
+        answers: by rank, what `measure_all_reduce` returned, or an error; a rank may be missing.
+        device: `cuda` or `cpu`.
+        world_size: number of ranks.
+        least: bus bandwidth that is required, in GB/s.
     """
-    size, world_size = SIZES[device][0], len(measured)
+    size, times = SIZES[device][0], [float(one[0]) for one in answers.values() if not isinstance(one, str)]
     # Each of n ranks sends 2 (n - 1) / n of the bytes.
-    rate = 2 * (world_size - 1) / world_size * size / max(seconds for seconds, _ in measured.values()) / 1e9
-    is_slow = least is not None and rate < least
-    text = f"{size >> 20} MiB at {rate:.2f} GB/s of bus{f', required {least:g}' if is_slow else ''}"
-    advice = "NCCL_DEBUG=INFO prints the network that is used"
-    common = CheckResult("all-reduce", Status.FAILED if is_slow else Status.OK, text, advice)
-    advice = "exclude the node: a link or a GPU corrupts data"
-    failures = {
-        rank: f"{wrong} elements of the sum are wrong" for rank, (_, wrong) in measured.items() if wrong
-    }
-    return dict.fromkeys(measured, common) | {
-        rank: CheckResult("all-reduce", Status.FAILED, text, advice) for rank, text in failures.items()
-    }
+    rate = 2 * (world_size - 1) / world_size * size / max(times, default=float("inf")) / 1e9
+    results = {}
+    for rank in range(world_size):
+        answer, status, text = answers.get(rank, "no answer"), Status.FAILED, f"{rate:.2f} GB/s of bus"
+        advice = "check the network between the nodes: NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME, firewalls"
+        if isinstance(answer, str):
+            text = answer
+        elif answer[1]:
+            text = f"{answer[1]} elements of the sum are wrong"
+            advice = "exclude the node: a link or a GPU corrupts data"
+        elif least is not None and rate < least:
+            text = f"{text}, required {least:g}"
+        else:
+            status, text = Status.OK, f"{size >> 20} MiB at {text}"
+        results[rank] = CheckResult("all-reduce", status, text, advice)
+    return results

@@ -11,7 +11,7 @@ from trainer.cluster.preflight.checks import CheckResult, Status
 from trainer.system.files import write_json
 
 CHECKS = (
-    "ranks", "recipe", "GPU count", "GPU health", "NVDEC", "memory", "disk", "/dev/shm", "shared folder",
+    "ranks", "GPU count", "GPU health", "NVDEC", "memory", "disk", "/dev/shm", "shared folder",
     "manifests", "versions", "all-reduce",
 )  # fmt: skip
 """In the order of the table."""

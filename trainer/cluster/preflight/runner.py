@@ -15,27 +15,19 @@ import torch.distributed as dist
 from rich.console import Console
 
 from trainer.cluster.preflight import control_channel as between
+from trainer.cluster.preflight import report as reporting
 from trainer.cluster.preflight.checks import CheckResult, Status, check_node, judge_gpu_count
 from trainer.cluster.preflight.control_channel import ALL_REDUCE_TIMEOUT, FOLDER_TIMEOUT, ControlChannel
-from trainer.cluster.preflight.report import (
-    UNKNOWN,
-    count,
-    count_checks,
-    format_table,
-    merge_results,
-    write_failures,
-)
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.process_group import connect, disconnect
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RunError
 from trainer.system.timeouts import has_hung_threads, run_with_timeout
 
 REPORT_TIMEOUT = 300.0  # seconds that another rank's checks may take longer than rank 0's
 RANK_0_TIMEOUT = 1200.0  # seconds after which a rank gives up waiting for rank 0
 
-_NETWORK = "check the network between the nodes: NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME, firewalls"
 _ADVICE = {
     "manifests": "all nodes must read the same manifest: copy it there again, or mount one",
     "versions": "all nodes must run the same installation: share it, or make install on each",
@@ -61,22 +53,15 @@ class PreflightRequest:
 def preflight(request: PreflightRequest) -> int:
     """Check the nodes of this job, or this machine; returns the exit code: 1 when a check failed.
 
-    Raises RecipeError on rank 0.
+    Raises RecipeError.
     """
-    recipe, mistake = None, ""
-    if request.recipe is not None:
-        try:
-            recipe = load_recipe(request.recipe, request.overrides)
-        except RecipeError as error:  # other nodes may read another file
-            mistake = str(error)
+    recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
     try:
         # In a copy: the variables that are set would hide the launcher.
         device = find_environment(recipe.engine.device if recipe else "auto", dict(os.environ)).device
     except RunError:  # a missing GPU, which the count reports
         device = torch.device("cpu")
     place = find_environment("cpu")
-    if mistake and place.world_size == 1:
-        raise RecipeError(mistake)
     folder = request.folder or (recipe.run.dir / recipe.name if recipe else Path("runs"))
     # Without this, gloo would connect each rank to all others.
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
@@ -85,10 +70,10 @@ def preflight(request: PreflightRequest) -> int:
     except RunError as error:
         print(f"error{'' if place.is_main else f' on rank {place.rank}'}: {error}", file=sys.stderr)
         if place.is_main:
-            write_failures(folder, {}, everywhere=[f"ranks: {error}"])
+            reporting.write_failures(folder, {}, everywhere=[f"ranks: {error}"])
         return 1
     try:
-        return Preflight(request, recipe, mistake, place, device, folder, ControlChannel(place.rank)).run()
+        return Preflight(request, recipe, place, device, folder, ControlChannel(place.rank)).run()
     except (dist.DistError, TimeoutError) as error:
         print(f"error on rank {place.rank}: rank 0 is gone: {error}", file=sys.stderr)
         return 1
@@ -103,8 +88,6 @@ class Preflight:
 
     request: PreflightRequest
     recipe: Recipe | None
-    mistake: str
-    """in the recipe; empty without one"""
     place: Environment
     device: torch.device
     folder: Path
@@ -112,12 +95,10 @@ class Preflight:
 
     def run(self) -> int:
         """Returns the exit code."""
+        self.channel.send("report", self._report())
         return self._lead() if self.place.is_main else self._follow()
 
     def _follow(self) -> int:
-        if self.channel.receive("mistake", RANK_0_TIMEOUT):
-            return 2
-        self.channel.send("report", self._report())
         if self.place.local_rank == 0:
             request = self.channel.receive("folder", RANK_0_TIMEOUT)
             work = partial(between.answer_folder_check, self.channel, request, self.folder)
@@ -129,25 +110,20 @@ class Preflight:
         return 0
 
     def _lead(self) -> int:
-        self.channel.broadcast("mistake", bool(self.mistake))
-        if self.mistake:
-            raise RecipeError(self.mistake)
         size = self.place.world_size
-        self.channel.send("report", self._report())
         reports = self.channel.collect("report", range(size), REPORT_TIMEOUT)
-        nodes = dict(enumerate(self.place.nodes or [UNKNOWN] * size))
+        nodes = dict(enumerate(self.place.nodes or [reporting.UNKNOWN] * size))
         nodes |= {rank: report["node"] for rank, report in reports.items()}
         results = list(self._judge(nodes, reports))
         first = [rank for rank, report in reports.items() if report["facts"]]
-        folder = self._check_folder([rank for rank in first if rank > 0])
-        results += ((nodes[rank], result) for rank, result in folder.items())
-        results += ((nodes[rank], result) for rank, result in self._check_all_reduce(reports).items())
-        table = merge_results(results)
-        written = None if has_hung_threads() else write_failures(self.folder, table)
-        failures, warnings = (count_checks(table, status) for status in (Status.FAILED, Status.WARNING))
-        console = Console(highlight=False)
+        for by_rank in (self._check_folder([rank for rank in first if rank > 0]), self._all_reduce(reports)):
+            results += ((nodes[rank], result) for rank, result in by_rank.items())
+        table = reporting.merge_results(results)
+        written = None if has_hung_threads() else reporting.write_failures(self.folder, table)
+        failures, warnings = (reporting.count_checks(table, one) for one in (Status.FAILED, Status.WARNING))
+        console, count = Console(highlight=False), reporting.count
         console.print(f"preflight of {count(len(set(nodes.values())), 'node')}, {count(size, 'rank')}\n")
-        console.print(format_table(table))
+        console.print(reporting.format_table(table))
         summary = f"{count(failures, 'failure')}, {count(warnings, 'warning')}"
         console.print(f"\n{summary}{f'; see {written}' if written else ''}", soft_wrap=True)
         return 1 if failures else 0
@@ -157,20 +133,15 @@ class Preflight:
     ) -> Iterator[tuple[str, CheckResult]]:
         """The results of each node, from the reports of the ranks."""
         for rank, node in nodes.items():
-            if rank in reports:
-                yield node, CheckResult("ranks", Status.OK, "all answered")
-                for values in reports[rank]["results"]:
-                    yield node, CheckResult(**{**values, "status": Status(values["status"])})
-            else:
-                advice = "see its log, and dmesg on the node"
-                yield node, CheckResult("ranks", Status.FAILED, f"rank {rank}: no answer", advice)
-        yield from check_gpu_counts(
-            nodes,
-            reports,
-            device=self.recipe.engine.device if self.recipe else "auto",
-            alone=self.place.launcher == "alone",
-            required=self.request.gpus_per_node,
-        )
+            text, advice = f"rank {rank}: no answer", "see its log, and dmesg on the node"
+            result = CheckResult("ranks", Status.FAILED, text, advice)
+            yield node, CheckResult("ranks", Status.OK, "all answered") if rank in reports else result
+        for rank, report in reports.items():
+            for values in report["results"]:
+                yield nodes[rank], CheckResult(**{**values, "status": Status(values["status"])})
+        device = self.recipe.engine.device if self.recipe else "auto"
+        alone, required = self.place.launcher == "alone", self.request.gpus_per_node
+        yield from check_gpu_counts(nodes, reports, device=device, alone=alone, required=required)
         facts = {nodes[rank]: report["facts"] for rank, report in reports.items() if report["facts"]}
         for check in _ADVICE:
             yield from compare_facts(check, {node: own.get(check, {}) for node, own in facts.items()})
@@ -178,9 +149,6 @@ class Preflight:
     def _report(self) -> dict[str, Any]:
         """What this rank sends to rank 0."""
         results, facts = check_node(self.place, self.device, self.folder, self.recipe)
-        if self.mistake:
-            advice = "does this node read the same files as the others, at the same path?"
-            results.append(CheckResult("recipe", Status.FAILED, self.mistake, advice))
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return {
             "node": self.place.node,
@@ -198,8 +166,7 @@ class Preflight:
             text = f"{self.folder} does not answer"
             return {0: CheckResult("shared folder", Status.FAILED, text, "check the file system's server")}
 
-    def _check_all_reduce(self, reports: Mapping[int, Any]) -> dict[int, CheckResult]:
-        """Results by rank."""
+    def _all_reduce(self, reports: Mapping[int, Any]) -> dict[int, CheckResult]:
         ranks = range(self.place.world_size)
         kinds = {report["device"] for report in reports.values()}
         problem = "not tried: some rank has no GPU" if len(kinds) > 1 else ""
@@ -212,13 +179,7 @@ class Preflight:
             return dict.fromkeys(ranks, CheckResult("all-reduce", status, text))
         self.channel.send("measured", self._measure(device))
         answers = self.channel.collect("measured", ranks, ALL_REDUCE_TIMEOUT)
-        problems = {rank: answers.get(rank, "no answer") for rank in ranks}
-        problems = {rank: text for rank, text in problems.items() if isinstance(text, str)}
-        if not problems:
-            return between.judge_all_reduce(answers, device, self.request.min_bandwidth)
-        return {
-            rank: CheckResult("all-reduce", Status.FAILED, text, _NETWORK) for rank, text in problems.items()
-        }
+        return between.judge_all_reduce(answers, device, len(ranks), self.request.min_bandwidth)
 
     def _measure(self, device: str) -> tuple[float, int] | str:
         """The measurement of this rank, or its error."""
@@ -256,7 +217,6 @@ def compare_facts(check: str, facts: Mapping[str, Mapping[str, str]]) -> Iterato
     for name in dict.fromkeys(name for values in facts.values() for name in values):
         usual = Counter(values.get(name, "missing") for values in facts.values()).most_common(1)[0][0]
         for node, values in facts.items():
-            own = values.get(name, "missing")
-            if own != usual:
+            if (own := values.get(name, "missing")) != usual:
                 text = f"{name}: {own}, elsewhere {usual}"
                 yield node, CheckResult(check, Status.FAILED, text, _ADVICE[check])
