@@ -1,10 +1,10 @@
-"""Look at the machines before a run: GPUs, memory, disks, clocks, the shared folder and what lies between.
+"""Check the machines before a run: GPUs, memory, disks, versions, the shared folder and an all-reduce.
 
     python launch/doctor.py
     srun python launch/doctor.py --folder runs/quickstart --recipe recipes/quickstart.yaml
 
-On a cluster, start one process per rank, as for the training. Exit codes: 0 nothing failed, 1 something did
-(the table says what, FOLDER/slurm/preflight.json on which nodes), 2 a mistake in the command or the recipe.
+On a cluster, start one process per rank, as for the training. Exit codes: 0 nothing failed, 1 a check failed
+(FOLDER/slurm/preflight.json names the nodes), 2 a mistake in the command or the recipe.
 """
 
 import argparse
@@ -19,9 +19,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--folder", "--run-dir", type=Path, help="of the run, seen by all nodes (the recipe's; or else: runs)"
+        "--folder",
+        "--run-dir",
+        type=Path,
+        help="run directory, on a file system of all nodes (the recipe's; without one: runs)",
     )
-    parser.add_argument("--recipe", type=Path, help="whose manifests must be there, and checkpoints fit")
+    parser.add_argument("--recipe", type=Path, help="check its manifests, and disk space for its checkpoints")
     parser.add_argument(
         "--set",
         action="append",
@@ -29,14 +32,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="section.field=value",
         help="override one field of the recipe; repeatable",
     )
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="that must be there (one per rank)")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="required (one per rank)")
     parser.add_argument(
-        "--min-bandwidth", type=float, metavar="GB/s", help="of the bus in an all-reduce; less is a failure"
+        "--min-bandwidth", type=float, metavar="GB/s", help="required bus bandwidth of the all-reduce"
     )
     parser.add_argument(
         "--patience", type=float, default=5.0, metavar="MINUTES", help="to wait for all ranks (%(default)s)"
     )
-    # A job's script hands the training's arguments on, and the deepspeed launcher a rank to every process.
+    # A job's script passes the arguments of the training, and the deepspeed launcher a rank.
     for name, action in (("--resume", "store"), ("--allow-change", "append"), ("--local_rank", "store")):
         parser.add_argument(name, action=action, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
@@ -59,7 +62,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    # Whoever does not answer in time has a row in the table; torch would tell of every poll.
+    # The table reports ranks that do not answer; torch would log every poll.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from models import ModelError
     from pipelines.errors import DataError

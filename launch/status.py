@@ -1,12 +1,12 @@
-"""Show how runs stand: state, step, what is left, restarts, last loss and accuracy, and where.
+"""Print the status of runs: state, step, time left, restarts, last loss and accuracy, and where.
 
-    python launch/status.py                              # all in runs/, those of sweeps too
+    python launch/status.py                              # all in runs/, with those of sweeps
     python launch/status.py runs/l14 runs/l14-sweep --watch 30
     python launch/status.py --json
 
-Columns: `left` is the time that the remaining steps take at the latest pace; `again` how often the run was
-started again; `seen` how long ago it gave its last sign of life; `where` SLURM's job and nodes, or the host.
-Exit codes: 0 shown, 2 a mistake in what was asked (the message says which).
+Columns: `left` is the time of the remaining steps at the latest pace; `again` how often the run was started
+again; `seen` the time since it last recorded something; `where` SLURM's job and nodes, or the host.
+Exit codes: 0 printed, 2 a mistake in the command (see the message).
 """
 
 import argparse
@@ -23,10 +23,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("places", nargs="*", type=Path, metavar="FOLDER", help="of runs, or of a run (runs)")
+    parser.add_argument(
+        "places",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help="a run directory, or one that holds some (runs)",
+    )
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--watch", type=float, metavar="SECONDS", help="show it anew so often, until Ctrl-C")
-    shown.add_argument("--json", action="store_true", help="a list with an object for each run")
+    shown.add_argument("--watch", type=float, metavar="SECONDS", help="print it again so often, until Ctrl-C")
+    shown.add_argument("--json", action="store_true", help="a list with an object per run")
     parsed = parser.parse_args(arguments)
     if parsed.watch is not None and not parsed.watch > 0:
         parser.error(f"--watch {parsed.watch:g}: more than 0 seconds")
@@ -44,7 +50,7 @@ def main() -> int:
         if arguments.watch is None:
             print_overview(overview, console)
             return 0
-        console.clear()  # does nothing where the output is no terminal
+        console.clear()  # in a terminal only
         console.print(time.strftime("%H:%M:%S"), highlight=False)
         print_overview(overview, console)
         time.sleep(arguments.watch)

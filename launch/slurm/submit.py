@@ -3,8 +3,8 @@
     python launch/slurm/submit.py --recipe recipes/k710_l14.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00
     python launch/slurm/submit.py --recipe R --vary optimisation.learning_rate=1e-5,2e-5,4e-5 --nodes 1 ...
 
-What follows `--` goes to launch/train.py as it is. The same command again goes on with the run, also with
-another --nodes. Exit codes: 0 submitted, or shown with --dry-run; 2 a mistake (the message says which).
+The arguments after `--` go to launch/train.py. The same command again continues the run, also with another
+--nodes. Exit codes: 0 submitted, or printed with --dry-run; 2 a mistake (see the message).
 """
 
 import argparse
@@ -37,19 +37,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--run-dir", type=Path, help="folder of the run, or of the sweep (run.dir/name of the recipe)")
     add("--nodes", type=int, default=1, help="(%(default)s)")
     add("--gpus-per-node", type=int, default=8, help="a rank each; 0 computes on CPUs (%(default)s)")
-    add("--cpus-per-rank", type=int, default=8, help="cores for it and its readers (%(default)s)")
-    add("--time", default="24:00:00", help="limit of one turn; requeued until done (%(default)s)")
-    add("--lead", type=int, default=300, help="seconds before that it is asked to leave (%(default)s)")
+    add("--cpus-per-rank", type=int, default=8, help="cores for it and its workers (%(default)s)")
+    add("--time", default="24:00:00", help="limit of an attempt; requeued until done (%(default)s)")
+    add("--lead", type=int, default=300, help="seconds before it to signal the run (%(default)s)")
     for name in ("partition", "account", "qos"):
         add(f"--{name}", help=f"SLURM's {name}")
     add("--array", type=int, metavar="N", help="of a sweep, at most so many runs at once (all)")
-    add("--after", metavar="JOB", help="wait for this job to end, in whichever way")
-    add("--chain", type=int, metavar="N", help="N jobs, each going on after the last; none is requeued")
+    add("--after", metavar="JOB", help="wait for the end of this job, in any way")
+    add("--chain", type=int, metavar="N", help="N jobs, each continuing the last; none is requeued")
     add("--container", type=Path, metavar="IMAGE", help="Apptainer image, see launch/slurm/container/")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="one more of sbatch's; repeatable")
-    add("--no-preflight", action="store_true", help="do not look at the nodes first (launch/doctor.py)")
-    add("--min-bandwidth", type=float, metavar="GB/s", help="that the preflight asks of the links")
-    add("--dry-run", action="store_true", help="show the script, submit and write nothing")
+    add("--no-preflight", action="store_true", help="skip the preflight (launch/doctor.py)")
+    add("--min-bandwidth", type=float, metavar="GB/s", help="that the preflight requires")
+    add("--dry-run", action="store_true", help="print the script, submit and write nothing")
     add("training", nargs="*", metavar="-- ...", help="more for launch/train.py, such as --allow-change NAME")
     return parser.parse_args(arguments)
 

@@ -1,8 +1,4 @@
-"""The recipes of containers, as far as they can be looked at without building one.
-
-No engine is at hand that could: what a build would say is not known. These tests hold the two recipes to one
-another, to the Makefile and to the files that there are.
-"""
+"""The container recipes, without building them: they agree with each other, the Makefile and the files."""
 
 import re
 import subprocess
@@ -18,19 +14,19 @@ DEFINITION = (FOLDER / "uniformerv2.def").read_text()
 
 
 def instructions(kind: str) -> list[str]:
-    """What follows each of the Dockerfile's instructions of a kind, on one line."""
+    """The arguments of each instruction of a kind in the Dockerfile, on one line."""
     text = re.sub(r"\\\n", " ", DOCKERFILE)
     return [line.removeprefix(kind).strip() for line in text.splitlines() if line.startswith(f"{kind} ")]
 
 
 def section(name: str) -> list[str]:
-    """Lines of a section of the definition, comments left out."""
+    """The lines of a section of the definition, without comments."""
     body = re.split(r"^%", DEFINITION.partition(f"\n%{name}\n")[2], flags=re.MULTILINE)[0]
     return [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 def copied() -> dict[str, list[str]]:
-    """What each recipe takes from the project's folder."""
+    """The files that each recipe copies from the project's folder."""
     return {
         "Dockerfile": [source for line in instructions("COPY") for source in line.split()[:-1]],
         "uniformerv2.def": [line.split()[0] for line in section("files")],
@@ -38,12 +34,12 @@ def copied() -> dict[str, list[str]]:
 
 
 def installs(lines: list[str]) -> list[str]:
-    """The arguments of each `pip install`, but for how much it says and keeps."""
+    """The arguments of each `pip install`, without --quiet and --no-cache-dir."""
     found = [line.partition("pip install ")[2] for line in lines if "pip install " in line]
     return [re.sub(r"--quiet |--no-cache-dir ", "", arguments) for arguments in found]
 
 
-def test_what_is_copied_is_there_and_the_same_in_both() -> None:
+def test_the_copied_files_exist_and_are_the_same_in_both() -> None:
     docker, apptainer = copied().values()
     assert sorted(docker) == sorted(apptainer)
     for source in docker:
@@ -52,7 +48,7 @@ def test_what_is_copied_is_there_and_the_same_in_both() -> None:
     assert instructions("WORKDIR") == ["/opt/uniformerv2"]
 
 
-def test_all_that_is_packaged_is_copied() -> None:
+def test_all_packages_are_copied() -> None:
     packages = re.search(r"^PARTS = \((.*)\)$", (ROOT / "setup.py").read_text(), re.MULTILINE)
     assert packages is not None
     names = re.findall(r'"(\w+)"', packages[1])
@@ -62,7 +58,7 @@ def test_all_that_is_packaged_is_copied() -> None:
     )
 
 
-def test_what_is_copied_is_sent_to_the_engine() -> None:
+def test_the_copied_files_are_not_ignored() -> None:
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(copied()["Dockerfile"])
@@ -76,7 +72,7 @@ def test_both_install_as_the_makefile_does() -> None:
     assert installs(section("post")) == expected
 
 
-def test_both_have_one_base_whose_python_the_makefile_would_take() -> None:
+def test_both_have_one_base_with_a_python_that_the_makefile_accepts() -> None:
     (base,) = instructions("FROM")
     assert f"\nFrom: {base}\n" in DEFINITION
     version = re.match(r"python:(\d+)\.(\d+)-", base)
@@ -87,7 +83,7 @@ def test_both_have_the_same_system_packages_and_variables() -> None:
     system = [re.search(r"--no-install-recommends ([\w+ -]+?)( &&|$)", line) for line in section("post")]
     (apptainer,) = [match[1] for match in system if match]
     assert f"--no-install-recommends {apptainer} " in instructions("RUN")[0]
-    docker = set(instructions("ENV")) - {"NVIDIA_VISIBLE_DEVICES=all"}  # Apptainer shows all that SLURM gave
+    docker = set(instructions("ENV")) - {"NVIDIA_VISIBLE_DEVICES=all"}  # Apptainer shows all GPUs of the job
     assert docker == {line.removeprefix("export ") for line in section("environment")}
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in docker
 
@@ -100,13 +96,13 @@ def test_the_scripts_are_scripts(name: str) -> None:
 
 
 def test_the_code_of_the_folder_a_job_starts_in_comes_first(tmp_path: Path) -> None:
-    """Whatever version lies in the image; by hand PYTHONPATH is not set, here as in both recipes."""
+    """Whatever version is in the image; both recipes set PYTHONPATH, a call by hand does not."""
     (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "door.py").write_text("import trainer\nprint(trainer.__file__)\n")
+    (tmp_path / "launch" / "program.py").write_text("import trainer\nprint(trainer.__file__)\n")
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "__init__.py").touch()
     for variables, expected in (({"PYTHONPATH": "."}, tmp_path), ({}, ROOT)):
         result = subprocess.run(
-            [sys.executable, "launch/door.py"], cwd=tmp_path, env=variables, capture_output=True, text=True
+            [sys.executable, "launch/program.py"], cwd=tmp_path, env=variables, capture_output=True, text=True
         )
         assert Path(result.stdout.strip()) == expected / "trainer" / "__init__.py", result.stderr

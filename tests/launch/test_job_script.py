@@ -1,4 +1,4 @@
-"""The body that all job scripts share, with programs in SLURM's place that answer as they are told."""
+"""The body that all job scripts share, with stubs of SLURM's programs."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import pytest
 
 from trainer.cluster.sbatch import JobRequest, format_script
 
-# What stands in for srun, scontrol, squeue and Python: notes its call and does what `answers.json` says.
-STAND_IN = """#!{python}
+# A stub of srun, scontrol, squeue and Python: records its call and answers as in `answers.json`.
+STUB = """#!{python}
 import json, os, sys, time
 name, folder = os.path.basename(sys.argv[0]), "{folder}"
 key = " ".join([name, *sys.argv[1:]])
@@ -38,7 +38,7 @@ sys.exit(0)
 
 
 class Script:
-    """A job's script, begun with what its programs are to answer."""
+    """A job's script, started with the answers of its stubs."""
 
     def __init__(self, folder: Path, *answers: dict[str, Any], **variables: str) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Script:
         (folder / "answers.json").write_text(json.dumps([*answers, *usual]))
         for name in ("srun", "scontrol", "squeue", "fake-python", "sleep"):
             program = folder / name
-            program.write_text(STAND_IN.format(python=sys.executable, folder=folder))
+            program.write_text(STUB.format(python=sys.executable, folder=folder))
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
         request = JobRequest(name="x", nodes=2, gpus_per_node=0, cpus_per_rank=1, time="60", lead=60)
         text = format_script(request, [["--recipe", "r.yaml"]], folder / "log", "a test")
@@ -101,7 +101,7 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [85, 1, 130, 137])
-def test_the_verdict_and_not_the_training_decides_who_is_queued_again(tmp_path: Path, code: int) -> None:
+def test_the_attempt_s_end_and_not_the_training_decides_about_a_requeue(tmp_path: Path, code: int) -> None:
     for number, (verdict, requeued) in enumerate([(85, 1), (2, 0), (0, 0)]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -111,23 +111,23 @@ def test_the_verdict_and_not_the_training_decides_who_is_queued_again(tmp_path: 
         assert job.calls("requeue") == ["scontrol requeue 5"] * requeued
 
 
-def test_nothing_is_started_where_nothing_is_left_to_do(tmp_path: Path) -> None:
+def test_nothing_is_started_where_there_is_nothing_to_do(tmp_path: Path) -> None:
     job = Script(tmp_path, {"to": "turn.py begin", "says": ""})
     assert job.end() == 0
     assert not job.calls("srun") and not job.calls("turn.py end")
 
 
-def test_nothing_is_started_where_there_is_no_turn(tmp_path: Path) -> None:
+def test_nothing_is_started_where_no_attempt_may_begin(tmp_path: Path) -> None:
     job = Script(tmp_path, {"to": "turn.py begin", "code": 2})
     assert job.end() == 2
     assert not job.calls("srun") and not job.calls("requeue")
 
 
-@pytest.mark.parametrize(("found", "told"), [(1, 3), (2, 2), (143, 143)])
-def test_what_the_preflight_finds_is_told_and_nothing_trained(tmp_path: Path, found: int, told: int) -> None:
+@pytest.mark.parametrize(("found", "passed"), [(1, 3), (2, 2), (143, 143)])
+def test_nothing_is_trained_after_a_failed_preflight(tmp_path: Path, found: int, passed: int) -> None:
     job = Script(tmp_path, {"to": "doctor.py", "code": found})
     job.end()
-    assert not job.calls("train.py") and f"end --code {told} " in job.calls("turn.py end")[0]
+    assert not job.calls("train.py") and f"end --code {passed} " in job.calls("turn.py end")[0]
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
@@ -147,7 +147,7 @@ def test_a_signal_during_the_preflight_leaves_without_training(tmp_path: Path) -
     assert not job.calls("train.py") and "end --code 85 " in job.calls("turn.py end")[0]
 
 
-def test_a_task_of_an_array_never_speaks_for_all(tmp_path: Path) -> None:
+def test_a_task_of_an_array_requeues_itself_alone(tmp_path: Path) -> None:
     job = Script(
         tmp_path, {"to": "turn.py end", "code": 85}, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="1"
     )  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_controller_that_is_busy_is_asked_again(tmp_path: Path) -> None:
     job = Script(tmp_path, *busy, {"to": "turn.py end", "code": 85})
     job.end()
     assert "--state RUNNING" in job.calls("turn.py end")[0]
-    assert len(job.calls("requeue")) == 2 and "is not queued again" in job.output  # the stand-in's sleep ends
+    assert len(job.calls("requeue")) == 2 and "is not requeued" in job.output  # the stub's sleep ends
 
 
 def test_an_scancel_at_the_last_moment_is_not_undone(tmp_path: Path) -> None:
@@ -173,13 +173,13 @@ def test_an_scancel_at_the_last_moment_is_not_undone(tmp_path: Path) -> None:
     assert "--state RUNNING" in job.calls("turn.py end")[0] and not job.calls("requeue")
 
 
-def test_a_controller_that_is_gone_is_told_as_unknown(tmp_path: Path) -> None:
+def test_without_a_controller_the_state_is_unknown(tmp_path: Path) -> None:
     job = Script(tmp_path, {"to": "show job", "code": 1})
     job.end()
     assert "--state UNKNOWN" in job.calls("turn.py end")[0]
 
 
-SHOWN = """import os
+PRINTED = """import os
 print(os.environ["MASTER_ADDR"], os.environ.get("SLURM_JOB_END_TIME"), os.environ.get("RANK"))
 """
 
@@ -188,9 +188,11 @@ print(os.environ["MASTER_ADDR"], os.environ.get("SLURM_JOB_END_TIME"), os.enviro
     ("says", "known"),
     [("2099-01-01T00:00:00", True), ("", False), ("N/A", False), ("2001-01-01T00:00:00", False)],
 )
-def test_ranks_hear_where_rank_0_is_and_when_the_job_ends(tmp_path: Path, says: str, known: bool) -> None:
+def test_ranks_get_the_address_of_rank_0_and_the_end_of_the_job(
+    tmp_path: Path, says: str, known: bool
+) -> None:
     job = Script(tmp_path, {"to": "squeue", "says": says}, MASTER_ADDR="localhost", RANK="3", TZ="UTC")
-    (tmp_path / "srun").write_text(f"#!{sys.executable}\n{SHOWN}")
+    (tmp_path / "srun").write_text(f"#!{sys.executable}\n{PRINTED}")
     assert job.end() == 0
     end = str(4070908800) if known else None
     assert f"10.0.0.7 {end} None" in job.output
