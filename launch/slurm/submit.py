@@ -23,6 +23,7 @@ from trainer.cluster.submit import (
     variants,
 )
 from trainer.errors import RunError, UserError
+from trainer.tracking.mlflow_tracker import check_tracking
 from trainer.tracking.sweep_run import create_sweep_run
 
 
@@ -61,6 +62,9 @@ def main() -> int:
     chosen = variants(args.recipe, args.set, args.vary)
     first = chosen[0].recipe
     home = args.run_dir or first.run.dir / (first.name if len(chosen) == 1 else f"{first.name}-sweep")
+    for tracking in (variant.recipe.tracking for variant in chosen):
+        if tracking.enabled:
+            check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
     named = {name: getattr(args, name) for name in ("partition", "account", "qos")}
     options = [f"--{name}={value}" for name, value in named.items() if value]
     request = JobRequest(

@@ -138,13 +138,9 @@ def read_job_lines(path: Path) -> list[Record]:
 def derive_status(
     name: str, history: RunHistory, queue: Mapping[str, QueuedJob] | None, now: float
 ) -> RunStatus:
-    """The status of a run.
+    """The status of a run, under the name to print.
 
-    Args:
-        name: the name to print.
-        history: of the run directory.
-        queue: SLURM's jobs by number; None where SLURM was not asked or did not answer.
-        now: seconds since 1970.
+    queue: SLURM's jobs by number; None where SLURM was not asked or did not answer. now: seconds since 1970.
     """
     jobs = dict.fromkeys(line["job"] for line in history.lines)
     found = [queue[job] for job in jobs if job in queue] if queue else []
@@ -157,21 +153,15 @@ def derive_status(
     last_step, recorded = history.last("step"), history.last_recorded
     job = history.latest_job if queued is None else queued.id
     return RunStatus(
-        name=name,
-        folder=str(history.folder.path),
-        state=state,
+        name=name, folder=str(history.folder.path), state=state,
         reason="; ".join(filter(None, (reason, history.problem))),
-        step=None if step is None else int(step),
-        total_steps=None if total is None else int(total),
-        seconds_left=left,
-        restarts=_restarts(history),
+        step=None if step is None else int(step), total_steps=None if total is None else int(total),
+        seconds_left=left, restarts=_restarts(history),
         loss=find_number(last_step, "loss", most=math.inf),
         diverged="loss" in last_step and last_step["loss"] is None,
-        top1=_top1(history),
-        job=job,
-        nodes=_nodes(history, job) if queued is None else queued.nodes,
+        top1=_top1(history), job=job, nodes=_nodes(history, job) if queued is None else queued.nodes,
         silent=None if recorded is None else round(max(0.0, now - recorded), 1),
-    )
+    )  # fmt: skip
 
 
 def _state(

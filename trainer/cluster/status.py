@@ -17,15 +17,9 @@ from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob, is_available, queue
 
 _COLOURS: dict[State, str] = {
-    "given up": "bold red",
-    "failed": "bold red",
-    "unknown": "yellow",
-    "stopped": "yellow",
-    "requeued": "cyan",
-    "waiting": "cyan",
-    "running": "green",
-    "finished": "dim",
-}
+    "given up": "bold red", "failed": "bold red", "unknown": "yellow", "stopped": "yellow",
+    "requeued": "cyan", "waiting": "cyan", "running": "green", "finished": "dim",
+}  # fmt: skip
 """By state; the states that need a person come first."""
 
 _STATES = list(_COLOURS)

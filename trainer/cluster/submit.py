@@ -18,7 +18,6 @@ from trainer.errors import RecipeError, RunError
 from trainer.system.files import append_lines, parse_records, write_text
 from trainer.system.secrets import set_job_credentials
 from trainer.system.slurm import PENDING_REASONS, queue, run_command
-from trainer.tracking.mlflow_tracker import check_tracking
 
 _POLLS = 4  # of a new job, a second apart
 _LATEST = 100  # jobs of a run that are looked up in the queue; a chain may be long
@@ -112,10 +111,8 @@ def plan_submission(
     """
     for variant in chosen:
         recipe, limit = variant.recipe, variant.recipe.engine.micro_batch
-        tracking = recipe.tracking
-        if tracking.enabled:
-            check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
-            set_job_credentials(tracking.uri)
+        if recipe.tracking.enabled:
+            set_job_credentials(recipe.tracking.uri)
         most = limit if isinstance(limit, int) else None
         split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.sampling.repeats)
         manifests = [*(part.manifest for part in recipe.data.train_manifests), recipe.data.val]

@@ -36,8 +36,6 @@ from trainer.cluster.preflight.checks import (
     CheckResult,
     Status,
     check_node,
-    checkpoint_bytes,
-    checkpoints_to_come,
     judge_decoding,
     judge_gpu,
     judge_gpu_count,
@@ -56,16 +54,17 @@ from trainer.cluster.preflight.control_channel import (
 )
 from trainer.cluster.preflight.report import (
     CHECKS,
-    count_checks,
     format_nodes,
     format_table,
     merge_results,
+    worst,
     write_failures,
 )
 from trainer.config.load import load_recipe
 from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
+from trainer.setup.checkpoint_space import checkpoint_bytes, checkpoints_to_come
 from trainer.system.timeouts import PREFIX, has_hung_threads
 
 SKIPPED, OK, WARNING, FAILED = Status
@@ -249,7 +248,7 @@ def test_a_disk_that_is_too_small_is_found(
 
     assert disk(free + GIB).status is FAILED
     assert disk(free // 3).status is WARNING
-    assert "needs 5 more checkpoints of " in disk(free // 3).advice
+    assert "5 more checkpoints of " in disk(free // 3).advice
     assert disk(free // 10).status is OK
 
 
@@ -382,7 +381,7 @@ def test_failed_nodes_are_written_for_the_script_and_removed_when_none_fails(tmp
     file = tmp_path / "slurm/preflight.json"
     assert write_failures(tmp_path, table) == file
     assert json.loads(file.read_text()) == {"failed": {"n2": ["disk: full"]}, "everywhere": []}
-    assert (count_checks(table, FAILED), count_checks(table, WARNING)) == (1, 1)
+    assert {check: worst(nodes) for check, nodes in table.items()} == {"disk": FAILED, "memory": WARNING}
     # To exclude all nodes would leave none.
     write_failures(tmp_path, merge_results([("n1", bad), ("n2", bad)]))
     assert json.loads(file.read_text()) == {"failed": {}, "everywhere": ["disk: full"]}

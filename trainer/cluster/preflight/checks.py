@@ -14,26 +14,22 @@ from pathlib import Path
 import torch
 
 from models import ModelError
-from models.cost import parameter_count
 from pipelines import SELFTEST_MODULE
 from pipelines.autotune import AHEAD
 from pipelines.dataset.manifest import Manifest
-from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
-from trainer.checkpoint.retention import MARGIN, Retention
+from trainer.checkpoint.retention import MARGIN
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment, describe_environment
 from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
-from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import model_config
+from trainer.setup.checkpoint_space import checkpoint_bytes, checkpoints_to_come
+from trainer.system.formatting import format_bytes
 from trainer.system.timeouts import run_with_timeout
 
 TIMEOUT = 60.0  # seconds for a check, which takes a second or so on a healthy node
 NVDEC_TIMEOUT = 120.0  # seconds: another process imports DALI
 SMI_TIMEOUT = 30.0  # seconds for nvidia-smi, which hangs where a driver does
-STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and AdamW's two moments, in fp32
-AVERAGE_BYTES = 4  # more with a moving average
 LEAST_MEMORY = GIB  # bytes per rank for the libraries and a batch
 LEAST_SHARED = 2**27  # bytes per rank: with a container's 64 MiB, DALI's workers stop at the first batch
 TEMPORARY = GIB  # bytes that compilers and MLflow write, with a wide margin
@@ -157,10 +153,6 @@ def multiplies_exactly(device: torch.device) -> bool:
 
 def _nvdec(index: int) -> Iterator[CheckResult]:
     """In a process of its own: a crash or a hang of the decoder must not end the preflight."""
-    if not has_nvdec():
-        advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
-        yield CheckResult("NVDEC", Status.FAILED, f"{LIBRARY} cannot be loaded", advice)
-        return
     command = [sys.executable, "-m", SELFTEST_MODULE, f"cuda:{index}", "--frames", str(FRAMES)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=NVDEC_TIMEOUT)
     yield judge_decoding(index, result.returncode, result.stdout, result.stderr)
@@ -174,19 +166,22 @@ def judge_decoding(index: int, code: int, output: str, errors: str) -> CheckResu
             return CheckResult("NVDEC", Status.OK, f"H.264: {text}")
     else:
         text = (errors.strip().splitlines() or [""])[-1] if code > 0 else f"signal {-code}"
-    return CheckResult("NVDEC", Status.FAILED, f"GPU {index}: {text}", "or train with data.decoder: pyav")
+    advice = "in a container, NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; or data.decoder: pyav"
+    return CheckResult("NVDEC", Status.FAILED, f"GPU {index}: {text}", advice)
 
 
 def judge_space(check: str, free: int, least: int, wanted: int, advice: str) -> CheckResult:
     """Bytes: less than `least` fails, less than `wanted` warns."""
     if free >= max(least, wanted):
-        return CheckResult(check, Status.OK, f"{gib(free)} free")
+        return CheckResult(check, Status.OK, f"{format_bytes(free)} free")
     status = Status.FAILED if free < least else Status.WARNING
-    return CheckResult(check, status, f"{gib(free)} free of {gib(max(least, wanted))} needed", advice)
+    return CheckResult(
+        check, status, f"{format_bytes(free)} free of {format_bytes(max(least, wanted))} needed", advice
+    )
 
 
 def _memory(ranks: int) -> Iterator[CheckResult]:
-    advice = f"reading and decoding take about {gib(RESERVE['cpu'])} per rank; in the job, --mem"
+    advice = f"reading and decoding take about {format_bytes(RESERVE['cpu'])} per rank; in the job, --mem"
     free = free_bytes(torch.device("cpu"), 1)
     yield judge_space("memory", free, ranks * LEAST_MEMORY, ranks * RESERVE["cpu"], advice)
 
@@ -198,28 +193,16 @@ def _disk(folder: Path, recipe: Recipe | None) -> Iterator[CheckResult]:
     parents = (folder.absolute(), *folder.absolute().parents)
     free = shutil.disk_usage(next(path for path in parents if path.exists())).free
     size, number = (checkpoint_bytes(recipe), checkpoints_to_come(recipe, folder)) if recipe else (0, 0)
-    advice = f"{folder} needs {number} more checkpoints of {gib(size)}: free space, or choose another folder"
+    advice = f"{number} more checkpoints of {format_bytes(size)} are due: free space, or use another folder"
     yield judge_space("disk", free, size + MARGIN, number * size + MARGIN, advice)
-
-
-def checkpoint_bytes(recipe: Recipe) -> int:
-    """Of one checkpoint of the recipe's model. Where the manifest is missing, the head counts as small."""
-    path = recipe.data.train_manifests[0].manifest
-    classes = len(Manifest.open(path).class_names) if path.exists() else 1
-    each = STATE_BYTES + (AVERAGE_BYTES if recipe.optimisation.ema_decay is not None else 0)
-    return parameter_count(model_config(recipe, classes)) * each
-
-
-def checkpoints_to_come(recipe: Recipe, folder: Path) -> int:
-    """More than there are: those kept, the best, and one that is written before another is deleted."""
-    kept = Retention(RunDir(folder).checkpoints, keep_last=recipe.run.keep_last, keep_best=False).visible()
-    return max(1, recipe.run.keep_last + 2 - len(kept))
 
 
 def _shared_memory(ranks: int) -> Iterator[CheckResult]:
     if Path("/dev/shm").is_dir():
         # DALI's workers hand over batches there, as many as are prefetched.
-        advice = f"DALI takes up to {gib(AHEAD)} per rank: in a container, --ipc=host; or lower data.prefetch"
+        advice = (
+            f"DALI needs {format_bytes(AHEAD)} a rank; in a container, --ipc=host; or lower data.prefetch"
+        )
         free = shutil.disk_usage("/dev/shm").free
         yield judge_space("/dev/shm", free, ranks * LEAST_SHARED, ranks * AHEAD, advice)
 
@@ -244,8 +227,3 @@ def _manifests(recipe: Recipe, facts: Facts) -> Iterator[CheckResult]:
             yield CheckResult("manifests", Status.FAILED, f"{name}: {path} does not exist", advice)
     present = sum(value != "missing" for value in found.values())
     yield CheckResult("manifests", Status.OK, f"{present} of {len(found)} exist")
-
-
-def gib(amount: int) -> str:
-    """Bytes in GiB or MiB."""
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB // 10 else f"{amount / 2**20:.0f} MiB"

@@ -36,9 +36,8 @@ def merge_results(results: Iterable[tuple[str, CheckResult]]) -> dict[str, ByNod
     return {check: nodes for check, nodes in table.items() if nodes}
 
 
-def count_checks(table: Mapping[str, ByNode], status: Status) -> int:
-    """The checks whose worst result has this status."""
-    return sum(max(result.status for result in nodes.values()) is status for nodes in table.values())
+def worst(nodes: ByNode) -> Status:
+    return max(result.status for result in nodes.values())
 
 
 def format_table(table: Mapping[str, ByNode]) -> Table:
@@ -47,7 +46,7 @@ def format_table(table: Mapping[str, ByNode]) -> Table:
     for head in ("check", "status", "result"):
         rows.add_column(head, no_wrap=head != "result")
     for check, nodes in table.items():
-        status = max(result.status for result in nodes.values())
+        status = worst(nodes)
         rows.add_row(check, Text(status.name.lower(), _COLOURS[status]), Text("\n".join(format_nodes(nodes))))
     return rows
 

@@ -120,7 +120,8 @@ class Preflight:
             results += ((nodes[rank], result) for rank, result in by_rank.items())
         table = reporting.merge_results(results)
         written = None if has_hung_threads() else reporting.write_failures(self.folder, table)
-        failures, warnings = (reporting.count_checks(table, one) for one in (Status.FAILED, Status.WARNING))
+        statuses = [reporting.worst(nodes) for nodes in table.values()]
+        failures, warnings = statuses.count(Status.FAILED), statuses.count(Status.WARNING)
         console, count = Console(highlight=False), reporting.count
         console.print(f"preflight of {count(len(set(nodes.values())), 'node')}, {count(size, 'rank')}\n")
         console.print(reporting.format_table(table))
@@ -139,9 +140,10 @@ class Preflight:
         for rank, report in reports.items():
             for values in report["results"]:
                 yield nodes[rank], CheckResult(**{**values, "status": Status(values["status"])})
-        device = self.recipe.engine.device if self.recipe else "auto"
-        alone, required = self.place.launcher == "alone", self.request.gpus_per_node
-        yield from check_gpu_counts(nodes, reports, device=device, alone=alone, required=required)
+        yield from check_gpu_counts(
+            nodes, reports, device=self.recipe.engine.device if self.recipe else "auto",
+            alone=self.place.launcher == "alone", required=self.request.gpus_per_node,
+        )  # fmt: skip
         facts = {nodes[rank]: report["facts"] for rank, report in reports.items() if report["facts"]}
         for check in _ADVICE:
             yield from compare_facts(check, {node: own.get(check, {}) for node, own in facts.items()})
@@ -194,14 +196,9 @@ class Preflight:
 def check_gpu_counts(
     nodes: Mapping[int, str], reports: Mapping[int, Any], *, device: str, alone: bool, required: int | None
 ) -> Iterator[tuple[str, CheckResult]]:
-    """The number of GPUs on each node.
+    """The number of GPUs on each node, of which a rank's report may list its own, or all.
 
-    Args:
-        nodes: by rank.
-        reports: by rank, each with the `gpus` that the rank sees: its own, or all of its node.
-        device: `engine.device` of the recipe.
-        alone: whether there is no launcher, so that one rank reports all GPUs.
-        required: by the user.
+    device: `engine.device`. alone: without a launcher, one rank has all GPUs. required: by the user.
     """
     # A node without GPUs is faulty where others have some.
     needs_gpus = device == "cuda" or (device == "auto" and any(report["gpus"] for report in reports.values()))
