@@ -10,15 +10,13 @@ from pathlib import Path
 
 from trainer.errors import RunError
 from trainer.system.secrets import redacted
+from trainer.system.slurm import parse_time_limit
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 TEMPLATE = LAUNCH / "slurm" / "train.sbatch"
 """The script for users who write their own head; its body is that of all scripts."""
 
 _BODY = "# ---- from here on the same in every job ----\n"
-
-# `90`, `90:00`, `1:30:00`, `2-12`, `2-12:00`, `2-12:00:00`: minutes[:seconds], hours:.., days-hours[:..]
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,6 @@ class JobRequest:
         return self.nodes * self.ranks_per_node
 
 
-def parse_time_limit(text: str) -> int:
-    """A time limit of SLURM in seconds. Raises RunError for another format."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        raise RunError(f"--time {text}: not a time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
-    parts = [int(part) for part in match["parts"].split(":")]
-    if match["days"] is not None:  # hours[:minutes[:seconds]]
-        hours, minutes, rest = parts + [0] * (3 - len(parts))
-        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + rest
-    if len(parts) == 1:
-        return 60 * parts[0]
-    hours, minutes, rest = [0] * (3 - len(parts)) + parts
-    return (hours * 60 + minutes) * 60 + rest
-
-
 def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
     """The text of a job's script.
 
@@ -111,19 +94,13 @@ def format_script(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path
 def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_by: str) -> str:
     at_once = f"%{request.at_once}" if request.at_once else ""
     options = [
-        f"--job-name={request.name}",
-        f"--nodes={request.nodes}",
-        f"--ntasks-per-node={request.ranks_per_node}",
-        f"--cpus-per-task={request.cpus_per_rank}",
+        f"--job-name={request.name}", f"--nodes={request.nodes}",
+        f"--ntasks-per-node={request.ranks_per_node}", f"--cpus-per-task={request.cpus_per_rank}",
         *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
-        f"--time={request.time}",
-        f"--signal=B:USR1@{request.lead}",
-        "--requeue" if request.requeues else "--no-requeue",
-        "--open-mode=append",
-        f"--output={log}",
-        *([f"--array=0-{len(tasks) - 1}{at_once}"] if len(tasks) > 1 else []),
-        *request.options,
-    ]
+        f"--time={request.time}", f"--signal=B:USR1@{request.lead}",
+        "--requeue" if request.requeues else "--no-requeue", "--open-mode=append", f"--output={log}",
+        *([f"--array=0-{len(tasks) - 1}{at_once}"] if len(tasks) > 1 else []), *request.options,
+    ]  # fmt: skip
     lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in options), ""]
     lines += ["# The Python that all nodes run.", f"python=({shlex.join(_python(request))})"]
     lines += ["# The folder of the commands.", f"launch={shlex.quote(_launch(request))}"]

@@ -9,18 +9,26 @@ from datetime import timedelta
 from itertools import product
 from pathlib import Path
 
-from trainer.cluster.sbatch import JobRequest, format_script, parse_time_limit
+from trainer.cluster.run_status import read_job_lines
+from trainer.cluster.sbatch import JobRequest, format_script
 from trainer.config.load import load_recipe
 from trainer.config.schema import Recipe
 from trainer.config.yaml import parse_yaml
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RecipeError, RunError
-from trainer.system.files import append_lines, parse_records, write_text
+from trainer.system.files import append_lines, write_text
 from trainer.system.secrets import set_job_credentials
-from trainer.system.slurm import PENDING_REASONS, queue, run_command
+from trainer.system.slurm import (
+    PENDING_REASONS,
+    find_nodes,
+    parse_time_limit,
+    partitions,
+    queue,
+    run_command,
+)
 
 _POLLS = 4  # of a new job, a second apart
-_LATEST = 100  # jobs of a run that are looked up in the queue; a chain may be long
+_LATEST = 200  # lines about jobs of a run that are looked up in the queue; a chain may be long
 
 
 @dataclass(frozen=True)
@@ -189,16 +197,10 @@ def format_submission(submission: Submission, jobs: Sequence[str]) -> str:
 
 def find_missing_nodes(request: JobRequest) -> str | None:
     """Why the job will have to wait, where fewer nodes are up than it asks for. Raises RunError."""
-    partition = [option for option in request.options if option.startswith("--partition=")]
-    up: set[str] = set()
-    down: set[str] = set()
-    for line in run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *partition).splitlines():
-        node, state = line.split()
-        # A star marks a node that does not answer.
-        (down if state.startswith(("down", "drain", "fail", "drng")) or state.endswith("*") else up).add(node)
+    up, down = find_nodes(*(option for option in request.options if option.startswith("--partition=")))
     if len(up) >= request.nodes:
         return None
-    named = ", ".join(sorted(down - up)[:8])
+    named = ", ".join(sorted(down)[:8])
     return (
         f"{request.nodes} nodes are asked for, and {len(up)} are up{f' (not: {named})' if named else ''}: "
         "the job waits until the others are back. `sinfo -R` prints why they are down"
@@ -206,12 +208,7 @@ def find_missing_nodes(request: JobRequest) -> str | None:
 
 
 def _check_no_job(submission: Submission, after: str | None) -> None:
-    known: dict[str, Path] = {}
-    for run_dir in submission.runs:
-        path = run_dir / "slurm" / "jobs.jsonl"
-        if path.exists():
-            latest = [line["job"] for line in parse_records(path.read_text(encoding="utf-8"))][-_LATEST:]
-            known.update(dict.fromkeys(latest, run_dir))
+    known = {line["job"]: path for path in submission.runs for line in read_job_lines(path)[-_LATEST:]}
     waiting = [job.id for job in queue(sorted(known)) if job.id in known and job.id != after]
     if waiting:
         raise RunError(
@@ -233,9 +230,7 @@ def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
     except RunError as error:
         message = str(error)
         if "partition" in message:
-            names = run_command("sinfo", "--noheader", "--format=%P").split()
-            known = ", ".join(sorted({name.rstrip("*") for name in names}))
-            raise RunError(f"{message}. Partitions: {known}") from error
+            raise RunError(f"{message}. Partitions: {', '.join(partitions())}") from error
         if "gres" in message.lower():
             advice = f"No node there has {gpus_per_node} GPUs: set --gpus-per-node; 0 computes on CPUs"
             raise RunError(f"{message}. {advice}") from error
@@ -247,11 +242,10 @@ def _check_can_start(job: str) -> None:
     for _ in range(_POLLS):
         reasons = {queued.reason for queued in queue([job]) if queued.state == "PENDING"}
         texts = [PENDING_REASONS.get(reason, "") for reason in reasons]
-        if any("never start" in text for text in texts):
+        if hopeless := [text for text in texts if "never start" in text]:
             run_command("scancel", job)
-            raise RunError(
-                f"job {job} was cancelled: {texts[0]}. `scontrol show partition` prints the limits"
-            )
+            limits = "`scontrol show partition` prints the limits"
+            raise RunError(f"job {job} was cancelled: {hopeless[0]}. {limits}")
         if reasons != {"None"}:
             return
         time.sleep(1.0)

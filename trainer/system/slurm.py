@@ -1,5 +1,6 @@
 """SLURM's commands and the meaning of their output."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from trainer.errors import RunError
 TIMEOUT = 60.0  # seconds for a command; a busy controller is slow, a dead one never answers
 
 _FIELDS = {"id": "%i", "nodes": "%N", "reason": "%r", "state": "%T"}  # the last one is never empty
+
+# `90`, `90:00`, `1:30:00`, `2-12`, `2-12:00`, `2-12:00:00`: minutes[:seconds], hours:.., days-hours[:..]
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 PENDING_REASONS = {
     "Resources": "all suitable nodes are in use",
@@ -119,3 +123,34 @@ def _without_prefix(line: str) -> str:
     for prefix in ("error: ", "fatal: "):
         line = line.partition(prefix)[2] or line
     return line.strip()
+
+
+def partitions() -> list[str]:
+    """The names of the partitions. Raises RunError."""
+    return sorted({name.rstrip("*") for name in run_command("sinfo", "--noheader", "--format=%P").split()})
+
+
+def find_nodes(*options: str) -> tuple[set[str], set[str]]:
+    """The nodes that are up, and those that are down. options: of sinfo. Raises RunError."""
+    up: set[str] = set()
+    down: set[str] = set()
+    for line in run_command("sinfo", "--noheader", "--Node", "--format=%N %t", *options).splitlines():
+        node, state = line.split()
+        # A star marks a node that does not answer.
+        (down if state.startswith(("down", "drain", "fail", "drng")) or state.endswith("*") else up).add(node)
+    return up, down - up
+
+
+def parse_time_limit(text: str) -> int:
+    """A time limit of SLURM in seconds. Raises RunError for another format."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise RunError(f"--time {text}: not a time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
+    parts = [int(part) for part in match["parts"].split(":")]
+    if match["days"] is not None:  # hours[:minutes[:seconds]]
+        hours, minutes, rest = parts + [0] * (3 - len(parts))
+        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + rest
+    if len(parts) == 1:
+        return 60 * parts[0]
+    hours, minutes, rest = [0] * (3 - len(parts)) + parts
+    return (hours * 60 + minutes) * 60 + rest

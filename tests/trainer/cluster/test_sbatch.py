@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.sbatch import TEMPLATE, JobRequest, format_script, parse_time_limit
+from trainer.cluster.sbatch import TEMPLATE, JobRequest, format_script
 from trainer.errors import RunError
+from trainer.system.slurm import parse_time_limit
 
 TASK = ["--recipe", "recipes/a b.yaml", "--set", "name=it's"]
 
