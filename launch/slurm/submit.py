@@ -19,9 +19,8 @@ from trainer.cluster.submit import (
     format_submission,
     plan_submission,
     submit,
-    sweep_params,
-    variants,
 )
+from trainer.config.variants import sweep_params, variants
 from trainer.errors import RunError, UserError
 from trainer.tracking.mlflow_tracker import check_tracking
 from trainer.tracking.sweep_run import create_sweep_run

@@ -51,12 +51,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """The result of an attempt."""
+    """The result of an attempt. code: the job's exit code; REQUEUE asks the script to requeue the job."""
 
     outcome: Outcome
     reason: str
     code: int
-    """the job's exit code; REQUEUE asks the script to requeue the job"""
 
 
 class Attempts:
@@ -88,10 +87,8 @@ class Attempts:
     def end(self, attempt: Attempt, *, code: int, state: str) -> AttemptEnd:
         """Decide what the job does next, and record it.
 
-        Args:
-            attempt: as given to `begin`.
-            code: exit code of the training, as srun returns it.
-            state: SLURM's state of the job at this moment; UNKNOWN where SLURM does not answer.
+        code: exit code of the training, as srun returns it. state: SLURM's state of the job at this moment,
+        UNKNOWN where SLURM does not answer.
         """
         step = self._step()
         end = self._decide(attempt, step, code, state)
@@ -110,14 +107,14 @@ class Attempts:
             return AttemptEnd("done", "the run is done", 0)
         if state not in ("RUNNING", "UNKNOWN"):
             # A requeue would undo an scancel. SLURM itself requeues after preemption or a lost node.
-            reason = "SLURM ended the job (cancelled, preempted, a node lost or its time over)"
-            return AttemptEnd("stopped", f"{reason}, {saved}", NOT_REQUEUED)
+            reason = f"SLURM ended the job (cancelled, preempted, a node lost or its time over), {saved}"
+            return AttemptEnd("stopped", reason, NOT_REQUEUED)
         if code == INTERRUPTED:
             reason = f"a person stopped the run, {saved}. Submit it again to continue"
             return AttemptEnd("stopped", reason, code)
         if code == USER_ERROR:
             # Rank 0 prints the error that all ranks agreed on.
-            message = last_message(Path(self._begun(attempt)["logs"]), 0, "error: ")
+            message = _last_error(Path(self._begun(attempt)["logs"]))
             return AttemptEnd("given up", f"correct this first: {message or self._failure(attempt)}", code)
         if code == PREFLIGHT_FAILED:
             reason, everywhere = self._preflight_failures()
@@ -183,10 +180,8 @@ class Attempts:
 
     def _lines(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, `begun` or `ended`, oldest first."""
-        if not self._path.exists():
-            return []
-        lines = parse_records(self._path.read_text(encoding="utf-8"))
-        return [line for line in lines if line["turn"] == kind]
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        return [line for line in parse_records(text) if line["turn"] == kind]
 
     def _step(self) -> int:
         """The step of the newest checkpoint; -1 where there is none."""
@@ -211,10 +206,7 @@ def _no_progress(attempt: Attempt, step: int, fruitless: list[dict[str, Any]]) -
 def first_failure(run_dir: Path, logs: Path, since: float) -> str:
     """The first failure of an attempt, with the traceback or the end of the rank's log.
 
-    Args:
-        run_dir: the run directory, with the ranks' crash reports.
-        logs: of the attempt's ranks, with the messages of srun in `srun.log`.
-        since: start of the attempt, seconds since 1970.
+    logs: folder of the ranks' logs, and of srun's messages. since: start of the attempt, seconds since 1970.
     """
     srun = logs / "srun.log"
     text = srun.read_text(encoding="utf-8", errors="replace") if srun.exists() else ""
@@ -231,9 +223,9 @@ def first_failure(run_dir: Path, logs: Path, since: float) -> str:
     return report or _end_of_log(logs, 0) or f"no rank wrote anything; see {logs}"
 
 
-def last_message(logs: Path, rank: int, prefix: str) -> str | None:
-    """The last line of a rank's log that begins with a prefix, and what follows it; without the prefix."""
-    lines = _tail(logs / f"rank-{rank}.log")
+def _last_error(logs: Path) -> str | None:
+    """The last error that rank 0 printed, to the end of its log."""
+    lines, prefix = _tail(logs / "rank-0.log"), "error: "
     starts = [number for number, line in enumerate(lines) if line.startswith(prefix)]
     return "\n".join(lines[starts[-1] :]).removeprefix(prefix).strip() if starts else None
 

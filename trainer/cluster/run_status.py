@@ -36,7 +36,6 @@ class RunStatus:
     folder: str
     state: State
     reason: str
-    """empty where the state says all"""
     step: int | None
     total_steps: int | None
     seconds_left: float | None

@@ -114,9 +114,10 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
     if not request.preflight:
         lines += ["PREFLIGHT=no"]
     lines += ["", "# The training."]
+    commands = [f"set -- {shlex.join(task)}" for task in tasks]
     if len(tasks) == 1:
-        return "\n".join([*lines, _set(tasks[0]), ""])
-    cases = [f"  {number}) {_set(task)} ;;" for number, task in enumerate(tasks)]
+        return "\n".join([*lines, *commands, ""])
+    cases = [f"  {number}) {command} ;;" for number, command in enumerate(commands)]
     return "\n".join([*lines, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
 
 
@@ -127,10 +128,6 @@ def _launch(request: JobRequest) -> str:
     if request.container is not None:
         raise RunError("--container: give the command in the project's folder, whose code the container runs")
     return str(LAUNCH)
-
-
-def _set(task: Sequence[str]) -> str:
-    return f"set -- {shlex.join(task)}"
 
 
 def _python(request: JobRequest) -> list[str]:

@@ -49,16 +49,11 @@ def collect_statuses(places: Sequence[Path]) -> Overview:
 
 
 def find_runs(places: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Each run directory in these folders once, with the name to print.
-
-    Raises RunError for a folder that does not exist.
-    """
+    """Each run directory in these folders once, with the name to print."""
     found: dict[Path, tuple[str, Path]] = {}
     for place in places:
         if not place.is_dir():
-            raise RunError(
-                f"{place}: there is no such folder; name a run directory, or a folder that holds some"
-            )
+            raise RunError(f"{place}: there is no such folder; name a run directory, or one that holds some")
         for path in find_run_dirs(place):
             is_below = len(places) == 1 and path != place
             found.setdefault(path.resolve(), (str(path.relative_to(place) if is_below else path), path))
@@ -77,15 +72,15 @@ def _ask_slurm(jobs: set[str]) -> tuple[Mapping[str, QueuedJob] | None, str | No
 
 def format_json(overview: Overview) -> str:
     """A list with an object per run: the fields of `RunStatus`, `reason` under the name `words`."""
-    rows = [{("words" if key == "reason" else key): value for key, value in asdict(row).items()}
-            for row in overview.statuses]  # fmt: skip
+    rows = [asdict(row) for row in overview.statuses]
+    rows = [{"words" if key == "reason" else key: value for key, value in row.items()} for row in rows]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
 def print_overview(overview: Overview, console: Console) -> None:
     """Print the table, the reasons and a count. A terminal gets lines of its width, a file or pipe all."""
     rows = overview.statuses
-    for line in _table(rows, console.width if console.is_terminal else None):
+    for line in _table(rows, console.width if console.is_terminal else None) if rows else ():
         console.print(line, soft_wrap=True, highlight=False)
     reasons = _reasons(rows)
     counts = Counter(row.state for row in rows)
@@ -100,8 +95,6 @@ def print_overview(overview: Overview, console: Console) -> None:
 
 def _table(rows: Sequence[RunStatus], width: int | None) -> list[Text]:
     """A head and a line per run. In a terminal of `width` columns first nodes are cut, then names."""
-    if not rows:
-        return []
     table = [_cells(row) for row in rows]
     heads = [head for head in table[0] if head in _ALWAYS or any(cells[head] for cells in table)]
     widths = {head: max(len(head), *(len(cells[head]) for cells in table)) for head in heads}

@@ -1,21 +1,16 @@
 """From recipes to jobs in SLURM's queue. Everything is checked first, so that a mistake shows at once."""
 
-import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import product
 from pathlib import Path
 
 from trainer.cluster.run_status import read_job_lines
 from trainer.cluster.sbatch import JobRequest, format_script
-from trainer.config.load import load_recipe
-from trainer.config.schema import Recipe
-from trainer.config.yaml import parse_yaml
+from trainer.config.variants import Variant
 from trainer.engine.batch_split import split_batch
-from trainer.errors import RecipeError, RunError
+from trainer.errors import RunError
 from trainer.system.files import append_lines, write_text
 from trainer.system.secrets import set_job_credentials
 from trainer.system.slurm import (
@@ -32,56 +27,6 @@ _LATEST = 200  # lines about jobs of a run that are looked up in the queue; a ch
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One run of a sweep, or the only run."""
-
-    path: Path
-    overrides: tuple[str, ...]
-    """values of `--set` for launch/train.py"""
-    values: tuple[tuple[str, str], ...]
-    """the varied fields and their values, as written"""
-    recipe: Recipe
-
-    @property
-    def label(self) -> str:
-        """The variant's name within its sweep, fit for a folder: `l14-learning_rate-1e-4`."""
-        parts = [self.recipe.name]
-        for field, value in self.values:
-            parts += [field.rpartition(".")[2], value]
-        return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-")
-
-
-def variants(recipes: Sequence[Path], overrides: Sequence[str], varied: Sequence[str]) -> list[Variant]:
-    """Every recipe with every combination of the varied values.
-
-    Args:
-        recipes: files.
-        overrides: for all variants, `section.field=value`.
-        varied: `section.field=value,value,...`; a value with commas is written as in YAML: `[0.9, 0.95]`.
-
-    Raises RecipeError for a recipe that is invalid with any of the values, or two variants of one label.
-    """
-    found = []
-    for path, chosen in product(recipes, product(*map(_choices, varied))):
-        given = (*overrides, *(f"{field}={value}" for field, value in chosen))
-        found.append(Variant(path, given, chosen, load_recipe(path, given)))
-    labels = [variant.label for variant in found]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise RecipeError(f"two variants are named {twice[0]}: recipes and values must differ in name")
-    return found
-
-
-def _choices(text: str) -> list[tuple[str, str]]:
-    """`field=value,value` as (field, value) pairs, each value as `--set` takes it."""
-    field, equals, values = text.partition("=")
-    parsed = parse_yaml(f"[{values}]", f"--vary {text}").value if equals else None
-    if not parsed:
-        raise RecipeError(f"--vary {text}: a variation has the form section.field=value,value")
-    return [(field.strip(), value if isinstance(value, str) else json.dumps(value)) for value in parsed]
-
-
-@dataclass(frozen=True)
 class Submission:
     """A checked submission."""
 
@@ -91,7 +36,6 @@ class Submission:
     runs: tuple[Path, ...]
     """the run directory of each variant"""
     path: Path
-    """of the script"""
     log: Path
     """of the script's output, with SLURM's `%j`, or `%A_%a`, in its name"""
     text: str
@@ -138,14 +82,6 @@ def plan_submission(
     log = home / "slurm" / ("job-%A_%a.log" if is_sweep else "job-%j.log")
     path = home / "slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}.sbatch"
     return Submission(request, home, runs, path, log, format_script(request, tasks, log, made_by))
-
-
-def sweep_params(chosen: Sequence[Variant]) -> dict[str, object]:
-    """The parameters of a sweep's MLflow run: the number of variants, and the values of each varied field."""
-    values: dict[str, dict[str, None]] = {}
-    for field, value in (pair for variant in chosen for pair in variant.values):
-        values.setdefault(field, {})[value] = None
-    return {"sweep": len(chosen), **{field: ", ".join(each) for field, each in values.items()}}
 
 
 def submit(submission: Submission, *, after: str | None, count: int = 1) -> list[str]:

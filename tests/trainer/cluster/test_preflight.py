@@ -40,8 +40,6 @@ from trainer.cluster.preflight.checks import (
     judge_gpu,
     judge_gpu_count,
     judge_space,
-    multiplies_exactly,
-    query_smi,
     run_check,
 )
 from trainer.cluster.preflight.control_channel import (
@@ -65,6 +63,7 @@ from trainer.distributed.environment import Environment, find_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.errors import RunError
 from trainer.setup.checkpoint_space import checkpoint_bytes, checkpoints_to_come
+from trainer.system.gpu import multiplies_exactly, query_smi
 from trainer.system.timeouts import PREFIX, has_hung_threads
 
 SKIPPED, OK, WARNING, FAILED = Status

@@ -25,11 +25,11 @@ from trainer.engine.memory_estimate import GIB, RESERVE, free_bytes
 from trainer.errors import UserError
 from trainer.setup.checkpoint_space import checkpoint_bytes, checkpoints_to_come
 from trainer.system.formatting import format_bytes
+from trainer.system.gpu import multiplies_exactly, query_smi
 from trainer.system.timeouts import run_with_timeout
 
 TIMEOUT = 60.0  # seconds for a check, which takes a second or so on a healthy node
 NVDEC_TIMEOUT = 120.0  # seconds: another process imports DALI
-SMI_TIMEOUT = 30.0  # seconds for nvidia-smi, which hangs where a driver does
 LEAST_MEMORY = GIB  # bytes per rank for the libraries and a batch
 LEAST_SHARED = 2**27  # bytes per rank: with a container's 64 MiB, DALI's workers stop at the first batch
 TEMPORARY = GIB  # bytes that compilers and MLflow write, with a wide margin
@@ -112,20 +112,6 @@ def _gpu_health(index: int) -> Iterator[CheckResult]:
     yield judge_gpu(index, values, exact=multiplies_exactly(torch.device("cuda", index)))
 
 
-def query_smi(query: str, fields: tuple[str, ...], uuid: str) -> dict[str, str]:
-    """Values of one GPU from nvidia-smi by field; empty where it is missing or does not know a field."""
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    names = ",".join(("gpu_uuid", *fields))
-    command = ["nvidia-smi", f"--query-{query}={names}", "--format=csv,noheader,nounits"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT)
-    for line in result.stdout.splitlines() if result.returncode == 0 else ():
-        first, *values = (value.strip() for value in line.split(","))
-        if first == uuid:
-            return dict(zip(fields, values, strict=True))
-    return {}
-
-
 def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool) -> CheckResult:
     """values: from nvidia-smi. exact: whether products equal the CPU's."""
     errors = values.get("ecc.errors.uncorrected.volatile.total", "")
@@ -140,15 +126,6 @@ def judge_gpu(index: int, values: Mapping[str, str], *, exact: bool) -> CheckRes
         advice = "exclude the node; its administrators reset or replace the GPU"
         return CheckResult("GPU health", Status.FAILED, f"GPU {index}: {', '.join(bad)}", advice)
     return CheckResult("GPU health", Status.OK, "no errors" if values else "products exact; no nvidia-smi")
-
-
-def multiplies_exactly(device: torch.device) -> bool:
-    """Multiply matrices of -1, 0 and 1 in fp32 and bf16, in which sums of 256 such products are exact."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = (1024, 256), (256, 1024)
-    left, right = (torch.randint(-1, 2, shape, generator=generator).float() for shape in shapes)
-    products = [left.to(device, dtype) @ right.to(device, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return all(torch.equal(product.float().cpu(), left @ right) for product in products)
 
 
 def _nvdec(index: int) -> Iterator[CheckResult]:

@@ -43,11 +43,11 @@ class PreflightRequest:
     recipe: Path | None
     overrides: Sequence[str]
     gpus_per_node: int | None
-    """that are required; None for one per rank"""
+    """None for one per rank"""
     min_bandwidth: float | None
-    """of the all-reduce, in GB/s"""
+    """in GB/s"""
     patience: float
-    """minutes to wait for all ranks"""
+    """in minutes"""
 
 
 def preflight(request: PreflightRequest) -> int:
@@ -165,8 +165,7 @@ class Preflight:
         try:
             return run_with_timeout(3 * FOLDER_TIMEOUT, work, "shared folder")
         except TimeoutError:
-            text = f"{self.folder} does not answer"
-            return {0: CheckResult("shared folder", Status.FAILED, text, "check the file system's server")}
+            return {0: CheckResult("shared folder", Status.FAILED, "no answer", "see the file server")}
 
     def _all_reduce(self, reports: Mapping[int, Any]) -> dict[int, CheckResult]:
         ranks = range(self.place.world_size)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cluster.submit import variants
+from trainer.config.variants import variants
 from trainer.errors import RecipeError
 
 QUICK = Path("recipes/quickstart.yaml")
