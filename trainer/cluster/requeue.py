@@ -110,8 +110,7 @@ class Attempts:
             reason = f"SLURM ended the job (cancelled, preempted, a node lost or its time over), {saved}"
             return AttemptEnd("stopped", reason, NOT_REQUEUED)
         if code == INTERRUPTED:
-            reason = f"a person stopped the run, {saved}. Submit it again to continue"
-            return AttemptEnd("stopped", reason, code)
+            return AttemptEnd("stopped", f"a person stopped the run, {saved}. Submit again to continue", code)
         if code == USER_ERROR:
             # Rank 0 prints the error that all ranks agreed on.
             message = _last_error(Path(self._begun(attempt)["logs"]))
