@@ -308,7 +308,8 @@ def test_the_slowest_rank_s_time_counts_and_wrong_sums_fail() -> None:
     for least, status in ((0.99 * rate, OK), (1.01 * rate, FAILED)):
         assert {result.status for result in judge_all_reduce(measured, "cpu", 4, least).values()} == {status}
     results = judge_all_reduce({0: (0.01, 0), 1: "refused", 2: (0.01, 0)}, "cpu", 4, None)
-    assert {rank: result.text for rank, result in results.items()} == {1: "refused", 3: "no answer"}
+    failed = {rank: result.text for rank, result in results.items() if result.status is FAILED}
+    assert failed == {1: "refused", 3: "no answer"}
     measured[2] = (0.01, 17)
     results = judge_all_reduce(measured, "cpu", 4, None)
     assert [rank for rank, result in results.items() if result.status is FAILED] == [2]
