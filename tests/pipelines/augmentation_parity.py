@@ -45,9 +45,7 @@ class Case:
 def frame(name: str) -> np.ndarray:
     """The frame an operation is tried on, H W 3."""
     pixels = np.asarray(Image.open(Path(__file__).parent / "data/frame.png").convert("RGB"))
-    if (
-        name == "AutoContrast"
-    ):  # as it stands, the frame reaches from black to white, and nothing would change
+    if name == "AutoContrast":  # the frame already has black and white, so nothing would change
         return (pixels * [0.5, 0.6, 0.7] + [60, 40, 20]).round().astype(np.uint8)
     return pixels
 

@@ -26,11 +26,11 @@ LINES = (("jump", 0.75), ("run", 0.1))
 )
 def test_frames_keep_their_times_and_their_size(kind: Kind, size: tuple[int, int], tmp_path: Path) -> None:
     stream = FrameStream(make_video(tmp_path, kind))
-    told: list[tuple[int, int]] = []
-    annotate_video(stream, tmp_path / "out.mp4", lambda _: LINES, lambda *now: told.append(now))
+    calls: list[tuple[int, int]] = []
+    annotate_video(stream, tmp_path / "out.mp4", lambda _: LINES, lambda *now: calls.append(now))
     written = FrameStream(tmp_path / "out.mp4")
     assert written.seconds == pytest.approx(stream.seconds, abs=1e-3)
-    assert told[-1] == (stream.frames, stream.frames)
+    assert calls[-1] == (stream.frames, stream.frames)
     _, picture = next(written.pictures())
     assert picture.shape == (*size, 3)
     assert not list(tmp_path.glob(".*.partial"))

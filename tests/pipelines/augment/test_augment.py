@@ -101,7 +101,7 @@ def test_each_clip_of_a_batch_has_its_own_operations_in_order(device: torch.devi
 @pytest.mark.parametrize("crop", [Box(0, 0, 50, 70), Box(20, 30, 180, 300), Box(100, 200, 117, 213)])
 def test_crop_is_resized_as_in_torchvision(crop: Box, mirrored: bool, device: torch.device) -> None:
     cut = np.ascontiguousarray(FRAME[crop.top : crop.bottom, crop.left : crop.right])
-    (ours,) = run(
+    (actual,) = run(
         lambda frames, matrix: resize_crop(frames, matrix, 96),
         [cut[None]],
         [crop_matrix(crop, mirrored, 96)],
@@ -112,7 +112,7 @@ def test_crop_is_resized_as_in_torchvision(crop: Box, mirrored: bool, device: to
     )
     if mirrored:
         wanted = wanted[:, ::-1]
-    difference = np.abs(ours[0].astype(int) - wanted)
+    difference = np.abs(actual[0].astype(int) - wanted)
     assert difference.mean() < 0.3
     assert difference.max() <= 1
 
@@ -128,11 +128,11 @@ ENHANCERS = {
 def test_jitter_equals_pil_in_the_drawn_order(order: tuple[int, ...], device: torch.device) -> None:
     factors = (1.4, 0.7, 1.3)
     numbers = [np.array(order, np.int32)], [np.array(factors, np.float32)]
-    (ours,) = run(jitter, [FRAME[None]], *numbers, device=device)
+    (actual,) = run(jitter, [FRAME[None]], *numbers, device=device)
     picture = Image.fromarray(FRAME)
     for code, factor in zip(order, factors, strict=True):
         picture = ENHANCERS[Operation(code)](picture).enhance(factor)
-    difference = np.abs(ours[0].astype(int) - np.asarray(picture))
+    difference = np.abs(actual[0].astype(int) - np.asarray(picture))
     assert difference.mean() < 1  # colour is within two levels; later operations may stretch the difference
     assert difference.max() <= 4
 
@@ -188,5 +188,5 @@ def test_contrast_by_arithmetic_is_the_same() -> None:
         return _contrast_by_arithmetic(frames, factor, _mean_grey(frames))
 
     (wanted,) = by_graph([DrawnOperation(Operation.CONTRAST, (1.6,))], [FRAME])
-    (ours,) = run(graph, [FRAME[None]], [np.array(1.6, np.float32)])
-    assert np.abs(ours[0].astype(int) - wanted).max() <= 1
+    (actual,) = run(graph, [FRAME[None]], [np.array(1.6, np.float32)])
+    assert np.abs(actual[0].astype(int) - wanted).max() <= 1

@@ -66,21 +66,21 @@ def test_crops_are_distributed_as_those_of_torchvision(
 ) -> None:
     ratio = (3 / 4, 4 / 3)
     rng = np.random.default_rng(0)
-    ours = np.array([inception_crop(rng, *size, scale, ratio) for _ in range(DRAWS)])
+    actual = np.array([inception_crop(rng, *size, scale, ratio) for _ in range(DRAWS)])
     torch.manual_seed(0)
     image = torch.zeros(3, *size)
     drawn = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(DRAWS)])
-    theirs = np.concatenate([drawn[:, :2], drawn[:, :2] + drawn[:, 2:]], axis=1)
+    baseline = np.concatenate([drawn[:, :2], drawn[:, :2] + drawn[:, 2:]], axis=1)
 
     def described(boxes: np.ndarray) -> dict[str, np.ndarray]:
         top, left, bottom, right = boxes.T
         height, width = bottom - top, right - left
         return {"area": height * width, "aspect": width / height, "top": top, "left": left, "right": right}
 
-    for (name, one), other in zip(described(ours).items(), described(theirs).values(), strict=True):
+    for (name, one), other in zip(described(actual).items(), described(baseline).values(), strict=True):
         assert stats.ks_2samp(one, other).pvalue > CHANCE, name
-    assert (ours[:, :2] >= 0).all()
-    assert (ours[:, 2:] <= size).all()
+    assert (actual[:, :2] >= 0).all()
+    assert (actual[:, 2:] <= size).all()
 
 
 @pytest.mark.parametrize("size", [(100, 1000), (1000, 100), (100, 101), (37, 300)])
@@ -94,24 +94,26 @@ def test_where_no_try_fits_the_middle_is_taken_as_by_torchvision(size: tuple[int
 @pytest.mark.parametrize("strength", [0.4, 1.5])
 def test_jitter_is_distributed_as_that_of_torchvision(strength: float) -> None:
     clip, rng = TrainClipSpec(1, 32, color_jitter=strength), np.random.default_rng(0)
-    ours = [draw_transforms(clip, rng, HEIGHT, WIDTH).jitter for _ in range(DRAWS)]
+    actual = [draw_transforms(clip, rng, HEIGHT, WIDTH).jitter for _ in range(DRAWS)]
     torch.manual_seed(0)
     reference = ColorJitter(strength, strength, strength)
-    theirs = [
+    baseline = [
         reference.get_params(reference.brightness, reference.contrast, reference.saturation, None)
         for _ in range(DRAWS)
     ]
     places = (Operation.BRIGHTNESS, Operation.CONTRAST, Operation.COLOR)  # as torchvision numbers them
     orders = [
-        [tuple(places.index(each.operation) for each in drawn) for drawn in ours],
-        [tuple(int(place) for place in order if place < 3) for order, *_ in theirs],
+        [tuple(places.index(each.operation) for each in drawn) for drawn in actual],
+        [tuple(int(place) for place in order if place < 3) for order, *_ in baseline],
     ]
     assert len(set(orders[0])) == 6
     counts = [[side.count(order) for order in sorted(set(orders[0]))] for side in orders]
     assert stats.chi2_contingency(counts).pvalue > CHANCE
     for place, operation in enumerate(places):
-        factors = [each.arguments[0] for drawn in ours for each in drawn if each.operation == operation]
-        assert stats.ks_2samp(factors, [drawn[1 + place] for drawn in theirs]).pvalue > CHANCE, operation.name
+        factors = [each.arguments[0] for drawn in actual for each in drawn if each.operation == operation]
+        assert stats.ks_2samp(factors, [drawn[1 + place] for drawn in baseline]).pvalue > CHANCE, (
+            operation.name
+        )
 
 
 def test_half_of_the_clips_are_mirrored() -> None:

@@ -37,16 +37,16 @@ CHANCE = 1e-3  # of a false alarm in each comparison; the seeds are fixed, so it
 )
 def test_a_policy_means_what_it_means_to_timm(text: str, policy: Policy) -> None:
     assert parse_policy(text) == policy
-    theirs = rand_augment_transform(text)
-    operation = theirs.ops[0]
+    baseline = rand_augment_transform(text)
+    operation = baseline.ops[0]
     assert Policy(
         operation.magnitude,
-        theirs.num_layers,
+        baseline.num_layers,
         operation.magnitude_std,
         operation.prob,
         operation.magnitude_max or 10,
     ) == parse_policy(text)
-    assert [each.name for each in theirs.ops] == list(OPERATION_FACTORIES)
+    assert [each.name for each in baseline.ops] == list(OPERATION_FACTORIES)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def drawn_by_timm(text: str, clips: int) -> list[list[tuple[str, float]]]:
 @pytest.mark.parametrize("text", [POLICY, "rand-m9-n3-mstd101-inc1-p0.7", "rand-m12-n2-mstd3-mmax14-inc1"])
 def test_draws_are_distributed_as_those_of_timm(text: str) -> None:
     policy, rng, clips = parse_policy(text), np.random.default_rng(0), 6000
-    ours = [[named(each) for each in draw_operations(policy, rng, HEIGHT, WIDTH)] for _ in range(clips)]
+    actual = [[named(each) for each in draw_operations(policy, rng, HEIGHT, WIDTH)] for _ in range(clips)]
     # solarize at 256 changes nothing: we leave it out; posterize gives black with fewer bits than none, too
-    theirs = [
+    baseline = [
         [
             (name, max(value, 0) if name == "PosterizeIncreasing" else value)
             for name, value in clip
@@ -139,13 +139,15 @@ def test_draws_are_distributed_as_those_of_timm(text: str) -> None:
         keys = sorted(one | other)
         return stats.chi2_contingency([[c[key] for key in keys] for c in (one, other)]).pvalue > CHANCE
 
-    assert same_counts(Counter(map(len, ours)), Counter(map(len, theirs)))
-    assert same_counts(*(Counter(name for clip in side for name, _ in clip) for side in (ours, theirs)))
+    assert same_counts(Counter(map(len, actual)), Counter(map(len, baseline)))
+    assert same_counts(*(Counter(name for clip in side for name, _ in clip) for side in (actual, baseline)))
     assert same_counts(  # the order: which operation comes first
-        *(Counter(clip[0][0] for clip in side if clip) for side in (ours, theirs))
+        *(Counter(clip[0][0] for clip in side if clip) for side in (actual, baseline))
     )
     for name in OPERATION_FACTORIES:
-        values = [[value for clip in side for key, value in clip if key == name] for side in (ours, theirs)]
+        values = [
+            [value for clip in side for key, value in clip if key == name] for side in (actual, baseline)
+        ]
         if not np.isnan(values[0][0]):
             assert stats.ks_2samp(*values).pvalue > CHANCE, name
 

@@ -138,7 +138,7 @@ def test_damage_that_the_codec_detects_is_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("h264", r"ends before its index \(moov\)"),  # which stands at the end
+        ("h264", r"ends before its index \(moov\)"),  # which is at the end
         ("vp9", r"1\d frames.*frame 39"),
         ("mpeg2 program stream", r"1\d frames.*frame 39"),
     ],

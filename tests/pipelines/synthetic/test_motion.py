@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.atomic_file import partial_path
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
@@ -199,7 +200,7 @@ def test_an_interrupted_rendering_leaves_no_manifest_and_can_be_repeated(motion_
         render(tmp_path, train_clips=32, val_clips=16, seed=0, progress=stop)
     assert not list(tmp_path.glob("*.arrow*"))
     some_video = next(tmp_path.rglob("*.mp4"))
-    some_video.with_name(f"{some_video.name}.part").write_bytes(some_video.read_bytes()[:100])
+    partial_path(some_video).write_bytes(some_video.read_bytes()[:100])
     some_video.unlink()
     render(tmp_path, train_clips=32, val_clips=16, seed=0)
     assert content(tmp_path) == content(motion_set.root)
