@@ -107,9 +107,9 @@ def steps(made: Engine, count: int) -> list[float]:
 @pytest.mark.parametrize("precision", ["fp32", "autocast"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_steps_inside_preserved_state_change_nothing(alone: Environment, stage: int, precision: str) -> None:
-    def run(rehearsed: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    def run(dry_run: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
         made = engine(alone, stage=stage, precision=precision, accumulation=2)
-        if rehearsed:
+        if dry_run:
             with made.preserved_state():
                 for _ in range(2):
                     made.backward(loss_of(made, 99) * 0.0)
