@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.dataset.prepare.build import build_manifest, check_manifest, new_manifest
+from pipelines.dataset.prepare.build import build_manifest, check_manifest, check_out
 from pipelines.dataset.prepare.class_balance import balance
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     shared, deep, making = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
     deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
-    making.add_argument("--out", type=new_manifest, required=True, help="manifest to write (train.arrow)")
+    making.add_argument("--out", type=check_out, required=True, help="manifest to write (train.arrow)")
     making.add_argument("--classes", type=read_class_names, help="text file: a class name per line, by label")
 
     folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
@@ -50,9 +50,7 @@ def parse() -> argparse.Namespace:
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
     balancing.add_argument("manifest", type=Path)
-    balancing.add_argument(
-        "--out", type=new_manifest, required=True, help="manifest to write; may be the same"
-    )
+    balancing.add_argument("--out", type=check_out, required=True, help="manifest to write; may be the same")
     balancing.add_argument("--power", type=float, default=1.0, help="0 as they occur, 1 all equally often")
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)

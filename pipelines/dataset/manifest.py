@@ -60,6 +60,8 @@ class Manifest:
         self.class_names = header.class_names
         self.weighted = header.total_weight is not None
         self.total_weight = float(header.rows) if header.total_weight is None else header.total_weight
+        self.num_batches = int(file.reader.num_record_batches)
+        self.rows_per_batch = header.rows_per_batch  # the last batch may have fewer
         self._file = file
         self._header = header
         self._rows = header.rows
@@ -81,7 +83,7 @@ class Manifest:
         path = Path(path).absolute()
         manifest = cls(path, path.parent if folder is None else folder.absolute(), open_file(path))
         if len(manifest):
-            manifest._batch(manifest._file.num_batches - 1)  # checks how many rows it has
+            manifest._batch(manifest.num_batches - 1)  # checks how many rows it has
         return manifest
 
     def __len__(self) -> int:
@@ -124,14 +126,14 @@ class Manifest:
         if not self._sum_checked:
             self._check_sum(self._rows - 1)
             self._sum_checked = True
-        low, high = 0, self._file.num_batches
+        low, high = 0, self.num_batches
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._sum_before(middle, 0) <= weight else (low, middle)
         # The last row that begins at or before `weight`; a row of weight 0 begins where the next one does.
         before = self._batch(low).numbers("weight_before")
         inside = int(np.searchsorted(before, weight, side="right")) - 1
-        row = low * self._header.rows_per_batch + inside
+        row = low * self.rows_per_batch + inside
         if inside < 0 or not self._check_sum(row) > weight >= before[inside]:
             raise self._damaged("its cumulative sums of weights are not ascending.")
         return row
@@ -142,7 +144,7 @@ class Manifest:
         Raises:
             DataError: it is not the sum before the row plus the row's weight, up to rounding.
         """
-        number, inside = divmod(row, self._header.rows_per_batch)
+        number, inside = divmod(row, self.rows_per_batch)
         columns = self._batch(number)
         if row + 1 == self._rows:
             end = self.total_weight
@@ -161,7 +163,7 @@ class Manifest:
         """`_check_sum` for all rows of a batch."""
         columns = self._batch(number)
         before, weight = columns.numbers("weight_before"), columns.numbers("weight")
-        first = number * self._header.rows_per_batch
+        first = number * self.rows_per_batch
         ends = np.append(before[1:], self._check_sum(first + columns.rows - 1))
         right = (weight >= 0) & (np.abs(ends - before - weight) <= _ROUNDING * self.total_weight)
         for inside in np.flatnonzero(~right)[:1].tolist():
@@ -180,19 +182,9 @@ class Manifest:
             wrong = self._batch(number).wrong_rows(len(self.class_names))
             if wrong:
                 index, reason = wrong[0]
-                row = number * self._header.rows_per_batch + index
+                row = number * self.rows_per_batch + index
                 raise self._damaged(f"row {row}, {self.printable_path(row)}, {reason}.")
             yield batch
-
-    @property
-    def num_batches(self) -> int:
-        """Number of record batches."""
-        return self._file.num_batches
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Number of rows of each record batch but the last."""
-        return self._header.rows_per_batch
 
     def batch_slices(self, step: int = 1, every: int = 1) -> Iterator[pa.RecordBatch]:
         """A contiguous slice of each record batch, with 1 / `step` of its rows; other rows are not read.
@@ -205,7 +197,7 @@ class Manifest:
         Raises:
             DataError: the file is damaged there.
         """
-        for number in range(0, self._file.num_batches, every):
+        for number in range(0, self.num_batches, every):
             rows = -(-self._batch(number).rows // step)
             try:
                 batch = self._file.batch(number).slice(number % step * rows, rows)
@@ -220,9 +212,9 @@ class Manifest:
         Raises:
             DataError: the file is damaged.
         """
-        for number in range(self._file.num_batches):
+        for number in range(self.num_batches):
             for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
-                yield number * self._header.rows_per_batch + index, reason
+                yield number * self.rows_per_batch + index, reason
 
     def absolute_path(self, row: ManifestRow) -> Path:
         """The absolute path of the row's file."""
@@ -244,7 +236,7 @@ class Manifest:
         self.verify_fingerprint()
         for _ in self.record_batches():
             pass
-        for number in range(self._file.num_batches if self.weighted else 0):
+        for number in range(self.num_batches if self.weighted else 0):
             self._check_sums(number)
 
     def verify_fingerprint(self) -> None:
@@ -277,7 +269,7 @@ class Manifest:
         """The record batch of a row, and the row's index in it."""
         if not 0 <= index < self._rows:
             raise IndexError(f"row {index} of {printable(self.path)}, which has {self._rows} rows")
-        number, inside = divmod(int(index), self._header.rows_per_batch)
+        number, inside = divmod(int(index), self.rows_per_batch)
         return self._batch(number), inside
 
     def _batch(self, number: int) -> Columns:

@@ -87,10 +87,6 @@ class MappedFile:
     reader: pa.RecordBatchFileReader
     header: ManifestHeader
 
-    @property
-    def num_batches(self) -> int:
-        return int(self.reader.num_record_batches)
-
     def batch(self, number: int) -> pa.RecordBatch:
         """A record batch. Its buffers are views of the file and are not checked.
 

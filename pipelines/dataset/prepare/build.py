@@ -85,26 +85,20 @@ def build_manifest(
     _note_missing(bad, listing)
     add_duplicates(listing, keys, listing.findings)
     report = ManifestReport(
-        manifest, bad, "left out", "bad", counts, listing.findings, properties, cost,
-        np.frombuffer(row_keys, np.uint64),
-    )  # fmt: skip
+        manifest, bad, "bad", counts, listing.findings, properties, cost, np.frombuffer(row_keys, np.uint64)
+    )
     report.write_lists()
     return report
 
 
-def new_manifest(text: str) -> Path:
-    """The path of a manifest to write; raises as `check_out`."""
-    check_out(Path(text))
-    return Path(text)
-
-
-def check_out(out: Path) -> None:
-    """Check that the manifest `out` can be written.
+def check_out(out: str | Path) -> Path:
+    """The path `out`, to which a manifest can be written.
 
     Raises:
         DataError: `out` is a folder or an existing file that is not a manifest, such as the table; or it
             cannot be written.
     """
+    out = Path(out)
     if out.is_dir():
         raise DataError(
             f"{printable(out)} is a folder; give --out the manifest file to write, such as train.arrow"
@@ -122,6 +116,7 @@ def check_out(out: Path) -> None:
             f"{printable(out)} cannot be written: {printable(Path(error.filename))}: {error.strerror}. Give "
             "another --out"
         ) from error
+    return out
 
 
 def check_manifest(
@@ -163,7 +158,7 @@ def check_manifest(
     findings = Findings()
     if bad.counted(MISSING) == len(manifest) > 0:
         findings.note(format_none_found(format_count(len(manifest), "video"), common_folder(list(missing))))
-    report = ManifestReport(manifest, bad, "still in the manifest", "check", findings=findings)
+    report = ManifestReport(manifest, bad, "check", findings=findings)
     try:
         report.write_lists()
     except OSError as error:
@@ -176,7 +171,7 @@ def _probe(path: Path, *, deep: bool) -> tuple[VideoInfo | VideoError, int]:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise VideoError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
+            raise VideoError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
         info = probe_video(path, deep=deep)
     except VideoError as defect:
         return defect, 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,9 +23,7 @@ class ManifestReport:
     manifest: Manifest
     bad_videos: Findings
     """The videos that cannot be used, by defect."""
-    fate: str
-    """What was done with the bad videos; follows `are` in a sentence."""
-    kind: str
+    kind: Literal["bad", "check"]
     """`bad` for a manifest that was built, `check` for one that was checked; part of the list's file name."""
     counts: np.ndarray | None = None
     """Number of videos of each class; None if they are not counted."""
@@ -65,7 +64,8 @@ class ManifestReport:
             lines += _format_classes(self.counts, names)
         if self.bad:
             verb = "is" if self.bad == 1 else "are"
-            lines.append(f"{format_count(self.bad, 'bad video')} {verb} {self.fate}, listed in")
+            fate = "left out" if self.kind == "bad" else "still in the manifest"
+            lines.append(f"{format_count(self.bad, 'bad video')} {verb} {fate}, listed in")
             lines += [f"  {printable(self.bad_list)}:", *self.bad_videos.table()]
         for note in self.findings.notes:
             lines += wrap(f"Note: {note}")

@@ -18,7 +18,7 @@ from pipelines.dataset.prepare import duplicates
 from pipelines.dataset.prepare.build import (
     build_manifest,
     check_manifest,
-    new_manifest,
+    check_out,
 )
 from pipelines.dataset.prepare.decode_cost import CostSummary, clip_seconds
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests, content_key
@@ -223,7 +223,7 @@ def test_what_is_no_file_is_named_in_a_table(tmp_path):
     assert sorted(lines_of(report.bad_list).values()) == [
         "cannot be read: File name too long",
         "is a folder",
-        "is no regular file",
+        "is not a regular file",
     ]
 
 
@@ -241,8 +241,8 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path):
 def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"m\.arrow cannot be written: .*Give another --out"):
-        new_manifest(str(tmp_path / name))
-    assert new_manifest(str(tmp_path / "new/m.arrow")) == tmp_path / "new/m.arrow"
+        check_out(str(tmp_path / name))
+    assert check_out(str(tmp_path / "new/m.arrow")) == tmp_path / "new/m.arrow"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
