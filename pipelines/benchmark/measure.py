@@ -93,7 +93,7 @@ def measure_in_subprocess(task: BenchmarkTask) -> TaskResult:
     try:
         output, errors = process.communicate(timeout=task.warm_up + task.seconds + TIMEOUT)
     except subprocess.TimeoutExpired:
-        return TaskResult(problem=f"did not finish within {TIMEOUT:.0f} seconds of its end")
+        return TaskResult(problem=f"did not finish {TIMEOUT:.0f} seconds after the measured time")
     finally:
         process.kill()
         process.wait()
