@@ -403,7 +403,7 @@ def test_a_sweep_is_one_array_under_one_mlflow_run(
     for run_dir in runs:
         wait_for_verdict(run_dir, "done")
     client = MlflowClient(store)
-    found = client.search_runs([client.get_experiment_by_name("uniformerv2").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
     parent = next(run for run in found if run.info.run_name == "sweep")
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {run.info.run_name for run in children} == {run_dir.name for run_dir in runs}
