@@ -1,1 +1,1 @@
-"""What a run is to a SLURM cluster."""
+"""Runs on a SLURM cluster: submission, attempts, preflight, status."""

@@ -20,7 +20,7 @@ runs/<name>/
   STOP                   made by a person who wants the run to save and leave
   not-finite/, hangs/, failures/   where numbers, ranks or the program went wrong
   lock/                  which start has the folder now, or had it last
-  slurm/, logs/          of a SLURM job: its script, its turns; a log of each rank
+  slurm/, logs/          of a SLURM job: its script, its attempts; a log of each rank
 ```
 """
 

@@ -541,9 +541,9 @@ def test_forty_runs_fit_into_a_narrow_terminal(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NO_COLOR", "1")
     many(tmp_path, 40)
     for run in (tmp_path / "k710-sweep").iterdir():
-        turns = {"turn": "begun", "job": "8812345_10", "time": time.time(), "nodes": "gpu[001-002,017-032]"}
+        attempt = {"turn": "begun", "job": "8812345_10", "time": time.time(), "nodes": "gpu[001-002,017-032]"}
         (run / "slurm").mkdir()
-        append_lines(run / "slurm" / "turns.jsonl", [turns])
+        append_lines(run / "slurm" / "turns.jsonl", [attempt])
     file = Terminal()
     print_overview(collect_statuses([tmp_path]), Console(file=file, width=80))
     lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in file.getvalue().splitlines()]
