@@ -31,9 +31,8 @@ from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
 from trainer.monitoring.run_dir import RunDir
 from trainer.monitoring.throughput import RunTotals, ThroughputMeter
-from trainer.resilience.nonfinite import NonfiniteDiagnosis
+from trainer.resilience.nonfinite import NonfiniteDiagnosis, SkippedSteps
 from trainer.resilience.signals import StopRequest
-from trainer.resilience.skipped_steps import SkippedSteps
 from trainer.resilience.watchdog import Watchdog
 from trainer.resume import Start
 from trainer.run_logger import RunLogger

@@ -18,9 +18,9 @@ from trainer.loss import masked_cross_entropy, propagate_nonfinite
 from trainer.lr_schedule import Schedule
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
 from trainer.monitoring.throughput import ThroughputMeter
-from trainer.resilience.nonfinite import NonfiniteDiagnosis
-from trainer.resilience.signals import StopRequest, process_age
-from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.resilience.nonfinite import NonfiniteDiagnosis, SkippedSteps
+from trainer.resilience.process_identity import process_age
+from trainer.resilience.signals import StopRequest
 from trainer.resilience.watchdog import Watchdog
 from trainer.run_logger import RunLogger
 from trainer.setup.bad_video_limit import BadClipLimit

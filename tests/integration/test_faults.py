@@ -344,7 +344,7 @@ def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_
     training.signal(signal.SIGKILL, rank=1)
     outcome = training.wait()
     assert outcome_code == REQUEUE, outcome.errors
-    assert "rank 1 has said nothing" in outcome.errors
+    assert "rank 1 has written nothing" in outcome.errors
     finish(run_dir, motion_set)
     assert_same(run_dir, undisturbed)
 

@@ -9,7 +9,7 @@ import signal
 
 import launch.train
 from trainer.lr_schedule import Schedule
-from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.resilience.nonfinite import SkippedSteps
 from trainer.system.process_exit import exit_with
 
 FACTOR = 1e30

@@ -1,6 +1,6 @@
-"""Videos over which DALI's decoder ended a rank at an earlier start: found, named and kept from it.
+"""Videos that crashed DALI's decoder, and so the rank, in an earlier attempt: DALI is not given them again.
 
-DALI decodes in the rank's own process. What its loaders were at lies in `in-flight/` of the run's folder.
+DALI decodes in the rank's process. The batches in flight are recorded in `in-flight/` of the run directory.
 """
 
 import json
@@ -24,31 +24,33 @@ from trainer.system.files import write_json
 
 T = TypeVar("T")
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class LoaderInput:
-    """What loaders of one kind read. kind: `train` or `val`, with which the names of their files begin."""
+    """What the training or the evaluation loaders read."""
 
     kind: str
+    """`train` or `val`: the prefix of their in-flight files."""
     dataset: Dataset
     sampler: TrainSampler | ViewSampler
     clip: TrainClipSpec | ViewSpec
 
 
 def in_flight_file(folder: RunDir, kind: str, rank: int) -> Path:
-    """Where a rank's loader keeps which batches it is at."""
+    """The file in which a rank's loader records its batches in flight."""
     return folder.in_flight / f"{kind}-{rank:05d}.json"
 
 
 def find_crashed_videos(
     readings: Iterable[LoaderInput], folder: RunDir, environment: Environment, options: LoaderOptions
 ) -> tuple[dict[str, CrashedSamples], tuple[str, ...]]:
-    """What DALI's decoder is not to be given, by the kind of reading, and notes on what is new. Collective.
+    """The samples to withhold from DALI's decoder, by kind of loader, and notes on new ones. Collective.
 
-    Each rank tries its share of what was in flight when an earlier start died, and rank 0 keeps what is found
-    in the run's folder. Nothing is tried where the graph does not decode, or all loaders were closed.
+    Each rank decodes a share of the samples that were in flight when an earlier attempt ended, in another
+    process; rank 0 records the crashes. Nothing is decoded if the graph does not decode, or all loaders were
+    closed.
     """
     if not options.decodes_in_graph:
         return {}, ()
@@ -59,7 +61,7 @@ def find_crashed_videos(
         found = _found_by_all(reading, left, environment, options)
         new = {sample: reason for sample, reason in found.items() if sample not in known}
         crashed[reading.kind] = {**known, **new}
-        if left:  # waited for: the loaders that are made next have files of the same names
+        if left:  # wait: the next loaders write files of the same names
             if environment.is_main:
                 _close(left, crashed[reading.kind] if new else {}, reading.dataset.fingerprint, folder)
             dist.barrier()
@@ -82,7 +84,7 @@ def _found_by_all(
 
 
 def _left(reading: LoaderInput, folder: RunDir) -> tuple[CrashedSamples, list[str]]:
-    """What is known of the data, and the files of loaders that were not closed."""
+    """Recorded crashes of this data, and the files of loaders that were not closed."""
     files = sorted(map(str, folder.in_flight.glob(f"{reading.kind}-*.json")))
     try:
         known = _kept(folder).get(reading.dataset.fingerprint, {}).items()
@@ -92,7 +94,7 @@ def _left(reading: LoaderInput, folder: RunDir) -> tuple[CrashedSamples, list[st
 
 
 def _kept(folder: RunDir) -> dict[str, Any]:
-    """What the file holds, by the fingerprint of the data; nothing where it cannot be read."""
+    """The file's content by fingerprint of the data; empty if it cannot be read."""
     try:
         stored = json.loads(folder.decoder_crashes.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -101,7 +103,7 @@ def _kept(folder: RunDir) -> dict[str, Any]:
 
 
 def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
-    """Write down what is new, then remove the files that it was found with."""
+    """Record new crashes, then remove the in-flight files."""
     if crashes:
         _keep(crashes, fingerprint, folder)
     for path in map(Path, left):
@@ -118,7 +120,7 @@ def _notes(new: CrashedSamples, dataset: Dataset, options: LoaderOptions) -> lis
     if not new:
         return []
     samples = sorted(new)
-    named = ", ".join(dataset.printable_path(sample) for sample in samples[:_MOST_NAMED])
-    more = f" and {len(samples) - _MOST_NAMED} more" if len(samples) > _MOST_NAMED else ""
+    named = ", ".join(dataset.printable_path(sample) for sample in samples[:_MAX_NAMED])
+    more = f" and {len(samples) - _MAX_NAMED} more" if len(samples) > _MAX_NAMED else ""
     what = "PyAV decodes them" if options.splits else "they are left out"
     return [f"DALI's decoder ended a rank at an earlier start over {named}{more}: {what} from now on"]

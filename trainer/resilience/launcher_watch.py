@@ -1,4 +1,4 @@
-"""Whether the launcher that started this rank still lives: without it, nobody ends a rank of a lost run."""
+"""Whether this rank's launcher is alive: without it, nothing ends the rank of a lost run."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ _OWN_PROCESS = {"deepspeed", "torchrun", "mpi"}  # launchers that live as long a
 
 
 class LauncherWatch:
-    """Watches the process that started this one and, of the deepspeed launcher, the one that started that.
+    """Watches the parent process and, with the deepspeed launcher, the parent's parent.
 
-    launcher: its name, as `Environment` has it. Of others nothing is watched: srun's ranks are ended by its
-    daemon, and a shell may end before what it started.
+    launcher: as in `Environment`. Other launchers are not watched: srun's daemon ends its ranks, and a shell
+    may end before its child.
     """
 
     def __init__(self, launcher: str) -> None:
@@ -21,7 +21,7 @@ class LauncherWatch:
             return
         self._watch(os.getppid())
         if launcher == "deepspeed" and self._watched:
-            # One process per node starts the ranks. The command itself is above it on a single node only.
+            # One process per node starts the ranks. Its parent is the command on a single node only.
             above = parent(self._watched[0][0])
             if above is not None and _is_deepspeed(above):
                 self._watch(above)
@@ -36,7 +36,7 @@ class LauncherWatch:
 
 
 def _is_deepspeed(number: int) -> bool:
-    """Whether a process is the `deepspeed` command, and no shell whose script happens to be called so."""
+    """Whether a process is the `deepspeed` command, not a shell with a script of that name."""
     try:
         words = Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a lock file says of its holder, and whether that holder is still there."""
+"""The content of a lock file, and whether its holder is still running."""
 
 import fcntl
 import json
@@ -16,22 +16,22 @@ from trainer.errors import RunError
 from trainer.resilience.process_identity import boot_id, is_hidden, pid_namespace, start_ticks
 from trainer.system import slurm
 
-_GOES_ON = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
+_RUNNING = {"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"}
 _ENDING = {"COMPLETING", "STAGE_OUT"}
-_LONGEST_RECORD = 65536  # bytes of a lock file that are read
+_MAX_RECORD = 65536  # bytes of a lock file that are read
 _JOB = re.compile(r"[0-9]{1,12}")
 _NAMED_STEPS = {"4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
-"""Steps that SLURM numbers in SLURM_STEP_ID and, but for old versions, names in squeue."""
+"""Steps with a number in SLURM_STEP_ID and, except in old versions, a name in squeue."""
 _LAST_STEP = 4294967280  # SLURM's SLURM_MAX_NORMAL_STEP_ID
 
 
 class HolderState(Enum):
-    """What is known of a lock's holder."""
+    """Whether a lock's holder is running."""
 
     GONE = "gone"
     ALIVE = "alive"
     UNKNOWN = "unknown"
-    """Only its sign of life tells: the time of the lock file."""
+    """Unknown, except by its heartbeat: the time of the lock file."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LockRecord:
     """The content of a lock file."""
 
     token: str
-    """Of this start of the run alone."""
+    """Random, unique to this attempt."""
     host: str
     pid: int
     start: int | None
@@ -48,20 +48,20 @@ class LockRecord:
     """Boot of the machine's kernel."""
     pid_namespace: str
     flock: bool
-    """Whether the holder has a file lock on its file, which its machine's kernel gives back when it ends."""
+    """Whether the holder has a file lock on its file, which the kernel releases when the holder ends."""
     job: str | None
     """Number of the SLURM job."""
     step: str | None
     restart: int
-    """How often SLURM had started the job again."""
+    """Number of SLURM's restarts of the job."""
     cluster: str | None
     """SLURM's name of the cluster."""
     since: float
     """Start in seconds since 1970, by the holder's clock."""
     released: bool = False
-    """Whether the run has ended and given the folder back."""
+    """Whether the run has ended and released the directory."""
     array_job: str | None = None
-    """Number of the SLURM array that the job is a task of."""
+    """Number of the job's SLURM array."""
     array_task: str | None = None
     """Index of the job in its array."""
 
@@ -87,7 +87,7 @@ class LockRecord:
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """From a lock file's text; None where it is no such record, as while it is being written."""
+        """Parse a lock file; None if it is no record, as while it is being written."""
         try:
             values = json.loads(text)
             record = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
@@ -96,7 +96,7 @@ class LockRecord:
         return record if record._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether each field is what it is to be: anyone may have written the file."""
+        """Whether each field is valid: anyone may have written the file."""
         texts = (self.token, self.host, self.boot, self.pid_namespace)
         maybe = (self.job, self.step, self.cluster, self.array_job, self.array_task)
         return (
@@ -115,7 +115,7 @@ class LockRecord:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def state(self, file: Path, variables: Mapping[str, str] = os.environ) -> HolderState:
-        """Whether the holder is still there, by what its machine and SLURM say. file: its lock file."""
+        """Whether the holder is running, according to /proc, file lock and SLURM. file: its lock file."""
         if self.released:
             return HolderState.GONE
         here = self.boot != "" and self.boot == boot_id()
@@ -137,14 +137,14 @@ class LockRecord:
             return HolderState.UNKNOWN
         restart = int(_numeral(variables.get("SLURM_RESTART_COUNT")) or 0)
         if variables.get("SLURM_JOB_ID") == self.job and restart > self.restart:
-            return HolderState.GONE  # SLURM ends all of a job before it starts it again
+            return HolderState.GONE  # SLURM ends all of a job before it restarts it
         if not slurm.is_available():
             return HolderState.UNKNOWN
         try:
             states = set(slurm.job_states(job))
-            if not states & (_GOES_ON | _ENDING):
+            if not states & (_RUNNING | _ENDING):
                 return HolderState.GONE
-            if not states <= _GOES_ON or self.step is None:
+            if not states <= _RUNNING or self.step is None:
                 return HolderState.UNKNOWN
             return self._by_steps(self.step, slurm.job_steps(job))
         except RunError:
@@ -152,10 +152,10 @@ class LockRecord:
 
     @staticmethod
     def _by_steps(step: str, running: set[str]) -> HolderState:
-        """Whether the holder's step is among those that run."""
+        """Whether the holder's step is running."""
         if step in running or _NAMED_STEPS.get(step) in running:
             return HolderState.ALIVE
-        # Only where squeue lists steps of this kind does one that is missing have to be gone.
+        # A missing step is gone only if squeue lists steps of this kind.
         listed = any(name.isdecimal() or name == "batch" for name in running)
         return (
             HolderState.GONE
@@ -165,28 +165,28 @@ class LockRecord:
 
     @property
     def _job_id(self) -> str | None:
-        """The job as SLURM's commands take it: one task of an array bears the number of the array."""
+        """The job's identifier in SLURM's commands; for an array task with the array's number."""
         if _numeral(self.array_job) is not None and _numeral(self.array_task) is not None:
             return f"{self.array_job}_{self.array_task}"
         return self.job
 
     @property
     def description(self) -> str:
-        """Who holds the folder, for a message."""
+        """The holder, for a message."""
         job = "" if self._job_id is None else f" of SLURM job {self._job_id}"
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"process {self.pid} on {self.host}{job}, started {begun}"
 
     @property
     def advice(self) -> str:
-        """How to end it."""
+        """The command that ends the holder."""
         return f"on {self.host}: kill {self.pid}" if self._job_id is None else f"scancel {self._job_id}"
 
 
 def read_lock(file: Path) -> tuple[LockRecord | None, float]:
     """A lock file's record and its time by the file system's clock. Raises FileNotFoundError."""
-    with open(file, "rb") as opened:  # opening it makes NFS look at the server's state of it
-        text = opened.read(_LONGEST_RECORD).decode(errors="replace")
+    with open(file, "rb") as opened:  # opening it makes NFS query the server
+        text = opened.read(_MAX_RECORD).decode(errors="replace")
         return LockRecord.read(text), os.fstat(opened.fileno()).st_mtime
 
 

@@ -1,7 +1,4 @@
-"""The clips of a step whose gradient was not finite, kept, and shown once more to the same weights.
-
-What is kept is safetensors: nothing that is loaded here can run code.
-"""
+"""Replay of a nonfinite step: its clips and weights are written to safetensors files and run again."""
 
 import json
 from pathlib import Path
@@ -27,12 +24,14 @@ FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
 _OF_EACH_CLIP = {"labels": torch.int64, "ids": torch.int64, "valid": torch.bool, "keys": torch.int64}
 _PRECISIONS = ["fp32", "autocast", "bf16"]
-_AROUND = 6  # modules shown before and after the first that is not finite
+_AROUND = 6  # modules printed before and after the first that is not finite
 
 
 def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
-    """Write a micro-batch down. about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words`,
-    and `paths` of the videos; the weights it met go beside it, into `WEIGHTS`. Raises OSError.
+    """Write a micro-batch; its weights are in `WEIGHTS` beside it. Raises OSError.
+
+    about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words` (the reason), and `paths` of
+        the videos.
     """
     tensors = {
         "clips": batch.clips.float(),
@@ -47,26 +46,26 @@ def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> No
 
 
 def replay(file: Path) -> bool:
-    """Show the clips to the weights that lie beside them, in fp32 and in the run's precision, and print where
-    the numbers cease to be finite. Returns whether they do.
+    """Run the clips through the weights beside them, in fp32 and in the run's precision, and print the first
+    value that is not finite. Returns whether there is one.
 
-    Batch norms see the kept clips alone, not those of other ranks. Raises RunError for a file that was not
-    kept by a run, or whose weights are gone.
+    Batch norms use these clips alone, not those of other ranks. Raises RunError for any other file, or where
+    the weights are missing.
     """
     if file.is_dir():
         raise RunError(f"{file} is a folder: name one of the files in not-finite/step-.../ of a run")
     stored, about = _open(file)
     model = load_weights(file.parent / WEIGHTS, finite=False).model.train()
     tensors = _read(file, stored, model.config, len(about["paths"]))
-    console = Console(markup=False, highlight=False, emoji=False)  # a path may hold what looks like markup
+    console = Console(markup=False, highlight=False, emoji=False)  # a path may contain markup
     paths = about["paths"]
     console.print(
         f"step {about['step']}, rank {about['rank']}, micro-batch {about['micro_batch']}, "
-        f"{about['precision']}; the run said: {printable(about['words'])}"
+        f"{about['precision']}; reason: {printable(about['words'])}"
     )
     reproduced = False
     for precision in dict.fromkeys(["fp32", about["precision"]]):
-        losses, found = _seen_again(model, tensors, precision)
+        losses, found = _run_again(model, tensors, precision)
         words = "all is finite" if found.origin is None else found.origin.description
         console.print(f"\n{precision}: {words}", style="bold")
         _print_losses(console, tensors, paths, losses)
@@ -75,27 +74,27 @@ def replay(file: Path) -> bool:
             _print_modules(console, found)
     if not reproduced:
         console.print(
-            "\nIt does not happen again with these clips alone: other ranks' clips in a batch norm "
-            "matter, or the hardware was at fault"
+            "\nIt is not reproduced with these clips alone: the cause may be other ranks' clips in a batch "
+            "norm, or the hardware"
         )
     return reproduced
 
 
 def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
-    """The tensors, none of them read yet, and what the run said of them."""
+    """The tensors, not read yet, and `about`. Raises RunError."""
     try:
         stored = open_safetensors(file)
     except WeightFileError as error:
         raise RunError(f"--replay {file}: cannot be read: it {error}") from error
     if stored.metadata.get("format") != FORMAT:
-        raise RunError(f"--replay {file}: these are no clips that a run kept; see not-finite/ of its folder")
+        raise RunError(f"--replay {file}: not a replay file; see not-finite/ of the run directory")
     if not (file.parent / WEIGHTS).exists():
         raise RunError(f"--replay {file}: {WEIGHTS} is missing beside it")
     return stored, _about(file, stored.metadata.get("about", ""))
 
 
 def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: int) -> dict[str, Tensor]:
-    """The clips and what belongs to each, as the model takes them. Raises RunError for anything else."""
+    """The tensors, checked against the model. Raises RunError."""
     size = config.resolution
     wanted = {
         "clips": ((count, 3, config.frames, size, size), torch.float32),
@@ -137,7 +136,7 @@ def _about(file: Path, text: str) -> dict[str, Any]:
         or not about["paths"]
         or not all(isinstance(path, str) for path in about["paths"])
     ):
-        raise RunError(f"--replay {file}: it is damaged: it does not say which step and videos it holds")
+        raise RunError(f"--replay {file}: it is damaged: it lacks the step and the videos")
     return about
 
 
@@ -145,10 +144,10 @@ def _short(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def _seen_again(
+def _run_again(
     model: UniFormerV2, tensors: dict[str, Tensor], precision: str
 ) -> tuple[list[float], NonfiniteTrace]:
-    """Each clip's loss, and where the numbers cease to be finite."""
+    """Each clip's loss, and the first value that is not finite."""
     lowered = precision == "bf16"
     model.to(torch.bfloat16 if lowered else torch.float32)
     losses: list[float] = []
@@ -180,7 +179,7 @@ def _print_losses(
 
 
 def _print_modules(console: Console, found: NonfiniteTrace) -> None:
-    """The modules around the first that is not finite, with the largest absolute values that they saw."""
+    """Print the modules around the first that is not finite, with their largest absolute values."""
     assert found.origin is not None
     calls = [index for index, record in enumerate(found.modules) if record.name == found.origin.module]
     end = -1 if found.origin.phase in ("loss", "backward") else 0  # clips and loss have no module

@@ -1,8 +1,8 @@
-"""Where a number first ceases to be finite: one more forward and backward, watched module by module.
+"""Finds the first value that is not finite, with hooks on all modules in one more forward and backward pass.
 
-Order matters more than place: what follows a NaN is NaN too, and a batch norm over all ranks carries one
-rank's into every other. So each sight of a tensor is numbered in the order of execution, which is the same on
-all ranks, and the lowest number at which one is not finite tells the culprit.
+All values after a NaN are NaN too, and a batch norm over all ranks spreads it to the other ranks. So each
+tensor is numbered in the order of execution, which is the same on all ranks; the lowest number of a tensor
+that is not finite, over all ranks, is the origin.
 """
 
 import math
@@ -19,24 +19,23 @@ Phase = Literal["clips", "forward", "loss", "backward"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the first number that is not finite was seen.
-
-    order: of that sight among all of a forward and backward pass; the rank with the lowest is the culprit.
-    phase: `clips` when the model was already given them, `loss` when all of the model's outputs are finite.
-    module: the dotted name, "" for the model itself, None outside it. words: all this, to be read.
-    """
+    """The first tensor that is not finite."""
 
     order: int
+    """Its number in the forward and backward pass; the rank with the lowest holds the origin."""
     phase: Phase
+    """`clips`: the input; `loss`: the loss or its gradient, of finite logits."""
     module: str | None
+    """The dotted name, "" for the model itself, None outside it."""
     description: str
+    """The same, for messages."""
 
 
 @dataclass(frozen=True)
 class ModuleRecord:
-    """The largest absolute values that one call of a module saw; None where there was no such tensor.
+    """The largest absolute values in one call of a module, NaN and infinity included; None without a tensor.
 
-    gradient: of the loss, at the module's output; passed_on: at its inputs. NaN and infinity are kept.
+    gradient: of the loss, at the module's output; passed_on: at its inputs.
     """
 
     name: str
@@ -49,41 +48,41 @@ class ModuleRecord:
 
 @dataclass(frozen=True)
 class NonfiniteTrace:
-    """origin: None when everything was finite. modules: in the order in which they were called."""
+    """origin: None if all values are finite. modules: in the order of their calls."""
 
     origin: Origin | None
     modules: tuple[ModuleRecord, ...]
 
 
 def trace_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonfiniteTrace:
-    """Find where a number first ceases to be finite.
+    """Find the first value that is not finite.
 
-    Watched are the modules without children, those with parameters of their own, and the model. The gradients
-    are taken of the parameters by `torch.autograd.grad`, so nothing is added to `.grad`, and no hook on its
-    accumulation fires. Kept are one number per tensor, and the parameters' gradients until the end: no
-    activation longer than otherwise. Running statistics and random states change as by any forward pass.
+    Hooks are on modules without children, modules with own parameters, and the model. `torch.autograd.grad`
+    computes the gradients, so that `.grad` and hooks on its accumulation are not affected. Memory: one number
+    per tensor and the parameters' gradients; activations live no longer than usual. Running statistics and
+    random states change as in any forward pass.
 
     Args:
         model: in training mode.
-        run: does one forward pass through the model, and returns the loss (a scalar).
+        run: one forward pass through the model; returns the loss (a scalar).
     """
-    watch = _Watch(model)
-    # Compiled code would not look for hooks that were not there when it was compiled.
+    hooks = _Hooks(model)
+    # Compiled code ignores hooks that were added after compilation.
     with torch.compiler.set_stance("force_eager"), torch.enable_grad():
-        with watch.forward():
+        with hooks.forward():
             loss = run()
-        end_of_forward = watch.see(loss)
+        end_of_forward = hooks.see(loss)
         parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         gradients: tuple[Tensor | None, ...] = ()
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, [p for _, p in parameters], allow_unused=True)
     weight_gradients = {
-        name: watch.see(gradient)
+        name: hooks.see(gradient)
         for (name, _), gradient in zip(parameters, gradients, strict=bool(gradients))
         if gradient is not None
     }
-    values = torch.stack(watch.seen).tolist()  # the one wait for the device
-    calls = watch.calls
+    values = torch.stack(hooks.maxima).tolist()  # the only host wait
+    calls = hooks.calls
     return NonfiniteTrace(
         _origin(values, calls, end_of_forward, weight_gradients),
         tuple(call.record(values) for call in calls),
@@ -92,7 +91,7 @@ def trace_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonfiniteTra
 
 @dataclass
 class _Call:
-    """One call of a module; the lists hold the numbers of sights."""
+    """One call of a module, with the numbers of its tensors."""
 
     name: str
     around: "_Call | None"
@@ -103,15 +102,15 @@ class _Call:
     passed_on: list[int] = field(default_factory=list)
 
     def record(self, values: list[float]) -> ModuleRecord:
-        sights = (self.inputs, self.weights.values(), self.outputs, self.gradients, self.passed_on)
-        return ModuleRecord(self.name, *(_largest([values[i] for i in kind]) for kind in sights))
+        numbers = (self.inputs, self.weights.values(), self.outputs, self.gradients, self.passed_on)
+        return ModuleRecord(self.name, *(_largest([values[i] for i in kind]) for kind in numbers))
 
 
-class _Watch:
-    """Hooks on a model's modules. seen: the largest absolute value of each tensor, in order of execution."""
+class _Hooks:
+    """Hooks on a model's modules. maxima: each tensor's largest absolute value, in order of execution."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.seen: list[Tensor] = []
+        self.maxima: list[Tensor] = []
         self.calls: list[_Call] = []
         self._open: list[_Call] = []
         self._modules = {
@@ -123,31 +122,31 @@ class _Watch:
         }
 
     def see(self, tensor: Tensor) -> int:
-        """Note a tensor's largest absolute value, NaN if it holds one, on its device; returns its number."""
+        """Record a tensor's largest absolute value, or NaN, on its device; returns the tensor's number."""
         values = tensor.detach()
-        device = self.seen[0].device if self.seen else values.device
+        device = self.maxima[0].device if self.maxima else values.device
         largest = values.abs().amax() if values.numel() else values.new_zeros(())
-        self.seen.append(largest.to(device, torch.float32))
-        return len(self.seen) - 1
+        self.maxima.append(largest.to(device, torch.float32))
+        return len(self.maxima) - 1
 
     def forward(self) -> ExitStack:
-        """Watch every forward pass inside; recomputation in a backward comes after, and is not watched."""
-        hooks = ExitStack()
+        """Hooks on the forward passes inside; they are removed before recomputation in the backward pass."""
+        stack = ExitStack()
         for name, module in self._modules.items():
             before = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             after = module.register_forward_hook(self._after)
-            hooks.callback(before.remove)
-            hooks.callback(after.remove)
-        return hooks
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        return stack
 
     def _before(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = _Call(name, self._open[-1] if self._open else None)
             self.calls.append(call)
             self._open.append(call)
-            # A view of its own for each module: a tensor's gradient is the sum over all who use it.
+            # A separate view for each module: a tensor's gradient is the sum over all its users.
             viewed = _replaced((args, kwargs), lambda tensor: self._input(call, tensor))
-            # Here and not earlier: partitioned weights are whole only while their module runs.
+            # Here, because partitioned weights are gathered only while their module runs.
             for own, parameter in module.named_parameters(recurse=False):
                 call.weights[own] = self.see(parameter)
             return viewed
@@ -173,14 +172,14 @@ class _Watch:
 def _origin(
     values: list[float], calls: list[_Call], loss: int, weight_gradients: dict[str, int]
 ) -> Origin | None:
-    """What the first value that is not finite belongs to."""
+    """The tensor of the first value that is not finite."""
     first = next((number for number, value in enumerate(values) if not math.isfinite(value)), None)
     if first is None:
         return None
     what = "NaN" if math.isnan(values[first]) else "infinite"
     if first == loss:
         return Origin(first, "loss", None, f"the loss is {what}, of finite logits")
-    if first == loss + 1:  # the gradient at the logits is the first that is seen
+    if first == loss + 1:  # the gradient at the logits is the first gradient
         return Origin(first, "loss", None, f"the gradient of the loss, of finite logits, is {what}")
     for name, number in weight_gradients.items():
         if number == first:
@@ -208,7 +207,7 @@ def _origin(
         if first in call.gradients:
             words = f"the gradient at the output of {name} is {what}, of finite ones after it"
             return Origin(first, "backward", call.name, words)
-    raise AssertionError(f"sight {first} belongs to nothing")
+    raise AssertionError(f"tensor {first} belongs to no module")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -225,7 +224,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A module's arguments with their floating-point tensors changed; keys and the like are left alone."""
+    """A module's arguments with their floating-point tensors changed."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -236,7 +235,7 @@ def _replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _largest(values: list[float]) -> float | None:
-    """The largest value; NaN where there is one, None where there is no value at all."""
+    """The largest value; NaN if there is one, None without values."""
     if any(math.isnan(value) for value in values):
         return math.nan
     return max(values, default=None)

@@ -1,6 +1,4 @@
-"""After a step whose gradient was not finite: whose clips it was, which module, and the evidence for a
-replay.
-"""
+"""Nonfinite steps: the diagnosis of their cause, files for a replay, and their number in a run."""
 
 import logging
 import shutil
@@ -25,23 +23,25 @@ from trainer.loss import masked_cross_entropy
 from trainer.resilience.nan_replay import WEIGHTS, write_replay_file
 from trainer.resilience.nan_tracer import trace_nonfinite
 
-KEPT = 3  # steps of which clips and weights are kept; more of them would say the same and fill the disk
+KEPT = 3  # steps with replay files; more would only fill the disk
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class NonfiniteReport:
-    """words: what was not finite where, to follow "because". file: for a replay; None where none was kept."""
+    """The cause of a nonfinite step."""
 
     reason: str
+    """The value that is not finite and its module; follows "because"."""
     file: Path | None
+    """The replay file; None where none was written."""
 
 
-class _Suspect:
-    """Of a step's micro-batches a copy of the first whose loss is not finite, else of the last.
+class _HeldBatch:
+    """A copy of a step's first micro-batch with a loss that is not finite, else of its last.
 
-    The device chooses, so that the host need not wait for a loss. number: of the micro-batch, from 0.
+    The device selects it, without a host wait. number: of the micro-batch, from 0.
     """
 
     def __init__(self, step: int, batch: ClipBatch, loss: Tensor) -> None:
@@ -62,9 +62,9 @@ def _tensors(batch: ClipBatch) -> tuple[Tensor, ...]:
 
 
 class NonfiniteDiagnosis:
-    """Holds the suspects of the last two steps, and looks into those of one that went wrong.
+    """Holds a micro-batch of each of the last two steps, and finds the cause of a nonfinite step.
 
-    folder: of the run. description: what is needed to use the weights, see `TrainState`. path_of: a sample's
+    folder: the run directory. description: metadata of the weights, see `TrainState`. path_of: a sample's
     file.
     """
 
@@ -75,68 +75,68 @@ class NonfiniteDiagnosis:
         self._folder = folder / "not-finite"
         self._description = description
         self._path_of = path_of
-        self._suspects: deque[_Suspect] = deque()
+        self._held: deque[_HeldBatch] = deque()
         self._kept = 0
 
     def hold(self, step: int, number: int, batch: ClipBatch, loss: Tensor) -> None:
-        """Remember a micro-batch of the step at work, `number` counted from 0, and its loss.
+        """Add a micro-batch of the present step, `number` counted from 0, and its loss.
 
-        What is held is the first one whose loss was not finite, else the last: one, however many a step has.
+        One is held per step: the first with a loss that is not finite, else the last.
         """
         if number == 0:
-            if len(self._suspects) == SUSPECT_BATCHES:
-                self._suspects.popleft()  # before its successor takes memory
-            self._suspects.append(_Suspect(step, batch, loss))
+            if len(self._held) == SUSPECT_BATCHES:
+                self._held.popleft()  # frees memory for the next
+            self._held.append(_HeldBatch(step, batch, loss))
         else:
-            self._suspects[-1].add(number, batch, loss)
+            self._held[-1].add(number, batch, loss)
 
     def diagnose(self, step: int) -> NonfiniteReport:
-        """Find the culprit among all ranks' suspects, and keep its clips and the weights. Collective."""
-        suspect = next(suspect for suspect in self._suspects if suspect.step == step)
-        number, batch = int(suspect.number), suspect.batch
+        """Find the cause among the held batches of all ranks, and write replay files. Collective."""
+        held = next(held for held in self._held if held.step == step)
+        number, batch = int(held.number), held.batch
         buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
         origin, room = None, True
         try:
             origin = trace_nonfinite(self._engine.model, lambda: self._loss(batch)).origin
-        except torch.OutOfMemoryError:  # the gradients of the next step are there, too
+        except torch.OutOfMemoryError:  # the gradients of the next step need memory too
             room = False
         for buffer, before in buffers:
             buffer.copy_(before)
-        told: list[Any] = [None] * dist.get_world_size()
+        gathered: list[Any] = [None] * dist.get_world_size()
         own = None if origin is None else (origin.order, origin.description, batch.ids.tolist())
-        dist.all_gather_object(told, (own, room))
-        orders = [order for order, _ in told]
-        culprits = [rank for rank, order in enumerate(orders) if order is not None]
-        if not culprits and not all(looked for _, looked in told):
+        dist.all_gather_object(gathered, (own, room))
+        orders = [order for order, _ in gathered]
+        causing = [rank for rank, order in enumerate(orders) if order is not None]
+        if not causing and not all(looked for _, looked in gathered):
             return NonfiniteReport(
-                "the gradient is not finite; there was not enough memory to look for where", None
+                "the gradient is not finite; there was not enough memory to find the cause", None
             )
-        if not culprits:
+        if not causing:
             return NonfiniteReport(
                 "the gradient is not finite; the clips of the last micro-batch "
-                f"({self._engine.accumulation} make a step), seen once more, give finite numbers",
+                f"({self._engine.accumulation} make a step) give finite values in a second pass",
                 None,
             )
-        first = min(orders[rank][0] for rank in culprits)
-        culprits = [rank for rank in culprits if orders[rank][0] == first]
-        _, words, samples = orders[culprits[0]]
-        file, lost = self._keep(step, number, batch, words, culprits)
-        ranks = ", ".join(map(str, culprits))
+        first = min(orders[rank][0] for rank in causing)
+        causing = [rank for rank in causing if orders[rank][0] == first]
+        _, words, samples = orders[causing[0]]
+        file, lost = self._keep(step, number, batch, words, causing)
+        ranks = ", ".join(map(str, causing))
         listed = ", ".join(map(str, samples))
         return NonfiniteReport(f"{words} (rank {ranks}, samples {listed}{lost})", file)
 
     def _loss(self, batch: ClipBatch) -> Tensor:
         logits = self._engine.forward_outside_step(batch.clips, batch.keys)
         losses = masked_cross_entropy(logits, batch.labels, batch.valid)
-        # Stage 3 has the weights only while their module runs: its backward is not looked into.
+        # At stage 3 weights are gathered only while their module runs: the backward pass is not traced.
         return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
 
     def _keep(
-        self, step: int, number: int, batch: ClipBatch, words: str, culprits: list[int]
+        self, step: int, number: int, batch: ClipBatch, words: str, causing: list[int]
     ) -> tuple[Path | None, str]:
-        """Keep the culprits' clips, and on rank 0 the weights; all of it or nothing. Collective.
+        """Write the clips of these ranks and, on rank 0, the weights; all of them or nothing. Collective.
 
-        Returns the first culprit's file, and what to say where nothing was kept.
+        Returns the first file, and a remark for the message if nothing was written.
         """
         if self._kept == KEPT:
             return None, ""
@@ -150,10 +150,10 @@ class NonfiniteDiagnosis:
             "words": words,
             "paths": [str(self._path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()],
         }
-        problem = self._lacks_room(weights, batch, len(culprits))
+        problem = self._lack_of_space(weights, batch, len(causing))
         if problem is None:
             try:
-                if rank in culprits:
+                if rank in causing:
                     write_replay_file(folder / _name(rank), batch, about)
                 if rank == 0:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -168,27 +168,66 @@ class NonfiniteDiagnosis:
                 _log.warning("the clips of step %d cannot be kept: %s", step + 1, problem)
             return None, "; not kept for a replay"
         self._kept += 1
-        return folder / _name(culprits[0]), ""
+        return folder / _name(causing[0]), ""
 
-    def _lacks_room(self, weights: dict[str, Tensor], batch: ClipBatch, culprits: int) -> str | None:
-        """Why the disk has no room for the evidence and, beside it, the next checkpoint. Collective."""
+    def _lack_of_space(self, weights: dict[str, Tensor], batch: ClipBatch, causing: int) -> str | None:
+        """Why the replay files and the next checkpoint do not fit on disk, or None. Collective."""
         pieces = owned_shards(self._engine.state_shards(), dist.get_rank(), dist.get_world_size())
         checkpoint = torch.tensor(sum(piece.values.nbytes for piece in pieces), device=self._engine.device)
         dist.all_reduce(checkpoint)
-        evidence = sum(tensor.nbytes for tensor in weights.values()) + 4 * culprits * batch.clips.numel()
+        files_size = sum(tensor.nbytes for tensor in weights.values()) + 4 * causing * batch.clips.numel()
         problem = None
         if dist.get_rank() == 0:
             try:
-                left = shutil.disk_usage(self._folder.parent).free - evidence
+                left = shutil.disk_usage(self._folder.parent).free - files_size
                 if left < int(checkpoint) + MARGIN:
-                    problem = f"{self._folder.parent} would have no room left for the next checkpoint"
+                    problem = f"{self._folder.parent} would have no space for the next checkpoint"
             except OSError as error:
                 problem = str(error)
         return _first(problem)
 
 
+@dataclass
+class SkippedSteps:
+    """Counts the skipped steps in all attempts of a run.
+
+    A step that is repeated and skipped again counts again: otherwise a job that is preempted often could
+    repeat the same steps forever.
+    """
+
+    limit: int
+    """Most skipped steps, the recipe's `optimisation.skipped_steps`."""
+    count: int = 0
+    """Skipped steps so far."""
+    keep: Callable[[int], None] | None = None
+    """Writes the count for the next attempt."""
+
+    def add(self, step: int, reason: str) -> str:
+        """Count a skipped step on every rank; returns a line for the log. Raises RunError above the limit.
+
+        step: counted from 1. reason: follows "because", such as "the loss is nan".
+        """
+        self.count += 1
+        if self.keep is not None:
+            self.keep(self.count)
+        left_out = f"step {step} changed nothing, because {reason}"
+        if self.count <= self.limit:
+            return f"{left_out}; {self.count} of at most {self.limit} such steps in this run"
+        raise RunError(
+            f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)} "
+            "(optimisation.skipped_steps). The run stops. Lower optimisation.learning_rate, set "
+            "optimisation.clip_norm, or, where it is lower, raise engine.precision to fp32; or allow more "
+            "such steps. not-finite/ of the run directory holds the clips of those steps: uniformerv2 train "
+            "--replay FILE prints the first value that is not finite"
+        )
+
+
+def _steps(limit: int) -> str:
+    return "no such step is allowed" if limit == 0 else f"at most {limit} such steps are allowed"
+
+
 def _first(problem: str | None) -> str | None:
-    """The first rank's problem, if any has one. Collective."""
+    """The problem of the lowest rank that has one. Collective."""
     problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     return next((text for text in problems if text is not None), None)

@@ -1,6 +1,7 @@
-"""Processes of this machine, by marks that a number alone does not have: numbers are given again."""
+"""Identity of processes on this machine: process numbers are reused, so start times are compared too."""
 
 import os
+import time
 from pathlib import Path
 
 
@@ -10,7 +11,7 @@ def boot_id() -> str:
 
 
 def pid_namespace() -> str:
-    """Within which a process has its number; containers have their own. Empty where it is unknown."""
+    """The namespace of this process's number; containers have their own. Empty where unknown."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -18,10 +19,7 @@ def pid_namespace() -> str:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a living process of this namespace began, in clock ticks since boot.
-
-    None where there is none of that number, or it has ended and only waits to be noticed.
-    """
+    """Start of a process in clock ticks since boot; None for a zombie, or without such a process."""
     fields = _status(pid)
     # The 3rd field is the state, the 22nd the start.
     if len(fields) < 20 or fields[0] in "ZX":
@@ -29,14 +27,21 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19])
 
 
+def process_age() -> float:
+    """Seconds since this process was started; importing libraries takes up to a minute."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - (start_ticks(os.getpid()) or 0) / os.sysconf(
+        "SC_CLK_TCK"
+    )
+
+
 def parent(pid: int) -> int | None:
-    """The process that started one, or that has taken it over; None where it is gone."""
+    """The parent of a process; None where there is no such process."""
     fields = _status(pid)
     return int(fields[1]) if len(fields) > 1 else None
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether there is a process of this number about which this user may not learn more."""
+    """Whether a process of this number exists that this user may not inspect."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -47,7 +52,7 @@ def is_hidden(pid: int) -> bool:
 
 
 def _status(pid: int) -> list[str]:
-    """Its fields in /proc from the 3rd on; the 2nd, the name in brackets, may hold blanks."""
+    """The fields of /proc/PID/stat from the 3rd on; the 2nd, the name in brackets, may contain blanks."""
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 

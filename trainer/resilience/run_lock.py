@@ -1,13 +1,12 @@
-"""One run in a run folder at a time, also on NFS and after SIGKILL.
+"""A lock on a run directory that works on NFS and after SIGKILL.
 
-Each start that has the folder leaves a file `lock/NUMBER.json`, one number after the one before. The file of
-the highest number says who has the folder. Whoever finds that holder gone makes the next file by a hard link
-from a file that is written already: of several at once, one succeeds. No lock of the file system is relied
-on, and no file is ever replaced by another start's: a start that is slow to act on what it saw fails to make
-its file, or finds a higher one.
+Each attempt that acquires the directory creates `lock/NUMBER.json` with the next number; the highest number
+names the holder. When that holder is gone, an attempt creates the next file as a hard link to a complete
+file: of several attempts, one succeeds. The lock uses no file-system locks, and no attempt replaces another's
+file: an attempt that acts on old information fails to create its file, or finds a higher number.
 
-The holder touches its file every few seconds. The file system's own clock sets that time, on NFS the
-server's, and whoever judges its age takes the time from a file that it touched itself.
+The holder touches its file every few seconds (the heartbeat). The file system's clock, on NFS the server's,
+sets the time; its age is relative to a file that the reader has just touched.
 """
 
 import errno
@@ -28,9 +27,9 @@ from trainer.errors import RunError
 from trainer.resilience.lock_record import HolderState, LockRecord, read_lock
 from trainer.system.files import write_text
 
-BEAT = 10.0  # seconds between two signs of life
-STALE = 180.0  # seconds without a sign of life after which a holder of which nothing else is known is gone
-_LOOK = 1.0  # seconds between two looks at a holder that may be gone
+BEAT = 10.0  # seconds between heartbeats
+STALE = 180.0  # seconds without a heartbeat after which a holder of unknown state is considered gone
+_POLL_EVERY = 1.0  # seconds between checks of a holder that may be gone
 
 _NAME = re.compile(r"(\d{6,18})\.json")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Holds a run folder; made by `acquire`, given back by `release`."""
+    """A held run directory; from `acquire`."""
 
     def __init__(
         self,
@@ -62,15 +61,15 @@ class RunLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the folder back. What was made for a run that never began is removed again."""
+        """Release the directory. Removes what was created for a run that did not begin."""
         self._ended.set()
         self._thread.join(BEAT)
         file = _file(self._folder, self._number)
-        with suppress(OSError):  # whoever comes next finds this process gone
+        with suppress(OSError):  # the next attempt finds this process gone
             if not (self._run_dir / "recipe.yaml").exists() and self._number == 1:
                 file.unlink(missing_ok=True)
                 self._folder.rmdir()
-                self._run_dir.rmdir()  # only where it is empty
+                self._run_dir.rmdir()  # only if empty
             else:
                 write_text(file, replace(self._record, released=True).text(), sync=False)
         with suppress(OSError):
@@ -78,15 +77,15 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(self._every):
-            with suppress(OSError):  # a full disk, a server that is away
-                # Without times, the file system takes them from its own clock.
+            with suppress(OSError):  # a full disk, an unreachable server
+                # Without times, the file system uses its own clock.
                 os.utime(self._descriptor)
                 if max(_numbers(self._folder), default=0) > self._number:
                     holder = _latest(self._folder)[1]
                     who = "another process" if holder is None else holder.description
                     self._on_loss(
-                        f"{who} has acquired the run folder {self._run_dir}, because this process gave no "
-                        f"sign of life for {STALE:g} s: it ends here, so that two runs do not mix"
+                        f"{who} has acquired the run folder {self._run_dir}, because this process had no "
+                        f"heartbeat for {STALE:g} s: it ends here, so that two runs do not mix"
                     )
                     return
 
@@ -100,22 +99,22 @@ def acquire(
     on_loss: Callable[[str], None] | None = None,
     option: str = "--run-dir",
 ) -> RunLock:
-    """Acquire a run folder, which is made where it is missing.
+    """Acquire a run directory, which is created if missing.
 
-    A holder that is gone is taken over from at once where this machine or SLURM knows that it is. Otherwise
-    its sign of life decides: this waits until there is another one, or none for `stale` seconds.
+    If this machine or SLURM shows that the holder is gone, the directory is acquired at once. Otherwise this
+    waits for a heartbeat, up to `stale` seconds.
 
     Args:
-        run_dir: the run's folder.
-        stale: seconds without a sign of life after which a holder is taken to be gone.
-        beat: seconds between two signs of life of this process.
-        waiting: is given a line where this waits.
-        on_loss: is given a line when the folder was lost to another start, for whose holder this one looked
-            gone. By default the process ends.
-        option: of the command, that names another folder.
+        run_dir: the run directory.
+        stale: seconds without a heartbeat after which a holder is considered gone.
+        beat: seconds between heartbeats of this process.
+        waiting: called with a line if this waits.
+        on_loss: called with a line if another attempt acquired the directory, because this process seemed
+            to be gone. By default the process ends.
+        option: the command-line option for another folder.
 
     Raises:
-        RunError: another run has the folder, or the lock cannot be written.
+        RunError: another run holds the directory, or the lock cannot be written.
     """
     folder = _folder(run_dir)
     try:
@@ -129,7 +128,7 @@ def acquire(
 
 
 class _Acquisition:
-    """One try to acquire a folder."""
+    """One attempt to acquire a directory."""
 
     def __init__(
         self,
@@ -166,25 +165,25 @@ class _Acquisition:
         return RunLock(self._run_dir, number, record, descriptor, self._every, self._on_loss)
 
     def _number(self, descriptor: int) -> tuple[int, int]:
-        """Make the next file once the holder is gone; its number, and a descriptor of it."""
+        """Create the next file once the holder is gone; returns its number and descriptor."""
         while True:
             number = self._wait_until_gone() + 1
             made = self._make(number, descriptor)
             if made is None:
                 continue  # another start was faster
-            # A start that was long asleep may have made a file that others have had, and removed, before it.
+            # An attempt that was suspended may have created a number that others have used and removed.
             if max(_numbers(self._folder), default=0) == number:
                 return number, made
             _file(self._folder, number).unlink(missing_ok=True)
 
     def _make(self, number: int, descriptor: int) -> int | None:
-        """Make the file of this number; None where there is one. Returns a descriptor of it."""
+        """Create the file of this number; returns its descriptor, None if the file exists."""
         file = _file(self._folder, number)
         before = os.fstat(descriptor).st_nlink
         try:
             os.link(self._temporary, file)
         except OSError as error:
-            # NFS may have made the link and lost the answer; asked again, it says that there is one already.
+            # NFS may have created the link and lost the reply; the retry then fails.
             if os.fstat(descriptor).st_nlink > before:
                 return descriptor
             if isinstance(error, FileExistsError):
@@ -196,7 +195,7 @@ class _Acquisition:
         return self._create(file, descriptor)
 
     def _create(self, file: Path, descriptor: int) -> int | None:
-        """The same on a file system without hard links: the file is there before what it says."""
+        """The same on a file system without hard links: the file exists before its content."""
         try:
             created = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -208,7 +207,7 @@ class _Acquisition:
         return created
 
     def _wait_until_gone(self) -> int:
-        """The number of the latest start, once that is gone. Raises RunError where it is not."""
+        """Wait until the latest holder is gone; returns its number. Raises RunError if it is running."""
         watched: tuple[int, float] | None = None  # number and time of the latest file
         begun = 0.0
         while True:
@@ -220,12 +219,12 @@ class _Acquisition:
             if state is HolderState.GONE:
                 return number
             age = self._now() - touched
-            signs = watched is not None and watched != (number, touched)
-            if state is HolderState.ALIVE or signs:
+            beats = watched is not None and watched != (number, touched)
+            if state is HolderState.ALIVE or beats:
                 self._refuse(file, holder, age)
             if age > self._stale or (watched and time.monotonic() - begun > self._stale):
                 _log.warning(
-                    "%s has given no sign of life for %.0f s: its run folder %s is taken over",
+                    "%s had no heartbeat for %.0f s: acquiring its run folder %s",
                     "an unknown process" if holder is None else holder.description, age, self._run_dir,
                 )  # fmt: skip
                 return number
@@ -233,10 +232,10 @@ class _Acquisition:
                 watched, begun = (number, touched), time.monotonic()
                 who = "an unknown process" if holder is None else holder.description
                 self._waiting(
-                    f"the folder {self._run_dir} was last used by {who}; only a sign of life shows "
-                    f"whether it is still there: waiting for one, up to {max(0.0, self._stale - age):.0f} s"
+                    f"the folder {self._run_dir} was last used by {who}, which may still "
+                    f"be running: waiting for a heartbeat, up to {max(0.0, self._stale - age):.0f} s"
                 )
-            time.sleep(min(_LOOK, self._stale / 4))
+            time.sleep(min(_POLL_EVERY, self._stale / 4))
 
     def _refuse(self, file: Path, holder: LockRecord | None, age: float) -> None:
         if holder is None:
@@ -244,18 +243,18 @@ class _Acquisition:
         else:
             who, end = holder.description, f"end it ({holder.advice})"
         raise RunError(
-            f"the folder {self._run_dir} is in use by {who}; last sign of life {max(0.0, age):.0f} s "
+            f"the folder {self._run_dir} is in use by {who}; last heartbeat {max(0.0, age):.0f} s "
             f"ago. Wait for that run or {end}, and start again; or name another folder with {self._option}"
         )
 
     def _now(self) -> float:
-        """The file system's time: that of a file touched just now."""
+        """The file system's present time."""
         os.utime(self._temporary)
         with open(self._temporary, "rb") as opened:
             return os.fstat(opened.fileno()).st_mtime
 
     def _tidy(self, number: int) -> None:
-        """Remove the files of earlier starts, and what starts that were killed left."""
+        """Remove the files of earlier attempts, and partial files of killed ones."""
         with suppress(OSError):
             for other in _numbers(self._folder):
                 if other < number:
@@ -268,7 +267,7 @@ class _Acquisition:
 
 
 def find_holder(run_dir: Path) -> LockRecord | None:
-    """Who has a run folder now, as its lock says; None where nobody does, or it cannot be read."""
+    """The holder of a run directory; None without a holder, or if the lock cannot be read."""
     try:
         number, record, _ = _latest(_folder(run_dir))
         if record is None or record.state(_file(_folder(run_dir), number)) is HolderState.GONE:
@@ -279,7 +278,7 @@ def find_holder(run_dir: Path) -> LockRecord | None:
 
 
 def read_holder_times(run_dir: Path) -> tuple[float, float] | None:
-    """Start and last sign of life of the holder, in seconds since 1970; None without a holder."""
+    """Start and last heartbeat of the holder, in seconds since 1970; None without a holder."""
     try:
         _, record, touched = _latest(_folder(run_dir))
     except OSError:
@@ -300,15 +299,15 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _latest(folder: Path) -> tuple[int, LockRecord | None, float]:
-    """Number, record and time of the latest start's file; 0 where there is none."""
+    """Number, record and time of the latest file; number 0 without one."""
     while number := max(_numbers(folder), default=0):
-        with suppress(FileNotFoundError):  # a later start has just removed it
+        with suppress(FileNotFoundError):  # a later attempt has just removed it
             return number, *read_lock(_file(folder, number))
     return 0, None, 0.0
 
 
 def _flock(descriptor: int) -> bool:
-    """Whether the file system gave a lock on the file: for those on the same machine in other containers."""
+    """Lock the file, for checks from other containers on this machine; False if not supported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -317,7 +316,7 @@ def _flock(descriptor: int) -> bool:
 
 
 def _end(words: str) -> None:
-    """End the process at once: the folder belongs to another run."""
+    """End the process at once: another run holds the directory."""
     with suppress(OSError):
         print(f"error: {words}", file=sys.stderr, flush=True)
     os._exit(2)

@@ -1,9 +1,8 @@
-"""Semaphores that a killed run leaves in /dev/shm.
+"""Removal of semaphores that killed runs left in /dev/shm.
 
-Python's multiprocessing makes named semaphores for the queues of worker processes. It unlinks them when the
-process ends, and its resource tracker does where the process was killed, unless the tracker was killed, too,
-as a scheduler or a container runtime kills all processes of a job. Their names begin with a prefix that is in
-a process's configuration; here it gets the run's mark, and the process that made them.
+Python's multiprocessing creates named semaphores for the queues of worker processes. They remain if the
+process and its resource tracker are killed, as a scheduler kills all processes of a job. Their names begin
+with a configurable prefix, which here identifies the run and the process.
 """
 
 import hashlib
@@ -20,20 +19,19 @@ _OWNER = re.compile(r"sem\.mp-[0-9a-f]{12}-(\d+)-(\d+)-(\d+)-.+")
 
 
 def mark_semaphores(run_dir: Path) -> None:
-    """Give the semaphores that this process and its children make from now on the run's mark."""
+    """Name the later semaphores of this process and its children after the run and the process."""
     pid = os.getpid()
     prefix = f"/mp-{_mark(run_dir)}-{pid}-{start_ticks(pid) or 0}-{_namespace()}"
-    # Not public, but the only way there is; where it is gone, semaphores are named as ever.
+    # A private attribute; without it, semaphores keep their default names.
     configuration = getattr(multiprocessing.process.current_process(), "_config", None)
     if isinstance(configuration, dict) and "semprefix" in configuration:
         configuration["semprefix"] = prefix
 
 
 def remove_left_semaphores(run_dir: Path, shared_memory: Path = SHARED_MEMORY) -> int:
-    """Remove what killed processes of this run left on this node; returns how many there were.
+    """Remove semaphores of this run, this user and this process namespace whose process is gone.
 
-    Only what bears the run's mark, belongs to this user, and was made by a process that this one could see
-    and that is gone.
+    Returns their number.
     """
     removed = 0
     try:
@@ -58,6 +56,6 @@ def _mark(run_dir: Path) -> str:
 
 
 def _namespace() -> int:
-    """Number of the namespace that process numbers belong to; 0 where it is unknown."""
+    """Number of the process namespace; 0 where unknown."""
     match = re.search(r"\d+", pid_namespace())
     return int(match[0]) if match else 0

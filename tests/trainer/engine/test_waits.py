@@ -21,8 +21,7 @@ from tests.trainer.checkpoint.training import Form, make_engine
 from tests.trainer.ranks import Ranks
 from trainer.distributed.step_sync import StepSync
 from trainer.monitoring.throughput import ThroughputMeter
-from trainer.resilience.nonfinite import NonfiniteDiagnosis
-from trainer.resilience.skipped_steps import SkippedSteps
+from trainer.resilience.nonfinite import NonfiniteDiagnosis, SkippedSteps
 from trainer.trainer import Trainer
 
 TORCH = str(Path(torch.__file__).parent)

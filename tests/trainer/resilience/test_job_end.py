@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from trainer.resilience.signals import TIME_LIMIT, StopRequest, process_age
+from trainer.resilience.process_identity import process_age
+from trainer.resilience.signals import TIME_LIMIT, StopRequest
 
 
 def test_the_end_of_the_job_leaves_the_margin() -> None:

@@ -18,7 +18,7 @@ from trainer.resilience import signals as module
 from trainer.resilience.signals import StopRequest
 from trainer.resilience.launcher_watch import LauncherWatch
 
-module._LOOK_EVERY = 0.2
+module._POLL_EVERY = 0.2
 with StopRequest(launcher_is_gone=LauncherWatch(sys.argv[1]).is_gone) as stop:
     Path(sys.argv[2]).write_text("began")
     for _ in range(20):

@@ -17,7 +17,7 @@ from tests.trainer.ranks import Ranks
 from trainer.checkpoint.retention import MARGIN
 from trainer.errors import RunError
 from trainer.resilience import nonfinite
-from trainer.resilience.nonfinite import NonfiniteDiagnosis, NonfiniteReport
+from trainer.resilience.nonfinite import NonfiniteDiagnosis, NonfiniteReport, SkippedSteps
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def look_without_memory(folder: Path) -> NonfiniteReport:
 
 def test_a_rank_without_memory_to_look_leaves_no_other_waiting(two: Ranks, tmp_path: Path) -> None:
     for finding in two.run(look_without_memory, tmp_path):
-        assert "not enough memory to look" in finding.reason and finding.file is None
+        assert "not enough memory" in finding.reason and finding.file is None
 
 
 def look_failing(folder: Path, failing: str) -> NonfiniteReport:
@@ -98,3 +98,29 @@ def test_no_evidence_takes_the_next_checkpoints_room(two: Ranks, tmp_path: Path)
     assert short.file is None and "not kept for a replay" in short.reason
     enough, _ = two.run(look_with, tmp_path / "enough", size + MARGIN + evidence)[0]
     assert enough.file is not None
+
+
+def test_skipped_steps_up_to_the_limit_return_a_line_and_one_more_raises() -> None:
+    skipped = SkippedSteps(limit=2)
+    assert skipped.add(7, "the loss is nan") == (
+        "step 7 changed nothing, because the loss is nan; 1 of at most 2 such steps in this run"
+    )
+    assert "2 of at most 2" in skipped.add(9, "the gradient's norm is inf")
+    with pytest.raises(
+        RunError, match=r"step 12 changed nothing.* makes 3, and at most 2 such steps are allowed .*replay"
+    ):
+        skipped.add(12, "the loss is nan")
+
+
+def test_without_allowed_steps_the_first_raises() -> None:
+    with pytest.raises(RunError, match="makes 1, and no such step is allowed "):
+        SkippedSteps(limit=0).add(1, "the loss is nan")
+
+
+def test_the_count_continues_from_earlier_attempts_and_is_written() -> None:
+    kept: list[int] = []
+    skipped = SkippedSteps(limit=5, count=4, keep=kept.append)
+    assert "5 of at most 5" in skipped.add(7, "the loss is nan")
+    with pytest.raises(RunError):
+        skipped.add(8, "the loss is nan")
+    assert kept == [5, 6]

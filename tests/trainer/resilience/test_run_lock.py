@@ -197,7 +197,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(RunError, match=f"process {os.getpid()}"):
         acquire(tmp_path)
     rewrite(tmp_path, boot="another machine")
-    with pytest.raises(RunError, match="last sign of life"):  # the file itself is touched
+    with pytest.raises(RunError, match="last heartbeat"):  # the file itself is touched
         acquire(tmp_path, stale=60, waiting=lambda _: None)
     lock.release()
 

@@ -250,7 +250,7 @@ def test_a_file_that_comes_later_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
     assert stop.poll() is None
     (tmp_path / "STOP").touch()
     assert stop.poll() is None, "the filesystem was asked again at once"
-    monkeypatch.setattr(stop_module, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(stop_module, "_POLL_EVERY", 0.0)
     assert stop.poll() == STOP_FILE
 
 
