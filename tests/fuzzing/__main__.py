@@ -1,6 +1,6 @@
-"""`python -m tests.fuzzing --minutes 5 [--seed 0] [--target video] [--out DIR]`: exit code 1 for findings.
+"""Fuzzes the readers of files: `python -m tests.fuzzing --minutes 5 [--seed 0] [--target video] [--out DIR]`.
 
-Each input that shows a defect is kept in DIR, with what it shows beside it.
+Each input that causes an error is kept in DIR, with the error in a text file. Exit code 1 if there are any.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from typing import Any
 from tests.fuzzing.damage import damaged
 from tests.fuzzing.targets import TARGETS, serve
 
-PATIENCE = 30.0  # seconds of CPU that one input may take
-STANDSTILL = 300.0  # seconds that it may take on a machine at other work
-HUNGER = 2 * 2**30  # bytes that one input may add to the largest memory
-IMPORTS = 90.0  # seconds of CPU more for the first of a target in a process
-RENEWED = 500  # inputs, after which a process is replaced: what grows slowly is not what is looked for
+PATIENCE = 30.0  # CPU seconds allowed for one input
+STANDSTILL = 300.0  # seconds allowed for one input, on a machine that also runs other programs
+HUNGER = 2 * 2**30  # bytes that one input may add to the peak memory
+IMPORTS = 90.0  # additional CPU seconds for the first input of a target in a process
+RENEWED = 500  # inputs after which the process is replaced, so that slow growth of memory is not reported
 
 
 class Reader:
-    """A process that reads, to be replaced when it died or hangs."""
+    """A process that reads inputs; it is replaced when it has died or hangs."""
 
     def __init__(self, method: str = "spawn") -> None:
         self._context: Any = multiprocessing.get_context(method)
@@ -46,7 +46,7 @@ class Reader:
         self._process.join()
 
     def _answers(self, patience: float) -> bool:
-        """Whether an answer comes within so many seconds of CPU."""
+        """Whether the process answers within `patience` CPU seconds."""
         begin, end = _seconds(self._process.pid), time.monotonic() + STANDSTILL
         while not self._connection.poll(0.5):
             if _seconds(self._process.pid) - begin > patience or time.monotonic() > end:
@@ -54,7 +54,7 @@ class Reader:
         return True
 
     def read(self, name: str, path: Path) -> str | None:
-        """What is wrong with how an input is read; None where nothing is."""
+        """The error that reading an input causes; None if there is none."""
         if self._read == RENEWED:
             self.end()
             self._start()
@@ -67,7 +67,7 @@ class Reader:
             if not self._answers(patience):
                 self.end()
                 self._start()
-                return f"it came to no end within {patience:g} s of CPU or {STANDSTILL:g} s"
+                return f"it did not end within {patience:g} s of CPU time or {STANDSTILL:g} s"
             found, self._peak = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             self._process.join(10)
@@ -81,7 +81,7 @@ class Reader:
 
 
 def _seconds(number: int) -> float:
-    """Of CPU that a process has used so far; 0 where it has died, of which its pipe tells."""
+    """CPU seconds that a process has used; 0 if it has died, which its pipe reports."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -110,7 +110,7 @@ def main() -> int:
             if beside is not None:
                 beside(place)
         reader = Reader()
-        end, told = time.monotonic() + 60 * args.minutes, 0.0
+        end, printed = time.monotonic() + 60 * args.minutes, 0.0
         try:
             while (now := time.monotonic()) < end:
                 name = names[sum(tried.values()) % len(names)]
@@ -126,8 +126,8 @@ def main() -> int:
                     shutil.copyfile(path, kept)
                     kept.with_name(f"{kept.name}.txt").write_text(found, encoding="utf-8")
                     print(f"{kept}: {found.strip().splitlines()[-1][:200]}", flush=True)
-                if now - told > 10:
-                    told = now
+                if now - printed > 10:
+                    printed = now
                     counts = ", ".join(f"{tried[each]} of {each}" for each in names)
                     print(f"{counts}; {sum(findings.values())} findings, {end - now:.0f} s left", flush=True)
         finally:

@@ -1,4 +1,4 @@
-"""Damage to bytes: flipped, cut, repeated, mixed with those of another file, made into large numbers."""
+"""Damages bytes: flips, cuts, repeats, mixes with another file, inserts large numbers and special words."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ _WORDS = (
 
 
 def damaged(whole: Sequence[bytes], chance: random.Random) -> bytes:
-    """One of the whole inputs, damaged in one to six ways."""
+    """One of the valid inputs, damaged in one to six ways."""
     data = bytearray(chance.choice(whole))
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         chance.choice(_WAYS)(data, chance, whole)
@@ -19,7 +19,7 @@ def damaged(whole: Sequence[bytes], chance: random.Random) -> bytes:
 
 
 def _place(data: bytearray, chance: random.Random) -> int:
-    """Anywhere; of large files rather where headers and indexes stand."""
+    """A random position; in large files mostly near the ends, where headers and indexes are."""
     near = min(len(data), chance.choice((64, 512, 4096, len(data))))
     offset = chance.randrange(near + 1)
     return offset if chance.random() < 0.7 else len(data) - offset

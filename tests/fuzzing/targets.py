@@ -1,7 +1,7 @@
-"""What is fuzzed: for each kind of input some whole ones, and what reads them. Runs in a process of its own.
+"""The targets of the fuzzer: for each kind of input some valid ones and the function that reads them.
 
-A reader takes the input, or refuses it by an error that a user is shown in words. What else it raises, a
-crash, a hang and a hunger for memory are findings.
+A reader accepts an input or raises an error with a message for the user. Any other exception, a crash, a hang
+and excessive memory are findings. The readers run in a separate process.
 """
 
 import contextlib
@@ -22,14 +22,16 @@ SMALL = {"resolution": 16, "width": 16, "depth": 1, "heads": 2, "frames": 2, "nu
 
 @dataclass(frozen=True)
 class Target:
-    """name: of a file with such content. make: writes whole inputs into a folder. read: reads one. beside:
-    makes what has to lie in its folder.
-    """
+    """A kind of input."""
 
     name: str
+    """File name of a damaged input."""
     make: Callable[[Path], list[Path]]
+    """Writes valid inputs into a folder."""
     read: Callable[[Path], None]
+    """Reads an input."""
     beside: Callable[[Path], object] | None = None
+    """Writes the other files that an input needs in its folder."""
 
 
 def make_recipes(folder: Path) -> list[Path]:
@@ -40,7 +42,7 @@ def make_recipes(folder: Path) -> list[Path]:
 
 
 def copy_recipes(folder: Path) -> None:
-    """What a damaged one has as its base stays whole."""
+    """Copy the recipes, which a damaged recipe may inherit from."""
     for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
         shutil.copy(path, folder)
 
@@ -175,8 +177,8 @@ TARGETS = {
 
 
 def serve(connection: Any) -> None:
-    """Read what is named, one after another; answers with what was raised, None where nothing was, and the
-    largest memory so far in bytes.
+    """Read inputs one after another. Answers with the traceback of an error, or None, and the peak memory in
+    bytes.
     """
     import resource
     import traceback
@@ -186,7 +188,7 @@ def serve(connection: Any) -> None:
     from trainer.errors import UserError
 
     quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 2)  # FFmpeg's and others' words on damage
+    os.dup2(quiet, 2)  # messages of FFmpeg and other libraries about damage
     while True:
         try:
             name, path = json.loads(connection.recv_bytes())

@@ -1,4 +1,4 @@
-"""The fuzzer finds what it looks for, and all whole inputs are read."""
+"""The fuzzer reports errors, crashes, hangs and excessive memory; all valid inputs are read."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from tests.fuzzing.damage import damaged
 from tests.fuzzing.targets import TARGETS, Target
 
 
-def test_damage_depends_on_the_seed_alone_and_damages() -> None:
+def test_damage_depends_only_on_the_seed() -> None:
     whole = [bytes(range(256)) * 20, b"name: x\n"]
     once, again = ([damaged(whole, random.Random(seed)) for seed in range(200)] for _ in range(2))
     assert once == again
@@ -22,7 +22,7 @@ def test_damage_depends_on_the_seed_alone_and_damages() -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_whole_inputs_are_read(tmp_path: Path, name: str) -> None:
+def test_valid_inputs_are_read(tmp_path: Path, name: str) -> None:
     target = TARGETS[name]
     if target.beside is not None:
         target.beside(tmp_path)
@@ -30,10 +30,10 @@ def test_whole_inputs_are_read(tmp_path: Path, name: str) -> None:
         target.read(whole)
 
 
-def read_by_its_words(path: Path) -> None:
+def read_by_content(path: Path) -> None:
     match path.read_text():
         case "raise":
-            raise IndexError("nobody told of it in words")
+            raise IndexError("unexpected")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
@@ -45,9 +45,11 @@ def read_by_its_words(path: Path) -> None:
             assert bytearray(80 * 2**20)
 
 
-def test_errors_deaths_hangs_and_hunger_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that is forked: it has this test's target."""
-    monkeypatch.setitem(TARGETS, "words", Target("words.txt", lambda _: [], read_by_its_words))
+def test_errors_crashes_hangs_and_excessive_memory_are_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a forked process, which has the target of this test."""
+    monkeypatch.setitem(TARGETS, "words", Target("words.txt", lambda _: [], read_by_content))
     monkeypatch.setattr(fuzzer, "PATIENCE", 1.0)
     monkeypatch.setattr(fuzzer, "STANDSTILL", 3.0)
     monkeypatch.setattr(fuzzer, "IMPORTS", 4.0)
@@ -56,8 +58,8 @@ def test_errors_deaths_hangs_and_hunger_are_findings(tmp_path: Path, monkeypatch
     reader = fuzzer.Reader("fork")
     try:
         for text, expected in [
-            ("", None), ("raise", "IndexError: nobody told"), ("die", "died with -9"), ("", None),
-            ("hang", "no end within 1 s of CPU or 3 s"), ("busy", "no end"), ("", None),
+            ("", None), ("raise", "IndexError: unexpected"), ("die", "died with -9"), ("", None),
+            ("hang", "not end within 1 s of CPU time or 3 s"), ("busy", "not end"), ("", None),
             ("hunger", "it took 0.1 GiB"), ("", None),
         ]:  # fmt: skip
             path.write_text(text)

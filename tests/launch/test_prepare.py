@@ -56,7 +56,7 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     assert "1 bad video is still in the manifest" in done.stdout
 
 
-def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
+def test_user_errors_are_one_message_and_exit_code_2(tmp_path):
     done = prepare("table", tmp_path / "none.csv", "--out", tmp_path / "m.arrow")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}/none.csv: cannot be read")
@@ -95,7 +95,7 @@ def test_rendering_can_be_interrupted(tmp_path):
     assert len(Manifest.open(root / "train.arrow")) == len(Manifest.open(root / "val.arrow")) == 8
 
 
-def test_sigterm_leaves_nothing_of_a_manifest(motion_set, tmp_path):
+def test_sigterm_leaves_no_part_of_a_manifest(motion_set, tmp_path):
     video = next(path for path in motion_set.root.rglob("*") if path.suffix == ".mp4")
     folder = tmp_path / "videos" / "class"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A dataset of ten million rows costs no more memory than a small one, however its order is drawn."""
+"""A dataset of ten million rows takes no more memory than a small one, with any order of drawing."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def share_touched(motion_set, folder: Path, rows: int) -> float:
     return share
 
 
-def test_the_pattern_repeats_and_ends_where_it_should(motion_set, tmp_path):
+def test_a_big_manifest_repeats_the_videos(motion_set, tmp_path):
     videos = Manifest.open(motion_set.train)
     made = make_big_manifest(tmp_path / "m.arrow", videos, 70_000, weighted=True)
     made.verify()

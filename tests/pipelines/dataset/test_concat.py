@@ -19,7 +19,7 @@ def made(path: Path, count: int, classes: tuple[str, ...] = CLASSES) -> Manifest
     return write_manifest(path, rows, classes)
 
 
-def test_samples_run_through_the_manifests_in_their_order(tmp_path):
+def test_samples_follow_the_order_of_the_manifests(tmp_path):
     sizes = {"a/one": 3, "b/empty": 0, "c/two": 2, "d/last": 0}
     for name, count in sizes.items():
         made(tmp_path / f"{name}.arrow", count)
@@ -35,7 +35,7 @@ def test_samples_run_through_the_manifests_in_their_order(tmp_path):
             dataset.row(sample)
 
 
-def test_one_manifest_keeps_its_fingerprint_and_several_have_one_of_their_own(tmp_path):
+def test_fingerprint_of_one_and_of_several_manifests(tmp_path):
     one, two = made(tmp_path / "one.arrow", 3), made(tmp_path / "two.arrow", 3)
     assert Dataset([one]).fingerprint == one.fingerprint
     several = [[one, two], [two, one], [one, two, two]]
@@ -43,7 +43,7 @@ def test_one_manifest_keeps_its_fingerprint_and_several_have_one_of_their_own(tm
     assert Dataset([one, two]).fingerprint == Dataset.open([one.path, two.path]).fingerprint
 
 
-def test_a_pickled_dataset_is_its_paths_and_refuses_a_replacement(tmp_path):
+def test_a_dataset_pickles_as_paths_and_refuses_a_replaced_manifest(tmp_path):
     dataset = Dataset([made(tmp_path / "one.arrow", 2000), made(tmp_path / "two.arrow", 3000)])
     dataset.row(4000)
     pickled = pickle.dumps(dataset)
@@ -64,7 +64,7 @@ def test_a_pickled_dataset_is_its_paths_and_refuses_a_replacement(tmp_path):
         (("fall", "rise", "leap"), "the first has 2, the second 3"),
     ],
 )
-def test_manifests_of_other_classes_are_refused_with_the_first_difference(tmp_path, other, difference):
+def test_manifests_with_different_classes_are_refused_with_the_first_difference(tmp_path, other, difference):
     one, two = made(tmp_path / "one.arrow", 3), made(tmp_path / "two.arrow", 3, other)
     with pytest.raises(DataError, match=rf"one\.arrow and .*two\.arrow have different classes: {difference}"):
         Dataset([one, one, two])

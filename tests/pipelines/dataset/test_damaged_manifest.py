@@ -1,4 +1,4 @@
-"""Whatever a manifest's file holds: it is read, or refused in words, and never crashes a process."""
+"""Damaged manifests are read or refused with a message, and never crash a process."""
 
 import math
 import struct
@@ -122,7 +122,7 @@ HEADERS: dict[str, dict[str, str | bytes | None]] = {
 
 
 @pytest.mark.parametrize("values", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_cannot_be_is_refused_when_opened(
+def test_an_invalid_header_is_refused_when_opened(
     weighted: Path, values: dict[str, str | bytes | None]
 ) -> None:
     change_header(weighted, **values)
@@ -130,7 +130,7 @@ def test_a_header_that_cannot_be_is_refused_when_opened(
         Manifest.open(weighted)
 
 
-def test_columns_of_other_kinds_and_missing_values_are_refused(plain: Path) -> None:
+def test_columns_of_other_types_and_missing_values_are_refused(plain: Path) -> None:
     schema, batches = parts(plain)
 
     def refused(schema: pa.Schema, columns: list[list[Any]], message: str, **options: Any) -> None:
@@ -154,7 +154,7 @@ def test_columns_of_other_kinds_and_missing_values_are_refused(plain: Path) -> N
     refused(schema, whole[:2], "rows 10 and rows_per_batch 4, .* 2 batches")
 
 
-def test_strings_outside_of_the_file_are_refused_one_by_one(plain: Path, tmp_path: Path) -> None:
+def test_strings_outside_the_file_are_refused_row_by_row(plain: Path, tmp_path: Path) -> None:
     content = plain.read_bytes()
     ends = struct.pack("<5i", 0, *(len(f"videos/клип {i}.mp4".encode()) * (i + 1) for i in range(4)))
     assert content.count(ends) >= 1
@@ -186,7 +186,7 @@ def _plain(index: int) -> dict[str, Any]:
         {index: {"weight_before": math.nan} for index in range(10)},
     ],
 )
-def test_sums_of_weights_that_are_wrong_are_refused_when_sampled(
+def test_wrong_sums_of_weights_are_refused_when_sampled(
     weighted: Path, changes: dict[int, dict[str, float]]
 ) -> None:
     change_rows(weighted, changes)
@@ -214,10 +214,10 @@ def cut_a_batch(path: Path) -> None:
     ],
     ids=["a sum of weights", "a record batch"],
 )
-def test_what_a_worker_finds_damaged_ends_a_loader_in_words(
+def test_a_damaged_manifest_ends_a_loader_with_a_message(
     weighted: Path, damage: Callable[[Path], None], words: str
 ) -> None:
-    """The videos are not there, which costs one each; the manifest's own damage ends the run."""
+    """Missing videos are bad samples; damage of the manifest itself ends the run."""
     damage(weighted)
     dataset = Dataset.open([weighted])
     sampler = TrainSampler(10, 4, seed=0, parts=(Part(10, 1.0, dataset.manifests[0]),))
@@ -235,7 +235,7 @@ def test_what_a_worker_finds_damaged_ends_a_loader_in_words(
         clips.close()
 
 
-def test_an_old_manifest_with_a_class_without_a_name_is_still_read(weighted: Path) -> None:
+def test_an_old_manifest_with_an_empty_class_name_is_read(weighted: Path) -> None:
     change_header(weighted, class_names='["fall", "", "rise"]')
     opened = Manifest.open(weighted)
     assert opened.class_names == ("fall", "", "rise")
@@ -283,7 +283,7 @@ def test_a_bad_row_gives_a_placeholder_without_a_label_in_training_and_evaluatio
         assert sorted(found) == list(range(10))
 
 
-def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Path) -> None:
+def test_a_folder_a_device_or_a_range_outside_a_shard_is_a_bad_video(plain: Path) -> None:
     (plain.parent / "shard").write_bytes(b"0123")
     changes = {
         0: {"path": "/dev/null", "length": 4},
@@ -305,7 +305,7 @@ def test_a_row_of_a_folder_a_device_or_beyond_its_shard_is_a_bad_video(plain: Pa
     ]
 
 
-def test_what_needs_the_paths_alone_reads_bad_rows_too(plain: Path) -> None:
+def test_rows_with_bad_values_have_readable_paths(plain: Path) -> None:
     change_rows(plain, {0: {"label": -1}, 9: {"height": 0}})
     dataset = Dataset.open([plain])
     assert find_overlap(dataset, dataset).shared == 10
@@ -313,7 +313,7 @@ def test_what_needs_the_paths_alone_reads_bad_rows_too(plain: Path) -> None:
     assert pieces == [[ROWS[index].path for index in indices] for indices in ((0, 1), (6, 7), (8,))]
 
 
-def test_a_batch_that_lies_outside_of_the_file_is_refused(plain: Path) -> None:
+def test_a_batch_outside_the_file_is_refused(plain: Path) -> None:
     content = plain.read_bytes()
     (footer,) = struct.unpack("<i", content[-10:-6])
     begin = len(content) - 10 - footer

@@ -24,7 +24,7 @@ def some_rows(count: int) -> list[ManifestRow]:
     ]
 
 
-def test_rows_come_back_as_they_were_written(tmp_path, monkeypatch):
+def test_rows_are_read_as_they_were_written(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
     rows = some_rows(10)
     write_manifest(tmp_path / "m.arrow", iter(rows), CLASSES)
@@ -44,7 +44,7 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path, index):
         write_manifest(tmp_path / "m.arrow", some_rows(3), CLASSES).row(index)
 
 
-def test_relative_paths_belong_to_the_manifest_s_folder(tmp_path, monkeypatch):
+def test_relative_paths_are_relative_to_the_manifest_s_folder(tmp_path, monkeypatch):
     rows = [*some_rows(1), replace(some_rows(1)[0], path="/far/away.mp4")]
     monkeypatch.chdir(tmp_path)
     write_manifest(Path("m.arrow"), rows, CLASSES)
@@ -54,7 +54,7 @@ def test_relative_paths_belong_to_the_manifest_s_folder(tmp_path, monkeypatch):
     assert opened.absolute_path(opened.row(1)) == Path("/far/away.mp4")
 
 
-def test_the_fingerprint_does_not_see_batches_or_the_place(tmp_path, monkeypatch):
+def test_the_fingerprint_does_not_depend_on_batches_or_path(tmp_path, monkeypatch):
     here = write_manifest(tmp_path / "a" / "m.arrow", some_rows(10), CLASSES)
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 3)
     in_batches = write_manifest(tmp_path / "b.arrow", some_rows(10), CLASSES)
@@ -64,7 +64,7 @@ def test_the_fingerprint_does_not_see_batches_or_the_place(tmp_path, monkeypatch
     assert in_batches.fingerprint == here.fingerprint
 
 
-def test_the_fingerprint_sees_every_column_and_the_classes(tmp_path):
+def test_the_fingerprint_depends_on_every_column_and_the_classes(tmp_path):
     rows = some_rows(3)
     changes = {
         "path": "other",
@@ -100,7 +100,7 @@ def test_verify_finds_a_changed_byte(tmp_path):
         Manifest.open(path).verify()
 
 
-def test_opening_a_million_rows_reads_next_to_nothing(tmp_path):
+def test_opening_a_million_rows_reads_few_bytes(tmp_path):
     one = ManifestRow(
         "videos/of_a_class/with_a_long_name/0123456789.mp4", 0, 0, 1, 300, 25.0, 340, 256, "h264"
     )
@@ -130,7 +130,7 @@ manifest.row(999_999)
     assert growth < 4e6
 
 
-def test_a_pickled_manifest_is_its_path_and_refuses_a_replacement(tmp_path):
+def test_a_manifest_pickles_as_its_path_and_refuses_a_replaced_file(tmp_path):
     first = write_manifest(tmp_path / "m.arrow", some_rows(1000), CLASSES)
     first.row(5)
     pickled = pickle.dumps(first)
@@ -141,12 +141,12 @@ def test_a_pickled_manifest_is_its_path_and_refuses_a_replacement(tmp_path):
         pickle.loads(pickled)
 
 
-def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+def test_the_message_for_a_missing_manifest_has_the_command_to_make_one(tmp_path):
     with pytest.raises(DataError, match=r"no manifest at .*none\.arrow.*uniformerv2 prepare"):
         Manifest.open(tmp_path / "none.arrow")
 
 
-def test_what_is_no_manifest_is_refused(tmp_path):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path):
     path = write_manifest(tmp_path / "m.arrow", some_rows(50), CLASSES).path
     cut = tmp_path / "cut.arrow"
     cut.write_bytes(path.read_bytes()[:-40])
@@ -177,7 +177,7 @@ def test_other_arrow_files_and_newer_formats_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_label_out_of_range_leaves_the_old_manifest_alone(tmp_path, label):
+def test_a_label_out_of_range_leaves_the_old_manifest_unchanged(tmp_path, label):
     before = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
     with pytest.raises(DataError, match=f"away.mp4 has label {label}.* 3 classes"):
         write_manifest(
@@ -196,7 +196,7 @@ def weighted_rows(weights: list[float]) -> list[ManifestRow]:
     return [replace(row, weight=weight) for row, weight in zip(some_rows(len(weights)), weights, strict=True)]
 
 
-def test_weights_come_back_and_are_found_by_their_sum(tmp_path, monkeypatch):
+def test_weights_are_read_and_rows_found_by_cumulative_weight(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 3)
     weights = [0, 2, 0, 0.5, 0, 0, 0, 0, 0, 1, 3, 0, 0]
     made = write_manifest(tmp_path / "m.arrow", weighted_rows(weights), CLASSES, weighted=True)
@@ -210,7 +210,7 @@ def test_weights_come_back_and_are_found_by_their_sum(tmp_path, monkeypatch):
     made.verify()
 
 
-def test_every_row_of_awkward_weights_is_found_in_its_own_middle(tmp_path, monkeypatch):
+def test_every_row_with_a_weight_is_found_by_the_middle_of_its_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 64)
     weights = np.random.default_rng(0).exponential(size=1000) ** 3
     weights[::7] = 0
@@ -228,14 +228,14 @@ def test_every_row_of_awkward_weights_is_found_in_its_own_middle(tmp_path, monke
     np.testing.assert_allclose(counts, weights / weights.sum() * 100_000, atol=1)
 
 
-def test_what_rounding_leaves_open_does_not_fall_to_a_row_of_weight_zero(tmp_path):
+def test_rounding_never_selects_a_row_of_weight_zero(tmp_path):
     # Added up one by one, ten times 0.1 is less than the 1.0 that it is when summed exactly.
     made = write_manifest(tmp_path / "m.arrow", weighted_rows([0.1] * 10 + [0]), CLASSES, weighted=True)
     assert made.total_weight == 1.0
     assert made.row_at_weight(np.nextafter(1, 0)) == 9
 
 
-def test_without_weights_each_row_weighs_one_and_the_file_stays_as_it_was(tmp_path):
+def test_without_weights_each_row_has_weight_one_and_the_format_is_version_1(tmp_path):
     plain = write_manifest(tmp_path / "m.arrow", some_rows(5), CLASSES)
     assert (plain.weighted, plain.total_weight) == (False, 5.0)
     assert [plain.row_at_weight(weight) for weight in (0, 0.9, 1, 4.999)] == [0, 0, 1, 4]
@@ -248,7 +248,7 @@ def test_without_weights_each_row_weighs_one_and_the_file_stays_as_it_was(tmp_pa
     assert ones.fingerprint != plain.fingerprint
 
 
-def test_the_fingerprint_sees_the_weights(tmp_path):
+def test_the_fingerprint_depends_on_the_weights(tmp_path):
     seen = {
         write_manifest(tmp_path / "m.arrow", weighted_rows(weights), CLASSES, weighted=True).fingerprint
         for weights in ([1, 2, 3], [1, 2, 4], [1, 3, 2])
@@ -257,18 +257,18 @@ def test_the_fingerprint_sees_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_a_weight_that_is_none_is_refused(tmp_path, weight):
+def test_an_invalid_weight_is_refused(tmp_path, weight):
     with pytest.raises(DataError, match=rf"клип 1\.mp4 has weight {weight:g}"):
         write_manifest(tmp_path / "m.arrow", weighted_rows([1, weight, 1]), CLASSES, weighted=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_all_zero_are_refused(tmp_path):
+def test_all_weights_zero_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"m\.arrow: the weights of all 3 videos are 0"):
         write_manifest(tmp_path / "m.arrow", weighted_rows([0, 0, 0]), CLASSES, weighted=True)
 
 
-def test_columns_give_the_manifest_that_rows_do(tmp_path, monkeypatch):
+def test_columns_and_rows_give_the_same_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 4)
     by_rows = write_manifest(tmp_path / "m.arrow", some_rows(10), CLASSES)
     by_columns = write_columns(tmp_path / "n.arrow", by_rows.record_batches(), CLASSES)
@@ -278,8 +278,8 @@ def test_columns_give_the_manifest_that_rows_do(tmp_path, monkeypatch):
         write_columns(tmp_path / "n.arrow", [batches[2], batches[0]], CLASSES)
 
 
-def test_a_place_that_cannot_be_written_shows_before_the_first_row(tmp_path):
-    """Rows may take hours to come by."""
+def test_a_path_that_cannot_be_written_is_refused_before_the_first_row(tmp_path):
+    """Rows may take hours to compute."""
     (tmp_path / "file").touch()
     (tmp_path / "folder.arrow").mkdir()
     places = [tmp_path / "file" / "m.arrow", tmp_path / "folder.arrow", tmp_path / f"{'n' * 250}.arrow"]

@@ -1,4 +1,4 @@
-"""Manifests with any damage, read in a process of their own: read, or refused in words."""
+"""Manifests with random damage, read in a separate process: read, or refused with a message."""
 
 import struct
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def changed(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(with_weights=st.booleans(), changes=CHANGES)
-def test_no_damage_crashes_a_process_or_ends_in_a_traceback(
+def test_no_damage_crashes_a_process_or_raises_another_error(
     reader: ManifestReader,
     tmp_path_factory: pytest.TempPathFactory,
     with_weights: bool,
@@ -104,7 +104,7 @@ VALUES = st.fixed_dictionaries(
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(changes=st.dictionaries(st.integers(0, 9), VALUES, max_size=3))
-def test_no_value_of_a_row_crashes_a_process_or_ends_in_a_traceback(
+def test_no_value_of_a_row_crashes_a_process_or_raises_another_error(
     reader: ManifestReader, tmp_path_factory: pytest.TempPathFactory, changes: dict[int, dict[str, Any]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "values.arrow"

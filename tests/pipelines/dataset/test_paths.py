@@ -1,4 +1,4 @@
-"""File names of any bytes: stored in a manifest, and shown."""
+"""File names of any bytes: stored in a manifest, and printed."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from pipelines.formatting import printable
 LATIN = Path(os.fsdecode(b"/videos/caf\xe9/na\xefve \xc3\xa9.mp4"))
 
 
-def test_every_name_comes_back_and_is_utf_8_meanwhile():
+def test_every_name_is_decoded_unchanged_and_encoded_as_utf_8():
     rng = np.random.default_rng(0)
     parts = [bytes([byte]) for byte in range(1, 256)] + ["é".encode(), "\u2028".encode(), "😀".encode()]
     names = [b"".join(rng.choice(parts, 12)) for _ in range(2000)]
@@ -29,23 +29,23 @@ def test_every_name_comes_back_and_is_utf_8_meanwhile():
         assert printable(path).encode().decode().splitlines() == [printable(path)]
 
 
-def test_a_path_in_utf_8_is_stored_as_it_is():
+def test_a_path_in_utf_8_is_stored_unchanged():
     for name in ("videos/клип 1.mp4", "/a\nb\\c\t😀.mp4", "Cafe\u0301/é.mp4", "-dash"):
         assert encode_path(Path(name)) == name
         assert decode_path(name) == Path(name)
 
 
-def test_each_byte_that_is_not_utf_8_has_its_digits():
+def test_a_byte_that_is_not_utf_8_is_stored_as_nul_and_digits():
     assert encode_path(LATIN) == "/videos/caf\0e9/na\0efve é.mp4"
 
 
 @pytest.mark.parametrize("text", ["a\0", "a\0b", "\0\0e9", "a\x0041.mp4", "a\x002f.mp4", "a\x0000b", "a\0E9"])
-def test_any_other_nul_makes_a_bad_video(text):
+def test_any_other_nul_is_a_video_error(text):
     with pytest.raises(VideoError, match="NUL"):
         decode_path(text)
 
 
-def test_what_cannot_be_shown_is_escaped_as_bash_reads_it(tmp_path):
+def test_unprintable_characters_are_escaped_as_bash_reads_them(tmp_path):
     assert printable(LATIN) == r"/videos/caf\xe9/na\xefve é.mp4"
     assert printable("a\nb\r\t\\ \x1b[31m \x85\u2028\ud800") == r"a\nb\r\t\\ \x1b[31m \u0085\u2028\ud800"
     assert printable(Path("клип 1's.mp4")) == "клип 1's.mp4"
@@ -60,7 +60,7 @@ def test_what_cannot_be_shown_is_escaped_as_bash_reads_it(tmp_path):
     assert shown.stdout == b"found"
 
 
-def test_a_manifest_names_files_that_are_not_utf_8(tmp_path):
+def test_a_manifest_with_file_names_that_are_not_utf_8(tmp_path):
     file = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     file.touch()
     row = ManifestRow(encode_path(Path(file.name)), 0, 0, 0, 1, 25.0, 4, 4, "h264")

@@ -33,7 +33,7 @@ def test_a_video_is_described(tmp_path, video_format):
     assert probe_video(path, deep=True) == info
 
 
-def test_frames_are_counted_and_not_believed(tmp_path):
+def test_frames_are_counted_not_read_from_the_header(tmp_path):
     path = video(tmp_path / "v", VP9)
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 0  # what the header of a .webm says
@@ -53,7 +53,7 @@ def defect(source: Path | bytes, *, deep: bool = False) -> str:
     return str(caught.value)
 
 
-def test_defects_are_told_in_words(tmp_path):
+def test_defects_have_messages(tmp_path):
     missing = tmp_path / "missing.mp4"
     assert defect(missing) == "cannot be read: No such file or directory"
     empty = tmp_path / "empty.mp4"
@@ -79,7 +79,7 @@ def test_defects_are_told_in_words(tmp_path):
 
 
 def damaged(path: Path) -> Path:
-    """Overwrite the second half of one coded keyframe, which leaves the container as it was."""
+    """Overwrite the second half of one coded keyframe; the container is unchanged."""
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][12]
         start, size = packet.pos, packet.size

@@ -58,12 +58,12 @@ def test_names_that_are_not_utf8_or_cannot_be(tmp_path: Path) -> None:
     assert r"caf\xe9/\xff.mp4" in overlap_notes(data, data)[0]
 
 
-def test_nothing_shared_is_no_note(tmp_path: Path) -> None:
+def test_no_note_if_nothing_is_shared(tmp_path: Path) -> None:
     train = dataset(tmp_path / "train.arrow", [("a.mp4", 0), ("s.tar", 512)])
     assert overlap_notes(train, dataset(tmp_path / "val.arrow", [("b.mp4", 0), ("s.tar", 1024)])) == ()
 
 
-def test_large_datasets_are_compared_in_a_sample_which_the_note_says(tmp_path: Path) -> None:
+def test_large_datasets_are_compared_partly_and_the_note_has_the_numbers(tmp_path: Path) -> None:
     train = dataset(tmp_path / "train.arrow", ((f"c{n % 7}/{n}.mp4", 0) for n in range(70_000)))
     val = dataset(tmp_path / "val.arrow", ((f"c{n % 7}/{n}.mp4", 0) for n in range(60_000, 90_000)))
     exact = find_overlap(train, val)
@@ -84,7 +84,7 @@ def test_large_datasets_are_compared_in_a_sample_which_the_note_says(tmp_path: P
 def test_the_work_does_not_grow_with_the_number_of_record_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One table of keys is built, each folder is looked up once, and of many record batches some are read."""
+    """One hash table is built, each folder is resolved once, and of many record batches some are read."""
     monkeypatch.setattr(manifest, "ROWS_PER_BATCH", 10)
     monkeypatch.setattr(split_overlap, "MOST_LINKS", 0)
     data = dataset(tmp_path / "train.arrow", ((f"c{n % 7}/{n}.mp4", 0) for n in range(1000)))

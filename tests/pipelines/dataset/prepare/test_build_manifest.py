@@ -85,7 +85,7 @@ def test_tables(tmp_path, text, names, videos):
         "path label weight\na.mp4 run 0.5\nb.mp4\tjump\t3\n",
     ],
 )
-def test_a_header_announces_weights(tmp_path, text):
+def test_weights_need_a_header(tmp_path, text):
     listing = read_table(table(tmp_path, text))
     assert listing.class_names == ("jump", "run")
     assert list(listing) == [(tmp_path / "a.mp4", 1), (tmp_path / "b.mp4", 0)]
@@ -93,12 +93,12 @@ def test_a_header_announces_weights(tmp_path, text):
     assert read_table(table(tmp_path, "path,label\na.mp4,run\n")).weights is None
 
 
-def test_a_table_s_paths_start_at_the_root_it_is_given(tmp_path):
+def test_paths_of_a_table_are_relative_to_the_given_root(tmp_path):
     listing = read_table(table(tmp_path, "a.mp4,0\n/b.mp4,0\n"), root=Path("/videos"))
     assert [path for path, _ in listing] == [Path("/videos/a.mp4"), Path("/b.mp4")]
 
 
-def test_given_class_names_take_names_and_indices(tmp_path):
+def test_labels_may_be_names_or_indices_of_given_classes(tmp_path):
     listing = read_table(table(tmp_path, "a,run\nb,1\nc,7\n"), class_names=["7", "jump", "run"])
     assert [label for _, label in listing] == [2, 1, 0]
 
@@ -131,7 +131,7 @@ def test_errors_name_file_and_line(tmp_path, text, names, message):
         read_table(table(tmp_path, text), class_names=names)
 
 
-def test_a_table_that_is_not_there_or_not_text(tmp_path):
+def test_a_table_that_is_missing_or_not_text(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "video.csv").write_bytes(bytes(range(256)))
@@ -196,7 +196,7 @@ def test_only_files_under_the_manifest_s_folder_are_written_relative(videos, tmp
     assert outside.row(0).path.startswith(str(videos))
 
 
-def test_without_a_good_video_there_is_no_manifest(tmp_path):
+def test_no_manifest_without_a_usable_video(tmp_path):
     listing = Listing([str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")], [0, 0], ("run",))
     with pytest.raises(DataError, match=r"no video can be used; .*m\.arrow\.bad\.txt.* 2 videos"):
         build_manifest(tmp_path / "m.arrow", listing, workers=1)
@@ -239,7 +239,7 @@ def test_check_finds_videos_inside_a_shard(videos, tmp_path):
     assert said.endswith(f"\tshard ends after 0 of {rows[2].length} bytes\n")
 
 
-def test_the_weights_of_a_table_reach_the_manifest_without_those_of_bad_videos(videos, tmp_path):
+def test_the_manifest_has_the_weights_of_the_usable_videos(videos, tmp_path):
     good = sorted(videos.rglob("*.webm"))[:3]
     lines = [
         f"{path},0,{weight}\n"
@@ -266,7 +266,7 @@ def unbalanced(path: Path) -> Manifest:
 @pytest.mark.parametrize(
     ("power", "shares"), [(0, (9, 4, 1)), (0.5, (3, 2, 1)), (1, (1, 1, 1)), (2, (1 / 9, 1 / 4, 1))]
 )
-def test_balancing_draws_classes_by_a_power_of_their_size(tmp_path, monkeypatch, power, shares):
+def test_balanced_classes_are_drawn_by_a_power_of_their_size(tmp_path, monkeypatch, power, shares):
     monkeypatch.setattr(manifest_module, "ROWS_PER_BATCH", 4)
     source = unbalanced(tmp_path / "m.arrow")
     made = balance(source.path, tmp_path / "balanced.arrow", power)
@@ -299,7 +299,7 @@ def test_a_balanced_manifest_in_another_folder_finds_the_same_videos(tmp_path):
         ]
 
 
-def test_balancing_refuses_what_it_cannot_use(tmp_path):
+def test_balancing_refuses_an_invalid_power_and_an_empty_manifest(tmp_path):
     source = unbalanced(tmp_path / "m.arrow")
     for power in (-1.0, float("nan")):
         with pytest.raises(DataError, match=r"power .*give a number from 0"):

@@ -1,4 +1,4 @@
-"""Folders as people have them: links, folders of the system, odd names, the wrong level."""
+"""Folders with links, system folders, unusual names, and folders of the wrong level."""
 
 import os
 from pathlib import Path
@@ -23,12 +23,12 @@ def taken(listing: Listing, root: Path) -> list[tuple[str, str]]:
     return [(str(path.relative_to(root)), listing.class_names[label]) for path, label in listing]
 
 
-def said(listing: Listing) -> dict[str, int]:
-    """How many of each kind were found."""
+def findings_of(listing: Listing) -> dict[str, int]:
+    """The count of each kind of finding."""
     return {kind: listing.findings.counted(kind) for kind in listing.findings.kinds()}
 
 
-def test_folders_of_systems_are_no_classes_and_hold_no_videos(tmp_path):
+def test_system_folders_are_skipped(tmp_path):
     junk = (
         "__MACOSX",
         "@eaDir",
@@ -43,7 +43,7 @@ def test_folders_of_systems_are_no_classes_and_hold_no_videos(tmp_path):
     listing = read_folder(root)
     assert taken(listing, root) == [("a/1.mp4", "a"), ("b/1.mp4", "b")]
     assert listing.class_names == ("a", "b")
-    assert said(listing) == {
+    assert findings_of(listing) == {
         "hidden folders and system folders, skipped": 14,
         "hidden files, skipped": 1,
     }
@@ -75,13 +75,13 @@ def test_links_are_followed_and_loops_end(tmp_path):
         ("b/part/5.mp4", "b"),
         ("c/3.mp4", "c"),
     ]
-    assert said(listing) == {
+    assert findings_of(listing) == {
         "broken links, skipped": 2,
         "links to a parent folder or to a folder that is already included, not followed": 5,
     }
 
 
-def test_many_links_among_folders_end_soon(tmp_path):
+def test_many_links_between_folders_take_little_time(tmp_path):
     for number in range(12):
         files(tmp_path / "root", f"a/{number:02d}/{number}.mp4")
     for number in range(12):
@@ -90,13 +90,13 @@ def test_many_links_among_folders_end_soon(tmp_path):
     assert len(read_folder(tmp_path / "root")) == 12
 
 
-def test_what_is_left_out_is_counted_and_named(tmp_path):
+def test_skipped_files_are_counted_and_listed(tmp_path):
     root = files(tmp_path, "a/1.mp4", "b/2.GIF", "empty/readme.txt", "top.mkv", "a/x", "b/3.mp4.part")
     files(root, *(f"a/frames/{number}.jpg" for number in range(50)), "a/frames/one.png")
     os.mkfifo(root / "a/pipe.mp4")
     listing = read_folder(root)
     assert taken(listing, root) == [("a/1.mp4", "a"), ("b/2.GIF", "b")]
-    assert said(listing) == {
+    assert findings_of(listing) == {
         "videos outside the class folders, skipped: they have no class": 1,
         "special files such as pipes, skipped": 1,
         "still images, skipped": 51,
@@ -118,7 +118,7 @@ def test_names_that_are_not_utf_8(tmp_path):
         (os.fsdecode(b"a/caf\xe9.mp4"), "a"),
         (os.fsdecode(b"caf\xe9/1.mp4"), r"caf\xe9"),
     ]
-    assert said(listing) == {r"class names that are not UTF-8; such a byte is written as \xNN": 1}
+    assert findings_of(listing) == {r"class names that are not UTF-8; such a byte is written as \xNN": 1}
     assert read_folder(root, ["x", "a", r"caf\xe9"]).labels[1] == 2
 
 
@@ -127,9 +127,14 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
     listing = read_folder(root)
     assert listing.class_names == ("Caf\u00e9", "b")
     assert sorted(label for _, label in listing) == [0, 0, 1]
-    assert said(listing)["folders with the same class name (in Unicode NFC, without blanks at the ends)"] == 1
+    assert (
+        findings_of(listing)["folders with the same class name (in Unicode NFC, without blanks at the ends)"]
+        == 1
+    )
     assert [label for _, label in read_folder(root, ["b", "Cafe\u0301"])] == [1, 1, 0]
-    assert "classes whose names differ only in case or blanks" in said(read_folder(files(root, "B/4.mp4")))
+    assert "classes whose names differ only in case or blanks" in findings_of(
+        read_folder(files(root, "B/4.mp4"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +145,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
         (("a/1.xyz",), r"files \.xyz.* --extension"),
     ],
 )
-def test_the_wrong_folder_is_recognised(tmp_path, names, message):
+def test_a_wrong_folder_is_refused_with_advice(tmp_path, names, message):
     with pytest.raises(DataError, match=message):
         read_folder(files(tmp_path, *names))
 
@@ -157,23 +162,23 @@ def test_the_wrong_folder_is_recognised(tmp_path, names, message):
         (tuple(f"v{number}/1.mp4" for number in range(12)), "Each class has only one video"),
     ],
 )
-def test_a_doubtful_level_is_said(tmp_path, names, note):
+def test_a_note_for_a_doubtful_level(tmp_path, names, note):
     listing = read_folder(files(tmp_path, *names))
     assert len(listing) == len(names)
     assert any(note in sentence for sentence in listing.findings.notes)
 
 
-def test_splits_may_be_classes_where_they_are_named(tmp_path):
+def test_splits_may_be_classes_if_given_by_name(tmp_path):
     root = files(tmp_path, "train/1.mp4", "test/2.mp4")
     assert len(read_folder(root)) == 2
     root = files(tmp_path / "deep", "train/a/1.mp4", "test/a/2.mp4")
     assert len(read_folder(root, ["train", "test"])) == 2
 
 
-def test_folders_that_are_no_given_class(tmp_path):
+def test_folders_that_are_not_in_the_class_names(tmp_path):
     root = files(tmp_path, "a/1.mp4", "thumbs/1.jpg")
     kind = "folders without a video that are not in the class names; they get no class number"
-    assert said(read_folder(root, ["a"]))[kind] == 1
+    assert findings_of(read_folder(root, ["a"]))[kind] == 1
     files(root, "jumb/2.mp4", "zoo/2.mp4")
     with pytest.raises(DataError, match=r"class 'jumb' is not among .* 'jump'\?, and 1 more such folders"):
         read_folder(root, ["a", "jump"])

@@ -36,7 +36,7 @@ CELLS = st.text(st.characters(exclude_categories=()), max_size=8) | st.sampled_f
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.lists(CELLS, max_size=4), max_size=5), st.sampled_from([",", ";", "\t", " ", "|"]))
-def test_any_text_is_read_or_refused_in_words(tmp_path_factory, cells, separator):
+def test_any_text_is_read_or_refused_with_a_message(tmp_path_factory, cells, separator):
     content = "\n".join(separator.join(row) for row in cells).encode("utf-8", "surrogatepass")
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What `prepare.py` says at its end, and the lists that it writes."""
+"""The summary of `prepare.py` and the lists that it writes."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def lines_of(path: Path) -> dict[Path, str]:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory) -> tuple[Path, ManifestReport]:
-    """Videos with all that can be said of them, prepared once beside another manifest."""
+    """Videos with every kind of finding, prepared once beside another manifest."""
     root = tmp_path_factory.mktemp("collection")
     first = make_video(root / "train/a/1.mp4", 1)
     for copy in ("train/a/copy.mp4", "train/b/copy.mp4", "val/a/9.mp4"):
@@ -92,7 +92,7 @@ def collection(tmp_path_factory) -> tuple[Path, ManifestReport]:
     return root, report
 
 
-def test_every_video_is_taken_whatever_its_name(collection):
+def test_every_video_is_included_whatever_its_name(collection):
     _, report = collection
     manifest = Manifest.open(report.manifest.path)
     manifest.verify()
@@ -100,7 +100,7 @@ def test_every_video_is_taken_whatever_its_name(collection):
     assert paths == {"1.mp4", "copy.mp4", "2.mp4", "two.mp4", os.fsdecode(b"caf\xe9.mp4")}
 
 
-def test_the_lists_can_be_read_back(collection):
+def test_the_lists_can_be_parsed(collection):
     root, report = collection
     bad = lines_of(report.bad_list)
     assert {path.name for path in bad} == {
@@ -113,7 +113,7 @@ def test_the_lists_can_be_read_back(collection):
     assert found.keys() == {*in_train, root / "other.arrow"}
 
 
-def test_the_summary_says_what_was_taken_and_what_not(collection):
+def test_the_summary(collection):
     root, report = collection
     text = report.summary()
     assert text.isprintable() is False and re.sub(r"\n", "", text).isprintable()
@@ -194,7 +194,7 @@ def test_copies_in_a_table_are_named_with_their_lines(collection, tmp_path):
     assert report.bad == 1
 
 
-def test_videos_that_differ_are_not_taken_for_copies(tmp_path):
+def test_different_videos_have_different_content_keys(tmp_path):
     block = duplicates.BLOCK
     contents = [
         b"a" * 5 * block,
@@ -213,7 +213,7 @@ def test_videos_that_differ_are_not_taken_for_copies(tmp_path):
     assert content_key(tmp_path / "none") == content_key(tmp_path) == 0
 
 
-def test_what_is_no_file_is_named_in_a_table(tmp_path):
+def test_paths_of_a_table_that_are_not_files_are_bad_videos(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     os.mkfifo(tmp_path / "pipe.mp4")
     make_video(tmp_path / "good.mp4", 1)
@@ -238,7 +238,7 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file/m.arrow", "file/new/m.arrow", "/proc/m.arrow"])
-def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, name):
+def test_an_output_path_that_cannot_be_written_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"m\.arrow cannot be written: .*Give another --out"):
         check_out(str(tmp_path / name))
@@ -246,7 +246,7 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, 
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_the_command_tries_the_manifest_before_the_folder_of_videos(tmp_path):
+def test_the_command_checks_the_output_before_the_videos(tmp_path):
     (tmp_path / "file").touch()
     command = [sys.executable, "launch/prepare.py", "folder", str(tmp_path / "none"), "--out"]
     command.append(str(tmp_path / "file/m.arrow"))
@@ -255,7 +255,7 @@ def test_the_command_tries_the_manifest_before_the_folder_of_videos(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_a_check_whose_list_cannot_be_written_still_says_what_it_found(tmp_path):
+def test_a_check_reports_its_findings_if_its_list_cannot_be_written(tmp_path):
     path = build_manifest(tmp_path / "m.arrow", read_folder(one_video(tmp_path)), workers=1).manifest.path
     (tmp_path / "m.arrow.check.txt").mkdir()
     (tmp_path / "videos").rename(tmp_path / "moved")
@@ -270,7 +270,7 @@ def one_video(folder: Path) -> Path:
     return folder / "videos"
 
 
-def test_none_that_can_be_used_says_why_and_where(tmp_path):
+def test_the_message_if_no_video_can_be_used(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("videos\\1.mp4,a\nvideos\\2.mp4,b\n")
     with pytest.raises(DataError) as raised:
@@ -280,7 +280,7 @@ def test_none_that_can_be_used_says_why_and_where(tmp_path):
     assert f"{tmp_path}/videos/1.mp4" in message
 
 
-def test_files_of_all_kinds_are_taken(tmp_path):
+def test_files_of_all_formats_are_included(tmp_path):
     kinds = {
         "gif": ("gif", None),
         "apng": ("apng", "apng"),
@@ -312,7 +312,7 @@ def info(frames: int, distance: int, width: int, height: int) -> VideoInfo:
     return VideoInfo(frames, 25.0, width, height, "h264", keyframe_distance=distance)
 
 
-def test_videos_that_are_expensive_to_read_are_said_with_what_to_do(tmp_path):
+def test_expensive_videos_are_reported_with_a_command(tmp_path):
     cost = CostSummary()
     for number, video in enumerate((info(300, 250, 340, 256), info(9000, 12, 1280, 720))):
         cost.add(Path(f"cheap{number}.mp4"), video)
@@ -328,7 +328,7 @@ def test_videos_that_are_expensive_to_read_are_said_with_what_to_do(tmp_path):
     assert clip_seconds(info(9000, 12, 568, 320)) < clip_seconds(info(9000, 250, 1920, 1080)) / 50
 
 
-def test_memory_does_not_grow_with_what_is_found(tmp_path):
+def test_memory_does_not_grow_with_the_findings(tmp_path):
     findings = Findings()
     for number in range(2000):
         findings.add(f"kind {number}", Path(f"file {number}"))
@@ -338,7 +338,7 @@ def test_memory_does_not_grow_with_what_is_found(tmp_path):
     assert not (tmp_path / "list.txt").exists()
 
 
-def test_the_command_that_is_advised_works(tmp_path):
+def test_the_reported_ffmpeg_command_works(tmp_path):
     if shutil.which("ffmpeg") is None:
         pytest.skip("needs the ffmpeg program")
     make_video(tmp_path / "in.mp4", 1, frames=30)
@@ -352,8 +352,8 @@ def test_the_command_that_is_advised_works(tmp_path):
         assert (container.streams.video[0].width, container.streams.video[0].height) == (426, 320)
 
 
-def test_of_a_large_manifest_beside_some_files_are_read_and_all_places_compared(tmp_path, monkeypatch):
-    """Rows 0 and 5 of the new one are copies of other files, 2 to 4 are the same files."""
+def test_a_large_manifest_is_compared_by_all_paths_and_some_contents(tmp_path, monkeypatch):
+    """Rows 0 and 1 are copies of other files under another path, rows 2 to 4 are the same files."""
     names = [f"{number}.mp4" for number in range(12)]
     data = make_video(tmp_path / "v/0.mp4", 1).read_bytes()
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Tables and lists of class names as people's programs write them."""
+"""Tables and lists of class names in the forms that programs write."""
 
 import os
 from pathlib import Path
@@ -33,8 +33,8 @@ def rows(listing: Listing, folder: Path) -> list[tuple[str, str]]:
     return [(os.path.relpath(path, folder), listing.class_names[label]) for path, label in listing]
 
 
-def said(listing: Listing) -> str:
-    """All that the reader has to say, on one line."""
+def findings_of(listing: Listing) -> str:
+    """All notes and findings of the reader on one line."""
     return " ".join([*listing.findings.notes, *listing.findings.table()])
 
 
@@ -83,10 +83,10 @@ def test_the_same_two_videos(folder, content):
         ("v1.mp4 40 a\nv2.mp4 50 b\n", "number of frames"),
     ],
 )
-def test_what_is_read_otherwise_than_written_is_said(folder, content, word):
+def test_interpretations_are_noted(folder, content, word):
     listing = read(folder, content)
     assert rows(listing, folder) == TWO
-    assert word in said(listing)
+    assert word in findings_of(listing)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_columns_can_be_named(folder, content, columns):
     assert (listing.weights is not None) == (len(columns) == 3)
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(folder):
+def test_the_message_for_an_unknown_column_lists_the_columns(folder):
     with pytest.raises(DataError, match="line 1: no column 'video'; there are 2: 'path', 'label'"):
         read(folder, "path,label\nv1.mp4,a\n", "video")
     with pytest.raises(DataError, match="no column '3'"):
@@ -137,10 +137,10 @@ def test_numeric_labels_are_ordered_as_numbers(folder):
     listing = read(folder, text)
     assert listing.class_names == tuple(map(str, range(11)))
     assert [label for _, label in listing] == [0, 2, 10]
-    assert "2.0" in said(listing)
+    assert "2.0" in findings_of(listing)
     listing = read(folder, "v1.mp4,1\nv2.mp4,2\n")
     assert [label for _, label in listing] == [1, 2]
-    assert "begin at 1, and no video has label 0" in said(listing)
+    assert "begin at 1, and no video has label 0" in findings_of(listing)
 
 
 def test_equal_accents_are_one_class_and_one_file(folder):
@@ -185,12 +185,12 @@ def test_a_path_may_hold_any_bytes_but_a_label_may_not(folder):
         ("#only\n", "found 1 field|no video"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused_with_its_line(folder, content, message):
+def test_invalid_lines_are_refused_with_their_number(folder, content, message):
     with pytest.raises(DataError, match=message):
         read(folder, content)
 
 
-def test_frames_in_folders_are_no_videos(folder):
+def test_folders_of_images_are_refused(folder):
     (folder / "video1").mkdir()
     with pytest.raises(DataError, match=r"line 1: .*video1 is a folder: .* of images"):
         read(folder, "video1 40 0\nvideo2 50 1\n")
@@ -201,14 +201,14 @@ def test_paths_relative_to_the_current_folder_are_recognised(folder, monkeypatch
     monkeypatch.chdir(folder)
     path = Path("lists/list.csv")
     path.write_text("v1.mp4,a\n")
-    assert "give --root ." in said(read_table(path))
+    assert "give --root ." in findings_of(read_table(path))
 
 
-def test_labels_that_look_odd_are_said(folder):
-    assert "'A' and 'a'" in said(read(folder, "v1.mp4,a\nv2.mp4,A\n"))
-    assert "look like several" in said(read(folder, "v1.mp4,a\nv2.mp4,b\nv3.mp4,a|b\n"))
+def test_unusual_labels_are_noted(folder):
+    assert "'A' and 'a'" in findings_of(read(folder, "v1.mp4,a\nv2.mp4,A\n"))
+    assert "look like several" in findings_of(read(folder, "v1.mp4,a\nv2.mp4,b\nv3.mp4,a|b\n"))
     unique = "".join(f"v{i}.mp4,name{i}\n" for i in range(12))
-    assert "a different class" in said(read(folder, unique))
+    assert "a different class" in findings_of(read(folder, unique))
 
 
 @pytest.mark.parametrize(
@@ -241,13 +241,13 @@ def test_lists_of_class_names(tmp_path, content, names):
         ("Caf\u00e9\nCafe\u0301\n".encode(), "line 2: class 'Caf\u00e9' .* line 1"),
     ],
 )
-def test_lists_of_class_names_that_are_refused(tmp_path, content, message):
+def test_invalid_lists_of_class_names_are_refused(tmp_path, content, message):
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_class_names(tmp_path / "classes.txt")
 
 
-def test_numbers_mean_those_of_a_list_that_counts_from_1(folder):
+def test_numeric_labels_follow_a_class_list_that_counts_from_1(folder):
     (folder / "classes.txt").write_text("1 a\n2 b\n")
     names = read_class_names(folder / "classes.txt")
     assert "1 is the first class" in names.note
