@@ -1,7 +1,9 @@
-"""Make a manifest, balance its classes, render the embedded data set, or check a manifest's videos.
+"""Make a manifest, balance its classes, transcode or check its videos, or render the embedded data set.
 
     python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
     python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
+    python launch/prepare.py kinetics train.csv --videos VIDEOS --out data/k400/train.arrow
+    python launch/prepare.py transcode data/train.arrow --to data/small --out data/small/train.arrow
     python launch/prepare.py balance data/train.arrow --power 0.5 --out data/balanced.arrow
     python launch/prepare.py motion data/motion
     python launch/prepare.py check data/train.arrow --deep
@@ -15,10 +17,8 @@ from pathlib import Path
 
 from pipelines.dataset.prepare.build import build_manifest, check_manifest, check_out
 from pipelines.dataset.prepare.class_balance import balance
-from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
-from pipelines.dataset.prepare.folder import read_folder
-from pipelines.dataset.prepare.table import read_table
+from pipelines.dataset.prepare.jobs import add_listing_jobs
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
@@ -30,27 +30,19 @@ from trainer.system.process_exit import exit_on_sigterm
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
-    shared, deep, making = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    shared, deep, out = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--workers", type=int, default=usable_cores(), help="processes (%(default)s)")
     deep.add_argument("--deep", action="store_true", help="decode every frame: finds most damage inside")
-    making.add_argument("--out", type=check_out, required=True, help="manifest to write (train.arrow)")
-    making.add_argument("--classes", type=read_class_names, help="text file: a class name per line, by label")
-
-    folder = jobs.add_parser("folder", parents=[making, deep, shared], help="one folder per class")
-    folder.add_argument("videos", type=Path, help="the folder of the class folders")
-    folder.add_argument("--extension", action="append", default=[], help="also of videos; repeatable")
-    table = jobs.add_parser("table", parents=[making, deep, shared], help="CSV or text, a video per line")
-    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
-    table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
-    for column in ("path", "label", "weight"):
-        table.add_argument(f"--{column}-column", help=f"the {column}'s name in the header, or number from 1")
+    out.add_argument("--out", type=check_out, required=True, help="manifest to write (train.arrow)")
+    add_listing_jobs(jobs, [out, deep, shared], show_progress)
     motion = jobs.add_parser("motion", parents=[shared], help="render the embedded data set")
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
-    balancing = jobs.add_parser("balance", help="weights, so that rare classes are drawn more often")
+    balancing = jobs.add_parser(
+        "balance", parents=[out], help="weights, so that rare classes are drawn more often"
+    )
     balancing.add_argument("manifest", type=Path)
-    balancing.add_argument("--out", type=check_out, required=True, help="manifest to write; may be the same")
     balancing.add_argument("--power", type=float, default=1.0, help="0 as they occur, 1 all equally often")
     check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
     check.add_argument("manifest", type=Path)
@@ -72,11 +64,7 @@ def run(args: argparse.Namespace) -> int:
         print(report.summary())
         return 1 if report.bad else 0
     else:
-        if args.job == "folder":
-            listing = read_folder(args.videos, args.classes, more_extensions=args.extension)
-        else:
-            columns = (args.path_column, args.label_column, args.weight_column)
-            listing = read_table(args.table, args.root, args.classes, columns=columns)
+        listing = args.list_videos(args)
         with show_progress("probing") as shown:
             report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
         compare_with_other_manifests(report, workers=args.workers, progress_of=show_progress)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.dataset import kinetics710
-from pipelines.dataset.prepare.class_names import class_name, read_class_names
+from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import open_lines
 from pipelines.dataset.prepare.video_index import VideoIndex
 from pipelines.errors import DataError
-from pipelines.formatting import printable
+from pipelines.formatting import format_list, printable
 
 VERSIONS: dict[str, kinetics710.Table] = {"400": "k400", "600": "k600", "700": "k700"}
 
@@ -75,9 +75,8 @@ def _read_csv(path: Path) -> Iterator[Clip]:
                 found = printable(",".join(header)) if header else "an empty file"
                 raise DataError(
                     f"{printable(path)}, line 1: no column {column}; expected the published header "
-                    f"label,youtube_id,time_start,time_end,split, found {found}. A list of paths and labels "
-                    f"is read "
-                    "with: prepare table"
+                    f"label,youtube_id,time_start,time_end,split, found {found}. "
+                    "For a list of paths and labels use prepare table"
                 )
         places = {name: header.index(name) for name in _COLUMNS if name in header}
         for row in rows:
@@ -172,9 +171,7 @@ def local_files(clips: Collection[Clip], index: VideoIndex, findings: Findings) 
     return found
 
 
-def list_kinetics(
-    annotations: Path, videos: Sequence[Path], *, version: str | None = None, classes: Path | None = None
-) -> Listing:
+def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | None = None) -> Listing:
     """The clips of one published annotation file that have a local file.
 
     Labels are the class's place in the alphabetical table of its version. Rows without a file, repeated and
@@ -184,12 +181,10 @@ def list_kinetics(
         annotations: CSV or JSON, as published.
         videos: folders to search, at any depth, for `ID_START_END.*` (`ID_000010_000020.mp4`) or `ID.*`.
         version: `400`, `600` or `700`; by default the one whose classes are exactly those of the annotations.
-        classes: a file of class names in the order of the labels, in place of a version.
 
     Raises:
-        DataError: a file or a row is wrong, the split has no labels, the version is unknown, a label is none
-        of its
-            classes, or no clip has a file.
+        DataError: a file or a row is wrong, the split has no labels, the version is unknown, a label is not
+            in its table, or no clip has a file.
     """
     findings = Findings()
     clips = list(unique_clips(read_annotations(annotations), findings).values())
@@ -198,10 +193,9 @@ def list_kinetics(
     if not all(clip.label for clip in clips):
         raise DataError(
             f"{printable(annotations)}: has no labels; the test splits of Kinetics-600 and -700 are "
-            f"published without. "
-            "Make the manifest of the validation split"
+            "published without. Make the manifest of the validation split"
         )
-    names = _class_names(annotations, {clip.label for clip in clips}, version, classes, findings)
+    names = _class_names(annotations, {clip.label for clip in clips}, version)
     index = VideoIndex(videos, findings)
     found = local_files(clips, index, findings)
     index.report_unused()
@@ -229,27 +223,16 @@ def as_listing(videos: Sequence[tuple[Path, str]], names: Sequence[str], finding
     )
 
 
-def _class_names(
-    annotations: Path, labels: set[str], version: str | None, classes: Path | None, findings: Findings
-) -> tuple[str, ...]:
-    if classes is not None:
-        listed = read_class_names(classes)
-        findings.note(listed.note)
-        names: tuple[str, ...] = listed
-        source = printable(classes)
-    else:
-        version = version or find_version(labels)
-        if version is None:
-            raise DataError(
-                f"{printable(annotations)}: its {len(labels)} classes are not exactly those of "
-                f"Kinetics-400, -600 or "
-                "-700; say which with --version, or give --classes FILE"
-            )
-        names = kinetics710.class_names(VERSIONS[version])
-        source = f"Kinetics-{version}"
+def _class_names(annotations: Path, labels: set[str], version: str | None) -> tuple[str, ...]:
+    version = version or find_version(labels)
+    if version is None:
+        raise DataError(
+            f"{printable(annotations)}: its {len(labels)} classes are not exactly those of Kinetics-400, "
+            "-600 or -700; name the version with --version, or use prepare table"
+        )
+    names = kinetics710.class_names(VERSIONS[version])
     unknown = sorted(labels - set(names))
     if unknown:
-        shown = ", ".join(f"'{printable(name)}'" for name in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise DataError(f"{printable(annotations)}: no class of {source}: {shown}{more}")
+        shown = format_list([f"'{printable(name)}'" for name in unknown], 5)
+        raise DataError(f"{printable(annotations)}: no class of Kinetics-{version}: {shown}")
     return names

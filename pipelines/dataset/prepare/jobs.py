@@ -1,0 +1,150 @@
+"""The jobs of `prepare` that list videos for a manifest: their arguments, and the reader of each format."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.kinetics import VERSIONS, list_kinetics
+from pipelines.dataset.prepare.kinetics710_union import list_kinetics710
+from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.moments_in_time import list_moments
+from pipelines.dataset.prepare.something_something import list_something
+from pipelines.dataset.prepare.table import read_table
+from pipelines.dataset.transcode import TranscodeOptions, transcode_manifest
+from pipelines.errors import DataError
+
+ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+_VIDEOS = "folder of the videos, searched at any depth"
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`2/8`, the second of eight parts, as (1, 8). Raises DataError for anything else."""
+    part, slash, count = text.partition("/")
+    if slash and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count):
+        return int(part) - 1, int(count)
+    raise DataError(f"--part {text}: expected I/N with I from 1 to N, such as 2/8")
+
+
+def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
+    """Add a parser for each format to `jobs`; it sets `list_videos`, a function from arguments to a `Listing`.
+
+    progress_of: returns, for the name of an activity, the context in which a function shows its progress.
+    """
+
+    def add(
+        name: str, help: str, list_videos: Callable[[argparse.Namespace], Listing], classes: bool = False
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = jobs.add_parser(name, parents=list(parents), help=help)
+        parser.set_defaults(list_videos=list_videos)
+        if classes:
+            parser.add_argument(
+                "--classes", type=read_class_names, help="text file: a class name per line, by label"
+            )
+        return parser
+
+    folder = add(
+        "folder",
+        "one folder per class",
+        lambda args: read_folder(args.videos, args.classes, more_extensions=args.extension),
+        classes=True,
+    )
+    folder.add_argument("videos", type=Path, help="the folder of the class folders")
+    folder.add_argument("--extension", action="append", default=[], help="also of videos; repeatable")
+
+    table = add(
+        "table",
+        "CSV or text, a video per line",
+        lambda args: read_table(
+            args.table,
+            args.root,
+            args.classes,
+            columns=(args.path_column, args.label_column, args.weight_column),
+        ),
+        classes=True,
+    )
+    table.add_argument("table", type=Path, help="lines of `path,label` or `path label`")
+    table.add_argument("--root", type=Path, help="what its paths are relative to (the table's folder)")
+    for column in ("path", "label", "weight"):
+        table.add_argument(f"--{column}-column", help=f"the {column}'s name in the header, or number from 1")
+
+    kinetics = add(
+        "kinetics",
+        "Kinetics-400, -600 or -700, as published",
+        lambda args: list_kinetics(args.annotations, args.videos, version=args.version),
+    )
+    kinetics.add_argument("annotations", type=Path, help="CSV or JSON of one split, such as train.csv")
+    kinetics.add_argument(
+        "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
+    )
+    kinetics.add_argument(
+        "--version", choices=list(VERSIONS), help="found by the classes if they are complete"
+    )
+
+    union = add(
+        "kinetics710",
+        "the training splits of all Kinetics in one, without held-out videos",
+        lambda args: list_kinetics710(args.train, args.held_out, args.videos),
+    )
+    union.add_argument(
+        "--train", type=Path, nargs="+", required=True, help="training annotations, CSV or JSON"
+    )
+    union.add_argument(
+        "--held-out", type=Path, nargs="+", required=True, help="all validation and test annotations"
+    )
+    union.add_argument("--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable")
+
+    moments = add(
+        "mit",
+        "Moments in Time V1, as published",
+        lambda args: list_moments(args.annotations, args.videos, args.categories),
+    )
+    moments.add_argument("annotations", type=Path, help="trainingSet.csv or validationSet.csv")
+    moments.add_argument(
+        "--videos", type=Path, required=True, help="folder of the class folders of the split"
+    )
+    moments.add_argument("--categories", type=Path, required=True, help="moments_categories.txt")
+
+    something = add(
+        "ssv2",
+        "Something-Something V2, as published",
+        lambda args: list_something(args.annotations, args.videos, args.labels),
+    )
+    something.add_argument(
+        "annotations", type=Path, help="something-something-v2-train.json or -validation.json"
+    )
+    something.add_argument(
+        "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
+    )
+    something.add_argument("--labels", type=Path, required=True, help="something-something-v2-labels.json")
+
+    transcode = add(
+        "transcode",
+        "videos that decode fast, from those of a manifest",
+        lambda args: _transcode(args, progress_of),
+    )
+    transcode.add_argument("manifest", type=Path)
+    transcode.add_argument("--to", type=Path, required=True, help="folder for the transcoded videos")
+    transcode.add_argument("--part", type=parse_part, default=(0, 1), help="I/N: a share of the videos only")
+    for field in fields(TranscodeOptions):
+        name = f"--{field.name.replace('_', '-')}"
+        transcode.add_argument(name, type=int, default=field.default, help="(%(default)s)")
+
+
+def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing:
+    options = TranscodeOptions(
+        **{field.name: getattr(args, field.name) for field in fields(TranscodeOptions)}
+    )
+    manifest = Manifest.open(args.manifest)
+    with progress_of("transcoding") as progress:
+        return transcode_manifest(
+            manifest, args.to, options, workers=args.workers, part=args.part, progress=progress
+        )
