@@ -56,6 +56,57 @@ def test_folder_table_and_check_agree_on_the_same_videos(motion_set, tmp_path):
     assert "1 bad video is still in the manifest" in done.stdout
 
 
+def test_published_annotations_and_transcoded_videos_become_manifests(motion_set, tmp_path):
+    """Real videos under the names that each format expects; the transcoded ones have their labels."""
+    sources = sorted((motion_set.root / "train").rglob("*.*"))[:4]
+    videos = tmp_path / "videos"
+    (videos / "clapping").mkdir(parents=True)
+    for number, source in enumerate(sources):
+        shutil.copy(source, videos / f"{number:011d}_000003_000013{source.suffix}")
+        shutil.copy(source, videos / f"{number}{source.suffix}")
+        shutil.copy(source, videos / "clapping" / f"{number}.mp4")
+
+    kinetics = tmp_path / "train.csv"
+    rows = [f"archery,{number:011d},3,13,train" for number in range(3)] + ["abseiling,00000000003,3,13,train"]
+    kinetics.write_text("label,youtube_id,time_start,time_end,split\n" + "\n".join(rows) + "\n")
+    held_out = tmp_path / "val.csv"
+    held_out.write_text("youtube_id,time_start,time_end,split\n00000000001,50,60,test\n")
+    moments = tmp_path / "trainingSet.csv"
+    moments.write_text("clapping/0.mp4,clapping,4,0\n1.mp4,clapping,3,1\n")
+    categories = tmp_path / "categories.txt"
+    categories.write_text("clapping,0\npraying,1\n")
+    something = tmp_path / "train.json"
+    something.write_text('[{"id": "2", "template": "Holding [something]"}]')
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"Holding something": "0"}')
+    for job, expected in (
+        (("kinetics", kinetics, "--videos", videos, "--version", 400), (4, 400)),
+        (("kinetics710", "--train", kinetics, "--held-out", held_out, "--videos", videos), (3, 710)),
+        (("mit", moments, "--videos", videos, "--categories", categories), (2, 2)),
+        (("ssv2", something, "--videos", videos, "--labels", labels), (1, 1)),
+    ):
+        out = tmp_path / f"{job[0]}.arrow"
+        done = prepare(*job, "--out", out, "--workers", 1)
+        assert (done.returncode, done.stderr) == (0, "")
+        manifest = Manifest.open(out)
+        assert (len(manifest), len(manifest.class_names)) == expected
+        assert ("1 of held-out videos" in " ".join(done.stdout.split())) == (job[0] == "kinetics710")
+
+    small = tmp_path / "small.arrow"
+    job = ("transcode", tmp_path / "kinetics.arrow", "--to", tmp_path / "small", "--short-side", 32)
+    done = prepare(*job, "--part", "1/2", "--out", tmp_path / "part.arrow", "--workers", 1)
+    assert (done.returncode, len(Manifest.open(tmp_path / "part.arrow"))) == (0, 2)
+    done = prepare(*job, "--out", small, "--workers", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    transcoded, original = Manifest.open(small), Manifest.open(tmp_path / "kinetics.arrow")
+    assert [transcoded.row(n).label for n in range(4)] == [original.row(n).label for n in range(4)]
+    assert {transcoded.row(n).codec for n in range(4)} == {"h264"}
+    assert {transcoded.row(n).height % 16 for n in range(4)} == {0}
+    for part in ("0/2", "3/2", "x"):
+        done = prepare(*job, "--part", part, "--out", small)
+        assert done.returncode == 2 and "--part" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_user_errors_are_one_message_and_exit_code_2(tmp_path):
     done = prepare("table", tmp_path / "none.csv", "--out", tmp_path / "m.arrow")
     assert done.returncode == 2

@@ -35,7 +35,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
-    """Add a parser for each format to `jobs`; it sets `list_videos`, a function from arguments to a `Listing`.
+    """Add a parser for each format to `jobs`; it sets `list_videos`, from arguments to a `Listing`.
 
     progress_of: returns, for the name of an activity, the context in which a function shows its progress.
     """
