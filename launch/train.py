@@ -1,4 +1,4 @@
-"""Train a model as a recipe says.
+"""Train a model by a recipe.
 
     deepspeed launch/train.py --recipe recipes/quickstart.yaml
     python launch/train.py --recipe recipes/quickstart.yaml --set optimisation.epochs=2

@@ -1,4 +1,4 @@
-"""Turns a recipe into a run: engine, loop, checkpoints, evaluation, tracking."""
+"""Trains, evaluates and exports models by recipes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load` on first use: what it needs takes seconds to import."""
+    """Import `load` on first use, because its dependencies take seconds to import."""
     if name == "load":
         from trainer.inference.predictor import load
 

@@ -1,4 +1,4 @@
-"""`--check`: what a run would do and need, and what of it is missing on this machine. Builds nothing."""
+"""`--check`: what a run would do and need, and what is missing on this machine. Builds nothing."""
 
 import math
 import shutil
@@ -61,10 +61,10 @@ ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without on
 
 
 class _Problems(list[str]):
-    """What a run could not start for, each once."""
+    """The reasons for which a run could not start, each once."""
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None where it cannot be, whose reason is a problem."""
+        """What `work` returns; None where it fails, whose message becomes a problem."""
         try:
             return work()
         except (UserError, DataError, ModelError) as error:
@@ -83,12 +83,12 @@ def check(
     resume: str = "auto",
     allowed: Sequence[str] = (),
 ) -> int:
-    """Print what the run would be with so many ranks (by default, one per GPU here); returns exit code 0.
+    """Print what the run would do with so many ranks (by default, one per GPU here). Returns exit code 0.
 
     folder: of the run. resume, allowed: as for `trainer.run.train`.
 
-    Raises RunError, with all reasons, where the run could not start here. With `ranks`, GPUs are somewhere
-    else and not missed.
+    Raises RunError, with all reasons, where the run could not start here. With `ranks`, no GPU is needed
+    here.
     """
     problems = _Problems()
     problems.attempt(lambda: check_tracking(recipe, folder.path))
@@ -138,7 +138,7 @@ def check(
 def _prepared(
     recipe: Recipe, ranks: int, room: AvailableMemory, problems: _Problems
 ) -> tuple[Preparation | None, list[str]]:
-    """What the start of a run prepares, and what it notes."""
+    """What the start of a run prepares, and its notes."""
     opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
     found = [manifest for manifest in opened if manifest is not None]
     if len(found) < len(opened):
@@ -155,9 +155,9 @@ def _prepared(
 
 
 def _class_names(recipe: Recipe) -> tuple[str, ...]:
-    """Of the data; none where the manifest that names them is not there, or cannot be used."""
+    """The classes of the data; none where the manifest is missing or cannot be read."""
     path = recipe.data.train_manifests[0].manifest
-    with suppress(DataError):  # a problem that is told already
+    with suppress(DataError):  # reported already
         if path.exists():
             return Manifest.open(path).class_names
         return tuple(CLASS_NAMES) if recipe.data.embedded else ()
@@ -165,14 +165,14 @@ def _class_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _goes_on(folder: RunDir, resume: str) -> bool:
-    """Whether the start would go on from a checkpoint."""
+    """Whether the run would resume from a checkpoint."""
     if resume == "auto":
         return bool(Retention(folder.checkpoints).visible())
     return resume != "never"
 
 
 def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[str]) -> tuple[str, ...]:
-    """What becomes of the weights that the training begins from; raises RunError where they do not fit."""
+    """The report on the starting weights. Raises RunError where they do not fit."""
     if recipe.model.weights is None:
         return ()
     found = plan_starting_weights(recipe.model.weights, config, class_names, preprocessing(recipe, config))
@@ -215,7 +215,7 @@ def _print_list(heading: str, lines: Iterable[str]) -> None:
 
 
 def _bulleted(texts: Iterable[str], columns: int) -> list[str]:
-    """Each as an item of a list, in lines of so many columns; no path is cut in two."""
+    """Each text as a list item, wrapped to so many columns; a path is never broken."""
     lines = []
     for text in texts:
         for number, line in enumerate(text.split("\n")):
@@ -306,17 +306,17 @@ def _memory(needs: MemoryModel, layout: BatchPlan, room: AvailableMemory) -> str
 
 
 def _flop(amount: float) -> str:
-    """An amount of floating-point operations in the unit that suits it."""
+    """Floating-point operations with a unit prefix."""
     exponent = min(21, max(9, 3 * int(math.log10(max(amount, 1)) // 3)))
     unit = {9: "G", 12: "T", 15: "P", 18: "E", 21: "Z"}[exponent]
     return f"{amount / 10**exponent:,.1f} {unit}FLOP"
 
 
 def _videos(recipe: Recipe) -> int | None:
-    """Of the training set; None where a manifest is not there, or cannot be used."""
+    """The number of training videos; None where a manifest is missing or cannot be read."""
     paths = [part.manifest for part in recipe.data.train_manifests]
     if all(path.exists() for path in paths):
-        with suppress(DataError):  # a problem that is told already
+        with suppress(DataError):  # reported already
             return sum(len(Manifest.open(path)) for path in paths)
         return None
     return recipe.data.embedded.train_clips if recipe.data.embedded else None

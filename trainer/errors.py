@@ -1,12 +1,12 @@
-"""Errors that a user can mend, and how they reach the user."""
+"""Errors that a user can repair."""
 
 from trainer.system.secrets import redacted
 
 
 class UserError(Exception):
-    """A mistake its maker can mend; the message says what was wrong, where, and what to do.
+    """An error that the user can repair; the message says what is wrong, where, and what to do.
 
-    A password that a quoted address holds is not shown.
+    Passwords in quoted addresses are redacted.
     """
 
     def __str__(self) -> str:
@@ -18,12 +18,12 @@ class RecipeError(UserError):
 
 
 class RunError(UserError):
-    """The run cannot start or go on."""
+    """The run cannot start or continue."""
 
 
 class AgreedError(RunError):
-    """What some rank could not do, raised on all ranks with the same words: one of them is to show it."""
+    """An error of some rank, raised on all ranks with the same message; one of them prints it."""
 
 
 class StartAgain(RunError):
-    """What may go well the next time as it is: a node that did not come, a connection that was lost."""
+    """An error that may not recur when the same command is given again: a missing node, a lost connection."""

@@ -1,4 +1,4 @@
-"""`weights-best.safetensors`: the weights of a run's best evaluation, where that is not its last step's."""
+"""`weights-best.safetensors`: the weights of the best evaluation, unless it is that of the last step."""
 
 import logging
 import math
@@ -14,20 +14,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BestWeights:
-    """step: steps done before the best evaluation. top1: what it came to, 0..1. file: the name of the file in
-    the run's folder that has its weights; None where they were not kept.
-    """
+    """The best evaluation of a run."""
 
     step: int
+    """Steps done before it."""
     top1: float
+    """Its top-1 accuracy, 0..1."""
     file: str | None
+    """Name of the file with its weights in the run folder; None where they were not kept."""
 
 
 def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeights | None:
-    """At a run's end: find its best evaluation, and write its weights where they are not the last step's.
+    """At the end of a run, find its best evaluation, and write its weights unless they are those of the last
+    step.
 
-    Of several equally accurate ones the last step's are taken, or else the first. Returns None where nothing
-    was evaluated. Weights that cannot be had are a warning.
+    Of equally accurate ones the last step counts as the best, or else the first. Returns None where nothing
+    was evaluated. Weights that cannot be exported are a warning.
     """
     known = {step: top1 for step, top1 in retention.accuracies().items() if math.isfinite(top1)}
     file = folder.best_weights

@@ -1,4 +1,4 @@
-"""From a checkpoint to `weights.safetensors`: for a run that was stopped, or weights from before its end."""
+"""Writes `weights.safetensors` from a checkpoint."""
 
 import logging
 from pathlib import Path
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def export(source: Path, out: Path, *, best: bool = False, average: bool = True) -> TrainState:
-    """Write the weights of a checkpoint in float32, with all that is needed to use them.
+    """Write the weights of a checkpoint in float32, with everything that is needed to use them.
 
-    Takes what `read_checkpoint` takes. Returns what the checkpoint says of itself. Raises RunError as that
-    does, and where the file cannot be written.
+    Arguments as of `read_checkpoint`. Returns the metadata. Raises RunError as that function, and where the
+    file cannot be written.
     """
     state, tensors = read_checkpoint(source, best=best, average=average)
     save_weights(out, tensors, state.description)
@@ -29,7 +29,7 @@ def export(source: Path, out: Path, *, best: bool = False, average: bool = True)
 def read_checkpoint(
     source: Path, *, best: bool = False, average: bool = True
 ) -> tuple[TrainState, dict[str, Tensor]]:
-    """What a checkpoint says of itself, and its weights in float32 by the model's names.
+    """The metadata of a checkpoint, and its weights in float32 by their names in the model.
 
     source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
     with `best`. average: take the moving average of the weights where the run keeps one. Raises RunError for
@@ -60,9 +60,7 @@ def read_checkpoint(
 
 
 def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> None:
-    """Raises RunError where nobody could use the file: for another model's tensors, or ones that are not
-    finite.
-    """
+    """Raises CheckpointError for tensors of another model, RunError for values that are not finite."""
     try:
         described_model(state.description, tensors)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and whether it is whole."""
+"""`state.json`: what a checkpoint records about itself, and whether the checkpoint is complete."""
 
 import difflib
 import json
@@ -14,14 +14,14 @@ from trainer.errors import RunError
 FORMAT = 2
 STATE = "state.json"
 WEIGHTS = "model.weights"
-"""The setting whose value is compared by what the file holds, see `weights_origin_of`."""
+"""The setting that is compared by the content of the file, see `is_same_origin`."""
 _OF_THE_MODEL = ("model.", "data.train (class names)")
 _MAX_RANKS = 2**17
 _MAX_SECONDS = 1e12
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be used. reason: why, without its name."""
+    """A checkpoint cannot be used. reason: why, without the name of the checkpoint."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"checkpoint {folder} cannot be used: {reason}")
@@ -105,9 +105,7 @@ def write_state(folder: Path, state: TrainState) -> None:
 
 
 def read_state(folder: Path) -> TrainState:
-    """Raises CheckpointError for a folder that is no checkpoint of this format, or whose description is
-    damaged.
-    """
+    """Raises CheckpointError for a folder that is no checkpoint of this format, or damaged metadata."""
     path = folder / STATE
     if not folder.is_dir():
         raise CheckpointError(folder, "there is no such folder")
@@ -134,9 +132,9 @@ def read_state(folder: Path) -> TrainState:
 
 
 def find_problem(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None; reads all of it, or a rank's share of its shards.
+    """Why a checkpoint cannot be used, or None. Reads all of it, or a rank's share of its shards.
 
-    Numbers that are not finite are damage, too: neither training nor an export has any use for them.
+    Values that are not finite count as damage: neither training nor an export can use them.
     """
     try:
         files = shards(folder, read_state(folder))[rank::world_size]
@@ -153,8 +151,8 @@ def shards(folder: Path, state: TrainState) -> list[Path]:
 
 
 def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
-    """Raises RunError where settings differ from those of the checkpoint at `path`, except those allowed to,
-    and where there is no setting of an allowed name.
+    """Raises RunError where settings that are not `allowed` to differ from the checkpoint's do, and where an
+    allowed name is not that of a setting.
     """
     check_allowed_names(allowed, {*then, *now})
     changed = {
@@ -178,7 +176,7 @@ def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowe
 
 
 def fine_tuning_hint(checkpoint: Path) -> str:
-    """How to train another model from a checkpoint's weights, which going on cannot."""
+    """How to train another model from the weights of a checkpoint, for a message."""
     return (
         "To train with other classes, resolution or form from its weights: `python launch/export.py "
         f"{checkpoint} --out FILE`, and model.weights=FILE with another --run-dir"
@@ -194,7 +192,7 @@ def _brief(value: Any) -> str:
 
 
 def check_allowed_names(allowed: Sequence[str], known: Iterable[str]) -> None:
-    """Raises RunError for a name that no setting has, with the nearest that one has."""
+    """Raises RunError for a name that no setting has; the message suggests the nearest."""
     names = sorted(known)
     for name in allowed:
         if name in names:

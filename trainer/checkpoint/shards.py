@@ -1,8 +1,8 @@
-"""The files of a checkpoint: tensors as safetensors, one file per rank, and a checksum beside each file.
+"""The shards of a checkpoint: one safetensors file per rank, with a checksum file beside it.
 
-A shard holds one long tensor per number format; its header says which pieces of the training state lie in it,
-one after another. Whoever loads reads the headers and then just what it needs, so a checkpoint fits any
-number of ranks. Nothing here is pickled. `sha256sum -c *.sha256` checks a checkpoint by hand.
+A shard holds one long tensor per dtype. Its header lists the pieces of the training state in this tensor, one
+after another. A rank that loads reads all headers and then only the values that it needs, so a checkpoint can
+be loaded by any number of ranks. Nothing is pickled. `sha256sum -c *.sha256` checks a checkpoint by hand.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _MAX_CHECKSUM = 1000  # characters of a line of sha256sum
 
 
 class Snapshot:
-    """A copy of some pieces on the host, in buffers that are made once and used again."""
+    """A copy of some pieces in host memory, in buffers that are allocated once and reused."""
 
     def __init__(self, pieces: list[StateShard]) -> None:
         self._pieces = sorted(pieces, key=lambda piece: str(piece.values.dtype))
@@ -47,7 +47,7 @@ class Snapshot:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def take(self) -> None:
-        """Copy the pieces as they are now."""
+        """Copy the current values of the pieces."""
         ends = dict.fromkeys(self._buffers, 0)
         for piece in self._pieces:
             kind = piece.values.dtype
@@ -60,7 +60,7 @@ class Snapshot:
     def write(self, path: Path) -> None:
         """Write the shard, its checksum beside it, and flush both to the disk.
 
-        Raises OSError, and RunError for numbers that are not finite: nobody could use them.
+        Raises OSError, and RunError for values that are not finite.
         """
         ends = dict.fromkeys(self._buffers, 0)
         for piece in self._pieces:
@@ -75,7 +75,7 @@ class Snapshot:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether all of a 1-D tensor's values are; whole numbers always are."""
+    """Whether all values of a 1-D tensor are finite; integers always are."""
     return all(count_not_finite(part) == 0 for part in values.split(_NUMBERS_AT_ONCE))
 
 
@@ -88,7 +88,7 @@ def write_checksum(path: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a sealed file, or None."""
+    """Why a file does not match its checksum, or None."""
     try:
         if not path.is_file():
             return f"{path.name} is missing"
@@ -105,7 +105,7 @@ def find_damage(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """Where a piece lies. offset: of its first element in the file's tensor `kind`."""
+    """The position of a piece in a shard. offset: of its first element in the tensor `kind`."""
 
     file: Path
     kind: str
@@ -119,7 +119,7 @@ Index = dict[str, list[StoredPiece]]
 
 
 def find_nonfinite(path: Path) -> str | None:
-    """What holds numbers that are not finite in an undamaged shard, or None.
+    """The tensors of a shard with values that are not finite, as a message, or None.
 
     Raises RunError where it cannot be read.
     """
@@ -135,7 +135,7 @@ def find_nonfinite(path: Path) -> str | None:
 
 
 def read_index(paths: Iterable[Path]) -> Index:
-    """What lies where in some shards, from their headers alone. Raises RunError for an unreadable one."""
+    """The pieces in some shards, read from the headers. Raises RunError for a file that cannot be read."""
     index: Index = {}
     for path in paths:
         ends: dict[str, int] = {}
@@ -154,7 +154,7 @@ def read_index(paths: Iterable[Path]) -> Index:
 
 
 def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
-    """What a header says of a piece. Raises TypeError or ValueError where it says something else."""
+    """The description of a piece in a header. Raises TypeError or ValueError where it is malformed."""
     key, start, count, kind, shape = piece
     numbers = [start, count, *shape]
     if (
@@ -170,7 +170,7 @@ def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in reading a shard becomes a RunError that names it."""
+    """Turns an error in reading a shard into a RunError that names the file."""
     from safetensors import SafetensorError
 
     try:
@@ -180,14 +180,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 class ShardReader:
-    """Reads parts of tensors out of a checkpoint's shards. index: of all of them."""
+    """Reads parts of tensors from the shards of a checkpoint. index: of all shards."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self._open: dict[Path, Any] = {}
 
     def fill(self, piece: StateShard) -> None:
-        """Copy what is stored into the piece.
+        """Copy the stored values into the piece.
 
         Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it, or
         when a shard cannot be read.
@@ -211,11 +211,11 @@ class ShardReader:
             raise RunError(f"the checkpoint holds only {filled} of {piece.count} elements of {piece.key}")
 
     def whole(self, key: str) -> Tensor:
-        """A tensor put together, in the format it is stored in. Raises RunError where a part is missing."""
+        """A full tensor in its stored dtype. Raises RunError where a part is missing."""
         first = self.index[key][0]
         count = math.prod(first.shape)
         held = sum(part.count for part in self.index[key])
-        if held != count:  # before memory is asked for
+        if held != count:  # before memory is allocated
             only = "only " if held < count else ""
             raise RunError(f"the checkpoint holds {only}{held} of {count} elements of {key}")
         kind = getattr(torch, first.kind)
@@ -224,7 +224,7 @@ class ShardReader:
         return piece.values.view(first.shape)
 
     def parts(self, stored: StoredPiece) -> Iterator[Tensor]:
-        """The values of a piece, some at a time."""
+        """The values of a piece, in blocks."""
         for begin in range(0, stored.count, _NUMBERS_AT_ONCE):
             end = min(begin + _NUMBERS_AT_ONCE, stored.count)
             with _naming(stored.file):

@@ -1,4 +1,4 @@
-"""Writing safetensors files: for all who may read what lies beside them; a failure is an OSError."""
+"""Writes safetensors files with the permissions of other files; a failure is an OSError."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write the file. Raises OSError, with the system's number for it where there is one."""
+    """Write the file. Raises OSError, with its errno where safetensors gives one."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -16,10 +16,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:  # what it makes of a full disk
+    except SafetensorError as error:  # for a full disk, for example
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise OSError(f"{path}: {error}") from error
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(path)) from error
-    path.chmod(mode)  # safetensors lets nobody else read it
+    path.chmod(mode)  # safetensors makes it readable by its owner only

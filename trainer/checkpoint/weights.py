@@ -1,4 +1,4 @@
-"""`weights.safetensors`: the trained weights with all that is needed to use them, and no pickle.
+"""`weights.safetensors`: the trained weights with everything that is needed to use them; nothing is pickled.
 
 The file's metadata holds, as JSON: the model's configuration, the class names, the preprocessing, the recipe.
 """
@@ -57,7 +57,9 @@ def save_weights(
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
-    """Raises RunError for NaN or infinity among the values. owner: who holds them, to begin the message."""
+    """Raises RunError for NaN or infinity among the values. owner: of the tensors, with which the message
+    begins.
+    """
     bad = [
         f"{name}: {count:,} of {tensor.numel():,} values"
         for name, tensor in tensors.items()
@@ -69,7 +71,7 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
 
 @dataclass(frozen=True)
 class DescribedFile:
-    """A weights file of this program, of which no tensor has been read.
+    """The header of a weights file of this program; no tensor has been read.
 
     description: `model`, `class_names`, `preprocessing`, `recipe`. model: on the meta device.
     """
@@ -105,7 +107,7 @@ def open_described(path: Path) -> DescribedFile:
 
 
 def load_weights(path: Path, *, finite: bool = True) -> SavedWeights:
-    """Rebuild the model from the file alone. finite: refuse weights that hold NaN or infinity.
+    """Rebuild the model from the file. finite: whether to refuse weights that hold NaN or infinity.
 
     Raises RunError as `open_described` does, before any tensor is read, and for a tensor that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Which weights a training began from: what was trained stays recorded as trained."""
+"""The record of the weights that a training started from, and its comparison when the training is resumed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_settings
 from trainer.errors import RunError
 
 WeightsOrigin = dict[str, Any] | None
-"""`file`: the path that the recipe gave. `sha256`: of its content, None where that was not recorded."""
+"""`file`: the path in the recipe. `sha256`: of its content; None where that was not recorded."""
 
 
 def weights_origin_of(weights: Path | None) -> WeightsOrigin:
-    """What a checkpoint is to say of the weights that a training begins from; reads all of the file.
+    """The record of a weights file; reads all of it.
 
     Raises RunError where it cannot be read.
     """
@@ -27,7 +27,7 @@ def weights_origin_of(weights: Path | None) -> WeightsOrigin:
 
 
 def recorded(state: TrainState) -> WeightsOrigin:
-    """What a checkpoint says of them; earlier versions of this program kept the path alone, in the recipe."""
+    """The record in a checkpoint; earlier versions of this program recorded the path only, in the recipe."""
     if WEIGHTS in state.settings:
         found = state.settings[WEIGHTS]
         return found if isinstance(found, dict) and isinstance(found.get("file"), str) else None
@@ -38,9 +38,9 @@ def recorded(state: TrainState) -> WeightsOrigin:
 
 
 def is_same_origin(then: WeightsOrigin, weights: Path | None) -> bool:
-    """Whether a recipe names the weights that a training began from: the same path, or the same content.
+    """Whether a recipe names the weights that a training started from: the same path, or the same content.
 
-    A file that is gone or was written anew since does not matter: going on does not read it.
+    The file may be gone or changed since: a resumed training does not read it.
     """
     if then is None or weights is None:
         return then is None and weights is None

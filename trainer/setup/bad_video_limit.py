@@ -1,4 +1,4 @@
-"""How many bad videos a run does without."""
+"""How many bad videos a run tolerates."""
 
 import math
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ from pipelines.bad_samples import BadSample
 from pipelines.spot_check import format_defects
 
 FEW = 3
-"""Bad videos that stop no run, whatever share of a small data set they are."""
+"""So many bad videos never stop a run, however small the data set."""
 
 CHANCE = 10_000
-"""One in so many samples may be refused that is of a data set which a run does without the bad videos of."""
+"""At most one in so many data sets with a tolerable number of bad videos is refused by its first samples."""
 
 
 def few(share: float, videos: int) -> int:
-    """How many bad videos of so many a run always does without: at most half; none where the share is 0."""
+    """How many bad videos of so many are always tolerated: at most half; none where the share is 0."""
     return 0 if share == 0 else min(FEW, videos // 2)
 
 
 def too_many(bad: int, share: float, videos: int) -> bool:
-    """Whether a run cannot do without so many bad videos, of so many seen. share: `data.bad_share`."""
+    """Whether so many bad videos, of so many read, are too many. share: `data.bad_share`."""
     return bad > max(share * videos, few(share, videos))
 
 
@@ -47,7 +47,7 @@ def is_surely_over_limit(bad: int, share: float, opened: int, videos: int) -> bo
 
 
 class BadVideos:
-    """The training videos that any rank found bad since this start; the same on all ranks."""
+    """The training videos that any rank found bad in this attempt; the same on all ranks."""
 
     def __init__(self) -> None:
         self._found: dict[int, BadSample] = {}
@@ -56,7 +56,7 @@ class BadVideos:
         return len(self._found)
 
     def add(self, bad_samples: Iterable[BadSample]) -> None:
-        """Take note of videos; one that is known already changes nothing."""
+        """Add videos; one that is known already changes nothing."""
         for defect in bad_samples:
             self._found.setdefault(defect.sample, defect)
 

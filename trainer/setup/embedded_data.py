@@ -1,4 +1,4 @@
-"""Renders the embedded data set where a recipe asks for it and its manifests are missing."""
+"""Renders the embedded data set if a recipe names it and its manifests are missing."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from trainer.monitoring.progress import show_progress
 
 
 def check_embedded(recipe: Recipe) -> Path | None:
-    """The folder into which the data set is to be rendered; None where nothing is.
+    """The folder into which the data set will be rendered; None where nothing has to be.
 
     Raises RecipeError when the manifests' names are not those that are rendered, RunError where the folder
     cannot be written.
@@ -36,7 +36,7 @@ def check_embedded(recipe: Recipe) -> Path | None:
 
 
 def render_missing(recipe: Recipe, *, workers: int) -> None:
-    """Render unless both manifests are there. To be called on rank 0 only.
+    """Render unless both manifests exist. Called on rank 0 only.
 
     workers: processes. Raises what `check_embedded` does.
     """

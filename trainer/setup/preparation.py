@@ -1,4 +1,4 @@
-"""What must be right before anything is built: manifests, model, batch, and how they fit together."""
+"""Resolves a recipe before anything is built: manifests, model, batch plan, augmentation, resume settings."""
 
 import dataclasses
 from collections import Counter
@@ -28,10 +28,10 @@ from trainer.inference.preprocessing import Preprocessing
 from trainer.system.device import choose_precision
 
 _NAMED = 4
-"""Classes that a note names."""
+"""How many classes a note names."""
 
 BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
-"""The one of the `resume_settings` that the machine has a part in."""
+"""The only one of the `resume_settings` that depends on the machine."""
 
 CHECKED_VIDEOS = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
 
@@ -70,7 +70,7 @@ def manifests(recipe: Recipe) -> list[Path]:
 def prepare(
     recipe: Recipe, world_size: int, room: AvailableMemory, node_copy: Path | None = None
 ) -> Preparation:
-    """Open the manifests and check that data, model, batch and memory fit together.
+    """Open the manifests, and check that data, model, batch and memory fit together.
 
     room: what every rank has at least, the same on all of them. node_copy: folder with copies of the
     manifests, made by `node_files.prefetch_manifests`, to be opened in their place.
@@ -122,7 +122,7 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
 
 
 def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:
-    """Which sample stands where in which global batch."""
+    """The sampler of the training set."""
     batch, repeats = recipe.optimisation.global_batch, recipe.sampling.repeats
     parts = train_manifests(train.manifests, _ratios(recipe))
     return TrainSampler(len(train), batch, recipe.seed, repeats, recipe.sampling.shuffle, parts)
@@ -152,7 +152,7 @@ def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | Non
 
 
 def embedded_size_notes(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[str, ...]:
-    """A note where the embedded data set was rendered with other numbers of clips than the recipe's."""
+    """A note where the embedded data set on disk has other numbers of clips than the recipe asks for."""
     embedded = recipe.data.embedded
     if embedded is None or (len(train), len(val)) == (embedded.train_clips, embedded.val_clips):
         return ()
@@ -166,7 +166,7 @@ def embedded_size_notes(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[s
 
 
 def resolve_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
-    """The chance of a flip, and a note where it is not what the recipe asks for.
+    """The probability of a horizontal flip, and a note where it differs from the recipe.
 
     Where the names of the classes tell left from right, a flipped clip would bear the label of another class.
     """
@@ -208,10 +208,10 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
 
 
 def resume_settings(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
-    """What may not change while a run goes on, by its name in the recipe, as JSON has it.
+    """The settings that may not change when a run is resumed, by their names in the recipe, as JSON values.
 
-    That is all that changes results by more than rounding: not where and how the work is done, nor what is
-    measured, told and kept. What the training began from is compared by `checkpoint.weights_origin_of`.
+    They are all that changes results by more than rounding. How the work is distributed, measured, logged and
+    saved may change. What the training began from is compared by `checkpoint.weights_origin_of`.
     """
     sampler, layout = prepared.sampler, prepared.layout
     augmentation = recipe.augmentation.model_dump(mode="json")
@@ -245,7 +245,7 @@ def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
-    """What must be done to a video before the model sees it; travels with the weights."""
+    """The preprocessing of a video for the model; stored with the weights."""
     return Preprocessing(
         config.frames,
         config.resolution,
@@ -257,7 +257,7 @@ def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
 
 
 def _ratios(recipe: Recipe) -> list[float] | None:
-    """The training manifests' ratios; None where there are none."""
+    """The ratios of the training manifests; None where the recipe has none."""
     ratios = [part.ratio for part in recipe.data.train_manifests if part.ratio is not None]
     return ratios or None
 

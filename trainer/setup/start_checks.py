@@ -1,4 +1,4 @@
-"""What is checked when a run starts, before anything is built or written; `--check` checks the same."""
+"""The checks at the start of a run, before anything is built or written; `--check` runs them too."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -20,14 +20,14 @@ from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 
 def check_tracking(recipe: Recipe, run_dir: Path) -> None:
-    """Raises RunError where MLflow could never take this run. Asks a server that is new to the run."""
+    """Raises RunError where MLflow cannot record this run. Contacts a server that is new to the run."""
     tracking = recipe.tracking
     if tracking.enabled:
         check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment, ask=True)
 
 
 def check_run_dir(folder: RunDir) -> None:
-    """Raises RunError where the run's folder can neither be made nor written into. Leaves nothing there."""
+    """Raises RunError where the run folder cannot be made or written. Leaves nothing there."""
     try:
         check_writable(folder.path)
     except OSError as error:
@@ -38,7 +38,7 @@ def check_run_dir(folder: RunDir) -> None:
 
 
 def check_resume(folder: RunDir, resume: str) -> None:
-    """Raises RunError for a run that is not to be continued, or none where one must be."""
+    """Raises RunError where `--resume never` finds a run, or a named checkpoint does not exist."""
     holds_run = folder.recipe.exists() and any(folder.checkpoints.glob("step-*"))
     if holds_run and resume == "never":
         raise RunError(
@@ -79,7 +79,7 @@ def check_checkpoint(
     allowed: Sequence[str],
     assumed: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Compare the settings of a run with those of the checkpoint that it goes on from, if there is one.
+    """Compare the settings of a run with those of the checkpoint from which it would resume.
 
     assumed: settings whose values here come from ranks or memory that may be others when the run starts.
     Where these differ from the checkpoint's, a note says so, and none is refused.
@@ -109,9 +109,7 @@ def check_checkpoint(
 
 
 def _newest(kept: Sequence[Path]) -> tuple[Path, TrainState | None]:
-    """The last of these checkpoints that says what it is. Raises CheckpointError where each of them is
-    damaged.
-    """
+    """The newest of these checkpoints with readable metadata. Raises CheckpointError if all are damaged."""
     problem = None
     for path in reversed(kept):
         try:

@@ -1,4 +1,4 @@
-"""`model.weights`: the weights that a training begins from, whatever kind of file holds them."""
+"""`model.weights`: loads the weights that a training starts from, from any supported kind of file."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,20 +28,18 @@ Rows = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """Weights that fit a model, of which no tensor has been read.
-
-    report: what they are and what becomes of them, a line each, at most fifteen. load: puts them into the
-    model, and raises ModelError for a tensor that cannot be read or is not finite.
-    """
+    """Weights that fit a model; no tensor has been read."""
 
     report: tuple[str, ...]
+    """At most fifteen lines: what the file holds, and which tensors are loaded, adapted, new or left out."""
     load: Callable[[UniFormerV2], object]
+    """Loads them into the model. Raises ModelError for a tensor that cannot be read or is not finite."""
 
 
 def plan_starting_weights(
     path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
 ) -> StartingWeights:
-    """Find out what a file of weights is, and what of it goes where.
+    """Find out which kind of file this is, and which of its tensors go where.
 
     class_names: of the training manifest, in the order of the labels. preprocessing: of the clips, see
     `trainer.setup.preparation.preprocessing`.
@@ -176,7 +174,7 @@ def _loaded(loaded: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _groups(names: Sequence[str]) -> str:
-    """Tensors' names in few words: without what numbers them, and the last part."""
+    """Groups of tensor names: without block numbers and the last part."""
     groups: dict[str, int] = {}
     for name in names:
         parts = [part for part in name.split(".") if not part.isdigit()]
@@ -190,7 +188,7 @@ def _groups(names: Sequence[str]) -> str:
 def _rows_by_name(
     head: Sequence[str | None], class_names: Sequence[str], num_classes: int
 ) -> tuple[Rows, str]:
-    """For each row of the model's head the file's, and what to say of it."""
+    """For each row of the model's head the row of the file, and a line for the report."""
     if list(head) == list(class_names) and len(head) == num_classes:
         return tuple(range(num_classes)), f"all {num_classes} rows kept: the same classes in the same order"
     rows = match_rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
