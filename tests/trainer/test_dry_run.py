@@ -136,7 +136,7 @@ def test_all_that_a_run_could_not_start_for_is_told_at_once(say, videos, tmp_pat
     (tmp_path / "videos").rename(tmp_path / "moved")
     told = refusal(say(*ON_CPU, "tracking.uri=htp://x", resume="never-there"))
     for words in (
-        "tracking.uri: 'htp://x': MLflow knows no scheme",
+        "tracking.uri: 'htp://x'",
         "--resume never-there: there is no such checkpoint folder",
         f"none of 4 videos of data.train (train.arrow) was found under {tmp_path}/videos, a folder that is",
         "of data.val (val.arrow) was found under",
