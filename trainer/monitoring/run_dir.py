@@ -1,4 +1,4 @@
-"""What a run leaves on disk: one folder that is enough to evaluate, predict and continue.
+"""The run directory: all that is needed to evaluate, predict and continue.
 
 ```
 runs/<name>/
@@ -16,10 +16,10 @@ runs/<name>/
   summary.json           what came out
   weights.safetensors    the final weights, with class names and preprocessing inside
   weights-best.safetensors  those of the best evaluation, where an earlier step's was better
-  mlflow*.json*          what goes to MLflow, delivered or not
-  STOP                   made by a person who wants the run to save and leave
-  not-finite/, hangs/, failures/   where numbers, ranks or the program went wrong
-  lock/                  which start has the folder now, or had it last
+  mlflow*.json*          the outbox for MLflow
+  STOP                   created by a person to stop the run after a checkpoint
+  not-finite/, hangs/, failures/   reports on nonfinite steps, hanging ranks and errors
+  lock/                  the attempt that holds or last held the directory
   slurm/, logs/          of a SLURM job: its script, its attempts; a log of each rank
 ```
 """
@@ -37,13 +37,13 @@ from trainer.errors import RunError
 from trainer.system.files import BestEffort, append_lines, find_number, parse_records, write_json, write_text
 
 _MARKS = ("recipe.yaml", "events.jsonl", "summary.json", "slurm/jobs.jsonl", "slurm/turns.jsonl")
-_TAIL = 2**16  # bytes at the end of the events that are looked through
+_TAIL = 2**16  # bytes at the end of the events that are read
 
 
 class RunDir:
-    """The folder of one run; only rank 0 writes into it, except for checkpoints.
+    """The directory of one run; apart from checkpoints, only rank 0 writes to it.
 
-    best_effort: what may go unwritten while the disk has no room: events, bad videos, pictures.
+    best_effort: for events, bad videos and pictures, which a full disk drops.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,9 +65,9 @@ class RunDir:
         self.decoder_crashes = path / "decoder_crashes.json"
         self.in_flight = path / "in-flight"
         self.checkpointed_files = (self.quarantine, self.mlflow, self.decoding)
-        """Files of which every checkpoint has a copy."""
+        """Files that are copied into every checkpoint."""
         self.best_effort = BestEffort()
-        self._owed: list[dict[str, Any]] = []  # bad videos that could not be written down yet
+        self._owed: list[dict[str, Any]] = []  # bad videos that are not written yet
 
     def create(self, *, recipe: str | None, environment: dict[str, Any]) -> None:
         """Make the folder and write down what is run where. Raises RunError where that cannot be.
@@ -128,7 +128,7 @@ class RunDir:
             write_json(self.skipped, {"count": count, "settings": _digest(settings)})
 
     def read_latest_events(self) -> list[dict[str, Any]]:
-        """The last of the events, oldest first: a run has millions, and what counts now is at the end."""
+        """The last of the events, oldest first; a run may have millions."""
         if not self.events.exists():
             return []
         with open(self.events, "rb") as file:

@@ -1,1 +1,1 @@
-"""The machine and the source tree that a run is on."""
+"""Files, processes, devices and other parts of the system, for all of `trainer`."""

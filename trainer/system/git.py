@@ -1,4 +1,4 @@
-"""The commit that the program is of."""
+"""The commit of the program."""
 
 import subprocess
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 from trainer.system.timeouts import run_with_timeout
 
 _SOURCE = Path(__file__).parents[1]
-_PATIENCE = 10.0  # seconds for a git command
-_LONGEST = 25.0  # seconds for all: one that waits for a dead file server cannot be killed
+_COMMAND_TIMEOUT = 10.0  # seconds for a git command
+_TIMEOUT = 25.0  # seconds for all: a command that waits for a dead file server cannot be killed
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class GitState:
 
     commit: str
     branch: str
-    """`(detached)` where there is none."""
+    """`(detached)` without a branch."""
     dirty: bool
-    """Whether files differ from the commit; files that git does not know do not count."""
+    """Whether tracked files differ from the commit."""
 
 
 def git_state(folder: Path = _SOURCE) -> GitState | None:
-    """None outside of git, before the first commit, and where git does not answer in time; and where a
-    repository has no file of the folder: a wheel may be installed in a folder of somebody's project.
+    """None outside a repository, before the first commit, after a timeout, or if git tracks no file of the
+    folder: a wheel may be installed inside another project.
     """
     try:
-        return run_with_timeout(_LONGEST, lambda: _state(folder), "git")
+        return run_with_timeout(_TIMEOUT, lambda: _state(folder), "git")
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):  # TimeoutError is an OSError
         return None
 
@@ -43,5 +43,7 @@ def _state(folder: Path) -> GitState | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]  # it writes nothing
-    return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]  # git writes nothing
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True
+    ).stdout

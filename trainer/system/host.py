@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""Resources of this machine."""
 
 import os
 from dataclasses import dataclass
@@ -9,10 +9,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """The file system in which processes share memory; in bytes.
-
-    device: tells apart those of several containers on one machine.
-    """
+    """The file system for shared memory, in bytes; `device` differs between containers of a machine."""
 
     total: int
     free: int
@@ -20,7 +17,7 @@ class SharedMemory:
 
     @classmethod
     def read(cls, folder: Path = SHARED_MEMORY) -> "SharedMemory | None":
-        """What it is now; None where there is none, or it has no limit."""
+        """Its present state; None without one, or without a limit."""
         try:
             figures = os.statvfs(folder)
             device = os.stat(folder).st_dev

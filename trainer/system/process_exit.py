@@ -1,4 +1,4 @@
-"""How a process that may be one of many ends."""
+"""Exit of a process that may be one of several ranks."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ from trainer.system.timeouts import has_hung_threads
 
 
 def exit_on_sigterm(then: str) -> None:
-    """Have SIGTERM end this process as `sys.exit` does, with 143, so that what is half done is removed.
+    """On SIGTERM, exit with 143 by `sys.exit`, so that partial files are removed.
 
-    then: what its user can do next, for the message.
+    then: what the user can do next, for the message.
     """
 
     def end(*_: object) -> None:
@@ -26,16 +26,16 @@ def exit_on_sigterm(then: str) -> None:
 
 
 def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
-    """End the process with what `main` returns, 130 where Ctrl-C came, or 1 and the traceback of a defect.
+    """Exit with the result of `main`, with 130 after Ctrl-C, or with 1 and a traceback after an exception.
 
-    It ends at once where Python's own end would wait: for the other ranks, where this one failed alone and
-    they are at work in a collective, or for work that hangs. interrupted: what to say after Ctrl-C.
+    The process ends at once where Python's shutdown would wait: for other ranks in a collective, or for a
+    hanging thread. interrupted: the message after Ctrl-C.
     """
     try:
         code = main()
     except KeyboardInterrupt:
         code = 130
-        with suppress(OSError):  # its reader may have ended by the same interrupt
+        with suppress(OSError):  # the reader of a pipe may have ended by the same Ctrl-C
             print(interrupted, file=sys.stderr)
     except Exception:
         code = 1
@@ -44,8 +44,8 @@ def exit_with(main: Callable[[], int], interrupted: str) -> NoReturn:
             if (safe := redacted(text)) != text:
                 print(safe, end="", file=sys.stderr)
             else:
-                sys.excepthook(*sys.exc_info())  # torch's says of which rank
-    distributed = sys.modules.get("torch.distributed")  # not imported to say that a recipe has a mistake
+                sys.excepthook(*sys.exc_info())  # torch's hook prints the rank
+    distributed = sys.modules.get("torch.distributed")  # not imported for a mistake in a recipe
     if has_hung_threads() or (distributed is not None and distributed.is_initialized()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The terminal, or the pipe in its place."""
+"""A console for a terminal or a pipe."""
 
 from rich.console import Console
 
@@ -7,4 +7,4 @@ class PipeConsole(Console):
     """Raises BrokenPipeError as `print` does; rich would end the process with code 1."""
 
     def on_broken_pipe(self) -> None:
-        raise  # what rich is handling
+        raise  # the BrokenPipeError

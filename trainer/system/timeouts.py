@@ -1,4 +1,4 @@
-"""Work that may never come to an end, as that of a library which waits for a word from outside."""
+"""Runs a call that may block forever, with a timeout."""
 
 import threading
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PREFIX = "deadline: "  # of the names of the threads that such work is done in
+PREFIX = "deadline: "  # of the threads' names
 
 
 def run_with_timeout(seconds: float, work: Callable[[], T], name: str) -> T:
-    """Do `work` in a thread of its own; raises what it raises, and TimeoutError when it takes longer.
+    """Run `work` in a thread; raises its exceptions, and TimeoutError after `seconds`.
 
-    A thread that is too late goes on, perhaps for ever, as one does that looks at a dead NFS server: see
-    `has_hung_threads`. name: of the work, for whoever looks at the stacks.
+    After a timeout the thread continues, perhaps forever, as on a dead NFS server: see `has_hung_threads`.
+    name: of the thread, for stack traces.
     """
     future: Future[T] = Future()
 
@@ -33,5 +33,5 @@ def run_with_timeout(seconds: float, work: Callable[[], T], name: str) -> T:
 
 
 def has_hung_threads() -> bool:
-    """Whether some work still hangs in its thread: Python's end would wait for libraries that it holds."""
+    """Whether a thread is still running: Python's shutdown could wait for it."""
     return any(thread.name.startswith(PREFIX) for thread in threading.enumerate())
