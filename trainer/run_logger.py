@@ -1,4 +1,4 @@
-"""What a run tells: to its folder, to MLflow, to whoever watches. Rank 0 tells, the others help to gather."""
+"""The run logger: rank 0 writes events, MLflow records and the console; the other ranks send their data."""
 
 import json
 import math
@@ -64,13 +64,13 @@ class RunLogger:
         self._quarantined = len(folder.read_quarantined()) if self._is_main else 0
 
     def log_launch(self, step: int, learning_rate: float, gradient_norm: Tensor | float | None) -> None:
-        """Keep what is known of a step at once, until its totals are there."""
+        """Store a step's learning rate and gradient norm until its totals are known."""
         if self._is_main:
             norm = AsyncCopy(gradient_norm) if isinstance(gradient_norm, Tensor) else gradient_norm
             self._launched[step] = (learning_rate, norm)
 
     def log_step(self, totals: StepTotals, meter: ThroughputMeter, epoch: float) -> None:
-        """Tell of a finished step; its number is shown as the steps done."""
+        """Log a finished step, counted from 1."""
         if not self._is_main:
             return
         learning_rate, norm = self._launched.pop(totals.step)
@@ -129,7 +129,7 @@ class RunLogger:
         )
 
     def log_skipped_step(self, step: int, words: str, file: Path | None) -> None:
-        """Tell of a step that changed nothing, and where its clips are kept for a replay."""
+        """Log a skipped step and the file for its replay."""
         if self._is_main:
             self._folder.append_event(
                 "skipped", step=step + 1, words=words, file=None if file is None else str(file)
@@ -138,7 +138,7 @@ class RunLogger:
             self._display.warn(words)
 
     def log_data_cost(self, step: int, report: DataReport | None) -> None:
-        """Tell what the data costs, and, when that changes, which stage of it keeps the run waiting."""
+        """Log the cost of data; print it if another stage limits than before."""
         if not self._is_main or report is None:
             return
         done = step + 1
@@ -149,11 +149,11 @@ class RunLogger:
             self._display.note(report.message)
 
     def log_evaluation_progress(self, batches: int) -> Callable[[int], None]:
-        """Returns what is to be told of each of so many batches."""
+        """Returns a function to call with the number of evaluated batches."""
         return lambda done: self._display.evaluating(done, batches)
 
     def log_evaluation(self, step: int, result: EvaluationResult) -> None:
-        """Tell of an evaluation after `step` steps, and draw its confusion matrix."""
+        """Log an evaluation after `step` steps, and draw its confusion matrix."""
         if not self._is_main:
             return
         values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
@@ -191,14 +191,14 @@ class RunLogger:
         return f"evaluation after step {step}: {measured}{trained}{best}"
 
     def log_checkpoint(self, step: int, path: Path, seconds: float) -> None:
-        """Tell of a checkpoint that has become visible, so many seconds after its save began."""
+        """Log a complete checkpoint. seconds: since the save began."""
         if self._is_main:
             self._folder.append_event("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
             self._tracker.record_checkpoint(step, path)
             self._display.note(f"checkpoint after step {step}: {path}")
 
     def quarantine_bad_samples(self, bad_samples: BadSamples) -> list[BadSample]:
-        """Gather the videos that any rank found bad and write them down. Collective; all get the same."""
+        """Add the new bad samples of all ranks to the quarantine. Collective; all ranks get all of them."""
         gathered: list[list[BadSample]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, bad_samples.pop_new())
         found = [defect for part in gathered for defect in part]
@@ -220,24 +220,24 @@ class RunLogger:
         return self._folder.quarantine
 
     def log_start(self, text: str, **values: Any) -> None:
-        """Tell that the run begins or goes on."""
+        """Log the start of an attempt."""
         if self._is_main:
             if self._again is None:
                 self._folder.append_event("start", **values)
             self._display.note(text)
 
     def log_note(self, text: str) -> None:
-        """Tell something worth a line."""
+        """Print a line."""
         if self._is_main:
             self._display.note(text)
 
     def log_warning(self, text: str) -> None:
-        """Tell something that whoever watches had better know."""
+        """Print a warning."""
         if self._is_main:
             self._display.warn(text)
 
     def log_stop(self, step: int, reason: str, seconds: float, unsaved: str | None = None) -> None:
-        """Tell that the run leaves before its end. unsaved: what there is, where this step was not saved."""
+        """Log a stop before the end. unsaved: the latest checkpoint, if this step was not saved."""
         if not self._is_main:
             return
         if self._again is not None:
@@ -254,12 +254,12 @@ class RunLogger:
             )
 
     def log_failure(self, step: int, words: str) -> None:
-        """Tell that the run ends by an error after so many steps."""
+        """Log an error that ends the run after `step` steps."""
         if self._is_main and self._again is None:
             self._folder.append_event("failed", step=step, words=words)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write what came out. Raises RunError where that cannot be: a run without it has not ended."""
+        """Write the summary. Raises RunError if it cannot be written: without it the run has not ended."""
         if not self._is_main:
             return
         try:
@@ -290,12 +290,12 @@ class RunLogger:
             self._tracker.register_weights(self._folder.weights, registered)
 
     def print_summary(self) -> None:
-        """Show what came out."""
+        """Print the summary."""
         if self._is_main:
             summary = json.loads(self._folder.summary.read_text(encoding="utf-8"))
             self._display.summary(summary, self._folder.path, self._how_to_see())
 
     def close(self, status: Status, timeout: float) -> None:
-        """End the MLflow run, waiting so many seconds at most for what is still on its way."""
+        """End the MLflow run. timeout: seconds to wait for the outbox."""
         if self._is_main:
             self._tracker.close(status, timeout)
