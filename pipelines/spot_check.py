@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.bad_samples import BadSample
-from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.probe import MISSING
 from pipelines.decode.demux import open_video
+from pipelines.decode.video_file import read_content
 from pipelines.errors import VideoError
 from pipelines.formatting import printable
 
@@ -98,5 +98,5 @@ def format_none_found(videos: str, folder: Path) -> str:
 
 def _open(manifest: Manifest, row: ManifestRow) -> None:
     path = manifest.absolute_path(row)
-    with open_video(read_content(path, row) if row.length else path):
+    with open_video(read_content(path, row.offset, row.length) if row.length else path):
         pass

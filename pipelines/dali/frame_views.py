@@ -14,9 +14,9 @@ from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.external_source import view_arrays
 from pipelines.dali.pipeline import Colours, external_arrays, view_nodes
 from pipelines.dali.sample_layout import FRAMES, VIEWS, SampleLayout
-from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
+from pipelines.decode.video_file import read_content
 from pipelines.errors import VideoError, format_unexpected
 from pipelines.sampling.temporal import view_indices
 
@@ -80,7 +80,9 @@ def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint
     """
     indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
     try:
-        return decode_frames(read_content(path, row), indices, size=(row.height, row.width))
+        return decode_frames(
+            read_content(path, row.offset, row.length), indices, size=(row.height, row.width)
+        )
     except VideoError:
         raise
     except Exception as error:

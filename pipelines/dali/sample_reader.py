@@ -30,11 +30,10 @@ from pipelines.dali.sample_layout import Arrays, decoding_layout
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.pyav import decode_frames
-from pipelines.decode.video_file import VideoFile
+from pipelines.decode.video_file import LONG_FILE, read_content
 from pipelines.errors import VideoError, format_unexpected
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-LONG_FILE = 64 * 2**20  # bytes
 
 Window = tuple[int, int, int, int]
 RequestKey = tuple[int, bytes, bool]
@@ -175,7 +174,7 @@ class SampleReader:
     def _read(self, request: SampleRequest, row: ManifestRow) -> LoadedSample:
         path = self.dataset.path(request.sample)
         begun = time.perf_counter()
-        source = read_content(path, row)
+        source = read_content(path, row.offset, row.length)
         read = time.perf_counter() - begun
         begun = time.thread_time()
         encoded = self._encoded(request, row, source) if request.in_graph else None
@@ -233,14 +232,3 @@ def die_with_parent() -> None:
     """
     if multiprocessing.parent_process() is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def read_content(path: Path, row: ManifestRow) -> Path | bytes:
-    """The sample's bytes: the whole file, or its part of a shard.
-
-    For a file of more than `LONG_FILE` bytes its path: a recording of hours does not fit into memory.
-    """
-    with VideoFile(path) as file:
-        if row.length == 0 and file.size > LONG_FILE:
-            return path
-        return file.read_range(row.offset, row.length)

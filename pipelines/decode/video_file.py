@@ -8,6 +8,8 @@ from types import TracebackType
 
 from pipelines.errors import VideoError
 
+LONG_FILE = 64 * 2**20  # bytes
+
 
 class VideoFile:
     """An open regular file with the methods that PyAV needs: read, seek and tell.
@@ -76,3 +78,14 @@ class VideoFile:
 
     def tell(self) -> int:
         return self._position
+
+
+def read_content(path: Path, offset: int = 0, length: int = 0) -> Path | bytes:
+    """A video's bytes: the whole file, or `length` bytes of a shard from `offset` on.
+
+    For a file of more than `LONG_FILE` bytes its path: a recording of hours does not fit into memory.
+    """
+    with VideoFile(path) as file:
+        if length == 0 and file.size > LONG_FILE:
+            return path
+        return file.read_range(offset, length)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dali.sample_reader import read_content
 from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
@@ -19,6 +18,7 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.decode.video_file import read_content
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
 from pipelines.spot_check import common_folder, format_none_found
@@ -215,7 +215,7 @@ def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     """The defect of a row's video, to follow its name in a sentence; empty if it has none."""
     path, row, deep = job
     try:
-        info = probe_video(read_content(path, row) if row.length else path, deep=deep)
+        info = probe_video(read_content(path, row.offset, row.length) if row.length else path, deep=deep)
     except VideoError as defect:
         return str(defect)
     now, then = (f"{v.frames} frames of {v.width}x{v.height} in {v.codec}" for v in (info, row))
