@@ -1,6 +1,6 @@
 """Errors that a user can repair."""
 
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 
 
 class UserError(Exception):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import RunError
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 from trainer.system.slurm import parse_time_limit
 
 LAUNCH = Path(__file__).parents[2] / "launch"

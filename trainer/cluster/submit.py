@@ -11,8 +11,8 @@ from trainer.cluster.sbatch import JobRequest, format_script
 from trainer.config.variants import Variant
 from trainer.engine.batch_split import split_batch
 from trainer.errors import RunError
+from trainer.secrets import set_job_credentials
 from trainer.system.files import append_lines, write_text
-from trainer.system.secrets import set_job_credentials
 from trainer.system.slurm import (
     PENDING_REASONS,
     find_nodes,

@@ -42,7 +42,7 @@ from trainer.config.value_types import (
     check_finite,
 )
 from trainer.config.yaml import dump_yaml
-from trainer.system.secrets import Address
+from trainer.secrets import Address
 
 Scalar = str | int | float | bool | None
 ALTERNATIVES = (

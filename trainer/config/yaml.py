@@ -18,7 +18,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from trainer.errors import RecipeError
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 
 FieldPath = tuple[str, ...]
 """A field's names from the top of a recipe, such as ("optimisation", "learning_rate")."""

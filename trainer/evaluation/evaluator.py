@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.autotune import LoaderOptions
-from pipelines.spot_check import format_defects
+from pipelines.dataset.spot_check import format_defects
 from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment
 from trainer.distributed.slurm_step import find_job_end

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trainer.export.export_source import ExportSource
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 
 _PRIVATE = ("tracking", "run")  # addresses and folders of the training machines
 

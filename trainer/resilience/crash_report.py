@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 
 if TYPE_CHECKING:  # it imports torch, which a reader does not need
     from trainer.distributed.environment import Environment

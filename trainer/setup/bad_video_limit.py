@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from pipelines.bad_samples import BadSample
-from pipelines.spot_check import format_defects
+from pipelines.dataset.spot_check import format_defects
 
 FEW = 3
 """So many bad videos never stop a run, however small the data set."""

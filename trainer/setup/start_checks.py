@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import check_writable
-from pipelines.spot_check import spot_check
+from pipelines.dataset.spot_check import spot_check
 from trainer.checkpoint.metadata import CheckpointError, TrainState, check_allowed_names, read_state
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights_origin import check_settings_unchanged

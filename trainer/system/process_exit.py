@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 from trainer.system.timeouts import has_hung_threads
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trainer.errors import RunError
-from trainer.system.secrets import Address
+from trainer.secrets import Address
 
 DEFAULT = "sqlite:///mlflow.db"
 VARIABLE = "MLFLOW_TRACKING_URI"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import RunError, StartAgain
-from trainer.system.secrets import redacted, set_mlflow_credentials, with_credentials
+from trainer.secrets import redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import (
     check_address,
     check_experiment,

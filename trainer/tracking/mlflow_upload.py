@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import RunError, StartAgain
 from trainer.monitoring.metric_names import LOSS_MEAN
-from trainer.system.secrets import Address, redacted, set_mlflow_credentials, with_credentials
+from trainer.secrets import Address, redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, check_experiment, sqlite_path
 from trainer.tracking.logged_models import LoggedModels
 from trainer.tracking.outbox import Outbox, Record

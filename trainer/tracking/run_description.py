@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.secrets import redacted
 from trainer.system.git import git_state
-from trainer.system.secrets import redacted
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.secrets import Address
 from trainer.system.files import write_text
-from trainer.system.secrets import Address
 from trainer.tracking.outbox import Outbox
 
 NAME = "mlflow_run.json"

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from trainer.system.secrets import redacted
+from trainer.secrets import redacted
 
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 """MLflow's error codes for records that a retry cannot fix; any other code may be an outage or a login."""

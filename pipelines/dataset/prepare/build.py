@@ -18,10 +18,10 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.decode.video_file import read_content
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
-from pipelines.spot_check import common_folder, format_none_found
 from pipelines.worker_pool import ordered_map
 
 _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.system.secrets import Address
+from trainer.secrets import Address
 from trainer.tracking.address import check_reachable
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RunError
-from trainer.system.secrets import Address, with_credentials
+from trainer.secrets import Address, with_credentials
 from trainer.tracking.mlflow_tracker import MlflowTracker, deliver_outbox
 from trainer.tracking.outbox import Outbox
 

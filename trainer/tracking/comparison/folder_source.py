@@ -13,8 +13,8 @@ from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT, parse_yaml
 from trainer.errors import RecipeError, RunError
 from trainer.monitoring.run_dir import find_run_dirs
+from trainer.secrets import redacted
 from trainer.system.files import find_number
-from trainer.system.secrets import redacted
 from trainer.tracking.comparison.events import MOST_EVALUATIONS, RunEvents, read_curve, read_events
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun
 

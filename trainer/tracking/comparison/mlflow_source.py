@@ -23,7 +23,7 @@ from trainer.config.text_file import read_text
 from trainer.config.yaml import MAX_TEXT
 from trainer.errors import RecipeError, RunError, StartAgain
 from trainer.monitoring.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, WHOLE_RUN
-from trainer.system.secrets import redacted, set_mlflow_credentials, with_credentials
+from trainer.secrets import redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
 from trainer.tracking.comparison.folder_source import SCORES, recipe_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
-from pipelines.spot_check import OPENED, spot_check
+from pipelines.dataset.spot_check import OPENED, spot_check
 from pipelines.synthetic.video_writer import MJPEG, encode_video
 
 

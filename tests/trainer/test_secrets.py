@@ -12,9 +12,9 @@ from trainer.config.load import load_recipe
 from trainer.distributed.environment import describe_environment, find_environment
 from trainer.errors import RecipeError
 from trainer.resilience.crash_report import write_crash_report
-from trainer.system.secrets import Address, redacted, set_job_credentials, with_credentials
+from trainer.secrets import Address, redacted, set_job_credentials, with_credentials
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SECRET = "s3cretpw"
 
 
@@ -103,7 +103,7 @@ def test_an_address_within_another_is_searched_too() -> None:
 def test_a_password_that_is_a_word_leaves_messages_readable(
     monkeypatch: pytest.MonkeyPatch, secret: str, text: str, shown: str | None
 ) -> None:
-    monkeypatch.setattr("trainer.system.secrets._known", set())
+    monkeypatch.setattr("trainer.secrets._known", set())
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
     for given in (f"http://user:{secret}@host", f"mysql://host/db?password={secret}"):
         Address(given)
