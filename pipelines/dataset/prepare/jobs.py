@@ -18,7 +18,7 @@ from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.moments_in_time import list_moments
 from pipelines.dataset.prepare.something_something import list_something
 from pipelines.dataset.prepare.table import read_table
-from pipelines.dataset.transcode import TranscodeOptions, transcode_manifest
+from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
 from pipelines.errors import DataError
 
 ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]

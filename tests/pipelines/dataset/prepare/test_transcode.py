@@ -15,12 +15,17 @@ import pytest
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.transcode import (
+    SETTINGS,
+    TranscodeOptions,
+    transcode_manifest,
+    transcode_video,
+)
 from pipelines.dataset.probe import probe_video
-from pipelines.dataset.transcode import SETTINGS, TranscodeOptions, transcode_manifest, transcode_video
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoError
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SMALL = TranscodeOptions(short_side=64, keyframe_interval=4)
 
 
@@ -140,7 +145,7 @@ def test_killed_and_continued_it_gives_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from pipelines.dataset.manifest import Manifest\n"
-        "from pipelines.dataset.transcode import TranscodeOptions, transcode_manifest\n"
+        "from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest\n"
         "if __name__ == '__main__':\n"
         "    options = TranscodeOptions(short_side=64, keyframe_interval=4)\n"
         "    manifest = Manifest.open(Path(sys.argv[1]))\n"
