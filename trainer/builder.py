@@ -132,7 +132,13 @@ class Builder:
         engine = Engine(run_on_all_ranks(self._model), recipe, environment, prepared.layout)
         schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
         train, val, loader_notes = open_loaders(
-            recipe, environment, prepared, self.folder, first_step=self.start.step, stack=stack
+            recipe,
+            environment,
+            prepared,
+            self.folder,
+            first_step=self.start.step,
+            evaluates=schedule.evaluates,
+            stack=stack,
         )
         run_logger = self._run_logger(schedule, meter.spent.starts, checkpointer.retention, stack)
         for note in (*notes, *prepared.notes, *loader_notes):

@@ -14,7 +14,6 @@ from pipelines.sampling.sampler import ViewSampler
 from trainer.config.schema import Recipe
 from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
 from trainer.distributed.environment import Environment, cores_per_rank
-from trainer.lr_schedule import Schedule
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
 from trainer.setup.preparation import Preparation
@@ -28,11 +27,13 @@ def open_loaders(
     folder: RunDir,
     *,
     first_step: int,
+    evaluates: bool,
     stack: ExitStack,
 ) -> tuple[ClipLoader, ClipLoader, tuple[str, ...]]:
     """The loader of training clips from a step on, that of evaluation, and notes on them. Collective.
 
-    stack: closes them. Raises AgreedError where a rank lacks what a loader needs, such as room in /dev/shm.
+    evaluates: whether the run evaluates at all. stack: closes the loaders. Raises AgreedError where a rank
+    lacks what a loader needs, such as space in /dev/shm.
     """
     colours = recipe.augmentation
     sampler = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
@@ -71,7 +72,7 @@ def open_loaders(
     val, _ = _open(open_val, options, folder, environment, stack)
     # /dev/shm is still empty: the loaders make their first batches when they are asked for them.
     train_need, val_need = run_on_all_ranks(train.shared_memory), SharedMemoryNeed(0, 0)
-    if Schedule.of(recipe, prepared.sampler.steps_per_epoch).evaluates:
+    if evaluates:
         val_need = run_on_all_ranks(val.shared_memory)
     note = check_shared_memory(environment, train_need, val_need)
     return train, val, notes if note is None else (*notes, note)

@@ -52,8 +52,12 @@ def test_a_run_that_never_evaluates_needs_no_shared_memory_for_it(
     monkeypatch.setattr(loaders, "check_shared_memory", noted)
     recipe = load_recipe("recipe.yaml", ["evaluation.at_end=false"])
     prepared = prepare(recipe, world_size=1, room=AvailableMemory("cpu", 16 * GIB))
+    schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
     with ExitStack() as stack:
-        open_loaders(recipe, one_rank, prepared, RunDir(tmp_path / "run"), first_step=0, stack=stack)
+        folder = RunDir(tmp_path / "run")
+        open_loaders(
+            recipe, one_rank, prepared, folder, first_step=0, evaluates=schedule.evaluates, stack=stack
+        )
     assert needs[0].least > 0
     assert needs[1] == SharedMemoryNeed(0, 0)
 
