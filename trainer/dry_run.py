@@ -95,13 +95,13 @@ def check(
     problems.attempt(lambda: check_run_dir(folder))
     problems.attempt(lambda: check_resume(folder, resume))
     problems.attempt(lambda: check_embedded(recipe))
-    room, whose = _room(recipe, ranks)
+    available, whose = _available_memory(recipe, ranks)
     asked, ranks = ranks, ranks or max(1, torch.cuda.device_count())
     absent = [(name, path) for name, path in manifest_fields(recipe) if not path.exists()]
     notes: list[str] = []
     prepared = None
     if not absent:
-        prepared, notes = _prepared(recipe, ranks, room, problems)
+        prepared, notes = _prepared(recipe, ranks, available, problems)
     elif recipe.data.embedded is None:
         for name, path in absent:
             problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
@@ -113,14 +113,16 @@ def check(
     class_names = _class_names(recipe)
     classes = len(class_names) or None
     starting: Sequence[str] = ()
-    layout = prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, room))
+    layout = (
+        prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, available))
+    )
     for problem in _missing(recipe, with_gpu=asked is None):
         problems.note(problem)
     if layout is not None:
         config = model_config(recipe, classes or 1, layout.recomputed_blocks)
-        if not _goes_on(folder, resume):  # the file is read by a training that begins, and by no other
+        if not _resumes(folder, resume):  # the file is read by a training that begins, and by no other
             starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
-        _print_figures(recipe, config, layout, ranks, room, whose)
+        _print_figures(recipe, config, layout, ranks, available, whose)
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
         ("what makes it fit", layout.advice if layout else ()),
@@ -136,7 +138,7 @@ def check(
 
 
 def _prepared(
-    recipe: Recipe, ranks: int, room: AvailableMemory, problems: _Problems
+    recipe: Recipe, ranks: int, available: AvailableMemory, problems: _Problems
 ) -> tuple[Preparation | None, list[str]]:
     """What the start of a run prepares, and its notes."""
     opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
@@ -144,10 +146,10 @@ def _prepared(
     if len(found) < len(opened):
         return None, []
     notes = list(problems.attempt(lambda: check_videos(recipe, found)) or ())
-    prepared = problems.attempt(lambda: prepare(recipe, ranks, room))
+    prepared = problems.attempt(lambda: prepare(recipe, ranks, available))
     if prepared is not None:
         train, val = prepared.train, prepared.val
-        problems.attempt(lambda: check_decoder(recipe, train, gpu=room.kind == "cuda"))
+        problems.attempt(lambda: check_decoder(recipe, train, gpu=available.kind == "cuda"))
         why = {*prepared.layout.why, *memory_notes(prepared.layout)}
         notes += [note for note in prepared.notes if note not in why]
         notes += overlap_notes(train, val)
@@ -164,7 +166,7 @@ def _class_names(recipe: Recipe) -> tuple[str, ...]:
     return ()
 
 
-def _goes_on(folder: RunDir, resume: str) -> bool:
+def _resumes(folder: RunDir, resume: str) -> bool:
     """Whether the run would resume from a checkpoint."""
     if resume == "auto":
         return bool(Retention(folder.checkpoints).visible())
@@ -179,10 +181,10 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     return found.report if class_names else ()  # without names, nothing can be said of the head
 
 
-def _layout(recipe: Recipe, classes: int | None, ranks: int, room: AvailableMemory) -> BatchPlan:
-    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
+def _layout(recipe: Recipe, classes: int | None, ranks: int, available: AvailableMemory) -> BatchPlan:
+    precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
     return choose_batch_plan(
-        recipe, model_config(recipe, classes or 1), ranks, precision=precision, available=room
+        recipe, model_config(recipe, classes or 1), ranks, precision=precision, available=available
     )
 
 
@@ -191,11 +193,11 @@ def _print_figures(
     config: UniFormerV2Config,
     layout: BatchPlan,
     ranks: int,
-    room: AvailableMemory,
+    available: AvailableMemory,
     whose: str,
 ) -> None:
-    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    needs = MemoryModel.of(recipe, config, ranks=ranks, precision=precision, kind=room.kind)
+    precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
+    needs = MemoryModel.of(recipe, config, ranks=ranks, precision=precision, kind=available.kind)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -203,7 +205,7 @@ def _print_figures(
         _print_list("figures", ["as if for 1 class: the manifest, which names the classes, is not here"])
     for name, text in _rows(recipe, config, ranks, layout):
         table.add_row(name, text)
-    table.add_row("memory per rank", f"{_memory(needs, layout, room)} of {whose}")
+    table.add_row("memory per rank", f"{_memory(needs, layout, available)} of {whose}")
     Console().print(table)
 
 
@@ -270,7 +272,7 @@ def _rows(
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
 
 
-def _room(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
+def _available_memory(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
     """What a rank has, and whose it is; a GPU is assumed where the run wants one that is not here."""
     engine = recipe.engine
     if engine.device != "cpu" and torch.cuda.is_available():
@@ -284,7 +286,7 @@ def _room(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
     return AvailableMemory("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
 
 
-def _memory(needs: MemoryModel, layout: BatchPlan, room: AvailableMemory) -> str:
+def _memory(needs: MemoryModel, layout: BatchPlan, available: AvailableMemory) -> str:
     """The estimate that `auto` goes by."""
     estimate = needs.estimate(
         zero_stage=layout.zero_stage,
@@ -301,8 +303,8 @@ def _memory(needs: MemoryModel, layout: BatchPlan, room: AvailableMemory) -> str
         (estimate.reserve, "in reserve"),
     )
     named = ", ".join(f"{amount / GIB:,.1f} {text}" for amount, text in parts)
-    fits = "" if estimate.total <= room.bytes else ", too much"
-    return f"about {estimate.total / GIB:,.1f} GiB{fits}: {named}; there are {room.bytes / GIB:,.1f}"
+    fits = "" if estimate.total <= available.bytes else ", too much"
+    return f"about {estimate.total / GIB:,.1f} GiB{fits}: {named}; there are {available.bytes / GIB:,.1f}"
 
 
 def _flop(amount: float) -> str:

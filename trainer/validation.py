@@ -11,7 +11,7 @@ from trainer.monitoring.throughput import ThroughputMeter
 from trainer.resilience.signals import StopRequest
 from trainer.resilience.watchdog import Watchdog
 from trainer.run_logger import RunLogger
-from trainer.setup.bad_video_limit import BadVideos, too_many
+from trainer.setup.bad_video_limit import BadVideos, exceeds_limit
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Validator:
     def check_bad_videos(self, result: EvaluationResult) -> None:
         """Raises AgreedError where so many videos are bad that the result means nothing."""
         videos = result.videos + result.bad
-        if too_many(result.bad, self.bad_share, videos):
+        if exceeds_limit(result.bad, self.bad_share, videos):
             raise AgreedError(
                 f"{result.bad} of {videos} validation videos could not be read, more than data.bad_share "
                 f"({self.bad_share:g}) allows; {self.bad_videos.first_reasons}. All are in "

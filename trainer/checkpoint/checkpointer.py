@@ -163,7 +163,7 @@ class Checkpointer:
             saved_at=time.time(),
             description=self.description,
         )
-        snapshot.take()
+        snapshot.capture()
         self._save = _Save(state, lambda: snapshot.write(partial / shard_name(dist.get_rank())))
         return True
 

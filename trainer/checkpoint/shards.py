@@ -46,7 +46,7 @@ class Snapshot:
     def bytes(self) -> int:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
-    def take(self) -> None:
+    def capture(self) -> None:
         """Copy the current values of the pieces."""
         ends = dict.fromkeys(self._buffers, 0)
         for piece in self._pieces:
@@ -139,11 +139,11 @@ def read_index(paths: Iterable[Path]) -> Index:
     index: Index = {}
     for path in paths:
         ends: dict[str, int] = {}
-        with _naming(path):
+        with _errors_naming(path):
             header = read_header(path)
             held = json.loads(header.metadata["pieces"])
             for piece in held:
-                key, start, count, kind, shape = _described(piece)
+                key, start, count, kind, shape = _parse_piece(piece)
                 stored = StoredPiece(path, kind, ends.get(kind, 0), start, count, shape)
                 index.setdefault(key, []).append(stored)
                 ends[kind] = ends.get(kind, 0) + count
@@ -153,7 +153,7 @@ def read_index(paths: Iterable[Path]) -> Index:
     return index
 
 
-def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
+def _parse_piece(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
     """The description of a piece in a header. Raises TypeError or ValueError where it is malformed."""
     key, start, count, kind, shape = piece
     numbers = [start, count, *shape]
@@ -169,7 +169,7 @@ def _described(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _errors_naming(path: Path) -> Iterator[None]:
     """Turns an error in reading a shard into a RunError that names the file."""
     from safetensors import SafetensorError
 
@@ -227,7 +227,7 @@ class ShardReader:
         """The values of a piece, in blocks."""
         for begin in range(0, stored.count, _NUMBERS_AT_ONCE):
             end = min(begin + _NUMBERS_AT_ONCE, stored.count)
-            with _naming(stored.file):
+            with _errors_naming(stored.file):
                 yield self._file(stored.file).get_slice(stored.kind)[
                     stored.offset + begin : stored.offset + end
                 ]
@@ -237,7 +237,7 @@ class ShardReader:
             first, last = max(begin, part.start), min(end, part.start + part.count)
             if first < last:
                 offset = part.offset + first - part.start
-                with _naming(part.file):
+                with _errors_naming(part.file):
                     values = self._file(part.file).get_slice(part.kind)[offset : offset + last - first]
                 yield first, values
 

@@ -31,7 +31,7 @@ from trainer.monitoring.progress import show_progress
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
-from trainer.setup.bad_video_limit import too_many
+from trainer.setup.bad_video_limit import exceeds_limit
 from trainer.setup.loaders import open_view_loader
 from trainer.system.device import compute_logits, set_device, set_numerics
 
@@ -217,7 +217,7 @@ class Evaluator:
 
     def _check_bad(self) -> None:
         bad, share, videos = self._folder.bad, self._target.bad_share, len(self._target.dataset)
-        if too_many(bad, share, videos):
+        if exceeds_limit(bad, share, videos):
             named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
             raise RunError(
                 f"{bad} of {videos} videos could not be read, more than --bad-share ({share:g}) allows; "

@@ -13,14 +13,14 @@ CHANCE = 10_000
 """At most one in so many data sets with a tolerable number of bad videos is refused by its first samples."""
 
 
-def few(share: float, videos: int) -> int:
+def always_tolerated(share: float, videos: int) -> int:
     """How many bad videos of so many are always tolerated: at most half; none where the share is 0."""
     return 0 if share == 0 else min(FEW, videos // 2)
 
 
-def too_many(bad: int, share: float, videos: int) -> bool:
+def exceeds_limit(bad: int, share: float, videos: int) -> bool:
     """Whether so many bad videos, of so many read, are too many. share: `data.bad_share`."""
-    return bad > max(share * videos, few(share, videos))
+    return bad > max(share * videos, always_tolerated(share, videos))
 
 
 def is_surely_over_limit(bad: int, share: float, opened: int, videos: int) -> bool:
@@ -35,11 +35,11 @@ def is_surely_over_limit(bad: int, share: float, opened: int, videos: int) -> bo
         opened: how many were tried.
         videos: of the data set.
     """
-    if bad <= few(share, opened) or share == 1:
+    if bad <= always_tolerated(share, opened) or share == 1:
         return False
     if bad == opened:
         return True
-    most = int(max(share * videos, few(share, videos)))
+    most = int(max(share * videos, always_tolerated(share, videos)))
     as_bad = sum(
         math.comb(most, found) * math.comb(videos - most, opened - found) for found in range(bad, opened + 1)
     )
@@ -60,7 +60,7 @@ class BadVideos:
         for defect in bad_samples:
             self._found.setdefault(defect.sample, defect)
 
-    def too_many(self, bad: int, clips: int, share: float, videos: int) -> bool:
+    def exceeds_limit(self, bad: int, clips: int, share: float, videos: int) -> bool:
         """Whether the run stops: for the share of its clips that are bad, and the number of bad videos.
 
         Args:
@@ -68,7 +68,7 @@ class BadVideos:
             share: `data.bad_share`.
             videos: of the training set.
         """
-        return bad > share * max(clips, videos) and len(self) > few(share, videos)
+        return bad > share * max(clips, videos) and len(self) > always_tolerated(share, videos)
 
     @property
     def first_reasons(self) -> str:
@@ -102,7 +102,7 @@ class BadClipLimit:
     def is_exceeded(self) -> bool:
         """Whether the run has to stop."""
         bad, clips = self.bad - self._bad_before, self.clips - self._clips_before
-        return self.videos.too_many(bad, clips, self._share, self._training_set)
+        return self.videos.exceeds_limit(bad, clips, self._share, self._training_set)
 
     def describe(self) -> str:
         """The numbers of this attempt and the first reasons, for a message."""

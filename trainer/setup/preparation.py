@@ -68,11 +68,11 @@ def manifests(recipe: Recipe) -> list[Path]:
 
 
 def prepare(
-    recipe: Recipe, world_size: int, room: AvailableMemory, node_copy: Path | None = None
+    recipe: Recipe, world_size: int, available: AvailableMemory, node_copy: Path | None = None
 ) -> Preparation:
     """Open the manifests, and check that data, model, batch and memory fit together.
 
-    room: what every rank has at least, the same on all of them. node_copy: folder with copies of the
+    available: what every rank has at least, the same on all of them. node_copy: folder with copies of the
     manifests, made by `node_files.prefetch_manifests`, to be opened in their place.
 
     Raises UserError, DataError or ModelError for what does not fit.
@@ -86,8 +86,8 @@ def prepare(
             f"{train} has {len(train.class_names)} classes, the model {config.num_classes}; set "
             f"model.num_classes to {len(train.class_names)}, or to null"
         )
-    precision = choose_precision(recipe.engine.precision, torch.device(room.kind))
-    layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=room)
+    precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
+    layout = choose_batch_plan(recipe, config, world_size, precision=precision, available=available)
     config = model_config(recipe, len(train.class_names), layout.recomputed_blocks)
     flip, notes = resolve_flip(recipe, train.class_names)
     return Preparation(
@@ -191,18 +191,18 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
     if recipe.data.decoder != "dali":
         return
     taken = GraphDecoder.for_device(gpu=gpu).codecs
-    looked_at = range(0, len(train), max(1, len(train) // CHECKED_VIDEOS))
+    checked = range(0, len(train), max(1, len(train) // CHECKED_VIDEOS))
     others: Counter[str] = Counter()
-    for sample in looked_at:
+    for sample in checked:
         with suppress(VideoError):  # a bad row is a bad video, whoever decodes
             codec = train.row(sample).codec
             others[codec] += codec not in taken
     others = +others
-    if others.total() > recipe.data.bad_share * len(looked_at):
+    if others.total() > recipe.data.bad_share * len(checked):
         named = ", ".join(f"{count} {codec}" for codec, count in others.most_common())
         raise RunError(
             f"data.decoder: dali takes {', '.join(sorted(taken))} on a {'GPU' if gpu else 'CPU'}, and of "
-            f"{len(looked_at)} training videos {others.total()} are something else ({named}); set it to "
+            f"{len(checked)} training videos {others.total()} are something else ({named}); set it to "
             f"{'auto or hybrid' if gpu else 'pyav or hybrid'}"
         )
 

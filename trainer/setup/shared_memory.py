@@ -39,10 +39,10 @@ def check_shared_memory(
     own = RankShare(environment.node, SharedMemory.read(), train, val)
     shares: list[RankShare] = [own] * environment.world_size
     dist.all_gather_object(shares, own)
-    return judge(shares)
+    return check_shares(shares)
 
 
-def judge(shares: Sequence[RankShare]) -> str | None:
+def check_shares(shares: Sequence[RankShare]) -> str | None:
     """The same, of the shares of all ranks; names the node that lacks most."""
     nodes: dict[tuple[str, int], list[RankShare]] = {}
     for share in shares:
@@ -54,10 +54,12 @@ def judge(shares: Sequence[RankShare]) -> str | None:
     if _lack(worst, least=True) > 0:
         more = sum(_lack(ranks, least=True) > 0 for ranks in nodes.values()) - 1
         others = f" ({more} more node{'s' if more > 1 else ''} likewise)" if more else ""
-        raise AgreedError(f"/dev/shm of {_words(worst, least=True)}{others}. {_advice(worst)}")
+        raise AgreedError(f"/dev/shm of {_describe(worst, least=True)}{others}. {_advice(worst)}")
     worst = max(nodes.values(), key=lambda ranks: _lack(ranks, least=False))
     if _lack(worst, least=False) > 0:
-        return f"/dev/shm of {_words(worst, least=False)}, once large videos come together. {_advice(worst)}"
+        return (
+            f"/dev/shm of {_describe(worst, least=False)}, once large videos come together. {_advice(worst)}"
+        )
     return None
 
 
@@ -77,7 +79,7 @@ def _lack(ranks: Sequence[RankShare], *, least: bool) -> int:
     return sum(_need(ranks, least=least)) - _free(ranks)
 
 
-def _words(ranks: Sequence[RankShare], *, least: bool) -> str:
+def _describe(ranks: Sequence[RankShare], *, least: bool) -> str:
     train, val = _need(ranks, least=least)
     there = ranks[0].there
     assert there is not None

@@ -52,7 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
         for name, tensor in model.state_dict().items()
     ]
     snapshot = Snapshot(pieces)
-    snapshot.take()
+    snapshot.capture()
     snapshot.write(folder / shard_name(0))
     description = {
         "model": dataclasses.asdict(model.config),
@@ -225,12 +225,12 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, number: float
     ]
     snapshot = Snapshot(pieces)
     values[4] = number
-    snapshot.take()
+    snapshot.capture()
     with pytest.raises(RunError, match="exp_avg/head holds numbers that are not finite"):
         snapshot.write(tmp_path / "shard")
     assert not list(tmp_path.iterdir())
     values[4] = 0.0
-    snapshot.take()
+    snapshot.capture()
     snapshot.write(tmp_path / "shard")
     assert find_damage(tmp_path / "shard") is None
 

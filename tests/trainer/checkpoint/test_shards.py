@@ -36,7 +36,7 @@ def write(folder: Path, world_size: int = 3) -> list[Path]:
     everything = [whole(key, tensor) for key, tensor in tensors().items()]
     for rank in range(world_size):
         snapshot = Snapshot(owned_shards(everything, rank, world_size))
-        snapshot.take()
+        snapshot.capture()
         snapshot.write(folder / shard_name(rank))
     state = TrainState(
         step=3, updates=3, world_size=world_size, zero_stage=0, settings={}, clips=0, bad=0, spent={},
@@ -81,7 +81,7 @@ def test_a_snapshot_keeps_what_was_when_it_was_taken(tmp_path: Path) -> None:
     assert snapshot.bytes == 24
     for first in (0.0, 10.0):
         values.copy_(torch.arange(6.0) + first)
-        snapshot.take()
+        snapshot.capture()
         values.zero_()
         snapshot.write(tmp_path / "shard")
         assert torch.equal(

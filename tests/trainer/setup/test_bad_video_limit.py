@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.bad_samples import BadSample
-from trainer.setup.bad_video_limit import BadVideos, few, is_surely_over_limit, too_many
+from trainer.setup.bad_video_limit import BadVideos, always_tolerated, exceeds_limit, is_surely_over_limit
 
 
 def found(count: int) -> BadVideos:
@@ -19,7 +19,9 @@ def found(count: int) -> BadVideos:
     [(1000, 0.01, 10), (1000, 0.0, 0), (50, 0.01, 3), (5, 0.01, 2), (1, 0.01, 0), (4, 1.0, 4), (4, 0.75, 3)],
 )
 def test_the_limit_is_a_share_and_at_least_a_few(videos: int, share: float, most: int) -> None:
-    assert [bad for bad in range(videos + 1) if not too_many(bad, share, videos)] == list(range(most + 1))
+    assert [bad for bad in range(videos + 1) if not exceeds_limit(bad, share, videos)] == list(
+        range(most + 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,20 +51,20 @@ def test_good_data_sets_are_hardly_ever_refused_for_their_sample() -> None:
     """300 of 1,000 videos are bad, as many as the share lets pass."""
     random = np.random.default_rng(0)
     found = random.hypergeometric(300, 700, 8, size=20_000)
-    assert np.mean([too_many(bad, 0.3, 8) for bad in found]) > 0.15
+    assert np.mean([exceeds_limit(bad, 0.3, 8) for bad in found]) > 0.15
     assert np.mean([is_surely_over_limit(bad, 0.3, 8, 1000) for bad in found]) < 5e-4
 
 
 def test_a_lost_video_of_a_small_set_stops_no_run_however_often_it_comes() -> None:
     one = found(1)
-    assert not one.too_many(bad=2000, clips=100_000, share=0.01, videos=50)
-    assert one.too_many(bad=1, clips=50, share=0.0, videos=50)
-    assert one.too_many(bad=100, clips=100, share=0.01, videos=1)
+    assert not one.exceeds_limit(bad=2000, clips=100_000, share=0.01, videos=50)
+    assert one.exceeds_limit(bad=1, clips=50, share=0.0, videos=50)
+    assert one.exceeds_limit(bad=100, clips=100, share=0.01, videos=1)
 
 
 def test_more_than_a_few_videos_stop_a_run_by_their_share_of_the_clips() -> None:
     four = found(4)
-    assert len(four) == 4 > few(0.01, 50)
-    assert four.too_many(bad=9, clips=100, share=0.01, videos=50)
-    assert not four.too_many(bad=4, clips=100, share=0.01, videos=1000)
+    assert len(four) == 4 > always_tolerated(0.01, 50)
+    assert four.exceeds_limit(bad=9, clips=100, share=0.01, videos=50)
+    assert not four.exceeds_limit(bad=4, clips=100, share=0.01, videos=1000)
     assert four.first_reasons.count("is empty") == 3 and "found by another" not in four.first_reasons

@@ -51,7 +51,7 @@ def test_a_run_that_never_evaluates_needs_no_shared_memory_for_it(
 
     monkeypatch.setattr(loaders, "check_shared_memory", noted)
     recipe = load_recipe("recipe.yaml", ["evaluation.at_end=false"])
-    prepared = prepare(recipe, world_size=1, room=AvailableMemory("cpu", 16 * GIB))
+    prepared = prepare(recipe, world_size=1, available=AvailableMemory("cpu", 16 * GIB))
     schedule = Schedule.of(recipe, prepared.sampler.steps_per_epoch)
     with ExitStack() as stack:
         folder = RunDir(tmp_path / "run")

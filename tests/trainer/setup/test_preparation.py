@@ -56,7 +56,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def prepared(*overrides: str) -> Preparation:
-    return prepare(recipe(*overrides), world_size=2, room=AvailableMemory("cpu", 16 * GIB))
+    return prepare(recipe(*overrides), world_size=2, available=AvailableMemory("cpu", 16 * GIB))
 
 
 def shares(made: Preparation, steps: int) -> list[float]:

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.dali.shared_memory import SharedMemoryNeed
 from trainer.errors import AgreedError
-from trainer.setup.shared_memory import RankShare, judge
+from trainer.setup.shared_memory import RankShare, check_shares
 from trainer.system.host import SharedMemory
 
 MIB = 2**20
@@ -15,9 +15,9 @@ RANK = RankShare("n1", DOCKER, SharedMemoryNeed(10 * MIB, 20 * MIB), SharedMemor
 
 
 def test_ranks_of_a_node_share_what_is_there() -> None:
-    assert judge([RANK]) is None
+    assert check_shares([RANK]) is None
     with pytest.raises(AgreedError) as caught:
-        judge([replace(RANK, node="n0"), *[RANK] * 3])
+        check_shares([replace(RANK, node="n0"), *[RANK] * 3])
     words = str(caught.value)
     assert "/dev/shm of node n1 is too small: 64 MiB" in words
     assert "75 MiB there, 30 MiB for training and 45 MiB for evaluation" in words
@@ -25,16 +25,16 @@ def test_ranks_of_a_node_share_what_is_there() -> None:
 
 
 def test_ranks_in_containers_of_their_own_do_not() -> None:
-    assert judge([RANK, replace(RANK, there=replace(DOCKER, device=2))]) is None
+    assert check_shares([RANK, replace(RANK, there=replace(DOCKER, device=2))]) is None
 
 
 def test_what_large_videos_may_need_is_a_note() -> None:
-    note = judge([RANK, RANK])
+    note = check_shares([RANK, RANK])
     assert note is not None and "70 MiB" in note and "large videos" in note
 
 
 def test_a_system_without_shared_memory_or_without_a_limit() -> None:
-    assert judge([replace(RANK, there=None)] * 9) is None
+    assert check_shares([replace(RANK, there=None)] * 9) is None
 
 
 def test_reading_this_machine() -> None:
