@@ -72,6 +72,7 @@ for _name in KINETICS:
         f"{_name}_l14_336_32f": {"batch"},
         f"{_name}_l14_336_64f": {"batch"},
         f"{_name}_l14_336_8f_frozen_clip": {"learning_rate"},
+        f"{_name}_l14_336_32f_frozen": {"views"},  # table 16: 3 crops x 1 clip
     }
 for _version in (1, 2):
     DIFFERENT |= {f"ssv{_version}_l14_{_frames}f": {"epochs"} for _frames in (16, 32)}

@@ -78,8 +78,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: the recipe, or its name (see `find_recipe`). `base:` is relative to the file that names it; of
-            several
-            bases the later one wins, and a file that they share is applied once, first.
+            several bases the later one wins, and a file that they share is applied once, first.
         overrides: `section.field=value`, the value read as YAML; applied in order, after all files.
 
     Raises:
@@ -132,8 +131,9 @@ def _add_with_bases(
     location = f"{format_text(str(path))}:{document.lines.get(('base',), 1)}: "
     for name in bases if isinstance(bases, list) else [bases]:
         if not isinstance(name, str) or not name:
-            allowed = "the path of a recipe, or a list of paths"
-            raise RecipeError(f"{location}base: found {_found(name)}; allowed: {allowed}")
+            raise RecipeError(
+                f"{location}base: found {_found(name)}; allowed: the path of a recipe, or a list of paths"
+            )
         try:
             found = find_base(name, path.parent)
         except RecipeError as error:

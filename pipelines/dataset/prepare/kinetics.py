@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from array import array
 from collections.abc import Collection, Iterator, Sequence
@@ -14,14 +12,14 @@ from pipelines.dataset import kinetics710
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.text_lines import open_lines
+from pipelines.dataset.prepare.text_lines import csv_rows, read_json
 from pipelines.dataset.prepare.video_index import VideoIndex
 from pipelines.errors import DataError
 from pipelines.formatting import format_list, printable
 
 VERSIONS: dict[str, kinetics710.Table] = {"400": "k400", "600": "k600", "700": "k700"}
 
-_COLUMNS = {"youtube_id": "youtube_id", "time_start": "time_start", "time_end": "time_end", "label": "label"}
+_COLUMNS = ("youtube_id", "time_start", "time_end", "label")
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 # Kinds of findings: a count follows.
@@ -61,41 +59,32 @@ def read_annotations(path: Path) -> Iterator[Clip]:
     Raises:
         DataError: no such file, another format, or a wrong value, with its line or its key.
     """
-    if not path.is_file():
-        raise DataError(f"{printable(path)}: no such file")
     yield from _read_json(path) if path.suffix.lower() == ".json" else _read_csv(path)
 
 
 def _read_csv(path: Path) -> Iterator[Clip]:
-    with open_lines(path) as lines:
-        rows = csv.reader(lines)
-        header = [name.strip().lower() for name in next(rows, [])]
-        for column in ("youtube_id", "time_start", "time_end"):
-            if column not in header:
-                found = printable(",".join(header)) if header else "an empty file"
-                raise DataError(
-                    f"{printable(path)}, line 1: no column {column}; expected the published header "
-                    f"label,youtube_id,time_start,time_end,split, found {found}. "
-                    "For a list of paths and labels use prepare table"
-                )
-        places = {name: header.index(name) for name in _COLUMNS if name in header}
-        for row in rows:
-            if not row:
-                continue
-            place = f"{printable(path)}, line {rows.line_num}"
-            if len(row) <= max(places.values()):
-                raise DataError(f"{place}: {len(row)} fields, the header has {len(header)}")
-            fields = {name: row[index].strip() for name, index in places.items()}
-            yield _clip(
-                fields["youtube_id"], fields["time_start"], fields["time_end"], fields.get("label", ""), place
+    rows = csv_rows(path)
+    header = [name.strip().lower() for name in next(rows, (0, []))[1]]
+    for column in ("youtube_id", "time_start", "time_end"):
+        if column not in header:
+            found = printable(",".join(header)) if header else "an empty file"
+            raise DataError(
+                f"{printable(path)}, line 1: no column {column}; found {found}; expected "
+                "label,youtube_id,time_start,time_end,split. For a list of paths and labels use prepare table"
             )
+    columns = {name: header.index(name) for name in _COLUMNS if name in header}
+    for line, row in rows:
+        place = f"{printable(path)}, line {line}"
+        if len(row) <= max(columns.values()):
+            raise DataError(f"{place}: {len(row)} fields; the header has {len(header)}")
+        fields = {name: row[index].strip() for name, index in columns.items()}
+        yield _clip(
+            fields["youtube_id"], fields["time_start"], fields["time_end"], fields.get("label", ""), place
+        )
 
 
 def _read_json(path: Path) -> Iterator[Clip]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{printable(path)}: no JSON: {error}") from error
+    document = read_json(path)
     if not isinstance(document, dict):
         raise DataError(f"{printable(path)}: expected an object with a YouTube id as each key")
     for name, entry in document.items():
@@ -130,8 +119,7 @@ def find_version(labels: Collection[str]) -> str | None:
 
 
 def unique_clips(clips: Iterator[Clip], findings: Findings) -> dict[tuple[str, int, int], Clip]:
-    """Each clip once, in the order of the rows. Clips that stand there with two labels are left out and
-    listed."""
+    """Each clip once, in the order of the rows. Clips with two labels are left out and listed."""
     unique: dict[tuple[str, int, int], Clip] = {}
     contradictory: set[tuple[str, int, int]] = set()
     for clip in clips:
@@ -174,8 +162,8 @@ def local_files(clips: Collection[Clip], index: VideoIndex, findings: Findings) 
 def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | None = None) -> Listing:
     """The clips of one published annotation file that have a local file.
 
-    Labels are the class's place in the alphabetical table of its version. Rows without a file, repeated and
-    contradictory rows, and files without a row are among the findings.
+    A label is the index of the class in the alphabetical table of the version. Rows without a file, repeated
+    and contradictory rows, and files without a row are among the findings.
 
     Args:
         annotations: CSV or JSON, as published.
@@ -203,11 +191,10 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
         shown = next(clips[0].stems())
         raise DataError(
             f"{printable(annotations)}: none of its {len(clips)} clips has a file among the {len(index)} "
-            f"videos of "
-            f"{', '.join(map(printable, videos))}; the first would be called {shown}.mp4 or "
+            f"videos of {', '.join(map(printable, videos))}; the first would be called {shown}.mp4 or "
             f"{clips[0].youtube_id}.mp4"
         )
-    findings.note(f"{len(found)} of {len(clips)} clips of the annotations have a file.")
+    findings.note(f"{len(found):,} of {len(clips):,} clips of the annotations have a file.")
     return as_listing([(path, clip.label) for clip, path in found], names, findings)
 
 

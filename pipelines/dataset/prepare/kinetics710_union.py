@@ -47,10 +47,8 @@ class Union:
         """The figures beside the paper's, as one sentence."""
         return (
             f"{self.rows:,} rows of the training splits: {self.held_out:,} of held-out videos, "
-            f"{self.shared:,} repeated "
-            f"and {self.contradictory:,} contradictory ones are left out; {len(self.clips):,} clips remain "
-            f"(the authors' "
-            f"download: {PAPER_TRAINING_VIDEOS:,})."
+            f"{self.shared:,} repeated and {self.contradictory:,} contradictory ones are left out; "
+            f"{len(self.clips):,} clips remain (the authors' download: {PAPER_TRAINING_VIDEOS:,})."
         )
 
 
@@ -75,12 +73,8 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
         for clip in unique_clips(read_annotations(path), findings).values():
             label = synonyms.get(clip.label, clip.label)
             if label not in known:
-                what = (
-                    f"'{printable(clip.label)}' is no class of Kinetics"
-                    if clip.label
-                    else "there is no label"
-                )
-                raise DataError(f"{printable(path)}: {what} ({clip})")
+                what = f"'{printable(clip.label)}' is no class of Kinetics" if clip.label else "has no label"
+                raise DataError(f"{printable(path)}, {clip}: {what}")
             union.rows += 1
             if clip.youtube_id in ids:
                 union.held_out += 1
@@ -94,7 +88,7 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
             findings.add(
                 CONTRADICTORY,
                 str(clip),
-                "labels " + " and ".join(f"'{name}'" for name in dict.fromkeys(given)),
+                "labels " + " and ".join(f"'{printable(name)}'" for name in dict.fromkeys(given)),
             )
             continue
         union.clips.append(clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.kinetics import CONTRADICTORY, MISSING, REPEATED, as_listing
 from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.text_lines import read_json
 from pipelines.dataset.prepare.video_index import VideoIndex
 from pipelines.errors import DataError
 from pipelines.formatting import printable
@@ -23,14 +23,14 @@ def read_labels(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: no such file, another format, or the numbers are not 0 to N - 1, each once.
     """
-    document = _json(path)
+    document = read_json(path)
     if not isinstance(document, dict) or not document:
         raise DataError(f"{printable(path)}: expected an object of class names with their numbers")
     by_number: dict[int, str] = {}
     for name, number in document.items():
         if not str(number).isdecimal() or int(number) in by_number:
             raise DataError(
-                f"{printable(path)}, '{printable(name)}': {printable(str(number))} is no number of its own"
+                f"{printable(path)}, '{printable(name)}': {printable(str(number))} no number, or repeated"
             )
         by_number[int(number)] = class_name(name)
     if sorted(by_number) != list(range(len(by_number))):
@@ -48,12 +48,12 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
         labels: `something-something-v2-labels.json`, which numbers the classes.
 
     Raises:
-        DataError: a file or an entry is wrong, the split has no templates, a class is unknown, or no video is
-        there.
+        DataError: a file or an entry is wrong, the split has no templates, a class is unknown, or no video
+            has a file.
     """
     findings = Findings()
     names = read_labels(labels)
-    document = _json(annotations)
+    document = read_json(annotations)
     if not isinstance(document, list) or not document:
         raise DataError(
             f"{printable(annotations)}: expected a list of videos, such as something-something-v2-train.json"
@@ -66,8 +66,7 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
         if label not in known:
             raise DataError(
                 f"{printable(annotations)}, entry {number} (id {printable(video)}): '{printable(label)}' is "
-                f"no class of "
-                f"{printable(labels)}"
+                f"no class of {printable(labels)}"
             )
         if video not in classes:
             classes[video] = label
@@ -90,8 +89,7 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
     if not found:
         raise DataError(
             f"{printable(annotations)}: none of its {len(classes)} videos has a file; the first would be "
-            f"called "
-            f"{printable(next(iter(classes)))}.webm"
+            f"called {printable(next(iter(classes)))}.webm"
         )
     findings.note(f"{len(found):,} of {len(classes):,} videos of the annotations have a file.")
     return as_listing(found, names, findings)
@@ -105,12 +103,3 @@ def _entry(entry: Any, place: str) -> tuple[str, str]:
     if not isinstance(template, str):
         raise DataError(f"{place}: has no template; the test split is published without labels")
     return str(entry["id"]), class_name(template.replace("[", "").replace("]", ""))
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{printable(path)}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{printable(path)}: no JSON: {error}") from error

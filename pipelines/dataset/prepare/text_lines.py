@@ -1,9 +1,12 @@
-"""Lines of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
+"""Text files: lines in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; rows of CSV; JSON."""
 
 import codecs
+import csv
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.formatting import printable
@@ -48,6 +51,38 @@ def open_lines(path: Path) -> Iterator[Iterator[str]]:
                 yield line
 
         yield lines()
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its last line, and the fields, of each row of a CSV file that is not blank.
+
+    Raises:
+        DataError: no such file, or it is no CSV.
+    """
+    try:
+        with open_lines(path) as lines:
+            rows = csv.reader(lines)
+            for row in rows:
+                if row:
+                    yield rows.line_num, row
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{printable(path)}: cannot be read as CSV: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The document of a JSON file.
+
+    Raises:
+        DataError: no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{printable(path)}: cannot be read as JSON: {error}") from error
 
 
 def is_utf8(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -33,6 +34,7 @@ SETTINGS = "transcode.json"
 _MULTIPLE = 16  # pixels: DALI makes a new NVDEC decoder for each size that is no multiple of it
 _MAX_RATE = 60  # frames per second
 _PER_FOLDER = 1000  # files
+_FOLDER_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 UNUSABLE = "videos that could not be transcoded, left out"
@@ -146,7 +148,7 @@ def transcode_manifest(
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Listing:
-    """Transcode the videos of a manifest into `folder`, and list the results with their labels.
+    """Transcode the videos of a manifest into `folder`, and list the results with their labels and weights.
 
     Videos that are there from an earlier call are kept, so an interrupted call is continued by the same one.
     Several machines share the work by parts; a call without parts then finds all videos and returns the whole
@@ -158,13 +160,15 @@ def transcode_manifest(
         progress: called with the number of videos done and of all.
 
     Raises:
-        DataError: the folder holds videos of another manifest or other options, or cannot be written.
+        DataError: the folder holds videos of another manifest or other options, cannot be written, or its
+            disk is full.
     """
     _check_settings(manifest, folder, options)
     rows = range(part[0], len(manifest), part[1])
     findings = Findings()
     paths: list[str] = []
     labels = array("l")
+    weights = array("d")
     jobs = (
         (manifest.path_at(index), manifest.row(index).length, result_path(manifest, folder, index))
         for index in rows
@@ -184,9 +188,12 @@ def transcode_manifest(
             if problem:
                 findings.add(UNUSABLE, manifest.path_at(index), problem)
                 continue
+            row = manifest.row(index)
             paths.append(str(result_path(manifest, folder, index)))
-            labels.append(manifest.row(index).label)
-    return Listing(paths, labels, manifest.class_names, findings=findings)
+            labels.append(row.label)
+            weights.append(row.weight)
+    kept_weights = weights if manifest.weighted else None
+    return Listing(paths, labels, manifest.class_names, kept_weights, findings=findings)
 
 
 def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
@@ -196,7 +203,10 @@ def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
 
 
 def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> str:
-    """Transcode one row's video if its result is not there. Returns what is wrong with it, or nothing."""
+    """Transcode one row's video if its result is not there. Returns what is wrong with it, or nothing.
+
+    Raises DataError where no video can be written to the folder.
+    """
     source, length, out = job
     if out.is_file():
         return ""
@@ -208,6 +218,9 @@ def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> st
     except VideoError as error:
         return str(error)
     except (av.FFmpegError, OSError) as error:
+        if error.errno in _FOLDER_ERRORS:
+            problem = f"{printable(out.parent)} cannot be written: {error.strerror}"
+            raise DataError(f"{problem}; run the same command again once it can be") from error
         return f"cannot be written: {error.strerror or error}"
     return ""
 

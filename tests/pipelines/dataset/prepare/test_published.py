@@ -117,6 +117,7 @@ def test_kinetics_as_json_has_the_same_clips(tmp_path: Path) -> None:
         (HEADER + "archery,AAAAAAAAAAA,nan,10,train,0\n", "line 2"),
         (HEADER + "archery,AAAAAAAAAAA\n", "line 2: 2 fields"),
         (HEADER, "no clip"),
+        (HEADER + "archery," + "A" * 200_000 + ",0,10,train,0\n", "CSV"),
         ("youtube_id,time_start,time_end,split\nAAAAAAAAAAA,0,10,test\n", "no labels"),
     ],
 )
@@ -269,7 +270,7 @@ def test_something_something(tmp_path: Path) -> None:
         ('[{"id": "1"}]', "entry 0: has no template"),
         ('[{"id": "1", "template": "Flying"}]', "'Flying' is no class"),
         ("{}", "expected a list"),
-        ("[", "no JSON"),
+        ("[", "JSON"),
     ]:
         with pytest.raises(DataError, match=token):
             list_something(write(tmp_path / "bad.json", text), [folder], labels)

@@ -1,10 +1,13 @@
 """Transcoding: what comes out, what is refused, and what an interrupted call leaves."""
 
+import errno
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import Manifest, write_manifest
+from pipelines.dataset.prepare import transcode
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.transcode import (
@@ -131,6 +135,26 @@ def test_a_manifest_is_transcoded_in_parts_and_found_as_a_whole(tmp_path: Path) 
     (folder / SETTINGS).write_text("{")
     with pytest.raises(DataError, match=SETTINGS):
         transcode_manifest(manifest, folder, SMALL, workers=1)
+
+
+def test_weights_are_kept(tmp_path: Path) -> None:
+    plain = manifest_of(tmp_path, 2)
+    rows = [replace(plain.row(index), weight=weight) for index, weight in enumerate((0.5, 3))]
+    weighted = write_manifest(tmp_path / "weighted.arrow", rows, plain.class_names, weighted=True)
+    assert transcode_manifest(plain, tmp_path / "small", SMALL, workers=1).weights is None
+    listing = transcode_manifest(weighted, tmp_path / "small2", SMALL, workers=1)
+    assert listing.weights is not None and list(listing.weights) == [0.5, 3]
+
+
+def test_a_full_disk_ends_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each remaining video would be decoded and left out."""
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(transcode, "transcode_video", no_space)
+    with pytest.raises(DataError, match=f"{tmp_path}/000.*No space"):
+        transcode._transcode_row((tmp_path / "in.mp4", 0, tmp_path / "000" / "out.mp4"), SMALL)
 
 
 def digests(folder: Path) -> dict[str, str]:
