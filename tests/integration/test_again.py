@@ -120,7 +120,7 @@ def test_a_fine_tuning_begins_with_the_rows_of_its_classes(
     run_dir = tmp_path / "run"
     tuned = train(run_dir, *SHORT, *settings(model__weights=weights, optimisation__steps=1), data=data)
     assert tuned.code == 0, tuned.errors
-    assert "2 of 2 rows taken by class name, of the file's 8" in tuned.output
+    assert "2 of 2 rows copied by class name, of the file's 8" in tuned.output
     with safe_open(run_dir / "weights.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
     assert recipe["model"]["weights"] == str(weights)

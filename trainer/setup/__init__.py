@@ -1,1 +1,1 @@
-"""What is validated and built before the first step."""
+"""Checks and preparation before the first step."""

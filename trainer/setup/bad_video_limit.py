@@ -7,33 +7,34 @@ from pipelines.bad_samples import BadSample
 from pipelines.dataset.spot_check import format_defects
 
 FEW = 3
-"""So many bad videos never stop a run, however small the data set."""
+"""Number of bad videos that never stops a run, whatever the size of the data set."""
 
 CHANCE = 10_000
-"""At most one in so many data sets with a tolerable number of bad videos is refused by its first samples."""
+"""At most one in this many data sets within the limit is refused because of the sample that was opened."""
 
 
 def always_tolerated(share: float, videos: int) -> int:
-    """How many bad videos of so many are always tolerated: at most half; none where the share is 0."""
+    """Number of bad videos among `videos` that never stops a run: at most half; 0 where the share is 0."""
     return 0 if share == 0 else min(FEW, videos // 2)
 
 
 def exceeds_limit(bad: int, share: float, videos: int) -> bool:
-    """Whether so many bad videos, of so many read, are too many. share: `data.bad_share`."""
+    """Whether `bad` of `videos` videos are more than allowed. share: `data.bad_share`."""
     return bad > max(share * videos, always_tolerated(share, videos))
 
 
 def is_surely_over_limit(bad: int, share: float, opened: int, videos: int) -> bool:
-    """Whether a run that tried some of its videos need not begin: it cannot do without all that are bad.
+    """Whether a sample of a data set shows that the data set has more bad videos than allowed.
 
-    It is where all that were tried are bad, which few data sets are by chance and all are that were moved, or
-    where one of `CHANCE` samples or fewer holds so many, of a data set with as many as a run does without.
+    True where all opened videos are bad, as after the data set was moved. Also true where a data set at the
+    limit would give a sample with `bad` or more bad videos with a probability below 1 / `CHANCE`
+    (hypergeometric distribution).
 
     Args:
-        bad: videos of those opened.
+        bad: number of opened videos that are bad.
         share: `data.bad_share`.
-        opened: how many were tried.
-        videos: of the data set.
+        opened: number of videos that were opened.
+        videos: number of videos in the data set.
     """
     if bad <= always_tolerated(share, opened) or share == 1:
         return False
@@ -56,37 +57,40 @@ class BadVideos:
         return len(self._found)
 
     def add(self, bad_samples: Iterable[BadSample]) -> None:
-        """Add videos; one that is known already changes nothing."""
+        """Add videos. The first reason for a video is kept."""
         for defect in bad_samples:
             self._found.setdefault(defect.sample, defect)
 
     def exceeds_limit(self, bad: int, clips: int, share: float, videos: int) -> bool:
-        """Whether the run stops: for the share of its clips that are bad, and the number of bad videos.
+        """Whether the run stops: both the share of bad clips and the number of bad videos are too large.
 
         Args:
-            bad: clips that could not be read, of so many seen.
+            bad: number of clips that could not be read.
+            clips: number of all clips.
             share: `data.bad_share`.
-            videos: of the training set.
+            videos: number of videos in the training set.
         """
         return bad > share * max(clips, videos) and len(self) > always_tolerated(share, videos)
 
     @property
     def first_reasons(self) -> str:
+        """The first bad videos with their reasons, for a message."""
         return format_defects([(defect.path, defect.reason) for defect in self._found.values()])
 
 
 class BadClipLimit:
-    """Counts the training clips of a run, and finds when too many of them are bad."""
+    """Counts the training clips of a run, and decides when too many of them are bad."""
 
     def __init__(self, share: float, videos: int, *, clips: int = 0, bad: int = 0) -> None:
         """
         Args:
             share: `data.bad_share`.
-            videos: of the training set.
-            clips, bad: seen in earlier attempts; what has been repaired since must not stop the run again.
+            videos: number of videos in the training set.
+            clips, bad: counts of earlier attempts. They do not count towards the limit, so that a run resumes
+                after its videos were repaired.
         """
         self.clips = clips
-        """Clips seen so far, over all ranks and attempts."""
+        """Clips read so far, over all ranks and attempts."""
         self.bad = bad
         """Of these clips, those that could not be read."""
         self.videos = BadVideos()
@@ -105,7 +109,7 @@ class BadClipLimit:
         return self.videos.exceeds_limit(bad, clips, self._share, self._training_set)
 
     def describe(self) -> str:
-        """The numbers of this attempt and the first reasons, for a message."""
+        """The counts of this attempt and the first reasons, for a message."""
         return (
             f"{self.bad - self._bad_before} of {self.clips - self._clips_before} clips could not be read, "
             f"more than data.bad_share ({self._share:g}) allows; {self.videos.first_reasons}"

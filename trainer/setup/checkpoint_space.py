@@ -9,12 +9,12 @@ from trainer.config.schema import Recipe
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import model_config
 
-STATE_BYTES = 12  # of a parameter in a checkpoint: the weight and AdamW's two moments, in fp32
-AVERAGE_BYTES = 4  # more with a moving average
+STATE_BYTES = 12  # per parameter of a checkpoint: the weight and AdamW's two moments, in fp32
+AVERAGE_BYTES = 4  # per parameter, in addition, with a moving average
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Of one checkpoint of the recipe's model. Where the manifest is missing, the head counts as small."""
+    """Bytes of one checkpoint of the recipe's model. Without the manifest, the head has one class."""
     path = recipe.data.train_manifests[0].manifest
     classes = len(Manifest.open(path).class_names) if path.exists() else 1
     each = STATE_BYTES + (AVERAGE_BYTES if recipe.optimisation.ema_decay is not None else 0)
@@ -22,6 +22,6 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def checkpoints_to_come(recipe: Recipe, run_dir: Path) -> int:
-    """More than there are: those kept, the best, and one that is written before another is deleted."""
+    """Checkpoints that the run adds: those kept, the best, and one written before an older is deleted."""
     kept = Retention(RunDir(run_dir).checkpoints, keep_last=recipe.run.keep_last, keep_best=False).visible()
     return max(1, recipe.run.keep_last + 2 - len(kept))

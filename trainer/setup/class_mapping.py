@@ -9,20 +9,20 @@ from models.weights.safetensors_header import shorten
 from pipelines.dataset import kinetics710
 from trainer.errors import RunError
 
-_SHOWN = 5  # differences that a refusal names
+_SHOWN = 5  # differences that an error message lists
 
 
 def match_rows_by_name(head: Sequence[str | None], wanted: Sequence[str]) -> tuple[int | None, ...]:
-    """For each wanted class its row in a head of these classes, None where it has none.
+    """For each wanted class its row in a head of these classes, or None.
 
-    Names are compared without regard to case, underscores and blanks. Where the head's classes or the wanted
-    ones are all of Kinetics, so are the synonyms between its versions.
+    The comparison ignores case, underscores and blanks. Where the head's classes or the wanted ones are all
+    Kinetics classes, it also uses the synonyms between the versions of Kinetics.
     """
     return match_rows(head, wanted, synonyms_between(head, wanted))
 
 
 def synonyms_between(head: Sequence[str | None], wanted: Sequence[str]) -> Mapping[str, str]:
-    """Those of Kinetics where all classes of a side are of it: elsewhere "hugging" may be something else."""
+    """Kinetics synonyms if all classes of one side are from Kinetics: elsewhere "hugging" may differ."""
     known = _kinetics()
     sides = ([name for name in head if name is not None], wanted)
     of_kinetics = any(names and all(normalise_name(name) in known for name in names) for names in sides)
@@ -37,10 +37,10 @@ def _kinetics() -> frozenset[str]:
 def find_head_rows(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
     """For each class of a manifest its row in the head of a model, for an evaluation.
 
-    model_classes: the model's, in the order of its head's rows. wanted: the manifest's, in the order of its
-    labels. See `match_rows_by_name`.
+    model_classes: the model's classes, in the order of the rows of its head. wanted: the manifest's classes,
+    in the order of the labels. See `match_rows_by_name`.
 
-    Raises RunError, with the first differences, where the model does not know some of them.
+    Raises RunError, with the first differences, where the model lacks some of the classes.
     """
     rows = match_rows_by_name(model_classes, wanted)
     absent = [name for name, row in zip(wanted, rows, strict=True) if row is None]
@@ -50,12 +50,12 @@ def find_head_rows(model_classes: Sequence[str], wanted: Sequence[str]) -> tuple
     if len(absent) > _SHOWN:
         lines.append(f"... and {len(absent) - _SHOWN:,} more")
     hint = (
-        "Names that are mere numbers do not say which class is meant: make the manifest anew with --classes"
+        "Class names that are only numbers cannot be matched: make the manifest again with --classes"
         if all(name.isdecimal() for name in wanted)
         else "Evaluate on a manifest of the model's classes, or train the model on these (model.weights)"
     )
     raise RunError(
-        f"{len(absent):,} of the manifest's {len(wanted):,} classes are none of the model's "
+        f"{len(absent):,} of the manifest's {len(wanted):,} classes are not among the model's "
         f"{len(model_classes):,}:\n  " + "\n  ".join(lines) + f"\n{hint}"
     )
 

@@ -10,13 +10,13 @@ from trainer.monitoring.progress import show_progress
 
 
 def check_embedded(recipe: Recipe) -> Path | None:
-    """The folder into which the data set will be rendered; None where nothing has to be.
+    """The folder into which the data set will be rendered; None where its manifests exist.
 
-    Raises RecipeError when the manifests' names are not those that are rendered, RunError where the folder
-    cannot be written.
+    Raises RecipeError when the recipe's manifests have other names than the rendered ones, RunError where the
+    folder cannot be written.
     """
     embedded = recipe.data.embedded
-    train = recipe.data.train_manifests[0].manifest  # the only one: the schema allows no other beside it
+    train = recipe.data.train_manifests[0].manifest  # the schema allows one manifest with data.embedded
     if embedded is None or (train.exists() and recipe.data.val.exists()):
         return None
     root = train.parent
@@ -36,9 +36,9 @@ def check_embedded(recipe: Recipe) -> Path | None:
 
 
 def render_missing(recipe: Recipe, *, workers: int) -> None:
-    """Render unless both manifests exist. Called on rank 0 only.
+    """Render the data set unless both manifests exist. Called on rank 0 only.
 
-    workers: processes. Raises what `check_embedded` does.
+    workers: number of processes. Raises RecipeError and RunError as `check_embedded` does.
     """
     root, embedded = check_embedded(recipe), recipe.data.embedded
     if root is None or embedded is None:

@@ -30,10 +30,10 @@ def open_loaders(
     evaluates: bool,
     stack: ExitStack,
 ) -> tuple[ClipLoader, ClipLoader, tuple[str, ...]]:
-    """The loader of training clips from a step on, that of evaluation, and notes on them. Collective.
+    """The loader of training clips from `first_step` on, the evaluation loader, and notes. Collective.
 
     evaluates: whether the run evaluates at all. stack: closes the loaders. Raises AgreedError where a rank
-    lacks what a loader needs, such as space in /dev/shm.
+    lacks a resource that a loader needs, such as space in /dev/shm.
     """
     colours = recipe.augmentation
     sampler = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
@@ -70,7 +70,7 @@ def open_loaders(
     )
     train, options = _open(open_train, options, folder, environment, stack)
     val, _ = _open(open_val, options, folder, environment, stack)
-    # /dev/shm is still empty: the loaders make their first batches when they are asked for them.
+    # /dev/shm is still empty: a loader makes its first batches when it is iterated.
     train_need, val_need = run_on_all_ranks(train.shared_memory), SharedMemoryNeed(0, 0)
     if evaluates:
         val_need = run_on_all_ranks(val.shared_memory)
@@ -95,14 +95,14 @@ def open_view_loader(
     """The loader of an evaluation's single pass, and notes on it. Collective.
 
     Args:
-        folder: the evaluation's; it keeps the same files for the next start as a run's.
+        folder: folder of the evaluation. It holds the same files for the next start as a run folder.
         batch: videos per rank.
-        first: the batch to begin with.
-        run: the evaluated run, whose decoder share the evaluation takes.
+        first: index of the first batch.
+        run: folder of the evaluated run, whose decoder share the evaluation uses.
         stack: closes the loader.
 
     Raises:
-        AgreedError: a rank lacks what the loader needs, such as room in /dev/shm.
+        AgreedError: a rank lacks a resource that the loader needs, such as space in /dev/shm.
     """
     sampler = ViewSampler(len(dataset), batch, environment.world_size)
     if options.splits:
@@ -136,8 +136,8 @@ def _open(
 ) -> tuple[ClipLoader, LoaderOptions]:
     """A loader on each rank, and the options that it was opened with. Collective.
 
-    Decoders round colours differently. So where decoding is split, rank 0 measures DALI's share once, with
-    the first loader, and records it in the folder. All ranks use it, and so do later starts.
+    Decoders round colours differently. Where decoding is split, rank 0 therefore measures DALI's share once,
+    with the first loader, and records it in the folder. All ranks and later starts use this share.
     """
     first: ClipLoader | None = None
 
@@ -159,7 +159,7 @@ def _open(
 
 
 def _with_recorded_share(options: LoaderOptions, folder: RunDir, environment: Environment) -> LoaderOptions:
-    """The options with DALI's share of the decoding as an earlier start recorded it. Collective."""
+    """The options with the decoding share of DALI that an earlier start recorded. Collective."""
     if not options.splits:
         return options
     share = broadcast_from_main(folder.read_graph_share() if environment.is_main else None)

@@ -28,34 +28,32 @@ from trainer.inference.preprocessing import Preprocessing
 from trainer.system.device import choose_precision
 
 _NAMED = 4
-"""How many classes a note names."""
+"""Number of classes that a note names."""
 
 BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
-"""The only one of the `resume_settings` that depends on the machine."""
+"""The one setting of `resume_settings` that depends on the machine."""
 
-CHECKED_VIDEOS = 1000  # videos, evenly over the dataset, whose codec is looked at before a run
+CHECKED_VIDEOS = 1000  # videos, evenly over the data set, whose codec `check_decoder` reads
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a run is built from.
-
-    layout: how the work is laid out on the devices. notes: what is done otherwise than the recipe says, or
-    was left to this machine, and why; to be shown when the run starts.
-    """
+    """A resolved recipe: the data, the model's configuration and the batch plan."""
 
     train: Dataset
     val: Dataset
     config: UniFormerV2Config
     sampler: TrainSampler
     layout: BatchPlan
+    """How the global batch is divided over the devices."""
     train_clip: TrainClipSpec
     view_clip: ViewSpec
     notes: tuple[str, ...]
+    """Differences from the recipe and values chosen for `auto`, with reasons; logged when the run starts."""
 
 
 def manifest_fields(recipe: Recipe) -> list[tuple[str, Path]]:
-    """The manifests of a recipe by the fields that name them, those of training first."""
+    """The manifests of a recipe with the fields that name them, training manifests first."""
     return [
         *(("data.train", part.manifest) for part in recipe.data.train_manifests),
         ("data.val", recipe.data.val),
@@ -63,7 +61,7 @@ def manifest_fields(recipe: Recipe) -> list[tuple[str, Path]]:
 
 
 def manifests(recipe: Recipe) -> list[Path]:
-    """The manifests that a recipe names, those of training first."""
+    """The manifests that a recipe names, training manifests first."""
     return [path for _, path in manifest_fields(recipe)]
 
 
@@ -72,10 +70,10 @@ def prepare(
 ) -> Preparation:
     """Open the manifests, and check that data, model, batch and memory fit together.
 
-    available: what every rank has at least, the same on all of them. node_copy: folder with copies of the
-    manifests, made by `node_files.prefetch_manifests`, to be opened in their place.
+    available: the smallest memory of any rank. node_copy: folder with the copies of the manifests that
+    `manifest_cache.prefetch_manifests` made; the copies are opened instead of the manifests.
 
-    Raises UserError, DataError or ModelError for what does not fit.
+    Raises UserError, DataError or ModelError where they do not fit.
     """
     *train_manifests, val_manifest = [open_manifest(path, node_copy) for path in manifests(recipe)]
     train, val = Dataset(train_manifests), Dataset([val_manifest])
@@ -103,9 +101,10 @@ def prepare(
 
 
 def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) -> UniFormerV2Config:
-    """The model that the recipe describes, for data of so many classes, with so many blocks recomputed.
+    """The configuration of the recipe's model.
 
-    Raises RecipeError or ModelError for a model that cannot be.
+    data_classes: number of classes of the data, the default of `model.num_classes`. recomputed_blocks: number
+    of blocks with activation recomputation. Raises RecipeError or ModelError for an invalid configuration.
     """
     model = recipe.model
     places = {
@@ -129,17 +128,17 @@ def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:
 
 
 def memory_notes(layout: BatchPlan) -> tuple[str, ...]:
-    """A note where the layout does not fit into the memory, by the estimate."""
+    """A note where the estimate of the batch plan exceeds the memory."""
     if not layout.advice:
         return ()
-    return (f"by the estimate this does not fit into the memory. What helps: {'; or '.join(layout.advice)}",)
+    return (f"the estimate exceeds the available memory. Possible remedies: {'; or '.join(layout.advice)}",)
 
 
 def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | None) -> tuple[Part, ...]:
-    """What the training stream is mixed from; nothing where it is one permutation of all videos an epoch.
+    """The parts that the sampler mixes; empty where each epoch is one permutation of all videos.
 
-    Without ratios, manifests with weights have theirs by their number of videos: each is gone through in the
-    same time.
+    Without ratios, and if any manifest has weights, the ratios are the numbers of videos: all parts finish an
+    epoch at the same time.
     """
     if ratios is None:
         if not any(manifest.weighted for manifest in manifests):
@@ -152,23 +151,23 @@ def train_manifests(manifests: Sequence[Manifest], ratios: Sequence[float] | Non
 
 
 def embedded_size_notes(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[str, ...]:
-    """A note where the embedded data set on disk has other numbers of clips than the recipe asks for."""
+    """A note where the numbers of clips of the rendered data set differ from the recipe."""
     embedded = recipe.data.embedded
     if embedded is None or (len(train), len(val)) == (embedded.train_clips, embedded.val_clips):
         return ()
     folder = recipe.data.val.parent
-    words = (
+    note = (
         f"{folder} holds {len(train):,} training and {len(val):,} validation clips, rendered before; the "
-        f"recipe asks for {embedded.train_clips:,} and {embedded.val_clips:,}. Delete the folder to have "
-        "those rendered"
+        f"recipe asks for {embedded.train_clips:,} and {embedded.val_clips:,}. Delete the folder to render "
+        "it again"
     )
-    return (words,)
+    return (note,)
 
 
 def resolve_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tuple[str, ...]]:
     """The probability of a horizontal flip, and a note where it differs from the recipe.
 
-    Where the names of the classes tell left from right, a flipped clip would bear the label of another class.
+    Where class names contain left or right, a flipped clip has the wrong label; it is then not flipped.
     """
     augmentation = recipe.augmentation
     mirrored = mirrored_classes(class_names)
@@ -177,32 +176,32 @@ def resolve_flip(recipe: Recipe, class_names: Sequence[str]) -> tuple[float, tup
     named = ", ".join(mirrored[:_NAMED]) + (", ..." if len(mirrored) > _NAMED else "")
     note = (
         f"clips are not flipped, although augmentation.flip is {augmentation.flip:g}: {len(mirrored)} of the "
-        f"classes tell left from right ({named}), and a flipped clip would bear the wrong label. Set "
-        "augmentation.flip to 0 to agree, or augmentation.flip_left_right to true to flip all the same"
+        f"classes distinguish left from right ({named}), and a flipped clip would have the wrong label. Set "
+        "augmentation.flip to 0 to silence this, or augmentation.flip_left_right to true to flip anyway"
     )
     return 0.0, (note,)
 
 
 def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
-    """Look at some videos' codecs: DALI alone may not take them.
+    """With `data.decoder: dali`, check that DALI decodes the codecs of a sample of the videos.
 
-    Raises RunError when it takes less of them than data.bad_share lets pass.
+    Raises RunError when the share of other codecs is above data.bad_share.
     """
     if recipe.data.decoder != "dali":
         return
-    taken = GraphDecoder.for_device(gpu=gpu).codecs
+    known = GraphDecoder.for_device(gpu=gpu).codecs
     checked = range(0, len(train), max(1, len(train) // CHECKED_VIDEOS))
     others: Counter[str] = Counter()
     for sample in checked:
-        with suppress(VideoError):  # a bad row is a bad video, whoever decodes
+        with suppress(VideoError):  # a bad row is a bad video for every decoder
             codec = train.row(sample).codec
-            others[codec] += codec not in taken
+            others[codec] += codec not in known
     others = +others
     if others.total() > recipe.data.bad_share * len(checked):
         named = ", ".join(f"{count} {codec}" for codec, count in others.most_common())
         raise RunError(
-            f"data.decoder: dali takes {', '.join(sorted(taken))} on a {'GPU' if gpu else 'CPU'}, and of "
-            f"{len(checked)} training videos {others.total()} are something else ({named}); set it to "
+            f"data.decoder: dali decodes {', '.join(sorted(known))} on a {'GPU' if gpu else 'CPU'}, and of "
+            f"{len(checked)} training videos {others.total()} are not ({named}); set it to "
             f"{'auto or hybrid' if gpu else 'pyav or hybrid'}"
         )
 
@@ -210,14 +209,14 @@ def check_decoder(recipe: Recipe, train: Dataset, *, gpu: bool) -> None:
 def resume_settings(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     """The settings that may not change when a run is resumed, by their names in the recipe, as JSON values.
 
-    They are all that changes results by more than rounding. How the work is distributed, measured, logged and
-    saved may change. What the training began from is compared by `checkpoint.weights_origin_of`.
+    These settings change results by more than rounding. Distribution, measurement, logging and saving may
+    change. `checkpoint.weights_origin` compares the weights that the training started from.
     """
     sampler, layout = prepared.sampler, prepared.layout
     augmentation = recipe.augmentation.model_dump(mode="json")
-    del augmentation["flip_left_right"]  # what it came to is in the flip
+    del augmentation["flip_left_right"]  # its effect is in the resolved flip
     optimisation = recipe.optimisation.model_dump(mode="json")
-    del optimisation["skipped_steps"]  # when to give up
+    del optimisation["skipped_steps"]  # when to stop, not what to compute
     config = dataclasses.asdict(prepared.config)
     del config["recomputed_blocks"]  # changes memory and time only
     named = {name: config.pop(name) for name in ("frames", "num_classes")}
@@ -263,7 +262,7 @@ def _ratios(recipe: Recipe) -> list[float] | None:
 
 
 def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClipSpec:
-    """How a training clip is cut out of its video and changed. flip: as `resolve_flip` gives it."""
+    """Sampling and augmentation of a training clip. flip: probability from `resolve_flip`."""
     augmentation = recipe.augmentation
     return TrainClipSpec(
         frames=config.frames,

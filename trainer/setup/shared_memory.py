@@ -1,4 +1,4 @@
-"""Whether /dev/shm holds the batches that a node's ranks make ahead: a container has 64 MiB by default."""
+"""Checks that /dev/shm can hold the prefetched batches of a node: a container has 64 MiB by default."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank needs of its node's shared memory, and what is there."""
+    """Shared memory that one rank needs, and that its node has."""
 
     node: str
     there: SharedMemory | None
+    """The node's /dev/shm; None where it has none or no limit."""
     train: SharedMemoryNeed
     val: SharedMemoryNeed
 
@@ -31,10 +32,10 @@ class RankShare:
 def check_shared_memory(
     environment: Environment, train: SharedMemoryNeed, val: SharedMemoryNeed
 ) -> str | None:
-    """Compare what all ranks of each node need with what is free there, before any batch is made. Collective.
+    """Compare the need of all ranks of each node with the free /dev/shm, before any batch. Collective.
 
-    Returns a note where it may become too small. Raises AgreedError on all ranks where it is too small on any
-    node.
+    Returns a note where /dev/shm may become too small. Raises AgreedError on all ranks where it is too small
+    on any node.
     """
     own = RankShare(environment.node, SharedMemory.read(), train, val)
     shares: list[RankShare] = [own] * environment.world_size
@@ -43,7 +44,7 @@ def check_shared_memory(
 
 
 def check_shares(shares: Sequence[RankShare]) -> str | None:
-    """The same, of the shares of all ranks; names the node that lacks most."""
+    """As `check_shared_memory`, from the shares of all ranks. The message names the node that lacks most."""
     nodes: dict[tuple[str, int], list[RankShare]] = {}
     for share in shares:
         if share.there is not None:
@@ -64,7 +65,7 @@ def check_shares(shares: Sequence[RankShare]) -> str | None:
 
 
 def _need(ranks: Sequence[RankShare], *, least: bool) -> tuple[int, int]:
-    """Of training and of evaluation."""
+    """Bytes for training and for evaluation."""
     return (
         sum(share.train.least if least else share.train.most for share in ranks),
         sum(share.val.least if least else share.val.most for share in ranks),
@@ -87,8 +88,8 @@ def _describe(ranks: Sequence[RankShare], *, least: bool) -> str:
     return (
         f"node {ranks[0].node} is too small: {format_bytes(there.total, 2)}, of which "
         f"{format_bytes(_free(ranks), 2)} are free. "
-        f"The batches that {whose} make{'' if len(ranks) > 1 else 's'} ahead take{'' if least else ' up to'} "
-        f"{format_bytes(train + val, 2)} there, {format_bytes(train, 2)} for training and "
+        f"The prefetched batches of {whose} need{'' if least else ' up to'} "
+        f"{format_bytes(train + val, 2)}: {format_bytes(train, 2)} for training and "
         f"{format_bytes(val, 2)} for evaluation"
     )
 

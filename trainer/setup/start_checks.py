@@ -20,14 +20,14 @@ from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 
 def check_tracking(recipe: Recipe, run_dir: Path) -> None:
-    """Raises RunError where MLflow cannot record this run. Contacts a server that is new to the run."""
+    """Raises RunError where MLflow cannot record this run. Contacts a server the run has not used before."""
     tracking = recipe.tracking
     if tracking.enabled:
         check_place(run_dir, uri=tracking.uri, experiment=tracking.experiment, ask=True)
 
 
 def check_run_dir(folder: RunDir) -> None:
-    """Raises RunError where the run folder cannot be made or written. Leaves nothing there."""
+    """Raises RunError where the run folder cannot be created or written. Leaves no file."""
     try:
         check_writable(folder.path)
     except OSError as error:
@@ -42,8 +42,8 @@ def check_resume(folder: RunDir, resume: str) -> None:
     holds_run = folder.recipe.exists() and any(folder.checkpoints.glob("step-*"))
     if holds_run and resume == "never":
         raise RunError(
-            f"{folder.path} holds a run with checkpoints, and --resume never was asked for; choose "
-            "another folder with --run-dir, or continue it with --resume auto"
+            f"{folder.path} holds a run with checkpoints, and --resume is never; choose another folder "
+            "with --run-dir, or resume the run with --resume auto"
         )
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         near = difflib.get_close_matches(resume, ("auto", "never"), n=1)
@@ -56,8 +56,8 @@ def check_resume(folder: RunDir, resume: str) -> None:
 def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ...]:
     """Open a few videos of each manifest, given in the order of `manifest_fields`.
 
-    Returns notes on those that cannot be used. Raises RunError where so many show that the manifest has more
-    than data.bad_share lets pass.
+    Returns notes on videos that cannot be used. Raises RunError where the sample shows that the share of bad
+    videos is above data.bad_share.
     """
     notes, refused = [], []
     for (field, path), manifest in zip(manifest_fields(recipe), manifests, strict=True):
@@ -81,11 +81,11 @@ def check_checkpoint(
 ) -> tuple[str, ...]:
     """Compare the settings of a run with those of the checkpoint from which it would resume.
 
-    assumed: settings whose values here come from ranks or memory that may be others when the run starts.
-    Where these differ from the checkpoint's, a note says so, and none is refused.
+    assumed: settings that depend on ranks or memory, which `--check` only assumes. A difference in these
+    gives a note instead of an error.
 
-    Returns the notes. Raises RunError where other settings differ. Reads what the checkpoint says of itself,
-    and no tensors.
+    Returns the notes. Raises RunError where other settings differ. Reads the checkpoint's metadata, no
+    tensors.
     """
     state = None
     if resume == "auto":
@@ -101,7 +101,7 @@ def check_checkpoint(
         check_settings_unchanged(found, state, settings, [*allowed, *other])
         return tuple(
             f"with these ranks and memory, which --check assumes: {name}: {then[name]} in checkpoint "
-            f"{found}, {settings[name]} now. A run that starts so is refused"
+            f"{found}, {settings[name]} now. With these values the run would not resume"
             for name in other
             if name not in allowed
         )

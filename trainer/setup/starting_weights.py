@@ -20,7 +20,7 @@ from trainer.checkpoint.weights import FORMAT, open_described
 from trainer.errors import RunError
 from trainer.setup.class_mapping import match_rows_by_name, synonyms_between
 
-_NAMED = 4  # classes, or groups of tensors, that a line of the report names
+_NAMED = 4  # classes or groups of tensors that a line of the report lists
 _ORDER_KNOWN: Mapping[int, kinetics710.Table] = {400: "k400", 600: "k600", 700: "k700", 710: "k710"}
 
 Rows = tuple[int | None, ...]
@@ -28,10 +28,10 @@ Rows = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """Weights that fit a model; no tensor has been read."""
+    """Weights that fit a model. Only names and shapes have been read."""
 
     report: tuple[str, ...]
-    """At most fifteen lines: what the file holds, and which tensors are loaded, adapted, new or left out."""
+    """At most 15 lines: the kind of file, and which tensors are loaded, adapted, new or left out."""
     load: Callable[[UniFormerV2], object]
     """Loads them into the model. Raises ModelError for a tensor that cannot be read or is not finite."""
 
@@ -39,15 +39,14 @@ class StartingWeights:
 def plan_starting_weights(
     path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
 ) -> StartingWeights:
-    """Find out which kind of file this is, and which of its tensors go where.
+    """Detect the kind of the file, and match its tensors with those of the model.
 
-    class_names: of the training manifest, in the order of the labels. preprocessing: of the clips, see
-    `trainer.setup.preparation.preprocessing`.
+    class_names: classes of the training manifest, in the order of the labels. preprocessing: as
+    `trainer.setup.preparation.preprocessing` returns it.
 
-    Raises RunError for a folder, a file that holds no weights, or ones that do not fit, from names and shapes
-    alone.
+    Raises RunError for a folder, a file without weights, or names and shapes that do not fit the model.
     """
-    _refuse_folder(path)
+    _check_no_folder(path)
     try:
         stored = open_weights(path)
         if stored.metadata.get("format_version") == FORMAT:
@@ -56,7 +55,7 @@ def plan_starting_weights(
             return _released(path, stored, config, class_names)
         if any(name.startswith("weight/blocks.") for name in stored.shapes):
             raise ModelError(
-                f"{path} is a part of a checkpoint: write its weights with `uniformerv2 export "
+                f"{path} is one shard of a checkpoint: export the weights with `uniformerv2 export "
                 f"{path.parent} --out weights.safetensors`, and name that file"
             )
         return _image(path, stored, config)
@@ -64,13 +63,13 @@ def plan_starting_weights(
         raise RunError(f"model.weights: {error}") from error
 
 
-def _refuse_folder(path: Path) -> None:
+def _check_no_folder(path: Path) -> None:
     if not path.is_dir():
         return
     if (path / "weights.safetensors").is_file():
         hint = f"name {path / 'weights.safetensors'} in it"
     elif (path / STATE).is_file() or (path / "checkpoints").is_dir():
-        hint = f"write its weights with `uniformerv2 export {path} --out FILE`, and name that file"
+        hint = f"export its weights with `uniformerv2 export {path} --out FILE`, and name that file"
     else:
         hint = "name a file of weights"
     raise RunError(f"model.weights: {path} is a folder; {hint}")
@@ -85,7 +84,7 @@ def _own(
     source = VideoWeights(str(path), there, found.stored.shapes, found.stored.read)
     plan = plan_transfer(source, config, rows)
     other = [
-        f"{name} {found.description['preprocessing'].get(name)} there, {preprocessing[name]} here"
+        f"{name} {found.description['preprocessing'].get(name)} in the file, {preprocessing[name]} here"
         for name in ("mean", "std")
         if found.description["preprocessing"].get(name) != preprocessing[name]
     ]
@@ -107,7 +106,7 @@ def _released(
     plan = plan_transfer(source, config, rows)
     notes = []
     if released.config.temporal_downsample:
-        notes.append("its input channels are reversed: it was trained on BGR frames, here they are RGB")
+        notes.append("its input channels are reversed: it was trained on BGR frames, this program reads RGB")
     kind = "mmaction2's port of a released UniFormerV2" if released.is_port else "a released UniFormerV2"
     return _video(kind, source, config, plan, head, notes)
 
@@ -120,7 +119,7 @@ def _image(path: Path, stored: StoredWeights, config: UniFormerV2Config) -> Star
             *_adapted(found.adapted, config.grid),
             _loaded(found.loaded, found.kept),
             *_left_out(found),
-            f"head: new, {config.num_classes} rows; image weights have none for video",
+            f"head: new, {config.num_classes} rows; image weights have no video classes",
         ),
         lambda model: load_image_weights(model, stored),
     )
@@ -129,7 +128,7 @@ def _image(path: Path, stored: StoredWeights, config: UniFormerV2Config) -> Star
 def _left_out(found: ImageWeightsReport) -> list[str]:
     if not found.left_out:
         return []
-    return [f"left out: {_groups(found.left_out)}, for which the model has no place"]
+    return [f"left out: {_groups(found.left_out)}, which the model does not have"]
 
 
 def _video(
@@ -147,11 +146,11 @@ def _video(
         _loaded(tuple(plan.sources), plan.new),
     ]
     if plan.left_out:
-        report.append(f"left out: {_groups(plan.left_out)}, for which the model has no place")
+        report.append(f"left out: {_groups(plan.left_out)}, which the model does not have")
     if there.fusion != config.fusion:
-        report.append(f"fusion: {there.fusion} there, {config.fusion} here; global blocks keep their weights")
+        report.append(f"fusion: {there.fusion} in the file, {config.fusion} here; global blocks are loaded")
     if there.frames != config.frames:
-        report.append(f"frames: {there.frames} there, {config.frames} here; no weight depends on them")
+        report.append(f"frames: {there.frames} in the file, {config.frames} here; no weight depends on them")
     report += [f"note: {note}" for note in notes]
     report.append(f"head: {head}")
     return StartingWeights(tuple(report), lambda model: load_transfer(model, source, plan))
@@ -163,7 +162,7 @@ def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = 
         old = f"from {there.grid}x{there.grid} " if there is not None else ""
         lines.append(f"position embedding: interpolated {old}to {grid}x{grid} patches, bicubically")
     if "patch_embedding.weight" in names:
-        lines.append("patch embedding: put over another number of frames; a still clip gives the same tokens")
+        lines.append("patch embedding: adapted to another temporal size; a still clip gives the same tokens")
     return lines
 
 
@@ -174,7 +173,7 @@ def _loaded(loaded: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _groups(names: Sequence[str]) -> str:
-    """Groups of tensor names: without block numbers and the last part."""
+    """Names of tensor groups with counts. A group is a name without block numbers and its last part."""
     groups: dict[str, int] = {}
     for name in names:
         parts = [part for part in name.split(".") if not part.isdigit()]
@@ -188,7 +187,7 @@ def _groups(names: Sequence[str]) -> str:
 def _rows_by_name(
     head: Sequence[str | None], class_names: Sequence[str], num_classes: int
 ) -> tuple[Rows, str]:
-    """For each row of the model's head the row of the file, and a line for the report."""
+    """For each row of the model's head the row in the file or None, and a line for the report."""
     if list(head) == list(class_names) and len(head) == num_classes:
         return tuple(range(num_classes)), f"all {num_classes} rows kept: the same classes in the same order"
     rows = match_rows_by_name(head, class_names) + (None,) * (num_classes - len(class_names))
@@ -198,19 +197,19 @@ def _rows_by_name(
     if not found:
         known = ", ".join(shorten(name) for name in head[:_NAMED] if name)
         numbers = all(name.isdecimal() for name in class_names)
-        why = "the classes' names are mere numbers" if numbers else f"none of {named} is in it"
+        why = "the manifest's class names are mere numbers" if numbers else f"none of {named} is among them"
         return rows, f"new, {num_classes} rows: the file's classes are {known}, ...; {why}"
-    text = f"{found} of {num_classes} rows taken by class name, of the file's {len(head)}"
+    text = f"{found} of {num_classes} rows copied by class name, of the file's {len(head)}"
     if absent:
         text += f"; new: {len(absent)} ({named})"
     unnamed = num_classes - len(class_names)
-    return rows, text + (f"; new: {unnamed} that the manifest has no class for" if unnamed else "")
+    return rows, text + (f"; new: {unnamed} without a class in the manifest" if unnamed else "")
 
 
 def _released_rows(
     count: int, is_port: bool, class_names: Sequence[str], num_classes: int
 ) -> tuple[Rows, str]:
-    """As `_rows_by_name`, for a file that names no classes."""
+    """As `_rows_by_name`, for a file without class names."""
     if is_port and count in _ORDER_KNOWN:
         rows, text = _rows_by_name(kinetics710.class_names(_ORDER_KNOWN[count]), class_names, num_classes)
         return rows, f"{text}; read in mmaction2's order of Kinetics-{count}"
@@ -221,7 +220,7 @@ def _released_rows(
     if order is not None and fits and agrees_with_order(union, order, class_names, synonyms):
         taken = order if count == len(union) else tuple(range(count))
         rest = (None,) * (num_classes - len(taken))
-        return (*taken, *rest), f"{len(taken)} rows taken: the manifest has the authors' order of Kinetics"
+        return (*taken, *rest), f"{len(taken)} rows copied: the manifest has the authors' order of Kinetics"
     if count == 400:
         rows, text = _rows_by_name(kinetics710.class_names("k400_released"), class_names, num_classes)
         return rows, f"{text}; read in the authors' order of Kinetics-400"
@@ -229,5 +228,5 @@ def _released_rows(
         rows, text = _rows_by_name(union, class_names, num_classes)
         return rows, f"{text}; only rows 0 to 399 of the authors' Kinetics-710 have published names"
     return (None,) * num_classes, (
-        f"new, {num_classes} rows: the file does not name its {count} classes, and their order is not known"
+        f"new, {num_classes} rows: the file does not name its {count} classes, and their order is unknown"
     )

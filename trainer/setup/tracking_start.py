@@ -1,4 +1,4 @@
-"""What a run's start gives to MLflow: its description, its data, and the readings of its nodes."""
+"""Records the start of a run in MLflow: the run's description, its data sets, and node metrics."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from trainer.tracking.system_metrics import NodeMonitor
 def run_description(
     recipe: Recipe, prepared: Preparation, environment: Environment, run_dir: Path, starts: int
 ) -> RunDescription:
-    """starts: how often the run was started, this time included."""
+    """The description of a run in MLflow. starts: number of starts, including this one."""
     config = prepared.config
     manifests = [*prepared.train.manifests, *prepared.val.manifests]
     on_gpu = environment.device.type == "cuda"
@@ -39,7 +39,7 @@ def run_description(
 
 
 def record_datasets(tracker: MlflowTracker, prepared: Preparation) -> None:
-    """Record the manifests that the run reads."""
+    """Record the manifests of the run as MLflow datasets."""
     contexts: dict[DatasetUse, Dataset] = {"training": prepared.train, "validation": prepared.val}
     for context, dataset in contexts.items():
         for manifest in dataset.manifests:
@@ -48,7 +48,7 @@ def record_datasets(tracker: MlflowTracker, prepared: Preparation) -> None:
 
 
 def monitor_node(environment: Environment, run_dir: Path, tracker: MlflowTracker) -> NodeMonitor:
-    """A monitor of this process's node, for its first rank. tracker: used on rank 0 only."""
+    """The monitor of a node, for the node's first rank. tracker: used on rank 0 only."""
     gpus = range(torch.cuda.device_count()) if environment.device.type == "cuda" else ()
     return NodeMonitor(
         run_dir,

@@ -1,4 +1,4 @@
-"""How many bad videos a run does without."""
+"""The limit of bad videos."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def found(count: int) -> BadVideos:
     ("videos", "share", "most"),
     [(1000, 0.01, 10), (1000, 0.0, 0), (50, 0.01, 3), (5, 0.01, 2), (1, 0.01, 0), (4, 1.0, 4), (4, 0.75, 3)],
 )
-def test_the_limit_is_a_share_and_at_least_a_few(videos: int, share: float, most: int) -> None:
+def test_the_limit_is_a_share_and_at_least_three(videos: int, share: float, most: int) -> None:
     assert [bad for bad in range(videos + 1) if not exceeds_limit(bad, share, videos)] == list(
         range(most + 1)
     )
@@ -33,36 +33,36 @@ def test_the_limit_is_a_share_and_at_least_a_few(videos: int, share: float, most
         (8, 10**7, 0.9, 7),
         (8, 1000, 1.0, 8),
         (8, 1000, 0.0, 0),
-        (5, 9, 0.01, 2 + 1),  # which may have three bad ones, and so not a fourth
-        (8, 8, 0.3, 3),  # nothing is left to chance where all are tried
+        (5, 9, 0.01, 2 + 1),  # a set of 9 tolerates three bad videos, so three are no proof
+        (8, 8, 0.3, 3),  # all are opened: no chance
         (8, 8, 0.5, 4),
         (1, 1, 0.01, 0),
         (2, 2, 0.3, 1),
     ],
 )
-def test_a_sample_is_refused_only_where_its_data_set_surely_is(
+def test_a_sample_is_refused_only_if_its_data_set_is_surely_over_the_limit(
     opened: int, videos: int, share: float, most: int
 ) -> None:
     noted = [bad for bad in range(opened + 1) if not is_surely_over_limit(bad, share, opened, videos)]
     assert noted == list(range(most + 1))
 
 
-def test_good_data_sets_are_hardly_ever_refused_for_their_sample() -> None:
-    """300 of 1,000 videos are bad, as many as the share lets pass."""
+def test_data_sets_at_the_limit_are_rarely_refused_for_their_sample() -> None:
+    """300 of 1,000 videos are bad, as many as the share allows."""
     random = np.random.default_rng(0)
     found = random.hypergeometric(300, 700, 8, size=20_000)
     assert np.mean([exceeds_limit(bad, 0.3, 8) for bad in found]) > 0.15
     assert np.mean([is_surely_over_limit(bad, 0.3, 8, 1000) for bad in found]) < 5e-4
 
 
-def test_a_lost_video_of_a_small_set_stops_no_run_however_often_it_comes() -> None:
+def test_one_lost_video_of_a_small_set_stops_no_run() -> None:
     one = found(1)
     assert not one.exceeds_limit(bad=2000, clips=100_000, share=0.01, videos=50)
     assert one.exceeds_limit(bad=1, clips=50, share=0.0, videos=50)
     assert one.exceeds_limit(bad=100, clips=100, share=0.01, videos=1)
 
 
-def test_more_than_a_few_videos_stop_a_run_by_their_share_of_the_clips() -> None:
+def test_four_bad_videos_stop_a_run_by_their_share_of_the_clips() -> None:
     four = found(4)
     assert len(four) == 4 > always_tolerated(0.01, 50)
     assert four.exceeds_limit(bad=9, clips=100, share=0.01, videos=50)

@@ -1,4 +1,4 @@
-"""Rows of a trained head for the classes of a manifest, those of Kinetics above all."""
+"""Rows of a trained head for the classes of a manifest, mainly those of Kinetics."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ UNION = kinetics710.class_names("k710")
         ("k700", 1, "ab8cb8c0a9665e8d"),
     ],
 )
-def test_every_class_of_kinetics_has_its_row_in_the_union(
+def test_every_class_of_kinetics_has_a_row_in_the_union(
     table: kinetics710.Table, others: int, digest: str
 ) -> None:
     names = kinetics710.class_names(table)
@@ -41,7 +41,7 @@ def test_the_three_overlap_as_published() -> None:
 
 
 def test_the_released_order_agrees_with_the_overlap_of_the_three() -> None:
-    """Their row tables say which of their 400 rows are not in their 600 and 700; the names say the same."""
+    """The authors' row tables and the class names give the same rows that are not in Kinetics-600 and -700."""
     released = kinetics710.class_names("k400_released")
     assert sorted(released) == sorted(kinetics710.class_names("k400"))
     for classes, table in ((600, "k600"), (700, "k700")):
@@ -52,7 +52,7 @@ def test_the_released_order_agrees_with_the_overlap_of_the_three() -> None:
         assert absent == set(range(400)) - set(rows)
 
 
-def test_synonyms_hold_between_the_versions_but_not_elsewhere() -> None:
+def test_synonyms_apply_to_kinetics_only() -> None:
     k400, k700 = kinetics710.class_names("k400"), kinetics710.class_names("k700")
     assert find_head_rows(k400, ["sipping cup", "tying necktie"]) == (
         k400.index("drinking"),
@@ -62,7 +62,7 @@ def test_synonyms_hold_between_the_versions_but_not_elsewhere() -> None:
     assert match_rows_by_name(("my own", "drinking"), ("sipping cup", "another")) == (None, None)
 
 
-def test_a_refusal_names_the_first_differences_and_what_is_near() -> None:
+def test_a_refusal_names_the_first_differences_and_the_nearest_class() -> None:
     with pytest.raises(RunError) as refused:
         find_head_rows(("archery", "abseiling"), ["Archery", "abseilling", *(f"new {n}" for n in range(9))])
     text = str(refused.value)

@@ -1,4 +1,4 @@
-"""What a run's loaders need before it begins."""
+"""The loaders of a run: shared memory, and whether the run evaluates."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

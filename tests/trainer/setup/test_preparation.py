@@ -1,4 +1,4 @@
-"""How data, model and batch are fitted together before a run."""
+"""Resolution of a recipe before a run: data, model, batch and resume settings."""
 
 import json
 import pickle
@@ -68,7 +68,7 @@ def shares(made: Preparation, steps: int) -> list[float]:
     ]
 
 
-def test_one_manifest_is_trained_on_as_ever(folder: Path) -> None:
+def test_one_manifest_is_one_permutation_per_epoch(folder: Path) -> None:
     made = prepared()
     assert (len(made.train), len(made.val), made.sampler.parts) == (40, 8, ())
     assert made.sampler.steps_per_epoch == 5
@@ -88,7 +88,7 @@ def test_manifests_without_ratios_are_shuffled_as_one(folder: Path) -> None:
     assert sorted(slot.sample for slot in slots if slot.epoch == 0) == list(range(60))
 
 
-def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) -> None:
+def test_each_batch_has_the_ratios_of_the_manifests(folder: Path) -> None:
     mixed = "data.train=[{manifest: train.arrow, ratio: 1}, {manifest: more.arrow, ratio: 3}]"
     made = prepared(mixed)
     assert shares(made, 1) == shares(made, 50) == [0.25, 0.75]
@@ -98,13 +98,13 @@ def test_manifests_with_ratios_have_their_shares_of_every_batch(folder: Path) ->
     assert {name for name in one if one[name] != two[name]} == {"data.train (ratios)"}
 
 
-def test_weights_draw_by_weight_and_leave_manifests_their_number_of_rows(folder: Path) -> None:
+def test_weights_apply_within_a_manifest_and_row_counts_between_manifests(folder: Path) -> None:
     made = prepared("data.train=weighted.arrow")
     slots = [made.sampler.slot(step, place) for step in range(90) for place in range(0, 16, 2)]
     counts = [sum(slot.sample == sample for slot in slots) / len(slots) for sample in range(10)]
     assert counts == pytest.approx([weight / 45 for weight in range(10)], abs=0.01)
     assert len({(slot.epoch, slot.draw) for slot in slots}) == len(slots)
-    again = pickle.loads(pickle.dumps(made.sampler))  # as it travels to the processes that read
+    again = pickle.loads(pickle.dumps(made.sampler))  # as it is sent to the worker processes
     assert again.slot(80, 3) == made.sampler.slot(80, 3)
     assert len(pickle.dumps(made.sampler)) < 1000
     both = prepared("data.train=[train.arrow, weighted.arrow]")
@@ -129,15 +129,13 @@ def test_a_manifest_without_videos_is_refused(folder: Path, field: str) -> None:
         prepared(field)
 
 
-def test_a_flip_that_contradicts_the_labels_is_left_out_and_said(folder: Path) -> None:
+def test_a_flip_that_contradicts_the_labels_is_disabled_with_a_note(folder: Path) -> None:
     made(folder / "train.arrow", 40, SIDED)
     made(folder / "val.arrow", 8, SIDED)
     left_out = prepared("augmentation.flip=0.5")
     assert left_out.train_clip.flip == 0
     (note,) = left_out.notes
-    assert note.startswith(
-        "clips are not flipped, although augmentation.flip is 0.5: 2 of the classes tell left"
-    )
+    assert note.startswith("clips are not flipped, although augmentation.flip is 0.5: 2 of the classes")
     assert "(move_left, move_right)" in note and "augmentation.flip_left_right" in note
     agreed = prepared("augmentation.flip=0")
     assert (agreed.train_clip.flip, agreed.notes) == (0, ())
@@ -151,7 +149,7 @@ def test_other_classes_are_flipped(folder: Path) -> None:
 
 
 def changed(*overrides: str) -> set[str]:
-    """What a checkpoint of the recipe as it is would be refused for, once it is changed so."""
+    """The resume settings that these overrides change."""
     one, two = (
         resume_settings(recipe(), prepared()),
         resume_settings(recipe(*overrides), prepared(*overrides)),
@@ -177,7 +175,9 @@ def changed(*overrides: str) -> set[str]:
         ("optimisation.ema_decay=0.9", {"optimisation.ema_decay"}),
     ],
 )
-def test_what_changes_results_may_not_change_in_a_run(folder: Path, override: str, names: set[str]) -> None:
+def test_a_setting_that_changes_results_is_a_resume_setting(
+    folder: Path, override: str, names: set[str]
+) -> None:
     assert changed(override) == names
 
 
@@ -195,18 +195,18 @@ def test_what_changes_results_may_not_change_in_a_run(folder: Path, override: st
         "augmentation.flip_left_right=true",
     ],
 )
-def test_what_does_not_change_results_may_change(folder: Path, override: str) -> None:
+def test_a_setting_that_does_not_change_results_is_no_resume_setting(folder: Path, override: str) -> None:
     assert changed(override) == set()
 
 
-def test_what_the_flip_came_to_is_settled_not_what_was_asked_for(folder: Path) -> None:
+def test_the_resolved_flip_is_the_resume_setting(folder: Path) -> None:
     made(folder / "train.arrow", 40, SIDED)
     made(folder / "val.arrow", 8, SIDED)
     assert changed("augmentation.flip=0") == set()
     assert changed("augmentation.flip_left_right=true") == {"augmentation.flip"}
 
 
-def test_with_batch_norm_its_number_of_clips_is_settled(folder: Path) -> None:
+def test_with_batch_norm_its_number_of_clips_is_a_resume_setting(folder: Path) -> None:
     temporal = ("model.form=temporal",)
     one = resume_settings(recipe(*temporal), prepared(*temporal))
     less = (*temporal, "engine.micro_batch=2")
@@ -216,7 +216,7 @@ def test_with_batch_norm_its_number_of_clips_is_settled(folder: Path) -> None:
     }
 
 
-def test_a_layout_left_to_auto_is_chosen_and_said(folder: Path) -> None:
+def test_each_value_chosen_for_auto_has_a_note(folder: Path) -> None:
     found = prepared("engine=auto")
     assert (found.layout.micro_batch, found.config.recomputed_blocks) == (8, 0)
     assert [note.split(":")[0] for note in found.notes] == [
@@ -226,7 +226,7 @@ def test_a_layout_left_to_auto_is_chosen_and_said(folder: Path) -> None:
     ]
 
 
-def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_read(folder: Path) -> None:
+def test_videos_that_dali_does_not_decode_are_refused(folder: Path) -> None:
     rows = [ManifestRow(f"{i}.mp4", 0, 0, 0, 30, 25.0, 64, 48, "h264" if i < 3 else "vp9") for i in range(10)]
     train = Dataset([write_manifest(folder / "train.arrow", rows, ["a"])])
     with pytest.raises(RunError, match=r"mjpeg, vp8, vp9 on a CPU, .* 3 are .* \(3 h264\); set it to pyav"):
@@ -236,12 +236,12 @@ def test_a_decoder_that_does_not_take_the_videos_is_refused_before_anything_is_r
     check_decoder(recipe("data.decoder=hybrid"), train, gpu=False)
     check_decoder(recipe("data.decoder=dali", "data.bad_share=0.3"), train, gpu=False)
     change_rows(folder / "train.arrow", {0: {"label": -1}, 9: {"frames": 0}})
-    bad_rows = Dataset([open_manifest(folder / "train.arrow")])  # bad videos, which end no run by themselves
+    bad_rows = Dataset([open_manifest(folder / "train.arrow")])  # bad videos alone stop no run
     with pytest.raises(RunError, match=r"\(2 h264\)"):
         check_decoder(recipe("data.decoder=dali"), bad_rows, gpu=False)
 
 
-def test_a_data_set_that_was_rendered_otherwise_is_said_to_be_so(folder: Path) -> None:
+def test_a_rendered_data_set_of_another_size_has_a_note(folder: Path) -> None:
     length = len(prepared().train), len(prepared().val)
     for train_clips, val_clips in (length, (length[0] + 1, length[1])):
         embedded = f"data.embedded={{train_clips: {train_clips}, val_clips: {val_clips}}}"

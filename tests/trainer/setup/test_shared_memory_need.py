@@ -1,4 +1,4 @@
-"""What of a node's /dev/shm its ranks need, all together."""
+"""The need of all ranks of a node against its free /dev/shm."""
 
 from dataclasses import replace
 
@@ -14,26 +14,26 @@ DOCKER = SharedMemory(64 * MIB, 64 * MIB, device=1)
 RANK = RankShare("n1", DOCKER, SharedMemoryNeed(10 * MIB, 20 * MIB), SharedMemoryNeed(15 * MIB, 15 * MIB))
 
 
-def test_ranks_of_a_node_share_what_is_there() -> None:
+def test_ranks_of_a_node_share_its_shared_memory() -> None:
     assert check_shares([RANK]) is None
     with pytest.raises(AgreedError) as caught:
         check_shares([replace(RANK, node="n0"), *[RANK] * 3])
-    words = str(caught.value)
-    assert "/dev/shm of node n1 is too small: 64 MiB" in words
-    assert "75 MiB there, 30 MiB for training and 45 MiB for evaluation" in words
-    assert "--shm-size=1g" in words and "--ipc=host" in words and "data.prefetch" in words
+    text = str(caught.value)
+    assert "/dev/shm of node n1 is too small: 64 MiB" in text
+    assert "75 MiB: 30 MiB for training and 45 MiB for evaluation" in text
+    assert "--shm-size=1g" in text and "--ipc=host" in text and "data.prefetch" in text
 
 
-def test_ranks_in_containers_of_their_own_do_not() -> None:
+def test_ranks_in_separate_containers_do_not_share_it() -> None:
     assert check_shares([RANK, replace(RANK, there=replace(DOCKER, device=2))]) is None
 
 
-def test_what_large_videos_may_need_is_a_note() -> None:
+def test_the_possible_need_of_large_videos_is_a_note() -> None:
     note = check_shares([RANK, RANK])
     assert note is not None and "70 MiB" in note and "large videos" in note
 
 
-def test_a_system_without_shared_memory_or_without_a_limit() -> None:
+def test_a_system_without_a_limit_has_no_note() -> None:
     assert check_shares([replace(RANK, there=None)] * 9) is None
 
 

@@ -1,4 +1,4 @@
-"""What is checked when a run starts, and with `--check`."""
+"""The checks at the start of a run and with `--check`."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def test_an_unknown_name_of_allow_change_is_refused_with_the_nearest(name: str, 
     assert str(refusal.value).startswith(f"--allow-change '{name}': ") and str(refusal.value).endswith(hint)
 
 
-def test_names_that_only_the_checkpoint_or_only_the_run_has_are_known(tmp_path: Path) -> None:
+def test_names_of_the_checkpoint_alone_or_the_run_alone_are_allowed(tmp_path: Path) -> None:
     check_settings(tmp_path, {"old": 1}, {"new": 2}, ["old", "new"])
     with pytest.raises(RunError, match="--allow-change 'nex'"):
         check_settings(tmp_path, {"old": 1}, {"old": 1}, ["nex"])
 
 
-def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> None:
+def test_the_newest_readable_checkpoint_is_compared(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     check_checkpoint(folder, {"seed": 1}, "auto", [])  # there is none
     for step in (3, 20):
@@ -50,13 +50,13 @@ def test_the_newest_checkpoint_that_can_be_read_is_compared(tmp_path: Path) -> N
         check_checkpoint(folder, {"seed": 3}, str(folder.checkpoints / "step-0000020"), [])
 
 
-def test_a_slip_in_resume_is_named(tmp_path: Path) -> None:
+def test_a_wrong_value_of_resume_has_a_hint(tmp_path: Path) -> None:
     for resume, hint in (("atuo", "did you mean auto"), ("/none/step-3", "auto finds the newest")):
         with pytest.raises(RunError, match=hint):
             check_resume(RunDir(tmp_path), resume)
 
 
-def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
+def test_the_check_does_not_create_the_run_folder(tmp_path: Path) -> None:
     check_run_dir(RunDir(tmp_path / "a/b"))
     assert not list(tmp_path.iterdir())
     (tmp_path / "a").touch()
@@ -64,7 +64,7 @@ def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
         check_run_dir(RunDir(tmp_path / "a/b"))
 
 
-def test_another_model_is_told_how_to_begin_from_the_weights(tmp_path: Path) -> None:
+def test_the_message_for_another_model_names_export_and_model_weights(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     path = folder.checkpoints / "step-0000020"
     path.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What `model.weights` takes: which kind of file it is, what of it goes where, and what is said of it."""
+"""`model.weights`: kinds of files, which tensors are loaded, and the report."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def config(classes: int = 6, form: str = "scene", **overrides) -> UniFormerV2Con
 
 
 def built(seed: int, described: UniFormerV2Config) -> UniFormerV2:
-    """With every value drawn, those too that begin as zero."""
+    """A model with every value random, also those that are initialised to zero."""
     torch.manual_seed(seed)
     model = UniFormerV2(described)
     for tensor in model.state_dict().values():
@@ -56,7 +56,7 @@ def exported(path: Path, model: UniFormerV2, names=NAMES) -> Path:
 
 
 def started(path: Path, described: UniFormerV2Config, names=NAMES) -> tuple[UniFormerV2, str]:
-    """A model that begins from the file, and the report."""
+    """A model with the weights of the file, and the report."""
     plan = plan_starting_weights(path, described, names, COLOURS)
     assert len(plan.report) <= 15
     model = built(2, described)
@@ -64,14 +64,14 @@ def started(path: Path, described: UniFormerV2Config, names=NAMES) -> tuple[UniF
     return model, "\n".join(plan.report)
 
 
-def test_the_same_model_and_classes_begin_where_it_ended(export: Path, source: UniFormerV2) -> None:
+def test_the_same_model_and_classes_give_equal_scores(export: Path, source: UniFormerV2) -> None:
     model, report = started(export, config())
     clips = torch.randn(2, 3, 4, 32, 32)
     assert torch.equal(model(clips), source(clips))
     assert "all 6 rows kept" in report and "initialisation" not in report
 
 
-def test_rows_are_taken_by_class_name_and_the_others_are_new(export: Path, source: UniFormerV2) -> None:
+def test_rows_are_copied_by_class_name_and_the_others_are_new(export: Path, source: UniFormerV2) -> None:
     names = ("SPIN RIGHT", "wave", "move_left")
     model, report = started(export, config(3), names)
     untouched = built(2, config(3))
@@ -80,22 +80,22 @@ def test_rows_are_taken_by_class_name_and_the_others_are_new(export: Path, sourc
         assert torch.equal(model.head.bias[own], source.head.bias[other])
     assert torch.equal(model.head.weight[1], untouched.head.weight[1])
     assert torch.equal(model.blocks[0].mlp.expand.weight, source.blocks[0].mlp.expand.weight)
-    assert "2 of 3 rows taken by class name, of the file's 6; new: 1 (wave)" in report
+    assert "2 of 3 rows copied by class name, of the file's 6; new: 1 (wave)" in report
     model, report = started(export, config(2), ("cat", "dog"))
     assert torch.equal(model.head.weight, built(2, config(2)).head.weight)
     assert "head: new, 2 rows" in report and "cat" in report and "move_left" in report
     assert "mere numbers" in started(export, config(2), ("0", "1"))[1]
 
 
-def test_another_resolution_and_number_of_frames(export: Path, source: UniFormerV2) -> None:
+def test_resolution_and_number_of_frames_may_differ(export: Path, source: UniFormerV2) -> None:
     larger = config(resolution=48, frames=8)
     model, report = started(export, larger)
     assert torch.equal(model.position_embedding[0], source.position_embedding[0])
     assert f"from {source.config.grid}x{source.config.grid} to {larger.grid}x{larger.grid}" in report
-    assert "frames: 4 there, 8 here" in report
+    assert "frames: 4 in the file, 8 here" in report
 
 
-def test_between_the_forms_what_both_have_is_loaded(tmp_path: Path, export: Path, source) -> None:
+def test_between_the_forms_the_common_tensors_are_loaded(tmp_path: Path, export: Path, source) -> None:
     temporal = config(form="temporal", temporal_downsample=True, global_layers=(0, 1))
     model, report = started(export, temporal)
     assert "blocks.local_1" in report and "fusion.blocks" in report and "patch embedding" in report
@@ -126,7 +126,7 @@ def test_another_width_or_depth_is_refused_with_both_sides_and_ten_tensors(expor
 
 
 @pytest.mark.parametrize("ported", [False, True])
-def test_released_checkpoints_are_known_by_their_names(tmp_path: Path, ported: bool) -> None:
+def test_released_checkpoints_are_detected_by_their_tensor_names(tmp_path: Path, ported: bool) -> None:
     source = built(1, config(400))
     names = {f"backbone.{name}": tensor for name, tensor in to_released(source).items()}
     if ported:
@@ -145,7 +145,7 @@ def test_released_checkpoints_are_known_by_their_names(tmp_path: Path, ported: b
 
 
 def test_the_authors_710_classes(tmp_path: Path) -> None:
-    """Rows 0 to 399 are known by name; a manifest in their order of Kinetics-600 tells the others."""
+    """Rows 0 to 399 are known by name; a manifest in their order of Kinetics-600 identifies the others."""
     source = built(1, config(710))
     path = tmp_path / "k710.safetensors"
     save_file(to_released(source), path)
@@ -156,10 +156,10 @@ def test_the_authors_710_classes(tmp_path: Path) -> None:
     names = tuple(released[row] or f"unknown {row}" for row in rows)
     model, report = started(path, config(600), names)
     assert torch.equal(model.head.weight, source.head.weight[list(rows)])
-    assert "600 rows taken" in report
+    assert "600 rows copied" in report
 
 
-def test_an_order_of_classes_that_nobody_knows_gives_a_new_head(tmp_path: Path) -> None:
+def test_an_unknown_order_of_classes_gives_a_new_head(tmp_path: Path) -> None:
     source = built(1, config(6, form="temporal", temporal_downsample=True))
     save_file(to_released(source), tmp_path / "ss.safetensors")
     same = config(6, form="temporal", temporal_downsample=True)
@@ -169,7 +169,7 @@ def test_an_order_of_classes_that_nobody_knows_gives_a_new_head(tmp_path: Path) 
     assert torch.equal(model.head.weight, built(2, same).head.weight)
 
 
-def test_what_is_no_file_of_weights_says_what_to_name(export: Path, tmp_path: Path) -> None:
+def test_a_refusal_says_which_file_to_name(export: Path, tmp_path: Path) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(RunError, match=r"model\.weights") as refused:
             plan_starting_weights(path, config(), NAMES, COLOURS)
