@@ -41,7 +41,7 @@ def test_the_three_overlap_as_published() -> None:
 
 
 def test_the_released_order_agrees_with_the_overlap_of_the_three() -> None:
-    """The authors' row tables and the class names give the same rows that are not in Kinetics-600 and -700."""
+    """The authors' row tables and the class names agree on the rows outside Kinetics-600 and -700."""
     released = kinetics710.class_names("k400_released")
     assert sorted(released) == sorted(kinetics710.class_names("k400"))
     for classes, table in ((600, "k600"), (700, "k700")):
