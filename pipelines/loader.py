@@ -198,7 +198,7 @@ class ClipLoader:
 
     def _try_run(self) -> Any:
         """The pipeline's next outputs, or as a string why it broke. Raises DataError of a worker."""
-        # DALI notices a worker that dies at work. It would wait forever for one that died idle.
+        # DALI detects a worker that dies while it reads a sample. It waits forever for one that dies idle.
         if not all(process.is_alive() for process in self._workers):
             return "a worker process has died"
         try:

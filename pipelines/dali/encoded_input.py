@@ -47,7 +47,7 @@ class UnsupportedByGraph(VideoError):
 
 @dataclass(frozen=True)
 class GraphDecodeInput:
-    """What the graph takes to decode some frames of a video: `sample_layout.ENCODED`."""
+    """The inputs from which the graph decodes frames of a video: `sample_layout.ENCODED`."""
 
     video: NDArray[np.uint8]
     """The bytes of the file."""
@@ -76,18 +76,18 @@ def check_encoded(
         colorspace = int(stream.codec_context.colorspace)
         check_frames(indices, len(index.display_order))
         if codec not in decoder.codecs:
-            raise _not_for_graph(f"is {codec}", f"it takes {', '.join(sorted(decoder.codecs))}")
+            raise _not_for_graph(f"is {codec}", f"it supports {', '.join(sorted(decoder.codecs))}")
         if decoder is GraphDecoder.NVDEC and (refused := nvdec_refusal(stream.codec_context, codec, index)):
             raise _not_for_graph(*refused)
         if reason := _numbered_otherwise(index, decoder):
-            raise _not_for_graph(reason, "it would give other frames than were asked for")
+            raise _not_for_graph(reason, "it would return other frames than requested")
         _, shape = decode_first_frame(data, stream, index)
         if decoder is GraphDecoder.CPU:
             # It allocates and converts frames of the header's size. Other sizes make it read and write out of
             # bounds, which crashes the process.
             if header_size(data, stream.index) != (shape.height, shape.width):
                 raise _not_for_graph(
-                    "has frames of another size than its header says", "it goes by the header"
+                    "has frames of another size than its header says", "it uses the header's size"
                 )
             if not has_one_size(codec, map(bytes, index.packets or ())):
                 raise _not_for_graph("may change the size of its frames", "it converts all like the first")
@@ -103,8 +103,8 @@ def check_encoded(
 
 def _not_for_graph(what: str, why: str) -> UnsupportedByGraph:
     return UnsupportedByGraph(
-        f"{what}, which the graph's decoder does not take ({why}); set data.decoder to auto or hybrid, which "
-        "leave such videos to PyAV, or to pyav"
+        f"{what}, which the graph's decoder does not support ({why}); set data.decoder to auto or hybrid, "
+        "which leave such videos to PyAV, or to pyav"
     )
 
 

@@ -211,7 +211,7 @@ def _about(
 
 
 def view_arrays(clip: ViewSpec, height: int, width: int) -> Arrays:
-    """What the graph of the views takes beside frames of `height` x `width` pixels: `sample_layout.VIEWS`."""
+    """The inputs of the view graph beside frames of `height` x `width` pixels: `sample_layout.VIEWS`."""
     scale = clip.size / min(height, width)
     resized = np.array([int(height * scale), int(width * scale)], np.float32)
     return {
@@ -221,8 +221,8 @@ def view_arrays(clip: ViewSpec, height: int, width: int) -> Arrays:
 
 
 def crop_positions(crops: int, height: int, width: int) -> NDArray[np.float32]:
-    """Where the crops lie: (crops, 2), y and x, from 0 (top, left) to 1 (bottom, right). They share out the
-    longer side and are centred along the other.
+    """Positions of the crops: (crops, 2), y and x, from 0 (top, left) to 1 (bottom, right). They are evenly
+    spaced along the longer side and centred along the other.
     """
     along = np.array([0.5]) if crops == 1 else np.linspace(0.0, 1.0, crops)
     middle = np.full(crops, 0.5)

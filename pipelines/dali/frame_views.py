@@ -74,7 +74,7 @@ class FrameViews:
 
 
 def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint8]:
-    """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation takes them.
+    """The frames of all clips of a video, (clips x T, h, w, 3), as an evaluation decodes them.
 
     Raises VideoError where the video cannot be used.
     """

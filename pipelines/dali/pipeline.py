@@ -85,7 +85,7 @@ class ViewGraph:
 
 def view_nodes(frames: Any, nodes: Nodes, clip: ViewSpec, mean: Colours, std: Colours) -> Any:
     """Graph nodes: the frames of all clips of a video, one clip after another, and `VIEWS` → views."""
-    # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips lie one after another along the frames
+    # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips follow one another along the frame axis
     stacked = crop_views(
         frames, nodes["view_size"], nodes["crop_positions"], clip.crops, clip.size, mean, std
     )

@@ -94,7 +94,7 @@ class SampleLayout:
 
 
 def decoding_layout(decoder: str) -> SampleLayout:
-    """What the graph takes to have decoded frames.
+    """The inputs from which the graph has decoded frames.
 
     decoder: `pyav`, `dali` or `hybrid`.
     """
@@ -122,7 +122,7 @@ def view_layout(decoder: str) -> SampleLayout:
 
 
 def record_dtype(keys: int) -> np.dtype[np.void]:
-    """What the loader takes of a sample, beside why it is bad.
+    """What the loader reads of a sample, beside `reason`.
 
     sample: row of the dataset, -1 for none. label: -1 where it is not known. valid: 0 for a placeholder.
     keys: of the dropout masks, one for each clip made of the sample (`TrainSampler.mask_key`). read: seconds

@@ -166,7 +166,7 @@ class SampleReader:
             return self._placeholder(request, format_unexpected(error))
 
     def _refusal(self, request: SampleRequest) -> str:
-        """Why the request is not tried; empty where it is."""
+        """Why the request is refused; empty if it is not."""
         if request.in_graph and request.sample in self.crashed:
             return self.crashed[request.sample]
         return self.refused.get(request.key, "")
@@ -216,7 +216,7 @@ class SampleReader:
     def _arrays(
         self, *, encoded: GraphDecodeInput | None = None, frames: NDArray[np.uint8] | None = None
     ) -> Arrays:
-        """What this decoding's graph takes, from the one of the two that is given."""
+        """The inputs of the graph, from the one of the two that is given; the other is empty."""
         arrays = {
             **vars(encoded or NO_VIDEO),
             "frames": NO_FRAMES if frames is None else frames,

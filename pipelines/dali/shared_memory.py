@@ -1,4 +1,4 @@
-"""How much shared memory a pipeline takes: its workers write their samples to /dev/shm.
+"""Shared memory that a pipeline needs: its workers write their samples to /dev/shm.
 
 DALI keeps `2 x prefetch` batches there (those made ahead, and as many that the pipeline may still read), each
 as one chunk per worker. A chunk takes as much memory as the largest part of a batch that was ever in it.
@@ -31,7 +31,7 @@ class SharedMemoryNeed:
 
 
 def shared_memory_need(graph: Graph, resources: LoaderResources) -> SharedMemoryNeed:
-    """What a pipeline takes in /dev/shm, from the sizes of samples evenly spaced over the dataset."""
+    """Bytes that a pipeline needs in /dev/shm, from the sizes of samples evenly spaced over the dataset."""
     source = graph.source
     sizes = _sizes(source)
     whole, longer = divmod(source.samples, resources.workers)

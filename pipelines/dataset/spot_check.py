@@ -24,17 +24,18 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class SpotCheckResult:
-    """What opening a few videos of a manifest showed.
-
-    name: of the manifest, for messages. videos: in it. opened: how many of them were opened. defects: those
-    that cannot be used. lost: where none of their files is there, the folder in which they were looked for.
-    """
+    """The result of opening a few videos of a manifest."""
 
     name: str
+    """The manifest in messages."""
     videos: int
+    """Videos of the manifest."""
     opened: int
+    """Videos that were opened."""
     bad_samples: tuple[BadSample, ...]
+    """The opened videos that cannot be used."""
     lost: Path | None = None
+    """If no file was found: the folder that should contain them all."""
 
     @property
     def message(self) -> str:
@@ -42,10 +43,8 @@ class SpotCheckResult:
         if not self.bad_samples:
             return ""
         tried = "tried " if self.opened < self.videos else ""
-        bad, some = (
-            len(self.bad_samples),
-            f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}",
-        )
+        bad = len(self.bad_samples)
+        some = f"{self.opened} {tried}video{'s' * (self.opened > 1)} of {self.name}"
         if self.lost is not None:
             return format_none_found(some, self.lost)
         counted = f"none of {some} can be used" if bad == self.opened else f"{bad} of {some} cannot be used"
@@ -53,9 +52,9 @@ class SpotCheckResult:
 
 
 def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheckResult:
-    """Open at most so many videos, evenly over the manifest, up to what says which codec each has.
+    """Open at most `most` videos, evenly over the manifest, and read each one's header with the codec.
 
-    name: of the manifest, for messages; by default its path.
+    name: the manifest in messages; by default its path.
     """
     opened = range(0, len(manifest), max(1, -(-len(manifest) // most)))
     bad_samples, missing = [], []
@@ -72,13 +71,13 @@ def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) 
 
 
 def format_defects(bad: Sequence[tuple[str, str]]) -> str:
-    """Half a sentence with the first of several bad videos, each as its path and its reason."""
+    """The end of a message: the first of several bad videos, each as path and reason."""
     named = "; ".join(f"{path} {reason}" for path, reason in bad[:_NAMED])
     return f"the first: {named}"
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """The folder that holds all of these; where it is missing, the topmost folder that is."""
+    """The folder that contains all of these; if it is missing, the topmost missing folder."""
     folder = Path(os.path.commonpath(folders))
     while not os.path.exists(folder.parent):
         folder = folder.parent
@@ -86,13 +85,11 @@ def common_folder(folders: Sequence[Path]) -> Path:
 
 
 def format_none_found(videos: str, folder: Path) -> str:
-    """What is said where none of these videos is there. folder: that which should hold them all."""
-    where = (
-        printable(folder) if os.path.exists(folder) else f"{printable(folder)}, a folder that is not there"
-    )
+    """The message if none of the videos is found. folder: the one that should contain them all."""
+    where = printable(folder) + ("" if os.path.exists(folder) else ", a folder that does not exist")
     return (
         f"none of {videos} was found under {where}: were they moved? Move them back, or make the manifest "
-        "anew with uniformerv2 prepare"
+        "again with uniformerv2 prepare"
     )
 
 

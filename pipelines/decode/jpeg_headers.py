@@ -30,7 +30,7 @@ def frame_headers(packet: bytes) -> Iterator[bytes]:
         segment = packet[at : at + int.from_bytes(packet[at : at + 2], "big")]
         if _FRAME.match(packet, at - 2):
             yield packet[at - 2 : at] + segment
-        elif code in (_SOI, _EOI, _SOS):  # the search goes on in what follows, scans included
+        elif code in (_SOI, _EOI, _SOS):  # the search continues behind it, scans included
             continue
         if not _is_valid(code, segment):
             for frame in _FRAME.finditer(packet, at):

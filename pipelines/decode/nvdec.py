@@ -43,18 +43,18 @@ def nvdec_refusal(
     codec: a key of `SIDES`. index: with its packets.
     """
     if context.pix_fmt not in PIXELS:
-        return f"has pixels of {context.pix_fmt}", f"it takes {', '.join(sorted(PIXELS))}"
+        return f"has pixels of {context.pix_fmt}", f"it supports {', '.join(sorted(PIXELS))}"
     least, most = SIDES[codec]
     if min(context.width, context.height) < least or max(context.width, context.height) > most:
         size = f"{context.width}x{context.height}"
-        return f"has frames of {size}", f"it takes {least} to {most} pixels a side in {codec}"
+        return f"has frames of {size}", f"it supports {least} to {most} pixels a side in {codec}"
     if context.field_order not in (FIELDS_UNKNOWN, PROGRESSIVE):
         return "is interlaced", "it may number fields"
     assert index.packets is not None
     extradata = context.extradata or b""
     first = bytes(index.packets[index.keyframes[0]])
     if codec == "h264" and H264_IDR not in nal_types(first, codec, extradata):
-        return "begins with no IDR picture", "it would leave out the first frames"
+        return "begins with no IDR picture", "it would omit the first frames"
     if codec == "hevc" and any(
         not RASL.isdisjoint(nal_types(bytes(packet), codec, extradata)) for packet in index.packets
     ):

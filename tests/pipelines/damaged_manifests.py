@@ -107,7 +107,7 @@ for line in sys.stdin:
 
 
 class ManifestReader:
-    """A process that reads one manifest after another: `read` says what came of it."""
+    """A process that reads one manifest after another: `read` returns the result."""
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(

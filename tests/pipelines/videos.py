@@ -38,7 +38,7 @@ class Kind:
 
 
 def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
-    """T H W 3 RGB: a sharp background that moves, and before it a patch that says which frame it is."""
+    """T H W 3 RGB: a sharp background that moves, with a patch in front that encodes the frame number."""
     background = np.random.default_rng(0).integers(0, 200, (height, width, 3)).astype(np.uint8)
     pictures = np.stack([np.roll(background, 3 * index, axis=1) for index in range(frames)])
     pictures[:, height // 4 : -height // 4, width // 4 : -width // 4] = (

@@ -24,12 +24,11 @@ _PREAMBLE = """\
 A recipe is a YAML file with the whole configuration of a run. This page is generated from the schema:
 `python -m trainer.config.reference_docs` writes it.
 
-- `base: other.yaml` inherits from another recipe, named relative to the file that names it; `base:
-[model.yaml,
-  data.yaml]` inherits from several, of which the later one wins. Sections are merged field by field; the
-  inheriting file wins. A file that several bases share is applied once, first. Where two fields are two units
-  of one quantity (`epochs` and `steps`, `warmup_epochs` and `warmup_steps`, `every_epochs` and
-  `every_steps`), setting one replaces an inherited value of the other.
+- `base: other.yaml` inherits from another recipe, named relative to the file that names it;
+  `base: [model.yaml, data.yaml]` inherits from several, of which the later one wins. Sections are merged
+  field by field; the inheriting file wins. A file that several bases share is applied once, first. Where
+  two fields are two units of one quantity (`epochs` and `steps`, `warmup_epochs` and `warmup_steps`,
+  `every_epochs` and `every_steps`), setting one replaces an inherited value of the other.
 - `--set section.field=value` overrides one field from the command line, after all files. The value is read
   as YAML: `--set optimisation.steps=20 --set augmentation.crop_scale='[0.5, 1]'`.
 - Paths are relative to the current directory, as with every command-line tool; only `base` is relative to

@@ -24,7 +24,7 @@ class VideoIndex:
     """
 
     def __init__(self, folders: Sequence[Path], findings: Findings) -> None:
-        """Raises DataError for a folder that is not there, or if none holds a video."""
+        """Raises DataError for a folder that does not exist, or if none holds a video."""
         self._findings = findings
         self._paths: dict[str, str] = {}
         self._used: set[str] = set()

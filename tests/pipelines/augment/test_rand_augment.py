@@ -99,7 +99,7 @@ def named(drawn: DrawnOperation) -> tuple[str, float]:
 
 
 def drawn_by_timm(text: str, clips: int) -> list[list[tuple[str, float]]]:
-    """What timm does to `clips` images, read off at the door of its image operations."""
+    """What timm does to `clips` images, recorded where it calls its image operations."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 timm draws from the global generator
     transform = rand_augment_transform(text)

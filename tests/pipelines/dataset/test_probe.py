@@ -36,7 +36,7 @@ def test_a_video_is_described(tmp_path, video_format):
 def test_frames_are_counted_not_read_from_the_header(tmp_path):
     path = video(tmp_path / "v", VP9)
     with av.open(str(path)) as container:
-        assert container.streams.video[0].frames == 0  # what the header of a .webm says
+        assert container.streams.video[0].frames == 0  # as in the header of a .webm
     assert probe_video(path).frames == 30
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 5 < probe_video(path).frames < 25

@@ -48,6 +48,6 @@ def test_a_folder_that_was_moved_is_named(manifest: Manifest, tmp_path: Path) ->
     (tmp_path / "videos").rename(tmp_path / "elsewhere")
     found = spot_check(manifest)
     assert found.lost == tmp_path / "videos"
-    assert f"found under {tmp_path}/videos, a folder that is not there: were they moved?" in found.message
+    assert f"found under {tmp_path}/videos, a folder that does not exist: were they moved?" in found.message
     (tmp_path / "videos").mkdir()
     assert f"found under {tmp_path}/videos: were they moved?" in spot_check(manifest).message

@@ -1,4 +1,4 @@
-"""What is said of files that are no videos, or only a part of one."""
+"""Messages for files that are no videos, or only a part of one."""
 
 from pathlib import Path
 

@@ -143,7 +143,7 @@ def test_valid_videos_unsupported_by_the_graph_are_left_to_pyav(tmp_path: Path, 
     kind, reason = NOT_FOR_NVDEC[name]
     video = make_video(tmp_path, kind)
     with pytest.raises(
-        UnsupportedByGraph, match=f"{reason}, which the graph's decoder does not take .* to pyav"
+        UnsupportedByGraph, match=f"{reason}, which the graph's decoder does not support .* to pyav"
     ):
         check(video, [0, 7], GraphDecoder.NVDEC)
     assert decode_frames(video, np.array([0, 7])).shape == (2, *kind.size, 3)
@@ -183,13 +183,13 @@ def test_common_videos_are_for_nvdec_and_not_for_the_cpu_graph(tmp_path: Path, n
     video = make_video(tmp_path, USUAL[name])
     last = row_of(video).frames - 1
     assert check(video, [0, last], GraphDecoder.NVDEC).indices.tolist() == [0, last]
-    with pytest.raises(UnsupportedByGraph, match=r"is \w+, which .* \(it takes mjpeg, vp8, vp9\)"):
+    with pytest.raises(UnsupportedByGraph, match=r"is \w+, which .* \(it supports mjpeg, vp8, vp9\)"):
         check(video, [0, last])
 
 
 @pytest.mark.parametrize("decoder", GraphDecoder)
 def test_the_graph_decodes_the_placeholder_video(tmp_path: Path, decoder: GraphDecoder) -> None:
-    video = tmp_path / "stand-in.mkv"
+    video = tmp_path / "placeholder.mkv"
     video.write_bytes(placeholder_video(decoder))
     assert check(video, [0], decoder).indices.tolist() == [0]
 

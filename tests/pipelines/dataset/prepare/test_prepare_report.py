@@ -262,7 +262,7 @@ def test_a_check_reports_its_findings_if_its_list_cannot_be_written(tmp_path):
     report = check_manifest(path, workers=1)
     text = " ".join(report.summary().split())
     assert report.bad == 1 and "That list could not be written: Is a directory." in text
-    assert f"Note: none of 1 video was found under {tmp_path}/videos, a folder that is not there" in text
+    assert f"Note: none of 1 video was found under {tmp_path}/videos, a folder that does not exist" in text
 
 
 def one_video(folder: Path) -> Path:

@@ -82,7 +82,7 @@ def test_the_result_has_the_frames_the_size_and_the_keyframes(tmp_path: Path) ->
 
 
 def test_a_variable_frame_rate_becomes_constant(tmp_path: Path) -> None:
-    # Frame 1 stands for five times as long as the others.
+    # Frame 1 is shown five times as long as the others.
     source = make_video(tmp_path / "in.mkv", 6, times=[0, 4, 24, 28, 32, 36])
     stream = FrameStream(source)
     transcode_video(source, out := tmp_path / "out.mp4", SMALL)
