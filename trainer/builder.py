@@ -50,7 +50,7 @@ EXIT_SECONDS = MLFLOW_SECONDS + 15.0  # seconds from the last step to the end, w
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds what an attempt works with. The methods are collective."""
+    """Builds the parts of an attempt. The methods are collective."""
 
     recipe: Recipe
     folder: RunDir
@@ -59,7 +59,7 @@ class Builder:
     start: Start
 
     def meter(self) -> ThroughputMeter:
-        """The clocks, with the totals of earlier attempts."""
+        """The throughput meter, with the totals of earlier attempts."""
         meter = ThroughputMeter(
             device=self.environment.device,
             world_size=self.environment.world_size,
@@ -79,7 +79,7 @@ class Builder:
         return meter
 
     def checkpointer(self, retention: Retention, longest_save: float) -> Checkpointer:
-        """longest_save: seconds of the slowest save of earlier attempts, on rank 0."""
+        """longest_save: seconds of the slowest save of earlier attempts; only rank 0 needs it."""
         best = broadcast_from_main(retention.best() if self.environment.is_main else None)
         return Checkpointer(
             retention,
@@ -123,9 +123,9 @@ class Builder:
         notes: Sequence[str],
         stack: ExitStack,
     ) -> Trainer:
-        """The trainer, with random weights or the starting weights. notes: to be logged at the start.
+        """The trainer, with random weights or the starting weights.
 
-        stack: closes the loaders and the console.
+        notes: logged at the start. stack: closes the loaders and the console.
         """
         recipe, environment, prepared, state = self.recipe, self.environment, self.prepared, self.start.state
         torch.manual_seed(recipe.seed)
@@ -182,7 +182,7 @@ class Builder:
         )
 
     def description(self) -> dict[str, Any]:
-        """What is needed to use the weights, see `TrainState`."""
+        """The metadata that using the weights needs, see `TrainState`."""
         if self.start.state is not None and self.start.is_trained:
             return self.start.state.description
         return {
@@ -206,7 +206,7 @@ class Builder:
         return model
 
     def _skipped_steps(self) -> SkippedSteps:
-        # Not the precision: a change of it is a remedy, after which the count starts at 0.
+        # A change of precision is a remedy, after which the count starts at 0.
         settings = {**self.start.settings, "engine.precision": self.recipe.engine.precision}
         is_main = self.environment.is_main
         return SkippedSteps(
@@ -258,10 +258,8 @@ class Builder:
             trains=trains,
             enabled=environment.is_main and recipe.tracking.enabled,
         )
-        if (
-            start.checkpoint is None
-        ):  # MLflow never changes a parameter: the artifact recipe.yaml is up to date
-            # Not the name, which the MLflow run has: MLflow's comparison plots the first three that differ.
+        if start.checkpoint is None:  # MLflow parameters cannot change; the artifact recipe.yaml can
+            # Without the name: MLflow's comparison plots the first three parameters that differ.
             tracker.record_params(
                 {name: value for name, value in recipe.flattened().items() if name != "name"}
             )
@@ -308,38 +306,37 @@ class Builder:
         recipe, prepared, start = self.recipe, self.prepared, self.start
         layout, world_size = prepared.layout, self.environment.world_size
         if start.reevaluation is not None:
-            begins = (
-                f"the run has ended after step {start.step}: it is evaluated again, and what is recorded of "
-                "its training stays. For a new run name another --run-dir"
+            activity = (
+                f"the run finished with step {start.step}: it is only evaluated, and its training records "
+                "stay. For a new run choose another --run-dir"
             )
         elif start.checkpoint is None:
-            begins = "starting"
+            activity = "starting"
         else:
-            begins = f"going on after step {start.step} ({start.checkpoint})"
+            activity = f"resuming after step {start.step} ({start.checkpoint})"
         return (
-            f"{recipe.name}: {begins}; {schedule.total_steps} steps of {prepared.sampler.global_batch} clips "
-            f"({world_size} rank{'s' * (world_size > 1)} on {self.environment.device.type} x "
+            f"{recipe.name}: {activity}; {schedule.total_steps} steps of {prepared.sampler.global_batch} "
+            f"clips ({world_size} rank{'s' * (world_size > 1)} on {self.environment.device.type} x "
             f"{layout.micro_batch} clips x {layout.accumulation} accumulated); {len(prepared.train):,} "
             f"training and {len(prepared.val):,} validation videos"
         )
 
 
 def exit_seconds(meter: ThroughputMeter, checkpointer: Checkpointer) -> float:
-    """Seconds before a time limit at which to ask for a stop. The ranks agree on it a step or two later, and
-    finish a save in progress before the last one.
+    """Seconds before a time limit at which to request the stop. The ranks agree on the stop one or two steps
+    later, and finish a save in progress before the last save.
     """
     return EXIT_SECONDS + 3 * meter.rates().seconds_per_step + 3 * checkpointer.longest_save
 
 
 def dry_run_batch(engine: Engine, clips: Tensor, classes: int) -> None:
-    """A batch through forward, backward and optimiser that changes nothing: a wrong size or too little memory
-    shows before the data is read.
+    """Run one batch through forward, backward and optimiser without changing the state. A wrong shape or too
+    little memory fails here, before any data is read.
 
-    clips: (B, 3, T, H, W) of one micro-batch. Raises RunError where the loss is not finite or memory runs
-    out.
+    clips: (B, 3, T, H, W), one micro-batch. Raises RunError where the loss is not finite or memory runs out.
     """
     engine.train()
-    # Without keys, as a step has them, a compiled model would be compiled once more at the first step.
+    # Keys as in a training step: without them torch.compile compiles again at the first step.
     keys = torch.arange(len(clips), device=clips.device)
     labels = keys % classes
     try:

@@ -1,4 +1,4 @@
-"""`--check`: what a run would do and need, and what is missing on this machine. Builds nothing."""
+"""`--check`: prints the model, cost and memory of a run, and lists what is missing on this machine."""
 
 import math
 import shutil
@@ -57,14 +57,14 @@ from trainer.system.formatting import format_gmacs
 
 T = TypeVar("T")
 
-ASSUMED_GPU = 80 * GIB  # where a run on GPUs is checked on a machine without one
+ASSUMED_GPU = 80 * GIB  # memory of the GPU that is assumed on a machine without one
 
 
 class _Problems(list[str]):
-    """The reasons for which a run could not start, each once."""
+    """The reasons why a run could not start, each once."""
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None where it fails, whose message becomes a problem."""
+        """Call `work` and return its result. On an error, note the message and return None."""
         try:
             return work()
         except (UserError, DataError, ModelError) as error:
@@ -83,12 +83,12 @@ def check(
     resume: str = "auto",
     allowed: Sequence[str] = (),
 ) -> int:
-    """Print what the run would do with so many ranks (by default, one per GPU here). Returns exit code 0.
+    """Print what the run would do. Returns exit code 0.
 
-    folder: of the run. resume, allowed: as for `trainer.run.train`.
+    folder: the run folder. ranks: number of ranks, by default one per GPU of this machine; with it, this
+    machine needs no GPU. resume, allowed: as for `trainer.run.train`.
 
-    Raises RunError, with all reasons, where the run could not start here. With `ranks`, no GPU is needed
-    here.
+    Raises RunError, with all reasons, where the run could not start.
     """
     problems = _Problems()
     problems.attempt(lambda: check_tracking(recipe, folder.path))
@@ -107,7 +107,7 @@ def check(
             problems.note(f"{name}: no manifest at {path}; make it with uniformerv2 prepare")
     if prepared is not None:
         kept = resume_settings(recipe, prepared)
-        # How many ranks there will be only --ranks says, and what memory they will have, nobody.
+        # Without --ranks the number of ranks is a guess. The memory of the ranks is always a guess.
         assumed = (BATCH_NORM_CLIPS,) if asked is None or recipe.engine.micro_batch == "auto" else ()
         notes += problems.attempt(lambda: check_checkpoint(folder, kept, resume, allowed, assumed)) or ()
     class_names = _class_names(recipe)
@@ -120,12 +120,12 @@ def check(
         problems.note(problem)
     if layout is not None:
         config = model_config(recipe, classes or 1, layout.recomputed_blocks)
-        if not _resumes(folder, resume):  # the file is read by a training that begins, and by no other
+        if not _resumes(folder, resume):  # a resumed training does not read the file
             starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
         _print_figures(recipe, config, layout, ranks, available, whose)
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
-        ("what makes it fit", layout.advice if layout else ()),
+        ("changes that make it fit", layout.advice if layout else ()),
         ("starting weights", starting),
         ("rendered at the start", [f"{name}: {path}" for name, path in absent if recipe.data.embedded]),
         ("notes", notes),
@@ -140,7 +140,7 @@ def check(
 def _prepared(
     recipe: Recipe, ranks: int, available: AvailableMemory, problems: _Problems
 ) -> tuple[Preparation | None, list[str]]:
-    """What the start of a run prepares, and its notes."""
+    """The resolved recipe and the notes; None where the recipe cannot be resolved."""
     opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
     found = [manifest for manifest in opened if manifest is not None]
     if len(found) < len(opened):
@@ -157,7 +157,7 @@ def _prepared(
 
 
 def _class_names(recipe: Recipe) -> tuple[str, ...]:
-    """The classes of the data; none where the manifest is missing or cannot be read."""
+    """The class names of the data; empty where the manifest is missing or cannot be read."""
     path = recipe.data.train_manifests[0].manifest
     with suppress(DataError):  # reported already
         if path.exists():
@@ -178,7 +178,7 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     if recipe.model.weights is None:
         return ()
     found = plan_starting_weights(recipe.model.weights, config, class_names, preprocessing(recipe, config))
-    return found.report if class_names else ()  # without names, nothing can be said of the head
+    return found.report if class_names else ()  # without class names the line about the head would be wrong
 
 
 def _layout(recipe: Recipe, classes: int | None, ranks: int, available: AvailableMemory) -> BatchPlan:
@@ -202,7 +202,7 @@ def _print_figures(
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     if not _class_names(recipe) and recipe.model.num_classes is None:
-        _print_list("figures", ["as if for 1 class: the manifest, which names the classes, is not here"])
+        _print_list("figures", ["computed for 1 class: the manifest, which has the class names, is missing"])
     for name, text in _rows(recipe, config, ranks, layout):
         table.add_row(name, text)
     table.add_row("memory per rank", f"{_memory(needs, layout, available)} of {whose}")
@@ -268,12 +268,15 @@ def _rows(
             f"{schedule.total_steps:,} ({schedule.warmup_steps:,} of warm-up), {_flop(total)} in all",
         )
     else:
-        yield "steps", f"those of {recipe.optimisation.epochs:g} epochs; how many, the missing manifest tells"
+        yield (
+            "steps",
+            f"of {recipe.optimisation.epochs:g} epochs; their number depends on the missing manifest",
+        )
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
 
 
 def _available_memory(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
-    """What a rank has, and whose it is; a GPU is assumed where the run wants one that is not here."""
+    """Memory of a rank, and its device. Assumes a GPU where the run needs one and this machine has none."""
     engine = recipe.engine
     if engine.device != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", 0)
@@ -282,12 +285,12 @@ def _available_memory(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemor
         ), f"the {torch.cuda.get_device_name(device)} here"
     wants_gpu = engine.device == "cuda" or engine.precision == "bf16" or ranks is not None
     if engine.device != "cpu" and wants_gpu:
-        return AvailableMemory("cuda", ASSUMED_GPU), "a GPU, assumed since there is none here"
+        return AvailableMemory("cuda", ASSUMED_GPU), "an assumed GPU: there is none here"
     return AvailableMemory("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
 
 
 def _memory(needs: MemoryModel, layout: BatchPlan, available: AvailableMemory) -> str:
-    """The estimate that `auto` goes by."""
+    """The memory estimate that `auto` uses."""
     estimate = needs.estimate(
         zero_stage=layout.zero_stage,
         micro_batch=layout.micro_batch,
@@ -299,11 +302,11 @@ def _memory(needs: MemoryModel, layout: BatchPlan, available: AvailableMemory) -
             f"of weights, gradients and optimiser (ZeRO {layout.zero_stage}, {needs.precision})",
         ),
         (estimate.working, "of activations and buffers"),
-        (estimate.clips, "of clips made ahead"),
+        (estimate.clips, "of prefetched clips"),
         (estimate.reserve, "in reserve"),
     )
     named = ", ".join(f"{amount / GIB:,.1f} {text}" for amount, text in parts)
-    fits = "" if estimate.total <= available.bytes else ", too much"
+    fits = "" if estimate.total <= available.bytes else ", too much for the device"
     return f"about {estimate.total / GIB:,.1f} GiB{fits}: {named}; there are {available.bytes / GIB:,.1f}"
 
 
@@ -325,7 +328,7 @@ def _videos(recipe: Recipe) -> int | None:
 
 
 def _missing(recipe: Recipe, *, with_gpu: bool) -> Iterator[str]:
-    """Beside manifests. with_gpu: whether a GPU belongs to it."""
+    """Missing devices. with_gpu: whether the run needs a GPU of this machine."""
     if with_gpu and not torch.cuda.is_available():
         for name, value in (("precision", "bf16"), ("device", "cuda")):
             if getattr(recipe.engine, name) == value:

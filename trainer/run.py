@@ -1,4 +1,4 @@
-"""The life of an attempt: set up, resume, train, write the results, exit."""
+"""One attempt of a run: set up, resume, train, write the results, exit."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -46,13 +46,13 @@ from trainer.trainer import Trainer
 def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence[str] = ()) -> int:
     """Train a recipe, or resume its training. Returns the exit code of the process.
 
-    resume: `auto` resumes from the newest undamaged checkpoint of the run folder, `never` requires that there
-    is none, anything else is the path of a checkpoint. allowed: settings that may differ from the
-    checkpoint's, by the names that the refusal gives.
+    resume: `auto` resumes from the newest undamaged checkpoint of the run folder; `never` requires a folder
+    without checkpoints; anything else is the path of a checkpoint. allowed: names of settings that may differ
+    from the checkpoint's, as the error message spells them.
 
-    Raises UserError, DataError or ModelError for what the user can repair. After any other error than an
-    AgreedError this rank stays in the process group, because other ranks may be in a collective;
-    `trainer.system.process_exit` has to end its process.
+    Raises UserError, DataError or ModelError for mistakes that the user can correct. After any error but an
+    AgreedError this rank stays in the process group, because other ranks may be in a collective; then
+    `trainer.system.process_exit` must end the process.
     """
     environment = find_environment(recipe.engine.device)
     mark_semaphores(run_dir)
@@ -116,8 +116,8 @@ class Run:
             trainer = build.trainer(meter, checkpointer, stop, watchdog, notes, stack)
             status: Status = "FAILED"
             try:
-                # A resumed run as well: with autocast, ZeRO 3 rounds otherwise in the first pass of a
-                # process, and there may be less memory than in the attempt before.
+                # Resumed runs too: with autocast, ZeRO 3 rounds differently in the first pass of a process,
+                # and this attempt may have less memory than the one before.
                 dry_run_batch(trainer.engine, build.random_clips(), prepared.config.num_classes)
                 if start.checkpoint is not None and start.state is not None:
                     restore(trainer.engine, start.checkpoint, start.state)
@@ -137,12 +137,12 @@ class Run:
             if finished and start.reevaluation is None:
                 trainer.run_logger.print_summary()
             code = 0 if finished else self._stop(trainer, stop)
-            # Rank 0 may still be writing, and a launcher that sees one rank exit ends the others.
+            # Rank 0 may still be writing, and a launcher ends all ranks when one exits.
             dist.barrier()
             return code
 
     def _prepare(self) -> Preparation:
-        """Check everything that needs no model, and open the manifests. Collective."""
+        """Run the checks that need no model, and open the manifests. Collective."""
         recipe = self.recipe
         run_on_all_ranks(self._check_place)
         memory = find_available_memory(self.environment)
@@ -167,15 +167,15 @@ class Run:
         return check_videos(self.recipe, [*prepared.train.manifests, *prepared.val.manifests])
 
     def _acquire_folder(self) -> None:
-        """Rank 0 acquires the run folder. Raises RunError where another run has it."""
+        """Rank 0 locks the run folder. Raises RunError where another run has locked it."""
         if self.is_main:
             self._lock = acquire(self.folder.path)
 
     def _release_folder(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
-        """Rank 0 releases the run folder once no rank writes into it. Collective after an AgreedError.
+        """Rank 0 unlocks the run folder when no rank writes into it. Collective after an AgreedError.
 
         If rank 0 alone failed during the training, it keeps the lock until its process ends: the other ranks
-        may still be writing, and another start would remove or share what they write.
+        may still be writing, and another start would delete or overwrite their files.
         """
         if isinstance(error, AgreedError):
             try:
@@ -188,8 +188,8 @@ class Run:
             self._lock.release()
 
     def _clean_up_node(self, prepared: Preparation) -> tuple[str, ...]:
-        """Each node's first rank removes the semaphores that killed processes of this run left; rank 0 looks
-        for videos that are in training and validation. Returns notes.
+        """The first rank of each node removes semaphores that killed processes of this run left behind. Rank
+        0 searches for videos that are in both training and validation. Returns notes.
         """
         left = remove_left_semaphores(self.folder.path) if self.environment.local_rank == 0 else 0
         if not self.is_main:
@@ -198,13 +198,13 @@ class Run:
         if not left:
             return shared
         return (
-            f"{left} semaphores were removed from /dev/shm, which killed processes of this run left",
+            f"{left} semaphores were removed from /dev/shm; killed processes of this run had left them",
             *shared,
         )
 
     def _create_folder(self, start: Start) -> float:
-        """Rank 0 makes the run folder and records what runs where. Returns the seconds of the slowest save of
-        earlier attempts. Raises RunError where the folder cannot be prepared.
+        """Rank 0 creates the run folder and records the recipe and the environment. Returns the seconds of
+        the slowest save of earlier attempts. Raises RunError where the folder cannot be prepared.
         """
         if not self.is_main:
             return 0.0
@@ -225,12 +225,12 @@ class Run:
             return longest_save
         except OSError as error:
             raise RunError(
-                f"the run folder {self.folder.path} cannot be prepared: {error}; mend that, or choose "
+                f"the run folder {self.folder.path} cannot be prepared: {error}; correct that, or choose "
                 "another with --run-dir"
             ) from error
 
     def _set_earlier_start_aside(self) -> None:
-        """A start without a checkpoint whose settings differ from the last start's is another MLflow run.
+        """Start a new MLflow run if there is no checkpoint and the recipe differs from the last start's.
 
         Raises OSError.
         """
@@ -242,14 +242,12 @@ class Run:
         aside = archive_tracking(self.folder.path)
         if aside is not None:
             self._notes += (
-                "the run begins anew with other settings than its last start, which left no checkpoint: as a "
+                "the recipe differs from that of the last start, which left no checkpoint: this start is a "
                 f"new MLflow run; the records of the last one are in {aside}",
             )
 
     def _stop(self, trainer: Trainer, stop: StopRequest) -> int:
-        """Log how to resume. Returns the exit code, the same on all ranks, whichever was asked to stop.
-        Collective.
-        """
+        """Log how to resume. Returns the exit code, the same on all ranks. Collective."""
         asked: list[str | None] = [None] * self.environment.world_size
         dist.all_gather_object(asked, stop.poll())
         reasons = sorted({reason for reason in asked if reason is not None})

@@ -76,7 +76,7 @@ def assert_goes_on_as_if_nothing_had_been(
     assert 5 <= stopped_after < STEPS
     outcome = start(run_dir).wait()
     assert outcome.code == 0, outcome.errors
-    assert f"going on after step {stopped_after}" in outcome.output
+    assert f"resuming after step {stopped_after}" in outcome.output
     for rank in range(2):
         seen, planned = (
             (batches_beside(folder) / f"rank-{rank}.jsonl").read_text().splitlines()

@@ -233,7 +233,7 @@ def test_a_run_asked_to_leave_is_saved_and_goes_on(launched: Launched) -> None:
     assert "give the same command again" in launched.stopped.output
     stopped_after = events(launched.run_dir, "left")[0]["step"]
     assert 2 <= stopped_after < STEPS
-    assert f"going on after step {stopped_after}" in launched.output
+    assert f"resuming after step {stopped_after}" in launched.output
     done = [event["step"] for event in events(launched.run_dir, "step")]
     assert done == list(range(1, STEPS + 1)), "no step is lost or done twice"
 
@@ -285,7 +285,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(motion_set: MotionSet, tmp
     assert 2 <= stopped_after < STEPS
     outcome = train(run_dir, *in_stage(2), data=motion_set.root, ranks=2)
     assert outcome.code == 0, outcome.errors
-    assert f"going on after step {stopped_after}" in outcome.output
+    assert f"resuming after step {stopped_after}" in outcome.output
     assert losses(run_dir) == losses(undisturbed) and len(losses(run_dir)) == STEPS
     weights, expected = (load_file(run / "weights.safetensors") for run in (run_dir, undisturbed))
     assert weights.keys() == expected.keys()

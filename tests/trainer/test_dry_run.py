@@ -1,4 +1,4 @@
-"""`--check`: the figures for what is not here, and for what is."""
+"""`--check`: the printed figures, and the reasons why a run could not start."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -30,13 +30,13 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 
 
 @pytest.fixture
-def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def check_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
     def run(*overrides: str, ranks: int | None = None, **options) -> str:
-        """What is printed; behind it, under a heading, why a run could not start."""
+        """The output, followed by REFUSED and the reasons if the run could not start."""
         recipe = load_recipe(Path("recipe.yaml"), overrides)
         try:
             assert check(recipe, RunDir(tmp_path / "run"), ranks, **options) == 0
@@ -70,9 +70,9 @@ def refusal(text: str) -> str:
 
 
 @needs_no_gpu
-def test_with_ranks_a_gpu_is_assumed_and_the_layout_for_it_is_told(say) -> None:
-    text = say(ranks=8)
-    assert "there are 80.0 of a GPU, assumed since there is none here" in text
+def test_with_ranks_the_batch_plan_is_for_an_assumed_gpu(check_output) -> None:
+    text = check_output(ranks=8)
+    assert "there are 80.0 of an assumed GPU" in text
     assert "(ZeRO 1, bf16)" in text
     for line in (
         "engine.micro_batch auto: 16 clips,",
@@ -83,58 +83,58 @@ def test_with_ranks_a_gpu_is_assumed_and_the_layout_for_it_is_told(say) -> None:
     assert "8 ranks x 16 clips x 1 accumulated" in text
 
 
-def test_on_a_cpu_it_is_the_memory_of_this_machine(say) -> None:
-    text = say("model.preset=tiny", "engine.device=cpu")
+def test_on_a_cpu_the_memory_of_this_machine_counts(check_output) -> None:
+    text = check_output("model.preset=tiny", "engine.device=cpu")
     assert "of this machine's memory" in text
     assert "fp32)" in text
 
 
 @needs_no_gpu
-def test_what_fits_nowhere_is_refused_and_what_was_asked_for_is_only_told(say) -> None:
+def test_auto_that_cannot_fit_is_refused_and_given_values_have_advice(check_output) -> None:
     large = ("model.preset=l14_336", "model.frames=512", "engine.precision=fp32")
-    assert "the training does not fit: 1 clip a rank" in refusal(say(*large, ranks=1))
+    assert "the training does not fit: 1 clip a rank" in refusal(check_output(*large, ranks=1))
     given = ("engine.zero_stage=1", "engine.micro_batch=16", "engine.recomputed_blocks=0")
-    text = say(*large, *given, ranks=8)
-    assert "GiB, too much: " in text
-    assert "engine: auto and evaluation.batch: " in text.partition("what makes it fit")[2]
+    text = check_output(*large, *given, ranks=8)
+    assert "GiB, too much for the device: " in text
+    assert "engine: auto and evaluation.batch: " in text.partition("changes that make it fit")[2]
     assert "chosen for this memory" not in text
 
 
-def test_what_a_run_renders_itself_is_not_missing(say) -> None:
+def test_an_embedded_data_set_is_not_missing(check_output) -> None:
     lines = [f"  - data.{name}: {name}.arrow" for name in ("train", "val")]
-    of_itself = say(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}")
+    of_itself = check_output(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}")
     assert all(line in of_itself.partition("rendered at the start")[2] for line in lines)
     assert "nothing is missing" in of_itself
-    text = say(*ON_CPU)
+    text = check_output(*ON_CPU)
     assert "rendered at the start" not in text
     for name in ("train", "val"):
         assert f"  - data.{name}: no manifest at {name}.arrow" in refusal(text)
-    other = say(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}", "data.train=x.arrow")
+    other = check_output(*ON_CPU, "data.embedded={train_clips: 100, val_clips: 20}", "data.train=x.arrow")
     assert "data.embedded renders ./train.arrow" in refusal(other)
 
 
-def test_weights_that_do_not_fit_are_refused_unless_the_run_goes_on(say, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_unless_the_run_resumes(check_output, tmp_path: Path) -> None:
     save_file({"visual.conv1.weight": torch.zeros(64, 3, 16, 16)}, tmp_path / "w.safetensors")
     weights = (*ON_CPU, "model.weights=w.safetensors")
-    assert "w.safetensors holds no image weights that can be loaded" in refusal(say(*weights))
+    assert "w.safetensors holds no image weights that can be loaded" in refusal(check_output(*weights))
     (tmp_path / "w.safetensors").unlink()
-    assert "model.weights: w.safetensors does not exist" in refusal(say(*weights))
+    assert "model.weights: w.safetensors does not exist" in refusal(check_output(*weights))
     (tmp_path / "run" / "checkpoints" / "step-0000004").mkdir(parents=True)
-    assert "model.weights" not in refusal(say(*weights))
+    assert "model.weights" not in refusal(check_output(*weights))
 
 
-def test_where_all_is_there_nothing_is_missing_and_nothing_is_left_behind(say, videos, tmp_path) -> None:
+def test_a_complete_recipe_passes_and_no_file_is_written(check_output, videos, tmp_path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    text = say(*ON_CPU)
+    text = check_output(*ON_CPU)
     assert "nothing is missing on this machine" in text
     assert "4 of 4 validation videos are also in training" in text.partition("notes")[2]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_all_that_a_run_could_not_start_for_is_told_at_once(say, videos, tmp_path: Path) -> None:
+def test_all_reasons_are_reported_at_once(check_output, videos, tmp_path: Path) -> None:
     write_manifest(tmp_path / "val.arrow", videos, ["cat", "fox"])
     (tmp_path / "videos").rename(tmp_path / "moved")
-    told = refusal(say(*ON_CPU, "tracking.uri=htp://x", resume="never-there"))
+    reasons = refusal(check_output(*ON_CPU, "tracking.uri=htp://x", resume="never-there"))
     for words in (
         "tracking.uri: 'htp://x'",
         "--resume never-there: there is no such checkpoint folder",
@@ -142,45 +142,47 @@ def test_all_that_a_run_could_not_start_for_is_told_at_once(say, videos, tmp_pat
         "of data.val (val.arrow) was found under",
         "label 1 is 'dog' in the first and 'fox' in the second",
     ):
-        assert told.count(words) == 1, words
+        assert reasons.count(words) == 1, words
 
 
-def test_more_classes_than_the_head_has_are_refused(say, videos) -> None:
-    assert "has 2 classes, the model 1" in refusal(say(*ON_CPU, "model.num_classes=1"))
+def test_more_classes_than_the_head_has_are_refused(check_output, videos) -> None:
+    assert "has 2 classes, the model 1" in refusal(check_output(*ON_CPU, "model.num_classes=1"))
 
 
-def test_bad_videos_that_a_run_may_do_without_are_noted(say, videos, tmp_path: Path) -> None:
-    """Half of the videos that are tried are bad, where three in ten of the manifest may be."""
+def test_tolerated_bad_videos_are_noted(check_output, videos, tmp_path: Path) -> None:
+    """Half of the opened videos are bad; three in ten of the manifest may be."""
     write_manifest(tmp_path / "train.arrow", videos * 10, ["cat", "dog"])
     for number in (1, 2):
         (tmp_path / f"videos/{number}.avi").write_bytes(b"")
     words = "4 of 8 tried videos of data.train (train.arrow) cannot be used; the first: "
     many = (*ON_CPU, "data.bad_share=0.3")
-    text = say(*many)
+    text = check_output(*many)
     assert words in text.partition("\nnotes")[2] and "nothing is missing" in text
-    assert words in refusal(say(*ON_CPU))
+    assert words in refusal(check_output(*ON_CPU))
     for number in (0, 3):
         (tmp_path / f"videos/{number}.avi").write_bytes(b"")
-    assert "none of 8 tried videos of data.train (train.arrow) can be used" in refusal(say(*many))
+    assert "none of 8 tried videos of data.train (train.arrow) can be used" in refusal(check_output(*many))
 
 
-def test_a_run_folder_that_cannot_be_made_is_refused(say, videos, tmp_path: Path) -> None:
-    (tmp_path / "run").touch()  # root may write anywhere but below a file
-    told = refusal(say(*ON_CPU))
-    assert f"the run folder {tmp_path}/run cannot be written" in told and "Not a directory" in told
+def test_a_run_folder_that_cannot_be_created_is_refused(check_output, videos, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()  # root may write anywhere except below a file
+    reasons = refusal(check_output(*ON_CPU))
+    assert f"the run folder {tmp_path}/run cannot be written" in reasons and "Not a directory" in reasons
 
 
-def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(say, videos, tmp_path) -> None:
+def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(
+    check_output, videos, tmp_path
+) -> None:
     checkpoint = tmp_path / "run/checkpoints/step-0000003"
     checkpoint.mkdir(parents=True)
     state = TrainState(3, 3, 1, 1, {"seed": 1}, 0, 0, {}, 0.0, {})
     write_state(checkpoint, state)
-    told = refusal(say(*ON_CPU))
-    assert "step-0000003 is of another training" in told and "seed: 1 then, 0 now" in told
-    assert "--allow-change 'sed'" in refusal(say(*ON_CPU, allowed=["sed"]))
+    reasons = refusal(check_output(*ON_CPU))
+    assert "step-0000003 is of another training" in reasons and "seed: 1 then, 0 now" in reasons
+    assert "--allow-change 'sed'" in refusal(check_output(*ON_CPU, allowed=["sed"]))
 
 
-def test_clips_of_a_batch_norm_that_are_only_assumed_are_noted(say, videos, tmp_path: Path) -> None:
+def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tmp_path: Path) -> None:
     recipe = load_recipe(Path("recipe.yaml"), ON_CPU)
     kept = resume_settings(recipe, prepare(recipe, 1, AvailableMemory("cpu", 8 * GIB)))
     checkpoint = tmp_path / "run/checkpoints/step-0000003"
@@ -191,27 +193,27 @@ def test_clips_of_a_batch_norm_that_are_only_assumed_are_noted(say, videos, tmp_
 
     keep(**{BATCH_NORM_CLIPS: 512})
     fixed = "engine.micro_batch=2"
-    for text in (say(*ON_CPU), say(*ON_CPU, ranks=2), say(*ON_CPU, fixed)):
+    for text in (check_output(*ON_CPU), check_output(*ON_CPU, ranks=2), check_output(*ON_CPU, fixed)):
         assert "nothing is missing" in text
         notes = text.partition("\nnotes")[2]
         assert f"which --check assumes: {BATCH_NORM_CLIPS}: 512 in checkpoint {checkpoint}, " in notes
-    assert f"{BATCH_NORM_CLIPS}: 512 then, 4 now" in refusal(say(*ON_CPU, fixed, ranks=2))
-    assert "--check assumes" not in say(*ON_CPU, allowed=[BATCH_NORM_CLIPS])
+    assert f"{BATCH_NORM_CLIPS}: 512 then, 4 now" in refusal(check_output(*ON_CPU, fixed, ranks=2))
+    assert "--check assumes" not in check_output(*ON_CPU, allowed=[BATCH_NORM_CLIPS])
     keep(**{BATCH_NORM_CLIPS: 512, "seed": 1})
-    told = refusal(say(*ON_CPU))
-    assert "seed: 1 then, 0 now" in told and BATCH_NORM_CLIPS not in told
+    reasons = refusal(check_output(*ON_CPU))
+    assert "seed: 1 then, 0 now" in reasons and BATCH_NORM_CLIPS not in reasons
 
 
 def test_lines_fit_a_terminal_of_80_columns(
-    say, videos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check_output, videos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lost = tmp_path / "videos/0.avi"
     lost.unlink()
     recipe = ("engine.device=cpu", "engine.precision=fp32", "tracking.uri=htp://x", "optimisation.steps=5")
-    text = say(*recipe, "model.preset=tiny", "model.frames=8", ranks=2)
+    text = check_output(*recipe, "model.preset=tiny", "model.frames=8", ranks=2)
     for words in ("tracking.uri", "chosen for this memory", "1 of 4 videos of data.train"):
         assert words in text
     long = [line for line in text.splitlines() if len(line) > 80]
-    # A path is never cut in two; under xdist that of the test's folder is long.
+    # Paths are not broken; under xdist the path of the test's folder is long.
     assert [line for line in long if tmp_path.name not in line] == []

@@ -1,4 +1,4 @@
-"""`weights-best.safetensors`: the weights of the best evaluation, unless it is that of the last step."""
+"""`weights-best.safetensors`: the weights of the best evaluation, if it is not the last one."""
 
 import logging
 import math
@@ -17,19 +17,18 @@ class BestWeights:
     """The best evaluation of a run."""
 
     step: int
-    """Steps done before it."""
+    """Steps done before the evaluation."""
     top1: float
     """Its top-1 accuracy, 0..1."""
     file: str | None
-    """Name of the file with its weights in the run folder; None where they were not kept."""
+    """Name of the file in the run folder with its weights; None where no checkpoint has them."""
 
 
 def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeights | None:
-    """At the end of a run, find its best evaluation, and write its weights unless they are those of the last
-    step.
+    """Find the best evaluation of a finished run, and export its weights unless it is that of the last step.
 
-    Of equally accurate ones the last step counts as the best, or else the first. Returns None where nothing
-    was evaluated. Weights that cannot be exported are a warning.
+    Among equally accurate evaluations the last step is preferred, then the earliest. Returns None where the
+    run was not evaluated. Logs a warning where the weights cannot be exported.
     """
     known = {step: top1 for step, top1 in retention.accuracies().items() if math.isfinite(top1)}
     file = folder.best_weights

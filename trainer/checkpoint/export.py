@@ -16,9 +16,9 @@ _log = logging.getLogger(__name__)
 
 
 def export(source: Path, out: Path, *, best: bool = False, average: bool = True) -> TrainState:
-    """Write the weights of a checkpoint in float32, with everything that is needed to use them.
+    """Write the weights of a checkpoint in float32, with the metadata that using them needs.
 
-    Arguments as of `read_checkpoint`. Returns the metadata. Raises RunError as that function, and where the
+    Arguments as for `read_checkpoint`. Returns the metadata. Raises RunError as that function, and where the
     file cannot be written.
     """
     state, tensors = read_checkpoint(source, best=best, average=average)
@@ -31,14 +31,15 @@ def read_checkpoint(
 ) -> tuple[TrainState, dict[str, Tensor]]:
     """The metadata of a checkpoint, and its weights in float32 by their names in the model.
 
-    source: a checkpoint's folder, or a run's, whose newest good checkpoint is taken, or the most accurate
-    with `best`. average: take the moving average of the weights where the run keeps one. Raises RunError for
-    a folder that holds none, or a damaged one, for weights that are not finite or not the described model's,
-    and for a checkpoint that a run at work deletes meanwhile.
+    source: folder of a checkpoint or of a run. Of a run, the newest undamaged checkpoint is read, or with
+    `best` the most accurate one. average: whether to read the moving average of the weights if there is one.
+
+    Raises RunError for a folder without checkpoints, a damaged checkpoint, weights that are not finite or do
+    not fit the described model, and a checkpoint that a running training deletes meanwhile.
     """
     if not source.is_dir():
         what = "it is a file, not a folder" if source.exists() else "there is no such folder"
-        raise RunError(f"{source}: {what}; name a run's, or one of its checkpoints/step-...")
+        raise RunError(f"{source}: {what}; name the folder of a run, or one of its checkpoints/step-...")
     checkpoint = source if (source / STATE).exists() else _choose(source, best)
     try:
         problem = find_problem(checkpoint)
@@ -54,7 +55,8 @@ def read_checkpoint(
         if checkpoint.is_dir():
             raise CheckpointError(checkpoint, str(error)) from error
         raise CheckpointError(
-            checkpoint, "it was deleted while it was read, as its run keeps newer ones; take one of those"
+            checkpoint,
+            "it was deleted while it was read, because its run keeps newer ones; choose one of those",
         ) from error
     return state, tensors
 
@@ -80,7 +82,7 @@ def _choose(run: Path, best: bool) -> Path:
         if problem is None:
             return path
         _log.warning("checkpoint %s is passed over: %s", path, problem)
-    raise RunError(f"{run} is no checkpoint, and holds no good one in checkpoints/")
+    raise RunError(f"{run} is no checkpoint, and has no undamaged one in checkpoints/")
 
 
 def _tensors(reader: ShardReader, average: bool) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The shards of a checkpoint: one safetensors file per rank, with a checksum file beside it.
 
-A shard holds one long tensor per dtype. Its header lists the pieces of the training state in this tensor, one
-after another. A rank that loads reads all headers and then only the values that it needs, so a checkpoint can
-be loaded by any number of ranks. Nothing is pickled. `sha256sum -c *.sha256` checks a checkpoint by hand.
+A shard holds one 1-D tensor per dtype. Its header lists the pieces of the training state in this tensor, in
+order. To load, each rank needs all headers but only its own values, so any number of ranks can load a
+checkpoint. Nothing is pickled. `sha256sum -c *.sha256` checks a checkpoint by hand.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from trainer.errors import RunError
 
 _HASHED_AT_ONCE = 2**22  # bytes
 _NUMBERS_AT_ONCE = 2**24  # numbers
-_MAX_CHECKSUM = 1000  # characters of a line of sha256sum
+_MAX_CHECKSUM = 1000  # characters that are read of a checksum file
 
 
 class Snapshot:
-    """A copy of some pieces in host memory, in buffers that are allocated once and reused."""
+    """A copy of pieces of the state in host memory. The buffers are allocated once and reused."""
 
     def __init__(self, pieces: list[StateShard]) -> None:
         self._pieces = sorted(pieces, key=lambda piece: str(piece.values.dtype))
@@ -47,7 +47,7 @@ class Snapshot:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def capture(self) -> None:
-        """Copy the current values of the pieces."""
+        """Copy the current values of the pieces to the buffers."""
         ends = dict.fromkeys(self._buffers, 0)
         for piece in self._pieces:
             kind = piece.values.dtype
@@ -58,9 +58,9 @@ class Snapshot:
             torch.cuda.synchronize()
 
     def write(self, path: Path) -> None:
-        """Write the shard, its checksum beside it, and flush both to the disk.
+        """Write the shard and its checksum file, and flush both to the disk.
 
-        Raises OSError, and RunError for values that are not finite.
+        Raises OSError, or RunError for values that are not finite.
         """
         ends = dict.fromkeys(self._buffers, 0)
         for piece in self._pieces:
@@ -80,7 +80,7 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def write_checksum(path: Path) -> None:
-    """Flush a file to the disk and write its checksum beside it."""
+    """Flush a file to the disk and write its checksum file."""
     flush(path)
     beside = _checksum_path(path)
     beside.write_text(_checksum_line(path), encoding="ascii")
@@ -88,7 +88,7 @@ def write_checksum(path: Path) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Why a file does not match its checksum, or None."""
+    """The reason why a file does not match its checksum, or None."""
     try:
         if not path.is_file():
             return f"{path.name} is missing"
@@ -105,23 +105,28 @@ def find_damage(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """The position of a piece in a shard. offset: of its first element in the tensor `kind`."""
+    """The position of a piece in a shard."""
 
     file: Path
     kind: str
+    """dtype, also the name of the tensor that holds the piece."""
     offset: int
+    """Index of its first element in that tensor."""
     start: int
+    """Index of its first element in the flattened tensor of the state."""
     count: int
+    """Number of elements."""
     shape: tuple[int, ...]
+    """Shape of the tensor of the state."""
 
 
 Index = dict[str, list[StoredPiece]]
 
 
 def find_nonfinite(path: Path) -> str | None:
-    """The tensors of a shard with values that are not finite, as a message, or None.
+    """A message that names the tensors of a shard with NaN or infinity, or None.
 
-    Raises RunError where it cannot be read.
+    Raises RunError where the shard cannot be read.
     """
     index = read_index([path])
     reader = ShardReader(index)
@@ -135,7 +140,7 @@ def find_nonfinite(path: Path) -> str | None:
 
 
 def read_index(paths: Iterable[Path]) -> Index:
-    """The pieces in some shards, read from the headers. Raises RunError for a file that cannot be read."""
+    """The pieces of all these shards, from their headers. Raises RunError for an unreadable file."""
     index: Index = {}
     for path in paths:
         ends: dict[str, int] = {}
@@ -147,14 +152,14 @@ def read_index(paths: Iterable[Path]) -> Index:
                 stored = StoredPiece(path, kind, ends.get(kind, 0), start, count, shape)
                 index.setdefault(key, []).append(stored)
                 ends[kind] = ends.get(kind, 0) + count
-            stands = {name: shape for name, (dtype, shape) in header.tensors.items() if name == _short(dtype)}
-            if stands.keys() != header.tensors.keys() or stands != {k: (end,) for k, end in ends.items()}:
-                raise ValueError("its pieces are not those of its tensors")
+            sizes = {name: shape for name, (dtype, shape) in header.tensors.items() if name == _short(dtype)}
+            if sizes.keys() != header.tensors.keys() or sizes != {k: (end,) for k, end in ends.items()}:
+                raise ValueError("its pieces do not match its tensors")
     return index
 
 
 def _parse_piece(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
-    """The description of a piece in a header. Raises TypeError or ValueError where it is malformed."""
+    """Parse the description of a piece in a header. Raises TypeError or ValueError where it is malformed."""
     key, start, count, kind, shape = piece
     numbers = [start, count, *shape]
     if (
@@ -162,7 +167,7 @@ def _parse_piece(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
         or not isinstance(kind, str)
         or any(type(each) is not int for each in numbers)
     ):
-        raise TypeError("a piece is not described as one")
+        raise TypeError("a piece is malformed")
     if min(numbers) < 0 or start + count > math.prod(shape):
         raise ValueError(f"a piece of {shorten(key)} lies outside its tensor")
     return key, start, count, kind, tuple(shape)
@@ -189,8 +194,8 @@ class ShardReader:
     def fill(self, piece: StateShard) -> None:
         """Copy the stored values into the piece.
 
-        Raises RunError when the checkpoint has no such tensor, one of another shape, or only a part of it, or
-        when a shard cannot be read.
+        Raises RunError when the checkpoint lacks the tensor or a part of it, when the shape differs, or when
+        a shard cannot be read.
         """
         stored = self.index.get(piece.key)
         if stored is None:
@@ -198,7 +203,7 @@ class ShardReader:
         if stored[0].shape != piece.shape:
             raise RunError(
                 f"the checkpoint's {piece.key} has the shape {list(stored[0].shape)}, the model's "
-                f"{list(piece.shape)}: it is of another model. To train this one from its weights, write "
+                f"{list(piece.shape)}: it is of another model. To start from its weights, export "
                 "them with launch/export.py and name that file in model.weights"
             )
         filled = 0

@@ -1,4 +1,4 @@
-"""`weights.safetensors`: the trained weights with everything that is needed to use them; nothing is pickled.
+"""`weights.safetensors`: the trained weights with the metadata that using them needs. Nothing is pickled.
 
 The file's metadata holds, as JSON: the model's configuration, the class names, the preprocessing, the recipe.
 """
@@ -28,16 +28,14 @@ _KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list"}
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A model that was read from a weights file, in evaluation mode, and what belongs to it.
-
-    step: after which the weights were such; None where the source does not say.
-    """
+    """A model in evaluation mode with its metadata, read from a weights file."""
 
     model: UniFormerV2
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
     recipe: dict[str, Any]
     step: int | None = None
+    """Step after which the weights were saved; None where the source does not record it."""
 
 
 def save_weights(
@@ -45,8 +43,10 @@ def save_weights(
     state: dict[str, Tensor],
     description: dict[str, Any],
 ) -> None:
-    """Write the file whole or not at all. description: `model`, the fields of its configuration,
-    `class_names`, `preprocessing` and `recipe`. Raises RunError where it cannot be written.
+    """Write the file atomically.
+
+    description: `model` (the fields of its configuration), `class_names`, `preprocessing` and `recipe`.
+    Raises RunError where the file cannot be written.
     """
     metadata = {"format_version": FORMAT, **{name: json.dumps(value) for name, value in description.items()}}
     try:
@@ -57,9 +57,7 @@ def save_weights(
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
-    """Raises RunError for NaN or infinity among the values. owner: of the tensors, with which the message
-    begins.
-    """
+    """Raises RunError for NaN or infinity among the values. owner: first word of the message."""
     bad = [
         f"{name}: {count:,} of {tensor.numel():,} values"
         for name, tensor in tensors.items()
@@ -71,14 +69,13 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
 
 @dataclass(frozen=True)
 class DescribedFile:
-    """The header of a weights file of this program; no tensor has been read.
-
-    description: `model`, `class_names`, `preprocessing`, `recipe`. model: on the meta device.
-    """
+    """The header of a weights file of this program. No tensor has been read."""
 
     stored: StoredWeights
     description: dict[str, Any]
+    """`model`, `class_names`, `preprocessing` and `recipe`."""
     model: UniFormerV2
+    """On the meta device."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,17 +83,17 @@ class DescribedFile:
 
 
 def open_described(path: Path) -> DescribedFile:
-    """Raises RunError when the file is missing, no safetensors file, was not written by `save_weights`, or
-    holds other tensors than its model has.
+    """Read the header of a file of `save_weights`.
+
+    Raises RunError when the file is missing, is no safetensors file, was not written by `save_weights`, or
+    has other tensors than its model.
     """
     try:
         stored = open_safetensors(path)
     except WeightFileError as error:
         raise RunError(f"{path} cannot be read as weights: it {error}") from error
     if stored.metadata.get("format_version") != FORMAT:
-        raise RunError(
-            f"{path} holds tensors, but not a model's description of this program's format {FORMAT}"
-        )
+        raise RunError(f"{path} holds tensors, but no model description of this program's format {FORMAT}")
     try:
         description = {
             name: _parsed(name, stored.metadata) for name in _DESCRIPTION if name in stored.metadata
@@ -107,7 +104,7 @@ def open_described(path: Path) -> DescribedFile:
 
 
 def load_weights(path: Path, *, finite: bool = True) -> SavedWeights:
-    """Rebuild the model from the file. finite: whether to refuse weights that hold NaN or infinity.
+    """Rebuild the model from the file. finite: whether NaN or infinity is an error.
 
     Raises RunError as `open_described` does, before any tensor is read, and for a tensor that cannot be read.
     """
@@ -133,10 +130,10 @@ def _parsed(name: str, metadata: dict[str, str]) -> Any:
 
 
 def described_model(description: dict[str, Any], shapes: Mapping[str, Tensor]) -> UniFormerV2:
-    """The model that a description holds, on the meta device: without values.
+    """The described model on the meta device, without values.
 
-    shapes: the tensors that go with it, of which only names, shapes and types matter. Raises ModelError where
-    the description lacks something or is wrong, or where the tensors are not the model's.
+    shapes: its tensors, of which only names, shapes and dtypes are used. Raises ModelError where the
+    description is incomplete or wrong, or where the tensors do not fit the model.
     """
     for part, kind in _DESCRIPTION.items():
         if part not in description:

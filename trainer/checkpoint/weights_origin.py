@@ -1,4 +1,4 @@
-"""The record of the weights that a training started from, and its comparison when the training is resumed."""
+"""The record of a training's starting weights, and its comparison when the training is resumed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,14 +9,11 @@ from trainer.checkpoint.metadata import WEIGHTS, TrainState, check_settings
 from trainer.errors import RunError
 
 WeightsOrigin = dict[str, Any] | None
-"""`file`: the path in the recipe. `sha256`: of its content; None where that was not recorded."""
+"""`file`: path in the recipe. `sha256`: digest of the content; None where it was not recorded."""
 
 
 def weights_origin_of(weights: Path | None) -> WeightsOrigin:
-    """The record of a weights file; reads all of it.
-
-    Raises RunError where it cannot be read.
-    """
+    """The record of a weights file, which is read to its end. Raises RunError where it cannot be read."""
     if weights is None:
         return None
     try:
@@ -27,7 +24,7 @@ def weights_origin_of(weights: Path | None) -> WeightsOrigin:
 
 
 def recorded(state: TrainState) -> WeightsOrigin:
-    """The record in a checkpoint; earlier versions of this program recorded the path only, in the recipe."""
+    """The record in a checkpoint. Earlier versions of this program recorded only the path, in the recipe."""
     if WEIGHTS in state.settings:
         found = state.settings[WEIGHTS]
         return found if isinstance(found, dict) and isinstance(found.get("file"), str) else None
@@ -38,9 +35,9 @@ def recorded(state: TrainState) -> WeightsOrigin:
 
 
 def is_same_origin(then: WeightsOrigin, weights: Path | None) -> bool:
-    """Whether a recipe names the weights that a training started from: the same path, or the same content.
+    """Whether a recipe names the starting weights of a training: the same path or the same content.
 
-    The file may be gone or changed since: a resumed training does not read it.
+    The file may have been deleted or changed: a resumed training does not read it.
     """
     if then is None or weights is None:
         return then is None and weights is None
@@ -55,8 +52,8 @@ def is_same_origin(then: WeightsOrigin, weights: Path | None) -> bool:
 def check_settings_unchanged(
     path: Path, state: TrainState, settings: dict[str, Any], allowed: Sequence[str]
 ) -> None:
-    """Raises RunError where settings differ from those of the checkpoint at `path`, see `check_settings`; the
-    weights that the training began from are compared as `is_same_origin` does.
+    """Raises RunError where settings differ from those of the checkpoint at `path`, as `check_settings`. The
+    starting weights are compared with `is_same_origin`.
     """
     if WEIGHTS not in settings:
         check_settings(path, state.settings, settings, allowed)

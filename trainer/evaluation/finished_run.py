@@ -1,4 +1,4 @@
-"""A finished run that is started again: it is only evaluated; its events and results stay."""
+"""A finished run that is started again: it is only evaluated, and keeps its events and results."""
 
 import json
 import re
@@ -14,18 +14,16 @@ from trainer.monitoring.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """An evaluation of a finished run.
-
-    metrics: prefix of its MLflow metrics: `val/` if manifest and views are those of the training's
-    evaluation. settings: fields of its event.
-    """
+    """An evaluation of a finished run."""
 
     metrics: str
+    """Prefix of its MLflow metrics: `val/` if manifest and views are those of the run's own evaluation."""
     settings: dict[str, Any]
+    """Fields of its event."""
 
 
 def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int) -> bool:
-    """Whether the run was finished, with its results written, at the checkpoint that it would resume from."""
+    """Whether the run finished and wrote its results at the checkpoint that it would resume from."""
     own = found.absolute().parent == folder.checkpoints.absolute()
     if not own or state.step < total_steps or not folder.weights.is_file():
         return False
@@ -37,12 +35,12 @@ def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int
 
 
 def choose_reevaluation(recipe: Recipe, state: TrainState) -> Reevaluation:
-    """Settings and metric prefix of this start's evaluation."""
+    """Metric prefix and settings of the evaluation of this start."""
     evaluation, val = recipe.evaluation, str(recipe.data.val)
     changed = changed_settings(recipe, state)
     views = f"{evaluation.clips}x{evaluation.crops}"
     if "data.val" in changed:
-        # With the folder's name, so that data/a/val.arrow and data/b/val.arrow have different metrics.
+        # The folder's name keeps the metrics of data/a/val.arrow and data/b/val.arrow apart.
         name = "_".join(filter(None, (recipe.data.val.parent.name, recipe.data.val.stem)))
         metrics = f"manifest_{re.sub(r'[^A-Za-z0-9_-]', '_', name)}_{views}/"
     else:
@@ -61,7 +59,7 @@ def changed_settings(recipe: Recipe, state: TrainState) -> dict[str, list[Any]]:
 
 
 def _changed(then: dict[str, Any], now: dict[str, Any], prefix: str) -> list[tuple[str, list[Any]]]:
-    """Compares the fields of both recipes only: another version of the program may have other fields."""
+    """Compares the fields that both recipes have: another version of the program may have others."""
     found = []
     for name in sorted(then.keys() & now):
         before, after = then[name], now[name]

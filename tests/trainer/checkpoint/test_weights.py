@@ -68,8 +68,8 @@ def test_what_was_written_is_read(written: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"format_version": "2"}, "not a model's description of this program's format 1"),
-        ({"format_version": None}, "not a model's description"),
+        ({"format_version": "2"}, "no model description of this program's format 1"),
+        ({"format_version": None}, "no model description"),
         ({"model": None}, "its description has no model"),
         ({"model": "{"}, "its model is no JSON"),
         ({"model": "[" * 100_000}, "its model is no JSON"),
