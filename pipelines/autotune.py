@@ -1,4 +1,4 @@
-"""Who decodes, how many workers and threads, how far ahead: what the options leave open is measured."""
+"""Chooses decoder, workers, threads and prefetched batches, from the measured cost of the first samples."""
 
 import logging
 import time
@@ -83,10 +83,10 @@ class LoaderOptions:
 def autotune(
     open_source: Callable[[Decoding], Source], options: LoaderOptions
 ) -> tuple[Decoding, LoaderResources]:
-    """Choose what the options leave open: who decodes, how many workers and threads, how far ahead.
+    """Choose what the options leave open: decoder, workers, threads, prefetched batches.
 
-    open_source: gives the samples to measure, decoded like this. Raises DataError where the GPU is to decode
-    and its library is missing: every video would be taken for a bad one.
+    open_source: returns the source of the samples to measure, with this decoding. Raises DataError if the GPU
+    decodes and its library is missing: every video would count as bad.
     """
     cores = options.cores or usable_cores()
     decoding = options.decoding

@@ -51,7 +51,9 @@ def test_one_kernel_for_the_update_gives_the_same_losses(
     [(1, 1), (2, 2), (3, 3), (1, 3), (3, 2)],
     ids=lambda stage: f"zero-{stage}",
 )
-def test_training_goes_on_from_a_checkpoint(rank: Ranks, tmp_path: Path, stage: int, new_stage: int) -> None:
+def test_training_continues_from_a_checkpoint(
+    rank: Ranks, tmp_path: Path, stage: int, new_stage: int
+) -> None:
     """Bit for bit at the same stage; every shard of the state is as it was saved at any."""
     (saved,) = rank.run(partial(save_and_go_on, precision="bf16"), tmp_path, stage)
     (went_on,) = rank.run(partial(load_and_check, precision="bf16"), saved.path, new_stage)

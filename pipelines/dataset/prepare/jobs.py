@@ -58,7 +58,9 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         classes=True,
     )
     folder.add_argument("videos", type=Path, help="the folder of the class folders")
-    folder.add_argument("--extension", action="append", default=[], help="also of videos; repeatable")
+    folder.add_argument(
+        "--extension", action="append", default=[], help="a further file extension of videos; repeatable"
+    )
 
     table = add(
         "table",
@@ -86,7 +88,7 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
     )
     kinetics.add_argument(
-        "--version", choices=list(VERSIONS), help="found by the classes if they are complete"
+        "--version", choices=list(VERSIONS), help="default: the one with exactly these classes"
     )
 
     union = add(
@@ -133,7 +135,7 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     )
     transcode.add_argument("manifest", type=Path)
     transcode.add_argument("--to", type=Path, required=True, help="folder for the transcoded videos")
-    transcode.add_argument("--part", type=parse_part, default=(0, 1), help="I/N: a share of the videos only")
+    transcode.add_argument("--part", type=parse_part, default=(0, 1), help="I/N: transcode part I of N only")
     for field in fields(TranscodeOptions):
         name = f"--{field.name.replace('_', '-')}"
         transcode.add_argument(name, type=int, default=field.default, help="(%(default)s)")

@@ -34,7 +34,7 @@ def test_views_take_whole_frames(motion_set: MotionSet) -> None:
     assert need.least <= need.most <= 2 * 2 * (4 * max(sizes) + 3 * OVERHEAD)
 
 
-def test_training_takes_cropped_frames_or_the_bytes_that_the_graph_decodes(
+def test_training_needs_cropped_frames_or_the_bytes_that_the_graph_decodes(
     motion_set: MotionSet,
 ) -> None:
     dataset = Dataset.open([motion_set.train])
@@ -55,7 +55,7 @@ def test_training_takes_cropped_frames_or_the_bytes_that_the_graph_decodes(
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
-def test_what_a_loader_takes_is_what_was_computed(motion_set: MotionSet) -> None:
+def test_a_loader_needs_the_computed_bytes(motion_set: MotionSet) -> None:
     """The pages of the chunks that are mapped in this process, counted by the kernel."""
     dataset = Dataset.open([motion_set.val])
     sampler = ViewSampler(len(dataset), 4, 1)

@@ -28,7 +28,7 @@ def manifest(tmp_path: Path) -> Manifest:
     return write_manifest(tmp_path / "train.arrow", rows, ["cat"])
 
 
-def test_good_videos_are_opened_evenly_and_nothing_is_said(manifest: Manifest) -> None:
+def test_good_videos_are_opened_evenly_without_a_message(manifest: Manifest) -> None:
     found = spot_check(manifest)
     assert 4 < found.opened <= OPENED and not found.bad_samples and found.message == ""
     assert spot_check(manifest, most=100).opened == 20

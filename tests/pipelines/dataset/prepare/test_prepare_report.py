@@ -49,7 +49,7 @@ def make_video(path: Path, seed: int, frames: int = 4, codec: str = "mpeg4", for
 
 
 def lines_of(path: Path) -> dict[Path, str]:
-    r"""A list as its description in docs/formats.md says: escapes as in bash's $'...', then a tab."""
+    r"""A list as docs/formats.md describes it: escapes as in bash's $'...', then a tab."""
     named = {"n": b"\n", "t": b"\t", "r": b"\r", "\\": b"\\"}
     found = {}
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:

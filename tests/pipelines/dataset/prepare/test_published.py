@@ -88,7 +88,7 @@ def test_kinetics_finds_each_clip_by_its_name_and_lists_what_it_leaves_out(tmp_p
     assert any(note.startswith("4 of 7 clips") for note in listing.findings.notes)
 
 
-def test_kinetics_tells_the_version_by_its_classes(tmp_path: Path) -> None:
+def test_the_kinetics_version_is_found_by_its_classes(tmp_path: Path) -> None:
     names = kinetics710.class_names("k600")
     rows = [f"{name},{number:011d},0,10,train" for number, name in enumerate(names)]
     table = write(tmp_path / "train.csv", "label,youtube_id,time_start,time_end,split\n" + "\n".join(rows))
