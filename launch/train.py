@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="go on although this setting differs from the checkpoint's; repeatable",
+        help="resume although this setting differs from the checkpoint's; repeatable",
     )
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="show clips that a run kept in not-finite/ once more"

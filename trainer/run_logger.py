@@ -158,11 +158,11 @@ class RunLogger:
             return
         values = {"top1": result.top1, "top5": result.top5, "loss": result.loss, "ece": result.ece}
         again = self._again
-        told: dict[str, Any] = {"step": step, "videos": result.videos, "bad": result.bad, **values}
+        event: dict[str, Any] = {"step": step, "videos": result.videos, "bad": result.bad, **values}
         if again is None:
-            self._folder.append_event("evaluation", **told)
+            self._folder.append_event("evaluation", **event)
         else:
-            self._folder.append_event("re-evaluation", **told, **again.settings)
+            self._folder.append_event("re-evaluation", **event, **again.settings)
         self._display.note(self._in_words(step, result))
         if again is not None:
             self._tracker.record_reevaluation(step, values, again.metrics)
@@ -250,7 +250,7 @@ class RunLogger:
         else:
             self._display.warn(
                 f"{where}. The numbers of that step were not finite, so that its weights are not saved; "
-                f"{unsaved}. The same command goes on from what there is"
+                f"{unsaved}. The same command resumes the run"
             )
 
     def log_failure(self, step: int, words: str) -> None:

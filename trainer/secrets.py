@@ -18,9 +18,9 @@ _SECRET_NAME = re.compile(
 _USER_NAME = re.compile(r"user([ _]?(name|id))?|uid", re.I)
 """Query parameters of a database's address that hold a user name."""
 
-_SHORTEST = 6  # characters of a secret that is looked for by itself: a shorter one occurs in any text
-_LONG = 8  # characters from which on a secret is looked for inside of words, too
-_NO_WORD = 16  # characters from which on letters alone are taken for random ones
+_SHORTEST = 6  # characters of a secret that is searched for by itself: a shorter one occurs in any text
+_LONG = 8  # characters from which on a secret is also searched for inside words
+_NO_WORD = 16  # characters from which on letters alone count as random
 _MARK = r"""(?i:pass(?:word|wd|phrase)?|pwd|token|secret)[\s'":=]{1,5}"""
 """What marks the word after it as a secret."""
 
@@ -92,7 +92,7 @@ def _split(text: str) -> tuple[str, str, str]:
     end = re.search(r"[/?#]", rest)
     length = end.start() if end else len(rest)
     authority = rest[:length]
-    # `user:pa/ss@host`; `host:80/a@b` looks the same, and is taken for it.
+    # `user:pa/ss@host`; `host:80/a@b` has the same form, and is treated alike.
     if "@" in rest and (":" in authority or "@" in authority):
         last = rest.rindex("@")
         end = re.search(r"[/?#]", rest[last:])
@@ -142,7 +142,7 @@ def redacted(text: str) -> str:
     """A text in which no address has a user name or a password, and no secret of this process occurs.
 
     A secret that is a word, as `mlflow`, stays where nothing marks it as one: it would be taken out of paths
-    and sentences, and the gaps would tell it.
+    and sentences, and the gaps would reveal it.
     """
     text = _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1", text))
     own = [os.environ[name] for name in _IN_VARIABLES if len(os.environ.get(name, "")) >= _SHORTEST]

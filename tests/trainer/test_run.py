@@ -8,10 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tests.trainer.ranks import Ranks
-from trainer.builder import MLFLOW_SECONDS, Builder
+from trainer.builder import EXIT_SECONDS, MLFLOW_SECONDS, Builder, exit_seconds
 from trainer.config.load import load_recipe
 from trainer.distributed.collectives import run_on_all_ranks
 from trainer.distributed.environment import find_environment
@@ -44,6 +45,20 @@ def test_a_run_stops_early_enough_for_its_slowest_save(monkeypatch: pytest.Monke
         needed = 2 * longest_save + MLFLOW_SECONDS
         assert request_with_margin(longest_save, needed) == TIME_LIMIT
         assert request_with_margin(longest_save, 2 * needed + 60) is None
+
+
+def created_folder(run_dir: Path) -> float:
+    run = Run(load_recipe(SMALL), RunDir(run_dir), find_environment("cpu"))
+    return run._create_folder(Start(run.recipe, {}))
+
+
+def test_an_attempt_leaves_time_for_the_slowest_save_of_earlier_ones(tmp_path: Path) -> None:
+    RunDir(tmp_path).append_event("checkpoint", step=3, path="x", seconds=100.0)
+    with Ranks(1) as ranks:
+        (longest_save,) = ranks.run(created_folder, tmp_path)
+    assert longest_save == 100
+    meter = ThroughputMeter(device=torch.device("cpu"))
+    assert exit_seconds(meter, mock.Mock(longest_save=longest_save)) == EXIT_SECONDS + 300
 
 
 def refused_folder(run_dir: Path) -> str:

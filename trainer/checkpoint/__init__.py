@@ -1,1 +1,1 @@
-"""What a run needs to go on: written beside the old one, visible only when whole, whoever reads it."""
+"""Checkpoints and files of weights: saving, retention, resuming, export."""

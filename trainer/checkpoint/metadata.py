@@ -110,7 +110,7 @@ def read_state(folder: Path) -> TrainState:
     if not folder.is_dir():
         raise CheckpointError(folder, "there is no such folder")
     if (folder / "engine").is_dir():
-        raise CheckpointError(folder, "an earlier version of this program wrote it; go on with that one")
+        raise CheckpointError(folder, "an earlier version of this program wrote it; resume with that version")
     problem = find_damage(path)
     if problem is not None:
         raise CheckpointError(folder, problem)

@@ -148,7 +148,7 @@ class Retention:
 
     def confirm(self, step: int) -> None:
         """Record that the weights after `step` steps are good, and delete in the background what their
-        checkpoint replaces. A withdrawn checkpoint that turns out to be good gets its name back.
+        checkpoint replaces. A withdrawn checkpoint that is good after all gets its name back.
         """
         good = [path for path in self._unconfirmed if step_of(path) <= step]
         if not good:

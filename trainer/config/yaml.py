@@ -134,7 +134,7 @@ def parse_yaml(text: str, source: str) -> YamlDocument:
         line = text.count("\n", 0, error.position) + 1
         code = f"U+{error.character:04X}" if isinstance(error.character, int) else str(error.character)
         raise RecipeError(
-            f"{_location(source, line)}: not valid YAML: the character {code} may not stand in it; leave it "
+            f"{_location(source, line)}: not valid YAML: the character {code} is not allowed; leave it "
             'out, or write it as an escape in double quotes, such as "\\x07"'
         ) from None
     except yaml.MarkedYAMLError as error:
@@ -171,7 +171,7 @@ class _Builder:
     def build(self, node: yaml.Node, path: FieldPath) -> Any:
         line = node.start_mark.line + 1
         if id(node) in self._around:
-            raise _Refused(line, "an alias (*name) inside the value that it stands for", path)
+            raise _Refused(line, "an alias (*name) inside its own value", path)
         if len(self._around) >= MAX_DEPTH and not isinstance(node, yaml.ScalarNode):
             raise _Refused(line, f"more than {MAX_DEPTH} lists and mappings inside each other", path)
         self._count(node, path)

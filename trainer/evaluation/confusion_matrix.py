@@ -80,7 +80,7 @@ def _draw_pairs(path: Path, confusion: Tensor, class_names: Sequence[str], title
     bars = axes.barh(range(len(pairs)), shares, color="#3b75af")
     axes.bar_label(bars, [f"{pair.videos} of {totals[pair.true]}" for pair in pairs], padding=3, fontsize=8)
     short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
-    names = [f"{short[pair.true]}  taken for  {short[pair.predicted]}" for pair in pairs]
+    names = [f"{short[pair.true]}  predicted as  {short[pair.predicted]}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -62,10 +62,8 @@ def outcomes_of(scores: Tensor, labels: Tensor) -> Outcomes:
     own = scores.gather(1, labels)  # B 1
     classes = torch.arange(scores.shape[1], device=scores.device)
     ranks_above = (scores > own) | ((scores == own) & (classes < labels))
-    best, predictions = (
-        scores.max(dim=1).values,
-        scores.argmax(dim=1),
-    )  # argmax takes the first of equal scores
+    # argmax returns the first of equal scores
+    best, predictions = scores.max(dim=1).values, scores.argmax(dim=1)
     losses = -own[:, 0].double().clamp(min=SMALLEST_SCORE).log()
     return Outcomes(
         predictions,

@@ -27,7 +27,7 @@ WALL_CLOCK = "wall_clock/"
 """How fast it goes, and where the time goes."""
 
 WHOLE_RUN = "whole_run/"
-"""What a finished run came to: the numbers of `summary.json`."""
+"""Results of a finished run: the numbers of `summary.json`."""
 
 SYSTEM = "system/"
 """Memory and load of the machines. MLflow shows this group on a page of its own, over time."""

@@ -85,9 +85,9 @@ class RunDir:
             ) from error
 
     def copy_missing_from(self, checkpoint: Path) -> None:
-        """Before going on from a checkpoint: make up for files that are missing with its copies.
+        """Replace missing files by the copies in the checkpoint from which the run resumes.
 
-        One of another run's folder brings all along but the MLflow run: this is a branch.
+        A checkpoint of another run directory starts a branch: its MLflow run is not copied.
         """
         own = checkpoint.absolute().parent == self.checkpoints.absolute()
         for file in self.checkpointed_files:
@@ -98,8 +98,8 @@ class RunDir:
                 write_text(file, copy.read_text(encoding="utf-8"))
 
     def read_graph_share(self) -> float | None:
-        """What part of the videos DALI decodes beside PyAV, measured when the run first started; None where
-        that was not yet, or cannot be read.
+        """The share of the videos that DALI decodes beside PyAV, measured at the first start of the run; None
+        where it was not measured or cannot be read.
         """
         try:
             share = json.loads(self.decoding.read_text(encoding="utf-8"))["graph_share"]
@@ -108,7 +108,7 @@ class RunDir:
         return share if isinstance(share, float) and 0 <= share <= 1 else None
 
     def write_graph_share(self, share: float) -> None:
-        """Raises RunError where it cannot be written: the run would go on with another one."""
+        """Raises RunError where it cannot be written: the next attempt would use another share."""
         try:
             write_json(self.decoding, {"graph_share": share})
         except OSError as error:
@@ -142,8 +142,8 @@ class RunDir:
         )
 
     def read_last_spent(self) -> tuple[float, float | None]:
-        """Seconds that the run had spent when it last told of a step, 0 where it never did, and these seconds
-        times the ranks that spent them, None where that was not recorded.
+        """Seconds that the run had spent at the last step in the events, 0 without one, and its seconds on
+        all devices, None where these were not recorded.
         """
         event = self.find_last_event("step")
         if event is None:
@@ -156,7 +156,7 @@ class RunDir:
         return max([0.0, *(find_number(event, "seconds") or 0.0 for event in saves)])
 
     def append_event(self, kind: str, **values: Any) -> None:
-        """Append one line to the events, with the time in seconds since 1970; what finds no room is lost."""
+        """Append one line to the events, with the time in seconds since 1970; a full disk loses it."""
         with self.best_effort(self.events):
             append_lines(self.events, [{"event": kind, "time": round(time.time(), 3), **values}])
 
@@ -171,7 +171,7 @@ class RunDir:
     def add_to_quarantine(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append videos, each with `path`, `sample` and `reason`; returns those that were not there yet.
 
-        What finds no room is written with the next ones.
+        After a full disk they are written with the next ones.
         """
         owed = {_video(entry) for entry in self._owed}
         unique = {_video(entry): entry for entry in entries}

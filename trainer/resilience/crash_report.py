@@ -1,7 +1,7 @@
 """Crash reports: a rank that fails writes when, where and why, so that the first failure is found.
 
 The error files of torch.distributed.elastic would not do: only torchrun sets their path, and they hold no
-host and no fraction of a second, which tells the first failure from those that follow from it.
+host and no fraction of a second, without which the first failure cannot be found.
 """
 
 import json

@@ -95,19 +95,19 @@ class NonfiniteDiagnosis:
         held = next(held for held in self._held if held.step == step)
         number, batch = int(held.number), held.batch
         buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
-        origin, room = None, True
+        origin, had_memory = None, True
         try:
             origin = trace_nonfinite(self._engine.model, lambda: self._loss(batch)).origin
         except torch.OutOfMemoryError:  # the gradients of the next step need memory too
-            room = False
+            had_memory = False
         for buffer, before in buffers:
             buffer.copy_(before)
         gathered: list[Any] = [None] * dist.get_world_size()
         own = None if origin is None else (origin.order, origin.description, batch.ids.tolist())
-        dist.all_gather_object(gathered, (own, room))
+        dist.all_gather_object(gathered, (own, had_memory))
         orders = [order for order, _ in gathered]
         causing = [rank for rank, order in enumerate(orders) if order is not None]
-        if not causing and not all(looked for _, looked in gathered):
+        if not causing and not all(had_memory for _, had_memory in gathered):
             return NonfiniteReport(
                 "the gradient is not finite; there was not enough memory to find the cause", None
             )

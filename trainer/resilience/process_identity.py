@@ -29,9 +29,8 @@ def start_ticks(pid: int) -> int | None:
 
 def process_age() -> float:
     """Seconds since this process was started; importing libraries takes up to a minute."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - (start_ticks(os.getpid()) or 0) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+    started = (start_ticks(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def parent(pid: int) -> int | None:

@@ -98,13 +98,13 @@ class Watchdog:
         Returns if there was progress meanwhile: the rank was slow.
         """
         hung = self._beat
-        gone_on = False
+        continued = False
         try:
             self._write(age, where)
             if self._closed.wait(self._grace) or self._beat is not hung:
-                gone_on = True
+                continued = True
                 self._print(
-                    f"note: rank {self._rank} goes on: {self._beat[1]} came after {age + self._grace:.0f} s"
+                    f"note: rank {self._rank} continues: {self._beat[1]} came after {age + self._grace:.0f} s"
                 )
                 return
             with contextlib.suppress(OSError):  # printed already, if the folder cannot be written
@@ -113,7 +113,7 @@ class Watchdog:
                 else:  # a launcher ends all ranks after the first exit: not before the summary
                     time.sleep(self._grace / 2)
         finally:
-            if not gone_on:
+            if not continued:
                 os._exit(REQUEUE)
 
     def _write(self, age: float, where: str) -> None:

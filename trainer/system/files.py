@@ -50,7 +50,7 @@ class BestEffort:
         except OSError as error:
             if path not in self._failed:
                 _log.warning(
-                    "cannot write %s (%s): the run goes on without", path, error.strerror or str(error)
+                    "cannot write %s (%s): the run continues without", path, error.strerror or str(error)
                 )
             self._failed.add(path)
         else:

@@ -28,7 +28,7 @@ def run_with_timeout(seconds: float, work: Callable[[], T], name: str) -> T:
     thread.start()
     thread.join(seconds)
     if not future.done():
-        raise TimeoutError(f"it came to no end within {seconds:g} s")
+        raise TimeoutError(f"it did not end within {seconds:g} s")
     return future.result()
 
 

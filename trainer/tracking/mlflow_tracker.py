@@ -206,11 +206,9 @@ class MlflowTracker:
         reference = None
         with suppress(OSError):
             reference = RunReference.read(self._outbox.run_dir) if self._enabled else None
-        return (
-            None
-            if reference is None
-            else how_to_see(reference.uri, reference.experiment_id, reference.run_id)
-        )
+        if reference is None:
+            return None
+        return how_to_see(reference.uri, reference.experiment_id, reference.run_id)
 
     def _append(self, record: Record) -> None:
         if not self._enabled or self._closed:

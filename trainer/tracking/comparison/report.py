@@ -24,7 +24,7 @@ from trainer.tracking.comparison.results import (
 
 T = TypeVar("T")
 
-_SIDE_BY_SIDE = 4  # runs whose values stand in columns of their own
+_SIDE_BY_SIDE = 4  # runs that have a column each
 _MOST_VALUES = 8  # of a field, that are listed
 _LONGEST_VALUE = 60  # characters
 _MOST_LINES = 30  # of notes on single runs
