@@ -160,7 +160,7 @@ def test_a_rank_that_never_comes_is_named_on_all_that_came(meeting: Meeting) -> 
     (kind, words), other = meeting.what_became_of(0), meeting.what_became_of(2)
     assert (kind, words) == other
     assert kind == "MissingRanksError"
-    assert words.startswith("2 of 3 ranks ") and "missing rank 1." in words
+    assert words.startswith("2 of 3 ranks ") and "within 0.05 minutes: missing rank 1." in words
     assert "run.rendezvous_minutes" in words
 
 
@@ -237,7 +237,8 @@ def test_a_rank_0_that_dies_meanwhile_is_not_waited_for(meeting: Meeting) -> Non
 def test_words_for_a_thousand_ranks_stay_short() -> None:
     nodes = [f"n{rank // 8}" for rank in range(1000)]
     words = format_missing_ranks([*range(8), *range(17, 1000)], 1000, 600, nodes)
-    assert words.startswith("991 of 1000 ranks ") and " node n1: ranks 8-15; " in words
+    assert words.startswith("991 of 1000 ranks ") and "within 10 minutes: " in words
+    assert " node n1: ranks 8-15; " in words
     assert "of node n2: rank 16." in words
     assert "sbatch --exclude=n1," in words
     many = format_missing_ranks(range(500), 1000, 600, nodes)
