@@ -1,4 +1,4 @@
-"""Opens a few videos of a manifest before anything is built on it: a data set that was moved shows here."""
+"""Opens a few videos of a manifest before a run, to detect a data set that was moved."""
 
 from __future__ import annotations
 

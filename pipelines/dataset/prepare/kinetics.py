@@ -24,7 +24,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 # Kinds of findings: a count follows.
 MISSING = "clips without a local file, left out"
-REPEATED = "clips that the annotations list again, taken once"
+REPEATED = "clips that the annotations list more than once, used once"
 CONTRADICTORY = "clips with two labels, left out"
 AMBIGUOUS = "clips of a video whose only file has no times in its name, left out"
 
@@ -106,7 +106,9 @@ def _clip(youtube_id: str, start: object, end: object, label: object, place: str
             raise ValueError
     except ValueError:
         shown = printable(f"{start} to {end}")
-        raise DataError(f"{place}: {shown} is no time span; expected seconds, start before end") from None
+        raise DataError(
+            f"{place}: {shown} is no time span; expected seconds, with start before end"
+        ) from None
     return Clip(youtube_id, round(first), round(last), class_name(str(label)) if label else "")
 
 
@@ -139,8 +141,8 @@ def unique_clips(clips: Iterator[Clip], findings: Findings) -> dict[tuple[str, i
 
 
 def local_files(clips: Collection[Clip], index: VideoIndex, findings: Findings) -> list[tuple[Clip, Path]]:
-    """The clips that have a local file, with it. A file named by the id alone is used if its video has one
-    clip."""
+    """The clips that have a local file, with its path. A file named by the id alone is used if there is one
+    clip of its video."""
     clips_of_video: dict[str, int] = {}
     for clip in clips:
         clips_of_video[clip.youtube_id] = clips_of_video.get(clip.youtube_id, 0) + 1
@@ -180,8 +182,8 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
         raise DataError(f"{printable(annotations)}: no clip in it")
     if not all(clip.label for clip in clips):
         raise DataError(
-            f"{printable(annotations)}: has no labels; the test splits of Kinetics-600 and -700 are "
-            "published without. Make the manifest of the validation split"
+            f"{printable(annotations)}: has no labels: the test splits of Kinetics-600 and -700 are "
+            "published without labels. Use the validation split"
         )
     names = _class_names(annotations, {clip.label for clip in clips}, version)
     index = VideoIndex(videos, findings)

@@ -25,7 +25,7 @@ PAPER_TRAINING_VIDEOS = 658_340
 """Training videos of the authors' download (paper, table 10)."""
 
 HELD_OUT = "clips of a video that a validation or test split holds, left out"
-SHARED = "clips that another training split has with the same class, taken once"
+SHARED = "clips that another training split has with the same class, used once"
 
 
 @dataclass(slots=True)
@@ -53,10 +53,10 @@ class Union:
 
 
 def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findings: Findings) -> Union:
-    """Training clips of all files, each once, none of a held-out video.
+    """Training clips of all files, each once, without held-out videos.
 
-    A clip is a video's id with its times: two clips of one video at different times are both kept. Labels
-    become those of the union by the alignment of the paper's table 20.
+    A clip is identified by its video and times: two clips of one video at different times are both kept.
+    Labels are mapped to those of the union as in table 20 of the paper.
 
     Args:
         train: training annotations of the versions to merge.

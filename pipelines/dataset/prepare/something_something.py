@@ -30,7 +30,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     for name, number in document.items():
         if not str(number).isdecimal() or int(number) in by_number:
             raise DataError(
-                f"{printable(path)}, '{printable(name)}': {printable(str(number))} no number, or repeated"
+                f"{printable(path)}, '{printable(name)}': {printable(str(number))} is no new number"
             )
         by_number[int(number)] = class_name(name)
     if sorted(by_number) != list(range(len(by_number))):

@@ -29,7 +29,7 @@ from pipelines.formatting import printable
 from pipelines.worker_pool import ordered_map
 
 SETTINGS = "transcode.json"
-"""What the videos of a folder were made with."""
+"""File with the manifest and the options of the transcoded videos of a folder."""
 
 _MULTIPLE = 16  # pixels: DALI makes a new NVDEC decoder for each size that is no multiple of it
 _MAX_RATE = 60  # frames per second
@@ -42,7 +42,7 @@ UNUSABLE = "videos that could not be transcoded, left out"
 
 @dataclass(frozen=True, slots=True)
 class TranscodeOptions:
-    """How videos are encoded. Raises DataError for a value that is not allowed."""
+    """Settings of the encoder. Raises DataError for a value out of range."""
 
     short_side: int = 320
     """Pixels; a multiple of 16. Smaller videos are not enlarged."""
@@ -62,7 +62,7 @@ class TranscodeOptions:
             raise DataError(f"--crf {self.crf}: expected 0 to 51")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to encode a picture of this size in: multiples of 16, the nearest ratio."""
+        """Height and width of the encoded picture: multiples of 16 with the nearest aspect ratio."""
         scale = min(1.0, self.short_side / min(height, width))
         rows, columns = (max(1, round(side * scale / _MULTIPLE)) * _MULTIPLE for side in (height, width))
         return rows, columns
@@ -72,7 +72,7 @@ def transcode_video(source: Path, out: Path, options: TranscodeOptions) -> None:
     """Write the video at a constant frame rate, upright, in 4:2:0 with 8 bits, BT.601, without sound.
 
     Output frame k shows what the source shows at k / rate seconds. The encoder has one thread, so the same
-    source gives the same bytes. The file is decoded once more before it appears under its name.
+    source gives the same bytes. The encoded file is decoded as a check before it is renamed to `out`.
 
     Raises:
         VideoError: the source cannot be used, or the result does not have the expected frames.
@@ -94,7 +94,7 @@ def transcode_video(source: Path, out: Path, options: TranscodeOptions) -> None:
 
 
 def _shown_frames(seconds: NDArray[np.float64], duration: float, rate: Fraction) -> NDArray[np.int64]:
-    """The number of the source frame that each output frame shows: the last that has begun at its time."""
+    """For each output frame the index of its source frame: the last one with a time stamp up to its time."""
     count = max(1, round(duration * float(rate)))
     times = np.arange(count) / float(rate)
     return np.maximum(np.searchsorted(seconds, times + 1e-6, side="right") - 1, 0)
@@ -150,9 +150,8 @@ def transcode_manifest(
 ) -> Listing:
     """Transcode the videos of a manifest into `folder`, and list the results with their labels and weights.
 
-    Videos that are there from an earlier call are kept, so an interrupted call is continued by the same one.
-    Several machines share the work by parts; a call without parts then finds all videos and returns the whole
-    listing.
+    Existing results are kept, so the same call continues an interrupted one. Several machines can share the
+    work by parts; a call without parts then finds all results and returns the whole listing.
 
     Args:
         workers: processes; each encodes one video at a time.
@@ -211,7 +210,7 @@ def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> st
     if out.is_file():
         return ""
     if length:
-        return "lies in a shard; transcode the videos before they are packed"
+        return "is in a shard; transcode videos before packing them"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         transcode_video(source, out, options)
@@ -226,7 +225,7 @@ def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> st
 
 
 def _check_settings(manifest: Manifest, folder: Path, options: TranscodeOptions) -> None:
-    """Record what the folder is made from, or compare with what it was made from before."""
+    """Record the manifest and the options of the folder, or compare them with those recorded before."""
     settings = {"manifest": manifest.fingerprint, **asdict(options)}
     path = folder / SETTINGS
     try:

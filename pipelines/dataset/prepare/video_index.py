@@ -44,7 +44,7 @@ class VideoIndex:
         return len(self._paths)
 
     def find(self, stems: Iterable[str]) -> Path | None:
-        """The file of the first of these stems that there is."""
+        """The file of the first of these stems that exists, or None."""
         for stem in stems:
             if (path := self._paths.get(stem)) is not None:
                 self._used.add(stem)
