@@ -202,7 +202,7 @@ def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
 
 
 def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> str:
-    """Transcode one row's video if its result is not there. Returns what is wrong with it, or nothing.
+    """Transcode the video of one row unless its result exists. Returns the error message, or "" if none.
 
     Raises DataError where no video can be written to the folder.
     """
