@@ -38,7 +38,7 @@ def test_a_git_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.
     fake.write_text("#!/bin/sh\nexec sleep 5\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(module, "_LONGEST", 0.2)
+    monkeypatch.setattr(module, "_TIMEOUT", 0.2)
     begun = time.monotonic()
     assert git_state() is None
     assert time.monotonic() - begun < 4
