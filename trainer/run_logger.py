@@ -266,8 +266,8 @@ class RunLogger:
             write_json(self._folder.summary, summary)
         except OSError as error:
             raise RunError(
-                f"{self._folder.summary} cannot be written: {error.strerror}; mend that and start again, and "
-                "the last checkpoint is evaluated once more"
+                f"{self._folder.summary} cannot be written: {error.strerror}; correct this and start "
+                "again, and the last checkpoint is evaluated once more"
             ) from error
         self._folder.append_event("end", **summary)
         self._tracker.record_summary(summary, self._folder.summary)
