@@ -138,7 +138,7 @@ def test_all_reasons_are_reported_at_once(check_output, videos, tmp_path: Path) 
     for words in (
         "tracking.uri: 'htp://x'",
         "--resume never-there: there is no such checkpoint folder",
-        f"none of 4 videos of data.train (train.arrow) was found under {tmp_path}/videos, a folder that is",
+        f"none of 4 videos of data.train (train.arrow) was found under {tmp_path}/videos, a folder that",
         "of data.val (val.arrow) was found under",
         "label 1 is 'dog' in the first and 'fox' in the second",
     ):
