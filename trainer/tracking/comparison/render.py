@@ -87,7 +87,7 @@ def print_report(blocks: Sequence[Block], console: Console) -> None:
                 table, left_out = _fitting(_printable(block), width)
                 wide.print(_rich(table, width))
                 if left_out:
-                    wide.print(Text(f"No room for: {', '.join(left_out)}; --out shows all.", style="dim"))
+                    wide.print(Text(f"No space for: {', '.join(left_out)}; --out shows all.", style="dim"))
     console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
     console.file.flush()
 

@@ -56,7 +56,7 @@ def test_a_terminals_width_is_kept(five: Comparison, width: int) -> None:
     for place, run in enumerate(five.runs, start=1):
         assert re.search(rf"^{place}  ?…?\S*{run.name[-10:]} ", text, re.M), text
     if width == 80:
-        assert "No room for:" in text and "best top-5" in text
+        assert "No space for:" in text and "best top-5" in text
     assert "What differs in the recipes" in text and "  learning_rate" in text
     assert "0.001: " in text
 
