@@ -1,1 +1,1 @@
-"""The doors: one thin script per job."""
+"""Commands: one thin script each."""
