@@ -1,4 +1,4 @@
-/* Makes the wall clock jump by the seconds written in the file that JUMP names; the monotonic clock goes on. */
+/* Makes the wall clock jump by the seconds written in the file that JUMP names; the monotonic clock continues. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-"""launch/train.py whose rank 1 writes no checkpoint before there is a file HELD_FOR."""
+"""launch/train.py whose rank 1 writes no checkpoint until the file HELD_FOR exists."""
 
 import os
 import time

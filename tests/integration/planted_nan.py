@@ -1,6 +1,6 @@
-"""launch/train.py with a NaN planted in the clips of rank 1, in the batches that PLANTED names (from 0).
+"""launch/train.py with a NaN in the clips of rank 1. PLANTED: indices of the batches with the NaN.
 
-Where LEFT_OUT names steps (from 0), these change nothing either, with clips that are good.
+LEFT_OUT: indices of steps that are skipped although their clips are good.
 """
 
 import os

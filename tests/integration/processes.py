@@ -20,18 +20,18 @@ PATIENCE = 240  # seconds; a run takes about 15 on an idle machine
 
 
 def python_path() -> dict[str, str]:
-    """The variable with which a script elsewhere finds the project, and what this process finds."""
+    """PYTHONPATH with the project, for a script in another folder."""
     there = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), *there])}
 
 
 class Ended(AssertionError):
-    """A process had ended before something was to happen to it."""
+    """A process ended before the awaited event."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: exit code of rank 0. output, errors: of rank 0."""
+    """Exit code, output and errors of rank 0."""
 
     code: int
     output: str
@@ -58,7 +58,7 @@ class Training:
         command += arguments
         self.run_dir = run_dir
         self.processes: list[subprocess.Popen[bytes]] = []
-        # Files, not pipes: a rank that writes much waits for no reader.
+        # Files instead of pipes: a rank that writes much does not block.
         self._outputs: list[tuple[IO[bytes], IO[bytes]]] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -92,7 +92,7 @@ class Training:
             )
 
     def wait(self) -> Outcome:
-        """Wait for all ranks, ending what does not end by itself.
+        """Wait for all ranks, and kill those that do not end by themselves.
 
         Raises TimeoutError, with what all ranks said last, where one had to be ended.
         """
@@ -113,23 +113,23 @@ class Training:
         return Outcome(self.processes[0].returncode, self._said(0, 0), self._said(0, 1))
 
     def _end(self) -> None:
-        """Kill what is left, and all it started."""
+        """Kill the remaining ranks with their child processes."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(30)
 
     def _said(self, rank: int, stream: int) -> str:
-        """All that a rank wrote to its output (0) or errors (1)."""
+        """The output (0) or the errors (1) of a rank so far."""
         file = self._outputs[rank][stream]
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
     def wait_for_step(self, step: int) -> None:
-        """Return as soon as the run has recorded so many steps."""
+        """Wait until the run has recorded this step."""
         self.wait_until(lambda: any(event["step"] >= step for event in events(self.run_dir, "step")))
 
     def wait_until(self, happened: Callable[[], bool], pause: float = 0.02) -> None:
-        """Return as soon as something has happened. Raises Ended when the run ends before."""
+        """Wait until `happened` returns True. Raises Ended when the run ends before."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if happened():
@@ -141,7 +141,7 @@ class Training:
         raise TimeoutError("it never happened")
 
     def signal(self, number: int, *, group: bool = False, rank: int = 0) -> None:
-        """Send a signal to a rank, or to it and all it started, as a terminal does.
+        """Send a signal to a rank, or with its child processes, as a terminal does.
 
         Raises Ended when it has ended.
         """
@@ -151,7 +151,7 @@ class Training:
         send(self.processes[rank].pid, number)
 
     def kill(self, rank: int) -> None:
-        """Kill a rank as a fault does, and end the others as a launcher then does.
+        """Kill a rank, and end the others as a launcher does.
 
         Raises Ended when the rank had ended by itself.
         """
@@ -168,7 +168,7 @@ class Training:
             raise Ended(f"rank {rank} had ended with {code}")
 
     def checkpoints(self) -> list[Path]:
-        """Those that are visible, oldest first."""
+        """The complete checkpoints, oldest first."""
         return sorted((self.run_dir / "checkpoints").glob("step-*"))
 
     def is_saving(self) -> bool:
@@ -188,7 +188,7 @@ def settings(**values: Any) -> Sequence[str]:
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The run's events of a kind; a line that is being written is not there yet."""
+    """The run's events of a kind, without an incomplete last line."""
     path = run_dir / "events.jsonl"
     if not path.exists():
         return []

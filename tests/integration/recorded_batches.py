@@ -1,4 +1,4 @@
-"""launch/train.py that writes down the clips of each training batch, a file per rank in BATCHES."""
+"""launch/train.py that records the clips of each training batch, in a file per rank in BATCHES."""
 
 import json
 import os

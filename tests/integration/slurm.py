@@ -63,7 +63,7 @@ class Cluster:
     """A context manager: inside, the cluster runs, and `variables` direct SLURM's commands to it."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: must not exist yet; with a short path, for munge's socket."""
+        """folder: must not exist, and needs a short path for munge's socket."""
         self.folder = folder
         self.variables = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -136,11 +136,11 @@ class Cluster:
         )  # fmt: skip
 
     def states(self) -> list[str]:
-        """Of the nodes, such as `idle`, `alloc`, `down*`."""
+        """States of the nodes, such as `idle`, `alloc`, `down*`."""
         return self.run("sinfo", "--Node", "--noheader", "--format=%t").split()
 
     def state(self, job: str) -> str:
-        """Of a job, such as RUNNING; it stays known for minutes after its end."""
+        """State of a job, such as RUNNING; available for minutes after its end."""
         words = self.run("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)["JobState"]
 
@@ -151,7 +151,7 @@ class Cluster:
         return [node for node in NODES if node not in self._daemons]
 
     def kill_node(self, node: str) -> None:
-        """Kill a node's daemon, as a power cut does; its processes stay."""
+        """Kill a node's daemon, as a power cut does. The job's processes stay."""
         daemon = self._daemons.pop(node)
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
@@ -172,7 +172,7 @@ class Cluster:
     def _start(self, *command: str, key: str | None = None) -> None:
         with open(self.folder / f"{key or command[0]}.output", "ab") as output:
             self._daemons[key or command[0]] = subprocess.Popen(
-                # Ended by the kernel where the tests are killed.
+                # The kernel ends it if the tests are killed.
                 ["setpriv", "--pdeathsig", "TERM", *command],
                 env={**os.environ, **self.variables}, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,

@@ -1,4 +1,4 @@
-"""A finished run that is started again, and a training from another's weights: what is recorded."""
+"""The records of a finished run that is started again, and of a training from another run's weights."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ def tracked(folder: Path) -> list[str]:
 
 
 def recorded(run_dir: Path) -> dict[str, str]:
-    """Every file of the run but those that each start writes to, by digest."""
+    """Digests of the run's files, without those that every start writes to."""
     passing = ("mlflow", "lock", "events.jsonl")
     files = [path for path in sorted(run_dir.rglob("*")) if path.is_file()]
     return {
@@ -50,7 +50,7 @@ def finished(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.soak
-def test_another_evaluation_of_a_finished_run_is_a_record_of_its_own(
+def test_another_evaluation_of_a_finished_run_is_recorded_separately(
     finished: Path, motion_set: MotionSet
 ) -> None:
     before, run = recorded(finished), run_in(finished.parent)
@@ -59,16 +59,16 @@ def test_another_evaluation_of_a_finished_run_is_a_record_of_its_own(
     assert recorded(finished) == before
     assert json.loads((finished / "summary.json").read_text())["starts"] == 1
     assert len(events(finished, "start")) == len(events(finished, "end")) == 1
-    (told,) = events(finished, "re-evaluation")
-    assert told["step"] == 3 and told["changed"] == {"evaluation.clips": [1, 2]}
+    (event,) = events(finished, "re-evaluation")
+    assert event["step"] == 3 and event["changed"] == {"evaluation.clips": [1, 2]}
     after = run_in(finished.parent)
     assert after.info.status == "FINISHED" and after.data.params == run.data.params
-    assert after.data.metrics["val_2x1/top1"] == told["top1"]
+    assert after.data.metrics["val_2x1/top1"] == event["top1"]
     assert after.data.metrics["val/top1"] == run.data.metrics["val/top1"]
 
 
 @pytest.mark.soak
-def test_other_weights_are_refused_and_when_allowed_change_no_record(
+def test_other_weights_are_refused_or_with_allow_change_leave_the_records(
     finished: Path, motion_set: MotionSet
 ) -> None:
     before = recorded(finished)
@@ -84,7 +84,7 @@ def test_other_weights_are_refused_and_when_allowed_change_no_record(
 
 
 @pytest.mark.soak
-def test_a_start_anew_with_other_settings_is_another_mlflow_run(
+def test_a_start_without_checkpoint_and_with_other_settings_is_a_new_mlflow_run(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -112,7 +112,7 @@ def test_a_start_anew_with_other_settings_is_another_mlflow_run(
 
 
 @pytest.mark.soak
-def test_a_fine_tuning_begins_with_the_rows_of_its_classes(
+def test_fine_tuning_starts_from_the_head_rows_of_its_classes(
     finished: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     data, names = part_of(motion_set, tmp_path, (5, 2))

@@ -1,4 +1,4 @@
-"""DALI's decoder ends a rank: the next start finds the video, leaves it out, and comes to the end."""
+"""DALI's decoder crashes a rank: the next start finds the video, leaves it out, and finishes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ UNCHECKED = Path(__file__).parent / "unchecked"
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """A data set of Motion JPEG, of whose training videos number 3 is damaged."""
+    """A data set of Motion JPEG with a damaged training video, number 3."""
     for name, count in (("train", 16), ("val", 4)):
         rows = []
         for number in range(count):
@@ -31,13 +31,13 @@ def damaged(tmp_path: Path) -> Path:
                 )
             )
         write_manifest(tmp_path / f"{name}.arrow", rows, ["a", "b"])
-    for frame in range(1, FRAMES):  # the first says how large all are
+    for frame in range(1, FRAMES):  # the decoder sizes its buffers by the first frame
         change_header(tmp_path / "train/3/clip.avi", frame=frame, width=456)
     return tmp_path
 
 
 @pytest.mark.soak
-def test_the_next_start_names_the_video_that_ended_a_rank(damaged: Path, tmp_path: Path) -> None:
+def test_the_next_start_names_the_video_that_crashed_a_rank(damaged: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
     def start() -> Outcome:
@@ -45,7 +45,7 @@ def test_the_next_start_names_the_video_that_ended_a_rank(damaged: Path, tmp_pat
         path = os.pathsep.join([str(UNCHECKED), os.environ.get("PYTHONPATH", "")])
         return train(run_dir, *changes, data=damaged, variables={"PYTHONPATH": path})
 
-    assert start().code in (-signal.SIGSEGV, -signal.SIGABRT)  # by where it writes
+    assert start().code in (-signal.SIGSEGV, -signal.SIGABRT)  # depends on the memory that it overwrites
     (left,) = (run_dir / "in-flight").glob("train-*.json")
     assert json.loads(left.read_text())["rank"] == 0
     second = start()

@@ -1,4 +1,4 @@
-"""Weights that have become useless: never saved as good, never exported, and never without exit code 2."""
+"""A training that diverges: its weights are neither saved nor exported, and it exits with code 2."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ OFTEN = settings(run__checkpoint_every_steps=2, run__keep_last=2, run__keep_best
 
 
 def diverge(run_dir: Path, data: Path, *, first: int, leaves_after: int = 0, ranks: int = 1) -> Outcome:
-    """A start whose learning rate is 1e30 times too high from step `first` on, counted from 0."""
+    """A start with a learning rate that is 1e30 times too high from step `first` on, counted from 0."""
     variables = {
         "PYTHONPATH": str(ROOT),
         "WILD_FROM": str(first),
@@ -37,8 +37,8 @@ def kept(run_dir: Path) -> list[str]:
 def test_a_preempted_run_that_diverges_keeps_its_good_checkpoints_and_stops(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
-    """Steps 1 to 4 are good, the fifth ruins the weights. Ten steps may be left out; a start leaves some
-    steps after it was asked to, so that the third is the one that stops.
+    """Steps 1 to 4 are good, the fifth ruins the weights. Ten steps may be skipped. Each preempted start skips
+    some steps, so that the third start stops.
     """
     good, run_dir = tmp_path / "good", tmp_path / "run"
     clip = settings(optimisation__clip_norm="null")
@@ -46,9 +46,9 @@ def test_a_preempted_run_that_diverges_keeps_its_good_checkpoints_and_stops(
     for _ in range(2):
         outcome = diverge(run_dir, motion_set.root, first=4, leaves_after=1)
         assert outcome.code == REQUEUE, outcome.errors
-        said = outcome.output + outcome.errors
-        assert "All is saved" not in said
-        assert "its weights are not saved; the last checkpoint is of step 4" in " ".join(said.split())
+        printed = outcome.output + outcome.errors
+        assert "All is saved" not in printed
+        assert "its weights are not saved; the last checkpoint is of step 4" in " ".join(printed.split())
         assert kept(run_dir) == ["step-0000002", "step-0000004"]
         assert json.loads((run_dir / "skipped.json").read_text())["count"] == len(events(run_dir, "skipped"))
     outcome = diverge(run_dir, motion_set.root, first=4)
@@ -58,7 +58,7 @@ def test_a_preempted_run_that_diverges_keeps_its_good_checkpoints_and_stops(
     assert len(events(run_dir, "skipped")) == 11
     assert kept(run_dir) == ["step-0000002", "step-0000004"]
     assert not (run_dir / "weights.safetensors").exists()
-    # What was kept is good: with the rate as it was the run ends as one that never diverged.
+    # The kept checkpoints are good: with the normal rate the run ends as one that never diverged.
     outcome = train(run_dir, *clip, *OFTEN, data=motion_set.root)
     assert outcome.code == 0, outcome.errors
     assert losses(run_dir)[-16:] == losses(good)[-16:]
@@ -68,17 +68,17 @@ def test_a_preempted_run_that_diverges_keeps_its_good_checkpoints_and_stops(
     assert kept(run_dir) == ["step-0000018", "step-0000020"]
 
 
-def test_a_last_step_that_is_not_finite_is_no_good_end(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_nonfinite_last_step_is_an_error(motion_set: MotionSet, tmp_path: Path) -> None:
     outcome = diverge(tmp_path, motion_set.root, first=18, ranks=2)
     assert outcome.code == 2, outcome.errors
-    words = " ".join(outcome.errors.split())
-    assert "the last step, 20, changed nothing" in words
-    assert "the last checkpoint is of step 18" in words
+    message = " ".join(outcome.errors.split())
+    assert "the last step, 20, changed nothing" in message
+    assert "the last checkpoint is of step 18" in message
     assert kept(tmp_path) == ["step-0000016", "step-0000018"]
     assert not (tmp_path / "weights.safetensors").exists() and not (tmp_path / "summary.json").exists()
 
 
-def test_weights_ruined_by_the_last_step_show_in_the_evaluation(
+def test_weights_ruined_by_the_last_step_are_found_in_the_evaluation(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     outcome = diverge(tmp_path, motion_set.root, first=19)

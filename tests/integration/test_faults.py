@@ -1,7 +1,6 @@
-"""Things that go wrong in a run of two ranks, with real processes.
+"""Faults in a run of two ranks, with real processes.
 
-Each ends in a run whose numbers are, bit for bit, those of one that nothing happened to, or in a refusal that
-says what to do.
+Each run ends bit for bit as an undisturbed run, or with a message that names the remedy.
 """
 
 import json
@@ -41,7 +40,7 @@ def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory)
 
 
 def last_losses(run_dir: Path) -> dict[int, float]:
-    """The loss of each step, as it was when the step was done last."""
+    """The loss of each step, from its last execution."""
     return {event["step"]: event["loss"] for event in events(run_dir, "step")}
 
 
@@ -76,7 +75,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def kill_at(training: Training, moment: str, chance: random.Random) -> None:
-    """Kill one of the ranks at a moment of this kind."""
+    """Kill one of the ranks at this kind of moment."""
     known = training.checkpoints()
     done = max(last_losses(training.run_dir), default=0)
     if moment == "starting":
@@ -87,7 +86,7 @@ def kill_at(training: Training, moment: str, chance: random.Random) -> None:
     elif moment == "writing":
         training.wait_until(training.is_saving, pause=0.0005)
         time.sleep(chance.uniform(0, 0.02))
-    else:  # becoming visible
+    else:  # renaming
         training.wait_until(lambda: training.checkpoints() != known, pause=0.0005)
     training.kill(chance.randrange(2))
 
@@ -96,7 +95,7 @@ def kill_at(training: Training, moment: str, chance: random.Random) -> None:
     "moments",
     [
         pytest.param(["writing"], id="1"),
-        pytest.param(["computing", "writing", "becoming visible", "starting"] * 5, id="20"),
+        pytest.param(["computing", "writing", "renaming", "starting"] * 5, id="20"),
     ],
 )
 def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, moments: list[str]) -> None:
@@ -107,8 +106,8 @@ def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, 
             training = begin(run_dir, motion_set)
             try:
                 kill_at(training, moment, chance)
-            except Ended:  # the run was over before that moment: anew, from the start
-                # No rank failed: what is left of them was asked to leave, and killed where it did not.
+            except Ended:  # the run finished before that moment: start again
+                # No rank failed: the other ranks were sent SIGTERM, and killed if they did not end.
                 codes = {process.wait(30) for process in training.processes}
                 assert codes <= {0, REQUEUE, -signal.SIGTERM, -signal.SIGKILL}, training.wait()
                 shutil.rmtree(run_dir)
@@ -123,7 +122,7 @@ def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, 
 
 
 def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
-    """Rank 1 stands still where it is about to write its part of the first checkpoint."""
+    """Rank 1 hangs before it writes its shard of the first checkpoint."""
     run_dir = tmp_path / "run"
     variables = {"PYTHONPATH": str(ROOT), "HELD_FOR": str(tmp_path / "go on")}
     training = begin(run_dir, motion_set, script=HERE / "late_writer.py", variables=variables)
@@ -166,7 +165,7 @@ def test_a_damaged_shard(undisturbed: Path, motion_set: MotionSet, tmp_path: Pat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that holds one checkpoint of the small run, and not two."""
+    """A separate file system with space for one checkpoint of the small run, not for two."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", disk], capture_output=True)
@@ -190,15 +189,15 @@ def test_a_full_disk(undisturbed: Path, motion_set: MotionSet, small_disk: Path,
     (small_disk / "others").unlink()
     subprocess.run(["mount", "-o", "remount,size=300m", small_disk], check=True)
     finish(run_dir, motion_set)
-    # What could not be told is missing; what was told, before and after, is the same.
-    told, expected = last_losses(run_dir), last_losses(undisturbed)
-    assert told == {step: expected[step] for step in told} and STEPS in told
+    # Events that could not be written are missing; all others are the same.
+    found, expected = last_losses(run_dir), last_losses(undisturbed)
+    assert found == {step: expected[step] for step in found} and STEPS in found
     assert_same_weights(run_dir, undisturbed)
 
 
 @contextmanager
 def kept_full(file: Path) -> Iterator[None]:
-    """Inside, not one byte of the file's disk is free, whatever the run deletes to make room."""
+    """Inside, no byte of the file's disk is free, whatever the run deletes."""
     over, filled = threading.Event(), threading.Event()
 
     def fill() -> None:
@@ -220,7 +219,7 @@ def kept_full(file: Path) -> Iterator[None]:
         filler.join()
 
 
-def test_mlflow_dies(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
+def test_the_mlflow_server_is_killed(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -251,7 +250,7 @@ def _wait_for_port(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise TimeoutError("the MLflow server never came")
+    raise TimeoutError("the MLflow server did not start")
 
 
 def test_a_video_is_deleted_during_the_run(motion_set: MotionSet, tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_video_is_deleted_during_the_run(motion_set: MotionSet, tmp_path: Path
     assert str(gone) in outcome.output
     bad = [event["bad_clips"] for event in events(run_dir, "step")]
     assert len(bad) == steps and set(bad) == {0, 1}
-    # 8 of 32 videos a step: each is seen once in every 4 steps from a whole epoch on.
+    # 8 of 32 videos a step: from a whole epoch on, each is read once in every 4 steps.
     assert sum(bad[-4:]) == 1 and 3 <= sum(bad) <= steps // 4
 
 
@@ -286,7 +285,7 @@ def test_a_nan_in_one_ranks_clips(undisturbed: Path, motion_set: MotionSet, tmp_
     losses, expected = last_losses(run_dir), last_losses(undisturbed)
     assert losses[7] is None
     assert [losses[step] for step in range(1, 7)] == [expected[step] for step in range(1, 7)]
-    # From then on all is as if this step had been left out with good clips: the NaN got nowhere else.
+    # All later steps equal a run that skips this step with good clips: the NaN has no other effect.
     without = tmp_path / "without"
     outcome = begin(without, motion_set, script=script, variables={**path, "LEFT_OUT": "6"}).wait()
     assert outcome.code == 0, outcome.errors
@@ -334,7 +333,7 @@ def test_the_clock_jumps(undisturbed: Path, motion_set: MotionSet, tmp_path: Pat
     assert_same(tmp_path / "run", undisturbed)
 
 
-def test_a_rank_that_stands_still(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_rank_that_hangs(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     hasty = settings(run__hang_minutes=0.5)  # a busy machine may take a while for a step
     training = begin(run_dir, motion_set, *hasty)

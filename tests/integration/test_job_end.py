@@ -12,12 +12,12 @@ from trainer.resilience.signals import REQUEUE
 pytestmark = pytest.mark.soak
 
 
-def test_a_run_leaves_before_its_job_ends_and_goes_on_in_the_next(
+def test_a_run_stops_before_its_job_ends_and_resumes_in_the_next(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir, node = tmp_path / "run", tmp_path / "node"
     long = settings(optimisation__steps=100_000, data__node_copy=node)
-    # Its margin alone is longer than this: it must get further all the same, and not once only.
+    # The margin alone is longer than the job: each start must still make progress.
     steps = []
     for _ in range(2):
         job = {"SLURM_JOB_END_TIME": str(round(time.time()) + 1)}
@@ -32,7 +32,7 @@ def test_a_run_leaves_before_its_job_ends_and_goes_on_in_the_next(
     assert len(list(node.rglob("*.arrow"))) == 2
 
 
-def test_a_wrong_end_is_refused_by_name(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_wrong_job_end_is_refused_by_name(motion_set: MotionSet, tmp_path: Path) -> None:
     job = {"SLURM_JOB_END_TIME": "tomorrow"}
     outcome = train(tmp_path / "run", data=motion_set.root, variables=job)
     assert outcome.code == 2

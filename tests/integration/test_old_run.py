@@ -40,7 +40,7 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def test_a_run_directory_of_an_earlier_version_is_continued(motion_set: MotionSet, tmp_path: Path) -> None:
-    """With the same CPU kernels and PyTorch, bit for bit; others round differently."""
+    """Bit for bit with the same CPU kernels and PyTorch; others round differently."""
     expected = json.loads((DATA / "old_run.json").read_text())
     with tarfile.open(DATA / "old_run.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")

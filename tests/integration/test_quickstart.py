@@ -1,4 +1,4 @@
-"""The quickstart as a person runs it, and what it must reach. Minutes, so only in `make soak`."""
+"""The quickstart as a user runs it, and the accuracy that it must reach. Minutes, so only in `make soak`."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.soak
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the embedded data set is rendered, by the first of the two runs."""
+    """The folder into which the first of the two runs renders the embedded data set."""
     return tmp_path_factory.mktemp("motion")
 
 
@@ -46,7 +46,7 @@ def result(recipe: str, data: Path, run_dir: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's folder."""
+    """The run folder."""
     run_dir = tmp_path_factory.mktemp("learned") / "run"
     result("quickstart", data, run_dir)
     return run_dir
@@ -59,8 +59,8 @@ def test_the_model_learns_time(learned: Path) -> None:
 
 
 def coverage(index: int, size: int) -> np.ndarray:
-    """How much of each pixel the moving shape of a validation clip covers, as the model's eyes see the clip:
-    of all frames, (T, size, size).
+    """The share of each pixel that the moving shape covers, (T, size, size): all frames of a validation clip,
+    resized and cropped as for the model.
     """
     kept: list[np.ndarray] = []
     draw_shape = drawing._shape
@@ -81,10 +81,10 @@ def coverage(index: int, size: int) -> np.ndarray:
     return resized[:, top : top + size, left : left + size].numpy()
 
 
-def test_its_maps_lie_on_the_moving_shape(learned: Path, data: Path) -> None:
-    """More of each map's mass is on the shape than the shape has of the area: by chance it would be as much.
+def test_the_explanation_maps_cover_the_moving_shape(learned: Path, data: Path) -> None:
+    """The share of each map's mass on the shape is larger than the share of its area; chance gives equality.
 
-    Seen after one training: class activation 2.4 times as much on average, and more in 94 % of the clips.
+    Measured after one training: class activation 2.4 times as much on average, and more in 94 % of the clips.
     """
     weights = open_model(learned)
     explainer = Explainer(weights, torch.device("cpu"))
@@ -102,8 +102,8 @@ def test_its_maps_lie_on_the_moving_shape(learned: Path, data: Path) -> None:
     assert all(block.mean() > 1.5 and (block > 1).mean() > 0.6 for block in attention)
 
 
-def test_without_time_it_cannot(data: Path, tmp_path: Path) -> None:
-    """The classes are pairs that only the order of frames tells apart: half is the most there is to have."""
+def test_an_order_blind_model_does_not_learn_time(data: Path, tmp_path: Path) -> None:
+    """The classes are pairs that differ only in the order of frames, so the accuracy is at most 0.5."""
     summary = result("quickstart_order_blind", data, tmp_path / "run")
     assert summary["videos"] >= 400
-    assert 0.2 <= summary["top1"] <= 0.55  # it does learn what can be seen: one of eight is chance
+    assert 0.2 <= summary["top1"] <= 0.55  # it learns the pairs: chance is one in eight

@@ -1,4 +1,4 @@
-"""What cannot work is refused before the first step, in one message, with exit code 2."""
+"""Mistakes are refused before the first step, in one message, with exit code 2."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wrong_recipe_is_refused_before_torch_is_imported() -> None:
-    """It takes seconds."""
+    """The import of torch takes seconds."""
     arguments = ["train.py", "--recipe", str(SMALL), "--set", "optimisation.steps=none"]
     code = (
         f"import sys, launch.train; sys.argv = {arguments!r}; code = launch.train.main(); "

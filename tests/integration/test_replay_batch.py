@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "launch/replay_batch.py")
 
 @pytest.fixture(scope="module")
 def run_dir(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two ranks with repeated sampling, accumulation and flips."""
+    """A run of two ranks with repeated sampling, accumulation and flips."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     chosen = settings(
         optimisation__steps=STEPS, sampling__repeats=2, engine__micro_batch=2, augmentation__flip=0.5,

@@ -1,6 +1,7 @@
-"""A run of two ranks that is stopped and goes on, with all at once that could tell: bit for bit one run.
+"""A run of two ranks that is stopped and resumed equals an undisturbed run bit for bit.
 
-Repeated sampling, accumulation, an average of the weights, dropout, drop path and batch norm over all ranks.
+It has repeated sampling, accumulation, an average of the weights, dropout, drop path and batch norm over all
+ranks.
 """
 
 import json
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.soak  # test_training.py stops a run once in the fast s
 
 
 def starts(motion_set: MotionSet, precision: str, stage: int) -> Start:
-    """What begins, or goes on with, the run in a folder."""
+    """A function that starts or resumes the run in a folder."""
     changes = settings(**ALL_AT_ONCE, engine__precision=precision, engine__zero_stage=stage)
 
     def start(run_dir: Path) -> Training:
@@ -49,7 +50,7 @@ def batches_beside(run_dir: Path) -> Path:
 def undisturbed(
     motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Path]:
-    """The run folder of a run to its end, for a precision and a ZeRO stage."""
+    """The folder of a finished run, for a precision and a ZeRO stage."""
     folder, done = tmp_path_factory.mktemp("undisturbed"), {}
 
     def run(precision: str, stage: int) -> Path:
@@ -63,7 +64,7 @@ def undisturbed(
     return run
 
 
-def assert_goes_on_as_if_nothing_had_been(
+def assert_stopped_run_equals(
     start: Start, run_dir: Path, expected: Path, stop: Callable[[Training], None], code: int
 ) -> None:
     training = start(run_dir)
@@ -90,8 +91,8 @@ def assert_goes_on_as_if_nothing_had_been(
         assert torch.equal(tensor, others[name]), name
 
 
-def tell_all(training: Training, number: int) -> None:
-    """As a terminal or SLURM does: all ranks, and what they have started."""
+def signal_all(training: Training, number: int) -> None:
+    """Signal all ranks and their child processes, as a terminal or SLURM does."""
     for rank in range(2):
         training.signal(number, group=True, rank=rank)
 
@@ -100,12 +101,12 @@ def tell_all(training: Training, number: int) -> None:
     ("stop", "code"),
     [
         pytest.param(lambda run: run.signal(signal.SIGTERM, rank=1), REQUEUE, id="SIGTERM-to-one"),
-        pytest.param(lambda run: tell_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C"),
-        pytest.param(lambda run: tell_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all"),
+        pytest.param(lambda run: signal_all(run, signal.SIGINT), INTERRUPTED, id="Ctrl-C"),
+        pytest.param(lambda run: signal_all(run, signal.SIGTERM), REQUEUE, id="SIGTERM-to-all"),
         pytest.param(lambda run: run.signal(signal.SIGUSR1), REQUEUE, id="SIGUSR1-to-one"),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+def test_a_stopped_run_equals_an_undisturbed_run(
     undisturbed: Callable[[str, int], Path],
     motion_set: MotionSet,
     tmp_path: Path,
@@ -113,21 +114,21 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     code: int,
 ) -> None:
     start, expected = starts(motion_set, "fp32", 2), undisturbed("fp32", 2)
-    assert_goes_on_as_if_nothing_had_been(start, tmp_path / "run", expected, stop, code)
+    assert_stopped_run_equals(start, tmp_path / "run", expected, stop, code)
 
 
 @pytest.mark.parametrize(
     ("precision", "stage"),
     [("fp32", 0), ("fp32", 1), ("fp32", 3), *(("autocast", stage) for stage in range(4))],
 )
-def test_so_it_does_in_every_precision_and_stage(
+def test_a_stopped_run_equals_an_undisturbed_run_in_every_precision_and_stage(
     undisturbed: Callable[[str, int], Path],
     motion_set: MotionSet,
     tmp_path: Path,
     precision: str,
     stage: int,
 ) -> None:
-    assert_goes_on_as_if_nothing_had_been(
+    assert_stopped_run_equals(
         starts(motion_set, precision, stage),
         tmp_path / "run",
         undisturbed(precision, stage),
@@ -136,8 +137,8 @@ def test_so_it_does_in_every_precision_and_stage(
     )
 
 
-def test_who_decodes_what_stays_as_it_was_measured_first(motion_set: MotionSet, tmp_path: Path) -> None:
-    """DALI's colours are not PyAV's, and what is fast differs from start to start."""
+def test_the_decoder_share_of_the_first_start_is_kept(motion_set: MotionSet, tmp_path: Path) -> None:
+    """DALI's colours differ from PyAV's, and the fastest share differs from start to start."""
 
     def start(run_dir: Path) -> Training:
         return Training(run_dir, *settings(data__decoder="hybrid"), data=motion_set.root, ranks=2)

@@ -1,4 +1,4 @@
-"""Two runs of one folder, and what a run that is killed leaves, with real processes."""
+"""Two runs in one folder, and the files that a killed run leaves, with real processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def semaphores() -> set[str]:
 
 
 @pytest.mark.soak
-def test_a_second_run_is_refused_and_the_next_start_after_a_kill_clears_up(
+def test_a_second_run_is_refused_and_the_next_start_after_a_kill_cleans_up(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -40,7 +40,7 @@ def test_a_second_run_is_refused_and_the_next_start_after_a_kill_clears_up(
         assert len(events(run_dir, "start")) == 1
         made = semaphores() - before
     finally:
-        with suppress(ProcessLookupError):  # with the worker processes, and what would clean up after them
+        with suppress(ProcessLookupError):  # with its worker processes and their resource tracker
             os.killpg(first.processes[0].pid, signal.SIGKILL)
         first.processes[0].wait()
     left = semaphores() & made
@@ -57,7 +57,7 @@ def test_a_second_run_is_refused_and_the_next_start_after_a_kill_clears_up(
 
 
 @pytest.mark.soak
-def test_ranks_save_and_end_when_their_launcher_is_killed_and_keep_the_folder_until_then(
+def test_ranks_save_and_end_when_their_launcher_is_killed_and_hold_the_lock_until_then(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"

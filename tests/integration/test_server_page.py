@@ -52,7 +52,7 @@ def dropped(browser: Browser, file: Path) -> str:
     return status
 
 
-def test_a_good_video_is_shown_and_names_are_text(
+def test_a_good_video_is_classified_and_names_are_text(
     browser: Browser, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     video = tmp_path / "<img src=x onerror=document.title='file'>.mp4"

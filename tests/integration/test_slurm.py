@@ -1,4 +1,4 @@
-"""Trainings on a real SLURM of two nodes: time limits, nodes that die, cancelled jobs, chains and sweeps.
+"""Trainings on a real SLURM of two nodes: time limits, dead nodes, cancelled jobs, chains and sweeps.
 
 `.ci/run` installs SLURM and sets REQUIRE_SLURM; elsewhere these tests are skipped where it is not installed.
 """
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(autouse=True)
-def no_job_stays(cluster: Cluster) -> Iterator[None]:
+def end_jobs_after_test(cluster: Cluster) -> Iterator[None]:
     """End the jobs of a test, so that the next one finds both nodes free."""
     yield
     cluster.end_jobs()
@@ -58,7 +58,7 @@ def both_nodes(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     for node in cluster.dead_nodes():
         cluster.start_node(node)
-    cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the nodes did not come back")
+    cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the nodes did not return")
 
 
 def changes(motion_set: MotionSet, **more: Any) -> list[str]:
@@ -127,10 +127,10 @@ def wait_for_step(run_dir: Path, step: int) -> None:
     wait_for(lambda: any(event["step"] >= step for event in events(run_dir, "step")), run_dir)
 
 
-def go_on(cluster: Cluster, job: str, run_dir: Path) -> None:
-    """Start a requeued job at once; SLURM would wait for two minutes."""
+def start_requeued(cluster: Cluster, job: str, run_dir: Path) -> None:
+    """Start a requeued job at once, without SLURM's wait of two minutes."""
     wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
-    time.sleep(4)  # within the second of its end, a node confuses a new start with the old one, and kills it
+    time.sleep(4)  # within a second of the end, a node takes a new start for the old one and kills it
 
     def begins() -> bool:
         # More than once: SLURM sets the time again when it cleans up the attempt before.
@@ -176,16 +176,16 @@ def test_two_nodes_train_as_two_ranks_of_one_machine(
 
 
 @pytest.mark.soak
-def test_asked_to_leave_it_saves_is_requeued_and_ends_with_the_same_weights(
+def test_a_requeued_job_ends_with_the_same_weights(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set))
     wait_for_step(run_dir, 5)
-    cluster.run("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the time is over
+    cluster.run("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the time limit
     left = wait_for_verdict(run_dir, "requeued")
     assert 5 <= left["step"] < STEPS and f"step {left['step']} is saved" in left["words"]
-    go_on(cluster, job, run_dir)
+    start_requeued(cluster, job, run_dir)
     wait_for_verdict(run_dir, "done")
     assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
     done_once = [event["step"] for event in events(run_dir, "step")]
@@ -195,13 +195,13 @@ def test_asked_to_leave_it_saves_is_requeued_and_ends_with_the_same_weights(
 
 @pytest.mark.soak
 def test_the_time_limit_itself(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
-    """SLURM's own signal may come up to a minute early; the job ends, and the next attempt continues."""
+    """SLURM may send its signal up to a minute early; the job ends, and the next attempt resumes."""
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set, optimisation__steps=100000), time="3", lead=60)
     wait_for_verdict(run_dir, "requeued")
     saved = attempts(run_dir)[0]["step"]
     assert saved > 0
-    go_on(cluster, job, run_dir)
+    start_requeued(cluster, job, run_dir)
     wait_for_step(run_dir, saved + 1)
     cluster.run("scancel", job)
     assert wait_for_verdict(run_dir, "stopped")["step"] > saved
@@ -214,12 +214,12 @@ def test_a_node_dies(both_nodes: Cluster, motion_set: MotionSet, undisturbed: Pa
     job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_steps=5))
     wait_for_step(run_dir, 12)
     cluster.kill_node("n2")
-    for process in ranks_of(run_dir, rank=1):  # with a node all its processes end
+    for process in ranks_of(run_dir, rank=1):  # as its processes do when a node dies
         os.kill(process, signal.SIGKILL)
     wait_for(lambda: cluster.state(job) == "PENDING", run_dir)
     cluster.start_node("n2")
     cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
-    go_on(cluster, job, run_dir)
+    start_requeued(cluster, job, run_dir)
     wait_for_verdict(run_dir, "done")
     assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
     assert 10 <= attempts(run_dir, "begun")[1]["step"] < STEPS
@@ -245,14 +245,14 @@ def ranks_of(run_dir: Path, rank: int) -> list[int]:
 
 
 @pytest.mark.soak
-def test_a_run_that_fails_three_times_without_progress_is_given_up(
+def test_a_run_that_fails_three_times_without_progress_is_not_requeued(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set, run__checkpoint_every_minutes="null"))
     for number in range(1, 4):
         if number > 1:
-            go_on(cluster, job, run_dir)
+            start_requeued(cluster, job, run_dir)
         wait_for(lambda: len(events(run_dir, "start")) == number and len(ranks_of(run_dir, 1)) > 0, run_dir)  # noqa: B023
         for process in ranks_of(run_dir, rank=1):
             os.kill(process, signal.SIGKILL)
@@ -268,7 +268,7 @@ def test_a_run_that_fails_three_times_without_progress_is_given_up(
 def test_a_cancelled_job_saves_and_is_not_requeued(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Submitted again, the run continues on another number of nodes."""
+    """Submitted again, the run resumes on another number of nodes."""
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set))
     wait_for_step(run_dir, 4)
@@ -310,7 +310,9 @@ def test_a_submission_that_cannot_work_is_refused(
 
 
 @pytest.mark.soak  # test_rendezvous.py has ranks that do not connect, without SLURM
-def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_node_that_does_not_connect_is_named(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
     """Its process hangs before it connects."""
     training = [
         sys.executable,
@@ -332,7 +334,7 @@ def test_a_node_that_does_not_come_is_named(cluster: Cluster, motion_set: Motion
 
 
 @pytest.mark.soak
-def test_a_submission_that_must_wait_for_a_node_says_so(
+def test_a_submission_that_must_wait_for_a_node_has_a_note(
     both_nodes: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     cluster = both_nodes
@@ -349,7 +351,7 @@ def test_a_submission_that_must_wait_for_a_node_says_so(
 
 
 @pytest.mark.soak
-def test_a_chain_continues_where_its_last_job_stopped_and_ends_with_the_run(
+def test_a_chain_resumes_after_its_last_job_and_ends_with_the_run(
     cluster: Cluster, motion_set: MotionSet, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -381,9 +383,9 @@ def test_each_run_of_a_sweep_is_requeued_by_itself(
     for number, run_dir in enumerate(runs):
         cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_{number}")
         wait_for_verdict(run_dir, "requeued")
-        assert len(attempts(runs[1], "begun")) == 1, "the other one continues, or was asked itself"
+        assert len(attempts(runs[1], "begun")) == 1, "the other run continues, or received the signal too"
     for number, run_dir in enumerate(runs):
-        go_on(cluster, f"{array}_{number}", run_dir)
+        start_requeued(cluster, f"{array}_{number}", run_dir)
         wait_for(lambda: len(attempts(run_dir, "begun")) == 2, run_dir)  # noqa: B023
     cluster.run("scancel", array)
 

@@ -1,7 +1,7 @@
-"""Whole runs in real processes: the same numbers whatever the ranks and stages, and after a stop.
+"""Whole runs in real processes: equal results for all numbers of ranks and ZeRO stages, and after a stop.
 
-With all at once that could tell: repeated sampling, an average of the weights, dropout, drop path and batch
-norm over all ranks, but without accumulation: batch norm is over the clips of one pass.
+The runs have repeated sampling, an average of the weights, dropout, drop path and batch norm over all ranks.
+They have no accumulation, because batch norm is over the clips of one pass.
 """
 
 import json
@@ -59,7 +59,7 @@ def in_stage(stage: int) -> Sequence[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a run of one rank to its end."""
+    """The folder of a finished run of one rank."""
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
     outcome = train(run_dir, *in_stage(0), data=motion_set.root)
     assert outcome.code == 0, outcome.errors
@@ -70,17 +70,17 @@ def undisturbed(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory)
 class Launched:
     run_dir: Path
     store: str
-    """MLflow's."""
+    """Address of the MLflow store."""
     stopped: Outcome
-    """Of the start that was asked to leave."""
+    """The start that received SIGTERM."""
     output: str
-    """Of the start that went on."""
+    """Output of the start that resumed."""
 
 
 @pytest.fixture(scope="module")
 def launched(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """The same run with two ranks in ZeRO stage 2, told to MLflow. SIGTERM to one rank stops it, and
-    DeepSpeed's command goes on with it.
+    """The same run with two ranks in ZeRO stage 2 and MLflow. SIGTERM to one rank stops it; then DeepSpeed's
+    command resumes it.
     """
     folder = tmp_path_factory.mktemp("launched")
     run_dir, store = folder / "run", f"sqlite:///{folder}/mlflow.db"
@@ -100,7 +100,7 @@ def launched(motion_set: MotionSet, tmp_path_factory: pytest.TempPathFactory) ->
     return Launched(run_dir, store, stopped, result.stdout)
 
 
-def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
+def test_a_finished_run_has_all_its_files(undisturbed: Path) -> None:
     assert len(losses(undisturbed)) == STEPS
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert {
@@ -128,7 +128,7 @@ def test_a_run_leaves_all_that_is_needed(undisturbed: Path) -> None:
     assert {event["bad_clips"] for event in events(undisturbed, "step")} == {0}
 
 
-def test_a_prediction_has_the_scores_of_the_runs_own_evaluation(
+def test_a_prediction_has_the_scores_of_the_evaluation_of_the_run(
     undisturbed: Path, motion_set: MotionSet
 ) -> None:
     loaded = load_weights(undisturbed / "weights.safetensors")
@@ -175,7 +175,7 @@ def test_the_best_weights_are_beside_the_last_ones_and_are_the_default(
     run.summary.write_text(json.dumps(summary))
     assert load_file(run.best_weights).keys() == load_file(run.weights).keys()
     assert open_source(run.path) == run.best_weights and open_source(run.path, last=True) == run.weights
-    (run.checkpoints / "accuracy.json").write_text('{"20": 0.95}')  # it went on since
+    (run.checkpoints / "accuracy.json").write_text('{"20": 0.95}')  # the run has resumed
     assert open_source(run.path) == run.checkpoints / "step-0000020"
     run.summary.write_text('{"best_weights": ["../../x"], "best_top1": 1e999}')
     assert open_source(run.path) == run.checkpoints / "step-0000020"
@@ -198,7 +198,7 @@ def open_source(run: Path, last: bool = False) -> Path | None:
     return read[0]
 
 
-def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
+def test_deepspeed_trains_and_mlflow_has_the_records(launched: Launched) -> None:
     assert f"mlflow ui --backend-store-uri {launched.store}" in launched.output
     client = MlflowClient(launched.store)
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
@@ -227,8 +227,8 @@ def test_deepspeed_trains_and_mlflow_knows(launched: Launched) -> None:
     assert {"recipe.yaml", "environment.json", "confusion.png", "summary.json"} <= artifacts
 
 
-def test_a_run_asked_to_leave_is_saved_and_goes_on(launched: Launched) -> None:
-    """That its numbers are those of a run that never stopped is in the tests before and after this one."""
+def test_a_run_that_receives_sigterm_saves_and_resumes(launched: Launched) -> None:
+    """Other tests of this file compare its losses with those of an undisturbed run."""
     assert launched.stopped.code == REQUEUE, launched.stopped.errors
     assert "give the same command again" in launched.stopped.output
     stopped_after = events(launched.run_dir, "left")[0]["step"]
@@ -239,7 +239,7 @@ def test_a_run_asked_to_leave_is_saved_and_goes_on(launched: Launched) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.soak) for stage in (0, 1, 3))])
-def test_two_ranks_train_as_one_does(
+def test_two_ranks_train_as_one_rank(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path, request: pytest.FixtureRequest, stage: int
 ) -> None:
     if stage == 2:
@@ -250,7 +250,7 @@ def test_two_ranks_train_as_one_does(
         assert outcome.code == 0, outcome.errors
     assert {event["world_size"] for event in events(run_dir, "start")} == {2}
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
-    assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it does learn something
+    assert max(losses(undisturbed)) - min(losses(undisturbed)) > 0.05  # it learns
     one, two = (
         [event["batch_hash"] for event in events(folder, "step")] for folder in (undisturbed, run_dir)
     )
@@ -270,7 +270,7 @@ def test_two_ranks_train_as_one_does(
 
 
 @pytest.mark.soak
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_a_stopped_run_equals_an_undisturbed_run(motion_set: MotionSet, tmp_path: Path) -> None:
     """SIGTERM to one of two ranks, bit for bit. Other signals, precisions and stages: test_resume.py."""
     undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
     outcome = train(undisturbed, *in_stage(2), data=motion_set.root, ranks=2)
@@ -308,10 +308,10 @@ def test_a_finished_run_is_not_trained_again(
 
 
 @pytest.mark.soak
-def test_bad_files_are_named_and_kept_out(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_bad_videos_are_named_and_excluded(motion_set: MotionSet, tmp_path: Path) -> None:
     data = tmp_path / "set"
     shutil.copytree(motion_set.root, data)
-    broken = sorted((data / "train").rglob("*.*"))[:4]  # more than a few, which no run stops for
+    broken = sorted((data / "train").rglob("*.*"))[:4]  # more than the three that are always tolerated
     broken[0].unlink()
     broken[1].write_bytes(b"")
     broken[2].write_text("no video")
@@ -346,7 +346,7 @@ def test_a_changed_recipe_is_refused_by_name_and_changes_nothing(
 
 
 @pytest.mark.soak
-def test_other_videos_and_classes_are_refused_by_name_unless_they_are_meant(
+def test_other_videos_and_classes_are_refused_unless_allowed(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     """The same videos, one fewer, under another order of the classes."""
@@ -375,7 +375,7 @@ def test_other_videos_and_classes_are_refused_by_name_unless_they_are_meant(
 
 
 @pytest.mark.soak
-def test_a_compiled_model_trains_as_the_other_does(
+def test_a_compiled_model_trains_as_an_eager_one(
     undisturbed: Path, motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -385,9 +385,7 @@ def test_a_compiled_model_trains_as_the_other_does(
 
 
 @pytest.mark.soak
-def test_what_the_memory_decides_changes_no_number(
-    undisturbed: Path, motion_set: MotionSet, tmp_path: Path
-) -> None:
+def test_engine_auto_changes_no_loss(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     """`engine: auto` chooses stage, micro-batch and recomputed blocks."""
     run_dir = tmp_path / "run"
     recipe = yaml.safe_load(SMALL.read_text())
@@ -398,7 +396,7 @@ def test_what_the_memory_decides_changes_no_number(
     torch.testing.assert_close(losses(run_dir), losses(undisturbed), atol=1e-5, rtol=0)
 
 
-def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:
+def test_diverged_weights_are_not_saved(motion_set: MotionSet, tmp_path: Path) -> None:
     wild = settings(
         optimisation__learning_rate=1,
         optimisation__warmup_steps=0,
@@ -413,12 +411,12 @@ def test_numbers_gone_wrong_are_not_saved(motion_set: MotionSet, tmp_path: Path)
     assert "learning_rate" in outcome.errors
     assert "Traceback" not in outcome.errors
     assert len(events(tmp_path / "run", "skipped")) == 4
-    # The weights of step 1 are finite, and no gradient at them is: they are not worth going on from.
+    # The weights of step 1 are finite, but no gradient at them is: they cannot be resumed from.
     assert not list((tmp_path / "run" / "checkpoints").glob("*step-*"))
 
 
 @pytest.mark.soak
-def test_going_back_sets_aside_what_came_later_and_the_clock_saves_once(
+def test_resuming_from_an_older_checkpoint_sets_later_ones_aside(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"

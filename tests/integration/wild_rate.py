@@ -1,7 +1,7 @@
 """launch/train.py with a learning rate that no recipe may have: a step with it makes weights of about 1e30.
 
-WILD_FROM: the first step with it, counted from 0. WILD_LEAVES_AFTER: steps that are not finite, of this
-process, after which it is sent SIGTERM, as a job that is preempted.
+WILD_FROM: the first step with it, counted from 0. WILD_LEAVES_AFTER: number of nonfinite steps after which
+the process is sent SIGTERM, as in a preempted job.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Processes with this on their path give DALI's decoder videos that may change the size of their frames."""
+"""Disables the check of frame sizes: DALI's decoder receives videos whose frame size changes."""
 
 import pipelines.dali.encoded_input
 
