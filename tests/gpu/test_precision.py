@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.trainer.checkpoint.test_elastic import load_and_check, save_and_go_on
+from tests.trainer.checkpoint.test_elastic import load_and_check, save_and_continue
 from tests.trainer.checkpoint.training import GLOBAL_BATCH, RATE, copied, make_engine, same, train
 from tests.trainer.engine.test_optimizer import bad_step
 from tests.trainer.ranks import Ranks
@@ -55,7 +55,7 @@ def test_training_continues_from_a_checkpoint(
     rank: Ranks, tmp_path: Path, stage: int, new_stage: int
 ) -> None:
     """Bit for bit at the same stage; every shard of the state is as it was saved at any."""
-    (saved,) = rank.run(partial(save_and_go_on, precision="bf16"), tmp_path, stage)
+    (saved,) = rank.run(partial(save_and_continue, precision="bf16"), tmp_path, stage)
     (went_on,) = rank.run(partial(load_and_check, precision="bf16"), saved.path, new_stage)
     if stage == new_stage:
         assert went_on == saved.after

@@ -37,8 +37,8 @@ def kept(run_dir: Path) -> list[str]:
 def test_a_preempted_run_that_diverges_keeps_its_good_checkpoints_and_stops(
     motion_set: MotionSet, tmp_path: Path
 ) -> None:
-    """Steps 1 to 4 are good, the fifth ruins the weights. Ten steps may be skipped. Each preempted start skips
-    some steps, so that the third start stops.
+    """Steps 1 to 4 are good, the fifth ruins the weights. Ten steps may be skipped. Each preempted start
+    skips some steps, so that the third start stops.
     """
     good, run_dir = tmp_path / "good", tmp_path / "run"
     clip = settings(optimisation__clip_norm="null")

@@ -1,4 +1,4 @@
-"""Checkpoints of two real ranks: written beside training, visible when whole, whatever goes wrong."""
+"""Checkpoints of two real ranks: saved during training, visible only when complete, also after faults."""
 
 import dataclasses
 import errno
@@ -61,14 +61,14 @@ def hidden(folder: Path) -> list[str]:
 
 
 def totals_after(checkpointer: Checkpointer, step: int) -> StepTotals:
-    """As the ranks exchange them after the step with this number, counted from 0."""
+    """The totals that the ranks exchange after step `step`, counted from 0."""
     writing = torch.tensor(int(checkpointer.is_writing))
     dist.all_reduce(writing)
     return StepTotals(step, 0.0, "0" * 16, GLOBAL_BATCH, 0, 0, 0, False, int(writing))
 
 
 def end_writing(checkpointer: Checkpointer) -> None:
-    """Wait for this rank's thread."""
+    """Wait for the writer thread of this rank."""
     assert checkpointer._save is not None
     checkpointer._save.thread.join()
 
@@ -81,7 +81,7 @@ def assert_holds(path: Path, held: dict[str, torch.Tensor], engine: Engine) -> N
 
 
 class Held:
-    """Writing that waits in one rank until it is let go."""
+    """Delays writing on one rank until it is released."""
 
     def __init__(self, rank: int) -> None:
         self._may_write = threading.Event()
@@ -106,11 +106,11 @@ class Held:
 def write_while_training(folder: Path, stage: int, late: int) -> None:
     engine, checkpointer = make_engine(stage), checkpoints(folder)
     train(engine, 0, 1)
-    with Held(rank=late) as let_go:
+    with Held(rank=late) as release:
         then = copied(engine)
         assert checkpointer.begin(engine, progress_at(1))
         assert checkpointer.has(1) and checkpointer.saved_step == -1
-        before = totals_after(checkpointer, 0)  # of the step before, which say nothing of this save
+        before = totals_after(checkpointer, 0)  # of the step before the save
         train(engine, 1, 2)
         assert differences(then, copied(engine))
         dist.barrier()
@@ -120,7 +120,7 @@ def write_while_training(folder: Path, stage: int, late: int) -> None:
         assert totals.writing == 1 and checkpointer.poll(totals) is None
         assert checkpointer.poll(dataclasses.replace(before, writing=0)) is None
         assert visible(folder) == [] and hidden(folder) == [".step-0000001.partial"]
-        let_go()
+        release()
     end_writing(checkpointer)
     saved = checkpointer.poll(totals_after(checkpointer, 2))
     assert saved is not None and (saved.step, saved.path) == (1, folder / "step-0000001")
@@ -133,14 +133,14 @@ def write_while_training(folder: Path, stage: int, late: int) -> None:
 
 
 @pytest.mark.parametrize(("stage", "late"), [(0, 0), (1, 1), (2, 0), (3, 1)])
-def test_what_is_stored_is_the_state_at_begin_and_nothing_shows_until_all_have_written(
+def test_the_state_at_begin_is_saved_and_is_invisible_until_all_ranks_have_written(
     two: Ranks, tmp_path: Path, stage: int, late: int
 ) -> None:
     two.run(write_while_training, tmp_path, stage, late)
 
 
 def fail_to_write(folder: Path, failing: int) -> list[str]:
-    said: list[str] = []
+    logged: list[str] = []
     engine, checkpointer = make_engine(2), checkpoints(folder)
     train(engine, 0, 1)
     write = Snapshot.write
@@ -150,7 +150,7 @@ def fail_to_write(folder: Path, failing: int) -> list[str]:
             path.mkdir()
         write(snapshot, path)
 
-    with listening(said):
+    with CollectedLog(logged):
         for step in (1, 2):
             with mock.patch.object(Snapshot, "write", into_a_folder):
                 assert checkpointer.begin(engine, progress_at(step))
@@ -162,17 +162,17 @@ def fail_to_write(folder: Path, failing: int) -> list[str]:
     assert find_newest(checkpointer.retention) == path
     assert_holds(path, copied(engine), engine)
     checkpointer.close()
-    return said
+    return logged
 
 
 def time_saves(folder: Path) -> None:
     engine, checkpointer = make_engine(1), checkpoints(folder, every_minutes=1e-3)
     train(engine, 0, 1)
     for step, seconds in ((1, 0.5), (2, 0.0)):
-        with Held(rank=1) as let_go:
+        with Held(rank=1) as release:
             checkpointer.begin(engine, progress_at(step))
             time.sleep(seconds)
-            let_go()
+            release()
             saved = checkpointer.wait()
         assert saved is not None
         assert (0.5 <= saved.seconds < 30) if seconds else (0 < saved.seconds < checkpointer.longest_save)
@@ -180,16 +180,16 @@ def time_saves(folder: Path) -> None:
     checkpointer.close()
 
 
-def test_what_saves_take_is_kept_from_their_copy_to_their_showing(two: Ranks, tmp_path: Path) -> None:
+def test_the_seconds_of_a_save_are_from_the_copy_to_the_rename(two: Ranks, tmp_path: Path) -> None:
     two.run(time_saves, tmp_path)
 
 
-class listening:
-    """Collects what the checkpoints' rooms say aloud."""
+class CollectedLog:
+    """Collects the log messages of trainer.checkpoint."""
 
-    def __init__(self, said: list[str]) -> None:
+    def __init__(self, logged: list[str]) -> None:
         self._handler = logging.Handler()
-        self._handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        self._handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
 
     def __enter__(self) -> None:
         logging.getLogger("trainer.checkpoint").addHandler(self._handler)
@@ -199,24 +199,24 @@ class listening:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_one_rank_that_cannot_write_costs_this_checkpoint_only(
+def test_a_rank_that_cannot_write_loses_only_this_checkpoint(
     two: Ranks, tmp_path: Path, failing: int
 ) -> None:
-    said = two.run(fail_to_write, tmp_path, failing)
-    for step, text in enumerate((text for text in said[0] if "no checkpoint after step" in text), start=1):
+    logged = two.run(fail_to_write, tmp_path, failing)
+    for step, text in enumerate((text for text in logged[0] if "no checkpoint after step" in text), start=1):
         assert text.startswith(f"no checkpoint after step {step}: 1 of 2 ranks failed; rank {failing}: ")
         assert shard_name(failing) in text
     assert step == 2
 
 
-def drop_and_go_on(folder: Path) -> None:
+def withdraw_and_continue(folder: Path) -> None:
     engine, checkpointer = make_engine(1), checkpoints(folder, every_minutes=60)
     train(engine, 0, 1)
     checkpointer.withdraw("nothing is being written")
     assert not checkpointer.is_due
-    with Held(rank=1) as let_go:
+    with Held(rank=1) as release:
         checkpointer.begin(engine, progress_at(1))
-        threading.Timer(0.05, let_go).start()
+        threading.Timer(0.05, release).start()
         checkpointer.withdraw("a step of it was bad")
     assert visible(folder) == [] and hidden(folder) == []
     assert not checkpointer.has(1) and checkpointer.wait() is None
@@ -227,12 +227,12 @@ def drop_and_go_on(folder: Path) -> None:
     checkpointer.close()
 
 
-def test_a_checkpoint_that_is_given_up_never_shows_and_the_next_is_due(two: Ranks, tmp_path: Path) -> None:
-    two.run(drop_and_go_on, tmp_path)
+def test_a_withdrawn_save_is_never_visible_and_the_next_is_due(two: Ranks, tmp_path: Path) -> None:
+    two.run(withdraw_and_continue, tmp_path)
 
 
-def pass_over(folder: Path) -> list[str]:
-    said: list[str] = []
+def skip_damaged(folder: Path) -> list[str]:
+    logged: list[str] = []
     engine, checkpointer = make_engine(2), checkpoints(folder, keep_last=5)
     train(engine, 0, 1)
     paths = [save(engine, checkpointer, step) for step in (1, 2, 3, 4)]
@@ -244,20 +244,20 @@ def pass_over(folder: Path) -> list[str]:
         (paths[2] / shard_name(0)).unlink()
         (paths[1] / "state.json").write_text("{}")
     dist.barrier()
-    with listening(said):
+    with CollectedLog(logged):
         assert find_newest(checkpointer.retention) == paths[0]
     with pytest.raises(RunError, match=f"{paths[3]} cannot be used: {shard_name(1)} is damaged"):
         read_for_resume(paths[3], settings={}, allowed=(), verify=True)
-    # One of the same step takes the damaged one's place.
+    # A save of the same step replaces the damaged checkpoint.
     assert save(engine, checkpointer, 4) == paths[3] == find_newest(checkpointer.retention)
     checkpointer.close()
-    return said
+    return logged
 
 
-def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path) -> None:
-    said, silent = two.run(pass_over, tmp_path)
+def test_damaged_checkpoints_are_skipped_and_named(two: Ranks, tmp_path: Path) -> None:
+    logged, silent = two.run(skip_damaged, tmp_path)
     assert silent == []
-    assert said == [
+    assert logged == [
         f"checkpoint {tmp_path}/step-0000004 is passed over: "
         "shard-00001.safetensors is damaged: its checksum does not fit",
         f"checkpoint {tmp_path}/step-0000003 is passed over: shard-00000.safetensors is missing",
@@ -266,7 +266,7 @@ def test_damaged_checkpoints_are_passed_over_by_name(two: Ranks, tmp_path: Path)
     ]
 
 
-def none_good(folder: Path) -> str:
+def all_damaged(folder: Path) -> str:
     engine, checkpointer = make_engine(2), checkpoints(folder)
     assert find_newest(checkpointer.retention) is None
     train(engine, 0, 1)
@@ -281,7 +281,7 @@ def none_good(folder: Path) -> str:
     return str(refusal.value)
 
 
-def none_but_withdrawn(folder: Path) -> str:
+def only_withdrawn(folder: Path) -> str:
     engine, checkpointer = make_engine(2), checkpoints(folder)
     train(engine, 0, 1)
     assert checkpointer.begin(engine, progress_at(1))
@@ -300,13 +300,15 @@ def none_but_withdrawn(folder: Path) -> str:
     return str(refusal.value)
 
 
-def test_a_run_whose_checkpoint_was_withdrawn_is_not_begun_anew(two: Ranks, tmp_path: Path) -> None:
-    one, other = two.run(none_but_withdrawn, tmp_path)
+def test_a_run_with_only_a_withdrawn_checkpoint_does_not_start_from_scratch(
+    two: Ranks, tmp_path: Path
+) -> None:
+    one, other = two.run(only_withdrawn, tmp_path)
     assert one == other and f"{tmp_path}/not-finite-step-0000001" in one and "--resume" in one
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(two: Ranks, tmp_path: Path) -> None:
-    one, other = two.run(none_good, tmp_path)
+def test_a_run_with_only_damaged_checkpoints_does_not_start_from_scratch(two: Ranks, tmp_path: Path) -> None:
+    one, other = two.run(all_damaged, tmp_path)
     assert one == other
     assert f"none of the checkpoints in {tmp_path} can be used" in one
     assert "step-0000001: state.json is missing" in one
@@ -315,7 +317,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(two: Ranks, t
 
 
 def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]:
-    """Step 4 finds the quota used up, until an old checkpoint is gone; returns what is visible after each."""
+    """Save step 4 three times over quota. Returns the visible checkpoints after each attempt."""
     engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=9, every_minutes=60)
     train(engine, 0, 1)
     checkpointer.record_accuracy(1, 0.9)
@@ -343,7 +345,7 @@ def write_over_quota(folder: Path, failing: int, number: int) -> list[list[str]]
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_quota_costs_the_oldest_then_the_best_never_the_newest(
+def test_a_full_quota_deletes_the_oldest_then_the_best_never_the_newest(
     two: Ranks, tmp_path: Path, failing: int
 ) -> None:
     seen, _ = two.run(write_over_quota, tmp_path / "quota", failing, errno.EDQUOT)
@@ -352,29 +354,29 @@ def test_a_quota_costs_the_oldest_then_the_best_never_the_newest(
     assert [[name[-1] for name in names] for names in seen] == [["1", "2", "3"]] * 3
 
 
-def drop_what_failed(folder: Path) -> list[str]:
-    said: list[str] = []
+def withdraw_failed(folder: Path) -> list[str]:
+    logged: list[str] = []
     engine, checkpointer = make_engine(1), checkpoints(folder)
     train(engine, 0, 1)
-    with mock.patch.object(Snapshot, "write", mock.Mock(side_effect=OSError("as the one before"))):
+    with mock.patch.object(Snapshot, "write", mock.Mock(side_effect=OSError("a failed save"))):
         checkpointer.begin(engine, progress_at(1))
         checkpointer.withdraw("a step of it was bad")
-    with listening(said):
+    with CollectedLog(logged):
         save(engine, checkpointer, 2)
     checkpointer.close()
-    return said
+    return logged
 
 
-def test_what_went_wrong_with_a_dropped_one_is_not_said_of_the_next(two: Ranks, tmp_path: Path) -> None:
-    assert two.run(drop_what_failed, tmp_path) == [[], []]
+def test_the_error_of_a_withdrawn_save_is_not_logged_for_the_next(two: Ranks, tmp_path: Path) -> None:
+    assert two.run(withdraw_failed, tmp_path) == [[], []]
 
 
 def load_without(path: Path) -> str:
-    """A checkpoint one of whose shards goes away between the look for damage and the loading."""
+    """Damage a shard between the check and the loading. Returns the error message."""
     engine = make_engine(0)
     state = read_for_resume(path, settings={}, allowed=())
     if dist.get_rank() == 0:
-        (path / shard_name(1)).write_bytes(b"no longer what it was")
+        (path / shard_name(1)).write_bytes(b"damaged")
     dist.barrier()
     with pytest.raises(RunError) as refusal:
         restore(engine, path, state)
@@ -383,8 +385,8 @@ def load_without(path: Path) -> str:
 
 def test_a_shard_that_cannot_be_read_is_named(two: Ranks, tmp_path: Path) -> None:
     path = two.run(save_one, tmp_path, {})[0]
-    for said in two.run(load_without, path):
-        assert f"checkpoint {path} cannot be used: {shard_name(1)} cannot be read" in said
+    for logged in two.run(load_without, path):
+        assert f"checkpoint {path} cannot be used: {shard_name(1)} cannot be read" in logged
 
 
 def files_opened_for_headers(path: Path) -> list[str]:
@@ -420,7 +422,7 @@ def keep_some(folder: Path) -> list[list[str]]:
     return seen
 
 
-def test_the_last_ones_and_the_best_stay(two: Ranks, tmp_path: Path) -> None:
+def test_the_newest_and_the_best_are_kept(two: Ranks, tmp_path: Path) -> None:
     (tmp_path / "step-0000001-copy").mkdir()
     seen, _ = two.run(keep_some, tmp_path)
     stay = [[name for name in names if name != "y"] for names in seen]
@@ -428,8 +430,8 @@ def test_the_last_ones_and_the_best_stay(two: Ranks, tmp_path: Path) -> None:
     assert all("y" in names for names in seen), "a copy under another name is the user's"
 
 
-def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
-    said: list[str] = []
+def fill_disk(folder: Path) -> tuple[list[list[str]], list[str]]:
+    logged: list[str] = []
     engine, checkpointer = make_engine(0), checkpoints(folder, keep_last=9)
     train(engine, 0, 1)
     checkpointer.record_accuracy(1, 0.9)
@@ -440,33 +442,33 @@ def run_short_of_room(folder: Path) -> tuple[list[list[str]], list[str]]:
     seen = []
 
     def usage(_: object) -> Any:
-        """A disk with room for three, and the margin."""
+        """A disk with space for three checkpoints and the margin."""
         number = len([path for path in folder.glob("step-*") if path.is_dir()])
-        return mock.Mock(free=room + MARGIN - number * per_checkpoint)
+        return mock.Mock(free=space + MARGIN - number * per_checkpoint)
 
-    with listening(said), mock.patch.object(shutil, "disk_usage", usage):
-        room = 2 * per_checkpoint + size
+    with CollectedLog(logged), mock.patch.object(shutil, "disk_usage", usage):
+        space = 2 * per_checkpoint + size
         save(engine, checkpointer, 4)
         seen.append(visible(folder))
-        room = per_checkpoint + size - 1  # one byte short, even beside the newest alone
+        space = per_checkpoint + size - 1  # one byte short, even beside the newest alone
         assert not checkpointer.begin(engine, progress_at(5))
         assert not checkpointer.has(5)
         seen.append(visible(folder))
-        assert hidden(folder) == [], "nothing lies about of what had no room"
+        assert hidden(folder) == [], "no partial checkpoint is left"
     save(engine, checkpointer, 6)
     seen.append(visible(folder))
     checkpointer.close()
-    return seen, said
+    return seen, logged
 
 
-def test_older_ones_make_room_but_never_the_newest(two: Ranks, tmp_path: Path) -> None:
-    (seen, said), _ = two.run(run_short_of_room, tmp_path)
+def test_old_checkpoints_are_deleted_for_space_but_never_the_newest(two: Ranks, tmp_path: Path) -> None:
+    (seen, logged), _ = two.run(fill_disk, tmp_path)
     names = [[name[-1] for name in names] for names in seen]
-    assert names == [["1", "3", "4"], ["4"], ["4", "6"]], "the best is the last to go"
-    deleted = [text for text in said if "is deleted: the disk" in text]
+    assert names == [["1", "3", "4"], ["4"], ["4", "6"]], "the best is deleted last"
+    deleted = [text for text in logged if "is deleted: the disk" in text]
     assert [Path(text.split()[0]).name[-1] for text in deleted] == ["2", "3", "1"]
     assert re.search(
-        r"no checkpoint after step 5: it needs 0\.\d\d GiB in \S+, where 0\.\d\d GiB are free", said[-1]
+        r"no checkpoint after step 5: it needs 0\.\d\d GiB in \S+, where 0\.\d\d GiB are free", logged[-1]
     )
 
 
@@ -488,14 +490,14 @@ def test_a_changed_setting_is_refused_by_name_unless_allowed(two: Ranks, tmp_pat
     path = two.run(save_one, tmp_path, settings)[0]
     assert two.run(read_with, path, settings, []) == [None, None]
     changed = {**settings, "optimisation.steps": 10, "sampling.views": 2}
-    for said in two.run(read_with, path, changed, []):
-        assert f"checkpoint {path} is of another training" in said
-        assert "optimisation.steps: 9 then, 10 now" in said
-        assert "sampling.views: null then, 2 now" in said
-        assert "sampling.seed" not in said
-        assert "--allow-change 'optimisation.steps' --allow-change 'sampling.views'" in said
-    for said in two.run(read_with, path, changed, ["optimisation.steps"]):
-        assert "sampling.views" in said and "optimisation.steps" not in said
+    for logged in two.run(read_with, path, changed, []):
+        assert f"checkpoint {path} is of another training" in logged
+        assert "optimisation.steps: 9 then, 10 now" in logged
+        assert "sampling.views: null then, 2 now" in logged
+        assert "sampling.seed" not in logged
+        assert "--allow-change 'optimisation.steps' --allow-change 'sampling.views'" in logged
+    for logged in two.run(read_with, path, changed, ["optimisation.steps"]):
+        assert "sampling.views" in logged and "optimisation.steps" not in logged
     assert two.run(read_with, path, changed, ["optimisation.steps", "sampling.views"]) == [None, None]
 
 
@@ -509,18 +511,18 @@ def load_into_another(path: Path, stage: int) -> str:
 @pytest.mark.parametrize("stage", [0, 3])
 def test_another_model_is_refused_by_tensor(two: Ranks, tmp_path: Path, stage: int) -> None:
     path = two.run(save_one, tmp_path, {})[0]
-    for said in two.run(load_into_another, path, stage):
-        assert str(path) in said and "is of another model" in said
-        assert re.search(r"\S*head\S* has the shape \[4\S*.*\], the model's \[5", said), said
+    for logged in two.run(load_into_another, path, stage):
+        assert str(path) in logged and "is of another model" in logged
+        assert re.search(r"\S*head\S* has the shape \[4\S*.*\], the model's \[5", logged), logged
 
 
 KILLING = ("os.fsync", "os.rename", "os.unlink", "shutil.rmtree")
 
 
 def die_at(folder: Path, call: int | None) -> int:
-    """Save five times, two staying; rank 0 is killed at its so many-th call that changes the disk's state.
+    """Save five times and keep two. Rank 0 is killed at call number `call` of those that change the disk.
 
-    Returns how many of them there were.
+    Returns the number of such calls.
     """
     made = 0
     lock = threading.Lock()
@@ -548,8 +550,8 @@ def die_at(folder: Path, call: int | None) -> int:
     return made
 
 
-def go_on(folder: Path) -> None:
-    """What was left behind hinders nothing."""
+def resume_and_save(folder: Path) -> None:
+    """Resume and save in a folder where a rank was killed."""
     engine, checkpointer = make_engine(1), checkpoints(folder, keep_last=2)
     newest = find_newest(checkpointer.retention)
     step = 0
@@ -582,13 +584,13 @@ SOME_CALLS = [2, 5, 6, 24]  # in the first, before and after the rename, and whi
 
 @pytest.fixture(scope="module")
 def survivor() -> Iterator[Ranks]:
-    """A rank that goes on with what killed ones leave."""
+    """A rank that resumes where others were killed."""
     with Ranks(1) as ranks:
         yield ranks
 
 
 @pytest.mark.parametrize("call", [*SOME_CALLS, pytest.param(None, marks=pytest.mark.soak)])
-def test_whenever_a_rank_is_killed_what_is_visible_is_whole(
+def test_visible_checkpoints_are_complete_whenever_a_rank_is_killed(
     survivor: Ranks, tmp_path: Path, call: int | None
 ) -> None:
     if call is not None:
@@ -604,6 +606,6 @@ def test_whenever_a_rank_is_killed_what_is_visible_is_whole(
         with Ranks(1) as ranks, pytest.raises(RankError, match="it died"):
             ranks.run(die_at, folder, call)
         most = max(most, assert_visible_is_whole(folder))
-        survivor.run(go_on, folder)
+        survivor.run(resume_and_save, folder)
         assert_visible_is_whole(folder)
     assert most <= 3

@@ -1,4 +1,4 @@
-"""Checkpoints with right checksums and wrong contents: refused in words, before memory is used."""
+"""Checkpoints with right checksums and wrong contents: refused with a message, before memory is allocated."""
 
 import dataclasses
 import json
@@ -100,7 +100,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_good_one_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_good_checkpoint_is_exported(checkpoint: Path, tmp_path: Path) -> None:
     assert export(checkpoint, tmp_path / "w.safetensors").step == 3
     assert load_weights(tmp_path / "w.safetensors").class_names == ("a", "b", "c")
 
@@ -133,7 +133,7 @@ def test_a_wrong_state_is_named(checkpoint: Path, name: str, value: Any) -> None
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "[" * 100_000, '{"step": ' + "9" * 5000 + "}", '{"format": 2}']
 )
-def test_a_state_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
+def test_a_state_that_cannot_be_parsed_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / STATE).write_text(text)
     write_checksum(checkpoint / STATE)
     with pytest.raises(CheckpointError, match=r"state\.json (cannot be read|is of another version)"):
@@ -150,7 +150,7 @@ def test_a_state_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
         ({"recipe": "left out"}, "its description has no recipe"),
     ],
 )
-def test_a_description_that_nobody_could_use_is_not_exported(
+def test_an_invalid_description_is_not_exported(
     checkpoint: Path, description: dict[str, Any], words: str
 ) -> None:
     full = {**read_state(checkpoint).description, **description}
@@ -194,7 +194,7 @@ def test_pieces_that_are_not_in_the_shard_are_refused(checkpoint: Path, pieces: 
     assert "cannot be used" in refusal(checkpoint)
 
 
-def test_a_tensor_with_a_hole_or_twice_is_refused(checkpoint: Path) -> None:
+def test_a_tensor_with_missing_or_duplicate_parts_is_refused(checkpoint: Path) -> None:
     pieces = pieces_of(checkpoint)
     held = next(piece for piece in pieces if piece[0] == "weight/head.weight")
     held[4] = [10**6, 10**6]
@@ -235,7 +235,7 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path, number: float
     assert find_damage(tmp_path / "shard") is None
 
 
-def test_what_is_no_file_is_not_waited_for(checkpoint: Path) -> None:
+def test_a_pipe_or_folder_in_place_of_a_file_does_not_block(checkpoint: Path) -> None:
     beside = checkpoint / f"{STATE}.sha256"
     beside.unlink()
     os.mkfifo(beside)
@@ -248,7 +248,7 @@ def test_what_is_no_file_is_not_waited_for(checkpoint: Path) -> None:
     assert f"{shard.name} is missing" in refusal(checkpoint)
 
 
-def test_odd_names_and_accuracies_beside_checkpoints_do_no_harm(checkpoint: Path) -> None:
+def test_odd_names_and_accuracies_beside_checkpoints_are_ignored(checkpoint: Path) -> None:
     folder = checkpoint.parent
     for name in ("step-²", "step-٣", "step-", "step-x", "step--1"):
         (folder / name).mkdir()

@@ -1,6 +1,6 @@
-"""Going on with another number of ranks and another ZeRO stage: everything in its place, and the same losses.
+"""Resuming with another number of ranks and another ZeRO stage: equal state and equal losses.
 
-Each number of ranks is one set of processes, which saves from every stage and then loads what all have saved.
+Each number of ranks is one set of processes, which saves in every stage and then loads the saves of all.
 """
 
 from collections.abc import Iterator
@@ -45,10 +45,10 @@ REPRESENTATIVE = [
 class Saved:
     path: Path
     after: list[float]
-    """The losses of the steps after it, of the run that never stopped."""
+    """Losses of the steps after it, in the same process."""
 
 
-def save_and_go_on(folder: Path, stage: int, **how: Any) -> Saved:
+def save_and_continue(folder: Path, stage: int, **how: Any) -> Saved:
     engine = make_engine(stage, **how)
     train(engine, 0, BEFORE)
     path = save(engine, checkpoints(folder), BEFORE)
@@ -56,7 +56,7 @@ def save_and_go_on(folder: Path, stage: int, **how: Any) -> Saved:
 
 
 def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
-    """Losses of the steps after a checkpoint; `stage` is the new one."""
+    """Losses of the steps after a checkpoint, loaded in the new `stage`."""
     engine = make_engine(stage, seed=1, **how)
     fresh = copied(engine)
     state = read_for_resume(path, settings={}, allowed=(), verify=True)
@@ -66,7 +66,7 @@ def load_and_check(path: Path, stage: int, **how: Any) -> list[float]:
     for piece in engine.state_shards():
         whole = stored.whole(piece.key)
         assert same(whole.view(-1)[piece.start : piece.start + piece.count], piece.values.cpu()), piece.key
-        # A tensor that is the same in a fresh model could have been left out.
+        # A tensor that equals that of a fresh model could have been left out.
         assert piece.key in changed or float(whole.double().sum()) in (0, piece.count), piece.key
     held = {piece.key for piece in engine.state_shards()}
     if stage == 0:
@@ -90,7 +90,7 @@ def check_optimiser(engine: Engine, updates: int) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """Ranks by how many they are, and what they have saved."""
+    """Sets of ranks by world size, and their saves."""
 
     ranks: dict[int, Ranks]
     root: Path
@@ -99,7 +99,7 @@ class Family:
     def saved_by(self, world_size: int, stage: int) -> Saved:
         if (world_size, stage) not in self.saved:
             folder = self.root / f"{world_size}-{stage}"
-            self.saved[world_size, stage] = self.ranks[world_size].run(save_and_go_on, folder, stage)[0]
+            self.saved[world_size, stage] = self.ranks[world_size].run(save_and_continue, folder, stage)[0]
         return self.saved[world_size, stage]
 
 
@@ -120,13 +120,12 @@ def transitions() -> list[object]:
 
 
 @pytest.mark.parametrize(("world", "stage", "new_world", "new_stage"), transitions())
-def test_any_ranks_and_stage_go_on_as_if_nothing_had_changed(
+def test_any_ranks_and_stage_resume_with_the_same_losses(
     family: Family, world: int, stage: int, new_world: int, new_stage: int
 ) -> None:
-    """Ranks/stage before, and after."""
     saved = family.saved_by(world, stage)
-    never_changed = family.saved_by(1, 0).after
+    undisturbed = family.saved_by(1, 0).after
     for losses in family.ranks[new_world].run(load_and_check, saved.path, new_stage):
-        torch.testing.assert_close(losses, never_changed, atol=1e-5, rtol=0)
+        torch.testing.assert_close(losses, undisturbed, atol=1e-5, rtol=0)
         if (world, stage) == (new_world, new_stage):
             assert losses == saved.after

@@ -1,4 +1,4 @@
-"""Going on with the same ranks and stage: bit for bit as if there had been no break, in any precision."""
+"""Resuming with the same ranks and stage: bit for bit equal in every precision."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def two() -> Iterator[Ranks]:
 
 
 def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> None:
-    # For users bf16 on a CPU is refused, as batch norm fails in it; the scene form has none.
+    # The program refuses bf16 on a CPU because batch norm fails in it; the scene form has no batch norm.
     with mock.patch("trainer.engine.deepspeed_engine.choose_precision", lambda wanted, device: wanted):
         engine = make_engine(stage, precision=precision, form=form)
         train(engine, 0, 3)
@@ -35,8 +35,8 @@ def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> 
         path = save(engine, checkpointer, 3)
         losses = train(engine, 3, 3)
         fresh = make_engine(stage, seed=1, precision=precision, form=form)
-    # As the rehearsal before a run does: in its very first pass, stage 3 gathers some weights in bf16 where
-    # autocast is on, and later does not.
+    # As the dry run before a training: with autocast, stage 3 gathers some weights in bf16 in the first pass
+    # only.
     train(fresh, 0, 1)
     assert differences(copied(engine), copied(fresh))
     restore(fresh, path, read_for_resume(path, settings={}, allowed=()))
@@ -59,11 +59,13 @@ def resume_and_compare(folder: Path, stage: int, precision: str, form: Form) -> 
         *(pytest.param("bf16", "scene", stage, marks=pytest.mark.soak) for stage in (1, 3)),
     ],
 )
-def test_a_break_leaves_no_trace(two: Ranks, tmp_path: Path, stage: int, precision: str, form: Form) -> None:
+def test_a_resumed_training_is_equal(
+    two: Ranks, tmp_path: Path, stage: int, precision: str, form: Form
+) -> None:
     two.run(resume_and_compare, tmp_path, stage, precision, form)
 
 
-def begin_average_late(folder: Path, stage: int) -> None:
+def start_average_late(folder: Path, stage: int) -> None:
     engine = make_engine(stage, ema_decay=None)
     train(engine, 0, 2)
     checkpointer = checkpoints(folder)
@@ -83,5 +85,5 @@ def begin_average_late(folder: Path, stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_an_average_newly_asked_for_begins_as_the_weights(two: Ranks, tmp_path: Path, stage: int) -> None:
-    two.run(begin_average_late, tmp_path, stage)
+def test_a_new_average_starts_as_the_weights(two: Ranks, tmp_path: Path, stage: int) -> None:
+    two.run(start_average_late, tmp_path, stage)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: what is written is found again, and damage is seen wherever it is."""
+"""The files of a checkpoint: reading, checksums and damage."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def whole(key: str, tensor: Tensor) -> StateShard:
 
 
 def write(folder: Path, world_size: int = 3) -> list[Path]:
-    """A checkpoint's shards as ranks write them that all hold everything, and its description."""
+    """The shards and the metadata of a checkpoint, from ranks that all hold the whole state."""
     everything = [whole(key, tensor) for key, tensor in tensors().items()]
     for rank in range(world_size):
         snapshot = Snapshot(owned_shards(everything, rank, world_size))
@@ -47,7 +47,7 @@ def write(folder: Path, world_size: int = 3) -> list[Path]:
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 200])
-def test_what_ranks_write_together_is_found_again(tmp_path: Path, world_size: int) -> None:
+def test_the_shards_of_all_ranks_together_hold_the_state(tmp_path: Path, world_size: int) -> None:
     reader = ShardReader(read_index(write(tmp_path, world_size)))
     assert set(reader.index) == set(SHAPES)
     for key, tensor in tensors().items():
@@ -57,7 +57,7 @@ def test_what_ranks_write_together_is_found_again(tmp_path: Path, world_size: in
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 21), (5, 6), (6, 8), (3, 20), (20, 21)])
-def test_a_slice_is_read_into_its_place_and_nowhere_else(tmp_path: Path, begin: int, end: int) -> None:
+def test_a_slice_is_read_into_its_piece_only(tmp_path: Path, begin: int, end: int) -> None:
     reader = ShardReader(read_index(write(tmp_path)))
     assert len(reader.index["exp_avg/a"]) == 2, "it is to be cut somewhere"
     around = torch.full((40,), -1.0)
@@ -66,8 +66,8 @@ def test_a_slice_is_read_into_its_place_and_nowhere_else(tmp_path: Path, begin: 
     assert (around[:10] == -1).all() and (around[10 + end - begin :] == -1).all()
 
 
-def test_only_the_shards_that_hold_a_slice_are_opened_for_it(tmp_path: Path) -> None:
-    """The headers of all are read once; with a thousand ranks each then touches a few."""
+def test_only_the_shards_of_a_slice_are_opened(tmp_path: Path) -> None:
+    """All headers are read once; of a thousand shards each rank then opens a few."""
     files = write(tmp_path)
     reader = ShardReader(read_index(files))
     files[0].unlink()
@@ -75,7 +75,7 @@ def test_only_the_shards_that_hold_a_slice_are_opened_for_it(tmp_path: Path) -> 
     assert torch.equal(reader.whole("buffer/m"), tensors()["buffer/m"])
 
 
-def test_a_snapshot_keeps_what_was_when_it_was_taken(tmp_path: Path) -> None:
+def test_a_snapshot_keeps_the_values_at_its_capture(tmp_path: Path) -> None:
     values = torch.arange(6.0)
     snapshot = Snapshot([whole("weight/a", values)])
     assert snapshot.bytes == 24
@@ -89,7 +89,7 @@ def test_a_snapshot_keeps_what_was_when_it_was_taken(tmp_path: Path) -> None:
         )
 
 
-def test_a_tensor_that_is_not_there_as_it_should_be_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_different_tensor_is_named(tmp_path: Path) -> None:
     files = write(tmp_path)
     reader = ShardReader(read_index(files))
     with pytest.raises(RunError, match=re.escape("holds no weight/c: it is of another model")):
@@ -109,7 +109,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """What a look for damage says."""
+    """The first damage that the check finds, or None."""
     try:
         found = [find_damage(file) for file in shards(folder, read_state(folder))]
     except RunError as error:
@@ -118,7 +118,7 @@ def problem(folder: Path) -> str | None:
     return next((text for text in found if text), None)
 
 
-def test_one_flipped_bit_is_seen_wherever_it_is(tmp_path: Path) -> None:
+def test_one_flipped_bit_is_found_anywhere(tmp_path: Path) -> None:
     write(tmp_path)
     assert problem(tmp_path) is None
     for path in sorted(tmp_path.iterdir()):
@@ -167,7 +167,7 @@ def test_an_earlier_or_later_format_is_refused_as_such(tmp_path: Path) -> None:
         read_state(tmp_path)
 
 
-def test_a_sealed_description_that_says_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_description_with_a_right_checksum_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
     described = json.loads((tmp_path / "state.json").read_text())
     del described["format"]
@@ -188,7 +188,7 @@ def test_a_shard_without_its_header_is_named(tmp_path: Path) -> None:
             read_index([path])
 
 
-def test_sha256sum_accepts_what_is_whole_and_finds_what_is_not(tmp_path: Path) -> None:
+def test_sha256sum_accepts_a_complete_checkpoint_and_finds_damage(tmp_path: Path) -> None:
     files = write(tmp_path)
     command = "sha256sum -c *.sha256"
     checked = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
@@ -199,14 +199,14 @@ def test_sha256sum_accepts_what_is_whole_and_finds_what_is_not(tmp_path: Path) -
     assert checked.returncode != 0 and f"{files[1].name}: FAILED" in checked.stdout
 
 
-def test_everybody_who_may_read_the_folder_may_read_the_files(tmp_path: Path) -> None:
+def test_the_files_have_the_permissions_of_other_files(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "ordinary").write_text("")
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_shards_are_plain_numbers_behind_a_readable_header(tmp_path: Path) -> None:
-    """Nothing that would have to be unpickled: a length, JSON, and the tensors' bytes to the very end."""
+    """Nothing is pickled: a shard is a length, JSON, and the bytes of the tensors to its end."""
     for path in write(tmp_path):
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")

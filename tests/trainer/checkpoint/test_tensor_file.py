@@ -1,4 +1,4 @@
-"""Files of tensors that others may read, and that are on the disk before they have their name."""
+"""Files of tensors: permissions, flushing and errors."""
 
 import errno
 import os
@@ -13,13 +13,13 @@ from trainer.errors import RunError
 from trainer.resilience.nan_replay import write_replay_file
 
 
-def test_weights_may_be_read_by_whoever_may_read_what_lies_beside(tmp_path: Path) -> None:
+def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "ordinary").write_text("")
     save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3)}, {"model": {}})
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
-def test_weights_have_reached_the_disk_before_they_have_their_name(tmp_path: Path) -> None:
+def test_weights_are_flushed_before_they_are_renamed(tmp_path: Path) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -36,7 +36,7 @@ def test_weights_have_reached_the_disk_before_they_have_their_name(tmp_path: Pat
     assert done == ["flushed .w.safetensors.partial", "named", f"flushed {tmp_path.name}"]
 
 
-def test_an_interrupt_leaves_no_part_of_the_weights(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
     with (
         mock.patch.object(os, "fsync", mock.Mock(side_effect=KeyboardInterrupt)),
         pytest.raises(KeyboardInterrupt),
@@ -45,7 +45,7 @@ def test_an_interrupt_leaves_no_part_of_the_weights(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
+def test_a_full_disk_has_its_errno(tmp_path: Path) -> None:
     clips = torch.zeros(2, 3)
     batch = mock.Mock(clips=clips, labels=clips[0], ids=clips[1], valid=clips[0] > 0, keys=clips[1].clone())
     failing = mock.Mock(side_effect=_safetensors_error("I/O error: No space left on device (os error 28)"))
@@ -58,8 +58,8 @@ def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".w*"))
 
 
-def _safetensors_error(words: str) -> Exception:
+def _safetensors_error(message: str) -> Exception:
     from safetensors import SafetensorError
 
-    error: Exception = SafetensorError(words)
+    error: Exception = SafetensorError(message)
     return error

@@ -1,4 +1,4 @@
-"""`weights.safetensors` with a description that is wrong: refused before a model is built."""
+"""`weights.safetensors` with a wrong description: refused before a model is built."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def with_model(path: Path, **fields: Any) -> Path:
     return changed(path, {"model": json.dumps({k: v for k, v in model.items() if v != "left out"})})
 
 
-def test_what_was_written_is_read(written: Path) -> None:
+def test_written_weights_are_read(written: Path) -> None:
     weights = load_weights(written)
     assert weights.class_names == ("a", "b", "c") and weights.recipe == {"name": "x"}
     assert weights.model(torch.zeros(1, 3, 4, 16, 16)).shape == (1, 3)
@@ -106,7 +106,7 @@ def test_a_wrong_description_is_refused(written: Path, metadata: dict[str, str |
         ({"frozen_backbone": 1}, "frozen_backbone is 1"),
     ],
 )
-def test_a_model_that_is_not_in_the_file_is_refused(
+def test_a_model_that_does_not_fit_the_tensors_is_refused(
     written: Path, fields: dict[str, Any], words: str
 ) -> None:
     assert words in refusal(with_model(written, **fields))

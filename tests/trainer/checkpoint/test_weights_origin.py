@@ -1,4 +1,4 @@
-"""A run that goes on began from what its checkpoints say, and from nothing else."""
+"""A resumed run must name the starting weights that its checkpoint records."""
 
 import dataclasses
 from pathlib import Path
@@ -16,11 +16,11 @@ STATE = TrainState(
 )  # fmt: skip
 
 
-def begun(weights: Path | None) -> TrainState:
+def started_from(weights: Path | None) -> TrainState:
     return dataclasses.replace(STATE, settings={"seed": 1, WEIGHTS: weights_origin_of(weights)})
 
 
-def go_on(state: TrainState, weights: Path | None, allowed: Any = ()) -> None:
+def check_resume(state: TrainState, weights: Path | None, allowed: Any = ()) -> None:
     named = None if weights is None else {"file": str(weights), "sha256": None}
     check_settings_unchanged(Path("step-1"), state, {"seed": 1, WEIGHTS: named}, allowed)
 
@@ -32,35 +32,35 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_moved_file_and_one_that_is_gone_stop_nothing(weights: Path) -> None:
-    state = begun(weights)
-    go_on(state, weights)
+def test_a_moved_or_deleted_file_is_accepted(weights: Path) -> None:
+    state = started_from(weights)
+    check_resume(state, weights)
     moved = weights.rename(weights.with_name("moved"))
-    go_on(state, weights)
-    go_on(state, moved)
-    go_on(begun(None), None)
+    check_resume(state, weights)
+    check_resume(state, moved)
+    check_resume(started_from(None), None)
 
 
 def test_other_weights_are_refused_by_name(weights: Path) -> None:
-    state = begun(weights)
+    state = started_from(weights)
     other = weights.with_name("other")
     for name in (None, other):
         with pytest.raises(RunError, match=r"--allow-change 'model\.weights'") as refused:
-            go_on(state, name)
+            check_resume(state, name)
         assert str(weights) in str(refused.value)
     other.write_bytes(b"two")
     with pytest.raises(RunError, match="other"):
-        go_on(state, other)
-    go_on(state, other, [WEIGHTS])
+        check_resume(state, other)
+    check_resume(state, other, [WEIGHTS])
     with pytest.raises(RunError, match="null then"):
-        go_on(begun(None), other)
+        check_resume(started_from(None), other)
 
 
 def test_checkpoints_of_earlier_versions_have_the_path_in_their_recipe(weights: Path) -> None:
     recipe = {"model": {"image_weights": str(weights)}}
     state = dataclasses.replace(STATE, description={"recipe": recipe})
     assert recorded(state) == {"file": str(weights), "sha256": None}
-    go_on(state, weights)
-    go_on(STATE, None)
+    check_resume(state, weights)
+    check_resume(STATE, None)
     with pytest.raises(RunError, match=r"model\.weights"):
-        go_on(state, None)
+        check_resume(state, None)

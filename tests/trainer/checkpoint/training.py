@@ -1,4 +1,4 @@
-"""A small training that does not depend on how many ranks do it: everything on that checkpoints must bear.
+"""A small training with equal results on any number of ranks, and all state that checkpoints hold.
 
 Batch norm over all ranks, dropout and drop-path keyed by clip, groups of differing weight decay and learning
 rate, a frozen parameter, accumulation, clipping, an average of the weights.
@@ -55,12 +55,12 @@ def make_model(
 
 
 def environment_here() -> Environment:
-    """This rank's place in the process group that it has joined."""
+    """The environment of this rank in its process group."""
     return find_environment("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 class SmallEngine(Engine):
-    """Of the parameters, all small, stage 3 keeps the smallest gathered: both kinds are to be seen."""
+    """Stage 3 keeps the smallest parameters gathered and partitions the others, so both kinds are tested."""
 
     def _config(self, recipe: Recipe) -> dict[str, Any]:
         config = super()._config(recipe)
@@ -81,7 +81,7 @@ def make_engine(
     accumulation: int = ACCUMULATION,
     **engine: Any,
 ) -> SmallEngine:
-    """Of this process group, on its device. seed: of the initial weights. engine: of the recipe's section."""
+    """The engine of this rank. seed: of the initial weights. engine: fields of the recipe's section."""
     recipe = Recipe.model_validate(
         {
             "name": "test",
@@ -108,9 +108,9 @@ def make_engine(
 
 
 def train(engine: Engine, first: int, count: int, *, poisoned: dict[int, str] | None = None) -> list[float]:
-    """Take the steps `first`, ...; returns each one's loss over the global batch.
+    """Train `count` steps from `first`. Returns the loss of each over the global batch.
 
-    poisoned: by rank, what of its clips of each step is to be NaN: `clips` or `loss`.
+    poisoned: rank -> `clips` or `loss`, which has a NaN on this rank in each step.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     poison = (poisoned or {}).get(rank)
@@ -149,7 +149,7 @@ def progress_at(step: int) -> Progress:
 
 
 def save(engine: Engine, checkpointer: Checkpointer, step: int) -> Path:
-    """Save, wait for it, and find its weights good."""
+    """Save, wait for the save, and confirm it."""
     assert checkpointer.begin(engine, progress_at(step))
     saved = checkpointer.wait()
     assert saved is not None and saved.step == step
@@ -158,31 +158,31 @@ def save(engine: Engine, checkpointer: Checkpointer, step: int) -> Path:
 
 
 def copied(engine: Engine) -> dict[str, Tensor]:
-    """All that this rank holds, to compare with later."""
+    """A copy of the state of this rank."""
     return {piece.key: piece.values.clone() for piece in engine.state_shards()}
 
 
 def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    """What is not bit for bit the same; NaN is the same as NaN."""
+    """Keys of the tensors that are not bit for bit equal; NaN equals NaN."""
     assert before.keys() == after.keys()
     return [key for key, tensor in before.items() if not same(tensor, after[key])]
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit."""
+    """Whether two tensors are bit for bit equal."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def model_weights(engine: Engine) -> dict[str, Tensor]:
-    """What the model itself computes with, gathered where it is partitioned."""
+    """The weights that the model computes with, gathered if partitioned."""
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     found = {}
     for name, parameter in engine.model.named_parameters():
-        # What stage 3 keeps gathered is what the next step uses; gathered anew, it would end partitioned.
+        # The next step uses what stage 3 keeps gathered; gathering it again would partition it at the end.
         if engine.zero_stage < 3 or parameter.ds_status is ZeroParamStatus.AVAILABLE:
             found[name] = parameter.detach().clone()
         else:
