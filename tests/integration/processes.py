@@ -94,7 +94,7 @@ class Training:
     def wait(self) -> Outcome:
         """Wait for all ranks, and kill those that do not end by themselves.
 
-        Raises TimeoutError, with what all ranks said last, where one had to be ended.
+        Raises TimeoutError, with the last output of all ranks, where a rank was killed.
         """
         deadline = time.monotonic() + PATIENCE
         late = []
@@ -105,12 +105,12 @@ class Training:
                 late.append(rank)
         self._end()
         if late:
-            said = "\n".join(
-                f"rank {rank}:\n{self._said(rank, 0)[-2000:]}\n{self._said(rank, 1)[-4000:]}"
+            output = "\n".join(
+                f"rank {rank}:\n{self._printed(rank, 0)[-2000:]}\n{self._printed(rank, 1)[-4000:]}"
                 for rank in range(len(self.processes))
             )
-            raise TimeoutError(f"ranks {late} came to no end within {PATIENCE} s\n{said}")
-        return Outcome(self.processes[0].returncode, self._said(0, 0), self._said(0, 1))
+            raise TimeoutError(f"ranks {late} did not end within {PATIENCE} s\n{output}")
+        return Outcome(self.processes[0].returncode, self._printed(0, 0), self._printed(0, 1))
 
     def _end(self) -> None:
         """Kill the remaining ranks with their child processes."""
@@ -119,7 +119,7 @@ class Training:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(30)
 
-    def _said(self, rank: int, stream: int) -> str:
+    def _printed(self, rank: int, stream: int) -> str:
         """The output (0) or the errors (1) of a rank so far."""
         file = self._outputs[rank][stream]
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")

@@ -124,7 +124,7 @@ def test_killed_ranks(undisturbed: Path, motion_set: MotionSet, tmp_path: Path, 
 def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet, tmp_path: Path) -> None:
     """Rank 1 hangs before it writes its shard of the first checkpoint."""
     run_dir = tmp_path / "run"
-    variables = {"PYTHONPATH": str(ROOT), "HELD_FOR": str(tmp_path / "go on")}
+    variables = {"PYTHONPATH": str(ROOT), "HELD_FOR": str(tmp_path / "release")}
     training = begin(run_dir, motion_set, script=HERE / "late_writer.py", variables=variables)
     training.wait_until(training.is_saving)
     (partial,) = (run_dir / "checkpoints").glob(".step-*.partial")
@@ -135,7 +135,7 @@ def test_a_rank_that_is_late_in_saving(undisturbed: Path, motion_set: MotionSet,
         assert partial.is_dir() and training.checkpoints() == []
         time.sleep(0.5)
     training.signal(signal.SIGCONT, rank=1)
-    (tmp_path / "go on").touch()
+    (tmp_path / "release").touch()
     training.wait_until(lambda: bool(training.checkpoints()))
     assert not partial.exists() and is_whole(training.checkpoints()[0])
     outcome = training.wait()
@@ -364,9 +364,9 @@ def test_the_file_stop(undisturbed: Path, motion_set: MotionSet, tmp_path: Path)
 
 def test_the_time_limit(motion_set: MotionSet, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    begun = time.monotonic()
+    started = time.monotonic()
     limited = settings(optimisation__steps=100000, run__time_limit_minutes=2)
     outcome = train(run_dir, *OFTEN, *limited, data=motion_set.root, ranks=2)
     assert outcome.code == REQUEUE, outcome.errors
     assert "the time limit" in outcome.output
-    assert time.monotonic() - begun < 120
+    assert time.monotonic() - started < 120

@@ -140,7 +140,7 @@ def start_requeued(cluster: Cluster, job: str, run_dir: Path) -> None:
     wait_for(begins, run_dir)
 
 
-def wait_for_verdict(run_dir: Path, verdict: str) -> dict[str, Any]:
+def wait_for_attempt(run_dir: Path, verdict: str) -> dict[str, Any]:
     wait_for(lambda: any(attempt["verdict"] == verdict for attempt in attempts(run_dir)), run_dir)
     return next(attempt for attempt in attempts(run_dir) if attempt["verdict"] == verdict)
 
@@ -165,14 +165,14 @@ def test_two_nodes_train_as_two_ranks_of_one_machine(
 ) -> None:
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set), preflight=True)
-    wait_for_verdict(run_dir, "done")
+    wait_for_attempt(run_dir, "done")
     assert_same(run_dir, undisturbed)
     job_log = (run_dir / "slurm" / f"job-{job}.log").read_text()
     assert "preflight of 2 nodes, 2 ranks" in job_log and "0 failures" in job_log
-    begun = attempts(run_dir, "begun")
-    assert [attempt["nodes"] for attempt in begun] == ["n[1-2]"]
-    assert {path.name for path in Path(begun[0]["logs"]).glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
-    assert "top-1" in (Path(begun[0]["logs"]) / "rank-0.log").read_text()
+    starts = attempts(run_dir, "begun")
+    assert [attempt["nodes"] for attempt in starts] == ["n[1-2]"]
+    assert {path.name for path in Path(starts[0]["logs"]).glob("rank-*.log")} == {"rank-0.log", "rank-1.log"}
+    assert "top-1" in (Path(starts[0]["logs"]) / "rank-0.log").read_text()
 
 
 @pytest.mark.soak
@@ -183,10 +183,10 @@ def test_a_requeued_job_ends_with_the_same_weights(
     job = begin(cluster, run_dir, *changes(motion_set))
     wait_for_step(run_dir, 5)
     cluster.run("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the time limit
-    left = wait_for_verdict(run_dir, "requeued")
+    left = wait_for_attempt(run_dir, "requeued")
     assert 5 <= left["step"] < STEPS and f"step {left['step']} is saved" in left["words"]
     start_requeued(cluster, job, run_dir)
-    wait_for_verdict(run_dir, "done")
+    wait_for_attempt(run_dir, "done")
     assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
     done_once = [event["step"] for event in events(run_dir, "step")]
     assert done_once == list(range(1, STEPS + 1)), "no step is lost or done twice"
@@ -198,13 +198,13 @@ def test_the_time_limit_itself(cluster: Cluster, motion_set: MotionSet, tmp_path
     """SLURM may send its signal up to a minute early; the job ends, and the next attempt resumes."""
     run_dir = tmp_path / "run"
     job = begin(cluster, run_dir, *changes(motion_set, optimisation__steps=100000), time="3", lead=60)
-    wait_for_verdict(run_dir, "requeued")
+    wait_for_attempt(run_dir, "requeued")
     saved = attempts(run_dir)[0]["step"]
     assert saved > 0
     start_requeued(cluster, job, run_dir)
     wait_for_step(run_dir, saved + 1)
     cluster.run("scancel", job)
-    assert wait_for_verdict(run_dir, "stopped")["step"] > saved
+    assert wait_for_attempt(run_dir, "stopped")["step"] > saved
 
 
 @pytest.mark.soak
@@ -220,7 +220,7 @@ def test_a_node_dies(both_nodes: Cluster, motion_set: MotionSet, undisturbed: Pa
     cluster.start_node("n2")
     cluster.wait_until(lambda: cluster.states() == ["idle", "idle"], "the node did not come back")
     start_requeued(cluster, job, run_dir)
-    wait_for_verdict(run_dir, "done")
+    wait_for_attempt(run_dir, "done")
     assert [attempt["restart"] for attempt in attempts(run_dir, "begun")] == [0, 1]
     assert 10 <= attempts(run_dir, "begun")[1]["step"] < STEPS
     assert_same(run_dir, undisturbed)
@@ -273,12 +273,12 @@ def test_a_cancelled_job_saves_and_is_not_requeued(
     job = begin(cluster, run_dir, *changes(motion_set))
     wait_for_step(run_dir, 4)
     cluster.run("scancel", job)
-    stopped = wait_for_verdict(run_dir, "stopped")
+    stopped = wait_for_attempt(run_dir, "stopped")
     assert 4 <= stopped["step"] < STEPS
     wait_for(lambda: not cluster.run("squeue", "--noheader"), run_dir)
     assert cluster.state(job) == "CANCELLED"
     begin(cluster, run_dir, *changes(motion_set), nodes=1)
-    wait_for_verdict(run_dir, "done")
+    wait_for_attempt(run_dir, "done")
     losses, expected = steps_of(run_dir), steps_of(undisturbed)
     assert list(losses) == list(expected) == list(range(1, STEPS + 1))
     torch.testing.assert_close(list(losses.values()), list(expected.values()), atol=1e-5, rtol=0)
@@ -360,8 +360,8 @@ def test_a_chain_resumes_after_its_last_job_and_ends_with_the_run(
     assert again.returncode == 2 and "has a job already" in again.stderr
     wait_for_step(run_dir, 5)
     cluster.run("scancel", "--batch", "--signal=USR1", first)
-    assert wait_for_verdict(run_dir, "left to the next job")["job"] == first
-    wait_for_verdict(run_dir, "done")
+    assert wait_for_attempt(run_dir, "left to the next job")["job"] == first
+    wait_for_attempt(run_dir, "done")
     assert_same(run_dir, undisturbed)
     wait_for(lambda: not cluster.run("squeue", "--noheader"), run_dir)
     assert len(attempts(run_dir, "begun")) == 2, "the third job had nothing to do"
@@ -382,7 +382,7 @@ def test_each_run_of_a_sweep_is_requeued_by_itself(
         wait_for_step(run_dir, 3)
     for number, run_dir in enumerate(runs):
         cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_{number}")
-        wait_for_verdict(run_dir, "requeued")
+        wait_for_attempt(run_dir, "requeued")
         assert len(attempts(runs[1], "begun")) == 1, "the other run continues, or received the signal too"
     for number, run_dir in enumerate(runs):
         start_requeued(cluster, f"{array}_{number}", run_dir)
@@ -403,7 +403,7 @@ def test_a_sweep_is_one_array_under_one_mlflow_run(
     assert result.returncode == 0, result.stderr
     runs = [home / f"quickstart-learning_rate-{rate}" for rate in ("0.001", "0.002")]
     for run_dir in runs:
-        wait_for_verdict(run_dir, "done")
+        wait_for_attempt(run_dir, "done")
     client = MlflowClient(store)
     found = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
     parent = next(run for run in found if run.info.run_name == "sweep")

@@ -135,14 +135,14 @@ def test_all_reasons_are_reported_at_once(check_output, videos, tmp_path: Path) 
     write_manifest(tmp_path / "val.arrow", videos, ["cat", "fox"])
     (tmp_path / "videos").rename(tmp_path / "moved")
     reasons = refusal(check_output(*ON_CPU, "tracking.uri=htp://x", resume="never-there"))
-    for words in (
+    for token in (
         "tracking.uri: 'htp://x'",
         "--resume never-there: there is no such checkpoint folder",
         f"none of 4 videos of data.train (train.arrow) was found under {tmp_path}/videos, a folder that",
         "of data.val (val.arrow) was found under",
         "label 1 is 'dog' in the first and 'fox' in the second",
     ):
-        assert reasons.count(words) == 1, words
+        assert reasons.count(token) == 1, token
 
 
 def test_more_classes_than_the_head_has_are_refused(check_output, videos) -> None:
@@ -154,11 +154,11 @@ def test_tolerated_bad_videos_are_noted(check_output, videos, tmp_path: Path) ->
     write_manifest(tmp_path / "train.arrow", videos * 10, ["cat", "dog"])
     for number in (1, 2):
         (tmp_path / f"videos/{number}.avi").write_bytes(b"")
-    words = "4 of 8 tried videos of data.train (train.arrow) cannot be used; the first: "
+    token = "4 of 8 tried videos of data.train (train.arrow) cannot be used; the first: "
     many = (*ON_CPU, "data.bad_share=0.3")
     text = check_output(*many)
-    assert words in text.partition("\nnotes")[2] and "nothing is missing" in text
-    assert words in refusal(check_output(*ON_CPU))
+    assert token in text.partition("\nnotes")[2] and "nothing is missing" in text
+    assert token in refusal(check_output(*ON_CPU))
     for number in (0, 3):
         (tmp_path / f"videos/{number}.avi").write_bytes(b"")
     assert "none of 8 tried videos of data.train (train.arrow) can be used" in refusal(check_output(*many))
@@ -212,8 +212,8 @@ def test_lines_fit_a_terminal_of_80_columns(
     lost.unlink()
     recipe = ("engine.device=cpu", "engine.precision=fp32", "tracking.uri=htp://x", "optimisation.steps=5")
     text = check_output(*recipe, "model.preset=tiny", "model.frames=8", ranks=2)
-    for words in ("tracking.uri", "chosen for this memory", "1 of 4 videos of data.train"):
-        assert words in text
+    for token in ("tracking.uri", "chosen for this memory", "1 of 4 videos of data.train"):
+        assert token in text
     long = [line for line in text.splitlines() if len(line) > 80]
     # Paths are not broken; under xdist the path of the test's folder is long.
     assert [line for line in long if tmp_path.name not in line] == []
