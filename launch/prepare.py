@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         return 1 if report.bad else 0
     else:
         listing = args.list_videos(args)
+        if listing is None:
+            return 0
         with show_progress("probing") as shown:
             report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
         compare_with_other_manifests(report, workers=args.workers, progress_of=show_progress)

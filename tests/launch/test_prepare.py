@@ -94,14 +94,23 @@ def test_published_annotations_and_transcoded_videos_become_manifests(motion_set
 
     small = tmp_path / "small.arrow"
     job = ("transcode", tmp_path / "kinetics.arrow", "--to", tmp_path / "small", "--short-side", 32)
-    done = prepare(*job, "--part", "1/2", "--out", tmp_path / "part.arrow", "--workers", 1)
-    assert (done.returncode, len(Manifest.open(tmp_path / "part.arrow"))) == (0, 2)
+    done = prepare(*job, "--part", "1/2", "--out", small, "--workers", 1)
+    assert done.returncode == 0 and not small.exists()  # a part is no manifest
+    assert "part 1 of 2: 2 videos" in done.stdout
     done = prepare(*job, "--out", small, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
     transcoded, original = Manifest.open(small), Manifest.open(tmp_path / "kinetics.arrow")
     assert [transcoded.row(n).label for n in range(4)] == [original.row(n).label for n in range(4)]
     assert {transcoded.row(n).codec for n in range(4)} == {"h264"}
     assert {transcoded.row(n).height % 16 for n in range(4)} == {0}
+    source = tmp_path / "kinetics.arrow"
+    for wrong, token in (
+        (("--to", tmp_path / "other", "--out", source), "--out"),
+        (("--to", videos, "--out", small), "--to"),
+    ):
+        done = prepare("transcode", source, *wrong, "--workers", 1)
+        assert done.returncode == 2 and token in done.stderr
+    assert Manifest.open(source).fingerprint == original.fingerprint
     for part in ("0/2", "3/2", "x"):
         done = prepare(*job, "--part", part, "--out", small)
         assert done.returncode == 2 and "--part" in done.stderr and "Traceback" not in done.stderr

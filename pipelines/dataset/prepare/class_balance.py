@@ -25,7 +25,7 @@ def balance(source: Path, out: Path, power: float) -> Manifest:
     """
     if not (math.isfinite(power) and power >= 0):
         raise DataError(
-            f"power {power:g}: give a number from 0 (classes as often as they occur) to 1 (all equally often)"
+            f"--power {power:g}: give a number from 0 (classes as often as they occur); 1 is all equally"
         )
     manifest = Manifest.open(source)
     if len(manifest) == 0:

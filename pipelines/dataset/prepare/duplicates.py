@@ -140,7 +140,7 @@ def compare_with_other_manifests(
     if different:
         findings.note(
             f"{format_list(different, _NAMED_SIBLINGS)}: the classes or their order differ. A run needs "
-            "manifests with the same classes; give --classes FILE for each of them."
+            "manifests with the same classes; `folder` and `table` take them from --classes FILE."
         )
     report.write_lists()
 

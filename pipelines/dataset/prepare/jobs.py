@@ -20,6 +20,7 @@ from pipelines.dataset.prepare.something_something import list_something
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
 from pipelines.errors import DataError
+from pipelines.formatting import format_count, printable
 
 ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -41,7 +42,10 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     """
 
     def add(
-        name: str, help: str, list_videos: Callable[[argparse.Namespace], Listing], classes: bool = False
+        name: str,
+        help: str,
+        list_videos: Callable[[argparse.Namespace], Listing | None],
+        classes: bool = False,
     ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = jobs.add_parser(name, parents=list(parents), help=help)
         parser.set_defaults(list_videos=list_videos)
@@ -133,20 +137,32 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         "videos that decode fast, from those of a manifest",
         lambda args: _transcode(args, progress_of),
     )
-    transcode.add_argument("manifest", type=Path)
+    transcode.add_argument("manifest", type=Path, help="manifest of the videos to transcode")
     transcode.add_argument("--to", type=Path, required=True, help="folder for the transcoded videos")
-    transcode.add_argument("--part", type=parse_part, default=(0, 1), help="I/N: transcode part I of N only")
+    transcode.add_argument(
+        "--part", type=parse_part, default=(0, 1), help="I/N: transcode part I of N, write no manifest"
+    )
     for field in fields(TranscodeOptions):
         name = f"--{field.name.replace('_', '-')}"
         transcode.add_argument(name, type=int, default=field.default, help="(%(default)s)")
 
 
-def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing:
+def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing | None:
+    """The transcoded videos; None of a part, of which no manifest is made."""
+    if args.out.exists() and args.out.samefile(args.manifest):
+        raise DataError(f"--out {printable(args.out)} is the manifest to transcode; give another file")
     options = TranscodeOptions(
         **{field.name: getattr(args, field.name) for field in fields(TranscodeOptions)}
     )
     manifest = Manifest.open(args.manifest)
     with progress_of("transcoding") as progress:
-        return transcode_manifest(
+        listing = transcode_manifest(
             manifest, args.to, options, workers=args.workers, part=args.part, progress=progress
         )
+    part, parts = args.part
+    if parts == 1:
+        return listing
+    videos = format_count(len(listing), "video")
+    print(f"part {part + 1} of {parts}: {videos} in {printable(args.to)}")
+    print("The same command without --part writes the manifest of all parts.")
+    return None

@@ -112,6 +112,8 @@ def list_kinetics710(train: Sequence[Path], held_out: Sequence[Path], videos: Se
     findings = Findings()
     union = merge_training_splits(train, held_out, findings)
     findings.note(union.summary())
+    if not union.clips:
+        raise DataError(f"no clip remains. {union.summary()}")
     index = VideoIndex(videos, findings)
     found = local_files(union.clips, index, findings)
     if not found:

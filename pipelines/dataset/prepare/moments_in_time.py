@@ -28,6 +28,8 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
     Raises:
         DataError: a file or a row is wrong, a class is not among the categories, or no video has a file.
     """
+    if not videos.is_dir():
+        raise DataError(f"{printable(videos)}: no such folder")
     findings = Findings()
     names = read_class_names(categories)
     findings.note(names.note)
@@ -42,6 +44,8 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
         if label not in known:
             raise DataError(f"{place}: '{printable(label)}' is no class of {printable(categories)}")
         path = file if "/" in file else f"{label}/{file}"
+        if path.startswith("/") or ".." in path.split("/"):
+            raise DataError(f"{place}: '{printable(path)}' is outside the folder of the videos")
         if path not in labels:
             labels[path] = label
         elif labels[path] == label:

@@ -101,8 +101,8 @@ def _format_classes(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
         keep = "keeps its class number" if len(empty) == 1 else "keep their class numbers"
         lines += wrap(f"{format_count(len(empty), 'class')} without a video {keep}: {named}", "  ")
         lines += wrap(
-            "The model has an output for each. To remove a class, remove its folder, or its name from the "
-            "file given with --classes.",
+            "The model has an output for each. To remove a class, remove it where the class names come "
+            "from: its folder, or its line in their file.",
             "  ",
         )
     return lines

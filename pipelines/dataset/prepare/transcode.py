@@ -159,9 +159,11 @@ def transcode_manifest(
         progress: called with the number of videos done and of all.
 
     Raises:
-        DataError: the folder holds videos of another manifest or other options, cannot be written, or its
-            disk is full.
+        DataError: the folder holds the sources, or videos of another manifest or other options; it cannot be
+            written, or its disk is full; or no video could be transcoded.
     """
+    if len(manifest) and manifest.path_at(0).resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{printable(folder)} holds the videos to transcode; give another folder with --to")
     _check_settings(manifest, folder, options)
     rows = range(part[0], len(manifest), part[1])
     findings = Findings()
@@ -191,6 +193,8 @@ def transcode_manifest(
             paths.append(str(result_path(manifest, folder, index)))
             labels.append(row.label)
             weights.append(row.weight)
+    if not paths:
+        raise DataError("no video could be transcoded:\n" + "\n".join(findings.table()))
     kept_weights = weights if manifest.weighted else None
     return Listing(paths, labels, manifest.class_names, kept_weights, findings=findings)
 
