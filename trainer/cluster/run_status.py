@@ -1,6 +1,6 @@
 """The status of a run, derived from its run directory and its job in SLURM's queue.
 
-A killed process records nothing, so the run lock's sign of life decides whether a run without a job is there.
+A killed process records nothing, so the run lock's heartbeat decides whether a run without a job is running.
 A file may be damaged, half written or of another version: nothing here raises an error for what it reads.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from trainer.checkpoint.retention import read_accuracies
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import first_crash_report
-from trainer.resilience.run_lock import STALE, read_holder_times
+from trainer.resilience.run_lock import STALE, is_holder_dead_here, read_holder_times
 from trainer.system.files import find_number, parse_records
 from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob
@@ -107,9 +107,9 @@ class RunHistory:
         steps = [event for event in self.events[starts[-1] if starts else 0 :] if event["event"] == "step"]
         values = [(find_number(event, "step"), find_number(event, "spent")) for event in steps]
         known = [(step, spent) for step, spent in values if step is not None and spent is not None]
-        if len(known) < 2 or known[-1][0] <= known[0][0]:
+        if len(known) < 2 or known[-1][0] <= known[0][0] or known[-1][1] <= known[0][1]:
             return None
-        return max(0.0, (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
+        return (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0])
 
     def failure(self, since: float) -> str | None:
         """Why the latest start failed: the watchdog's summary, or the first crash report since then."""
@@ -228,8 +228,10 @@ def _state_of_files(history: RunHistory, now: float) -> tuple[State, str]:
         return "failed", failure
     alive = max(alive, history.last_recorded or 0.0)
     if now - alive <= STALE:
+        if is_holder_dead_here(history.folder.path):
+            return "failed", "its process ended and recorded no reason"
         return "running", "starting" if event["event"] == "start" else ""
-    silence = f"no sign of life for {format_age(now - alive)}" if alive else "no event yet"
+    silence = f"no heartbeat for {format_age(now - alive)}" if alive else "no event yet"
     return "unknown", "" if history.problem else silence
 
 

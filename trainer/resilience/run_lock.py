@@ -25,6 +25,7 @@ from pathlib import Path
 
 from trainer.errors import RunError
 from trainer.resilience.lock_record import HolderState, LockRecord, read_lock
+from trainer.resilience.process_identity import boot_id
 from trainer.system.files import write_text
 
 BEAT = 10.0  # seconds between heartbeats
@@ -275,6 +276,17 @@ def find_holder(run_dir: Path) -> LockRecord | None:
     except OSError:
         return None
     return record
+
+
+def is_holder_dead_here(run_dir: Path) -> bool:
+    """Whether the holder was a process of this machine and is gone. Asks no SLURM."""
+    try:
+        number, record, _ = _latest(_folder(run_dir))
+        if record is None or record.released or record.boot != boot_id():
+            return False
+        return record.state(_file(_folder(run_dir), number)) is HolderState.GONE
+    except OSError:
+        return False
 
 
 def read_holder_times(run_dir: Path) -> tuple[float, float] | None:

@@ -62,7 +62,7 @@ class Run:
         return self
 
     def holds_lock(self, since: float = 0.0) -> "Run":
-        """The lock of a process that began then and gave a sign of life just now."""
+        """The lock of a process that began then and whose heartbeat is new."""
         record = LockRecord.own("token", flock=False)
         (self.path / "lock").mkdir(exist_ok=True)
         (self.path / "lock" / "000001.json").write_text(json.dumps(asdict(replace(record, since=since))))
@@ -106,7 +106,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "runs" / "x")
 
 
-def test_a_run_by_hand_that_gets_on(run: Run) -> None:
+def test_a_run_by_hand_that_makes_progress(run: Run) -> None:
     run.start().steps(1, 20, pace=3.0).holds_lock()
     row = run.status()
     assert (row.state, row.reason, row.step, row.total_steps, row.restarts) == ("running", "", 20, TOTAL, 0)
@@ -126,7 +126,16 @@ def test_a_run_by_hand_is_there_as_long_as_its_lock_shows_it(run: Run) -> None:
     run.holds_lock()
     assert run.status().state == run.status(age=STALE - 10).state == "running"
     row = run.status(age=STALE + 65)
-    assert (row.state, row.reason) == ("unknown", "no sign of life for 4m")
+    assert (row.state, row.reason) == ("unknown", "no heartbeat for 4m")
+
+
+def test_a_run_whose_process_of_this_machine_is_gone_has_failed(run: Run) -> None:
+    run.start().steps(1, 20).holds_lock()
+    lock = run.path / "lock" / "000001.json"
+    record = json.loads(lock.read_text())
+    lock.write_text(json.dumps(record | {"start": record["start"] + 1}))  # another process has the number
+    row = run.status()
+    assert row.state == "failed" and "process ended" in row.reason
 
 
 def test_a_run_that_begins_again_is_starting_whatever_it_recorded_before(run: Run) -> None:

@@ -43,7 +43,7 @@ def test_one_that_failed_has_those_of_its_last_step(tmp_path: Path) -> None:
     )  # fmt: skip
     assert read_folder(make_run(tmp_path / "left", losses=(4.0,), end="left")).status == "stopped"
     silent = read_folder(make_run(tmp_path / "silent", losses=(4.0,), end=""))
-    assert silent.status == "unknown" and "sign of life" in silent.notes[0]
+    assert silent.status == "unknown" and "no heartbeat" in silent.notes[0]
 
 
 def test_one_that_is_training_is_running(tmp_path: Path) -> None:
