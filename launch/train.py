@@ -3,9 +3,8 @@
     deepspeed launch/train.py --recipe recipes/quickstart.yaml
     python launch/train.py --recipe recipes/quickstart.yaml --set optimisation.epochs=2
 
-Exit codes: 0 done, 2 something must be mended (the message says what), 85 to be started again (SIGTERM,
-SIGUSR1, the time limit, a hang, a rank that did not come), 130 saved as someone wished (Ctrl-C, a closed
-terminal, a file STOP), 1 a defect.
+Exit codes: 0 done, 2 an error that the message explains, 85 start it again (SIGTERM, SIGUSR1, the time limit,
+a hang, a missing rank), 130 saved on request (Ctrl-C, a closed terminal, a file STOP), 1 an internal error.
 """
 
 # DALI's worker processes import this file again: what is heavy is imported inside `main`.

@@ -158,14 +158,16 @@ def _why_micro_batch(choices: Choices, stage: int, size: int, recomputed: int) -
     if least.total > choices.available.bytes:
         return f"{text}; {larger} would need {_gib(least.total)}{_even_with(choices)}"
     same = choices.estimate(stage, larger, recomputed)
-    return f"{text}; {larger} would need {_gib(same.total)}, or more recomputed or partitioned"
+    return (
+        f"{text}; {larger} would need {_gib(same.total)}, or more recomputed blocks, or a higher ZeRO stage"
+    )
 
 
 def _why_recomputed(choices: Choices, stage: int, size: int, recomputed: int) -> str:
     """Why not fewer blocks are recomputed."""
     text = f"engine.recomputed_blocks auto: {recomputed} of {choices.memory.config.depth}"
     if recomputed == 0:
-        return f"{text}, {_clips(size)} fit without"
+        return f"{text}, {_clips(size)} fit without recomputation"
     fewer = choices.estimate(stage, size, recomputed - 1)
     return f"{text}; with {recomputed - 1}, {_clips(size)} would need {_out_of(choices, fewer)}"
 

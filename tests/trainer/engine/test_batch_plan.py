@@ -92,7 +92,7 @@ def test_with_enough_memory_nothing_is_recomputed_or_partitioned() -> None:
     plan = chosen(400)
     assert plain(plan) == (0, 64, 1, 0)
     assert "that is a rank's whole share of the global batch" in plan.why[0]
-    assert plan.why[1] == "engine.recomputed_blocks auto: 0 of 24, 64 clips fit without"
+    assert plan.why[1] == "engine.recomputed_blocks auto: 0 of 24, 64 clips fit without recomputation"
     assert plan.why[2] == "engine.zero_stage auto: 0, nothing more needs to be partitioned"
 
 
