@@ -24,7 +24,7 @@ SAMPLE_TIMEOUT = 180.0  # seconds for one sample, the start of its process inclu
 def find_culprits(
     reader: SampleReader, batches: Iterable[Iterable[SampleRequest]], device: torch.device
 ) -> RefusedRequests:
-    """The requests of the first batch with any that cannot be read or decoded, by their keys, and why.
+    """The requests that cannot be read or decoded, with the reasons, of the first batch that has any.
 
     The next run of the pipeline shows what is bad in later batches. A sample that the reader itself finds bad
     does not count: it does not break a pipeline.
@@ -60,7 +60,7 @@ def upcoming_requests(source: Source, batches: int) -> Iterator[list[SampleReque
 
 
 def find_decode_error(reader: SampleReader, request: SampleRequest, device: torch.device) -> str:
-    """DALI's error over a sample that the graph decodes; empty where it decodes it.
+    """The error of DALI for a sample that the graph decodes; empty if it decodes it.
 
     To be called in a process of its own, which a decoder may end.
     """

@@ -123,7 +123,7 @@ class _Pool:
         self._executor = ProcessPoolExecutor(self._workers, mp_context=context)
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """A future; its result raises BrokenProcessPool where a process died, before or after."""
+        """A future; its result raises BrokenProcessPool if a process died before or after this call."""
         try:
             with signals_blocked(*self._blocked):  # the first few calls start the processes
                 return self._executor.submit(function, *arguments)
@@ -184,8 +184,8 @@ def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
 
     Ctrl-C and a scheduler's signals go to all processes at once. The main process handles them: it may still
     need what the others are working on. Its own handlers of `STOP_SIGNALS` are called at the end of the
-    context: one that raises between the start of a process and the message with its arguments would leave
-    that process with a traceback.
+    context. If a handler raised earlier, between the start of a process and the message with its arguments,
+    that process would end with a traceback.
     """
     # Python starts its resource tracker with the first process and then unblocks signals: start it first.
     resource_tracker.ensure_running()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def train_indices(frames: int, clip_frames: int, rng: np.random.Generator) -> NDArray[np.int32]:
     """One random frame of each segment, both ends of a segment included: (T,), ascending.
 
-    frames: length of the video, at least 1. clip_frames: T; more than the video has repeats frames.
+    frames: length of the video, at least 1. clip_frames: T. A video of fewer frames repeats some of them.
     """
     edges = np.round((frames - 1) / clip_frames * np.arange(clip_frames + 1)).astype(np.int64)
     drawn = rng.integers(edges[:-1], edges[1:], endpoint=True)

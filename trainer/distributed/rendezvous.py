@@ -3,7 +3,7 @@
 torch.distributed alone waits for half an hour and then reports a number of sockets only.
 
 Rank 0 hosts the store that the process group uses afterwards. Every rank writes its node's name to the store
-and increments a counter. Rank 0 polls the counter, and reads the single ranks only after the time limit. The
+and increments a counter. Rank 0 polls the counter. It reads the ranks' names only after the time limit. The
 others wait for one key, `result`: rank 0 serves a few small requests per rank.
 """
 
@@ -79,7 +79,7 @@ def wait_for_all_ranks(environment: Environment, address: str, port: int, limit:
     except (dist.DistError, TimeoutError) as error:
         raise StartAgain(
             f"rank {environment.rank} ({environment.node}) connected to rank 0 at {address}:{port}, "
-            "but got no answer whether all ranks are there: see the log of rank 0"
+            "but rank 0 did not report whether all ranks arrived: see its log"
         ) from error
     if result != _COMPLETE:
         raise MissingRanksError(result)
