@@ -283,7 +283,7 @@ def test_a_check_that_breaks_or_hangs_is_a_failed_check() -> None:
     gate = threading.Event()
     (late,) = run_check("memory", lambda: [gate.wait()], 0.1)  # type: ignore[list-item]
     assert late.status is FAILED
-    assert "no end within 0.1 s" in late.text
+    assert "not end within 0.1 s" in late.text
     assert has_hung_threads()
     gate.set()
     for thread in threading.enumerate():

@@ -29,8 +29,8 @@ def bomb(levels: int) -> str:
 WRONG_YAML = {
     "bomb of aliases": (bomb(12), f"more than {MAX_VALUES:,} values, every alias"),
     "bomb of text": ("a: &a '" + "x" * 1000 + "'\nb: [" + "*a, " * 900 + "]\n", "characters, every alias"),
-    "recursive list": ("a: &a [1, *a]\n", ":1: a.1: an alias (*name) inside the value"),
-    "recursive mapping": ("model: &m\n  overrides: *m\n", "an alias (*name) inside the value"),
+    "recursive list": ("a: &a [1, *a]\n", ":1: a.1: an alias (*name) inside its own value"),
+    "recursive mapping": ("model: &m\n  overrides: *m\n", "an alias (*name) inside its own value"),
     "unknown alias": ("a: *b\n", ":1: not valid YAML: found undefined alias"),
     "deep list": ("a: " + "[" * 5000 + "]" * 5000, f":1: more than {MAX_DEPTH} lists and mappings"),
     "deep mapping": ("a: " + "{a: " * 5000 + "}" * 5000, f":1: more than {MAX_DEPTH} lists and mappings"),
