@@ -1,7 +1,7 @@
 """The status of a run, derived from its run directory and its job in SLURM's queue.
 
-A killed process records nothing, so the run lock's heartbeat decides whether a run without a job is running.
-A file may be damaged, half written or of another version: nothing here raises an error for what it reads.
+A killed process records nothing: the run lock's heartbeat shows whether a run without a job is running.
+Files may be damaged, half written or of another version: nothing here raises an error for their content.
 """
 
 import json
@@ -107,9 +107,8 @@ class RunHistory:
         steps = [event for event in self.events[starts[-1] if starts else 0 :] if event["event"] == "step"]
         values = [(find_number(event, "step"), find_number(event, "spent")) for event in steps]
         known = [(step, spent) for step, spent in values if step is not None and spent is not None]
-        if len(known) < 2 or known[-1][0] <= known[0][0] or known[-1][1] <= known[0][1]:
-            return None
-        return (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0])
+        steps_done, spent = (known[-1][part] - known[0][part] for part in (0, 1)) if known else (0.0, 0.0)
+        return spent / steps_done if steps_done > 0 and spent > 0 else None
 
     def failure(self, since: float) -> str | None:
         """Why the latest start failed: the watchdog's summary, or the first crash report since then."""

@@ -78,8 +78,7 @@ def check_node(
     """The checks of this rank's GPU (without a launcher, of all GPUs) and, on local rank 0, of the node."""
     facts: Facts = {}
     results: list[CheckResult] = []
-    is_alone = place.launcher == "alone"
-    gpus = range(torch.cuda.device_count()) if is_alone else [device.index or 0]
+    gpus = range(torch.cuda.device_count()) if place.launcher == "alone" else [device.index or 0]
     for index in gpus if device.type == "cuda" else ():
         results += run_check("GPU health", partial(_gpu_health, index))
         results += run_check("NVDEC", partial(_nvdec, index), NVDEC_TIMEOUT + TIMEOUT)
