@@ -13,7 +13,7 @@ from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import csv_rows, read_json
-from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
 from pipelines.formatting import format_list, printable
 
@@ -140,7 +140,9 @@ def unique_clips(clips: Iterator[Clip], findings: Findings) -> dict[tuple[str, i
     return unique
 
 
-def local_files(clips: Collection[Clip], index: VideoIndex, findings: Findings) -> list[tuple[Clip, Path]]:
+def local_files(
+    clips: Collection[Clip], index: VideoFileIndex, findings: Findings
+) -> list[tuple[Clip, Path]]:
     """The clips that have a local file, with its path. A file named by the id alone is used if there is one
     clip of its video."""
     clips_of_video: dict[str, int] = {}
@@ -186,7 +188,7 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
             "published without labels. Use the validation split"
         )
     names = _class_names(annotations, {clip.label for clip in clips}, version)
-    index = VideoIndex(videos, findings)
+    index = VideoFileIndex(videos, findings)
     found = local_files(clips, index, findings)
     index.report_unused()
     if not found:

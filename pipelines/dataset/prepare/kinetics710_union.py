@@ -17,7 +17,7 @@ from pipelines.dataset.prepare.kinetics import (
     unique_clips,
 )
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -114,7 +114,7 @@ def list_kinetics710(train: Sequence[Path], held_out: Sequence[Path], videos: Se
     findings.note(union.summary())
     if not union.clips:
         raise DataError(f"no clip remains. {union.summary()}")
-    index = VideoIndex(videos, findings)
+    index = VideoFileIndex(videos, findings)
     found = local_files(union.clips, index, findings)
     if not found:
         raise DataError(

@@ -11,7 +11,7 @@ from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.kinetics import CONTRADICTORY, MISSING, REPEATED, as_listing
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import read_json
-from pipelines.dataset.prepare.video_index import VideoIndex
+from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -75,7 +75,7 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
         else:
             contradictory.add(video)
             findings.add(CONTRADICTORY, video, f"'{classes[video]}' and '{label}'")
-    index = VideoIndex(videos, findings)
+    index = VideoFileIndex(videos, findings)
     found: list[tuple[Path, str]] = []
     for video, label in classes.items():
         if video in contradictory:

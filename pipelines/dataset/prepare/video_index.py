@@ -16,7 +16,7 @@ UNREADABLE = "folders that could not be read"
 NOT_ANNOTATED = "video files that no row of the annotations names"
 
 
-class VideoIndex:
+class VideoFileIndex:
     """The video files below some folders by their stem: `abc_000001_000011` of `abc_000001_000011.mp4`.
 
     A million files take about 200 MB. Where several files have one stem, the first in the order of the
