@@ -23,9 +23,10 @@ def atomic_file(path: Path, *, sync: bool = False, shared: bool = False) -> Iter
     try:
         yield partial
         rename_partial(partial, path, sync=sync)
-    finally:
+    except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
 
 
 def partial_path(path: Path, *, shared: bool = False) -> Path:

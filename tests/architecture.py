@@ -6,6 +6,7 @@
 import ast
 import subprocess
 from collections.abc import Collection, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def imported_modules(path: Path, known: set[str]) -> Iterator[str]:
                 yield inner if inner in known else node.module
 
 
+@cache
 def module_imports() -> Graph:
     files = dict(modules())
     return {name: set(imported_modules(path, set(files))) - {name} for name, path in files.items()}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from array import array
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,6 +18,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from pipelines.atomic_file import atomic_file
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
@@ -81,16 +81,11 @@ def transcode_video(source: Path, out: Path, options: TranscodeOptions) -> None:
     stream = FrameStream(source)
     rate = min(stream.rate, Fraction(_MAX_RATE)).limit_denominator(1001)
     shown = _shown_frames(stream.seconds, stream.duration, rate)
-    partial_file = out.with_name(f".{out.name}.part")
-    try:
-        _encode(stream, shown, rate, partial_file, options)
-        found = probe_video(partial_file, deep=True)
+    with atomic_file(out) as encoded:
+        _encode(stream, shown, rate, encoded, options)
+        found = probe_video(encoded, deep=True)
         if found.frames != len(shown):
             raise VideoError(f"was encoded as {found.frames} frames instead of {len(shown)}")
-        partial_file.replace(out)
-    finally:
-        with suppress(OSError):
-            partial_file.unlink(missing_ok=True)
 
 
 def _shown_frames(seconds: NDArray[np.float64], duration: float, rate: Fraction) -> NDArray[np.int64]:
@@ -237,9 +232,8 @@ def _check_settings(manifest: Manifest, folder: Path, options: TranscodeOptions)
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
         else:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            with atomic_file(path, shared=True) as new:
+                new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             return
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error
