@@ -39,7 +39,7 @@ class ClipMask(nn.Module):
     """Base class of dropout and drop-path.
 
     rate: probability of a zero; other values are scaled by `1 / (1 - rate)`, so the mean over keys is the
-    input. layer: this module's column of `mask_streams`, set by `number_layers`.
+    input. layer: this module's column of the streams that it is given, set by `number_layers`.
     """
 
     def __init__(self, rate: float) -> None:
@@ -93,12 +93,42 @@ class Dropout(ClipMask):
         return self._masked(x, hashed.view(x.shape))
 
 
+class MaskedBlock(nn.Module):
+    """Base class of blocks whose masks are numbered from 0 in each block.
+
+    A block is given the columns of its own masks, see `own_streams`. Blocks that differ only in their place
+    then compile to one graph: torch.compile treats a module's integers as constants.
+    """
+
+    mask_columns = slice(0)
+    """Columns of `mask_streams` that belong to this block, set by `number_layers`."""
+
+
 def number_layers(model: nn.Module) -> int:
-    """Number the `ClipMask`s of the model in the order of `modules()`; returns their number."""
-    masks = [module for module in model.modules() if isinstance(module, ClipMask)]
-    for layer, module in enumerate(masks):
-        module.layer = layer
+    """Number the `ClipMask`s of the model in the order of `modules()`; returns their number.
+
+    Those within a `MaskedBlock` are numbered from 0, and the block gets its columns.
+    """
+    masks = _masks(model)
+    for layer, mask in enumerate(masks):
+        mask.layer = layer
+    for block in model.modules():
+        if isinstance(block, MaskedBlock) and (own := _masks(block)):
+            first = own[0].layer
+            block.mask_columns = slice(first, first + len(own))
+            for mask in own:
+                mask.layer -= first
     return len(masks)
+
+
+def own_streams(block: nn.Module, streams: Tensor | None) -> Tensor | None:  # B layers -> B own
+    """The columns of the masks of a `MaskedBlock`, in the order of its `modules()`."""
+    assert isinstance(block, MaskedBlock)
+    return None if streams is None else streams[:, block.mask_columns]
+
+
+def _masks(model: nn.Module) -> list[ClipMask]:
+    return [module for module in model.modules() if isinstance(module, ClipMask)]
 
 
 def linear_rates(last: float, count: int) -> list[float]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import UniFormerV2Config
-from models.drop import linear_rates
+from models.drop import linear_rates, own_streams
 from models.global_block import GlobalUniBlock
 
 
@@ -38,7 +38,7 @@ class Sequential(Fusion):
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         (token,) = self._queries(features[0].shape[0])
         for block, tokens in zip(self.blocks, features, strict=True):
-            token = block(token, tokens, streams)
+            token = block(token, tokens, own_streams(block, streams))
         return token.squeeze(1)
 
 
@@ -52,7 +52,7 @@ class Parallel(Fusion):
     def forward(self, features: Sequence[Tensor], streams: Tensor | None = None) -> Tensor:
         queries = self._queries(features[0].shape[0])
         stages = zip(self.blocks, queries, features, strict=True)
-        video_tokens = [block(query, tokens, streams) for block, query, tokens in stages]
+        video_tokens = [block(query, tokens, own_streams(block, streams)) for block, query, tokens in stages]
         return self.project(torch.cat(video_tokens, dim=-1)).squeeze(1)
 
 
@@ -63,7 +63,7 @@ class HierarchicalKV(Fusion):
         token: Tensor | None = None
         queries = self._queries(features[0].shape[0])
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
-            token = block(query, tokens, streams, context=token)
+            token = block(query, tokens, own_streams(block, streams), context=token)
         assert token is not None  # a fusion has at least one block
         return token.squeeze(1)
 
@@ -78,7 +78,8 @@ class HierarchicalQ(Fusion):
         queries = self._queries(features[0].shape[0])
         video_tokens = queries[0][:, :0]  # B 0 C
         for block, query, tokens in zip(self.blocks, queries, features, strict=True):
-            video_tokens = block(torch.cat([video_tokens, query], dim=1), tokens, streams)
+            queries_so_far = torch.cat([video_tokens, query], dim=1)
+            video_tokens = block(queries_so_far, tokens, own_streams(block, streams))
         return video_tokens.mean(dim=1)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UniFormerV2Config
-from models.drop import DropPath
+from models.drop import DropPath, MaskedBlock
 from models.vit import Mlp
 
 
@@ -81,10 +81,10 @@ class CrossAttention(nn.Module):
         return self.out(values.flatten(2) + value_bias)
 
 
-class GlobalUniBlock(nn.Module):
+class GlobalUniBlock(MaskedBlock):
     """DPE, cross MHRA and FFN, equations (8) to (10), with the residual on the query that (9) omits.
 
-    streams: (B, layers), of `mask_streams`; required in training if a drop rate is above 0.
+    streams: (B, own masks), of `own_streams`; required in training if a drop rate is above 0.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import UniFormerV2Config
-from models.drop import DropPath
+from models.drop import DropPath, MaskedBlock
 from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
 
@@ -37,12 +37,12 @@ class LocalTemporalMHRA(nn.Module):
         return self.expand(x)
 
 
-class LocalUniBlock(nn.Module):
+class LocalUniBlock(MaskedBlock):
     """[local MHRA] → spatial attention → [second local MHRA] → MLP, equations (1) to (3).
 
     Each is a residual branch with its own drop-path. Without local MHRA this is the block of the image ViT.
 
-    streams: (B, layers), of `mask_streams`; required in training if a drop rate is above 0.
+    streams: (B, own masks), of `own_streams`; required in training if a drop rate is above 0.
     """
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelError, UniFormerV2Config, build_config
-from models.drop import Dropout, linear_rates, mask_streams, number_layers
+from models.drop import Dropout, linear_rates, mask_streams, number_layers, own_streams
 from models.fusion import create_fusion
 from models.local_block import LocalUniBlock, frozen_running_statistics
 from models.vit import PatchEmbedding
@@ -99,7 +99,8 @@ class UniFormerV2(nn.Module):
         x = self._embed(clips)
         features = []
         for index, block in enumerate(self.blocks):
-            x = self._recomputed(block, x, streams) if self._recomputes(index) else block(x, streams)
+            own = own_streams(block, streams)
+            x = self._recomputed(block, x, own) if self._recomputes(index) else block(x, own)
             if index in self.config.global_layers:
                 features.append(x)
         return x, features

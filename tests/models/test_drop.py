@@ -165,12 +165,16 @@ def test_the_model_uses_the_rates_of_its_config(small):
 
 
 @pytest.mark.parametrize("form", ["scene", "temporal"])
-def test_every_mask_of_a_model_has_its_own_layer(small, clips, form):
+def test_every_mask_of_a_model_has_its_own_stream(small, clips, form):
     model = small(form, global_layers=(0, 1), **REGULARISED).train()
     drawn = []
+
+    def read(module, arguments, _):
+        drawn.append(tuple(arguments[1][:, module.layer].tolist()))
+
     for module in model.modules():
         if isinstance(module, ClipMask):
-            module.register_forward_hook(lambda module, *_: drawn.append(module.layer))
+            module.register_forward_hook(read)
     model(clips)
     branches = (4 if form == "temporal" else 2) + 1  # of a local block, its MLP's dropout included
     assert len(drawn) == 2 * branches + 2 * 3 + 1

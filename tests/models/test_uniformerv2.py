@@ -1,5 +1,7 @@
 """The whole model: input shapes, frame order, freezing, recomputation, initial logits."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -212,17 +214,37 @@ def test_recomputation_keeps_less_for_the_backward_also_when_compiled(small, bac
     assert kept_for_the_backward(frugal, clips, backend) < 0.5 * all_kept
 
 
-def test_blocks_that_differ_by_a_number_are_compiled_at_once(small, clips):
-    """Compiled separately, they would exceed the compiler's limit of 8, as their masks have different layer
-    numbers."""
-    model = small(depth=10, width=8, drop_path=0.3, recomputed_blocks=5, global_layers=(9,)).train()
+def graphs_of(run, keys):
+    """Graphs that calls with each of these keys compile."""
     torch._dynamo.reset()
     counters.clear()
+    for each in keys:
+        run(each)
+    return counters["stats"]["unique_graphs"]
+
+
+KEYS = (torch.tensor([3, 8]), torch.tensor([5, 1]))
+DEEP = {"depth": 14, "width": 8, "drop_path": 0.3}
+
+
+def test_all_blocks_are_compiled_as_one_graph(small, clips):
+    model = small(**DEEP, recomputed_blocks=5, global_layers=(9,)).train()
     run = torch.compile(model, backend="eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for keys in (torch.tensor([3, 8]), torch.tensor([5, 1])):
-            run(clips, keys)
-    assert counters["stats"]["unique_graphs"] == 1
+        assert graphs_of(lambda keys: run(clips, keys), KEYS) == 1
+
+
+@pytest.mark.parametrize("form", ["scene", "temporal"])
+def test_blocks_that_are_compiled_one_by_one_share_a_graph(small, clips, form):
+    """They differ by the numbers of their masks, which torch.compile would hold for constants."""
+    model = small(form, **DEEP, global_layers=()).train()
+    plain = copy.deepcopy(model)
+    for path in (module for each in (model, plain) for module in each.modules() if hasattr(module, "rate")):
+        path.rate = 0.3  # a constant of the graph: with `linear_rates`, each rate has its own
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    assert graphs_of(lambda keys: model(clips, keys), KEYS) == 1
+    torch.testing.assert_close(model(clips, KEYS[0]), plain(clips, KEYS[0]), atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_weights_are_close_to_float32(small, clips):
