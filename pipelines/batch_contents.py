@@ -45,7 +45,7 @@ def describe_batch(
             slot,
             dataset.printable_path(slot.sample),
             -1 if row is None else row.label,
-            tuple(indices.tolist()),
+            tuple((indices + (0 if row is None else row.first_frame)).tolist()),
             draw_transforms(clip, np.random.default_rng([*key, 1 + slot.repeat]), height, width),
         )
 

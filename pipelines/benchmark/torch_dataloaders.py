@@ -107,8 +107,8 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         row = self._manifest.row(index)
         rng = np.random.default_rng(random.getrandbits(64))
-        indices = train_indices(row.frames, self._workload.frames, rng).tolist()
-        clip = self._read(self._source(row), indices)
+        indices = row.first_frame + train_indices(row.frames, self._workload.frames, rng)
+        clip = self._read(self._source(row), indices.tolist())
         if self._policy:
             clip = rand_augment_clip(clip, self._policy, rng)
         return crop_and_normalise(clip, self._workload.size, rng), row.label

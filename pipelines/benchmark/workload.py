@@ -54,8 +54,14 @@ def combine_workloads(
         DataError: a manifest cannot be read or is empty.
     """
     for path in manifests.values():
-        if len(Manifest.open(path)) == 0:
+        manifest = Manifest.open(path)
+        if len(manifest) == 0:
             raise DataError(f"{path} lists no video, so there is nothing to measure")
+        for batch in manifest.record_batches():
+            if "source" in batch.schema.names and any(batch["source"].to_pylist()):
+                raise DataError(
+                    f"{path} lists folders of frames; the other libraries read video files only. Use videos"
+                )
     return [
         Workload(str(path.absolute()), name, count, None if policy == NO_POLICY else policy)
         for policy in policies

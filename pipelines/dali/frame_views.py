@@ -15,8 +15,7 @@ from pipelines.dali.external_source import view_arrays
 from pipelines.dali.pipeline import Colours, external_arrays, view_nodes
 from pipelines.dali.sample_layout import FRAMES, VIEWS, SampleLayout
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode.pyav import decode_frames
-from pipelines.decode.video_file import read_content
+from pipelines.dataset.source import open_source
 from pipelines.errors import VideoError, format_unexpected
 from pipelines.sampling.temporal import view_indices
 
@@ -80,9 +79,7 @@ def clip_frames(path: Path, row: ManifestRow, clip: ViewSpec) -> NDArray[np.uint
     """
     indices = view_indices(row.frames, clip.frames, clip.clips).reshape(-1)
     try:
-        return decode_frames(
-            read_content(path, row.offset, row.length), indices, size=(row.height, row.width)
-        )
+        return open_source(path, row).read(indices).decode(None, (row.height, row.width))
     except VideoError:
         raise
     except Exception as error:

@@ -29,8 +29,8 @@ from pipelines.dali.encoded_input import (
 from pipelines.dali.sample_layout import Arrays, decoding_layout
 from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
-from pipelines.decode.pyav import decode_frames
-from pipelines.decode.video_file import LONG_FILE, read_content
+from pipelines.dataset.source import ReadFrames, open_source
+from pipelines.decode.video_file import LONG_FILE
 from pipelines.errors import VideoError, format_unexpected
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -78,7 +78,7 @@ class SampleRequest:
     row: ManifestRow | None
     """None for an empty slot, and where the manifest's row is bad."""
     indices: NDArray[np.int32]
-    """Frame numbers."""
+    """Frame numbers in the row: those of a segment begin at 0."""
     window: Window | None
     """Top, left, bottom, right of the pixels that PyAV crops the frames to; None for whole frames."""
     in_graph: bool
@@ -172,33 +172,32 @@ class SampleReader:
         return self.refused.get(request.key, "")
 
     def _read(self, request: SampleRequest, row: ManifestRow) -> LoadedSample:
-        path = self.dataset.path(request.sample)
         begun = time.perf_counter()
-        source = read_content(path, row.offset, row.length)
+        read_frames = open_source(self.dataset.path(request.sample), row).read(request.indices)
         read = time.perf_counter() - begun
         begun = time.thread_time()
-        encoded = self._encoded(request, row, source) if request.in_graph else None
+        encoded = self._encoded(read_frames, row) if request.in_graph else None
         if encoded is not None:
             cost = SampleCost(read, time.thread_time() - begun, decodings=1)
             return LoadedSample(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
-        frames = decode_frames(source, request.indices, request.window, size=(row.height, row.width))
+        frames = read_frames.decode(request.window, (row.height, row.width))
         cost = SampleCost(read, time.thread_time() - begun, decodings=1)
         top, left = request.window[:2] if request.window else (0, 0)
         return LoadedSample(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
 
-    def _encoded(
-        self, request: SampleRequest, row: ManifestRow, source: Path | bytes
-    ) -> GraphDecodeInput | None:
-        """What the graph needs to decode it; None where PyAV decodes it instead.
+    def _encoded(self, read: ReadFrames, row: ManifestRow) -> GraphDecodeInput | None:
+        """What the graph needs to decode it; None where the worker decodes it instead.
 
         Raises VideoError for a bad video, and with `dali` for one that the graph's decoder does not support.
         """
         try:
-            if isinstance(source, Path):
+            if read.encoded is None:
+                raise UnsupportedByGraph("is a folder of frames; set data.decoder to pyav or hybrid")
+            if isinstance(read.encoded, Path):
                 raise UnsupportedByGraph(
                     f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid"
                 )
-            return check_encoded(source, row, request.indices, self.decoding.decoder)
+            return check_encoded(read.encoded, row, read.indices, self.decoding.decoder)
         except UnsupportedByGraph:
             if self.decoding.name == "hybrid":
                 return None

@@ -14,6 +14,8 @@ from pipelines.dali.external_source import Source, TrainSource
 from pipelines.dali.pipeline import Graph, LoaderResources
 from pipelines.dali.sample_reader import SampleRequest
 from pipelines.dataset.manifest import ManifestRow
+from pipelines.dataset.source import open_source
+from pipelines.errors import VideoError
 
 _SAMPLES = 256  # whose sizes are estimated, at most
 _SECONDS = 2.0  # spent on them, at most
@@ -72,8 +74,10 @@ def _bytes(source: Source, request: SampleRequest, row: ManifestRow) -> int:
     """Bytes of a sample's frames, or of its file where the graph decodes it."""
     if request.in_graph:
         try:
-            return row.length or source.reader.dataset.path(request.sample).stat().st_size
-        except OSError:
+            encoded = open_source(source.reader.dataset.path(request.sample), row).encoded_bytes()
+        except VideoError:
             return 0  # a bad sample, whose placeholder is small
+        if encoded is not None:
+            return encoded
     top, left, bottom, right = request.window or (0, 0, row.height, row.width)
     return len(request.indices) * max(0, bottom - top) * max(0, right - left) * 3

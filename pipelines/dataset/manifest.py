@@ -25,14 +25,14 @@ from pipelines.dataset.fingerprint import Fingerprint
 from pipelines.dataset.manifest_file import (
     ARROW_ERRORS,
     REMAKE,
-    SCHEMA,
-    WEIGHTED_SCHEMA,
     Columns,
     MappedFile,
     arrow_message,
+    manifest_schema,
     open_file,
 )
 from pipelines.dataset.manifest_rows import ManifestRow
+from pipelines.dataset.manifest_rows import SourceKind as SourceKind
 from pipelines.dataset.paths import decode_path as decode_path
 from pipelines.dataset.paths import encode_path as encode_path
 from pipelines.errors import DataError, VideoError
@@ -290,7 +290,12 @@ class Manifest:
 
 
 def write_manifest(
-    path: str | Path, rows: Iterable[ManifestRow], class_names: Sequence[str], *, weighted: bool = False
+    path: str | Path,
+    rows: Iterable[ManifestRow],
+    class_names: Sequence[str],
+    *,
+    weighted: bool = False,
+    sources: bool = False,
 ) -> Manifest:
     """Write `rows` in their order and open the result.
 
@@ -299,13 +304,17 @@ def write_manifest(
 
     Args:
         weighted: write the rows' weights; otherwise they are ignored.
+        sources: write the columns of rows that are not whole video files (`source`, `first_frame`,
+            `video_frames`); otherwise every row must be one.
 
     Raises:
         DataError: the file cannot be written (checked before the first row is requested); a class name is
             empty or occurs twice; a label is not an index of `class_names`; a weight is negative or not
             finite, or all are 0.
     """
-    schema = _without_sums(WEIGHTED_SCHEMA) if weighted else SCHEMA
+    schema = manifest_schema(weighted=weighted, sources=sources)
+    if weighted:
+        schema = schema.remove(schema.get_field_index("weight_before"))
     return write_columns(path, _record_batches(rows, schema), class_names)
 
 
@@ -315,8 +324,8 @@ def write_columns(
     """Write rows given as Arrow record batches; otherwise as `write_manifest`.
 
     Args:
-        batches: the manifest's columns, with or without `weight`, in any order; `weight_before` is computed.
-            Each batch but the last has ROWS_PER_BATCH rows.
+        batches: the manifest's columns, with or without `weight` and those of the sources, in any order;
+            `weight_before` is computed. Each batch but the last has ROWS_PER_BATCH rows.
     """
     path = Path(path).absolute()
     names = tuple(class_names)
@@ -331,8 +340,9 @@ def write_columns(
         with _open_for_writing(body, path) as sink:
             iterator = iter(batches)
             first = next(iterator, None)
-            weighted = first is not None and "weight" in first.schema.names
-            schema = WEIGHTED_SCHEMA if weighted else SCHEMA
+            given = [] if first is None else first.schema.names
+            weighted, sources = "weight" in given, "source" in given
+            schema = manifest_schema(weighted=weighted, sources=sources)
             digest = Fingerprint(schema.names)
             total = Fraction()
             with pa.ipc.new_file(sink, schema) as writer:
@@ -352,7 +362,7 @@ def write_columns(
                 "give the videos to train on a weight above 0"
             )
         metadata = {
-            "manifest_version": "2" if weighted else "1",
+            "manifest_version": "3" if sources else "2" if weighted else "1",
             "fingerprint": digest.hexdigest(names),
             "class_names": json.dumps(names, ensure_ascii=False),
             "rows": str(digest.rows),
@@ -370,10 +380,6 @@ def write_columns(
             os.fsync(sink.fileno())
         whole.replace(path)
     return Manifest.open(path)
-
-
-def _without_sums(schema: pa.Schema) -> pa.Schema:
-    return schema.remove(schema.get_field_index("weight_before"))
 
 
 def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
@@ -414,7 +420,10 @@ def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Frac
 def _record_batches(rows: Iterable[ManifestRow], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     iterator = iter(rows)
     values = attrgetter(*schema.names)
+    sources = "source" in schema.names
     while chunk := list(islice(iterator, ROWS_PER_BATCH)):
+        if not sources and any(row.source or row.is_segment for row in chunk):
+            raise ValueError("a row is not a whole video file: write the manifest with `sources`")
         columns = zip(*map(values, chunk), strict=True)
         yield pa.record_batch(
             [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],

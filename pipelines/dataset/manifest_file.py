@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset.arrow_compression import is_compressed
-from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, check_row
+from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, SourceKind, check_row
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
-# 1: without weights, 2: with weights. A manifest without weights is written as 1, so that older programs can
-# read it.
-FORMAT_VERSION = 2
+# 1: without optional columns, 2: with weights, 3: with sources. A manifest is written with the lowest of them
+# that holds its columns, so that older programs can read it.
+FORMAT_VERSION = 3
 
 _COLUMNS: dict[str, type] = {
     "path": str,
@@ -38,17 +38,22 @@ _COLUMNS: dict[str, type] = {
 }
 
 # `weight_before`, the sum of the weights of all previous rows, makes a weighted draw a binary search.
-_WEIGHTED_COLUMNS: dict[str, type] = {**_COLUMNS, "weight": np.float64, "weight_before": np.float64}
+_WEIGHT_COLUMNS: dict[str, type] = {"weight": np.float64, "weight_before": np.float64}
+
+# Of manifests with rows that are not whole video files.
+_SOURCE_COLUMNS: dict[str, type] = {"source": np.int8, "first_frame": np.int32, "video_frames": np.int32}
+
+_ALL_COLUMNS = {**_COLUMNS, **_SOURCE_COLUMNS, **_WEIGHT_COLUMNS}
 
 
-def _schema(columns: dict[str, type]) -> pa.Schema:
+def manifest_schema(*, weighted: bool, sources: bool) -> pa.Schema:
+    """The columns of a manifest, with or without those of the weights and of the sources."""
+    columns = {**_COLUMNS, **(_SOURCE_COLUMNS if sources else {}), **(_WEIGHT_COLUMNS if weighted else {})}
     kinds = {
         name: pa.string() if kind is str else pa.from_numpy_dtype(kind) for name, kind in columns.items()
     }
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
-
-SCHEMA, WEIGHTED_SCHEMA = _schema(_COLUMNS), _schema(_WEIGHTED_COLUMNS)
 
 ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises for a damaged file."""
@@ -133,8 +138,8 @@ def open_file(path: Path) -> MappedFile:
                 f"{name} has manifest format {version}; this program reads up to {FORMAT_VERSION}. "
                 "Update the program, or make the manifest again with `uniformerv2 prepare`."
             )
-        weighted = schema.equals(WEIGHTED_SCHEMA)
-        if not weighted and not schema.equals(SCHEMA):
+        weighted = "weight" in names
+        if not schema.equals(manifest_schema(weighted=weighted, sources="source" in names)):
             listed = ", ".join(map(printable, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
             raise DataError(
                 f"{name} does not have the columns of a manifest, or not their types; it has {listed[:400]}. "
@@ -225,7 +230,7 @@ class Columns:
             validity, *buffers = column.buffers()
             if validity is not None:
                 raise ValueError(f"column {name} has missing values")
-            kind = _WEIGHTED_COLUMNS[name]
+            kind = _ALL_COLUMNS[name]
             if kind is str:
                 ends = np.frombuffer(buffers[0] or b"", np.int32, rows + 1)
                 self._strings[name] = (ends, memoryview(buffers[1] or b"").cast("B"))
@@ -268,7 +273,11 @@ class Columns:
             width=number["width"].item(index),
             height=number["height"].item(index),
             codec=self.text("codec", index),
-            weight=number["weight"].item(index) if "weight" in number else 1.0,
+            **{
+                name: number[name].item(index)
+                for name in ("weight", *_SOURCE_COLUMNS)
+                if name in number  # otherwise the row has the default
+            },
         )
         check_row(row, classes)
         return row
@@ -293,6 +302,11 @@ class Columns:
             suspects |= ~(np.isfinite(number[name]) & (number[name] >= 0))
         suspects |= (number["offset"] < 0) | (number["length"] < 0)
         suspects |= (number["offset"] != 0) & (number["length"] == 0)
+        if "source" in number:
+            first, whole, frames = number["first_frame"], number["video_frames"], number["frames"]
+            suspects |= ~np.isin(number["source"], list(SourceKind)) | (first < 0) | (whole < 0)
+            suspects |= np.where(whole > 0, first > whole - frames, first > 0)
+            suspects |= (number["source"] == SourceKind.FRAMES) & (number["length"] != 0)
         for name, (ends, data) in self._strings.items():
             if self.rows and not _are_strings(ends, data):
                 return np.ones(self.rows, bool)

@@ -1,6 +1,7 @@
-"""A row of a manifest, and the check of its values."""
+"""A row of a manifest, the kinds of sources, and the check of a row's values."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from math import inf
 
 from pipelines.dataset.paths import decode_path
@@ -10,9 +11,18 @@ MOST_PIXELS = 2**16
 """Largest side of a frame: no codec of FFmpeg allows more."""
 
 
+class SourceKind(IntEnum):
+    """What a row's path names, by the number in the manifest's column `source`. Numbers are never reused."""
+
+    FILE = 0
+    """A video file, or a range of bytes of a file."""
+    FRAMES = 1
+    """A folder of JPEG frames with consecutive numbers in their names."""
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One video of a manifest."""
+    """One video of a manifest, or a segment of one."""
 
     path: str
     """The file, encoded by `encode_path`; a relative path is relative to the manifest's folder."""
@@ -23,7 +33,7 @@ class ManifestRow:
     label: int
     """Index into the manifest's class names."""
     frames: int
-    """Number of video frames, counted: the container's header may be wrong."""
+    """Number of frames of the video, or of its segment, counted: the container's header may be wrong."""
     fps: float
     """Average frames per second; 0 if the file does not specify it. Stored as float32."""
     width: int
@@ -31,9 +41,23 @@ class ManifestRow:
     height: int
     """Pixels, after the rotation that the file specifies."""
     codec: str
-    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
+    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ...; `jpeg` of a folder of JPEG frames."""
     weight: float = 1.0
     """How often training draws the row relative to the others; 1 in a manifest without weights."""
+    source: int = SourceKind.FILE
+    """A `SourceKind`."""
+    first_frame: int = 0
+    """Number, in the video, of the segment's first frame; 0 for a whole video."""
+    video_frames: int = 0
+    """Number of frames of the video that the row is a segment of; 0 for a whole video."""
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether the row is a part of a video's frames."""
+        return self.video_frames > 0
+
+
+_KINDS = frozenset(SourceKind)
 
 
 def check_row(row: ManifestRow, classes: int) -> None:
@@ -65,6 +89,18 @@ def check_row(row: ManifestRow, classes: int) -> None:
         )
     if not 0 <= row.weight < inf:
         raise VideoError(f"has weight {row.weight:g} in the manifest; a weight must be a number, 0 or more")
+    if row.source not in _KINDS:
+        raise VideoError(
+            f"has source {row.source} in the manifest, which this program does not know; update the program"
+        )
+    whole = row.first_frame == row.video_frames == 0
+    if not (whole or 0 <= row.first_frame <= row.video_frames - row.frames):
+        raise VideoError(
+            f"has a segment of {row.frames} frames from frame {row.first_frame} on in the manifest, of a "
+            f"video of {row.video_frames} frames"
+        )
+    if row.source == SourceKind.FRAMES and row.length:
+        raise VideoError(f"is a folder of frames with length {row.length} in the manifest; it must be 0")
     if not row.path:
         raise VideoError("has no path in the manifest")
     if "\0" in row.path:

@@ -12,12 +12,16 @@ import av
 from pipelines.decode.broken_files import describe_truncation
 from pipelines.decode.color import check_colorspace
 from pipelines.decode.demux import VideoIndex, open_video, read_index
+from pipelines.decode.jpeg_frames import frames_shape
 from pipelines.decode.pyav import KEPT_BYTES, decode_all, decode_first_frame
 from pipelines.errors import VideoError, format_unexpected
 
 CRASHES = "crashes the process that decodes it"
 HANGS = "keeps the process that decodes it for minutes"
 MISSING = f"cannot be read: {os.strerror(errno.ENOENT)}"
+
+JPEG_FRAMES = "jpeg"
+"""The codec of a folder of JPEG frames in a manifest: no name of FFmpeg's, as no video decoder reads it."""
 
 # By FFmpeg's number of the transfer characteristics (ITU-T H.273, table 3).
 HDR = {16: "HDR (PQ): colours are not tone-mapped", 18: "HDR (HLG): colours are not tone-mapped"}
@@ -37,7 +41,7 @@ class VideoInfo:
     height: int
     """Pixels, after the rotation that the file specifies."""
     codec: str
-    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ..."""
+    """FFmpeg's name of the codec: `h264`, `vp9`, `mjpeg`, ...; `jpeg` of a folder of JPEG frames."""
     keyframe_distance: int = 1
     """Most frames from a keyframe to the next one, or to the end."""
     notes: tuple[str, ...] = ()
@@ -63,6 +67,18 @@ def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
     except Exception as error:
         logging.getLogger(__name__).debug("unforeseen error while probing a video", exc_info=True)
         raise VideoError(format_unexpected(error)) from error
+
+
+def probe_frames(folder: Path) -> VideoInfo:
+    """Probe a folder of JPEG frames, all of which are decoded. Raises as `probe_video`."""
+    try:
+        frames, height, width = frames_shape(folder)
+    except VideoError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("unforeseen error while probing frames", exc_info=True)
+        raise VideoError(format_unexpected(error)) from error
+    return VideoInfo(frames, 0.0, width, height, JPEG_FRAMES)
 
 
 def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:

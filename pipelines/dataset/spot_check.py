@@ -10,8 +10,7 @@ from pathlib import Path
 from pipelines.bad_samples import BadSample
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.probe import MISSING
-from pipelines.decode.demux import open_video
-from pipelines.decode.video_file import read_content
+from pipelines.dataset.source import open_source
 from pipelines.errors import VideoError
 from pipelines.formatting import printable
 
@@ -94,6 +93,4 @@ def format_none_found(videos: str, folder: Path) -> str:
 
 
 def _open(manifest: Manifest, row: ManifestRow) -> None:
-    path = manifest.absolute_path(row)
-    with open_video(read_content(path, row.offset, row.length) if row.length else path):
-        pass
+    open_source(manifest.absolute_path(row), row).check_opens()

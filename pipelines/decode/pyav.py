@@ -217,14 +217,24 @@ def to_rgb(converter: VideoReformatter, frame: "av.VideoFrame") -> NDArray[np.ui
 
 def check_size(shape: FrameShape, expected: tuple[int, int] | None) -> None:
     """Raises VideoError if frames do not have the (height, width) in the manifest."""
-    height, width = shape.display_size
-    if expected is None or (height, width) == tuple(expected):
+    if expected is None or shape.display_size == tuple(expected):
         return
     if tuple(expected) == (shape.height, shape.width):
-        why = "the manifest ignores the file's rotation, as earlier versions did"
-    else:
-        why = "the file was changed"
-    raise VideoError(
+        raise _other_size(
+            shape.display_size, expected, "the manifest ignores the file's rotation, as earlier versions did"
+        )
+    check_picture_size(shape.display_size, expected)
+
+
+def check_picture_size(size: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """Raises VideoError if a picture of this (height, width) does not have that in the manifest."""
+    if size != tuple(expected):
+        raise _other_size(size, expected, "the file was changed")
+
+
+def _other_size(size: tuple[int, ...], expected: tuple[int, int], why: str) -> VideoError:
+    height, width = size
+    return VideoError(
         f"has frames of {width}x{height}, but the manifest has {expected[1]}x{expected[0]} ({why}): make a "
         "new manifest"
     )

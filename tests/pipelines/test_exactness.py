@@ -122,7 +122,7 @@ def test_the_decoder_is_called_once_for_all_repeats(
         calls.append(arguments)
         return decode_frames(*arguments, **named)
 
-    monkeypatch.setattr("pipelines.dali.sample_reader.decode_frames", counting)
+    monkeypatch.setattr("pipelines.dataset.source.decode_frames", counting)
     dataset = Dataset.open([motion_set.train])
     sampler = TrainSampler(len(dataset), 12, seed=3, repeats=3)
     source = TrainSource(

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.dataset.content_key import content_key
 from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
-from pipelines.dataset.prepare.duplicates import Progress, add_duplicates, content_key
+from pipelines.dataset.prepare.duplicates import Progress, add_duplicates
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.dataset.source import open_source
 from pipelines.dataset.spot_check import common_folder, format_none_found
-from pipelines.decode.video_file import read_content
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
 from pipelines.worker_pool import ordered_map
@@ -215,8 +216,12 @@ def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     """The defect of a row's video, to follow its name in a sentence; empty if it has none."""
     path, row, deep = job
     try:
-        info = probe_video(read_content(path, row.offset, row.length) if row.length else path, deep=deep)
+        info = open_source(path, row).probe(deep=deep)
     except VideoError as defect:
         return str(defect)
-    now, then = (f"{v.frames} frames of {v.width}x{v.height} in {v.codec}" for v in (info, row))
+    frames = row.video_frames or row.frames
+    now, then = (
+        f"{count} frames of {video.width}x{video.height} in {video.codec}"
+        for count, video in ((info.frames, info), (frames, row))
+    )
     return "" if now == then else f"has {now}, but {then} in the manifest: the file was changed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -18,16 +17,13 @@ from pipelines.dataset.prepare.class_names import printable_class
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.summary import ManifestReport
+from pipelines.dataset.source import open_source
 from pipelines.dataset.split_overlap import MOST_LINKS, FileKeys
-from pipelines.decode.video_file import VideoFile
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_list, printable
 from pipelines.worker_pool import ordered_map
 
 Progress = Callable[[int, int], None]
-
-BLOCK = 16 * 1024
-"""Bytes that are compared at the beginning, in the middle and at the end of a video."""
 
 _FEW = 2000
 """Below this number of videos, one process computes all keys before worker processes would have started."""
@@ -52,24 +48,6 @@ _NOT_COMPARED = "other manifests of the folder that could not be compared"
 TWO_LABELS = "videos that occur with two or more labels"
 UNREADABLE = "other manifests with videos that could not be read and compared by content"
 TWICE = "videos that occur more than once, with one label"
-
-
-def content_key(path: Path, offset: int = 0, length: int = 0) -> int:
-    """A 64-bit hash of a video's size and of its first, middle and last bytes; 0 if it cannot be read.
-
-    Reads at most three blocks. Different videos have different keys, except with a probability of 2^-64 or if
-    they have the same size and differ only between the blocks.
-    """
-    try:
-        with VideoFile(path) as file:
-            size = length or file.size
-            digest = hashlib.blake2b(str(size).encode(), digest_size=8)
-            for begin in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
-                file.seek(offset + begin)
-                digest.update(file.read(min(BLOCK, size - begin)))
-    except (OSError, VideoError):
-        return 0
-    return int.from_bytes(digest.digest(), "little") or 1
 
 
 def add_duplicates(listing: Listing, keys: array[int], findings: Findings) -> None:
@@ -201,7 +179,7 @@ def _compare(report: ManifestReport, other: Manifest, kind: str, workers: int, p
     for ours, theirs in _same_files(manifest, other, findings, lambda done: progress(done, total)):
         add(first_like(int(keys[ours]), ours), theirs, same=True)
     rows = (_row(other, number) for number in compared)
-    jobs = ((other.absolute_path(row), row.offset, row.length) for row in rows)
+    jobs = ((other.absolute_path(row), row) for row in rows)
     unreadable = 0
     with closing(
         ordered_map(
@@ -268,5 +246,5 @@ def _row(manifest: Manifest, number: int) -> ManifestRow:
         ) from defect
 
 
-def _key_of_row(job: tuple[Path, int, int]) -> int:
-    return content_key(*job)
+def _key_of_row(job: tuple[Path, ManifestRow]) -> int:
+    return open_source(*job).content_key()

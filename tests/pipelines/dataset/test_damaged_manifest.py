@@ -54,6 +54,10 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "path with a NUL": ("path", "a\0b", "NUL"),
     "negative weight": ("weight", -1.0, "weight -1"),
     "weight that is no number": ("weight", math.nan, "weight nan"),
+    "unknown source": ("source", 99, "source 99 in the manifest, which this program does not know"),
+    "first frame of a whole video": ("first_frame", 1, "from frame 1 on"),
+    "segment beyond its video": ("video_frames", 104, "a segment of 105 frames"),
+    "video of negative length": ("video_frames", -(2**31), "a video of -2147483648 frames"),
 }
 
 
@@ -74,6 +78,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_row_with_a_wrong_value_is_refused_and_listed(
     weighted: Path, column: str, value: Any, reason: str
 ) -> None:
+    write_manifest(weighted, ROWS, CLASSES, weighted=True, sources=True)
     change_rows(weighted, {5: {column: value}})
     opened = Manifest.open(weighted)
     with pytest.raises(VideoError) as refused:
@@ -264,7 +269,9 @@ def test_a_dataset_names_a_bad_row_by_its_path(weighted: Path, plain: Path) -> N
 def test_a_bad_row_gives_a_placeholder_without_a_label_in_training_and_evaluation(
     plain: Path, decoder: str
 ) -> None:
-    wrong = {name: value for name, value, _ in WRONG.values() if name != "weight"}
+    unused = ("weight", "first_frame", "video_frames")
+    wrong = {name: value for name, value, _ in WRONG.values() if name not in unused}
+    write_manifest(plain, ROWS, CLASSES, sources=True)
     change_rows(plain, {index: {name: value} for index, (name, value) in enumerate(wrong.items())})
     dataset = Dataset.open([plain])
     samples = SampleReader(dataset, Decoding(decoder, graph_share=0.5))

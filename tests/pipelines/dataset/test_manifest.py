@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset import manifest
-from pipelines.dataset.manifest import Manifest, ManifestRow, write_columns, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, SourceKind, write_columns, write_manifest
 from pipelines.errors import DataError
 
 CLASSES = ("fall", "rise", "überholen")
@@ -52,6 +52,36 @@ def test_relative_paths_are_relative_to_the_manifest_s_folder(tmp_path, monkeypa
     monkeypatch.chdir("/")
     assert opened.absolute_path(opened.row(0)) == tmp_path / "videos/клип 0.mp4"
     assert opened.absolute_path(opened.row(1)) == Path("/far/away.mp4")
+
+
+SEGMENT = ManifestRow("a.mp4", 0, 0, 1, 30, 25.0, 64, 48, "h264", 2.0, 0, 40, 300)
+FRAMES = ManifestRow("videos/1", 0, 0, 0, 36, 12.0, 176, 100, "jpeg", 0.5, SourceKind.FRAMES)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_are_not_whole_video_files_have_three_more_columns(tmp_path, weighted):
+    rows = [SEGMENT, FRAMES, *some_rows(2)]
+    made = write_manifest(tmp_path / "m.arrow", rows, CLASSES, weighted=weighted, sources=True)
+    made.verify()
+    expected = [replace(row, weight=row.weight if weighted else 1.0, fps=np.float32(row.fps)) for row in rows]
+    assert [made.row(index) for index in range(4)] == expected
+    assert [row.is_segment for row in expected] == [True, False, False, False]
+    with pa.ipc.open_file(str(made.path)) as file:
+        assert file.schema.metadata[b"manifest_version"] == b"3"
+        assert file.schema.names[9:] == [
+            "source", "first_frame", "video_frames", *(["weight", "weight_before"] if weighted else []),
+        ]  # fmt: skip
+    copied = write_columns(tmp_path / "copy.arrow", made.record_batches(), CLASSES)
+    assert copied.fingerprint == made.fingerprint
+    changed = [replace(SEGMENT, first_frame=41), *rows[1:]]
+    other = write_manifest(tmp_path / "other.arrow", changed, CLASSES, weighted=weighted, sources=True)
+    assert other.fingerprint != made.fingerprint
+
+
+@pytest.mark.parametrize("row", [SEGMENT, FRAMES])
+def test_such_a_row_is_never_written_as_a_whole_video_file(tmp_path, row):
+    with pytest.raises(ValueError, match="sources"):
+        write_manifest(tmp_path / "m.arrow", [row], CLASSES)
 
 
 def test_the_fingerprint_does_not_depend_on_batches_or_path(tmp_path, monkeypatch):
@@ -168,8 +198,8 @@ def test_other_arrow_files_and_newer_formats_are_refused(tmp_path):
     schema = pa.schema([("path", pa.string())])
     with pytest.raises(DataError, match="not a manifest"):
         Manifest.open(rewritten(tmp_path / "other.arrow", schema))
-    newer = schema.with_metadata({"manifest_version": "3"})
-    with pytest.raises(DataError, match="manifest format 3; this program reads up to 2"):
+    newer = schema.with_metadata({"manifest_version": "4"})
+    with pytest.raises(DataError, match="manifest format 4; this program reads up to 3"):
         Manifest.open(rewritten(tmp_path / "newer.arrow", newer))
     columns = schema.with_metadata({"manifest_version": "1"})
     with pytest.raises(DataError, match="columns"):

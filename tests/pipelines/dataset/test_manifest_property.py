@@ -76,7 +76,7 @@ def test_no_damage_crashes_a_process_or_raises_another_error(
     if not original.exists():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(manifest, "ROWS_PER_BATCH", 4)
-            write_manifest(original, ROWS, CLASSES, weighted=with_weights)
+            write_manifest(original, ROWS, CLASSES, weighted=with_weights, sources=not with_weights)
         assert reader.read(original) == "read"
     damaged = folder / "damaged.arrow"
     damaged.write_bytes(changed(original.read_bytes(), changes))
@@ -98,6 +98,9 @@ VALUES = st.fixed_dictionaries(
         "codec": st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
         "weight": st.floats(),
         "weight_before": st.floats(),
+        "source": st.integers(-2, 3),
+        "first_frame": st.integers(-2, 3) | st.integers(-(2**31), 2**31 - 1),
+        "video_frames": st.integers(100, 120) | st.integers(-(2**31), 2**31 - 1),
     },
 )
 
@@ -110,7 +113,7 @@ def test_no_value_of_a_row_crashes_a_process_or_raises_another_error(
     path = tmp_path_factory.getbasetemp() / "values.arrow"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest, "ROWS_PER_BATCH", 4)
-        write_manifest(path, ROWS, CLASSES, weighted=True)
+        write_manifest(path, ROWS, CLASSES, weighted=True, sources=True)
     change_rows(path, changes)
     result = reader.read(path)
     assert result == "read" or str(path) in result

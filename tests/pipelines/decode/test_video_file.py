@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
+from pipelines.dataset.content_key import content_key
 from pipelines.dataset.manifest import ManifestRow, write_manifest
-from pipelines.dataset.prepare.duplicates import content_key
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.pyav import decode_frames
 from pipelines.decode.video_file import VideoFile

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import manifest
+from pipelines.dataset.content_key import BLOCK, content_key
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import duplicates
 from pipelines.dataset.prepare.build import (
@@ -21,7 +22,7 @@ from pipelines.dataset.prepare.build import (
     check_out,
 )
 from pipelines.dataset.prepare.decode_cost import CostSummary, clip_seconds
-from pipelines.dataset.prepare.duplicates import compare_with_other_manifests, content_key
+from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.summary import ManifestReport
@@ -195,7 +196,7 @@ def test_copies_in_a_table_are_named_with_their_lines(collection, tmp_path):
 
 
 def test_different_videos_have_different_content_keys(tmp_path):
-    block = duplicates.BLOCK
+    block = BLOCK
     contents = [
         b"a" * 5 * block,
         b"b" + b"a" * (5 * block - 1),

@@ -1,0 +1,158 @@
+"""The one interface by which the frames of a row are read, probed and identified, whatever its source is.
+
+`open_source` chooses the class by the row's `SourceKind`. A further kind is a class with the methods of
+`VideoSource` and an entry in `_CLASSES`. Frame numbers of a caller count the frames of the row: those of a
+segment begin at 0 with its first frame.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.dataset.content_key import combined_key, content_key
+from pipelines.dataset.manifest_rows import ManifestRow, SourceKind
+from pipelines.dataset.probe import VideoInfo, probe_frames, probe_video
+from pipelines.decode.demux import open_video
+from pipelines.decode.jpeg_frames import JpegFrames, list_frames
+from pipelines.decode.pyav import Roi, decode_frames
+from pipelines.decode.video_file import read_content
+from pipelines.errors import VideoError
+
+
+class ReadFrames(Protocol):
+    """The requested frames as read from disk, not yet decoded."""
+
+    @property
+    def encoded(self) -> Path | bytes | None:
+        """The video file that holds them, or its path if it is long; None where there is none, as of JPEG
+        frames. What decodes it in the graph is chosen by this."""
+
+    @property
+    def indices(self) -> NDArray[np.int32]:
+        """Their numbers in the whole video."""
+
+    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The frames in the requested order as RGB, (T, H, W, 3); raises VideoError.
+
+        roi: (top, left, bottom, right) of the pixels to return. size: (height, width) that they must have.
+        """
+
+
+class VideoSource(Protocol):
+    """Where a row's frames are. Where they cannot be used, every method but `content_key` raises
+    VideoError."""
+
+    def read(self, indices: NDArray[np.int32]) -> ReadFrames:
+        """Read what the frames at `indices`, numbers in the row, need."""
+
+    def probe(self, *, deep: bool = False) -> VideoInfo:
+        """Probe the whole video. deep: decode every frame."""
+
+    def check_opens(self) -> None:
+        """Open it and read its header, without decoding."""
+
+    def encoded_bytes(self) -> int | None:
+        """Size of the video file that `read` returns as `encoded`; None where it returns none."""
+
+    def content_key(self) -> int:
+        """A 64-bit hash of parts of the whole video's content, 0 if it cannot be read; see `content_key`."""
+
+
+def open_source(path: Path, row: ManifestRow) -> VideoSource:
+    """The source of a row; opens nothing yet.
+
+    path: the absolute path of the row.
+    """
+    return _CLASSES[SourceKind(row.source)](path, row)
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """Frames of a video file."""
+
+    encoded: Path | bytes
+    indices: NDArray[np.int32]
+
+    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+        return decode_frames(self.encoded, self.indices, roi, size=size)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A video file, or a range of bytes of a file."""
+
+    path: Path
+    row: ManifestRow
+
+    def read(self, indices: NDArray[np.int32]) -> EncodedFrames:
+        return EncodedFrames(self._content(), indices + np.int32(self.row.first_frame))
+
+    def probe(self, *, deep: bool = False) -> VideoInfo:
+        return probe_video(self._content() if self.row.length else self.path, deep=deep)
+
+    def check_opens(self) -> None:
+        with open_video(self._content() if self.row.length else self.path):
+            pass
+
+    def encoded_bytes(self) -> int:
+        try:
+            return self.row.length or self.path.stat().st_size
+        except OSError as error:
+            raise VideoError(f"cannot be read: {error.strerror}") from error
+
+    def content_key(self) -> int:
+        return content_key(self.path, self.row.offset, self.row.length)
+
+    def _content(self) -> Path | bytes:
+        return read_content(self.path, self.row.offset, self.row.length)
+
+
+@dataclass(frozen=True)
+class PictureFrames:
+    """Frames of a folder of JPEG frames."""
+
+    frames: JpegFrames
+    indices: NDArray[np.int32]
+    encoded: None = None
+
+    def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
+        return self.frames.decode(self.indices, roi, size=size)
+
+
+@dataclass(frozen=True)
+class FramesSource:
+    """A folder of JPEG frames."""
+
+    path: Path
+    row: ManifestRow
+
+    def read(self, indices: NDArray[np.int32]) -> PictureFrames:
+        inside = indices + np.int32(self.row.first_frame)
+        frames = self.row.video_frames or self.row.frames
+        return PictureFrames(JpegFrames.read(self.path, inside, frames), inside)
+
+    def probe(self, *, deep: bool = False) -> VideoInfo:
+        return probe_frames(self.path)
+
+    def check_opens(self) -> None:
+        list_frames(self.path)
+
+    def encoded_bytes(self) -> None:
+        return None
+
+    def content_key(self) -> int:
+        try:
+            names = list_frames(self.path)
+        except VideoError:
+            return 0
+        chosen = {names[0], names[len(names) // 2], names[-1]}
+        return combined_key(len(names), *(content_key(self.path / name) for name in sorted(chosen)))
+
+
+_CLASSES: dict[SourceKind, type[FileSource] | type[FramesSource]] = {
+    SourceKind.FILE: FileSource,
+    SourceKind.FRAMES: FramesSource,
+}
