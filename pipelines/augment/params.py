@@ -90,7 +90,19 @@ def draw_clip_params(
     """
     indices = train_indices(frames, spec.frames, np.random.default_rng([seed, epoch, sample]))
     rng = np.random.default_rng([seed, epoch, sample, 1 + repeat])
-    transforms = draw_transforms(spec, rng, height, width)
+    return _clip_params(spec, indices, draw_transforms(spec, rng, height, width), height, width)
+
+
+def placeholder_params(spec: TrainClipSpec, size: int) -> ClipParams:
+    """Without a draw, the parameters of a clip of one frame of `size` x `size` pixels: no crop, no change."""
+    unchanged = [DrawnOperation(operation, (1.0,)) for operation in JITTERED]
+    transforms = ClipTransforms(Box(0, 0, size, size), mirrored=False, operations=[], jitter=unchanged)
+    return _clip_params(spec, np.zeros(spec.frames, np.int32), transforms, size, size)
+
+
+def _clip_params(
+    spec: TrainClipSpec, indices: NDArray[np.int32], transforms: ClipTransforms, height: int, width: int
+) -> ClipParams:
     restricted = restrict_to_roi(transforms.operations, transforms.crop, height, width, spec.operations)
     matrix = crop_matrix(transforms.crop, transforms.mirrored, spec.size)
     arrays: dict[str, NDArray[Any]] = {"crop_matrix": matrix}
@@ -99,11 +111,8 @@ def draw_clip_params(
         arrays["operation_arguments"] = restricted.arguments
         arrays["operation_regions"] = restricted.regions
     if spec.color_jitter:
-        codes, factors = zip(
-            *((each.operation, each.arguments[0]) for each in transforms.jitter), strict=True
-        )
-        arrays["jitter_codes"] = np.array(codes, np.int32)
-        arrays["jitter_factors"] = np.array(factors, np.float32)
+        arrays["jitter_codes"] = np.array([each.operation for each in transforms.jitter], np.int32)
+        arrays["jitter_factors"] = np.array([each.arguments[0] for each in transforms.jitter], np.float32)
     return ClipParams(indices, np.array(restricted.roi, np.int32), arrays)
 
 

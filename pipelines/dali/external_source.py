@@ -12,11 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.augment.params import ClipParams, TrainClipSpec, ViewSpec, draw_clip_params
+from pipelines.augment.params import ClipParams, TrainClipSpec, ViewSpec, draw_clip_params, placeholder_params
 from pipelines.dali.encoded_input import PLACEHOLDER_SIZE
 from pipelines.dali.sample_layout import Arrays, SampleLayout, record_dtype, train_layout, view_layout
 from pipelines.dali.sample_reader import LoadedSample, SampleReader, SampleRequest, Window
-from pipelines.dataset.manifest import ManifestRow
 from pipelines.formatting import printable
 from pipelines.sampling.sampler import Slot, TrainSampler, ViewSampler
 from pipelines.sampling.temporal import view_indices
@@ -87,35 +86,9 @@ class TrainSource:
         slots = [self.sampler.slot(step, index + repeat) for repeat in range(self.sampler.repeats)]
         sample = slots[0].sample
         row, reason = self.reader.row(sample)
-        params = self._draw(slots, row)
-        in_graph = self.reader.decoding.in_graph(
-            (step * self.sampler.global_batch + index) // self.sampler.repeats
-        )
-        request = SampleRequest(sample, row, params[0].indices, _union(params), in_graph, reason)
-        return request, slots, params
-
-    def __call__(self, info: SampleInfo) -> tuple[NDArray[Any], ...]:
-        request, slots, params = self.sample(info.idx_in_epoch)
-        loaded = self.reader.load(request)
-        arrays = dict(loaded.arrays)
-        if loaded.reason and request.row is not None:
-            params = self._draw(slots, None)  # the placeholder has another size than the row
-        if loaded.reason and not self.crops_in_graph:
-            top, left, bottom, right = params[0].roi
-            arrays["frames"] = arrays["frames"][:, top:bottom, left:right]
-        arrays["roi"] = np.array([each.roi for each in params], np.int32) - np.array(
-            loaded.origin * 2, np.int32
-        )
-        for name in params[0].arrays:
-            arrays[name] = np.array([each.arrays[name] for each in params])
-        keys = [self.sampler.mask_key(slot) for slot in slots]
-        return self.layout.pack(arrays | _about(request, loaded, keys, self.record))
-
-    def _draw(self, slots: Sequence[Slot], row: ManifestRow | None) -> list[ClipParams]:
-        """The parameters of each repeat, for frames of the row's size; without one, of the placeholder's."""
         size = PLACEHOLDER_SIZE
         frames, height, width = (1, size, size) if row is None else (row.frames, row.height, row.width)
-        return [
+        params = [
             draw_clip_params(
                 self.clip,
                 seed=self.sampler.seed,
@@ -128,6 +101,28 @@ class TrainSource:
             )
             for slot in slots
         ]
+        in_graph = self.reader.decoding.in_graph(
+            (step * self.sampler.global_batch + index) // self.sampler.repeats
+        )
+        request = SampleRequest(sample, row, params[0].indices, _union(params), in_graph, reason)
+        return request, slots, params
+
+    def __call__(self, info: SampleInfo) -> tuple[NDArray[Any], ...]:
+        request, slots, params = self.sample(info.idx_in_epoch)
+        loaded = self.reader.load(request)
+        arrays = dict(loaded.arrays)
+        if loaded.reason and request.row is not None:  # the parameters are for frames of the row's size
+            params = [placeholder_params(self.clip, PLACEHOLDER_SIZE)] * len(slots)
+        elif loaded.reason and not self.crops_in_graph:
+            top, left, bottom, right = params[0].roi
+            arrays["frames"] = arrays["frames"][:, top:bottom, left:right]
+        arrays["roi"] = np.array([each.roi for each in params], np.int32) - np.array(
+            loaded.origin * 2, np.int32
+        )
+        for name in params[0].arrays:
+            arrays[name] = np.array([each.arrays[name] for each in params])
+        keys = [self.sampler.mask_key(slot) for slot in slots]
+        return self.layout.pack(arrays | _about(request, loaded, keys, self.record))
 
     def _slot_index(self, position: int) -> tuple[int, int]:
         """The step, and the index in its global batch, of a sample's first repeat."""

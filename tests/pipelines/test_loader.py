@@ -130,6 +130,9 @@ def test_bad_samples_leave_the_batch_complete_and_are_reported(
     wrong = {i for i, _ in manifest.wrong_rows()}
     assert wrong == {6, 7, 8, 9}
     good_rows = set(range(32)) - wrong
+    pixels = torch.cat([batch.clips for batch in batches]).cpu()
+    of_videos = pixels[~valid & torch.tensor([i in good_rows for i in ids.tolist()])]
+    assert torch.equal(of_videos, of_videos[:1, :, :1, :1, :1].expand_as(of_videos))  # one and the same grey
     supported = GraphDecoder.for_device(gpu=device.type == "cuda").codecs
     unsupported = {i for i in good_rows if decoder == "dali" and manifest.row(i).codec not in supported}
     assert bad == {0, 1, 2, 3, 4} | wrong | unsupported
