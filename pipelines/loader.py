@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.augment.mixing import MixedLabels, MixingSpec, mix_clips
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions, autotune, copy_seconds
 from pipelines.bad_samples import BadSample, BadSamples
@@ -60,6 +61,8 @@ class ClipBatch:
     keys: torch.Tensor
     """int64, (B,): seeds of a training clip's dropout masks, the same wherever and whenever the clip is made
     (`TrainSampler.mask_key`); 0 in evaluation."""
+    mixed: MixedLabels | None = None
+    """The second labels, where clips are mixed."""
 
 
 class ClipLoader:
@@ -72,13 +75,19 @@ class ClipLoader:
     """
 
     def __init__(
-        self, graph: Graph, resources: LoaderResources, batches: int, in_flight: Path | None = None
+        self,
+        graph: Graph,
+        resources: LoaderResources,
+        batches: int,
+        in_flight: Path | None = None,
+        mixing: MixingSpec | None = None,
     ) -> None:
         """Start the worker processes.
 
         Args:
             batches: of one pass; 0 for an endless stream.
             in_flight: the `InFlightFile` to write while the graph decodes.
+            mixing: of training clips.
         """
         self.batches = batches
         self.resources = resources
@@ -88,6 +97,7 @@ class ClipLoader:
         if in_flight is not None and graph.source.reader.decoding.name != "pyav":
             self._in_flight = InFlightFile(in_flight, graph.source, IN_FLIGHT * resources.prefetch)
         self._repeats = graph.source.clips_per_sample if isinstance(graph.source, TrainSource) else 1
+        self._mixing = mixing
         self._copy_seconds = copy_seconds(resources.device)
         self._refused: RefusedRequests = {}
         self._served = 0
@@ -161,11 +171,21 @@ class ClipLoader:
         numbers = torch.from_numpy(
             np.stack([by_clip["label"], by_clip["sample"], by_clip["valid"], records["keys"].reshape(-1)])
         )
-        if pixels.is_cuda:  # a copy from memory that is not pinned would wait for all queued GPU work
-            numbers = numbers.pin_memory().to(pixels.device, non_blocking=True)
-        labels, ids, valid, keys = numbers
         pixels = pixels.flatten(0, 1) if self._repeats > 1 else pixels
-        return ClipBatch(pixels, labels, ids, valid.bool(), keys)
+        mixed = None
+        if self._mixing is not None:
+            valid_clips, clip_keys = numbers[2].tolist(), numbers[3].tolist()
+            mixed = mix_clips(self._mixing, pixels, numbers[0], valid_clips, clip_keys, self._repeats)
+        if mixed is not None:
+            mixed = MixedLabels(self._to_device(mixed.labels), self._to_device(mixed.weights))
+        labels, ids, valid, keys = self._to_device(numbers)
+        return ClipBatch(pixels, labels, ids, valid.bool(), keys, mixed)
+
+    def _to_device(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self.resources.device.type != "cuda":
+            return numbers
+        # A copy from memory that is not pinned would wait for all queued GPU work.
+        return numbers.pin_memory().to(self.resources.device, non_blocking=True)
 
     def _run(self) -> Any:
         """The pipeline's next outputs.
@@ -272,19 +292,23 @@ def train_loader(
     options: LoaderOptions,
     crashed: CrashedSamples | None = None,
     in_flight: Path | None = None,
+    mixing: MixingSpec | None = None,
 ) -> ClipLoader:
     """An endless loader of training micro-batches, the first of them of `first_step`.
 
     Args:
         crashed: samples that the graph does not decode, as `find_crashed` found them.
         in_flight: the file with which a later start finds them.
+        mixing: mixup, CutMix and random erasing of the clips.
 
     Raises:
         DataError: the dataset is empty, or NVDEC is to decode and is missing.
-        ValueError: a micro-batch would divide the repeats of a sample.
+        ValueError: a micro-batch would divide the repeats of a sample, or clips that are mixed.
     """
     if micro_batch % sampler.repeats:
         raise ValueError(f"a micro-batch of {micro_batch} divides the {sampler.repeats} repeats of a sample")
+    if mixing is not None and mixing.mixes and micro_batch % (2 * sampler.repeats):
+        raise ValueError(f"a micro-batch of {micro_batch} divides a pair of samples that are mixed")
     first = first_step * (sampler.global_batch // (micro_batch * world_size))
 
     def open_source(decoding: Decoding) -> TrainSource:
@@ -292,7 +316,7 @@ def train_loader(
         return TrainSource(reader, sampler, clip, micro_batch, rank, world_size, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
-    return ClipLoader(TrainGraph(open_source(decoding), mean, std), resources, 0, in_flight)
+    return ClipLoader(TrainGraph(open_source(decoding), mean, std), resources, 0, in_flight, mixing)
 
 
 def view_loader(

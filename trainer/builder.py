@@ -26,7 +26,7 @@ from trainer.errors import RunError
 from trainer.evaluation.final_scores import FinalScoreWriter
 from trainer.evaluation.finished_run import changed_settings
 from trainer.evaluation.scores import ScoreMetadata
-from trainer.lr_schedule import Schedule
+from trainer.lr_schedule import Schedule, describe_rate
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
 from trainer.monitoring.run_dir import RunDir
@@ -169,7 +169,13 @@ class Builder:
                 clips=0 if state is None else state.clips,
                 bad=0 if state is None else state.bad,
             ),
-            diagnosis=NonfiniteDiagnosis(engine, self.folder.path, self.description(), prepared.train.path),
+            diagnosis=NonfiniteDiagnosis(
+                engine,
+                self.folder.path,
+                self.description(),
+                prepared.train.path,
+                recipe.optimisation.label_smoothing,
+            ),
             skipped=self._skipped_steps(),
             checkpointer=checkpointer,
             validator=validator,
@@ -178,6 +184,7 @@ class Builder:
             data_monitor=DataBottleneckMonitor(train, cores_per_rank(environment)),
             stop=stop,
             watchdog=watchdog,
+            label_smoothing=recipe.optimisation.label_smoothing,
             step=self.start.step,
         )
 
@@ -318,7 +325,7 @@ class Builder:
             f"{recipe.name}: {activity}; {schedule.total_steps} steps of {prepared.sampler.global_batch} "
             f"clips ({world_size} rank{'s' * (world_size > 1)} on {self.environment.device.type} x "
             f"{layout.micro_batch} clips x {layout.accumulation} accumulated); {len(prepared.train):,} "
-            f"training and {len(prepared.val):,} validation videos"
+            f"training and {len(prepared.val):,} validation videos; {describe_rate(recipe.optimisation)}"
         )
 
 

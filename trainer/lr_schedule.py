@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from trainer.config.schema import Recipe
+from trainer.config.schema import OptimisationSection, Recipe
 
 
 def warmup_cosine(
@@ -57,13 +57,14 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """The rate of `step`, counted from 0."""
         optimisation = self.recipe.optimisation
+        scale = optimisation.rate_scale
         return warmup_cosine(
             step,
             total_steps=self.total_steps,
             warmup_steps=self.warmup_steps,
-            peak=optimisation.learning_rate,
-            start=optimisation.warmup_start,
-            end=optimisation.end_learning_rate,
+            peak=scale * optimisation.learning_rate,
+            start=scale * optimisation.warmup_start,
+            end=scale * optimisation.end_learning_rate,
         )
 
     @property
@@ -87,3 +88,14 @@ class Schedule:
 
     def _is_due(self, interval: int | None, done: int) -> bool:
         return interval is not None and done % interval == 0 and done < self.total_steps
+
+
+def describe_rate(optimisation: OptimisationSection) -> str:
+    """The peak learning rate, and whether it was scaled to the batch, for the log."""
+    batch, reference = optimisation.global_batch, optimisation.reference_batch
+    rate = f"learning rate {optimisation.rate_scale * optimisation.learning_rate:g}"
+    if reference is None:
+        return f"{rate}, not scaled by the batch"
+    if reference == batch:
+        return f"{rate}, given for this batch"
+    return f"{rate}: {optimisation.learning_rate:g} for {reference} clips, scaled to {batch}"

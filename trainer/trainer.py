@@ -46,6 +46,7 @@ class Trainer:
     data_monitor: DataBottleneckMonitor
     stop: StopRequest
     watchdog: Watchdog
+    label_smoothing: float = 0.0
     step: int = 0
     """Optimiser steps done."""
     is_finite: bool = True
@@ -95,7 +96,9 @@ class Trainer:
                 batch = next(batches)
             batch_hash += hash_clips(batch)
             logits = self.engine.forward(batch.clips, batch.keys)
-            losses = masked_cross_entropy(logits, batch.labels, batch.valid)
+            losses = masked_cross_entropy(
+                logits, batch.labels, batch.valid, batch.mixed, self.label_smoothing
+            )
             # The denominator counts bad clips too: no rank needs the number of bad clips of the others.
             loss = propagate_nonfinite(losses.sum())
             self.diagnosis.hold(self.step, number, batch, loss)

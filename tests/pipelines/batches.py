@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.augment.mixing import MixingSpec
 from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.pipeline import LoaderResources
@@ -43,13 +44,14 @@ def loader(
     first_step: int = 0,
     repeats: int = 1,
     how: LoaderOptions | None = None,
+    mixing: MixingSpec | None = None,
 ) -> ClipLoader:
     """A training loader with seed 3; `micro` None is the rank's whole share of the batch."""
     dataset = Dataset.open([manifest])
     return train_loader(
         dataset, TrainSampler(len(dataset), batch, seed=3, repeats=repeats), clip, mean=HALF, std=HALF,
         micro_batch=micro or batch // ranks, rank=rank, world_size=ranks, first_step=first_step,
-        options=how or options(),
+        options=how or options(), mixing=mixing,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.trainer.engine.test_batch_plan import recipe
-from trainer.lr_schedule import Schedule, warmup_cosine
+from trainer.lr_schedule import Schedule, describe_rate, warmup_cosine
 
 
 def rate(step: int, total: int = 100, warmup: int = 10) -> float:
@@ -49,3 +49,18 @@ def test_a_run_without_an_evaluation_at_its_end_may_have_none(evaluation_interva
     assert not Schedule(6, 0, evaluation_interval, None, quiet).evaluates
     assert Schedule(7, 0, 6, None, quiet).evaluates
     assert Schedule(6, 0, evaluation_interval, None, asked).evaluates
+
+
+@pytest.mark.parametrize(("reference", "scale"), [(None, 1.0), (512, 1.0), (1024, 0.5)])
+def test_rates_are_kept_or_scaled_to_the_batch_and_the_log_says_which(
+    reference: int | None, scale: float
+) -> None:
+    kept = recipe({})
+    section = kept.optimisation.model_copy(update={"reference_batch": reference})
+    scaled = kept.model_copy(update={"optimisation": section})
+    before, after = Schedule.of(kept, 10), Schedule.of(scaled, 10)
+    for step in range(6):
+        assert after.learning_rate(step) == pytest.approx(scale * before.learning_rate(step), rel=1e-12)
+    text = describe_rate(section)
+    assert ("scaled to 512" in text) == (reference == 1024)
+    assert ("not scaled" in text) == (reference is None)

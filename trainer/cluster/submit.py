@@ -66,7 +66,7 @@ def plan_submission(
         if recipe.tracking.enabled:
             set_job_credentials(recipe.tracking.uri)
         most = limit if isinstance(limit, int) else None
-        split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.sampling.repeats)
+        split_batch(recipe.optimisation.global_batch, request.ranks, most, recipe.clip_group)
         manifests = [*(part.manifest for part in recipe.data.train_manifests), recipe.data.val]
         absent = [str(path) for path in manifests if not path.exists()]
         if absent and recipe.data.embedded is None:

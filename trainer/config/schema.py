@@ -161,6 +161,22 @@ class AugmentationSection(Section):
     spread of the magnitude (above 100: uniform from 0 to m), mmax largest magnitude (10), p chance of each
     operation (0.5), and inc1 (operations that grow with the magnitude), which is required; null is none."""
 
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Alpha of mixup: pairs of clips of the batch are averaged with a weight from Beta(alpha, alpha), and so
+    are their labels; 0 is none, 0.8 is usual."""
+
+    cutmix: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Alpha of CutMix: a box of the clip, in all frames, comes from the other clip of a pair, and a share of
+    the label with it; 0 is none, 1 is usual. With `mixup`, each pair takes either with probability one half.
+    """
+
+    mix_probability: Share = 1.0
+    """Probability that a pair of clips is mixed by `mixup` or `cutmix`."""
+
+    random_erasing: Share = 0.0
+    """Probability that a box of 2 to 33 % of the clip, the same in all frames, is set to the mean colour;
+    0.25 is usual."""
+
     mean: tuple[Mean, Mean, Mean] = (0.45, 0.45, 0.45)
     """Subtracted from red, green and blue of a pixel scaled to 0..1."""
 
@@ -207,7 +223,12 @@ class OptimisationSection(Section):
     """Length of the training in optimiser steps; or give `epochs`."""
 
     learning_rate: Annotated[float, Field(ge=MIN_RATE, le=10)]
-    """Peak learning rate; it belongs to the global batch."""
+    """Peak learning rate, of a batch of `reference_batch` clips where that is given, else of any batch."""
+
+    reference_batch: Clips | None = None
+    """The global batch that the rates belong to: at another `global_batch`, `learning_rate`, `warmup_start`
+    and `end_learning_rate` are multiplied by `global_batch` / `reference_batch`; null keeps them. The log
+    says which."""
 
     warmup_epochs: Annotated[float, Field(ge=0, le=10**6)] | None = None
     """Length of the warm-up in epochs; or give `warmup_steps`; neither means no warm-up."""
@@ -233,6 +254,9 @@ class OptimisationSection(Section):
     clip_norm: Annotated[float, Field(ge=1e-6, le=10**6)] | None = 20.0
     """Global gradient norm above which gradients are scaled down; null never clips."""
 
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each training label that is spread evenly over all classes; 0 is none, 0.1 is usual."""
+
     layer_decay: Annotated[float, Field(ge=0.01, le=1)] | None = None
     """Layer-wise decay: each backbone block's learning rate is this many times that of the block after it;
     null is the same rate for all."""
@@ -255,6 +279,11 @@ class OptimisationSection(Section):
             if length is not None and warmup is not None and warmup > length:
                 raise ValueError(f"the warm-up ({warmup:g}) is longer than the training ({length:g})")
         return self
+
+    @property
+    def rate_scale(self) -> float:
+        """By what the learning rates are multiplied."""
+        return self.global_batch / (self.reference_batch or self.global_batch)
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """Optimiser steps of the whole training, at least 1."""
@@ -428,14 +457,26 @@ class Recipe(Section):
     run: RunSection = RunSection()
 
     @model_validator(mode="after")
-    def _whole_repeats(self) -> Self:
+    def _whole_groups(self) -> Self:
         repeats = self.sampling.repeats
         if self.optimisation.global_batch % repeats:
             raise ValueError(
                 f"optimisation.global_batch ({self.optimisation.global_batch}) must be a multiple of "
                 f"sampling.repeats ({repeats}), so that all repeats of a clip share a batch"
             )
+        if self.optimisation.global_batch % self.clip_group:
+            raise ValueError(
+                f"optimisation.global_batch ({self.optimisation.global_batch}) must be a multiple of "
+                f"{self.clip_group}: augmentation.mixup and augmentation.cutmix mix clips in pairs"
+            )
         return self
+
+    @property
+    def clip_group(self) -> int:
+        """Consecutive clips of a global batch that a micro-batch may not divide: repeats, pairs to mix."""
+        mixing = self.augmentation
+        mixes = (mixing.mixup > 0 or mixing.cutmix > 0) and mixing.mix_probability > 0
+        return self.sampling.repeats * (2 if mixes else 1)
 
     def flattened(self) -> dict[str, Scalar]:
         """Every leaf under its dotted name, such as `optimisation.betas`; lists as JSON text."""

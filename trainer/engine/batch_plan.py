@@ -63,17 +63,17 @@ def choose_batch_plan(
         RecipeError: the global batch cannot be divided so.
         RunError: something is left to `auto`, and nothing fits.
     """
-    engine, batch, repeats = recipe.engine, recipe.optimisation.global_batch, recipe.sampling.repeats
+    engine, batch, group = recipe.engine, recipe.optimisation.global_batch, recipe.clip_group
     stages, notes = _stages(recipe, world_size, precision)
     limit = None if engine.micro_batch == "auto" else engine.micro_batch
-    given, _ = split_batch(batch, world_size, limit, repeats)
+    given, _ = split_batch(batch, world_size, limit, group)
     share = batch // world_size
     possible = Choices(
         recipe=recipe,
         memory=MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind),
         available=available,
         stages=_possible_stages(recipe, world_size, precision),
-        sizes=[size * repeats for size in _divisors(share // repeats)],
+        sizes=[size * group for size in _divisors(share // group)],
         blocks=range(config.depth + 1),
     )
     choices = replace(

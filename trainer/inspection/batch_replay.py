@@ -27,7 +27,7 @@ from trainer.errors import RunError
 from trainer.inspection.contact_sheet import denormalise
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.run_dir import RunDir
-from trainer.setup.preparation import model_config, resolve_flip, train_clip, train_sampler
+from trainer.setup.preparation import mixing, model_config, resolve_flip, train_clip, train_sampler
 
 _MICRO_BATCH = 8  # clips per batch of the loader; their content does not depend on it
 
@@ -113,6 +113,8 @@ def replay_step(
     options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
     if options.splits and share is None:
         notes += (f"{folder.decoding} has no decoder split; it was measured again",)
+    if recipe.clip_group > recipe.sampling.repeats:
+        notes += ("augmentation.mixup or cutmix: a clip shows its partner too; the label is its own",)
     clips, batch_hash = _make(train, sampler, clip, recipe, step, options, shown, columns, making)
     done = ReplayedStep(step, clips, train.class_names, batch_hash, recorded, notes)
     if done.equal is False:
@@ -193,7 +195,7 @@ def _make(
     columns: int,
     making: Progress | None,
 ) -> tuple[tuple[ReplayedClip, ...], str]:
-    micro_batch = _micro_batch(sampler)
+    micro_batch = _micro_batch(sampler.global_batch, recipe.clip_group)
     chosen = torch.linspace(0, clip.frames - 1, min(columns, clip.frames)).round().long()
     mean, std = recipe.augmentation.mean, recipe.augmentation.std
     planned = describe_batch(train, sampler, clip, step - 1)
@@ -201,7 +203,7 @@ def _make(
     total = torch.zeros((), dtype=torch.int64, device=options.device)
     loader = train_loader(
         train, sampler, clip, mean=mean, std=std, micro_batch=micro_batch, rank=0, world_size=1,
-        first_step=step - 1, options=options,
+        first_step=step - 1, options=options, mixing=mixing(recipe),
     )  # fmt: skip
     with closing(loader):
         for batch in loader:
@@ -217,14 +219,10 @@ def _make(
     return tuple(clips), format_hash(*split_halves(total).tolist())
 
 
-def _micro_batch(sampler: TrainSampler) -> int:
-    """The largest divisor of the batch up to `_MICRO_BATCH` that keeps a sample's repeats together."""
-    fitting = (
-        count
-        for count in range(max(_MICRO_BATCH, sampler.repeats), 0, -1)
-        if sampler.global_batch % count == 0 and count % sampler.repeats == 0
-    )
-    return next(fitting)
+def _micro_batch(global_batch: int, group: int) -> int:
+    """The largest divisor of the batch up to `_MICRO_BATCH` that is a multiple of the group of clips."""
+    counts = range(max(_MICRO_BATCH, group), 0, -1)
+    return next(count for count in counts if global_batch % count == 0 and count % group == 0)
 
 
 def _differences(folder: RunDir, done: ReplayedStep, device: torch.device) -> tuple[str, ...]:

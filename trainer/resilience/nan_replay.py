@@ -12,6 +12,7 @@ from torch import Tensor
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_safetensors
 from models.weights.safetensors_header import WeightFileError
+from pipelines.augment.mixing import MixedLabels
 from pipelines.formatting import printable
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.tensor_file import write_tensors
@@ -23,6 +24,7 @@ from trainer.resilience.nan_tracer import NonfiniteTrace, trace_nonfinite
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
 _OF_EACH_CLIP = {"labels": torch.int64, "ids": torch.int64, "valid": torch.bool, "keys": torch.int64}
+_OF_EACH_MIXED_CLIP = {"mixed_labels": torch.int64, "mixed_weights": torch.float32}
 _PRECISIONS = ["fp32", "autocast", "bf16"]
 _AROUND = 6  # modules printed before and after the first that is not finite
 
@@ -30,8 +32,8 @@ _AROUND = 6  # modules printed before and after the first that is not finite
 def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
     """Write a micro-batch; its weights are in `WEIGHTS` beside it. Raises OSError.
 
-    about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `words` (the reason), and `paths` of
-        the videos.
+    about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `label_smoothing`, `words` (the
+        reason), and `paths` of the videos.
     """
     tensors = {
         "clips": batch.clips.float(),
@@ -40,6 +42,8 @@ def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> No
         "valid": batch.valid,
         "keys": batch.keys,
     }
+    if batch.mixed is not None:
+        tensors |= {"mixed_labels": batch.mixed.labels, "mixed_weights": batch.mixed.weights}
     file.parent.mkdir(parents=True, exist_ok=True)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_tensors(file, held, {"format": FORMAT, "about": json.dumps(about)})
@@ -65,7 +69,7 @@ def replay(file: Path) -> bool:
     )
     reproduced = False
     for precision in dict.fromkeys(["fp32", about["precision"]]):
-        losses, found = _run_again(model, tensors, precision)
+        losses, found = _run_again(model, tensors, precision, about.get("label_smoothing", 0.0))
         words = "all is finite" if found.origin is None else found.origin.description
         console.print(f"\n{precision}: {words}", style="bold")
         _print_losses(console, tensors, paths, losses)
@@ -96,9 +100,12 @@ def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
 def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: int) -> dict[str, Tensor]:
     """The tensors, checked against the model. Raises RunError."""
     size = config.resolution
+    of_each_clip = _OF_EACH_CLIP
+    if stored.shapes.keys() & _OF_EACH_MIXED_CLIP.keys():
+        of_each_clip = of_each_clip | _OF_EACH_MIXED_CLIP
     wanted = {
         "clips": ((count, 3, config.frames, size, size), torch.float32),
-        **{name: ((count,), dtype) for name, dtype in _OF_EACH_CLIP.items()},
+        **{name: ((count,), dtype) for name, dtype in of_each_clip.items()},
     }
     for name, (shape, dtype) in wanted.items():
         found = stored.shapes.get(name)
@@ -114,11 +121,12 @@ def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: i
         tensors = stored.read(wanted, finite=False)
     except ModelError as error:
         raise RunError(f"--replay {file}: cannot be read: {error}") from error
-    if int(tensors["labels"].max()) >= config.num_classes:
-        raise RunError(
-            f"--replay {file}: it is damaged: a label is {int(tensors['labels'].max())}, and the model of "
-            f"{WEIGHTS} has {config.num_classes} classes"
-        )
+    for name in tensors.keys() & {"labels", "mixed_labels"}:
+        if (largest := int(tensors[name].max())) >= config.num_classes:
+            raise RunError(
+                f"--replay {file}: it is damaged: a label is {largest}, and the model of "
+                f"{WEIGHTS} has {config.num_classes} classes"
+            )
     return tensors
 
 
@@ -131,6 +139,8 @@ def _about(file: Path, text: str) -> dict[str, Any]:
         not isinstance(about, dict)
         or any(type(about.get(name)) is not int for name in ("step", "rank", "micro_batch"))
         or about.get("precision") not in _PRECISIONS
+        or not isinstance(about.get("label_smoothing", 0.0), float)
+        or not 0 <= about.get("label_smoothing", 0.0) < 1
         or not isinstance(about.get("words"), str)
         or not isinstance(about.get("paths"), list)
         or not about["paths"]
@@ -145,18 +155,23 @@ def _short(kind: torch.dtype) -> str:
 
 
 def _run_again(
-    model: UniFormerV2, tensors: dict[str, Tensor], precision: str
+    model: UniFormerV2, tensors: dict[str, Tensor], precision: str, label_smoothing: float
 ) -> tuple[list[float], NonfiniteTrace]:
     """Each clip's loss, and the first value that is not finite."""
     lowered = precision == "bf16"
     model.to(torch.bfloat16 if lowered else torch.float32)
     losses: list[float] = []
+    mixed = None
+    if "mixed_labels" in tensors:
+        mixed = MixedLabels(tensors["mixed_labels"], tensors["mixed_weights"])
 
     def run() -> Tensor:
         clips = tensors["clips"].bfloat16() if lowered else tensors["clips"]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             logits = model(clips, tensors["keys"])
-        each = masked_cross_entropy(logits.float(), tensors["labels"], tensors["valid"])
+        each = masked_cross_entropy(
+            logits.float(), tensors["labels"], tensors["valid"], mixed, label_smoothing
+        )
         losses.extend(each.tolist())
         return each.mean()
 

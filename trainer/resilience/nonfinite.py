@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.augment.mixing import MixedLabels
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.retention import MARGIN
 from trainer.checkpoint.weights import save_weights
@@ -46,7 +47,8 @@ class _HeldBatch:
 
     def __init__(self, step: int, batch: ClipBatch, loss: Tensor) -> None:
         self.step = step
-        self.batch = ClipBatch(*(tensor.clone() for tensor in _tensors(batch)))
+        clips, labels, ids, valid, keys, *mixed = (tensor.clone() for tensor in _tensors(batch))
+        self.batch = ClipBatch(clips, labels, ids, valid, keys, MixedLabels(*mixed) if mixed else None)
         self.number = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._finite = loss.detach().isfinite()
 
@@ -58,23 +60,30 @@ class _HeldBatch:
 
 
 def _tensors(batch: ClipBatch) -> tuple[Tensor, ...]:
-    return batch.clips, batch.labels, batch.ids, batch.valid, batch.keys
+    mixed = () if batch.mixed is None else (batch.mixed.labels, batch.mixed.weights)
+    return batch.clips, batch.labels, batch.ids, batch.valid, batch.keys, *mixed
 
 
 class NonfiniteDiagnosis:
     """Holds a micro-batch of each of the last two steps, and finds the cause of a nonfinite step.
 
     folder: the run directory. description: metadata of the weights, see `TrainState`. path_of: a sample's
-    file.
+    file. label_smoothing: of the loss.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, description: dict[str, Any], path_of: Callable[[int], Path]
+        self,
+        engine: Engine,
+        folder: Path,
+        description: dict[str, Any],
+        path_of: Callable[[int], Path],
+        label_smoothing: float = 0.0,
     ) -> None:
         self._engine = engine
         self._folder = folder / "not-finite"
         self._description = description
         self._path_of = path_of
+        self._label_smoothing = label_smoothing
         self._held: deque[_HeldBatch] = deque()
         self._kept = 0
 
@@ -127,7 +136,7 @@ class NonfiniteDiagnosis:
 
     def _loss(self, batch: ClipBatch) -> Tensor:
         logits = self._engine.forward_outside_step(batch.clips, batch.keys)
-        losses = masked_cross_entropy(logits, batch.labels, batch.valid)
+        losses = masked_cross_entropy(logits, batch.labels, batch.valid, batch.mixed, self._label_smoothing)
         # At stage 3 weights are gathered only while their module runs: the backward pass is not traced.
         return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
 
@@ -147,6 +156,7 @@ class NonfiniteDiagnosis:
             "rank": rank,
             "micro_batch": number,
             "precision": self._engine.precision,
+            "label_smoothing": self._label_smoothing,
             "words": words,
             "paths": [str(self._path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()],
         }

@@ -16,7 +16,7 @@ from trainer.distributed.collectives import broadcast_from_main, run_on_all_rank
 from trainer.distributed.environment import Environment, cores_per_rank
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.decoder_crashes import LoaderInput, find_crashed_videos, in_flight_file
-from trainer.setup.preparation import Preparation
+from trainer.setup.preparation import Preparation, mixing
 from trainer.setup.shared_memory import check_shared_memory
 
 
@@ -56,6 +56,7 @@ def open_loaders(
         first_step=first_step,
         crashed=crashed.get("train"),
         in_flight=in_flight_file(folder, "train", environment.rank),
+        mixing=mixing(recipe),
     )
     open_val = partial(
         view_loader,

@@ -12,6 +12,7 @@ import torch
 
 from models import UniFormerV2Config, build_config
 from pipelines.augment.flip_labels import mirrored_classes
+from pipelines.augment.mixing import MixingSpec
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dataset.concat import Dataset, check_same_classes
@@ -19,7 +20,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.errors import VideoError
 from pipelines.sampling.sampler import Part, TrainSampler
 from trainer.checkpoint.metadata import WEIGHTS
-from trainer.config.schema import Recipe
+from trainer.config.schema import AugmentationSection, OptimisationSection, Recipe
 from trainer.distributed.manifest_cache import open_manifest
 from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
 from trainer.engine.memory_estimate import AvailableMemory
@@ -32,6 +33,12 @@ _NAMED = 4
 
 BATCH_NORM_CLIPS = "clips that a batch norm sees (engine.micro_batch x ranks)"
 """The one setting of `resume_settings` that depends on the machine."""
+
+_ADDED: dict[str, Any] = {
+    "mixup": 0.0, "cutmix": 0.0, "mix_probability": 1.0, "random_erasing": 0.0,
+    "label_smoothing": 0.0, "reference_batch": None,
+}  # fmt: skip
+"""Fields that checkpoints of earlier versions lack, with the values that compute the same as those did."""
 
 CHECKED_VIDEOS = 1000  # videos, evenly over the data set, whose codec `check_decoder` reads
 
@@ -213,9 +220,9 @@ def resume_settings(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
     change. `checkpoint.weights_origin` compares the weights that the training started from.
     """
     sampler, layout = prepared.sampler, prepared.layout
-    augmentation = recipe.augmentation.model_dump(mode="json")
+    augmentation = _without_unused(recipe.augmentation)
     del augmentation["flip_left_right"]  # its effect is in the resolved flip
-    optimisation = recipe.optimisation.model_dump(mode="json")
+    optimisation = _without_unused(recipe.optimisation)
     del optimisation["skipped_steps"]  # when to stop, not what to compute
     config = dataclasses.asdict(prepared.config)
     del config["recomputed_blocks"]  # changes memory and time only
@@ -243,6 +250,12 @@ def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
+def _without_unused(section: AugmentationSection | OptimisationSection) -> dict[str, Any]:
+    """The fields, without those that earlier versions did not have where they have no effect."""
+    values = section.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name not in _ADDED or value != _ADDED[name]}
+
+
 def preprocessing(recipe: Recipe, config: UniFormerV2Config) -> dict[str, Any]:
     """The preprocessing of a video for the model; stored with the weights."""
     return Preprocessing(
@@ -259,6 +272,18 @@ def _ratios(recipe: Recipe) -> list[float] | None:
     """The ratios of the training manifests; None where the recipe has none."""
     ratios = [part.ratio for part in recipe.data.train_manifests if part.ratio is not None]
     return ratios or None
+
+
+def mixing(recipe: Recipe) -> MixingSpec | None:
+    """Mixup, CutMix and random erasing; None without."""
+    augmentation = recipe.augmentation
+    spec = MixingSpec(
+        mixup=augmentation.mixup,
+        cutmix=augmentation.cutmix,
+        probability=augmentation.mix_probability,
+        erasing=augmentation.random_erasing,
+    )
+    return spec if spec.mixes or spec.erasing else None
 
 
 def train_clip(recipe: Recipe, config: UniFormerV2Config, flip: float) -> TrainClipSpec:

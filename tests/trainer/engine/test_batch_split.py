@@ -46,10 +46,10 @@ def test_the_parts_make_up_the_batch_and_keep_the_limit() -> None:
         ((2, 4, None, 1), "over 4 ranks; possible near by: 2 ranks, or a global batch of 4"),
         (
             (64, 3, None, 2),
-            "over 3 ranks x 2 repeats; possible near by: 2 or 4 ranks, or a global batch of 60",
+            "possible near by: 2 or 4 ranks, or a global batch of 60",
         ),
-        ((63, 3, None, 2), "global_batch 63 is no multiple of sampling.repeats 2; nearest: 62 or 64"),
-        ((64, 2, 1, 2), "micro_batch 1 does not hold one clip with its 2 repeats; allowed: 2 or more"),
+        ((63, 3, None, 2), "global_batch 63 is no multiple of 2 clips that stay together (sampling.repeats"),
+        ((64, 2, 1, 2), "engine.micro_batch 1 does not hold 2 clips"),
     ],
 )
 def test_an_impossible_division_names_the_possible_ones(

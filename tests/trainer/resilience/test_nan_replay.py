@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models import UniFormerV2, create_model
+from pipelines.augment.mixing import MixedLabels
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
@@ -42,7 +43,9 @@ def batch(**changes: torch.Tensor) -> ClipBatch:
     return ClipBatch(**{**fields, **changes})
 
 
-def kept(folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp32") -> Path:
+def kept(
+    folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp32", label_smoothing: float = 0.0
+) -> Path:
     """What a run leaves in its folder."""
     file = folder / "not-finite/step-0000008/rank-00001.safetensors"
     about = {
@@ -50,6 +53,7 @@ def kept(folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp3
         "rank": 1,
         "micro_batch": 2,
         "precision": precision,
+        "label_smoothing": label_smoothing,
         "words": "the output of [head] is NaN",
         "paths": PATHS,
     }
@@ -115,6 +119,21 @@ def test_what_does_not_happen_again_is_said(
     expected = float(torch.nn.functional.cross_entropy(logits[:1], torch.tensor([3])))
     last = [line.split() for line in shown.splitlines() if ".mp4" in line][-2:]  # of the run's precision
     assert [(sample, loss) for sample, loss, _ in last] == [("17", f"{expected:.4g}"), ("23", "0")]
+
+
+def test_the_loss_of_mixed_clips_has_both_labels_and_the_smoothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = model()
+    second, weights = torch.tensor([1, -1]), torch.tensor([0.25, 1.0])
+    seen = dataclasses.replace(batch(), mixed=MixedLabels(second, weights))
+    file = kept(tmp_path, made, seen, label_smoothing=0.2)
+    assert not replay(file)
+    targets = torch.tensor([0.04, 0.8 * 0.75 + 0.04, 0.04, 0.8 * 0.25 + 0.04, 0.04])
+    with torch.no_grad():
+        expected = -float((targets * made(seen.clips, seen.keys)[0].log_softmax(0)).sum())
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("17 ")]
+    assert float(row[1]) == pytest.approx(expected, rel=1e-3)  # four digits are printed
 
 
 def test_what_is_no_kept_file_is_refused(tmp_path: Path) -> None:
