@@ -7,6 +7,7 @@ the same on any number of ranks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +50,7 @@ class PairMix:
     """CutMix: the box that comes from the other clip; None is mixup."""
 
 
-@dataclass(frozen=True)
-class MixedLabels:
+class MixedLabels(NamedTuple):
     """The second label of each clip of a mixed batch."""
 
     labels: Tensor
