@@ -15,6 +15,8 @@ from pathlib import Path
 
 from trainer.verification.steps import STEPS
 
+SECONDS = {"cuda": 480.0, "cpu": 600.0}
+
 
 def parse() -> argparse.Namespace:
     names = ", ".join(step.name for step in STEPS)
@@ -23,7 +25,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", metavar="STEP", help=f"repeatable; one of: {names}")
     parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="repeatable")
-    parser.add_argument("--seconds", type=float, default=480.0, help="for all steps (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, help=f"for all steps ({SECONDS['cuda']:g}; on a CPU {SECONDS['cpu']:g})"
+    )
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
@@ -36,6 +40,8 @@ def parse() -> argparse.Namespace:
     for name in [*(args.only or []), *args.skip]:
         if name not in {step.name for step in STEPS}:
             parser.error(f"there is no step {name!r}; there are: {names}")
+    if args.seconds is None:
+        args.seconds = SECONDS[args.device]
     if args.seconds <= 0:
         parser.error(f"--seconds must be above 0, not {args.seconds:g}")
     if not args.list and args.device == "cuda":

@@ -9,6 +9,15 @@ from pipelines.worker_pool import usable_cores
 from trainer.verification.steps import VerificationTask
 
 ROOT = Path(__file__).parents[2]
+REHEARSED = (
+    "tests/gpu",
+    "tests/models/test_drop.py",
+    "tests/models/test_golden.py",
+    "tests/pipelines/augment/test_augment.py",
+    "tests/trainer/distributed/test_batch_hash.py",
+    "tests/trainer/engine/test_carried_losses.py",
+)
+"""What runs on a CPU, where `make test` runs all others."""
 OUTCOME = re.compile(
     r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED) (?P<test>tests/\S+)|(?P<name>tests/\S+) (?P<of>[A-Z]+)"
 )
@@ -27,6 +36,8 @@ def run_tests(task: VerificationTask) -> None:
     command = [sys.executable, "-m", "pytest", "-m", "on_device and not soak", "--device", task.device.type]
     # Prints each test by name when it ends: the settings have -q.
     command += ["-vv", "--tb=short"]
+    if not task.gpu:
+        command += REHEARSED
     if (workers := min(8, usable_cores() // 2)) > 1:
         command += ["--numprocesses", str(workers), "--dist", "loadfile"]
     outcomes: dict[str, str] = {}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -19,9 +20,19 @@ from trainer.engine.memory_estimate import GIB
 from trainer.monitoring.throughput import peak_flops
 from trainer.verification.steps import VerificationTask
 
+ROOT = Path(__file__).parents[2]
+
+
+LEAST_OF_PEAK = 0.6
+"""Share of the GPU's bf16 peak that a large product must reach; an H100 reached 0.79."""
+LEAST_COPIED = 0.5e12
+"""Bytes per second read and written that a copy must reach; an H100 reached 2.98e12."""
+PREFLIGHT_SECONDS = 60
+
 
 def inspect_gpu(task: VerificationTask) -> None:
-    """Reports the machine, measures memory bandwidth and product rates, and runs the decoder's self-test."""
+    """Reports the machine, measures memory bandwidth and product rates, and runs the decoder's self-test and
+    the preflight."""
     report, device = task.report, task.device
     about = describe_environment()
     report.measure("packages", ", ".join(f"{name} {version}" for name, version in about["packages"].items()))
@@ -41,19 +52,42 @@ def inspect_gpu(task: VerificationTask) -> None:
         report.check("NVDEC's library", has_nvdec(), LIBRARY, "can be loaded")
         for codec, limits in nvdec_limits().items():
             report.measure(f"NVDEC {codec}", limits)
-    copied = bandwidth(device)
-    report.measure("copy on the device, bytes read and written", f"{copied / 1e9:.0f} GB/s")
-    for kind in (torch.float32, *([torch.bfloat16] if task.gpu else [])):
-        side = 8192 if task.gpu else 1024
-        label = str(kind).removeprefix("torch.")
-        report.measure(
-            f"{label} product of {side} squared", f"{product_rate(device, side, kind) / 1e12:.2f} TFLOP/s"
-        )
+    measure_ceilings(task)
     command = [sys.executable, "-m", SELFTEST_MODULE, str(device)]
     trial = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     output = (trial.stdout.strip() or trial.stderr.strip())[-200:]
     right = trial.returncode == 0 and json.loads(trial.stdout) == {"frames": 16}
     report.check("trial decode by DALI", right, output, '{"frames": 16}')
+    command = [sys.executable, "launch/doctor.py", "--folder", str(task.folder)]
+    doctor = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PREFLIGHT_SECONDS, check=False
+    )
+    print(doctor.stdout, doctor.stderr)
+    output = "" if doctor.returncode == 0 else " ".join((doctor.stdout + doctor.stderr).split())[-300:]
+    report.check("preflight", doctor.returncode == 0, f"exit code {doctor.returncode} {output}", "0")
+
+
+def measure_ceilings(task: VerificationTask) -> None:
+    """Measures a copy on the device and matrix products. A shared GPU, or one that is throttled, fails."""
+    report, device = task.report, task.device
+    rate = bandwidth(device)
+    name, text = "copy on the device, bytes read and written", f"{rate / 1e9:.0f} GB/s"
+    if task.gpu:
+        report.check(name, rate >= LEAST_COPIED, text, f"at least {LEAST_COPIED / 1e9:.0f} GB/s")
+    else:
+        report.measure(name, text)
+    side = 8192 if task.gpu else 1024
+    flops = product_rate(device, side, torch.float32)
+    report.measure(f"float32 product of {side} squared", f"{flops / 1e12:.2f} TFLOP/s")
+    if not task.gpu:
+        return
+    flops = product_rate(device, side, torch.bfloat16)
+    name, text = f"bfloat16 product of {side} squared", f"{flops / 1e12:.2f} TFLOP/s"
+    peak = peak_flops(torch.cuda.get_device_name(device))
+    if peak is None:
+        report.measure(name, text)
+    else:
+        report.check(name, flops >= LEAST_OF_PEAK * peak, text, f"{LEAST_OF_PEAK:.0%} of the peak")
 
 
 def driver() -> str:

@@ -53,6 +53,7 @@ ON_GPU = (
     Case("l14_336", 64, 1, recomputed=24),
     Case("l14_336", 64, 2),
     Case("l14_336", 16, 4),
+    Case("l14_336", 16, 4, recomputed=24),
     Case("l14", 8, 16),
     Case("l14", 16, 8),
     Case("l14", 16, 16, recomputed=24),
@@ -60,6 +61,7 @@ ON_GPU = (
     Case("b16", 16, 16),
     Case("b16", 8, 32, zero_stage=3),
     Case("b16", 16, 16, form="temporal"),
+    Case("l14", 8, 8, form="temporal"),
 )
 ON_CPU = (Case("tiny", 4, 2), Case("tiny", 4, 2, recomputed=4), Case("tiny", 4, 2, form="temporal"))
 COMPILED_ON_GPU = (

@@ -17,6 +17,8 @@ from trainer.verification.steps import VerificationStep
 ROOT = Path(__file__).parents[2]
 LEAST = 10.0
 """Seconds: no step starts with less than this left for all."""
+MOST = 3
+"""Times its budget that a step may take, where earlier steps left enough."""
 SHOWN = 2000
 """Characters of a failed step's output that are kept."""
 
@@ -31,6 +33,9 @@ def run_steps(
 ) -> list[StepResult]:
     """Run each step; results are rewritten to `folder` after each, as results.json and results.md.
 
+    A step has its own budget and what earlier steps left, `MOST` times its budget at most. With fewer seconds
+    than all budgets, the first steps, which are the most important, get theirs.
+
     Args:
         device: `cpu`, or `cuda:0` and so on.
         seconds: for all steps together.
@@ -41,14 +46,16 @@ def run_steps(
     about, deadline = describe_environment(), time.monotonic() + seconds
     for number, step in enumerate(steps):
         left = deadline - time.monotonic()
-        if step.needs_gpu and device == "cpu":
+        if not runnable([step], device):
             results[number].status = "needs a GPU"
         elif left < LEAST:
             results[number].reason = f"the {seconds:.0f} s for all steps were over"
         else:
             announce(f"{step.name} ({number + 1} of {len(steps)}, {left:.0f} s left): {step.about}")
             try:
-                results[number] = run_step(step, device=device, folder=folder, limit=min(step.seconds, left))
+                spare = left - sum(later.seconds for later in runnable(steps[number + 1 :], device))
+                limit = min(max(step.seconds, spare), MOST * step.seconds, left)
+                results[number] = run_step(step, device=device, folder=folder, limit=limit)
             except KeyboardInterrupt:
                 found = read_findings(folder / step.name / "findings.json")
                 results[number] = StepResult(step.name, "not run", findings=found, reason="interrupted")
@@ -60,6 +67,11 @@ def run_steps(
         line = ": ".join(part for part in (outcome, result.reason) if part)
         announce("\n".join(part for part in (line, result.output) if part))
     return results
+
+
+def runnable(steps: Sequence[VerificationStep], device: str) -> list[VerificationStep]:
+    """The steps that can run on this device."""
+    return [step for step in steps if device != "cpu" or not step.needs_gpu]
 
 
 def run_step(step: VerificationStep, *, device: str, folder: Path, limit: float) -> StepResult:

@@ -35,7 +35,7 @@ class VideoEncoding:
 
     @property
     def name(self) -> str:
-        codec = {"libx264": "H.264", "libx265": "HEVC"}[self.encoder]
+        codec = {"libx264": "H.264", "libx265": "HEVC", "libvpx-vp9": "VP9"}[self.encoder]
         colour = f"{', BT.709' * (self.matrix == BT709)}{', full range' * self.full_range}"
         b_frames = ", B-frames" * ("bframes" in self.parameters)
         return f"{codec} {self.width}x{self.height}, keyframe every {self.gop}{colour}{b_frames}"
@@ -83,7 +83,8 @@ def _make(job: tuple[Path, VideoEncoding]) -> Path:
     range_of = (
         av.video.reformatter.ColorRange.JPEG if coding.full_range else av.video.reformatter.ColorRange.MPEG
     )
-    options = {"preset": "veryfast"}
+    fast = {"deadline": "realtime", "cpu-used": "8"}
+    options = fast if coding.encoder == "libvpx-vp9" else {"preset": "veryfast"}
     if coding.parameters:
         options[f"{coding.encoder.removeprefix('lib')}-params"] = coding.parameters
     with av.open(str(temporary), "w") as container:

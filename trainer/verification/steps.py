@@ -20,7 +20,7 @@ class VerificationStep:
     about: str
     """What it verifies or measures."""
     seconds: int
-    """Time limit."""
+    """Budget on a GPU. A step may also use some of what the steps before it left."""
     function: str
     """`module:function` in this package; called with a `VerificationTask`."""
     needs_gpu: bool = False
@@ -50,44 +50,47 @@ class VerificationTask:
 
 STEPS = (
     VerificationStep(
-        "machine", "GPU, driver, libraries, memory bandwidth and bf16 rate", 60, "gpu:inspect_gpu"
+        "machine",
+        "GPU, driver, libraries, preflight, memory bandwidth and bf16 rate",
+        30,
+        "gpu:inspect_gpu",
     ),
     VerificationStep(
         "decoder",
         "NVDEC's frames and colours compared with PyAV's",
-        60,
+        20,
         "decoding:compare_frames",
-        needs_gpu=True,
     ),
-    VerificationStep("tests", "the project's tests that run on a device", 240, "device_tests:run_tests"),
-    VerificationStep("run", "the quickstart as a user starts it, in bf16", 120, "training_runs:quickstart"),
+    VerificationStep("tests", "the project's tests that run on a device", 110, "device_tests:run_tests"),
+    VerificationStep("run", "the quickstart as a user starts it, in bf16", 40, "training_runs:quickstart"),
     VerificationStep(
-        "resume", "stopped and resumed bit for bit; the same bits twice", 240, "training_runs:resume"
-    ),
-    VerificationStep(
-        "model", "step time, MFU, and memory compared with the estimate", 200, "model_speed:measure"
+        "resume", "stopped and resumed bit for bit; the same bits twice", 50, "training_runs:resume"
     ),
     VerificationStep(
-        "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 150, "decoding:measure_rates"
+        "model", "step time, MFU, and memory compared with the estimate", 65, "model_speed:measure"
     ),
     VerificationStep(
-        "compile", "torch.compile with and without recomputation", 150, "model_speed:measure_compiled"
+        "rates", "clips per second of PyAV, NVDEC and both, and GPU memory", 70, "decoding:measure_rates"
+    ),
+    VerificationStep(
+        "compile", "torch.compile with and without recomputation", 60, "model_speed:measure_compiled"
     ),
     VerificationStep(
         "kernels",
         "forms of the depthwise convolution, widths, attention, normalisation",
-        60,
+        10,
         "kernels:measure",
     ),
     VerificationStep(
         "memory",
         "a batch that is too large ends with a message",
-        60,
+        15,
         "training_runs:out_of_memory",
         needs_gpu=True,
     ),
-    VerificationStep("profile", "which kernels take the GPU's time in a step", 60, "model_speed:profile"),
+    VerificationStep("profile", "which kernels take the GPU's time in a step", 10, "model_speed:profile"),
 )
+"""Their budgets add up to 480 s, the default of `--seconds`."""
 
 
 def step_named(name: str) -> VerificationStep:

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from launch.verify_gpu import SECONDS
+from trainer.verification import runner
 from trainer.verification.device_tests import read_outcome
 from trainer.verification.report import Measurement, StepReport, StepResult, markdown_table, read_findings
 from trainer.verification.runner import ROOT, run_step, run_steps
@@ -27,6 +30,30 @@ def test_a_step_that_takes_too_long_is_ended_and_reported(tmp_path: Path) -> Non
     assert [each["status"] for each in written["steps"]] == ["needs a GPU", "failed"]
     assert "| slow | the step | ended after 0 s" in (tmp_path / "results.md").read_text()
     assert any("slow: failed" in line for line in told)
+
+
+def limits(steps: list[VerificationStep], seconds: float, folder: Path) -> list[float]:
+    """The time limits that the steps get, if each ends at once."""
+    found: list[float] = []
+
+    def ended(step: VerificationStep, *, device: str, folder: Path, limit: float) -> StepResult:
+        found.append(round(limit))
+        return StepResult(step.name, "passed")
+
+    with mock.patch.object(runner, "run_step", ended):
+        run_steps(steps, device="cuda:0", folder=folder, seconds=seconds, announce=lambda _: None)
+    return found
+
+
+def test_a_step_may_use_what_earlier_ones_left_but_no_later_ones_budget(tmp_path: Path) -> None:
+    steps = [step("a", 20), step("b", 30), step("c", 50)]
+    assert limits(steps, 100, tmp_path) == [20, 50, 100]
+    assert limits(steps, 60, tmp_path) == [20, 30, 60], "the first get theirs"
+    assert limits(steps[:1], 100, tmp_path) == [60], "three times the budget at most"
+
+
+def test_the_budgets_of_all_steps_are_the_default_time() -> None:
+    assert sum(each.seconds for each in STEPS) == SECONDS["cuda"] == 480
 
 
 def test_a_step_without_time_left_is_not_run(tmp_path: Path) -> None:
@@ -105,3 +132,19 @@ def test_a_mistake_in_the_command_has_a_message(arguments: list[str], words: str
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_interrupted_run_keeps_what_the_step_found(tmp_path: Path) -> None:
+    def interrupted(step: VerificationStep, *, device: str, folder: Path, limit: float) -> StepResult:
+        (folder / step.name).mkdir()
+        StepReport(folder / step.name / "findings.json").measure("rate", "7 clips/s")
+        raise KeyboardInterrupt
+
+    steps = [step("first"), step("second")]
+    with mock.patch.object(runner, "run_step", interrupted), pytest.raises(KeyboardInterrupt):
+        run_steps(steps, device="cpu", folder=tmp_path, seconds=100, announce=print)
+    first, second = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert (first["status"], first["reason"]) == ("not run", "interrupted")
+    assert first["findings"][0]["value"] == "7 clips/s"
+    assert second["status"] == "not run"
+    assert "| first | rate | 7 clips/s |" in (tmp_path / "results.md").read_text()
