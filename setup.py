@@ -87,7 +87,7 @@ setup(
         "pyyaml>=6.0",  # recipes
         "pydantic>=2.10",  # recipe validation with messages that name the field
         "mlflow>=3.17",  # experiment tracking
-        "psutil>=7.0",  # CPU, memory and network of a node, for its charts in MLflow
+        "psutil>=7.0",  # CPU time of DALI's threads; load of a node, for its charts in MLflow
         "nvidia-ml-py>=13.0",  # utilisation, memory and power of its GPUs, for the same
         "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
         "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read

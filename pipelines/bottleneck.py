@@ -1,9 +1,9 @@
 """What clips cost in each stage of the input pipeline, and which stage limits a run."""
 
-import os
-from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from pathlib import Path
+from operator import add, sub
+
+import psutil
 
 from pipelines.dali.pipeline import LoaderResources
 
@@ -30,8 +30,6 @@ class StageCosts:
 
     clips: int = 0
     """Clips made."""
-    decodings: int = 0
-    """Decodings that they took: fewer where samples have repeats."""
     read: float = 0.0
     """Seconds of reading files."""
     decode: float = 0.0
@@ -42,24 +40,15 @@ class StageCosts:
     """Seconds of copying to the device, estimated from the bytes."""
 
     def __add__(self, other: "StageCosts") -> "StageCosts":
-        return StageCosts(
-            *(one + another for one, another in zip(astuple(self), astuple(other), strict=True))
-        )
+        return StageCosts(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, earlier: "StageCosts") -> "StageCosts":
-        return StageCosts(
-            *(one - before for one, before in zip(astuple(self), astuple(earlier), strict=True))
-        )
+        return StageCosts(*map(sub, astuple(self), astuple(earlier)))
 
     def per_clip(self) -> dict[str, float]:
         """Milliseconds a clip of each stage."""
-        stages = {
-            "read": self.read,
-            "decode": self.decode,
-            "augment": self.augment,
-            "transfer": self.transfer,
-        }
-        return {name: 1000 * seconds / max(1, self.clips) for name, seconds in stages.items()}
+        names = ("read", "decode", "augment", "transfer")
+        return {name: 1000 * getattr(self, name) / max(1, self.clips) for name in names}
 
 
 @dataclass(frozen=True)
@@ -94,25 +83,6 @@ def find_bottleneck(
     return Bottleneck(stage, ADVICE[stage])
 
 
-def own_threads() -> frozenset[int]:
-    """IDs of this process's threads; empty on systems without /proc."""
-    tasks = Path("/proc/self/task")
-    return frozenset(int(thread.name) for thread in tasks.iterdir()) if tasks.is_dir() else frozenset()
-
-
-def cpu_seconds(threads: Iterable[int]) -> float:
-    """CPU seconds of these threads of this process; threads that have ended count as 0."""
-    ticks = 0
-    for thread in threads:
-        text = _text(Path(f"/proc/self/task/{thread}/stat"))
-        # user and system time are the fields 14 and 15; the name before them may hold spaces
-        ticks += sum(int(field) for field in text.rpartition(")")[2].split()[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _text(path: Path) -> str:
-    """The content of a thread's file; empty once the thread has ended."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+def thread_seconds() -> dict[int, float]:
+    """CPU seconds, user and system, of each thread of this process by its ID."""
+    return {each.id: each.user_time + each.system_time for each in psutil.Process().threads()}

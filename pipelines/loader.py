@@ -18,7 +18,7 @@ from pipelines.augment.mixing import MixedLabels, MixingSpec, mix_clips
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions, autotune, copy_seconds
 from pipelines.bad_samples import BadSample, BadSamples
-from pipelines.bottleneck import StageCosts, cpu_seconds, own_threads
+from pipelines.bottleneck import StageCosts, thread_seconds
 from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.errors import DALI_ERRORS, find_data_error, format_dali_error
 from pipelines.dali.external_source import Source, TrainSource, ViewSource
@@ -108,7 +108,7 @@ class ClipLoader:
 
     def _start(self) -> None:
         """Start a pipeline at the next batch."""
-        before, threads = set(multiprocessing.active_children()), own_threads()
+        before, threads = set(multiprocessing.active_children()), set(thread_seconds())
         python_threads = set(threading.enumerate())
         self._pipeline = assemble(starting_at(self._graph, self._served, self._refused), self.resources)
         with signals_blocked(*STOP_SIGNALS):
@@ -116,7 +116,7 @@ class ClipLoader:
         self._workers = set(multiprocessing.active_children()) - before
         self._end_lock_watch = release_after_deaths(self._pipeline, self._workers)
         self._observers = set(threading.enumerate()) - python_threads  # DALI's, which watch the workers
-        self._threads = own_threads() - threads  # all but a few idle ones are DALI's
+        self._threads = set(thread_seconds()) - threads  # all but a few idle ones are DALI's
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Training: an endless stream that continues where the last iteration ended. Evaluation: one pass."""
@@ -141,7 +141,8 @@ class ClipLoader:
     @property
     def costs(self) -> StageCosts:
         """What all batches so far have cost."""
-        return self._costs + StageCosts(augment=cpu_seconds(self._threads))
+        seconds = thread_seconds() if self._threads else {}
+        return self._costs + StageCosts(augment=sum(seconds.get(each, 0.0) for each in self._threads))
 
     def _next(self) -> ClipBatch:
         self._buffers.release_finished()
@@ -153,7 +154,6 @@ class ClipLoader:
         self._add_bad_samples(records, arrays["reason"])
         self._costs += StageCosts(
             clips=len(records) * self._repeats,
-            decodings=int(records["decodings"].sum()),
             read=float(records["read"].sum()),
             decode=float(records["decode"].sum()),
             transfer=float(records["bytes"].sum()) * self._copy_seconds,
@@ -263,8 +263,7 @@ class ClipLoader:
                 observer.join(WORKER_EXIT_TIMEOUT)
         # DALI asks the workers to exit and, after a second, terminates those in the middle of a video. They
         # block that signal as well, and DALI would wait forever.
-        self._costs += StageCosts(augment=cpu_seconds(self._threads))
-        self._threads = frozenset()
+        self._costs, self._threads = self.costs, set()
         deadline = threading.Timer(WORKER_EXIT_TIMEOUT, self._kill_workers)
         deadline.start()
         self._buffers.release_all()

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import pipeline_def
 
 from pipelines.augment.params import ViewSpec
 from pipelines.dali.buffers import InUseBuffers
 from pipelines.dali.external_source import view_arrays
-from pipelines.dali.pipeline import Colours, external_arrays, view_nodes
+from pipelines.dali.pipeline import Colours, external_arrays, make_pipeline, view_nodes
 from pipelines.dali.sample_layout import FRAMES, VIEWS, SampleLayout
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.source import open_source
@@ -35,19 +34,12 @@ class FrameViews:
         self._samples: list[tuple[NDArray[Any], ...]] = []
         gpu = device.type == "cuda"
 
-        @pipeline_def(
-            batch_size=batch,
-            num_threads=threads,
-            device_id=(device.index or 0) if gpu else None,
-            prefetch_queue_depth=1,  # one batch at a time: a call runs the pipeline once
-            enable_conditionals=True,
-        )
-        def build() -> Any:
+        def views() -> Any:
             nodes = external_arrays(_LAYOUT, self._batch_of_arrays, batch=True)
             frames = nodes["frames"].gpu() if gpu else nodes["frames"]
             return view_nodes(frames, nodes, clip, mean, std)
 
-        self._pipeline = build()
+        self._pipeline = make_pipeline(views, batch=batch, threads=threads, device=device)
         self._pipeline.build()
 
     def __call__(self, videos: Sequence[NDArray[np.uint8]]) -> torch.Tensor:

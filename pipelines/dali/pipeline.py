@@ -109,16 +109,7 @@ def assemble(graph: Graph, resources: LoaderResources) -> Any:
     """The pipeline, not built yet. Its outputs are the clips, then what the layout has for the loader."""
     source = graph.source
 
-    @pipeline_def(
-        batch_size=source.samples,
-        num_threads=resources.threads,
-        device_id=(resources.device.index or 0) if resources.gpu else None,
-        prefetch_queue_depth=resources.prefetch,
-        py_num_workers=resources.workers,
-        py_start_method="spawn",
-        enable_conditionals=True,
-    )
-    def build() -> Any:
+    def clips() -> Any:
         nodes = external_arrays(
             source.layout,
             source,
@@ -129,7 +120,30 @@ def assemble(graph: Graph, resources: LoaderResources) -> Any:
         frames = decode(nodes, source.reader.decoding, gpu=resources.gpu)
         return graph.clips(frames, nodes), *(nodes[name] for name in source.layout.for_loader)
 
-    return build()
+    return make_pipeline(
+        clips,
+        batch=source.samples,
+        threads=resources.threads,
+        device=resources.device,
+        prefetch_queue_depth=resources.prefetch,
+        py_num_workers=resources.workers,
+        py_start_method="spawn",
+    )
+
+
+def make_pipeline(
+    nodes: Callable[[], Any], *, batch: int, threads: int, device: torch.device, **options: Any
+) -> Any:
+    """The pipeline of the graph nodes that `nodes` returns, not built yet.
+
+    options: of `nvidia.dali.Pipeline`. Without them it makes one batch at a time, in this process.
+    """
+    return pipeline_def(nodes, enable_conditionals=True)(
+        batch_size=batch,
+        num_threads=threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        **{"prefetch_queue_depth": 1, **options},
+    )
 
 
 def decode_only(
@@ -139,21 +153,13 @@ def decode_only(
 
     source: gives the arrays of `decoding_layout` for DALI's sample info.
     """
-    gpu = device.type == "cuda"
     layout = decoding_layout(decoding.name)
 
-    @pipeline_def(
-        batch_size=batch,
-        num_threads=threads,
-        device_id=(device.index or 0) if gpu else None,
-        prefetch_queue_depth=1,
-        enable_conditionals=True,
-    )
-    def alone() -> Any:
+    def frames() -> Any:
         nodes = external_arrays(layout, lambda info: layout.pack(source(info)), batch=False)
-        return decode(nodes, decoding, gpu=gpu)
+        return decode(nodes, decoding, gpu=device.type == "cuda")
 
-    pipeline = alone()
+    pipeline = make_pipeline(frames, batch=batch, threads=threads, device=device)
     pipeline.build()
     return pipeline
 

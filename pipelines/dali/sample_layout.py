@@ -126,8 +126,8 @@ def record_dtype(keys: int) -> np.dtype[np.void]:
 
     sample: row of the dataset, -1 for none. label: -1 where it is not known. valid: 0 for a placeholder.
     keys: of the dropout masks, one for each clip made of the sample (`TrainSampler.mask_key`). read: seconds
-    to read it. decode: seconds of CPU time to decode it. decodings: how often it was decoded. bytes: of the
-    arrays for the graph's decoder, or of the frames.
+    to read it. decode: seconds of CPU time to decode it. bytes: of the arrays for the graph's
+    decoder, or of the frames.
     """
     return np.dtype(
         [
@@ -137,7 +137,6 @@ def record_dtype(keys: int) -> np.dtype[np.void]:
             ("keys", np.int64, (keys,)),
             ("read", np.float64),
             ("decode", np.float64),
-            ("decodings", np.int64),
             ("bytes", np.int64),
         ]
     )

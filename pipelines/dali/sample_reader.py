@@ -100,8 +100,6 @@ class SampleCost:
     """Seconds to read it."""
     decode: float = 0.0
     """Seconds of CPU time to decode it, or to check it for the graph's decoder."""
-    decodings: int = 0
-    """How often it was decoded, here or in the graph."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +176,10 @@ class SampleReader:
         begun = time.thread_time()
         encoded = self._encoded(read_frames, row) if request.in_graph else None
         if encoded is not None:
-            cost = SampleCost(read, time.thread_time() - begun, decodings=1)
+            cost = SampleCost(read, time.thread_time() - begun)
             return LoadedSample(self._arrays(encoded=encoded), row.height, row.width, cost=cost)
         frames = read_frames.decode(request.window, (row.height, row.width))
-        cost = SampleCost(read, time.thread_time() - begun, decodings=1)
+        cost = SampleCost(read, time.thread_time() - begun)
         top, left = request.window[:2] if request.window else (0, 0)
         return LoadedSample(self._arrays(frames=frames), row.height, row.width, (top, left), cost)
 

@@ -28,7 +28,7 @@ def test_a_report_comes_every_interval_and_says_when_the_limit_changes() -> None
         spent.training += INTERVAL - waiting
         loader.costs = loader.costs + costs
 
-    decoding = StageCosts(clips=600, decodings=600, read=1.0, decode=57.0, augment=3.0)
+    decoding = StageCosts(clips=600, read=1.0, decode=57.0, augment=3.0)
     pass_by(0.0, decoding)
     first = watch.report_if_due(spent)
     assert first is not None
