@@ -35,19 +35,8 @@ def find_culprits(
             for request in requests:
                 if request.row is None or request.key in culprits:
                     continue
-                try:
-                    if request.in_graph:
-                        error = process.call(
-                            find_decode_error, reader, request, device, seconds=SAMPLE_TIMEOUT
-                        )
-                        if error:
-                            culprits[request.key] = f"cannot be decoded: {error}"
-                    else:
-                        process.call(reader.load, request, seconds=SAMPLE_TIMEOUT)
-                except BrokenProcessPool:
-                    culprits[request.key] = CRASHES
-                except TimeoutError:
-                    culprits[request.key] = HANGS
+                if reason := find_failure(process, reader, request, device):
+                    culprits[request.key] = reason
             if culprits:
                 return culprits
     return {}
@@ -59,11 +48,26 @@ def upcoming_requests(source: Source, batches: int) -> Iterator[list[SampleReque
         yield [source.request(batch * source.samples + index) for index in range(source.samples)]
 
 
-def find_decode_error(reader: SampleReader, request: SampleRequest, device: torch.device) -> str:
-    """The error of DALI for a sample that the graph decodes; empty if it decodes it.
-
-    To be called in a process of its own, which a decoder may end.
+def find_failure(
+    process: IsolatedProcess, reader: SampleReader, request: SampleRequest, device: torch.device
+) -> str:
+    """How a sample fails that is read and decoded in the process: `CRASHES`, `HANGS`, or with an error of
+    DALI; empty where it does not.
     """
+    try:
+        if not request.in_graph:
+            process.call(reader.load, request, seconds=SAMPLE_TIMEOUT)
+            return ""
+        error = process.call(_find_decode_error, reader, request, device, seconds=SAMPLE_TIMEOUT)
+    except BrokenProcessPool:
+        return CRASHES
+    except TimeoutError:
+        return HANGS
+    return f"cannot be decoded: {error}" if error else ""
+
+
+def _find_decode_error(reader: SampleReader, request: SampleRequest, device: torch.device) -> str:
+    """The error of DALI for a sample that the graph decodes; empty if it decodes it."""
     loaded = reader.load(request)
     return "" if loaded.reason else _single_decoder(reader.decoding, device).find_error(loaded.arrays)
 

@@ -8,10 +8,11 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+import torch
 
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
@@ -19,7 +20,7 @@ from pipelines.dali.external_source import Source, TrainSource, ViewSource
 from pipelines.dali.sample_reader import CrashedSamples, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.probe import CRASHES, HANGS
-from pipelines.decode_recovery import SAMPLE_TIMEOUT, find_decode_error, upcoming_requests
+from pipelines.decode_recovery import find_failure, upcoming_requests
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
 from pipelines.worker_pool import IsolatedProcess
 
@@ -159,28 +160,15 @@ def find_crashed(
                 if request.row is None or not request.in_graph or request.sample in crashed:
                     continue
                 decoded.append(request)
-                reason = _find_crash(process, reader, request, options)
-                if reason:
-                    culprit = _culprit(reader, decoded, options) if reason == CRASHES else request
+                reason = find_failure(process, reader, request, options.device)
+                if reason in (CRASHES, HANGS):
+                    culprit = _culprit(reader, decoded, options.device) if reason == CRASHES else request
                     crashed[culprit.sample] = reason
                     decoded.clear()
     return crashed
 
 
-def _find_crash(
-    process: IsolatedProcess, reader: SampleReader, request: SampleRequest, options: LoaderOptions
-) -> str:
-    """How decoding the sample fails in the process: it crashes or hangs; empty where it does neither."""
-    try:
-        process.call(find_decode_error, reader, request, options.device, seconds=SAMPLE_TIMEOUT)
-    except BrokenProcessPool:
-        return CRASHES
-    except TimeoutError:
-        return HANGS
-    return ""
-
-
-def _culprit(reader: SampleReader, decoded: Sequence[SampleRequest], options: LoaderOptions) -> SampleRequest:
+def _culprit(reader: SampleReader, decoded: Sequence[SampleRequest], device: torch.device) -> SampleRequest:
     """The sample that caused a crash, of those that the process decoded.
 
     A decoder that writes out of bounds may crash over a later sample. So the last ones are decoded again, the
@@ -188,6 +176,7 @@ def _culprit(reader: SampleReader, decoded: Sequence[SampleRequest], options: Lo
     """
     for request in reversed(decoded[-SUSPECTS:]):
         with IsolatedProcess() as process:
-            if any(_find_crash(process, reader, request, options) for _ in range(AGAIN)):
-                return request
+            for _ in range(AGAIN):
+                if find_failure(process, reader, request, device) in (CRASHES, HANGS):
+                    return request
     return decoded[-1]

@@ -98,12 +98,13 @@ def measure_loader(task: BenchmarkTask) -> TaskResult:
             seconds = time.monotonic() - begin
             if seconds >= task.seconds:
                 break
-        used, counted = read_cpu_usage() - used_before, read_stages() - stages_before
+        used = read_cpu_usage() - used_before
+        decode, augment = (now - before for now, before in zip(read_stages(), stages_before, strict=True))
         busy = read_busy_seconds(task.cores) - busy_before
     if task.loader == THIS_LOADER:
         # The loader reports decoding with the finished batch, and the kernel counts thread time in ticks.
         # Over a short time either can exceed the process total.
-        decode, augment = min(counted.decode, used.workers), min(counted.augment, used.own)
+        decode, augment = min(decode, used.workers), min(augment, used.own)
         stages = {
             "decode": decode,
             "hand over": used.workers - decode,
@@ -116,33 +117,19 @@ def measure_loader(task: BenchmarkTask) -> TaskResult:
     return TaskResult(clips, seconds, stages, others)
 
 
-@dataclass(frozen=True)
-class StageSeconds:
-    """CPU seconds of the stages that a loader counts itself; 0 for a baseline loader."""
-
-    decode: float = 0.0
-    augment: float = 0.0
-
-    def __sub__(self, earlier: "StageSeconds") -> "StageSeconds":
-        return StageSeconds(self.decode - earlier.decode, self.augment - earlier.augment)
-
-
-def _open(task: BenchmarkTask) -> tuple[Generator[Any, None, None], Callable[[], StageSeconds]]:
-    """An endless iterator of batches, (B, 3, T, size, size), and a function that reads their CPU time so
-    far."""
+def _open(task: BenchmarkTask) -> tuple[Generator[Any, None, None], Callable[[], tuple[float, float]]]:
+    """An endless iterator of batches, (B, 3, T, size, size), and a function that reads their CPU seconds of
+    decoding and augmentation so far, which only this loader counts."""
     if task.loader == THIS_LOADER:
         from pipelines.benchmark.clip_loader import open_loader, valid_clips
 
         loader = open_loader(task.workload, len(task.cores))
-
-        return valid_clips(loader, task.workload), lambda: StageSeconds(
-            loader.costs.decode, loader.costs.augment
-        )
+        return valid_clips(loader, task.workload), lambda: (loader.costs.decode, loader.costs.augment)
     require_library("torchvision.transforms.v2", "torchvision")  # all baseline loaders augment with it
     from pipelines.benchmark.torch_dataloaders import open_dataloader
 
     batches = open_dataloader(task.loader, task.workload, len(task.cores))
-    return (clips for clips, _ in batches), StageSeconds
+    return (clips for clips, _ in batches), lambda: (0.0, 0.0)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipelines.benchmark.libraries import require_library
 from pipelines.benchmark.torchvision_augment import crop_and_normalise, rand_augment_clip
 from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, ManifestRow
+from pipelines.sampling.sampler import TrainSampler
 from pipelines.sampling.temporal import train_indices
 
 Source = str | bytes
@@ -122,19 +124,15 @@ class ClipDataset(Dataset[tuple[torch.Tensor, int]]):
             return file.read(row.length)
 
 
-class EndlessBatchSampler(Sampler[list[int]]):
-    """Endless shuffled epochs in full batches; a batch may span two epochs."""
+class TrainBatches(Sampler[list[int]]):
+    """The batches of this project's loader, without end."""
 
-    def __init__(self, samples: int, batch: int, seed: int) -> None:
-        self._samples, self._batch, self._random = samples, batch, random.Random(seed)
+    def __init__(self, sampler: TrainSampler) -> None:
+        self._sampler = sampler
 
     def __iter__(self) -> Iterator[list[int]]:
-        waiting: list[int] = []
-        while True:
-            while len(waiting) < self._batch:
-                waiting += self._random.sample(range(self._samples), self._samples)
-            yield waiting[: self._batch]
-            waiting = waiting[self._batch :]
+        for step in count():
+            yield [self._sampler.slot(step, index).sample for index in range(self._sampler.global_batch)]
 
 
 def open_dataloader(name: str, workload: Workload, workers: int) -> Any:
@@ -145,5 +143,5 @@ def open_dataloader(name: str, workload: Workload, workers: int) -> Any:
     reader = VIDEO_READERS[name]
     require_library(reader.module, reader.distribution)
     clips = ClipDataset(workload, reader.read)
-    batches = EndlessBatchSampler(len(clips), workload.batch, workload.seed)
+    batches = TrainBatches(TrainSampler(len(clips), workload.batch, workload.seed))
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, persistent_workers=True)

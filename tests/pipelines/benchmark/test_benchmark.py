@@ -30,12 +30,13 @@ from pipelines.benchmark.report import (
     write_report,
 )
 from pipelines.benchmark.task import THIS_LOADER, BenchmarkTask, TaskResult
-from pipelines.benchmark.torch_dataloaders import VIDEO_READERS, EndlessBatchSampler
+from pipelines.benchmark.torch_dataloaders import VIDEO_READERS, TrainBatches
 from pipelines.benchmark.videos import HEIGHT, WIDTH, make_videos, moving_window, source_folder
 from pipelines.benchmark.workload import Workload, check_policies, combine_workloads
 from pipelines.dataset.manifest import Manifest
 from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError
+from pipelines.sampling.sampler import TrainSampler
 from tests.conftest import MotionSet
 from tests.pipelines.started import spin
 
@@ -207,7 +208,7 @@ def test_the_baseline_crop_is_a_resized_window_in_the_layout_of_a_model() -> Non
 
 
 def test_every_epoch_has_every_video_once() -> None:
-    batches = iter(EndlessBatchSampler(5, 3, seed=0))
+    batches = iter(TrainBatches(TrainSampler(5, 3, seed=0)))
     drawn = [index for _ in range(5) for index in next(batches)]
     assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
     assert drawn[:5] != drawn[5:10]
