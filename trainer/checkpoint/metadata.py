@@ -3,10 +3,11 @@
 import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from models import UniFormerV2Config
 from models.weights.safetensors_header import shorten
 from trainer.checkpoint.shards import find_damage, find_nonfinite, write_checksum
 from trainer.errors import RunError
@@ -153,7 +154,10 @@ def shards(folder: Path, state: TrainState) -> list[Path]:
 def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> None:
     """Raises RunError where settings that are not `allowed` to differ from the checkpoint's do, and where an
     allowed name is not that of a setting.
+
+    A field of the model that the checkpoint does not record is newer than it: then its default holds.
     """
+    then = {**{name: value for name, value in _model_defaults().items() if name in now}, **then}
     check_allowed_names(allowed, {*then, *now})
     changed = {
         name: (then.get(name), now.get(name))
@@ -173,6 +177,16 @@ def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowe
             "Change it back to continue, or train anew with another --run-dir; where it is meant: "
             f"{flags}{hint}"
         )
+
+
+def _model_defaults() -> dict[str, Any]:
+    """The defaults of the model's fields, by the names of their settings."""
+    found = {
+        f"model.overrides.{field.name}": field.default
+        for field in fields(UniFormerV2Config)
+        if field.default is not MISSING
+    }
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def fine_tuning_hint(checkpoint: Path) -> str:

@@ -33,6 +33,13 @@ def test_names_of_the_checkpoint_alone_or_the_run_alone_are_allowed(tmp_path: Pa
         check_settings(tmp_path, {"old": 1}, {"old": 1}, ["nex"])
 
 
+def test_a_field_of_the_model_that_a_checkpoint_lacks_has_its_default(tmp_path: Path) -> None:
+    name = "model.overrides.relative_positions"
+    check_settings(tmp_path, {}, {name: False}, [])
+    with pytest.raises(RunError, match=f"{name}: false then, true now"):
+        check_settings(tmp_path, {}, {name: True}, [])
+
+
 def test_the_newest_readable_checkpoint_is_compared(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     check_checkpoint(folder, {"seed": 1}, "auto", [])  # there is none
