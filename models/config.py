@@ -9,6 +9,7 @@ from typing import Any
 ACTIVATIONS = ("quick_gelu", "gelu")
 FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
 FORMS = ("scene", "temporal")
+FRAME_FEATURES = ("class_token", "patch_mean")
 
 _MAX = {
     "resolution": 4096,
@@ -24,7 +25,15 @@ _MAX = {
 }
 """Largest values of whole numbers: far above any published model, and too small to exhaust a node's
 memory."""
-_BOOLEANS = ("ln_pre", "patch_bias", "qkv_bias", "temporal_downsample", "frozen_backbone")
+_BOOLEANS = (
+    "ln_pre",
+    "patch_bias",
+    "qkv_bias",
+    "absolute_positions",
+    "relative_positions",
+    "temporal_downsample",
+    "frozen_backbone",
+)
 _RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
 _MAX_GRID = 256  # patches along one side
 _MAX_MLP_RATIO = 64
@@ -52,7 +61,7 @@ class UniFormerV2Config:
     heads: int
     """Heads of the spatial attention."""
     mlp_ratio: float = 4.0
-    """Hidden channels of every MLP, in units of `width`."""
+    """Hidden channels of the ViT's MLPs, in units of `width`."""
     activation: str = "quick_gelu"
     """Non-linearity of the ViT's MLPs: `quick_gelu` (CLIP) or `gelu`; global blocks always use QuickGELU."""
     norm_eps: float = 1e-5
@@ -63,6 +72,16 @@ class UniFormerV2Config:
     """Whether the patch embedding has a bias; CLIP's has none."""
     qkv_bias: bool = True
     """Whether the ViT's packed QKV projections have a bias."""
+    layer_scale: float | None = None
+    """Initial value of a learnt factor per channel at the end of each attention and MLP of the ViT, as in
+    DeiT III and BEiT; null has none."""
+    absolute_positions: bool = True
+    """Whether the tokens have a position embedding; BEiT's have none."""
+    relative_positions: bool = False
+    """Whether each attention of the ViT has a learnt bias per head and relative position, as in BEiT."""
+    frame_feature: str = "class_token"
+    """What represents a frame in the head: its last `class_token`, or `patch_mean`, the mean of its last
+    patch tokens, with which BEiT was fine-tuned on images."""
 
     frames: int
     """Frames T of a clip; even with `temporal_downsample`, which halves them."""
@@ -81,6 +100,8 @@ class UniFormerV2Config:
     receives the class tokens only."""
     global_heads: int = 1
     """Heads of the cross attention in a Global UniBlock."""
+    global_mlp_ratio: float | None = None
+    """Hidden channels of the MLPs of Global UniBlocks, in units of `width`; null takes `mlp_ratio`."""
     global_mlp_dropout: float = 0.5
     """Dropout inside the MLP of a Global UniBlock."""
     fusion: str = "sequential"
@@ -122,6 +143,7 @@ class UniFormerV2Config:
             (fills_grid, "resolution", f"a multiple of patch_size {self.patch_size}"),
             (self.grid <= _MAX_GRID, "resolution", f"at most {_MAX_GRID} times patch_size {self.patch_size}"),
             (self.mlp_width >= 1, "mlp_ratio", f"at least 1 / width {width}"),
+            (self.global_mlp_width >= 1, "global_mlp_ratio", f"at least 1 / width {width}"),
             (width % self.heads == 0, "heads", f"a divisor of width {width}"),
             (width % self.global_heads == 0, "global_heads", f"a divisor of width {width}"),
             (is_even, "frames", "even with temporal_downsample"),
@@ -133,7 +155,9 @@ class UniFormerV2Config:
         ):
             _require(holds, name, getattr(self, name), allowed)
         blocks = self.depth + len(layers)
-        weights = blocks * self.width * (4 * self.width + 2 * self.mlp_width)
+        weights = blocks * self.width * (4 * self.width + 2 * max(self.mlp_width, self.global_mlp_width))
+        if self.relative_positions:
+            weights += self.depth * 4 * self.grid**2 * self.heads
         weights += self.width * (self.grid**2 + 9 * self.patch_size**2 + self.num_classes)
         if weights > _MAX_PARAMETERS:
             raise ModelError(
@@ -163,8 +187,14 @@ class UniFormerV2Config:
 
     @property
     def mlp_width(self) -> int:
-        """Hidden channels of an MLP."""
+        """Hidden channels of an MLP of the ViT."""
         return int(self.width * self.mlp_ratio)
+
+    @property
+    def global_mlp_width(self) -> int:
+        """Hidden channels of an MLP of a Global UniBlock."""
+        ratio = self.mlp_ratio if self.global_mlp_ratio is None else self.global_mlp_ratio
+        return int(self.width * ratio)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -179,14 +209,38 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "head_dropout": 0.0,
     },
     "b16": {"resolution": 224, "patch_size": 16, "width": 768, "depth": 12, "heads": 12},
+    "l16": {"resolution": 224, "patch_size": 16, "width": 1024, "depth": 24, "heads": 16},
     "l14": {"resolution": 224, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16},
     "l14_336": {"resolution": 336, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16},
 }
-"""Fields that do not depend on the form. `tiny` is for tests: it trains from scratch on a CPU in minutes."""
+"""Fields that depend neither on the form nor on the backbone. `tiny` is for tests: it trains from scratch on
+a CPU in minutes."""
+
+_PLAIN_VIT: Mapping[str, Any] = {
+    "activation": "gelu",
+    "norm_eps": 1e-6,
+    "ln_pre": False,
+    "patch_bias": True,
+}
+BACKBONES: Mapping[str, Mapping[str, Any]] = {
+    "clip": {},
+    "supervised": _PLAIN_VIT,
+    "deit3": {**_PLAIN_VIT, "layer_scale": 1e-6},
+    "dino": _PLAIN_VIT,
+    "mae": _PLAIN_VIT,
+    "beit": {
+        **_PLAIN_VIT,
+        "layer_scale": 0.1,
+        "absolute_positions": False,
+        "relative_positions": True,
+        "frame_feature": "patch_mean",
+    },
+}
+"""The pretrained image ViTs of table 8, as fields that differ from CLIP's; every preset has each of them."""
 
 _GLOBAL_BLOCKS = {
-    "scene": {"tiny": 2, "b16": 4, "l14": 4, "l14_336": 4},
-    "temporal": {"tiny": 2, "b16": 8, "l14": 16, "l14_336": 16},
+    "scene": {"tiny": 2, "b16": 4, "l16": 4, "l14": 4, "l14_336": 4},
+    "temporal": {"tiny": 2, "b16": 8, "l16": 16, "l14": 16, "l14_336": 16},
 }
 _FORM_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "scene": {},
@@ -196,7 +250,7 @@ _TEMPORAL_DROP_PATH = {"drop_path": 0.2, "global_drop_path": 0.4}
 
 
 def build_config(
-    preset: str, *, form: str, frames: int, num_classes: int, **overrides: Any
+    preset: str, *, form: str, frames: int, num_classes: int, backbone: str = "clip", **overrides: Any
 ) -> UniFormerV2Config:
     """The config of a preset; builds no tensors.
 
@@ -205,19 +259,20 @@ def build_config(
         form: `scene` (Kinetics, MiT, ActivityNet, HACS): global blocks after the last 4 blocks. `temporal`
             (Something-Something): two local MHRAs per block, temporal downsampling, global blocks after the
             last 8 blocks of B and 16 of L (section 4, implementation details).
+        backbone: a key of `BACKBONES`: whose image weights the ViT is built for.
         overrides: fields of `UniFormerV2Config`. A changed `depth` moves the default global layers, and
-        changed
-            `heads` change the default `global_heads`.
+            changed `heads` change the default `global_heads`.
 
     Raises:
         ModelError: an unknown name, or a value that is not allowed.
     """
     _require_known(preset, PRESETS, "preset")
     _require_known(form, FORMS, "form")
+    _require_known(backbone, BACKBONES, "backbone")
     names = [field.name for field in dataclasses.fields(UniFormerV2Config)]
     for name in overrides:
         _require_known(name, names, "model field")
-    fields: dict[str, Any] = {**PRESETS[preset], **_FORM_FIELDS[form]}
+    fields: dict[str, Any] = {**PRESETS[preset], **BACKBONES[backbone], **_FORM_FIELDS[form]}
     if form == "temporal" and preset != "tiny":
         fields |= _TEMPORAL_DROP_PATH
     fields |= {"frames": frames, "num_classes": num_classes, **overrides}
@@ -247,13 +302,19 @@ def check_field(name: str, value: object) -> None:
         _require(_between(value, 0, 1) and value != 1, name, value, "at least 0 and below 1")
     elif name == "norm_eps":
         _require(_between(value, _MIN_EPS, 1), name, value, f"at least {_MIN_EPS:g} and at most 1")
-    elif name == "mlp_ratio":
+    elif name in ("layer_scale", "global_mlp_ratio") and value is None:
+        return
+    elif name == "layer_scale":
+        _require(_between(value, 0, 1), name, value, "at least 0 and at most 1, or null")
+    elif name in ("mlp_ratio", "global_mlp_ratio"):
         allowed = f"above 0 and at most {_MAX_MLP_RATIO}"
         _require(_between(value, 0, _MAX_MLP_RATIO) and value != 0, name, value, allowed)
     elif name == "local_reduction":
         _require(_between(value, 1, _MAX["width"]), name, value, "at least 1 and at most width")
     elif name == "activation":
         _require(value in ACTIVATIONS, name, value, _one_of(ACTIVATIONS))
+    elif name == "frame_feature":
+        _require(value in FRAME_FEATURES, name, value, _one_of(FRAME_FEATURES))
     elif name == "fusion":
         _require(value in FUSIONS, name, value, _one_of(FUSIONS))
     elif name == "global_layers":

@@ -70,7 +70,8 @@ def activation_bytes(
     features = config.inner_frames * _tokens_per_frame(config) * config.width
     # In a global block, the inputs of the DPE and the norm have the dtype between blocks.
     wide = 2 * features * (residual - bytes_per_element)
-    weights = _scaled_by_mlp(config) + (4 * config.width**2 if autocast else 0)
+    scaled = 2 * config.width * config.global_mlp_width  # copies that `ScaledLinear` keeps
+    weights = scaled + (4 * config.width**2 if autocast else 0)
     stage = batch * (_saved_by_global_block(config) * bytes_per_element + wide) + weights * bytes_per_element
     fusion = len(config.global_layers) * stage
     if config.frozen_backbone:
@@ -81,6 +82,7 @@ def activation_bytes(
     inputs = batch * (patch_input + (2 + recomputed) * features * residual)
     scaled = _scaled_by_mlp(config) if config.activation == "quick_gelu" else 0
     weights = _weights_of_block(config) if autocast else scaled
+    weights += _position_biases(config)
     block = batch * _saved_by_block(config, bytes_per_element, residual) + weights * bytes_per_element
     # Recomputed blocks come first, so when the backward reaches them, all other activations are freed.
     kept = fusion + (config.depth - recomputed) * block
@@ -169,7 +171,7 @@ def _fusion(config: UniFormerV2Config) -> int:
         position = 27 * patches * width
         keys_and_values = 2 * tokens * width**2
         attention = queries * (2 * width**2 + 2 * tokens * width)
-        mlp = queries * 2 * width * config.mlp_width
+        mlp = queries * 2 * width * config.global_mlp_width
         total += position + keys_and_values + attention + mlp
     joined = len(stages) * width**2 if config.fusion == "parallel" else 0
     return total + joined
@@ -178,6 +180,11 @@ def _fusion(config: UniFormerV2Config) -> int:
 def _scaled_by_mlp(config: UniFormerV2Config) -> int:
     """Weights of an MLP with QuickGELU, of which `ScaledLinear` keeps scaled copies."""
     return 2 * config.width * config.mlp_width
+
+
+def _position_biases(config: UniFormerV2Config) -> int:
+    """Elements of one block's biases of relative positions; all frames of a batch share them."""
+    return config.heads * _tokens_per_frame(config) ** 2 if config.relative_positions else 0
 
 
 def _weights_of_block(config: UniFormerV2Config) -> int:
@@ -196,7 +203,9 @@ def _saved_by_block(config: UniFormerV2Config, bytes_per_element: int, residual:
     norm's input (C, residual) and output (C) and the reduced tensor before and after the convolution (2 r).
     """
     tokens, patches, width = _tokens_per_frame(config), config.local_mhra * config.grid**2, config.width
-    multiplied = tokens * (6 * width + 2 * config.mlp_width) + patches * (width + 2 * config.local_width)
+    scaled = 0 if config.layer_scale is None else 2 * width  # the inputs of both layer scales
+    multiplied = tokens * (6 * width + scaled + 2 * config.mlp_width)
+    multiplied += patches * (width + 2 * config.local_width)
     stream = (2 * tokens + patches) * width
     return config.inner_frames * (multiplied * bytes_per_element + stream * residual)
 

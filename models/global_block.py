@@ -96,7 +96,7 @@ class GlobalUniBlock(MaskedBlock):
         self.norm_tokens = nn.LayerNorm(width)
         self.attention = CrossAttention(width, config.global_heads)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Mlp(width, config.mlp_width, "quick_gelu", config.global_mlp_dropout)
+        self.mlp = Mlp(width, config.global_mlp_width, "quick_gelu", config.global_mlp_dropout)
         self.drop_attention = DropPath(drop_path)
         self.drop_mlp = DropPath(drop_path)
         self._initialise()

@@ -50,10 +50,16 @@ class LocalUniBlock(MaskedBlock):
         width, eps = config.width, config.norm_eps
         self.local_1 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra >= 1 else None
         self.norm_1 = nn.LayerNorm(width, eps)
-        self.attention = SpatialAttention(width, config.heads, config.qkv_bias)
+        self.attention = SpatialAttention(
+            width,
+            config.heads,
+            config.qkv_bias,
+            relative_grid=config.grid if config.relative_positions else None,
+            layer_scale=config.layer_scale,
+        )
         self.local_2 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra == 2 else None
         self.norm_2 = nn.LayerNorm(width, eps)
-        self.mlp = Mlp(width, config.mlp_width, config.activation)
+        self.mlp = Mlp(width, config.mlp_width, config.activation, layer_scale=config.layer_scale)
         self.drop_local_1 = DropPath(drop_path)
         self.drop_attention = DropPath(drop_path)
         self.drop_local_2 = DropPath(drop_path)

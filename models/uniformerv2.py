@@ -27,7 +27,8 @@ class UniFormerV2(nn.Module):
         width = config.width
         self.patch_embedding = PatchEmbedding(config)
         self.class_token = nn.Parameter(torch.empty(width))
-        self.position_embedding = nn.Parameter(torch.empty(1 + config.grid**2, width))
+        positions = torch.empty(1 + config.grid**2, width)
+        self.position_embedding = nn.Parameter(positions) if config.absolute_positions else None
         self.ln_pre = nn.LayerNorm(width, config.norm_eps) if config.ln_pre else nn.Identity()
         rates = linear_rates(config.drop_path, config.depth)
         self.blocks = nn.ModuleList([LocalUniBlock(config, rate) for rate in rates])
@@ -46,7 +47,8 @@ class UniFormerV2(nn.Module):
     def _initialise_embeddings(self) -> None:
         scale = self.config.width**-0.5
         nn.init.normal_(self.class_token, std=scale)
-        nn.init.normal_(self.position_embedding, std=scale)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding, std=scale)
         fan_in = self.patch_embedding.weight[0].numel()
         nn.init.normal_(self.patch_embedding.weight, std=fan_in**-0.5)
 
@@ -54,13 +56,14 @@ class UniFormerV2(nn.Module):
         for part in (self.patch_embedding, self.ln_pre, self.blocks):
             part.requires_grad_(False)
         self.class_token.requires_grad_(False)
-        self.position_embedding.requires_grad_(False)
+        if self.position_embedding is not None:
+            self.position_embedding.requires_grad_(False)
 
     def forward(self, clips: Tensor, keys: Tensor | None = None) -> Tensor:  # B 3 T H W, B -> B K
         """Logits of normalised RGB clips, from the balanced sum Z of section 3.3.
 
         As in the released implementation, Z = (1 - α) F + α F^C: α weighs the class tokens, not the video
-        token.
+        token. With `config.frame_feature: patch_mean`, F^C is the mean of the patch tokens.
 
         keys: int64 on the clips' device. In training, a clip's dropout and drop-path masks are a function
         of its key. None draws keys from torch's generator. Ignored in evaluation and if all rates are 0.
@@ -71,7 +74,7 @@ class UniFormerV2(nn.Module):
         self._check(clips)
         streams = self._streams(clips, keys)
         x, features = self._backbone(clips, streams)
-        frame_mean = x[:, :, 0].mean(dim=1)  # B C
+        frame_mean = self._frame_features(x).mean(dim=1)  # B C
         if self.fusion is None:
             summary = frame_mean
         elif self.balance is None:
@@ -80,6 +83,10 @@ class UniFormerV2(nn.Module):
             alpha = self.balance.sigmoid()  # C
             summary = (1 - alpha) * self.fusion(features, streams) + alpha * frame_mean
         return self.head(self.head_dropout(self.head_norm(summary), streams))
+
+    def _frame_features(self, x: Tensor) -> Tensor:  # B T 1+N C -> B T C
+        """What represents each frame in the head, by `config.frame_feature`."""
+        return x[:, :, 0] if self.config.frame_feature == "class_token" else x[:, :, 1:].mean(dim=2)
 
     def _streams(self, clips: Tensor, keys: Tensor | None) -> Tensor | None:
         """The streams of this forward's masks, B layers; None if nothing is dropped."""
@@ -108,7 +115,8 @@ class UniFormerV2(nn.Module):
     def _embed(self, clips: Tensor) -> Tensor:  # B 3 T H W -> B T 1+N C
         patches = self.patch_embedding(clips)
         class_tokens = self.class_token.expand(*patches.shape[:2], 1, -1)  # B T 1 C
-        return self.ln_pre(torch.cat([class_tokens, patches], dim=2) + self.position_embedding)
+        tokens = torch.cat([class_tokens, patches], dim=2)
+        return self.ln_pre(tokens if self.position_embedding is None else tokens + self.position_embedding)
 
     def _recomputes(self, index: int) -> bool:
         is_selected = index < self.config.recomputed_blocks and not self.config.frozen_backbone

@@ -40,20 +40,75 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
-class SpatialAttention(nn.Module):
-    """Multi-head self-attention over the tokens of one frame, class token included: GS_MHRA, equation (7)."""
+class LayerScale(nn.Module):
+    """A learnt factor per channel at the end of a residual branch, as in DeiT III and BEiT."""
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:  # B ... C -> B ... C
+        return x * self.factor
+
+
+def create_layer_scale(width: int, initial: float | None) -> nn.Module:
+    """A `LayerScale`; an identity for None."""
+    return nn.Identity() if initial is None else LayerScale(width, initial)
+
+
+class RelativePositionBias(nn.Module):
+    """BEiT's bias of an attention's scores: one per head and offset between query and key in the grid.
+
+    table: ((2 g - 1)² + 3, heads), by row offset and column offset from 1 - g on; the last three rows are
+    for the class token's scores of patches, the patches' scores of the class token, and its score of itself.
+    """
+
+    def __init__(self, grid: int, heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
+
+    def forward(self) -> Tensor:  # -> heads 1+N 1+N
+        grid, offsets = self.grid, 2 * self.grid - 1
+        of_patches, of_class, to_class, own = self.table.T.split((offsets**2, 1, 1, 1), dim=1)
+        by_offset = of_patches.unflatten(1, (offsets, offsets))
+        # The window that begins at a query's row and column holds its keys in reverse order.
+        windows = by_offset.unfold(1, grid, 1).unfold(2, grid, 1)  # heads g g g g
+        patches = windows.flip(3, 4).flatten(1, 2).flatten(2)  # heads N N
+        rows = torch.cat([to_class.unsqueeze(1).expand(-1, grid**2, -1), patches], dim=2)  # heads N 1+N
+        first = torch.cat([own, of_class.expand(-1, grid**2)], dim=1)  # heads 1+N
+        return torch.cat([first.unsqueeze(1), rows], dim=1)
+
+
+class SpatialAttention(nn.Module):
+    """Multi-head self-attention over the tokens of one frame, class token included: GS_MHRA, equation (7).
+
+    relative_grid: patches along one side, for a `RelativePositionBias`; None has none. layer_scale: initial
+    value of a `LayerScale` of the result; None has none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: bool,
+        *,
+        relative_grid: int | None = None,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.positions = None if relative_grid is None else RelativePositionBias(relative_grid, heads)
         self.out = nn.Linear(width, width)
+        self.layer_scale = create_layer_scale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:  # B T L C -> B T L C
         qkv = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1))  # BT L 3 heads D
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # BT heads L D
-        mixed = F.scaled_dot_product_attention(query, key, value)  # BT heads L D
-        return self.out(mixed.transpose(1, 2).reshape(x.shape))
+        bias = None if self.positions is None else self.positions().to(query.dtype)  # heads L L
+        mixed = F.scaled_dot_product_attention(query, key, value, bias)  # BT heads L D
+        return self.layer_scale(self.out(mixed.transpose(1, 2).reshape(x.shape)))
 
 
 class ScaledLinear(nn.Linear):
@@ -75,9 +130,18 @@ class Mlp(nn.Module):
     QuickGELU is `x * sigmoid(s x) = silu(s x) / s` with `s = 1.702`. Both factors are folded into the
     weights, which are far smaller than the activations: the widest tensor of the model then needs one
     kernel instead of three, and keeps one tensor for the backward instead of two.
+
+    layer_scale: initial value of a `LayerScale` of the result; None has none.
     """
 
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        dropout: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.expand: nn.Linear
         self.contract: nn.Linear
@@ -91,9 +155,10 @@ class Mlp(nn.Module):
             self.activation = nn.GELU()
             self.contract = nn.Linear(hidden, width)
         self.dropout = Dropout(dropout)
+        self.layer_scale = create_layer_scale(width, layer_scale)
 
     def forward(self, x: Tensor, streams: Tensor | None = None) -> Tensor:  # B ... C -> B ... C
-        return self.contract(self.dropout(self.activation(self.expand(x)), streams))
+        return self.layer_scale(self.contract(self.dropout(self.activation(self.expand(x)), streams)))
 
 
 def initialise_vit_block(attention: SpatialAttention, mlp: Mlp, depth: int) -> None:

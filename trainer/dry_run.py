@@ -177,7 +177,9 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     """The report on the starting weights. Raises RunError where they do not fit."""
     if recipe.model.weights is None:
         return ()
-    found = plan_starting_weights(recipe.model.weights, config, class_names, preprocessing(recipe, config))
+    found = plan_starting_weights(
+        recipe.model.weights, config, class_names, preprocessing(recipe, config), recipe.model.inflation
+    )
     return found.report if class_names else ()  # without class names the line about the head would be wrong
 
 

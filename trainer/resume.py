@@ -83,7 +83,9 @@ def _new_training(recipe: Recipe, prepared: Preparation, settings: dict[str, Any
     if weights is not None:
         clips = preprocessing(recipe, prepared.config)
         starting_weights = run_on_all_ranks(
-            lambda: plan_starting_weights(weights, prepared.config, prepared.train.class_names, clips)
+            lambda: plan_starting_weights(
+                weights, prepared.config, prepared.train.class_names, clips, recipe.model.inflation
+            )
         )
     is_main = dist.get_rank() == 0  # which alone records them: the file may be large
     origin = run_on_all_ranks(lambda: weights_origin_of(weights) if is_main else None)

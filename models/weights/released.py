@@ -163,7 +163,17 @@ def to_released(model: UniFormerV2) -> dict[str, Tensor]:
     Raises `ModelError` for a model that the released implementation cannot represent.
     """
     config = model.config
-    fields = {"fusion": "sequential", "activation": "quick_gelu", "ln_pre": True, "patch_bias": False}
+    fields = {
+        "fusion": "sequential",
+        "activation": "quick_gelu",
+        "ln_pre": True,
+        "patch_bias": False,
+        "qkv_bias": True,
+        "layer_scale": None,
+        "absolute_positions": True,
+        "relative_positions": False,
+        "frame_feature": "class_token",
+    }
     for name, needed in fields.items():
         if getattr(config, name) != needed:
             raise ModelError(
@@ -210,6 +220,11 @@ def _infer_config(state: Mapping[str, Tensor], frames: int, structure: Structure
     if reduce_name in state:
         fields["local_mhra"] = 2 if "transformer.resblocks.0.lmhra2.pos_embed.1.weight" in state else 1
         fields["local_reduction"] = _reduction(width, _tensor(state, reduce_name, dims=5).shape[0])
+    mlp_ratio = _tensor(state, "transformer.resblocks.0.mlp.c_fc.weight", dims=2).shape[0] / width
+    if global_blocks:
+        global_ratio = _tensor(state, "transformer.dec.0.mlp.c_fc.weight", dims=2).shape[0] / width
+        if global_ratio != mlp_ratio:
+            fields["global_mlp_ratio"] = global_ratio
     resolution, global_heads = structure.get("resolution"), structure.get("global_heads")
     heads, global_layers = structure.get("heads"), structure.get("global_layers")
     if heads is None:
@@ -222,7 +237,7 @@ def _infer_config(state: Mapping[str, Tensor], frames: int, structure: Structure
         width=width,
         depth=depth,
         heads=heads,
-        mlp_ratio=_tensor(state, "transformer.resblocks.0.mlp.c_fc.weight", dims=2).shape[0] / width,
+        mlp_ratio=mlp_ratio,
         frames=frames,
         num_classes=_tensor(state, "transformer.proj.2.weight", dims=2).shape[0],
         temporal_downsample=taps == 3,

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from models.config import ModelError, UniFormerV2Config
-from models.position import interpolate_position_embedding
+from models.position import interpolate_position_embedding, interpolate_position_table
 from models.uniformerv2 import UniFormerV2
 from models.weights.files import format_problems
+from models.weights.image_backbones import Inflation, inflate
 
 _POSITION = "position_embedding"
 _PATCHES = "patch_embedding.weight"
+_TABLE = re.compile(r"blocks\.\d+\.attention\.positions\.table")
 _OPTIONAL = re.compile(r"blocks\.\d+\.local_.*|fusion\..*|balance|head\..*")
 """Tensors that may be missing on either side: all except the image ViT."""
 _RESHAPED_FUSION = ("fusion.query", "fusion.project.weight")  # shapes depend on the number of global blocks
-_SHAPELESS = ("heads", "activation", "norm_eps")
+_SHAPELESS = ("heads", "activation", "norm_eps", "frame_feature")
 """Fields that change the computation but no shape."""
 
 
@@ -101,7 +103,9 @@ def plan_transfer(
     return TransferPlan(sources, tuple(adapted), tuple(new), left_out, tuple(rows))
 
 
-def load_transfer(model: UniFormerV2, source: VideoWeights, plan: TransferPlan) -> None:
+def load_transfer(
+    model: UniFormerV2, source: VideoWeights, plan: TransferPlan, inflation: Inflation = "centre"
+) -> None:
     """Copy the weights into the model as planned. Raises ModelError if they are not finite."""
     read = source.read(plan.sources.values())
     own = model.state_dict()
@@ -113,7 +117,9 @@ def load_transfer(model: UniFormerV2, source: VideoWeights, plan: TransferPlan) 
         elif name == _POSITION:
             tensor = interpolate_position_embedding(tensor, model.config.grid)
         elif name == _PATCHES:
-            tensor = _with_taps(tensor, target.shape[2])
+            tensor = _with_taps(tensor, target.shape[2], inflation)
+        elif _TABLE.fullmatch(name):
+            tensor = interpolate_position_table(tensor, model.config.grid)
         loaded[name] = tensor
     model.load_state_dict(loaded, strict=False)
 
@@ -133,19 +139,17 @@ def _name_there(name: str, there: UniFormerV2Config, here: UniFormerV2Config) ->
 def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
     if name == _POSITION:
         return found.shape[1] == target.shape[1]
+    if _TABLE.fullmatch(name):
+        return found.shape[1] == target.shape[1]
     if name == _PATCHES:
         others = [shape[:2] + shape[3:] for shape in (found.shape, target.shape)]
         return others[0] == others[1] and 1 in (found.shape[2], target.shape[2])
     return False
 
 
-def _with_taps(weight: Tensor, taps: int) -> Tensor:  # C 3 t p p -> C 3 taps p p
+def _with_taps(weight: Tensor, taps: int, inflation: Inflation) -> Tensor:  # C 3 t p p -> C 3 taps p p
     """A patch embedding over `taps` frames, with the same tokens for a clip of equal frames."""
-    if weight.shape[2] == taps:
-        return weight
-    adapted = torch.zeros(*weight.shape[:2], taps, *weight.shape[3:], dtype=weight.dtype)
-    adapted[:, :, taps // 2] = weight.sum(dim=2)
-    return adapted
+    return weight if weight.shape[2] == taps else inflate(weight.sum(dim=2), taps, inflation)
 
 
 def _rows(tensor: Tensor, initial: Tensor, rows: Sequence[int | None]) -> Tensor:

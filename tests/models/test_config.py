@@ -62,6 +62,11 @@ def test_the_config_survives_a_round_trip_through_a_dict():
     assert UniFormerV2Config(**fields) == config
 
 
+def test_overrides_win_over_the_backbone():
+    config = build(backbone="beit", layer_scale=1e-5)
+    assert (config.layer_scale, config.relative_positions, config.activation) == (1e-5, True, "gelu")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -85,6 +90,10 @@ def test_the_config_survives_a_round_trip_through_a_dict():
         ({"ln_pre": 1}, "ln_pre is 1, allowed is: true or false"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
         ({"mlp_ratio": 0}, "mlp_ratio is 0"),
+        ({"global_mlp_ratio": 65}, "global_mlp_ratio is 65"),
+        ({"layer_scale": -1.0}, "layer_scale is -1.0"),
+        ({"frame_feature": "mean"}, "frame_feature is 'mean', allowed is: one of class_token, patch_mean"),
+        ({"backbone": "biet"}, "unknown backbone 'biet', did you mean 'beit'?"),
         ({"recomputed_blocks": 5}, "recomputed_blocks is 5, allowed is: between 0 and depth 4"),
         ({"frozen_backbone": True, "global_layers": ()}, "global_layers is .*frozen_backbone"),
         ({"frozen_backbone": True, "local_mhra": 1}, "local_mhra is 1, allowed is: 0 with frozen_backbone"),

@@ -61,8 +61,12 @@ ENGINE_AUTO = {"zero_stage": "auto", "micro_batch": "auto", "recomputed_blocks":
 class ModelSection(Section):
     """The model."""
 
-    preset: Literal["tiny", "b16", "l14", "l14_336"]
-    """Backbone: a small one for tests, ViT-B/16, ViT-L/14, or ViT-L/14 at 336 pixels."""
+    preset: Literal["tiny", "b16", "l16", "l14", "l14_336"]
+    """Size of the image ViT: a small one for tests, B/16, L/16, L/14, or L/14 at 336 pixels."""
+
+    backbone: Literal["clip", "supervised", "deit3", "dino", "mae", "beit"] = "clip"
+    """Image ViT that the model is built on (table 8). All but CLIP's have GELU and no norm before the blocks;
+    DeiT III and BEiT have layer scale, and BEiT has relative positions and averages its patches."""
 
     form: Literal["scene", "temporal"]
     """`scene` has global blocks only (Kinetics, MiT); `temporal` adds doubled local temporal blocks and
@@ -75,8 +79,12 @@ class ModelSection(Section):
     """Classes of the head; null takes their number from the training manifest."""
 
     weights: FilePath | None = None
-    """File of weights to start from: an image ViT's (CLIP, timm), an export of this program
+    """File of weights to start from: an image ViT's (of `backbone`), an export of this program
     (`weights.safetensors`), or a released UniFormerV2 checkpoint; null starts from random weights."""
+
+    inflation: Literal["centre", "mean"] = "centre"
+    """Where a patch embedding over 3 frames gets the weights of one over a single frame: the middle frame, or
+    a third in each."""
 
     overrides: dict[str, JsonValue] = {}  # noqa: RUF012 - pydantic copies it
     """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
@@ -113,7 +121,12 @@ class ModelSection(Section):
                 classes = self.num_classes or 1  # or more: the manifest has the number
                 try:
                     build_config(
-                        self.preset, form=self.form, frames=self.frames, num_classes=classes, **self.overrides
+                        self.preset,
+                        form=self.form,
+                        frames=self.frames,
+                        num_classes=classes,
+                        backbone=self.backbone,
+                        **self.overrides,
                     )
                 except ModelError as error:
                     raise FieldError(self._wrong_field(str(error)), str(error)) from None

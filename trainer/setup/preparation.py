@@ -124,7 +124,14 @@ def model_config(recipe: Recipe, data_classes: int, recomputed_blocks: int = 0) 
             raise RecipeError(f"model.overrides.{name}: set {place} instead")
     overrides: dict[str, Any] = {**model.overrides, "recomputed_blocks": recomputed_blocks}
     classes = model.num_classes or data_classes
-    return build_config(model.preset, form=model.form, frames=model.frames, num_classes=classes, **overrides)
+    return build_config(
+        model.preset,
+        form=model.form,
+        frames=model.frames,
+        num_classes=classes,
+        backbone=model.backbone,
+        **overrides,
+    )
 
 
 def train_sampler(recipe: Recipe, train: Dataset) -> TrainSampler:

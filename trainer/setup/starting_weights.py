@@ -9,7 +9,12 @@ from torch import Tensor
 
 from models import ModelError, UniFormerV2, UniFormerV2Config
 from models.weights.files import StoredWeights, open_weights
-from models.weights.image_backbones import ImageWeightsReport, check_image_weights, load_image_weights
+from models.weights.image_backbones import (
+    ImageWeightsReport,
+    Inflation,
+    check_image_weights,
+    load_image_weights,
+)
 from models.weights.released import describe_released, is_released, model_shapes, read_released
 from models.weights.row_maps import agrees_with_order
 from models.weights.safetensors_header import shorten
@@ -37,12 +42,17 @@ class StartingWeights:
 
 
 def plan_starting_weights(
-    path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
+    path: Path,
+    config: UniFormerV2Config,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    inflation: Inflation = "centre",
 ) -> StartingWeights:
     """Detect the kind of the file, and match its tensors with those of the model.
 
     class_names: classes of the training manifest, in the order of the labels. preprocessing: as
-    `trainer.setup.preparation.preprocessing` returns it.
+    `trainer.setup.preparation.preprocessing` returns it. inflation: how a patch embedding over one frame
+    becomes one over several.
 
     Raises RunError for a folder, a file without weights, or names and shapes that do not fit the model.
     """
@@ -50,15 +60,15 @@ def plan_starting_weights(
     try:
         stored = open_weights(path)
         if stored.metadata.get("format_version") == FORMAT:
-            return _own(path, config, class_names, preprocessing)
+            return _own(path, config, class_names, preprocessing, inflation)
         if is_released(stored.shapes):
-            return _released(path, stored, config, class_names)
+            return _released(path, stored, config, class_names, inflation)
         if any(name.startswith("weight/blocks.") for name in stored.shapes):
             raise ModelError(
                 f"{path} is one shard of a checkpoint: export the weights with `uniformerv2 export "
                 f"{path.parent} --out weights.safetensors`, and name that file"
             )
-        return _image(path, stored, config)
+        return _image(path, stored, config, inflation)
     except (ModelError, RunError) as error:
         raise RunError(f"model.weights: {error}") from error
 
@@ -76,7 +86,11 @@ def _check_no_folder(path: Path) -> None:
 
 
 def _own(
-    path: Path, config: UniFormerV2Config, class_names: Sequence[str], preprocessing: Mapping[str, Any]
+    path: Path,
+    config: UniFormerV2Config,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    inflation: Inflation,
 ) -> StartingWeights:
     found = open_described(path)
     there = found.model.config
@@ -88,11 +102,15 @@ def _own(
         for name in ("mean", "std")
         if found.description["preprocessing"].get(name) != preprocessing[name]
     ]
-    return _video("an export of this program", source, config, plan, head, other)
+    return _video("an export of this program", source, config, plan, head, other, inflation)
 
 
 def _released(
-    path: Path, stored: StoredWeights, config: UniFormerV2Config, class_names: Sequence[str]
+    path: Path,
+    stored: StoredWeights,
+    config: UniFormerV2Config,
+    class_names: Sequence[str],
+    inflation: Inflation,
 ) -> StartingWeights:
     released = describe_released(stored, frames=config.frames)
     rows, head = _released_rows(
@@ -108,20 +126,22 @@ def _released(
     if released.config.temporal_downsample:
         notes.append("its input channels are reversed: it was trained on BGR frames, this program reads RGB")
     kind = "mmaction2's port of a released UniFormerV2" if released.is_port else "a released UniFormerV2"
-    return _video(kind, source, config, plan, head, notes)
+    return _video(kind, source, config, plan, head, notes, inflation)
 
 
-def _image(path: Path, stored: StoredWeights, config: UniFormerV2Config) -> StartingWeights:
+def _image(
+    path: Path, stored: StoredWeights, config: UniFormerV2Config, inflation: Inflation
+) -> StartingWeights:
     found = check_image_weights(config, stored)
     return StartingWeights(
         (
-            f"starting weights: {path}, of an image ViT",
-            *_adapted(found.adapted, config.grid),
+            f"starting weights: {path}, {found.family}",
+            *found.adaptations,
             _loaded(found.loaded, found.kept),
             *_left_out(found),
             f"head: new, {config.num_classes} rows; image weights have no video classes",
         ),
-        lambda model: load_image_weights(model, stored),
+        lambda model: load_image_weights(model, stored, inflation),
     )
 
 
@@ -138,6 +158,7 @@ def _video(
     plan: TransferPlan,
     head: str,
     notes: Sequence[str],
+    inflation: Inflation,
 ) -> StartingWeights:
     there = source.config
     report = [
@@ -153,7 +174,7 @@ def _video(
         report.append(f"frames: {there.frames} in the file, {config.frames} here; no weight depends on them")
     report += [f"note: {note}" for note in notes]
     report.append(f"head: {head}")
-    return StartingWeights(tuple(report), lambda model: load_transfer(model, source, plan))
+    return StartingWeights(tuple(report), lambda model: load_transfer(model, source, plan, inflation))
 
 
 def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = None) -> list[str]:
@@ -161,6 +182,8 @@ def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = 
     if "position_embedding" in names:
         old = f"from {there.grid}x{there.grid} " if there is not None else ""
         lines.append(f"position embedding: interpolated {old}to {grid}x{grid} patches, bicubically")
+    if any(name.endswith(".positions.table") for name in names):
+        lines.append(f"relative positions: interpolated to {grid}x{grid} patches, bicubically")
     if "patch_embedding.weight" in names:
         lines.append("patch embedding: adapted to another temporal size; a still clip gives the same tokens")
     return lines

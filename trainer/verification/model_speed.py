@@ -5,6 +5,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -154,7 +155,11 @@ class TrainingCase:
                 "data.prefetch=2",
             ],
         )
-        model = {"frames": case.frames, "num_classes": CLASSES, "recomputed_blocks": case.recomputed}
+        model: dict[str, Any] = {
+            "frames": case.frames,
+            "num_classes": CLASSES,
+            "recomputed_blocks": case.recomputed,
+        }
         self.config = build_config(case.preset, form=case.form, **model)
         environment = find_environment(kind)  # type: ignore[arg-type]
         connect(environment)

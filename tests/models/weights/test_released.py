@@ -32,6 +32,7 @@ def same_logits(model, other):
         {"form": "scene"},
         {"form": "scene", "frozen_backbone": True},
         {"form": "scene", "global_layers": ()},
+        {"form": "scene", "global_mlp_ratio": 2.0},
     ],
     ids=str,
 )
@@ -149,7 +150,18 @@ def test_loading_and_exporting_copy_tensors(temporal):
     assert temporal.head_norm.weight.any()
 
 
-@pytest.mark.parametrize("overrides", [{"fusion": "parallel"}, {"activation": "gelu"}, {"patch_bias": True}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"fusion": "parallel"},
+        {"activation": "gelu"},
+        {"patch_bias": True},
+        {"layer_scale": 0.1},
+        {"absolute_positions": False},
+        {"relative_positions": True},
+        {"frame_feature": "patch_mean"},
+    ],
+)
 def test_a_model_without_a_released_form_is_refused(small, overrides):
     with pytest.raises(ModelError, match=f"{next(iter(overrides))} is "):
         to_released(small(**overrides))

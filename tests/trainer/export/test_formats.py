@@ -61,7 +61,7 @@ import sys, numpy as np, torch
 model = torch.hub.load({root!r}, "uniformerv2", weights=sys.argv[1], source="local")
 np.savez(sys.argv[3], *[model(torch.from_numpy(c)).detach().numpy() for c in np.load(sys.argv[2]).values()])
 less = dict(frames=2, num_classes=3, width=32, depth=1, heads=2)
-for preset in ("tiny", "b16", "l14", "l14_336"):
+for preset in ("tiny", "b16", "l16", "l14", "l14_336"):
     built = torch.hub.load({root!r}, f"uniformerv2_{{preset}}", source="local", **less)
     print(preset, built.config.resolution, built.config.patch_size, built.config.num_classes)
 """
@@ -148,6 +148,7 @@ def test_a_program_of_torch_export_needs_nothing_else(file: Path, tmp_path: Path
         {"fusion": "hierarchical_kv", "global_layers": (0, 1)},
         {"fusion": "hierarchical_q", "global_layers": (0, 1)},
         {"recomputed_blocks": 2, "drop_path": 0.1},
+        {"backbone": "beit"},
     ],
 )
 def test_every_kind_of_model_can_be_exported(fields: dict[str, Any], name: str, tmp_path: Path) -> None:
@@ -159,7 +160,13 @@ def test_every_kind_of_model_can_be_exported(fields: dict[str, Any], name: str, 
 @pytest.mark.soak
 def test_torch_hub_loads_from_another_folder(file: Path, tmp_path: Path) -> None:
     said = fresh(HUB.format(root=str(ROOT)), file, load_weights(file).model, tmp_path)
-    assert said.splitlines() == ["tiny 64 8 3", "b16 224 16 3", "l14 224 14 3", "l14_336 336 14 3"]
+    assert said.splitlines() == [
+        "tiny 64 8 3",
+        "b16 224 16 3",
+        "l16 224 16 3",
+        "l14 224 14 3",
+        "l14_336 336 14 3",
+    ]
 
 
 def test_a_folder_for_the_hub_has_the_results_and_nothing_private(file: Path, tmp_path: Path) -> None:

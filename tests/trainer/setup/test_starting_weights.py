@@ -111,6 +111,23 @@ def test_between_the_forms_the_common_tensors_are_loaded(tmp_path: Path, export:
     torch.testing.assert_close(again.patch_embedding.weight, source.patch_embedding.weight)
 
 
+def test_relative_positions_are_interpolated_and_an_inflation_is_chosen(tmp_path: Path) -> None:
+    source = built(1, config(backbone="beit"))
+    path = exported(tmp_path / "beit.safetensors", source)
+    larger = config(backbone="beit", resolution=48, temporal_downsample=True)
+    plan = plan_starting_weights(path, larger, NAMES, COLOURS, "mean")
+    assert "relative positions: interpolated to 6x6" in "\n".join(plan.report)
+    model = built(2, larger)
+    plan.load(model)
+    assert torch.equal(
+        model.blocks[1].attention.positions.table[-3:], source.blocks[1].attention.positions.table[-3:]
+    )
+    image, inflated = source.patch_embedding.weight, model.patch_embedding.weight
+    torch.testing.assert_close(inflated, image.expand(-1, -1, 3, -1, -1) / 3)
+    with pytest.raises(RunError, match="frame_feature is patch_mean in the file"):
+        plan_starting_weights(path, config(), NAMES, COLOURS)
+
+
 def test_another_width_or_depth_is_refused_with_both_sides_and_ten_tensors(export: Path) -> None:
     for other, token in (
         (config(width=128, heads=2), "width 128"),
