@@ -2,13 +2,17 @@
 # make test         set up, lint, check types, run the tests in three processes
 # make soak         all slow checks; make soak SHARD=1/5 runs the first of five parts of them
 # make test-gpu     set up, run on the first GPU the tests that compute on a device
+# make test-python  run the fast tests on another Python: make test-python PYTHON=python3.12
+# make test-torch   run the fast tests with another PyTorch, 2.11.0 or: make test-torch TORCH=2.12.0
 # make fuzz         set up, read damaged inputs for five minutes; make fuzz MINUTES=20 SEED=3
 # make wheel        set up, build a wheel into dist/
 # make bench        set up, install what to compare with, measure how fast clips are made
 #
-# Another Python than python3, in a clone without .venv: make test PYTHON=python3.13
+# Another Python than python3, in a clone without .venv: make test PYTHON=python3.13. The last two targets have
+# environments of their own, of 8 GB each: .venv-python3.12, .venv-torch-2.11.0.
 
 PYTHON ?= python3
+TORCH ?= 2.11.0
 VENV := .venv
 BIN := $(VENV)/bin
 # The tests' processes share the machine: one thread each keeps them from fighting over its cores, and the threads
@@ -16,7 +20,14 @@ BIN := $(VENV)/bin
 # another has compiled, whatever the shell's environment says.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: install quickstart test soak test-gpu fuzz bench wheel lock clean
+FAST_TESTS := -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+# What a version of PyTorch brings with it: its own requirements, at its own versions.
+OF_CUDA := cublas|cuda-[a-z]+|cudnn-cu13|cufft|cufile|curand|cusolver|cusparse|cusparselt-cu13|nccl-cu13|nvjitlink
+OF_CUDA := $(OF_CUDA)|nvshmem-cu13|nvtx
+WITH_TORCH := torch|torchvision|triton|setuptools|cuda-[a-z]+|nvidia-($(OF_CUDA))
+
+.PHONY: install quickstart test fast-tests test-python test-torch soak test-gpu fuzz bench wheel lock clean
 
 install: $(VENV)/installed
 
@@ -36,7 +47,24 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(TEST_ENVIRONMENT) $(BIN)/pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) $(BIN)/pytest $(FAST_TESTS)
+
+fast-tests: install
+	$(TEST_ENVIRONMENT) $(BIN)/pytest $(FAST_TESTS)
+
+test-python:
+	$(MAKE) fast-tests VENV=.venv-$(notdir $(PYTHON))
+
+test-torch: .venv-torch-$(TORCH)/installed
+	$(TEST_ENVIRONMENT) .venv-torch-$(TORCH)/bin/pytest $(FAST_TESTS)
+
+.venv-torch-%/installed: requirements.lock setup.py
+	$(PYTHON) -m venv .venv-torch-$*
+	@echo "installing PyTorch $* and the other locked dependencies into .venv-torch-$*: about 8 GB, some minutes"
+	grep -vE '^($(WITH_TORCH))==' requirements.lock >.venv-torch-$*/requirements.txt
+	.venv-torch-$*/bin/pip install --quiet --requirement .venv-torch-$*/requirements.txt torch==$* torchvision
+	.venv-torch-$*/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
 
 soak: install
 	$(TEST_ENVIRONMENT) $(BIN)/pytest -m soak $(if $(SHARD),--shard $(SHARD))
@@ -69,4 +97,4 @@ lock:
 	rm -r $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,7 @@ from pipelines.worker_pool import ordered_map
 SETTINGS = "transcode.json"
 """File with the manifest and the options of the transcoded videos of a folder."""
 
-_MULTIPLE = 16  # pixels: DALI makes a new NVDEC decoder for each size that is no multiple of it
+_MULTIPLE = 16  # pixels: a macroblock, so that the coded frame has no padding
 _MAX_RATE = 60  # frames per second
 _PER_FOLDER = 1000  # files
 _FOLDER_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
