@@ -1,4 +1,4 @@
-"""Make a manifest, balance its classes, transcode or check its videos, or render the embedded data set.
+"""Make or verify a manifest, balance it, transcode or check its videos, or render the embedded data set.
 
     python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
     python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
@@ -6,19 +6,20 @@
     python launch/prepare.py transcode data/train.arrow --to data/small --out data/small/train.arrow
     python launch/prepare.py balance data/train.arrow --power 0.5 --out data/balanced.arrow
     python launch/prepare.py motion data/motion
+    python launch/prepare.py verify data/train.arrow
     python launch/prepare.py check data/train.arrow --deep
 
-Exit codes: 0 success, 1 `check` found bad videos, 2 error (with a message), 130 and 143 interrupted.
+Exit codes: 0 success, 1 `check` or `verify` found errors, 2 error (see the message), 130 or 143 interrupted.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from pipelines.dataset.prepare.build import build_manifest, check_manifest, check_out
-from pipelines.dataset.prepare.class_balance import balance
+from pipelines.dataset.prepare.build import build_manifest, check_out
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
 from pipelines.dataset.prepare.jobs import add_listing_jobs
+from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
@@ -39,13 +40,7 @@ def parse() -> argparse.Namespace:
     motion.add_argument("root", type=Path, help="folder for videos, train.arrow and val.arrow")
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
-    balancing = jobs.add_parser(
-        "balance", parents=[out], help="weights, so that rare classes are drawn more often"
-    )
-    balancing.add_argument("manifest", type=Path)
-    balancing.add_argument("--power", type=float, default=1.0, help="0 as they occur, 1 all equally often")
-    check = jobs.add_parser("check", parents=[deep, shared], help="compare a manifest with its videos")
-    check.add_argument("manifest", type=Path)
+    add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
     return parser.parse_args()
 
 
@@ -55,14 +50,9 @@ def run(args: argparse.Namespace) -> int:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
             made = render(args.root, **clips, seed=args.seed, workers=args.workers, progress=progress)
         print("wrote", *map(printable, made))
-    elif args.job == "balance":
-        new = balance(args.manifest, args.out, args.power)
-        print(f"wrote {printable(new.path)}: {len(new)} videos of {len(new.class_names)} classes")
-    elif args.job == "check":
-        with show_progress("checking") as progress:
-            report = check_manifest(args.manifest, workers=args.workers, deep=args.deep, progress=progress)
-        print(report.summary())
-        return 1 if report.bad else 0
+    elif "run" in args:
+        exit_code: int = args.run(args)
+        return exit_code
     else:
         listing = args.list_videos(args)
         if listing is None:

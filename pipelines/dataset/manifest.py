@@ -89,6 +89,15 @@ class Manifest:
     def __len__(self) -> int:
         return self._rows
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._file.reader.schema.names)
+
+    def batch_rows(self, number: int) -> int:
+        """Number of rows of record batch `number`."""
+        return self._header.batch_rows(number)
+
     def row(self, index: int) -> ManifestRow:
         """The row at `index`, 0 <= index < len(self).
 
@@ -154,20 +163,28 @@ class Manifest:
             end = self._sum_before(number + 1, 0)
         begin, weight = self._sum_before(number, inside), float(columns.numbers("weight")[inside])
         if not (weight >= 0 and abs(end - begin - weight) <= _ROUNDING * self.total_weight):
-            raise self._damaged(
-                f"row {row} has weight {weight:g}, but the sums before and after it are {begin:g}, {end:g}."
-            )
+            raise self._damaged(f"row {row} {_format_wrong_sum(weight, begin, end)}.")
         return end
 
-    def _check_sums(self, number: int) -> None:
-        """`_check_sum` for all rows of a batch."""
+    def wrong_sums(self, number: int) -> Iterator[tuple[int, str]]:
+        """The rows of a record batch whose weight is not the sum after the row minus the sum before it.
+
+        Each with the reason, which continues a sentence that begins with the row. None without weights.
+
+        Raises:
+            DataError: the file is damaged there.
+        """
+        if not self.weighted:
+            return
         columns = self._batch(number)
         before, weight = columns.numbers("weight_before"), columns.numbers("weight")
-        first = number * self.rows_per_batch
-        ends = np.append(before[1:], self._check_sum(first + columns.rows - 1))
-        right = (weight >= 0) & (np.abs(ends - before - weight) <= _ROUNDING * self.total_weight)
-        for inside in np.flatnonzero(~right)[:1].tolist():
-            self._check_sum(first + inside)
+        is_last = number + 1 == self.num_batches
+        ends = np.append(before[1:], self.total_weight if is_last else self._sum_before(number + 1, 0))
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinite numbers, which are wrong
+            right = (weight >= 0) & (np.abs(ends - before - weight) <= _ROUNDING * self.total_weight)
+        for inside in np.flatnonzero(~right).tolist():
+            reason = _format_wrong_sum(float(weight[inside]), float(before[inside]), float(ends[inside]))
+            yield number * self.rows_per_batch + inside, reason
 
     def _sum_before(self, number: int, inside: int) -> float:
         return float(self._batch(number).numbers("weight_before")[inside])
@@ -198,13 +215,17 @@ class Manifest:
             DataError: the file is damaged there.
         """
         for number in range(0, self.num_batches, every):
-            rows = -(-self._batch(number).rows // step)
-            try:
-                batch = self._file.batch(number).slice(number % step * rows, rows)
-                batch.validate(full=True)
-            except ARROW_ERRORS as error:
-                raise self._damaged(arrow_message(error)) from error
-            yield batch
+            yield self.read_batch(number, step)
+
+    def read_batch(self, number: int, step: int = 1) -> pa.RecordBatch:
+        """A contiguous slice of record batch `number`, with 1 / `step` of its rows; see `batch_slices`."""
+        rows = -(-self._batch(number).rows // step)
+        try:
+            batch = self._file.batch(number).slice(number % step * rows, rows)
+            batch.validate(full=True)
+        except ARROW_ERRORS as error:
+            raise self._damaged(arrow_message(error)) from error
+        return batch
 
     def wrong_rows(self) -> Iterator[tuple[int, str]]:
         """The rows for which `row` raises VideoError, ascending, each with its message.
@@ -215,6 +236,15 @@ class Manifest:
         for number in range(self.num_batches):
             for index, reason in self._batch(number).wrong_rows(len(self.class_names)):
                 yield number * self.rows_per_batch + index, reason
+
+    def row_problems(self, number: int) -> Iterator[tuple[int, str, str]]:
+        """What is wrong with the rows of record batch `number`: row, column and reason of each wrong value.
+
+        Raises:
+            DataError: the batch is damaged, so that its rows cannot be told apart.
+        """
+        for index, column, reason in self._batch(number).problems(len(self.class_names)):
+            yield number * self.rows_per_batch + index, column, reason
 
     def absolute_path(self, row: ManifestRow) -> Path:
         """The absolute path of the row's file."""
@@ -236,8 +266,9 @@ class Manifest:
         self.verify_fingerprint()
         for _ in self.record_batches():
             pass
-        for number in range(self.num_batches if self.weighted else 0):
-            self._check_sums(number)
+        for number in range(self.num_batches):
+            for row, reason in self.wrong_sums(number):
+                raise self._damaged(f"row {row} {reason}.")
 
     def verify_fingerprint(self) -> None:
         """Read all content and compare it with the fingerprint.
@@ -325,7 +356,8 @@ def write_columns(
 
     Args:
         batches: the manifest's columns, with or without `weight` and those of the sources, in any order;
-            `weight_before` is computed. Each batch but the last has ROWS_PER_BATCH rows.
+            `weight_before` is computed. All batches but the last have equally many rows, of which one batch
+            fits into memory.
     """
     path = Path(path).absolute()
     names = tuple(class_names)
@@ -340,6 +372,7 @@ def write_columns(
         with _open_for_writing(body, path) as sink:
             iterator = iter(batches)
             first = next(iterator, None)
+            rows_per_batch = ROWS_PER_BATCH if first is None else max(1, first.num_rows)
             given = [] if first is None else first.schema.names
             weighted, sources = "weight" in given, "source" in given
             schema = manifest_schema(weighted=weighted, sources=sources)
@@ -347,8 +380,10 @@ def write_columns(
             total = Fraction()
             with pa.ipc.new_file(sink, schema) as writer:
                 for batch in [] if first is None else chain([first], iterator):
-                    if digest.rows % ROWS_PER_BATCH:
-                        raise ValueError(f"only the last batch may have fewer than {ROWS_PER_BATCH} rows")
+                    if digest.rows % rows_per_batch or batch.num_rows > rows_per_batch:
+                        raise ValueError(
+                            f"only the last batch may have another number than {rows_per_batch} rows"
+                        )
                     _check_labels(batch, names)
                     columns = {name: batch[name] for name in batch.schema.names}
                     if weighted:
@@ -361,12 +396,14 @@ def write_columns(
                 f"{printable(path)}: the weights of all {digest.rows} videos are 0, so none can be drawn; "
                 "give the videos to train on a weight above 0"
             )
+        if digest.rows <= rows_per_batch:  # a single batch, which may be a short one
+            rows_per_batch = max(ROWS_PER_BATCH, rows_per_batch)
         metadata = {
             "manifest_version": "3" if sources else "2" if weighted else "1",
             "fingerprint": digest.hexdigest(names),
             "class_names": json.dumps(names, ensure_ascii=False),
             "rows": str(digest.rows),
-            "rows_per_batch": str(ROWS_PER_BATCH),
+            "rows_per_batch": str(rows_per_batch),
         }
         if weighted:
             metadata["total_weight"] = repr(float(total))
@@ -380,6 +417,10 @@ def write_columns(
             os.fsync(sink.fileno())
         whole.replace(path)
     return Manifest.open(path)
+
+
+def _format_wrong_sum(weight: float, begin: float, end: float) -> str:
+    return f"has weight {weight:g}, but the sums before and after it are {begin:g}, {end:g}"
 
 
 def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:

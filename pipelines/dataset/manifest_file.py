@@ -9,6 +9,7 @@ process (SIGBUS), as with every mapped file.
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dataset.arrow_compression import is_compressed
-from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, SourceKind, check_row
+from pipelines.dataset.arrow_footer import is_compressed, read_blocks
+from pipelines.dataset.manifest_rows import MOST_PIXELS, ManifestRow, SourceKind, check_row, row_problems
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 
@@ -91,13 +92,15 @@ class MappedFile:
     file: pa.NativeFile
     reader: pa.RecordBatchFileReader
     header: ManifestHeader
+    blocks: np.ndarray
+    """The place of each record batch in the file; see `arrow_footer.read_blocks`."""
 
     def batch(self, number: int) -> pa.RecordBatch:
         """A record batch. Its buffers are views of the file and are not checked.
 
         Raises one of `ARROW_ERRORS` if it is damaged or compressed.
         """
-        if is_compressed(self.file, number):
+        if is_compressed(self.file, self.blocks[number]):
             raise ValueError("it is compressed, which a manifest must not be")
         return self.reader.get_batch(number)
 
@@ -146,7 +149,10 @@ def open_file(path: Path) -> MappedFile:
                 f"{REMAKE}"
             )
         header = _header(metadata, weighted, reader.num_record_batches, path.stat().st_size)
-        return MappedFile(file, reader, header)
+        blocks = read_blocks(file)
+        if len(blocks) != reader.num_record_batches:
+            raise ValueError(f"its footer lists {len(blocks)} batches, not {reader.num_record_batches}")
+        return MappedFile(file, reader, header, blocks)
     except ValueError as error:
         raise DataError(f"{name} is damaged: {error}. {REMAKE}") from error
 
@@ -175,7 +181,12 @@ def _header(metadata: dict[bytes, bytes], weighted: bool, batches: int, size: in
         total = float(_value(metadata, b"total_weight"))
         if not 0 < total < inf:
             raise ValueError(f"its header's total_weight is {total:g}")
-    return ManifestHeader(rows, per_batch, fingerprint, _class_names(_value(metadata, b"class_names")), total)
+    names = _class_names(_value(metadata, b"class_names"))
+    if rows and not names:
+        raise ValueError(
+            f"its header has rows {rows}, but no class name in class_names: no label is possible"
+        )
+    return ManifestHeader(rows, per_batch, fingerprint, names, total)
 
 
 def _value(metadata: dict[bytes, bytes], name: bytes) -> str:
@@ -262,9 +273,14 @@ class Columns:
         Raises:
             VideoError: as `check_row`, or a string is damaged.
         """
+        row = self._row(index, {name: self.text(name, index) for name in self._strings})
+        check_row(row, classes)
+        return row
+
+    def _row(self, index: int, strings: dict[str, str]) -> ManifestRow:
         number = self._numbers
-        row = ManifestRow(
-            path=self.text("path", index),
+        return ManifestRow(
+            path=strings["path"],
             offset=number["offset"].item(index),
             length=number["length"].item(index),
             label=number["label"].item(index),
@@ -272,15 +288,13 @@ class Columns:
             fps=number["fps"].item(index),
             width=number["width"].item(index),
             height=number["height"].item(index),
-            codec=self.text("codec", index),
+            codec=strings["codec"],
             **{
                 name: number[name].item(index)
                 for name in ("weight", *_SOURCE_COLUMNS)
                 if name in number  # otherwise the row has the default
             },
         )
-        check_row(row, classes)
-        return row
 
     def wrong_rows(self, classes: int) -> list[tuple[int, str]]:
         """The rows for which `row` raises VideoError, ascending, each with its message."""
@@ -291,6 +305,19 @@ class Columns:
             except VideoError as defect:
                 wrong.append((index, str(defect)))
         return wrong
+
+    def problems(self, classes: int) -> Iterator[tuple[int, str, str]]:
+        """Row, column and reason of each value for which `row` raises VideoError; rows ascending."""
+        for index in np.flatnonzero(self._suspects(classes)).tolist():
+            strings = {}
+            for name in self._strings:
+                try:
+                    strings[name] = self.text(name, index)
+                except VideoError as defect:
+                    strings[name] = "?"  # any valid value: the reason is given here
+                    yield index, name, str(defect)
+            for name, reason in row_problems(self._row(index, strings), classes):
+                yield index, name, reason
 
     def _suspects(self, classes: int) -> np.ndarray:
         """Vectorised check. bool per row: whether `row` may raise for it and has to be called."""

@@ -1,5 +1,6 @@
 """A row of a manifest, the kinds of sources, and the check of a row's values."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
@@ -69,39 +70,52 @@ def check_row(row: ManifestRow, classes: int) -> None:
     Raises:
         VideoError: a value is not possible; the message continues a sentence that begins with the path.
     """
+    for _, reason in row_problems(row, classes):
+        raise VideoError(reason)
+
+
+def row_problems(row: ManifestRow, classes: int) -> Iterator[tuple[str, str]]:
+    """Each column whose value is not possible for a video, with the reason; see `check_row`."""
     if not 0 <= row.label < classes:
-        raise VideoError(
+        yield (
+            "label",
             f"has label {row.label} in the manifest, but there are {classes} classes: labels go from 0 to "
-            f"{classes - 1}"
+            f"{classes - 1}",
         )
     if row.frames < 1:
-        raise VideoError(f"has {row.frames} frames in the manifest; a video has at least 1")
-    if not (1 <= row.width <= MOST_PIXELS and 1 <= row.height <= MOST_PIXELS):
-        raise VideoError(
-            f"has frames of {row.width}x{row.height} pixels in the manifest; a side has 1 to {MOST_PIXELS}"
-        )
+        yield "frames", f"has {row.frames} frames in the manifest; a video has at least 1"
+    for name, side in (("width", row.width), ("height", row.height)):
+        if not 1 <= side <= MOST_PIXELS:
+            size = f"{row.width}x{row.height} pixels"
+            yield name, f"has frames of {size} in the manifest; a side has 1 to {MOST_PIXELS}"
     if not 0 <= row.fps < inf:
-        raise VideoError(f"has {row.fps:g} frames per second in the manifest; it must be a number, 0 or more")
+        yield "fps", f"has {row.fps:g} frames per second in the manifest; it must be a number, 0 or more"
     if row.offset < 0 or row.length < 0 or (row.offset and not row.length):
-        raise VideoError(
+        yield (
+            "length" if row.offset >= 0 else "offset",
             f"has offset {row.offset} and length {row.length} in the manifest; both must be 0, or the length "
-            "1 or more"
+            "1 or more",
         )
     if not 0 <= row.weight < inf:
-        raise VideoError(f"has weight {row.weight:g} in the manifest; a weight must be a number, 0 or more")
+        yield "weight", f"has weight {row.weight:g} in the manifest; a weight must be a number, 0 or more"
     if row.source not in _KINDS:
-        raise VideoError(
-            f"has source {row.source} in the manifest, which this program does not know; update the program"
+        yield (
+            "source",
+            f"has source {row.source} in the manifest, which this program does not know; update the program",
         )
     whole = row.first_frame == row.video_frames == 0
     if not (whole or 0 <= row.first_frame <= row.video_frames - row.frames):
-        raise VideoError(
+        yield (
+            "first_frame" if row.first_frame < 0 or row.video_frames > 0 else "video_frames",
             f"has a segment of {row.frames} frames from frame {row.first_frame} on in the manifest, of a "
-            f"video of {row.video_frames} frames"
+            f"video of {row.video_frames} frames",
         )
     if row.source == SourceKind.FRAMES and row.length:
-        raise VideoError(f"is a folder of frames with length {row.length} in the manifest; it must be 0")
+        yield "length", f"is a folder of frames with length {row.length} in the manifest; it must be 0"
     if not row.path:
-        raise VideoError("has no path in the manifest")
+        yield "path", "has no path in the manifest"
     if "\0" in row.path:
-        decode_path(row.path)
+        try:
+            decode_path(row.path)
+        except VideoError as defect:
+            yield "path", str(defect)

@@ -1,7 +1,9 @@
-"""Manifests that the program would not write, and a process of its own that reads them."""
+"""Manifests that the program would not write, and a process of its own that reads them in every way."""
 
 import io
 import json
+import random
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,13 +58,52 @@ def change_header(path: Path, **values: str | bytes | None) -> None:
     write_parts(path, schema.with_metadata(kept), batches)
 
 
-# For each path on standard input a line on what came of reading all of it. The first sum is of the weights
-# drawn; what is not a DataError ends the line's first word.
+_NUMBERS = (0, 1, -1, 2, 3, 7, 8, 16, 64, 255, 2**15, 2**31 - 1, -(2**31), 2**40, 2**62, 2**63 - 8, -(2**63))
+
+
+def mutant(whole: bytes, chance: random.Random) -> bytes:
+    """An Arrow file, damaged in one to three places: half of them in the footer, most others in the messages
+    of the batches, where offsets and lengths are. Same arguments, same bytes.
+    """
+    data = bytearray(whole)
+    (footer,) = struct.unpack("<i", data[-10:-6])
+    first = len(data) - 10 - footer  # of the footer
+    messages = [place for place in range(0, first, 8) if data[place : place + 4] == b"\xff\xff\xff\xff"]
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        where, how = chance.random(), chance.random()
+        if where < 0.5:
+            place = chance.randrange(first, len(data))
+        elif where < 0.8:
+            place = min(chance.choice(messages) + chance.randrange(600), len(data) - 1)
+        else:
+            place = chance.randrange(len(data))
+        if how < 0.4:
+            data[place] ^= 1 << chance.randrange(8)
+        elif how < 0.8:
+            width = chance.choice((1, 2, 4, 8))
+            place -= place % width
+            number = (chance.choice(_NUMBERS) % 256**width).to_bytes(width, "little")
+            data[place : place + width] = number[: len(data) - place]
+        else:
+            copied, count = chance.randrange(len(data)), chance.choice((4, 8, 16, 24))
+            data[place : place + count] = data[copied : copied + count][: len(data) - place]
+    return bytes(data)
+
+
+# For each path on standard input a line on what came of reading all of it, as runs and `prepare` do. What is
+# not a DataError ends the line's first word.
 READER = """
-import sys, traceback
+import pickle, sys, traceback
 from pathlib import Path
-from pipelines.errors import DataError, VideoError
+import numpy as np
+from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
+from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare.class_balance import balance
+from pipelines.dataset.prepare.verify import verify_manifest
+from pipelines.dataset.split_overlap import find_overlap
+from pipelines.dataset.spot_check import spot_check
+from pipelines.errors import DataError, VideoError
 
 def use(path):
     try:
@@ -70,6 +111,7 @@ def use(path):
     except DataError as error:
         return f"refused: {error}"
     wrong, damaged = {}, 0
+    samples = SampleReader(Dataset([manifest]), Decoding("pyav"))
     for index in range(min(len(manifest), 1000)):
         try:
             row = manifest.row(index)
@@ -81,6 +123,12 @@ def use(path):
             manifest.printable_path(index).encode()
         except DataError:
             damaged += 1
+            continue
+        # A wrong row is a bad sample; the videos of the others do not exist.
+        row, reason = samples.row(index)
+        assert (row is None) == (index in wrong) and reason == wrong.get(index, "")
+        request = SampleRequest(index, row, np.zeros(1, np.int32), None, False, reason)
+        assert samples.load(request).reason
     for number in range(20 * manifest.weighted):
         try:
             index = manifest.row_at_weight(manifest.total_weight * number / 20)
@@ -89,10 +137,28 @@ def use(path):
             damaged += 1
     if not damaged:
         assert dict(manifest.wrong_rows()) == wrong, (dict(manifest.wrong_rows()), wrong)
+    assert pickle.loads(pickle.dumps(manifest)).fingerprint == manifest.fingerprint
+    problem = None
     try:
         manifest.verify()
     except DataError as error:
-        return f"damaged: {error}"
+        problem = str(error)
+    verified = verify_manifest(manifest)
+    verified.summary().encode()
+    assert verified.is_wrong >= bool(problem), (problem, verified.summary())
+    assert verified.wrong_rows >= len(wrong)
+    written = path.with_name("balanced.arrow")
+    for read in (
+        lambda: find_overlap(samples.dataset, samples.dataset),
+        lambda: spot_check(manifest),
+        lambda: balance(path, written, 0.5),
+    ):
+        try:
+            read()
+        except DataError as error:
+            str(error).encode()
+    if problem is not None:
+        return f"damaged: {problem}"
     assert not wrong and not damaged
     return "read"
 

@@ -56,7 +56,7 @@ def add_duplicates(listing: Listing, keys: array[int], findings: Findings) -> No
     Args:
         keys: the content key of each video of the listing; 0 if it is not in the manifest.
     """
-    for group in _groups(np.frombuffer(keys, np.uint64)):
+    for group in groups(np.frombuffer(keys, np.uint64)):
         labels = [listing.labels[index] for index in group]
         other = next((place for place, label in enumerate(labels) if label != labels[0]), 1)
         kind = TWICE if labels[other] == labels[0] else TWO_LABELS
@@ -67,16 +67,17 @@ def add_duplicates(listing: Listing, keys: array[int], findings: Findings) -> No
         findings.line(Path(listing.paths[group[0]]), f"{kind}: {' = '.join(names)}{more}")
 
 
-def _groups(keys: np.ndarray) -> Iterator[list[int]]:
+def groups(keys: np.ndarray) -> Iterator[list[int]]:
     """The indices of each key that occurs more than once and is not 0, ordered by the first index."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1)))
+    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + 1))
     sizes = np.diff(begins, append=len(ordered))
     repeated = (sizes > 1) & (ordered[begins] != 0)
-    found = sorted(zip(order[begins[repeated]], begins[repeated], sizes[repeated], strict=True))
-    for _, begin, size in found:
-        yield [int(index) for index in order[begin : begin + size]]
+    begins, sizes = begins[repeated], sizes[repeated]
+    for group in np.argsort(order[begins]).tolist():
+        begin = begins[group]
+        yield order[begin : begin + sizes[group]].tolist()
 
 
 def _name(listing: Listing, index: int) -> str:

@@ -22,6 +22,7 @@ from pipelines.atomic_file import atomic_file
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.text_lines import read_json
 from pipelines.dataset.probe import CRASHES, probe_video
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoError
@@ -230,15 +231,13 @@ def _check_settings(manifest: Manifest, folder: Path, options: TranscodeOptions)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path)
         else:
             with atomic_file(path, shared=True) as new:
                 new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             return
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be written: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{printable(path)}: no JSON: {error}; give another folder") from error
     if before != settings:
         raise DataError(f"{printable(folder)} {_difference(before, settings)}; give another folder")
 
