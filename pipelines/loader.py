@@ -25,8 +25,6 @@ from pipelines.dali.external_source import Source, TrainSource, ViewSource
 from pipelines.dali.pipeline import (
     Graph,
     LoaderResources,
-    TrainGraph,
-    ViewGraph,
     assemble,
     starting_at,
 )
@@ -315,7 +313,7 @@ def train_loader(
         return TrainSource(reader, sampler, clip, micro_batch, rank, world_size, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
-    return ClipLoader(TrainGraph(open_source(decoding), mean, std), resources, 0, in_flight, mixing)
+    return ClipLoader(Graph(open_source(decoding), mean, std), resources, 0, in_flight, mixing)
 
 
 def view_loader(
@@ -345,7 +343,7 @@ def view_loader(
         return ViewSource(SampleReader(dataset, decoding, crashed=crashed or {}), sampler, clip, rank, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
-    graph = ViewGraph(open_source(decoding), mean, std)
+    graph = Graph(open_source(decoding), mean, std)
     return ClipLoader(graph, resources, sampler.batches - first, in_flight)
 
 

@@ -79,10 +79,11 @@ def jitter(frames: Any, codes: Any, factors: Any) -> Any:
     return frames
 
 
-def normalise(frames: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    """Uint8 FHWC → float32 CFHW, `(x / 255 - mean) / std`."""
+def normalise(frames: Any, mean: tuple[float, ...], std: tuple[float, ...], **crop: Any) -> Any:
+    """Uint8 FHWC → float32 CFHW, `(x / 255 - mean) / std`. crop: of `fn.crop_mirror_normalize`."""
     return fn.crop_mirror_normalize(
         frames,
+        **crop,
         mean=[255 * value for value in mean],
         std=[255 * value for value in std],
         dtype=types.FLOAT,
@@ -106,15 +107,13 @@ def crop_views(
     """
     resized = fn.resize(frames, size=size, interp_type=types.INTERP_LINEAR, antialias=False)
     cropped = [
-        fn.crop_mirror_normalize(
+        normalise(
             resized,
+            mean,
+            std,
             crop=[crop, crop],
             crop_pos_y=positions[index, 0],
             crop_pos_x=positions[index, 1],
-            mean=[255 * value for value in mean],
-            std=[255 * value for value in std],
-            dtype=types.FLOAT,
-            output_layout="CFHW",
         )
         for index in range(crops)
     ]

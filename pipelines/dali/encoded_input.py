@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.decode.color import check_colorspace, color_correction
 from pipelines.decode.demux import VideoIndex, header_size, open_video, read_index
-from pipelines.decode.frame_sizes import has_one_size
+from pipelines.decode.frame_sizes import CODECS, has_one_size
 from pipelines.decode.nvdec import SIDES, nvdec_refusal
 from pipelines.decode.pyav import check_frames, check_size, decode_first_frame
 from pipelines.errors import VideoError
@@ -35,7 +35,7 @@ class GraphDecoder(Enum):
     @property
     def codecs(self) -> frozenset[str]:
         """That it supports, by FFmpeg's names."""
-        return frozenset(SIDES if self is GraphDecoder.NVDEC else ("vp8", "vp9", "mjpeg"))
+        return frozenset(SIDES) if self is GraphDecoder.NVDEC else CODECS
 
 
 PLACEHOLDER_SIZE = 64  # pixels a side; hardware decoders take nothing smaller than 48

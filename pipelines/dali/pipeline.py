@@ -13,7 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipelines.augment.dali_nodes import augment_clip, crop_views
 from pipelines.augment.params import ViewSpec
-from pipelines.dali.external_source import TrainSource, ViewSource
+from pipelines.dali.external_source import Source, TrainSource, ViewSource
 from pipelines.dali.sample_layout import AUGMENTATION, Arrays, SampleLayout, decoding_layout
 from pipelines.dali.sample_reader import Decoding, RefusedRequests
 from pipelines.decode.dali_nodes import decode_in_graph
@@ -45,46 +45,38 @@ class LoaderResources:
 
 
 @dataclass(frozen=True)
-class TrainGraph:
-    """Source → training clips, float32, normalised with mean and std.
+class Graph:
+    """A source's samples → clips, float32, normalised with mean and std."""
 
-    Per sample (3, T, size, size), or (repeats, 3, T, size, size) where a sample is repeated.
-    """
-
-    source: TrainSource
+    source: Source
     mean: Colours
     std: Colours
 
     def clips(self, frames: Any, nodes: Nodes) -> Any:
-        """Graph nodes: frames and the arrays of the source's layout → clips."""
+        """Graph nodes: frames and the arrays of the source's layout → clips, or views of a video."""
         source = self.source
-        names = [array.name for array in AUGMENTATION if array.name in nodes]
-        clips = []
-        for repeat in range(source.clips_per_sample):
-            own = frames
-            if source.crops_in_graph:
-                roi = nodes["roi"][repeat]
-                own = fn.slice(frames, start=roi[0:2], end=roi[2:4], axis_names="HW")
-            arrays = {name: nodes[name][repeat] for name in names}
-            clips.append(augment_clip(own, arrays, source.clip, self.mean, self.std))
-        return fn.stack(*clips) if len(clips) > 1 else clips[0]
+        if isinstance(source, ViewSource):
+            return view_nodes(frames, nodes, source.clip, self.mean, self.std)
+        return train_nodes(frames, nodes, source, self.mean, self.std)
 
 
-@dataclass(frozen=True)
-class ViewGraph:
-    """Source → all views of a video: per sample (views, 3, T, size, size), ordered by clip, then by crop."""
-
-    source: ViewSource
-    mean: Colours
-    std: Colours
-
-    def clips(self, frames: Any, nodes: Nodes) -> Any:
-        """Graph nodes: frames and the arrays of the source's layout → views."""
-        return view_nodes(frames, nodes, self.source.clip, self.mean, self.std)
+def train_nodes(frames: Any, nodes: Nodes, source: TrainSource, mean: Colours, std: Colours) -> Any:
+    """Graph nodes: (3, T, size, size) per sample, or (repeats, 3, T, size, size) where it is repeated."""
+    names = [array.name for array in AUGMENTATION if array.name in nodes]
+    clips = []
+    for repeat in range(source.clips_per_sample):
+        own = frames
+        if source.crops_in_graph:
+            roi = nodes["roi"][repeat]
+            own = fn.slice(frames, start=roi[0:2], end=roi[2:4], axis_names="HW")
+        arrays = {name: nodes[name][repeat] for name in names}
+        clips.append(augment_clip(own, arrays, source.clip, mean, std))
+    return fn.stack(*clips) if len(clips) > 1 else clips[0]
 
 
 def view_nodes(frames: Any, nodes: Nodes, clip: ViewSpec, mean: Colours, std: Colours) -> Any:
-    """Graph nodes: the frames of all clips of a video, one clip after another, and `VIEWS` → views."""
+    """Graph nodes: the frames of all clips of a video, one clip after another, and `VIEWS` → its views,
+    (views, 3, T, size, size), ordered by clip, then by crop."""
     # (crops, 3, clips * T, H, W) → (views, 3, T, H, W): the clips follow one another along the frame axis
     stacked = crop_views(
         frames, nodes["view_size"], nodes["crop_positions"], clip.crops, clip.size, mean, std
@@ -92,9 +84,6 @@ def view_nodes(frames: Any, nodes: Nodes, clip: ViewSpec, mean: Colours, std: Co
     split = fn.reshape(stacked, shape=[clip.crops, 3, clip.clips, clip.frames, clip.size, clip.size])
     ordered = fn.transpose(split, perm=[2, 0, 1, 3, 4, 5])
     return fn.reshape(ordered, shape=[clip.views, 3, clip.frames, clip.size, clip.size])
-
-
-Graph = TrainGraph | ViewGraph
 
 
 def starting_at(graph: Graph, batch: int, refused: RefusedRequests) -> Graph:

@@ -11,7 +11,7 @@ import torch
 from pipelines.augment.params import TrainClipSpec
 from pipelines.dali.encoded_input import GraphDecodeInput, GraphDecoder
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.pipeline import Graph
 from pipelines.dali.sample_reader import NO_VIDEO, Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, write_manifest
@@ -142,7 +142,7 @@ def test_a_video_that_breaks_the_decoder_is_a_bad_sample(
     reader = UncheckedReader(Dataset([Manifest.open(path)]), decoding)
     sampler = TrainSampler(VIDEOS, BATCH, seed=3)
     source = TrainSource(reader, sampler, CLIP, BATCH, rank=0, world_size=1, first=0)
-    clips = ClipLoader(TrainGraph(source, HALF, HALF), resources(2, prefetch, device), batches=0)
+    clips = ClipLoader(Graph(source, HALF, HALF), resources(2, prefetch, device), batches=0)
     found = [batch for _, batch in zip(range(BATCHES), clips, strict=False)]
     reasons = {bad.sample: bad.reason for bad in clips.bad_samples.pop_new()}
     clips.close()

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.pipeline import Graph
 from pipelines.dali.sample_reader import Decoding, LoadedSample, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest
@@ -122,7 +122,7 @@ def test_workers_killed_over_a_video_change_no_batch(motion_set: MotionSet, tmp_
     sampler = TrainSampler(len(dataset), 8, seed=3)
     reader = WaitingReader(dataset, Decoding("pyav"), late=sampler.slot(step=3, index=5).sample, wait=wait)
     waiting = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
-    endless = ClipLoader(TrainGraph(waiting, HALF, HALF), resources(workers=2), batches=0)
+    endless = ClipLoader(Graph(waiting, HALF, HALF), resources(workers=2), batches=0)
 
     def end_workers() -> None:
         while not wait.with_suffix(".waits").exists():
@@ -151,7 +151,7 @@ def test_a_loader_continues_after_a_video_that_crashes_its_decoder(
     motion_set: MotionSet, prefetch: int
 ) -> None:
     reader = CrashingReader(Dataset.open([motion_set.train]), Decoding("pyav"))
-    graph = TrainGraph(source(reader), HALF, HALF)
+    graph = Graph(source(reader), HALF, HALF)
     clips = ClipLoader(graph, resources(workers=2, prefetch=prefetch), batches=0)
     seen = [batch for _, batch in zip(range(8), clips, strict=False)]
     ids, valid = torch.cat([b.ids for b in seen]), torch.cat([b.valid for b in seen])

@@ -9,7 +9,7 @@ import torch
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.dali.encoded_input import GraphDecoder
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.pipeline import Graph, TrainGraph, ViewGraph, assemble
+from pipelines.dali.pipeline import Graph, assemble
 from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dataset.concat import Dataset
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
@@ -28,7 +28,7 @@ def make_graph(kind: str, motion_set: MotionSet, decoder: str) -> Graph:
     dataset = Dataset.open([motion_set.train])
     reader = SampleReader(dataset, Decoding(decoder, GraphDecoder.NVDEC))
     if kind == "views":
-        return ViewGraph(
+        return Graph(
             ViewSource(reader, ViewSampler(len(dataset), BATCH, 1), ViewSpec(4, 32, 2, 3), 0), HALF, HALF
         )
     clip, repeats = {
@@ -37,7 +37,7 @@ def make_graph(kind: str, motion_set: MotionSet, decoder: str) -> Graph:
         "repeated": (ALL, 2),
     }[kind]
     sampler = TrainSampler(len(dataset), BATCH, 3, repeats)
-    return TrainGraph(TrainSource(reader, sampler, clip, BATCH, rank=0, world_size=1, first=0), HALF, HALF)
+    return Graph(TrainSource(reader, sampler, clip, BATCH, rank=0, world_size=1, first=0), HALF, HALF)
 
 
 def operators(pipeline: Any) -> dict[str, set[str]]:

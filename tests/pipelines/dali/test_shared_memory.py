@@ -9,7 +9,7 @@ import torch
 from pipelines.augment.params import TrainClipSpec, ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.external_source import TrainSource, ViewSource
-from pipelines.dali.pipeline import LoaderResources, TrainGraph, ViewGraph
+from pipelines.dali.pipeline import Graph, LoaderResources
 from pipelines.dali.sample_reader import Decoding, SampleReader
 from pipelines.dali.shared_memory import SharedMemoryNeed, shared_memory_need
 from pipelines.dataset.concat import Dataset
@@ -27,7 +27,7 @@ def test_views_take_whole_frames(motion_set: MotionSet) -> None:
     source = ViewSource(
         SampleReader(dataset, Decoding("pyav")), ViewSampler(len(dataset), 4, 1), ViewSpec(4, 32, 2, 1), 0
     )
-    need = shared_memory_need(ViewGraph(source, HALF, HALF), LoaderResources(CPU, 3, 1, 2))
+    need = shared_memory_need(Graph(source, HALF, HALF), LoaderResources(CPU, 3, 1, 2))
     rows = [dataset.row(number) for number in range(len(dataset))]
     sizes = [2 * 4 * row.height * row.width * 3 for row in rows]  # two clips of four frames
     assert abs(need.least - 2 * 2 * (4 * sum(sizes) / len(sizes) + 3 * OVERHEAD)) <= 1
@@ -44,7 +44,7 @@ def test_training_needs_cropped_frames_or_the_bytes_that_the_graph_decodes(
     def need_of(decoder: str) -> SharedMemoryNeed:
         reader = SampleReader(dataset, Decoding(decoder))
         source = TrainSource(reader, sampler, TrainClipSpec(4, 32), 8, 0, 1, 0)
-        return shared_memory_need(TrainGraph(source, HALF, HALF), LoaderResources(CPU, 2, 1, 1))
+        return shared_memory_need(Graph(source, HALF, HALF), LoaderResources(CPU, 2, 1, 1))
 
     need = need_of("pyav")
     whole = 2 * 8 * 4 * row.height * row.width * 3

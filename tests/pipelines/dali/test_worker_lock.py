@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dali.external_source import TrainSource
-from pipelines.dali.pipeline import TrainGraph
+from pipelines.dali.pipeline import Graph
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipLoader
@@ -23,7 +23,7 @@ def test_a_worker_that_dies_with_the_lock_changes_no_batch(motion_set: MotionSet
     late = sampler.slot(step=2, index=3).sample
     reader = LockingReader(dataset, Decoding("pyav"), late=late, once=tmp_path / "died")
     source = TrainSource(reader, sampler, ALL, 8, rank=0, world_size=1, first=0)
-    endless = ClipLoader(TrainGraph(source, HALF, HALF), resources(workers=2), batches=0)
+    endless = ClipLoader(Graph(source, HALF, HALF), resources(workers=2), batches=0)
     seen = [batch for _, batch in zip(range(4), endless, strict=False)]
     endless.close()
     assert (tmp_path / "died").exists()
