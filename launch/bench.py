@@ -20,15 +20,14 @@ from pipelines.benchmark.task import THIS_LOADER
 from pipelines.benchmark.videos import make_videos
 from pipelines.benchmark.workload import check_policies, combine_workloads
 from pipelines.errors import DataError
+from trainer.command import command_parser
 from trainer.monitoring.progress import show_progress
 
 LOADERS = (THIS_LOADER, "torchcodec", "PyAV", "decord")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     job = jobs.add_parser("pipeline", help="from video files to batches of clips, on the CPU")
     job.add_argument("--frames", type=int, action="append", help="of a clip; repeatable (8, 16)")

@@ -14,9 +14,9 @@ import logging
 import sys
 from pathlib import Path
 
-from trainer.errors import RunError, StartAgain, UserError
+from trainer.command import command_parser, prints_errors
+from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
-from trainer.resilience.signals import REQUEUE
 from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.command import (
@@ -32,9 +32,7 @@ from trainer.tracking.comparison.report import as_json, report
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="a run directory, a folder of them, or an MLflow id"
     )
@@ -82,14 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
         reader.close()
 
 
+@prints_errors
 def main() -> int:
     arguments = parse()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REQUEUE if isinstance(error, StartAgain) else 2
     except BrokenPipeError:  # as of `| head`
         sys.stderr.close()
     return 0

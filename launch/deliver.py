@@ -7,20 +7,16 @@ Exit codes: 0 all is uploaded, 2 an error that the message explains, 85 MLflow c
 process is uploading: try again. Records that are not uploaded are kept.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from trainer.errors import StartAgain, UserError
-from trainer.resilience.signals import REQUEUE
+from trainer.command import command_parser, prints_errors
 from trainer.system.process_exit import exit_with
 from trainer.tracking.mlflow_tracker import deliver_outbox
 
 
+@prints_errors
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("run_dir", type=Path, help="the run directory, which contains mlflow.jsonl")
     parser.add_argument(
         "--new-run",
@@ -32,11 +28,7 @@ def main() -> int:
         help="another MLflow address than the run's: the whole history is uploaded there",
     )
     arguments = parser.parse_args()
-    try:
-        lines = deliver_outbox(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REQUEUE if isinstance(error, StartAgain) else 2
+    lines = deliver_outbox(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
     print(f"{lines} lines delivered from {arguments.run_dir}")
     return 0
 

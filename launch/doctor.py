@@ -13,11 +13,11 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.command import command_parser, prints_errors
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--folder",
         "--run-dir",
@@ -54,6 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+@prints_errors
 def main() -> int:
     arguments = parse()
     if importlib.util.find_spec("torch") is None:
@@ -64,25 +65,18 @@ def main() -> int:
         return 2
     # The table reports ranks that do not answer; torch would log every poll.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from models import ModelError
-    from pipelines.errors import DataError
     from trainer.cluster.preflight.runner import PreflightRequest, preflight
-    from trainer.errors import UserError
 
-    try:
-        return preflight(
-            PreflightRequest(
-                folder=arguments.folder,
-                recipe=arguments.recipe,
-                overrides=arguments.set,
-                gpus_per_node=arguments.gpus_per_node,
-                min_bandwidth=arguments.min_bandwidth,
-                patience=arguments.patience,
-            )
+    return preflight(
+        PreflightRequest(
+            folder=arguments.folder,
+            recipe=arguments.recipe,
+            overrides=arguments.set,
+            gpus_per_node=arguments.gpus_per_node,
+            min_bandwidth=arguments.min_bandwidth,
+            patience=arguments.patience,
         )
-    except (UserError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    )
 
 
 if __name__ == "__main__":

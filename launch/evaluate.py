@@ -15,11 +15,11 @@ import argparse
 import os
 from pathlib import Path
 
+from trainer.command import command_parser
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
     add("--last", action="store_true", help="of a run, the last weights, not those of the best evaluation")

@@ -11,19 +11,15 @@ explains, 130 interrupted.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from pipelines.errors import DataError
 from pipelines.formatting import printable
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
 from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
     parser.add_argument("video", type=Path)
     parser.add_argument("--class", dest="name", metavar="NAME", help="class to explain (the most likely one)")
@@ -41,7 +37,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(arguments: argparse.Namespace) -> int:
+@prints_errors
+def main() -> int:
+    arguments = parse()
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.inference.model_source import open_model
     from trainer.inference.predictor import choose_device
@@ -71,14 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{each.about}: highest value {each.peak:.1f} times the mean")
     print("wrote", " and ".join(printable(path) for path in (sheet, arguments.overlay) if path is not None))
     return 0
-
-
-def main() -> int:
-    try:
-        return run(parse())
-    except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ import sys
 from pathlib import Path
 
 from pipelines.formatting import printable
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
 
 OTHERS = ("onnx", "torch", "huggingface")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     source = "a run directory or a checkpoint; except for safetensors also a file of weights"
     parser.add_argument("source", type=Path, help=source)
     parser.add_argument(
@@ -46,14 +44,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+@prints_errors
 def main() -> int:
     arguments = parse()
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        return write_other(arguments) if arguments.format in OTHERS else write_weights(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return write_other(arguments) if arguments.format in OTHERS else write_weights(arguments)
 
 
 def write_weights(arguments: argparse.Namespace) -> int:

@@ -15,15 +15,12 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.errors import DataError
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
 from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a file, or a folder of videos")
     parser.add_argument(
         "--weights",
@@ -74,15 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if bad else 0
 
 
+@prints_errors
 def main() -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return run(parse())
-    except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -17,12 +17,11 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 from pipelines.formatting import printable
+from trainer.command import command_parser, prints_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--step", type=int, required=True, help="from 1, as in the run's messages")
     parser.add_argument("--out", type=Path, help="the contact sheet, a PNG (step-N.png)")
@@ -44,13 +43,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+@prints_errors
 def main() -> int:
     arguments = parse()
     import torch
 
-    from models import ModelError
-    from pipelines.errors import DataError
-    from trainer.errors import UserError
     from trainer.inspection.batch_replay import replay_step
     from trainer.inspection.replay_report import as_json, report_lines, write_replay
     from trainer.monitoring.progress import show_progress
@@ -62,24 +59,20 @@ def main() -> int:
         return 2
     device = torch.device("cuda", 0) if has_gpu and arguments.device != "cpu" else torch.device("cpu")
     out = arguments.out or Path(f"step-{arguments.step}.png")
-    try:
-        with ExitStack() as stack:
-            if arguments.json:
-                stack.enter_context(redirect_stdout(sys.stderr))
-            making = stack.enter_context(show_progress("clips"))
-            done = replay_step(
-                RunDir(arguments.run),
-                arguments.step,
-                device=device,
-                shown=arguments.clips,
-                columns=arguments.frames,
-                manifests=arguments.train,
-                making=making,
-            )
-            write_replay(out, done)
-    except (UserError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with ExitStack() as stack:
+        if arguments.json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        making = stack.enter_context(show_progress("clips"))
+        done = replay_step(
+            RunDir(arguments.run),
+            arguments.step,
+            device=device,
+            shown=arguments.clips,
+            columns=arguments.frames,
+            manifests=arguments.train,
+            making=making,
+        )
+        write_replay(out, done)
     found = (
         [json.dumps(as_json(done, out), indent=1)]
         if arguments.json

@@ -9,20 +9,16 @@ processed at a time, in a process that is killed if a request takes longer than 
 error that the message explains, 130 Ctrl-C, 143 SIGTERM; never 0.
 """
 
-# The model's process imports this file again: heavy imports are inside `run`.
+# The model's process imports this file again: heavy imports are inside `main`.
 import argparse
-import sys
 from pathlib import Path
 
-from pipelines.errors import DataError
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
 from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 chooses a free one (%(default)s)")
@@ -46,7 +42,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def run(arguments: argparse.Namespace) -> int:
+@prints_errors
+def main() -> int:
+    arguments = parse()
+    exit_on_sigterm("uploads are removed")
     from pipelines.dataset.prepare.class_names import read_class_names
     from trainer.serving.serve import serve
     from trainer.serving.server import RequestLimits
@@ -57,16 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
     limits = RequestLimits(int(arguments.upload_limit * 1e6), arguments.timeout, arguments.waiting)
     serve(model, limits, host=arguments.host, port=arguments.port)
     return 0
-
-
-def main() -> int:
-    arguments = parse()
-    exit_on_sigterm("uploads are removed")
-    try:
-        return run(arguments)
-    except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 from trainer.cluster.status import collect_statuses, format_json, print_overview
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
 from trainer.system.terminal import PipeConsole
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument(
         "places",
         nargs="*",
@@ -39,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
+@prints_errors
 def main() -> int:
     arguments = parse()
     console = PipeConsole()
@@ -59,10 +58,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(0)
-    except BrokenPipeError:  # as of `| head`
+    except (KeyboardInterrupt, BrokenPipeError):  # the second as of `| head`
         sys.exit(0)

@@ -14,11 +14,11 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.command import command_parser
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--recipe", type=Path, help="YAML file, see recipes/")
     parser.add_argument(
         "--set",

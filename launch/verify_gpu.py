@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainer.command import command_parser
 from trainer.verification.steps import STEPS
 
 SECONDS = {"cuda": 480.0, "cpu": 600.0}
@@ -20,9 +21,7 @@ SECONDS = {"cuda": 480.0, "cpu": 600.0}
 
 def parse() -> argparse.Namespace:
     names = ", ".join(step.name for step in STEPS)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--only", action="append", metavar="STEP", help=f"repeatable; one of: {names}")
     parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="repeatable")
     parser.add_argument(

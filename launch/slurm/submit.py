@@ -20,6 +20,7 @@ from trainer.cluster.submit import (
     plan_submission,
     submit,
 )
+from trainer.command import command_parser
 from trainer.config.variants import sweep_params, variants
 from trainer.errors import RunError, UserError
 from trainer.tracking.mlflow_tracker import check_tracking
@@ -27,9 +28,7 @@ from trainer.tracking.sweep_run import create_sweep_run
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--recipe", type=Path, action="append", required=True, help="YAML file; several are a sweep")
     add("--set", action="append", default=[], metavar="section.field=value", help="override; repeatable")
