@@ -82,5 +82,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("interrupted; results so far are written", file=sys.stderr)
+        print("interrupted; the folder of --out has the results of the steps that ran", file=sys.stderr)
         sys.exit(130)

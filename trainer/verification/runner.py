@@ -43,6 +43,9 @@ def run_steps(
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [StepResult(step.name, "not run") for step in steps]
+    _write(
+        folder, device, {}, results
+    )  # instead of an earlier verification's, should this one be interrupted
     about, deadline = describe_environment(), time.monotonic() + seconds
     for number, step in enumerate(steps):
         left = deadline - time.monotonic()

@@ -52,6 +52,14 @@ def test_a_step_may_use_what_earlier_ones_left_but_no_later_ones_budget(tmp_path
     assert limits(steps[:1], 100, tmp_path) == [60], "three times the budget at most"
 
 
+def test_no_results_of_an_earlier_verification_remain(tmp_path: Path) -> None:
+    (tmp_path / "results.md").write_text("of an earlier one")
+    interrupted = mock.patch.object(runner, "describe_environment", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        run_steps([step("a")], device="cpu", folder=tmp_path, seconds=100, announce=print)
+    assert "| a | the step |  | | not run, 0 s |" in (tmp_path / "results.md").read_text()
+
+
 def test_the_budgets_of_all_steps_are_the_default_time() -> None:
     assert sum(each.seconds for each in STEPS) == SECONDS["cuda"] == 480
 
