@@ -71,7 +71,7 @@ setup(
     packages=[OWN, *(f"{OWN}.{name}" for name in FOLDERS)],
     package_dir={OWN: LIBRARY, **{f"{OWN}.{name}": name.replace(".", "/") for name in FOLDERS}},
     package_data={
-        f"{OWN}.recipes": ["*.yaml"],
+        f"{OWN}.recipes": ["*.yaml", "chains/*.yaml", "ablations/*.yaml"],
         f"{OWN}.launch.slurm": ["train.sbatch"],
         f"{OWN}.trainer.serving": ["page.html"],
         f"{OWN}.pipelines.dataset": ["labels/*"],  # the label tables of Kinetics

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipelines.errors import DataError
-from trainer.cluster.sbatch import JobRequest
+from trainer.cluster.job_options import add_job_options, job_request
 from trainer.cluster.submit import (
     find_missing_nodes,
     format_submission,
@@ -34,20 +34,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="section.field=value", help="override; repeatable")
     add("--vary", action="append", default=[], metavar="section.field=v,v", help="of a sweep; repeatable")
     add("--run-dir", type=Path, help="folder of the run, or of the sweep (run.dir/name of the recipe)")
-    add("--nodes", type=int, default=1, help="(%(default)s)")
-    add("--gpus-per-node", type=int, default=8, help="a rank each; 0 computes on CPUs (%(default)s)")
-    add("--cpus-per-rank", type=int, default=8, help="cores for it and its workers (%(default)s)")
-    add("--time", default="24:00:00", help="limit of an attempt; requeued until done (%(default)s)")
-    add("--lead", type=int, default=300, help="seconds before it to signal the run (%(default)s)")
-    for name in ("partition", "account", "qos"):
-        add(f"--{name}", help=f"SLURM's {name}")
+    add_job_options(parser)
     add("--array", type=int, metavar="N", help="of a sweep, at most so many runs at once (all)")
     add("--after", metavar="JOB", help="wait for the end of this job, in any way")
     add("--chain", type=int, metavar="N", help="N jobs, each continuing the last; none is requeued")
-    add("--container", type=Path, metavar="IMAGE", help="Apptainer image, see launch/slurm/container/")
-    add("--sbatch", action="append", default=[], metavar="OPTION", help="one more of sbatch's; repeatable")
-    add("--no-preflight", action="store_true", help="skip the preflight (launch/doctor.py)")
-    add("--min-bandwidth", type=float, metavar="GB/s", help="that the preflight requires")
     add("--dry-run", action="store_true", help="print the script, submit and write nothing")
     add("training", nargs="*", metavar="-- ...", help="more for launch/train.py, such as --allow-change NAME")
     return parser.parse_args(arguments)
@@ -63,14 +53,7 @@ def main() -> int:
     for tracking in (variant.recipe.tracking for variant in chosen):
         if tracking.enabled:
             check_tracking(home, uri=tracking.uri, experiment=tracking.experiment)
-    named = {name: getattr(args, name) for name in ("partition", "account", "qos")}
-    options = [f"--{name}={value}" for name, value in named.items() if value]
-    request = JobRequest(
-        name=home.name, nodes=args.nodes, gpus_per_node=args.gpus_per_node, cpus_per_rank=args.cpus_per_rank,
-        time=args.time, lead=args.lead, container=args.container, options=(*options, *args.sbatch),
-        requeues=args.chain is None, preflight=not args.no_preflight, at_once=args.array,
-        min_bandwidth=args.min_bandwidth,
-    )  # fmt: skip
+    request = job_request(args, home.name, requeues=args.chain is None, at_once=args.array)
     made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
     planned = plan_submission(request, chosen, home=home, extra=args.training, made_by=made_by)
     if args.dry_run:

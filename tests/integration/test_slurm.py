@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from pipelines.dataset.kinetics710 import class_names
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train
 from tests.integration.slurm import Cluster, missing
@@ -411,3 +413,48 @@ def test_a_sweep_is_one_array_under_one_mlflow_run(
     assert {run.info.run_name for run in children} == {run_dir.name for run_dir in runs}
     assert parent.data.params["optimisation.learning_rate"] == "0.001, 0.002"
     assert {run.data.params["optimisation.learning_rate"] for run in children} == {"0.001", "0.002"}
+
+
+@pytest.mark.soak
+def test_a_chain_from_k710_to_k400_waits_for_a_requeued_stage(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    videos = sorted(motion_set.root.rglob("*.mp4"))[:16]
+    for table, count in (("k710", 710), ("k400", 400)):
+        (tmp_path / f"{table}.txt").write_text("\n".join(class_names(table)) + "\n")
+        lines = [f"{path},{count - 1 - number}" for number, path in enumerate(videos)]
+        (tmp_path / f"{table}.csv").write_text("\n".join(lines) + "\n")
+        command = ["launch/prepare.py", "table", str(tmp_path / f"{table}.csv"), "--workers", "1"]
+        command += ["--classes", str(tmp_path / f"{table}.txt"), "--out", str(tmp_path / f"{table}.arrow")]
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT, capture_output=True)
+    stages = [
+        {
+            "recipe": str(QUICKSTART),
+            "set": [f"name={table}", *_data(tmp_path / f"{table}.arrow"), f"model.frames={frames}"],
+        }
+        for table, frames in (("k710", 4), ("k400", 8))
+    ]
+    (tmp_path / "chain.yaml").write_text(json.dumps({"name": "tiny", "stages": stages}))
+    small = changes(
+        motion_set, optimisation__steps=60, optimisation__global_batch=4, evaluation__at_end="false"
+    )
+    result = cluster.typed(
+        sys.executable, "launch/chain.py", str(tmp_path / "chain.yaml"), "--run-dir", str(tmp_path),
+        "--slurm", "--nodes", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10", "--lead",
+        "60", "--no-preflight", *small, folder=ROOT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    first, second = re.findall(r"^job (\d+)", result.stdout, re.MULTILINE)
+    k710, k400 = tmp_path / "k710", tmp_path / "k400"
+    wait_for_step(k710, 3)
+    cluster.run("scancel", "--batch", "--signal=USR1", first)
+    wait_for_attempt(k710, "requeued")
+    assert "Dependency" in cluster.run("squeue", "--noheader", "--format=%r", f"--job={second}")
+    start_requeued(cluster, first, k710)
+    wait_for_attempt(k710, "done")
+    wait_for_attempt(k400, "done")
+    assert "400 of 400 rows copied by class name, of the file's 710" in all_logs(k400)
+
+
+def _data(manifest: Path) -> list[str]:
+    return [f"data.train={manifest}", f"data.val={manifest}", "data.embedded=null"]

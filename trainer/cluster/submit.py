@@ -84,10 +84,13 @@ def plan_submission(
     return Submission(request, home, runs, path, log, format_script(request, tasks, log, made_by))
 
 
-def submit(submission: Submission, *, after: str | None, count: int = 1) -> list[str]:
+def submit(
+    submission: Submission, *, after: str | None, count: int = 1, only_after_success: bool = False
+) -> list[str]:
     """Write the script and submit it `count` times, each job waiting for the end of the one before.
 
-    after: a job that has to end first, in any way. Returns SLURM's numbers. Raises RunError, also where a run
+    after: a job that has to end first, in any way, or with `only_after_success` with exit code 0: SLURM
+    removes the new job if that one fails. Returns SLURM's numbers. Raises RunError, also where a run
     has a job already: both would write into one run directory.
     """
     _check_no_job(submission, after)
@@ -96,7 +99,8 @@ def submit(submission: Submission, *, after: str | None, count: int = 1) -> list
     jobs: list[str] = []
     for _ in range(count):
         before = jobs[-1] if jobs else after
-        waits = [f"--dependency=afterany:{before}"] if before else []
+        waits = [f"--dependency={'afterok' if only_after_success else 'afterany'}:{before}"] if before else []
+        waits += ["--kill-on-invalid-dep=yes"] if before and only_after_success else []
         jobs.append(_sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
         if len(jobs) == 1:
             _check_can_start(jobs[0])

@@ -1,0 +1,99 @@
+"""Train a chain of recipes, each from the weights of the one before.
+
+    python launch/chain.py k400_l14_336_64f [--check]
+    python launch/chain.py k400_l14_336_64f --slurm --nodes 8 --gpus-per-node 8
+
+Finished stages are skipped: the same command again continues the chain. With --slurm, each stage is a job
+that starts when the one before has succeeded. Exit codes: as launch/train.py; with --slurm 0 submitted, 2 a
+mistake.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from launch.cli import command_line
+from pipelines.errors import DataError
+from trainer.cluster.chain import Stage, is_finished, load_chain
+from trainer.cluster.job_options import add_job_options, job_request
+from trainer.cluster.submit import format_submission, plan_submission, submit
+from trainer.errors import UserError
+from trainer.system.child_process import run_child
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("chain", type=Path, help="YAML file, or the name of one in recipes/chains/")
+    add("--set", action="append", default=[], metavar="section.field=value", help="of all stages; repeatable")
+    add("--run-dir", type=Path, help="folder of the stages' run directories (each recipe's run.dir)")
+    add("--check", action="store_true", help="check every stage as train --check does, and leave")
+    add("--ranks", type=int, help="with --check: as if so many ranks took part")
+    add("--slurm", action="store_true", help="submit a job for each stage; the options below are for it")
+    add("--dry-run", action="store_true", help="with --slurm: print the scripts, submit and write nothing")
+    add_job_options(parser)
+    return parser.parse_args(arguments)
+
+
+def check(stages: list[Stage], ranks: int | None) -> int:
+    """Check every stage. Returns the first exit code that is not 0."""
+    codes = []
+    for number, stage in enumerate(stages, 1):
+        arguments = [*stage.arguments, "--check", *(["--ranks", str(ranks)] if ranks else [])]
+        print(f"stage {number} of {len(stages)}: {stage.name}", flush=True)
+        if stage.weights is not None and not stage.weights.is_file():
+            arguments += ["--set", "model.weights=null"]
+            print(f"its weights, {stage.weights}, do not exist yet: checked without", flush=True)
+        codes.append(run_child(command_line("train", arguments)))
+    return next((code for code in codes if code), 0)
+
+
+def train(stages: list[Stage]) -> int:
+    """Train the stages that are not finished. Returns the exit code of the last that was started."""
+    for number, stage in enumerate(stages, 1):
+        done = is_finished(stage)
+        print(f"stage {number} of {len(stages)}: {stage.name}{', finished' if done else ''}", flush=True)
+        if not done and (code := run_child(command_line("train", stage.arguments))):
+            return code
+    return 0
+
+
+def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
+    """Submit a job for each stage that is not finished, after all were planned."""
+    made_by = shlex.join(["python", *sys.argv]).replace("\n", " ")
+    planned = [
+        plan_submission(
+            job_request(args, stage.name), [stage.variant], home=stage.run_dir, extra=[], made_by=made_by
+        )
+        for stage in stages
+        if not is_finished(stage)
+    ]
+    jobs: list[str] = []
+    for each in planned:
+        if args.dry_run:
+            print(each.text)
+            continue
+        jobs = submit(each, after=jobs[-1] if jobs else None, only_after_success=True)
+        print(format_submission(each, jobs))
+    if not planned:
+        print("all stages are finished")
+    return 0
+
+
+def main() -> int:
+    args = parse()
+    stages = load_chain(args.chain, args.set, args.run_dir)
+    if args.check:
+        return check(stages, args.ranks)
+    return submit_stages(stages, args) if args.slurm else train(stages)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,27 @@
+"""Runs a command that saves its work when it is interrupted."""
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from types import FrameType
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command to its end. Returns its exit code, 128 + N where signal N ended it.
+
+    Ctrl-C reaches the child through the terminal, SIGTERM and SIGUSR1 are passed on: the child decides when
+    it ends, and this process waits for it.
+    """
+    with subprocess.Popen(command) as child:
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            child.send_signal(number)
+
+        handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: forward, signal.SIGUSR1: forward}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
