@@ -6,6 +6,8 @@
     python launch/prepare.py transcode data/train.arrow --to data/small --out data/small/train.arrow
     python launch/prepare.py balance data/train.arrow --power 0.5 --out data/balanced.arrow
     python launch/prepare.py motion data/motion
+    python launch/prepare.py folder VIDEOS --out data/train.arrow --part 2/8     # on one of 8 machines
+    python launch/prepare.py merge data/train.arrow
     python launch/prepare.py verify data/train.arrow
     python launch/prepare.py check data/train.arrow --deep
 
@@ -16,9 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.dataset.prepare.build import build_manifest, check_out
-from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
-from pipelines.dataset.prepare.jobs import add_listing_jobs
+from pipelines.dataset.prepare.build import check_out
+from pipelines.dataset.prepare.jobs import add_listing_jobs, merge_arguments, run_listing_job
 from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
 from pipelines.errors import DataError
 from pipelines.formatting import printable
@@ -28,7 +29,7 @@ from trainer.monitoring.progress import show_progress
 from trainer.system.process_exit import exit_on_sigterm
 
 
-def parse() -> argparse.Namespace:
+def parse(command: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     shared, deep, out = (argparse.ArgumentParser(add_help=False) for _ in range(3))
@@ -41,10 +42,15 @@ def parse() -> argparse.Namespace:
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
-    return parser.parse_args()
+    merge = jobs.add_parser("merge", help="write the manifest that was made in parts")
+    merge.add_argument("manifest", type=Path, help="the --out of the parts")
+    return parser.parse_args(command)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(command: list[str]) -> int:
+    args = parse(command)
+    if args.job == "merge":
+        args = merge_arguments(args.manifest, parse)
     if args.job == "motion":
         with show_progress("rendering") as progress:
             clips = {"train_clips": args.train_clips, "val_clips": args.val_clips}
@@ -54,13 +60,7 @@ def run(args: argparse.Namespace) -> int:
         exit_code: int = args.run(args)
         return exit_code
     else:
-        listing = args.list_videos(args)
-        if listing is None:
-            return 0
-        with show_progress("probing") as shown:
-            report = build_manifest(args.out, listing, workers=args.workers, deep=args.deep, progress=shown)
-        compare_with_other_manifests(report, workers=args.workers, progress_of=show_progress)
-        print(report.summary())
+        run_listing_job(args, command, progress_of=show_progress, deep=args.deep)
     return 0
 
 
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     exit_on_sigterm("run the same command again")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        sys.exit(run(parse()))
+        sys.exit(run(sys.argv[1:]))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # escapes bytes that are not UTF-8
         sys.exit(2)

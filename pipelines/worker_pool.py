@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CHUNK = 16  # items: sending a single one costs about as much as probing a small video
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _AHEAD = 4  # chunks in flight per worker: no worker waits, and a million items need little memory
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that stop a run. Only its main process handles them."""
@@ -73,7 +76,9 @@ def _in_processes(
     on_crash: Callable[[Item], Result] | None,
     chunk_size: int,
 ) -> Iterator[Result]:
-    pool = _Pool(workers, signal.SIGINT)  # not SIGTERM, with which the executor ends a broken pool
+    # Not SIGTERM, with which the executor ends a broken pool. Workers of a process that was killed would wait
+    # forever for more work, after finishing what they have: files that the next call writes, too.
+    pool = _Pool(workers, signal.SIGINT, die_with_parent=True)
     chunks = iter(lambda: list(islice(items, chunk_size)), [])
     in_flight: deque[tuple[list[Item], Future[list[Result]]]] = deque()
     try:
@@ -111,16 +116,23 @@ def _one_by_one(
 
 
 class _Pool:
-    """Worker processes that can be restarted after a crash. blocked: signals that they do not receive."""
+    """Worker processes that can be restarted after a crash.
 
-    def __init__(self, workers: int, *blocked: signal.Signals) -> None:
+    blocked: signals that they do not receive. die_with_parent: the kernel kills them when the thread that
+    started them ends.
+    """
+
+    def __init__(self, workers: int, *blocked: signal.Signals, die_with_parent: bool = False) -> None:
         self._workers = workers
         self._blocked = blocked
+        self._die_with_parent = die_with_parent
         self._open()
 
     def _open(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self._workers, mp_context=context)
+        self._executor = ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=die_with_parent if self._die_with_parent else None
+        )
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """A future; its result raises BrokenProcessPool if a process died before or after this call."""
@@ -176,6 +188,15 @@ class IsolatedProcess:
 
 def _apply(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
     return [function(item) for item in chunk]
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this worker when the thread that started it ends, however it ends.
+
+    Otherwise the workers of a process that was killed with SIGKILL would wait forever.
+    """
+    if multiprocessing.parent_process() is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -4,11 +4,7 @@ Runs in DALI's worker processes. `SampleReader.load` never raises: an exception 
 naming the file. A bad sample becomes a placeholder and a reason.
 """
 
-import ctypes
 import logging
-import multiprocessing
-import signal
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from math import floor
@@ -32,8 +28,7 @@ from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.source import ReadFrames, open_source
 from pipelines.decode.video_file import LONG_FILE
 from pipelines.errors import VideoError, format_unexpected
-
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from pipelines.worker_pool import die_with_parent
 
 Window = tuple[int, int, int, int]
 RequestKey = tuple[int, bytes, bool]
@@ -220,12 +215,3 @@ class SampleReader:
             "in_graph": np.array(encoded is not None, np.int32),
         }
         return {array.name: arrays[array.name] for array in decoding_layout(self.decoding.name)}
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this worker when the process that started it dies, however it dies.
-
-    Otherwise the workers of a run that was killed with SIGKILL would wait forever.
-    """
-    if multiprocessing.parent_process() is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

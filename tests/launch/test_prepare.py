@@ -96,7 +96,7 @@ def test_published_annotations_and_transcoded_videos_become_manifests(motion_set
     job = ("transcode", tmp_path / "kinetics.arrow", "--to", tmp_path / "small", "--short-side", 32)
     done = prepare(*job, "--part", "1/2", "--out", small, "--workers", 1)
     assert done.returncode == 0 and not small.exists()  # a part is no manifest
-    assert "part 1 of 2: 2 videos" in done.stdout
+    assert "part 1 of 2 is done: 2 videos" in done.stdout
     done = prepare(*job, "--out", small, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
     transcoded, original = Manifest.open(small), Manifest.open(tmp_path / "kinetics.arrow")
@@ -155,7 +155,7 @@ def test_rendering_can_be_interrupted(tmp_path):
     assert len(Manifest.open(root / "train.arrow")) == len(Manifest.open(root / "val.arrow")) == 8
 
 
-def test_sigterm_leaves_no_part_of_a_manifest(motion_set, tmp_path):
+def test_sigterm_leaves_what_was_probed_and_no_part_of_a_manifest(motion_set, tmp_path):
     video = next(path for path in motion_set.root.rglob("*") if path.suffix == ".mp4")
     folder = tmp_path / "videos" / "class"
     folder.mkdir(parents=True)
@@ -163,11 +163,11 @@ def test_sigterm_leaves_no_part_of_a_manifest(motion_set, tmp_path):
         (folder / f"{number}.mp4").symlink_to(video)
     command = [*COMMAND, "folder", str(folder.parent), "--out", str(tmp_path / "out.arrow")]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".out.arrow*")):
+    while not any(log.stat().st_size for log in tmp_path.glob("out.arrow.parts/*.log")):
         assert process.poll() is None
         time.sleep(0.02)
     process.terminate()
     _, words = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "ended by SIGTERM" in words and "Traceback" not in words
-    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.arrow.parts", "videos"]

@@ -9,8 +9,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipelines.dali.sample_reader import die_with_parent
-from pipelines.worker_pool import STOP_SIGNALS, signals_blocked
+from pipelines.worker_pool import STOP_SIGNALS, die_with_parent, signals_blocked
 from trainer.errors import RunError, UserError
 
 Work = Callable[[Any], Any]

@@ -1,24 +1,23 @@
 """Building a manifest from labelled videos, and checking a manifest against its videos."""
 
 import re
-import stat
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.content_key import content_key
 from pipelines.dataset.manifest import Manifest, ManifestRow, encode_path, write_manifest
 from pipelines.dataset.paths import check_writable
 from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.duplicates import Progress, add_duplicates
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
+from pipelines.dataset.prepare.probe_listing import Probed, open_probe_log, probe_listing
+from pipelines.dataset.prepare.probe_log import WHOLE, ProbeLog
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
-from pipelines.dataset.probe import CRASHES, MISSING, VideoInfo, probe_video
+from pipelines.dataset.probe import CRASHES, MISSING
 from pipelines.dataset.source import open_source
 from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.errors import DataError, VideoError
@@ -35,7 +34,8 @@ def build_manifest(
 
     Paths under the manifest's folder are stored relative to it, so that the folder can be moved; other paths
     are stored absolute. The manifest has weights if the listing has. Videos that occur more than once are
-    written, and are in the report's findings.
+    written, and are in the report's findings. What was probed is recorded in `<out>.parts` (see `ProbeLog`)
+    until the manifest is written, so that an interrupted call, and the parts of `probe_part`, are continued.
 
     Args:
         workers: number of processes; with more than one, the caller's main module must be importable.
@@ -53,36 +53,34 @@ def build_manifest(
     keys, row_keys = array("Q"), array("Q")
     counts = np.zeros(len(listing.class_names), np.int64)
 
-    def good_rows() -> Iterator[ManifestRow]:
-        with closing(
-            ordered_map(
-                partial(_probe, deep=deep),
-                map(Path, listing.paths),
-                total=total,
-                workers=workers,
-                progress=progress,
-                on_crash=lambda _: (VideoError(CRASHES), 0),
-            )
-        ) as results:
-            for (path, label), weight, (result, key) in zip(listing, weights, results, strict=True):
-                if isinstance(result, VideoError):
-                    _add_bad(bad, path, result)
-                    keys.append(0)
-                    continue
-                keys.append(key)
-                row_keys.append(key)
-                counts[label] += 1
-                cost.add(path, result)
-                for note in (*result.notes, *(["one frame only"] if result.frames == 1 else [])):
-                    properties.add(note, path)
-                yield ManifestRow(
-                    stored_path(path, folder), 0, 0, label,
-                    result.frames, result.fps, result.width, result.height, result.codec, weight,
-                )  # fmt: skip
+    def good_rows(log: ProbeLog[Probed]) -> Iterator[ManifestRow]:
+        for (path, label), weight, probed in zip(listing, weights, log.results(), strict=True):
+            if isinstance(probed, VideoError):
+                _add_bad(bad, path, probed)
+                keys.append(0)
+                continue
+            info, key = probed
+            keys.append(key)
+            row_keys.append(key)
+            counts[label] += 1
+            cost.add(path, info)
+            for note in (*info.notes, *(["one frame only"] if info.frames == 1 else [])):
+                properties.add(note, path)
+            yield ManifestRow(
+                stored_path(path, folder), 0, 0, label,
+                info.frames, info.fps, info.width, info.height, info.codec, weight,
+            )  # fmt: skip
         if bad.total == total:
+            log.remove()
             raise DataError(_none_usable(out, listing, bad))
 
-    manifest = write_manifest(out, good_rows(), listing.class_names, weighted=listing.weights is not None)
+    with open_probe_log(out) as log:
+        _, kept = probe_listing(log, listing, WHOLE, workers=workers, deep=deep, progress=progress)
+        if kept:
+            listing.findings.note(f"{format_count(kept, 'video')} had been probed by an earlier call.")
+        rows = good_rows(log)
+        manifest = write_manifest(out, rows, listing.class_names, weighted=listing.weights is not None)
+        log.remove()
     _note_missing(bad, listing)
     add_duplicates(listing, keys, listing.findings)
     report = ManifestReport(
@@ -165,20 +163,6 @@ def check_manifest(
     except OSError as error:
         findings.note(f"That list could not be written: {error.strerror}.")
     return report
-
-
-def _probe(path: Path, *, deep: bool) -> tuple[VideoInfo | VideoError, int]:
-    """The properties of a video, or its defect; and its content key."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise VideoError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
-        info = probe_video(path, deep=deep)
-    except VideoError as defect:
-        return defect, 0
-    except OSError as error:
-        return VideoError(f"cannot be read: {error.strerror}"), 0
-    return info, content_key(path)
 
 
 def _add_bad(bad: Findings, path: Path | str, defect: VideoError | str) -> None:

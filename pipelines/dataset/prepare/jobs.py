@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
 from pipelines.dataset.prepare.folder import read_folder
 from pipelines.dataset.prepare.kinetics import VERSIONS, list_kinetics
 from pipelines.dataset.prepare.kinetics710_union import list_kinetics710
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.moments_in_time import list_moments
+from pipelines.dataset.prepare.parts import begin_part, end_part, parse_part, read_command
+from pipelines.dataset.prepare.probe_listing import parts_folder, probe_part
+from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.something_something import list_something
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
@@ -27,19 +32,16 @@ ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 _VIDEOS = "folder of the videos, searched at any depth"
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """`2/8`, the second of eight parts, as (1, 8). Raises DataError for anything else."""
-    part, slash, count = text.partition("/")
-    if slash and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count):
-        return int(part) - 1, int(count)
-    raise DataError(f"--part {text}: expected I/N with I from 1 to N, such as 2/8")
-
-
 def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
     """Add a parser for each format to `jobs`; it sets `list_videos`, from arguments to a `Listing`.
 
     progress_of: returns, for the name of an activity, the context in which a function shows its progress.
     """
+
+    part = argparse.ArgumentParser(add_help=False)
+    part.add_argument(
+        "--part", type=parse_part, default=WHOLE, help="I/N: do part I of N; `merge` then writes the manifest"
+    )
 
     def add(
         name: str,
@@ -47,8 +49,8 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
         list_videos: Callable[[argparse.Namespace], Listing | None],
         classes: bool = False,
     ) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = jobs.add_parser(name, parents=list(parents), help=help)
-        parser.set_defaults(list_videos=list_videos)
+        parser: argparse.ArgumentParser = jobs.add_parser(name, parents=[*parents, part], help=help)
+        parser.set_defaults(list_videos=list_videos, lists_part=False)
         if classes:
             parser.add_argument(
                 "--classes", type=read_class_names, help="text file: a class name per line, by label"
@@ -139,16 +141,14 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     )
     transcode.add_argument("manifest", type=Path, help="manifest of the videos to transcode")
     transcode.add_argument("--to", type=Path, required=True, help="folder for the transcoded videos")
-    transcode.add_argument(
-        "--part", type=parse_part, default=(0, 1), help="I/N: transcode part I of N, write no manifest"
-    )
+    transcode.set_defaults(lists_part=True)
     for field in fields(TranscodeOptions):
         name = f"--{field.name.replace('_', '-')}"
         transcode.add_argument(name, type=int, default=field.default, help="(%(default)s)")
 
 
-def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing | None:
-    """The transcoded videos; None of a part, of which no manifest is made."""
+def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing:
+    """The transcoded videos; of a part, those of the part."""
     if args.out.exists() and args.out.samefile(args.manifest):
         raise DataError(f"--out {printable(args.out)} is the manifest to transcode; give another file")
     options = TranscodeOptions(
@@ -156,13 +156,49 @@ def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing | N
     )
     manifest = Manifest.open(args.manifest)
     with progress_of("transcoding") as progress:
-        listing = transcode_manifest(
+        return transcode_manifest(
             manifest, args.to, options, workers=args.workers, part=args.part, progress=progress
         )
-    part, parts = args.part
-    if parts == 1:
-        return listing
-    videos = format_count(len(listing), "video")
-    print(f"part {part + 1} of {parts}: {videos} in {printable(args.to)}")
-    print("The same command without --part writes the manifest of all parts.")
-    return None
+
+
+def merge_arguments(out: Path, parse: Callable[[list[str]], argparse.Namespace]) -> argparse.Namespace:
+    """The arguments that make the whole manifest `out`, once all its parts are done; see `read_command`.
+
+    parse: parses the command of a part.
+    """
+    args = parse(read_command(out))
+    if "list_videos" not in args or args.out.absolute() != out.absolute():
+        raise DataError(f"{printable(parts_folder(out))} does not hold the parts of {printable(out)}")
+    args.part = WHOLE
+    return args
+
+
+def run_listing_job(
+    args: argparse.Namespace, command: Sequence[str], *, progress_of: ProgressOf, deep: bool
+) -> None:
+    """Make the manifest of what a job lists, or one part of it, and print the summary.
+
+    Args:
+        args: of one of the jobs of `add_listing_jobs`.
+        command: the arguments that `args` were parsed from.
+        progress_of: as for `add_listing_jobs`.
+        deep: decode every frame.
+    """
+    part, count = args.part
+    if args.part != WHOLE:
+        begin_part(args.out, args.part, command)
+    listing = args.list_videos(args)
+    with progress_of("probing") as progress:
+        shared: dict[str, Any] = {"workers": args.workers, "deep": deep, "progress": progress}
+        if args.part != WHOLE:
+            probed = probe_part(args.out, listing, WHOLE if args.lists_part else args.part, **shared)
+        else:
+            report = build_manifest(args.out, listing, **shared)
+    if args.part != WHOLE:
+        end_part(args.out, args.part)
+        name = printable(args.out)
+        print(f"part {part + 1} of {count} is done: {format_count(probed, 'video')}")
+        print(f"`prepare merge {name}` writes the manifest when all parts are done.")
+        return
+    compare_with_other_manifests(report, workers=args.workers, progress_of=progress_of)
+    print(report.summary())
