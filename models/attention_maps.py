@@ -97,8 +97,8 @@ def class_activation(model: UniFormerV2, clips: Tensor, labels: Tensor) -> Tenso
     (tokens,) = entering
     chosen = F.one_hot(labels, config.num_classes).to(logits.dtype)
     (gradient,) = torch.autograd.grad(logits, tokens, chosen)
-    products = (tokens.detach() * gradient)[:, :, 1:].float().sum(dim=-1)  # B T N
-    return products.clamp(min=0).unflatten(2, (config.grid, config.grid))
+    products = (tokens.detach() * gradient)[:, :, 1:].float().sum(dim=-1)  # B T N, or B 1 T*N
+    return products.clamp(min=0).reshape(len(clips), -1, config.grid, config.grid)
 
 
 def _global_blocks(model: UniFormerV2) -> list[GlobalUniBlock]:

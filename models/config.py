@@ -1,5 +1,6 @@
 """The configuration of a UniFormerV2, and the presets of the paper."""
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -10,6 +11,17 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 FUSIONS = ("sequential", "parallel", "hierarchical_kv", "hierarchical_q")
 FORMS = ("scene", "temporal")
 FRAME_FEATURES = ("class_token", "patch_mean")
+TEMPORAL_MODULES = (
+    "none",
+    "temporal_mhsa",
+    "temporal_convolution",
+    "st_adapter",
+    "temporal_shift",
+    "joint_mhsa",
+    "temporal_transformer",
+)
+"""What the paper compares with the local MHRA, tables 9b and 15; see `models.temporal_modules`."""
+OUTPUTS = ("auto", "balanced", "video_token")
 
 _MAX = {
     "resolution": 4096,
@@ -22,6 +34,7 @@ _MAX = {
     "num_classes": 1_000_000,
     "recomputed_blocks": 256,
     "local_mhra": 2,
+    "global_queries": 256,
 }
 """Largest values of whole numbers: far above any published model, and too small to exhaust a node's
 memory."""
@@ -32,8 +45,19 @@ _BOOLEANS = (
     "absolute_positions",
     "relative_positions",
     "temporal_downsample",
+    "local_dpe",
+    "global_dpe",
     "frozen_backbone",
 )
+_LAYERS = ("local_layers", "global_layers")
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "frame_feature": FRAME_FEATURES,
+    "fusion": FUSIONS,
+    "temporal_module": TEMPORAL_MODULES,
+    "output": OUTPUTS,
+}
+_OUTSIDE_BLOCKS = ("joint_mhsa", "temporal_transformer")  # temporal modules of the whole model
 _RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
 _MAX_GRID = 256  # patches along one side
 _MAX_MLP_RATIO = 64
@@ -89,15 +113,33 @@ class UniFormerV2Config:
     """Number of logits."""
 
     temporal_downsample: bool = False
-    """Whether the patch embedding spans 3 frames with stride 2, which halves the frames inside the model."""
+    """Whether the patch embedding spans 3 frames with stride 2, which halves the frames inside the model:
+    T-Down of table 9a."""
     local_mhra: int = 0
-    """Local temporal MHRAs per block: 0, 1 (before the attention) or 2 (before and after it)."""
+    """Local temporal MHRAs per block, equations (1) and (6), table 9b: 0, 1 (before the attention) or 2
+    (before and after it)."""
     local_reduction: float = 1.5
-    """A local MHRA works on `int(width / local_reduction)` channels."""
+    """A local MHRA, and an ST-Adapter, works on `int(width / local_reduction)` channels, table 9b."""
+    local_layers: tuple[int, ...] | None = None
+    """Ascending numbers, from 0, of the blocks with local MHRA or with the temporal module, table 9b; null
+    is all blocks."""
+    local_dpe: bool = False
+    """Whether a dynamic position embedding, as in equation (8), precedes the local MHRA: Local MHRA + DPE of
+    table 9b."""
+    temporal_module: str = "none"
+    """What replaces the local MHRA, tables 9b and 15. Before the attention of a block: `temporal_mhsa`
+    (with the spatial attention: divided space-time MHSA), `temporal_convolution`, `st_adapter` or
+    `temporal_shift`. Instead of it: `joint_mhsa`. After the last block: `temporal_transformer`. `none`
+    without local MHRA and global blocks is mean pooling."""
 
     global_layers: tuple[int, ...] = ()
-    """Ascending numbers, from 0, of the blocks after which there is a Global UniBlock; if empty, the head
-    receives the class tokens only."""
+    """Ascending numbers, from 0, of the blocks after which there is a Global UniBlock, section 3.2, table
+    9c; if empty, the head receives the class tokens only."""
+    global_dpe: bool = True
+    """Whether a Global UniBlock has a dynamic position embedding, equation (8), table 9c."""
+    global_queries: int = 1
+    """Learnable queries of a Global UniBlock, equation (9), table 14; the video token is the mean of
+    theirs."""
     global_heads: int = 1
     """Heads of the cross attention in a Global UniBlock."""
     global_mlp_ratio: float | None = None
@@ -105,7 +147,12 @@ class UniFormerV2Config:
     global_mlp_dropout: float = 0.5
     """Dropout inside the MLP of a Global UniBlock."""
     fusion: str = "sequential"
-    """Fusion of the global blocks' video tokens, section 3.3: one of `FUSIONS`."""
+    """Fusion of the global blocks' video tokens, section 3.3, table 9d: `sequential`, `parallel`,
+    `hierarchical_kv` or `hierarchical_q`."""
+    output: str = "auto"
+    """What the head receives from a model with global blocks, section 3.3, table 12: `balanced` (video token
+    and mean class token, weighted by a learnt sigmoid), `video_token` (Only Global), or `auto`: `video_token`
+    with `frozen_backbone`, else `balanced`."""
 
     head_dropout: float = 0.5
     """Dropout before the classifier."""
@@ -115,15 +162,16 @@ class UniFormerV2Config:
     """Drop-path rate of the last Global UniBlock; the rate grows linearly from 0."""
 
     frozen_backbone: bool = False
-    """Whether the image ViT has no gradient; the head then receives the video token only."""
+    """Whether the image ViT has no gradient."""
     recomputed_blocks: int = 0
     """Activation checkpointing: number of ViT blocks, from the first, that the backward computes again."""
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "global_layers", tuple(self.global_layers))
-        except TypeError:
-            raise _wrong("global_layers", self.global_layers, "a list of block numbers") from None
+        for name in _LAYERS:
+            layers = getattr(self, name)
+            if not isinstance(layers, str):  # a text would be a tuple of its letters
+                with contextlib.suppress(TypeError):  # `check_field` refuses what is no list
+                    object.__setattr__(self, name, layers if layers is None else tuple(layers))
         for field in dataclasses.fields(self):
             check_field(field.name, getattr(self, field.name))
         self._check_combinations()
@@ -131,9 +179,7 @@ class UniFormerV2Config:
     def _check_combinations(self) -> None:
         """Raises ModelError for values that contradict those of other fields."""
         width, layers, is_frozen = self.width, self.global_layers, self.frozen_backbone
-        is_ascending = all(_is_int(layer) and 0 <= layer < self.depth for layer in layers) and (
-            list(layers) == sorted(set(layers))
-        )
+        local, module = self.local_layers, self.temporal_module
         fills_grid = self.resolution % self.patch_size == 0
         is_even = self.frames % 2 == 0 or not self.temporal_downsample
         reduces = 1 <= self.local_reduction <= width
@@ -149,9 +195,35 @@ class UniFormerV2Config:
             (is_even, "frames", "even with temporal_downsample"),
             (reduces, "local_reduction", f"between 1 and width {width}"),
             (recomputes, "recomputed_blocks", f"between 0 and depth {self.depth}"),
-            (is_ascending, "global_layers", layers_text),
+            (self._is_ascending(layers), "global_layers", layers_text),
+            (self._is_ascending(local or ()), "local_layers", layers_text),
             (not (is_frozen and self.local_mhra), "local_mhra", "0 with frozen_backbone"),
             (bool(layers) or not is_frozen, "global_layers", "not empty with frozen_backbone"),
+            (module == "none" or not is_frozen, "temporal_module", "none with frozen_backbone"),
+            (module == "none" or not self.local_mhra, "temporal_module", "none unless local_mhra is 0"),
+            (not self.local_dpe or self.local_mhra > 0, "local_dpe", "false unless local_mhra is 1 or 2"),
+            (local != (), "local_layers", "null or not empty; without local MHRA, local_mhra is 0"),
+            (
+                local is None or self.local_mhra > 0 or module not in ("none", *_OUTSIDE_BLOCKS),
+                "local_layers",
+                "null unless there is local_mhra, or a temporal_module inside the blocks",
+            ),
+            (
+                not layers or module != "joint_mhsa",
+                "global_layers",
+                "empty with temporal_module joint_mhsa, which has one class token per clip, not per frame",
+            ),
+            (
+                not self.relative_positions or module != "joint_mhsa",
+                "relative_positions",
+                "false with temporal_module joint_mhsa, whose attention spans all frames",
+            ),
+            (bool(layers) or self.output == "auto", "output", "auto unless there are global_layers"),
+            (
+                module != "temporal_transformer" or self.output != "video_token",
+                "output",
+                "balanced with temporal_module temporal_transformer, which reads the frames' features",
+            ),
         ):
             _require(holds, name, getattr(self, name), allowed)
         blocks = self.depth + len(layers)
@@ -164,6 +236,11 @@ class UniFormerV2Config:
                 f"width {self.width}, depth {self.depth} and the rest make about {weights:,} parameters; "
                 f"allowed are at most {_MAX_PARAMETERS:,}"
             )
+
+    def _is_ascending(self, layers: tuple[int, ...]) -> bool:
+        """Whether these are different block numbers in ascending order."""
+        in_range = all(_is_int(layer) and 0 <= layer < self.depth for layer in layers)
+        return in_range and list(layers) == sorted(set(layers))
 
     @property
     def inner_frames(self) -> int:
@@ -184,6 +261,32 @@ class UniFormerV2Config:
     def local_width(self) -> int:
         """Channels inside a local MHRA: 512 of 768 and 682 of 1024."""
         return int(self.width / self.local_reduction)
+
+    def has_local(self, layer: int) -> bool:
+        """Whether this block has local MHRA, or the temporal module if that is one inside the blocks."""
+        if not self.local_mhra and self.temporal_module in ("none", *_OUTSIDE_BLOCKS):
+            return False
+        return self.local_layers is None or layer in self.local_layers
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether a part of the model normalises over the batch."""
+        return self.local_mhra > 0 or self.temporal_module == "temporal_convolution"
+
+    @property
+    def attention_shape(self) -> tuple[int, int]:
+        """How the ViT groups a clip's tokens: groups, and tokens in a group with its class token. A group is
+        a frame, or the whole clip with joint space-time MHSA."""
+        if self.temporal_module == "joint_mhsa":
+            return 1, 1 + self.inner_frames * self.grid**2
+        return self.inner_frames, 1 + self.grid**2
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the head receives the balanced sum Z of section 3.3."""
+        return bool(self.global_layers) and (
+            self.output == "balanced" or (self.output == "auto" and not self.frozen_backbone)
+        )
 
     @property
     def mlp_width(self) -> int:
@@ -311,13 +414,9 @@ def check_field(name: str, value: object) -> None:
         _require(_between(value, 0, _MAX_MLP_RATIO) and value != 0, name, value, allowed)
     elif name == "local_reduction":
         _require(_between(value, 1, _MAX["width"]), name, value, "at least 1 and at most width")
-    elif name == "activation":
-        _require(value in ACTIVATIONS, name, value, _one_of(ACTIVATIONS))
-    elif name == "frame_feature":
-        _require(value in FRAME_FEATURES, name, value, _one_of(FRAME_FEATURES))
-    elif name == "fusion":
-        _require(value in FUSIONS, name, value, _one_of(FUSIONS))
-    elif name == "global_layers":
+    elif name in _CHOICES:
+        _require(value in _CHOICES[name], name, value, _one_of(_CHOICES[name]))
+    elif name in _LAYERS and not (name == "local_layers" and value is None):
         holds = isinstance(value, list | tuple) and all(_between(layer, 0, _MAX["depth"]) for layer in value)
         _require(holds, name, value, "a list of block numbers, counted from 0")
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from models.config import UniFormerV2Config
+from models.temporal_modules import TRANSFORMER_LAYERS
 from models.uniformerv2 import UniFormerV2
 
 
@@ -28,8 +29,8 @@ def multiply_accumulates(config: UniFormerV2Config) -> int:
 
     Matrix products and convolutions count; norms, activations, softmax and additions do not.
     """
-    blocks = config.depth * _block(config)
-    return _patch_embedding(config) + blocks + _fusion(config) + config.width * config.num_classes
+    backbone = _patch_embedding(config) + _blocks(config, config.depth) + _temporal_transformer(config)
+    return backbone + _fusion(config) + config.width * config.num_classes
 
 
 def train_step_flops(config: UniFormerV2Config, recomputed_blocks: int | None = None) -> int:
@@ -42,7 +43,7 @@ def train_step_flops(config: UniFormerV2Config, recomputed_blocks: int | None = 
     if config.frozen_backbone:
         return 2 * (multiply_accumulates(config) + 2 * (_fusion(config) + config.width * config.num_classes))
     recomputed = _recomputed(config, recomputed_blocks)
-    return 2 * (3 * multiply_accumulates(config) + recomputed * _block(config))
+    return 2 * (3 * multiply_accumulates(config) + _blocks(config, recomputed))
 
 
 def activation_bytes(
@@ -67,7 +68,7 @@ def activation_bytes(
         count too. recomputed_blocks: default: the config's.
     """
     residual = 4 if autocast else bytes_per_element
-    features = config.inner_frames * _tokens_per_frame(config) * config.width
+    features = _tokens(config) * config.width
     # In a global block, the inputs of the DPE and the norm have the dtype between blocks.
     wide = 2 * features * (residual - bytes_per_element)
     scaled = 2 * config.width * config.global_mlp_width  # copies that `ScaledLinear` keeps
@@ -81,12 +82,15 @@ def activation_bytes(
     # The patches, the input and output of ln_pre, the inputs of recomputed blocks.
     inputs = batch * (patch_input + (2 + recomputed) * features * residual)
     scaled = _scaled_by_mlp(config) if config.activation == "quick_gelu" else 0
-    weights = _weights_of_block(config) if autocast else scaled
-    weights += _position_biases(config)
-    block = batch * _saved_by_block(config, bytes_per_element, residual) + weights * bytes_per_element
+    blocks = []
+    for layer in range(config.depth):
+        weights = _weights_of_block(config, layer) if autocast else scaled
+        weights += _position_biases(config)
+        saved = _saved_by_block(config, layer, bytes_per_element, residual)
+        blocks.append(batch * saved + weights * bytes_per_element)
     # Recomputed blocks come first, so when the backward reaches them, all other activations are freed.
-    kept = fusion + (config.depth - recomputed) * block
-    return inputs + max(kept, block if recomputed else 0)
+    kept = fusion + sum(blocks[recomputed:])
+    return inputs + max(kept, *blocks[:recomputed], 0)
 
 
 def backward_bytes(
@@ -101,7 +105,7 @@ def backward_bytes(
     residual = 4 if autocast else bytes_per_element
     if config.frozen_backbone:
         return batch * _saved_by_global_block(config) * residual
-    return batch * _saved_by_block(config, bytes_per_element, residual)
+    return batch * _largest_block(config, bytes_per_element, residual)
 
 
 def inference_bytes(
@@ -113,8 +117,8 @@ def inference_bytes(
     models, a quarter too low for a frozen backbone under autocast. Arguments as in `activation_bytes`.
     """
     residual = 4 if autocast else bytes_per_element
-    features = config.inner_frames * _tokens_per_frame(config) * config.width * residual
-    block = _saved_by_block(config, bytes_per_element, residual)
+    features = _tokens(config) * config.width * residual
+    block = _largest_block(config, bytes_per_element, residual)
     # Autocast keeps copies of trainable weights to the end of the forward.
     copies = config.depth * 4 * config.width**2 if autocast and not config.frozen_backbone else 0
     return batch * ((len(config.global_layers) + 1) * features + block) + copies * bytes_per_element
@@ -136,8 +140,15 @@ def _recomputed(config: UniFormerV2Config, asked: int | None) -> int:
     return dataclasses.replace(config, recomputed_blocks=asked).recomputed_blocks
 
 
-def _tokens_per_frame(config: UniFormerV2Config) -> int:
-    return 1 + config.grid**2
+def _tokens(config: UniFormerV2Config) -> int:
+    """Tokens of a clip inside the ViT, class tokens included."""
+    groups, size = config.attention_shape
+    return groups * size
+
+
+def _patches(config: UniFormerV2Config) -> int:
+    """Patches of a clip."""
+    return config.inner_frames * config.grid**2
 
 
 def _patch_volume(config: UniFormerV2Config) -> int:
@@ -146,34 +157,59 @@ def _patch_volume(config: UniFormerV2Config) -> int:
 
 
 def _patch_embedding(config: UniFormerV2Config) -> int:
-    return config.inner_frames * config.grid**2 * config.width * 3 * _patch_volume(config)
+    return _patches(config) * config.width * 3 * _patch_volume(config)
 
 
-def _block(config: UniFormerV2Config) -> int:
-    """Multiply-accumulates of one Local UniBlock on a whole clip."""
-    width, tokens = config.width, _tokens_per_frame(config)
-    attention = tokens * 4 * width**2 + 2 * tokens**2 * width
+def _blocks(config: UniFormerV2Config, count: int) -> int:
+    """Multiply-accumulates of the first `count` Local UniBlocks on a whole clip."""
+    return sum(_block(config, layer) for layer in range(count))
+
+
+def _block(config: UniFormerV2Config, layer: int) -> int:
+    width, tokens = config.width, _tokens(config)
+    _, size = config.attention_shape
+    attention = tokens * 4 * width**2 + 2 * tokens * size * width
     mlp = tokens * 2 * width * config.mlp_width
-    local = config.grid**2 * config.local_width * (2 * width + 3)
-    return config.inner_frames * (attention + mlp + config.local_mhra * local)
+    return attention + mlp + (_local(config) if config.has_local(layer) else 0)
+
+
+def _local(config: UniFormerV2Config) -> int:
+    """Multiply-accumulates of the local MHRAs, or of the temporal module, of one block."""
+    width, patches = config.width, _patches(config)
+    bottleneck = config.local_width * (2 * width + 3)
+    of_module = {
+        "temporal_mhsa": 4 * width**2 + 2 * config.inner_frames * width,
+        "temporal_convolution": 3 * width,
+        "st_adapter": bottleneck,
+    }
+    position = 27 * width if config.local_dpe else 0
+    per_patch = position + config.local_mhra * bottleneck + of_module.get(config.temporal_module, 0)
+    return patches * per_patch
+
+
+def _temporal_transformer(config: UniFormerV2Config) -> int:
+    if config.temporal_module != "temporal_transformer":
+        return 0
+    width, frames = config.width, config.inner_frames
+    layer = frames * (4 * width**2 + 2 * width * config.mlp_width + 2 * frames * width)
+    return TRANSFORMER_LAYERS * layer
 
 
 def _fusion(config: UniFormerV2Config) -> int:
     """Multiply-accumulates of all Global UniBlocks and of their fusion."""
     width = config.width
-    patches = config.inner_frames * config.grid**2
     stages = range(len(config.global_layers))
     total = 0
     for stage in stages:
-        queries = stage + 1 if config.fusion == "hierarchical_q" else 1
-        context = 1 if config.fusion == "hierarchical_kv" and stage else 0
-        tokens = patches + config.inner_frames + context
-        position = 27 * patches * width
+        queries = config.global_queries * (stage + 1 if config.fusion == "hierarchical_q" else 1)
+        context = config.global_queries if config.fusion == "hierarchical_kv" and stage else 0
+        tokens = _tokens(config) + context
+        position = 27 * _patches(config) * width if config.global_dpe else 0
         keys_and_values = 2 * tokens * width**2
         attention = queries * (2 * width**2 + 2 * tokens * width)
         mlp = queries * 2 * width * config.global_mlp_width
         total += position + keys_and_values + attention + mlp
-    joined = len(stages) * width**2 if config.fusion == "parallel" else 0
+    joined = config.global_queries * len(stages) * width**2 if config.fusion == "parallel" else 0
     return total + joined
 
 
@@ -184,33 +220,66 @@ def _scaled_by_mlp(config: UniFormerV2Config) -> int:
 
 def _position_biases(config: UniFormerV2Config) -> int:
     """Elements of one block's biases of relative positions; all frames of a batch share them."""
-    return config.heads * _tokens_per_frame(config) ** 2 if config.relative_positions else 0
+    return config.heads * config.attention_shape[1] ** 2 if config.relative_positions else 0
 
 
-def _weights_of_block(config: UniFormerV2Config) -> int:
+def _weights_of_block(config: UniFormerV2Config, layer: int) -> int:
     """Weights of the matrix products of one block."""
-    local = config.local_mhra * 2 * config.width * config.local_width
+    local = 0
+    if config.has_local(layer):
+        bottlenecks = config.local_mhra + (config.temporal_module == "st_adapter")
+        local = bottlenecks * 2 * config.width * config.local_width
+        local += 4 * config.width**2 if config.temporal_module == "temporal_mhsa" else 0
     return 4 * config.width**2 + _scaled_by_mlp(config) + local
 
 
-def _saved_by_block(config: UniFormerV2Config, bytes_per_element: int, residual: int) -> int:
+def _largest_block(config: UniFormerV2Config, bytes_per_element: int, residual: int) -> int:
+    """Bytes that the block which keeps the most keeps for the backward of one clip."""
+    layers = range(config.depth)
+    return max(_saved_by_block(config, layer, bytes_per_element, residual) for layer in layers)
+
+
+def _saved_by_block(config: UniFormerV2Config, layer: int, bytes_per_element: int, residual: int) -> int:
     """Bytes that one block keeps for the backward of one clip.
 
     residual: bytes per element of the tokens between blocks.
 
     Per token: the inputs (2 C, residual) and outputs (2 C) of both norms, queries, keys and values (3 C), the
-    attention's output (C), and the MLP before and after its activation. Per patch and local MHRA: the batch
-    norm's input (C, residual) and output (C) and the reduced tensor before and after the convolution (2 r).
+    attention's output (C), and the MLP before and after its activation. Per patch, what `_saved_by_local`
+    counts.
     """
-    tokens, patches, width = _tokens_per_frame(config), config.local_mhra * config.grid**2, config.width
+    tokens, width = _tokens(config), config.width
     scaled = 0 if config.layer_scale is None else 2 * width  # the inputs of both layer scales
     multiplied = tokens * (6 * width + scaled + 2 * config.mlp_width)
-    multiplied += patches * (width + 2 * config.local_width)
-    stream = (2 * tokens + patches) * width
-    return config.inner_frames * (multiplied * bytes_per_element + stream * residual)
+    stream = 2 * tokens * width
+    if config.has_local(layer):
+        of_products, of_stream = _saved_by_local(config)
+        multiplied += _patches(config) * of_products
+        stream += _patches(config) * of_stream
+    return multiplied * bytes_per_element + stream * residual
+
+
+def _saved_by_local(config: UniFormerV2Config) -> tuple[int, int]:
+    """Elements per patch that the local parts of a block keep, of products and of the tokens between blocks.
+
+    A local MHRA: the batch norm's input (C, stream) and output (C), and the reduced tensor before and after
+    the convolution (2 r).
+    """
+    width, reduced = config.width, config.local_width
+    of_module = {
+        "temporal_mhsa": (6 * width, width),  # the norm, queries, keys, values, the attention's output
+        "temporal_convolution": (width, width),  # the norm
+        "st_adapter": (width + 3 * reduced, 0),  # input; reduced, before and after GELU
+    }
+    products, stream = of_module.get(config.temporal_module, (0, 0))
+    products += config.local_mhra * (width + 2 * reduced)
+    stream += (config.local_mhra + config.local_dpe) * width
+    return products, stream
 
 
 def _saved_by_global_block(config: UniFormerV2Config) -> int:
     """Elements that one global block keeps: input of the DPE, input and output of the norm, affinities."""
-    tokens = config.inner_frames * _tokens_per_frame(config)
-    return tokens * (3 * config.width + config.global_heads)
+    width = config.width
+    return _tokens(config) * (
+        (3 if config.global_dpe else 2) * width + config.global_queries * config.global_heads
+    )

@@ -91,7 +91,7 @@ class GlobalUniBlock(MaskedBlock):
         super().__init__()
         width = config.width
         self.grid = config.grid
-        self.dpe = DepthwiseConv3d(width)
+        self.dpe = DepthwiseConv3d(width) if config.global_dpe else None
         self.norm_query = nn.LayerNorm(width)
         self.norm_tokens = nn.LayerNorm(width)
         self.attention = CrossAttention(width, config.global_heads)
@@ -102,8 +102,9 @@ class GlobalUniBlock(MaskedBlock):
         self._initialise()
 
     def _initialise(self) -> None:
-        assert self.dpe.bias is not None  # the default of a convolution
-        nn.init.zeros_(self.dpe.bias)
+        if self.dpe is not None:
+            assert self.dpe.bias is not None  # the default of a convolution
+            nn.init.zeros_(self.dpe.bias)
         nn.init.xavier_uniform_(self.mlp.expand.weight)
         nn.init.zeros_(self.mlp.contract.weight)
         nn.init.zeros_(self.mlp.contract.bias)
@@ -125,6 +126,8 @@ class GlobalUniBlock(MaskedBlock):
 
     def _with_positions(self, tokens: Tensor) -> Tensor:  # B T 1+N C -> B T*(1+N) C
         """Adds the dynamic position embedding (DPE) to the patches; class tokens have no position."""
+        if self.dpe is None:
+            return tokens.flatten(1, 2)
         class_tokens, patches = tokens[:, :, :1], tokens[:, :, 1:]
         positions = self.dpe(patches.unflatten(2, (self.grid, self.grid))).flatten(2, 3)  # B T N C
         return torch.cat([class_tokens, patches + positions], dim=2).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""The Local UniBlock with its local temporal MHRA, section 3.1."""
+"""The Local UniBlock with its local temporal MHRA, section 3.1, or with what the paper compares with it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from models.config import UniFormerV2Config
 from models.drop import DropPath, MaskedBlock
+from models.global_block import DepthwiseConv3d
+from models.temporal_modules import TemporalShift, create_branch
 from models.vit import Mlp, SpatialAttention, initialise_vit_block
 
 
@@ -38,17 +40,24 @@ class LocalTemporalMHRA(nn.Module):
 
 
 class LocalUniBlock(MaskedBlock):
-    """[local MHRA] → spatial attention → [second local MHRA] → MLP, equations (1) to (3).
+    """[DPE →] [local MHRA or temporal module] → spatial attention → [second local MHRA] → MLP, equations (1)
+    to (3).
 
-    Each is a residual branch with its own drop-path. Without local MHRA this is the block of the image ViT.
+    Each is a residual branch with its own drop-path, the DPE without one. Without local parts this is the
+    block of the image ViT.
 
-    streams: (B, own masks), of `own_streams`; required in training if a drop rate is above 0.
+    layer: number of the block, from 0; `config.local_layers` selects those with local parts. streams: (B,
+    own masks), of `own_streams`; required in training if a drop rate is above 0.
     """
 
-    def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
+    def __init__(self, config: UniFormerV2Config, drop_path: float, layer: int) -> None:
         super().__init__()
         width, eps = config.width, config.norm_eps
-        self.local_1 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra >= 1 else None
+        has_local = config.has_local(layer)
+        local = config.local_mhra if has_local else 0
+        self.grid = config.grid
+        self.local_dpe = _zero_dpe(width) if config.local_dpe and local else None
+        self.local_1 = LocalTemporalMHRA(width, config.local_width) if local >= 1 else None
         self.norm_1 = nn.LayerNorm(width, eps)
         self.attention = SpatialAttention(
             width,
@@ -57,25 +66,47 @@ class LocalUniBlock(MaskedBlock):
             relative_grid=config.grid if config.relative_positions else None,
             layer_scale=config.layer_scale,
         )
-        self.local_2 = LocalTemporalMHRA(width, config.local_width) if config.local_mhra == 2 else None
+        self.local_2 = LocalTemporalMHRA(width, config.local_width) if local == 2 else None
         self.norm_2 = nn.LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_width, config.activation, layer_scale=config.layer_scale)
         self.drop_local_1 = DropPath(drop_path)
         self.drop_attention = DropPath(drop_path)
         self.drop_local_2 = DropPath(drop_path)
         self.drop_mlp = DropPath(drop_path)
+        self.temporal = create_branch(config) if has_local else None
+        self.shift = TemporalShift() if has_local and config.temporal_module == "temporal_shift" else None
+        if self.temporal is not None:
+            self.drop_temporal = DropPath(drop_path)
         initialise_vit_block(self.attention, self.mlp, config.depth)
 
     def forward(self, x: Tensor, streams: Tensor | None = None) -> Tensor:  # B T 1+N C -> B T 1+N C
+        if self.local_dpe is not None:
+            x = self._with_positions(x, self.local_dpe)
         if self.local_1 is not None:
             x = _add_to_patches(x, self.local_1, self.drop_local_1, streams)
-        x = x + self.drop_attention(self.attention(self.norm_1(x)), streams)
+        if self.temporal is not None:
+            x = _add_to_patches(x, self.temporal, self.drop_temporal, streams)
+        attended = x if self.shift is None else torch.cat([x[:, :, :1], self.shift(x[:, :, 1:])], dim=2)
+        x = x + self.drop_attention(self.attention(self.norm_1(attended)), streams)
         if self.local_2 is not None:
             x = _add_to_patches(x, self.local_2, self.drop_local_2, streams)
         return x + self.drop_mlp(self.mlp(self.norm_2(x), streams), streams)
 
+    def _with_positions(self, x: Tensor, dpe: DepthwiseConv3d) -> Tensor:  # B T 1+N C -> B T 1+N C
+        class_token, patches = x[:, :, :1], x[:, :, 1:]
+        positions = dpe(patches.unflatten(2, (self.grid, self.grid))).flatten(2, 3)
+        return torch.cat([class_token, patches + positions], dim=2)
 
-def _add_to_patches(x: Tensor, local: LocalTemporalMHRA, drop: DropPath, streams: Tensor | None) -> Tensor:
+
+def _zero_dpe(width: int) -> DepthwiseConv3d:
+    """A zero-initialised DPE, with which a new model computes the same as its image ViT."""
+    dpe = DepthwiseConv3d(width)
+    for parameter in dpe.parameters():
+        nn.init.zeros_(parameter)
+    return dpe
+
+
+def _add_to_patches(x: Tensor, local: nn.Module, drop: DropPath, streams: Tensor | None) -> Tensor:
     """Adds the branch to the patches only: B T 1+N C → B T 1+N C. The class token is unchanged."""
     class_token, patches = x[:, :, :1], x[:, :, 1:]
     return torch.cat([class_token, patches + drop(local(patches), streams)], dim=2)

@@ -12,6 +12,7 @@ from models.config import ModelError, UniFormerV2Config, build_config
 from models.drop import Dropout, linear_rates, mask_streams, number_layers, own_streams
 from models.fusion import create_fusion
 from models.local_block import LocalUniBlock, frozen_running_statistics
+from models.temporal_modules import TemporalTransformer
 from models.vit import PatchEmbedding
 
 
@@ -31,14 +32,16 @@ class UniFormerV2(nn.Module):
         self.position_embedding = nn.Parameter(positions) if config.absolute_positions else None
         self.ln_pre = nn.LayerNorm(width, config.norm_eps) if config.ln_pre else nn.Identity()
         rates = linear_rates(config.drop_path, config.depth)
-        self.blocks = nn.ModuleList([LocalUniBlock(config, rate) for rate in rates])
+        self.blocks = nn.ModuleList([LocalUniBlock(config, rate, layer) for layer, rate in enumerate(rates)])
         has_video_token = bool(config.global_layers)
         self.fusion = create_fusion(config) if has_video_token else None
-        is_balanced = has_video_token and not config.frozen_backbone
-        self.balance = nn.Parameter(torch.zeros(width)) if is_balanced else None
+        self.balance = nn.Parameter(torch.zeros(width)) if config.is_balanced else None
         self.head_norm = nn.LayerNorm(width)
         self.head_dropout = Dropout(config.head_dropout)
         self.head = nn.Linear(width, config.num_classes)
+        self.temporal_position = _temporal_position(config)
+        has_transformer = config.temporal_module == "temporal_transformer"
+        self.temporal_transformer = TemporalTransformer(config) if has_transformer else None
         self._mask_layers = number_layers(self)
         self._initialise_embeddings()
         if config.frozen_backbone:
@@ -86,7 +89,10 @@ class UniFormerV2(nn.Module):
 
     def _frame_features(self, x: Tensor) -> Tensor:  # B T 1+N C -> B T C
         """What represents each frame in the head, by `config.frame_feature`."""
-        return x[:, :, 0] if self.config.frame_feature == "class_token" else x[:, :, 1:].mean(dim=2)
+        features = x[:, :, 0] if self.config.frame_feature == "class_token" else x[:, :, 1:].mean(dim=2)
+        if self.temporal_transformer is None or self.temporal_position is None:
+            return features
+        return self.temporal_transformer(features + self.temporal_position)
 
     def _streams(self, clips: Tensor, keys: Tensor | None) -> Tensor | None:
         """The streams of this forward's masks, B layers; None if nothing is dropped."""
@@ -116,7 +122,21 @@ class UniFormerV2(nn.Module):
         patches = self.patch_embedding(clips)
         class_tokens = self.class_token.expand(*patches.shape[:2], 1, -1)  # B T 1 C
         tokens = torch.cat([class_tokens, patches], dim=2)
-        return self.ln_pre(tokens if self.position_embedding is None else tokens + self.position_embedding)
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding
+        return self.ln_pre(self._with_frames(tokens))
+
+    def _with_frames(self, x: Tensor) -> Tensor:  # B T 1+N C -> B T 1+N C, or B 1 1+T*N C
+        """Adds what attention over frames needs: temporal positions; of joint MHSA, one group of all
+        frames with a single class token, as in TimeSformer."""
+        module = self.config.temporal_module
+        if module not in ("temporal_mhsa", "joint_mhsa"):
+            return x
+        assert self.temporal_position is not None
+        class_tokens, patches = x[:, :, :1], x[:, :, 1:] + self.temporal_position.unsqueeze(1)
+        if module == "joint_mhsa":
+            class_tokens, patches = class_tokens[:, :1], patches.flatten(1, 2).unsqueeze(1)
+        return torch.cat([class_tokens, patches], dim=2)
 
     def _recomputes(self, index: int) -> bool:
         is_selected = index < self.config.recomputed_blocks and not self.config.frozen_backbone
@@ -141,6 +161,14 @@ class UniFormerV2(nn.Module):
         for (name, count), given in zip(expected.items(), clips.shape[1:], strict=True):
             if given != count:
                 raise ModelError(f"clips have {given} {name}, the model expects {count}")
+
+
+def _temporal_position(config: UniFormerV2Config) -> nn.Parameter | None:
+    """A zero-initialised position of each frame, T' C, for attention over frames, which sees no order
+    itself."""
+    if config.temporal_module not in ("temporal_mhsa", "joint_mhsa", "temporal_transformer"):
+        return None
+    return nn.Parameter(torch.zeros(config.inner_frames, config.width))
 
 
 def _recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

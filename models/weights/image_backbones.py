@@ -276,7 +276,7 @@ def _comes_from_image(own: str) -> bool:
     is_backbone = own.startswith(
         ("patch_embedding.", "class_token", "position_embedding", "ln_pre.", "blocks.")
     )
-    return is_backbone and ".local_" not in own
+    return is_backbone and ".local_" not in own and ".temporal." not in own
 
 
 def _joined(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Tensor:

@@ -173,6 +173,12 @@ def to_released(model: UniFormerV2) -> dict[str, Tensor]:
         "absolute_positions": True,
         "relative_positions": False,
         "frame_feature": "class_token",
+        "local_layers": None,
+        "local_dpe": False,
+        "temporal_module": "none",
+        "global_dpe": True,
+        "global_queries": 1,
+        "output": "auto",
     }
     for name, needed in fields.items():
         if getattr(config, name) != needed:

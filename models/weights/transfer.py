@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.config import ModelError, UniFormerV2Config
 from models.position import interpolate_position_embedding, interpolate_position_table
@@ -19,7 +20,11 @@ from models.weights.image_backbones import Inflation, inflate
 _POSITION = "position_embedding"
 _PATCHES = "patch_embedding.weight"
 _TABLE = re.compile(r"blocks\.\d+\.attention\.positions\.table")
-_OPTIONAL = re.compile(r"blocks\.\d+\.local_.*|fusion\..*|balance|head\..*")
+_FRAMES = "temporal_position"
+_OPTIONAL = re.compile(
+    r"blocks\.\d+\.(local_|temporal\.).*|fusion\..*|balance|head\..*"
+    r"|temporal_position|temporal_transformer\..*"
+)
 """Tensors that may be missing on either side: all except the image ViT."""
 _RESHAPED_FUSION = ("fusion.query", "fusion.project.weight")  # shapes depend on the number of global blocks
 _SHAPELESS = ("heads", "activation", "norm_eps", "frame_feature")
@@ -120,6 +125,8 @@ def load_transfer(
             tensor = _with_taps(tensor, target.shape[2], inflation)
         elif _TABLE.fullmatch(name):
             tensor = interpolate_position_table(tensor, model.config.grid)
+        elif name == _FRAMES:
+            tensor = _with_frames(tensor, len(target))
         loaded[name] = tensor
     model.load_state_dict(loaded, strict=False)
 
@@ -137,7 +144,7 @@ def _name_there(name: str, there: UniFormerV2Config, here: UniFormerV2Config) ->
 
 
 def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
-    if name == _POSITION:
+    if name in (_POSITION, _FRAMES):
         return found.shape[1] == target.shape[1]
     if _TABLE.fullmatch(name):
         return found.shape[1] == target.shape[1]
@@ -150,6 +157,12 @@ def _can_adapt(name: str, found: Tensor, target: Tensor) -> bool:
 def _with_taps(weight: Tensor, taps: int, inflation: Inflation) -> Tensor:  # C 3 t p p -> C 3 taps p p
     """A patch embedding over `taps` frames, with the same tokens for a clip of equal frames."""
     return weight if weight.shape[2] == taps else inflate(weight.sum(dim=2), taps, inflation)
+
+
+def _with_frames(positions: Tensor, frames: int) -> Tensor:  # T C -> frames C
+    """Temporal positions, linearly interpolated to another number of frames."""
+    resized = F.interpolate(positions.T.unsqueeze(0), size=frames, mode="linear", align_corners=False)
+    return resized.squeeze(0).T
 
 
 def _rows(tensor: Tensor, initial: Tensor, rows: Sequence[int | None]) -> Tensor:

@@ -92,7 +92,7 @@ def choose_batch_plan(
     stage, size, recomputed = found
     if engine.micro_batch == "auto":
         notes.append(_why_micro_batch(choices, *found))
-        if config.local_mhra:
+        if config.has_batch_norm:
             notes.append(
                 f"batch norms average over {size * world_size} clips, engine.micro_batch x {world_size}, and "
                 f"results depend on that: set engine.micro_batch to {size} for the same with other memory"

@@ -248,7 +248,7 @@ def resume_settings(recipe: Recipe, prepared: Preparation) -> dict[str, Any]:
         **_under("augmentation", {**augmentation, "flip": prepared.train_clip.flip}),
         **_under("optimisation", optimisation),
     }
-    if prepared.config.local_mhra:
+    if prepared.config.has_batch_norm:
         values[BATCH_NORM_CLIPS] = sampler.global_batch // layout.accumulation
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

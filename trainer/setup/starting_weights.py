@@ -170,7 +170,10 @@ def _video(
         report.append(f"left out: {_groups(plan.left_out)}, which the model does not have")
     if there.fusion != config.fusion:
         report.append(f"fusion: {there.fusion} in the file, {config.fusion} here; global blocks are loaded")
-    if there.frames != config.frames:
+    for name in ("temporal_module", "output"):
+        if getattr(there, name) != getattr(config, name):
+            report.append(f"{name}: {getattr(there, name)} in the file, {getattr(config, name)} here")
+    if there.frames != config.frames and "temporal_position" not in plan.adapted:
         report.append(f"frames: {there.frames} in the file, {config.frames} here; no weight depends on them")
     report += [f"note: {note}" for note in notes]
     report.append(f"head: {head}")
@@ -186,6 +189,8 @@ def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = 
         lines.append(f"relative positions: interpolated to {grid}x{grid} patches, bicubically")
     if "patch_embedding.weight" in names:
         lines.append("patch embedding: adapted to another temporal size; a still clip gives the same tokens")
+    if "temporal_position" in names:
+        lines.append("temporal position: interpolated to another number of frames, linearly")
     return lines
 
 

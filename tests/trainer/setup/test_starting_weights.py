@@ -95,6 +95,55 @@ def test_resolution_and_number_of_frames_may_differ(export: Path, source: UniFor
     assert "frames: 4 in the file, 8 here" in report
 
 
+@pytest.mark.parametrize(
+    ("fields", "new"),
+    [
+        ({"temporal_module": "temporal_mhsa"}, ("temporal_position", "blocks.temporal")),
+        ({"temporal_module": "st_adapter"}, ("blocks.temporal (12)",)),
+        (
+            {"local_mhra": 1, "local_dpe": True, "local_layers": (1,)},
+            ("blocks.local_dpe (2)", "blocks.local_1 (11)"),
+        ),
+        ({"temporal_module": "temporal_transformer"}, ("temporal_position", "temporal_transformer.layers")),
+        ({"global_queries": 4}, ("fusion.query",)),
+    ],
+    ids=str,
+)
+def test_new_temporal_parts_keep_their_initialisation_and_are_reported(
+    fields: dict, new: tuple[str, ...], export: Path, source: UniFormerV2
+) -> None:
+    model, report = started(export, config(**fields))
+    assert "keep their initialisation" in report and all(name in report for name in new)
+    assert torch.equal(model.blocks[1].mlp.expand.weight, source.blocks[1].mlp.expand.weight)
+    untouched = built(2, config(**fields)).state_dict()
+    for name in model.state_dict().keys() - source.state_dict().keys():
+        assert torch.equal(model.state_dict()[name], untouched[name])
+
+
+def test_parts_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
+    there = built(1, config(temporal_module="temporal_mhsa", global_layers=()))
+    path = exported(tmp_path / "mhsa.safetensors", there)
+    _, report = started(path, config(output="video_token"))
+    left_out = next(line for line in report.splitlines() if line.startswith("left out"))
+    assert "temporal_position (1)" in left_out and "blocks.temporal (12)" in left_out
+    assert "temporal_module: temporal_mhsa in the file, none here" in report
+    assert "output: auto in the file, video_token here" in report
+    _, report = started(
+        exported(tmp_path / "global.safetensors", built(1, config())), config(global_dpe=False)
+    )
+    assert "left out: fusion.blocks (2)" in report
+
+
+def test_temporal_positions_are_interpolated_to_another_number_of_frames(tmp_path: Path) -> None:
+    there = built(1, config(temporal_module="joint_mhsa", global_layers=()))
+    path = exported(tmp_path / "joint.safetensors", there)
+    model, report = started(path, config(temporal_module="joint_mhsa", global_layers=(), frames=8))
+    old, given = there.temporal_position, model.temporal_position
+    assert torch.equal(given[0], old[0]) and torch.equal(given[-1], old[-1])
+    torch.testing.assert_close(given[1], 0.75 * old[0] + 0.25 * old[1])
+    assert "temporal position: interpolated" in report and "no weight depends" not in report
+
+
 def test_between_the_forms_the_common_tensors_are_loaded(tmp_path: Path, export: Path, source) -> None:
     temporal = config(form="temporal", temporal_downsample=True, global_layers=(0, 1))
     model, report = started(export, temporal)
