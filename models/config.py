@@ -59,6 +59,7 @@ _CHOICES = {
 }
 _OUTSIDE_BLOCKS = ("joint_mhsa", "temporal_transformer")  # temporal modules of the whole model
 _RATES = ("global_mlp_dropout", "head_dropout", "drop_path", "global_drop_path")
+_ALLOWED = ", allowed is: "
 _MAX_GRID = 256  # patches along one side
 _MAX_MLP_RATIO = 64
 _MIN_EPS = 1e-12
@@ -418,7 +419,17 @@ def check_field(name: str, value: object) -> None:
         _require(value in _CHOICES[name], name, value, _one_of(_CHOICES[name]))
     elif name in _LAYERS and not (name == "local_layers" and value is None):
         holds = isinstance(value, list | tuple) and all(_between(layer, 0, _MAX["depth"]) for layer in value)
-        _require(holds, name, value, "a list of block numbers, counted from 0")
+        null = ", or null" if name == "local_layers" else ""
+        _require(holds, name, value, f"a list of block numbers, counted from 0{null}")
+
+
+def allowed_values(name: str) -> str:
+    """What a field may hold, as text."""
+    try:
+        check_field(name, object())
+    except ModelError as error:
+        return str(error).partition(_ALLOWED)[2]
+    raise ModelError(f"{name} is no field of the model")
 
 
 def _between(value: object, least: float, most: float) -> bool:
@@ -432,7 +443,7 @@ def _require(holds: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _wrong(name: str, value: object, allowed: str) -> ModelError:
-    return ModelError(f"{name} is {_quoted(value)}, allowed is: {allowed}")
+    return ModelError(f"{name} is {_quoted(value)}{_ALLOWED}{allowed}")
 
 
 def _quoted(value: object) -> str:

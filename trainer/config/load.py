@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from models.config import is_field
 from trainer.config.recipe_names import find_base, find_recipe
 from trainer.config.reference_docs import allowed, section_of
 from trainer.config.schema import ALTERNATIVES, ENGINE_AUTO, Recipe
@@ -322,6 +323,8 @@ def _suggest(path: FieldPath, section: type[BaseModel]) -> str:
     near = difflib.get_close_matches(wrong, section.model_fields, n=1)
     if near:
         return f"did you mean {format_path((*path[:-1], near[0]))}?"
+    if path[:1] == ("model",) and is_field(wrong):
+        return f"did you mean model.overrides.{wrong}?"
     elsewhere = [known for known in _all_fields(Recipe, "") if known.split(".")[-1] == wrong]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"

@@ -3,9 +3,12 @@
 `python -m trainer.config.reference_docs` writes the page.
 """
 
+import ast
+import dataclasses
 import inspect
 import json
 import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,6 +16,7 @@ import annotated_types
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
+from models.config import UniFormerV2Config, allowed_values
 from trainer.config.schema import Recipe
 from trainer.config.value_types import MIN_RATE, REGISTERED_MODEL, RUN_NAME, check_not_tiny
 
@@ -44,6 +48,24 @@ _NAMES: dict[Any, str] = {
     str: "text",
     Path: "a path",
     type(None): "null",
+}
+
+_MODEL_PREAMBLE = """\
+### model.overrides
+
+Fields of the model, by which each design of the paper's tables 9a to 9d, 12, 14 and 15 is a recipe. A default
+is that of the preset or of the form where these set one. Values that do not fit together are refused with the
+field that has to change.
+"""
+_SET_ELSEWHERE = ("frames", "num_classes", "recomputed_blocks")  # `model.`, and `engine.`
+_FORM = "of the form"
+_DEFAULTS = {
+    "global_layers": _FORM,
+    "temporal_downsample": _FORM,
+    "local_mhra": _FORM,
+    "drop_path": _FORM,
+    "global_drop_path": _FORM,
+    "global_heads": "as `heads`",
 }
 
 _PATTERNS = {
@@ -135,6 +157,7 @@ def reference() -> str:
         if section := section_of(field.annotation):
             fields = list(section.model_fields.items())
             parts += [f"## {name}\n\n{_docstring(section)}\n", _table(fields, f"{name}.")]
+            parts += [_MODEL_PREAMBLE, _model_table()] if name == "model" else []
     return "\n".join(parts)
 
 
@@ -154,6 +177,31 @@ def _table(fields: list[tuple[str, FieldInfo]], prefix: str) -> str:
             if inner:
                 lines += _table(list(inner.model_fields.items()), prefix + path).splitlines()[2:]
     return "\n".join(lines) + "\n"
+
+
+def _model_table() -> str:
+    lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
+    meanings = _attribute_docstrings(UniFormerV2Config)
+    for field in dataclasses.fields(UniFormerV2Config):
+        if field.name in _SET_ELSEWHERE:
+            continue
+        required = field.default is dataclasses.MISSING
+        default = _DEFAULTS.get(field.name, "of the preset" if required else f"`{json.dumps(field.default)}`")
+        cells = [f"`model.overrides.{field.name}`", allowed_values(field.name), default, meanings[field.name]]
+        lines.append(f"| {' | '.join(map(_table_cell, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _attribute_docstrings(described: type) -> dict[str, str]:
+    """The docstring below each field of a class."""
+    (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(described))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, text in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), field.target.id
+            found[field.target.id] = str(text.value.value)
+    return found
 
 
 def _default(field: FieldInfo) -> str:

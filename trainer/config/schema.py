@@ -87,7 +87,7 @@ class ModelSection(Section):
     a third in each."""
 
     overrides: dict[str, JsonValue] = {}  # noqa: RUF012 - pydantic copies it
-    """Fields of the model configuration to set beside the preset's, checked by `models.create_model`."""
+    """Fields of the model to set beside the preset's and the form's, see below."""
 
     @model_validator(mode="before")
     @classmethod

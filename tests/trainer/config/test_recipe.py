@@ -1,10 +1,12 @@
 """Recipes: accepted and refused values, inheritance, messages, the reference page."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
+from models.config import UniFormerV2Config
 from trainer.config.load import load_recipe
 from trainer.config.reference_docs import REFERENCE_PAGE, reference
 from trainer.config.schema import Recipe
@@ -397,6 +399,21 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert REFERENCE_PAGE.read_text(encoding="utf-8") == reference(), (
         "run: python -m trainer.config.reference_docs"
     )
+
+
+def test_the_reference_page_lists_the_fields_of_the_model_with_sentence_and_values() -> None:
+    rows = {
+        line.split("|")[1].strip(): line for line in reference().splitlines() if line.startswith("| `model.")
+    }
+    for field in dataclasses.fields(UniFormerV2Config):
+        if field.name not in ("frames", "num_classes", "recomputed_blocks"):
+            allowed, _, meaning = rows[f"`model.overrides.{field.name}`"].split(" | ")[1:]
+            assert allowed and meaning.endswith(". |")
+
+
+def test_a_field_of_the_model_outside_the_overrides_is_named(minimal: Path) -> None:
+    with pytest.raises(RecipeError, match=r"did you mean model\.overrides\.local_mhra"):
+        load_recipe(minimal, ["model.local_mhra=1"])
 
 
 def test_engine_auto_is_kept_when_a_later_layer_sets_another_field(tmp_path: Path) -> None:
