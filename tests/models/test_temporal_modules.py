@@ -84,7 +84,8 @@ def test_every_trained_parameter_has_a_gradient(model, clips):
 
 # Not zero-initialised: the shift moves channels of the image model's own attention, and joint MHSA attends to
 # all frames.
-CHANGES_THE_IMAGE_MODEL = {"temporal_shift", "joint_mhsa"}
+IMAGE_FIELDS = {"temporal_downsample", "frame_feature", "relative_positions", "layer_scale"}
+CHANGES_THE_IMAGE_MODEL = {"temporal_shift", "joint_mhsa", "joint_of_patches"}
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in CHANGES_THE_IMAGE_MODEL])
@@ -93,8 +94,8 @@ def test_a_new_model_is_its_image_model(name, small, clips):
     only begins at the head's bias instead."""
     fields = {"global_layers": (0, 1), "norm_eps": 1e-12, **VARIANTS[name]}
     model = small(randomised=False, **fields).eval()
-    downsamples = {"temporal_downsample": fields.get("temporal_downsample", False)}
-    image = small(randomised=False, global_layers=(), norm_eps=1e-12, **downsamples).eval()
+    of_image = {key: value for key, value in fields.items() if key in IMAGE_FIELDS}
+    image = small(randomised=False, global_layers=(), norm_eps=1e-12, **of_image).eval()
     image.load_state_dict(model.state_dict(), strict=False)
     for both in (model, image):
         both.head_norm.eps = 1e-12
