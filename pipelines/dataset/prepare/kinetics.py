@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.dataset import kinetics710
+from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
@@ -23,33 +24,38 @@ _COLUMNS = ("youtube_id", "time_start", "time_end", "label")
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 # Kinds of findings: a count follows.
-MISSING = "clips without a local file, left out"
-REPEATED = "clips that the annotations list more than once, used once"
-CONTRADICTORY = "clips with two labels, left out"
 AMBIGUOUS = "clips of a video whose only file has no times in its name, left out"
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A row of the annotations: seconds `start` to `end` of a YouTube video."""
+class Span(NamedTuple):
+    """Seconds `start` to `end` of a YouTube video."""
 
     youtube_id: str
     start: int
     end: int
-    label: str
-    """The class name; empty in a test split that is published without labels."""
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        return self.youtube_id, self.start, self.end
 
     def __str__(self) -> str:
         return f"{self.youtube_id} {self.start}-{self.end} s"
 
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A row of the annotations."""
+
+    span: Span
+    label: str
+    """The class name; empty in a test split that is published without labels."""
+    place: str = field(default="", compare=False)
+    """Where its row is: `line 3`, or the key in a JSON file."""
+
+    def __str__(self) -> str:
+        return str(self.span)
+
     def stems(self) -> Iterator[str]:
         """Names that download programs give the trimmed clip."""
-        yield f"{self.youtube_id}_{self.start:06d}_{self.end:06d}"
-        yield f"{self.youtube_id}_{self.start}_{self.end}"
+        youtube_id, start, end = self.span
+        yield f"{youtube_id}_{start:06d}_{end:06d}"
+        yield f"{youtube_id}_{start}_{end}"
 
 
 def read_annotations(path: Path) -> Iterator[Clip]:
@@ -78,9 +84,8 @@ def _read_csv(path: Path) -> Iterator[Clip]:
         if len(row) <= max(columns.values()):
             raise DataError(f"{place}: {len(row)} fields; the header has {len(header)}")
         fields = {name: row[index].strip() for name, index in columns.items()}
-        yield _clip(
-            fields["youtube_id"], fields["time_start"], fields["time_end"], fields.get("label", ""), place
-        )
+        times = fields["time_start"], fields["time_end"]
+        yield _clip(fields["youtube_id"], *times, fields.get("label", ""), path, f"line {line}")
 
 
 def _read_json(path: Path) -> Iterator[Clip]:
@@ -94,10 +99,11 @@ def _read_json(path: Path) -> Iterator[Clip]:
             start, end = annotations["segment"]
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(f"{place}: expected annotations with segment: [start, end]") from error
-        yield _clip(name, start, end, annotations.get("label", ""), place)
+        yield _clip(name, start, end, annotations.get("label", ""), path, printable(name))
 
 
-def _clip(youtube_id: str, start: object, end: object, label: object, place: str) -> Clip:
+def _clip(youtube_id: str, start: object, end: object, label: object, path: Path, where: str) -> Clip:
+    place = f"{printable(path)}, {where}"
     if not _ID.fullmatch(youtube_id):
         raise DataError(f"{place}: '{printable(youtube_id)}' is no YouTube id of 11 characters")
     try:
@@ -109,7 +115,8 @@ def _clip(youtube_id: str, start: object, end: object, label: object, place: str
         raise DataError(
             f"{place}: {shown} is no time span; expected seconds, with start before end"
         ) from None
-    return Clip(youtube_id, round(first), round(last), class_name(str(label)) if label else "")
+    span = Span(youtube_id, round(first), round(last))
+    return Clip(span, class_name(str(label)) if label else "", where)
 
 
 def find_version(labels: Collection[str]) -> str | None:
@@ -120,24 +127,10 @@ def find_version(labels: Collection[str]) -> str | None:
     return None
 
 
-def unique_clips(clips: Iterator[Clip], findings: Findings) -> dict[tuple[str, int, int], Clip]:
+def unique_clips(clips: Iterable[Clip], findings: Findings) -> list[Clip]:
     """Each clip once, in the order of the rows. Clips with two labels are left out and listed."""
-    unique: dict[tuple[str, int, int], Clip] = {}
-    contradictory: set[tuple[str, int, int]] = set()
-    for clip in clips:
-        first = unique.setdefault(clip.key, clip)
-        if first is clip:
-            continue
-        if first.label == clip.label:
-            findings.add(REPEATED, str(clip))
-        elif clip.key not in contradictory:
-            contradictory.add(clip.key)
-            findings.add(
-                CONTRADICTORY, str(clip), f"labels '{printable(first.label)}' and '{printable(clip.label)}'"
-            )
-    for key in contradictory:
-        del unique[key]
-    return unique
+    labels = merge_rows(((clip.span, clip.label, clip.place) for clip in clips), findings)
+    return [Clip(span, label) for span, label in labels.items()]
 
 
 def local_files(
@@ -147,12 +140,12 @@ def local_files(
     clip of its video."""
     clips_of_video: dict[str, int] = {}
     for clip in clips:
-        clips_of_video[clip.youtube_id] = clips_of_video.get(clip.youtube_id, 0) + 1
+        clips_of_video[clip.span.youtube_id] = clips_of_video.get(clip.span.youtube_id, 0) + 1
     found = []
     for clip in clips:
         path = index.find(clip.stems())
-        if path is None and (whole := index.find((clip.youtube_id,))) is not None:
-            if clips_of_video[clip.youtube_id] > 1:
+        if path is None and (whole := index.find((clip.span.youtube_id,))) is not None:
+            if clips_of_video[clip.span.youtube_id] > 1:
                 findings.add(AMBIGUOUS, str(clip), f"which of its clips {printable(whole)} holds is unknown")
                 continue
             path = whole
@@ -179,7 +172,7 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
             in its table, or no clip has a file.
     """
     findings = Findings()
-    clips = list(unique_clips(read_annotations(annotations), findings).values())
+    clips = unique_clips(read_annotations(annotations), findings)
     if not clips:
         raise DataError(f"{printable(annotations)}: no clip in it")
     if not all(clip.label for clip in clips):
@@ -196,22 +189,10 @@ def list_kinetics(annotations: Path, videos: Sequence[Path], *, version: str | N
         raise DataError(
             f"{printable(annotations)}: none of its {len(clips)} clips has a file among the {len(index)} "
             f"videos of {', '.join(map(printable, videos))}; the first would be called {shown}.mp4 or "
-            f"{clips[0].youtube_id}.mp4"
+            f"{clips[0].span.youtube_id}.mp4"
         )
     findings.note(f"{len(found):,} of {len(clips):,} clips of the annotations have a file.")
     return as_listing([(path, clip.label) for clip, path in found], names, findings)
-
-
-def as_listing(videos: Sequence[tuple[Path, str]], names: Sequence[str], findings: Findings) -> Listing:
-    """Files with class names as a listing, sorted by label and path."""
-    labels = {name: label for label, name in enumerate(names)}
-    ordered = sorted((labels[name], str(path)) for path, name in videos)
-    return Listing(
-        [path for _, path in ordered],
-        array("l", [label for label, _ in ordered]),
-        tuple(names),
-        findings=findings,
-    )
 
 
 def _class_names(annotations: Path, labels: set[str], version: str | None) -> tuple[str, ...]:

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.dataset import kinetics710
+from pipelines.dataset.prepare.annotations import CONTRADICTORY, as_listing
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.kinetics import (
-    CONTRADICTORY,
-    Clip,
-    as_listing,
-    local_files,
-    read_annotations,
-    unique_clips,
-)
+from pipelines.dataset.prepare.kinetics import Clip, Span, local_files, read_annotations, unique_clips
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.video_index import VideoFileIndex
 from pipelines.errors import DataError
@@ -65,24 +59,24 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
     Raises:
         DataError: a file or a row is wrong, or a label is no class of Kinetics.
     """
-    ids = {clip.youtube_id for path in held_out for clip in read_annotations(path)}
+    ids = {clip.span.youtube_id for path in held_out for clip in read_annotations(path)}
     synonyms, known = kinetics710.synonyms(), set(kinetics710.class_names("k710"))
     union = Union()
-    labels: dict[tuple[str, int, int], list[str]] = {}
+    labels: dict[Span, list[str]] = {}
     for path in train:
-        for clip in unique_clips(read_annotations(path), findings).values():
+        for clip in unique_clips(read_annotations(path), findings):
             label = synonyms.get(clip.label, clip.label)
             if label not in known:
                 what = f"'{printable(clip.label)}' is no class of Kinetics" if clip.label else "has no label"
                 raise DataError(f"{printable(path)}, {clip}: {what}")
             union.rows += 1
-            if clip.youtube_id in ids:
+            if clip.span.youtube_id in ids:
                 union.held_out += 1
                 findings.add(HELD_OUT, str(clip), f"{HELD_OUT}; a row of {printable(path)}")
             else:
-                labels.setdefault(clip.key, []).append(label)
-    for key, given in labels.items():
-        clip = Clip(*key, given[0])
+                labels.setdefault(clip.span, []).append(label)
+    for span, given in labels.items():
+        clip = Clip(span, given[0])
         if len(set(given)) > 1:
             union.contradictory += len(given)
             findings.add(
@@ -94,7 +88,7 @@ def merge_training_splits(train: Sequence[Path], held_out: Sequence[Path], findi
         union.clips.append(clip)
         union.shared += len(given) - 1
         if len(given) > 1:
-            findings.count(SHARED, str(clip), len(given) - 1)
+            findings.count(SHARED, str(clip))
     return union
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
 from pipelines.dataset.prepare.class_names import class_name, read_class_names
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.kinetics import CONTRADICTORY, MISSING, REPEATED, as_listing
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import csv_rows
 from pipelines.errors import DataError
@@ -34,30 +35,24 @@ def list_moments(annotations: Path, videos: Path, categories: Path) -> Listing:
     names = read_class_names(categories)
     findings.note(names.note)
     known = set(names)
-    labels: dict[str, str] = {}
-    contradictory: set[str] = set()
-    for line, row in csv_rows(annotations):
-        place = f"{printable(annotations)}, line {line}"
-        if len(row) < 2:
-            raise DataError(f"{place}: expected CLASS/FILE.mp4,CLASS,agreements,disagreements")
-        file, label = row[0].strip(), class_name(row[1])
-        if label not in known:
-            raise DataError(f"{place}: '{printable(label)}' is no class of {printable(categories)}")
-        path = file if "/" in file else f"{label}/{file}"
-        if path.startswith("/") or ".." in path.split("/"):
-            raise DataError(f"{place}: '{printable(path)}' is outside the folder of the videos")
-        if path not in labels:
-            labels[path] = label
-        elif labels[path] == label:
-            findings.add(REPEATED, printable(path))
-        else:
-            contradictory.add(path)
-            findings.add(CONTRADICTORY, printable(path), f"'{labels[path]}' and '{label}'; {place}")
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for line, row in csv_rows(annotations):
+            place = f"{printable(annotations)}, line {line}"
+            if len(row) < 2:
+                raise DataError(f"{place}: expected CLASS/FILE.mp4,CLASS,agreements,disagreements")
+            file, label = row[0].strip(), class_name(row[1])
+            if label not in known:
+                raise DataError(f"{place}: '{printable(label)}' is no class of {printable(categories)}")
+            path = file if "/" in file else f"{label}/{file}"
+            if path.startswith("/") or ".." in path.split("/"):
+                raise DataError(f"{place}: '{printable(path)}' is outside the folder of the videos")
+            yield path, label, f"line {line}"
+
+    labels = merge_rows(rows(), findings)
     files = cache(_files)  # a folder is listed once: 800,000 calls of stat on a network disk take minutes
     found: list[tuple[Path, str]] = []
     for path, label in labels.items():
-        if path in contradictory:
-            continue
         folder, _, name = path.rpartition("/")
         if name in files(videos / folder):
             found.append((videos / path, label))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.kinetics import CONTRADICTORY, MISSING, REPEATED, as_listing
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import read_json
 from pipelines.dataset.prepare.video_index import VideoFileIndex
@@ -58,28 +58,22 @@ def list_something(annotations: Path, videos: Sequence[Path], labels: Path) -> L
         raise DataError(
             f"{printable(annotations)}: expected a list of videos, such as something-something-v2-train.json"
         )
-    classes: dict[str, str] = {}
-    contradictory: set[str] = set()
     known = set(names)
-    for number, entry in enumerate(document):
-        video, label = _entry(entry, f"{printable(annotations)}, entry {number}")
-        if label not in known:
-            raise DataError(
-                f"{printable(annotations)}, entry {number} (id {printable(video)}): '{printable(label)}' is "
-                f"no class of {printable(labels)}"
-            )
-        if video not in classes:
-            classes[video] = label
-        elif classes[video] == label:
-            findings.add(REPEATED, video)
-        else:
-            contradictory.add(video)
-            findings.add(CONTRADICTORY, video, f"'{classes[video]}' and '{label}'")
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for number, entry in enumerate(document):
+            video, label = _entry(entry, f"{printable(annotations)}, entry {number}")
+            if label not in known:
+                raise DataError(
+                    f"{printable(annotations)}, entry {number} (id {printable(video)}): '{printable(label)}' "
+                    f"is no class of {printable(labels)}"
+                )
+            yield video, label, f"entry {number}"
+
+    classes = merge_rows(rows(), findings)
     index = VideoFileIndex(videos, findings)
     found: list[tuple[Path, str]] = []
     for video, label in classes.items():
-        if video in contradictory:
-            continue
         path = index.find((video,))
         if path is None:
             findings.add(MISSING, video)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset import kinetics710
-from pipelines.dataset.prepare import kinetics
+from pipelines.dataset.prepare import annotations, kinetics
 from pipelines.dataset.prepare.findings import Findings
-from pipelines.dataset.prepare.kinetics import Clip, list_kinetics, read_annotations
+from pipelines.dataset.prepare.kinetics import Clip, Span, list_kinetics, read_annotations
 from pipelines.dataset.prepare.kinetics710_union import list_kinetics710, merge_training_splits
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.moments_in_time import list_moments
@@ -77,10 +77,10 @@ def test_kinetics_finds_each_clip_by_its_name_and_lists_what_it_leaves_out(tmp_p
     }
     assert listing.class_names == kinetics710.class_names("k400")
     assert counted(listing) == {
-        kinetics.CONTRADICTORY: 1,
-        kinetics.REPEATED: 1,
+        annotations.CONTRADICTORY: 1,
+        annotations.REPEATED: 1,
         kinetics.AMBIGUOUS: 2,
-        kinetics.MISSING: 1,
+        annotations.MISSING: 1,
         "videos found in several places; the first is used": 1,
         # of the contradictory clip, and of none; the file without times was found
         "video files that no row of the annotations names": 2,
@@ -104,7 +104,7 @@ def test_the_kinetics_version_is_found_by_its_classes(tmp_path: Path) -> None:
 def test_kinetics_as_json_has_the_same_clips(tmp_path: Path) -> None:
     entry = {"annotations": {"label": "archery", "segment": [7.0, 17.0]}, "subset": "training"}
     table = write(tmp_path / "train.json", json.dumps({"AAAAAAAAAAA": entry}))
-    assert list(read_annotations(table)) == [Clip("AAAAAAAAAAA", 7, 17, "archery")]
+    assert list(read_annotations(table)) == [Clip(Span("AAAAAAAAAAA", 7, 17), "archery")]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_kinetics710_merges_leaves_out_held_out_videos_and_maps_names(tmp_path: 
     test = write(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\nDDDDDDDDDDD,5,15,test\n")
     findings = Findings()
     union = merge_training_splits([k400, k600, k700], [val, test], findings)
-    assert [(clip.youtube_id, clip.start, clip.label) for clip in union.clips] == [
+    assert [(*clip.span[:2], clip.label) for clip in union.clips] == [
         ("AAAAAAAAAAA", 0, "tying necktie"),
         ("BBBBBBBBBBB", 0, "archery"),
         ("BBBBBBBBBBB", 50, "archery"),
@@ -190,7 +190,7 @@ def test_no_held_out_video_is_ever_in_training(
     paths = [table(f"{number}.csv", clips) for number, clips in enumerate(splits)]
     union = merge_training_splits(paths, [table("val.csv", held_out)], Findings())
     ids = {f"{number:011d}" for number, _, _ in held_out}
-    assert not ids & {clip.youtube_id for clip in union.clips}
+    assert not ids & {clip.span.youtube_id for clip in union.clips}
     assert union.rows == union.held_out + union.shared + union.contradictory + len(union.clips)
     # Within a file a clip with two labels is left out, too; over files it is so in the files' other rows.
     per_file = [_one_label(clips) for clips in splits]
@@ -199,7 +199,7 @@ def test_no_held_out_video_is_ever_in_training(
         for key, label in found.items():
             labels.setdefault(key, set()).add(label)
     expected = {key for key, found in labels.items() if len(found) == 1 and f"{key[0]:011d}" not in ids}
-    assert sorted((int(clip.youtube_id), clip.start) for clip in union.clips) == sorted(expected)
+    assert sorted((int(clip.span.youtube_id), clip.span.start) for clip in union.clips) == sorted(expected)
 
 
 def _one_label(clips: list[tuple[int, int, str]]) -> dict[tuple[int, int], str]:
@@ -208,6 +208,40 @@ def _one_label(clips: list[tuple[int, int, str]]) -> dict[tuple[int, int], str]:
     for number, start, label in clips:
         labels.setdefault((number, start), set()).add(label)
     return {key: next(iter(found)) for key, found in labels.items() if len(found) == 1}
+
+
+def listed(listing: Listing, folder: Path) -> list[list[str]]:
+    path = listing.findings.write_list(folder / "list.txt")
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_reader_counts_a_clip_once_however_many_rows_name_it(tmp_path: Path) -> None:
+    """Of each format: clip 1 in three rows with one label, clip 2 in four rows with two labels."""
+    rows = [("1", "a"), ("2", "a"), ("1", "a"), ("2", "b"), ("2", "b"), ("1", "a"), ("2", "a")]
+    table = "".join(f"{key * 11},{10},{20},{label}rchery\n" for key, label in rows)
+    kinetics_csv = write(
+        tmp_path / "k.csv", "youtube_id,time_start,time_end,label\n" + table.replace("brchery", "abseiling")
+    )
+    videos = touch(tmp_path / "k", "11111111111_000010_000020.mp4")
+    mit = write(tmp_path / "mit.csv", "".join(f"a/{key}.mp4,{label},3,0\n" for key, label in rows))
+    categories = write(tmp_path / "categories.txt", "a,0\nb,1\n")
+    ssv2 = write(tmp_path / "ssv2.json", json.dumps([{"id": key, "template": label} for key, label in rows]))
+    labels = write(tmp_path / "labels.json", '{"a": "0", "b": "1"}')
+    files = touch(tmp_path / "files", "a/1.mp4")
+    for listing, places in (
+        (list_kinetics(kinetics_csv, [videos], version="400"), "lines 2 4 7, 3 5 6 8"),
+        (list_moments(mit, files, categories), "lines 1 3 6, 2 4 5 7"),
+        (list_something(ssv2, [files], labels), "entries 0 2 5, 1 3 4 6"),
+    ):
+        assert counted(listing) == {annotations.REPEATED: 1, annotations.CONTRADICTORY: 1}
+        details = [detail for _, detail in listed(listing, tmp_path)]
+        word, numbers = places.split(" ", 1)
+        one, two = (
+            ", ".join(f"{'line' if word == 'lines' else 'entry'} {number}" for number in part.split())
+            for part in numbers.split(",")
+        )
+        assert details[0].endswith(f"({one})") and details[1].endswith(f"({two})")
+        assert details[1].startswith("labels '")
 
 
 def test_moments_in_time(tmp_path: Path) -> None:
@@ -235,7 +269,7 @@ def test_moments_in_time(tmp_path: Path) -> None:
         "clapping/flickr-0-1.mp4": "clapping",
         "praying/yt-y_7.mp4": "praying",
     }
-    assert counted(listing) == {kinetics.CONTRADICTORY: 1, kinetics.MISSING: 1}
+    assert counted(listing) == {annotations.CONTRADICTORY: 1, annotations.MISSING: 1}
     wrong = write(tmp_path / "wrong.csv", "clapping/a.mp4,claping,4,0\n")
     with pytest.raises(DataError, match="line 1: 'claping'"):
         list_moments(wrong, folder, categories)
@@ -262,8 +296,8 @@ def test_something_something(tmp_path: Path) -> None:
     assert listing.class_names == ("Approaching something with your camera", "Holding something")
     assert videos_of(listing, folder) == {"78687.webm": "Holding something", "7.webm": "Holding something"}
     assert counted(listing) == {
-        kinetics.CONTRADICTORY: 1,
-        kinetics.MISSING: 1,
+        annotations.CONTRADICTORY: 1,
+        annotations.MISSING: 1,
         "video files that no row of the annotations names": 1,
     }
     for text, token in [
