@@ -6,6 +6,7 @@ segment begin at 0 with its first frame.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from pipelines.dataset.content_key import combined_key, content_key
 from pipelines.dataset.manifest_rows import ManifestRow, SourceKind
 from pipelines.dataset.probe import VideoInfo, probe_frames, probe_video
 from pipelines.decode.demux import open_video
+from pipelines.decode.frame_stream import DEFAULT_RATE, FolderStream, FrameStream
 from pipelines.decode.jpeg_frames import JpegFrames, list_frames
 from pipelines.decode.pyav import Roi, decode_frames
 from pipelines.decode.video_file import read_content
@@ -53,6 +55,9 @@ class VideoSource(Protocol):
 
     def check_opens(self) -> None:
         """Open it and read its header, without decoding."""
+
+    def stream(self) -> FrameStream | FolderStream:
+        """The whole video, to decode all of its frames in order."""
 
     def encoded_bytes(self) -> int | None:
         """Size of the video file that `read` returns as `encoded`; None where it returns none."""
@@ -97,6 +102,11 @@ class FileSource:
         with open_video(self._content() if self.row.length else self.path):
             pass
 
+    def stream(self) -> FrameStream:
+        if self.row.length:
+            raise VideoError("is in a shard; transcode videos before packing them")
+        return FrameStream(self.path)
+
     def encoded_bytes(self) -> int:
         try:
             return self.row.length or self.path.stat().st_size
@@ -139,6 +149,9 @@ class FramesSource:
 
     def check_opens(self) -> None:
         list_frames(self.path)
+
+    def stream(self) -> FolderStream:
+        return FolderStream(self.path, Fraction(self.row.fps or DEFAULT_RATE).limit_denominator(1001))
 
     def encoded_bytes(self) -> None:
         return None

@@ -1,12 +1,12 @@
-"""Video files without a manifest, probed when they are read."""
+"""Video files and folders of frames without a manifest, probed when they are read."""
 
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Self
 
-from pipelines.dataset.manifest import ManifestRow, encode_path
-from pipelines.dataset.probe import CRASHES, probe_video
+from pipelines.dataset.manifest import ManifestRow, SourceKind, encode_path
+from pipelines.dataset.probe import CRASHES, probe_frames, probe_video
 from pipelines.errors import VideoError
 from pipelines.formatting import printable
 from pipelines.worker_pool import IsolatedProcess
@@ -61,6 +61,13 @@ class VideoFiles:
 
 
 def probe_row(path: Path) -> ManifestRow:
-    """The row of a manifest that the file would have. Raises VideoError if the file cannot be used."""
-    info = probe_video(path)
-    return ManifestRow(encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec)
+    """The row of a manifest that the file, or the folder of JPEG frames, would have.
+
+    Raises VideoError if it cannot be used.
+    """
+    folder = path.is_dir()
+    info = probe_frames(path) if folder else probe_video(path)
+    return ManifestRow(
+        encode_path(path), 0, 0, 0, info.frames, info.fps, info.width, info.height, info.codec,
+        source=SourceKind.FRAMES if folder else SourceKind.FILE,
+    )  # fmt: skip

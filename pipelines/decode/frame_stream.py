@@ -13,6 +13,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipelines.decode.demux import VideoIndex, open_video, read_index
+from pipelines.decode.jpeg_frames import decode_frame, list_frames
 from pipelines.decode.pyav import decode_all, frames_in_order, to_rgb
 from pipelines.errors import VideoError, format_unexpected
 
@@ -37,6 +38,8 @@ class FrameStream:
         Raises VideoError for an unusable video.
         """
         self.path = path
+        if path.is_dir():
+            raise VideoError("is a folder; a video file is needed here")
         try:
             with open_video(path) as (container, stream):
                 self._index = read_index(container, stream)
@@ -73,6 +76,36 @@ class FrameStream:
             raise VideoError(format_unexpected(error)) from error
         if number < last:
             raise VideoError(f"breaks at or before frame {number + 1} of {self.frames}")
+
+
+class FolderStream:
+    """A folder of JPEG frames with the attributes and methods of `FrameStream`."""
+
+    def __init__(self, folder: Path, rate: Fraction) -> None:
+        """rate: frames per second. Raises VideoError as `list_frames`."""
+        self._folder = folder
+        self._names = list_frames(folder)
+        self.frames = len(self._names)
+        self.rate = rate
+        self.seconds = np.arange(self.frames) / float(rate)
+        self.duration = self.frames / float(rate)
+
+    def pictures(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """As `FrameStream.pictures`."""
+        for number in range(self.frames) if wanted is None else np.flatnonzero(wanted).tolist():
+            yield number, decode_frame(self._folder, self._names, number)
+
+
+def frames_between(seconds: NDArray[np.float64], start: float, end: float) -> tuple[int, int]:
+    """Number of the first frame that begins in [start, end), and their count.
+
+    If none begins there, it is the frame that is still shown at `start`.
+
+    seconds: when each frame is shown, ascending.
+    """
+    # Times are multiples of the container's time base: a frame that begins with the segment belongs to it.
+    first, after = np.searchsorted(seconds, np.array([start, end]) - 1e-6).tolist()
+    return (first, after - first) if after > first else (max(first - 1, 0), 1)
 
 
 def _seconds(path: Path, index: VideoIndex, unit: Fraction, rate: Fraction) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def frames_shape(folder: Path) -> tuple[int, int, int]:
     names = list_frames(folder)
     shape: tuple[int, ...] = ()
     for number, name in enumerate(names):
-        now = JpegFrames(tuple(names), {number: _read_frame(folder, names, number)}).picture(number).shape[:2]
+        now = decode_frame(folder, names, number).shape[:2]
         if shape and now != shape:
             raise VideoError(
                 f"changes from frames of {shape[1]}x{shape[0]} to {now[1]}x{now[0]} at frame {number} "
@@ -161,7 +162,17 @@ def frames_shape(folder: Path) -> tuple[int, int, int]:
     return len(names), shape[0], shape[1]
 
 
-def _read_frame(folder: Path, names: list[str], number: int) -> bytes:
+def decode_frame(folder: Path, names: Sequence[str], number: int) -> NDArray[np.uint8]:
+    """One frame as RGB, (H, W, 3).
+
+    names: as `list_frames` returns them.
+
+    Raises VideoError if it cannot be read or is damaged.
+    """
+    return JpegFrames(tuple(names), {number: _read_frame(folder, names, number)}).picture(number)
+
+
+def _read_frame(folder: Path, names: Sequence[str], number: int) -> bytes:
     try:
         return read_picture(folder / names[number])
     except VideoError as defect:

@@ -1,5 +1,6 @@
 """`--check`: the printed figures, and the reasons why a run could not start."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.dataset.manifest import ManifestRow, write_manifest
+from pipelines.dataset.manifest import ManifestRow, SourceKind, write_manifest
 from pipelines.synthetic.video_writer import MJPEG, encode_video
+from tests.pipelines.jpegs import write_frames
 from trainer.checkpoint.metadata import TrainState, write_state
 from trainer.config.load import load_recipe
 from trainer.dry_run import check
@@ -17,6 +19,8 @@ from trainer.engine.memory_estimate import GIB, AvailableMemory
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import BATCH_NORM_CLIPS, prepare, resume_settings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 RECIPE = """\
 name: test
@@ -62,6 +66,30 @@ def videos(tmp_path: Path) -> list[ManifestRow]:
 
 
 ON_CPU = ("model.preset=tiny", "engine.device=cpu")
+
+
+@pytest.mark.parametrize("name", ["ssv1_b16_16f", "ssv1_l14_32f", "anet_l14_16f", "hacs_l14_32f"])
+def test_the_recipes_of_frames_and_segments_are_checked_with_such_manifests(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    pictures = np.full((30, 48, 64, 3), 60, np.uint8)
+    encode_video(tmp_path / "a.avi", pictures, MJPEG, Fraction(25), keyframe_interval=1)
+    write_frames(tmp_path / "1", pictures)
+    file = ManifestRow("a.avi", 0, 0, 0, 30, 25.0, 64, 48, "mjpeg")
+    segment = replace(file, frames=9, first_frame=20, video_frames=30)
+    frames = replace(file, path="1", fps=12.0, codec="jpeg", source=SourceKind.FRAMES)
+    something = name.startswith("ssv1")
+    classes = [f"class {number}" for number in range(174 if something else 200)]
+    data = []
+    for split, row in (("train", frames if something else segment), ("val", frames if something else file)):
+        path = tmp_path / f"{split}.arrow"
+        write_manifest(path, [row] * 300, classes, sources=True)
+        data.append(f"data.{split}={path}")
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [*data, "model.weights=null", "tracking.enabled=false"])
+    assert check(recipe, RunDir(tmp_path / "run"), 8) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+    assert (recipe.evaluation.clips, recipe.evaluation.crops) == ((1, 3) if something else (10, 3))
 
 
 def refusal(text: str) -> str:

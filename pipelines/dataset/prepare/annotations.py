@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from pipelines.dataset.manifest import SourceKind
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.formatting import format_list, printable
@@ -53,13 +54,22 @@ def merge_rows(rows: Iterable[tuple[Key, str, str]], findings: Findings) -> dict
     return labels
 
 
-def as_listing(videos: Sequence[tuple[Path, str]], names: Sequence[str], findings: Findings) -> Listing:
-    """Files with class names as a listing, sorted by label and path."""
+def as_listing(
+    videos: Sequence[tuple[Path, str]],
+    names: Sequence[str],
+    findings: Findings,
+    *,
+    source: SourceKind = SourceKind.FILE,
+    fps: float = 0.0,
+) -> Listing:
+    """Files or folders of frames with class names as a listing, sorted by label and path."""
     labels = {name: label for label, name in enumerate(names)}
     ordered = sorted((labels[name], str(path)) for path, name in videos)
     return Listing(
         [path for _, path in ordered],
         array("l", [label for label, _ in ordered]),
         tuple(names),
+        source=source,
+        fps=fps,
         findings=findings,
     )

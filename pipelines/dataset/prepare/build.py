@@ -14,8 +14,9 @@ from pipelines.dataset.prepare.decode_cost import CostSummary
 from pipelines.dataset.prepare.duplicates import Progress, add_duplicates
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
-from pipelines.dataset.prepare.probe_listing import Probed, open_probe_log, probe_listing
+from pipelines.dataset.prepare.probe_listing import open_probe_log, probe_listing
 from pipelines.dataset.prepare.probe_log import WHOLE, ProbeLog
+from pipelines.dataset.prepare.probe_row import ProbedRow
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING
 from pipelines.dataset.source import open_source
@@ -23,6 +24,9 @@ from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
 from pipelines.worker_pool import ordered_map
+
+CUT = "segments that reach beyond their video, cut to it"
+OTHER_LENGTH = "videos whose length differs from that in the annotations"
 
 _NUMBER = re.compile(r"(?<![\w(])\d+(\.\d+)?")
 
@@ -49,26 +53,35 @@ def build_manifest(
     total = len(listing)
     weights = [1.0] * total if listing.weights is None else listing.weights
     folder = out.absolute().parent
+    sources = bool(listing.source) or any(listing.segments or ())
     bad, properties, cost = Findings(), Findings(), CostSummary()
     keys, row_keys = array("Q"), array("Q")
     counts = np.zeros(len(listing.class_names), np.int64)
 
-    def good_rows(log: ProbeLog[Probed]) -> Iterator[ManifestRow]:
+    def good_rows(log: ProbeLog[ProbedRow]) -> Iterator[ManifestRow]:
+        before = None
         for (path, label), weight, probed in zip(listing, weights, log.results(), strict=True):
             if isinstance(probed, VideoError):
                 _add_bad(bad, path, probed)
                 keys.append(0)
                 continue
-            info, key = probed
-            keys.append(key)
-            row_keys.append(key)
+            info = probed.info
+            keys.append(probed.row_key)
+            row_keys.append(probed.key)
             counts[label] += 1
             cost.add(path, info)
-            for note in (*info.notes, *(["one frame only"] if info.frames == 1 else [])):
+            notes = info.notes if path != before else ()  # once for all segments of a video
+            for note in (*notes, *(["one frame only"] if info.frames == 1 else [])):
                 properties.add(note, path)
+            if probed.other_length and path != before:
+                listing.findings.add(OTHER_LENGTH, path, probed.other_length)
+            if probed.cut:
+                listing.findings.add(CUT, path, f"{CUT}: {probed.cut}")
+            before = path
             yield ManifestRow(
                 stored_path(path, folder), 0, 0, label,
-                info.frames, info.fps, info.width, info.height, info.codec, weight,
+                info.frames, info.fps or listing.fps, info.width, info.height, info.codec, weight,
+                listing.source, probed.first_frame, probed.video_frames,
             )  # fmt: skip
         if bad.total == total:
             log.remove()
@@ -79,7 +92,9 @@ def build_manifest(
         if kept:
             listing.findings.note(f"{format_count(kept, 'video')} had been probed by an earlier call.")
         rows = good_rows(log)
-        manifest = write_manifest(out, rows, listing.class_names, weighted=listing.weights is not None)
+        manifest = write_manifest(
+            out, rows, listing.class_names, weighted=listing.weights is not None, sources=sources
+        )
         log.remove()
     _note_missing(bad, listing)
     add_duplicates(listing, keys, listing.findings)

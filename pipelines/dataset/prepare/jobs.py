@@ -6,14 +6,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare.activitynet import SUBSETS, list_activitynet
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.class_names import read_class_names
 from pipelines.dataset.prepare.duplicates import compare_with_other_manifests
 from pipelines.dataset.prepare.folder import read_folder
+from pipelines.dataset.prepare.hacs import list_hacs
 from pipelines.dataset.prepare.kinetics import VERSIONS, list_kinetics
 from pipelines.dataset.prepare.kinetics710_union import list_kinetics710
 from pipelines.dataset.prepare.listing import Listing
@@ -22,8 +25,10 @@ from pipelines.dataset.prepare.parts import begin_part, end_part, parse_part, re
 from pipelines.dataset.prepare.probe_listing import parts_folder, probe_part
 from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.something_something import list_something
+from pipelines.dataset.prepare.something_something_v1 import FRAME_RATE, list_something_v1
 from pipelines.dataset.prepare.table import read_table
 from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
+from pipelines.dataset.prepare.untrimmed import Unit
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
 
@@ -134,6 +139,41 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     )
     something.add_argument("--labels", type=Path, required=True, help="something-something-v2-labels.json")
 
+    first = add(
+        "ssv1",
+        "Something-Something V1, as published: folders of JPEG frames",
+        lambda args: list_something_v1(args.annotations, args.frames, args.labels, fps=args.fps),
+    )
+    first.add_argument("annotations", type=Path, help="something-something-v1-train.csv or -validation.csv")
+    first.add_argument(
+        "--frames", type=Path, action="append", required=True,
+        help="folder of the folders of frames, searched at any depth; repeatable",
+    )  # fmt: skip
+    first.add_argument("--labels", type=Path, required=True, help="something-something-v1-labels.csv")
+    first.add_argument(
+        "--fps", type=float, default=FRAME_RATE, help="frames per second of the frames (%(default)s)"
+    )
+
+    for name, list_format, help in (
+        ("activitynet", list_activitynet, "activity_net.v1-3.min.json"),
+        ("hacs", list_hacs, "HACS_segments_v1.1.1.json or HACS_clips_v1.1.1.csv"),
+    ):
+        untrimmed = add(
+            name,
+            f"{'ActivityNet 1.3' if name == 'activitynet' else 'HACS Segments or Clips'}, as published",
+            partial(_list_untrimmed, list_format),
+            classes=True,
+        )
+        untrimmed.add_argument("annotations", type=Path, help=help)
+        untrimmed.add_argument("--subset", choices=SUBSETS, required=True, help="of the annotations")
+        untrimmed.add_argument(
+            "--videos", type=Path, action="append", required=True, help=f"{_VIDEOS}; repeatable"
+        )
+        untrimmed.add_argument(
+            "--rows", choices=get_args(Unit),
+            help="what a row is; default: segments for training and of HACS Clips, else whole videos",
+        )  # fmt: skip
+
     transcode = add(
         "transcode",
         "videos that decode fast, from those of a manifest",
@@ -145,6 +185,12 @@ def add_listing_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], prog
     for field in fields(TranscodeOptions):
         name = f"--{field.name.replace('_', '-')}"
         transcode.add_argument(name, type=int, default=field.default, help="(%(default)s)")
+
+
+def _list_untrimmed(list_format: Callable[..., Listing], args: argparse.Namespace) -> Listing:
+    return list_format(
+        args.annotations, args.videos, subset=args.subset, unit=args.rows, class_names=args.classes
+    )
 
 
 def _transcode(args: argparse.Namespace, progress_of: ProgressOf) -> Listing:

@@ -1,15 +1,14 @@
 """Probes the videos of a listing: in one call or in parts, and from where an interrupted call ended."""
 
-import stat
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.dataset.content_key import content_key
 from pipelines.dataset.prepare.duplicates import Progress
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.probe_log import Part, ProbeLog
-from pipelines.dataset.probe import CRASHES, VideoInfo, probe_video
+from pipelines.dataset.prepare.probe_row import ListedRow, ProbedRow, probe_listed
+from pipelines.dataset.probe import CRASHES, VideoInfo
 from pipelines.errors import VideoError
 
 
@@ -17,37 +16,19 @@ from pipelines.errors import VideoError
 class ToProbe:
     """What is probed for a row. Its `repr` tells it from everything else that is probed."""
 
-    path: str
+    row: ListedRow
     deep: bool
 
 
-Probed = tuple[VideoInfo, int]
-"""The properties of a video, and its content key."""
+def _probe(job: ToProbe) -> ProbedRow | VideoError:
+    return probe_listed(job.row, deep=job.deep)
 
 
-def _probe(job: ToProbe) -> Probed | VideoError:
-    """The properties of a video, or its defect."""
-    path = Path(job.path)
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise VideoError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
-        info = probe_video(path, deep=job.deep)
-    except VideoError as defect:
-        return defect
-    except OSError as error:
-        return VideoError(f"cannot be read: {error.strerror}")
-    return info, content_key(path)
-
-
-def _as_json(probed: Probed) -> dict[str, Any]:
-    info, key = probed
-    return {"info": asdict(info), "key": key}
-
-
-def _from_json(values: dict[str, Any]) -> Probed:
+def _from_json(values: dict[str, Any]) -> ProbedRow:
     info = VideoInfo(**values["info"])
-    return replace(info, notes=tuple(info.notes)), values["key"]
+    names = [each.name for each in fields(ProbedRow)]
+    rest = {name: values[name] for name in names if name != "info"}
+    return ProbedRow(replace(info, notes=tuple(info.notes)), **rest)
 
 
 def probe_part(
@@ -75,13 +56,13 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def open_probe_log(out: Path) -> ProbeLog[Probed]:
+def open_probe_log(out: Path) -> ProbeLog[ProbedRow]:
     """The record of what was probed for the manifest `out`."""
-    return ProbeLog(parts_folder(out.absolute()), _as_json, _from_json)
+    return ProbeLog(parts_folder(out.absolute()), asdict, _from_json)
 
 
 def probe_listing(
-    log: ProbeLog[Probed],
+    log: ProbeLog[ProbedRow],
     listing: Listing,
     part: Part,
     *,
@@ -93,7 +74,7 @@ def probe_listing(
     had one."""
     return log.probe(
         _probe,
-        lambda: (ToProbe(path, deep) for path in listing.paths),
+        lambda: (ToProbe(row, deep) for row in listing.rows()),
         listing.paths,
         part=part,
         workers=workers,

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +48,8 @@ _DAMAGED = (KeyError, TypeError, ValueError, RecursionError)
 """What reading a result raises that another version of the program wrote."""
 
 Stamp = list[int] | None
-"""Size and time of change of a video in nanoseconds; None where there is no such file."""
+"""Size and time of change of a video in nanoseconds, of a folder those of all its files; None where there is
+none."""
 
 
 class ProbeLog(Generic[Value]):
@@ -231,6 +233,11 @@ def _stamped(
 def _stamp(path: str) -> Stamp:
     try:
         found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            with os.scandir(path) as entries:
+                files = [entry.stat() for entry in entries]
+            newest = max((file.st_mtime_ns for file in files), default=0)
+            return [len(files), sum(file.st_size for file in files), newest, found.st_mtime_ns]
     except (OSError, ValueError):
         return None
     return [found.st_size, found.st_mtime_ns]

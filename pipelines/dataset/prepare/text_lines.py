@@ -75,10 +75,19 @@ def read_json(path: Path) -> Any:
     """The document of a JSON file.
 
     Raises:
-        DataError: no such file, or it is no JSON.
+        DataError: no such file, it is no JSON, or an object has a key twice.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{printable(path)}: has '{printable(twice)}' twice in one object; remove one")
+        return found
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -19,12 +19,13 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from pipelines.atomic_file import atomic_file
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
 from pipelines.dataset.prepare.text_lines import read_json
 from pipelines.dataset.probe import CRASHES, probe_video
-from pipelines.decode.frame_stream import FrameStream
+from pipelines.dataset.source import open_source
+from pipelines.decode.frame_stream import FolderStream, FrameStream
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.worker_pool import ordered_map
@@ -69,19 +70,31 @@ class TranscodeOptions:
         return rows, columns
 
 
-def transcode_video(source: Path, out: Path, options: TranscodeOptions) -> None:
-    """Write the video at a constant frame rate, upright, in 4:2:0 with 8 bits, BT.601, without sound.
+def transcode_video(
+    stream: FrameStream | FolderStream,
+    out: Path,
+    options: TranscodeOptions,
+    segment: tuple[int, int] | None = None,
+) -> None:
+    """Write the video or a segment of it at a constant frame rate, upright, in 4:2:0 with 8 bits, BT.601.
 
-    Output frame k shows what the source shows at k / rate seconds. The encoder has one thread, so the same
-    source gives the same bytes. The encoded file is decoded as a check before it is renamed to `out`.
+    There is no sound. Output frame k shows what the source shows at k / rate seconds. The encoder has one
+    thread, so the same source gives the same bytes. The encoded file is decoded as a check before it is
+    renamed to `out`.
+
+    Args:
+        segment: its first frame in the source, and its number of frames there.
 
     Raises:
         VideoError: the source cannot be used, or the result does not have the expected frames.
         OSError: the file cannot be written.
     """
-    stream = FrameStream(source)
     rate = min(stream.rate, Fraction(_MAX_RATE)).limit_denominator(1001)
-    shown = _shown_frames(stream.seconds, stream.duration, rate)
+    first, count = segment or (0, stream.frames)
+    if first + count > stream.frames:
+        raise VideoError(f"has {stream.frames} frames, but its segment ends with frame {first + count - 1}")
+    seconds = np.append(stream.seconds, stream.duration)[first : first + count + 1]
+    shown = first + _shown_frames(seconds[:-1] - seconds[0], float(seconds[-1] - seconds[0]), rate)
     with atomic_file(out) as encoded:
         _encode(stream, shown, rate, encoded, options)
         found = probe_video(encoded, deep=True)
@@ -97,7 +110,11 @@ def _shown_frames(seconds: NDArray[np.float64], duration: float, rate: Fraction)
 
 
 def _encode(
-    stream: FrameStream, shown: NDArray[np.int64], rate: Fraction, out: Path, options: TranscodeOptions
+    stream: FrameStream | FolderStream,
+    shown: NDArray[np.int64],
+    rate: Fraction,
+    out: Path,
+    options: TranscodeOptions,
 ) -> None:
     repeats = np.bincount(shown, minlength=stream.frames)
     done = 0
@@ -167,8 +184,7 @@ def transcode_manifest(
     labels = array("l")
     weights = array("d")
     jobs = (
-        (manifest.path_at(index), manifest.row(index).length, result_path(manifest, folder, index))
-        for index in rows
+        (manifest.path_at(index), manifest.row(index), result_path(manifest, folder, index)) for index in rows
     )
     with closing(
         ordered_map(
@@ -201,19 +217,18 @@ def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
     return folder / "videos" / f"{index // _PER_FOLDER:06d}" / f"{index:09d}_{stem}.mp4"
 
 
-def _transcode_row(job: tuple[Path, int, Path], options: TranscodeOptions) -> str:
+def _transcode_row(job: tuple[Path, ManifestRow, Path], options: TranscodeOptions) -> str:
     """Transcode the video of one row unless its result exists. Returns the error message, or "" if none.
 
     Raises DataError where no video can be written to the folder.
     """
-    source, length, out = job
+    source, row, out = job
     if out.is_file():
         return ""
-    if length:
-        return "is in a shard; transcode videos before packing them"
+    segment = (row.first_frame, row.frames) if row.is_segment else None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        transcode_video(source, out, options)
+        transcode_video(open_source(source, row).stream(), out, options, segment)
     except VideoError as error:
         return str(error)
     except (av.FFmpegError, OSError) as error:

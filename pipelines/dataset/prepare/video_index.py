@@ -51,6 +51,14 @@ class VideoFileIndex:
                 return Path(path)
         return None
 
+    def stems(self) -> list[str]:
+        """All stems, sorted."""
+        return sorted(self._paths)
+
+    def is_used(self, stem: str) -> bool:
+        """Whether `find` returned the file of this stem."""
+        return stem in self._used
+
     def report_unused(self) -> None:
         """Add the files that no call of `find` returned to the findings."""
         for stem in sorted(self._paths.keys() - self._used):

@@ -1,5 +1,6 @@
 """Predictions of videos and windows by a tiny model."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 import trainer
+from pipelines.decode.jpeg_frames import JpegFrames
 from pipelines.errors import DataError
+from pipelines.sampling.temporal import view_indices
 from tests.conftest import MotionSet
-from tests.pipelines.videos import Kind, make_video
+from tests.pipelines.jpegs import write_frames
+from tests.pipelines.videos import Kind, make_video, moving_picture
 from tests.trainer.inference.weights import CLASSES, write_weights
 from trainer.errors import RunError
 from trainer.inference import sliding_windows as timeline_module
@@ -19,6 +23,7 @@ from trainer.inference.model_source import open_model
 from trainer.inference.prediction import Timeline, WindowPrediction, top_of
 from trainer.inference.predictor import Predictor
 from trainer.inference.preprocessing import Preprocessing
+from trainer.inference.video_list import list_videos
 from trainer.inspection.explanation import Explainer
 
 
@@ -49,6 +54,27 @@ def test_a_prediction_in_two_lines(weights: Path, motion_set: MotionSet) -> None
     assert len(found.top) == 2 and found.path == path
     assert found.scores.shape == (4,) and found.scores.sum() == pytest.approx(1)
     assert found.top[0] == (CLASSES[int(found.scores.argmax())], pytest.approx(float(found.scores.max())))
+
+
+def test_a_folder_of_frames_is_a_video(predictor: Predictor, weights: Path, tmp_path: Path) -> None:
+    frames = write_frames(tmp_path / "videos" / "100218", moving_picture(20, 48, 64))
+    file = video(tmp_path / "videos" / "files")
+    photos = tmp_path / "videos" / "photos"
+    photos.mkdir()
+    shutil.copy(frames / "00001.jpg", photos / "IMG_0042.jpg")  # no sequence
+    assert list_videos([tmp_path / "videos"]) == [frames, file]
+    found = predictor.predict([frames, file])
+    assert [each.error for each in found] == ["", ""]
+    # The same pixels in a file without loss.
+    read = JpegFrames.read(frames, np.arange(20), 20).decode(np.arange(20), size=(48, 64))
+    same = make_video(tmp_path, Kind("ffv1", "mkv", pixels="bgr0"), read)
+    np.testing.assert_allclose(predictor.predict([same])[0].scores, found[0].scores, atol=1e-6)
+    explained = Explainer(open_model(weights), torch.device("cpu")).explain(frames)
+    expected = view_indices(20, len(explained.seconds), 1)[0]
+    assert explained.seconds == tuple(expected)  # frame numbers, as the folder states no rate
+    assert "is a folder" in predictor.timeline(frames, window=1.0).error
+    (frames / "00007.jpg").unlink()
+    assert "lacks frame 7" in predictor.predict([frames])[0].error
 
 
 def test_odd_videos_are_predicted_and_bad_ones_are_named(predictor: Predictor, tmp_path: Path) -> None:

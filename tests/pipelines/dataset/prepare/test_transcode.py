@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.dataset.manifest import Manifest, write_manifest
+from pipelines.dataset.manifest import Manifest, ManifestRow, SourceKind, write_manifest
 from pipelines.dataset.prepare import transcode
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.folder import read_folder
@@ -28,6 +28,7 @@ from pipelines.dataset.prepare.transcode import (
 from pipelines.dataset.probe import probe_video
 from pipelines.decode.frame_stream import FrameStream
 from pipelines.errors import DataError, VideoError
+from tests.pipelines.jpegs import write_frames
 
 ROOT = Path(__file__).parents[4]
 SMALL = TranscodeOptions(short_side=64, keyframe_interval=4)
@@ -70,7 +71,7 @@ def manifest_of(folder: Path, videos: int) -> Manifest:
 
 def test_the_result_has_the_frames_the_size_and_the_keyframes(tmp_path: Path) -> None:
     source = make_video(tmp_path / "in.mp4", 24)
-    transcode_video(source, out := tmp_path / "out.mp4", SMALL)
+    transcode_video(FrameStream(source), out := tmp_path / "out.mp4", SMALL)
     info = probe_video(out)
     assert (info.codec, info.frames, info.height, info.width) == ("h264", 24, 64, 112)
     with av.open(str(out)) as file:
@@ -85,11 +86,34 @@ def test_a_variable_frame_rate_becomes_constant(tmp_path: Path) -> None:
     # Frame 1 is shown five times as long as the others.
     source = make_video(tmp_path / "in.mkv", 6, times=[0, 4, 24, 28, 32, 36])
     stream = FrameStream(source)
-    transcode_video(source, out := tmp_path / "out.mp4", SMALL)
+    transcode_video(FrameStream(source), out := tmp_path / "out.mp4", SMALL)
     assert probe_video(out).frames == round(stream.duration * float(stream.rate))
     times = np.arange(probe_video(out).frames) / float(stream.rate)
     expected = [max(n for n, start in enumerate(stream.seconds) if start <= t + 1e-6) for t in times]
     assert np.allclose(brightness(out), expected, atol=0.4)
+
+
+def test_segments_and_folders_of_frames_become_video_files(tmp_path: Path) -> None:
+    """Frame n of each source has the brightness 8 n."""
+    make_video(tmp_path / "in.mp4", 24)
+    pictures = np.zeros((12, 96, 160, 3), np.uint8) + 8 * np.arange(12, dtype=np.uint8)[:, None, None, None]
+    write_frames(tmp_path / "frames", pictures)
+    file = ManifestRow("in.mp4", 0, 0, 0, 9, 25.0, 160, 96, "mpeg4", first_frame=10, video_frames=24)
+    rows = [
+        file,
+        replace(file, label=1, frames=4, first_frame=20),
+        ManifestRow("frames", 0, 0, 1, 12, 12.0, 160, 96, "jpeg", source=SourceKind.FRAMES),
+        replace(file, first_frame=20, video_frames=29),  # the file has 24
+    ]
+    manifest = write_manifest(tmp_path / "m.arrow", rows, ["a", "b"], sources=True)
+    listing = transcode_manifest(manifest, tmp_path / "small", SMALL, workers=1)
+    assert list(listing.labels) == [0, 1, 1]
+    for path, expected in zip(listing.paths, (range(10, 19), range(20, 24), range(12)), strict=True):
+        assert np.allclose(brightness(Path(path)), expected, atol=0.4)
+    assert FrameStream(Path(listing.paths[2])).rate == 12
+    assert listing.findings.total == 1
+    report = build_manifest(tmp_path / "small.arrow", listing, workers=1)
+    assert [report.manifest.row(number).frames for number in range(3)] == [9, 4, 12]
 
 
 def test_a_small_video_is_not_enlarged_and_sides_are_multiples_of_16() -> None:
@@ -112,7 +136,7 @@ def test_a_damaged_video_leaves_no_file(tmp_path: Path) -> None:
     source = make_video(tmp_path / "in.mp4", 24)
     source.write_bytes(source.read_bytes()[:900])
     with pytest.raises(VideoError):
-        transcode_video(source, tmp_path / "out.mp4", SMALL)
+        transcode_video(FrameStream(source), tmp_path / "out.mp4", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
@@ -153,8 +177,10 @@ def test_a_full_disk_ends_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(transcode, "transcode_video", no_space)
+    source = make_video(tmp_path / "in.mp4", 2)
+    row = ManifestRow("in.mp4", 0, 0, 0, 2, 25.0, 160, 96, "mpeg4")
     with pytest.raises(DataError, match=f"{tmp_path}/000.*No space"):
-        transcode._transcode_row((tmp_path / "in.mp4", 0, tmp_path / "000" / "out.mp4"), SMALL)
+        transcode._transcode_row((source, row, tmp_path / "000" / "out.mp4"), SMALL)
 
 
 def digests(folder: Path) -> dict[str, str]:
