@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LEAST = 10.0
 """Seconds: no step starts with less than this left for all."""
 MOST = 3
-"""Times its budget that a step may take, where earlier steps left enough."""
+"""Times its budget that a step may take on a GPU, where earlier steps left enough."""
 SHOWN = 2000
 """Characters of a failed step's output that are kept."""
 
@@ -33,8 +33,8 @@ def run_steps(
 ) -> list[StepResult]:
     """Run each step; results are rewritten to `folder` after each, as results.json and results.md.
 
-    A step has its own budget and what earlier steps left, `MOST` times its budget at most. With fewer seconds
-    than all budgets, the first steps, which are the most important, get theirs.
+    A step has its own budget and what earlier steps left, on a GPU `MOST` times its budget at most. With
+    fewer seconds than all budgets, the first steps, which are the most important, get theirs.
 
     Args:
         device: `cpu`, or `cuda:0` and so on.
@@ -57,7 +57,8 @@ def run_steps(
             announce(f"{step.name} ({number + 1} of {len(steps)}, {left:.0f} s left): {step.about}")
             try:
                 spare = left - sum(later.seconds for later in runnable(steps[number + 1 :], device))
-                limit = min(max(step.seconds, spare), MOST * step.seconds, left)
+                most = MOST * step.seconds if device != "cpu" else left
+                limit = min(max(step.seconds, spare), most, left)
                 results[number] = run_step(step, device=device, folder=folder, limit=limit)
             except KeyboardInterrupt:
                 found = read_findings(folder / step.name / "findings.json")

@@ -143,6 +143,7 @@ def _small() -> list[str]:
         "optimisation.global_batch=8",
         "evaluation.batch=8",
         "data.workers=1",
+        "data.prefetch=2",  # chosen automatically, it would be measured in another process
         "engine.precision=fp32",
     ]
 

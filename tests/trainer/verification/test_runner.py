@@ -22,14 +22,21 @@ def step(name: str, seconds: int = 60, needs_gpu: bool = False) -> VerificationS
 
 def test_a_step_that_takes_too_long_is_ended_and_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    steps = [step("gpu", needs_gpu=True), step("slow", seconds=0)]
-    results = run_steps(steps, device="cpu", folder=tmp_path, seconds=100, announce=told.append)
-    assert [result.status for result in results] == ["needs a GPU", "failed"]
-    assert results[1].reason == "ended after 0 s"
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert [each["status"] for each in written["steps"]] == ["needs a GPU", "failed"]
+    steps = [step("slow", seconds=0)]
+    (result,) = run_steps(steps, device="cuda:0", folder=tmp_path, seconds=100, announce=told.append)
+    assert (result.status, result.reason) == ("failed", "ended after 0 s")
+    (written,) = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert written["status"] == "failed"
     assert "| slow | the step | ended after 0 s" in (tmp_path / "results.md").read_text()
     assert any("slow: failed" in line for line in told)
+
+
+def test_a_step_for_a_gpu_is_left_out_on_a_cpu(tmp_path: Path) -> None:
+    steps = [step("gpu", needs_gpu=True)]
+    (result,) = run_steps(steps, device="cpu", folder=tmp_path, seconds=100, announce=print)
+    assert result.status == "needs a GPU"
+    (written,) = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert written["status"] == "needs a GPU"
 
 
 def limits(steps: list[VerificationStep], seconds: float, folder: Path) -> list[float]:
