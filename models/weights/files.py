@@ -24,6 +24,7 @@ from models.weights.safetensors_header import (
     read_header,
     shorten,
 )
+from models.weights.torchscript import is_script, read_script_tensors, script_tensors
 
 WeightSource = str | Path | Mapping[str, Any]
 
@@ -73,11 +74,11 @@ class StoredWeights:
 
 
 def open_weights(source: WeightSource) -> StoredWeights:
-    """The weights in a `.safetensors` file, a `torch.save` file or a mapping.
+    """The weights in a `.safetensors` file, a `torch.save` file, a TorchScript archive or a mapping.
 
-    Dicts nested under keys such as `model_state` are unwrapped. `torch.load` runs with `weights_only=True`,
-    so a file cannot execute code. Raises `ModelError` for a file that is missing, not regular, damaged or
-    without tensors.
+    Dicts nested under keys such as `model_state` are unwrapped. No code in a file is executed: `torch.load`
+    runs with `weights_only=True`, and of a TorchScript archive only the tensors are read. Raises
+    `ModelError` for a file that is missing, not regular, damaged or without tensors.
     """
     if isinstance(source, Mapping):
         return _of_tensors(source, "the given state dict")
@@ -87,6 +88,8 @@ def open_weights(source: WeightSource) -> StoredWeights:
         has_header = begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < size
         if has_header or path.suffix == ".safetensors":
             return open_safetensors(path)
+        if begin.startswith(b"PK\3\4") and is_script(_members(path)):
+            return _open_script(path)
         return _of_tensors(_unpickled(path, size), str(path))
     except WeightFileError as error:
         raise ModelError(f"{shorten(str(path), 1000)} {error}") from error
@@ -171,21 +174,32 @@ def _reason(error: Exception) -> str:
     return shorten(text.split("\n")[0], 300)
 
 
-def _check_archive(path: Path, size: int) -> None:
-    """Refuses archives whose members are larger than the file, as torch.save does not compress, and
-    programs."""
+def _open_script(path: Path) -> StoredWeights:
+    found = script_tensors(path)
+    shapes = {name: tensor.on_meta() for name, tensor in found.items()}
+
+    def read(names: list[str]) -> dict[str, Tensor]:
+        return read_script_tensors(path, {name: found[name] for name in names})
+
+    return StoredWeights(str(path), shapes, read)
+
+
+def _members(path: Path) -> list[str]:
+    return [member.filename for member in _archive_of(path)]
+
+
+def _archive_of(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            return archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
         raise WeightFileError(f"cannot be read as a file of weights: {shorten(str(error), 300)}") from error
-    if sum(member.file_size for member in members) > size:
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuses archives whose members are larger than the file, as torch.save does not compress."""
+    if sum(member.file_size for member in _archive_of(path)) > size:
         raise WeightFileError("cannot be read as a file of weights: its parts are larger than the file")
-    if any("/code/" in member.filename for member in members):
-        raise WeightFileError(
-            "is a program (TorchScript), as OpenAI publishes CLIP, and is not executed: if you trust it, "
-            "save `torch.jit.load(PATH).state_dict()` with safetensors"
-        )
 
 
 def _of_tensors(loaded: object, origin: str) -> StoredWeights:

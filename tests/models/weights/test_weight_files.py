@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -170,9 +171,97 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     assert "larger than the file" in refusal(tmp_path / "bomb.pt")
 
 
+class Refusing(torch.nn.Module):
+    """A module whose scripted form raises when it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        raise RuntimeError("the code in the archive ran")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Scripted(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)])
+        self.register_buffer("steps", torch.arange(4))
+        self.tied = self.layers[0].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def scripted(path: Path, module: torch.nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(module), str(path))
+
+
+def test_the_tensors_of_a_torchscript_archive_are_read(tmp_path: Path) -> None:
+    module = Scripted().half()
+    scripted(tmp_path / "clip.pt", module)
+    found = open_weights(tmp_path / "clip.pt")
+    read = found.read(found.shapes)
+    expected = {name: value.float() for name, value in module.state_dict().items()}
+    assert read.keys() == expected.keys() and found.shapes["layers.0.weight"].dtype == torch.float16
+    for name, value in expected.items():
+        assert torch.equal(read[name].float(), value)
+
+
 def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "clip.pt"))
-    assert "TorchScript" in refusal(tmp_path / "clip.pt")
+    module = torch.nn.Sequential(Refusing(), torch.nn.Linear(2, 2))
+    scripted(tmp_path / "clip.pt", module)
+    with pytest.raises(torch.jit.Error, match="the code in the archive ran"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.load(str(tmp_path / "clip.pt"))
+    assert set(open_weights(tmp_path / "clip.pt").shapes) == {"1.weight", "1.bias"}
+
+
+class Creating:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.path,)
+
+
+def test_damaged_and_hostile_torchscript_archives_are_refused(tmp_path: Path) -> None:
+    scripted(tmp_path / "good.pt", torch.nn.Linear(20, 20))
+
+    def rewritten(**changes: bytes) -> str:
+        with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+            for member in good.infolist():
+                name = member.filename.partition("/")[2].replace("/", "_").replace(".", "_")
+                bad.writestr(member.filename, changes.get(name, good.read(member)))
+        try:
+            weights = open_weights(tmp_path / "bad.pt")
+            weights.read(weights.shapes)
+        except ModelError as error:
+            return str(error)
+        return "was read"
+
+    assert rewritten() == "was read"
+    assert "TorchScript" in rewritten(data_0=b"short")
+    code = pickle.dumps(Creating(tmp_path / "created"), 2)
+    assert "without tensors" in rewritten(data_pkl=code) and not (tmp_path / "created").exists()
+    assert "has no place in it" in rewritten(data_pkl=pickle.dumps({1, 2}, 4))
+    assert "TorchScript" in rewritten(data_pkl=b"\x80\x02(u.") and "TorchScript" in rewritten(data_pkl=b"")
+    with zipfile.ZipFile(tmp_path / "good.pt") as good:
+        described = next(good.read(name) for name in good.namelist() if name.endswith("/data.pkl"))
+    enlarged = described.replace(b"K\x14K\x14\x86", b"K\xffK\x14\x86").replace(
+        b"(K\x14K\x14t", b"(K\xffK\x14t"
+    )
+    assert enlarged != described and "larger than its values" in rewritten(data_pkl=enlarged)
 
 
 def test_nonfinite_values_are_counted_per_tensor(tmp_path: Path) -> None:
