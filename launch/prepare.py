@@ -1,4 +1,4 @@
-"""Make or verify a manifest, balance it, transcode or check its videos, or render the embedded data set.
+"""Make, verify or balance a manifest, transcode or check its videos, render data, or prepare image weights.
 
     python launch/prepare.py folder VIDEOS --out data/train.arrow      # VIDEOS/CLASS/VIDEO
     python launch/prepare.py table LIST.csv --root VIDEOS --out data/train.arrow
@@ -10,6 +10,7 @@
     python launch/prepare.py merge data/train.arrow
     python launch/prepare.py verify data/train.arrow
     python launch/prepare.py check data/train.arrow --deep
+    python launch/prepare.py weights ViT-B-16.pt --out weights/clip_vit_b16.safetensors
 
 Exit codes: 0 success, 1 `check` or `verify` found errors, 2 error (see the message), 130 or 143 interrupted.
 """
@@ -25,6 +26,7 @@ from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
+from trainer.errors import UserError
 from trainer.monitoring.progress import show_progress
 from trainer.system.process_exit import exit_on_sigterm
 
@@ -44,7 +46,18 @@ def parse(command: list[str]) -> argparse.Namespace:
     add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
     merge = jobs.add_parser("merge", help="write the manifest that was made in parts")
     merge.add_argument("manifest", type=Path, help="the --out of the parts")
+    weights = jobs.add_parser("weights", help="the image ViT of a CLIP, timm or Hugging Face checkpoint")
+    weights.add_argument("source", type=Path, help="file, archive of OpenAI, or folder of a model")
+    weights.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    weights.set_defaults(run=write_image_weights)
     return parser.parse_args(command)
+
+
+def write_image_weights(args: argparse.Namespace) -> int:
+    from trainer.checkpoint.image_weights import prepare_image_weights  # imports PyTorch
+
+    print(*map(printable, prepare_image_weights(args.source, args.out)), sep="\n")
+    return 0
 
 
 def run(command: list[str]) -> int:
@@ -69,7 +82,7 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         sys.exit(run(sys.argv[1:]))
-    except (DataError, OSError) as error:
+    except (DataError, UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # escapes bytes that are not UTF-8
         sys.exit(2)
     except KeyboardInterrupt:

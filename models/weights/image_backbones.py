@@ -25,6 +25,7 @@ from models.weights.safetensors_header import shorten
 logger = logging.getLogger(__name__)
 
 _QKV_PARTS = 3
+_HEAD_WIDTH = 64
 _TABLE = ".positions.table"
 
 Inflation = Literal["centre", "mean"]
@@ -99,14 +100,45 @@ def check_image_weights(
     return _match(targets, config, source)[2]
 
 
+def image_tower(weights: StoredWeights) -> ImageTower:
+    """The image tower in a file; raises ModelError with the probable origin where there is none."""
+    tower = find_tower(weights.shapes)
+    if tower is None:
+        raise ModelError(_not_known(weights))
+    return tower
+
+
+def tower_size(weights: StoredWeights, tower: ImageTower) -> dict[str, int]:
+    """`width`, `depth`, `heads`, `patch_size` and `resolution` of a tower, as fields of a config.
+
+    Heads are in the shapes of BEiT only; else they are 64 channels wide, as in all published models. Raises
+    ModelError for a tower without a patch embedding of four or five dimensions or without positions.
+    """
+    patch = weights.shapes[tower.parts["patch_embedding.weight"][""]]
+    if patch.dim() not in (4, 5) or 0 in patch.shape:
+        raise ModelError(f"{weights.origin}: the patch embedding has shape {shorten(tuple(patch.shape))}")
+    width = patch.shape[0]
+    heads = max(1, width // _HEAD_WIDTH)
+    tables = [names[""] for own, names in tower.parts.items() if own.endswith(_TABLE)]
+    if tables and weights.shapes[tables[0]].dim() == 2:
+        grid, heads = table_grid_of(weights.shapes[tables[0]]), weights.shapes[tables[0]].shape[1]
+    elif "position_embedding" in tower.parts:
+        (positions,) = tower.parts["position_embedding"].values()
+        embedding = weights.shapes[positions]
+        grid = grid_of(with_class_row(embedding.flatten(0, -2) if embedding.dim() > 2 else embedding))
+    else:
+        raise ModelError(f"{weights.origin} has no position embedding and no relative positions")
+    side = patch.shape[-1]
+    size = {"width": width, "depth": _depth(tower.parts), "heads": heads}
+    return {**size, "patch_size": side, "resolution": grid * side}
+
+
 def _match(
     targets: Mapping[str, Tensor], config: UniFormerV2Config, source: WeightSource | StoredWeights
 ) -> tuple[StoredWeights, ImageTower, ImageWeightsReport]:
     """The opened weights, their image tower and the report of loading them. targets: the model's tensors."""
     weights = source if isinstance(source, StoredWeights) else open_weights(source)
-    tower = find_tower(weights.shapes)
-    if tower is None:
-        raise ModelError(_not_known(weights))
+    tower = image_tower(weights)
     _check_fit(weights, tower, targets, config)
     adapted = tuple(
         own
