@@ -192,6 +192,27 @@ def to_released(model: UniFormerV2) -> dict[str, Tensor]:
     return state
 
 
+def to_file(model: UniFormerV2, *, port: bool) -> dict[str, Tensor]:
+    """The model's tensors as in a released file or, if `port`, in mmaction2's port of one.
+
+    The input channels of a Something-Something model (`temporal_downsample`) are reversed, as both read its
+    frames as BGR. Raises as `to_released`.
+    """
+    state = to_released(model)
+    if model.config.temporal_downsample:
+        state["conv1.weight"] = state["conv1.weight"].flip(1)
+    return {_file_name(name, port): tensor.contiguous() for name, tensor in state.items()}
+
+
+def _file_name(released_name: str, port: bool) -> str:
+    """The inverse of `_released_name`."""
+    if port and released_name.startswith("transformer.proj.2."):
+        return released_name.replace("transformer.proj.2.", "cls_head.fc_cls.")
+    if port:
+        released_name = released_name.replace("transformer.proj.0.", "transformer.norm.")
+    return f"backbone.{released_name}"
+
+
 def _released_names(names: Iterable[str]) -> dict[str, str]:
     """Released name → name in the file; raises ModelError for duplicates."""
     released: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 from torch import Tensor
@@ -15,6 +16,8 @@ from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import FORMAT, SavedWeights, described_model, load_weights
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 RELEASED_COLOURS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 """Normalisation of the released models' clips, by channel."""
@@ -137,7 +140,7 @@ def _is_own(source: Path) -> bool:
 
 
 def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> SavedWeights:
-    from models.weights.released import load_released
+    from models.weights.released import describe_released, load_released
 
     if frames is None:
         raise RunError(
@@ -145,11 +148,17 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
             "frames per clip (--frames 8)"
         )
     try:
-        model = load_released(source, frames=frames)
+        stored = open_weights(source)
+        is_bgr = describe_released(stored, frames=frames).config.temporal_downsample
+        model = load_released(source, frames=frames, bgr_to_rgb=is_bgr)
     except ModelError as error:
         raise RunError(
             f"{source} is neither a model of this program nor a released UniFormerV2: {error}"
         ) from error
+    if is_bgr:
+        logger.warning(
+            "%s was trained on BGR frames: its input channels are reversed, for this program's RGB", source
+        )
     config = model.config
     preprocessing = {
         "frames": frames,
