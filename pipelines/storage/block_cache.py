@@ -1,0 +1,153 @@
+"""A cache of byte ranges on a node's disk, of limited size, shared by all processes of the node.
+
+A file holds one block. It is written under another name and renamed, so a killed process leaves no half
+block. The blocks are divided among buckets by a hash of their name, and each bucket has its share of the
+limit: a process that adds a block lists that bucket only and deletes its least recently used blocks. There is
+no index and no lock, so nothing can contradict the files. As in a processor's set-associative cache,
+a bucket may be full while another is not; buckets hold about 256 blocks, which makes the difference small.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+from pipelines.errors import DataError
+from pipelines.formatting import printable
+
+BLOCK = 256 * 1024
+"""Bytes of a block, the last one of a video excepted."""
+
+MINIMUM = 64 * BLOCK
+"""Least limit of a cache, in bytes."""
+
+_PER_BUCKET = 256  # blocks
+_CHECKSUM = 4  # bytes after the content
+_USED_AGAIN = 60.0  # seconds after which another use of a block is recorded
+_STALE = 3600.0  # seconds after which an unfinished file is that of a killed process
+
+
+logger = logging.getLogger(__name__)
+
+
+class BlockCache:
+    """Blocks by name. Errors of the disk cost the cached copy, never the read: callers fetch it again.
+
+    A pickle of it is its folder and limit.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """
+        Args:
+            folder: on a local disk; made if it is missing. Other users cannot read it.
+            limit: bytes, at least MINIMUM.
+
+        Raises DataError where the folder cannot be written.
+        """
+        self.folder = folder
+        self.limit = limit
+        buckets = 1
+        while buckets * _PER_BUCKET * BLOCK * 2 <= limit:
+            buckets *= 2
+        self._buckets = buckets
+        self._bucket_limit = limit // buckets
+        self._warned = False
+        # The number of buckets is part of the path, since a block of another number would not be found.
+        self._root = folder / f"blocks-{buckets}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.geteuid():
+                raise DataError(f"the cache {printable(folder)} belongs to another user: name another folder")
+            self._root.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._root):
+                pass
+            self._remove_other_layouts()
+        except OSError as error:
+            raise DataError(f"the cache {printable(folder)} cannot be written: {error.strerror}") from error
+
+    def __reduce__(self) -> tuple[type["BlockCache"], tuple[Path, int]]:
+        return BlockCache, (self.folder, self.limit)
+
+    def get(self, name: str) -> bytes | None:
+        """The block called `name`, if the cache has it undamaged."""
+        path = self._path(name)
+        try:
+            with path.open("rb") as file:
+                content = file.read()
+                used = os.fstat(file.fileno()).st_mtime
+            if time.time() - used > _USED_AGAIN:
+                os.utime(path)
+        except OSError:
+            return None
+        data = content[:-_CHECKSUM]
+        if crc32(data).to_bytes(_CHECKSUM, "little") == content[-_CHECKSUM:]:
+            return data
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep a block; deletes others of its bucket where they exceed its share of the limit."""
+        path = self._path(name)
+        size = len(data) + _CHECKSUM
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_space(path.parent, size)
+            descriptor, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(data)
+                    file.write(crc32(data).to_bytes(_CHECKSUM, "little"))
+                os.replace(partial, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(partial)
+                raise
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "the cache %s keeps no more blocks: %s", printable(self.folder), error.strerror
+                )
+
+    def _path(self, name: str) -> Path:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+        return self._root / f"{int(digest[:8], 16) % self._buckets:05d}" / digest[8:48]
+
+    def _make_space(self, bucket: Path, size: int) -> None:
+        """Delete the least recently used blocks of a bucket until `size` more bytes are within its share."""
+        now = time.time()
+        blocks, total = [], size
+        with os.scandir(bucket) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process deleted it
+                    status = entry.stat()
+                    if entry.name.endswith(".partial") and now - status.st_mtime > _STALE:
+                        os.unlink(entry.path)
+                        continue
+                    total += status.st_size
+                    blocks.append((status.st_mtime, status.st_size, entry.path))
+        for _, length, path in sorted(blocks):
+            if total <= self._bucket_limit:
+                return
+            if path.endswith(".partial"):
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= length
+
+    def _remove_other_layouts(self) -> None:
+        """Delete the blocks of a cache of another limit in the same folder: they would never be deleted."""
+        for other in self.folder.glob("blocks-*"):
+            if other == self._root:
+                continue
+            for folder, _, files in os.walk(other, topdown=False):
+                for name in files:
+                    with suppress(OSError):
+                        os.unlink(os.path.join(folder, name))
+                with suppress(OSError):
+                    os.rmdir(folder)

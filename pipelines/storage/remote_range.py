@@ -1,0 +1,109 @@
+"""A video in an object store, read range by range, through the node's cache if there is one."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines.errors import DataError
+from pipelines.storage.block_cache import BLOCK, MINIMUM, BlockCache
+from pipelines.storage.object_store import PATIENCE, check_url, object_size, read_ranges
+from pipelines.storage.segment_file import Range, SegmentFile
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How objects are read."""
+
+    cache: Path | None = None
+    """Folder on the node's disk for the bytes read; None keeps none."""
+    cache_bytes: int = 0
+    """Most bytes in it, of all processes of the node together."""
+    patience: float = PATIENCE
+    """Seconds for which requests are repeated before a store counts as unavailable."""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a cache that is too small."""
+        if self.cache is not None and self.cache_bytes < MINIMUM:
+            raise DataError(f"a cache of {self.cache_bytes} bytes is too small: at least {MINIMUM}")
+
+    @cached_property
+    def blocks(self) -> BlockCache | None:
+        """The cache; made at the first use in a process. Raises DataError where it cannot be written."""
+        return None if self.cache is None else BlockCache(self.cache, self.cache_bytes)
+
+
+DIRECT = StorageOptions()
+"""Reads objects without a cache."""
+
+
+@dataclass(frozen=True)
+class RemoteRange:
+    """The bytes of a video in an object.
+
+    The cache's blocks are named by URL, offset, length and `version`.
+    """
+
+    url: str
+    offset: int
+    length: int
+    """Bytes; 0 is the whole object, whose size the store is asked for."""
+    options: StorageOptions = DIRECT
+    version: str = ""
+    """Changes with the content, if that is known."""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a URL that cannot be used."""
+        check_url(self.url)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the video. Raises VideoError and StoreUnavailable."""
+        return self.length or object_size(self.url, patience=self.options.patience) - self.offset
+
+    def open(self) -> AbstractContextManager[SegmentFile]:
+        """The video as a file."""
+        return nullcontext(SegmentFile(self))
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each range, counted from the beginning of the video. Fetches them at the same time.
+
+        Raises:
+            VideoError: the object is missing or too short.
+            StoreUnavailable: the store is.
+        """
+        cache = self.options.blocks
+        return self._fetch(ranges) if cache is None else self._read_cached(ranges, cache)
+
+    def _fetch(self, ranges: Sequence[Range]) -> list[bytes]:
+        absolute = [(self.offset + begin, self.offset + end) for begin, end in ranges]
+        return read_ranges(self.url, absolute, patience=self.options.patience)
+
+    def _read_cached(self, ranges: Sequence[Range], cache: BlockCache) -> list[bytes]:
+        """Whole blocks are fetched, and consecutive ones with one request."""
+        numbers = sorted({n for begin, end in ranges for n in range(begin // BLOCK, -(-end // BLOCK))})
+        blocks = {number: cache.get(self._name(number)) for number in numbers}
+        missing: list[list[int]] = []
+        for number in numbers:
+            if blocks[number] is None:
+                if missing and missing[-1][-1] == number - 1:
+                    missing[-1].append(number)
+                else:
+                    missing.append([number])
+        wanted = [(run[0] * BLOCK, min((run[-1] + 1) * BLOCK, self.size)) for run in missing]
+        for run, data in zip(missing, self._fetch(wanted), strict=True):
+            for position, number in enumerate(run):
+                block = data[position * BLOCK : (position + 1) * BLOCK]
+                blocks[number] = block
+                cache.put(self._name(number), block)
+        return [_cut(blocks, begin, end) for begin, end in ranges]
+
+    def _name(self, number: int) -> str:
+        return f"{self.url} {self.offset} {self.length} {self.version} {number}"
+
+
+def _cut(blocks: dict[int, bytes | None], begin: int, end: int) -> bytes:
+    first = begin // BLOCK
+    joined = b"".join(blocks[number] or b"" for number in range(first, -(-end // BLOCK)))
+    return joined[begin - first * BLOCK : end - first * BLOCK]

@@ -1,0 +1,87 @@
+"""A file of which only the requested ranges are in memory."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from errno import EINVAL
+from typing import Protocol
+
+Range = tuple[int, int]
+"""Begin and end in bytes."""
+
+_READ_AHEAD, _MOST_AHEAD = 128 * 1024, 8 * 2**20
+"""Bytes fetched at least where what is read was not loaded; each time twice as many."""
+
+
+class RangeReader(Protocol):
+    """Bytes that can be read range by range."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole."""
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each range."""
+
+
+class SegmentFile:
+    """A file with the methods that PyAV needs: read, seek and tell.
+
+    Ranges that are loaded in advance cost one round trip for all; every other read costs one. Every method
+    but `seek` and `tell` raises what `read_ranges` raises.
+    """
+
+    def __init__(self, reader: RangeReader) -> None:
+        self.size = reader.size
+        self._reader = reader
+        self._position = 0
+        self._ahead = _READ_AHEAD
+        self._begins: list[int] = []  # of the segments, ascending; they do not overlap
+        self._segments: list[bytes] = []
+
+    def load(self, ranges: Sequence[Range]) -> None:
+        """Read the parts of `ranges` that are not yet in memory."""
+        missing = [part for begin, end in ranges for part in self._missing(begin, end)]
+        for (begin, _), data in zip(missing, self._reader.read_ranges(missing), strict=True):
+            place = bisect_right(self._begins, begin)
+            self._begins.insert(place, begin)
+            self._segments.insert(place, data)
+
+    def _missing(self, begin: int, end: int) -> list[Range]:
+        missing = []
+        end = min(end, self.size)
+        for place in range(max(0, bisect_right(self._begins, begin) - 1), len(self._begins)):
+            low, high = self._begins[place], self._begins[place] + len(self._segments[place])
+            if low >= end:
+                break
+            if begin < low:
+                missing.append((begin, low))
+            begin = max(begin, high)
+        return [*missing, (begin, end)] if begin < end else missing
+
+    def read(self, most: int = -1) -> bytes:
+        """The next `most` bytes, or all up to the end."""
+        end = self.size if most < 0 else min(self.size, self._position + most)
+        parts = []
+        while self._position < end:
+            place = bisect_right(self._begins, self._position) - 1
+            inside = self._position - self._begins[place] if place >= 0 else 0
+            if place < 0 or inside >= len(self._segments[place]):
+                self.load([(self._position, max(end, self._position + self._ahead))])
+                self._ahead = min(2 * self._ahead, _MOST_AHEAD)
+                continue
+            part = self._segments[place][inside : inside + end - self._position]
+            parts.append(part)
+            self._position += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position and return it; raises OSError for one before the beginning."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if begin + offset < 0:
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        self._position = begin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
