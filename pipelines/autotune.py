@@ -20,6 +20,7 @@ from pipelines.decode.nvdec import LIBRARY, has_nvdec
 from pipelines.errors import DataError
 from pipelines.formatting import format_count
 from pipelines.sample_timing import TIMING_SECONDS, SampleTiming, measure_samples
+from pipelines.storage.remote_range import DIRECT, StorageOptions
 from pipelines.worker_pool import IsolatedProcess, usable_cores
 
 TIMING_ROUNDS = 3  # of the graph's decoder, or fewer where they take longer than TIMING_SECONDS
@@ -52,6 +53,8 @@ class LoaderOptions:
     """That this rank may use; None is all of the machine."""
     graph_share: float | None = None
     """Of the samples, what the graph decodes where decoding is split."""
+    storage: StorageOptions = DIRECT
+    """How videos in an object store are read."""
 
     @property
     def gpu(self) -> bool:

@@ -309,7 +309,7 @@ def train_loader(
     first = first_step * (sampler.global_batch // (micro_batch * world_size))
 
     def open_source(decoding: Decoding) -> TrainSource:
-        reader = SampleReader(dataset, decoding, crashed=crashed or {})
+        reader = SampleReader(dataset, decoding, crashed=crashed or {}, storage=options.storage)
         return TrainSource(reader, sampler, clip, micro_batch, rank, world_size, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
@@ -340,7 +340,8 @@ def view_loader(
     """
 
     def open_source(decoding: Decoding) -> ViewSource:
-        return ViewSource(SampleReader(dataset, decoding, crashed=crashed or {}), sampler, clip, rank, first)
+        reader = SampleReader(dataset, decoding, crashed=crashed or {}, storage=options.storage)
+        return ViewSource(reader, sampler, clip, rank, first)
 
     decoding, resources = _autotune(dataset, open_source, options, in_flight)
     graph = Graph(open_source(decoding), mean, std)

@@ -1,14 +1,14 @@
 """Reading a sample: from disk to decoded frames, or to bytes that the graph decodes.
 
-Runs in DALI's worker processes. `SampleReader.load` never raises: an exception would end the worker without
-naming the file. A bad sample becomes a placeholder and a reason.
+Runs in DALI's worker processes. `SampleReader.load` raises for no bad sample, which becomes a placeholder and
+a reason: an exception would end the worker without naming the file. It raises DataError for what concerns all
+samples.
 """
 
 import logging
 import time
 from dataclasses import dataclass, field, replace
 from math import floor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from pipelines.dataset.concat import Samples
 from pipelines.dataset.manifest import ManifestRow
 from pipelines.dataset.source import ReadFrames, open_source
 from pipelines.decode.video_file import LONG_FILE
-from pipelines.errors import VideoError, format_unexpected
+from pipelines.errors import DataError, VideoError, format_unexpected
+from pipelines.storage.remote_range import DIRECT, StorageOptions
 from pipelines.worker_pool import die_with_parent
 
 Window = tuple[int, int, int, int]
@@ -126,6 +127,8 @@ class SampleReader:
     crashed: CrashedSamples = field(default_factory=dict)
     """Samples whose frames the graph never decodes again in this run: another crash would cost another
     start."""
+    storage: StorageOptions = DIRECT
+    """How videos in an object store are read."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Runs first in a worker process."""
@@ -153,6 +156,8 @@ class SampleReader:
             return self._read(request, row)
         except VideoError as error:
             return self._placeholder(request, str(error))
+        except DataError:
+            raise  # no property of this video: a store that is away, a damaged manifest
         except Exception as error:
             path = self.dataset.printable_path(request.sample)
             logging.getLogger(__name__).exception("unexpected error while reading %s", path)
@@ -166,7 +171,9 @@ class SampleReader:
 
     def _read(self, request: SampleRequest, row: ManifestRow) -> LoadedSample:
         begun = time.perf_counter()
-        read_frames = open_source(self.dataset.path(request.sample), row).read(request.indices)
+        sample = request.sample
+        source = open_source(self.dataset.path(sample), row, self.dataset.packets(sample), self.storage)
+        read_frames = source.read(request.indices, in_graph=request.in_graph)
         read = time.perf_counter() - begun
         begun = time.thread_time()
         encoded = self._encoded(read_frames, row) if request.in_graph else None
@@ -186,7 +193,7 @@ class SampleReader:
         try:
             if read.encoded is None:
                 raise UnsupportedByGraph("is a folder of frames; set data.decoder to pyav or hybrid")
-            if isinstance(read.encoded, Path):
+            if not isinstance(read.encoded, bytes):
                 raise UnsupportedByGraph(
                     f"is larger than {LONG_FILE >> 20} MiB; set data.decoder to pyav or hybrid"
                 )

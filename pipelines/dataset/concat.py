@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from pipelines.dataset.manifest import Manifest, ManifestRow
+from pipelines.decode.packet_index import PacketIndex
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 
@@ -20,6 +21,8 @@ class Samples(Protocol):
     def row(self, sample: int) -> ManifestRow: ...
 
     def path(self, sample: int) -> Path: ...
+
+    def packets(self, sample: int) -> PacketIndex | None: ...
 
     def printable_path(self, sample: int) -> str: ...
 
@@ -86,6 +89,11 @@ class Dataset:
         """The absolute path of the sample's file; checks and raises as `row` does, but for the path only."""
         manifest, index = self._place(sample)
         return manifest.path_at(index)
+
+    def packets(self, sample: int) -> PacketIndex | None:
+        """The packet index of the sample's video; checks and raises as `Manifest.packets_at` does."""
+        manifest, index = self._place(sample)
+        return manifest.packets_at(index)
 
     def printable_path(self, sample: int) -> str:
         """The sample's path for messages."""

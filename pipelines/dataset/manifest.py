@@ -33,10 +33,13 @@ from pipelines.dataset.manifest_file import (
 )
 from pipelines.dataset.manifest_rows import ManifestRow
 from pipelines.dataset.manifest_rows import SourceKind as SourceKind
+from pipelines.dataset.packet_table import PacketTable, packets_path, remove_other_packets
 from pipelines.dataset.paths import decode_path as decode_path
 from pipelines.dataset.paths import encode_path as encode_path
+from pipelines.decode.packet_index import PacketIndex
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
+from pipelines.storage.object_store import is_url
 
 # Ten million rows need 153 footer entries; writing a batch takes a few MB of memory.
 ROWS_PER_BATCH = 65_536
@@ -52,13 +55,14 @@ class Manifest:
     raises DataError if the file was replaced in the meantime.
     """
 
-    def __init__(self, path: Path, folder: Path, file: MappedFile) -> None:
+    def __init__(self, path: Path, folder: Path, file: MappedFile, packets: Path) -> None:
         header = file.header
         self.path = path
         self.folder = folder
         self.fingerprint = header.fingerprint
         self.class_names = header.class_names
         self.weighted = header.total_weight is not None
+        self.has_sources = "source" in file.reader.schema.names
         self.total_weight = float(header.rows) if header.total_weight is None else header.total_weight
         self.num_batches = int(file.reader.num_record_batches)
         self.rows_per_batch = header.rows_per_batch  # the last batch may have fewer
@@ -67,21 +71,31 @@ class Manifest:
         self._rows = header.rows
         self._columns: dict[int, Columns] = {}
         self._sum_checked = False
+        self._packets_path = packets
+        self._packets = PacketTable.open(packets, self._rows, self.fingerprint)
 
     @classmethod
-    def open(cls, path: str | Path, folder: Path | None = None) -> Manifest:
+    def open(cls, path: str | Path, folder: Path | None = None, *, packets: Path | None = None) -> Manifest:
         """Map the manifest at `path` and check its header. Time and memory do not depend on its length.
 
         Args:
             path: the file.
             folder: the folder that relative paths are relative to. By default that of `path`; for a copy, the
                 original's folder.
+            packets: the file of the videos' packet indexes, which need not exist; by default the one beside
+                the manifest.
 
         Raises:
-            DataError: there is no such file, or it is not a manifest, damaged, or of a newer program.
+            DataError: there is no such file, or it is not a manifest, damaged, or of a newer program; or the
+                packet indexes are damaged, or of another manifest.
         """
         path = Path(path).absolute()
-        manifest = cls(path, path.parent if folder is None else folder.absolute(), open_file(path))
+        manifest = cls(
+            path,
+            path.parent if folder is None else folder.absolute(),
+            open_file(path),
+            packets_path(path) if packets is None else packets.absolute(),
+        )
         if len(manifest):
             manifest._batch(manifest.num_batches - 1)  # checks how many rows it has
         return manifest
@@ -110,9 +124,23 @@ class Manifest:
         return columns.row(inside, len(self.class_names))
 
     def path_at(self, index: int) -> Path:
-        """The absolute path of a row's file; raises as `row` does, but checks the path only."""
+        """The absolute path of a row's file; raises as `row` does, but checks the path only.
+
+        Of a row in an object store the URL, which names no local file.
+        """
         columns, inside = self._place(index)
-        return self.folder / decode_path(columns.text("path", inside))
+        return self._absolute(columns.text("path", inside))
+
+    def packets_at(self, index: int) -> PacketIndex | None:
+        """The packet index of a row's video; None where there is none.
+
+        Raises:
+            IndexError: there is no such row.
+            VideoError: the index is damaged.
+            DataError: the file of the indexes is.
+        """
+        self._place(index)
+        return None if self._packets is None else self._packets.read(index)
 
     def row_at_weight(self, weight: float) -> int:
         """The row i with w_0 + ... + w_(i-1) <= weight < w_0 + ... + w_i, where w are the rows' weights.
@@ -247,13 +275,19 @@ class Manifest:
             yield number * self.rows_per_batch + index, column, reason
 
     def absolute_path(self, row: ManifestRow) -> Path:
-        """The absolute path of the row's file."""
-        return self.folder / decode_path(row.path)
+        """The absolute path of the row's file; raises as `path_at` does."""
+        return self._absolute(row.path)
+
+    def _absolute(self, text: str) -> Path:
+        return Path(text) if is_url(text) else self.folder / decode_path(text)
 
     def printable_path(self, index: int) -> str:
-        """The absolute path of a row's file for messages; if the stored path is damaged, the row's index."""
+        """The absolute path of a row's file, or its URL, for messages; if the stored path is damaged, the
+        row's index."""
         try:
-            return printable(self.path_at(index))
+            columns, inside = self._place(index)
+            text = columns.text("path", inside)
+            return printable(text if is_url(text) else self._absolute(text))
         except VideoError:
             return f"row {index} of {printable(self.path)}"
 
@@ -317,7 +351,7 @@ class Manifest:
         return DataError(f"{printable(self.path)} is damaged: {why} {REMAKE}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.folder, self.fingerprint)
+        return _reopen, (self.path, self.folder, self.fingerprint, self._packets_path)
 
 
 def write_manifest(
@@ -415,6 +449,7 @@ def write_columns(
                     writer.write_batch(reader.get_batch(number).replace_schema_metadata(schema.metadata))
             sink.flush()
             os.fsync(sink.fileno())
+        remove_other_packets(path, digest.hexdigest(names), digest.rows)
         whole.replace(path)
     return Manifest.open(path)
 
@@ -498,8 +533,8 @@ def _open_for_writing(file: Path, path: Path) -> BinaryIO:
         raise DataError(f"{printable(path)} cannot be written: {error.strerror}") from error
 
 
-def _reopen(path: Path, folder: Path, fingerprint: str) -> Manifest:
-    manifest = Manifest.open(path, folder)
+def _reopen(path: Path, folder: Path, fingerprint: str, packets: Path) -> Manifest:
+    manifest = Manifest.open(path, folder, packets=packets)
     if manifest.fingerprint != fingerprint:
         raise DataError(f"{printable(path)} was replaced by another manifest while a run used it")
     return manifest

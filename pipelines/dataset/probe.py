@@ -14,6 +14,7 @@ from pipelines.decode.color import check_colorspace
 from pipelines.decode.demux import VideoIndex, open_video, read_index
 from pipelines.decode.jpeg_frames import frames_shape
 from pipelines.decode.pyav import KEPT_BYTES, decode_all, decode_first_frame
+from pipelines.decode.video_file import VideoContent
 from pipelines.errors import VideoError, format_unexpected
 
 CRASHES = "crashes the process that decodes it"
@@ -48,7 +49,7 @@ class VideoInfo:
     """Unusual properties; videos with the same property have the same text."""
 
 
-def probe_video(source: Path | bytes, *, deep: bool = False) -> VideoInfo:
+def probe_video(source: VideoContent, *, deep: bool = False) -> VideoInfo:
     """Probe one video, given by its path or its bytes.
 
     Without `deep`, the video is demuxed and its first frame decoded. That takes 2 to 20 ms and finds missing
@@ -81,7 +82,7 @@ def probe_frames(folder: Path) -> VideoInfo:
     return VideoInfo(frames, 0.0, width, height, JPEG_FRAMES)
 
 
-def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
+def _probe(source: VideoContent, *, deep: bool) -> VideoInfo:
     with open_video(source) as (container, stream):
         index = read_index(container, stream, keep_bytes=KEPT_BYTES)
         _check_whole(source, container, stream, index)
@@ -118,7 +119,7 @@ def _probe(source: Path | bytes, *, deep: bool) -> VideoInfo:
 
 
 def _check_whole(
-    source: Path | bytes,
+    source: VideoContent,
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     index: VideoIndex,

@@ -13,24 +13,27 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.content_key import combined_key, content_key
+from pipelines.dataset.content_key import combined_key, content_key, range_key
 from pipelines.dataset.manifest_rows import ManifestRow, SourceKind
 from pipelines.dataset.probe import VideoInfo, probe_frames, probe_video
 from pipelines.decode.demux import open_video
 from pipelines.decode.frame_stream import DEFAULT_RATE, FolderStream, FrameStream
 from pipelines.decode.jpeg_frames import JpegFrames, list_frames
-from pipelines.decode.pyav import Roi, decode_frames
-from pipelines.decode.video_file import read_content
+from pipelines.decode.packet_index import PacketIndex
+from pipelines.decode.pyav import Roi, check_indexed_size, decode_frames, wanted_ranges
+from pipelines.decode.video_file import FileRange, RangedContent, VideoContent, load_ranges, read_content
 from pipelines.errors import VideoError
+from pipelines.storage.object_store import is_url
+from pipelines.storage.remote_range import DIRECT, RemoteRange, StorageOptions
 
 
 class ReadFrames(Protocol):
     """The requested frames as read from disk, not yet decoded."""
 
     @property
-    def encoded(self) -> Path | bytes | None:
-        """The video file that holds them, or its path if it is long; None where there is none, as of JPEG
-        frames. What decodes it in the graph is chosen by this."""
+    def encoded(self) -> VideoContent | None:
+        """The video file that holds them: its bytes, or where they are if it is long; None where there is
+        none, as of JPEG frames. What decodes it in the graph is chosen by this."""
 
     @property
     def indices(self) -> NDArray[np.int32]:
@@ -47,8 +50,13 @@ class VideoSource(Protocol):
     """Where a row's frames are. Where they cannot be used, every method but `content_key` raises
     VideoError."""
 
-    def read(self, indices: NDArray[np.int32]) -> ReadFrames:
-        """Read what the frames at `indices`, numbers in the row, need."""
+    def read(self, indices: NDArray[np.int32], *, in_graph: bool = False) -> ReadFrames:
+        """Read what the frames at `indices`, numbers in the row, need.
+
+        in_graph: whether the graph decodes them, which needs the whole file.
+
+        Raises StoreUnavailable, as the other methods do, if the row is in an object store that is away.
+        """
 
     def probe(self, *, deep: bool = False) -> VideoInfo:
         """Probe the whole video. deep: decode every frame."""
@@ -66,40 +74,68 @@ class VideoSource(Protocol):
         """A 64-bit hash of parts of the whole video's content, 0 if it cannot be read; see `content_key`."""
 
 
-def open_source(path: Path, row: ManifestRow) -> VideoSource:
+def open_source(
+    path: Path,
+    row: ManifestRow,
+    packets: PacketIndex | None = None,
+    storage: StorageOptions = DIRECT,
+) -> VideoSource:
     """The source of a row; opens nothing yet.
 
-    path: the absolute path of the row.
+    Args:
+        path: the absolute path of the row. A row whose own path is a URL is read from there.
+        packets: the packet index of its video, if there is one.
+        storage: how a row in an object store is read.
     """
-    return _CLASSES[SourceKind(row.source)](path, row)
+    return _CLASSES[SourceKind(row.source)](path, row, packets, storage)
+
+
+def row_content(
+    path: Path, row: ManifestRow, packets: PacketIndex | None = None, storage: StorageOptions = DIRECT
+) -> RangedContent:
+    """The bytes of a row's video file; as `open_source`. Raises VideoError for a folder of frames."""
+    if row.source == SourceKind.FRAMES:
+        raise VideoError("is a folder of frames, not a video file")
+    if not is_url(row.path):
+        return FileRange(path, row.offset, row.length)
+    version = "" if packets is None else f"{packets.crc:08x}"
+    return RemoteRange(row.path, row.offset, row.length, storage, version)
 
 
 @dataclass(frozen=True)
 class EncodedFrames:
     """Frames of a video file."""
 
-    encoded: Path | bytes
+    encoded: VideoContent
     indices: NDArray[np.int32]
+    packets: PacketIndex | None = None
 
     def decode(self, roi: Roi | None, size: tuple[int, int]) -> NDArray[np.uint8]:
-        return decode_frames(self.encoded, self.indices, roi, size=size)
+        return decode_frames(self.encoded, self.indices, roi, size=size, packets=self.packets)
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A video file, or a range of bytes of a file."""
+    """A video file, or a range of bytes of a file, here or in an object store."""
 
     path: Path
     row: ManifestRow
+    packets: PacketIndex | None
+    storage: StorageOptions
 
-    def read(self, indices: NDArray[np.int32]) -> EncodedFrames:
-        return EncodedFrames(self._content(), indices + np.int32(self.row.first_frame))
+    def read(self, indices: NDArray[np.int32], *, in_graph: bool = False) -> EncodedFrames:
+        inside = indices + np.int32(self.row.first_frame)
+        if self.packets is None or in_graph:
+            return EncodedFrames(self._content(), inside)
+        content = self._ranges()
+        check_indexed_size(content.size, self.packets)
+        return EncodedFrames(load_ranges(content, wanted_ranges(self.packets, inside)), inside, self.packets)
 
     def probe(self, *, deep: bool = False) -> VideoInfo:
-        return probe_video(self._content() if self.row.length else self.path, deep=deep)
+        return probe_video(self._content() if self._is_part else self.path, deep=deep)
 
     def check_opens(self) -> None:
-        with open_video(self._content() if self.row.length else self.path):
+        with open_video(self._ranges()):
             pass
 
     def stream(self) -> FrameStream:
@@ -108,16 +144,24 @@ class FileSource:
         return FrameStream(self.path)
 
     def encoded_bytes(self) -> int:
-        try:
-            return self.row.length or self.path.stat().st_size
-        except OSError as error:
-            raise VideoError(f"cannot be read: {error.strerror}") from error
+        return self.row.length or self._ranges().size
 
     def content_key(self) -> int:
-        return content_key(self.path, self.row.offset, self.row.length)
+        try:
+            return range_key(self._ranges())
+        except VideoError:
+            return 0
 
-    def _content(self) -> Path | bytes:
-        return read_content(self.path, self.row.offset, self.row.length)
+    @property
+    def _is_part(self) -> bool:
+        return self.row.length > 0 or is_url(self.row.path)
+
+    def _content(self) -> VideoContent:
+        """The video's bytes; of more than `LONG_FILE`, where they are."""
+        return read_content(self._ranges())
+
+    def _ranges(self) -> RangedContent:
+        return row_content(self.path, self.row, self.packets, self.storage)
 
 
 @dataclass(frozen=True)
@@ -138,8 +182,10 @@ class FramesSource:
 
     path: Path
     row: ManifestRow
+    packets: PacketIndex | None
+    storage: StorageOptions
 
-    def read(self, indices: NDArray[np.int32]) -> PictureFrames:
+    def read(self, indices: NDArray[np.int32], *, in_graph: bool = False) -> PictureFrames:
         inside = indices + np.int32(self.row.first_frame)
         frames = self.row.video_frames or self.row.frames
         return PictureFrames(JpegFrames.read(self.path, inside, frames), inside)

@@ -56,6 +56,9 @@ class VideoFiles:
     def path(self, sample: int) -> Path:
         return self._paths[sample].absolute()
 
+    def packets(self, sample: int) -> None:
+        """Files on a command line have no packet index."""
+
     def printable_path(self, sample: int) -> str:
         return printable(self._paths[sample])
 

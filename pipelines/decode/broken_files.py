@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from io import SEEK_END, BytesIO
-from pathlib import Path
+from contextlib import suppress
+from io import SEEK_END
 
-from pipelines.decode.video_file import VideoFile
+from pipelines.decode.video_file import OpenFile, VideoContent, open_content
 
 INCOMPLETE = "the copy or download is incomplete"
 
@@ -22,7 +21,7 @@ _FIRST = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide
 _MEANING = {b"moov": "index (moov)", b"mdat": "video data (mdat)", b"moof": "index of a fragment (moof)"}
 
 
-def diagnose_file(file: VideoFile | BytesIO) -> str:
+def diagnose_file(file: OpenFile) -> str:
     """Why FFmpeg finds no video in a file, as text that follows its name; empty if unknown. Moves the
     position."""
     with suppress(OSError):
@@ -32,14 +31,13 @@ def diagnose_file(file: VideoFile | BytesIO) -> str:
     return ""
 
 
-def describe_truncation(source: Path | bytes) -> str:
+def describe_truncation(source: VideoContent) -> str:
     """The truncation of an MP4 or QuickTime file that ends inside a box, as text that follows its name;
     else empty.
 
     Raises VideoError for a missing file.
     """
-    with ExitStack() as stack, suppress(OSError):
-        file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)
+    with open_content(source) as file, suppress(OSError):
         size = file.seek(0, SEEK_END)
         for name, begin, length in _boxes(file, size):
             if begin + length > size:
@@ -64,7 +62,7 @@ def _diagnose_text(begin: bytes) -> str:
     return ""
 
 
-def _diagnose_zeros(file: VideoFile | BytesIO, begin: bytes) -> str:
+def _diagnose_zeros(file: OpenFile, begin: bytes) -> str:
     if any(begin):
         return ""
     read = len(begin)
@@ -77,7 +75,7 @@ def _diagnose_zeros(file: VideoFile | BytesIO, begin: bytes) -> str:
     return f"holds only zeros: {INCOMPLETE}"
 
 
-def _diagnose_boxes(file: VideoFile | BytesIO) -> str:
+def _diagnose_boxes(file: OpenFile) -> str:
     """What is wrong with the boxes of an MP4 or QuickTime file; empty if nothing is found."""
     size = file.seek(0, SEEK_END)
     end, indexed, last = 0, False, b""
@@ -98,7 +96,7 @@ def _diagnose_boxes(file: VideoFile | BytesIO) -> str:
     return f"ends before its index (moov), after {size} bytes: {INCOMPLETE}"
 
 
-def _boxes(file: VideoFile | BytesIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: OpenFile, size: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, offset and length of the boxes of an MP4 or QuickTime file; the last may end beyond the file.
 
     Yields nothing for a file of another format.

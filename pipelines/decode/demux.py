@@ -4,10 +4,9 @@ import heapq
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,7 +14,7 @@ from av.stream import Disposition
 
 from pipelines.decode.broken_files import diagnose_file
 from pipelines.decode.picture_headers import SCANNED, PictureScan
-from pipelines.decode.video_file import VideoFile
+from pipelines.decode.video_file import OpenFile, VideoContent, open_content
 from pipelines.errors import VideoError
 
 # Written by MPEG-4 encoders that put two frames into one packet and an empty packet after it. The times in
@@ -99,27 +98,35 @@ class VideoIndex:
 
 @contextmanager
 def open_video(
-    source: Path | bytes,
+    source: VideoContent,
 ) -> Iterator[tuple["av.container.InputContainer", "av.video.stream.VideoStream"]]:
     """The open container and its default video stream that is not cover art.
 
     Raises VideoError for a file that is missing, empty or no video, and for every error of FFmpeg inside
     the context.
     """
-    with ExitStack() as stack:
-        file = stack.enter_context(VideoFile(source)) if isinstance(source, Path) else BytesIO(source)
-        if not file.read(1):
-            raise VideoError("is empty (0 bytes)")
-        file.seek(0)
-        try:
-            with av.open(file, container_options=NO_PROTOCOLS, **LENIENT_TAGS) as container:
-                if container.format.name in PLAYLISTS:
-                    raise VideoError(f"is a list of other files ({container.format.name}), not a video")
-                yield container, _video_stream(container)
-        except NoVideoFound as defect:
-            raise VideoError(diagnose_file(file) or str(defect)) from defect
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(_open_error(file, error)) from error
+    with open_content(source) as file, open_container(file) as opened:
+        yield opened
+
+
+@contextmanager
+def open_container(
+    file: OpenFile,
+) -> Iterator[tuple["av.container.InputContainer", "av.video.stream.VideoStream"]]:
+    """`open_video` for an open file, which stays open. Reads it from the beginning."""
+    file.seek(0)
+    if not file.read(1):
+        raise VideoError("is empty (0 bytes)")
+    file.seek(0)
+    try:
+        with av.open(file, container_options=NO_PROTOCOLS, **LENIENT_TAGS) as container:
+            if container.format.name in PLAYLISTS:
+                raise VideoError(f"is a list of other files ({container.format.name}), not a video")
+            yield container, _video_stream(container)
+    except NoVideoFound as defect:
+        raise VideoError(diagnose_file(file) or str(defect)) from defect
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(_open_error(file, error)) from error
 
 
 def header_size(data: bytes, stream: int) -> tuple[int, int]:
@@ -137,7 +144,7 @@ def header_size(data: bytes, stream: int) -> tuple[int, int]:
         raise VideoError(_open_error(BytesIO(data), error)) from error
 
 
-def _open_error(file: VideoFile | BytesIO, error: Exception) -> str:
+def _open_error(file: OpenFile, error: Exception) -> str:
     """The message for a file that cannot be read as a video."""
     return diagnose_file(file) or f"is not a video, or is damaged: {ffmpeg_message(error)}"
 

@@ -71,7 +71,7 @@ def _is_jpeg(name: str) -> bool:
 def read_picture(path: Path) -> bytes:
     """The bytes of a file. Raises VideoError."""
     with VideoFile(path) as file:
-        return file.read_range(0, 0)
+        return file.read_range(0, file.size)
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:

@@ -7,11 +7,11 @@ pixels equal those of a full decode. If the container's times do not define the 
 decoded and the frames are counted.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import av
 import numpy as np
@@ -24,13 +24,17 @@ from pipelines.decode.demux import (
     PROGRESSIVE,
     VideoIndex,
     ffmpeg_message,
+    open_container,
     open_video,
     read_index,
     stored_packets,
 )
 from pipelines.decode.orientation import Orientation
+from pipelines.decode.packet_index import PacketIndex
 from pipelines.decode.stream_decoder import StreamDecoder
+from pipelines.decode.video_file import VideoContent, open_content
 from pipelines.errors import VideoError
+from pipelines.storage.segment_file import Range
 
 KEPT_BYTES = 64 * 2**20  # of packets in memory; a larger video is demuxed a second time
 
@@ -41,35 +45,36 @@ SKIPPABLE = frozenset({"h264", "mpeg2video", "mpeg4"})
 
 Roi = tuple[int, int, int, int]
 
+_Decoded = tuple[VideoIndex, list[tuple[int, int]], bool]
+"""The index of a video, the decoded runs, and what `_fill` returned for them."""
+
 
 def decode_frames(
-    source: Path | bytes,
+    source: VideoContent,
     indices: NDArray[np.integer],
     roi: Roi | None = None,
     *,
     size: tuple[int, int] | None = None,
+    packets: PacketIndex | None = None,
 ) -> NDArray[np.uint8]:
     """The frames at `indices`, in any order and with repeats, as RGB: (T, H, W, 3).
 
     Args:
-        source: a file, or its content.
+        source: a file, its content, or a part of a shard.
         roi: (top, left, bottom, right) in displayed pixels; only this part of the frames is returned.
         size: (height, width) in displayed pixels that the frames must have.
+        packets: the video's packet index; only what the frames need is then read.
 
     Raises:
         VideoError: the file cannot be opened, its frames have another size or are too few, or a needed packet
             is damaged.
     """
-    with open_video(source) as (container, stream):
-        index = read_index(container, stream, keep_bytes=KEPT_BYTES)
-        check_frames(indices, len(index.display_order))
-        clip = _Clip(indices, roi, size)
-        runs = _runs(index, sorted(index.display_order[number] for number in clip.positions))
-        whole = [(index.keyframes[0], len(index.times) - 1)]
-        if index.packets is not None:
-            times_valid = _fill(clip, stream, index.packets, index, runs)
-    if index.packets is None:
-        times_valid = _fill_from(source, clip, index, runs)
+    clip = _Clip(indices, roi, size)
+    if packets is None:
+        index, runs, times_valid = _decode_by_demuxing(source, clip)
+    else:
+        index, runs, times_valid = _decode_by_index(source, clip, packets)
+    whole = [(index.keyframes[0], len(index.times) - 1)]
     if times_valid and clip.positions and runs != whole:
         # A marked keyframe is none: H.264 with periodic intra refresh.
         times_valid = _fill_from(source, clip, index, whole)
@@ -81,8 +86,57 @@ def decode_frames(
     return clip.pixels
 
 
+def _decode_by_demuxing(source: VideoContent, clip: "_Clip") -> "_Decoded":
+    """Demux the whole video, and decode what the clip needs."""
+    with open_video(source) as (container, stream):
+        index = read_index(container, stream, keep_bytes=KEPT_BYTES)
+        runs = _wanted_runs(clip, index)
+        if index.packets is not None:
+            return index, runs, _fill(clip, stream, _split(index.packets, runs), index, runs)
+    return index, runs, _fill_from(source, clip, index, runs)
+
+
+def _decode_by_index(source: VideoContent, clip: "_Clip", packets: PacketIndex) -> "_Decoded":
+    """Read and decode what the clip needs.
+
+    Raises VideoError if the video has another size than its index.
+    """
+    index = packets.video_index
+    runs = _wanted_runs(clip, index)
+    with open_content(source) as file:
+        check_indexed_size(file.seek(0, os.SEEK_END), packets)
+        file.load(packets.ranges(runs))
+        with open_container(file) as (_, stream):
+            stored = (packets.packets(file, stream, first, last) for first, last in runs)
+            return index, runs, _fill(clip, stream, stored, index, runs)
+
+
+def check_indexed_size(size: int, packets: PacketIndex) -> None:
+    """Raises VideoError if a video of `size` bytes is not the indexed one."""
+    if size != packets.size:
+        raise VideoError(
+            f"has {size} bytes, but {packets.size} in the packet index: the file was changed; make a new "
+            "manifest"
+        )
+
+
+def wanted_ranges(packets: PacketIndex, indices: NDArray[np.integer]) -> list[Range]:
+    """The bytes that `decode_frames` reads for the frames at `indices`.
+
+    Raises VideoError for frames beyond the last.
+    """
+    index = packets.video_index
+    return packets.ranges(_wanted_runs(_Clip(indices, None, None), index))
+
+
+def _wanted_runs(clip: "_Clip", index: VideoIndex) -> list[tuple[int, int]]:
+    """The runs of packets that the clip needs. Raises VideoError for frames beyond the last."""
+    check_frames(clip.numbers, len(index.display_order))
+    return _runs(index, sorted(index.display_order[number] for number in clip.positions))
+
+
 def decode_first_frame(
-    source: Path | bytes, stream: "av.video.stream.VideoStream", index: VideoIndex
+    source: VideoContent, stream: "av.video.stream.VideoStream", index: VideoIndex
 ) -> tuple["av.VideoFrame", "FrameShape"]:
     """The first displayed frame and its shape.
 
@@ -103,7 +157,7 @@ def decode_first_frame(
     return first
 
 
-def decode_all(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int:
+def decode_all(source: VideoContent, index: VideoIndex, *, convert: bool) -> int:
     """Decode the whole video with all checks of `decode_frames`; returns the number of frames.
 
     convert: also convert each frame to RGB.
@@ -120,7 +174,7 @@ def decode_all(source: Path | bytes, index: VideoIndex, *, convert: bool) -> int
 
 
 def frames_in_order(
-    source: Path | bytes, index: VideoIndex, *, threads: bool = False
+    source: VideoContent, index: VideoIndex, *, threads: bool = False
 ) -> Iterator[tuple["av.VideoFrame", "FrameShape"]]:
     """All frames of the video in display order: the k-th has number k.
 
@@ -173,6 +227,7 @@ def _check_same(frame: "av.VideoFrame", shape: FrameShape, before: FrameShape | 
 class _Clip:
     """The buffer for the requested frames.
 
+    numbers: of the requested frames.
     positions: frame number → its positions in `pixels`; a number is removed when its positions are filled.
     pixels: T H W 3, allocated with the first frame.
     """
@@ -180,6 +235,7 @@ class _Clip:
     pixels: NDArray[np.uint8]
 
     def __init__(self, indices: NDArray[np.integer], roi: Roi | None, size: tuple[int, int] | None) -> None:
+        self.numbers = indices
         self.positions: dict[int, list[int]] = {}
         for position, number in enumerate(indices.tolist()):
             self.positions.setdefault(number, []).append(position)
@@ -269,34 +325,41 @@ def _precedes(time: int | None, other: int | None) -> bool:
     return time is not None and other is not None and time <= other
 
 
-def _fill_from(source: Path | bytes, clip: _Clip, index: VideoIndex, runs: list[tuple[int, int]]) -> bool:
+def _fill_from(source: VideoContent, clip: _Clip, index: VideoIndex, runs: list[tuple[int, int]]) -> bool:
     """`_fill` with packets demuxed again from the source."""
     with open_video(source) as (container, stream):
-        return _fill(clip, stream, stored_packets(container, stream), index, runs)
+        return _fill(clip, stream, _split(stored_packets(container, stream), runs), index, runs)
+
+
+def _split(packets: Iterable["av.Packet"], runs: list[tuple[int, int]]) -> Iterator[Iterator["av.Packet"]]:
+    """The packets of each run, of all packets of a stream."""
+    remaining, begin = iter(packets), 0
+    for first, last in runs:
+        yield islice(remaining, first - begin, last + 1 - begin)
+        begin = last + 1
 
 
 def _fill(
     clip: _Clip,
     stream: "av.video.stream.VideoStream",
-    packets: Iterable["av.Packet"],
+    packets: Iterable[Iterator["av.Packet"]],
     index: VideoIndex,
     runs: list[tuple[int, int]],
 ) -> bool:
     """Decode the runs and store the wanted frames; stops early where the container's keyframe marks are
     wrong.
 
-    packets: all of the stream, numbered as in the index.
+    packets: those of each run.
 
     Returns False if frames are not output in the order of their times; then no stored frame is valid.
     """
     codec = StreamDecoder(stream)
     numbers = {index.times[index.display_order[number]]: number for number in clip.positions}
     needed = {index.display_order[number] for number in clip.positions} if index.ordered else set()
-    remaining, begin = iter(packets), 0
-    for first, last in runs:
+    for (first, _), stored in zip(runs, packets, strict=False):
         start = index.times[first] if index.ordered else None
         latest: int | None = None
-        run = enumerate(islice(remaining, first - begin, last + 1 - begin), first)
+        run = enumerate(stored, first)
         for count, frame in enumerate(_frames(codec, run, start, needed, index)):
             time = frame.pts
             if index.ordered and (time is None or (latest is not None and time <= latest)):
@@ -314,7 +377,6 @@ def _fill(
                 clip.store(number, frame, _shape_of(frame, codec))
             if not clip.positions:
                 return True
-        begin = last + 1
     return True
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.storage.remote_range import StorageOptions
 from trainer.config.section import Section
 from trainer.config.value_types import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
 
@@ -53,6 +54,17 @@ class DataSection(Section):
     the node to read; null reads them where they are. Videos are always read from the paths in the
     manifest."""
 
+    store_cache: FilePath | None = None
+    """Folder on each node's own disk that keeps what is read of videos in an object store (`s3://...`), for
+    all ranks of the node; null keeps nothing."""
+
+    store_cache_gib: Annotated[float, Field(ge=0.0625, le=2**20)] = 100.0
+    """Most GiB in `store_cache`; what was used least recently is deleted first."""
+
+    store_seconds: Annotated[float, Field(ge=0, le=24 * 3600)] = 300.0
+    """How long a request to an object store is repeated when it fails, before the run stops; less than
+    `hang_minutes`."""
+
     embedded: EmbeddedSection | None = None
     """Render the embedded motion data set where the two manifests are missing; null never does."""
 
@@ -96,6 +108,11 @@ class DataSection(Section):
         if self.embedded is not None and not isinstance(self.train, Path):
             raise ValueError("`embedded` renders a single `train` manifest: name that one, or leave it out")
         return self
+
+    @property
+    def storage(self) -> StorageOptions:
+        """How videos in an object store are read."""
+        return StorageOptions(self.store_cache, int(self.store_cache_gib * 2**30), self.store_seconds)
 
     @property
     def train_manifests(self) -> tuple[TrainManifest, ...]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.packet_table import packets_path
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from trainer.distributed.environment import Environment
@@ -65,7 +66,7 @@ def _open_copy(copy: Path, original: Path) -> Manifest:
                 raise RunError(
                     f"data.node_copy: {printable(copy)} is not this run's copy: delete it, and start again"
                 )
-            return Manifest.open(copy, original.absolute().parent)
+            return Manifest.open(copy, original.absolute().parent, packets=packets_path(original))
     except OSError as error:
         raise RunError(
             f"data.node_copy: {printable(copy)} cannot be read ({error.strerror}): start again"

@@ -138,6 +138,7 @@ class Evaluator:
             decoder=target.decoder,
             workers=target.workers,
             cores=cores_per_rank(environment),
+            storage=target.storage,
         )
         loader, notes = open_view_loader(
             target.dataset,

@@ -15,6 +15,7 @@ from pipelines.augment.params import ViewSpec
 from pipelines.dataset import kinetics710
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.prepare.class_names import read_class_names
+from pipelines.storage.remote_range import DIRECT, StorageOptions
 from trainer.checkpoint.weights import SavedWeights
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
@@ -85,6 +86,7 @@ class EvaluationTarget:
     batch: int
     workers: int | None
     decoder: str
+    storage: StorageOptions
     bad_share: float
     out: Path
 
@@ -137,6 +139,7 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
         workers=request.workers
         or (recipe.data.workers if recipe and recipe.data.workers != "auto" else None),
         decoder=request.decoder or ("auto" if recipe is None else recipe.data.decoder),
+        storage=DIRECT if recipe is None else recipe.data.storage,
         bad_share=request.bad_share if request.bad_share is not None else recipe_bad_share,
         out=request.out or _folder(request.source, weights, manifest, view),
     )

@@ -110,7 +110,13 @@ def replay_step(
     flip, _ = resolve_flip(recipe, train.class_names)
     clip = train_clip(recipe, model_config(recipe, len(train.class_names)), flip)
     share = folder.read_graph_share()
-    options = LoaderOptions(device=device, decoder=recipe.data.decoder, prefetch=1, graph_share=share)
+    options = LoaderOptions(
+        device=device,
+        decoder=recipe.data.decoder,
+        prefetch=1,
+        graph_share=share,
+        storage=recipe.data.storage,
+    )
     if options.splits and share is None:
         notes += (f"{folder.decoding} has no decoder split; it was measured again",)
     if recipe.clip_group > recipe.sampling.repeats:

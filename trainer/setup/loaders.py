@@ -182,4 +182,5 @@ def _options(recipe: Recipe, environment: Environment) -> LoaderOptions:
         threads=None if data.threads == "auto" else data.threads,
         prefetch=None if data.prefetch == "auto" else data.prefetch,
         cores=cores_per_rank(environment),
+        storage=data.storage,
     )
