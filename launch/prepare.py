@@ -5,6 +5,7 @@
     python launch/prepare.py kinetics train.csv --videos VIDEOS --out data/k400/train.arrow
     python launch/prepare.py transcode data/train.arrow --to data/small --out data/small/train.arrow
     python launch/prepare.py balance data/train.arrow --power 0.5 --out data/balanced.arrow
+    python launch/prepare.py shard data/train.arrow --out s3://bucket/k400 --manifest-out data/k400.arrow
     python launch/prepare.py motion data/motion
     python launch/prepare.py folder VIDEOS --out data/train.arrow --part 2/8     # on one of 8 machines
     python launch/prepare.py merge data/train.arrow
@@ -22,6 +23,7 @@ from pathlib import Path
 from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.jobs import add_listing_jobs, merge_arguments, run_listing_job
 from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
+from pipelines.dataset.prepare.shard_jobs import add_shard_jobs
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.synthetic.motion import render
@@ -44,6 +46,7 @@ def parse(command: list[str]) -> argparse.Namespace:
     for name, default in (("--train-clips", 3600), ("--val-clips", 800), ("--seed", 0)):
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
+    add_shard_jobs(jobs, [shared], show_progress)
     merge = jobs.add_parser("merge", help="write the manifest that was made in parts")
     merge.add_argument("manifest", type=Path, help="the --out of the parts")
     weights = jobs.add_parser("weights", help="the image ViT of a CLIP, timm or Hugging Face checkpoint")
