@@ -14,6 +14,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.paths import decode_path
 from pipelines.errors import VideoError
 from pipelines.formatting import format_list, printable
+from pipelines.storage.object_store import is_url
 
 MOST_ROWS = 500_000
 """Most rows of each dataset that are compared; of a larger one, a slice of each record batch."""
@@ -133,9 +134,11 @@ class FileKeys:
 
 
 def _resolve(folder: Path, stored: pa.Scalar, resolve: Callable[[bytes], bytes]) -> bytes:
-    """A stored path, made absolute and resolved; a path that no file can have is returned unchanged."""
+    """A stored path, made absolute and resolved; a URL, and a path that no file can have, is unchanged."""
     text: bytes = stored.as_py()
     try:
+        if is_url(text.decode()):
+            return text
         return resolve(os.path.join(os.fsencode(folder), os.fsencode(decode_path(text.decode()))))
     except (VideoError, ValueError):
         return text

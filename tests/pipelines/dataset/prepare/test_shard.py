@@ -28,6 +28,7 @@ from pipelines.dataset.prepare.shard_writer import result_path
 from pipelines.dataset.probe import probe_video
 from pipelines.dataset.shards import member_extension, ranges_outside, sample_name
 from pipelines.dataset.source import open_source
+from pipelines.dataset.split_overlap import find_overlap
 from pipelines.dataset.spot_check import spot_check
 from pipelines.errors import DataError, VideoError
 from pipelines.storage.object_store import StoreUnavailable
@@ -288,6 +289,11 @@ def test_shards_in_an_object_store(
     assert stored.printable_path(0) == "s3://videos/k400/shard-000000.tar"
     with pytest.raises(DataError, match="holds shards already"):
         pack(source, "s3://videos/k400", tmp_path / "again.arrow")
+
+    (tmp_path / "val").mkdir()
+    rows = [stored.row(row) for row in (3, 5)]
+    val = Dataset([write_manifest(tmp_path / "val" / "val.arrow", rows, stored.class_names)])
+    assert find_overlap(Dataset([stored]), val).shared == 2
 
     here = SampleReader(Dataset([packed]), Decoding("pyav"))
     cache = StorageOptions(tmp_path / "cache", 2**30, patience=0)
