@@ -156,8 +156,10 @@ class SampleReader:
             return self._read(request, row)
         except VideoError as error:
             return self._placeholder(request, str(error))
-        except DataError:
-            raise  # no property of this video: a store that is away, a damaged manifest
+        except DataError as error:
+            # No property of this video: a store that is away, a damaged manifest. DALI may pass on the text
+            # alone, in which `find_data_error` looks for this type and no subclass.
+            raise DataError(str(error)) from error
         except Exception as error:
             path = self.dataset.printable_path(request.sample)
             logging.getLogger(__name__).exception("unexpected error while reading %s", path)
