@@ -58,6 +58,8 @@ from trainer.system.formatting import format_gmacs
 T = TypeVar("T")
 
 ASSUMED_GPU = 80 * GIB  # memory of the GPU that is assumed on a machine without one
+ASSUMED_PEAK = 989e12  # FLOP/s in bf16 of an H100 SXM, from its data sheet
+ASSUMED_MFU = 0.4  # share of the peak that a training is assumed to reach; not measured
 
 
 class _Problems(list[str]):
@@ -207,6 +209,10 @@ def _print_figures(
         _print_list("figures", ["computed for 1 class: the manifest, which has the class names, is missing"])
     for name, text in _rows(recipe, config, ranks, layout):
         table.add_row(name, text)
+    schedule = _schedule(recipe)
+    if available.kind == "cuda" and schedule is not None:
+        clips = schedule.total_steps * recipe.optimisation.global_batch
+        table.add_row("GPU time", _gpu_time(clips * train_step_flops(config), ranks))
     table.add_row("memory per rank", f"{_memory(needs, layout, available)} of {whose}")
     Console().print(table)
 
@@ -260,10 +266,8 @@ def _rows(
             f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
         ),
     )
-    videos = _videos(recipe)
-    if videos or recipe.optimisation.steps:
-        per_epoch = (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch
-        schedule = Schedule.of(recipe, per_epoch)
+    schedule = _schedule(recipe)
+    if schedule is not None:
         total = schedule.total_steps * train_step_flops(config) * recipe.optimisation.global_batch
         yield (
             "steps",
@@ -275,6 +279,28 @@ def _rows(
             f"of {recipe.optimisation.epochs:g} epochs; their number depends on the missing manifest",
         )
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
+
+
+def _schedule(recipe: Recipe) -> Schedule | None:
+    """The schedule; None where the number of steps depends on a manifest that is missing."""
+    videos = _videos(recipe)
+    if not videos and not recipe.optimisation.steps:
+        return None
+    return Schedule.of(recipe, (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch)
+
+
+def _gpu_time(flops: float, ranks: int) -> str:
+    """The time of the training steps at `ASSUMED_MFU`."""
+    hours = gpu_hours(flops)
+    return (
+        f"about {hours:,.3g} GPU hours, {hours / ranks:,.3g} hours on {ranks}, if {ASSUMED_MFU:.0%} of an "
+        "H100's peak is reached: an assumption, without evaluation and waiting"
+    )
+
+
+def gpu_hours(flops: float) -> float:
+    """Hours of one H100 at `ASSUMED_MFU`."""
+    return flops / (ASSUMED_MFU * ASSUMED_PEAK) / 3600
 
 
 def _available_memory(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemory, str]:
