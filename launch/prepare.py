@@ -10,6 +10,7 @@
     python launch/prepare.py folder VIDEOS --out data/train.arrow --part 2/8     # on one of 8 machines
     python launch/prepare.py merge data/train.arrow
     python launch/prepare.py verify data/train.arrow
+    python launch/prepare.py report data/train.arrow --out report.html
     python launch/prepare.py check data/train.arrow --deep
     python launch/prepare.py weights ViT-B-16.pt --out weights/clip_vit_b16.safetensors
 
@@ -26,6 +27,7 @@ from pipelines.dataset.prepare.manifest_jobs import add_manifest_jobs
 from pipelines.dataset.prepare.shard_jobs import add_shard_jobs
 from pipelines.errors import DataError
 from pipelines.formatting import printable
+from pipelines.report.job import add_report_job
 from pipelines.synthetic.motion import render
 from pipelines.worker_pool import usable_cores
 from trainer.errors import UserError
@@ -47,6 +49,7 @@ def parse(command: list[str]) -> argparse.Namespace:
         motion.add_argument(name, type=int, default=default, help="(%(default)s)")
     add_manifest_jobs(jobs, out=[out], deep=[deep], workers=[shared], progress_of=show_progress)
     add_shard_jobs(jobs, [shared], show_progress)
+    add_report_job(jobs, [shared], show_progress)
     merge = jobs.add_parser("merge", help="write the manifest that was made in parts")
     merge.add_argument("manifest", type=Path, help="the --out of the parts")
     weights = jobs.add_parser("weights", help="the image ViT of a CLIP, timm or Hugging Face checkpoint")

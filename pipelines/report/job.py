@@ -1,0 +1,69 @@
+"""The job `report` of `prepare`."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from pipelines.dataset.manifest import Manifest
+from pipelines.formatting import printable
+
+_OPENED = 300
+_TRANSCODED = 8
+_SECONDS = 5.0
+
+
+def add_report_job(
+    jobs: Any,
+    parents: Sequence[argparse.ArgumentParser],
+    progress_of: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+) -> None:
+    """Add the parser to `jobs`; it sets `run`, from arguments to the exit code. See `write_report`.
+
+    parents: of the option `workers`.
+    """
+
+    def run_report(args: argparse.Namespace) -> int:
+        from pipelines.report.write_report import write_report  # imports DALI, which takes seconds
+
+        write_report(
+            Manifest.open(args.manifest), args.out, opened=args.sample, transcoded=args.transcode,
+            seconds=args.seconds, workers=args.workers, progress_of=progress_of,
+        )  # fmt: skip
+        print(f"wrote {printable(args.out)}")
+        return 0
+
+    report: argparse.ArgumentParser = jobs.add_parser(
+        "report", parents=list(parents), help="one HTML page about a manifest and its videos"
+    )
+    report.set_defaults(run=run_report)
+    report.add_argument("manifest", type=Path)
+    report.add_argument("--out", type=Path, required=True, help="page to write (report.html)")
+    report.add_argument("--sample", type=_positive, default=_OPENED, help="videos to open (%(default)s)")
+    report.add_argument(
+        "--transcode", type=_count, default=_TRANSCODED,
+        help="videos to transcode to measure the gain; 0: none (%(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--seconds", type=_seconds, default=_SECONDS,
+        help="of each measurement of the speed; 0: none (%(default)s)",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 3600:
+        raise ValueError
+    return value
