@@ -46,10 +46,11 @@ def choose_advice(survey: Survey, sample: Sample, speed: Speed, gain: Gain | Non
             "clips are bad.",
         )
     if survey.verification.repeated_rows:
-        repeated = f"{survey.verification.repeated_rows:,} rows"
+        count = survey.verification.repeated_rows
+        repeated = f"{count:,} rows repeat" if count > 1 else "1 row repeats"
         yield Advice(
             True,
-            f"{repeated} repeat a video of another row",
+            f"{repeated} a video of another row",
             "Each is drawn as often as its rows. See the duplicates below.",
         )
     yield from _on_transcoding(survey, sample, speed, gain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,9 @@ from pipelines.formatting import printable
 
 _WIDTH = 460  # units of the view box: the chart takes the width of its column
 _ROW = 24
-_LABEL = 150  # units for the names of bars
+_LABEL = 168  # units for the names of bars
 _VALUE = 74  # units for the values beside bars
-_LONGEST = 22  # characters of a name
+_LONGEST = 20  # columns of a name
 
 
 def bar_chart(names: Sequence[str], values: Sequence[float], format_value: Callable[[float], str]) -> str:
@@ -25,7 +26,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], format_value: Calla
     parts = []
     for number, (name, value) in enumerate(zip(names, values, strict=True)):
         top, length = number * _ROW, max(1.5, space * value / most) if value else 0
-        shown = escaped(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
+        shown = escaped(_shortened(name))
         text = escaped(format_value(value))
         parts.append(
             f"<g><title>{escaped(name)}: {text}</title>"
@@ -101,6 +102,14 @@ def ranked_curve(values: NDArray[np.integer], noun: str) -> str:
 def escaped(text: str) -> str:
     """Text of any origin for the page."""
     return html.escape(printable(text))
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a name that fits beside its bar; Chinese characters and the like count as two."""
+    columns = np.cumsum([2 if east_asian_width(each) in "WF" else 1 for each in name])
+    if not len(columns) or columns[-1] <= _LONGEST:
+        return name
+    return f"{name[: int(np.searchsorted(columns, _LONGEST - 1, side='right'))]}…"
 
 
 def _bins(values: NDArray[np.floating] | NDArray[np.integer], low: float, high: float) -> NDArray[np.float64]:

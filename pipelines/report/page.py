@@ -38,7 +38,9 @@ h1 { font-size: 24px; margin: 0 0 2px; overflow-wrap: anywhere } h2 { font-size:
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px;
   min-width: 0 }
 .wide { grid-column: 1 / -1 }
-.figure b { display: block; font-size: 23px; line-height: 1.25; font-variant-numeric: tabular-nums }
+.figure { padding: 14px 12px }
+.figure b { display: block; font-size: 20px; line-height: 1.3; white-space: nowrap;
+  font-variant-numeric: tabular-nums }
 .figure span { color: var(--soft); font-size: 13px }
 .advice { list-style: none; margin: 0; padding: 0 }
 .advice li { border-left: 4px solid var(--fine); padding: 1px 0 1px 12px; margin: 0 0 12px }
@@ -101,9 +103,9 @@ def _figures(survey: Survey, sample: Sample, speed: Speed) -> str:
         (f"{len(survey.manifest):,}", "videos"),
         (f"{len(survey.classes):,}", "classes"),
         (_duration(seconds), "in all"),
-        (_bytes(float(np.mean(known)) * survey.rows) if known else "unknown", "on disk, estimated"),
-        (f"{speed.clips_per_second:.3g}" if speed.clips_per_second else "not measured", "clips/s here"),
-        (f"{taken / len(sample.videos):.0%}" if sample.videos else "unknown", "decoded by NVDEC"),
+        (_bytes(float(np.mean(known)) * survey.rows) if known else "?", "on disk, estimated"),
+        (f"{speed.clips_per_second:.3g}" if speed.clips_per_second else "?", "clips/s here"),
+        (f"{taken / len(sample.videos):.0%}" if sample.videos else "?", "decoded by NVDEC"),
     ]
     cards = (f'<div class="card figure"><b>{value}</b><span>{name}</span></div>' for value, name in figures)
     return f'<div class="figures">{"".join(cards)}</div>'
