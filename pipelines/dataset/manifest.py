@@ -131,6 +131,11 @@ class Manifest:
         columns, inside = self._place(index)
         return self._absolute(columns.text("path", inside))
 
+    @property
+    def has_packets(self) -> bool:
+        """Whether there is a file of packet indexes."""
+        return self._packets is not None
+
     def packets_at(self, index: int) -> PacketIndex | None:
         """The packet index of a row's video; None where there is none.
 

@@ -104,7 +104,7 @@ def _nvdec_refusal(path: Path, row: ManifestRow) -> str:
     encoded = open_source(path, row).read(np.zeros(1, np.int32)).encoded
     if encoded is None:
         return "is a folder of JPEG frames"
-    if isinstance(encoded, Path):
+    if not isinstance(encoded, bytes):
         return f"is larger than {LONG_FILE >> 20} MiB"
     try:
         check_encoded(encoded, row, np.array([row.first_frame], np.int32), GraphDecoder.NVDEC)

@@ -14,7 +14,9 @@ from pipelines.benchmark.workload import Workload
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.dataset.prepare.build import build_manifest
 from pipelines.dataset.prepare.transcode import TranscodeOptions, transcode_manifest
+from pipelines.dataset.source import open_source
 from pipelines.errors import DataError
+from pipelines.storage.object_store import is_url
 
 ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -99,7 +101,7 @@ def measure_gain(
             took = time.monotonic() - begin
             small = build_manifest(folder / "small" / "small.arrow", listing, workers=1).manifest
         except (DataError, OSError) as error:
-            return Gain(0, Speed(), Speed(), options, 0.0, 0, 0, str(error).splitlines()[0])
+            return Gain(0, Speed(), Speed(), options, 0.0, 0, 0, " ".join(str(error).split()))
         return Gain(
             len(small), _measure(part, seconds), _measure(small, seconds), options, took,
             _bytes(part), _bytes(small),
@@ -108,7 +110,11 @@ def measure_gain(
 
 def _part(manifest: Manifest, rows: Sequence[int], path: Path) -> Manifest:
     """A manifest of these rows, which must be valid, at `path`."""
-    chosen = [replace(manifest.row(index), path=encode_path(manifest.path_at(index))) for index in rows]
+    chosen = [manifest.row(index) for index in rows]
+    chosen = [
+        row if is_url(row.path) else replace(row, path=encode_path(manifest.absolute_path(row)))
+        for row in chosen
+    ]
     sources = any(row.source or row.is_segment for row in chosen)
     return write_manifest(path, chosen, manifest.class_names, sources=sources)
 
@@ -127,8 +133,5 @@ def _measure(manifest: Manifest, seconds: float) -> Speed:
 
 def _bytes(manifest: Manifest) -> int:
     """Bytes of the videos of the rows that are files."""
-    found = 0
-    for index in range(len(manifest)):
-        row, path = manifest.row(index), manifest.path_at(index)
-        found += row.length or (path.stat().st_size if path.is_file() else 0)
-    return found
+    rows = map(manifest.row, range(len(manifest)))
+    return sum(open_source(manifest.absolute_path(row), row).encoded_bytes() or 0 for row in rows)

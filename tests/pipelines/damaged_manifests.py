@@ -124,6 +124,13 @@ def use(path):
         except DataError:
             damaged += 1
             continue
+        try:
+            manifest.packets_at(index)
+        except VideoError as error:
+            str(error).encode()
+        except DataError as error:  # the file of the packet indexes is damaged, which ends a run
+            str(error).encode()
+            continue
         # A wrong row is a bad sample; the videos of the others do not exist.
         row, reason = samples.row(index)
         assert (row is None) == (index in wrong) and reason == wrong.get(index, "")

@@ -17,7 +17,7 @@ from pipelines.dataset.manifest_file import REMAKE
 from pipelines.dataset.prepare.duplicates import groups
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.summary import list_of
-from pipelines.errors import DataError
+from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable, wrap
 
 _IDENTITY = ("path", "offset")
@@ -80,7 +80,8 @@ class Verification:
 def verify_manifest(
     manifest: Manifest, *, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Check each value of each row, the sums of weights, the fingerprint, and that no video occurs twice.
+    """Check each value of each row, the sums of weights, the packet indexes and the fingerprint, and that no
+    video occurs twice.
 
     Memory: 16 bytes a row, and one record batch.
 
@@ -138,6 +139,12 @@ def _batch_problems(manifest: Manifest, number: int) -> Iterator[tuple[int, str,
     with suppress(DataError):
         for row, reason in manifest.wrong_sums(number):
             yield row, "weight_before", reason
+    first = number * manifest.rows_per_batch
+    for row in range(first, first + manifest.batch_rows(number)) if manifest.has_packets else ():
+        try:
+            manifest.packets_at(row)
+        except VideoError as defect:
+            yield row, "packets", str(defect)
 
 
 def _identity(manifest: Manifest) -> tuple[str, ...]:

@@ -9,8 +9,12 @@ import pytest
 
 from pipelines.dataset import manifest
 from pipelines.dataset.manifest import Manifest, SourceKind, write_manifest
+from pipelines.dataset.packet_table import packets_path, write_packet_table
 from pipelines.dataset.prepare.transcode import SETTINGS, TranscodeOptions, transcode_manifest
+from pipelines.dataset.prepare.verify import verify_manifest
+from pipelines.decode.packet_index import make_packet_index
 from pipelines.errors import DataError
+from tests.conftest import MotionSet
 from tests.fuzzing.damage import damaged
 from tests.pipelines.damaged_manifests import ManifestReader, mutant
 from tests.pipelines.dataset.test_damaged_manifest import CLASSES, ROWS
@@ -58,6 +62,31 @@ def test_hundreds_of_mutants_are_read_or_refused_with_a_message(tmp_path: Path) 
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_thousands_of_mutants_are_read_or_refused_with_a_message(tmp_path: Path, seed: int) -> None:
     print(read_mutants(tmp_path, 5000, seed))
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.soak)])
+def test_mutants_of_the_packet_indexes_are_read_or_refused_with_a_message(
+    motion_set: MotionSet, tmp_path: Path, count: int
+) -> None:
+    source = Manifest.open(motion_set.train)
+    indexes = [make_packet_index(source.path_at(number)) for number in range(len(ROWS))]
+    path = write_manifest(tmp_path / "m.arrow", ROWS, CLASSES).path
+    with write_packet_table(path) as table:
+        for index in indexes:
+            table.add(b"" if index is None else index.to_bytes())
+        table.finish(Manifest.open(path).fingerprint)
+    assert any(indexes) and not verify_manifest(Manifest.open(path)).is_wrong
+    packets = packets_path(path)
+    whole, chance = packets.read_bytes(), random.Random(0)
+    results: Counter[str] = Counter()
+    with ManifestReader() as reader:
+        for number in range(count):
+            (new := packets.with_suffix(".new")).write_bytes(damaged([whole], chance))
+            new.replace(packets)  # what is mapped must not be shortened
+            result = reader.read(path)
+            assert result == "read" or str(packets) in result, (number, result)
+            results[result.partition(":")[0]] += 1
+    assert results.keys() == {"read", "refused"} and min(results.values()) > 10
 
 
 def test_a_damaged_settings_file_of_transcoded_videos_is_refused_by_name(tmp_path: Path) -> None:
