@@ -1,6 +1,8 @@
 """The device of a rank: its GPU, the precision of its products, determinism."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -52,6 +54,17 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
             "engine.precision bf16 needs a GPU; on a CPU use fp32 (fast) or autocast (bf16 products)"
         )
     return wanted  # type: ignore[return-value]
+
+
+@contextmanager
+def restored_buffers(model: nn.Module) -> Iterator[None]:
+    """At the end, the model's buffers, such as running statistics, hold what they held at the beginning."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def compute_logits(

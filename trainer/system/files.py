@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,8 +27,22 @@ def write_text(path: Path, text: str, *, sync: bool = True, shared: bool = False
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """As `write_text`; NaN and infinity, which JSON does not have, become null."""
-    write_text(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
+    """As `write_text`, see `format_json`."""
+    write_text(path, format_json(values) + "\n")
+
+
+def format_json(values: dict[str, Any]) -> str:
+    """JSON on several lines; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(map_leaves(values, _finite), indent=2, ensure_ascii=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where the file is missing, damaged or holds another kind of value."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class BestEffort:
@@ -62,7 +76,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
     Raises OSError where they cannot be written; then none of them is in the file.
     """
-    text = "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
+    text = "".join(json.dumps(map_leaves(record, _finite), ensure_ascii=False) + "\n" for record in records)
     if text:
         with open_for_append(path) as file:
             append(file, text.encode(errors="backslashreplace"))  # a lone surrogate, as JSON escapes it
@@ -124,8 +138,19 @@ def _integer(text: str) -> int:
     return value
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same mappings and lists, with each value inside them changed."""
+    if isinstance(value, dict):
+        return {name: map_leaves(inner, change) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_leaves(inner, change) for inner in value]
+    return change(value)
+
+
+def is_nonfinite(value: Any) -> bool:
+    """Whether a value is NaN or infinite."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _finite(value: Any) -> Any:
+    return None if is_nonfinite(value) else value

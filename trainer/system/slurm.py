@@ -148,9 +148,8 @@ def parse_time_limit(text: str) -> int:
         raise RunError(f"--time {text}: not a time; write 90 (minutes), 1:30:00 or 2-12:00:00 (days-hours)")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"] is not None:  # hours[:minutes[:seconds]]
-        hours, minutes, rest = parts + [0] * (3 - len(parts))
-        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + rest
-    if len(parts) == 1:
-        return 60 * parts[0]
+        parts += [0] * (3 - len(parts))
+    elif len(parts) == 1:  # minutes
+        parts += [0]
     hours, minutes, rest = [0] * (3 - len(parts)) + parts
-    return (hours * 60 + minutes) * 60 + rest
+    return ((int(match["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + rest
