@@ -27,10 +27,8 @@ def run_on_all_ranks(work: Callable[[], T]) -> T:
         result = work()
     except (UserError, DataError, ModelError) as error:
         problem = str(error)
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
     ranks: dict[str, list[int]] = {}
-    for rank, text in enumerate(problems):
+    for rank, text in enumerate(gather(problem)):
         if text is not None:
             ranks.setdefault(text, []).append(rank)
     if not ranks:
@@ -38,6 +36,23 @@ def run_on_all_ranks(work: Callable[[], T]) -> T:
     if len(ranks) == 1:
         raise AgreedError(next(iter(ranks)))
     raise AgreedError("\n".join(f"rank {', '.join(map(str, who))}: {text}" for text, who in ranks.items()))
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in the order of ranks. Collective."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_distinct(text: str | None) -> tuple[str, ...]:
+    """The texts of all ranks that have one, each once and sorted. Collective."""
+    return tuple(sorted({found for found in gather(text) if found is not None}))
+
+
+def find_first(problem: str | None) -> str | None:
+    """The problem of the lowest rank that has one; None where no rank has. Collective."""
+    return next((text for text in gather(problem) if text is not None), None)
 
 
 def broadcast_from_main(value: T) -> T:
@@ -53,15 +68,11 @@ def check_same_on_all_ranks(name: str, text: str) -> None:
     Raises AgreedError on every rank where ranks differ from rank 0, with these ranks and the first line in
     which they differ.
     """
-    texts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(texts, hashlib.sha256(text.encode()).hexdigest())
-    others = [rank for rank, found in enumerate(texts) if found != texts[0]]
+    digests = gather(hashlib.sha256(text.encode()).hexdigest())
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if not others:
         return
-    compared = [text]
-    dist.broadcast_object_list(compared, src=0)
-    of_each: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_each, _first_difference(compared[0], text))
+    of_each = gather(_first_difference(broadcast_from_main(text), text))
     raise AgreedError(
         f"{name} differs on {format_ranks(others)} from rank 0: {of_each[others[0]]}; it changed "
         "while the ranks read it, or they read different files; start again"

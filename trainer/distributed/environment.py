@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -29,8 +29,6 @@ from trainer.distributed.slurm_step import (
 )
 from trainer.errors import RunError
 from trainer.system.git import git_state
-
-Launcher = Literal["alone", "torchrun", "deepspeed", "variables", "srun", "mpi"]
 
 _MPI_PORTS = range(20000, 30000)  # below Linux's ephemeral ports
 _DEFAULT_PORT = 29500  # torch.distributed's and the deepspeed launcher's
@@ -48,32 +46,21 @@ _PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Environment:
+@dataclass(frozen=True, kw_only=True)
+class Environment(RankPlacement):
     """A process's place among the ranks of a run."""
 
-    rank: int
-    """Number of this process among all, from 0."""
-    local_rank: int
-    """Number of this process among those on its node, from 0."""
-    world_size: int
-    """Processes in all."""
-    local_world_size: int
-    """Processes on this node."""
     device: torch.device
     """This process's own GPU, or the CPU."""
     node: str
     """Name of this node: SLURM's where SLURM started the process, else the host name."""
-    launcher: Launcher
-    """What started the process; `variables`: an unknown launcher that set RANK and the others."""
     node_rank: int = 0
     """Number of this node among those of the run, from 0."""
-    nodes: tuple[str, ...] = ()
-    """Each rank's node, in SLURM's order; empty where the launcher does not give it."""
-    one_node: bool = False
-    """Whether all ranks are known to be on this node."""
-    notes: tuple[str, ...] = ()
-    """Variables that were ignored or assumed, as lines for the start of the run."""
+
+    @property
+    def one_node(self) -> bool:
+        """Whether all ranks are known to be on this node."""
+        return self.world_size == 1 or (self.local_size_known and super().one_node)
 
     @property
     def is_main(self) -> bool:
@@ -109,20 +96,13 @@ def find_environment(
         LOCAL_RANK=str(place.local_rank),
         LOCAL_WORLD_SIZE=str(place.local_world_size),
     )
-    return Environment(
-        rank=place.rank,
-        local_rank=place.local_rank,
-        world_size=place.world_size,
-        local_world_size=place.local_world_size,
-        device=_device(device, place, variables),
-        launcher=cast(Launcher, place.launcher),
+    own = {
+        "device": _device(device, place, variables),
         # SLURM's name under any launcher: `scontrol` and `sbatch` use it.
-        node=variables.get("SLURMD_NODENAME") or socket.gethostname(),
-        node_rank=place.rank // place.local_world_size if place.node_rank is None else place.node_rank,
-        nodes=place.nodes,
-        one_node=place.world_size == 1 or (place.local_size_known and place.one_node),
-        notes=place.notes,
-    )
+        "node": variables.get("SLURMD_NODENAME") or socket.gethostname(),
+        "node_rank": place.rank // place.local_world_size if place.node_rank is None else place.node_rank,
+    }
+    return Environment(**{**vars(place), **own})
 
 
 def _with_address(place: RankPlacement, variables: MutableMapping[str, str]) -> RankPlacement:
@@ -218,7 +198,7 @@ def describe_environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "commit": _commit(),
+        "commit": None if (git := git_state()) is None else git.commit + "+changes" * git.dirty,
     }
 
 
@@ -236,11 +216,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the program, `+changes` where files differ from it; None where unknown."""
-    git = git_state()
-    if git is None:
-        return None
-    return f"{git.commit}+changes" if git.dirty else git.commit

@@ -21,35 +21,16 @@ class _Family:
     """Whether srun also sets these variables for its own tasks."""
 
 
+def _family(starter: str, prefix: str) -> _Family:
+    local = f"{prefix}_LOCAL"
+    return _Family(starter, f"{prefix}_RANK", f"{prefix}_SIZE", (f"{local}_RANK",), (f"{local}_SIZE",))
+
+
 _FAMILIES = (
-    _Family(
-        "Open MPI's mpirun",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        ("OMPI_COMM_WORLD_LOCAL_RANK",),
-        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
-    ),
-    _Family(
-        "MVAPICH2's mpirun",
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        ("MV2_COMM_WORLD_LOCAL_RANK",),
-        ("MV2_COMM_WORLD_LOCAL_SIZE",),
-    ),
-    _Family(
-        "MVAPICH's mpirun",
-        "MVP_COMM_WORLD_RANK",
-        "MVP_COMM_WORLD_SIZE",
-        ("MVP_COMM_WORLD_LOCAL_RANK",),
-        ("MVP_COMM_WORLD_LOCAL_SIZE",),
-    ),
-    _Family(
-        "jsrun",
-        "JSM_NAMESPACE_RANK",
-        "JSM_NAMESPACE_SIZE",
-        ("JSM_NAMESPACE_LOCAL_RANK",),
-        ("JSM_NAMESPACE_LOCAL_SIZE",),
-    ),
+    _family("Open MPI's mpirun", "OMPI_COMM_WORLD"),
+    _family("MVAPICH2's mpirun", "MV2_COMM_WORLD"),
+    _family("MVAPICH's mpirun", "MVP_COMM_WORLD"),
+    _family("jsrun", "JSM_NAMESPACE"),
     # MPICH's and Intel MPI's Hydra, Cray's PMI.
     _Family(
         "mpiexec (PMI)",

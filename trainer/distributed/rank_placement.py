@@ -19,7 +19,7 @@ class RankPlacement:
     local_world_size: int
     """Processes on this node."""
     launcher: str
-    """`torchrun`, `deepspeed`, `variables`, `srun` or `mpi`."""
+    """`alone`, `torchrun`, `deepspeed`, `srun`, `mpi`; `variables`: an unknown one that set RANK and more."""
     starter: str
     """The launcher's name in messages."""
     local_size_known: bool = True

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -105,10 +106,6 @@ def _host(address: str, port: int, seconds: float) -> dist.TCPStore:
     )
 
 
-def _join(address: str, port: int, seconds: float) -> dist.TCPStore:
-    return dist.TCPStore(address, port, None, False, timedelta(seconds=seconds), wait_for_workers=False)
-
-
 def _reach(environment: Environment, address: str, port: int, limit: float) -> dist.TCPStore:
     """Connect to rank 0, which may start later. Raises StartAgain after `limit` seconds."""
     deadline = time.monotonic() + limit
@@ -119,7 +116,9 @@ def _reach(environment: Environment, address: str, port: int, limit: float) -> d
         answers = True
         left = max(1.0, deadline - time.monotonic())
         # torch's client waits forever for an answer and ignores Ctrl-C meanwhile.
-        return run_with_timeout(left, lambda: _join(address, port, left), "rendezvous")
+        limits = timedelta(seconds=left)
+        join = partial(dist.TCPStore, address, port, None, False, limits, wait_for_workers=False)
+        return run_with_timeout(left, join, "rendezvous")
     except (OSError, dist.DistError) as error:
         what = (
             "something listens there, but does not answer as rank 0 does"

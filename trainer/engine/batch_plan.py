@@ -67,13 +67,13 @@ def choose_batch_plan(
     stages, notes = _stages(recipe, world_size, precision)
     limit = None if engine.micro_batch == "auto" else engine.micro_batch
     given, _ = split_batch(batch, world_size, limit, group)
-    share = batch // world_size
+    share, groups = batch // world_size, batch // world_size // group
     possible = Choices(
         recipe=recipe,
         memory=MemoryModel.of(recipe, config, ranks=world_size, precision=precision, kind=available.kind),
         available=available,
         stages=_possible_stages(recipe, world_size, precision),
-        sizes=[size * group for size in _divisors(share // group)],
+        sizes=[size * group for size in range(1, groups + 1) if groups % size == 0],
         blocks=range(config.depth + 1),
     )
     choices = replace(
@@ -209,10 +209,6 @@ def _even_with(choices: Choices) -> str:
 
 def _out_of(choices: Choices, estimate: MemoryEstimate) -> str:
     return f"{_gib(estimate.total)} of {_gib(choices.available.bytes)} GiB"
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _clips(count: int) -> str:

@@ -23,7 +23,7 @@ from trainer.engine.deepspeed_private import (
 from trainer.engine.ema import Ema
 from trainer.engine.optimizer import SkippableAdamW, parameter_groups
 from trainer.engine.state_shards import StateShard, find_state_shards, set_update_count
-from trainer.system.device import choose_precision, compute_logits
+from trainer.system.device import choose_precision, compute_logits, restored_buffers
 
 
 class Engine:
@@ -288,14 +288,12 @@ class Engine:
         Their gradients must be zero and their learning rate 0, so that AdamW allocates its moments and leaves
         them at zero; this resets the step counts.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         devices = [self.device] if self.device.type == "cuda" else []
         counters = read_counters(self.deepspeed)
-        with torch.random.fork_rng(devices=devices):
-            yield
-        self.finish_step()
-        for buffer, saved in buffers:
-            buffer.copy_(saved)
+        with restored_buffers(self.model):
+            with torch.random.fork_rng(devices=devices):
+                yield
+            self.finish_step()
         set_counters(self.deepspeed, counters)
         self.updates = 0
         set_update_count(self.deepspeed, 0)

@@ -29,7 +29,9 @@ class Ema:
         after_step: by a shard's key, a tensor with its values after the last step, for shards that change
             within a step.
         """
-        averaged = [shard for shard in shards if _is_averaged(shard)]
+        averaged = [
+            shard for shard in shards if shard.key.startswith(AVERAGED) and shard.values.is_floating_point()
+        ]
         self._decay = decay
         self._live = [shard.values for shard in averaged]
         self._after_step = [after_step.get(shard.key, shard.values) for shard in averaged]
@@ -53,7 +55,3 @@ class Ema:
             yield
         finally:
             torch._foreach_copy_(self._live, saved)
-
-
-def _is_averaged(shard: StateShard) -> bool:
-    return shard.key.startswith(AVERAGED) and shard.values.is_floating_point()

@@ -22,11 +22,12 @@ def place(local_rank: int = 0, node_rank: int = 0) -> Environment:
     return Environment(
         rank=2 * node_rank + local_rank,
         local_rank=local_rank,
-        world_size=4000,
+        world_size=20_000,
         local_world_size=2,
         device=torch.device("cpu"),
         node=f"n{node_rank}",
         launcher="srun",
+        starter="srun",
         node_rank=node_rank,
     )
 

@@ -91,12 +91,12 @@ def _come(
         rank=rank,
         local_rank=0,
         world_size=3,
-        local_world_size=1,
+        local_world_size=3 if here.get("one_node") else 1,
         device=torch.device("cpu"),
         node=here.get("node") or (nodes[rank] if nodes else "somewhere"),
         launcher="srun" if nodes else "variables",
+        starter="a launcher",
         nodes=nodes,
-        one_node=here.get("one_node", False),
     )
     os.environ.update(
         MASTER_ADDR=here.get("address", "127.0.0.1"), MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="3"
@@ -252,7 +252,7 @@ def test_ranges() -> None:
 
 def test_a_run_alone_needs_no_certain_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process took the port that was free a moment before."""
-    environment = Environment(0, 0, 1, 1, torch.device("cpu"), "node", "alone")
+    environment = Environment(0, 0, 1, 1, "alone", "alone", device=torch.device("cpu"), node="node")
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = int(other.getsockname()[1])
         monkeypatch.setenv("MASTER_PORT", str(taken))
