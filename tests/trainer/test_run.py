@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.trainer.lock_holder import find_holder
 from tests.trainer.ranks import Ranks
 from trainer.builder import EXIT_SECONDS, MLFLOW_SECONDS, Builder, exit_seconds
 from trainer.config.load import load_recipe
@@ -19,7 +20,6 @@ from trainer.distributed.environment import find_environment
 from trainer.errors import AgreedError, RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.monitoring.throughput import ThroughputMeter
-from trainer.resilience.run_lock import find_holder
 from trainer.resilience.signals import TIME_LIMIT
 from trainer.resume import Start
 from trainer.run import Run

@@ -7,10 +7,12 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trainer.errors import RunError
 from trainer.resilience.process_identity import boot_id, is_hidden, pid_namespace, start_ticks
@@ -41,7 +43,7 @@ class LockRecord:
     token: str
     """Random, unique to this attempt."""
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     start: int | None
     """Start of the process in clock ticks since boot."""
     boot: str
@@ -56,7 +58,7 @@ class LockRecord:
     """Number of SLURM's restarts of the job."""
     cluster: str | None
     """SLURM's name of the cluster."""
-    since: float
+    since: Annotated[float, Field(ge=0, lt=1e11)]
     """Start in seconds since 1970, by the holder's clock."""
     released: bool = False
     """Whether the run has ended and released the directory."""
@@ -87,29 +89,11 @@ class LockRecord:
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Parse a lock file; None if it is no record, as while it is being written."""
+        """Parse a lock file, which anyone may have written; None if it is no whole record."""
         try:
-            values = json.loads(text)
-            record = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        except (ValueError, TypeError, RecursionError):
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError:
             return None
-        return record if record._is_sound() else None
-
-    def _is_sound(self) -> bool:
-        """Whether each field is valid: anyone may have written the file."""
-        texts = (self.token, self.host, self.boot, self.pid_namespace)
-        maybe = (self.job, self.step, self.cluster, self.array_job, self.array_task)
-        return (
-            all(isinstance(text, str) for text in texts)
-            and all(text is None or isinstance(text, str) for text in maybe)
-            and all(isinstance(flag, bool) for flag in (self.flock, self.released))
-            and isinstance(self.pid, int)
-            and 0 < self.pid < 2**31
-            and isinstance(self.restart, int)
-            and (self.start is None or isinstance(self.start, int))
-            and isinstance(self.since, (int, float))
-            and 0 <= self.since < 1e11
-        )
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.errors import RunError
@@ -38,25 +38,34 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _log = logging.getLogger(__name__)
 
 
+@dataclass
 class RunLock:
-    """A held run directory; from `acquire`."""
+    """The lock of a run directory; `acquire` returns it when it is held. Fields: arguments of `acquire`."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        number: int,
-        record: LockRecord,
-        descriptor: int,
-        every: float,
-        on_loss: Callable[[str], None],
-    ) -> None:
-        self._run_dir = run_dir
-        self._folder = _folder(run_dir)
-        self._number = number
-        self._record = record
-        self._descriptor = descriptor
-        self._every = every
-        self._on_loss = on_loss
+    run_dir: Path
+    stale: float
+    beat: float
+    waiting: Callable[[str], None]
+    on_loss: Callable[[str], None]
+    option: str
+
+    def __post_init__(self) -> None:
+        """Wait for the holder, take the lock, and start the heartbeat. Raises as `acquire`, and OSError."""
+        self._folder = _folder(self.run_dir)
+        self._token = secrets.token_hex(8)
+        self._temporary = self._folder / f".{self._token}"
+        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            self._record = LockRecord.own(self._token, flock=_flock(descriptor))
+            os.write(descriptor, self._record.text().encode())
+            os.fsync(descriptor)
+            self._number, self._descriptor = self._take_number(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            self._temporary.unlink(missing_ok=True)
+        self._tidy(self._number)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run lock")
         self._thread.start()
@@ -67,105 +76,29 @@ class RunLock:
         self._thread.join(BEAT)
         file = _file(self._folder, self._number)
         with suppress(OSError):  # the next attempt finds this process gone
-            if not (self._run_dir / "recipe.yaml").exists() and self._number == 1:
+            if not (self.run_dir / "recipe.yaml").exists() and self._number == 1:
                 file.unlink(missing_ok=True)
                 self._folder.rmdir()
-                self._run_dir.rmdir()  # only if empty
+                self.run_dir.rmdir()  # only if empty
             else:
                 write_text(file, replace(self._record, released=True).text(), sync=False)
         with suppress(OSError):
             os.close(self._descriptor)
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._every):
+        while not self._ended.wait(self.beat):
             with suppress(OSError):  # a full disk, an unreachable server
                 # Without times, the file system uses its own clock.
                 os.utime(self._descriptor)
                 if max(_numbers(self._folder), default=0) > self._number:
-                    holder = _latest(self._folder)[1]
-                    who = "another process" if holder is None else holder.description
-                    self._on_loss(
-                        f"{who} has acquired the run folder {self._run_dir}, because this process had no "
-                        f"heartbeat for {STALE:g} s: it ends here, so that two runs do not mix"
+                    self.on_loss(
+                        f"{_describe(_latest(self._folder)[1])} has acquired the run folder {self.run_dir}, "
+                        f"because this process had no heartbeat for {STALE:g} s: it ends here, so that two "
+                        "runs do not mix"
                     )
                     return
 
-
-def acquire(
-    run_dir: Path,
-    *,
-    stale: float = STALE,
-    beat: float = BEAT,
-    waiting: Callable[[str], None] = _log.warning,
-    on_loss: Callable[[str], None] | None = None,
-    option: str = "--run-dir",
-) -> RunLock:
-    """Acquire a run directory, which is created if missing.
-
-    If this machine or SLURM shows that the holder is gone, the directory is acquired at once. Otherwise this
-    waits for a heartbeat, up to `stale` seconds.
-
-    Args:
-        run_dir: the run directory.
-        stale: seconds without a heartbeat after which a holder is considered gone.
-        beat: seconds between heartbeats of this process.
-        waiting: called with a line if this waits.
-        on_loss: called with a line if another attempt acquired the directory, because this process seemed
-            to be gone. By default the process ends.
-        option: the command-line option for another folder.
-
-    Raises:
-        RunError: another run holds the directory, or the lock cannot be written.
-    """
-    folder = _folder(run_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _Acquisition(run_dir, stale, beat, waiting, on_loss or _end, option).acquire()
-    except OSError as error:
-        raise RunError(
-            f"cannot write the lock of the folder {run_dir} ({folder}): {error.strerror or error}; mend "
-            f"that, or choose another folder with {option}"
-        ) from error
-
-
-class _Acquisition:
-    """One attempt to acquire a directory."""
-
-    def __init__(
-        self,
-        run_dir: Path,
-        stale: float,
-        beat: float,
-        waiting: Callable[[str], None],
-        on_loss: Callable[[str], None],
-        option: str,
-    ) -> None:
-        self._option = option
-        self._run_dir = run_dir
-        self._folder = _folder(run_dir)
-        self._stale = stale
-        self._every = beat
-        self._waiting = waiting
-        self._on_loss = on_loss
-        self._token = secrets.token_hex(8)
-        self._temporary = self._folder / f".{self._token}"
-
-    def acquire(self) -> RunLock:
-        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            record = LockRecord.own(self._token, flock=_flock(descriptor))
-            os.write(descriptor, record.text().encode())
-            os.fsync(descriptor)
-            number, descriptor = self._number(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        finally:
-            self._temporary.unlink(missing_ok=True)
-        self._tidy(number)
-        return RunLock(self._run_dir, number, record, descriptor, self._every, self._on_loss)
-
-    def _number(self, descriptor: int) -> tuple[int, int]:
+    def _take_number(self, descriptor: int) -> tuple[int, int]:
         """Create the next file once the holder is gone; returns its number and descriptor."""
         while True:
             number = self._wait_until_gone() + 1
@@ -223,20 +156,17 @@ class _Acquisition:
             beats = watched is not None and watched != (number, touched)
             if state is HolderState.ALIVE or beats:
                 self._refuse(file, holder, age)
-            if age > self._stale or (watched and time.monotonic() - begun > self._stale):
-                _log.warning(
-                    "%s had no heartbeat for %.0f s: acquiring its run folder %s",
-                    "an unknown process" if holder is None else holder.description, age, self._run_dir,
-                )  # fmt: skip
+            if age > self.stale or (watched and time.monotonic() - begun > self.stale):
+                words = f"{_describe(holder)} had no heartbeat for {age:.0f} s"
+                _log.warning("%s: acquiring its run folder %s", words, self.run_dir)
                 return number
             if watched is None:
                 watched, begun = (number, touched), time.monotonic()
-                who = "an unknown process" if holder is None else holder.description
-                self._waiting(
-                    f"the folder {self._run_dir} was last used by {who}, which may still "
-                    f"be running: waiting for a heartbeat, up to {max(0.0, self._stale - age):.0f} s"
+                self.waiting(
+                    f"the folder {self.run_dir} was last used by {_describe(holder)}, which may still "
+                    f"be running: waiting for a heartbeat, up to {max(0.0, self.stale - age):.0f} s"
                 )
-            time.sleep(min(_POLL_EVERY, self._stale / 4))
+            time.sleep(min(_POLL_EVERY, self.stale / 4))
 
     def _refuse(self, file: Path, holder: LockRecord | None, age: float) -> None:
         if holder is None:
@@ -244,8 +174,8 @@ class _Acquisition:
         else:
             who, end = holder.description, f"end it ({holder.advice})"
         raise RunError(
-            f"the folder {self._run_dir} is in use by {who}; last heartbeat {max(0.0, age):.0f} s "
-            f"ago. Wait for that run or {end}, and start again; or name another folder with {self._option}"
+            f"the folder {self.run_dir} is in use by {who}; last heartbeat {max(0.0, age):.0f} s "
+            f"ago. Wait for that run or {end}, and start again; or name another folder with {self.option}"
         )
 
     def _now(self) -> float:
@@ -263,39 +193,67 @@ class _Acquisition:
             now = _file(self._folder, number).stat().st_mtime
             for path in self._folder.glob(".*"):
                 with suppress(OSError):
-                    if now - path.stat().st_mtime > 10 * self._stale:
+                    if now - path.stat().st_mtime > 10 * self.stale:
                         path.unlink()
 
 
-def find_holder(run_dir: Path) -> LockRecord | None:
-    """The holder of a run directory; None without a holder, or if the lock cannot be read."""
+def acquire(
+    run_dir: Path,
+    *,
+    stale: float = STALE,
+    beat: float = BEAT,
+    waiting: Callable[[str], None] = _log.warning,
+    on_loss: Callable[[str], None] | None = None,
+    option: str = "--run-dir",
+) -> RunLock:
+    """Acquire a run directory, which is created if missing.
+
+    If this machine or SLURM shows that the holder is gone, the directory is acquired at once. Otherwise this
+    waits for a heartbeat, up to `stale` seconds.
+
+    Args:
+        run_dir: the run directory.
+        stale: seconds without a heartbeat after which a holder is considered gone.
+        beat: seconds between heartbeats of this process.
+        waiting: called with a line if this waits.
+        on_loss: called with a line if another attempt acquired the directory, because this process seemed
+            to be gone. By default the process ends.
+        option: the command-line option for another folder.
+
+    Raises:
+        RunError: another run holds the directory, or the lock cannot be written.
+    """
+    folder = _folder(run_dir)
     try:
-        number, record, _ = _latest(_folder(run_dir))
-        if record is None or record.state(_file(_folder(run_dir), number)) is HolderState.GONE:
-            return None
-    except OSError:
-        return None
-    return record
+        folder.mkdir(parents=True, exist_ok=True)
+        return RunLock(run_dir, stale, beat, waiting, on_loss or _end, option)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the lock of the folder {run_dir} ({folder}): {error.strerror or error}; mend "
+            f"that, or choose another folder with {option}"
+        ) from error
 
 
 def is_holder_dead_here(run_dir: Path) -> bool:
     """Whether the holder was a process of this machine and is gone. Asks no SLURM."""
-    try:
+    with suppress(OSError):
         number, record, _ = _latest(_folder(run_dir))
-        if record is None or record.released or record.boot != boot_id():
-            return False
-        return record.state(_file(_folder(run_dir), number)) is HolderState.GONE
-    except OSError:
-        return False
+        if record is not None and not record.released and record.boot == boot_id():
+            return record.state(_file(_folder(run_dir), number)) is HolderState.GONE
+    return False
 
 
 def read_holder_times(run_dir: Path) -> tuple[float, float] | None:
     """Start and last heartbeat of the holder, in seconds since 1970; None without a holder."""
-    try:
+    with suppress(OSError):
         _, record, touched = _latest(_folder(run_dir))
-    except OSError:
-        return None
-    return None if record is None or record.released else (record.since, touched)
+        if record is not None and not record.released:
+            return record.since, touched
+    return None
+
+
+def _describe(holder: LockRecord | None) -> str:
+    return "an unknown process" if holder is None else holder.description
 
 
 def _folder(run_dir: Path) -> Path:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.lock_holder import find_holder
 from trainer.errors import RunError
 from trainer.resilience.lock_record import HolderState, LockRecord
-from trainer.resilience.run_lock import RunLock, acquire, find_holder
+from trainer.resilience.run_lock import RunLock, acquire
 
 ROOT = Path(__file__).parents[3]
 HOLD = (
