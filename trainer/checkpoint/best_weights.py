@@ -32,12 +32,11 @@ def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeig
     """
     known = {step: top1 for step, top1 in retention.accuracies().items() if math.isfinite(top1)}
     file = folder.best_weights
+    file.unlink(missing_ok=True)  # of an earlier end of this run
     if not known:
-        file.unlink(missing_ok=True)
         return None
     top1 = max(known.values())
     if known.get(last_step) == top1:
-        file.unlink(missing_ok=True)  # of an earlier end of this run
         return BestWeights(last_step, top1, folder.weights.name)
     step = min(step for step, each in known.items() if each == top1)
     checkpoint = retention.path_of(step)
@@ -49,5 +48,4 @@ def write_best(folder: RunDir, retention: Retention, last_step: int) -> BestWeig
             _log.warning(
                 "the weights of the best evaluation, after step %d, are not written: %s", step, error
             )
-    file.unlink(missing_ok=True)
     return BestWeights(step, top1, None)

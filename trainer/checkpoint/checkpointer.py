@@ -15,8 +15,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipelines.atomic_file import flush
 from trainer.checkpoint.metadata import Progress, TrainState, shard_name, write_state
 from trainer.checkpoint.retention import Retention, is_disk_full, step_of
 from trainer.checkpoint.shards import Snapshot
-from trainer.distributed.collectives import broadcast_from_main
+from trainer.distributed.collectives import broadcast_from_main, gather
 from trainer.distributed.step_sync import StepTotals
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.state_shards import owned_shards
@@ -67,6 +67,7 @@ class _Save:
             self.error = error
 
 
+@dataclass
 class Checkpointer:
     """The one owner of a run's saves: which step is due, being written, saved and confirmed.
 
@@ -74,40 +75,27 @@ class Checkpointer:
     `postpone` and `close` are collective.
     """
 
-    def __init__(
-        self,
-        retention: Retention,
-        *,
-        every_minutes: float | None,
-        settings: Mapping[str, Any] | None = None,
-        description: Mapping[str, Any] | None = None,
-        attachments: Sequence[Path] = (),
-        saved_step: int = -1,
-        best: float | None = None,
-        longest_save: float = 0.0,
-    ) -> None:
-        """
-        Args:
-            retention: of the run's checkpoints folder; used on rank 0.
-            every_minutes: interval after which rank 0 finds a save due; None for never.
-            settings, description: recorded in each checkpoint, see `TrainState`.
-            attachments: files of the run that are copied into each checkpoint.
-            saved_step: step of the checkpoint that the run resumes from; -1 for a new run.
-            best: top-1 of the most accurate checkpoint; None where none was evaluated.
-            longest_save: seconds of the slowest save of earlier attempts.
-        """
-        self.retention = retention
-        self.saved_step = saved_step
-        """The newest step with a visible checkpoint; -1 without any."""
-        self.longest_save = longest_save
-        """Seconds of the slowest save so far."""
-        self.can_retry = False
-        """Whether the last save failed on a full disk, and an old checkpoint was deleted to make space."""
-        self.description = dict(description or {})
-        self._settings = dict(settings or {})
-        self._attachments = attachments
-        self._best = best
-        self._interval = math.inf if every_minutes is None else 60 * every_minutes
+    retention: Retention
+    """Of the run's checkpoints folder; used on rank 0."""
+    every_minutes: float | None
+    """Interval after which rank 0 finds a save due; None for never."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Recorded in each checkpoint, see `TrainState`."""
+    description: dict[str, Any] = field(default_factory=dict)
+    """The same."""
+    attachments: Sequence[Path] = ()
+    """Files of the run that are copied into each checkpoint."""
+    saved_step: int = -1
+    """The newest step with a visible checkpoint; -1 without any."""
+    best: float | None = None
+    """Top-1 of the most accurate evaluation; None where none was evaluated."""
+    longest_save: float = 0.0
+    """Seconds of the slowest save of all attempts so far."""
+    can_retry: bool = False
+    """Whether the last save failed on a full disk, and an old checkpoint was deleted to make space."""
+
+    def __post_init__(self) -> None:
+        self._interval = math.inf if self.every_minutes is None else 60 * self.every_minutes
         self._last_begun = time.monotonic()
         self._postponed = False
         self._is_main = dist.get_rank() == 0
@@ -152,14 +140,11 @@ class Checkpointer:
             self._discard(progress.step, problem)
             return False
         state = TrainState(
-            step=progress.step,
+            **vars(progress),
             updates=engine.updates,
             world_size=dist.get_world_size(),
             zero_stage=engine.zero_stage,
-            settings=self._settings,
-            clips=progress.clips,
-            bad=progress.bad,
-            spent=progress.spent,
+            settings=self.settings,
             saved_at=time.time(),
             description=self.description,
         )
@@ -214,9 +199,9 @@ class Checkpointer:
             return False
         if self._is_main:
             self.retention.record_accuracy(step, top1)
-        if self._best is not None and top1 <= self._best:
+        if self.best is not None and top1 <= self.best:
             return False
-        self._best = top1
+        self.best = top1
         return self.retention.keep_best and not self.has(step)
 
     def describe_newest(self) -> str:
@@ -258,15 +243,13 @@ class Checkpointer:
     def _gather_failures(error: Exception | None) -> list[_Failure]:
         """The failures of all ranks, in the order of ranks."""
         own = None if error is None else (dist.get_rank(), str(error) or repr(error), is_disk_full(error))
-        found: list[_Failure | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, own)
-        return [failure for failure in found if failure is not None]
+        return [failure for failure in gather(own) if failure is not None]
 
     def _publish(self, state: TrainState) -> OSError | None:
         """Add the metadata and rename the folder. Returns the error where that fails."""
         partial, path = self.retention.partial_path(state.step), self.retention.path_of(state.step)
         try:
-            for file in self._attachments:
+            for file in self.attachments:
                 if file.exists():
                     shutil.copy2(file, partial / file.name)
             write_state(partial, state)

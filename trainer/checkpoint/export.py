@@ -8,7 +8,7 @@ from torch import Tensor
 from models import ModelError
 from trainer.checkpoint.metadata import STATE, CheckpointError, TrainState, find_problem, read_state, shards
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.shards import Index, ShardReader, read_index
+from trainer.checkpoint.shards import ShardReader, read_index
 from trainer.checkpoint.weights import check_finite, described_model, save_weights
 from trainer.errors import RunError
 
@@ -48,26 +48,14 @@ def read_checkpoint(
         state = read_state(checkpoint)
         reader = ShardReader(read_index(shards(checkpoint, state)))
         tensors = _tensors(reader, average)
-        _check(tensors, checkpoint, state)
-    except RunError as error:
-        if isinstance(error, CheckpointError) and checkpoint.is_dir():
-            raise
-        if checkpoint.is_dir():
-            raise CheckpointError(checkpoint, str(error)) from error
-        raise CheckpointError(
-            checkpoint,
-            "it was deleted while it was read, because its run keeps newer ones; choose one of those",
-        ) from error
-    return state, tensors
-
-
-def _check(tensors: dict[str, Tensor], checkpoint: Path, state: TrainState) -> None:
-    """Raises CheckpointError for tensors of another model, RunError for values that are not finite."""
-    try:
         described_model(state.description, tensors)
-    except ModelError as error:
-        raise CheckpointError(checkpoint, str(error)) from error
-    check_finite(tensors, "it")
+        check_finite(tensors, "it")
+    except (ModelError, RunError) as error:
+        reason = "it was deleted while it was read, because its run keeps newer ones; choose one of those"
+        if checkpoint.is_dir():
+            reason = error.reason if isinstance(error, CheckpointError) else str(error)
+        raise CheckpointError(checkpoint, reason) from error
+    return state, tensors
 
 
 def _choose(run: Path, best: bool) -> Path:
@@ -87,12 +75,10 @@ def _choose(run: Path, best: bool) -> Path:
 
 def _tensors(reader: ShardReader, average: bool) -> dict[str, Tensor]:
     tensors = {}
-    for key in _names(reader.index):
+    for key in reader.index:
+        if not key.startswith(("weight/", "buffer/")):
+            continue
         kept = f"average/{key}"
         tensor = reader.whole(kept if average and kept in reader.index else key)
         tensors[key.partition("/")[2]] = tensor.float() if tensor.is_floating_point() else tensor
     return tensors
-
-
-def _names(index: Index) -> list[str]:
-    return [key for key in index if key.startswith(("weight/", "buffer/"))]

@@ -2,14 +2,16 @@
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from models import UniFormerV2Config
 from models.weights.safetensors_header import shorten
-from trainer.checkpoint.shards import find_damage, find_nonfinite, write_checksum
+from trainer.checkpoint.shards import Count, find_damage, find_nonfinite, write_checksum
 from trainer.errors import RunError
 
 FORMAT = 2
@@ -17,8 +19,6 @@ STATE = "state.json"
 WEIGHTS = "model.weights"
 """The setting that is compared by the content of the file, see `is_same_origin`."""
 _OF_THE_MODEL = ("model.", "data.train (class names)")
-_MAX_RANKS = 2**17
-_MAX_SECONDS = 1e12
 
 
 class CheckpointError(RunError):
@@ -29,69 +29,44 @@ class CheckpointError(RunError):
         self.reason = reason
 
 
+Seconds = Annotated[float, Field(strict=True, ge=0, lt=1e12)]
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a training is."""
 
-    step: int
-    """Optimiser steps done."""
-    clips: int
+    step: Count
+    """Optimiser steps done, which is also the position in the data."""
+    clips: Count
     """Clips seen so far, over all ranks."""
-    bad: int
+    bad: Count
     """Of these clips, those that could not be read."""
-    spent: dict[str, float]
+    spent: dict[str, Count | Seconds]
     """Time spent so far, by kind of activity."""
 
 
 @dataclass(frozen=True)
-class TrainState:
+class TrainState(Progress):
     """What a checkpoint records about itself, apart from the tensors."""
 
-    step: int
-    """Optimiser steps done, which is also the position in the data."""
-    updates: int
-    """Of these steps, those that changed the weights."""
-    world_size: int
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    updates: Count
+    """Of the steps, those that changed the weights."""
+    world_size: Annotated[int, Field(strict=True, gt=0, le=2**17)]
     """Ranks that wrote the checkpoint, and its shards."""
-    zero_stage: int
+    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)]
     """ZeRO stage of the engine that wrote it."""
-    settings: dict[str, Any]
+    settings: Annotated[dict[str, Any], Field(alias="settled")]
     """What may not change when the run is resumed, by its name in the recipe."""
-    clips: int
-    """Clips seen so far, over all ranks."""
-    bad: int
-    """Of these clips, those that could not be read."""
-    spent: dict[str, float]
-    """Time spent so far, by kind of activity."""
-    saved_at: float
+    saved_at: Seconds
     """When it was saved, in seconds since 1970."""
     description: dict[str, Any]
     """What is needed to use the weights: `model`, `class_names`, `preprocessing`, `recipe`."""
 
 
-_STORED_AS = {"settings": "settled"}  # keys of the file that differ from the field's name
-
-
-def _is_count(value: object, most: int = 2**62) -> bool:
-    return type(value) is int and 0 <= value <= most
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MAX_SECONDS
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "step": _is_count,
-    "updates": _is_count,
-    "world_size": lambda value: _is_count(value, _MAX_RANKS) and value > 0,
-    "zero_stage": lambda value: _is_count(value, 3),
-    "settled": lambda value: isinstance(value, dict),
-    "clips": _is_count,
-    "bad": _is_count,
-    "spent": lambda value: isinstance(value, dict) and all(map(_is_time, value.values())),
-    "saved_at": _is_time,
-    "description": lambda value: isinstance(value, dict),
-}
+_STORED = TypeAdapter(TrainState)
 
 
 def shard_name(rank: int) -> str:
@@ -100,8 +75,8 @@ def shard_name(rank: int) -> str:
 
 def write_state(folder: Path, state: TrainState) -> None:
     path = folder / STATE
-    stored = {_STORED_AS.get(name, name): value for name, value in asdict(state).items()}
-    path.write_text(json.dumps({"format": FORMAT, **stored}, indent=1) + "\n", encoding="utf-8")
+    stored = {"format": FORMAT, **_STORED.dump_python(state, by_alias=True)}
+    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     write_checksum(path)
 
 
@@ -119,17 +94,17 @@ def read_state(folder: Path) -> TrainState:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(folder, f"{STATE} cannot be read ({error})") from error
-    if (
-        not isinstance(described, dict)
-        or set(described) != {"format", *_CHECKS}
-        or described.pop("format") != FORMAT
-    ):
-        raise CheckpointError(folder, f"{STATE} is of another version of this program")
-    for name, check in _CHECKS.items():
-        if not check(described[name]):
-            raise CheckpointError(folder, f"{STATE} is damaged: {name} is {shorten(described[name])}")
-    settings = described.pop(_STORED_AS["settings"])
-    return TrainState(**described, settings=settings)
+    other = CheckpointError(folder, f"{STATE} is of another version of this program")
+    if not isinstance(described, dict) or described.pop("format", None) != FORMAT:
+        raise other
+    try:
+        return _STORED.validate_python(described)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        if wrong["type"] in ("missing", "unexpected_keyword_argument"):
+            raise other from None
+        name = wrong["loc"][0]
+        raise CheckpointError(folder, f"{STATE} is damaged: {name} is {shorten(described[name])}") from None
 
 
 def find_problem(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
@@ -159,16 +134,10 @@ def check_settings(path: Path, then: dict[str, Any], now: dict[str, Any], allowe
     """
     then = {**{name: value for name, value in _model_defaults().items() if name in now}, **then}
     check_allowed_names(allowed, {*then, *now})
-    changed = {
-        name: (then.get(name), now.get(name))
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
-    }
-    refused = {name: values for name, values in changed.items() if name not in allowed}
+    names = sorted({*then, *now}.difference(allowed))
+    refused = [name for name in names if then.get(name) != now.get(name)]
     if refused:
-        lines = [
-            f"{name}: {_brief(before)} then, {_brief(after)} now" for name, (before, after) in refused.items()
-        ]
+        lines = [f"{name}: {_brief(then.get(name))} then, {_brief(now.get(name))} now" for name in refused]
         flags = " ".join(f"--allow-change '{name}'" for name in refused)
         other_model = any(name.startswith(_OF_THE_MODEL) and name != WEIGHTS for name in refused)
         hint = f"\n{fine_tuning_hint(path)}" if other_model else ""

@@ -12,7 +12,7 @@ from trainer.checkpoint.metadata import CheckpointError, TrainState, find_proble
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.shards import Index, ShardReader, read_index
 from trainer.checkpoint.weights_origin import check_settings_unchanged
-from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
+from trainer.distributed.collectives import broadcast_from_main, find_first, gather, run_on_all_ranks
 from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import AgreedError, RunError
 
@@ -76,9 +76,7 @@ def restore(engine: Engine, path: Path, state: TrainState) -> None:
 
 def _find_problem(path: Path) -> str | None:
     """Why a checkpoint cannot be used, or None; each rank checks its share of the files. Collective."""
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, find_problem(path, dist.get_rank(), dist.get_world_size()))
-    return next((problem for problem in problems if problem is not None), None)
+    return find_first(find_problem(path, dist.get_rank(), dist.get_world_size()))
 
 
 def _read_headers(path: Path, state: TrainState) -> Index:
@@ -93,10 +91,8 @@ def _read_headers(path: Path, state: TrainState) -> Index:
         with _naming(path):
             return read_index(own)
 
-    parts: list[Index] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, run_on_all_ranks(read))
     index: Index = {}
-    for part in parts:
+    for part in gather(run_on_all_ranks(read)):
         for key, stored in part.items():
             index.setdefault(key, []).extend(stored)
     return index

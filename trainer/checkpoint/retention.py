@@ -8,9 +8,10 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.system.files import BestEffort, write_json, write_text
+from trainer.system.files import BestEffort, read_json, write_json, write_text
 
 _WITHDRAWN = "not-finite-"
 _CUT_OFF = (".step-*", f".{_WITHDRAWN}step-*", ".*.json.partial")
@@ -26,12 +27,12 @@ def read_accuracies(folder: Path) -> dict[int, float]:
     folder: of the run's checkpoints.
     """
     try:
-        found = json.loads((folder / _ACCURACIES).read_text(encoding="utf-8"))
-        return {int(step): float(top1) for step, top1 in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {int(step): float(top1) for step, top1 in read_json(folder / _ACCURACIES).items()}
+    except (ValueError, TypeError, OverflowError):
         return {}
 
 
+@dataclass
 class Retention:
     """The folder of a run's checkpoints.
 
@@ -39,32 +40,31 @@ class Retention:
     `not-finite-step-0000123/` a withdrawn one.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 1, keep_best: bool = True) -> None:
-        """
-        Args:
-            folder: of the checkpoints.
-            keep_last: how many of the newest are kept.
-            keep_best: whether the most accurate one is kept as well.
-        """
-        self.folder = folder
-        self.keep_best = keep_best
-        self._keep_last = keep_last
+    folder: Path
+    keep_last: int = 1
+    """How many of the newest are kept."""
+    keep_best: bool = True
+    """Whether the most accurate one is kept as well."""
+
+    def __post_init__(self) -> None:
         self._unwritten: dict[int, float] = {}  # accuracies that are not in the file
         self._deleting: threading.Thread | None = None
         self._good: Path | None = None  # the newest that is known to be good: never deleted
-        self._confirmations = folder / "confirmed.json"
+        self._confirmations = self.folder / "confirmed.json"
         self._best_effort = BestEffort()
         self._unconfirmed: list[Path] = []  # saved by this attempt, or resumed from
 
     def visible(self) -> list[Path]:
         """The complete checkpoints, oldest first; folders with other names are ignored."""
-        folders = (path for path in self.folder.glob("step-*") if path.is_dir())
-        return sorted((path for path in folders if step_of(path) >= 0), key=step_of)
+        return self._folders("step-*")
 
     def withdrawn(self) -> list[Path]:
         """The withdrawn checkpoints, oldest first."""
-        folders = (path for path in self.folder.glob(f"{_WITHDRAWN}step-*") if _step_of_withdrawn(path) >= 0)
-        return sorted(folders, key=_step_of_withdrawn)
+        return self._folders(f"{_WITHDRAWN}step-*")
+
+    def _folders(self, pattern: str) -> list[Path]:
+        folders = (path for path in self.folder.glob(pattern) if path.is_dir() and step_of(path) >= 0)
+        return sorted(folders, key=step_of)
 
     def path_of(self, step: int) -> Path:
         """The folder of a complete checkpoint."""
@@ -163,8 +163,8 @@ class Retention:
         self._write_confirmed(newest)
         best = self._best_to_keep()
         so_far = [path for path in self.visible() if step_of(path) <= newest]
-        superfluous = [path for path in so_far[: -self._keep_last] if path != best]
-        superfluous += [path for path in self.withdrawn() if _step_of_withdrawn(path) <= newest]
+        superfluous = [path for path in so_far[: -self.keep_last] if path != best]
+        superfluous += [path for path in self.withdrawn() if step_of(path) <= newest]
         self._deleting = threading.Thread(target=_delete, args=(superfluous,), daemon=True)
         self._deleting.start()
 
@@ -223,10 +223,7 @@ class Retention:
 
     def _read_confirmed(self) -> int:
         """The newest confirmed step of all attempts; -1 where it is not known."""
-        try:
-            step = json.loads(self._confirmations.read_text(encoding="utf-8"))["step"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return -1
+        step = read_json(self._confirmations).get("step")
         return step if type(step) is int else -1
 
     def _write_confirmed(self, step: int) -> None:
@@ -251,18 +248,14 @@ class Retention:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's folder; -1 for other names."""
-    number = path.name.removeprefix("step-")
+    """The step of a checkpoint's folder, also of a withdrawn one; -1 for other names."""
+    number = path.name.removeprefix(_WITHDRAWN).removeprefix("step-")
     return int(number) if number.isascii() and number.isdigit() else -1
 
 
 def is_disk_full(error: Exception) -> bool:
     """Whether writing failed because the disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _step_of_withdrawn(path: Path) -> int:
-    return step_of(path.with_name(path.name.removeprefix(_WITHDRAWN)))
 
 
 def _withdrawn_path(path: Path) -> Path:

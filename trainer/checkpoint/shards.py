@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from models.weights.files import count_not_finite, format_list
@@ -27,6 +28,10 @@ from trainer.errors import RunError
 _HASHED_AT_ONCE = 2**22  # bytes
 _NUMBERS_AT_ONCE = 2**24  # numbers
 _MAX_CHECKSUM = 1000  # characters that are read of a checksum file
+
+Count = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+_PIECES = TypeAdapter(list[tuple[str, Count, Count, str, tuple[Count, ...]]])
+"""Of a shard's header: key, start, number of elements, dtype and the tensor's shape of each piece."""
 
 
 class Snapshot:
@@ -48,12 +53,8 @@ class Snapshot:
 
     def capture(self) -> None:
         """Copy the current values of the pieces to the buffers."""
-        ends = dict.fromkeys(self._buffers, 0)
-        for piece in self._pieces:
-            kind = piece.values.dtype
-            target = self._buffers[kind].narrow(0, ends[kind], piece.count)
-            target.copy_(piece.values, non_blocking=True)
-            ends[kind] += piece.count
+        for piece, copy in self._copies():
+            copy.copy_(piece.values, non_blocking=True)
         if self._on_gpu:
             torch.cuda.synchronize()
 
@@ -62,21 +63,22 @@ class Snapshot:
 
         Raises OSError, or RunError for values that are not finite.
         """
-        ends = dict.fromkeys(self._buffers, 0)
-        for piece in self._pieces:
-            kind = piece.values.dtype
-            if not _is_finite(self._buffers[kind].narrow(0, ends[kind], piece.count)):
+        held = []
+        for piece, copy in self._copies():
+            if any(map(count_not_finite, copy.split(_NUMBERS_AT_ONCE))):
                 raise RunError(f"{piece.key} holds numbers that are not finite")
-            ends[kind] += piece.count
-        held = [[piece.key, piece.start, piece.count, _name(piece), piece.shape] for piece in self._pieces]
-        tensors = {_short(kind): buffer for kind, buffer in self._buffers.items()}
+            held.append([piece.key, piece.start, piece.count, dtype_name(copy.dtype), piece.shape])
+        tensors = {dtype_name(kind): buffer for kind, buffer in self._buffers.items()}
         write_tensors(path, tensors, {"pieces": json.dumps(held)})
         write_checksum(path)
 
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether all values of a 1-D tensor are finite; integers always are."""
-    return all(count_not_finite(part) == 0 for part in values.split(_NUMBERS_AT_ONCE))
+    def _copies(self) -> Iterator[tuple[StateShard, Tensor]]:
+        """Each piece with its place in a buffer."""
+        ends = dict.fromkeys(self._buffers, 0)
+        for piece in self._pieces:
+            kind = piece.values.dtype
+            yield piece, self._buffers[kind].narrow(0, ends[kind], piece.count)
+            ends[kind] += piece.count
 
 
 def write_checksum(path: Path) -> None:
@@ -146,31 +148,20 @@ def read_index(paths: Iterable[Path]) -> Index:
         ends: dict[str, int] = {}
         with _errors_naming(path):
             header = read_header(path)
-            held = json.loads(header.metadata["pieces"])
-            for piece in held:
-                key, start, count, kind, shape = _parse_piece(piece)
+            for key, start, count, kind, shape in _PIECES.validate_json(
+                header.metadata["pieces"], strict=True
+            ):
+                if start + count > math.prod(shape):
+                    raise ValueError(f"a piece of {shorten(key)} lies outside its tensor")
                 stored = StoredPiece(path, kind, ends.get(kind, 0), start, count, shape)
                 index.setdefault(key, []).append(stored)
                 ends[kind] = ends.get(kind, 0) + count
-            sizes = {name: shape for name, (dtype, shape) in header.tensors.items() if name == _short(dtype)}
+            sizes = {
+                name: shape for name, (dtype, shape) in header.tensors.items() if name == dtype_name(dtype)
+            }
             if sizes.keys() != header.tensors.keys() or sizes != {k: (end,) for k, end in ends.items()}:
                 raise ValueError("its pieces do not match its tensors")
     return index
-
-
-def _parse_piece(piece: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
-    """Parse the description of a piece in a header. Raises TypeError or ValueError where it is malformed."""
-    key, start, count, kind, shape = piece
-    numbers = [start, count, *shape]
-    if (
-        not isinstance(key, str)
-        or not isinstance(kind, str)
-        or any(type(each) is not int for each in numbers)
-    ):
-        raise TypeError("a piece is malformed")
-    if min(numbers) < 0 or start + count > math.prod(shape):
-        raise ValueError(f"a piece of {shorten(key)} lies outside its tensor")
-    return key, start, count, kind, tuple(shape)
 
 
 @contextmanager
@@ -254,11 +245,8 @@ class ShardReader:
         return self._open[path]
 
 
-def _name(piece: StateShard) -> str:
-    return _short(piece.values.dtype)
-
-
-def _short(kind: torch.dtype) -> str:
+def dtype_name(kind: torch.dtype) -> str:
+    """Such as `float32`."""
     return str(kind).removeprefix("torch.")
 
 

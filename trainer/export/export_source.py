@@ -53,6 +53,6 @@ def read_source(
         return ExportSource(open_model(source, frames=frames))
     state, tensors = read_checkpoint(source, best=best, average=average)
     run = source.absolute().parents[1] if (source / STATE).exists() else source
-    weights = build_model(state, tensors, source)
+    weights = build_model(state, tensors)
     keeps_average = bool(weights.recipe.get("optimisation", {}).get("ema_decay"))
     return ExportSource(weights, run, state.world_size, average or not keeps_average, state.settings)

@@ -1,9 +1,7 @@
 """The model card of an export, from the files of the run."""
 
-import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +12,7 @@ from trainer.checkpoint.retention import read_accuracies
 from trainer.export.export_source import ExportSource
 from trainer.export.public_metadata import public_recipe
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import read_json
 from trainer.system.formatting import format_percent
 
 _FINGERPRINT = "data.train (fingerprint)"
@@ -110,7 +109,7 @@ def _results(source: ExportSource, accuracies: dict[int, float], own: float | No
     lines = ["| | after step | top-1 |", "|---|---|---|"]
     for what, (step, top1) in rows.items():
         lines.append(f"| {what} | {step} | {_UNKNOWN if top1 is None else format_percent(top1)} |")
-    summary = _read(RunDir(source.run).summary) if source.run is not None else {}
+    summary = read_json(RunDir(source.run).summary) if source.run is not None else {}
     if summary.get("top5") is not None and summary.get("videos"):
         lines += [
             "",
@@ -121,8 +120,8 @@ def _results(source: ExportSource, accuracies: dict[int, float], own: float | No
 
 
 def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
-    machine = _read(RunDir(source.run).environment) if source.run is not None else {}
-    summary = _read(RunDir(source.run).summary) if source.run is not None else {}
+    machine = read_json(RunDir(source.run).environment) if source.run is not None else {}
+    summary = read_json(RunDir(source.run).summary) if source.run is not None else {}
     optimisation = recipe.get("optimisation", {})
     gpus = Counter(machine.get("gpus") or ())
     hardware = ", ".join(f"{count} x {name}" for name, count in gpus.items()) or machine.get("cpu")
@@ -168,12 +167,3 @@ def _inline(text: str) -> str:
 
 def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of the run; empty if it is missing, as before the run's end, or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

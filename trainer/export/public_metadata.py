@@ -4,6 +4,7 @@ from typing import Any
 
 from trainer.export.export_source import ExportSource
 from trainer.secrets import redacted
+from trainer.system.files import map_leaves
 
 _PRIVATE = ("tracking", "run")  # addresses and folders of the training machines
 
@@ -21,14 +22,9 @@ def describe_model(source: ExportSource) -> dict[str, Any]:
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe without addresses and with only the last part of each path."""
-    return {name: _public(value) for name, value in recipe.items() if name not in _PRIVATE}
+    public = {name: value for name, value in recipe.items() if name not in _PRIVATE}
+    return map_leaves(public, _without_folders)
 
 
-def _public(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _public(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_public(inner) for inner in value]
-    if isinstance(value, str):
-        return redacted(value.rstrip("/").rpartition("/")[2])
-    return value
+def _without_folders(value: Any) -> Any:
+    return redacted(value.rstrip("/").rpartition("/")[2]) if isinstance(value, str) else value

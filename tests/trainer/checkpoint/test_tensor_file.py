@@ -10,7 +10,7 @@ import torch
 
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.resilience.nan_replay import write_replay_file
+from trainer.resilience.nan_replay import BatchOrigin, write_replay_file
 
 
 def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_full_disk_has_its_errno(tmp_path: Path) -> None:
     failing = mock.Mock(side_effect=_safetensors_error("I/O error: No space left on device (os error 28)"))
     with mock.patch("safetensors.torch.save_file", failing):
         with pytest.raises(OSError) as failure:
-            write_replay_file(tmp_path / "clips", batch, {})
+            write_replay_file(tmp_path / "clips", batch, BatchOrigin(1, 0, 0, "fp32", "a reason", ["v.mp4"]))
         assert failure.value.errno == errno.ENOSPC
         with pytest.raises(RunError, match="w cannot be written: No space left on device"):
             save_weights(tmp_path / "w", {"a": clips}, {})
