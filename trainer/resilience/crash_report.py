@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.secrets import redacted
+from trainer.system.files import read_json
 
 if TYPE_CHECKING:  # it imports torch, which a reader does not need
     from trainer.distributed.environment import Environment
@@ -37,12 +38,8 @@ def first_crash_report(run_dir: Path, since: float) -> str | None:
     """The earliest crash report since then (seconds since 1970), with its traceback; None without any."""
     reports = []
     for path in (run_dir / "failures").glob("rank-*.json"):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue  # its rank was killed while it wrote
-        keys = {"time", "rank", "node", "words", "traceback"}
-        if isinstance(report, dict) and report.keys() >= keys and report["time"] >= since:
+        report = read_json(path)  # empty where its rank was killed while it wrote
+        if report.keys() >= {"time", "rank", "node", "words", "traceback"} and report["time"] >= since:
             reports.append(report)
     if not reports:
         return None

@@ -3,11 +3,9 @@
 DALI decodes in the rank's process. The batches in flight are recorded in `in-flight/` of the run directory.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -17,12 +15,10 @@ from pipelines.dali.sample_reader import CrashedSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.in_flight import find_crashed
 from pipelines.sampling.sampler import TrainSampler, ViewSampler
-from trainer.distributed.collectives import broadcast_from_main, run_on_all_ranks
+from trainer.distributed.collectives import broadcast_from_main, gather, run_on_all_ranks
 from trainer.distributed.environment import Environment
 from trainer.monitoring.run_dir import RunDir
-from trainer.system.files import write_json
-
-T = TypeVar("T")
+from trainer.system.files import read_json, write_json
 
 _MAX_NAMED = 3
 
@@ -63,7 +59,14 @@ def find_crashed_videos(
         crashed[reading.kind] = {**known, **new}
         if left:  # wait: the next loaders write files of the same names
             if environment.is_main:
-                _close(left, crashed[reading.kind] if new else {}, reading.dataset.fingerprint, folder)
+                if new:
+                    with folder.best_effort(folder.decoder_crashes):
+                        recorded = read_json(folder.decoder_crashes)
+                        recorded[reading.dataset.fingerprint] = crashed[reading.kind]
+                        write_json(folder.decoder_crashes, recorded)
+                for path in map(Path, left):
+                    with folder.best_effort(path):
+                        path.unlink(missing_ok=True)
             dist.barrier()
         notes += _notes(new, reading.dataset, options)
     return crashed, tuple(notes)
@@ -78,42 +81,17 @@ def _found_by_all(
     found = run_on_all_ranks(
         lambda: find_crashed(own, reading.dataset, reading.sampler, reading.clip, options)
     )
-    gathered: list[CrashedSamples] = [{}] * environment.world_size
-    dist.all_gather_object(gathered, found)
-    return {sample: reason for part in gathered for sample, reason in part.items()}
+    return {sample: reason for part in gather(found) for sample, reason in part.items()}
 
 
 def _left(reading: LoaderInput, folder: RunDir) -> tuple[CrashedSamples, list[str]]:
     """Recorded crashes of this data, and the files of loaders that were not closed."""
     files = sorted(map(str, folder.in_flight.glob(f"{reading.kind}-*.json")))
     try:
-        known = _kept(folder).get(reading.dataset.fingerprint, {}).items()
+        known = read_json(folder.decoder_crashes).get(reading.dataset.fingerprint, {}).items()
         return {int(sample): str(reason) for sample, reason in known}, files
     except (ValueError, AttributeError):
         return {}, files
-
-
-def _kept(folder: RunDir) -> dict[str, Any]:
-    """The file's content by fingerprint of the data; empty if it cannot be read."""
-    try:
-        stored = json.loads(folder.decoder_crashes.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
-def _close(left: list[str], crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
-    """Record new crashes, then remove the in-flight files."""
-    if crashes:
-        _keep(crashes, fingerprint, folder)
-    for path in map(Path, left):
-        with folder.best_effort(path):
-            path.unlink(missing_ok=True)
-
-
-def _keep(crashes: CrashedSamples, fingerprint: str, folder: RunDir) -> None:
-    with folder.best_effort(folder.decoder_crashes):
-        write_json(folder.decoder_crashes, {**_kept(folder), fingerprint: crashes})
 
 
 def _notes(new: CrashedSamples, dataset: Dataset, options: LoaderOptions) -> list[str]:

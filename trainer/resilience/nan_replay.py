@@ -1,10 +1,12 @@
 """Replay of a nonfinite step: its clips and weights are written to safetensors files and run again."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -15,26 +17,41 @@ from models.weights.safetensors_header import WeightFileError
 from pipelines.augment.mixing import MixedLabels
 from pipelines.formatting import printable
 from pipelines.loader import ClipBatch
+from trainer.checkpoint.shards import Count, dtype_name
 from trainer.checkpoint.tensor_file import write_tensors
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import RunError
 from trainer.loss import masked_cross_entropy
 from trainer.resilience.nan_tracer import NonfiniteTrace, trace_nonfinite
+from trainer.system.device import Precision
 
 FORMAT = "not-finite 1"
 WEIGHTS = "weights.safetensors"
 _OF_EACH_CLIP = {"labels": torch.int64, "ids": torch.int64, "valid": torch.bool, "keys": torch.int64}
 _OF_EACH_MIXED_CLIP = {"mixed_labels": torch.int64, "mixed_weights": torch.float32}
-_PRECISIONS = ["fp32", "autocast", "bf16"]
 _AROUND = 6  # modules printed before and after the first that is not finite
 
 
-def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> None:
-    """Write a micro-batch; its weights are in `WEIGHTS` beside it. Raises OSError.
+@dataclass(frozen=True)
+class BatchOrigin:
+    """Where a replayed micro-batch comes from."""
 
-    about: `step` (from 1), `rank`, `micro_batch` (from 0), `precision`, `label_smoothing`, `words` (the
-        reason), and `paths` of the videos.
-    """
+    step: Count
+    """Counted from 1."""
+    rank: Count
+    micro_batch: Count
+    """Counted from 0."""
+    precision: Precision
+    words: str
+    """The reason for the replay."""
+    paths: Annotated[list[str], Field(min_length=1)]
+    """The clips' videos."""
+    label_smoothing: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    """Of the loss; files of earlier versions lack it."""
+
+
+def write_replay_file(file: Path, batch: ClipBatch, about: BatchOrigin) -> None:
+    """Write a micro-batch; its weights are in `WEIGHTS` beside it. Raises OSError."""
     tensors = {
         "clips": batch.clips.float(),
         "labels": batch.labels,
@@ -46,7 +63,7 @@ def write_replay_file(file: Path, batch: ClipBatch, about: dict[str, Any]) -> No
         tensors |= {"mixed_labels": batch.mixed.labels, "mixed_weights": batch.mixed.weights}
     file.parent.mkdir(parents=True, exist_ok=True)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(file, held, {"format": FORMAT, "about": json.dumps(about)})
+    write_tensors(file, held, {"format": FORMAT, "about": json.dumps(asdict(about))})
 
 
 def replay(file: Path) -> bool:
@@ -60,19 +77,18 @@ def replay(file: Path) -> bool:
         raise RunError(f"{file} is a folder: name one of the files in not-finite/step-.../ of a run")
     stored, about = _open(file)
     model = load_weights(file.parent / WEIGHTS, finite=False).model.train()
-    tensors = _read(file, stored, model.config, len(about["paths"]))
+    tensors = _read(file, stored, model.config, len(about.paths))
     console = Console(markup=False, highlight=False, emoji=False)  # a path may contain markup
-    paths = about["paths"]
     console.print(
-        f"step {about['step']}, rank {about['rank']}, micro-batch {about['micro_batch']}, "
-        f"{about['precision']}; reason: {printable(about['words'])}"
+        f"step {about.step}, rank {about.rank}, micro-batch {about.micro_batch}, {about.precision}; "
+        f"reason: {printable(about.words)}"
     )
     reproduced = False
-    for precision in dict.fromkeys(["fp32", about["precision"]]):
-        losses, found = _run_again(model, tensors, precision, about.get("label_smoothing", 0.0))
+    for precision in dict.fromkeys(["fp32", about.precision]):
+        losses, found = _run_again(model, tensors, precision, about.label_smoothing)
         words = "all is finite" if found.origin is None else found.origin.description
         console.print(f"\n{precision}: {words}", style="bold")
-        _print_losses(console, tensors, paths, losses)
+        _print_losses(console, tensors, about.paths, losses)
         if found.origin is not None:
             reproduced = True
             _print_modules(console, found)
@@ -84,7 +100,7 @@ def replay(file: Path) -> bool:
     return reproduced
 
 
-def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
+def _open(file: Path) -> tuple[StoredWeights, BatchOrigin]:
     """The tensors, not read yet, and `about`. Raises RunError."""
     try:
         stored = open_safetensors(file)
@@ -94,7 +110,11 @@ def _open(file: Path) -> tuple[StoredWeights, dict[str, Any]]:
         raise RunError(f"--replay {file}: not a replay file; see not-finite/ of the run directory")
     if not (file.parent / WEIGHTS).exists():
         raise RunError(f"--replay {file}: {WEIGHTS} is missing beside it")
-    return stored, _about(file, stored.metadata.get("about", ""))
+    try:
+        about = TypeAdapter(BatchOrigin).validate_python(json.loads(stored.metadata.get("about", "")))
+    except (ValueError, RecursionError):
+        raise RunError(f"--replay {file}: it is damaged: it lacks the step and the videos") from None
+    return stored, about
 
 
 def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: int) -> dict[str, Tensor]:
@@ -107,15 +127,15 @@ def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: i
         "clips": ((count, 3, config.frames, size, size), torch.float32),
         **{name: ((count,), dtype) for name, dtype in of_each_clip.items()},
     }
-    for name, (shape, dtype) in wanted.items():
+    for name, (shape, kind) in wanted.items():
         found = stored.shapes.get(name)
         if found is None:
             raise RunError(f"--replay {file}: it is damaged: {name} are missing")
-        if tuple(found.shape) != shape or found.dtype != dtype:
+        if tuple(found.shape) != shape or found.dtype != kind:
             raise RunError(
-                f"--replay {file}: it is damaged: {name} are {list(found.shape)} of {_short(found.dtype)}; "
-                f"the {count} videos it names and the model of {WEIGHTS} make them {list(shape)} of "
-                f"{_short(dtype)}"
+                f"--replay {file}: it is damaged: {name} are {list(found.shape)} of "
+                f"{dtype_name(found.dtype)}; the {count} videos it names and the model of {WEIGHTS} make "
+                f"them {list(shape)} of {dtype_name(kind)}"
             )
     try:
         tensors = stored.read(wanted, finite=False)
@@ -128,30 +148,6 @@ def _read(file: Path, stored: StoredWeights, config: UniFormerV2Config, count: i
                 f"{WEIGHTS} has {config.num_classes} classes"
             )
     return tensors
-
-
-def _about(file: Path, text: str) -> dict[str, Any]:
-    try:
-        about = json.loads(text)
-    except (ValueError, RecursionError):
-        about = None
-    if (
-        not isinstance(about, dict)
-        or any(type(about.get(name)) is not int for name in ("step", "rank", "micro_batch"))
-        or about.get("precision") not in _PRECISIONS
-        or not isinstance(about.get("label_smoothing", 0.0), float)
-        or not 0 <= about.get("label_smoothing", 0.0) < 1
-        or not isinstance(about.get("words"), str)
-        or not isinstance(about.get("paths"), list)
-        or not about["paths"]
-        or not all(isinstance(path, str) for path in about["paths"])
-    ):
-        raise RunError(f"--replay {file}: it is damaged: it lacks the step and the videos")
-    return about
-
-
-def _short(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
 
 
 def _run_again(
@@ -175,11 +171,7 @@ def _run_again(
         losses.extend(each.tolist())
         return each.mean()
 
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    found = trace_nonfinite(model, run)
-    for buffer, before in kept:
-        buffer.copy_(before)
-    return losses, found
+    return losses, trace_nonfinite(model, run)
 
 
 def _print_losses(

@@ -6,13 +6,16 @@ that is not finite, over all ranks, is the origin.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from trainer.system.device import restored_buffers
 
 Phase = Literal["clips", "forward", "loss", "backward"]
 
@@ -59,8 +62,8 @@ def trace_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonfiniteTra
 
     Hooks are on modules without children, modules with own parameters, and the model. `torch.autograd.grad`
     computes the gradients, so that `.grad` and hooks on its accumulation are not affected. Memory: one number
-    per tensor and the parameters' gradients; activations live no longer than usual. Running statistics and
-    random states change as in any forward pass.
+    per tensor and the parameters' gradients; activations live no longer than usual. Random states change as
+    in any forward pass; the model's buffers, such as running statistics, are restored.
 
     Args:
         model: in training mode.
@@ -68,7 +71,7 @@ def trace_nonfinite(model: nn.Module, run: Callable[[], Tensor]) -> NonfiniteTra
     """
     hooks = _Hooks(model)
     # Compiled code ignores hooks that were added after compilation.
-    with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+    with restored_buffers(model), torch.compiler.set_stance("force_eager"), torch.enable_grad():
         with hooks.forward():
             loss = run()
         end_of_forward = hooks.see(loss)
@@ -145,7 +148,7 @@ class _Hooks:
             self.calls.append(call)
             self._open.append(call)
             # A separate view for each module: a tensor's gradient is the sum over all its users.
-            viewed = _replaced((args, kwargs), lambda tensor: self._input(call, tensor))
+            viewed = _changed((args, kwargs), lambda tensor: self._input(call, tensor))
             # Here, because partitioned weights are gathered only while their module runs.
             for own, parameter in module.named_parameters(recurse=False):
                 call.weights[own] = self.see(parameter)
@@ -163,10 +166,13 @@ class _Hooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self._open.pop()
-        for tensor in _tensors(output):
-            call.outputs.append(self.see(tensor))
-            if tensor.requires_grad:
-                tensor.register_hook(lambda gradient: call.gradients.append(self.see(gradient)))
+        _changed(output, lambda tensor: self._output(call, tensor))
+
+    def _output(self, call: _Call, tensor: Tensor) -> Tensor:
+        call.outputs.append(self.see(tensor))
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: call.gradients.append(self.see(gradient)))
+        return tensor
 
 
 def _origin(
@@ -210,32 +216,17 @@ def _origin(
     raise AssertionError(f"tensor {first} belongs to no module")
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in a module's output."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-
-
-def _replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A module's arguments with their floating-point tensors changed."""
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A module's arguments or output with their floating-point tensors changed."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: _replaced(part, change) for key, part in value.items()}
+        return {key: _changed(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_replaced(part, change) for part in value)
+        return type(value)(_changed(part, change) for part in value)
     return value
 
 
 def _largest(values: list[float]) -> float | None:
     """The largest value; NaN if there is one, None without values."""
-    if any(math.isnan(value) for value in values):
-        return math.nan
-    return max(values, default=None)
+    return float(np.max(values)) if values else None

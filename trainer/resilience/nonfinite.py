@@ -16,12 +16,13 @@ from pipelines.augment.mixing import MixedLabels
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.retention import MARGIN
 from trainer.checkpoint.weights import save_weights
+from trainer.distributed.collectives import find_first, gather
 from trainer.engine.deepspeed_engine import Engine
 from trainer.engine.memory_estimate import SUSPECT_BATCHES
 from trainer.engine.state_shards import owned_shards
 from trainer.errors import RunError
 from trainer.loss import masked_cross_entropy
-from trainer.resilience.nan_replay import WEIGHTS, write_replay_file
+from trainer.resilience.nan_replay import WEIGHTS, BatchOrigin, write_replay_file
 from trainer.resilience.nan_tracer import trace_nonfinite
 
 KEPT = 3  # steps with replay files; more would only fill the disk
@@ -64,26 +65,21 @@ def _tensors(batch: ClipBatch) -> tuple[Tensor, ...]:
     return batch.clips, batch.labels, batch.ids, batch.valid, batch.keys, *mixed
 
 
+@dataclass
 class NonfiniteDiagnosis:
-    """Holds a micro-batch of each of the last two steps, and finds the cause of a nonfinite step.
+    """Holds a micro-batch of each of the last two steps, and finds the cause of a nonfinite step."""
 
-    folder: the run directory. description: metadata of the weights, see `TrainState`. path_of: a sample's
-    file. label_smoothing: of the loss.
-    """
+    engine: Engine
+    run_dir: Path
+    description: dict[str, Any]
+    """Metadata of the weights, see `TrainState`."""
+    path_of: Callable[[int], Path]
+    """A sample's file."""
+    label_smoothing: float = 0.0
+    """Of the loss."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        folder: Path,
-        description: dict[str, Any],
-        path_of: Callable[[int], Path],
-        label_smoothing: float = 0.0,
-    ) -> None:
-        self._engine = engine
-        self._folder = folder / "not-finite"
-        self._description = description
-        self._path_of = path_of
-        self._label_smoothing = label_smoothing
+    def __post_init__(self) -> None:
+        self._folder = self.run_dir / "not-finite"
         self._held: deque[_HeldBatch] = deque()
         self._kept = 0
 
@@ -103,42 +99,34 @@ class NonfiniteDiagnosis:
         """Find the cause among the held batches of all ranks, and write replay files. Collective."""
         held = next(held for held in self._held if held.step == step)
         number, batch = int(held.number), held.batch
-        buffers = [(buffer, buffer.clone()) for buffer in self._engine.model.buffers()]
         origin, had_memory = None, True
         try:
-            origin = trace_nonfinite(self._engine.model, lambda: self._loss(batch)).origin
+            origin = trace_nonfinite(self.engine.model, lambda: self._loss(batch)).origin
         except torch.OutOfMemoryError:  # the gradients of the next step need memory too
             had_memory = False
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        gathered: list[Any] = [None] * dist.get_world_size()
         own = None if origin is None else (origin.order, origin.description, batch.ids.tolist())
-        dist.all_gather_object(gathered, (own, had_memory))
-        orders = [order for order, _ in gathered]
-        causing = [rank for rank, order in enumerate(orders) if order is not None]
-        if not causing and not all(had_memory for _, had_memory in gathered):
-            return NonfiniteReport(
-                "the gradient is not finite; there was not enough memory to find the cause", None
-            )
-        if not causing:
-            return NonfiniteReport(
-                "the gradient is not finite; the clips of the last micro-batch "
-                f"({self._engine.accumulation} make a step) give finite values in a second pass",
-                None,
-            )
-        first = min(orders[rank][0] for rank in causing)
-        causing = [rank for rank in causing if orders[rank][0] == first]
-        _, words, samples = orders[causing[0]]
+        gathered = gather((own, had_memory))
+        origins = {rank: found for rank, (found, _) in enumerate(gathered) if found is not None}
+        if not origins:
+            reason = "there was not enough memory to find the cause"
+            if all(had_memory for _, had_memory in gathered):
+                reason = (
+                    f"the clips of the last micro-batch ({self.engine.accumulation} make a step) give "
+                    "finite values in a second pass"
+                )
+            return NonfiniteReport(f"the gradient is not finite; {reason}", None)
+        first, words, samples = min(origins.values(), key=lambda found: found[0])
+        causing = [rank for rank, found in origins.items() if found[0] == first]
         file, lost = self._keep(step, number, batch, words, causing)
         ranks = ", ".join(map(str, causing))
         listed = ", ".join(map(str, samples))
         return NonfiniteReport(f"{words} (rank {ranks}, samples {listed}{lost})", file)
 
     def _loss(self, batch: ClipBatch) -> Tensor:
-        logits = self._engine.forward_outside_step(batch.clips, batch.keys)
-        losses = masked_cross_entropy(logits, batch.labels, batch.valid, batch.mixed, self._label_smoothing)
+        logits = self.engine.forward_outside_step(batch.clips, batch.keys)
+        losses = masked_cross_entropy(logits, batch.labels, batch.valid, batch.mixed, self.label_smoothing)
         # At stage 3 weights are gathered only while their module runs: the backward pass is not traced.
-        return losses.mean() if self._engine.zero_stage < 3 else losses.mean().detach()
+        return losses.mean() if self.engine.zero_stage < 3 else losses.mean().detach()
 
     def _keep(
         self, step: int, number: int, batch: ClipBatch, words: str, causing: list[int]
@@ -150,16 +138,9 @@ class NonfiniteDiagnosis:
         if self._kept == KEPT:
             return None, ""
         folder, rank = self._folder / f"step-{step + 1:07d}", dist.get_rank()
-        weights = self._engine.gather_weights()
-        about = {
-            "step": step + 1,
-            "rank": rank,
-            "micro_batch": number,
-            "precision": self._engine.precision,
-            "label_smoothing": self._label_smoothing,
-            "words": words,
-            "paths": [str(self._path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()],
-        }
+        weights = self.engine.gather_weights()
+        paths = [str(self.path_of(sample)) if sample >= 0 else "" for sample in batch.ids.tolist()]
+        about = BatchOrigin(step + 1, rank, number, self.engine.precision, words, paths, self.label_smoothing)
         problem = self._lack_of_space(weights, batch, len(causing))
         if problem is None:
             try:
@@ -167,10 +148,10 @@ class NonfiniteDiagnosis:
                     write_replay_file(folder / _name(rank), batch, about)
                 if rank == 0:
                     folder.mkdir(parents=True, exist_ok=True)
-                    save_weights(folder / WEIGHTS, weights, self._description)
+                    save_weights(folder / WEIGHTS, weights, self.description)
             except (OSError, RunError) as error:
                 problem = str(error)
-            problem = _first(problem)
+            problem = find_first(problem)
             if problem is not None and rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
         if problem is not None:
@@ -182,8 +163,8 @@ class NonfiniteDiagnosis:
 
     def _lack_of_space(self, weights: dict[str, Tensor], batch: ClipBatch, causing: int) -> str | None:
         """Why the replay files and the next checkpoint do not fit on disk, or None. Collective."""
-        pieces = owned_shards(self._engine.state_shards(), dist.get_rank(), dist.get_world_size())
-        checkpoint = torch.tensor(sum(piece.values.nbytes for piece in pieces), device=self._engine.device)
+        pieces = owned_shards(self.engine.state_shards(), dist.get_rank(), dist.get_world_size())
+        checkpoint = torch.tensor(sum(piece.values.nbytes for piece in pieces), device=self.engine.device)
         dist.all_reduce(checkpoint)
         files_size = sum(tensor.nbytes for tensor in weights.values()) + 4 * causing * batch.clips.numel()
         problem = None
@@ -194,7 +175,7 @@ class NonfiniteDiagnosis:
                     problem = f"{self._folder.parent} would have no space for the next checkpoint"
             except OSError as error:
                 problem = str(error)
-        return _first(problem)
+        return find_first(problem)
 
 
 @dataclass
@@ -220,27 +201,17 @@ class SkippedSteps:
         self.count += 1
         if self.keep is not None:
             self.keep(self.count)
+        allowed = f"at most {self.limit} such steps are allowed" if self.limit else "no such step is allowed"
         left_out = f"step {step} changed nothing, because {reason}"
         if self.count <= self.limit:
             return f"{left_out}; {self.count} of at most {self.limit} such steps in this run"
         raise RunError(
-            f"{left_out}; in all starts of this run that makes {self.count}, and {_steps(self.limit)} "
+            f"{left_out}; in all starts of this run that makes {self.count}, and {allowed} "
             "(optimisation.skipped_steps). The run stops. Lower optimisation.learning_rate, set "
             "optimisation.clip_norm, or, where it is lower, raise engine.precision to fp32; or allow more "
             "such steps. not-finite/ of the run directory holds the clips of those steps: uniformerv2 train "
             "--replay FILE prints the first value that is not finite"
         )
-
-
-def _steps(limit: int) -> str:
-    return "no such step is allowed" if limit == 0 else f"at most {limit} such steps are allowed"
-
-
-def _first(problem: str | None) -> str | None:
-    """The problem of the lowest rank that has one. Collective."""
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((text for text in problems if text is not None), None)
 
 
 def _name(rank: int) -> str:

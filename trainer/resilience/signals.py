@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from trainer.resilience.process_identity import process_age
@@ -51,6 +52,7 @@ def exit_code(reasons: Iterable[str]) -> int:
     return INTERRUPTED if found & _PERSONAL else REQUEUE
 
 
+@dataclass
 class StopRequest:
     """Records a stop request; a context manager that restores the signal handlers.
 
@@ -60,37 +62,28 @@ class StopRequest:
     is the loop's task.
     """
 
-    def __init__(
-        self,
-        announce: bool = True,
-        *,
-        stop_file: Path | None = None,
-        time_limit: float | None = None,
-        job_end: float | None = None,
-        margin: Callable[[], float] = lambda: 0.0,
-        launcher_is_gone: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """
-        Args:
-            announce: whether to print requests to standard error; one rank is enough.
-            stop_file: requests a stop if it exists, and is removed; None on all ranks but one.
-            time_limit: minutes from the start of this process to its end; None: no limit.
-            job_end: when the scheduler ends the job, in seconds since 1970; the earlier limit counts.
-            margin: seconds before that limit at which to ask; what a step and a save take, as known by then.
-            launcher_is_gone: whether the launcher was killed, so that nothing would end this process.
-        """
-        self._announce = announce
-        self._stop_file = stop_file
+    announce: bool = True
+    """Whether to print requests to standard error; one rank is enough."""
+    stop_file: Path | None = None
+    """Requests a stop if it exists, and is removed; None on all ranks but one."""
+    time_limit: float | None = None
+    """Minutes from the start of this process to its end; None: no limit."""
+    job_end: float | None = None
+    """When the scheduler ends the job, in seconds since 1970; the earlier limit counts."""
+    margin: Callable[[], float] = lambda: 0.0
+    """Seconds before that limit at which to ask; what a step and a save take, as known by then."""
+    launcher_is_gone: Callable[[], bool] = lambda: False
+    """Whether the launcher was killed, so that nothing would end this process."""
+
+    def __post_init__(self) -> None:
         self._polled = -_POLL_EVERY
-        self._launcher_is_gone = launcher_is_gone
         now = time.monotonic()
         self._begun = now - process_age()
         # The wall clock is read once: it may be set during the run.
-        ends = [] if job_end is None else [now + job_end - time.time()]
-        if time_limit is not None:
-            ends.append(self._begun + 60 * time_limit)
+        ends = [] if self.job_end is None else [now + self.job_end - time.time()]
+        if self.time_limit is not None:
+            ends.append(self._begun + 60 * self.time_limit)
         self._end = min(ends, default=None)
-        self._margin = margin
         self._reason: str | None = None
         self._interrupts = 0
         self._previous: dict[signal.Signals, _Handler] = {}
@@ -105,9 +98,7 @@ class StopRequest:
         }
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             # None is a handler that was not installed from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -120,16 +111,16 @@ class StopRequest:
         limit", "the file STOP" or "the end of its launcher", whichever came first; None without a request.
         """
         if self._reason is not None:
-            _drop_broken_outputs()
+            _drop_outputs()
             return self._reason
         if self._end is not None and time.monotonic() >= self._stop_time(self._end):
             self._note(TIME_LIMIT)
         now = time.monotonic()
         if now - self._polled >= _POLL_EVERY:
             self._polled = now
-            if self._stop_file is not None:
-                self._check_stop_file(self._stop_file)
-            if self._launcher_is_gone():
+            if self.stop_file is not None:
+                self._check_stop_file(self.stop_file)
+            if self.launcher_is_gone():
                 self._note(LAUNCHER_GONE)
         return self._reason
 
@@ -139,7 +130,7 @@ class StopRequest:
         The margin is generous. At least half of a job's time is for training: a short job would otherwise
         stop with next to nothing done. The loop checks after a step, so every attempt makes progress.
         """
-        return max(end - self._margin(), (self._begun + end) / 2)
+        return max(end - self.margin(), (self._begun + end) / 2)
 
     def _check_stop_file(self, file: Path) -> None:
         try:
@@ -167,28 +158,26 @@ class StopRequest:
             self._say(f"{reason}: finishing the step, then saving. {_AGAIN}")
 
     def _say(self, text: str) -> None:
-        if self._announce:
-            _drop_broken_outputs()
+        if self.announce:
+            _drop_outputs()
             # Not `print`: this thread may hold its lock, in the middle of a line.
             with suppress(OSError):  # the reader of a pipe may end by the same Ctrl-C
                 os.write(2, f"\n{text}\n".encode())
-
-
-def _drop_broken_outputs() -> None:
-    """Redirect outputs without a reader, such as a pipe into `tee` that Ctrl-C ended too."""
-    _drop_outputs(_is_broken)
-
-
-def _drop_outputs(is_lost: Callable[[int], bool]) -> None:
-    """Redirect a lost standard output or error to /dev/null: writes to it would raise an error."""
-    for output in (1, 2):
-        if is_lost(output):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, output)
-            os.close(nowhere)
 
 
 def _is_broken(output: int) -> bool:
     poll = select.poll()
     poll.register(output, 0)  # errors and hang-ups are always reported
     return bool(poll.poll(0))
+
+
+def _drop_outputs(is_lost: Callable[[int], bool] = _is_broken) -> None:
+    """Redirect a lost standard output or error to /dev/null: writes to it would raise an error.
+
+    By default outputs without a reader are lost, such as a pipe into `tee` that Ctrl-C ended too.
+    """
+    for output in (1, 2):
+        if is_lost(output):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output)
+            os.close(nowhere)

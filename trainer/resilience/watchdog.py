@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from pipelines.atomic_file import atomic_file
@@ -32,39 +33,33 @@ _CHECKS = 8  # per limit: a hang is detected at most an eighth of the limit late
 _LONGEST_PAUSE = 5.0  # seconds between two checks
 
 
+@dataclass
 class Watchdog:
     """A context manager; inside, call `beat` at every sign of progress."""
 
-    def __init__(
-        self, folder: Path, *, rank: int, world_size: int, limit: float | None, grace: float = 15.0
-    ) -> None:
-        """
-        Args:
-            folder: the run directory, in which `hangs/` is created if needed.
-            rank: this process's.
-            world_size: number of ranks.
-            limit: seconds without progress after which a rank hangs; None: no watchdog, as under a debugger.
-            grace: seconds that a rank waits for the files of the others.
-        """
-        self._folder = folder / "hangs"
-        self._rank = rank
-        self._world_size = world_size
-        self._limit = limit
-        self._grace = grace
+    run_dir: Path
+    """The run directory, in which `hangs/` is created if needed."""
+    rank: int
+    world_size: int
+    limit: float | None
+    """Seconds without progress after which a rank hangs; None: no watchdog, as under a debugger."""
+    grace: float = 15.0
+    """Seconds that a rank waits for the files of the others."""
+
+    def __post_init__(self) -> None:
+        self._folder = self.run_dir / "hangs"
         self._beat = (time.monotonic(), "the start")
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._limit is not None:
+        if self.limit is not None:
             self.beat("the start")
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._limit is not None:
+    def __exit__(self, *_: object) -> None:
+        if self.limit is not None:
             self._closed.set()
             self._thread.join()
 
@@ -73,12 +68,12 @@ class Watchdog:
         self._beat = (time.monotonic(), where)
 
     def _watch(self) -> None:
-        assert self._limit is not None
-        pause = min(self._limit / _CHECKS, _LONGEST_PAUSE)
+        assert self.limit is not None
+        pause = min(self.limit / _CHECKS, _LONGEST_PAUSE)
         awake_since = before = time.monotonic()
         while True:
             # Later than `_end` on the other ranks, whose exit code requests a restart.
-            faulthandler.dump_traceback_later(self._limit + 2 * self._grace + 2 * pause, exit=True, file=2)
+            faulthandler.dump_traceback_later(self.limit + 2 * self.grace + 2 * pause, exit=True, file=2)
             if self._closed.wait(pause):
                 faulthandler.cancel_dump_traceback_later()
                 return
@@ -88,7 +83,7 @@ class Watchdog:
                 awake_since = now
             before = now
             since, where = self._beat
-            if now - max(since, awake_since) > self._limit:
+            if now - max(since, awake_since) > self.limit:
                 self._end(now - since, where)
                 awake_since = before = time.monotonic()
 
@@ -101,17 +96,17 @@ class Watchdog:
         continued = False
         try:
             self._write(age, where)
-            if self._closed.wait(self._grace) or self._beat is not hung:
+            if self._closed.wait(self.grace) or self._beat is not hung:
                 continued = True
                 self._print(
-                    f"note: rank {self._rank} continues: {self._beat[1]} came after {age + self._grace:.0f} s"
+                    f"note: rank {self.rank} continues: {self._beat[1]} came after {age + self.grace:.0f} s"
                 )
                 return
             with contextlib.suppress(OSError):  # printed already, if the folder cannot be written
-                if next(self._ranks_with_file()) == self._rank:
+                if next(self._ranks_with_file()) == self.rank:
                     self._print_summary(age)
                 else:  # a launcher ends all ranks after the first exit: not before the summary
-                    time.sleep(self._grace / 2)
+                    time.sleep(self.grace / 2)
         finally:
             if not continued:
                 os._exit(REQUEUE)
@@ -119,13 +114,13 @@ class Watchdog:
     def _write(self, age: float, where: str) -> None:
         """Write this rank's file; its first line is the rank's position."""
         words, own, innermost = _place(sys._current_frames()[threading.main_thread().ident or 0])
-        path = self._path(self._rank)
+        path = self._path(self.rank)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
                 file.write(
                     f"{words}\n\n"
-                    f"rank {self._rank} of {self._world_size}, process {os.getpid()} on "
+                    f"rank {self.rank} of {self.world_size}, process {os.getpid()} on "
                     f"{socket.gethostname()}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}\n"
                     f"last sign of progress: {where}, {age:.0f} s ago\n"
                     f"innermost of this program: {own}\ninnermost of all: {innermost}\n\n"
@@ -133,7 +128,7 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file)
         except OSError as error:
-            self._print(f"error: rank {self._rank} hangs {words}; {path} cannot be written: {error.strerror}")
+            self._print(f"error: rank {self.rank} hangs {words}; {path} cannot be written: {error.strerror}")
 
     def _ranks_with_file(self) -> Iterator[int]:
         """The ranks with a file of this hang, ascending. Raises OSError if this rank has none.
@@ -141,9 +136,9 @@ class Watchdog:
         Files of an earlier hang are older by the limit at least. The generator reads a file's age only when
         needed: nearly all ranks need the first only.
         """
-        own = self._path(self._rank).stat().st_mtime  # by the filesystem's clock, as for the others' files
+        own = self._path(self.rank).stat().st_mtime  # by the filesystem's clock, as for the others' files
         for path in sorted(self._folder.glob("rank-*.txt")):
-            if own - path.stat().st_mtime < (self._limit or 0.0):
+            if own - path.stat().st_mtime < (self.limit or 0.0):
                 yield int(path.stem.removeprefix("rank-"))
 
     def _print_summary(self, age: float) -> None:
@@ -152,7 +147,7 @@ class Watchdog:
             words = self._path(rank).read_text(encoding="utf-8").partition("\n")[0]
             places.setdefault(words, []).append(rank)
         parts = [f"{format_ranks(ranks)} {_verb(ranks, place)} {place}" for place, ranks in places.items()]
-        silent = sorted(set(range(self._world_size)).difference(*places.values()))
+        silent = sorted(set(range(self.world_size)).difference(*places.values()))
         if silent:
             have = "has" if len(silent) == 1 else "have"
             parts.append(

@@ -16,7 +16,8 @@ from pipelines.augment.mixing import MixedLabels
 from pipelines.loader import ClipBatch
 from trainer.checkpoint.weights import save_weights
 from trainer.errors import RunError
-from trainer.resilience.nan_replay import FORMAT, WEIGHTS, replay, write_replay_file
+from trainer.resilience.nan_replay import FORMAT, WEIGHTS, BatchOrigin, replay, write_replay_file
+from trainer.system.device import Precision
 
 PATHS = ["/videos/[a]/one.mp4", "/videos/[/b]/two.mp4"]  # as rich's markup these would vanish, or raise
 
@@ -44,19 +45,15 @@ def batch(**changes: torch.Tensor) -> ClipBatch:
 
 
 def kept(
-    folder: Path, made: UniFormerV2, seen: ClipBatch, precision: str = "fp32", label_smoothing: float = 0.0
+    folder: Path,
+    made: UniFormerV2,
+    seen: ClipBatch,
+    precision: Precision = "fp32",
+    label_smoothing: float = 0.0,
 ) -> Path:
     """What a run leaves in its folder."""
     file = folder / "not-finite/step-0000008/rank-00001.safetensors"
-    about = {
-        "step": 8,
-        "rank": 1,
-        "micro_batch": 2,
-        "precision": precision,
-        "label_smoothing": label_smoothing,
-        "words": "the output of [head] is NaN",
-        "paths": PATHS,
-    }
+    about = BatchOrigin(8, 1, 2, precision, "the output of [head] is NaN", PATHS, label_smoothing)
     write_replay_file(file, seen, about)
     description = {
         "model": dataclasses.asdict(made.config),
