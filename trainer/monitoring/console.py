@@ -2,12 +2,11 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console, RenderableType
@@ -33,9 +32,7 @@ class Display:
             logging.getLogger(name).propagate = False
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._handler)
             logging.getLogger(name).propagate = True
@@ -53,6 +50,20 @@ class Display:
             rates: see `ThroughputMeter.rates`.
             seconds_left: until the last step.
         """
+        figures = [
+            f"epoch {epoch:.2f}",
+            f"loss {loss:.4f}",
+            f"lr {learning_rate:.2e}",
+            f"{rates.clips_per_second:.1f} clips/s",
+            f"wait {format_percent(rates.data_wait_share, 0)}",
+            f"{rates.memory_peak / 2**30:.1f} GiB",
+        ]
+        if rates.mfu is not None:
+            figures.append(f"MFU {format_percent(rates.mfu, 0)}")
+        self._show_step(step, figures, f"{format_duration(seconds_left)} left")
+
+    def _show_step(self, step: int, figures: Sequence[str], left: str) -> None:
+        """Show a step's figures and the remaining time."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Show the progress of an evaluation, in batches of this rank."""
@@ -76,13 +87,9 @@ class PlainDisplay(Display):
         self._file = file
         self._evaluation = ProgressLines("evaluating: batches", self.note)
 
-    def step(
-        self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
-    ) -> None:
+    def _show_step(self, step: int, figures: Sequence[str], left: str) -> None:
         if step % self._every == 0 or step in (1, self._total):
-            figures = "  ".join(_figures(loss, learning_rate, rates))
-            left = f"{format_duration(seconds_left)} left"
-            self.note(f"step {step}/{self._total}  epoch {epoch:.2f}  {figures}  {left}")
+            self.note("  ".join([f"step {step}/{self._total}", *figures, left]))
 
     def evaluating(self, done: int, total: int) -> None:
         if done == 1:
@@ -130,17 +137,13 @@ class LiveDisplay(Display):
         self._progress.start()
         return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
         self._progress.stop()
 
-    def step(
-        self, step: int, *, epoch: float, loss: float, learning_rate: float, rates: Rates, seconds_left: float
-    ) -> None:
-        self._progress.figures = f"epoch {epoch:.2f} · " + " · ".join(_figures(loss, learning_rate, rates))
-        self._progress.update(self._task, completed=step, left=f"{format_duration(seconds_left)} left")
+    def _show_step(self, step: int, figures: Sequence[str], left: str) -> None:
+        self._progress.figures = " · ".join(figures)
+        self._progress.update(self._task, completed=step, left=left)
 
     def evaluating(self, done: int, total: int) -> None:
         self._progress.figures = f"evaluating: batch {done}/{total}"
@@ -199,9 +202,7 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
         "parameters": ("parameters", lambda value: f"{value:,}"),
         "cost of a view": ("gmacs", format_gmacs),
     }
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table = facts_table()
     for label, (name, text) in shown.items():
         if summary.get(name) is not None:
             table.add_row(label, text(summary[name]))
@@ -213,24 +214,21 @@ def summary_table(summary: Mapping[str, Any], run_dir: Path, mlflow_command: str
     return table
 
 
+def facts_table(rows: Iterable[tuple[str, str]] = (), *, wraps: bool = False) -> Table:
+    """A table of names, in bold, and values. wraps: whether a value may take several lines."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=not wraps)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _best(summary: Mapping[str, Any]) -> str:
     """The best evaluation and the file of its weights."""
     file = summary.get("best_weights")
     kept = f"in {file}" if file is not None else "whose weights were not kept"
     return f"{format_percent(summary['best_top1'])} after step {summary['best_step']}, {kept}"
-
-
-def _figures(loss: float, learning_rate: float, rates: Rates) -> list[str]:
-    figures = [
-        f"loss {loss:.4f}",
-        f"lr {learning_rate:.2e}",
-        f"{rates.clips_per_second:.1f} clips/s",
-        f"wait {format_percent(rates.data_wait_share, 0)}",
-        f"{rates.memory_peak / 2**30:.1f} GiB",
-    ]
-    if rates.mfu is not None:
-        figures.append(f"MFU {format_percent(rates.mfu, 0)}")
-    return figures
 
 
 def print_unwrapped(console: Console, table: Table) -> None:

@@ -34,12 +34,15 @@ class DataReport:
         return f"{share} is spent waiting for data ({costs} ms a clip). {self.limit.advice}"
 
 
+@dataclass
 class DataBottleneckMonitor:
-    """Reports on one rank's training loader every `INTERVAL` seconds. cores: number that the rank may use."""
+    """Reports on one rank's training loader every `INTERVAL` seconds."""
 
-    def __init__(self, loader: ClipLoader, cores: int) -> None:
-        self._loader = loader
-        self._cores = cores
+    loader: ClipLoader
+    cores: int
+    """Number that the rank may use."""
+
+    def __post_init__(self) -> None:
         self._before: tuple[float, float, StageCosts] | None = None
         self._stage = ""
 
@@ -49,14 +52,14 @@ class DataBottleneckMonitor:
         spent: totals of the run so far.
         """
         if self._before is None:
-            self._before = (spent.training, spent.waiting, self._loader.costs)
+            self._before = (spent.training, spent.waiting, self.loader.costs)
         training, waiting, costs_before = self._before
         waited = spent.waiting - waiting
         seconds = spent.training - training + waited
         if seconds < INTERVAL:
             return None
-        costs = self._loader.costs - costs_before
-        limit = find_bottleneck(costs, seconds, waited / seconds, self._loader.resources, self._cores)
+        costs = self.loader.costs - costs_before
+        limit = find_bottleneck(costs, seconds, waited / seconds, self.loader.resources, self.cores)
         report = DataReport(limit, costs.per_clip(), waited / seconds, limit.stage != self._stage)
         self._before = (spent.training, spent.waiting, costs_before + costs)
         self._stage = limit.stage

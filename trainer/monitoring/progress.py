@@ -45,14 +45,10 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.0f}/s")
 
 
-def _print_line(text: str) -> None:
-    print(text, flush=True)
-
-
 class ProgressLines:
     """A function of (done, total) that prints a line every ten seconds and at the end."""
 
-    def __init__(self, work: str, print_line: Callable[[str], None] = _print_line) -> None:
+    def __init__(self, work: str, print_line: Callable[[str], None]) -> None:
         self._work = work
         self._print = print_line
         self._begin = self._last = time.monotonic()

@@ -29,12 +29,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
-from trainer.system.files import BestEffort, append_lines, find_number, parse_records, write_json, write_text
+from trainer.system.files import (
+    BestEffort,
+    append_lines,
+    find_number,
+    parse_records,
+    read_json,
+    write_json,
+    write_text,
+)
 
 _MARKS = ("recipe.yaml", "events.jsonl", "summary.json", "slurm/jobs.jsonl", "slurm/turns.jsonl")
 _TAIL = 2**16  # bytes at the end of the events that are read
@@ -70,19 +78,14 @@ class RunDir:
         self._owed: list[dict[str, Any]] = []  # bad videos that are not written yet
 
     def create(self, *, recipe: str | None, environment: dict[str, Any]) -> None:
-        """Make the folder and write down what is run where. Raises RunError where that cannot be.
+        """Make the folder and write down what is run where. Raises OSError.
 
         recipe: None leaves the one that is there, of the training that has ended.
         """
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if recipe is not None:
-                write_text(self.recipe, recipe)
-            write_json(self.environment, environment)
-        except OSError as error:
-            raise RunError(
-                f"cannot write the run folder {self.path}: {error.strerror}; choose another with --run-dir"
-            ) from error
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if recipe is not None:
+            write_text(self.recipe, recipe)
+        write_json(self.environment, environment)
 
     def copy_missing_from(self, checkpoint: Path) -> None:
         """Replace missing files by the copies in the checkpoint from which the run resumes.
@@ -101,10 +104,7 @@ class RunDir:
         """The share of the videos that DALI decodes beside PyAV, measured at the first start of the run; None
         where it was not measured or cannot be read.
         """
-        try:
-            share = json.loads(self.decoding.read_text(encoding="utf-8"))["graph_share"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
+        share = read_json(self.decoding).get("graph_share")
         return share if isinstance(share, float) and 0 <= share <= 1 else None
 
     def write_graph_share(self, share: float) -> None:
@@ -116,11 +116,8 @@ class RunDir:
 
     def read_skipped_steps(self, settings: dict[str, Any]) -> int:
         """Steps that all starts with these settings have left out; 0 where it cannot be read."""
-        try:
-            stored = json.loads(self.skipped.read_text(encoding="utf-8"))
-            count = stored["count"] if stored["settings"] == _digest(settings) else 0
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return 0
+        stored = read_json(self.skipped)
+        count = stored.get("count") if stored.get("settings") == _digest(settings) else 0
         return count if type(count) is int and count >= 0 else 0
 
     def write_skipped_steps(self, count: int, settings: dict[str, Any]) -> None:
@@ -207,21 +204,19 @@ def find_run_dirs(folder: Path) -> list[Path]:
 
     Numbers in names sort by value (2 before 10); hidden folders and those that cannot be read are left out.
     """
-    return [folder] if is_run_dir(folder) else list(_run_dirs_below(folder, levels=2))
+    if is_run_dir(folder):
+        return [folder]
+    below = [[path] if is_run_dir(path) else _folders_in(path) for path in _folders_in(folder)]
+    return [path for paths in below for path in paths if is_run_dir(path)]
 
 
-def _run_dirs_below(folder: Path, *, levels: int) -> Iterator[Path]:
+def _folders_in(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError:  # another user's, or deleted meanwhile
-        return
-    for name in sorted(names, key=_by_number):
-        path = folder / name
-        if is_run_dir(path):
-            yield path
-        elif levels > 1:
-            yield from _run_dirs_below(path, levels=levels - 1)
+        return []
+    return [folder / name for name in sorted(names, key=_by_number)]
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

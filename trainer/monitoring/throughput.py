@@ -2,19 +2,16 @@
 
 import re
 import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import torch
 
 from trainer.system.formatting import format_duration, format_percent
-
-Activity = Literal["waiting", "saving", "evaluating"]
 
 _TERA = 1e12
 _PEAKS = {
@@ -100,12 +97,7 @@ class RunTotals:
         if there were any.
         """
         restarts = self.starts - 1
-        shares = {
-            "training": self.training,
-            "waiting": self.waiting,
-            "saving": self.saving,
-            "evaluating": self.evaluating,
-        }
+        shares = {name: getattr(self, name) for name in ("training", "waiting", "saving", "evaluating")}
         if restarts:
             shares[f"lost to {restarts} restart{'s' if restarts > 1 else ''}"] = self.lost
         parts = ", ".join(
@@ -132,74 +124,55 @@ class Rates:
     """Model TFLOP/s of one device; None where the FLOPs of a clip are unknown."""
 
 
+@dataclass
 class ThroughputMeter:
     """Measures the time of one rank.
 
     with meter.step(clips):
-        with meter.waiting():
+        with meter.time("waiting"):
             batch = next(batches)
         ...
     """
 
-    def __init__(
-        self,
-        *,
-        device: torch.device,
-        world_size: int = 1,
-        flops_per_clip: float | None = None,
-        window: int = 50,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """
-        Args:
-            device: whose memory and peak FLOP/s are used.
-            world_size: number of devices.
-            flops_per_clip: FLOPs of one training step per clip; None: no MFU.
-            window: optimiser steps over which rates are averaged.
-            clock: monotonic, in seconds.
-        """
+    device: torch.device
+    """Whose memory and peak FLOP/s are used."""
+    world_size: int = 1
+    """Number of devices."""
+    flops_per_clip: float | None = None
+    """FLOPs of one training step per clip; None: no MFU."""
+    window: int = 50
+    """Optimiser steps over which rates are averaged."""
+    clock: Callable[[], float] = time.perf_counter
+    """Monotonic, in seconds."""
+
+    def __post_init__(self) -> None:
         self.spent = RunTotals()
-        self._device = device
-        self._clock = clock
-        self._window: deque[tuple[int, float, float]] = deque(maxlen=window)
-        gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        peak = peak_flops(gpu_name)
-        self._world_size = world_size
-        self._flops_per_clip = flops_per_clip
+        self._window: deque[tuple[int, float, float]] = deque(maxlen=self.window)
+        on_gpu = self.device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(self.device) if on_gpu else None)
         self._seconds_before = self._device_seconds_before = 0.0  # of earlier starts
         self._clips_per_second_at_peak = (
-            peak * world_size / flops_per_clip if peak is not None and flops_per_clip else None
+            peak * self.world_size / self.flops_per_clip if peak is not None and self.flops_per_clip else None
         )
 
     @contextmanager
     def step(self, clips: int) -> Iterator[None]:
         """Time an optimiser step of `clips` over all ranks; all but waiting counts as training."""
-        start, waited_before = self._clock(), self.spent.waiting
+        start, waited_before = self.clock(), self.spent.waiting
         yield
         waited = self.spent.waiting - waited_before
-        trained = self._clock() - start - waited
+        trained = self.clock() - start - waited
         self.spent.steps += 1
         self.spent.clips += clips
         self.spent.training += trained
         self._window.append((clips, waited, trained))
 
-    def waiting(self) -> AbstractContextManager[None]:
-        """Time a wait for a batch."""
-        return self._spend("waiting")
-
-    def saving(self) -> AbstractContextManager[None]:
-        """Time a pause for a checkpoint."""
-        return self._spend("saving")
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Time an evaluation."""
-        return self._spend("evaluating")
-
     @contextmanager
-    def _spend(self, activity: Activity) -> Iterator[None]:
-        start = self._clock()
+    def time(self, activity: Literal["waiting", "saving", "evaluating"]) -> Iterator[None]:
+        """Time a wait for a batch, a pause for a checkpoint, or an evaluation."""
+        start = self.clock()
         yield
-        setattr(self.spent, activity, getattr(self.spent, activity) + self._clock() - start)
+        setattr(self.spent, activity, getattr(self.spent, activity) + self.clock() - start)
 
     def rates(self) -> Rates:
         """Means over the window; zeros before the first step."""
@@ -211,11 +184,11 @@ class ThroughputMeter:
             clips_per_second=clips_per_second,
             data_wait_share=_ratio(waited, seconds),
             seconds_per_step=_ratio(seconds, len(self._window)),
-            memory_peak=memory_peak(self._device),
+            memory_peak=memory_peak(self.device),
             mfu=self.mfu(clips_per_second),
             tflops_per_device=None
-            if self._flops_per_clip is None
-            else clips_per_second * self._flops_per_clip / self._world_size / _TERA,
+            if self.flops_per_clip is None
+            else clips_per_second * self.flops_per_clip / self.world_size / _TERA,
         )
 
     def mfu(self, clips_per_second: float) -> float | None:
@@ -227,7 +200,7 @@ class ThroughputMeter:
     def device_seconds(self) -> float:
         """Device-seconds: seconds times ranks, over all starts."""
         own = self.spent.seconds - self._seconds_before
-        return self._device_seconds_before + own * self._world_size
+        return self._device_seconds_before + own * self.world_size
 
     def time_left(self, steps_left: int) -> float:
         """Seconds for `steps_left` steps at the present rate, without evaluations and checkpoints."""
@@ -256,12 +229,12 @@ class ThroughputMeter:
         """
         self.spent = RunTotals.of(totals)
         # Checkpoints of earlier versions have no device-seconds.
-        self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self._world_size)
+        self._device_seconds_before = totals.get("device_seconds", self.spent.seconds * self.world_size)
         if restarts:
             done_again = max(0.0, done_again)
             self.spent.starts += 1
             self.spent.lost += done_again
-            on_devices = done_again * self._world_size if device_done_again is None else device_done_again
+            on_devices = done_again * self.world_size if device_done_again is None else device_done_again
             self._device_seconds_before += max(0.0, on_devices)
         self._seconds_before = self.spent.seconds
 
@@ -275,8 +248,7 @@ def memory_peak(device: torch.device) -> int:
     """Bytes: the peak of the GPU's allocator, or of this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _ratio(amount: float, whole: float) -> float:

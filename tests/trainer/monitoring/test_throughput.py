@@ -33,7 +33,7 @@ def step(meter: ThroughputMeter, clock: Clock) -> Callable[..., None]:
     def run(clips: int, *, waited: float, trained: float) -> None:
         with meter.step(clips):
             for _ in range(2):  # two micro-batches
-                with meter.waiting():
+                with meter.time("waiting"):
                     clock.now += waited / 2
                 clock.now += trained / 2
 
@@ -62,9 +62,9 @@ def test_saving_and_evaluating_do_not_slow_the_rates(
     meter: ThroughputMeter, clock: Clock, step: Callable[..., None]
 ) -> None:
     step(8, waited=0.0, trained=1.0)
-    with meter.saving():
+    with meter.time("saving"):
         clock.now += 30
-    with meter.evaluating():
+    with meter.time("evaluating"):
         clock.now += 60
     step(8, waited=0.0, trained=1.0)
     assert meter.rates().clips_per_second == 8
@@ -110,13 +110,13 @@ def test_what_restarts_cost_is_added_up(
 
 def test_device_seconds_are_counted_by_the_ranks_of_each_start(clock: Clock) -> None:
     first = ThroughputMeter(device=CPU, clock=clock, world_size=4)
-    with first.saving():
+    with first.time("saving"):
         clock.now += 10
     assert first.device_seconds == 40
     later = ThroughputMeter(device=CPU, clock=clock, world_size=2)
     later.restore(first.totals(), done_again=3)
     later.record_startup(2)
-    with later.evaluating():
+    with later.time("evaluating"):
         clock.now += 5
     assert later.device_seconds == 40 + 2 * (3 + 2 + 5)
     again = ThroughputMeter(device=CPU, clock=clock, world_size=2)
@@ -138,7 +138,7 @@ def test_totals_of_other_versions_are_taken(clock: Clock, meter: ThroughputMeter
 def test_setting_the_time_of_day_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 0.0)
     plain = ThroughputMeter(device=CPU)
-    with plain.saving(), plain.step(1):
+    with plain.time("saving"), plain.step(1):
         monkeypatch.setattr("time.time", lambda: 1e9)
     assert 0 < plain.spent.saving < 60 and 0 < plain.spent.training < 60
 
