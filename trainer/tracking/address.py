@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import socket
-import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -196,7 +195,7 @@ def _is_missing(page: str) -> bool:
             return False
     except urllib.error.HTTPError as error:
         return error.code == http.client.NOT_FOUND
-    except (OSError, ssl.SSLError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -260,16 +259,12 @@ def how_to_see(address: str, experiment_id: str | None, run_id: str | None) -> s
 
     Before the first upload the run has no id, and the text has no URL of the run.
     """
-    page = "" if run_id is None else run_page(experiment_id, run_id)
+    # MLflow 3 shows training runs only for this workflowType.
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning" if run_id else ""
     if address.startswith(_SERVER_SCHEMES):
         return address.rstrip("/") + page
     command = shlex.join([mlflow_program(), "ui", "--backend-store-uri", absolute_address(address)])
     return f"{command}\n{_UI}{page}" if page else command
-
-
-def run_page(experiment_id: str | None, run_id: str) -> str:
-    """The path of a run's page on a server. MLflow 3 shows training runs only for this workflowType."""
-    return f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def restore_command(address: str, *, kind: str, id: str) -> str:

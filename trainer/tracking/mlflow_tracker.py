@@ -101,7 +101,7 @@ class MlflowTracker:
             return
         if trains:
             self._append({"kind": "status", "status": "RUNNING", "step": step})
-        self._uploader = Uploader(self._outbox, "MLflow", lambda: MlflowUpload(self._outbox).run)
+        self._uploader = Uploader(self._outbox, lambda: MlflowUpload(self._outbox).run)
 
     def record_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters, a flat mapping. MLflow refuses a second value of a parameter."""
@@ -277,16 +277,13 @@ def deliver_outbox(run_dir: Path, new_run: bool = False, uri: str | None = None)
         MlflowUpload(outbox).run(new_run, address)
     except RunError:
         raise
-    except UploadBlocked as error:
-        raise RunError(f"{outbox.count_undelivered()} lines are not uploaded. {error}") from None
     except Exception as error:
+        left = f"{outbox.count_undelivered()} lines are not uploaded"
+        if isinstance(error, UploadBlocked):
+            raise RunError(f"{left}. {error}") from None
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError(
-                f"{outbox.count_undelivered()} lines are not uploaded. {first_line(error)}"
-            ) from None
-        raise StartAgain(
-            f"{outbox.count_undelivered()} lines are not uploaded to MLflow: {first_line(error)}"
-        ) from error
+            raise RunError(f"{left}. {first_line(error)}") from None
+        raise StartAgain(f"{left} to MLflow: {first_line(error)}") from error
     return waiting
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -64,23 +65,11 @@ class RecordBatch:
     )
     end: int | None = None
 
-    def add(self, record: Record, without: Mapping[str, SentValue]) -> None:
-        kind = record["kind"]
+    def add(self, kind: str, record: Record, step: int | None, without: Mapping[str, SentValue]) -> None:
         for key, value in record["values"].items():
             value = float(value) if kind == "metrics" else str(value)
             if key not in without:
-                self.items[kind].append(BatchItem(kind, str(key), value, record["time"], record.get("step")))
-
-    def add_system(self, record: Record, started: int) -> None:
-        """Add hardware metrics, which have a time and no step; MLflow plots them over time.
-
-        started: of the run, milliseconds since 1970. The seconds since then are sent as the step.
-        """
-        step = max(0, (record["time"] - started) // 1000)
-        self.items["metrics"] += [
-            BatchItem("metrics", str(key), float(value), record["time"], step)
-            for key, value in record["values"].items()
-        ]
+                self.items[kind].append(BatchItem(kind, str(key), value, record["time"], step))
 
     @property
     def full(self) -> bool:
@@ -162,7 +151,9 @@ class MlflowUpload:
     def _start_new_run(self, reference: RunReference) -> RunReference:
         """Prepare the upload of the whole history to a new MLflow run."""
         self._outbox.mark_delivered(0)  # first: after a crash here the old run gets all values once more
-        reference = reference.for_new_run(base=self._outbox.size())
+        reference = replace(
+            reference, key=uuid.uuid4().hex, run_id=None, experiment_id=None, base=self._outbox.size()
+        )
         reference.write(self._outbox.run_dir)
         return reference
 
@@ -209,11 +200,12 @@ class MlflowUpload:
         try:
             record = json.loads(line)
             kind = record["kind"]
-            if kind in batch.items or kind == "system":
-                if kind == "system":
-                    batch.add_system(record, self._started)
+            if kind == "system" or kind in batch.items:
+                if kind == "system":  # hardware metrics have no step: it is the seconds since the start
+                    batch.add("metrics", record, max(0, (record["time"] - self._started) // 1000), {})
                 else:
-                    batch.add(record, self._repeated(record, end) if kind == "metrics" else {})
+                    sent = self._repeated(record, end) if kind == "metrics" else {}
+                    batch.add(kind, record, record.get("step"), sent)
                 batch.end = end
                 if batch.full:
                     self._flush(batch)

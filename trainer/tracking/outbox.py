@@ -6,7 +6,6 @@ number of bytes that are delivered. After a crash, the next process continues fr
 
 import fcntl
 import json
-import math
 import os
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainer.system.files import append, open_for_append, write_text
+from trainer.system.files import append, is_nonfinite, map_leaves, open_for_append, write_text
 
 Record = dict[str, Any]
 
@@ -45,10 +44,12 @@ class Outbox:
 
     def undelivered(self) -> Iterator[tuple[int, bytes]]:
         """Yield the complete lines that are not delivered, each with its end offset."""
+        return self._lines(self.delivered_bytes())
+
+    def _lines(self, end: int) -> Iterator[tuple[int, bytes]]:
         if not self.lines_path.exists():
             return
         with self.lines_path.open("rb") as file:
-            end = self.delivered_bytes()
             file.seek(end)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -62,10 +63,7 @@ class Outbox:
 
     def count_lines(self) -> int:
         """Number of complete lines, delivered or not."""
-        if not self.lines_path.exists():
-            return 0
-        with self.lines_path.open("rb") as file:
-            return sum(line.endswith(b"\n") for line in file)
+        return sum(1 for _ in self._lines(0))
 
     def delivered_bytes(self) -> int:
         """Number of bytes that are delivered; 0 if the offset does not fit the file, as after a deletion."""
@@ -108,17 +106,9 @@ class Outbox:
 
 
 def _line(record: Record) -> bytes:
-    text = json.dumps(_strict(record), allow_nan=False, ensure_ascii=False) + "\n"
+    # JSON lacks NaN and infinity: `float` parses their text.
+    strict = map_leaves(record, lambda value: str(value) if is_nonfinite(value) else value)
     try:
-        return text.encode()
+        return (json.dumps(strict, allow_nan=False, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # a file name that is not UTF-8: its bytes are escaped
-        return (json.dumps(_strict(record), allow_nan=False) + "\n").encode()
-
-
-def _strict(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by text that `float` parses."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        return (json.dumps(strict, allow_nan=False) + "\n").encode()

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import time
-import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from trainer.secrets import Address
 from trainer.system.files import write_text
@@ -28,7 +29,7 @@ class RunReference:
     """MLflow's address, without user name and password."""
     experiment: str
     run_name: str
-    started: int
+    started: Annotated[int, Field(strict=True)]
     """First start of the run, milliseconds since 1970."""
     key: str
     """A tag of the MLflow run. It finds the run if the process died before it received the run's id."""
@@ -40,7 +41,7 @@ class RunReference:
     """The run directory at the last start: a copy of it is another run, a moved one is the same run."""
     credentials: bool = False
     """Whether the address had a user name and a password, which are not stored: each start needs them."""
-    base: int = 0
+    base: Annotated[int, Field(strict=True)] = 0
     """Size of the outbox in bytes when the MLflow run began; see `RepeatedSteps`."""
 
     @classmethod
@@ -82,10 +83,6 @@ class RunReference:
     def write(self, run_dir: Path) -> None:
         write_text(run_dir / NAME, json.dumps(asdict(self), indent=2) + "\n", sync=False, shared=True)
 
-    def for_new_run(self, base: int) -> "RunReference":
-        """A reference to a new MLflow run at the same address."""
-        return replace(self, key=uuid.uuid4().hex, run_id=None, experiment_id=None, base=base)
-
 
 class _Damaged(Exception):
     """The content of the file is invalid."""
@@ -102,29 +99,16 @@ def _newest_copy(run_dir: Path) -> RunReference | None:
 def _read(path: Path) -> RunReference | None:
     """None if there is no file. Raises _Damaged, or OSError if it cannot be read."""
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name: values[field.name] for field in fields(RunReference) if field.name in values}
-        reference = RunReference(**known)
+        reference = TypeAdapter(RunReference).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (IsADirectoryError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (IsADirectoryError, ValueError, RecursionError) as error:
         raise _Damaged from error
-    texts = (reference.uri, reference.experiment, reference.run_name, reference.key, reference.folder)
-    optional = (reference.experiment_id, reference.run_id, reference.parent)
-    is_valid = (
-        all(isinstance(text, str) for text in texts)
-        and all(text is None or isinstance(text, str) for text in optional)
-        and isinstance(reference.started, int)
-        and isinstance(reference.base, int)
-        and reference.uri != ""
-    )
-    if not is_valid:
+    if not reference.uri:
         raise _Damaged
     # Files of earlier versions hold addresses with passwords.
     address = Address(reference.uri)
-    return replace(
-        reference, uri=str(address), credentials=reference.credentials is True or address.has_credentials
-    )
+    return replace(reference, uri=str(address), credentials=reference.credentials or address.has_credentials)
 
 
 def archive_tracking(run_dir: Path) -> Path | None:

@@ -14,7 +14,7 @@ LONGEST_RUN_NAME = 250  # characters: the limit of databases other than SQLite
 _KEY_TAG = "trainer.key"
 _PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest child runs under their parent
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""The kind of an experiment. MLflow 3.17 also needs a workflowType in the URL, see `address.run_page`."""
+"""The kind of an experiment. MLflow 3.17 also needs a workflowType in the URL, see `address.how_to_see`."""
 
 _STAGES = ("active", "deleted")
 

@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -27,31 +27,23 @@ FOLDER = "nodes"
 _log = logging.getLogger(__name__)
 
 
+@dataclass
 class NodeMonitor:
     """Samples this node while it is open. A failure is logged once; sampling and training continue."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        node: int,
-        nodes: int,
-        gpus: Sequence[str],
-        report: Callable[[Mapping[str, float]], None] | None,
-    ) -> None:
-        """
-        Args:
-            run_dir: the run's folder, shared by all nodes.
-            node: index of this node in the run, from 0.
-            nodes: number of nodes.
-            gpus: UUIDs of this node's GPUs that the run uses, as NVML writes them.
-            report: on node 0, records the samples of all nodes; None on the others.
-        """
-        self._folder = run_dir / FOLDER
-        self._node = node
-        self._nodes = nodes
-        self._report = report
-        self._gpus = gpus
+    run_dir: Path
+    """The run's folder, shared by all nodes."""
+    node: int
+    """Index of this node in the run, from 0."""
+    nodes: int
+    """Number of nodes."""
+    gpus: Sequence[str]
+    """UUIDs of this node's GPUs that the run uses, as NVML writes them."""
+    report: Callable[[Mapping[str, float]], None] | None
+    """On node 0, records the samples of all nodes; None on the others."""
+
+    def __post_init__(self) -> None:
+        self._folder = self.run_dir / FOLDER
         self._reported: dict[int, float] = {}  # time of the latest sample of each other node
         self._began = time.time()
         self._closing = threading.Event()
@@ -61,9 +53,7 @@ class NodeMonitor:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._thread.join(SECONDS)
 
@@ -73,30 +63,30 @@ class NodeMonitor:
         while not self._closing.wait(pause):
             try:
                 if sampler is None:
-                    sampler = Sampler(self._gpus)
+                    sampler = Sampler(self.gpus)
                     continue  # utilisation and rates refer to the time since the first sample
                 values = sampler.sample()
-                pause = max(SECONDS, self._nodes * len(values) / VALUES_PER_SECOND)
-                if self._report is None:
+                pause = max(SECONDS, self.nodes * len(values) / VALUES_PER_SECOND)
+                if self.report is None:
                     self._write_sample(values)
                 else:
-                    self._report(self._of_all(values))
+                    self.report(self._of_all(values))
             except Exception as error:  # no error of the monitor may stop the training
                 if not logged:
-                    _log.warning("hardware metrics of node %d cannot be read: %s", self._node, error)
+                    _log.warning("hardware metrics of node %d cannot be read: %s", self.node, error)
                 logged = True
 
     def _write_sample(self, values: Mapping[str, float]) -> None:
         """Write this node's sample to the run directory, for rank 0."""
         self._folder.mkdir(exist_ok=True)
         text = json.dumps({"time": time.time(), "values": values})
-        write_text(self._folder / f"node-{self._node:05d}.json", text, sync=False, shared=True)
+        write_text(self._folder / f"node-{self.node:05d}.json", text, sync=False, shared=True)
 
     def _of_all(self, own: Mapping[str, float]) -> dict[str, float]:
-        if self._nodes == 1:
+        if self.nodes == 1:
             return dict(own)
         found = {0: own}
-        for node in range(1, self._nodes):
+        for node in range(1, self.nodes):
             with suppress(
                 OSError, ValueError, KeyError, TypeError
             ):  # not written yet, or not by this program

@@ -4,6 +4,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,24 @@ from trainer.monitoring.throughput import ThroughputMeter
 from trainer.tracking.mlflow_tracker import MlflowTracker, Status
 
 
+@dataclass
 class TrainingTracker:
     """Used on rank 0. A step adds at most one line to the outbox; most steps add none."""
 
-    def __init__(
-        self,
-        tracker: MlflowTracker,
-        checkpoints: Path,
-        *,
-        total_steps: int,
-        every_steps: int,
-        best: float | None,
-    ) -> None:
-        """
-        Args:
-            tracker: the run's tracker.
-            checkpoints: the folder of the run's checkpoints.
-            total_steps: number of steps of the whole training.
-            every_steps: steps between two records of the training metrics.
-            best: the highest top-1 of earlier starts; None before the first evaluation.
-        """
-        self._tracker = tracker
-        self._checkpoints = checkpoints
-        self._total_steps = total_steps
-        self._every_steps = every_steps
-        self._best = best
+    tracker: MlflowTracker
+    checkpoints: Path
+    """The folder of the run's checkpoints."""
+    total_steps: int
+    """Of the whole training."""
+    every_steps: int
+    """Steps between two records of the training metrics."""
+
+    def __post_init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=LOSS_STEPS)
-        self._untracked: tuple[int, dict[str, float]] | None = (
-            None  # metrics of the last step if they were not recorded
-        )
+        self._untracked: tuple[int, dict[str, float]] | None = None  # of the last step, if not recorded
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._saved = -1  # step of the newest checkpoint
         self._kept: list[str] = []
-        self._limit = ""
-        self._has_table = False
         self._seconds: float | None = None
 
     def record_step(
@@ -95,32 +80,17 @@ class TrainingTracker:
             f"{SYSTEM}memory_peak_gib": rates.memory_peak / 2**30,
         }
         self._untracked = done, {name: value for name, value in values.items() if value is not None}
-        if done % self._every_steps == 0 or done in (1, self._total_steps):
+        if done % self.every_steps == 0 or done in (1, self.total_steps):
             self._track_step()
 
     def _track_step(self) -> None:
         if self._untracked is not None:
-            self._tracker.record_metrics(*self._untracked)
+            self.tracker.record_metrics(*self._untracked)
             self._untracked = None
 
-    def record_spike(self, step: int, deviations: float) -> None:
-        """Record a loss spike, in standard deviations of the recent loss."""
-        self._tracker.record_metrics(step, {f"{TRAIN}spike": deviations})
-
-    def record_skipped_step(self, step: int) -> None:
-        """Record a skipped step."""
-        self._tracker.record_metrics(step, {f"{TRAIN}skipped": 1.0})
-
-    def record_data_times(self, step: int, milliseconds: Mapping[str, float], limit: str) -> None:
-        """Record the time per clip of each data stage, and the bottleneck as a tag."""
-        self._tracker.record_metrics(
-            step, {f"{WALL_CLOCK}data_{name}_ms": value for name, value in milliseconds.items()}
-        )
-        if limit != self._limit:
-            self._tracker.set_tags({"limiting_stage": limit})
-            self._limit = limit
-
-    def record_evaluation(self, step: int, values: Mapping[str, float], table: Path, picture: Path) -> None:
+    def record_evaluation(
+        self, step: int, values: Mapping[str, float], table: Path, picture: Path, *, is_best: bool
+    ) -> None:
         """Record an evaluation after `step` steps, also under `best/` if it is the best so far.
 
         Args:
@@ -129,49 +99,35 @@ class TrainingTracker:
             picture: file with the confusion matrix.
         """
         found = {f"{VAL}{name}": value for name, value in values.items()}
-        if values["top1"] > (-1.0 if self._best is None else self._best):  # NaN is not
-            self._best = values["top1"]
-            found_best = {f"{BEST}{name}": value for name, value in values.items()}
-        else:
-            found_best = {}
-        self._tracker.record_metrics(step, {**found, **found_best})
+        best = {f"{BEST}{name}": value for name, value in values.items()} if is_best else {}
+        self.tracker.record_metrics(step, {**found, **best})
         self._evaluated = step, found
         if self._saved == step:
-            self._tracker.record_checkpoint(self._folder_of(step), step, found)
-        self._tracker.upload_artifact(picture)
-        self._tracker.upload_artifact(table)
-        if not self._has_table:
-            shown = [{"path": table.name, "type": "table"}]
-            self._tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
-            self._has_table = True
-
-    def record_reevaluation(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        """Record an evaluation of a finished run. prefix: of its metrics' names, see `Reevaluation`."""
-        self._tracker.record_metrics(step, {f"{prefix}{name}": value for name, value in values.items()})
+            self.tracker.record_checkpoint(self._folder_of(step), step, found)
+        self.tracker.upload_artifact(picture)
+        self.tracker.upload_artifact(table)
+        shown = [{"path": table.name, "type": "table"}]
+        self.tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
 
     def record_checkpoint(self, step: int, path: Path) -> None:
         """Record a checkpoint, and delete the logged models of deleted checkpoints."""
         self._saved = step
         evaluated, values = self._evaluated
-        self._tracker.record_checkpoint(path, step, values if evaluated == step else {})
+        self.tracker.record_checkpoint(path, step, values if evaluated == step else {})
         self._track_kept()
 
     def _track_kept(self) -> None:
-        kept = sorted(path.name for path in self._checkpoints.glob("step-*") if path.is_dir())
+        kept = sorted(path.name for path in self.checkpoints.glob("step-*") if path.is_dir())
         if kept != self._kept:
-            self._tracker.record_kept_checkpoints(kept)
+            self.tracker.record_kept_checkpoints(kept)
             self._kept = kept
-
-    def upload_examples(self, sheet: Path) -> None:
-        """Upload the picture of some validation videos with their classes."""
-        self._tracker.upload_artifact(sheet)
 
     def register_weights(self, weights: Path, registered: str) -> None:
         """Make the final weights a version of a registered model. registered: `NAME` or `NAME@ALIAS`."""
         name, _, alias = registered.partition("@")
-        self._tracker.register_weights(
-            self._folder_of(self._total_steps),
-            self._total_steps,
+        self.tracker.register_weights(
+            self._folder_of(self.total_steps),
+            self.total_steps,
             {},  # the model has its metrics from the evaluation
             weights=weights,
             name=name,
@@ -179,15 +135,15 @@ class TrainingTracker:
         )
 
     def _folder_of(self, step: int) -> Path:
-        return self._checkpoints / f"step-{step:07d}"
+        return self.checkpoints / f"step-{step:07d}"
 
     def record_summary(self, summary: Mapping[str, Any], file: Path) -> None:
         """Record the numbers of the run's summary and upload `summary.json`, its file."""
         numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
         # MLflow draws a metric whose only step is 0 as one bar per run.
-        self._tracker.record_metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
+        self.tracker.record_metrics(0, {f"{WHOLE_RUN}{name}": value for name, value in numbers.items()})
         self._seconds = summary["seconds"]
-        self._tracker.upload_artifact(file)
+        self.tracker.upload_artifact(file)
 
     def close(self, status: Status, timeout: float) -> None:
         """Record the last step and the status, and wait up to `timeout` seconds for the upload.
@@ -197,4 +153,4 @@ class TrainingTracker:
         self._track_step()
         if self._saved >= 0:
             self._track_kept()
-        self._tracker.close(status, timeout, self._seconds)
+        self.tracker.close(status, timeout, self._seconds)

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from trainer.tracking.outbox import Outbox
 from trainer.tracking.upload_errors import UploadBlocked, first_line
@@ -15,25 +16,21 @@ SILENT = 3.0  # seconds that `close` waits without a log line
 _log = logging.getLogger(__name__)
 
 
+@dataclass
 class Uploader:
-    """Uploads the outbox from a daemon thread until it is closed. Errors are logged, never raised."""
+    """Uploads the outbox to MLflow from a daemon thread until closed. Errors are logged, never raised."""
 
-    def __init__(self, outbox: Outbox, name: str, connect: Callable[[], Callable[[], None]]) -> None:
-        """Start the thread.
+    outbox: Outbox
+    connect: Callable[[], Callable[[], None]]
+    """Returns a function that uploads all complete lines of the outbox. Both may raise any exception;
+    UploadBlocked if a retry is useless. It is called again after each failure."""
 
-        Args:
-            outbox: the lines to upload.
-            name: the receiver, for messages.
-            connect: returns a function that uploads all complete lines of the outbox. Both may raise any
-                exception; UploadBlocked if a retry is useless. `connect` is called again after each failure.
-        """
-        self._outbox = outbox
-        self._name = name
-        self._connect = connect
+    def __post_init__(self) -> None:
+        """Start the thread."""
         self._has_records = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f"{name} uploader", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="MLflow uploader", daemon=True)
         self._thread.start()
 
     def notify(self) -> None:
@@ -46,10 +43,10 @@ class Uploader:
         self._has_records.set()
         self._thread.join(min(SILENT, timeout))
         if self._thread.is_alive() and timeout > SILENT:
-            _log.warning("waiting up to %.0f s for the upload to %s", timeout, self._name)
+            _log.warning("waiting up to %.0f s for the upload to MLflow", timeout)
             self._thread.join(timeout - SILENT)
         self._abandoned.set()
-        return self._outbox.count_undelivered()
+        return self.outbox.count_undelivered()
 
     def _work(self) -> None:
         upload: Callable[[], None] | None = None
@@ -60,7 +57,7 @@ class Uploader:
             closing = self._closing.is_set()
             self._has_records.clear()
             try:
-                upload = upload or self._connect()
+                upload = upload or self.connect()
                 upload()
             except Exception as error:  # no error of an upload may stop the training
                 upload = None
@@ -74,7 +71,7 @@ class Uploader:
                     self._closing.wait(pause)
                 continue
             if pause:
-                _log.warning("the upload to %s works again; all records are uploaded", self._name)
+                _log.warning("the upload to MLflow works again; all records are uploaded")
                 pause, logged = 0.0, ""
             if closing:
                 return
@@ -90,7 +87,7 @@ class Uploader:
             kind = message = f"{error} Training continues, and the records stay in the outbox."
         else:
             kind = "outage"
-            message = f"the upload to {self._name} fails, training continues: {first_line(error)}"
+            message = f"the upload to MLflow fails, training continues: {first_line(error)}"
         if kind != logged:
             _log.warning("%s", message)
         return kind

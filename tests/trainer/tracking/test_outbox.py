@@ -79,7 +79,7 @@ def taking_everything(outbox: Outbox, taken: list[dict]) -> Callable[[], None]:
 
 def test_the_uploader_sends_everything_before_it_ends(tmp_path: Path) -> None:
     outbox, taken = Outbox(tmp_path), []
-    busy = Uploader(outbox, "server", lambda: taking_everything(outbox, taken))
+    busy = Uploader(outbox, lambda: taking_everything(outbox, taken))
     for number in range(100):
         outbox.append({"n": number})
         busy.notify()
@@ -96,7 +96,7 @@ def test_the_uploader_waits_for_later_records(tmp_path: Path, monkeypatch: pytes
             outbox.mark_delivered(end)
             rounds.release()
 
-    patient = Uploader(outbox, "server", lambda: deliver)
+    patient = Uploader(outbox, lambda: deliver)
     for number in range(3):
         outbox.append({"n": number})
         patient.notify()
@@ -118,7 +118,7 @@ def test_the_uploader_survives_an_outage_and_logs_it_once(
         return taking_everything(outbox, taken)
 
     outbox.append({"n": 1})
-    patient = Uploader(outbox, "server", connect)
+    patient = Uploader(outbox, connect)
     assert back.wait(60)
     assert patient.close(timeout=60) == 0
     assert taken == [{"n": 1}]
@@ -139,5 +139,5 @@ def test_the_uploader_gives_up_in_time_and_returns_what_is_left(
     outbox.append({"n": 1})
     outbox.append({"n": 2})
     with caplog.at_level(logging.WARNING):
-        assert Uploader(outbox, "server", connect).close(timeout=0.05) == 2
+        assert Uploader(outbox, connect).close(timeout=0.05) == 2
     assert len(caplog.records) == 1

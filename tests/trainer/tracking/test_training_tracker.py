@@ -25,7 +25,7 @@ class Recorded:
 
 def test_the_mean_loss_is_over_the_last_100_finite_steps() -> None:
     recorded: Any = Recorded()
-    tracker = TrainingTracker(recorded, Path("checkpoints"), total_steps=150, every_steps=10, best=None)
+    tracker = TrainingTracker(recorded, Path("checkpoints"), total_steps=150, every_steps=10)
     meter = ThroughputMeter(device=torch.device("cpu"))
     for step in range(150):
         loss = float("nan") if step in (0, 70) else float(step)
