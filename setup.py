@@ -92,10 +92,12 @@ setup(
         "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
         "fsspec>=2025.3",  # byte ranges of objects in stores; torch depends on it too
         "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read
+        "markdown-it-py>=3.0",  # the page of `compare --out`; rich depends on it too
         "rich>=13.9",  # progress and tables in the terminal
         "safetensors>=0.5",  # files of weights without pickle
         "matplotlib>=3.9",  # the confusion matrix as a picture
         "pillow>=11.0",  # contact sheets of clips, text over the frames of annotated videos
+        "scipy>=1.13",  # exact tests of two models' errors; MLflow depends on it too
         "starlette>=0.47",  # serve.py: routes, requests and responses; MLflow depends on it too
         "uvicorn>=0.35",  # serve.py: the HTTP server; MLflow depends on it too
     ],
@@ -117,7 +119,6 @@ setup(
             "types-PyYAML>=6.0",  # type stubs for yaml
             "timm>=1.0",  # its RandAugment, as the reference for ours
             "torchvision>=0.24",  # its crop and jitter, as the reference for ours
-            "scipy>=1.13",  # two-sample tests of both
             "moto[server]>=5.1",  # an S3 server on the loopback interface
         ],
         # Other loaders that `make bench` compares with, and its videos. Nothing else needs them. torchcodec

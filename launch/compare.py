@@ -20,7 +20,6 @@ from trainer.monitoring.progress import show_progress
 from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
 from trainer.tracking.comparison.command import (
-    ComparisonRequest,
     RunReader,
     check_output,
     save_to_mlflow,
@@ -56,13 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         check_output(arguments.out)
     reader = RunReader(
-        ComparisonRequest(
-            arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline
-        )
+        arguments.runs, arguments.experiment, arguments.filter, arguments.uri, arguments.baseline
     )
     try:
         with show_progress("reading runs", sys.stderr) as progress:
-            found, baseline = reader.runs(progress)
+            found, baseline = reader.read(progress)
         with show_progress("comparing", sys.stderr) as progress:
             comparison = compare(found, baseline, progress)
         blocks = report(comparison, curves=arguments.out is not None or arguments.log_to is not None)

@@ -4,11 +4,11 @@ The tests concern these weights on these videos. They do not show that trainings
 in the same way; for that, compare groups of seeds.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import bdtr
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -34,17 +34,12 @@ class PairedCounts:
 
 
 def count_pairs(first: np.ndarray, second: np.ndarray) -> PairedCounts:
-    """Count outcomes by pairs.
+    """Count outcomes by pairs. first, second: (N,) bool, whether each model was right on each video.
 
-    Args:
-        first, second: (N,) bool, whether each model was right on each of the same N videos.
-
-    Raises:
-        ValueError: the lengths differ.
+    Raises ValueError where the lengths differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"{first.size} outcomes of the first model, {second.size} of the second")
-    first, second = first.astype(bool), second.astype(bool)
     both, right, other = (int(np.count_nonzero(x)) for x in (first & second, first, second))
     return PairedCounts(both, right - both, other - both, first.size - right - other + both)
 
@@ -56,23 +51,10 @@ def mcnemar(counts: PairedCounts) -> float:
     p = min(1, 2 P(X <= min(b, c))), X ~ Binomial(n, 1/2). 1 if n = 0.
     """
     low, high = sorted((counts.only_first, counts.only_second))
-    if low == high:
-        return 1.0
-    n = low + high
-    log_last = math.lgamma(n + 1) - math.lgamma(low + 1) - math.lgamma(high + 1) - n * math.log(2)
-    # P(X = k - 1) / P(X = k) = k / (n - k + 1) decreases with k: stop when the terms are negligible.
-    relative = total = 1.0
-    for k in range(low, 0, -1):
-        relative *= k / (n - k + 1)
-        total += relative
-        if relative < total * 1e-17:
-            break
-    return min(1.0, 2 * math.exp(log_last + math.log(total)))
+    return min(1.0, 2 * float(bdtr(low, low + high, 0.5)))
 
 
-def bootstrap_interval(
-    counts: PairedCounts, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def bootstrap_interval(counts: PairedCounts) -> tuple[float, float]:
     """Percentile interval of the difference in accuracy (second minus first) under resampling of the videos.
 
     The counts of N videos drawn with replacement are multinomial. Drawing these counts needs memory for the
@@ -81,9 +63,9 @@ def bootstrap_interval(
     if not counts.videos:
         return 0.0, 0.0
     shares = np.array([counts.only_first, counts.only_second, counts.both + counts.neither]) / counts.videos
-    drawn = np.random.default_rng(seed).multinomial(counts.videos, shares, size=resamples)
+    drawn = np.random.default_rng(0).multinomial(counts.videos, shares, size=RESAMPLES)
     differences = (drawn[:, 1] - drawn[:, 0]) / counts.videos
-    tail = 50 * (1 - confidence)
+    tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(differences, [tail, 100 - tail])
     return float(low), float(high)
 

@@ -22,9 +22,9 @@ Progress = Callable[[int, int], None]
 Connect = Callable[[], MlflowSource]
 
 
-@dataclass(frozen=True)
-class ComparisonRequest:
-    """The options of the command."""
+@dataclass
+class RunReader:
+    """Reads the runs that the command names, each once."""
 
     runs: Sequence[str]
     """Folders and MLflow's ids of runs."""
@@ -36,32 +36,24 @@ class ComparisonRequest:
     """MLflow's address."""
     baseline: str | None
     """Like one of `runs`; it may be among them."""
-
-
-class RunReader:
-    """Reads the runs of a request, each once."""
-
-    def __init__(self, request: ComparisonRequest) -> None:
-        self._request = request
-        self._mlflow: MlflowSource | None = None
+    _mlflow: MlflowSource | None = None
 
     def connect(self) -> MlflowSource:
         """The connection to MLflow, opened at the first call. Raises as `MlflowSource`."""
         if self._mlflow is None:
-            self._mlflow = MlflowSource(self._request.uri)
+            self._mlflow = MlflowSource(self.uri)
         return self._mlflow
 
     def close(self) -> None:
         if self._mlflow is not None:
             self._mlflow.close()
 
-    def runs(self, progress: Progress) -> tuple[list[ComparedRun], str | None]:
-        """All runs of the request, and the source of the baseline, None where none is named.
+    def read(self, progress: Progress) -> tuple[list[ComparedRun], str | None]:
+        """All these runs, and the source of the baseline, None where none is named.
 
         Raises RunError where a named run does not exist, StartAgain where MLflow does not answer.
         """
-        request = self._request
-        named = [*request.runs, *([] if request.baseline is None else [request.baseline])]
+        named = [*self.runs, *([] if self.baseline is None else [self.baseline])]
         ids = list(dict.fromkeys(text for text in named if is_run_id(text) and not Path(text).exists()))
         paths = [Path(text) for text in dict.fromkeys(named) if text not in ids]
         folders: dict[Path, Path] = {}  # by resolved path: one may be named twice
@@ -72,9 +64,9 @@ class RunReader:
         for number, (real, folder) in enumerate(folders.items(), start=1):
             found[str(real)] = read_folder(folder)
             progress(number, len(folders))
-        if request.experiment is not None or request.filter_string is not None:
-            source, text = self.connect(), request.filter_string or ""
-            for run in source.search(request.experiment, text, progress):
+        if self.experiment is not None or self.filter_string is not None:
+            source, text = self.connect(), self.filter_string or ""
+            for run in source.search(self.experiment, text, progress):
                 found[run.source] = run
         missing = [run_id for run_id in ids if run_id not in found]
         if missing:
@@ -82,7 +74,7 @@ class RunReader:
         return list(found.values()), self._baseline(found)
 
     def _baseline(self, found: dict[str, ComparedRun]) -> str | None:
-        text = self._request.baseline
+        text = self.baseline
         if text is None:
             return None
         if text in found:

@@ -1,18 +1,19 @@
 """Compares runs: everything that a report contains."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from trainer.errors import RunError
 from trainer.tracking.comparison.differences import (
     Difference,
-    SeedGroup,
+    Group,
     data_comparer,
     differences,
     seed_groups,
 )
 from trainer.tracking.comparison.paired_scores import MOST_TESTED, PairedTest, paired_tests, read_all_scores
-from trainer.tracking.comparison.runs import ComparedRun, in_order
+from trainer.tracking.comparison.runs import ComparedRun
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Comparison:
     baseline: int
     """Its index in `runs`."""
     differences: list[Difference]
-    groups: list[SeedGroup]
+    groups: list[Group]
     data: list[tuple[int, str]]
     """Index and comparison of its data with the baseline's, of each run but the baseline."""
     tests: list[PairedTest]
@@ -47,7 +48,8 @@ def compare(
     """
     if not found:
         raise RunError("there is no run to compare")
-    runs = in_order(list(found))
+    # Runs without an evaluation last, in their order.
+    runs = sorted(found, key=lambda run: -math.inf if run.best is None else run.best.top1, reverse=True)
     notes: list[str] = []
     tested = list(range(min(len(runs), MOST_TESTED)))
     named = None if baseline is None else [run.source for run in runs].index(baseline)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.formatting import printable
-from trainer.tracking.comparison.differences import SeedGroup
+from trainer.tracking.comparison.differences import Group
 from trainer.tracking.comparison.results import group_labels
 from trainer.tracking.comparison.runs import ComparedRun, Curve
 
@@ -32,7 +32,7 @@ class _Line:
     members: tuple[ComparedRun, ...]
 
 
-def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[bytes, str] | None:
+def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[bytes, str] | None:
     """A PNG and its caption; None where no run has a curve.
 
     runs: by their best top-1. Of more than `MOST_LINES` runs, the means of their groups of seeds are drawn
@@ -50,24 +50,21 @@ def draw_curves(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tup
         return _draw(lines, curves), caption
 
 
-def _choose_lines(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> tuple[list[_Line], str]:
+def _choose_lines(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> tuple[list[_Line], str]:
     what = "Training loss (mean of neighbouring points) and top-1 of the validation videos"
+    single = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs, start=1)]
     if len(runs) <= MOST_LINES:
-        lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs, start=1)]
-        return lines, f"{what}."
-    alone = len(runs) - sum(len(group.members) for group in groups)
+        return single, f"{what}."
+    alone = len(runs) - sum(map(len, groups))
     if groups and len(groups) + alone <= MOST_LINES:
-        grouped = {index for group in groups for index in group.members}
+        grouped = {index for group in groups for index in group}
         lines = [
-            _Line(label, tuple(runs[index] for index in group.members))
+            _Line(label, tuple(runs[index] for index in group))
             for label, group in zip(group_labels(runs, groups), groups, strict=True)
         ]
-        lines += [
-            _Line(f"{index + 1} {run.name}", (run,)) for index, run in enumerate(runs) if index not in grouped
-        ]
+        lines += [line for index, line in enumerate(single) if index not in grouped]
         return lines, f"{what}; of each group of seeds the mean, and its range as a band."
-    lines = [_Line(f"{number} {run.name}", (run,)) for number, run in enumerate(runs[:MOST_LINES], start=1)]
-    return lines, f"{what}, of the {MOST_LINES} runs with the highest top-1 of {len(runs)}."
+    return single[:MOST_LINES], f"{what}, of the {MOST_LINES} runs with the highest top-1 of {len(runs)}."
 
 
 def _draw(lines: Sequence[_Line], curves: dict[int, Curve | None]) -> bytes:
@@ -159,11 +156,8 @@ def _loss(run: ComparedRun, curve: Curve, column: int) -> tuple[np.ndarray, np.n
 
 def smoothed(values: np.ndarray) -> np.ndarray:
     """(N,): the mean over a window around each point, shorter at the ends."""
-    half = int(len(values) * _SMOOTHING / 2)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    indices = np.arange(len(values))
-    first, last = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    window = np.ones(2 * int(len(values) * _SMOOTHING / 2) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _accuracy(run: ComparedRun, curve: Curve | None, column: int) -> tuple[np.ndarray, np.ndarray] | None:

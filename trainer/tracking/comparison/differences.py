@@ -25,6 +25,10 @@ _FINGERPRINT_FIELDS = dict(
 )
 
 
+Group = tuple[int, ...]
+"""Runs that differ in their seed alone: indices in the list of runs."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A field that is not the same in all runs."""
@@ -33,14 +37,6 @@ class Difference:
     field: str
     values: tuple[str | None, ...]
     """Of each run; None where its recipe does not have the field."""
-
-
-@dataclass(frozen=True)
-class SeedGroup:
-    """Runs that differ in their seed alone."""
-
-    members: tuple[int, ...]
-    """Indices in the list of runs."""
 
 
 def fields_of(run: ComparedRun) -> dict[str, str]:
@@ -68,8 +64,8 @@ def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
     return sorted(found, key=lambda difference: order.index(difference.section))
 
 
-def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
-    """Groups of two runs or more, in the order of their first run."""
+def seed_groups(runs: Sequence[ComparedRun]) -> list[Group]:
+    """Groups of two runs or more that differ in their seed alone, in the order of their first run."""
     by_training: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):
         if run.recipe:
@@ -80,7 +76,7 @@ def seed_groups(runs: Sequence[ComparedRun]) -> list[SeedGroup]:
                 if name not in _NOT_OF_THE_TRAINING and not name.startswith(_BOOKKEEPING)
             }
             by_training.setdefault(tuple(sorted(training.items())), []).append(index)
-    return [SeedGroup(tuple(members)) for members in by_training.values() if len(members) > 1]
+    return [tuple(members) for members in by_training.values() if len(members) > 1]
 
 
 # --- the data -------------------------------------------------------------------------------------------
@@ -169,13 +165,8 @@ def _ratios(run: ComparedRun) -> str | None:
         ratios = [part["ratio"] for part in parts]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return (
-        None if None in ratios else ":".join(f"{ratio:g}" if _is_number(ratio) else "?" for ratio in ratios)
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    texts = (f"{ratio:g}" if isinstance(ratio, int | float) else "?" for ratio in ratios)
+    return None if None in ratios else ":".join(texts)
 
 
 def _resolution(run: ComparedRun) -> str | None:

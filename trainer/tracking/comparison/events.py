@@ -5,9 +5,7 @@ A line may be cut off, damaged, or of any length.
 
 import hashlib
 import math
-import os
 import re
-import stat
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config.text_file import open_ordinary
 from trainer.monitoring.metric_names import LOSS_STEPS
 from trainer.system.files import find_number, parse_records
 from trainer.tracking.comparison.runs import Curve, RecordedEvaluation
 
-_BLOCK = 2**20  # bytes that are read at once
 _LONGEST = 2**16  # bytes of a line; a step's has about 400
 _STEP = b'{"event": "step"'
 """The start of a step's line. Nearly all lines are steps, and most need not be parsed."""
@@ -160,23 +158,13 @@ def batch_hashes(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 def event_lines(path: Path) -> Iterator[bytes]:
     """The lines of an ordinary file, without those longer than any event."""
-    # Without O_NONBLOCK, opening a pipe waits for its writer.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError("it is not an ordinary file")
-        rest, too_long = b"", False
-        while block := file.read(_BLOCK):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            if too_long and lines:
-                del lines[0]
-                too_long = False
-            yield from (line for line in lines if len(line) <= _LONGEST)
-            if too_long or len(rest) > _LONGEST:
-                rest, too_long = b"", True
-        if rest:
-            yield rest
+    with open_ordinary(path) as file:
+        begins = True  # whether the next bytes begin a line
+        for part in iter(lambda: file.readline(_LONGEST + 1), b""):
+            ends = part.endswith(b"\n")
+            if begins and (ends or len(part) <= _LONGEST):
+                yield part.removesuffix(b"\n")
+            begins = ends
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

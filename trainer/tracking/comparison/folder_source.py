@@ -62,18 +62,22 @@ def results_of(summary: dict[str, Any], events: RunEvents) -> dict[str, float]:
     """
     last_step = events.last_step or {}
     found: dict[str, float | None] = {
-        "step": _finite(last_step, "step"),
-        "total_steps": _finite(last_step, "total_steps"),
+        "step": find_number(last_step, "step"),
+        "total_steps": find_number(last_step, "total_steps"),
         "train_loss": events.train_loss,
         "hours": _hours(last_step, "spent"),
         "gpu_hours": _hours(last_step, "device_seconds"),
     }
-    found |= {name: _finite(last_step, name) for name in _RESULTS if name != "gpu_hours"}
-    if summary:
-        whole: dict[str, float | None] = {name: _finite(summary, name) for name in _RESULTS}
-        whole |= {"step": _finite(summary, "steps"), "hours": _hours(summary, "seconds")}
-        found |= {name: value for name, value in whole.items() if value is not None}
-    return {name: value for name, value in found.items() if value is not None}
+    found |= {name: find_number(last_step, name) for name in _RESULTS if name != "gpu_hours"}
+    whole: dict[str, float | None] = {name: find_number(summary, name) for name in _RESULTS}
+    whole |= {"step": find_number(summary, "steps"), "hours": _hours(summary, "seconds")}
+    return known_results(found, whole)
+
+
+def known_results(last: dict[str, float | None], whole: dict[str, float | None]) -> dict[str, float]:
+    """The finite ones of a run's results: of the whole training where known, else as of its last step."""
+    found = [*last.items(), *whole.items()]  # the later one of a name counts
+    return {name: value for name, value in found if value is not None and math.isfinite(value)}
 
 
 def recipe_of(text: str, source: str) -> dict[str, str]:
@@ -87,13 +91,8 @@ def recipe_of(text: str, source: str) -> dict[str, str]:
     return {name: redacted(str(value)) for name, value in leaves(tree, "") if name != "name"}
 
 
-def _finite(record: dict[str, Any], name: str) -> float | None:
-    value = find_number(record, name)
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _hours(record: dict[str, Any], name: str) -> float | None:
-    seconds = _finite(record, name)
+    seconds = find_number(record, name)
     return None if seconds is None else seconds / 3600
 
 

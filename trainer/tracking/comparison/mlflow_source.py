@@ -26,7 +26,7 @@ from trainer.monitoring.metric_names import LOSS_MEAN, VAL, VIDEOS, WALL_CLOCK, 
 from trainer.secrets import redacted, set_mlflow_credentials, with_credentials
 from trainer.tracking.address import check_address, choose_address, sqlite_path
 from trainer.tracking.comparison.events import POINTS
-from trainer.tracking.comparison.folder_source import SCORES, recipe_of
+from trainer.tracking.comparison.folder_source import SCORES, known_results, recipe_of
 from trainer.tracking.comparison.runs import FINGERPRINTS, ComparedRun, Curve, RecordedEvaluation
 from trainer.tracking.mlflow_tracker import prepare_environment
 from trainer.tracking.sqlite_store import is_partial
@@ -235,15 +235,13 @@ def _results(metrics: dict[str, float], status: str) -> dict[str, float]:
     """As `folder_source.results_of`."""
     found = {name: metrics.get(metric) for name, metric in _RESULTS.items()}
     found |= {"train_loss": metrics.get(LOSS_MEAN), "hours": metrics.get(f"{WALL_CLOCK}hours")}
+    whole: dict[str, float | None] = {}
     if status == "finished":
         whole = {name: metrics.get(f"{WHOLE_RUN}{name}") for name in _RESULTS}  # its step is named `steps`
         seconds = metrics.get(f"{WHOLE_RUN}seconds")
-        whole |= {
-            "step": metrics.get(f"{WHOLE_RUN}steps"),
-            "hours": None if seconds is None else seconds / 3600,
-        }
-        found |= {name: value for name, value in whole.items() if value is not None}
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        hours = None if seconds is None else seconds / 3600
+        whole |= {"step": metrics.get(f"{WHOLE_RUN}steps"), "hours": hours}
+    return known_results(found, whole)
 
 
 def is_run_id(text: str) -> bool:

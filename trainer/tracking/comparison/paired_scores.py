@@ -1,7 +1,6 @@
 """Scores per video: read, paired by video, and tested against those of a baseline."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from trainer.errors import RunError
 from trainer.evaluation.significance import PairedCounts, bootstrap_interval, count_pairs, holm, mcnemar
+from trainer.system.files import parse_records
 from trainer.tracking.comparison.runs import ComparedRun
 
 _COLUMNS = ("row", "path", "label", "prediction")
@@ -74,7 +74,8 @@ def read_scores(path: Path) -> VideoScores:
                 _columns(file.read_row_group(number, columns=list(_COLUMNS)))
                 for number in range(file.num_row_groups)
             ]
-            about = _about(file.schema_arrow.metadata or {})
+            metadata = (file.schema_arrow.metadata or {}).get(_METADATA, b"").decode(errors="replace")
+            about = next(parse_records(metadata), {})
     except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise RunError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from None
     none = (np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -89,14 +90,6 @@ def _columns(table: Any) -> tuple[np.ndarray, ...]:
     texts = (str(text).encode(errors="surrogatepass") for text in table["path"].cast("string").to_pylist())
     digests = (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in texts)
     return rows, np.fromiter(digests, np.uint64, len(rows)), labels, predictions
-
-
-def _about(metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    try:
-        found = json.loads(metadata.get(_METADATA, b"{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def pair(first: VideoScores, second: VideoScores) -> PairedScores:

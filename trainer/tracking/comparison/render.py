@@ -4,12 +4,12 @@ Names and values come from untrusted files: they are escaped, and no control cha
 """
 
 import base64
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -181,6 +181,10 @@ def _rich(table: Table, width: int) -> RichTable:
 
 def as_markdown(blocks: Sequence[Block], picture: str) -> str:
     """GitHub's Markdown. picture: name of the file beside it with the report's picture."""
+    return _markdown(blocks, quote(picture))
+
+
+def _markdown(blocks: Sequence[Block], picture: str) -> str:
     parts = ["# Comparison of runs"]
     for block in blocks:
         if isinstance(block, Heading):
@@ -190,7 +194,7 @@ def as_markdown(blocks: Sequence[Block], picture: str) -> str:
         elif isinstance(block, Table):
             parts.append(_markdown_table(block))
         else:
-            parts.append(f"## Curves\n\n{_escaped(block.text)}\n\n![curves]({quote(picture)})")
+            parts.append(f"## Curves\n\n{_escaped(block.text)}\n\n![curves]({picture})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -220,56 +224,19 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1500px;
 table { border-collapse: collapse; margin: 0.8em 0 } h2 { margin-top: 1.8em }
 th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #888; position: sticky; top: 0; background: #fff }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+[style*=right] { font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } p { max-width: 60em; color: #444 }
 """
 
 
 def as_html(blocks: Sequence[Block]) -> str:
-    """One HTML file with its picture inside, without scripts and links."""
-    parts = []
-    for block in blocks:
-        if isinstance(block, Heading):
-            parts.append(f"<h2>{_html(block.text)}</h2>")
-        elif isinstance(block, Paragraph):
-            parts.append(f"<p>{_html(block.text)}</p>")
-        elif isinstance(block, Table):
-            parts.append(_html_table(block))
-        else:
-            data = base64.b64encode(block.png).decode()
-            text = _html(block.text)
-            parts.append(
-                f'<h2>Curves</h2>\n<p>{text}</p>\n<img alt="{text}" src="data:image/png;base64,{data}">'
-            )
-    body = "\n".join(parts)
+    """The Markdown as one HTML file with its picture inside, without scripts and links."""
+    picture = picture_of(blocks)
+    data = "" if picture is None else base64.b64encode(picture.png).decode()
+    text = _markdown(blocks, f"data:image/png;base64,{data}")
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     head = f'<meta charset="utf-8">\n<title>Comparison of runs</title>\n<style>{_STYLE}</style>'
-    heading = "<h1>Comparison of runs</h1>"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
-        f"<body>\n{heading}\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _html_table(table: Table) -> str:
-    classes = [' class="n"' if column.numeric else "" for column in table.columns]
-    heads = "".join(
-        f"<th{mark}>{_html(column.head)}</th>" for mark, column in zip(classes, table.columns, strict=True)
-    )
-    rows = [
-        "".join(f"<td{mark}>{_html_cell(cell)}</td>" for mark, cell in zip(classes, row, strict=True))
-        for row in table.rows
-    ]
-    lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
-
-
-def _html_cell(cell: Cell) -> str:
-    text = _html(cell.text)
-    return f"<b>{text}</b>" if cell.best else text
-
-
-def _html(text: str) -> str:
-    return html.escape(printable(text)).replace("  ", "&nbsp;&nbsp;")
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'
 
 
 def picture_of(blocks: Sequence[Block]) -> Picture | None:

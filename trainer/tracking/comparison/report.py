@@ -1,13 +1,12 @@
 """Builds the blocks of a report from a comparison, and its JSON."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from trainer.evaluation.significance import CONFIDENCE, RESAMPLES
 from trainer.monitoring.metric_names import LOSS_STEPS
+from trainer.system.files import format_json
 from trainer.tracking.comparison.compare import Comparison
 from trainer.tracking.comparison.curves import draw_curves
 from trainer.tracking.comparison.differences import Difference
@@ -243,10 +242,10 @@ def as_json(comparison: Comparison) -> str:
         "baseline": comparison.baseline + 1,
         "runs": runs,
         "differences": {difference.field: difference.values for difference in comparison.differences},
-        "groups": [_group_as_json(comparison, group.members) for group in comparison.groups],
+        "groups": [_group_as_json(comparison, group) for group in comparison.groups],
         "notes": comparison.notes,
     }
-    return json.dumps(_finite(found), indent=2, ensure_ascii=False)
+    return format_json(found)
 
 
 def _test_as_json(test: PairedTest) -> dict[str, Any]:
@@ -273,12 +272,3 @@ def _group_as_json(comparison: Comparison, members: Sequence[int]) -> dict[str, 
             mean, spread = deviation(values)
             found[measure.key] = {"mean": mean, "deviation": spread, "n": len(values)}
     return found
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has neither."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.system.formatting import format_ranges
-from trainer.tracking.comparison.differences import NAMES, SeedGroup, fields_of
+from trainer.tracking.comparison.differences import NAMES, Group, fields_of
 from trainer.tracking.comparison.render import Cell, Column, Table
 from trainer.tracking.comparison.runs import ComparedRun
 
@@ -91,14 +91,11 @@ def results_table(runs: Sequence[ComparedRun]) -> Table:
         row = [Cell(str(number)), Cell(run.name)]
         row += [Cell(run.status)] * with_status + [Cell(_steps(run))] * with_steps
         for measure in measures:
-            text = _text(measure, measure.value(run))
+            value = measure.value(run)
+            text = MISSING if value is None else measure.text(value)
             row.append(Cell(text, best=text != MISSING and text == best[measure.key]))
         rows.append(row)
     return Table(columns, rows)
-
-
-def _text(measure: ResultColumn, value: float | None) -> str:
-    return MISSING if value is None else measure.text(value)
 
 
 def _best(measure: ResultColumn, runs: Sequence[ComparedRun]) -> str | None:
@@ -122,15 +119,16 @@ def deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def group_table(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> Table:
+def group_table(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> Table:
     """Mean ± sample deviation over the finished runs of each group, and their number."""
     measures = [measure for measure in RESULT_COLUMNS if measure.key in _OF_GROUPS]
     labels = group_labels(runs, groups)
     found = []
     for group, label in zip(groups, labels, strict=True):
-        members = [runs[index] for index in group.members]
+        members = [runs[index] for index in group]
         finished = [run for run in members if run.status == "finished"]
-        cells = [Cell(label), Cell(_number(len(finished), len(members)))]
+        more = f" of {len(members)}" if len(finished) < len(members) else ""
+        cells = [Cell(label), Cell(f"{len(finished)}{more}")]
         means = []
         for measure in measures:
             values = [value for run in finished if (value := measure.value(run)) is not None]
@@ -142,10 +140,6 @@ def group_table(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> Tab
     return Table(columns, [cells for _, cells in sorted(found, key=lambda row: row[0], reverse=True)])
 
 
-def _number(finished: int, members: int) -> str:
-    return str(finished) if finished == members else f"{finished} of {members}"
-
-
 def _spread(measure: ResultColumn, values: Sequence[float]) -> str:
     if not values:
         return MISSING
@@ -153,9 +147,9 @@ def _spread(measure: ResultColumn, values: Sequence[float]) -> str:
     return measure.text(mean) if spread is None else f"{measure.text(mean)} ± {measure.text(spread)}"
 
 
-def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> list[str]:
+def group_labels(runs: Sequence[ComparedRun], groups: Sequence[Group]) -> list[str]:
     """For each group, its numbers of runs and the fields in which it differs from the other groups."""
-    firsts = [fields_of(runs[group.members[0]]) for group in groups]
+    firsts = [fields_of(runs[group[0]]) for group in groups]
     names = [
         name
         for name in dict.fromkeys(name for fields in firsts for name in fields)
@@ -169,7 +163,7 @@ def group_labels(runs: Sequence[ComparedRun], groups: Sequence[SeedGroup]) -> li
             f"{name.rpartition('.')[2]} {fields.get(name, MISSING)}" for name in names[:_MOST_FIELDS]
         )
         more = f" and {len(names) - _MOST_FIELDS} more" if len(names) > _MOST_FIELDS else ""
-        labels.append(f"{run_numbers(group.members)}{f': {differing}{more}' if differing else ''}")
+        labels.append(f"{run_numbers(group)}{f': {differing}{more}' if differing else ''}")
     return labels
 
 

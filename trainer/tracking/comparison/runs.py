@@ -1,6 +1,5 @@
 """A run for comparison, read from its directory or from MLflow."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +71,3 @@ class ComparedRun:
     def global_batch(self) -> int | None:
         text = self.recipe.get("optimisation.global_batch", "")
         return int(text) if text.isdecimal() and len(text) < 12 else None
-
-
-def in_order(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """By the best top-1, the highest first; runs without an evaluation last, in their order."""
-    return sorted(runs, key=lambda run: -math.inf if run.best is None else run.best.top1, reverse=True)

@@ -17,7 +17,6 @@ def step(number: int, loss: float = 1.0, **more: object) -> str:
 
 
 def test_lines_of_any_length_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 7)
     monkeypatch.setattr(module, "_LONGEST", 20)
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"one\n\n" + b"x" * 50 + b"\ntwo\nthree and some more\n" + b"y" * 21 + b"\nfour")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainer.tracking.comparison.run_folders import make_run, recipe
 from trainer.errors import RunError, StartAgain
-from trainer.tracking.comparison.command import ComparisonRequest, RunReader, save_to_mlflow
+from trainer.tracking.comparison.command import RunReader, save_to_mlflow
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.folder_source import read_folder
 from trainer.tracking.comparison.mlflow_source import MlflowSource
@@ -123,11 +123,9 @@ def test_mlflow_and_folders_give_the_same(tracked: Tracked, source: MlflowSource
 def test_runs_are_found_by_filter_by_id_and_with_folders(tracked: Tracked, source: MlflowSource) -> None:
     assert [run.name for run in source.search(None, "metrics.`val/top1` > 0.52")] == ["two"]
     gathering = RunReader(
-        ComparisonRequest(
-            [tracked.ids[2], str(tracked.folders[0])], "comparison", None, tracked.uri, tracked.ids[0]
-        )
+        [tracked.ids[2], str(tracked.folders[0])], "comparison", None, tracked.uri, tracked.ids[0]
     )
-    found, baseline = gathering.runs(lambda done, total: None)
+    found, baseline = gathering.read(lambda done, total: None)
     gathering.close()
     assert sorted(run.name for run in found) == ["left", "one", "one", "two"]  # a folder and its MLflow run
     assert baseline == tracked.ids[0]

@@ -144,7 +144,7 @@ def test_seeds_are_grouped_to_mean_and_deviation(tmp_path: Path) -> None:
     runs.append(read_folder(make_run(tmp_path / "other", seed=1, optimisation__weight_decay=0.1)))
     runs.append(read_folder(make_run(tmp_path / "other_data", seed=5, train_fingerprint="c" * 64)))
     (group,) = seed_groups(runs)
-    assert group.members == (0, 1, 2, 3)
+    assert group == (0, 1, 2, 3)
     (row,) = group_table(runs, [group]).rows
     assert [cell.text for cell in row[:4]] == ["1-4", "3 of 4", "54.00 ± 4.00", "54.00 ± 4.00"]
     assert deviation([1.0, 2.0, 6.0]) == pytest.approx((3.0, 7**0.5))
