@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.formatting import printable
-from trainer.evaluation.metrics import most_confused
+from trainer.evaluation.metrics import most_confused, per_class
 
 LABELLED = 40  # most classes that are drawn as a matrix
 NUMBERED = 20  # most classes with numbers in the cells
@@ -45,19 +45,17 @@ def class_table(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]
     wrong class, and `times` its count.
     """
     names = _names_of_all(class_names, len(confusion))
-    right: list[int] = confusion.diagonal().tolist()
-    true, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
     wrong_counts, wrong = confusion.clone().fill_diagonal_(0).max(dim=1)
     rows = [
         [
-            name,
-            true[k],
-            round(right[k] / true[k], 4) if true[k] else None,
-            round(right[k] / predicted[k], 4) if predicted[k] else None,
-            names[int(wrong[k])] if wrong_counts[k] else "",
-            int(wrong_counts[k]),
+            names[one.label],
+            one.videos,
+            round(one.accuracy, 4) if one.videos else None,
+            round(one.correct / one.predicted, 4) if one.predicted else None,
+            names[int(wrong[one.label])] if wrong_counts[one.label] else "",
+            int(wrong_counts[one.label]),
         ]
-        for k, name in enumerate(names)
+        for one in per_class(confusion)
     ]
     rows.sort(key=lambda row: 2.0 if row[2] is None else row[2])
     return {"columns": ["class", "videos", "recall", "precision", "taken_for", "times"], "data": rows}

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from pipelines.autotune import LoaderOptions
 from pipelines.dataset.spot_check import format_defects
-from trainer.distributed.collectives import broadcast_from_main, check_same_on_all_ranks, run_on_all_ranks
+from pipelines.loader import view_loader
+from pipelines.sampling.sampler import ViewSampler
+from trainer.distributed.collectives import (
+    broadcast_from_main,
+    check_same_on_all_ranks,
+    gather_distinct,
+    run_on_all_ranks,
+)
 from trainer.distributed.environment import Environment, cores_per_rank, find_environment
 from trainer.distributed.slurm_step import find_job_end
 from trainer.engine.process_group import disconnect, join
@@ -29,6 +36,7 @@ from trainer.evaluation.scores import ScoreFile, ScoreGatherer, ScoreMetadata, s
 from trainer.evaluation.target import EvaluationRequest, EvaluationTarget, resolve_target
 from trainer.monitoring.progress import show_progress
 from trainer.monitoring.run_dir import RunDir
+from trainer.resilience.decoder_crashes import LoaderInput
 from trainer.resilience.run_lock import acquire
 from trainer.resilience.signals import StopRequest, exit_code
 from trainer.setup.bad_video_limit import exceeds_limit
@@ -80,20 +88,22 @@ def evaluate(request: EvaluationRequest, device: Literal["auto", "cpu", "cuda"],
     return code
 
 
+@dataclass
 class Evaluator:
     """The evaluation on one rank. Its methods are collective."""
 
-    def __init__(self, target: EvaluationTarget, environment: Environment, *, as_json: bool) -> None:
-        self._target = target
-        self._environment = environment
-        self._as_json = as_json
-        self._output = sys.stderr if as_json else sys.stdout
-        self._is_main = environment.is_main
-        self._folder = EvaluationDir(target.out)
+    target: EvaluationTarget
+    environment: Environment
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        self._output = sys.stderr if self.as_json else sys.stdout
+        self._is_main = self.environment.is_main
+        self._folder = EvaluationDir(self.target.out)
 
     def evaluate(self, *, again: bool) -> int:
         """Returns the exit code. again: delete an earlier evaluation."""
-        identity = run_on_all_ranks(self._target.identity)
+        identity = run_on_all_ranks(self.target.identity)
         check_same_on_all_ranks(
             "what is evaluated", "\n".join(f"{name}: {value}" for name, value in identity.items())
         )
@@ -104,7 +114,7 @@ class Evaluator:
         # A finished evaluation is printed without a write: its folder may be read-only.
         if again or not is_finished():
             with ExitStack() as stack:
-                lock = self._on_main(lambda: acquire(self._target.out, option="--out"))
+                lock = self._on_main(lambda: acquire(self.target.out, option="--out"))
                 if lock is not None:
                     stack.callback(lock.release)
                 self._on_main(lambda: self._folder.prepare(identity, again=again))
@@ -114,23 +124,23 @@ class Evaluator:
                     if done.stop_reasons:
                         self._print(
                             f"stopped by {' and '.join(done.stop_reasons)} after {first + done.videos:,} of "
-                            f"{len(self._target.dataset):,} videos: the same command continues from there"
+                            f"{len(self.target.dataset):,} videos: the same command continues from there"
                         )
                         return exit_code(done.stop_reasons)
                     self._finish(identity, done)
         else:
-            self._print(f"{self._target.out} holds this evaluation already; --again repeats it")
-        self._on_main(lambda: print_result(self._folder, as_json=self._as_json))
+            self._print(f"{self.target.out} holds this evaluation already; --again repeats it")
+        self._on_main(lambda: print_result(self._folder, as_json=self.as_json))
         return 0
 
     def _evaluate_from(self, first: int, stack: ExitStack) -> AttemptResult:
         """Evaluate the videos from this one on; all ranks get the same result."""
-        videos = len(self._target.dataset)
+        videos = len(self.target.dataset)
         if first == videos:
             return AttemptResult()
         if first:
             self._print(f"continuing after {first:,} of {videos:,} videos")
-        target, environment = self._target, self._environment
+        target, environment = self.target, self.environment
         at_once = target.batch * environment.world_size
         first_batch = first // at_once
         options = LoaderOptions(
@@ -140,16 +150,13 @@ class Evaluator:
             cores=cores_per_rank(environment),
             storage=target.storage,
         )
+        sampler = ViewSampler(videos, target.batch, environment.world_size)
         loader, notes = open_view_loader(
-            target.dataset,
-            target.view,
+            LoaderInput("val", target.dataset, sampler, target.view),
+            partial(view_loader, mean=target.mean, std=target.std, first=first_batch),
             options,
             environment,
             RunDir(self._folder.path),
-            batch=target.batch,
-            mean=target.mean,
-            std=target.std,
-            first=first_batch,
             run=RunDir(target.source),
             stack=stack,
         )
@@ -178,12 +185,12 @@ class Evaluator:
                     self._write(gatherer.gather(loader.bad_samples))
                     last_write = time.monotonic()
                 if stopping and done < rest:
-                    return AttemptResult(done, time.monotonic() - started, _stop_reasons(stop))
+                    return AttemptResult(done, time.monotonic() - started, gather_distinct(stop.poll()))
         return AttemptResult(done, time.monotonic() - started)
 
     def _forward(self) -> Callable[[Tensor], Tensor]:
         """Normalised clips, (B, 3, T, H, W), to logits of the manifest's classes, (B, K)."""
-        target, device = self._target, self._environment.device
+        target, device = self.target, self.environment.device
         model = target.weights.model.to(device)
         if target.precision == "bf16":
             model = model.bfloat16()
@@ -209,7 +216,7 @@ class Evaluator:
                 raise RunError(
                     f"the model's outputs are not finite for {len(wrong)} of {len(rows)} videos, as for "
                     f"{rows['path'][wrong[0]].as_py()}: its weights are damaged"
-                    + ("" if self._target.precision == "fp32" else ", or need --precision fp32")
+                    + ("" if self.target.precision == "fp32" else ", or need --precision fp32")
                 )
             self._folder.write(rows)
             self._check_bad()
@@ -217,7 +224,7 @@ class Evaluator:
         self._on_main(write)
 
     def _check_bad(self) -> None:
-        bad, share, videos = self._folder.bad, self._target.bad_share, len(self._target.dataset)
+        bad, share, videos = self._folder.bad, self.target.bad_share, len(self.target.dataset)
         if exceeds_limit(bad, share, videos):
             named = [(path, reason) for _, path, reason in islice(self._folder.bad_videos(), NAMED)]
             raise RunError(
@@ -227,7 +234,7 @@ class Evaluator:
 
     def _finish(self, identity: dict[str, Any], attempt: AttemptResult) -> None:
         """Rank 0 merges the parts and writes the reports."""
-        target = self._target
+        target = self.target
         about = ScoreMetadata(
             manifest=target.manifest.name,
             fingerprint=target.dataset.fingerprint,
@@ -258,7 +265,7 @@ class Evaluator:
                 target,
                 identity,
                 counts.result(),
-                self._environment,
+                self.environment,
                 videos=attempt.videos,
                 seconds=attempt.seconds,
             )
@@ -284,17 +291,10 @@ class Evaluator:
 
     def _any_rank(self, *values: bool) -> list[bool]:
         """For each value whether it is true on any rank."""
-        counts = torch.tensor(values, dtype=torch.float32, device=self._environment.device)
+        counts = torch.tensor(values, dtype=torch.float32, device=self.environment.device)
         dist.all_reduce(counts)
         return [count > 0 for count in counts.tolist()]
 
     def _print(self, text: str) -> None:
         if self._is_main:
             print(text, file=self._output, flush=True)
-
-
-def _stop_reasons(stop: StopRequest) -> tuple[str, ...]:
-    """The stop requests of all ranks. Collective."""
-    reasons: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, stop.poll())
-    return tuple(sorted({reason for reason in reasons if reason is not None}))

@@ -10,6 +10,7 @@ from trainer.checkpoint.metadata import TrainState
 from trainer.config.schema import Recipe
 from trainer.monitoring.metric_names import VAL
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import read_json
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,7 @@ def is_finished(folder: RunDir, found: Path, state: TrainState, total_steps: int
     own = found.absolute().parent == folder.checkpoints.absolute()
     if not own or state.step < total_steps or not folder.weights.is_file():
         return False
-    try:
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(summary, dict) and summary.get("steps") == state.step
+    return read_json(folder.summary).get("steps") == state.step
 
 
 def choose_reevaluation(recipe: Recipe, state: TrainState) -> Reevaluation:

@@ -150,13 +150,8 @@ class ClassAccuracy:
 
 def per_class(confusion: Tensor) -> list[ClassAccuracy]:
     """Counts of each class. confusion: (K, K), row the true class, column the predicted one."""
-    columns = zip(
-        confusion.sum(dim=1).tolist(),
-        confusion.diagonal().tolist(),
-        confusion.sum(dim=0).tolist(),
-        strict=True,
-    )
-    return [ClassAccuracy(label, *numbers) for label, numbers in enumerate(columns)]
+    columns = torch.stack([confusion.sum(dim=1), confusion.diagonal(), confusion.sum(dim=0)], dim=1)
+    return [ClassAccuracy(label, *numbers) for label, numbers in enumerate(columns.tolist())]
 
 
 def mean_class_accuracy(classes: Sequence[ClassAccuracy]) -> float:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -21,7 +20,7 @@ from trainer.evaluation.evaluation_dir import EvaluationDir
 from trainer.evaluation.metrics import mean_class_accuracy, most_confused, per_class, reliability
 from trainer.evaluation.multi_view import EvaluationResult
 from trainer.evaluation.target import EvaluationTarget
-from trainer.monitoring.console import print_unwrapped
+from trainer.monitoring.console import facts_table, print_unwrapped
 from trainer.system.files import write_json, write_text
 from trainer.system.formatting import format_duration, format_percent
 
@@ -49,7 +48,10 @@ def write_report(
     _write_rows(
         folder.path / "per_class.csv",
         ("label", "class", "videos", "correct", "accuracy", "predicted"),
-        ((c.label, names[c.label], c.videos, c.correct, _number(c.accuracy), c.predicted) for c in classes),
+        (
+            (c.label, names[c.label], c.videos, c.correct, c.accuracy if c.videos else None, c.predicted)
+            for c in classes
+        ),
     )
     _write_rows(folder.path / "confusion.csv", ("true", "predicted", "videos"), _cells(result.confusion))
     _write_rows(folder.path / "bad_videos.csv", ("row", "path", "reason"), folder.bad_videos())
@@ -66,11 +68,11 @@ def write_report(
         "device": environment.device.type,
         "ranks": environment.world_size,
         "batch": target.batch,
-        "top1": _number(result.top1),
-        "top5": _number(result.top5),
-        "mean_class_accuracy": _number(mean_class_accuracy(classes)),
-        "loss": _number(result.loss),
-        "ece": _number(result.ece),
+        "top1": result.top1,
+        "top5": result.top5,
+        "mean_class_accuracy": mean_class_accuracy(classes),
+        "loss": result.loss,
+        "ece": result.ece,
         "videos": result.videos,
         "bad": result.bad,
         "last_start": {
@@ -85,17 +87,9 @@ def write_report(
         "most_confused": [
             {**asdict(pair), "true": names[pair.true], "predicted": names[pair.predicted]} for pair in pairs
         ],
-        "reliability": [
-            {name: _number(value) for name, value in asdict(part).items()}
-            for part in reliability(result.bins)
-        ],
+        "reliability": [asdict(part) for part in reliability(result.bins)],
         "per_class": [
-            {
-                "class": names[c.label],
-                "videos": c.videos,
-                "correct": c.correct,
-                "accuracy": _number(c.accuracy),
-            }
+            {"class": names[c.label], "videos": c.videos, "correct": c.correct, "accuracy": c.accuracy}
             for c in classes
         ],
     }
@@ -112,9 +106,7 @@ def print_result(folder: EvaluationDir, *, as_json: bool) -> None:
 
 
 def _table(values: dict[str, Any], path: Path) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table = facts_table()
     for label, name in (("top-1", "top1"), ("top-5", "top5"), ("mean class", "mean_class_accuracy")):
         table.add_row(label, _percent(values[name]))
     table.add_row("ECE", _percent(values["ece"]))
@@ -138,11 +130,6 @@ def _table(values: dict[str, Any], path: Path) -> Table:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else format_percent(value)
-
-
-def _number(value: float) -> float | None:
-    """None for NaN, which JSON and CSV lack."""
-    return value if math.isfinite(value) else None
 
 
 def _cells(confusion: Tensor) -> Iterable[tuple[int, int, int]]:

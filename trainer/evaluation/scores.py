@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.atomic_file import partial_path, rename_partial
-from pipelines.bad_samples import BadSamples
+from pipelines.bad_samples import BadSample, BadSamples
 from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipBatch
 from trainer.evaluation.metrics import outcomes_of
@@ -113,9 +112,7 @@ class ScoreFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(whole=error is None)
 
     def close(self, *, whole: bool) -> None:
@@ -139,7 +136,7 @@ class ScoreGatherer:
     def __init__(self, dataset: Dataset, batch: int, classes: int, first: int = 0) -> None:
         self._dataset = dataset
         self._first = first
-        self._classes = classes
+        self.classes = classes
         self._round_batches = max(1, most_rows(classes) // (batch * dist.get_world_size()))
         self._kept: list[tuple[Tensor, Tensor]] = []
 
@@ -155,36 +152,24 @@ class ScoreGatherer:
     def gather(self, bad_samples: BadSamples) -> pa.Table | None:
         """The rows of all ranks since the last call, on rank 0; None on the others. Collective.
 
-        defects: of the loader; rank 0 learns from them why videos are bad, and they stay as they are.
+        bad_samples: of the loader; they have the reasons why videos are bad, and stay as they are.
         """
         if not self._kept:
             return None
-        numbers = torch.cat([numbers for numbers, _ in self._kept])  # N 3
-        scores = torch.cat([scores for _, scores in self._kept]).float()  # N K
+        numbers = torch.cat([numbers for numbers, _ in self._kept]).cpu()  # N 3
+        scores = torch.cat([scores for _, scores in self._kept]).float().cpu()  # N K
         self._kept = []
-        is_main, world_size = dist.get_rank() == 0, dist.get_world_size()
-        all_numbers = [torch.empty_like(numbers) for _ in range(world_size)] if is_main else None
-        all_scores = [torch.empty_like(scores) for _ in range(world_size)] if is_main else None
-        dist.gather(numbers, all_numbers)
-        dist.gather(scores, all_scores)
-        bad = set(numbers[(numbers[:, 0] >= 0) & (numbers[:, 2] == 0), 0].tolist())
-        reasons = {row: defect.reason for row, defect in bad_samples.videos.items() if row in bad}
-        all_reasons: list[Any] | None = [None] * world_size if is_main else None
-        dist.gather_object(reasons, all_reasons)
-        if all_numbers is None or all_scores is None or all_reasons is None:
-            return None
-        # Rank r has the positions r, r + W, ...: interleaving the ranks' rows restores the order.
-        ordered_numbers = torch.stack(all_numbers, dim=1).flatten(0, 1).cpu()
-        ordered_scores = torch.stack(all_scores, dim=1).flatten(0, 1).cpu()
-        there = ordered_numbers[:, 0] >= self._first
-        merged = {row: reason for part in all_reasons for row, reason in part.items()}
-        return self._table(ordered_numbers[there], ordered_scores[there], merged)
+        there = numbers[:, 0] >= self._first  # not the padding of the last batch
+        own = self._table(numbers[there], scores[there], bad_samples.videos)
+        tables: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(own, tables)
+        return None if tables is None else pa.concat_tables(tables).sort_by("row")
 
-    def _table(self, numbers: Tensor, scores: Tensor, reasons: Mapping[int, str]) -> pa.Table:
+    def _table(self, numbers: Tensor, scores: Tensor, defects: Mapping[int, BadSample]) -> pa.Table:
         rows, labels, valid = numbers.unbind(dim=1)
         outcomes = outcomes_of(scores, labels)
         bad = ~valid.bool().numpy()
-        values = pa.array(scores.flatten().numpy(), mask=np.repeat(bad, self._classes))
+        values = pa.array(scores.flatten().numpy(), mask=np.repeat(bad, self.classes))
         samples = rows.tolist()
         columns = {
             "row": rows.numpy(),
@@ -192,12 +177,13 @@ class ScoreGatherer:
             "label": pa.array(labels.int().numpy(), mask=(labels < 0).numpy()),
             "prediction": pa.array(outcomes.predictions.int().numpy(), mask=bad),
             "correct_top5": pa.array(outcomes.in_top5.numpy(), mask=bad),
-            "scores": pa.FixedSizeListArray.from_arrays(values, self._classes),
+            "scores": pa.FixedSizeListArray.from_arrays(values, self.classes),
             "reason": [
-                reasons.get(row) if is_bad else None for row, is_bad in zip(samples, bad, strict=True)
+                defects[row].reason if is_bad and row in defects else None
+                for row, is_bad in zip(samples, bad, strict=True)
             ],
         }
-        return pa.table(columns, schema=schema(self._classes))
+        return pa.table(columns, schema=schema(self.classes))
 
 
 def tensors_of(table: pa.Table | pa.RecordBatch) -> tuple[Tensor, Tensor, Tensor]:

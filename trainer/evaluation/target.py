@@ -22,6 +22,7 @@ from trainer.distributed.environment import Environment
 from trainer.distributed.manifest_cache import open_manifest, prefetch_manifests
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
+from trainer.inference.prediction import output_names
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.setup.class_mapping import find_head_rows
 from trainer.system.device import Precision, choose_precision
@@ -131,7 +132,7 @@ def resolve_target(request: EvaluationRequest, environment: Environment) -> Eval
         dataset=dataset,
         view=view,
         rows=rows,
-        names=_names_of_scores(dataset.class_names, config.num_classes if rows is None else len(rows)),
+        names=output_names(dataset.class_names, config.num_classes if rows is None else len(rows)),
         mean=pixels.mean,
         std=pixels.std,
         precision=_precision(request, recipe, environment.device),
@@ -205,11 +206,6 @@ def _rows(weights: SavedWeights, wanted: tuple[str, ...], *, ordered: bool) -> t
         if rows is not None and agrees_with_order(head, rows, wanted, kinetics710.synonyms()):
             return rows
     return find_head_rows(known, wanted)
-
-
-def _names_of_scores(class_names: tuple[str, ...], scores: int) -> tuple[str, ...]:
-    """A name for each score: a head may have more outputs than the data has classes."""
-    return class_names + tuple(f"output {number}" for number in range(len(class_names), scores))
 
 
 def _precision(request: EvaluationRequest, recipe: Recipe | None, device: torch.device) -> Precision:
