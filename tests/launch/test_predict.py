@@ -53,7 +53,7 @@ def test_a_closed_pipe_raises_broken_pipe_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(BrokenPipeError), open(writing, "w") as file:
-        choose_writer("table", file).write_prediction(Prediction(Path("x.mp4"), (("jump", 0.5),)))
+        choose_writer("table", file).write(Prediction(Path("x.mp4"), (("jump", 0.5),)))
 
 
 def test_names_of_annotated_videos_are_unique() -> None:

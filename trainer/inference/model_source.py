@@ -1,7 +1,6 @@
 """Reads a trained model from a run directory, a checkpoint or a file of weights."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.weights import FORMAT, SavedWeights, described_model, load_weights
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
+from trainer.system.files import find_number, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def open_model(
     elif _is_own(source):
         found = load_weights(source)
     else:
-        return _from_released(source, frames, class_names)
+        found = _from_released(source, frames)
     if frames is not None and frames != found.model.config.frames:
         raise RunError(f"{source} is a model of {found.model.config.frames} frames, not of {frames}")
     return found if class_names is None else _renamed(found, class_names, source)
@@ -74,11 +74,7 @@ def _from_folder(source: Path, last: bool) -> SavedWeights:
 
 def _step_of(file: Path, folder: RunDir) -> int | None:
     """The step of a weights file of a finished run; None if the summary lacks it."""
-    try:
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-        step = summary["steps" if file == folder.weights else "best_step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    step = read_json(folder.summary).get("steps" if file == folder.weights else "best_step")
     return step if type(step) is int else None
 
 
@@ -87,40 +83,23 @@ def _best_weights(folder: RunDir) -> Path | None:
 
     It is the file that the summary names, unless a checkpoint of a continued run is more accurate.
     """
-    file, top1 = _best_at_end(folder)
-    retention = Retention(folder.checkpoints)
-    best = retention.best() if folder.checkpoints.is_dir() else None
-    if best is not None and (file is None or best[1] > top1):
+    summary = read_json(folder.summary)
+    files = {file.name: file for file in (folder.weights, folder.best_weights) if file.exists()}
+    file, top1 = files.get(str(summary.get("best_weights"))), find_number(summary, "best_top1")
+    best = Retention(folder.checkpoints).best() if folder.checkpoints.is_dir() else None
+    if best is not None and (file is None or top1 is None or best[1] > top1):
         return best[0]
-    return file
-
-
-def _best_at_end(folder: RunDir) -> tuple[Path | None, float]:
-    """The existing file of the best weights that the summary names, and its top-1."""
-    files = {file.name: file for file in (folder.weights, folder.best_weights)}
-    try:
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-        file, top1 = files[summary["best_weights"]], float(summary["best_top1"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None, 0.0
-    return (file, top1) if file.exists() else (None, 0.0)
+    return None if top1 is None else file
 
 
 def _from_checkpoint(source: Path) -> SavedWeights:
-    state, tensors = read_checkpoint(source)
-    return build_model(state, tensors, source)
+    return build_model(*read_checkpoint(source))
 
 
-def build_model(state: TrainState, tensors: dict[str, Tensor], source: Path) -> SavedWeights:
-    """The model of a checkpoint's metadata and weights, in evaluation mode on the CPU.
-
-    source: the checkpoint, for the message. Raises RunError if metadata and weights do not match.
-    """
+def build_model(state: TrainState, tensors: dict[str, Tensor]) -> SavedWeights:
+    """The model of `read_checkpoint`'s metadata and weights, in evaluation mode on the CPU."""
     description = state.description
-    try:
-        model = described_model(description, tensors).to_empty(device="cpu")
-    except ModelError as error:
-        raise RunError(f"{source} cannot be read as weights: {error}") from error
+    model = described_model(description, tensors).to_empty(device="cpu")
     model.load_state_dict(tensors)
     return SavedWeights(
         model.eval(),
@@ -139,7 +118,7 @@ def _is_own(source: Path) -> bool:
         raise RunError(str(error)) from error
 
 
-def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...] | None) -> SavedWeights:
+def _from_released(source: Path, frames: int | None) -> SavedWeights:
     from models.weights.released import describe_released, load_released
 
     if frames is None:
@@ -167,8 +146,7 @@ def _from_released(source: Path, frames: int | None, class_names: tuple[str, ...
         **RELEASED_COLOURS,
     }
     names = tuple(f"class {number}" for number in range(config.num_classes))
-    found = SavedWeights(model.eval(), names, preprocessing, {})
-    return found if class_names is None else _renamed(found, class_names, source)
+    return SavedWeights(model.eval(), names, preprocessing, {})
 
 
 def _renamed(found: SavedWeights, class_names: tuple[str, ...], source: Path) -> SavedWeights:

@@ -61,10 +61,7 @@ def predict_videos(
     bad = 0
     for each in predictions(predictor, paths, options):
         bad += bool(each.error)
-        if isinstance(each, Timeline):
-            output.write_timeline(each)
-        else:
-            output.write_prediction(each)
+        output.write(each)
         if options.annotate is not None and (isinstance(each, Timeline) or not each.error):
             bad += not _annotate(each, names.of(each.path)) and not each.error
     return bad

@@ -1,7 +1,9 @@
 """Predictions of a video and of the windows of a long video."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -64,31 +66,30 @@ class Timeline:
         Between two windows the class changes halfway between their centres.
         """
         segments: list[Segment] = []
-        first = 0
-        for number, window in enumerate(self.windows):
-            following = self.windows[number + 1] if number + 1 < len(self.windows) else None
-            if following is not None and following.top[0][0] == window.top[0][0]:
-                continue
-            end = window.end if following is None else _boundary(window, following)
-            group = self.windows[first : number + 1]
+        groups = [list(group) for _, group in groupby(self.windows, key=lambda window: window.top[0][0])]
+        for group, following in zip_longest(groups, groups[1:]):
             start = segments[-1].end if segments else group[0].start
+            end = group[-1].end if following is None else _boundary(group[-1], following[0])
             mean = sum(each.top[0][1] for each in group) / len(group)
-            segments.append(Segment(start, end, window.top[0][0], mean))
-            first = number + 1
+            segments.append(Segment(start, end, group[0].top[0][0], mean))
         return segments
 
     def at(self, seconds: float) -> WindowPrediction | None:
         """The window whose centre is nearest; None without windows."""
         if not self.windows:
             return None
-        low, high = 0, len(self.windows) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if _boundary(self.windows[middle], self.windows[middle + 1]) <= seconds:
-                low = middle + 1
-            else:
-                high = middle
-        return self.windows[low]
+
+        def end(number: int) -> float:
+            return _boundary(self.windows[number], self.windows[number + 1])
+
+        return self.windows[bisect_right(range(len(self.windows) - 1), seconds, key=end)]
+
+
+def output_names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
+    """One name per output; a model may have more outputs than its data has classes, but not fewer."""
+    if len(names) > outputs:
+        raise RunError(f"there are {len(names)} class names, but the model has {outputs} outputs")
+    return (*names, *(f"output {number}" for number in range(len(names), outputs)))
 
 
 def check_scores(scores: Tensor) -> None:

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.bar import Bar
 from rich.table import Table
@@ -26,41 +26,27 @@ FIELDS = ("path", "start", "end", "rank", "class", "probability", "error")
 """Columns of the CSV."""
 
 
-class PredictionWriter(Protocol):
-    """Prints predictions one by one."""
-
-    def write_prediction(self, found: Prediction) -> None: ...
-
-    def write_timeline(self, found: Timeline) -> None: ...
-
-
 class JsonWriter:
     """One JSON line per video. It has `error` if the video, or the rest of it, is unusable."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def write_prediction(self, found: Prediction) -> None:
-        self._write(found.path, {} if found.error else {"top": _named(found.top)}, found.error)
-
-    def write_timeline(self, found: Timeline) -> None:
-        windows = [
-            {"start": _time(each.start), "end": _time(each.end), "top": _named(each.top)}
-            for each in found.windows
-        ]
-        segments = [
-            {
-                "start": _time(each.start),
-                "end": _time(each.end),
-                "class": each.name,
-                "probability": round(each.probability, 6),
-            }
-            for each in found.segments
-        ]
-        self._write(found.path, {"segments": segments, "windows": windows}, found.error)
-
-    def _write(self, path: Path, values: dict[str, Any], error: str) -> None:
-        line = {"path": printable(path), **values, **({"error": printable(error)} if error else {})}
+    def write(self, found: Prediction | Timeline) -> None:
+        if isinstance(found, Prediction):
+            values: dict[str, Any] = {} if found.error else {"top": _named(found.top)}
+        else:
+            segments = [
+                {"start": _time(each.start), "end": _time(each.end), **_share(each.name, each.probability)}
+                for each in found.segments
+            ]
+            windows = [
+                {"start": _time(each.start), "end": _time(each.end), "top": _named(each.top)}
+                for each in found.windows
+            ]
+            values = {"segments": segments, "windows": windows}
+        error = {"error": printable(found.error)} if found.error else {}
+        line = {"path": printable(found.path), **values, **error}
         text = json.dumps(line, ensure_ascii=False)
         # A class name may contain control characters for a terminal: JSON escapes keep the name the same.
         print(_NOT_PLAIN.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=self._file, flush=True)
@@ -74,16 +60,12 @@ class CsvWriter:
         self._csv = csv.writer(file, lineterminator="\n")
         self._csv.writerow(FIELDS)
 
-    def write_prediction(self, found: Prediction) -> None:
-        self._csv.writerows(_rows(found.path, found.top, "", ""))
-        self._finish(found)
-
-    def write_timeline(self, found: Timeline) -> None:
-        for each in found.windows:
-            self._csv.writerows(_rows(found.path, each.top, _time(each.start), _time(each.end)))
-        self._finish(found)
-
-    def _finish(self, found: Prediction | Timeline) -> None:
+    def write(self, found: Prediction | Timeline) -> None:
+        if isinstance(found, Prediction):
+            self._csv.writerows(_rows(found.path, found.top, "", ""))
+        else:
+            for each in found.windows:
+                self._csv.writerows(_rows(found.path, each.top, _time(each.start), _time(each.end)))
         if found.error:
             self._csv.writerow([printable(found.path), "", "", "", "", "", printable(found.error)])
         self._file.flush()
@@ -95,49 +77,35 @@ class TableWriter:
     def __init__(self, file: TextIO) -> None:
         self._console = PipeConsole(file=file, highlight=False, markup=False, emoji=False)
 
-    def write_prediction(self, found: Prediction) -> None:
-        self._head(found.path, found.error)
-        table = self._table()
-        for name, probability in found.top:
-            table.add_row(Text(shorten(name)), f"{100 * probability:.1f} %", _bar(probability))
-        self._console.print(table)
-
-    def write_timeline(self, found: Timeline) -> None:
-        self._head(found.path, found.error)
-        table = self._table(2)
-        for each in found.segments:
-            share = each.probability
-            span = format_video_time(each.start), format_video_time(each.end)
-            table.add_row(*span, Text(shorten(each.name)), f"{100 * share:.1f} %", _bar(share))
-        self._console.print(table)
-
-    def _head(self, path: Path, error: str) -> None:
-        self._console.print(Text(printable(path), style="bold"), soft_wrap=True)
-        if error:
-            self._console.print(Text(f"  {printable(error)}", style="red"), soft_wrap=True)
-
-    def _table(self, times: int = 0) -> Table:
+    def write(self, found: Prediction | Timeline) -> None:
+        self._console.print(Text(printable(found.path), style="bold"), soft_wrap=True)
+        if found.error:
+            self._console.print(Text(f"  {printable(found.error)}", style="red"), soft_wrap=True)
         table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
-        for _ in range(times):
-            table.add_column(justify="right", no_wrap=True)
+        if isinstance(found, Prediction):
+            rows: list[tuple[tuple[float, ...], str, float]]
+            rows = [((), name, probability) for name, probability in found.top]
+        else:
+            rows = [((each.start, each.end), each.name, each.probability) for each in found.segments]
+            for _ in range(2):
+                table.add_column(justify="right", no_wrap=True)
         table.add_column(overflow="fold")
         table.add_column(justify="right", no_wrap=True)
         table.add_column(width=_BAR)
-        return table
+        for times, name, share in rows:
+            span = map(format_video_time, times)
+            bar = Bar(1.0, 0.0, share, width=_BAR)
+            table.add_row(*span, Text(shorten(name)), f"{100 * share:.1f} %", bar)
+        self._console.print(table)
+
+
+PredictionWriter = JsonWriter | CsvWriter | TableWriter
 
 
 def choose_writer(kind: str, file: TextIO | None = None) -> PredictionWriter:
     """kind: `table`, `json` or `csv`. file: output; None is standard output."""
-    kinds: dict[str, type[JsonWriter] | type[CsvWriter] | type[TableWriter]] = {
-        "table": TableWriter,
-        "json": JsonWriter,
-        "csv": CsvWriter,
-    }
+    kinds: dict[str, type[PredictionWriter]] = {"table": TableWriter, "json": JsonWriter, "csv": CsvWriter}
     return kinds[kind](file or sys.stdout)
-
-
-def _bar(share: float) -> Bar:
-    return Bar(1.0, 0.0, share, width=_BAR)
 
 
 def _time(seconds: float) -> float:
@@ -145,7 +113,11 @@ def _time(seconds: float) -> float:
 
 
 def _named(top: Top) -> list[dict[str, Any]]:
-    return [{"class": name, "probability": round(probability, 6)} for name, probability in top]
+    return [_share(*each) for each in top]
+
+
+def _share(name: str, probability: float) -> dict[str, Any]:
+    return {"class": name, "probability": round(probability, 6)}
 
 
 def _rows(path: Path, top: Top, start: float | str, end: float | str) -> Iterator[list[Any]]:

@@ -27,9 +27,16 @@ from pipelines.worker_pool import usable_cores
 from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
 from trainer.inference.model_source import open_model
-from trainer.inference.prediction import Prediction, Timeline, WindowPrediction, check_scores, top_of
+from trainer.inference.prediction import (
+    Prediction,
+    Timeline,
+    WindowPrediction,
+    check_scores,
+    output_names,
+    top_of,
+)
 from trainer.inference.preprocessing import read_preprocessing
-from trainer.inference.sliding_windows import WindowOptions, scored_windows
+from trainer.inference.sliding_windows import scored_windows
 from trainer.system.host import SharedMemory
 
 AUTO = "auto"
@@ -51,7 +58,7 @@ class Predictor:
         """Raises RunError if the weights need a preprocessing that this version lacks."""
         config = weights.model.config
         self.preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
-        self.class_names = _names(weights.class_names, config.num_classes)
+        self.class_names = output_names(weights.class_names, config.num_classes)
         self.device = device
         self._model = weights.model.to(device).eval()
         self._views_at_once = _views_at_once(config)
@@ -126,13 +133,20 @@ class Predictor:
         """
         clip = self._clip(clips, crops)
         _check_top(top)
-        options = WindowOptions(window, window if stride is None else stride, self._batch(clip))
+        scored = scored_windows(
+            path,
+            clip,
+            self.preprocessing,
+            self._scores,
+            self.device,
+            length=window,
+            stride=window if stride is None else stride,
+            batch=self._batch(clip),
+        )
         found: list[WindowPrediction] = []
         error = ""
         try:
-            for each, scores, total in scored_windows(
-                path, options, clip, self.preprocessing, self._scores, self.device
-            ):
+            for each, scores, total in scored:
                 named = top_of(scores, self.class_names, top)
                 found.append(WindowPrediction(each.start, each.end, named))
                 progress(len(found), total)
@@ -240,13 +254,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"device {name} does not exist: torch sees {torch.cuda.device_count()} GPUs; use cpu")
     return device
-
-
-def _names(names: tuple[str, ...], outputs: int) -> tuple[str, ...]:
-    """One name per output; a model may have more outputs than its data has classes."""
-    if len(names) > outputs:
-        raise RunError(f"the weights have {len(names)} class names, but the model has {outputs} outputs")
-    return (*names, *(f"output {number}" for number in range(len(names), outputs)))
 
 
 def _views_at_once(config: UniFormerV2Config) -> int:

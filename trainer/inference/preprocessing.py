@@ -38,7 +38,6 @@ FIXED: dict[str, Any] = {
 }
 """Metadata that are the same for every model of this program."""
 
-_NUMBERS = ("frames", "resolution")
 _COLOURS = ("mean", "std")
 _VIEWS = "evaluation_views"
 
@@ -79,21 +78,17 @@ def read_preprocessing(values: dict[str, Any], frames: int, resolution: int) -> 
 
     Raises RunError for a value that is invalid, contradicts the model, or is not supported.
     """
-    known = {*_NUMBERS, *_COLOURS, *FIXED, _VIEWS}
+    known = {"frames", "resolution", *_COLOURS, *FIXED, _VIEWS}
     for name in values.keys() - known:
         raise RunError(
             f"the weights' preprocessing has the field {shorten(name)}, which this version does not support"
         )
-    for name, own in zip(_NUMBERS, (frames, resolution), strict=True):
-        if type(values.get(name)) is not int or values[name] != own:
+    for name, needed in {"frames": frames, "resolution": resolution, **FIXED}.items():
+        found = values.get(name, FIXED.get(name))
+        if type(found) is not type(needed) or found != needed:
             raise RunError(
-                f"the weights' preprocessing has {name} {shorten(values.get(name))}, the model has {own}"
-            )
-    for name, done in FIXED.items():
-        if name in values and values[name] != done:
-            raise RunError(
-                f"the weights' preprocessing has {name} {shorten(values[name])}; "
-                f"this version supports {done!r} only"
+                f"the weights' preprocessing has {name} {shorten(found)}; the model and this version need "
+                f"{needed!r}"
             )
     mean, std = (_colours(name, values.get(name)) for name in _COLOURS)
     if min(std) <= 0:

@@ -1,7 +1,6 @@
 """Scores sliding windows of a long video in one pass over its frames, with bounded memory."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,35 +29,24 @@ ScoredWindow = tuple[TimeWindow, NDArray[np.float32], int]
 """A window, its scores (K,), and the number of windows."""
 
 
-@dataclass(frozen=True)
-class WindowOptions:
-    """Options of the windows.
-
-    length, stride: in seconds.
-    batch: windows per forward pass.
-    """
-
-    length: float
-    stride: float
-    batch: int
-
-
 def scored_windows(
     path: Path,
-    options: WindowOptions,
     clip: ViewSpec,
     preprocessing: Preprocessing,
     score: Callable[[Tensor], NDArray[np.float32]],
     device: torch.device,
+    *,
+    length: float,
+    stride: float,
+    batch: int,
 ) -> Iterator[ScoredWindow]:
     """Yield each window of a video with its scores, in order of time.
 
-    score: (B, V, 3, T, H, W) → (B, K).
+    score: (B, V, 3, T, H, W) → (B, K). length, stride: in seconds. batch: windows per forward pass.
 
     Each frame is resized once. Memory holds the resized frames of the windows that overlap. Raises VideoError
     if the video, or the rest of it, is unusable, and RunError for invalid windows.
     """
-    length, stride = options.length, options.stride
     if not (0 < length < float("inf") and 0 < stride < float("inf")):
         raise RunError(f"windows of {length:g} s every {stride:g} s: both must be above 0")
     stream = FrameStream(path)
@@ -71,27 +59,25 @@ def scored_windows(
     wanted = np.zeros(stream.frames, np.bool_)
     for window in windows:
         wanted[window.indices(clip.frames, clip.clips)] = True
-    _check_memory(windows, wanted, clip, options)
+    need = _bytes_of_overlapping(windows, wanted, clip)
+    if need > MOST_BYTES:
+        raise RunError(
+            f"windows of {length:g} s every {stride:g} s need {need / 2**30:.0f} GiB of memory, more than "
+            f"{MOST_BYTES / 2**30:.0f}; use a larger stride"
+        )
     made = _windows_of_views(stream, windows, wanted, clip, preprocessing, device)
-    for ready in grouped(made, options.batch):
+    for ready in grouped(made, batch):
         scores = score(torch.stack([views for _, views in ready]))
         for (window, _), row in zip(ready, scores, strict=True):
             yield window, row, len(windows)
 
 
-def _check_memory(
-    windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec, options: WindowOptions
-) -> None:
-    """Raises RunError if the frames of overlapping windows do not fit into memory."""
+def _bytes_of_overlapping(windows: list[TimeWindow], wanted: NDArray[np.bool_], clip: ViewSpec) -> int:
+    """The most bytes that the frames of overlapping windows take."""
     before = np.concatenate([[0], np.cumsum(wanted)])  # number of wanted frames before each frame
     first = np.array([window.first for window in windows])
     after = first + [window.frames for window in windows]
-    need = int((before[after] - before[first]).max()) * clip.crops * 3 * clip.size**2 * 4
-    if need > MOST_BYTES:
-        raise RunError(
-            f"windows of {options.length:g} s every {options.stride:g} s need {need / 2**30:.0f} GiB of "
-            f"memory, more than {MOST_BYTES / 2**30:.0f}; use a larger stride"
-        )
+    return int((before[after] - before[first]).max()) * clip.crops * 3 * clip.size**2 * 4
 
 
 def _windows_of_views(

@@ -3,6 +3,7 @@
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -13,6 +14,7 @@ from trainer.serving.inference_process import InferenceProcess
 from trainer.serving.server import RequestLimits, VideoServer
 from trainer.serving.video_requests import VideoModel
 
+_print_line = partial(print, flush=True)
 _GRACE = 3  # seconds for running requests when the server shuts down
 
 
@@ -64,7 +66,3 @@ def serve(model: VideoModel, limits: RequestLimits, *, host: str, port: int) -> 
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             inference.close()
-
-
-def _print_line(text: str) -> None:
-    print(text, flush=True)

@@ -61,6 +61,7 @@ class RefusedError(Exception):
         self.status = status
 
 
+@dataclass
 class VideoServer:
     """The web application.
 
@@ -72,23 +73,16 @@ class VideoServer:
     log: receives one line per video.
     """
 
-    def __init__(
-        self,
-        inference: InferenceProcess,
-        limits: RequestLimits,
-        *,
-        host: str,
-        folder: Path,
-        description: dict[str, Any],
-        log: Callable[[str], None],
-    ) -> None:
-        self._inference = inference
-        self._limits = limits
-        self._names = _own_names(host)
-        self._any_address = host in ("0.0.0.0", "::")
-        self._folder = folder
-        self._description = {**description, "upload_limit": limits.upload, "seconds": limits.seconds}
-        self._log = log
+    inference: InferenceProcess
+    limits: RequestLimits
+    host: str
+    folder: Path
+    description: dict[str, Any]
+    log: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._names = _own_names(self.host)
+        self._any_address = self.host in ("0.0.0.0", "::")
         self._open_requests = 0
         self._model_lock = asyncio.Lock()
         page = PAGE.read_text(encoding="utf-8")
@@ -106,7 +100,7 @@ class VideoServer:
     @asynccontextmanager
     async def _while_serving(self, _: Starlette) -> AsyncIterator[None]:
         yield
-        self._inference.close()  # otherwise a thread that waits for the process would keep the server alive
+        self.inference.close()  # otherwise a thread that waits for the process would keep the server alive
 
     def _checked(
         self, handle: Callable[[Request], Awaitable[Response]]
@@ -141,18 +135,19 @@ class VideoServer:
         return HTMLResponse(self._page, headers=self._page_headers)
 
     async def _send_description(self, _: Request) -> Response:
-        return JSONResponse(self._description, headers=_HEADERS)
+        limits = {"upload_limit": self.limits.upload, "seconds": self.limits.seconds}
+        return JSONResponse({**self.description, **limits}, headers=_HEADERS)
 
     async def _predict(self, request: Request) -> Response:
         top, attention = _options(request)
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise RefusedError(415, "send the video itself as the body: curl --data-binary @VIDEO")
-        if _declared_length(request) > self._limits.upload:
+        if int(request.headers.get("content-length", "0")) > self.limits.upload:  # uvicorn checks its form
             raise RefusedError(413, self._too_large())
-        if self._open_requests > self._limits.waiting:
+        if self._open_requests > self.limits.waiting:
             raise RefusedError(503, "busy with other videos; try again in a few seconds")
         began = time.monotonic()
-        path = self._folder / secrets.token_hex(16)
+        path = self.folder / secrets.token_hex(16)
         self._open_requests += 1
         try:
             size = await self._receive(request, path)
@@ -163,7 +158,7 @@ class VideoServer:
             path.unlink(missing_ok=True)
         seconds = time.monotonic() - began
         outcome = found["error"] if "error" in found else found["top"][0]["class"]
-        self._log(f"{size / 1e6:.1f} MB in {seconds:.1f} s: {printable(outcome)}")
+        self.log(f"{size / 1e6:.1f} MB in {seconds:.1f} s: {printable(outcome)}")
         if "error" in found:
             raise RefusedError(422, f"the upload {found['error']}")
         return Response(json.dumps(found), media_type="application/json", headers=_HEADERS)
@@ -171,15 +166,15 @@ class VideoServer:
     async def _receive(self, request: Request, path: Path) -> int:
         size = 0
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(self.limits.seconds):
                 with open(path, "xb") as file:
                     async for chunk in request.stream():
                         size += len(chunk)
-                        if size > self._limits.upload:
+                        if size > self.limits.upload:
                             raise RefusedError(413, self._too_large())
                         file.write(chunk)
         except TimeoutError:
-            raise RefusedError(408, f"the upload took longer than {self._limits.seconds:.0f} s") from None
+            raise RefusedError(408, f"the upload took longer than {self.limits.seconds:.0f} s") from None
         except ClientDisconnect:
             raise RefusedError(400, "the upload was interrupted") from None
         except OSError as error:
@@ -190,7 +185,7 @@ class VideoServer:
 
     async def _call_model(self, video_request: VideoRequest, began: float) -> dict[str, Any]:
         """Process one video at a time. The time limit of a request includes waiting for the model."""
-        timed_out = RefusedError(504, f"it took longer than {self._limits.seconds:.0f} s")
+        timed_out = RefusedError(504, f"it took longer than {self.limits.seconds:.0f} s")
         try:
             async with asyncio.timeout(self._left(began)):
                 await self._model_lock.acquire()
@@ -199,24 +194,24 @@ class VideoServer:
         try:
             # Not inside the timeout above: the thread would continue, and two videos would run at once.
             found: dict[str, Any] = await asyncio.to_thread(
-                self._inference.call, video_request, self._left(began)
+                self.inference.call, video_request, self._left(began)
             )
         except TimedOutError:
             raise timed_out from None
         except CrashedError as error:
             raise RefusedError(422, f"the upload cannot be used: {error}") from None
         except RunError as error:
-            self._log(str(error))
+            self.log(str(error))
             raise RefusedError(500, "internal error, see the output of the server") from None
         finally:
             self._model_lock.release()
         return found
 
     def _left(self, began: float) -> float:
-        return max(0.0, self._limits.seconds - (time.monotonic() - began))
+        return max(0.0, self.limits.seconds - (time.monotonic() - began))
 
     def _too_large(self) -> str:
-        return f"the upload is larger than {self._limits.upload / 1e6:.0f} MB"
+        return f"the upload is larger than {self.limits.upload / 1e6:.0f} MB"
 
 
 def _options(request: Request) -> tuple[int, bool]:
@@ -224,11 +219,6 @@ def _options(request: Request) -> tuple[int, bool]:
     if not re.fullmatch("[0-9]{1,3}", top) or not 1 <= int(top) <= _MOST_TOP:
         raise RefusedError(400, f"top must be a number from 1 to {_MOST_TOP}")
     return int(top), request.query_params.get("attention") == "1"
-
-
-def _declared_length(request: Request) -> int:
-    """The Content-Length header; uvicorn refuses invalid ones."""
-    return int(request.headers.get("content-length", "0"))
 
 
 def _own_names(host: str) -> set[str]:
