@@ -1,6 +1,5 @@
 """Recreates the clips of a training step from the run's recipe, manifests and seed."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,10 +27,9 @@ from trainer.inspection.contact_sheet import denormalise
 from trainer.inspection.step_record import StepRecord, find_step
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.preparation import mixing, model_config, resolve_flip, train_clip, train_sampler
+from trainer.system.files import read_json
 
 _MICRO_BATCH = 8  # clips per batch of the loader; their content does not depend on it
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,7 @@ def replay_step(
     shown: int,
     columns: int,
     manifests: Sequence[Path] = (),
-    searching: Progress | None = None,
-    making: Progress | None = None,
+    making: Callable[[int, int], None] | None = None,
 ) -> ReplayedStep:
     """Make the clips of `step` with the training loader.
 
@@ -94,8 +91,7 @@ def replay_step(
         folder: the run directory. step: number of the step, from 1 as in the run's messages. device: for
         decoding and augmentation. shown: number of clips that keep up to `columns` frames; all clips are made
         and hashed. manifests: present paths of the training manifests, in the recipe's order; by default
-        those of the recipe. searching: called with the bytes of events that were read and their total.
-        making: called with the number of clips that were made and their total.
+        those of the recipe. making: called with the number of clips that were made and their total.
 
     Raises:
         RunError: the folder is no run directory, the run has no such step, or a manifest differs from the
@@ -103,7 +99,7 @@ def replay_step(
     """
     recipe = _recipe(folder, manifests)
     _check_step(folder, recipe, step)
-    recorded = find_step(folder.events, step, searching) if folder.events.exists() else None
+    recorded = find_step(folder.events, step) if folder.events.exists() else None
     train = Dataset([Manifest.open(part.manifest) for part in recipe.data.train_manifests])
     notes = _check_manifests(folder, recipe, train, recorded)
     sampler = train_sampler(recipe, train)
@@ -199,7 +195,7 @@ def _make(
     options: LoaderOptions,
     shown: int,
     columns: int,
-    making: Progress | None,
+    making: Callable[[int, int], None] | None,
 ) -> tuple[tuple[ReplayedClip, ...], str]:
     micro_batch = _micro_batch(sampler.global_batch, recipe.clip_group)
     chosen = torch.linspace(0, clip.frames - 1, min(columns, clip.frames)).round().long()
@@ -241,11 +237,7 @@ def _differences(folder: RunDir, done: ReplayedStep, device: torch.device) -> tu
             f"the run made its clips on {recorded.device}, this is {device.type}: decoders and augmentation "
             "round differently"
         )
-    try:
-        then = json.loads(folder.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        then = {}
-    found += _changed_environment(then if isinstance(then, dict) else {}, describe_environment())
+    found += _changed_environment(read_json(folder.environment), describe_environment())
     unreadable = [clip.planned.path for clip in done.clips if not clip.valid]
     found += [f"{path} cannot be read here" for path in unreadable]
     found += _newer_videos(done, recorded)

@@ -42,7 +42,7 @@ class SheetRow:
 
 def draw_sheet(title: str, rows: Sequence[SheetRow], columns: Sequence[str]) -> Image.Image:
     """The sheet: rows of pictures with text on the left, a title and a heading for each column."""
-    font = _font()
+    font = ImageFont.truetype(font_file(), _FONT_SIZE)
     texts = [[line for text in row.text for line in _wrapped(printable(text), font)] for row in rows]
     tiles = [[_tile(picture) for picture in row.pictures] for row in rows]
     heights = [
@@ -90,10 +90,6 @@ def _tile(picture: Picture) -> Image.Image:
     scale = _SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_file(), _FONT_SIZE)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:

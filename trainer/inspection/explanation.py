@@ -20,7 +20,7 @@ from pipelines.sampling.temporal import view_indices
 from pipelines.worker_pool import usable_cores
 from trainer.checkpoint.weights import SavedWeights
 from trainer.errors import RunError
-from trainer.inference.prediction import check_scores
+from trainer.inference.prediction import check_scores, output_names
 from trainer.inference.preprocessing import read_preprocessing
 from trainer.inspection.contact_sheet import denormalise
 from trainer.inspection.heat_map import upsample
@@ -69,7 +69,7 @@ class Explainer:
         """Raises RunError if the weights need a preprocessing that this version lacks."""
         config = weights.model.config
         self._model = weights.model.to(device).eval()
-        self._names = weights.class_names
+        self._names = output_names(weights.class_names, config.num_classes)
         self._device = device
         self._preprocessing = read_preprocessing(weights.preprocessing, config.frames, config.resolution)
         self._clip = ViewSpec(config.frames, config.resolution, 1, 1)
@@ -95,7 +95,7 @@ class Explainer:
             label = int(scores.argmax())
         return Explanation(
             path,
-            self._names[label] if label < len(self._names) else f"output {label}",
+            self._names[label],
             float(scores[label]),
             denormalise(views[0], self._preprocessing.mean, self._preprocessing.std).numpy(),
             _seconds(row, self._clip.frames),

@@ -1,14 +1,12 @@
 """Finds one step in a run's events, a file of millions of lines, with bounded memory."""
 
-import re
-from collections.abc import Callable
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.system.files import find_number, parse_records
 
-_BLOCK = 2**22  # bytes read at once
 _LONGEST_LINE = 2**24  # bytes; no run writes a longer line
 
 
@@ -29,19 +27,21 @@ class StepRecord:
     manifests: tuple[tuple[str, str], ...] | None
 
 
-def find_step(
-    events: Path, step: int, progress: Callable[[int, int], None] | None = None
-) -> StepRecord | None:
+def find_step(events: Path, step: int) -> StepRecord | None:
     """The last record of `step`, from 1 as in the events; None if there is none.
 
-    Reads the file backwards, so that late steps are found quickly. progress: called with (bytes read, all
-    bytes) every few MiB. Raises OSError.
+    Searches the file backwards, so that late steps are found quickly. Raises OSError.
     """
-    found = _last_line(events, _event("step", rb'"step": %d, ' % step), progress=progress)
-    if found is None:
-        return None
-    place, record = found
-    started = _last_line(events, _event("start", b""), before=place)
+    with open(events, "rb") as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+            found = _last_record(lines, b"step", b'"step": %d, ' % step, size)
+            if found is None:
+                return None
+            place, record = found
+            started = _last_record(lines, b"start", b'"start"', place)
     start = {} if started is None else started[1]
     manifests = start.get("train_manifests")
     batch_hash, device, ranks = record.get("batch_hash"), start.get("device"), start.get("world_size")
@@ -54,37 +54,17 @@ def find_step(
     )
 
 
-def _event(kind: str, values: bytes) -> re.Pattern[bytes]:
-    """A line as `RunDir.append_event` writes it, whose values begin with `values`."""
-    return re.compile(
-        rb'^\{"event": "%s", "time": [0-9.]+, %s[^\n]*$' % (kind.encode(), values), re.MULTILINE
-    )
-
-
-def _last_line(
-    path: Path,
-    pattern: re.Pattern[bytes],
-    before: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+def _last_record(
+    lines: mmap.mmap, kind: bytes, text: bytes, before: int
 ) -> tuple[int, dict[str, Any]] | None:
-    """Offset and record of the last complete line that matches and begins before byte `before`."""
-    with open(path, "rb") as file:
-        size = end = file.seek(0, 2) if before is None else before
-        head = b""  # the incomplete line at the beginning of the previous block
-        while end > 0:
-            begin = max(0, end - _BLOCK)
-            file.seek(begin)
-            data = file.read(end - begin) + head
-            first = data.find(b"\n") + 1 if begin else 0
-            for match in reversed(list(pattern.finditer(data, first))):
-                for record in parse_records(match.group().decode(errors="replace")):
-                    return begin + match.start(), record
-            head = data[: first or len(data)]
-            if len(head) > _LONGEST_LINE:
-                head = b""
-            end = begin
-            if progress is not None:
-                progress(size - end, size)
+    """Offset and record of the last complete line of an event that has a text before byte `before`."""
+    beginning = b'{"event": "%s"' % kind  # as `RunDir.append_event` writes it
+    place = before
+    while (place := lines.rfind(text, 0, place)) >= 0:
+        begin, end = lines.rfind(b"\n", 0, place) + 1, lines.find(b"\n", place)
+        if lines[begin : begin + len(beginning)] == beginning and 0 < end - begin < _LONGEST_LINE:
+            for record in parse_records(lines[begin:end].decode(errors="replace")):
+                return begin, record
     return None
 
 
