@@ -9,7 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.storage.remote_range import StorageOptions
 from trainer.config.section import Section
-from trainer.config.value_types import MAX_RATIO, MIN_RATIO, FilePath, Length, Seed, Share, check_path
+from trainer.config.value_types import (
+    MAX_RATIO,
+    MIN_RATIO,
+    FilePath,
+    Length,
+    Seed,
+    Share,
+    check_path,
+)
 
 
 class EmbeddedSection(Section):
@@ -118,6 +126,11 @@ class DataSection(Section):
     def train_manifests(self) -> tuple[TrainManifest, ...]:
         """The training manifests with their ratios, however `train` is written."""
         return (TrainManifest(manifest=self.train),) if isinstance(self.train, Path) else self.train
+
+    @property
+    def manifest_fields(self) -> list[tuple[str, Path]]:
+        """All manifests with the fields that name them, training manifests first."""
+        return [*(("data.train", part.manifest) for part in self.train_manifests), ("data.val", self.val)]
 
 
 def _parse_train_manifest(number: int, entry: Any) -> TrainManifest:

@@ -156,21 +156,16 @@ def reference() -> str:
     for name, field in Recipe.model_fields.items():
         if section := section_of(field.annotation):
             fields = list(section.model_fields.items())
-            parts += [f"## {name}\n\n{_docstring(section)}\n", _table(fields, f"{name}.")]
+            parts += [f"## {name}\n\n{inspect.getdoc(section)}\n", _table(fields, f"{name}.")]
             parts += [_MODEL_PREAMBLE, _model_table()] if name == "model" else []
     return "\n".join(parts)
-
-
-def _docstring(section: type[BaseModel]) -> str:
-    """Without the indentation that Python keeps before version 3.13."""
-    return inspect.cleandoc(section.__doc__ or "")
 
 
 def _table(fields: list[tuple[str, FieldInfo]], prefix: str) -> str:
     lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
     for name, field in fields:
         section = section_of(field.annotation)
-        meaning = field.description or (_docstring(section) if section else "")
+        meaning = field.description or (inspect.getdoc(section) if section else "") or ""
         cells = [f"`{prefix}{name}`", _table_cell(allowed(field)), _default(field), _table_cell(meaning)]
         lines.append(f"| {' | '.join(cells)} |")
         for inner, path in ((section, f"{name}."), (_listed_section(field.annotation), f"{name}[].")):

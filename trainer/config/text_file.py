@@ -3,7 +3,10 @@
 import codecs
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -21,7 +24,16 @@ def read_text(path: Path, most: int) -> str:
     Raises OSError where it cannot be read, and ValueError, with a message to follow the file's name, for any
     other kind of file and for one that changes while it is read.
     """
-    content = _read(path, most)
+    with open_ordinary(path) as file:
+        before = os.fstat(file.fileno())
+        content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(
+                f"it has {max(before.st_size, len(content)):,} bytes; a recipe has at most {most:,}"
+            )
+        after = os.fstat(file.fileno())
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise ValueError("it changed while it was read; start again")
     if content.startswith(_OTHER_ENCODINGS):
         raise ValueError("not UTF-8 text: its first bytes say UTF-16 or UTF-32; save it as UTF-8")
     try:
@@ -33,24 +45,17 @@ def read_text(path: Path, most: int) -> str:
         ) from None
 
 
-def _read(path: Path, most: int) -> bytes:
+@contextmanager
+def open_ordinary(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading. Raises OSError where it cannot be, ValueError for any other kind of file."""
     if "\0" in str(path):
         raise ValueError("no path may hold the character NUL")
     _check_kind(os.stat(path))  # before opening it: opening some devices has effects
     # Without O_NONBLOCK, opening a pipe waits for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
-        before = os.fstat(handle)
-        _check_kind(before)
-        content = file.read(most + 1)
-        if len(content) > most:
-            raise ValueError(
-                f"it has {max(before.st_size, len(content)):,} bytes; a recipe has at most {most:,}"
-            )
-        after = os.fstat(handle)
-    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-        raise ValueError("it changed while it was read; start again")
-    return content
+        _check_kind(os.fstat(handle))
+        yield file
 
 
 def _check_kind(found: os.stat_result) -> None:
