@@ -25,7 +25,7 @@ from trainer.engine.deepspeed_engine import Engine
 from trainer.errors import RunError
 from trainer.evaluation.final_scores import FinalScoreWriter
 from trainer.evaluation.finished_run import changed_settings
-from trainer.evaluation.scores import ScoreMetadata
+from trainer.evaluation.scores import ScoreGatherer, ScoreMetadata
 from trainer.lr_schedule import Schedule, describe_rate
 from trainer.monitoring.console import open_display
 from trainer.monitoring.data_bottleneck import DataBottleneckMonitor
@@ -228,7 +228,7 @@ class Builder:
             self.folder.scores,
             self.folder.best_effort,
             loader,
-            val,
+            ScoreGatherer(val, evaluation.batch, self.prepared.config.num_classes),
             ScoreMetadata(
                 manifest=self.recipe.data.val.name,
                 fingerprint=val.fingerprint,
@@ -238,8 +238,6 @@ class Builder:
                 step=None,
                 source=str(self.folder.path),
             ),
-            batch=evaluation.batch,
-            classes=self.prepared.config.num_classes,
         )
 
     def _run_logger(

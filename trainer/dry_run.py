@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from models import ModelError, UniFormerV2Config
 from models.cost import (
@@ -30,14 +29,13 @@ from trainer.engine.batch_plan import BatchPlan, choose_batch_plan
 from trainer.engine.memory_estimate import GIB, AvailableMemory, MemoryModel, free_bytes
 from trainer.errors import RunError, UserError
 from trainer.lr_schedule import Schedule
+from trainer.monitoring.console import facts_table
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.embedded_data import check_embedded
 from trainer.setup.preparation import (
     BATCH_NORM_CLIPS,
     Preparation,
     check_decoder,
-    manifest_fields,
-    manifests,
     memory_notes,
     model_config,
     prepare,
@@ -99,7 +97,7 @@ def check(
     problems.attempt(lambda: check_embedded(recipe))
     available, whose = _available_memory(recipe, ranks)
     asked, ranks = ranks, ranks or max(1, torch.cuda.device_count())
-    absent = [(name, path) for name, path in manifest_fields(recipe) if not path.exists()]
+    absent = [(name, path) for name, path in recipe.data.manifest_fields if not path.exists()]
     notes: list[str] = []
     prepared = None
     if not absent:
@@ -112,19 +110,29 @@ def check(
         # Without --ranks the number of ranks is a guess. The memory of the ranks is always a guess.
         assumed = (BATCH_NORM_CLIPS,) if asked is None or recipe.engine.micro_batch == "auto" else ()
         notes += problems.attempt(lambda: check_checkpoint(folder, kept, resume, allowed, assumed)) or ()
-    class_names = _class_names(recipe)
-    classes = len(class_names) or None
+    opened, embedded = _train_manifests(recipe), recipe.data.embedded
+    class_names = opened[0].class_names if opened else tuple(CLASS_NAMES) if embedded else ()
+    videos = sum(map(len, opened)) if opened else embedded.train_clips if embedded else 0
     starting: Sequence[str] = ()
     layout = (
-        prepared.layout if prepared else problems.attempt(lambda: _layout(recipe, classes, ranks, available))
+        prepared.layout
+        if prepared
+        else problems.attempt(lambda: _layout(recipe, len(class_names), ranks, available))
     )
-    for problem in _missing(recipe, with_gpu=asked is None):
-        problems.note(problem)
+    for name, value in (("precision", "bf16"), ("device", "cuda")):
+        if asked is None and not torch.cuda.is_available() and getattr(recipe.engine, name) == value:
+            problems.note(f"engine.{name} is {value}, but torch sees no GPU here")
     if layout is not None:
-        config = model_config(recipe, classes or 1, layout.recomputed_blocks)
+        config = model_config(recipe, len(class_names) or 1, layout.recomputed_blocks)
         if not _resumes(folder, resume):  # a resumed training does not read the file
             starting = problems.attempt(lambda: _starting(recipe, config, class_names)) or ()
-        _print_figures(recipe, config, layout, ranks, available, whose)
+        if not class_names and recipe.model.num_classes is None:
+            figures = "computed for 1 class: the manifest, which has the class names, is missing"
+            _print_list("figures", [figures])
+        facts = _facts(recipe, config, ranks, layout, videos, available.kind == "cuda")
+        table = facts_table(facts, wraps=True)
+        table.add_row("memory per rank", f"{_memory(recipe, config, ranks, layout, available)} of {whose}")
+        Console().print(table)
     for heading, lines in (
         ("chosen for this memory", layout.why if layout else ()),
         ("changes that make it fit", layout.advice if layout else ()),
@@ -134,7 +142,7 @@ def check(
     ):
         _print_list(heading, lines)
     if problems:
-        raise RunError("\n".join(["a run could not start here:", *_bulleted(problems, _columns())]))
+        raise RunError("\n".join(["a run could not start here:", *_bulleted(problems)]))
     print("\nnothing is missing on this machine")
     return 0
 
@@ -143,7 +151,7 @@ def _prepared(
     recipe: Recipe, ranks: int, available: AvailableMemory, problems: _Problems
 ) -> tuple[Preparation | None, list[str]]:
     """The resolved recipe and the notes; None where the recipe cannot be resolved."""
-    opened = [problems.attempt(partial(open_manifest, path)) for path in manifests(recipe)]
+    opened = [problems.attempt(partial(open_manifest, path)) for _, path in recipe.data.manifest_fields]
     found = [manifest for manifest in opened if manifest is not None]
     if len(found) < len(opened):
         return None, []
@@ -158,14 +166,11 @@ def _prepared(
     return prepared, notes
 
 
-def _class_names(recipe: Recipe) -> tuple[str, ...]:
-    """The class names of the data; empty where the manifest is missing or cannot be read."""
-    path = recipe.data.train_manifests[0].manifest
-    with suppress(DataError):  # reported already
-        if path.exists():
-            return Manifest.open(path).class_names
-        return tuple(CLASS_NAMES) if recipe.data.embedded else ()
-    return ()
+def _train_manifests(recipe: Recipe) -> list[Manifest]:
+    """The training manifests; none where one is missing or cannot be read, which is reported already."""
+    with suppress(DataError):
+        return [Manifest.open(part.manifest) for part in recipe.data.train_manifests]
+    return []
 
 
 def _resumes(folder: RunDir, resume: str) -> bool:
@@ -185,47 +190,23 @@ def _starting(recipe: Recipe, config: UniFormerV2Config, class_names: Sequence[s
     return found.report if class_names else ()  # without class names the line about the head would be wrong
 
 
-def _layout(recipe: Recipe, classes: int | None, ranks: int, available: AvailableMemory) -> BatchPlan:
+def _layout(recipe: Recipe, classes: int, ranks: int, available: AvailableMemory) -> BatchPlan:
     precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
     return choose_batch_plan(
         recipe, model_config(recipe, classes or 1), ranks, precision=precision, available=available
     )
 
 
-def _print_figures(
-    recipe: Recipe,
-    config: UniFormerV2Config,
-    layout: BatchPlan,
-    ranks: int,
-    available: AvailableMemory,
-    whose: str,
-) -> None:
-    precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
-    needs = MemoryModel.of(recipe, config, ranks=ranks, precision=precision, kind=available.kind)
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    if not _class_names(recipe) and recipe.model.num_classes is None:
-        _print_list("figures", ["computed for 1 class: the manifest, which has the class names, is missing"])
-    for name, text in _rows(recipe, config, ranks, layout):
-        table.add_row(name, text)
-    schedule = _schedule(recipe)
-    if available.kind == "cuda" and schedule is not None:
-        clips = schedule.total_steps * recipe.optimisation.global_batch
-        table.add_row("GPU time", _gpu_time(clips * train_step_flops(config), ranks))
-    table.add_row("memory per rank", f"{_memory(needs, layout, available)} of {whose}")
-    Console().print(table)
-
-
 def _print_list(heading: str, lines: Iterable[str]) -> None:
-    bulleted = _bulleted(lines, _columns())
+    bulleted = _bulleted(lines)
     if bulleted:
         Console().print(f"\n[bold]{heading}[/bold]")
         print("\n".join(bulleted))
 
 
-def _bulleted(texts: Iterable[str], columns: int) -> list[str]:
-    """Each text as a list item, wrapped to so many columns; a path is never broken."""
+def _bulleted(texts: Iterable[str]) -> list[str]:
+    """Each text as a list item, wrapped to the terminal's width; a path is never broken."""
+    columns = shutil.get_terminal_size().columns
     lines = []
     for text in texts:
         for number, line in enumerate(text.split("\n")):
@@ -235,58 +216,38 @@ def _bulleted(texts: Iterable[str], columns: int) -> list[str]:
     return lines
 
 
-def _columns() -> int:
-    return shutil.get_terminal_size().columns
-
-
-def _rows(
-    recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: BatchPlan
+def _facts(
+    recipe: Recipe,
+    config: UniFormerV2Config,
+    ranks: int,
+    layout: BatchPlan,
+    videos: int,
+    on_gpu: bool,
 ) -> Iterator[tuple[str, str]]:
-    parameters = parameter_count(config)
+    """Names and values. videos: for training; 0 where they are not known."""
+    batch, of_step = recipe.optimisation.global_batch, train_step_flops(config)
+    classes = f"{config.num_classes} class{'es' * (config.num_classes != 1)}"
+    size = f"{config.frames} frames of {config.resolution} px, {classes}"
     yield "recipe", recipe.name
-    yield (
-        "model",
-        (
-            f"{recipe.model.preset}, {recipe.model.form}: {config.frames} frames of {config.resolution} px, "
-            f"{config.num_classes} class{'es' * (config.num_classes != 1)}"
-        ),
-    )
-    yield "parameters", f"{parameters:,}, of which {trainable_parameter_count(config):,} are trained"
-    yield (
-        "cost",
-        (
-            f"{format_gmacs(multiply_accumulates(config) / 1e9)} a view; "
-            f"{_flop(train_step_flops(config))} a clip and training step"
-        ),
-    )
-    yield (
-        "batch",
-        (
-            f"{recipe.optimisation.global_batch} clips a step = {ranks} rank{'s' if ranks > 1 else ''} x "
-            f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
-        ),
-    )
-    schedule = _schedule(recipe)
-    if schedule is not None:
-        total = schedule.total_steps * train_step_flops(config) * recipe.optimisation.global_batch
-        yield (
-            "steps",
-            f"{schedule.total_steps:,} ({schedule.warmup_steps:,} of warm-up), {_flop(total)} in all",
-        )
+    yield "model", f"{recipe.model.preset}, {recipe.model.form}: {size}"
+    trained = trainable_parameter_count(config)
+    yield "parameters", f"{parameter_count(config):,}, of which {trained:,} are trained"
+    of_view = format_gmacs(multiply_accumulates(config) / 1e9)
+    yield "cost", f"{of_view} a view; {_flop(of_step)} a clip and training step"
+    each = f"{layout.micro_batch} clips x {layout.accumulation} accumulated"
+    yield "batch", f"{batch} clips a step = {ranks} rank{'s' if ranks > 1 else ''} x {each}"
+    total = 0.0
+    if videos or recipe.optimisation.steps:
+        schedule = Schedule.of(recipe, videos * recipe.sampling.repeats / batch)
+        total = schedule.total_steps * of_step * batch
+        steps = f"{schedule.total_steps:,} ({schedule.warmup_steps:,} of warm-up)"
+        yield "steps", f"{steps}, {_flop(total)} in all"
     else:
-        yield (
-            "steps",
-            f"of {recipe.optimisation.epochs:g} epochs; their number depends on the missing manifest",
-        )
+        epochs = f"of {recipe.optimisation.epochs:g} epochs"
+        yield "steps", f"{epochs}; their number depends on the missing manifest"
     yield "evaluation", f"clips x crops of a video: {recipe.evaluation.clips} x {recipe.evaluation.crops}"
-
-
-def _schedule(recipe: Recipe) -> Schedule | None:
-    """The schedule; None where the number of steps depends on a manifest that is missing."""
-    videos = _videos(recipe)
-    if not videos and not recipe.optimisation.steps:
-        return None
-    return Schedule.of(recipe, (videos or 0) * recipe.sampling.repeats / recipe.optimisation.global_batch)
+    if on_gpu and total:
+        yield "GPU time", _gpu_time(total, ranks)
 
 
 def _gpu_time(flops: float, ranks: int) -> str:
@@ -308,17 +269,20 @@ def _available_memory(recipe: Recipe, ranks: int | None) -> tuple[AvailableMemor
     engine = recipe.engine
     if engine.device != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda", 0)
-        return AvailableMemory(
-            "cuda", free_bytes(device, 1)
-        ), f"the {torch.cuda.get_device_name(device)} here"
+        whose = f"the {torch.cuda.get_device_name(device)} here"
+        return AvailableMemory("cuda", free_bytes(device, 1)), whose
     wants_gpu = engine.device == "cuda" or engine.precision == "bf16" or ranks is not None
     if engine.device != "cpu" and wants_gpu:
         return AvailableMemory("cuda", ASSUMED_GPU), "an assumed GPU: there is none here"
     return AvailableMemory("cpu", free_bytes(torch.device("cpu"), ranks or 1)), "this machine's memory"
 
 
-def _memory(needs: MemoryModel, layout: BatchPlan, available: AvailableMemory) -> str:
+def _memory(
+    recipe: Recipe, config: UniFormerV2Config, ranks: int, layout: BatchPlan, available: AvailableMemory
+) -> str:
     """The memory estimate that `auto` uses."""
+    precision = choose_precision(recipe.engine.precision, torch.device(available.kind))
+    needs = MemoryModel.of(recipe, config, ranks=ranks, precision=precision, kind=available.kind)
     estimate = needs.estimate(
         zero_stage=layout.zero_stage,
         micro_batch=layout.micro_batch,
@@ -343,21 +307,3 @@ def _flop(amount: float) -> str:
     exponent = min(21, max(9, 3 * int(math.log10(max(amount, 1)) // 3)))
     unit = {9: "G", 12: "T", 15: "P", 18: "E", 21: "Z"}[exponent]
     return f"{amount / 10**exponent:,.1f} {unit}FLOP"
-
-
-def _videos(recipe: Recipe) -> int | None:
-    """The number of training videos; None where a manifest is missing or cannot be read."""
-    paths = [part.manifest for part in recipe.data.train_manifests]
-    if all(path.exists() for path in paths):
-        with suppress(DataError):  # reported already
-            return sum(len(Manifest.open(path)) for path in paths)
-        return None
-    return recipe.data.embedded.train_clips if recipe.data.embedded else None
-
-
-def _missing(recipe: Recipe, *, with_gpu: bool) -> Iterator[str]:
-    """Missing devices. with_gpu: whether the run needs a GPU of this machine."""
-    if with_gpu and not torch.cuda.is_available():
-        for name, value in (("precision", "bf16"), ("device", "cuda")):
-            if getattr(recipe.engine, name) == value:
-                yield f"engine.{name} is {value}, but torch sees no GPU here"

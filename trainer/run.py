@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from trainer.builder import MLFLOW_SECONDS, Builder, dry_run_batch
 from trainer.checkpoint.restore import restore
 from trainer.checkpoint.retention import Retention
 from trainer.config.schema import Recipe
-from trainer.distributed.collectives import check_same_on_all_ranks, run_on_all_ranks
+from trainer.distributed.collectives import check_same_on_all_ranks, gather_distinct, run_on_all_ranks
 from trainer.distributed.environment import (
     Environment,
     cores_per_rank,
@@ -35,7 +36,7 @@ from trainer.resilience.stale_semaphores import mark_semaphores, remove_left_sem
 from trainer.results import write_results
 from trainer.resume import Start, find_start
 from trainer.setup.embedded_data import render_missing
-from trainer.setup.preparation import Preparation, check_decoder, manifests, prepare
+from trainer.setup.preparation import Preparation, check_decoder, prepare
 from trainer.setup.start_checks import check_resume, check_run_dir, check_tracking, check_videos
 from trainer.system.device import set_device, set_numerics
 from trainer.tracking.mlflow_tracker import Status
@@ -78,19 +79,20 @@ def train(recipe: Recipe, run_dir: Path, resume: str = "auto", allowed: Sequence
     return code
 
 
+@dataclass
 class Run:
     """One rank's part in an attempt."""
 
-    def __init__(self, recipe: Recipe, folder: RunDir, environment: Environment) -> None:
-        self.recipe = recipe
-        self.folder = folder
-        self.environment = environment
-        self.is_main = environment.is_main
-        self.retention = Retention(
-            folder.checkpoints, keep_last=recipe.run.keep_last, keep_best=recipe.run.keep_best
-        )
-        self._notes = environment.notes
-        self._launcher = LauncherWatch(environment.launcher)
+    recipe: Recipe
+    folder: RunDir
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        self.is_main = self.environment.is_main
+        kept = self.recipe.run.keep_last, self.recipe.run.keep_best
+        self.retention = Retention(self.folder.checkpoints, *kept)
+        self._notes = self.environment.notes
+        self._launcher = LauncherWatch(self.environment.launcher)
         self._lock: RunLock | None = None  # of the folder, on rank 0
         self._is_training = False
 
@@ -147,11 +149,13 @@ class Run:
         run_on_all_ranks(self._check_place)
         memory = find_available_memory(self.environment)
         node_copy = recipe.data.node_copy
-        run_on_all_ranks(lambda: prefetch_manifests(manifests(recipe), self.environment, node_copy))
+        paths = [path for _, path in recipe.data.manifest_fields]
+        run_on_all_ranks(lambda: prefetch_manifests(paths, self.environment, node_copy))
         prepared = run_on_all_ranks(lambda: prepare(recipe, self.environment.world_size, memory, node_copy))
         gpu = self.environment.device.type == "cuda"
         run_on_all_ranks(lambda: check_decoder(recipe, prepared.train, gpu=gpu))
-        self._notes += run_on_all_ranks(lambda: self._check_videos(prepared))
+        opened = [*prepared.train.manifests, *prepared.val.manifests]
+        self._notes += run_on_all_ranks(lambda: check_videos(recipe, opened) if self.is_main else ())
         return prepared
 
     def _check_place(self) -> None:
@@ -160,11 +164,6 @@ class Run:
             check_tracking(self.recipe, self.folder.path)
             check_run_dir(self.folder)
             render_missing(self.recipe, workers=usable_cores())
-
-    def _check_videos(self, prepared: Preparation) -> tuple[str, ...]:
-        if not self.is_main:
-            return ()
-        return check_videos(self.recipe, [*prepared.train.manifests, *prepared.val.manifests])
 
     def _acquire_folder(self) -> None:
         """Rank 0 locks the run folder. Raises RunError where another run has locked it."""
@@ -248,9 +247,7 @@ class Run:
 
     def _stop(self, trainer: Trainer, stop: StopRequest) -> int:
         """Log how to resume. Returns the exit code, the same on all ranks. Collective."""
-        asked: list[str | None] = [None] * self.environment.world_size
-        dist.all_gather_object(asked, stop.poll())
-        reasons = sorted({reason for reason in asked if reason is not None})
+        reasons = gather_distinct(stop.poll())
         trainer.run_logger.log_stop(
             trainer.step,
             " and ".join(reasons),

@@ -92,7 +92,7 @@ class Trainer:
         batch_hash = torch.zeros((), dtype=torch.int64, device=self.engine.device)
         rate = self.schedule.learning_rate(self.step)
         for number in range(self.engine.accumulation):
-            with self.meter.waiting():
+            with self.meter.time("waiting"):
                 batch = next(batches)
             batch_hash += hash_clips(batch)
             logits = self.engine.forward(batch.clips, batch.keys)
@@ -158,7 +158,7 @@ class Trainer:
         if self.bad_clips.is_exceeded:
             self.finish_saving()
             raise AgreedError(
-                f"{self.bad_clips.describe()}. All are in {self.run_logger.quarantine_file}. Mend them or "
+                f"{self.bad_clips.describe()}. All are in {self.run_logger.folder.quarantine}. Mend them or "
                 "raise data.bad_share, and start again to continue; or make the manifest anew with --deep, "
                 "which leaves bad videos out, and train with another --run-dir"
             )
@@ -206,7 +206,7 @@ class Trainer:
         if not self.is_finite:
             self.checkpointer.postpone()
             return
-        with self.meter.saving():
+        with self.meter.time("saving"):
             self.log_saved(self.checkpointer.wait())
             self.checkpointer.begin(
                 self.engine,
@@ -223,7 +223,7 @@ class Trainer:
             if not self.checkpointer.has(self.step):
                 self.save()
             self.watchdog.beat(f"saving step {self.step}")
-            with self.meter.saving():
+            with self.meter.time("saving"):
                 self.log_saved(self.checkpointer.wait())
             if not self.is_finite:
                 return

@@ -38,7 +38,7 @@ class Validator:
         step: optimiser steps done. writes_scores: whether to write the scores of each video. Returns None
         where a rank was asked to stop meanwhile. Raises NotFiniteError where the outputs are not finite.
         """
-        with self.meter.evaluating(), self.engine.ema_weights():
+        with self.meter.time("evaluating"), self.engine.ema_weights():
             log_progress = self.run_logger.log_evaluation_progress(self.loader.batches)
 
             def progress(done: int) -> None:
@@ -73,5 +73,5 @@ class Validator:
             raise AgreedError(
                 f"{result.bad} of {videos} validation videos could not be read, more than data.bad_share "
                 f"({self.bad_share:g}) allows; {self.bad_videos.first_reasons}. All are in "
-                f"{self.run_logger.quarantine_file}"
+                f"{self.run_logger.folder.quarantine}"
             )

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_training_and_unknown_names_are_refused(
 ) -> None:
     checkpoint = tmp_path / "run/checkpoints/step-0000003"
     checkpoint.mkdir(parents=True)
-    state = TrainState(3, 3, 1, 1, {"seed": 1}, 0, 0, {}, 0.0, {})
+    state = TrainState(3, 0, 0, {}, 3, 1, 1, {"seed": 1}, 0.0, {})
     write_state(checkpoint, state)
     reasons = refusal(check_output(*ON_CPU))
     assert "step-0000003 is of another training" in reasons and "seed: 1 then, 0 now" in reasons
@@ -217,7 +217,7 @@ def test_an_assumed_number_of_batch_norm_clips_is_noted(check_output, videos, tm
     checkpoint.mkdir(parents=True)
 
     def keep(**others: object) -> None:
-        write_state(checkpoint, TrainState(3, 3, 16, 1, {**kept, **others}, 0, 0, {}, 0.0, {}))
+        write_state(checkpoint, TrainState(3, 0, 0, {}, 3, 16, 1, {**kept, **others}, 0.0, {}))
 
     keep(**{BATCH_NORM_CLIPS: 512})
     fixed = "engine.micro_batch=2"

@@ -5,7 +5,6 @@ The script of a job calls `launch/slurm/turn.py` before and after each attempt. 
 progress if it saves a newer checkpoint.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.signals import INTERRUPTED, REQUEUE
-from trainer.system.files import append_lines, parse_records
+from trainer.system.files import append_lines, parse_records, read_json
 
 MAX_FRUITLESS = 3  # attempts of a job in a row without progress after which it is not requeued
 
@@ -138,10 +137,8 @@ class Attempts:
 
     def _preflight_failures(self) -> tuple[str, bool]:
         """What failed on which nodes, and whether it failed on all of them."""
-        path = self._path.with_name("preflight.json")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+        found = read_json(self._path.with_name("preflight.json"))
+        if not found:
             return "it wrote no result; its log is above", False
         if not found["failed"]:
             return "; ".join(found["everywhere"]), True

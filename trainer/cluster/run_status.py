@@ -4,7 +4,6 @@ A killed process records nothing: the run lock's heartbeat shows whether a run w
 Files may be damaged, half written or of another version: nothing here raises an error for their content.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +16,7 @@ from trainer.checkpoint.retention import read_accuracies
 from trainer.monitoring.run_dir import RunDir
 from trainer.resilience.crash_report import first_crash_report
 from trainer.resilience.run_lock import STALE, is_holder_dead_here, read_holder_times
-from trainer.system.files import find_number, parse_records
+from trainer.system.files import find_number, parse_records, read_json
 from trainer.system.formatting import format_age
 from trainer.system.slurm import QueuedJob
 
@@ -253,10 +252,7 @@ def _top1(history: RunHistory) -> float | None:
 def _nodes(history: RunHistory, job: str | None) -> str:
     if job is not None:
         return next((str(line["nodes"]) for line in reversed(history.attempts) if line.get("nodes")), "")
-    try:
-        return str(json.loads(history.folder.environment.read_text(encoding="utf-8"))["hostname"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""
+    return str(read_json(history.folder.environment).get("hostname", ""))
 
 
 def _is_valid(line: Record, kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pipelines.bad_samples import BadSample
 from pipelines.dataset.spot_check import format_defects
@@ -78,24 +79,26 @@ class BadVideos:
         return format_defects([(defect.path, defect.reason) for defect in self._found.values()])
 
 
+@dataclass
 class BadClipLimit:
-    """Counts the training clips of a run, and decides when too many of them are bad."""
+    """Counts the training clips of a run, and decides when too many of them are bad.
 
-    def __init__(self, share: float, videos: int, *, clips: int = 0, bad: int = 0) -> None:
-        """
-        Args:
-            share: `data.bad_share`.
-            videos: number of videos in the training set.
-            clips, bad: counts of earlier attempts. They do not count towards the limit, so that a run resumes
-                after its videos were repaired.
-        """
-        self.clips = clips
-        """Clips read so far, over all ranks and attempts."""
-        self.bad = bad
-        """Of these clips, those that could not be read."""
+    Clips of earlier attempts do not count towards the limit, so that a run resumes after its videos were
+    repaired.
+    """
+
+    share: float
+    """`data.bad_share`."""
+    training_set: int
+    """Number of videos in it."""
+    clips: int = 0
+    """Clips read so far, over all ranks and attempts."""
+    bad: int = 0
+    """Of these clips, those that could not be read."""
+
+    def __post_init__(self) -> None:
         self.videos = BadVideos()
-        self._share, self._training_set = share, videos
-        self._clips_before, self._bad_before = clips, bad
+        self._clips_before, self._bad_before = self.clips, self.bad
 
     def add(self, clips: int, bad: int) -> None:
         """Count the clips of a step."""
@@ -106,11 +109,11 @@ class BadClipLimit:
     def is_exceeded(self) -> bool:
         """Whether the run has to stop."""
         bad, clips = self.bad - self._bad_before, self.clips - self._clips_before
-        return self.videos.exceeds_limit(bad, clips, self._share, self._training_set)
+        return self.videos.exceeds_limit(bad, clips, self.share, self.training_set)
 
     def describe(self) -> str:
         """The counts of this attempt and the first reasons, for a message."""
         return (
             f"{self.bad - self._bad_before} of {self.clips - self._clips_before} clips could not be read, "
-            f"more than data.bad_share ({self._share:g}) allows; {self.videos.first_reasons}"
+            f"more than data.bad_share ({self.share:g}) allows; {self.videos.first_reasons}"
         )

@@ -44,12 +44,4 @@ def render_missing(recipe: Recipe, *, workers: int) -> None:
     if root is None or embedded is None:
         return
     with show_progress(f"rendering {root}") as progress:
-        render(
-            root,
-            train_clips=embedded.train_clips,
-            val_clips=embedded.val_clips,
-            seed=embedded.seed,
-            size=embedded.size,
-            workers=workers,
-            progress=progress,
-        )
+        render(root, **embedded.model_dump(), workers=workers, progress=progress)

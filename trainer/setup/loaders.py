@@ -1,14 +1,12 @@
 """The loaders of a run and of a separate evaluation, on all ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from pipelines.augment.params import ViewSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.shared_memory import SharedMemoryNeed
-from pipelines.dataset.concat import Dataset
 from pipelines.loader import ClipLoader, train_loader, view_loader
 from pipelines.sampling.sampler import ViewSampler
 from trainer.config.schema import Recipe
@@ -35,42 +33,23 @@ def open_loaders(
     evaluates: whether the run evaluates at all. stack: closes the loaders. Raises AgreedError where a rank
     lacks a resource that a loader needs, such as space in /dev/shm.
     """
-    colours = recipe.augmentation
+    mean, std = recipe.augmentation.mean, recipe.augmentation.std
     sampler = ViewSampler(len(prepared.val), recipe.evaluation.batch, environment.world_size)
-    inputs = [
-        LoaderInput("train", prepared.train, prepared.sampler, prepared.train_clip),
-        LoaderInput("val", prepared.val, sampler, prepared.view_clip),
-    ]
-    options = _with_recorded_share(_options(recipe, environment), folder, environment)
-    crashed, notes = find_crashed_videos(inputs, folder, environment, options)
     open_train = partial(
         train_loader,
-        prepared.train,
-        prepared.sampler,
-        prepared.train_clip,
-        mean=colours.mean,
-        std=colours.std,
+        mean=mean,
+        std=std,
         micro_batch=prepared.layout.micro_batch,
-        rank=environment.rank,
         world_size=environment.world_size,
         first_step=first_step,
-        crashed=crashed.get("train"),
-        in_flight=in_flight_file(folder, "train", environment.rank),
         mixing=mixing(recipe),
     )
-    open_val = partial(
-        view_loader,
-        prepared.val,
-        sampler,
-        prepared.view_clip,
-        mean=colours.mean,
-        std=colours.std,
-        rank=environment.rank,
-        crashed=crashed.get("val"),
-        in_flight=in_flight_file(folder, "val", environment.rank),
-    )
-    train, options = _open(open_train, options, folder, environment, stack)
-    val, _ = _open(open_val, options, folder, environment, stack)
+    open_val = partial(view_loader, mean=mean, std=std)
+    opened: list[tuple[LoaderInput, Callable[..., ClipLoader]]] = [
+        (LoaderInput("train", prepared.train, prepared.sampler, prepared.train_clip), open_train),
+        (LoaderInput("val", prepared.val, sampler, prepared.view_clip), open_val),
+    ]
+    (train, val), notes = _open_all(opened, _options(recipe, environment), folder, environment, stack)
     # /dev/shm is still empty: a loader makes its first batches when it is iterated.
     train_need, val_need = run_on_all_ranks(train.shared_memory), SharedMemoryNeed(0, 0)
     if evaluates:
@@ -80,52 +59,57 @@ def open_loaders(
 
 
 def open_view_loader(
-    dataset: Dataset,
-    clip: ViewSpec,
+    reading: LoaderInput,
+    open_val: Callable[..., ClipLoader],
     options: LoaderOptions,
     environment: Environment,
     folder: RunDir,
     *,
-    batch: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    first: int,
     run: RunDir,
     stack: ExitStack,
 ) -> tuple[ClipLoader, tuple[str, ...]]:
     """The loader of an evaluation's single pass, and notes on it. Collective.
 
-    Args:
-        folder: folder of the evaluation. It holds the same files for the next start as a run folder.
-        batch: videos per rank.
-        first: index of the first batch.
-        run: folder of the evaluated run, whose decoder share the evaluation uses.
-        stack: closes the loader.
-
-    Raises:
-        AgreedError: a rank lacks a resource that the loader needs, such as space in /dev/shm.
+    folder: of the evaluation. It holds the same files for the next start as a run folder. run: folder of the
+    evaluated run, whose decoder share the evaluation uses. stack: closes the loader. Raises AgreedError where
+    a rank lacks a resource that the loader needs, such as space in /dev/shm.
     """
-    sampler = ViewSampler(len(dataset), batch, environment.world_size)
     if options.splits:
         run_on_all_ranks(partial(_copy_share, run, folder, environment))
-    options = _with_recorded_share(options, folder, environment)
-    inputs = LoaderInput("val", dataset, sampler, clip)
-    crashed, notes = find_crashed_videos([inputs], folder, environment, options)
-    open_val = partial(
-        view_loader,
-        dataset,
-        sampler,
-        clip,
-        mean=mean,
-        std=std,
-        rank=environment.rank,
-        crashed=crashed.get("val"),
-        in_flight=in_flight_file(folder, "val", environment.rank),
-        first=first,
-    )
-    loader, _ = _open(open_val, options, folder, environment, stack)
+    (loader,), notes = _open_all([(reading, open_val)], options, folder, environment, stack)
     note = check_shared_memory(environment, SharedMemoryNeed(0, 0), run_on_all_ranks(loader.shared_memory))
     return loader, notes if note is None else (*notes, note)
+
+
+def _open_all(
+    opened: Sequence[tuple[LoaderInput, Callable[..., ClipLoader]]],
+    options: LoaderOptions,
+    folder: RunDir,
+    environment: Environment,
+    stack: ExitStack,
+) -> tuple[list[ClipLoader], tuple[str, ...]]:
+    """The loaders, which `stack` closes, and notes. Collective.
+
+    Decoding is split as an earlier start recorded, and DALI is not given videos over which it crashed.
+    """
+    if options.splits:
+        share = broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
+        options = replace(options, graph_share=share)
+    crashed, notes = find_crashed_videos([reading for reading, _ in opened], folder, environment, options)
+    loaders = []
+    for reading, open_loader in opened:
+        make = partial(
+            open_loader,
+            reading.dataset,
+            reading.sampler,
+            reading.clip,
+            rank=environment.rank,
+            crashed=crashed.get(reading.kind),
+            in_flight=in_flight_file(folder, reading.kind, environment.rank),
+        )
+        loader, options = _open(make, options, folder, environment, stack)
+        loaders.append(loader)
+    return loaders, notes
 
 
 def _open(
@@ -157,14 +141,6 @@ def _open(
         share = broadcast_from_main(None if first is None else first.graph_share)
         options = replace(options, graph_share=share)
     return run_on_all_ranks(lambda: opened() if first is None else first), options
-
-
-def _with_recorded_share(options: LoaderOptions, folder: RunDir, environment: Environment) -> LoaderOptions:
-    """The options with the decoding share of DALI that an earlier start recorded. Collective."""
-    if not options.splits:
-        return options
-    share = broadcast_from_main(folder.read_graph_share() if environment.is_main else None)
-    return replace(options, graph_share=share)
 
 
 def _copy_share(run: RunDir, folder: RunDir, environment: Environment) -> None:

@@ -59,19 +59,6 @@ class Preparation:
     """Differences from the recipe and values chosen for `auto`, with reasons; logged when the run starts."""
 
 
-def manifest_fields(recipe: Recipe) -> list[tuple[str, Path]]:
-    """The manifests of a recipe with the fields that name them, training manifests first."""
-    return [
-        *(("data.train", part.manifest) for part in recipe.data.train_manifests),
-        ("data.val", recipe.data.val),
-    ]
-
-
-def manifests(recipe: Recipe) -> list[Path]:
-    """The manifests that a recipe names, training manifests first."""
-    return [path for _, path in manifest_fields(recipe)]
-
-
 def prepare(
     recipe: Recipe, world_size: int, available: AvailableMemory, node_copy: Path | None = None
 ) -> Preparation:
@@ -82,7 +69,9 @@ def prepare(
 
     Raises UserError, DataError or ModelError where they do not fit.
     """
-    *train_manifests, val_manifest = [open_manifest(path, node_copy) for path in manifests(recipe)]
+    *train_manifests, val_manifest = [
+        open_manifest(path, node_copy) for _, path in recipe.data.manifest_fields
+    ]
     train, val = Dataset(train_manifests), Dataset([val_manifest])
     check_same_classes(train.manifests[0], val.manifests[0])
     config = model_config(recipe, len(train.class_names))

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-import torch.distributed as dist
-
 from pipelines.dali.shared_memory import SharedMemoryNeed
+from trainer.distributed.collectives import gather
 from trainer.distributed.environment import Environment
 from trainer.errors import AgreedError
 from trainer.system.formatting import format_bytes
@@ -37,10 +36,7 @@ def check_shared_memory(
     Returns a note where /dev/shm may become too small. Raises AgreedError on all ranks where it is too small
     on any node.
     """
-    own = RankShare(environment.node, SharedMemory.read(), train, val)
-    shares: list[RankShare] = [own] * environment.world_size
-    dist.all_gather_object(shares, own)
-    return check_shares(shares)
+    return check_shares(gather(RankShare(environment.node, SharedMemory.read(), train, val)))
 
 
 def check_shares(shares: Sequence[RankShare]) -> str | None:

@@ -15,7 +15,6 @@ from trainer.config.schema import Recipe
 from trainer.errors import RunError
 from trainer.monitoring.run_dir import RunDir
 from trainer.setup.bad_video_limit import is_surely_over_limit
-from trainer.setup.preparation import manifest_fields
 from trainer.tracking.mlflow_tracker import check_tracking as check_place
 
 
@@ -54,13 +53,13 @@ def check_resume(folder: RunDir, resume: str) -> None:
 
 
 def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ...]:
-    """Open a few videos of each manifest, given in the order of `manifest_fields`.
+    """Open a few videos of each manifest, given in the order of `data.manifest_fields`.
 
     Returns notes on videos that cannot be used. Raises RunError where the sample shows that the share of bad
     videos is above data.bad_share.
     """
     notes, refused = [], []
-    for (field, path), manifest in zip(manifest_fields(recipe), manifests, strict=True):
+    for (field, path), manifest in zip(recipe.data.manifest_fields, manifests, strict=True):
         found = spot_check(manifest, f"{field} ({path})")
         bad = len(found.bad_samples)
         if is_surely_over_limit(bad, recipe.data.bad_share, found.opened, found.videos):

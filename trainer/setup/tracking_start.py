@@ -8,7 +8,7 @@ from models.cost import parameter_count
 from pipelines.dataset.concat import Dataset
 from trainer.config.schema import Recipe
 from trainer.distributed.environment import Environment
-from trainer.setup.preparation import Preparation, manifest_fields
+from trainer.setup.preparation import Preparation
 from trainer.tracking.mlflow_tracker import DatasetUse, MlflowTracker
 from trainer.tracking.run_description import RunDescription
 from trainer.tracking.system_metrics import NodeMonitor
@@ -27,7 +27,7 @@ def run_description(
         f"{config.resolution}, {parameter_count(config) / 1e6:,.4g} M parameters",
         data=[
             (field.removeprefix("data."), str(path), len(manifest), len(manifest.class_names))
-            for (field, path), manifest in zip(manifest_fields(recipe), manifests, strict=True)
+            for (field, path), manifest in zip(recipe.data.manifest_fields, manifests, strict=True)
         ],
         run_dir=run_dir,
         launcher=environment.launcher,

@@ -35,7 +35,7 @@ def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Enviro
         write_manifest(f"{name}.arrow", rows, ["jump", "run"])
     Path("recipe.yaml").write_text(RECIPE)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Environment(0, 0, 1, 1, torch.device("cpu"), "node", "alone")
+    yield Environment(0, 0, 1, 1, "alone", "alone", device=torch.device("cpu"), node="node")
     dist.destroy_process_group()
 
 

@@ -46,7 +46,7 @@ def test_the_newest_readable_checkpoint_is_compared(tmp_path: Path) -> None:
     for step in (3, 20):
         path = folder.checkpoints / f"step-{step:07d}"
         path.mkdir(parents=True)
-        write_state(path, TrainState(step, step, 1, 1, {"seed": step}, 0, 0, {}, 0.0, {}))
+        write_state(path, TrainState(step, 0, 0, {}, step, 1, 1, {"seed": step}, 0.0, {}))
     with pytest.raises(RunError, match="step-0000020 is of another training:\n  seed: 20 then, 1 now"):
         check_checkpoint(folder, {"seed": 1}, "auto", [])
     check_checkpoint(folder, {"seed": 1}, "auto", ["seed"])
@@ -76,7 +76,7 @@ def test_the_message_for_another_model_names_export_and_model_weights(tmp_path: 
     path = folder.checkpoints / "step-0000020"
     path.mkdir(parents=True)
     then = {"seed": 20, "model.num_classes": 8}
-    write_state(path, TrainState(20, 20, 1, 1, then, 0, 0, {}, 0.0, {}))
+    write_state(path, TrainState(20, 0, 0, {}, 20, 1, 1, then, 0.0, {}))
     with pytest.raises(RunError, match=r"launch/export\.py .*step-0000020 --out FILE.*model\.weights=FILE"):
         check_checkpoint(folder, {"seed": 20, "model.num_classes": 4}, "auto", [])
     with pytest.raises(RunError) as refused:

@@ -194,9 +194,8 @@ def _versions(facts: Facts) -> Iterator[CheckResult]:
 
 
 def _manifests(recipe: Recipe, facts: Facts) -> Iterator[CheckResult]:
-    train = [("data.train", part.manifest) for part in recipe.data.train_manifests]
     found = facts["manifests"] = {}
-    for name, path in (*train, ("data.val", recipe.data.val)):
+    for name, path in recipe.data.manifest_fields:
         found[f"{name} {path}"] = Manifest.open(path).fingerprint[:12] if path.exists() else "missing"
         if not path.exists() and recipe.data.embedded is None:
             advice = "mount the file system there, or make it with uniformerv2 prepare"
