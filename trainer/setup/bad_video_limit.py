@@ -62,17 +62,6 @@ class BadVideos:
         for defect in bad_samples:
             self._found.setdefault(defect.sample, defect)
 
-    def exceeds_limit(self, bad: int, clips: int, share: float, videos: int) -> bool:
-        """Whether the run stops: both the share of bad clips and the number of bad videos are too large.
-
-        Args:
-            bad: number of clips that could not be read.
-            clips: number of all clips.
-            share: `data.bad_share`.
-            videos: number of videos in the training set.
-        """
-        return bad > share * max(clips, videos) and len(self) > always_tolerated(share, videos)
-
     @property
     def first_reasons(self) -> str:
         """The first bad videos with their reasons, for a message."""
@@ -107,9 +96,10 @@ class BadClipLimit:
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the run has to stop."""
+        """Whether the run stops: both the share of bad clips and the number of bad videos are too large."""
         bad, clips = self.bad - self._bad_before, self.clips - self._clips_before
-        return self.videos.exceeds_limit(bad, clips, self.share, self.training_set)
+        are_many = len(self.videos) > always_tolerated(self.share, self.training_set)
+        return are_many and bad > self.share * max(clips, self.training_set)
 
     def describe(self) -> str:
         """The counts of this attempt and the first reasons, for a message."""

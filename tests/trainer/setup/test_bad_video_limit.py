@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from pipelines.bad_samples import BadSample
-from trainer.setup.bad_video_limit import BadVideos, always_tolerated, exceeds_limit, is_surely_over_limit
+from trainer.setup.bad_video_limit import (
+    BadClipLimit,
+    BadVideos,
+    always_tolerated,
+    exceeds_limit,
+    is_surely_over_limit,
+)
 
 
 def found(count: int) -> BadVideos:
@@ -12,6 +18,13 @@ def found(count: int) -> BadVideos:
     videos.add(BadSample(sample, f"{sample}.mp4", "is empty (0 bytes)") for sample in range(count))
     videos.add([BadSample(0, "0.mp4", "found by another rank, too")])
     return videos
+
+
+def is_exceeded(found: BadVideos, *, bad: int, clips: int, share: float, videos: int) -> bool:
+    limit = BadClipLimit(share, videos)
+    limit.videos = found
+    limit.add(clips, bad)
+    return limit.is_exceeded
 
 
 @pytest.mark.parametrize(
@@ -57,14 +70,14 @@ def test_data_sets_at_the_limit_are_rarely_refused_for_their_sample() -> None:
 
 def test_one_lost_video_of_a_small_set_stops_no_run() -> None:
     one = found(1)
-    assert not one.exceeds_limit(bad=2000, clips=100_000, share=0.01, videos=50)
-    assert one.exceeds_limit(bad=1, clips=50, share=0.0, videos=50)
-    assert one.exceeds_limit(bad=100, clips=100, share=0.01, videos=1)
+    assert not is_exceeded(one, bad=2000, clips=100_000, share=0.01, videos=50)
+    assert is_exceeded(one, bad=1, clips=50, share=0.0, videos=50)
+    assert is_exceeded(one, bad=100, clips=100, share=0.01, videos=1)
 
 
 def test_four_bad_videos_stop_a_run_by_their_share_of_the_clips() -> None:
     four = found(4)
     assert len(four) == 4 > always_tolerated(0.01, 50)
-    assert four.exceeds_limit(bad=9, clips=100, share=0.01, videos=50)
-    assert not four.exceeds_limit(bad=4, clips=100, share=0.01, videos=1000)
+    assert is_exceeded(four, bad=9, clips=100, share=0.01, videos=50)
+    assert not is_exceeded(four, bad=4, clips=100, share=0.01, videos=1000)
     assert four.first_reasons.count("is empty") == 3 and "found by another" not in four.first_reasons

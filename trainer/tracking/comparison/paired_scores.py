@@ -175,12 +175,9 @@ def paired_tests(scores: dict[int, VideoScores], base: int, notes: list[str]) ->
     tests = []
     for (index, pairs), p, adjusted in zip(compared.items(), p_values, holm(p_values), strict=True):
         low, high = bootstrap_interval(pairs.counts)
-        views = [
+        both = [
             f"{one.about.get('clips')} x {one.about.get('crops')}" for one in (scores[base], scores[index])
         ]
-        tests.append(
-            PairedTest(
-                index, pairs, low, high, p, adjusted, " and ".join(views) if views[0] != views[1] else None
-            )
-        )
+        views = " and ".join(both) if both[0] != both[1] else None
+        tests.append(PairedTest(index, pairs, low, high, p, adjusted, views))
     return tests
