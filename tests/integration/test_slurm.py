@@ -22,6 +22,8 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.dataset.kinetics710 import class_names
+from pipelines.dataset.prepare.build import build_manifest
+from pipelines.dataset.prepare.folder import read_folder
 from tests.conftest import MotionSet
 from tests.integration.processes import ROOT, events, settings, train
 from tests.integration.slurm import Cluster, missing
@@ -459,3 +461,27 @@ def test_a_chain_from_k710_to_k400_waits_for_a_requeued_stage(
 
 def _data(manifest: Path) -> list[str]:
     return [f"data.train={manifest}", f"data.val={manifest}", "data.embedded=null"]
+
+
+@pytest.mark.soak
+def test_a_manifest_is_made_by_an_array_and_merged(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    """By two nodes, with the same bytes as in one call."""
+    videos, out, whole = tmp_path / "videos", tmp_path / "m.arrow", tmp_path / "whole.arrow"
+    for copy in range(5):  # a part takes 64 consecutive videos at a time
+        for path in (motion_set.root / "train").rglob("*.*"):
+            (folder := videos / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"{copy}-{path.name}")
+    result = submitted(cluster, "--parts", "3", "--", "folder", str(videos), "--out", str(out), nodes=1)
+    assert result.returncode == 0, result.stderr
+    deadline = time.monotonic() + PATIENCE
+    while cluster.run("squeue", "--noheader"):
+        assert time.monotonic() < deadline, "the jobs do not end"
+        time.sleep(0.5)
+    logs = {path.name.split("-")[0]: path.read_text() for path in (tmp_path / "m.arrow.slurm").glob("*.log")}
+    assert out.is_file(), logs
+    assert "160 videos had been probed by an earlier call" in " ".join(logs["merge"].split())
+    build_manifest(whole, read_folder(videos), workers=1)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "m.arrow.parts").exists()

@@ -102,8 +102,8 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
         *([f"--array=0-{len(tasks) - 1}{at_once}"] if len(tasks) > 1 else []), *request.options,
     ]  # fmt: skip
     lines = ["#!/bin/bash", f"# Written by: {made_by}", *(f"#SBATCH {option}" for option in options), ""]
-    lines += ["# The Python that all nodes run.", f"python=({shlex.join(_python(request))})"]
-    lines += ["# The folder of the commands.", f"launch={shlex.quote(_launch(request))}"]
+    lines += ["# The Python that all nodes run.", f"python=({shlex.join(python_command(request))})"]
+    lines += ["# The folder of the commands.", f"launch={shlex.quote(launch_folder(request))}"]
     demands = ["--gpus-per-node", str(request.gpus_per_node)]
     if request.min_bandwidth is not None:
         demands += ["--min-bandwidth", f"{request.min_bandwidth:g}"]
@@ -121,7 +121,7 @@ def _head(request: JobRequest, tasks: Sequence[Sequence[str]], log: Path, made_b
     return "\n".join([*lines, "case $SLURM_ARRAY_TASK_ID in", *cases, "esac", ""])
 
 
-def _launch(request: JobRequest) -> str:
+def launch_folder(request: JobRequest) -> str:
     """The folder of the commands: below the folder that the job starts in, else that of this program."""
     if Path("launch/slurm/turn.py").exists():
         return "launch"
@@ -130,9 +130,16 @@ def _launch(request: JobRequest) -> str:
     return str(LAUNCH)
 
 
-def _python(request: JobRequest) -> list[str]:
+def python_command(request: JobRequest) -> list[str]:
+    """The Python that all nodes run, in the container if there is one, which gets the GPUs of the request."""
     if request.container is None:
         return [sys.executable]
     here = str(Path.cwd())
-    options = [*(["--nv"] if request.gpus_per_node else []), "--bind", here, "--pwd", here]
+    options = [
+        *(["--nv"] if request.gpus_per_node else []),
+        "--bind",
+        here,
+        "--pwd",
+        here,
+    ]
     return ["apptainer", "exec", *options, str(request.container.absolute()), "python"]

@@ -100,9 +100,9 @@ def submit(
         before = jobs[-1] if jobs else after
         waits = [f"--dependency={'afterok' if only_after_success else 'afterany'}:{before}"] if before else []
         waits += ["--kill-on-invalid-dep=yes"] if before and only_after_success else []
-        jobs.append(_sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
+        jobs.append(sbatch([*waits, str(submission.path)], submission.request.gpus_per_node))
         if len(jobs) == 1:
-            _check_can_start(jobs[0])
+            check_can_start(jobs[0])
         for number, run_dir in enumerate(submission.runs):
             record = {
                 "job": f"{jobs[-1]}_{number}" if len(submission.runs) > 1 else jobs[-1],
@@ -162,7 +162,7 @@ def _log_of(submission: Submission, job: str, task: int | str) -> Path:
     return submission.log.with_name(name)
 
 
-def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
+def sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
     """The number of the new job."""
     try:
         return run_command("sbatch", "--parsable", *arguments).partition(";")[0]
@@ -176,7 +176,7 @@ def _sbatch(arguments: Sequence[str], gpus_per_node: int) -> str:
         raise
 
 
-def _check_can_start(job: str) -> None:
+def check_can_start(job: str) -> None:
     """Cancel a job that SLURM will never start, and raise RunError; SLURM knows within seconds, mostly."""
     for _ in range(_POLLS):
         reasons = {queued.reason for queued in queue([job]) if queued.state == "PENDING"}

@@ -19,7 +19,7 @@ from pipelines.formatting import format_list, printable
 
 PLAN = "plan.json"
 
-_MOST_PARTS = 100_000
+MOST_PARTS = 100_000
 _NAMED = 8  # parts that a message names
 
 
@@ -39,7 +39,7 @@ def parse_part(text: str) -> Part:
     """`2/8`, the second of eight parts, as (1, 8). Raises DataError for anything else."""
     part, slash, count = text.partition("/")
     digits = part.isdecimal() and count.isdecimal() and len(text) < 20
-    if slash and digits and 1 <= int(part) <= int(count) <= _MOST_PARTS:
+    if slash and digits and 1 <= int(part) <= int(count) <= MOST_PARTS:
         return int(part) - 1, int(count)
     raise DataError(f"--part {text}: expected I/N with I from 1 to N, such as 2/8")
 
@@ -114,7 +114,7 @@ def _read_plan(path: Path) -> Plan:
     parts, folder, command = (values.get(name) for name in ("parts", "folder", "command"))
     if (
         type(parts) is int
-        and 1 <= parts <= _MOST_PARTS
+        and 1 <= parts <= MOST_PARTS
         and isinstance(folder, str)
         and isinstance(command, list)
         and all(isinstance(argument, str) for argument in command)
