@@ -144,8 +144,9 @@ class Builder:
         for note in (*notes, *prepared.notes, *loader_notes):
             run_logger.log_warning(note)
         run_logger.log_note(train.resources.summary)
-        for line in self.start.starting_weights.report if self.start.starting_weights is not None else ():
-            run_logger.log_note(line)
+        weights = self.start.starting_weights
+        if weights is not None:
+            run_logger.log_starting_weights(str(recipe.model.weights), weights.report, weights.names)
         validator = Validator(
             engine=engine,
             loader=val,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,15 @@ class RunLogger:
             if self.again is None:
                 self.folder.append_event("start", **values)
             self.display.note(text)
+
+    def log_starting_weights(
+        self, file: str, report: Sequence[str], names: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Print how a file of weights is loaded, and log the names of all tensors. names: by their fate."""
+        if self._is_main:
+            self.folder.append_event("starting weights", file=file, **names)
+            for line in report:
+                self.display.note(line)
 
     def log_note(self, text: str) -> None:
         """Print a line."""

@@ -35,6 +35,8 @@ _DTYPES = {
 _MAX_PICKLE = 64 * 2**20
 _MAX_TENSORS = 100_000
 _MAX_DEPTH = 64
+_OF_ZIPFILE = (OSError, EOFError, ValueError, LookupError, RuntimeError)
+"""What `zipfile` raises for damaged archives; NotImplementedError is a RuntimeError."""
 _NOT_READ = "cannot be read as a TorchScript archive"
 
 
@@ -133,7 +135,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except WeightFileError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, *_OF_ZIPFILE) as error:
         raise WeightFileError(f"{_NOT_READ}: {shorten(str(error), 300)}") from error
 
 

@@ -128,6 +128,9 @@ def test_fine_tuning_starts_from_the_head_rows_of_its_classes(
     state = json.loads((run_dir / "checkpoints/step-0000001/state.json").read_text())
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert state["settled"]["model.weights"] == {"file": str(weights), "sha256": digest}
+    events = map(json.loads, (run_dir / "events.jsonl").read_text().splitlines())
+    (event,) = [event for event in events if event["event"] == "starting weights"]
+    assert "head.weight" in event["loaded"] and not event["new"] and event["file"] == str(weights)
     assert len(losses(run_dir)) == 1 and names == ("turn_counterclockwise", "move_up")
 
 

@@ -37,6 +37,9 @@ class StartingWeights:
 
     report: tuple[str, ...]
     """At most 15 lines: the kind of file, and which tensors are loaded, adapted, new or left out."""
+    names: Mapping[str, tuple[str, ...]]
+    """All names of tensors: of the model those that are `loaded`, of these the `adapted` ones, and the `new`
+    ones that keep their initialisation; and those of the file that are `left_out`."""
     load: Callable[[UniFormerV2], object]
     """Loads them into the model. Raises ModelError for a tensor that cannot be read or is not finite."""
 
@@ -141,8 +144,15 @@ def _image(
             *_left_out(found),
             f"head: new, {config.num_classes} rows; image weights have no video classes",
         ),
+        _names(found.loaded, found.adapted, found.kept, found.left_out),
         lambda model: load_image_weights(model, stored, inflation),
     )
+
+
+def _names(
+    loaded: tuple[str, ...], adapted: tuple[str, ...], new: tuple[str, ...], left_out: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    return {"loaded": loaded, "adapted": adapted, "new": new, "left_out": left_out}
 
 
 def _left_out(found: ImageWeightsReport) -> list[str]:
@@ -177,7 +187,8 @@ def _video(
         report.append(f"frames: {there.frames} in the file, {config.frames} here; no weight depends on them")
     report += [f"note: {note}" for note in notes]
     report.append(f"head: {head}")
-    return StartingWeights(tuple(report), lambda model: load_transfer(model, source, plan, inflation))
+    names = _names(tuple(plan.sources), plan.adapted, plan.new, plan.left_out)
+    return StartingWeights(tuple(report), names, lambda model: load_transfer(model, source, plan, inflation))
 
 
 def _adapted(names: Sequence[str], grid: int, there: UniFormerV2Config | None = None) -> list[str]:

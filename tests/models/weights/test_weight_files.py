@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import warnings
 import zipfile
 from pathlib import Path
@@ -195,6 +196,9 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)])
         self.register_buffer("steps", torch.arange(4))
+        values = torch.arange(12.0).view(3, 4)
+        self.register_buffer("rows", values[1:])  # views of one storage
+        self.register_buffer("columns", values.T)
         self.tied = self.layers[0].weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -208,7 +212,8 @@ def scripted(path: Path, module: torch.nn.Module) -> None:
 
 
 def test_the_tensors_of_a_torchscript_archive_are_read(tmp_path: Path) -> None:
-    module = Scripted().half()
+    module = Scripted()
+    module.layers.half()
     scripted(tmp_path / "clip.pt", module)
     found = open_weights(tmp_path / "clip.pt")
     read = found.read(found.shapes)
@@ -262,6 +267,24 @@ def test_damaged_and_hostile_torchscript_archives_are_refused(tmp_path: Path) ->
         b"(K\x14K\x14t", b"(K\xffK\x14t"
     )
     assert enlarged != described and "larger than its values" in rewritten(data_pkl=enlarged)
+
+
+def test_any_damage_to_a_torchscript_archive_gives_tensors_or_a_message(tmp_path: Path) -> None:
+    scripted(tmp_path / "good.pt", Scripted())
+    good = (tmp_path / "good.pt").read_bytes()
+    drawn = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(good)
+        for _ in range(drawn.randint(1, 4)):
+            damaged[drawn.randrange(len(damaged))] = drawn.randrange(256)
+        (tmp_path / "bad.pt").write_bytes(damaged)
+        try:
+            weights = open_weights(tmp_path / "bad.pt")
+            weights.read(weights.shapes, finite=False)
+        except ModelError as error:
+            refused += "bad.pt" in str(error)
+    assert refused > 100
 
 
 def test_nonfinite_values_are_counted_per_tensor(tmp_path: Path) -> None:

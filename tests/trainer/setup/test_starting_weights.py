@@ -60,6 +60,8 @@ def started(path: Path, described: UniFormerV2Config, names=NAMES) -> tuple[UniF
     plan = plan_starting_weights(path, described, names, COLOURS)
     assert len(plan.report) <= 15
     model = built(2, described)
+    assert sorted((*plan.names["loaded"], *plan.names["new"])) == sorted(model.state_dict())
+    assert set(plan.names["adapted"]) <= set(plan.names["loaded"])
     plan.load(model)
     return model, "\n".join(plan.report)
 
