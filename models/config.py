@@ -373,9 +373,8 @@ def build_config(
     _require_known(preset, PRESETS, "preset")
     _require_known(form, FORMS, "form")
     _require_known(backbone, BACKBONES, "backbone")
-    names = [field.name for field in dataclasses.fields(UniFormerV2Config)]
     for name in overrides:
-        _require_known(name, names, "model field")
+        check_field_name(name)
     fields: dict[str, Any] = {**PRESETS[preset], **BACKBONES[backbone], **_FORM_FIELDS[form]}
     if form == "temporal" and preset != "tiny":
         fields |= _TEMPORAL_DROP_PATH
@@ -385,6 +384,11 @@ def build_config(
         depth = fields["depth"]
         fields["global_layers"] = range(max(0, depth - _GLOBAL_BLOCKS[form][preset]), depth)
     return UniFormerV2Config(**fields)
+
+
+def check_field_name(name: str) -> None:
+    """Raises ModelError, with the nearest name, for one that `UniFormerV2Config` does not have."""
+    _require_known(name, [field.name for field in dataclasses.fields(UniFormerV2Config)], "model field")
 
 
 def is_field(name: str) -> bool:

@@ -101,10 +101,15 @@ class ModelSection(Section):
     @classmethod
     def _fields_of_a_model(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if value:
-            from models.config import ModelError, check_field  # imports PyTorch, so only where needed
+            from models.config import (  # imports PyTorch, so only where needed
+                ModelError,
+                check_field,
+                check_field_name,
+            )
 
             for name, found in value.items():
                 try:
+                    check_field_name(name)
                     check_field(name, found)
                 except ModelError as error:
                     raise FieldError((name,), str(error)) from None

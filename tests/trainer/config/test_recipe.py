@@ -453,3 +453,8 @@ def test_names_of_registered_models(minimal: Path, name: str) -> None:
 def test_names_that_mlflow_s_registry_refuses(minimal: Path, name: str) -> None:
     (line,) = refusal(minimal, f'tracking.register_as="{name}"')
     assert "tracking.register_as" in line
+
+
+def test_an_unknown_field_of_the_model_is_refused_with_the_nearest(minimal: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.overrides\.local_mhro: .*did you mean 'local_mhra'"):
+        load_recipe(minimal, ["model.overrides.local_mhro=1"])
