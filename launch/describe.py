@@ -1,0 +1,78 @@
+"""Describe the cost of models: parameters, operations, activation memory, beside the paper's figures.
+
+    python launch/describe.py k400_b16 recipes/ssv2_l14_32f.yaml
+    python launch/describe.py k400_b16 --set model.overrides.fusion=parallel
+    python launch/describe.py b16 --form temporal --frames 16 --classes 174 --set local_mhra=1
+    python launch/describe.py --published            # all figures of the paper and the released models
+
+GMACs are multiply-accumulates, which the paper calls FLOPs. A step is the forward and backward of the
+recipe's global batch, of a preset that of one clip. Exit codes: 0 done, 2 an error that the message explains.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from models import FORMS
+from trainer.command import command_parser, prints_errors
+from trainer.errors import RunError
+from trainer.system.process_exit import exit_with
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = command_parser(__doc__)
+    parser.add_argument("models", nargs="*", metavar="RECIPE|PRESET", help="recipes, or presets such as b16")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="repeatable")
+    parser.add_argument("--form", choices=FORMS, default="scene", help="of a preset (%(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="of a preset (%(default)s)")
+    parser.add_argument("--classes", type=int, default=400, help="of a preset (%(default)s)")
+    parser.add_argument("--published", action="store_true", help="all published figures beside ours")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from trainer.paper.description import (
+        describe_preset,
+        describe_recipe,
+        is_preset,
+        published_comparisons,
+        published_report,
+        report,
+    )
+    from trainer.system.terminal import PipeConsole
+    from trainer.tracking.comparison.render import print_report
+
+    if arguments.published:
+        if arguments.json:
+            print(json.dumps(published_comparisons(), indent=1))
+        else:
+            print_report(published_report(), PipeConsole())
+        return
+    if not arguments.models:
+        raise RunError("name a recipe or a preset, or give --published")
+    found = []
+    for name in arguments.models:
+        if is_preset(name):
+            size = {"form": arguments.form, "frames": arguments.frames, "num_classes": arguments.classes}
+            found.append(describe_preset(name, **size, overrides=arguments.set))
+        else:
+            found.append(describe_recipe(Path(name), arguments.set))
+    if arguments.json:
+        print(json.dumps([model.as_json() for model in found], indent=1))
+    else:
+        print_report(report(found), PipeConsole())
+
+
+@prints_errors
+def main() -> int:
+    try:
+        run(parse())
+    except BrokenPipeError:  # as of `| head`
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main, "interrupted")

@@ -1,0 +1,87 @@
+"""`launch/describe.py`: the cost of recipes and presets, and the published figures beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models import ModelError
+from tests.launch.scripts import run_script
+from trainer.errors import RecipeError, RunError
+from trainer.paper.description import describe_preset, describe_recipe, published_comparisons
+from trainer.paper.published_costs import RELEASED, Figure, costs_of
+
+
+def test_all_published_rows_are_those_of_the_models_built_here() -> None:
+    rows = published_comparisons()
+    assert len(rows) == 10 + 28 + 7
+    for row in rows:
+        if row["source"] == RELEASED:
+            assert row["parameters_agree"] and row["flops_agree"] and abs(row["difference"]) < 0.005
+            assert f"{row['own_parameters']:,}" == row["parameters"]
+        # 354.35 M of BEiT-L/16 are printed as 355 M.
+        assert row["parameters_agree"] or row["parameters"] == "355 M"
+        assert row["flops_agree"] or abs(row["difference"]) < 0.02 or row["note"]
+
+
+def test_each_difference_over_two_percent_is_explained() -> None:
+    large = [
+        row for row in published_comparisons() if abs(row["difference"]) > 0.02 and not row["flops_agree"]
+    ]
+    assert [(row["source"], row["crops"] * row["clips"]) for row in large] == [("table 16", 3)]
+    assert all(row["note"] for row in large)
+
+
+@pytest.mark.parametrize(
+    ("text", "ours", "agrees"),
+    [
+        ("1.8 T", 1.777e12, True),
+        ("1.8 T", 1.749e12, False),
+        ("16.0 T", 15.95e12, True),
+        ("422 G", 421.5e9, True),
+        ("422 G", 422.6e9, False),
+        ("114,552,208", 114_552_208, True),
+        ("114,552,208", 114_552_209, False),
+    ],
+)
+def test_a_figure_agrees_when_rounded(text: str, ours: float, agrees: bool) -> None:
+    assert Figure(text).agrees(ours) is agrees
+
+
+def test_a_recipe_has_its_step_and_the_rows_of_its_structure() -> None:
+    plain = describe_recipe(Path("k400_b16"))
+    assert (plain.parameters, plain.batch) == (114_552_208, 256)
+    assert {row.source for row in costs_of(plain.config)} == {RELEASED, "tables 1, 16"}
+    assert plain.step_flops == 256 * 6 * plain.multiply_accumulates
+    frozen = describe_recipe(Path("k400_l14_336_8f_frozen"))
+    assert round(frozen.trained / 1e6, 2) == 50.92
+    assert frozen.step_flops < 512 * 2.2 * frozen.multiply_accumulates
+    other = describe_recipe(Path("k400_b16"), ["model.overrides.fusion=parallel"])
+    assert other.parameters > plain.parameters and costs_of(other.config) == []
+    wide = describe_recipe(Path("k400_b16"), ["engine.precision=fp32"])
+    assert wide.activation_bytes == 2 * plain.activation_bytes
+
+
+def test_a_preset_has_overrides_with_and_without_their_section() -> None:
+    size = {"form": "scene", "frames": 8, "num_classes": 174}
+    overrides = ["model.overrides.global_layers=[]", "temporal_module=joint_mhsa"]
+    found = describe_preset("b16", **size, overrides=overrides)
+    assert found.parameters == 85_939_374
+    assert [row.source for row in costs_of(found.config)] == ["table 15"]
+    with pytest.raises(ModelError, match="unknown model field 'temporal_modul'"):
+        describe_preset("b16", **size, overrides=["temporal_modul=none"])
+    with pytest.raises(RunError, match="field=value"):
+        describe_preset("b16", **size, overrides=["temporal_module"])
+    with pytest.raises(RecipeError, match="no recipe named b61"):
+        describe_recipe(Path("b61"))
+
+
+def test_the_command_prints_tables_and_json() -> None:
+    done = run_script("describe.py", "ssv2_b16_16f", "b16", "--form", "temporal", "--frames", "16")
+    assert done.returncode == 0, done.stderr
+    assert "162,992,814" in done.stdout and "tables 4, 18" in done.stdout
+    (found,) = json.loads(run_script("describe.py", "ssv2_b16_16f", "--json").stdout)
+    assert found["parameters"] == 162_992_814
+    assert {row["source"] for row in found["published"]} == {RELEASED, "tables 4, 18", "table 18"}
+    refused = run_script("describe.py")
+    assert refused.returncode == 2 and "--published" in refused.stderr

@@ -1,0 +1,1 @@
+"""The tables of the paper beside what this program computes: costs of models, and ablations."""

@@ -1,0 +1,199 @@
+"""What a model costs: parameters, operations and activation memory, beside the published figures."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import PRESETS, UniFormerV2Config, build_config
+from models.cost import (
+    activation_bytes,
+    multiply_accumulates,
+    parameter_count,
+    train_step_flops,
+    trainable_parameter_count,
+)
+from trainer.config.load import load_recipe
+from trainer.config.schema import Recipe
+from trainer.errors import RunError
+from trainer.paper.published_costs import PublishedCost, costs_of, published_costs
+from trainer.setup.preparation import model_config
+from trainer.system.formatting import format_bytes
+from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table
+
+_CLASSES = 400  # of a model without a number of classes, where the manifest would have it
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The cost of one model."""
+
+    name: str
+    config: UniFormerV2Config
+    parameters: int
+    trained: int
+    """Parameters with a gradient."""
+    multiply_accumulates: int
+    """Of one view, which the paper calls FLOPs."""
+    step_flops: int
+    """Floating-point operations of forward and backward of `batch` clips."""
+    batch: int
+    """Clips of an optimiser step; 1 for a preset."""
+    activation_bytes: int
+    """Bytes that the forward of one clip keeps for the backward, in bf16 unless the recipe says otherwise."""
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [comparison(row, self) for row in costs_of(self.config)]
+        found = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "config"
+        }
+        return {**found, "model": dataclasses.asdict(self.config), "published": rows}
+
+
+def describe_recipe(path: Path, overrides: Sequence[str] = ()) -> ModelDescription:
+    """The cost of a recipe's model.
+
+    path: as for `load_recipe`. Without `model.num_classes`, the manifest has their number: then 400.
+    Raises RecipeError and ModelError.
+    """
+    return describe(load_recipe(path, overrides))
+
+
+def describe(recipe: Recipe) -> ModelDescription:
+    """The cost of a loaded recipe's model. Raises RecipeError and ModelError."""
+    blocks = recipe.engine.recomputed_blocks
+    config = model_config(recipe, _CLASSES, blocks if isinstance(blocks, int) else 0)
+    return _described(recipe.name, config, recipe.optimisation.global_batch, recipe.engine.precision)
+
+
+def describe_preset(
+    preset: str, *, form: str, frames: int, num_classes: int, overrides: Sequence[str] = ()
+) -> ModelDescription:
+    """The cost of a preset.
+
+    overrides: `field=value`, of `UniFormerV2Config`. Raises ModelError and RunError.
+    """
+    fields: dict[str, Any] = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RunError(f"--set {text}: an override of a preset has the form field=value")
+        try:
+            fields[name.removeprefix("model.overrides.")] = json.loads(value)
+        except ValueError:
+            fields[name.removeprefix("model.overrides.")] = value
+    config = build_config(preset, form=form, frames=frames, num_classes=num_classes, **fields)
+    return _described(preset, config, 1, "auto")
+
+
+def is_preset(name: str) -> bool:
+    return name in PRESETS
+
+
+def _described(name: str, config: UniFormerV2Config, batch: int, precision: str) -> ModelDescription:
+    return ModelDescription(
+        name=name,
+        config=config,
+        parameters=parameter_count(config),
+        trained=trainable_parameter_count(config),
+        multiply_accumulates=multiply_accumulates(config),
+        step_flops=batch * train_step_flops(config),
+        batch=batch,
+        activation_bytes=activation_bytes(
+            config,
+            batch=1,
+            bytes_per_element=4 if precision == "fp32" else 2,
+            autocast=precision == "autocast",
+        ),
+    )
+
+
+def comparison(row: PublishedCost, model: ModelDescription) -> dict[str, Any]:
+    """A published row beside the model's own figures."""
+    parameters = model.trained if row.counts_trained else model.parameters
+    flops = model.multiply_accumulates * row.views
+    return {
+        "source": row.source,
+        "crops": row.crops,
+        "clips": row.clips,
+        "parameters": row.parameters.text,
+        "own_parameters": parameters,
+        "parameters_agree": row.parameters.agrees(parameters),
+        "flops": row.flops.text,
+        "own_flops": flops,
+        "flops_agree": row.flops.agrees(flops),
+        "difference": flops / row.flops.value - 1,
+        "note": row.note,
+    }
+
+
+def report(models: Iterable[ModelDescription]) -> list[Block]:
+    """The costs of the models, and the published ones of the same structure."""
+    models = list(models)
+    columns = [Column("model", numeric=False, name=True)]
+    heads = ("parameters", "trained", "GMACs a view", "TFLOP a step", "clips", "activations a clip")
+    columns += [Column(head) for head in heads]
+    rows = [
+        [
+            Cell(model.name),
+            Cell(f"{model.parameters:,}"),
+            Cell(f"{model.trained:,}"),
+            Cell(_giga(model.multiply_accumulates)),
+            Cell(f"{model.step_flops / 1e12:,.4g}"),
+            Cell(str(model.batch)),
+            Cell(format_bytes(model.activation_bytes)),
+        ]
+        for model in models
+    ]
+    blocks: list[Block] = [Table(columns, rows)]
+    found = [(model.name, comparison(row, model)) for model in models for row in costs_of(model.config)]
+    if found:
+        blocks += [Heading("Published figures"), _published(found)]
+        blocks += [Paragraph(note) for note in dict.fromkeys(row["note"] for _, row in found) if note]
+    return blocks
+
+
+def published_report() -> list[Block]:
+    """All published figures beside those of the models built for them."""
+    found = published_comparisons()
+    notes = [Paragraph(row["note"]) for row in found if row["note"]]
+    return [_published([(row["model"], row) for row in found]), *notes]
+
+
+def published_comparisons() -> list[dict[str, Any]]:
+    """`comparison` of every published row with the model built for it, named by `model`."""
+    return [
+        {"model": _named(row), **comparison(row, _described("", row.config, 1, "auto"))}
+        for row in published_costs()
+    ]
+
+
+def _named(row: PublishedCost) -> str:
+    config, model = row.config, row.model
+    local = f", {config.local_mhra} local MHRA" if config.local_mhra and model["form"] == "scene" else ""
+    module = f", {config.temporal_module}" if config.temporal_module != "none" else ""
+    pooled = "" if config.global_layers or module or local else ", mean pooling"
+    form = "frozen" if config.frozen_backbone else model["form"]
+    return f"{model['preset']} {form} {config.frames}f{local}{module}{pooled}"
+
+
+def _published(found: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    columns = [Column("model", numeric=False, name=True), Column("published in", numeric=False)]
+    columns += [Column(head) for head in ("views", "parameters", "ours", "FLOPs", "ours", "difference")]
+    rows = []
+    for name, row in found:
+        views = f"{row['crops']}x{row['clips']}"
+        unit = row["flops"].partition(" ")[2]
+        own = row["own_flops"] / {"G": 1e9, "T": 1e12}[unit]
+        texts = [name, row["source"], views, row["parameters"], f"{row['own_parameters']:,}", row["flops"]]
+        agrees = "0" if row["flops_agree"] else f"{100 * row['difference']:+.1f} %"
+        rows.append([Cell(text) for text in (*texts, f"{own:,.3f} {unit}", agrees)])
+    return Table(columns, rows)
+
+
+def _giga(amount: int) -> str:
+    return f"{amount / 1e9:,.1f}" if amount >= 1e9 else f"{amount / 1e9:.3g}"
