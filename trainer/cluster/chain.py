@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from trainer.config.load import load_recipe
 from trainer.config.recipe_names import RECIPES, find_recipe
 from trainer.config.section import Section
-from trainer.config.text_file import read_text
+from trainer.config.section_file import find_section_file, read_section_file
 from trainer.config.value_types import RunName, Text
 from trainer.config.variants import Variant
-from trainer.config.yaml import MAX_TEXT, format_path, format_text, parse_yaml
 from trainer.errors import RecipeError
 from trainer.monitoring.run_dir import RunDir
 
@@ -74,9 +73,9 @@ def load_chain(path: Path, overrides: Sequence[str] = (), home: Path | None = No
     Raises:
         RecipeError: a file cannot be read or a field is wrong, also of a stage's recipe.
     """
-    file = _find_chain(path)
+    file = find_section_file(path, CHAINS, "chain")
     stages: list[Stage] = []
-    for number, section in enumerate(_read(file).stages, 1):
+    for number, section in enumerate(read_section_file(file, ChainFile, "a chain").stages, 1):
         beside = file.parent / section.recipe
         weights = stages[-1].run_dir / "weights.safetensors" if stages else None
         given = (
@@ -121,34 +120,3 @@ def is_finished(stage: Stage) -> bool:
             "another folder with --run-dir, or give the stage another name"
         )
     return True
-
-
-def _find_chain(path: Path) -> Path:
-    if path.is_file() or path.suffix:
-        return path
-    named = CHAINS / f"{path}.yaml"
-    if named.is_file():
-        return named
-    known = ", ".join(sorted(file.stem for file in CHAINS.glob("*.yaml")))
-    raise RecipeError(f"there is no chain {format_text(str(path))}; there are: {known}")
-
-
-def _read(file: Path) -> ChainFile:
-    name = format_text(str(file))
-    try:
-        document = parse_yaml(read_text(file, most=MAX_TEXT), name)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot read the chain {name}: {error}") from error
-    if not isinstance(document.value, dict):
-        raise RecipeError(f"{name}: a chain is a mapping with `name` and `stages`")
-    try:
-        return ChainFile.model_validate_json(json.dumps(document.value), strict=True)
-    except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            keys = tuple(map(str, detail["loc"]))
-            line = next(
-                (document.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in document.lines), 1
-            )
-            lines.append(f"{name}:{line}: {format_path(keys)}: {detail['msg']}")
-        raise RecipeError("\n".join(lines)) from None
