@@ -54,8 +54,8 @@ _MODEL_PREAMBLE = """\
 ### model.overrides
 
 Fields of the model, by which each design of the paper's tables 9a to 9d, 12, 14 and 15 is a recipe
-([ablations](ablations.md)). A default is that of the preset or of the form where these set one. Values that do
-not fit together are refused with the field that has to change.
+([ablations](ablations.md)). A default is that of the preset or of the form where these set one. Values that
+do not fit together are refused with the field that has to change.
 """
 _SET_ELSEWHERE = ("frames", "num_classes", "recomputed_blocks")  # `model.`, and `engine.`
 _FORM = "of the form"

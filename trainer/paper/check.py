@@ -14,7 +14,7 @@ from trainer.config.schema import Recipe
 from trainer.errors import RecipeError, RunError
 from trainer.paper.ablation import Ablation
 from trainer.paper.description import describe
-from trainer.setup.preparation import manifests, model_config
+from trainer.setup.preparation import model_config
 from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table
 
 _REDUCED: dict[str, Any] = {
@@ -53,7 +53,7 @@ def check_trains(config: UniFormerV2Config) -> None:
 
 def missing_files(recipe: Recipe) -> list[Path]:
     """Manifests and starting weights of a recipe that do not exist; rendered ones are not missing."""
-    named = [] if recipe.data.embedded is not None else manifests(recipe)
+    named = [] if recipe.data.embedded is not None else [path for _, path in recipe.data.manifest_fields]
     weights = [recipe.model.weights] if recipe.model.weights is not None else []
     return [path for path in (*named, *weights) if not path.exists()]
 

@@ -1,19 +1,25 @@
 """`launch/describe.py`: the cost of recipes and presets, and the published figures beside it."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launch.describe import main
 from models import ModelError
-from tests.launch.scripts import run_script
 from trainer.errors import RecipeError, RunError
 from trainer.paper.description import describe_preset, describe_recipe, published_comparisons
 from trainer.paper.published_costs import RELEASED, Figure, costs_of
 
 
-def test_all_published_rows_are_those_of_the_models_built_here() -> None:
-    rows = published_comparisons()
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return published_comparisons()
+
+
+def test_all_published_rows_are_those_of_the_models_built_here(rows: list[dict[str, Any]]) -> None:
     assert len(rows) == 10 + 28 + 7
     for row in rows:
         if row["source"] == RELEASED:
@@ -24,10 +30,8 @@ def test_all_published_rows_are_those_of_the_models_built_here() -> None:
         assert row["flops_agree"] or abs(row["difference"]) < 0.02 or row["note"]
 
 
-def test_each_difference_over_two_percent_is_explained() -> None:
-    large = [
-        row for row in published_comparisons() if abs(row["difference"]) > 0.02 and not row["flops_agree"]
-    ]
+def test_each_difference_over_two_percent_is_explained(rows: list[dict[str, Any]]) -> None:
+    large = [row for row in rows if abs(row["difference"]) > 0.02 and not row["flops_agree"]]
     assert [(row["source"], row["crops"] * row["clips"]) for row in large] == [("table 16", 3)]
     assert all(row["note"] for row in large)
 
@@ -76,12 +80,18 @@ def test_a_preset_has_overrides_with_and_without_their_section() -> None:
         describe_recipe(Path("b61"))
 
 
-def test_the_command_prints_tables_and_json() -> None:
-    done = run_script("describe.py", "ssv2_b16_16f", "b16", "--form", "temporal", "--frames", "16")
-    assert done.returncode == 0, done.stderr
-    assert "162,992,814" in done.stdout and "tables 4, 18" in done.stdout
-    (found,) = json.loads(run_script("describe.py", "ssv2_b16_16f", "--json").stdout)
+def test_the_command_prints_tables_and_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["describe.py", *arguments])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    shown = printed("ssv2_b16_16f", "b16", "--form", "temporal", "--frames", "16")
+    assert "162,992,814" in shown and "tables 4, 18" in shown
+    (found,) = json.loads(printed("ssv2_b16_16f", "--json"))
     assert found["parameters"] == 162_992_814
     assert {row["source"] for row in found["published"]} == {RELEASED, "tables 4, 18", "table 18"}
-    refused = run_script("describe.py")
-    assert refused.returncode == 2 and "--published" in refused.stderr
+    monkeypatch.setattr(sys, "argv", ["describe.py"])
+    assert main() == 2 and "--published" in capsys.readouterr().err
