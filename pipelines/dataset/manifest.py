@@ -366,6 +366,7 @@ def write_manifest(
     *,
     weighted: bool = False,
     sources: bool = False,
+    scratch: Path | None = None,
 ) -> Manifest:
     """Write `rows` in their order and open the result.
 
@@ -376,6 +377,8 @@ def write_manifest(
         weighted: write the rows' weights; otherwise they are ignored.
         sources: write the columns of rows that are not whole video files (`source`, `first_frame`,
             `video_frames`); otherwise every row must be one.
+        scratch: an existing folder of the same file system for the incomplete file; by default that of
+            `path`.
 
     Raises:
         DataError: the file cannot be written (checked before the first row is requested); a class name is
@@ -385,11 +388,15 @@ def write_manifest(
     schema = manifest_schema(weighted=weighted, sources=sources)
     if weighted:
         schema = schema.remove(schema.get_field_index("weight_before"))
-    return write_columns(path, _record_batches(rows, schema), class_names)
+    return write_columns(path, _record_batches(rows, schema), class_names, scratch=scratch)
 
 
 def write_columns(
-    path: str | Path, batches: Iterable[pa.RecordBatch], class_names: Sequence[str]
+    path: str | Path,
+    batches: Iterable[pa.RecordBatch],
+    class_names: Sequence[str],
+    *,
+    scratch: Path | None = None,
 ) -> Manifest:
     """Write rows given as Arrow record batches; otherwise as `write_manifest`.
 
@@ -405,7 +412,7 @@ def write_columns(
     if len(set(names)) != len(names):
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"class names must differ; these occur more than once: {', '.join(repeated)}")
-    with _temporary(path, "body") as body, _temporary(path, "whole") as whole:
+    with _temporary(path, "body", scratch) as body, _temporary(path, "whole", scratch) as whole:
         # The fingerprint is in the schema at the head of the file, but known only after the last row. So the
         # batches are written twice: once to be hashed, once after the final header.
         with _open_for_writing(body, path) as sink:
@@ -513,9 +520,12 @@ def _record_batches(rows: Iterable[ManifestRow], schema: pa.Schema) -> Iterator[
 
 
 @contextmanager
-def _temporary(path: Path, part: str) -> Iterator[Path]:
-    """A file name beside `path` that only this process uses; its file is deleted at the end if it exists."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{part}")
+def _temporary(path: Path, part: str, folder: Path | None) -> Iterator[Path]:
+    """A file name that only this process uses, in `folder` or beside `path`.
+
+    At the end its file is deleted if it exists.
+    """
+    temporary = (folder or path.parent) / f".{path.name}.{os.getpid()}.{part}"
     try:
         yield temporary
     finally:

@@ -92,16 +92,16 @@ def build_manifest(
         if kept:
             listing.findings.note(f"{format_count(kept, 'video')} had been probed by an earlier call.")
         rows = good_rows(log)
+        weighted = listing.weights is not None
         manifest = write_manifest(
-            out, rows, listing.class_names, weighted=listing.weights is not None, sources=sources
+            out, rows, listing.class_names, weighted=weighted, sources=sources, scratch=log.folder
         )
+        _note_missing(bad, listing)
+        add_duplicates(listing, keys, listing.findings)
+        all_keys = np.frombuffer(row_keys, np.uint64)
+        report = ManifestReport(manifest, bad, "bad", counts, listing.findings, properties, cost, all_keys)
+        report.write_lists()
         log.remove()
-    _note_missing(bad, listing)
-    add_duplicates(listing, keys, listing.findings)
-    report = ManifestReport(
-        manifest, bad, "bad", counts, listing.findings, properties, cost, np.frombuffer(row_keys, np.uint64)
-    )
-    report.write_lists()
     return report
 
 

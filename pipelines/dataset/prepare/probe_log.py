@@ -156,8 +156,8 @@ class ProbeLog(Generic[Value]):
                 ) from error
 
     def remove(self) -> None:
-        """Delete the files, and the folder if nothing else is in it."""
-        for pattern in ("probe-*.log", "part-*.done", "plan.json"):
+        """Delete all files of the program, and the folder if nothing else is in it."""
+        for pattern in ("probe-*.log", "part-*.done", "plan.json", ".*.body", ".*.whole", ".*.partial"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files
