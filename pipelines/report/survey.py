@@ -38,7 +38,7 @@ class Survey:
 
 
 def survey_manifest(manifest: Manifest, progress: Callable[[int, int], None] | None = None) -> Survey:
-    """Read all rows. Memory: 28 bytes a row, and one record batch.
+    """Read all rows. Memory: about 55 bytes a row.
 
     progress: called after each record batch with the rows read and of all.
     """

@@ -97,8 +97,10 @@ def test_published_annotations_and_transcoded_videos_become_manifests(motion_set
     done = prepare(*job, "--part", "1/2", "--out", small, "--workers", 1)
     assert done.returncode == 0 and not small.exists()  # a part is no manifest
     assert "part 1 of 2 is done: 2 videos" in done.stdout
-    done = prepare(*job, "--out", small, "--workers", 1)
+    assert prepare(*job, "--part", "2/2", "--out", small, "--workers", 1).returncode == 0
+    done = prepare("merge", small)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "4 videos had been probed by an earlier call" in " ".join(done.stdout.split())
     transcoded, original = Manifest.open(small), Manifest.open(tmp_path / "kinetics.arrow")
     assert [transcoded.row(n).label for n in range(4)] == [original.row(n).label for n in range(4)]
     assert {transcoded.row(n).codec for n in range(4)} == {"h264"}

@@ -83,7 +83,7 @@ def verify_manifest(
     """Check each value of each row, the sums of weights, the packet indexes and the fingerprint, and that no
     video occurs twice.
 
-    Memory: 16 bytes a row, and one record batch.
+    Memory: about 50 bytes a row.
 
     Args:
         progress: called after each record batch with the rows checked and of all.
