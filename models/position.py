@@ -15,7 +15,7 @@ def grid_of(position_embedding: Tensor) -> int:
     """Patches along one side of an embedding of 1 + grid² tokens; raises ModelError if that is not a
     square."""
     patches = position_embedding.shape[0] - 1
-    grid = round(patches**0.5)
+    grid = round(max(0, patches) ** 0.5)
     if patches < 1 or grid * grid != patches:
         raise ModelError(f"a position embedding of {patches} patches is not a square grid")
     return grid

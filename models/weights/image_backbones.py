@@ -125,6 +125,8 @@ def tower_size(weights: StoredWeights, tower: ImageTower) -> dict[str, int]:
     elif "position_embedding" in tower.parts:
         (positions,) = tower.parts["position_embedding"].values()
         embedding = weights.shapes[positions]
+        if embedding.dim() == 0:
+            raise ModelError(f"{weights.origin}: the position embedding is a single number")
         grid = grid_of(with_class_row(embedding.flatten(0, -2) if embedding.dim() > 2 else embedding))
     else:
         raise ModelError(f"{weights.origin} has no position embedding and no relative positions")

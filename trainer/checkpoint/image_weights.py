@@ -36,7 +36,7 @@ def prepare_image_weights(source: Path, out: Path) -> list[str]:
     cannot be written.
     """
     file = _file_in(source)
-    if out.exists() and os.path.samefile(file, out):
+    if out.exists() and file.exists() and os.path.samefile(file, out):
         raise RunError(f"{out} is the file to read; name another --out")
     try:
         weights = open_weights(file)

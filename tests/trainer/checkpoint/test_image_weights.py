@@ -150,6 +150,12 @@ def test_what_is_not_an_image_vit_is_refused(tmp_path: Path) -> None:
     )
     torch.save(state, tmp_path / "nowhere.pth")
     assert "no position embedding" in refusal(tmp_path / "nowhere.pth")
+    for shape, message in (((), "is a single number"), ((1, 0, 64), "-1 patches is not a square grid")):
+        torch.save({**state, "pos_embed": torch.zeros(shape)}, tmp_path / "positions.pth")
+        assert message in refusal(tmp_path / "positions.pth")
     torch.save({"layer1.0.conv1.weight": torch.zeros(2)}, tmp_path / "resnet.pth")
     assert "a ResNet" in refusal(tmp_path / "resnet.pth")
     assert "none.pth" in refusal(tmp_path / "none.pth")
+    (tmp_path / "present.safetensors").touch()
+    with pytest.raises(RunError, match=r"none\.pth"):
+        prepare_image_weights(tmp_path / "none.pth", tmp_path / "present.safetensors")
