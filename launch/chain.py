@@ -14,18 +14,17 @@ import sys
 from pathlib import Path
 
 from launch.cli import command_line
-from pipelines.errors import DataError
 from trainer.cluster.chain import Stage, is_finished, load_chain
 from trainer.cluster.job_options import add_job_options, job_request
 from trainer.cluster.submit import format_submission, plan_submission, submit
-from trainer.errors import UserError
+from trainer.command import command_parser, prints_errors
+from trainer.errors import RunError
 from trainer.system.child_process import run_child
+from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("chain", type=Path, help="YAML file, or the name of one in recipes/chains/")
     add("--set", action="append", default=[], metavar="section.field=value", help="of all stages; repeatable")
@@ -83,17 +82,17 @@ def submit_stages(stages: list[Stage], args: argparse.Namespace) -> int:
     return 0
 
 
+@prints_errors
 def main() -> int:
     args = parse()
     stages = load_chain(args.chain, args.set, args.run_dir)
     if args.check:
         return check(stages, args.ranks)
-    return submit_stages(stages, args) if args.slurm else train(stages)
+    try:
+        return submit_stages(stages, args) if args.slurm else train(stages)
+    except OSError as error:
+        raise RunError(str(error)) from error
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (UserError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main, "interrupted; the same command continues")

@@ -1,6 +1,7 @@
 """A chain: recipes that are trained one after another, each from the weights of the one before."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from trainer.monitoring.run_dir import RunDir
 
 CHAINS = RECIPES / "chains"
 """The chains that come with the project."""
-_COMPARED = ("seed", "model", "data", "sampling", "augmentation", "optimisation")
+_COMPARED = re.compile(
+    r"seed|data\.(train|val|embedded)(\..*)?|(model|sampling|augmentation)\..*|optimisation\.(?!skipped_steps).*"
+)
+"""Fields that decide the results; others, such as `data.bad_share`, may change for the stages that follow."""
 
 
 class StageSection(Section):
@@ -101,7 +105,7 @@ def load_chain(path: Path, overrides: Sequence[str] = (), home: Path | None = No
 def is_finished(stage: Stage) -> bool:
     """Whether the stage's run has ended with its last step.
 
-    Raises RecipeError where a finished run had other values of fields that decide the weights: it is neither
+    Raises RecipeError where a finished run had other values of fields that decide the results: it is neither
     repeated nor taken for this stage's.
     """
     folder = RunDir(stage.run_dir)
@@ -112,7 +116,7 @@ def is_finished(stage: Stage) -> bool:
     changed = [
         f"{name}: {then.get(name)} then, {now.get(name)} now"
         for name in sorted(then.keys() | now.keys())
-        if name.split(".")[0] in _COMPARED and then.get(name) != now.get(name)
+        if _COMPARED.fullmatch(name) and then.get(name) != now.get(name)
     ]
     if changed:
         raise RecipeError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.chain import train
+from launch.chain import main, train
 from trainer.cluster.chain import CHAINS, Stage, is_finished, load_chain
 from trainer.config.load import load_recipe
 from trainer.errors import RecipeError
@@ -73,9 +73,13 @@ def test_a_mistake_is_named_with_its_stage_or_line(tmp_path: Path, text: str, me
         load_chain(written(tmp_path, text))
 
 
-def test_an_unknown_chain_lists_those_that_exist() -> None:
-    with pytest.raises(RecipeError, match=r"no chain k400_l15.*k400_l14_336_64f"):
-        load_chain(Path("k400_l15"))
+def test_an_unknown_chain_lists_those_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["chain.py", "k400_l15"])
+    assert main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no chain k400_l15") and "k400_l14_336_64f" in error
 
 
 def test_a_finished_stage_is_skipped_unless_its_settings_differ(
@@ -91,6 +95,8 @@ def test_a_finished_stage_is_skipped_unless_its_settings_differ(
     other = load_chain(chain, ["optimisation.learning_rate=0.5", "engine.micro_batch=1"], home)
     with pytest.raises(RecipeError, match=r"optimisation\.learning_rate: 0\.001 then, 0\.5 now\. Choose"):
         is_finished(other[0])
+    unimportant = ["data.bad_share=0.5", "data.workers=1", "optimisation.skipped_steps=3"]
+    assert all(map(is_finished, load_chain(chain, unimportant, home)))
     (stages[0].run_dir / "weights.safetensors").unlink()
     assert not is_finished(stages[0])
 
