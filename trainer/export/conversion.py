@@ -59,7 +59,7 @@ def convert(
         found, line = _with_names(found, space)
         lines.append(line)
     if head is not None:
-        found, line = _with_head(found, head, space)
+        found, line = _with_head(found, head, space, is_named=class_names is not None)
         lines.append(line)
     lines += _about_channels(found.model, space, to)
     _write(found, out, to)
@@ -108,8 +108,13 @@ def _filled(names: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(name or f"row {row}" for row, name in enumerate(names))
 
 
-def _with_head(found: SavedWeights, head: Head, space: Labels | None) -> tuple[SavedWeights, str]:
-    """The model with the rows of a smaller Kinetics, and a line about them."""
+def _with_head(
+    found: SavedWeights, head: Head, space: Labels | None, *, is_named: bool
+) -> tuple[SavedWeights, str]:
+    """The model with the rows of a smaller Kinetics, and a line about them.
+
+    is_named: whether the user gave the names of the rows, which are kept.
+    """
     count = found.model.config.num_classes
     size = int(head.removeprefix("k"))
     union = kinetics710.UNION
@@ -129,6 +134,8 @@ def _with_head(found: SavedWeights, head: Head, space: Labels | None) -> tuple[S
     else:
         named, order = kinetics710.class_names(head), "the alphabetical"
         rows = find_head_rows(found.class_names, named)
+    if is_named:
+        named = tuple(found.class_names[row] for row in rows)
     model = _with_rows(found.model, rows)
     line = f"head: {size} of {union} rows, Kinetics-{size} in {order} order"
     return dataclasses.replace(found, model=model, class_names=named), line

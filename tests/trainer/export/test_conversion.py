@@ -132,6 +132,12 @@ def test_a_head_of_kinetics_710_gives_the_rows_of_a_smaller_one(
     assert torch.equal(found.model.head.weight, model.head.weight[list(rows)])
     assert torch.equal(found.model.head.bias, model.head.bias[list(rows)])
     assert found.model.config.num_classes == size == len(rows)
+    given = tuple(f"class {number}" for number in range(710))
+    convert(
+        tmp_path / "k710.pth", tmp_path / "own.safetensors", "own", frames=4, head=head, class_names=given
+    )
+    own = load_weights(tmp_path / "own.safetensors")
+    assert own.class_names == tuple(f"class {row}" for row in rows)
     # The other way: first to this program's file, whose class names identify the rows.
     convert(tmp_path / "k710.pth", tmp_path / "union.safetensors", "own", frames=4)
     convert(tmp_path / "union.safetensors", tmp_path / "again.pth", "released", head=head)
