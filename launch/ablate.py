@@ -81,7 +81,10 @@ def main() -> int:
     home = args.run_dir or ablation.cells[0].variant.recipe.run.dir / ablation.name
     if args.check:
         return check(ablation)
-    code = 0 if args.table else run(ablation, args, home)
+    try:
+        code = 0 if args.table else run(ablation, args, home)
+    except OSError as error:
+        raise RunError(str(error)) from error
     if not args.slurm:
         from trainer.paper.results import save_results
 

@@ -142,6 +142,7 @@ def load_ablation(path: Path, overrides: Sequence[str] = (), only: str | None = 
         if rows:
             raise RecipeError(f"{file}: give `rows`, or `rows_of`")
         rows = read_section_file(file.parent / described.rows_of, AblationFile, "an ablation").rows
+    _check_columns(file, described, rows)
     rows = tuple(row for row in rows if only is None or _matches(only, row.name))
     if not rows:
         raise RecipeError(f"{file}: no row{f' matches --rows {only}' if only else ''}")
@@ -151,7 +152,8 @@ def load_ablation(path: Path, overrides: Sequence[str] = (), only: str | None = 
         for column in described.columns:
             if column.name in row.paper or column.paper in row.paper:
                 cells.append(_cell(file, described, row, column, overrides, known))
-    _check_columns(file, described, rows)
+    if not cells:
+        raise RecipeError(f"{file}: no row{f' that matches --rows {only}' if only else ''} has a number")
     names = [column.name for column in described.columns]
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     return Ablation(
@@ -198,9 +200,17 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _check_columns(file: Path, described: AblationFile, rows: Sequence[RowSection]) -> None:
-    """Raises RecipeError for a row with an override of a column that its numbers do not have, and for two
+    """Raises RecipeError for a column without numbers, a row with a number or override of no column, and two
     rows of one name."""
+    columns = {name for column in described.columns for name in (column.name, column.paper)}
+    for column in described.columns if rows else ():
+        if not any(column.name in row.paper or column.paper in row.paper for row in rows):
+            raise RecipeError(f"{file}: column {column.name}: no row has a number for it")
     for row in rows:
+        # Of another ablation, some columns may be left out.
+        unknown = sorted(row.paper.keys() - columns) if described.rows_of is None else []
+        if unknown:
+            raise RecipeError(f"{file}: row {row.name}: paper.{unknown[0]}: there is no such column")
         for name in row.only.keys() - row.paper.keys():
             raise RecipeError(f"{file}: row {row.name}: only.{name}: the row has no number for it")
     names = [_folder_name(row.name) for row in rows]

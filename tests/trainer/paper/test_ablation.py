@@ -81,6 +81,9 @@ def test_rows_are_selected_and_overrides_come_last(tmp_path: Path) -> None:
     assert {cell.variant.recipe.model.overrides["local_mhra"] for cell in found.cells} == {2}
     with pytest.raises(RecipeError, match="no row matches --rows three"):
         load_ablation(written(tmp_path), (), "three")
+    without = GRID.replace("paper: {SSV2: 67.7}", "paper: {}")
+    with pytest.raises(RecipeError, match="no row that matches --rows two M has a number"):
+        load_ablation(written(tmp_path, without), only="two M")
     with pytest.raises(RecipeError, match=r"--rows \("):
         load_ablation(written(tmp_path), (), "(")
 
@@ -107,6 +110,8 @@ def test_rows_of_another_ablation_have_its_numbers(tmp_path: Path) -> None:
         ("only: {SSV2:", "only: {SSV3:", "row one MHRA: only.SSV3: the row has no number for it"),
         ("name: also two", "name: two-MHRA", "two rows are named two-mhra"),
         ("paper: {SSV2: 67.7}", "paper: {SSV2: 677}", r"grid\.yaml:12: rows\.1\.paper\.SSV2"),
+        ("paper: {SSV2: 67.7}", "paper: {SSV4: 67.7}", "two MHRA: paper.SSV4: there is no such column"),
+        ("name: K400, recipe", "name: K401, recipe", "column K401: no row has a number for it"),
         ("title:", "titel:", r"grid\.yaml:2: titel"),
         (str(SMALL), "smal", "column K400: there is no recipe named smal"),
     ],
@@ -211,6 +216,14 @@ def test_check_names_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(sys, "argv", ["ablate.py", "table9b_motion", "--check"])
     assert main() == 0
     assert parse(["table9b"]).seeds == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").touch()
+    where = ["--run-dir", str(tmp_path / "file" / "runs"), "--set", "tracking.enabled=false"]
+    monkeypatch.setattr(sys, "argv", ["ablate.py", str(written(tmp_path)), *where])
+    assert main() == 2
+    assert f"{tmp_path / 'file' / 'runs'}" in capsys.readouterr().err
 
 
 def test_an_array_of_what_is_not_finished_is_planned(tmp_path: Path, monkeypatch, capsys) -> None:
