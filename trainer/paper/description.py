@@ -23,6 +23,7 @@ from trainer.setup.preparation import model_config
 from trainer.system.formatting import format_bytes
 from trainer.tracking.comparison.render import Block, Cell, Column, Heading, Paragraph, Table
 
+_OPTIONS = {"preset": "its name", "form": "--form", "frames": "--frames", "num_classes": "--classes"}
 _CLASSES = 400  # of a model without a number of classes, where the manifest would have it
 
 
@@ -84,8 +85,11 @@ def describe_preset(
             raise RunError(f"--set {text}: an override of a preset has the form field=value")
         try:
             fields[name.removeprefix("model.overrides.")] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             fields[name.removeprefix("model.overrides.")] = value
+    for name, option in _OPTIONS.items():
+        if name in fields:
+            raise RunError(f"--set {name}: give {option} instead")
     config = build_config(preset, form=form, frames=frames, num_classes=num_classes, **fields)
     return _described(preset, config, 1, "auto")
 

@@ -74,6 +74,8 @@ def test_a_preset_has_overrides_with_and_without_their_section() -> None:
     assert [row.source for row in costs_of(found.config)] == ["table 15"]
     with pytest.raises(ModelError, match="unknown model field 'temporal_modul'"):
         describe_preset("b16", **size, overrides=["temporal_modul=none"])
+    with pytest.raises(RunError, match="--set frames: give --frames instead"):
+        describe_preset("b16", **size, overrides=["frames=16"])
     with pytest.raises(RunError, match="field=value"):
         describe_preset("b16", **size, overrides=["temporal_module"])
     with pytest.raises(RecipeError, match="no recipe named b61"):
