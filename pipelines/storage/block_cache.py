@@ -10,6 +10,7 @@ a bucket may be full while another is not; buckets hold about 256 blocks, which 
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import time
 from contextlib import suppress
@@ -29,6 +30,8 @@ _PER_BUCKET = 256  # blocks
 _CHECKSUM = 4  # bytes after the content
 _USED_AGAIN = 60.0  # seconds after which another use of a block is recorded
 _STALE = 3600.0  # seconds after which an unfinished file is that of a killed process
+_OWN_FOLDER = re.compile(r"blocks-\d+")
+_OWN_FILE = re.compile(r"[0-9a-f]{40}|.*\.partial")
 
 
 logger = logging.getLogger(__name__)
@@ -141,12 +144,15 @@ class BlockCache:
             total -= length
 
     def _remove_other_layouts(self) -> None:
-        """Delete the blocks of a cache of another limit in the same folder: they would never be deleted."""
+        """Delete the blocks of a cache of another limit in the same folder: they would never be deleted.
+
+        Files that are no blocks are kept: the folder may be one that has other content.
+        """
         for other in self.folder.glob("blocks-*"):
-            if other == self._root:
+            if other == self._root or not _OWN_FOLDER.fullmatch(other.name):
                 continue
             for folder, _, files in os.walk(other, topdown=False):
-                for name in files:
+                for name in filter(_OWN_FILE.fullmatch, files):
                     with suppress(OSError):
                         os.unlink(os.path.join(folder, name))
                 with suppress(OSError):

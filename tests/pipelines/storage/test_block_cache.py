@@ -72,9 +72,14 @@ def test_a_large_cache_divides_its_blocks(tmp_path: Path) -> None:
 
 def test_another_limit_starts_again(tmp_path: Path) -> None:
     BlockCache(tmp_path, MINIMUM).put("a", bytes(BLOCK))
-    (tmp_path / "other file").write_text("kept")
+    others = [
+        tmp_path / name for name in ("other file", "blocks-of-wood/00000/video.mp4", "blocks-2/notes.txt")
+    ]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("kept")
     BlockCache(tmp_path, 2**32).put("b", b"content")
-    assert len(_files(tmp_path)) == 2
+    assert len(_files(tmp_path)) == 1 + len(others) and all(other.exists() for other in others)
 
 
 def test_several_processes_and_killed_ones(tmp_path: Path) -> None:
