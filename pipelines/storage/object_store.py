@@ -83,8 +83,12 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]], *, patience: float 
     def request(store: Any) -> list[bytes]:
         if len(ranges) == 1:
             return [store.cat_file(url, start=begins[0], end=ends[0])]
-        found: list[bytes] = store.cat_ranges([url] * len(ranges), begins, ends, on_error="raise")
-        return found
+        # Some versions of fsspec ignore on_error="raise".
+        found = store.cat_ranges([url] * len(ranges), begins, ends, on_error="return")
+        for part in found:
+            if isinstance(part, BaseException):
+                raise part
+        return list(found)
 
     parts = _attempt(url, request, patience)
     for part, begin, end in zip(parts, begins, ends, strict=True):

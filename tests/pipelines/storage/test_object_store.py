@@ -3,13 +3,16 @@
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.decode.pyav import decode_frames
 from pipelines.errors import DataError, VideoError
+from pipelines.storage import segment_file
 from pipelines.storage.block_cache import BLOCK
 from pipelines.storage.object_store import (
     StoreUnavailable,
@@ -20,6 +23,8 @@ from pipelines.storage.object_store import (
     upload,
 )
 from pipelines.storage.remote_range import RemoteRange, StorageOptions
+from pipelines.storage.segment_file import SegmentFile
+from tests.pipelines.videos import KINDS, make_video
 from tests.s3_server import S3Server, s3_server
 
 URL = "s3://videos/folder/shard-000000.tar"
@@ -73,9 +78,10 @@ def test_a_missing_bucket_is_no_property_of_a_video(server: S3Server, tmp_path: 
 def test_a_server_that_is_away_and_one_that_comes_back(server: S3Server, tmp_path: Path) -> None:
     server.stop()
     try:
-        with pytest.raises(StoreUnavailable, match="AWS_ENDPOINT_URL") as error:
-            read_ranges(URL, [(0, 10)], patience=0.2)
-        assert not isinstance(error.value, VideoError) and "secret" not in str(error.value)
+        for ranges in ([(0, 10)], [(0, 10), (20, 30)]):
+            with pytest.raises(StoreUnavailable, match="AWS_ENDPOINT_URL") as error:
+                read_ranges(URL, ranges, patience=0.2)
+            assert not isinstance(error.value, VideoError) and "secret" not in str(error.value)
 
         def restart() -> None:
             time.sleep(0.5)
@@ -96,6 +102,39 @@ def test_a_server_that_is_away_and_one_that_comes_back(server: S3Server, tmp_pat
         if server.store().exists(URL) is False:
             _upload(tmp_path)
     assert found == [CONTENT[:10]]
+
+
+def test_a_store_that_goes_away_while_ffmpeg_reads_is_no_bad_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_file, "_MOST_AHEAD", 1)
+    monkeypatch.setattr(segment_file, "_READ_AHEAD", 1)
+    content = make_video(tmp_path, KINDS["h264 with B-frames"]).read_bytes()
+
+    class Failing:
+        size = len(content)
+        left = 0  # answers before the store goes away
+
+        def open(self) -> AbstractContextManager[SegmentFile]:
+            return nullcontext(SegmentFile(self))
+
+        def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+            self.left -= 1
+            if self.left < 0:
+                raise StoreUnavailable("the store has not answered")
+            return [content[begin:end] for begin, end in ranges]
+
+    outages = 0
+    for answers in range(100):
+        store = Failing()
+        store.left = answers
+        try:
+            decode_frames(store, np.array([0, 30]))
+        except StoreUnavailable:
+            outages += 1
+        else:
+            break
+    assert 3 <= outages < 99
 
 
 def test_reading_as_a_file_with_and_without_a_cache(server: S3Server, tmp_path: Path) -> None:
