@@ -6,7 +6,8 @@ and the packets that the wanted frames depend on; it builds the packets itself a
 
 A packet is indexed only if its bytes are one unchanged range of the file, and nothing but times and flags
 belongs to it. A video with any other packet has no index and is read as a whole: transport and program
-streams, Matroska with compressed headers, edit lists that hide frames, streams without usable times.
+streams, Matroska with compressed headers, edit lists that hide frames, streams without usable times, or with
+times since 1970 in units below a microsecond.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipelines.storage.segment_file import Range
 _VERSION = 1
 _NEAR = 64  # bytes between the position that a demuxer gives and the packet: the header of its block
 _KEYFRAME, _CORRUPT, _NO_DECODE_TIME = 1, 2, 4
-_MOST = 2**48  # bytes of a video, and the largest difference of two times
+_MOST = 2**48  # bytes of a video, and the largest number in a record; a time is half of it at most
 _MAX_PACKETS = 2**26  # of a record: 12 days at 60 frames a second
 _MERGED = 64 * 1024  # bytes between two ranges that are read in one
 
@@ -103,7 +104,7 @@ class PacketIndex:
             yield packet
 
     def to_bytes(self) -> bytes:
-        """A compressed record: about two bytes for each packet."""
+        """A compressed record: 2 to 3 bytes for each packet."""
         columns = [
             np.diff(self.begins, prepend=0) - np.concatenate([[0], self.sizes[:-1]]),
             self.sizes,
@@ -207,6 +208,8 @@ def make_packet_index(source: VideoContent) -> PacketIndex | None:
             return None
         size, crc = _checksum(file)
     begins, sizes, times, decode_times, flags = np.array(rows, np.int64).T
+    if max(np.abs(times).max(), np.abs(decode_times).max()) > _MOST // 2:
+        return None
     order = np.array(index.display_order, np.int64)
     return PacketIndex(
         size,

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,21 @@ def test_frames_by_their_packets_equal_a_full_decode(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", sorted(NOT_INDEXED))
 def test_videos_that_are_read_as_a_whole(name: str, tmp_path: Path) -> None:
     assert make_packet_index(make_video(tmp_path, KINDS[name])) is None
+
+
+def test_times_that_a_record_cannot_hold(tmp_path: Path) -> None:
+    fragmented = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    video = make_video(tmp_path, replace(KINDS["h264"], muxer=fragmented))
+    content = bytearray(video.read_bytes())
+    place = content.index(b"tfdt") + 4
+    assert content[place] == 1  # the version with a time of 64 bits
+    for time in (2**46, 2**48):  # the second would make a record that is refused
+        content[place + 4 : place + 12] = time.to_bytes(8, "big")
+        index = make_packet_index(bytes(content))
+        assert (index is None) == (time == 2**48)
+        if index is not None:
+            assert PacketIndex.from_bytes(index.to_bytes()).times[0] >= time
+    assert len(decode_frames(bytes(content), np.array([0, 1]))) == 2
 
 
 def test_a_clip_reads_a_fraction_of_a_long_video(tmp_path: Path) -> None:
