@@ -89,7 +89,7 @@ setup(
         "mlflow>=3.17",  # experiment tracking
         "psutil>=7.0",  # CPU time of DALI's threads; load of a node, for its charts in MLflow
         "nvidia-ml-py>=13.0",  # utilisation, memory and power of its GPUs, for the same
-        "av>=15.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
+        "av>=16.0",  # frame-exact decoding and probing of any codec, with FFmpeg in its wheel
         "fsspec>=2025.3",  # byte ranges of objects in stores; torch depends on it too
         "pyarrow>=18.0",  # the manifest: a columnar file that is memory-mapped, not read
         "markdown-it-py>=3.0",  # the page of `compare --out`; rich depends on it too
