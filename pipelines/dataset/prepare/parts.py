@@ -6,6 +6,7 @@ They are recorded in the folder of what was probed, `<out>.parts`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,14 +52,22 @@ def begin_part(out: Path, part: Part, command: Sequence[str]) -> None:
         command: the arguments of `prepare`.
 
     Raises:
-        DataError: the manifest was begun with another number of parts, or the plan cannot be written.
+        DataError: the manifest was begun with another number of parts or another command, from which `merge`
+            would make another manifest; or the plan cannot be written.
     """
     path = parts_folder(out) / PLAN
     if path.is_file():
-        if (parts := _read_plan(path).parts) != part[1]:
+        before = _read_plan(path)
+        if before.parts != part[1]:
             raise DataError(
-                f"{printable(path.parent)} was begun with {parts} parts, not {part[1]}: give --part "
-                f"I/{parts}, or remove that folder to begin again"
+                f"{printable(path.parent)} was begun with {before.parts} parts, not {part[1]}: give --part "
+                f"I/{before.parts}, or remove that folder to begin again"
+            )
+        if _of_all_parts(before.command) != _of_all_parts(command):
+            raise DataError(
+                f"{printable(path.parent)} was begun with another command: "
+                f"{printable(shlex.join(before.command))}. Give that one with each --part, or remove that "
+                "folder to begin again"
             )
         return
     plan = Plan(part[1], str(Path.cwd()), list(command))
@@ -68,6 +77,21 @@ def begin_part(out: Path, part: Part, command: Sequence[str]) -> None:
             new.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be written: {error.strerror}") from error
+
+
+def _of_all_parts(command: Sequence[str]) -> list[str]:
+    """The arguments without those that may differ between parts, `--part` and `--workers`."""
+    kept = []
+    arguments = iter(command)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        # argparse accepts the beginning of a name that no other option has.
+        if len(name) > 2 and ("--part".startswith(name) or "--workers".startswith(name)):
+            if not equals:
+                next(arguments, None)
+        else:
+            kept.append(argument)
+    return kept
 
 
 def end_part(out: Path, part: Part) -> None:

@@ -185,6 +185,10 @@ def test_a_damaged_or_foreign_plan_is_refused(tmp_path: Path, monkeypatch: pytes
         read_command(out)
     with pytest.raises(DataError, match="begun with 1 parts"):
         begin_part(out, (0, 2), ["folder", "videos"])
+    begin_part(out, (0, 1), ["folder", "--part=1/1", "--work", "3", "videos", "--part", "1/1"])
+    for other in (["folder", "others"], ["folder", "videos", "--deep"], ["folder", "--part", "videos"]):
+        with pytest.raises(DataError, match="another command: folder videos"):
+            begin_part(out, (0, 1), other)
     end_part(out, (0, 1))
     assert read_command(out) == ["folder", "videos"]
     plan, chance = parts_folder(out) / PLAN, random.Random(0)
