@@ -139,8 +139,8 @@ class FileSource:
             pass
 
     def stream(self) -> FrameStream:
-        if self.row.length:
-            raise VideoError("is in a shard; transcode videos before packing them")
+        if self._is_part:
+            raise VideoError("is in a shard or an object store; transcode videos before packing them")
         return FrameStream(self.path)
 
     def encoded_bytes(self) -> int:

@@ -18,6 +18,8 @@ from pipelines.formatting import printable
 FRAME_RATE = 12.0
 """Frames per second at which the published frames were taken."""
 
+_MOST_FRAME_RATE = 1000.0
+
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """The class names of `something-something-v1-labels.csv`, a name per line, in alphabetical order.
@@ -53,9 +55,11 @@ def list_something_v1(
         fps: frames per second at which the frames were taken.
 
     Raises:
-        DataError: a file or a line is wrong, the split has no labels, a class is unknown, or no video has a
-            folder.
+        DataError: a file or a line is wrong, the split has no labels, a class is unknown, no video has a
+            folder, or `fps` is out of range.
     """
+    if not 0 < fps <= _MOST_FRAME_RATE:
+        raise DataError(f"--fps {fps:g}: expected a number above 0, and at most {_MOST_FRAME_RATE:g}")
     findings = Findings()
     names = read_labels(labels)
     known = set(names)

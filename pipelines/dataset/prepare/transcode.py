@@ -183,13 +183,17 @@ def transcode_manifest(
     paths: list[str] = []
     labels = array("l")
     weights = array("d")
-    jobs = (
-        (manifest.path_at(index), manifest.row(index), result_path(manifest, folder, index)) for index in rows
-    )
+
+    def job(index: int) -> tuple[Path, ManifestRow, Path] | VideoError:
+        try:
+            return manifest.path_at(index), manifest.row(index), result_path(manifest, folder, index)
+        except VideoError as defect:
+            return defect
+
     with closing(
         ordered_map(
             partial(_transcode_row, options=options),
-            jobs,
+            map(job, rows),
             total=len(rows),
             workers=workers,
             progress=progress,
@@ -199,7 +203,7 @@ def transcode_manifest(
     ) as problems:
         for index, problem in zip(rows, problems, strict=True):
             if problem:
-                findings.add(UNUSABLE, manifest.path_at(index), problem)
+                findings.add(UNUSABLE, manifest.printable_path(index), problem)
                 continue
             row = manifest.row(index)
             paths.append(str(result_path(manifest, folder, index)))
@@ -217,11 +221,13 @@ def result_path(manifest: Manifest, folder: Path, index: int) -> Path:
     return folder / "videos" / f"{index // _PER_FOLDER:06d}" / f"{index:09d}_{stem}.mp4"
 
 
-def _transcode_row(job: tuple[Path, ManifestRow, Path], options: TranscodeOptions) -> str:
+def _transcode_row(job: tuple[Path, ManifestRow, Path] | VideoError, options: TranscodeOptions) -> str:
     """Transcode the video of one row unless its result exists. Returns the error message, or "" if none.
 
     Raises DataError where no video can be written to the folder.
     """
+    if isinstance(job, VideoError):
+        return str(job)
     source, row, out = job
     if out.is_file():
         return ""

@@ -148,6 +148,9 @@ def test_something_something_v1_has_a_row_per_folder(local: dict[str, Path], tmp
             ["ssv1", str(DATA / "something-something-v1-test.csv"), "--frames", str(local["ssv1"]),
              "--labels", str(DATA / "something-something-v1-labels.csv"), "--out", str(tmp_path / "x.arrow")]
         )  # fmt: skip
+    for rate in ("0", "-5", "nan", "inf"):
+        with pytest.raises(DataError, match="--fps"):
+            make("ssv1", local, "--fps", rate)
 
 
 @pytest.mark.parametrize("name", ["ssv1", "activitynet", "hacs_clips"])

@@ -161,6 +161,15 @@ def test_a_manifest_is_transcoded_in_parts_and_found_as_a_whole(tmp_path: Path) 
         transcode_manifest(manifest, folder, SMALL, workers=1)
 
 
+def test_a_row_with_impossible_values_is_left_out(tmp_path: Path) -> None:
+    plain = manifest_of(tmp_path, 2)
+    rows = [plain.row(0), replace(plain.row(1), fps=-1.0)]
+    wrong = write_manifest(tmp_path / "wrong.arrow", rows, plain.class_names)
+    listing = transcode_manifest(wrong, tmp_path / "small", SMALL, workers=1)
+    assert len(listing) == 1
+    assert "frames per second" in listing.findings.write_list(tmp_path / "bad.txt").read_text()
+
+
 def test_weights_are_kept(tmp_path: Path) -> None:
     plain = manifest_of(tmp_path, 2)
     rows = [replace(plain.row(index), weight=weight) for index, weight in enumerate((0.5, 3))]
