@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.packet_table import packets_path
 from pipelines.dataset.prepare.build import check_out
 from pipelines.dataset.prepare.index import index_manifest
-from pipelines.dataset.prepare.jobs import parse_part
+from pipelines.dataset.prepare.jobs import ProgressOf
+from pipelines.dataset.prepare.parts import parse_part
+from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.shard import ShardOptions, finish_shards, parse_size, write_shards
 from pipelines.dataset.prepare.summary import list_of
 from pipelines.errors import DataError
 from pipelines.formatting import format_count, printable
 from pipelines.storage.object_store import is_url
-
-ProgressOf = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def add_shard_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progress_of: ProgressOf) -> None:
@@ -37,7 +36,7 @@ def add_shard_jobs(jobs: Any, parents: Sequence[argparse.ArgumentParser], progre
     )
     shard.add_argument("--size", type=parse_size, default=2**30, help="of a shard at most (1GiB)")
     shard.add_argument(
-        "--part", type=parse_part, default=(0, 1), help="I/N: write part I of N, and no manifest"
+        "--part", type=parse_part, default=WHOLE, help="I/N: write part I of N, and no manifest"
     )
     shard.set_defaults(run=lambda args: _shard(args, progress_of))
     index = jobs.add_parser(
