@@ -34,7 +34,11 @@ _DTYPES = {
 }
 _MAX_PICKLE = 64 * 2**20
 _MAX_TENSORS = 100_000
+_MAX_OBJECTS = 100_000  # attributes that are objects; one object may be that of several
 _MAX_DEPTH = 64
+_MAX_NAME = 1000  # characters
+_MAX_NUMBER = 2**40  # values of a storage, and sizes, strides and offsets
+_MAX_DIMENSIONS = 16
 _OF_ZIPFILE = (OSError, EOFError, ValueError, LookupError, RuntimeError)
 """What `zipfile` raises for damaged archives; NotImplementedError is a RuntimeError."""
 _NOT_READ = "cannot be read as a TorchScript archive"
@@ -78,9 +82,13 @@ class ScriptTensor:
     def is_inside(self) -> bool:
         """Whether all its elements are in the storage, each once."""
         numbers = (self.offset, *self.shape, *self.stride)
-        if not all(type(number) is int and number >= 0 for number in numbers):
+        if not all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in numbers):
             return False
-        if len(self.shape) != len(self.stride) or not 0 < math.prod(self.shape) <= self.storage.count:
+        if (
+            len(self.shape) > _MAX_DIMENSIONS
+            or len(self.shape) != len(self.stride)
+            or not 0 < math.prod(self.shape) <= self.storage.count
+        ):
             return False
         steps = zip(self.shape, self.stride, strict=True)
         return self.offset + sum((size - 1) * step for size, step in steps) < self.storage.count
@@ -101,7 +109,7 @@ def script_tensors(path: Path) -> dict[str, ScriptTensor]:
             )
         described = archive.read(member)
     try:
-        found = dict(_named(_built(described), "", 0))
+        found = dict(_named(_built(described), "", 0, iter(range(_MAX_OBJECTS))))
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # the pickle is damaged
         raise WeightFileError(f"{_NOT_READ}: {shorten(str(error), 300)}") from error
     if not found:
@@ -149,16 +157,23 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     return found[0]
 
 
-def _named(value: Any, name: str, depth: int) -> Iterator[tuple[str, ScriptTensor]]:
-    """The tensors in an object's attributes, and in those of its attributes, with dotted names."""
+def _named(value: Any, name: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, ScriptTensor]]:
+    """The tensors in an object's attributes, and in those of its attributes, with dotted names.
+
+    left: has an item for each object that may still be visited.
+    """
     if depth > _MAX_DEPTH:
         raise ValueError("its objects are nested too deeply")
+    if len(name) > _MAX_NAME:
+        raise ValueError(f"a name has more than {_MAX_NAME:,} characters")
+    if next(left, None) is None:
+        raise ValueError(f"it has more than {_MAX_OBJECTS:,} objects")
     if isinstance(value, ScriptTensor):
         yield name, value
     elif isinstance(value, _Object):
         for key, part in value.fields.items():
             if isinstance(part, ScriptTensor | _Object):
-                yield from _named(part, f"{name}.{key}" if name else str(key), depth + 1)
+                yield from _named(part, f"{name}.{key}" if name else str(key), depth + 1, left)
 
 
 def _built(described: bytes) -> Any:
@@ -239,7 +254,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def _storage(identity: Any) -> _Storage:
     kind, stored, key, _, count = identity
     dtype = _DTYPES.get(stored.name) if kind == "storage" and isinstance(stored, _Global) else None
-    if dtype is None or not isinstance(key, str) or type(count) is not int:
+    if dtype is None or not isinstance(key, str) or type(count) is not int or count > _MAX_NUMBER:
         raise ValueError(f"it has values of an unknown kind, {shorten(stored)}")
     return _Storage(key, dtype, count)
 

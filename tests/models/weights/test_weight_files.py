@@ -267,6 +267,39 @@ def test_damaged_and_hostile_torchscript_archives_are_refused(tmp_path: Path) ->
         b"(K\x14K\x14t", b"(K\xffK\x14t"
     )
     assert enlarged != described and "larger than its values" in rewritten(data_pkl=enlarged)
+    for count in (2**62, 2**70):
+        assert "values of an unknown kind" in rewritten(data_pkl=module(tensor(count, count, 1)))
+    assert rewritten(data_pkl=module(tensor(400, 20, 20))) == "was read"
+    assert "larger than its values" in rewritten(data_pkl=module(tensor(400, 1, 2**70)))
+    assert "more than 100,000 objects" in rewritten(data_pkl=shared_objects(40))
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def tensor(count: int, size: int, stride: int) -> bytes:
+    """Of the pickle of a TorchScript archive: a one-dimensional tensor of a storage of `count` values."""
+    numbers = [pickle.dumps(number, 2)[2:-1] for number in (count, size, stride)]
+    storage = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + numbers[0] + b"tQ"
+    )
+    view = b"K\x00" + numbers[1] + b"\x85" + numbers[2] + b"\x85"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"\x89NtR"
+
+
+def module(value: bytes) -> bytes:
+    return b"\x80\x02c__torch__\nM\n)\x81}(" + text("weight") + value + b"ub."
+
+
+def shared_objects(levels: int) -> bytes:
+    """Objects each of which holds the one before twice: 2**levels paths to the first."""
+    made = b"\x80\x02c__torch__\nM\n)\x81q\x00"
+    for level in range(levels):
+        inner = b"h" + bytes([level])
+        fields = text("a") + inner + text("b") + inner
+        made += b"c__torch__\nM\n)\x81}(" + fields + b"ubq" + bytes([level + 1])
+    return made + b"."
 
 
 def test_any_damage_to_a_torchscript_archive_gives_tensors_or_a_message(tmp_path: Path) -> None:
