@@ -133,7 +133,7 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
         "recipe": recipe.get("name"),
         "steps": source.step,
         "global batch": optimisation.get("global_batch"),
-        "learning rate": optimisation.get("learning_rate"),
+        "learning rate": _learning_rate(optimisation),
         "initial weights": _initial_weights(recipe),
         "processes": source.ranks,
         "hardware of the first node": hardware,
@@ -143,6 +143,12 @@ def _training(source: ExportSource, recipe: dict[str, Any]) -> list[str]:
     }
     lines = ["| | |", "|---|---|"]
     return lines + [f"| {name} | {_inline(str(value or _UNKNOWN))} |" for name, value in facts.items()]
+
+
+def _learning_rate(optimisation: dict[str, Any]) -> str | None:
+    """The recipe's rate; with `reference_batch`, the number of clips that it belongs to."""
+    rate, batch = optimisation.get("learning_rate"), optimisation.get("reference_batch")
+    return f"{rate} for {batch} clips, scaled to the global batch" if rate and batch else rate
 
 
 def _initial_weights(recipe: dict[str, Any]) -> str | None:

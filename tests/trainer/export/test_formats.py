@@ -261,6 +261,17 @@ def test_markup_in_class_names_is_escaped_in_the_card(file: Path) -> None:
     assert line == r"Classes: \<b\>\|jump\|, two\nlines, \[a\](b)."
 
 
+def test_the_card_has_the_batch_that_the_learning_rate_belongs_to(file: Path) -> None:
+    optimisation: dict[str, Any] = {"learning_rate": 1e-4, "global_batch": 64}
+    for reference, text in (
+        (None, "| 0.0001 |"),
+        (256, "| 0.0001 for 256 clips, scaled to the global batch |"),
+    ):
+        recipe = {"optimisation": {**optimisation, "reference_batch": reference}}
+        card = model_card(ExportSource(dataclasses.replace(load_weights(file), recipe=recipe)))
+        assert f"| learning rate {text}" in card
+
+
 def test_mistakes_are_reported_before_the_model_is_read(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
