@@ -1,7 +1,8 @@
-"""A file of which only the requested ranges are in memory."""
+"""A file of which only the requested ranges, and what was read last, are in memory."""
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from errno import EINVAL
 from typing import Protocol
@@ -11,6 +12,9 @@ Range = tuple[int, int]
 
 _READ_AHEAD, _MOST_AHEAD = 128 * 1024, 8 * 2**20
 """Bytes fetched at least where what is read was not loaded; each time twice as many."""
+
+_MOST_KEPT = 64 * 2**20
+"""Bytes kept of what was not loaded: FFmpeg reads a recording of hours from the beginning to the end."""
 
 
 class RangeReader(Protocol):
@@ -27,8 +31,9 @@ class RangeReader(Protocol):
 class SegmentFile:
     """A file with the methods that PyAV needs: read, seek and tell.
 
-    Ranges that are loaded in advance cost one round trip for all; every other read costs one. Every method
-    but `seek` and `tell` raises what `read_ranges` raises.
+    Ranges that are loaded in advance cost one round trip for all, and stay in memory; every other read costs
+    one, and is forgotten when `_MOST_KEPT` more bytes were read so. Every method but `seek` and `tell` raises
+    what `read_ranges` raises.
     """
 
     def __init__(self, reader: RangeReader) -> None:
@@ -38,14 +43,31 @@ class SegmentFile:
         self._ahead = _READ_AHEAD
         self._begins: list[int] = []  # of the segments, ascending; they do not overlap
         self._segments: list[bytes] = []
+        self._read: deque[Range] = deque()  # of the segments that were not loaded in advance
+        self._kept = 0  # bytes of them
 
     def load(self, ranges: Sequence[Range]) -> None:
         """Read the parts of `ranges` that are not yet in memory."""
+        self._fetch(ranges)
+
+    def _fetch(self, ranges: Sequence[Range]) -> list[Range]:
         missing = [part for begin, end in ranges for part in self._missing(begin, end)]
         for (begin, _), data in zip(missing, self._reader.read_ranges(missing), strict=True):
             place = bisect_right(self._begins, begin)
             self._begins.insert(place, begin)
             self._segments.insert(place, data)
+        return missing
+
+    def _read_on(self, begin: int, end: int) -> None:
+        """Fetch a range, and forget the oldest ones that were fetched so."""
+        new = self._fetch([(begin, end)])
+        self._read += new
+        self._kept += sum(high - low for low, high in new)
+        while self._kept > _MOST_KEPT and len(self._read) > len(new):
+            low, high = self._read.popleft()
+            self._kept -= high - low
+            place = bisect_left(self._begins, low)
+            del self._begins[place], self._segments[place]
 
     def _missing(self, begin: int, end: int) -> list[Range]:
         missing = []
@@ -67,7 +89,7 @@ class SegmentFile:
             place = bisect_right(self._begins, self._position) - 1
             inside = self._position - self._begins[place] if place >= 0 else 0
             if place < 0 or inside >= len(self._segments[place]):
-                self.load([(self._position, max(end, self._position + self._ahead))])
+                self._read_on(self._position, max(end, self._position + self._ahead))
                 self._ahead = min(2 * self._ahead, _MOST_AHEAD)
                 continue
             part = self._segments[place][inside : inside + end - self._position]
