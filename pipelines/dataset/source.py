@@ -90,6 +90,17 @@ def open_source(
     return _CLASSES[SourceKind(row.source)](path, row, packets, storage)
 
 
+def format_change(info: VideoInfo, row: ManifestRow) -> str:
+    """How a video, as it was probed now, differs from its row, to follow its name in a sentence; empty if it
+    does not."""
+    frames = row.video_frames or row.frames
+    now, then = (
+        f"{count} frames of {video.width}x{video.height} in {video.codec}"
+        for count, video in ((info.frames, info), (frames, row))
+    )
+    return "" if now == then else f"has {now}, but {then} in the manifest: the file was changed"
+
+
 def row_content(
     path: Path, row: ManifestRow, packets: PacketIndex | None = None, storage: StorageOptions = DIRECT
 ) -> RangedContent:

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.dali.encoded_input import GraphDecoder, UnsupportedByGraph, check_encoded
 from pipelines.dataset.manifest import Manifest, ManifestRow
 from pipelines.dataset.probe import CRASHES
-from pipelines.dataset.source import open_source
+from pipelines.dataset.source import format_change, open_source
 from pipelines.decode.video_file import LONG_FILE
 from pipelines.errors import VideoError
 from pipelines.worker_pool import ordered_map
@@ -86,12 +86,8 @@ def _open(job: tuple[int, Path, ManifestRow]) -> Opened | str:
     source = open_source(path, row)
     try:
         info = source.probe()
-        frames = row.video_frames or row.frames
-        if (info.frames, info.width, info.height) != (frames, row.width, row.height):
-            return (
-                f"has {info.frames} frames of {info.width}x{info.height}, but {frames} of {row.width}x"
-                f"{row.height} in the manifest: the file was changed"
-            )
+        if change := format_change(info, row):
+            return change
         size = source.encoded_bytes()
         seconds = row.frames / row.fps if row.fps else 0.0
         refusal = _nvdec_refusal(path, row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ Key = TypeVar("Key", bound=Hashable)
 MISSING = "clips without a local file, left out"
 REPEATED = "clips that the annotations list more than once, used once"
 CONTRADICTORY = "clips with two labels, left out"
+
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 _PLACES = 5  # rows that a line of the report names
 

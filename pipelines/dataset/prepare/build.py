@@ -19,7 +19,7 @@ from pipelines.dataset.prepare.probe_log import WHOLE, ProbeLog
 from pipelines.dataset.prepare.probe_row import ProbedRow
 from pipelines.dataset.prepare.summary import ManifestReport, list_of
 from pipelines.dataset.probe import CRASHES, MISSING
-from pipelines.dataset.source import open_source
+from pipelines.dataset.source import format_change, open_source
 from pipelines.dataset.spot_check import common_folder, format_none_found
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable
@@ -215,12 +215,6 @@ def _defect(job: tuple[Path, ManifestRow, bool]) -> str:
     """The defect of a row's video, to follow its name in a sentence; empty if it has none."""
     path, row, deep = job
     try:
-        info = open_source(path, row).probe(deep=deep)
+        return format_change(open_source(path, row).probe(deep=deep), row)
     except VideoError as defect:
         return str(defect)
-    frames = row.video_frames or row.frames
-    now, then = (
-        f"{count} frames of {video.width}x{video.height} in {video.codec}"
-        for count, video in ((info.frames, info), (frames, row))
-    )
-    return "" if now == then else f"has {now}, but {then} in the manifest: the file was changed"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.dataset import kinetics710
-from pipelines.dataset.prepare.annotations import MISSING, as_listing, merge_rows
+from pipelines.dataset.prepare.annotations import MISSING, YOUTUBE_ID, as_listing, merge_rows
 from pipelines.dataset.prepare.class_names import class_name
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
@@ -21,7 +20,6 @@ from pipelines.formatting import format_list, printable
 VERSIONS: dict[str, kinetics710.Table] = {"400": "k400", "600": "k600", "700": "k700"}
 
 _COLUMNS = ("youtube_id", "time_start", "time_end", "label")
-_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 # Kinds of findings: a count follows.
 AMBIGUOUS = "clips of a video whose only file has no times in its name, left out"
@@ -104,7 +102,7 @@ def _read_json(path: Path) -> Iterator[Clip]:
 
 def _clip(youtube_id: str, start: object, end: object, label: object, path: Path, where: str) -> Clip:
     place = f"{printable(path)}, {where}"
-    if not _ID.fullmatch(youtube_id):
+    if not YOUTUBE_ID.fullmatch(youtube_id):
         raise DataError(f"{place}: '{printable(youtube_id)}' is no YouTube id of 11 characters")
     try:
         first, last = float(str(start)), float(str(end))

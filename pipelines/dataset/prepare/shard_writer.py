@@ -27,7 +27,7 @@ from pipelines.dataset.shards import (
     start_member,
     write_member,
 )
-from pipelines.dataset.source import row_content
+from pipelines.dataset.source import format_change, row_content
 from pipelines.decode.packet_index import PacketIndex, make_packet_index
 from pipelines.decode.video_file import RangedContent, VideoContent, read_content
 from pipelines.errors import DataError, VideoError
@@ -205,7 +205,8 @@ def _write_sample(
     content = read_content(row_content(manifest.absolute_path(row), row))
     info, packets = examine(content)
     for _, each in rows:
-        _check_unchanged(info, each)
+        if change := format_change(info, each):
+            raise VideoError(change)
     name = sample_name(index, len(manifest))
     write_member(file, f"{name}.cls", str(row.label).encode())
     write_member(file, f"{name}.json", _description(manifest, rows))
@@ -220,15 +221,6 @@ def _write_sample(
     end_member(file)
     samples.checksums.append((offset, length, checksum))
     samples.videos.extend(WrittenVideo(number, offset, length, packets) for number, _ in rows)
-
-
-def _check_unchanged(info: VideoInfo, row: ManifestRow) -> None:
-    """Raises VideoError if a video is not what the manifest says."""
-    now = (info.frames, info.width, info.height, info.codec)
-    then = (row.video_frames or row.frames, row.width, row.height, row.codec)
-    if now != then:
-        found, expected = (f"{n} frames of {w}x{h} in {codec}" for n, w, h, codec in (now, then))
-        raise VideoError(f"has {found}, but {expected} in the manifest: the file was changed")
 
 
 def _description(manifest: Manifest, rows: Sequence[tuple[int, ManifestRow]]) -> bytes:

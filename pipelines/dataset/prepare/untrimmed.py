@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipelines.dataset.prepare.annotations import MISSING, merge_rows
+from pipelines.dataset.prepare.annotations import MISSING, YOUTUBE_ID, merge_rows
 from pipelines.dataset.prepare.class_names import unknown_class
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.listing import Listing
@@ -23,7 +23,6 @@ Unit = Literal["segments", "videos"]
 AMBIGUOUS = "clips whose files have times in their names that fit several, left out"
 EMPTY = "segments that are empty or end before they begin, left out"
 
-_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _PREFIXED = re.compile(r"v_([A-Za-z0-9_-]{11})")
 _TRIMMED = re.compile(r"(?:v_)?([A-Za-z0-9_-]{11})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 _SAME_TIME = 1.0  # seconds: names have whole ones, rounded in any way
@@ -60,7 +59,7 @@ def youtube_id(text: str, place: str) -> str:
     """The id in `ID` or `v_ID`. Raises DataError, which names the place, for anything else."""
     match = _PREFIXED.fullmatch(text)
     name = match[1] if match else text
-    if not _ID.fullmatch(name):
+    if not YOUTUBE_ID.fullmatch(name):
         raise DataError(f"{place}: '{printable(text)}' is no YouTube id of 11 characters")
     return name
 
