@@ -151,8 +151,8 @@ def _check_no_job(submission: Submission, after: str | None) -> None:
     waiting = [job.id for job in queue(sorted(known)) if job.id in known and job.id != after]
     if waiting:
         raise RunError(
-            f"{known[waiting[0]]} has a job already: {', '.join(waiting)}. Cancel it with scancel, or "
-            f"continue after it with --after {waiting[-1]}"
+            f"{known[waiting[0]]} has a job already: {', '.join(waiting)}. Wait for its end, cancel it with "
+            f"scancel, or continue after it with `uniformerv2 submit --after {waiting[-1]}`"
         )
 
 
