@@ -1,4 +1,4 @@
-"""Checks every row of a manifest without reading its videos."""
+"""Checks every row of a manifest without reading its videos; of shards it asks for their sizes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipelines.dataset.manifest_file import REMAKE
 from pipelines.dataset.prepare.duplicates import groups
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.summary import list_of
+from pipelines.dataset.shards import RangeCheck
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import format_count, printable, wrap
 
@@ -27,6 +28,7 @@ _SEGMENT = ("first_frame", "frames")
 """The columns that tell one segment of a video from another."""
 
 WHOLE = "whole manifest"
+OUTSIDE = "length: a range of bytes that its shard does not have"
 REPEATED = "path: a video that an earlier row has with the same label"
 TWO_LABELS = "path: a video that an earlier row has with another label"
 
@@ -80,8 +82,10 @@ class Verification:
 def verify_manifest(
     manifest: Manifest, *, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Check each value of each row, the sums of weights, the packet indexes and the fingerprint, and that no
-    video occurs twice.
+    """Check each value of each row, the sums of weights, the packet indexes and the fingerprint, that byte
+    ranges are inside their shards, and that no video occurs twice.
+
+    Raises StoreUnavailable where the size of a shard cannot be found out because an object store is away.
 
     Memory: about 50 bytes a row.
 
@@ -92,6 +96,7 @@ def verify_manifest(
     problems = result.problems
     digest: Fingerprint | None = Fingerprint(manifest.columns)
     keys = array("q")
+    ranges = RangeCheck(manifest)
     done = 0
     for number in range(manifest.num_batches):
         rows = manifest.batch_rows(number)
@@ -113,6 +118,11 @@ def verify_manifest(
         else:
             if digest is not None:
                 digest.update(batch)
+            for row, reason in ranges.problems(number, batch):
+                if valid[row - done]:  # otherwise its values are listed
+                    valid[row - done] = False
+                    problems.count(OUTSIDE, f"row {row}: {printable(reason)}")
+                    problems.line(f"row {row}", f"length: {manifest.printable_path(row)} {printable(reason)}")
             keys.frombytes(np.where(valid, _hashes(batch, _identity(manifest)), 0).tobytes())
         result.wrong_rows += int(rows - valid.sum())
         done += rows

@@ -25,6 +25,7 @@ from pipelines.dataset.packet_table import packets_path
 from pipelines.dataset.prepare.index import index_manifest
 from pipelines.dataset.prepare.shard import ShardOptions, finish_shards, parse_size, write_shards
 from pipelines.dataset.prepare.shard_writer import result_path
+from pipelines.dataset.prepare.verify import OUTSIDE, verify_manifest
 from pipelines.dataset.probe import probe_video
 from pipelines.dataset.shards import member_extension, sample_name
 from pipelines.dataset.source import open_source
@@ -261,6 +262,17 @@ def test_an_index_beside_a_manifest_of_files(source: Manifest, tmp_path: Path) -
     assert again.packets_at(0) is None and not packets_path(again.path).exists()
 
 
+def test_verify_finds_ranges_outside_their_shards(packed: Manifest, tmp_path: Path) -> None:
+    assert not verify_manifest(packed).problems.counted(OUTSIDE)
+    rows = [replace(packed.row(n), path=encode_path(packed.path_at(n))) for n in range(4)]
+    rows[1] = replace(rows[1], length=10**9)
+    rows[2] = replace(rows[2], path="missing.tar")  # which `check` reports
+    found = verify_manifest(write_manifest(tmp_path / "train.arrow", rows, packed.class_names))
+    assert found.wrong_rows == found.problems.counted(OUTSIDE) == 1
+    text = found.problems.write_list(tmp_path / "list.txt").read_text()
+    assert "row 1\tlength: " in text and "1000" in text and "row 2" not in text
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
     with pytest.MonkeyPatch.context() as environment, s3_server(environment) as running:
@@ -274,7 +286,7 @@ def test_shards_in_an_object_store(
     store = server.store()
     for shard in sorted(packed.folder.glob("shard-*.tar")):
         assert store.cat_file(f"s3://videos/k400/{shard.name}") == shard.read_bytes()
-    assert not spot_check(stored).bad_samples
+    assert not verify_manifest(stored).problems.counted(OUTSIDE) and not spot_check(stored).bad_samples
     assert stored.printable_path(0) == "s3://videos/k400/shard-000000.tar"
     with pytest.raises(DataError, match="holds shards already"):
         pack(source, "s3://videos/k400", tmp_path / "again.arrow")
