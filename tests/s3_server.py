@@ -12,6 +12,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from pipelines.storage import object_store
+
 BUCKET = "videos"
 _SECRET = "wJalrXUtnFEMI-secret-of-the-test"
 
@@ -47,14 +49,17 @@ class S3Server:
         """A client of the test."""
         import fsspec
 
-        return fsspec.filesystem("s3", use_listings_cache=False)
+        return fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
 
 
 @contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A running server, whose address and keys are in the environment, as a user sets them."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     pytest.importorskip("moto")
+    # Clients keep the address of the server that an earlier module started.
+    object_store._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     server = S3Server()

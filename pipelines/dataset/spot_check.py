@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.bad_samples import BadSample
-from pipelines.dataset.manifest import Manifest, ManifestRow
+from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.probe import MISSING
 from pipelines.dataset.source import open_source
 from pipelines.errors import VideoError
 from pipelines.formatting import printable
+from pipelines.storage.remote_range import DIRECT, StorageOptions
 
 OPENED = 8
 """Videos of a manifest that are opened, evenly over it."""
@@ -50,16 +51,23 @@ class SpotCheckResult:
         return f"{counted}; {format_defects([(defect.path, defect.reason) for defect in self.bad_samples])}"
 
 
-def spot_check(manifest: Manifest, name: str | None = None, most: int = OPENED) -> SpotCheckResult:
+def spot_check(
+    manifest: Manifest, name: str | None = None, most: int = OPENED, storage: StorageOptions = DIRECT
+) -> SpotCheckResult:
     """Open at most `most` videos, evenly over the manifest, and read each one's header with the codec.
 
-    name: the manifest in messages; by default its path.
+    Args:
+        name: the manifest in messages; by default its path.
+        storage: how videos in an object store are read.
+
+    Raises StoreUnavailable where an object store is away.
     """
     opened = range(0, len(manifest), max(1, -(-len(manifest) // most)))
     bad_samples, missing = [], []
     for index in opened:
         try:
-            _open(manifest, manifest.row(index))
+            row = manifest.row(index)
+            open_source(manifest.absolute_path(row), row, storage=storage).check_opens()
         except VideoError as defect:
             bad_samples.append(BadSample(index, manifest.printable_path(index), str(defect)))
             if str(defect) == MISSING:
@@ -90,7 +98,3 @@ def format_none_found(videos: str, folder: Path) -> str:
         f"none of {videos} was found under {where}: were they moved? Move them back, or make the manifest "
         "again with uniformerv2 prepare"
     )
-
-
-def _open(manifest: Manifest, row: ManifestRow) -> None:
-    open_source(manifest.absolute_path(row), row).check_opens()

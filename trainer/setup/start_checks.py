@@ -60,7 +60,7 @@ def check_videos(recipe: Recipe, manifests: Sequence[Manifest]) -> tuple[str, ..
     """
     notes, refused = [], []
     for (field, path), manifest in zip(recipe.data.manifest_fields, manifests, strict=True):
-        found = spot_check(manifest, f"{field} ({path})")
+        found = spot_check(manifest, f"{field} ({path})", storage=recipe.data.storage)
         bad = len(found.bad_samples)
         if is_surely_over_limit(bad, recipe.data.bad_share, found.opened, found.videos):
             refused.append(found.message)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from pipelines.dataset.packet_table import PacketTableWriter, write_packet_table
 from pipelines.dataset.prepare.build import stored_path
 from pipelines.dataset.prepare.findings import Findings
 from pipelines.dataset.prepare.shard_writer import (
+    Examine,
     ShardJob,
     ShardResult,
     examine,
@@ -28,13 +30,14 @@ from pipelines.dataset.prepare.shard_writer import (
     read_result,
     write_shard,
 )
-from pipelines.dataset.probe import CRASHES
+from pipelines.dataset.probe import CRASHES, VideoInfo
 from pipelines.dataset.shards import BLOCK
 from pipelines.dataset.source import row_content
+from pipelines.decode.video_file import VideoContent
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
 from pipelines.storage.object_store import check_url, is_url, object_size
-from pipelines.worker_pool import BrokenProcessPool, IsolatedProcess, ordered_map
+from pipelines.worker_pool import IsolatedProcess, ordered_map
 
 SETTINGS = "shards.json"
 """File with the source manifest and the options of the shards of a folder of results."""
@@ -144,7 +147,7 @@ def write_shards(
             try:
                 for number, result in zip(numbers, results, strict=True):
                     if result is None:
-                        _write_isolated(job(number))
+                        write_isolated(job(number))
                     done += ends[number] - starts[number]
                     if progress is not None:
                         progress(done, total)
@@ -153,17 +156,17 @@ def write_shards(
     return len(numbers)
 
 
-def _write_isolated(job: ShardJob) -> ShardResult:
-    """`write_shard` for a shard with a video that crashes the process that examines it."""
+def write_isolated(job: ShardJob, examine: Examine = examine) -> ShardResult:
+    """`write_shard` for a shard with a video that crashes the process that examines it: it is left out."""
     with IsolatedProcess() as process:
 
-        def call(content: object) -> object:
+        def examine_isolated(content: VideoContent) -> tuple[VideoInfo, bytes]:
             try:
                 return process.call(examine, content)
             except BrokenProcessPool as error:
                 raise VideoError(CRASHES) from error
 
-        return write_shard(job, call)  # type: ignore[arg-type]
+        return write_shard(job, examine_isolated)
 
 
 def finish_shards(source: Manifest, options: ShardOptions) -> ShardReport:

@@ -23,15 +23,30 @@ from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, SourceKind, encode_path, write_manifest
 from pipelines.dataset.packet_table import packets_path
 from pipelines.dataset.prepare.index import index_manifest
-from pipelines.dataset.prepare.shard import ShardOptions, finish_shards, parse_size, write_shards
-from pipelines.dataset.prepare.shard_writer import result_path
+from pipelines.dataset.prepare.shard import (
+    ShardOptions,
+    finish_shards,
+    parse_size,
+    write_isolated,
+    write_shards,
+)
+from pipelines.dataset.prepare.shard_writer import (
+    ShardJob,
+    ShardStopped,
+    examine,
+    read_result,
+    result_path,
+    write_shard,
+)
 from pipelines.dataset.prepare.verify import OUTSIDE, verify_manifest
-from pipelines.dataset.probe import probe_video
+from pipelines.dataset.probe import CRASHES, VideoInfo, probe_video
 from pipelines.dataset.shards import member_extension, sample_name
 from pipelines.dataset.source import open_source
 from pipelines.dataset.split_overlap import find_overlap
 from pipelines.dataset.spot_check import spot_check
+from pipelines.decode.video_file import VideoContent
 from pipelines.errors import DataError, VideoError
+from pipelines.storage.object_store import StoreUnavailable
 from pipelines.storage.remote_range import StorageOptions
 from tests.conftest import MotionSet
 from tests.pipelines.batches import ALL, loader, options, take
@@ -191,6 +206,28 @@ def test_killed_at_random_moments_and_continued_it_gives_the_same_bytes(
     assert not work.exists() and not list(out.glob(".*"))
 
 
+def examine_or_die(content: VideoContent) -> tuple[VideoInfo, bytes]:
+    """Ends the process over Matroska."""
+    if isinstance(content, bytes) and content.startswith(b"\x1a\x45\xdf\xa3"):
+        os._exit(1)
+    return examine(content)
+
+
+def test_a_video_that_crashes_its_process_is_left_out(source: Manifest, tmp_path: Path) -> None:
+    (running := tmp_path / "running").touch()
+    job = ShardJob(source.path, 0, range(5), str(tmp_path), tmp_path, running)
+    result = write_isolated(job, examine_or_die)
+    assert result.bad == [(1, CRASHES)] and [video.row for video in result.videos] == [0, 2, 3, 4]
+    assert read_result(tmp_path, 0) == result
+
+
+def test_an_interrupted_shard_is_not_finished(source: Manifest, tmp_path: Path) -> None:
+    job = ShardJob(source.path, 0, range(5), str(tmp_path), tmp_path, tmp_path / "gone")
+    with pytest.raises(ShardStopped):
+        write_shard(job)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_shard_is_written_again(source: Manifest, packed: Manifest, tmp_path: Path) -> None:
     options = ShardOptions(str(tmp_path), tmp_path / "train.arrow", 200_000)
     write_shards(source, options, workers=1)
@@ -314,6 +351,8 @@ def test_shards_in_an_object_store(
         with pytest.raises(DataError, match="AWS_ENDPOINT_URL") as error:
             away.load(SampleRequest(0, stored.row(0), np.zeros(1, np.int32), None, False))
         assert not isinstance(error.value, VideoError)
+        with pytest.raises(StoreUnavailable, match=r"for 0\.1 s"):
+            spot_check(stored, storage=StorageOptions(patience=0.1))
         cached = SampleReader(Dataset([stored]), Decoding("pyav"), storage=cache)
         np.testing.assert_array_equal(frames_of(cached, 1), frames_of(here, 1))
     finally:
