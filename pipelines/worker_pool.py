@@ -195,8 +195,11 @@ def die_with_parent() -> None:
 
     Otherwise the workers of a process that was killed with SIGKILL would wait forever.
     """
-    if multiprocessing.parent_process() is not None and sys.platform == "linux":
+    parent = multiprocessing.parent_process()
+    if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it ended before
+            os._exit(1)
 
 
 @contextmanager
