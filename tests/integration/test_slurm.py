@@ -418,6 +418,34 @@ def test_a_sweep_is_one_array_under_one_mlflow_run(
 
 
 @pytest.mark.soak
+def test_the_designs_of_an_ablation_are_one_array(
+    cluster: Cluster, motion_set: MotionSet, tmp_path: Path
+) -> None:
+    rows = [
+        {"name": module, "set": [f"model.overrides.temporal_module={module}"], "paper": {"motion": 50.0}}
+        for module in ("st_adapter", "temporal_shift")
+    ]
+    column = {"name": "motion", "recipe": str(QUICKSTART), "set": ["model.overrides.local_mhra=0"]}
+    grid = {"name": "grid", "title": "Two designs", "columns": [column], "rows": rows}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    command = [
+        sys.executable, "launch/ablate.py", str(tmp_path / "grid.yaml"), "--run-dir", str(tmp_path / "grid"),
+        *changes(motion_set, optimisation__steps=6), "--set", "evaluation.at_end=true",
+    ]  # fmt: skip
+    job = ["--slurm", "--array", "1", "--gpus-per-node", "0", "--cpus-per-rank", "1", "--time", "10"]
+    result = cluster.typed(*command, *job, "--lead", "60", "--no-preflight", folder=ROOT)
+    assert result.returncode == 0, result.stderr
+    for run_dir in (tmp_path / "grid" / f"grid-{name}-seed0" for name in ("st_adapter", "temporal_shift")):
+        wait_for_attempt(run_dir, "done")
+    table = cluster.typed(*command, "--table", folder=ROOT)
+    assert table.returncode == 0 and "not started" not in table.stdout, table.stdout
+    values = json.loads((tmp_path / "grid" / "table.json").read_text())
+    assert [len(cell["top1"]) for cell in values] == [1, 1]
+    again = cluster.typed(*command, *job, folder=ROOT)
+    assert "submitted" not in again.stdout
+
+
+@pytest.mark.soak
 def test_a_chain_from_k710_to_k400_waits_for_a_requeued_stage(
     cluster: Cluster, motion_set: MotionSet, tmp_path: Path
 ) -> None:
