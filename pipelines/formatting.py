@@ -39,6 +39,15 @@ def format_count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
+def format_size(count: float) -> str:
+    """Bytes to three digits: `512 B`, `63.5 kB`, `1.07 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 def format_list(items: Sequence[str], most: int, total: int | None = None) -> str:
     """`a, b and 3 more`: the first `most` of `items`, which may be fewer than their `total`."""
     more = (len(items) if total is None else total) - min(len(items), most)

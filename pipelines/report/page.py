@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.dataset.prepare.class_names import printable_class
-from pipelines.formatting import printable
+from pipelines.formatting import format_size, printable
 from pipelines.report.advice import choose_advice
 from pipelines.report.charts import bar_chart, escaped, histogram, ranked_curve
 from pipelines.report.sample import Sample
@@ -103,7 +103,7 @@ def _figures(survey: Survey, sample: Sample, speed: Speed) -> str:
         (f"{len(survey.manifest):,}", "videos"),
         (f"{len(survey.classes):,}", "classes"),
         (_duration(seconds), "in all"),
-        (_bytes(float(np.mean(known)) * survey.rows) if known else "?", "on disk, estimated"),
+        (format_size(float(np.mean(known)) * survey.rows) if known else "?", "on disk, estimated"),
         (f"{speed.clips_per_second:.3g}" if speed.clips_per_second else "?", "clips/s here"),
         (f"{taken / len(sample.videos):.0%}" if sample.videos else "?", "decoded by NVDEC"),
     ]
@@ -141,7 +141,7 @@ def _speed(speed: Speed, gain: Gain | None) -> str:
     rows = [("the sample, as it is", speed)]
     if gain is not None and gain.factor:
         rows += [
-            (f"{gain.videos} videos, as they are", gain.before),
+            (f"{gain.videos} videos, as is", gain.before),
             ("the same, transcoded", gain.after),
         ]
     chart = bar_chart(
@@ -240,12 +240,14 @@ def _duplicates(survey: Survey) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns after the first are numbers, if they have no blank."""
+    """A table; its last column is aligned to the right, and so are others of milliseconds."""
+    last = len(head) - 1
+    marks = [
+        ' class="n"' if number == last or (number and any(" ms" in row[number] for row in rows)) else ""
+        for number in range(len(head))
+    ]
 
     def line(cells: Sequence[str], tag: str) -> str:
-        last = len(cells) - 1
-        marks = [' class="n"' if number == last or (number and len(cells) == 3 and " ms" in text) else ""
-                 for number, text in enumerate(cells)]  # fmt: skip
         return "".join(f"<{tag}{m}>{escaped(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
 
     lines = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
@@ -265,11 +267,3 @@ def _duration(seconds: float) -> str:
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

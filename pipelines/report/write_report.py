@@ -6,6 +6,7 @@ import numpy as np
 
 from pipelines.atomic_file import atomic_file
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.paths import check_writable
 from pipelines.errors import DataError
 from pipelines.formatting import printable
 from pipelines.report.page import format_page
@@ -41,6 +42,12 @@ def write_report(
     """
     if out.is_dir() or out == manifest.path:
         raise DataError(f"--out {printable(out)}: give the HTML file to write, such as report.html")
+    try:
+        check_writable(out.parent)
+    except OSError as error:
+        raise DataError(
+            f"--out {printable(out)} cannot be written: {printable(Path(error.filename))}: {error.strerror}"
+        ) from error
     with progress_of("reading rows") as progress:
         survey = survey_manifest(manifest, progress)
     with progress_of("opening a sample") as progress:
@@ -57,6 +64,7 @@ def write_report(
             )
     page = format_page(survey, sample, speed, gain)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as new:
             new.write_text(page, encoding="utf-8")
     except OSError as error:

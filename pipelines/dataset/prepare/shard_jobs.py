@@ -17,7 +17,7 @@ from pipelines.dataset.prepare.probe_log import WHOLE
 from pipelines.dataset.prepare.shard import ShardOptions, finish_shards, parse_size, write_shards
 from pipelines.dataset.prepare.summary import list_of
 from pipelines.errors import DataError
-from pipelines.formatting import format_count, printable
+from pipelines.formatting import format_count, format_size, printable
 from pipelines.storage.object_store import is_url
 
 
@@ -66,7 +66,7 @@ def _shard(args: argparse.Namespace, progress_of: ProgressOf) -> int:
     manifest = report.manifest
     print(
         f"wrote {printable(manifest.path)}: {format_count(len(manifest), 'row')} in "
-        f"{format_count(report.shards, 'shard')} of {printable(out)}, {report.bytes / 2**30:.3g} GiB; "
+        f"{format_count(report.shards, 'shard')} of {printable(out)}, {format_size(report.bytes)}; "
         f"{report.indexed} rows with a packet index"
     )
     bad = list_of(manifest.path, "bad")

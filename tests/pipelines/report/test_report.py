@@ -5,8 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,8 +17,10 @@ import pytest
 from pipelines.dataset.manifest import Manifest, encode_path, write_manifest
 from pipelines.dataset.prepare.transcode import TranscodeOptions
 from pipelines.errors import DataError
+from pipelines.formatting import format_size
 from pipelines.report.advice import choose_advice
 from pipelines.report.charts import bar_chart, histogram, ranked_curve
+from pipelines.report.page import _table
 from pipelines.report.sample import Sample, open_sample
 from pipelines.report.speed import Gain, Speed
 from pipelines.report.survey import survey_manifest
@@ -102,6 +104,28 @@ def test_the_page_is_one_file_and_escapes_all_names(manifest: Manifest, tmp_path
         write_report(manifest, tmp_path, opened=9, transcoded=0, seconds=0, workers=1, progress_of=silent)
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    def refuse(activity: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        raise AssertionError(activity)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"--out .*page\.html cannot be written: .*file: Not a directory"):
+        write_report(
+            manifest, tmp_path / "file" / "page.html",
+            opened=9, transcoded=0, seconds=0, workers=1, progress_of=refuse,
+        )  # fmt: skip
+    out = tmp_path / "new" / "page.html"
+    write_report(manifest, out, opened=1, transcoded=0, seconds=0, workers=1, progress_of=silent)
+    assert out.is_file()
+
+
+def test_the_head_of_a_column_is_aligned_as_its_cells() -> None:
+    table = _table(("Time", "Decoding", "The rest"), [("all", "1 ms", "2 ms")])
+    assert table.count('<th class="n">') == table.count('<td class="n">') == 2
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER HERE: apt-get install chromium")
 def test_a_browser_opens_the_page_offline(manifest: Manifest, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
@@ -179,3 +203,11 @@ def test_the_command_measures_and_transcodes_a_sample(motion_set: MotionSet, tmp
         browser.screenshot(tmp_path / "page.png")
         assert browser.errors == [] and list(browser.statuses) == [out.as_uri()]
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(512, "512 B"), (63_500, "63.5 kB"), (999_900, "1 MB"), (2**30, "1.07 GB"), (5e12, "5 TB")],
+)
+def test_a_size_has_three_digits_and_its_unit(count: float, text: str) -> None:
+    assert format_size(count) == text
