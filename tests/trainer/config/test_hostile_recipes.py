@@ -12,7 +12,7 @@ from tests.trainer.config.test_recipe import MINIMAL, refusal, write
 from trainer.config.load import MAX_CHAIN, load_recipe
 from trainer.config.reference_docs import allowed, section_of
 from trainer.config.schema import Recipe
-from trainer.config.yaml import MAX_DEPTH, MAX_TEXT, MAX_VALUES
+from trainer.config.yaml import MAX_DEPTH, MAX_TEXT, MAX_VALUES, parse_yaml
 from trainer.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]
@@ -190,12 +190,12 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
 
 
 def test_aliases_and_names_that_yaml_takes_for_something_else_still_work(tmp_path: Path) -> None:
-    text = MINIMAL.replace("frames: 8", "frames: 8, overrides: {1: &a [0, 1], yes: *a, '<<': 0x1F}")
-    assert load_recipe(write(tmp_path / "odd.yaml", text)).model.overrides == {
-        "1": [0, 1],
-        "yes": [0, 1],
-        "<<": 31,
-    }
+    names = "{1: &a [0, 1], yes: *a, '<<': 0x1F}"
+    assert parse_yaml(f"x: {names}", "odd.yaml").value["x"] == {"1": [0, 1], "yes": [0, 1], "<<": 31}
+    layers = "local_mhra: 1, global_layers: &a [0, 1], local_layers: *a"
+    text = MINIMAL.replace("frames: 8", f"frames: 8, overrides: {{{layers}}}")
+    overrides = load_recipe(write(tmp_path / "odd.yaml", text)).model.overrides
+    assert overrides == {"local_mhra": 1, "global_layers": [0, 1], "local_layers": [0, 1]}
     recipe = load_recipe(tmp_path / "odd.yaml", ["tracking.experiment='<<'", "tracking.uri='1:30'"])
     assert load_recipe(write(tmp_path / "resolved.yaml", recipe.to_yaml())) == recipe
 

@@ -83,11 +83,12 @@ def test_bases_merge_field_by_field_and_the_nearest_wins(tmp_path: Path, minimal
 
 
 def test_lists_replace_and_do_not_merge(tmp_path: Path, minimal: Path) -> None:
-    top = write(
-        tmp_path / "top.yaml", "base: minimal.yaml\nmodel: {overrides: {global_layers: [3], x: {a: 1}}}\n"
-    )
-    recipe = load_recipe(top, ["model.overrides.global_layers=[]", "model.overrides.x.b=2"])
-    assert recipe.model.overrides == {"global_layers": [], "x": {"a": 1, "b": 2}}
+    text = "model: {overrides: {global_layers: [3], depth: 2}}\ndata: {embedded: {train_clips: 5}}\n"
+    top = write(tmp_path / "top.yaml", f"base: minimal.yaml\n{text}")
+    recipe = load_recipe(top, ["model.overrides.global_layers=[]", "data.embedded.val_clips=3"])
+    assert recipe.model.overrides == {"global_layers": [], "depth": 2}
+    assert recipe.data.embedded is not None
+    assert (recipe.data.embedded.train_clips, recipe.data.embedded.val_clips) == (5, 3)
 
 
 def test_a_circle_of_bases_is_named(tmp_path: Path) -> None:
