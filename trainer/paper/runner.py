@@ -50,7 +50,7 @@ def train_all(
     for number, stage in enumerate(stages, 1):
         output = home / "output" / f"{stage.name}.log"
         before = f"{number} of {len(stages)}: {stage.name}"
-        print_line(before)
+        print_line(f"{before}, output in {output}")
         arguments = [*stage.arguments, *(["--set", f"tracking.parent_run={parent}"] if parent else [])]
         code = run_child(command(arguments), output=output)
         if code in STOPPED:
