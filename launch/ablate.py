@@ -58,7 +58,8 @@ def run(ablation: Ablation, args: argparse.Namespace, home: Path) -> int:
 
     stages = unfinished(ablation, args.seeds, home)
     tracking = ablation.cells[0].variant.recipe.tracking
-    params = {"ablation": ablation.name, "rows": len(ablation.rows), "seeds": args.seeds}
+    # The same in each call, with any --rows and --seeds: MLflow refuses a changed value.
+    params = {"ablation": ablation.name}
     is_trained = bool(stages) and not args.dry_run
     parent = create_sweep_run(home, tracking, params) if is_trained else None
     if not args.slurm:

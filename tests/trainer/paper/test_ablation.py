@@ -281,6 +281,7 @@ def test_an_interrupted_ablation_continues_and_its_runs_have_one_parent(
     again = subprocess.run([*command, "--rows", "a|s"], capture_output=True, timeout=400, **options)
     assert "2 finished, 1 to train" in again.stdout
     home = tmp_path / "runs"
+    assert not (home / "mlflow.rejected.jsonl").exists()
     parent = find_mlflow_run_id(home)
     client = MlflowClient(address)
     experiment = client.get_run(parent).info.experiment_id
