@@ -19,12 +19,7 @@ from trainer.errors import RunError
 from trainer.monitoring.progress import show_progress
 from trainer.system.process_exit import exit_with
 from trainer.system.terminal import PipeConsole
-from trainer.tracking.comparison.command import (
-    RunReader,
-    check_output,
-    save_to_mlflow,
-    write_report,
-)
+from trainer.tracking.comparison.command import RunReader, check_output, save_to_mlflow, write_report
 from trainer.tracking.comparison.compare import compare
 from trainer.tracking.comparison.render import print_report
 from trainer.tracking.comparison.report import as_json, report
@@ -32,20 +27,15 @@ from trainer.tracking.comparison.report import as_json, report
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="a run directory, a folder of them, or an MLflow id"
-    )
-    parser.add_argument("--experiment", metavar="NAME", help="all runs of this MLflow experiment")
-    parser.add_argument("--filter", metavar="TEXT", help="the runs in MLflow that match this filter")
-    parser.add_argument(
-        "--uri", metavar="ADDRESS", help="MLflow's (MLFLOW_TRACKING_URI, sqlite:///mlflow.db)"
-    )
-    parser.add_argument("--baseline", metavar="RUN", help="what the others are compared with (the best)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report: .html or .md")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument(
-        "--log-to", metavar="RUN_ID", help="save it in this MLflow run; `parent`: the runs' parent"
-    )
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="a run directory, a folder of them, or an MLflow id")
+    add("--experiment", metavar="NAME", help="all runs of this MLflow experiment")
+    add("--filter", metavar="TEXT", help="the runs in MLflow that match this filter")
+    add("--uri", metavar="ADDRESS", help="MLflow's (MLFLOW_TRACKING_URI, sqlite:///mlflow.db)")
+    add("--baseline", metavar="RUN", help="what the others are compared with (the best)")
+    add("--out", type=Path, metavar="FILE", help="write the report: .html or .md")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--log-to", metavar="RUN_ID", help="save it in this MLflow run; `parent`: the runs' parent")
     return parser.parse_args(arguments)
 
 

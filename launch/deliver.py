@@ -17,16 +17,11 @@ from trainer.tracking.mlflow_tracker import deliver_outbox
 @prints_errors
 def main() -> int:
     parser = command_parser(__doc__)
-    parser.add_argument("run_dir", type=Path, help="the run directory, which contains mlflow.jsonl")
-    parser.add_argument(
-        "--new-run",
-        action="store_true",
-        help="upload the whole history to a new MLflow run, in place of a deleted one",
-    )
-    parser.add_argument(
-        "--uri",
-        help="another MLflow address than the run's: the whole history is uploaded there",
-    )
+    add = parser.add_argument
+    add("run_dir", type=Path, help="the run directory, which contains mlflow.jsonl")
+    new_run = "upload the whole history to a new MLflow run, in place of a deleted one"
+    add("--new-run", action="store_true", help=new_run)
+    add("--uri", help="another MLflow address than the run's: the whole history is uploaded there")
     arguments = parser.parse_args()
     lines = deliver_outbox(arguments.run_dir, new_run=arguments.new_run, uri=arguments.uri)
     print(f"{lines} lines delivered from {arguments.run_dir}")

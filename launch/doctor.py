@@ -18,30 +18,18 @@ from trainer.command import command_parser, prints_errors
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument(
-        "--folder",
-        "--run-dir",
-        type=Path,
-        help="run directory, on a file system of all nodes (the recipe's; without one: runs)",
-    )
-    parser.add_argument("--recipe", type=Path, help="check its manifests, and disk space for its checkpoints")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.field=value",
-        help="override one field of the recipe; repeatable",
-    )
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="required (one per rank)")
-    parser.add_argument(
-        "--min-bandwidth", type=float, metavar="GB/s", help="required bus bandwidth of the all-reduce"
-    )
-    parser.add_argument(
-        "--patience", type=float, default=5.0, metavar="MINUTES", help="to wait for all ranks (%(default)s)"
-    )
+    add = parser.add_argument
+    folder = "run directory, on a file system of all nodes (the recipe's; without one: runs)"
+    add("--folder", "--run-dir", type=Path, help=folder)
+    add("--recipe", type=Path, help="check its manifests, and disk space for its checkpoints")
+    override = "override one field of the recipe; repeatable"
+    add("--set", action="append", default=[], metavar="section.field=value", help=override)
+    add("--gpus-per-node", type=int, metavar="N", help="required (one per rank)")
+    add("--min-bandwidth", type=float, metavar="GB/s", help="required bus bandwidth of the all-reduce")
+    add("--patience", type=float, default=5.0, metavar="MINUTES", help="to wait for all ranks (%(default)s)")
     # A job's script passes the arguments of the training, and the deepspeed launcher a rank.
     for name, action in (("--resume", "store"), ("--allow-change", "append"), ("--local_rank", "store")):
-        parser.add_argument(name, action=action, help=argparse.SUPPRESS)
+        add(name, action=action, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     if parsed.set and parsed.recipe is None:
         parser.error("--set needs --recipe")

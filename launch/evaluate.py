@@ -30,17 +30,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=_count, metavar="N", help="processes per rank that read and decode (automatic)")
     add("--decoder", choices=("auto", "dali", "pyav", "hybrid"), help="decoder (as in the run)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device for the model (auto)")
-    add(
-        "--precision",
-        choices=("auto", "bf16", "autocast", "fp32"),
-        help="precision of the model (as in the run)",
-    )
-    add(
-        "--bad-share",
-        type=_share,
-        metavar="S",
-        help="stop if more than this share of the videos is unreadable",
-    )
+    add("--precision", choices=("auto", "bf16", "autocast", "fp32"), help="of the model (as in the run)")
+    add("--bad-share", type=_share, metavar="S", help="stop if a larger share of the videos is unreadable")
     add("--frames", type=_count, metavar="N", help="frames per clip, for a released checkpoint")
     add("--classes", type=Path, metavar="FILE", help="class names of the model, one per line")
     add("--out", type=Path, metavar="DIR", help="folder for the results (evaluations/... in the run)")

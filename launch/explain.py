@@ -20,20 +20,17 @@ from trainer.system.process_exit import exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
-    parser.add_argument("video", type=Path)
-    parser.add_argument("--class", dest="name", metavar="NAME", help="class to explain (the most likely one)")
-    parser.add_argument(
-        "--out", type=Path, help="the contact sheet, a PNG (VIDEO's name with -explained.png)"
-    )
-    parser.add_argument(
-        "--video", type=Path, dest="overlay", metavar="FILE", help="also write an MP4 with overlaid maps"
-    )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
-    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add = parser.add_argument
+    add("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
+    add("video", type=Path)
+    add("--class", dest="name", metavar="NAME", help="class to explain (the most likely one)")
+    add("--out", type=Path, help="the contact sheet, a PNG (VIDEO's name with -explained.png)")
+    add("--video", type=Path, dest="overlay", metavar="FILE", help="also write an MP4 with overlaid maps")
+    add("--last", action="store_true", help="of a run, the weights of the last step")
+    add("--frames", type=int, help="frames per clip, for a released checkpoint")
+    add("--classes", type=Path, help="class names, one per line, in the order of the outputs")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
+    add("--json", action="store_true", help="print the result as one JSON object")
     return parser.parse_args(arguments)
 
 

@@ -16,28 +16,22 @@ from pathlib import Path
 
 from pipelines.formatting import printable
 from trainer.command import command_parser, prints_errors
+from trainer.system.process_exit import exit_with
 
 OTHERS = ("onnx", "torch", "huggingface")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
+    add = parser.add_argument
     source = "a run directory or a checkpoint; except for safetensors also a file of weights"
-    parser.add_argument("source", type=Path, help=source)
-    parser.add_argument(
-        "--format", choices=("safetensors", *OTHERS), default="safetensors", help="(%(default)s)"
-    )
+    add("source", type=Path, help=source)
+    add("--format", choices=("safetensors", *OTHERS), default="safetensors", help="(%(default)s)")
     out = "file or folder to write (weights.safetensors, model.onnx, model.pt2, model)"
-    parser.add_argument("--out", type=Path, help=out)
-    parser.add_argument(
-        "--best", action="store_true", help="of a run, the most accurate checkpoint, not the newest"
-    )
-    parser.add_argument(
-        "--last",
-        action="store_true",
-        help="the weights of the last step, not their EMA (ema_decay)",
-    )
-    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
+    add("--out", type=Path, help=out)
+    add("--best", action="store_true", help="of a run, the most accurate checkpoint, not the newest")
+    add("--last", action="store_true", help="the weights of the last step, not their EMA (ema_decay)")
+    add("--frames", type=int, help="frames per clip, for a released checkpoint")
     parsed = parser.parse_args(arguments)
     if parsed.frames is not None and parsed.format == "safetensors":
         parser.error("--frames needs a released checkpoint and another format than safetensors")
@@ -84,8 +78,4 @@ def write_other(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    exit_with(main, "interrupted; nothing was written")

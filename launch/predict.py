@@ -21,31 +21,26 @@ from trainer.system.process_exit import exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a file, or a folder of videos")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        help="a run directory (its best evaluation), a checkpoint, or a file of weights, also a released one",
-    )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
-    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes (%(default)s)")
-    parser.add_argument("--clips", type=int, default=1, help="clips per video (%(default)s)")
-    parser.add_argument("--crops", type=int, default=1, help="crops per clip, 1 or 3 (%(default)s)")
-    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of sliding windows")
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="between two windows (the length)")
+    add = parser.add_argument
+    add("videos", type=Path, nargs="+", metavar="VIDEO", help="a file, or a folder of videos")
+    source = "a run directory (its best evaluation), a checkpoint, or a file of weights, also a released one"
+    add("--weights", type=Path, required=True, help=source)
+    add("--last", action="store_true", help="of a run, the weights of the last step")
+    add("--frames", type=int, help="frames per clip, for a released checkpoint")
+    add("--classes", type=Path, help="class names, one per line, in the order of the outputs")
+    add("--top", type=int, default=5, metavar="K", help="number of classes (%(default)s)")
+    add("--clips", type=int, default=1, help="clips per video (%(default)s)")
+    add("--crops", type=int, default=1, help="crops per clip, 1 or 3 (%(default)s)")
+    add("--window", type=float, metavar="SECONDS", help="length of sliding windows")
+    add("--stride", type=float, metavar="SECONDS", help="between two windows (the length)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", dest="form", action="store_const", const="json", help="one JSON line per video"
     )
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="one line per class")
-    parser.add_argument(
-        "--annotate", type=Path, metavar="DIR", help="write videos with the classes drawn into them"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; 0 for none")
+    add("--annotate", type=Path, metavar="DIR", help="write videos with the classes drawn into them")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
+    add("--workers", type=int, metavar="N", help="processes that decode; 0 for none")
     return parser.parse_args(arguments)
 
 

@@ -18,24 +18,22 @@ from pathlib import Path
 
 from pipelines.formatting import printable
 from trainer.command import command_parser, prints_errors
+from trainer.system.process_exit import exit_with
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run directory")
-    parser.add_argument("--step", type=int, required=True, help="from 1, as in the run's messages")
-    parser.add_argument("--out", type=Path, help="the contact sheet, a PNG (step-N.png)")
-    parser.add_argument(
-        "--clips", type=int, default=16, help="number of clips to draw; all are hashed (%(default)s)"
-    )
-    parser.add_argument(
-        "--frames", type=int, default=8, help="frames to draw per clip, at most (%(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", type=Path, help="a run directory")
+    add("--step", type=int, required=True, help="from 1, as in the run's messages")
+    add("--out", type=Path, help="the contact sheet, a PNG (step-N.png)")
+    add("--clips", type=int, default=16, help="number of clips to draw; all are hashed (%(default)s)")
+    add("--frames", type=int, default=8, help="frames to draw per clip, at most (%(default)s)")
+    add(
         "--train", type=Path, nargs="+", default=[], metavar="MANIFEST", help="present paths of the manifests"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    add("--json", action="store_true", help="print the result as one JSON object")
     parsed = parser.parse_args(arguments)
     for name in ("clips", "frames"):
         if getattr(parsed, name) < 1:
@@ -73,18 +71,12 @@ def main() -> int:
             making=making,
         )
         write_replay(out, done)
-    found = (
-        [json.dumps(as_json(done, out), indent=1)]
-        if arguments.json
-        else [*report_lines(done), f"wrote {printable(out)}"]
-    )
-    print("\n".join(found))
+    if arguments.json:
+        print(json.dumps(as_json(done, out), indent=1))
+    else:
+        print(*report_lines(done), f"wrote {printable(out)}", sep="\n")
     return 2 if done.equal is False else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    exit_with(main, "interrupted")

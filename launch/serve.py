@@ -19,18 +19,17 @@ from trainer.system.process_exit import exit_on_sigterm, exit_with
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 chooses a free one (%(default)s)")
-    parser.add_argument("--upload-limit", type=float, default=200, metavar="MB", help="(%(default)s)")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="(%(default)s)")
-    parser.add_argument(
-        "--waiting", type=int, default=4, metavar="N", help="requests that may wait (%(default)s)"
-    )
-    parser.add_argument("--last", action="store_true", help="of a run, the weights of the last step")
-    parser.add_argument("--frames", type=int, help="frames per clip, for a released checkpoint")
-    parser.add_argument("--classes", type=Path, help="class names, one per line, in the order of the outputs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
+    add = parser.add_argument
+    add("source", type=Path, help="a run directory, a checkpoint, or a file of weights")
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=int, default=8000, help="0 chooses a free one (%(default)s)")
+    add("--upload-limit", type=float, default=200, metavar="MB", help="(%(default)s)")
+    add("--timeout", type=float, default=120, metavar="SECONDS", help="(%(default)s)")
+    add("--waiting", type=int, default=4, metavar="N", help="requests that may wait (%(default)s)")
+    add("--last", action="store_true", help="of a run, the weights of the last step")
+    add("--frames", type=int, help="frames per clip, for a released checkpoint")
+    add("--classes", type=Path, help="class names, one per line, in the order of the outputs")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (%(default)s)")
     parsed = parser.parse_args(arguments)
     for name, least, most in (("upload_limit", 0.001, 1e6), ("timeout", 0.1, 86_400), ("waiting", 0, 1000)):
         if not least <= getattr(parsed, name) <= most:

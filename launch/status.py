@@ -21,13 +21,8 @@ from trainer.system.terminal import PipeConsole
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument(
-        "places",
-        nargs="*",
-        type=Path,
-        metavar="FOLDER",
-        help="a run directory, or one that holds some (runs)",
-    )
+    about = "a run directory, or one that holds some (runs)"
+    parser.add_argument("places", nargs="*", type=Path, metavar="FOLDER", help=about)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--watch", type=float, metavar="SECONDS", help="print it again so often, until Ctrl-C")
     shown.add_argument("--json", action="store_true", help="a list with an object per run")

@@ -19,35 +19,19 @@ from trainer.command import command_parser
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__)
-    parser.add_argument("--recipe", type=Path, help="YAML file, see recipes/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.field=value",
-        help="override one field; repeatable",
-    )
-    parser.add_argument("--run-dir", type=Path, help="folder of this run (run.dir/name of the recipe)")
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|never|PATH",
-        help="auto continues from the newest good checkpoint of the run folder, if there is one (default)",
-    )
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="resume although this setting differs from the checkpoint's; repeatable",
-    )
-    parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="show clips that a run kept in not-finite/ once more"
-    )
-    parser.add_argument("--check", action="store_true", help="say what the run would do and need, and leave")
-    parser.add_argument("--ranks", type=int, help="with --check: as if so many ranks took part")
+    add = parser.add_argument
+    add("--recipe", type=Path, help="YAML file, see recipes/")
+    add("--set", action="append", default=[], metavar="section.field=value", help="override; repeatable")
+    add("--run-dir", type=Path, help="folder of this run (run.dir/name of the recipe)")
+    resume = "auto continues from the newest good checkpoint of the run folder, if there is one (default)"
+    add("--resume", default="auto", metavar="auto|never|PATH", help=resume)
+    change = "resume although this setting differs from the checkpoint's; repeatable"
+    add("--allow-change", action="append", default=[], metavar="NAME", help=change)
+    add("--replay", type=Path, metavar="FILE", help="show clips that a run kept in not-finite/ once more")
+    add("--check", action="store_true", help="say what the run would do and need, and leave")
+    add("--ranks", type=int, help="with --check: as if so many ranks took part")
     # The deepspeed launcher hands it to every process, which finds it in LOCAL_RANK too.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add("--local_rank", type=int, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     if parsed.recipe is None and parsed.replay is None:
         parser.error("give --recipe, or --replay")

@@ -10,10 +10,10 @@ mistake in the command, 130 interrupted (results so far are written).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from trainer.command import command_parser
+from trainer.system.process_exit import exit_with
 from trainer.verification.steps import STEPS
 
 SECONDS = {"cuda": 480.0, "cpu": 600.0}
@@ -22,19 +22,14 @@ SECONDS = {"cuda": 480.0, "cpu": 600.0}
 def parse() -> argparse.Namespace:
     names = ", ".join(step.name for step in STEPS)
     parser = command_parser(__doc__)
-    parser.add_argument("--only", action="append", metavar="STEP", help=f"repeatable; one of: {names}")
-    parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="repeatable")
-    parser.add_argument(
-        "--seconds", type=float, help=f"for all steps ({SECONDS['cuda']:g}; on a CPU {SECONDS['cpu']:g})"
-    )
-    parser.add_argument(
-        "--device",
-        choices=("cuda", "cpu"),
-        default="cuda",
-        help="the first GPU of CUDA_VISIBLE_DEVICES, or the CPU for a trial (%(default)s)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/verification"), help="(%(default)s)")
-    parser.add_argument("--list", action="store_true", help="list the steps and end")
+    add = parser.add_argument
+    add("--only", action="append", metavar="STEP", help=f"repeatable; one of: {names}")
+    add("--skip", action="append", default=[], metavar="STEP", help="repeatable")
+    add("--seconds", type=float, help=f"for all steps ({SECONDS['cuda']:g}; on a CPU {SECONDS['cpu']:g})")
+    device = "the first GPU of CUDA_VISIBLE_DEVICES, or the CPU for a trial (%(default)s)"
+    add("--device", choices=("cuda", "cpu"), default="cuda", help=device)
+    add("--out", type=Path, default=Path("runs/verification"), help="(%(default)s)")
+    add("--list", action="store_true", help="list the steps and end")
     args = parser.parse_args()
     for name in [*(args.only or []), *args.skip]:
         if name not in {step.name for step in STEPS}:
@@ -79,8 +74,4 @@ def print_line(line: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; the folder of --out has the results of the steps that ran", file=sys.stderr)
-        sys.exit(130)
+    exit_with(main, "interrupted; the folder of --out has the results of the steps that ran")

@@ -18,12 +18,7 @@ from launch import prepare
 from pipelines.errors import DataError
 from trainer.cluster.job_options import add_job_options, job_request
 from trainer.cluster.prepare_jobs import submit_manifest
-from trainer.cluster.submit import (
-    find_missing_nodes,
-    format_submission,
-    plan_submission,
-    submit,
-)
+from trainer.cluster.submit import find_missing_nodes, format_submission, plan_submission, submit
 from trainer.command import command_parser
 from trainer.config.variants import sweep_params, variants
 from trainer.errors import RunError, UserError
