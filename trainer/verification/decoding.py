@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,9 @@ from pipelines.augment.params import TrainClipSpec
 from pipelines.autotune import LoaderOptions
 from pipelines.dali.encoded_input import GraphDecoder, check_encoded
 from pipelines.dali.pipeline import decode_only
-from pipelines.dali.sample_layout import Arrays
 from pipelines.dali.sample_reader import Decoding
 from pipelines.dataset.concat import Dataset
-from pipelines.dataset.manifest import ManifestRow
-from pipelines.dataset.probe import probe_video
+from pipelines.dataset.video_list import probe_row
 from pipelines.decode.pyav import decode_frames
 from pipelines.loader import train_loader
 from pipelines.sampling.sampler import TrainSampler
@@ -70,7 +69,8 @@ def compare_frames(task: VerificationTask) -> None:
     for video, coding in zip(videos, compared, strict=True):
         wanted = np.array([0, 1, 11, 12, 13, coding.frames // 2, 5, 5, coding.frames - 1])
         try:
-            (graph,) = decode_in_graph([video], wanted, task.device)
+            (decoded,) = decoding_pipeline(task, [video], [wanted], threads=1).run()
+            graph = np.array(decoded.as_cpu()[0])
         except Exception as error:
             task.report.check(coding.name, False, f"{type(error).__name__}: {error}"[:300], "is decoded")
             continue
@@ -90,33 +90,22 @@ def compare_frames(task: VerificationTask) -> None:
         )
 
 
-def decode_in_graph(videos: Sequence[Path], wanted: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """The frames at `wanted` of each video, decoded by DALI: T H W 3 uint8."""
-    decoder = GraphDecoder.for_device(gpu=device.type == "cuda")
-    payloads = [payload(video, wanted, decoder) for video in videos]
-    pipeline = decode_only(
+def decoding_pipeline(
+    task: VerificationTask, videos: Sequence[Path], wanted: Sequence[np.ndarray], threads: int
+) -> Any:
+    """A DALI pipeline that decodes the frames at `wanted` of each video: T H W 3 uint8."""
+    decoder = GraphDecoder.for_device(gpu=task.gpu)
+    payloads = [
+        vars(check_encoded(video.read_bytes(), probe_row(video), indices, decoder))
+        for video, indices in zip(videos, wanted, strict=True)
+    ]
+    return decode_only(
         lambda info: payloads[info.idx_in_batch],
         Decoding("dali", decoder),
         batch=len(videos),
-        threads=min(len(videos), 8),
-        device=device,
+        threads=threads,
+        device=task.device,
     )
-    (decoded,) = pipeline.run()
-    return [np.array(each) for each in decoded.as_cpu()]
-
-
-def payload(video: Path, wanted: np.ndarray, decoder: GraphDecoder) -> Arrays:
-    """The arrays that DALI needs to decode the frames at `wanted` of a video."""
-    return vars(check_encoded(video.read_bytes(), probe_row(video), wanted, decoder))
-
-
-def probe_row(video: Path) -> ManifestRow:
-    """The manifest row of a video."""
-    info = probe_video(video)
-    return ManifestRow(
-        path=str(video), offset=0, length=0, label=0, frames=info.frames, fps=info.fps,
-        width=info.width, height=info.height, codec=info.codec,
-    )  # fmt: skip
 
 
 def measure_rates(task: VerificationTask) -> None:
@@ -155,16 +144,8 @@ def measure_graph(task: VerificationTask, coding: VideoEncoding, videos: list[Pa
     wanted = [
         int(rng.integers(0, coding.frames - spread)) + np.arange(0, spread, spread // 8)[:8] for _ in videos
     ]
-    decoder = GraphDecoder.for_device(gpu=task.gpu)
-    payloads = [payload(video, indices, decoder) for video, indices in zip(videos, wanted, strict=True)]
     free = free_bytes(task)
-    pipeline = decode_only(
-        lambda info: payloads[info.idx_in_batch],
-        Decoding("dali", decoder),
-        batch=len(videos),
-        threads=threads,
-        device=task.device,
-    )
+    pipeline = decoding_pipeline(task, videos, wanted, threads)
 
     def decode() -> float:
         """Decode a batch; returns the GiB of the GPU that the pipeline has then."""

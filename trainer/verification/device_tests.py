@@ -3,12 +3,10 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from pipelines.worker_pool import usable_cores
-from trainer.verification.steps import VerificationTask
+from trainer.verification.steps import ROOT, VerificationTask
 
-ROOT = Path(__file__).parents[2]
 REHEARSED = (
     "tests/gpu",
     "tests/models/test_drop.py",
@@ -18,9 +16,8 @@ REHEARSED = (
     "tests/trainer/engine/test_carried_losses.py",
 )
 """What runs on a CPU, where `make test` runs all others."""
-OUTCOME = re.compile(
-    r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED) (?P<test>tests/\S+)|(?P<name>tests/\S+) (?P<of>[A-Z]+)"
-)
+OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED"
+OUTCOME = re.compile(rf"({OUTCOMES}) (tests/\S+)|(tests/\S+) ({OUTCOMES})\b")
 
 
 def run_tests(task: VerificationTask) -> None:
@@ -70,6 +67,4 @@ def read_outcome(line: str) -> tuple[str, str] | None:
     found = OUTCOME.search(line)
     if found is None:
         return None
-    if found["test"]:
-        return found["test"], found["outcome"]
-    return (found["name"], found["of"]) if found["of"] in ("PASSED", "FAILED", "ERROR", "SKIPPED") else None
+    return (found[2], found[1]) if found[2] else (found[3], found[4])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -18,10 +17,7 @@ from pipelines.worker_pool import usable_cores
 from trainer.distributed.environment import describe_environment
 from trainer.engine.memory_estimate import GIB
 from trainer.monitoring.throughput import peak_flops
-from trainer.verification.steps import VerificationTask
-
-ROOT = Path(__file__).parents[2]
-
+from trainer.verification.steps import ROOT, VerificationTask
 
 LEAST_OF_PEAK = 0.6
 """Share of the GPU's bf16 peak that a large product must reach; an H100 reached 0.79."""

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from trainer.distributed.environment import describe_environment
 from trainer.verification.report import StepResult, markdown_table, read_findings, write_json
-from trainer.verification.steps import VerificationStep
+from trainer.verification.steps import ROOT, VerificationStep
 
-ROOT = Path(__file__).parents[2]
 LEAST = 10.0
 """Seconds: no step starts with less than this left for all."""
 MOST = 3
@@ -43,9 +43,8 @@ def run_steps(
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [StepResult(step.name, "not run") for step in steps]
-    _write(
-        folder, device, {}, results
-    )  # instead of an earlier verification's, should this one be interrupted
+    # Replaces an earlier verification's results, should this one be interrupted.
+    _write(folder, device, {}, results)
     about, deadline = describe_environment(), time.monotonic() + seconds
     for number, step in enumerate(steps):
         left = deadline - time.monotonic()
@@ -111,12 +110,9 @@ def run_step(step: VerificationStep, *, device: str, folder: Path, limit: float)
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the process group of a step, with processes that outlived it."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        process.wait()
+    process.wait()
 
 
 def _write(folder: Path, device: str, about: dict[str, object], results: list[StepResult]) -> None:

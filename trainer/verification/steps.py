@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+ROOT = Path(__file__).parents[2]
+"""The clone, or the package's folder in a wheel."""
+
+
 @dataclass(frozen=True)
 class VerificationStep:
     """One step, which runs in its own process."""
@@ -50,16 +54,10 @@ class VerificationTask:
 
 STEPS = (
     VerificationStep(
-        "machine",
-        "GPU, driver, libraries, preflight, memory bandwidth and bf16 rate",
-        30,
-        "gpu:inspect_gpu",
+        "machine", "GPU, driver, libraries, preflight, memory bandwidth and bf16 rate", 30, "gpu:inspect_gpu"
     ),
     VerificationStep(
-        "decoder",
-        "NVDEC's frames and colours compared with PyAV's",
-        20,
-        "decoding:compare_frames",
+        "decoder", "NVDEC's frames and colours compared with PyAV's", 20, "decoding:compare_frames"
     ),
     VerificationStep("tests", "the project's tests that run on a device", 110, "device_tests:run_tests"),
     VerificationStep("run", "the quickstart as a user starts it, in bf16", 40, "training_runs:quickstart"),

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.verification.steps import VerificationTask
+from trainer.system.files import parse_records, read_json
+from trainer.verification.steps import ROOT, VerificationTask
 
-ROOT = Path(__file__).parents[2]
 STEPS = 30
 TOP_1 = 0.85
 """Least top-1 of the quickstart in bf16; in fp32 on a CPU it is 0.94 to 0.97."""
@@ -21,15 +21,8 @@ def quickstart(task: VerificationTask) -> None:
     settings = ["data.decoder=auto", "engine.precision=bf16"]
     if not task.gpu:
         settings = ["optimisation.epochs=1", *_small()]
-    run_dir = task.folder / "quickstart"
-    began = time.monotonic()
-    code, output = train(task, run_dir, settings)
-    seconds = time.monotonic() - began
-    results = run_dir / "summary.json"
-    summary = json.loads(results.read_text()) if results.exists() else {}
-    task.report.check(
-        "quickstart", code == 0, f"exit code {code}, {seconds:.0f} s {_end(code, output)}", "exit code 0"
-    )
+    output = checked_run(task, "quickstart", task.folder / "quickstart", settings)
+    summary = read_json(task.folder / "quickstart" / "summary.json")
     task.report.measure("its results", json.dumps(summary)[:600])
     top_1 = float(summary.get("top1") or 0)
     if task.gpu:
@@ -43,35 +36,26 @@ def resume(task: VerificationTask) -> None:
     """Train `STEPS` steps deterministically: twice, and once stopped and resumed. The losses must be the
     same."""
     settings = ["optimisation.epochs=null", f"optimisation.steps={STEPS}", "evaluation.at_end=false"]
-    settings += [
-        "evaluation.every_epochs=null",
-        "optimisation.warmup_epochs=null",
-        "optimisation.warmup_steps=5",
-    ]
+    settings += ["evaluation.every_epochs=null"]
+    settings += ["optimisation.warmup_epochs=null", "optimisation.warmup_steps=5"]
     settings += ["engine.deterministic=true", "data.decoder=pyav", "run.checkpoint_every_minutes=null"]
     settings += ["engine.precision=bf16", "augmentation.rand_augment=rand-m7-n4-mstd0.5-inc1"]
     if not task.gpu:
         settings = [s for s in settings if "bf16" not in s] + _small()
     losses = {}
     for name in ("first", "second"):
-        code, output = train(task, task.folder / name, settings)
+        checked_run(task, f"run {name}", task.folder / name, settings)
         losses[name] = read_losses(task.folder / name)
-        task.report.check(f"run {name}", code == 0, f"exit code {code} {_end(code, output)}", "exit code 0")
     whole = len(losses["first"]) == STEPS
     same = whole and losses["first"] == losses["second"]
     task.report.check(
         "the same bits twice", same, _compared(losses["first"], losses["second"]), "equal losses"
     )
-    code, output = train(task, task.folder / "stopped", settings, stop_after=10)
-    task.report.check(
-        "stopped by SIGTERM", code == 85, f"exit code {code} {_end(code, output, 85)}", "exit code 85"
-    )
-    before = len(read_losses(task.folder / "stopped"))
-    code, output = train(task, task.folder / "stopped", settings)
-    after = read_losses(task.folder / "stopped")
-    task.report.check(
-        "resumed", code == 0, f"after {before} steps: exit code {code} {_end(code, output)}", "0"
-    )
+    stopped = task.folder / "stopped"
+    checked_run(task, "stopped by SIGTERM", stopped, settings, expected=85, stop_after=10)
+    before = len(read_losses(stopped))
+    checked_run(task, f"resumed after {before} steps", stopped, settings)
+    after = read_losses(stopped)
     same = whole and after == losses["first"]
     task.report.check("bit for bit", same, _compared(losses["first"], after), "losses as without a stop")
 
@@ -90,18 +74,30 @@ def out_of_memory(task: VerificationTask) -> None:
     )
 
 
+def checked_run(
+    task: VerificationTask,
+    name: str,
+    run_dir: Path,
+    settings: list[str],
+    *,
+    expected: int = 0,
+    stop_after: int | None = None,
+) -> str:
+    """`train`, with a check of the exit code; returns the output."""
+    began = time.monotonic()
+    code, output = train(task, run_dir, settings, stop_after)
+    value = f"exit code {code}, {time.monotonic() - began:.0f} s"
+    end = "" if code == expected else f" ({' '.join(output.split())[-400:]})"
+    task.report.check(name, code == expected, value + end, f"exit code {expected}")
+    return output
+
+
 def train(
     task: VerificationTask, run_dir: Path, settings: list[str], stop_after: int | None = None
 ) -> tuple[int, str]:
     """Run launch/train.py; returns exit code and output. stop_after: steps until SIGTERM."""
-    command = [
-        sys.executable,
-        "launch/train.py",
-        "--recipe",
-        "recipes/quickstart.yaml",
-        "--run-dir",
-        str(run_dir),
-    ]
+    command = [sys.executable, "launch/train.py", "--recipe", "recipes/quickstart.yaml"]
+    command += ["--run-dir", str(run_dir)]
     data = task.shared / ("motion" if task.gpu else "motion-small")
     settings = [f"data.train={data}/train.arrow", f"data.val={data}/val.arrow", *settings]
     for setting in [*settings, f"engine.device={task.device.type}", "tracking.enabled=false"]:
@@ -123,14 +119,8 @@ def read_losses(run_dir: Path) -> list[float]:
     events = run_dir / "events.jsonl"
     if not events.exists():
         return []
-    losses: dict[int, float] = {}
-    for line in events.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # the last line, while it is written
-            continue
-        if event.get("event") == "step":
-            losses[event["step"]] = event["loss"]
+    records = parse_records(events.read_text(encoding="utf-8"))
+    losses = {event["step"]: event["loss"] for event in records if event.get("event") == "step"}
     return [losses[step] for step in sorted(losses)]
 
 
@@ -153,7 +143,3 @@ def _compared(first: list[float], second: list[float]) -> str:
         if one != other:
             return f"step {step + 1}: {one!r} and {other!r}"
     return f"{len(first)} and {len(second)} steps, equal as far as both go"
-
-
-def _end(code: int, output: str, wanted: int = 0) -> str:
-    return "" if code == wanted else f"({' '.join(output.split())[-400:]})"
