@@ -1,9 +1,9 @@
 """Packaging. In a wheel, all packages are parts of one package, `uniformerv2`.
 
-`pip install --editable .` makes launch, trainer, pipelines and models importable as they are: in a clone the
-scripts are run as files. In a wheel these names would collide with those of other packages (`models` above
-all), so there they are `uniformerv2.launch`, `uniformerv2.trainer` and so on. The build of the wheel rewrites
-the imports that name them, and nothing else.
+`pip install --editable .` makes launch, trainer, pipelines, benchmarks and models importable as they are: in
+a clone the scripts are run as files. In a wheel these names would collide with those of other packages
+(`models` above all), so there they are `uniformerv2.launch`, `uniformerv2.trainer` and so on. The build of
+the wheel rewrites the imports that name them, and nothing else.
 
 Each dependency has its reason as a comment. requirements.lock pins exact versions, and `make install`
 installs from it; the bounds below are what is known to be required.
@@ -19,7 +19,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 OWN = "uniformerv2"
 LIBRARY = "launch/uniformerv2"  # the package's own __init__.py
-PARTS = ("launch", "trainer", "pipelines", "models")
+PARTS = ("launch", "trainer", "pipelines", "benchmarks", "models")
 # Folders without __init__.py: launch/slurm has scripts, recipes/ has YAML.
 FOLDERS = [
     *find_packages(include=[f"{part}*" for part in PARTS], exclude=[LIBRARY.replace("/", ".")]),
@@ -31,7 +31,7 @@ assert VERSION is not None, f"{LIBRARY}/__init__.py has no line __version__"
 
 
 def under_own_name(source: str, place: str) -> str:
-    """A module's text with imports of the four packages as parts of `uniformerv2`."""
+    """A module's text with imports of the packages as parts of `uniformerv2`."""
     lines = source.split("\n")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in PARTS for alias in node.names):

@@ -12,15 +12,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "architecture.svg"
-PACKAGES = ("launch", "trainer", "pipelines", "models")
-BANDS = {"launch": "#f3eefb", "trainer": "#eaf4ff", "pipelines": "#edf9ee", "models": "#fdf3e7"}
+PACKAGES = ("launch", "trainer", "pipelines", "benchmarks", "models")
+BANDS = {
+    "launch": "#f3eefb",
+    "trainer": "#eaf4ff",
+    "pipelines": "#edf9ee",
+    "benchmarks": "#fbeef1",
+    "models": "#fdf3e7",
+}
 
 Graph = dict[str, set[str]]
 """Each node with the nodes that it imports."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Dotted names and files of all modules of the four packages."""
+    """Dotted names and files of all modules of the packages."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -43,7 +49,7 @@ def module_imports() -> Graph:
 
 
 def node_of_modules(graph: Graph) -> dict[str, str]:
-    """The node of each module: its folder. launch and models are one node each.
+    """The node of each module: its folder. launch, benchmarks and models are one node each.
 
     Modules at a package's root that import none of its folders, such as the errors, are a node of their own:
     `trainer base`.
@@ -68,9 +74,9 @@ def subpackage_imports() -> Graph:
 
 
 def _folder(module: str, modules: Collection[str]) -> str:
-    """The folder of a module, dotted. launch and models are one node each."""
+    """The folder of a module, dotted. launch, benchmarks and models are one node each."""
     package = module.split(".")[0]
-    if package in ("launch", "models"):
+    if package in ("launch", "benchmarks", "models"):
         return package
     is_folder = any(other.startswith(f"{module}.") for other in modules)
     return module if is_folder else module.rpartition(".")[0]

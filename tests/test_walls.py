@@ -12,17 +12,19 @@ import pytest
 from tests.architecture import PICTURE, reduced, subpackage_imports
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("launch", "trainer", "pipelines", "models")
+PACKAGES = ("launch", "trainer", "pipelines", "benchmarks", "models")
 MAY_IMPORT = {
     "launch": {"launch", "trainer", "pipelines", "models"},
-    "trainer": {"trainer", "pipelines", "models"},
+    "trainer": {"trainer", "pipelines", "benchmarks", "models"},
     "pipelines": {"pipelines"},
+    "benchmarks": {"benchmarks", "models"},
     "models": {"models"},
 }
 KNOWN_BY = {
     "nvidia": "pipelines/",
     "deepspeed": "trainer/engine/",
     "mlflow": "trainer/tracking/",
+    "benchmarks": ("trainer/benchmark/", "benchmarks/"),
 }
 
 

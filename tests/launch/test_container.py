@@ -52,7 +52,7 @@ def test_all_packages_are_copied() -> None:
     packages = re.search(r"^PARTS = \((.*)\)$", (ROOT / "setup.py").read_text(), re.MULTILINE)
     assert packages is not None
     names = re.findall(r'"(\w+)"', packages[1])
-    assert len(names) == 4
+    assert len(names) == 5
     assert {*names, "recipes", "setup.py", "pyproject.toml", "requirements.lock"} == set(
         copied()["Dockerfile"]
     )

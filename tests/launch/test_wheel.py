@@ -15,7 +15,7 @@ import pytest
 from launch.cli import commands
 from tests.integration.processes import ROOT
 
-PARTS = ("launch", "trainer", "pipelines", "models")
+PARTS = ("launch", "trainer", "pipelines", "benchmarks", "models")
 SHORT = [
     f"--set={setting}"
     for setting in (

@@ -27,7 +27,9 @@ from trainer.resilience.signals import REQUEUE
 from trainer.system.formatting import format_ranks
 
 _ROOT = Path(__file__).parents[2]
-_PACKAGES = tuple(str(_ROOT / name) + os.sep for name in ("launch", "trainer", "pipelines", "models"))
+_PACKAGES = tuple(
+    str(_ROOT / name) + os.sep for name in ("launch", "trainer", "pipelines", "benchmarks", "models")
+)
 
 _CHECKS = 8  # per limit: a hang is detected at most an eighth of the limit late
 _LONGEST_PAUSE = 5.0  # seconds between two checks
