@@ -36,6 +36,7 @@ from pipelines.dataset.manifest_rows import SourceKind as SourceKind
 from pipelines.dataset.packet_table import PacketTable, packets_path, remove_other_packets
 from pipelines.dataset.paths import decode_path as decode_path
 from pipelines.dataset.paths import encode_path as encode_path
+from pipelines.dataset.paths import format_location
 from pipelines.decode.packet_index import PacketIndex
 from pipelines.errors import DataError, VideoError
 from pipelines.formatting import printable
@@ -287,12 +288,13 @@ class Manifest:
         return Path(text) if is_url(text) else self.folder / decode_path(text)
 
     def printable_path(self, index: int) -> str:
-        """The absolute path of a row's file, or its URL, for messages; if the stored path is damaged, the
-        row's index."""
+        """The absolute path of a row's file, or its URL, for messages, with the first byte of a video in a
+        shard; if the stored path is damaged, the row's index."""
         try:
             columns, inside = self._place(index)
             text = columns.text("path", inside)
-            return printable(text if is_url(text) else self._absolute(text))
+            offset = int(columns.numbers("offset")[inside])
+            return format_location(text if is_url(text) else self._absolute(text), offset)
         except VideoError:
             return f"row {index} of {printable(self.path)}"
 
@@ -481,7 +483,7 @@ def _check_labels(batch: pa.RecordBatch, class_names: tuple[str, ...]) -> None:
 
 
 def _printable_path(batch: pa.RecordBatch, index: int) -> str:
-    return printable(decode_path(batch["path"][index].as_py()))
+    return format_location(decode_path(batch["path"][index].as_py()), batch["offset"][index].as_py())
 
 
 def _sums_before(batch: pa.RecordBatch, begin: Fraction) -> tuple[pa.Array, Fraction]:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from pipelines.errors import VideoError
+from pipelines.formatting import printable
 
 _ESCAPED = re.compile(rb"\0([89a-f][0-9a-f])")
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -33,6 +34,11 @@ def decode_path(text: str) -> Path:
         if b"\0" in name:
             raise VideoError("has a NUL character in its path")
     return Path(os.fsdecode(name))
+
+
+def format_location(path: Path | str, offset: int = 0) -> str:
+    """A video's file or URL for messages; of a video in a shard also its first byte."""
+    return f"{printable(path)} at byte {offset}" if offset else printable(path)
 
 
 def check_writable(folder: Path) -> None:

@@ -166,7 +166,7 @@ def check_manifest(
     ) as defects:
         for index, defect in zip(valid(), defects, strict=True):
             if defect:
-                _add_bad(bad, manifest.path_at(index), defect)
+                _add_bad(bad, manifest.printable_path(index), defect)
             if defect == MISSING:
                 missing.add(manifest.path_at(index).parent)
     findings = Findings()

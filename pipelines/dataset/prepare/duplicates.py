@@ -166,12 +166,12 @@ def _compare(report: ManifestReport, other: Manifest, kind: str, workers: int, p
             return
         shared[ours] = True
         row, other_row = manifest.row(ours), _row(other, theirs)
-        path, copy = manifest.absolute_path(row), other.absolute_path(other_row)
+        path, copy = manifest.printable_path(ours), other.printable_path(theirs)
         here = printable_class(manifest.class_names[row.label])
         there = printable_class(other.class_names[other_row.label])
-        text = "the same file" if same or path == copy else printable(copy)
+        text = "the same file" if same or path == copy else copy
         text += f" (here {here}, there {there})" if here != there else ""
-        findings.count(kind, f"{printable(path)}\n  = {text}")
+        findings.count(kind, f"{path}\n  = {text}")
         findings.line(path, f"also in {printable(other.path.name)}: {text}")
 
     compared = range(0, len(other), -(-len(other) // MOST_READ) or 1)

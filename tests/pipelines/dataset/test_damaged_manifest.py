@@ -87,10 +87,10 @@ def test_a_row_with_a_wrong_value_is_refused_and_listed(
     assert list(opened.wrong_rows()) == [(5, str(refused.value))]
     assert opened.row(4) == ROWS[4]
     opened.verify_fingerprint()
-    name = (
-        f"row 5 of {weighted}" if value == "a\0b" else str(weighted.parent / opened._batch(1).text("path", 1))
-    )
-    assert opened.printable_path(5) == name
+    name = str(weighted.parent / opened._batch(1).text("path", 1))
+    offset = int(opened._batch(1).numbers("offset")[1])
+    name += f" at byte {offset}" if offset else ""
+    assert opened.printable_path(5) == (f"row 5 of {weighted}" if value == "a\0b" else name)
     with pytest.raises(DataError, match=r"m\.arrow is damaged: row 5, .*uniformerv2 prepare"):
         opened.verify()
     with pytest.raises(DataError, match="damaged: row 5"):

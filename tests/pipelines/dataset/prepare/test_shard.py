@@ -22,6 +22,7 @@ from pipelines.dali.sample_reader import Decoding, SampleReader, SampleRequest
 from pipelines.dataset.concat import Dataset
 from pipelines.dataset.manifest import Manifest, ManifestRow, SourceKind, encode_path, write_manifest
 from pipelines.dataset.packet_table import packets_path
+from pipelines.dataset.prepare.build import check_manifest
 from pipelines.dataset.prepare.index import index_manifest
 from pipelines.dataset.prepare.shard import (
     ShardOptions,
@@ -308,6 +309,11 @@ def test_verify_finds_ranges_outside_their_shards(packed: Manifest, tmp_path: Pa
     assert found.wrong_rows == found.problems.counted(OUTSIDE) == 1
     text = found.problems.write_list(tmp_path / "list.txt").read_text()
     assert "row 1\tlength: " in text and "1000" in text and "row 2" not in text
+    check_manifest(found.manifest.path, workers=1)
+    listed = (tmp_path / "train.arrow.check.txt").read_text().splitlines()
+    assert [line.partition("\t")[0] for line in listed] == [
+        f"{found.manifest.path_at(n)} at byte {rows[n].offset}" for n in (1, 2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +330,7 @@ def test_shards_in_an_object_store(
     for shard in sorted(packed.folder.glob("shard-*.tar")):
         assert store.cat_file(f"s3://videos/k400/{shard.name}") == shard.read_bytes()
     assert not verify_manifest(stored).problems.counted(OUTSIDE) and not spot_check(stored).bad_samples
-    assert stored.printable_path(0) == "s3://videos/k400/shard-000000.tar"
+    assert stored.printable_path(0) == f"s3://videos/k400/shard-000000.tar at byte {stored.row(0).offset}"
     with pytest.raises(DataError, match="holds shards already"):
         pack(source, "s3://videos/k400", tmp_path / "again.arrow")
 
